@@ -1,0 +1,38 @@
+# Everything a newcomer needs. `make setup` runs by itself where it is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: .venv/ready  ## make .venv with everything
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("sumus needs Python 3.11 or newer; try make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: .venv/ready  ## train a watch-activity model across ten people, and show the result
+	$(BIN)/sumus demo health
+
+test: .venv/ready  ## the whole suite
+	$(BIN)/python -m pytest -n auto --dist loadgroup
+
+lint: .venv/ready  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: .venv/ready  ## put the style right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/ready  ## measure: cost of rounds and populations, in one table
+	$(BIN)/python -m benchmarks.cost
+
+clean:  ## remove what make made
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

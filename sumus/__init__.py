@@ -1,0 +1,94 @@
+"""sumus: federated learning where a device's update is an aggregate of one.
+
+The public names, grouped by the question they answer. Everything else may change. Importing sumus is light: a name is
+loaded when it is first used, and only training brings torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_PUBLIC = {
+    # what is learned?
+    "Task": "sumus.task",
+    "Data": "sumus.task",
+    # what does a client do?
+    "ClientWork": "sumus.work",
+    "LeafRule": "sumus.work",
+    "sgd": "sumus.work",
+    "adam": "sumus.work",
+    "adamw": "sumus.work",
+    # what happens to its update on the way?
+    "Transform": "sumus.update",
+    "chain": "sumus.update",
+    "clip_by_global_norm": "sumus.update",
+    "quantize": "sumus.update",
+    "rotate": "sumus.update",
+    "weight": "sumus.update",
+    # how are updates combined?
+    "Aggregate": "sumus.aggregate",
+    "Aggregator": "sumus.aggregate",
+    "Fixed": "sumus.aggregate",
+    "FixedPoint": "sumus.aggregate",
+    "Part": "sumus.aggregate",
+    "RunningSum": "sumus.aggregate",
+    "Update": "sumus.aggregate",
+    "mean": "sumus.aggregate",
+    # what does the server do with the result?
+    "ServerOptimizer": "sumus.optimizers",
+    # the four answers together
+    "Algorithm": "sumus.algorithm",
+    "fedadagrad": "sumus.algorithms",
+    "fedadam": "sumus.algorithms",
+    "fedavg": "sumus.algorithms",
+    "fedavgm": "sumus.algorithms",
+    "fedsgd": "sumus.algorithms",
+    "fedyogi": "sumus.algorithms",
+    # who takes part, and what runs?
+    "Pacing": "sumus.pacing",
+    "Plan": "sumus.plan",
+    "Bundle": "sumus.wire.bundle",
+    "Experiment": "sumus.experiment",
+    "Evaluate": "sumus.experiment",
+    "Population": "sumus.simulator.population",
+    "simulate": "sumus.simulator.simulate",
+    "run": "sumus.simulator.simulate",
+    "check": "sumus.simulator.check",
+    "History": "sumus.simulator.history",
+    "RoundRecord": "sumus.simulator.history",
+    "Spread": "sumus.metrics",
+    # what can go wrong?
+    "DataError": "sumus.errors",
+    "DivergedError": "sumus.errors",
+    "ExperimentError": "sumus.errors",
+    "Interrupted": "sumus.errors",
+    "ParticipantError": "sumus.errors",
+    "PlanError": "sumus.errors",
+    "SumusError": "sumus.errors",
+    "TaskError": "sumus.errors",
+    "UsageError": "sumus.errors",
+    # your own values
+    "registered": "sumus.spec",
+}
+
+_MODULES = {
+    "losses": "sumus.training.losses",
+    "metrics": "sumus.metrics",
+    "optimizers": "sumus.optimizers",
+    "preparation": "sumus.preparation",
+    "schedules": "sumus.schedules",
+}
+
+__version__ = "0.1.0"
+__all__ = sorted([*_PUBLIC, *_MODULES])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    raise AttributeError(f"module 'sumus' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,339 @@
+"""A device's update is an aggregate of one.
+
+    total = encode(alice).merge(encode(bob)).merge(edge.total)
+
+Devices, edges and servers speak one type, and it can be added: integers by part, how many people are in it, and metrics.
+From that follow edges of edges, replicas (each adds its share), crash safety (a partial sum is a checkpoint),
+asynchronous rounds (a buffer is a sum) and secure aggregation (masks cancel in a sum). Integer sums do not depend on
+order or topology, so all of these give the same bits.
+
+`Update` is what a device reports, in floats or narrow codes; `FixedPoint` is the plan's rule that turns it into integers
+at the first hop; `Part` says how it is weighted and what the sum is divided by; `Aggregator` does the dividing.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sumus.errors import DivergedError, ParticipantError, PlanError
+from sumus.spec import Value, record, registered
+from sumus.tree import first_non_finite, layout, nbytes, tree_map, unflatten
+from sumus.types import Array, Tree
+
+METRIC_BITS = 20
+_CHUNK = 1 << 16
+
+
+# ── what is sent, and what it is divided by ──────────────────────────────────────────────────────────────────────────
+
+
+@record("part/fixed")
+@dataclass(frozen=True)
+class Fixed:
+    """A denominator that the plan fixes, as differential privacy needs: it does not tell who was there."""
+
+    count: int
+
+
+@record("part")
+@dataclass(frozen=True)
+class Part:
+    """One thing that an algorithm sends, by name.
+
+    content:      "leaves" (a tree like the model's shared leaves) or "scalar".
+    weight:       the integer that multiplies a client's contribution: its "examples", or 1 for "uniform".
+    denominator:  what the sum is divided by: the "weight" added up, the "count" of contributors, the "population", or a
+                  `Fixed` number.
+
+    FedAvg is `Part("params", weight="examples", denominator="weight")`.
+    """
+
+    name: str
+    content: Literal["leaves", "scalar"] = "leaves"
+    weight: Literal["examples", "uniform"] = "examples"
+    denominator: Literal["weight", "count", "population"] | Fixed = "weight"
+
+    def weigh(self, examples: int, cap: int) -> int:
+        """The integer weight of a client with so many examples."""
+        return min(examples, cap) if self.weight == "examples" else 1
+
+    def divisor(self, weight: int, count: int, population: int) -> int:
+        """What to divide this part's sum by."""
+        if isinstance(self.denominator, Fixed):
+            return self.denominator.count
+        return {"weight": weight, "count": count, "population": population}[self.denominator]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a device reports: trees by part after the transforms, its examples, and (sum, count) by metric.
+
+    Leaves are float32 or float64, or signed integer codes of a narrow dtype.
+    """
+
+    client: object
+    parts: Mapping[str, Tree]
+    examples: int
+    metrics: Mapping[str, tuple[float, int]] = field(default_factory=dict[str, tuple[float, int]])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the body that travels up."""
+        return sum(nbytes(tree) for tree in self.parts.values())
+
+
+# ── the monoid ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """Integer sums by part and leaf, the weight of each part, the number of contributors, and metric sums.
+
+    Every array has one dtype: int64 for plain sums, or uint16 / uint32 for the rings of secure aggregation, where
+    addition wraps. `Aggregate()` is the empty sum. `metrics[name]` is (Σ value · 2^20, Σ count).
+    """
+
+    sums: Mapping[str, Tree] = field(default_factory=dict[str, Tree])
+    weights: Tree = field(default_factory=dict[str, Array])
+    count: Array = field(default_factory=lambda: np.zeros((), np.int64))
+    metrics: Tree = field(default_factory=dict[str, Array])
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added yet."""
+        return not self.sums
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """int64, or the ring's unsigned dtype."""
+        return self.count.dtype
+
+    def merge(self, other: "Aggregate") -> "Aggregate":
+        """The sum of both: associative, commutative, with `Aggregate()` as its zero."""
+        if self.empty or other.empty:
+            return other if self.empty else self
+        check_same_shape(self, other)
+        return Aggregate(
+            {part: tree_map(np.add, tree, other.sums[part]) for part, tree in self.sums.items()},
+            tree_map(np.add, self.weights, other.weights),
+            np.add(self.count, other.count),
+            _merge_metrics(self.metrics, other.metrics),
+        )
+
+    def slots(self) -> dict[str, Array]:
+        """Everything as one flat tree: `sum/PART/LEAF`, `weight/PART`, `count`, `metric/NAME`."""
+        flat = {f"sum/{part}/{leaf}": array for part, tree in self.sums.items() for leaf, array in tree.items()}
+        flat |= {f"weight/{part}": array for part, array in self.weights.items()}
+        flat |= {f"metric/{name}": array for name, array in self.metrics.items()}
+        return flat | {"count": self.count}
+
+    @staticmethod
+    def from_slots(slots: Tree) -> "Aggregate":
+        """The inverse of `slots`."""
+        sums: dict[str, dict[str, Array]] = {}
+        groups: dict[str, dict[str, Array]] = {"weight": {}, "metric": {}}
+        for name, array in slots.items():
+            kind, _, rest = name.partition("/")
+            if kind == "sum":
+                part, _, leaf = rest.partition("/")
+                sums.setdefault(part, {})[leaf] = array
+            elif kind in groups:
+                groups[kind][rest] = array
+        return Aggregate(sums, groups["weight"], slots["count"], groups["metric"])
+
+    def in_ring(self, bits: Literal[16, 32]) -> "Aggregate":
+        """Every slot modulo 2^bits, where secure aggregation adds masks. Sums come back if they stayed below 2^(bits−1)."""
+        dtype = np.uint16 if bits == 16 else np.uint32
+        return Aggregate.from_slots(tree_map(lambda slot: slot.astype(dtype), self.slots()))
+
+    def centred(self) -> "Aggregate":
+        """Out of the ring: int64 slots in [−2^(bits−1), 2^(bits−1))."""
+        signed = np.int16 if self.dtype == np.uint16 else np.int32
+        return Aggregate.from_slots(tree_map(lambda slot: slot.view(signed).astype(np.int64), self.slots()))
+
+    def plus_mask(self, mask: Array) -> "Aggregate":
+        """Add a vector over all slots in canonical order. Shape `(slots,)`, the aggregate's dtype."""
+        slots = self.slots()
+        return Aggregate.from_slots(tree_map(np.add, slots, unflatten(mask, layout(slots))))
+
+    def metric_means(self) -> dict[str, float]:
+        """Each metric's mean over what it was counted on."""
+        return {
+            name: float(value) / 2**METRIC_BITS / int(count)
+            for name, (value, count) in self.metrics.items()
+            if int(count) > 0
+        }
+
+
+def check_same_shape(left: Aggregate, right: Aggregate) -> None:
+    """Refuse to add sums of different plans."""
+    for what, mine, theirs in (
+        ("dtype", left.dtype, right.dtype),
+        ("parts", {p: layout(t) for p, t in left.sums.items()}, {p: layout(t) for p, t in right.sums.items()}),
+    ):
+        if mine != theirs:
+            raise ParticipantError("sum", f"the {what} of two sums differ ({mine} and {theirs}): not of one plan")
+
+
+def _merge_metrics(mine: Tree, theirs: Tree) -> dict[str, Array]:
+    missing = {name: np.zeros_like(array) for name, array in theirs.items() if name not in mine}
+    return {
+        name: np.add(array, theirs[name]) if name in theirs else array for name, array in {**mine, **missing}.items()
+    }
+
+
+class RunningSum:
+    """An aggregate that grows in place: the memory of a round is one of these, however many clients it has."""
+
+    def __init__(self) -> None:
+        self._total = Aggregate()
+
+    def add(self, other: Aggregate) -> None:
+        """Add an aggregate; the first one is copied."""
+        if other.empty:
+            return
+        if self._total.empty:
+            self._total = Aggregate.from_slots(tree_map(np.array, other.slots()))
+            return
+        check_same_shape(self._total, other)
+        for part, tree in self._total.sums.items():
+            for leaf, array in tree.items():
+                np.add(array, other.sums[part][leaf], out=array)
+        self._total = Aggregate(
+            self._total.sums,
+            tree_map(np.add, self._total.weights, other.weights),
+            np.add(self._total.count, other.count),
+            _merge_metrics(self._total.metrics, other.metrics),
+        )
+
+    @property
+    def total(self) -> Aggregate:
+        """What was added so far."""
+        return self._total
+
+
+# ── floats to integers, at the first hop ─────────────────────────────────────────────────────────────────────────────
+
+
+@record("sums/fixed-point")
+@dataclass(frozen=True)
+class FixedPoint:
+    """The plan's integers: a value u with weight w is added as rint(u · w · 2^f), which 64 bits must always hold.
+
+    fraction_bits: f.  bound: U, the largest |u| that is accepted.  max_weight: the largest integer weight.
+    max_count: the most contributors of one sum.  Refused unless max_count · max_weight · U · 2^f < 2^62.
+    """
+
+    fraction_bits: int
+    bound: float
+    max_weight: int
+    max_count: int
+
+    def __post_init__(self) -> None:
+        if not (self.bound > 0 and self.max_weight >= 1 and self.max_count >= 1):
+            raise PlanError("positive", f"{self}: bound, max_weight and max_count must be positive")
+        object.__setattr__(self, "bound", float(self.bound))
+        largest = Fraction(self.bound) * self.max_weight * self.max_count * Fraction(2) ** self.fraction_bits
+        if not largest < 2**62:
+            raise PlanError(
+                "sum-overflow",
+                f"a sum of {self.max_count} clients with weights up to {self.max_weight}, values up to {self.bound:g} and "
+                f"{self.fraction_bits} fraction bits can reach 2^{float(np.log2(float(largest))):.1f}, and must stay below "
+                "2^62: lower one of them",
+            )
+
+    @classmethod
+    def fit(cls, max_count: int, max_weight: int = 2**16, bound: float = 2.0**8) -> "FixedPoint":
+        """The most fraction bits that the overflow rule leaves for these limits, at most 40."""
+        room = Fraction(2**62) / (Fraction(bound) * max_weight * max_count)
+        bits = (room.numerator // room.denominator).bit_length() - 1 if room >= 1 else -1
+        if room == 2**bits:  # the rule is strict
+            bits -= 1
+        return cls(min(bits, 40), bound, max_weight, max_count)
+
+    def encode(self, update: Update, parts: tuple[Part, ...], weighted: int | None = None) -> Aggregate:
+        """An update as an aggregate of one.
+
+        weighted: the cap of an explicit `weight` stage that the device applied already, so that here its weight is only
+        counted; None where the weight multiplies here.
+        Raises ParticipantError for a value that is not finite or beyond the bound, DivergedError for NaN.
+        """
+        if update.examples < 0:
+            raise ParticipantError(update.client, f"it reports {update.examples} examples")
+        sums: dict[str, Tree] = {}
+        weights: dict[str, Array] = {}
+        for part in parts:
+            tree = update.parts[part.name]
+            weight = part.weigh(update.examples, self.max_weight if weighted is None else weighted)
+            weights[part.name] = np.array(weight, np.int64)
+            self._check(update.client, part.name, tree)
+            factor = weight if weighted is None else 1
+            sums[part.name] = tree_map(lambda leaf, factor=factor: self._integers(leaf, factor), tree)
+        metrics = {name: self._metric(value, count) for name, (value, count) in update.metrics.items()}
+        return Aggregate(sums, weights, np.array(1, np.int64), metrics)
+
+    def decode(self, sums: Tree) -> dict[str, Array]:
+        """Sums of fixed-point values as float64: over 2^f."""
+        return tree_map(lambda leaf: np.ldexp(leaf.astype(np.float64), -self.fraction_bits), sums)
+
+    def _integers(self, leaf: Array, factor: int) -> Array:
+        if leaf.dtype.kind == "i":
+            return leaf.astype(np.int64) * factor
+        out = np.empty(leaf.shape, np.int64)
+        flat, result, scale = leaf.reshape(-1), out.reshape(-1), float(factor) * 2.0**self.fraction_bits
+        for start in range(0, flat.size, _CHUNK):  # stays in the cache
+            block = flat[start : start + _CHUNK] * np.float64(scale)
+            result[start : start + _CHUNK] = np.rint(block, out=block)
+        return out
+
+    def _check(self, client: object, part: str, tree: Tree) -> None:
+        for name, leaf in tree.items():
+            if leaf.size == 0 or leaf.dtype.kind == "i":
+                continue
+            low, high = float(leaf.min()), float(leaf.max())
+            if not (np.isfinite(low) and np.isfinite(high)):
+                where = first_non_finite(tree)
+                raise DivergedError(
+                    client,
+                    f"the update is not finite at `{part}[{where}]`: its training diverged; lower the learning rate, "
+                    "or pass clip_norm= to the client's optimizer",
+                )
+            if max(-low, high) > self.bound:
+                raise ParticipantError(
+                    client,
+                    f"the update reaches {max(-low, high):g} at `{part}[{name}]`, beyond the plan's bound {self.bound:g}; "
+                    "lower the learning rate, clip the update, or give the plan sums=FixedPoint.fit(..., bound=)",
+                )
+
+    def _metric(self, value: float, count: int) -> NDArray[np.int64]:
+        limit = 2**61 // self.max_count
+        scaled = value * 2**METRIC_BITS
+        whole = round(min(max(scaled, -limit), limit)) if scaled == scaled else limit
+        return np.array([whole, count], np.int64)
+
+
+# ── combining ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Aggregator(Value):
+    """How updates become one: `combine(part, sum, divisor) → tree`, float64, for each of `parts`.
+
+    needs_each_update: it cannot work on a sum (median, Krum).
+    """
+
+    parts: tuple[Part, ...]
+    combine: Callable[[Part, Tree, int], Tree]
+    needs_each_update: bool = False
+
+
+@registered("aggregator/mean")
+def mean(*parts: Part) -> Aggregator:
+    """Each part's sum over its own denominator."""
+    return Aggregator(
+        parts=parts, combine=lambda part, total, divisor: tree_map(lambda leaf: leaf / divisor, total)
+    )

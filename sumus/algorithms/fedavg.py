@@ -1,0 +1,68 @@
+"""Federated averaging, its server optimizers, and FedSGD.
+
+FedAvg [McMahan et al. 2017, arXiv:1602.05629, Algorithm 1]: each of m clients trains from the model w_t for E epochs with
+batches of B (ClientUpdate), and w_{t+1} = Σ (n_k / n) w^k_{t+1}. We send w_t − w^k, and the server subtracts the mean.
+
+The same with a server optimizer in place of "subtract": FedAdagrad, FedAdam, FedYogi [Reddi et al. 2021, arXiv:2003.00295,
+Algorithm 2], FedAvgM [Hsu et al. 2019, arXiv:1909.06335]. FedSGD is one full batch a round (McMahan et al., E = 1, B = ∞).
+"""
+
+from typing import Literal
+
+from sumus import optimizers
+from sumus.aggregate import Part, mean
+from sumus.algorithm import Algorithm
+from sumus.optimizers import ServerOptimizer
+from sumus.update.transform import Transform, chain
+from sumus.work import ClientWork, sgd
+
+BY_EXAMPLES = Part("params", weight="examples", denominator="weight")
+UNIFORM = Part("params", weight="uniform", denominator="count")
+
+
+def fedavg(
+    client: ClientWork,
+    update: Transform | None = None,
+    server: ServerOptimizer | None = None,
+    weight: Literal["examples", "uniform"] = "examples",
+) -> Algorithm:
+    """FedAvg: clients weigh by their examples (the paper's n_k), or alike with `weight="uniform"`."""
+    part = BY_EXAMPLES if weight == "examples" else UNIFORM
+    return Algorithm(client, update or chain(), mean(part), server or optimizers.sgd(1.0))
+
+
+def fedavgm(client: ClientWork, lr: float = 1.0, beta: float = 0.9, update: Transform | None = None) -> Algorithm:
+    """FedAvg with momentum on the server. [Hsu et al. 2019, section 4.3]"""
+    return fedavg(client, update, optimizers.momentum(lr, beta))
+
+
+def fedadagrad(client: ClientWork, lr: float, tau: float = 1e-3, update: Transform | None = None) -> Algorithm:
+    """FedAvg with Adagrad on the server. [Reddi et al. 2021, Algorithm 2]"""
+    return fedavg(client, update, optimizers.adagrad(lr, tau=tau))
+
+
+def fedadam(
+    client: ClientWork,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+    tau: float = 1e-3,
+    update: Transform | None = None,
+) -> Algorithm:
+    """FedAvg with Adam on the server. [Reddi et al. 2021, Algorithm 2]"""
+    return fedavg(client, update, optimizers.adam(lr, betas, tau))
+
+
+def fedyogi(
+    client: ClientWork,
+    lr: float,
+    betas: tuple[float, float] = (0.9, 0.99),
+    tau: float = 1e-3,
+    update: Transform | None = None,
+) -> Algorithm:
+    """FedAvg with Yogi on the server. [Reddi et al. 2021, Algorithm 2]"""
+    return fedavg(client, update, optimizers.yogi(lr, betas, tau))
+
+
+def fedsgd(lr: float, update: Transform | None = None) -> Algorithm:
+    """One full-batch gradient a client and round; the server takes the step. [McMahan et al. 2017, section 2]"""
+    return fedavg(sgd(lr, epochs=1, batch_size=None), update)

@@ -1,0 +1,67 @@
+"""Errors tell who is at fault and what to do next.
+
+    SumusError
+    ├── UsageError             your code, file or data: fix it and run again
+    │   ├── TaskError              the model, its loss, its metrics or its leaves
+    │   ├── DataError              one client's examples (carries `client`)
+    │   ├── PlanError              values that do not go together (carries `rule`)
+    │   └── ExperimentError        the population, the file, the folder of a run
+    ├── ParticipantError       what one participant sent cannot be counted (carries `client`)
+    │   └── DivergedError          its training ran to NaN or infinity
+    └── Interrupted            you stopped it; the message says where it can be taken up again
+
+Every message names the client, leaf or rule, and ends with a remedy. The command line prints the message alone;
+a traceback means a defect of ours.
+"""
+
+
+class SumusError(Exception):
+    """Base of everything that sumus raises on purpose."""
+
+
+class UsageError(SumusError):
+    """Your code, file or data."""
+
+
+class TaskError(UsageError):
+    """The model, its loss, its metrics or its leaves."""
+
+
+class DataError(UsageError):
+    """One client's examples."""
+
+    def __init__(self, client: object, message: str) -> None:
+        super().__init__(f"client {client!r}: {message}")
+        self.client = client
+
+
+class PlanError(UsageError):
+    """Values that do not go together, refused by the name of a rule."""
+
+    def __init__(self, rule: str, message: str) -> None:
+        super().__init__(f"{message} [rule {rule}]")
+        self.rule = rule
+
+
+class ExperimentError(UsageError):
+    """The population, the file or the folder of a run."""
+
+
+class ParticipantError(SumusError):
+    """What one participant sent cannot be counted."""
+
+    def __init__(self, client: object, message: str) -> None:
+        super().__init__(f"client {client!r}: {message}")
+        self.client = client
+
+
+class DivergedError(ParticipantError):
+    """A participant's training ran to NaN or infinity."""
+
+
+class Interrupted(SumusError):
+    """Stopped by the user; `history` holds everything up to the last whole round."""
+
+    def __init__(self, message: str, history: object = None) -> None:
+        super().__init__(message)
+        self.history = history

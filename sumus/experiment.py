@@ -1,0 +1,61 @@
+"""What the simulator runs: a plan, people to run it on, and what to look at on the way."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sumus.errors import ExperimentError
+from sumus.plan import Plan
+
+Examples = Any
+"""`(inputs, targets)`, arrays or tensors with one row an example; or a torch `Dataset` of such pairs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate:
+    """What is measured, and how often.
+
+    central: held-out `(inputs, targets)` in one place.
+    unseen: clients that never train, as a population; personal leaves have their initial values there.
+    seen: how many training clients to ask too, drawn once by the seed; each with its own personal leaves.
+    every: rounds between evaluations; the last round is always evaluated.
+    target: stop as soon as every metric here is reached, such as `{"accuracy": 0.9}`.
+
+    A record's `metrics` are those of the first of central, unseen and seen that is given, else of local training.
+    """
+
+    central: Examples | None = None
+    unseen: Mapping[Any, Examples] | None = None
+    seen: int = 0
+    every: int = 1
+    target: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ExperimentError(f"Evaluate(every={self.every}): evaluate every 1 or more rounds")
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A plan on a population.
+
+    population: client id → examples, read only when the client is picked.
+    rounds: how many. seed: of everything random; two runs with one seed give one model, bit for bit.
+    """
+
+    plan: Plan
+    population: Mapping[Any, Examples]
+    rounds: int
+    evaluate: Evaluate = Evaluate()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ExperimentError(f"rounds={self.rounds}: an experiment needs at least one round")
+        if not len(self.population):
+            raise ExperimentError("the population is empty: give at least one client")
+        if self.plan.pacing.cohort > len(self.population):
+            raise ExperimentError(
+                f"a cohort of {self.plan.pacing.cohort} is larger than the population of {len(self.population)}: "
+                "lower Pacing(cohort=), or add clients"
+            )

@@ -1,0 +1,101 @@
+"""Metrics are sums too: a value for each example, added up and divided by how many there were.
+
+    def within_a_degree(outputs, targets):
+        return (outputs - targets).abs() < 1.0
+
+A metric takes a batch's outputs and targets (torch tensors) and returns one value an example, shape `(B,)`; or a pair
+`(sums, counts)`, each `(B,)`, where an example holds many predictions (words of a text). It runs on devices, and only
+its sums leave them. These are written in tensor methods, and so need no torch to import.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+IGNORED = -100
+"""A target that does not count: padding."""
+
+
+def accuracy(outputs: Any, targets: Any) -> Any:
+    """Share of predictions whose largest score is the target's. outputs `(B, ..., C)`, targets `(B, ...)` integers."""
+    return _hits(outputs.argmax(-1) == targets, targets)
+
+
+def top_k_accuracy(k: int) -> Any:
+    """Share of predictions whose k largest scores hold the target. Shapes as `accuracy`."""
+
+    def top_k(outputs: Any, targets: Any) -> Any:
+        return _hits((outputs.topk(k, -1)[1] == targets[..., None]).any(-1), targets)
+
+    top_k.__qualname__ = f"top_{k}_accuracy"
+    return top_k
+
+
+def binary_accuracy(outputs: Any, targets: Any) -> Any:
+    """Share of scores on the right side of one half. outputs and targets `(B,)` or `(B, 1)`, in [0, 1]."""
+    return _each((outputs.reshape(targets.shape) > 0.5) == (targets > 0.5))
+
+
+def mean_absolute_error(outputs: Any, targets: Any) -> Any:
+    """|outputs − targets|, averaged over an example's entries. Equal shapes `(B, ...)`."""
+    return _each((outputs.reshape(targets.shape) - targets).abs())
+
+
+def mean_squared_error(outputs: Any, targets: Any) -> Any:
+    """(outputs − targets)², averaged over an example's entries. Equal shapes `(B, ...)`."""
+    return _each((outputs.reshape(targets.shape) - targets) ** 2)
+
+
+def _each(values: Any) -> Any:
+    return values.reshape(len(values), -1).double().mean(-1)
+
+
+def _hits(hits: Any, targets: Any) -> Any:
+    known = targets != IGNORED
+    return (hits & known).reshape(len(hits), -1).sum(-1), known.reshape(len(hits), -1).sum(-1)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A metric over clients, each counting once: how fair is the model?
+
+    worst_decile: the mean of the worst tenth of the clients (at least one). deviation: the standard deviation.
+    worst: the worst client's value, and `worst_client` who it is.
+    """
+
+    clients: int
+    mean: float
+    median: float
+    worst_decile: float
+    deviation: float
+    worst: float
+    worst_client: str
+
+    @staticmethod
+    def over(clients: Sequence[object], values: Sequence[float], higher_is_better: bool = True) -> "Spread":
+        """Exact statistics over clients; in the simulator only, where they are known one by one."""
+        order = np.argsort(values)
+        worst_first = order if higher_is_better else order[::-1]
+        sorted_values = np.asarray(values, np.float64)[worst_first]
+        decile = sorted_values[: max(1, len(sorted_values) // 10)]
+        return Spread(
+            len(sorted_values),
+            float(np.mean(sorted_values)),
+            float(np.median(sorted_values)),
+            float(np.mean(decile)),
+            float(np.std(sorted_values)),
+            float(sorted_values[0]),
+            str(clients[int(worst_first[0])]),
+        )
+
+
+def higher_is_better(metric: str) -> bool:
+    """Losses and errors are better when lower, all else when higher; judged by name."""
+    return not (metric == "loss" or "error" in metric or "loss" in metric)
+
+
+def pooled(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:
+    """(sum, count) by metric as means; what was counted on nothing is left out."""
+    return {name: total / count for name, (total, count) in sums.items() if count}

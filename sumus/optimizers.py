@@ -1,0 +1,169 @@
+"""What the server does with the combined update: optimizers over whole models, in elementwise float64.
+
+    server = optimizers.adam(lr=1e-2)
+    state  = server.init(params)
+    state  = server.update({"params": mean}, state)        # mean = base − trained, so the server subtracts
+    model  = server.release(state)
+
+With Δ the mean of the clients' (trained − base), as the papers write it, every rule here computes their recursion: our
+mean is −Δ. FedAvg is `sgd(1.0)`. [Reddi et al. 2021, arXiv:2003.00295, Algorithm 2; Hsu et al. 2019, arXiv:1909.06335]
+
+Only + − × ÷ and √ are used, which IEEE 754 rounds alike everywhere: the same sums give the same model on any machine.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sumus.spec import Value, registered
+from sumus.types import Array, Broadcast, Tree
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """What the server keeps between rounds: what it broadcasts, and its optimizer's memory (trees by name)."""
+
+    broadcast: Broadcast
+    memory: Mapping[str, Tree]
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ServerOptimizer(Value):
+    """init(params) → state;  update(combined parts by name, state) → state;  release(state) → the model to publish."""
+
+    init: Callable[[Tree], ServerState]
+    update: Callable[[Mapping[str, Tree], ServerState], ServerState]
+    release: Callable[[ServerState], Tree] = lambda state: state.broadcast["params"]
+
+
+def _elementwise(
+    slots: Mapping[str, float], rule: Callable[[Any, Mapping[str, Any], Any], tuple[Any, Mapping[str, Any]]]
+) -> ServerOptimizer:
+    """An optimizer of the part `params` from a rule on float64 arrays: (mean, memory, param) → (param, memory).
+
+    `slots` names the memory and its starting value; a slot called `*_power` is one number for all leaves.
+    """
+
+    def init(params: Tree) -> ServerState:
+        def start(name: str, value: float, leaf: Array) -> Array:
+            return np.full(() if name.endswith("_power") else leaf.shape, value, np.float64)
+
+        memory = {name: {k: start(name, v, leaf) for k, leaf in params.items()} for name, v in slots.items()}
+        return ServerState({"params": params}, memory)
+
+    def update(parts: Mapping[str, Tree], state: ServerState) -> ServerState:
+        params: dict[str, Array] = {}
+        memory: dict[str, dict[str, Array]] = {name: {} for name in slots}
+        for leaf, old in state.broadcast["params"].items():
+            before = {name: state.memory[name][leaf] for name in slots}
+            new, after = rule(parts["params"][leaf], before, old.astype(np.float64))
+            params[leaf] = np.asarray(new).astype(old.dtype)
+            for name in slots:
+                memory[name][leaf] = np.asarray(after[name], np.float64)
+        return ServerState({**state.broadcast, "params": params}, memory)
+
+    return ServerOptimizer(init=init, update=update)
+
+
+@registered("server/sgd")
+def sgd(lr: float = 1.0) -> ServerOptimizer:
+    """x ← x + ηΔ. With η = 1 the new model is the mean of the clients' models. [McMahan et al. 2017,
+    arXiv:1602.05629, Algorithm 1]"""
+    return _elementwise({}, lambda mean, memory, x: (x - lr * mean, {}))
+
+
+@registered("server/momentum")
+def momentum(lr: float = 1.0, beta: float = 0.9, nesterov: bool = False) -> ServerOptimizer:
+    """v ← βv + Δ;  x ← x + ηv (or η(Δ + βv) with `nesterov`): FedAvgM. [Hsu et al. 2019, arXiv:1909.06335, section 4.3]"""
+
+    def rule(mean: Any, memory: Mapping[str, Any], x: Any) -> tuple[Any, Mapping[str, Any]]:
+        velocity = beta * memory["velocity"] + mean
+        return x - lr * (mean + beta * velocity if nesterov else velocity), {"velocity": velocity}
+
+    return _elementwise({"velocity": 0.0}, rule)
+
+
+@registered("server/adagrad")
+def adagrad(lr: float, beta: float = 0.0, tau: float = 1e-3) -> ServerOptimizer:
+    """m ← βm + (1−β)Δ;  v ← v + Δ²;  x ← x + ηm/(√v + τ), v starting at τ². [Reddi et al. 2021, arXiv:2003.00295,
+    Algorithm 2, line FedAdagrad]"""
+
+    def rule(mean: Any, memory: Mapping[str, Any], x: Any) -> tuple[Any, Mapping[str, Any]]:
+        first = beta * memory["first"] + (1 - beta) * mean
+        second = memory["second"] + mean * mean
+        return x - lr * first / (np.sqrt(second) + tau), {"first": first, "second": second}
+
+    return _elementwise({"first": 0.0, "second": tau * tau}, rule)
+
+
+@registered("server/adam")
+def adam(
+    lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3, bias_correction: bool = False
+) -> ServerOptimizer:
+    """m ← β₁m + (1−β₁)Δ;  v ← β₂v + (1−β₂)Δ²;  x ← x + ηm/(√v + τ), v starting at τ². [Reddi et al. 2021,
+    arXiv:2003.00295, Algorithm 2, line FedAdam]
+
+    bias_correction: start v at 0 and divide m and v by 1 − β^t, as Kingma & Ba (2015) do and Reddi et al. do not: the
+    first rounds then take full steps, which pays when a run is short.
+    """
+    beta1, beta2 = betas
+
+    def rule(mean: Any, memory: Mapping[str, Any], x: Any) -> tuple[Any, Mapping[str, Any]]:
+        first = beta1 * memory["first"] + (1 - beta1) * mean
+        second = beta2 * memory["second"] + (1 - beta2) * mean * mean
+        if not bias_correction:
+            return x - lr * first / (np.sqrt(second) + tau), {"first": first, "second": second}
+        power1, power2 = beta1 * memory["beta1_power"], beta2 * memory["beta2_power"]
+        x = x - lr * (first / (1 - power1)) / (np.sqrt(second / (1 - power2)) + tau)
+        return x, {"first": first, "second": second, "beta1_power": power1, "beta2_power": power2}
+
+    if bias_correction:
+        return _elementwise({"first": 0.0, "second": 0.0, "beta1_power": 1.0, "beta2_power": 1.0}, rule)
+    return _elementwise({"first": 0.0, "second": tau * tau}, rule)
+
+
+@registered("server/yogi")
+def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> ServerOptimizer:
+    """As `adam`, with v ← v − (1−β₂)Δ² sign(v − Δ²): v moves by no more than the new Δ². [Reddi et al. 2021,
+    arXiv:2003.00295, Algorithm 2, line FedYogi]"""
+    beta1, beta2 = betas
+
+    def rule(mean: Any, memory: Mapping[str, Any], x: Any) -> tuple[Any, Mapping[str, Any]]:
+        first = beta1 * memory["first"] + (1 - beta1) * mean
+        square = mean * mean
+        second = memory["second"] - (1 - beta2) * square * np.sign(memory["second"] - square)
+        return x - lr * first / (np.sqrt(second) + tau), {"first": first, "second": second}
+
+    return _elementwise({"first": 0.0, "second": tau * tau}, rule)
+
+
+@registered("server/averaged")
+def averaged(server: ServerOptimizer, decay: float = 0.9) -> ServerOptimizer:
+    """Train with `server`, publish a running mean of its models: a ← γa + (1−γ)x, after the first round a = x.
+
+    Clients go on from x; evaluation and `history.model` see a. Evens out the swing of adaptive servers. [Polyak &
+    Juditsky 1992, as an exponential mean]
+    """
+
+    def init(params: Tree) -> ServerState:
+        inner = server.init(params)
+        average = {name: leaf.astype(np.float64) for name, leaf in params.items()}
+        return ServerState(inner.broadcast, {**inner.memory, "average": average, "average_weight": {"": np.zeros(())}})
+
+    def update(parts: Mapping[str, Tree], state: ServerState) -> ServerState:
+        inner = server.update(parts, state)
+        started = float(state.memory["average_weight"][""])
+        keep = decay * started
+        average = {
+            name: keep * state.memory["average"][name] + (1 - keep) * leaf
+            for name, leaf in inner.broadcast["params"].items()
+        }
+        return ServerState(inner.broadcast, {**inner.memory, "average": average, "average_weight": {"": np.ones(())}})
+
+    def release(state: ServerState) -> Tree:
+        params = state.broadcast["params"]
+        return {name: state.memory["average"][name].astype(leaf.dtype) for name, leaf in params.items()}
+
+    return ServerOptimizer(init=init, update=update, release=release)

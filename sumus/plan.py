@@ -1,0 +1,192 @@
+"""What a server runs: a task, an algorithm and a pacing that go together, as data.
+
+    plan = Plan(task, fedavg(sgd(lr=0.1)), Pacing(cohort=64))
+    plan.id                                     # SHA-256 of plan.to_json()
+    Plan.from_json(plan.to_json()) == plan
+
+Building a plan checks it. Each rule below has a name, and says what to do instead; a rule is checked `anywhere`, or only
+for plans that are `deployed` (packed or served), where code does not travel and people must not stand alone in a sum.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from sumus.aggregate import FixedPoint
+from sumus.algorithm import Algorithm
+from sumus.errors import PlanError
+from sumus.pacing import Pacing
+from sumus.spec import build, canonical_json, is_custom, to_json
+from sumus.task import Description, Task, description_of
+from sumus.types import Json
+
+FORMAT = 1
+_MAX_JSON = 16 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A task, an algorithm, a pacing, and what a sum may hold.
+
+    task: a `Task`, or only its description on a server that has none of the code.
+    min_contributors: a deployed server publishes no model and no metric of fewer people. The simulator does not ask.
+    sums: the integers of the first hop; by default as fine as the overflow rule allows for the cohort.
+    """
+
+    task: Task | Description
+    algorithm: Algorithm
+    pacing: Pacing
+    min_contributors: int = 10
+    sums: FixedPoint = cast(FixedPoint, None)
+
+    def __post_init__(self) -> None:
+        if cast(Any, self.sums) is None:
+            weighted = self.algorithm.update.weight_cap is None and any(
+                part.weight == "examples" for part in self.algorithm.aggregator.parts
+            )
+            fitted = FixedPoint.fit(self.pacing.cohort, max_weight=2**16 if weighted else 1)
+            object.__setattr__(self, "sums", fitted)
+        for rule, message in self.violations("anywhere"):
+            raise PlanError(rule, message)
+
+    def violations(self, where: Literal["anywhere", "deployed"]) -> Iterator[tuple[str, str]]:
+        """(rule, message) for every rule of this kind that the plan breaks."""
+        for rule in RULES:
+            if rule.where == where and (message := rule.broken(self)):
+                yield rule.name, message
+
+    def check_deployable(self) -> None:
+        """Raise PlanError for the first rule that forbids real devices."""
+        for rule, message in self.violations("deployed"):
+            raise PlanError(rule, message)
+
+    @property
+    def description(self) -> Description:
+        """What of the task can travel."""
+        return description_of(self.task)
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal plans, and only they, give equal text."""
+        return canonical_json(
+            {
+                "sumus": FORMAT,
+                "task": to_json(self.description),
+                "algorithm": to_json(self.algorithm),
+                "pacing": to_json(self.pacing),
+                "min_contributors": self.min_contributors,
+                "sums": to_json(self.sums),
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str) -> "Plan":
+        """The plan of this text. It may come from a peer: only registered names are built, only from JSON."""
+        try:
+            if len(text) > _MAX_JSON:
+                raise PlanError("malformed", f"a plan of {len(text)} characters is over the limit of {_MAX_JSON}")
+            fields = cast(dict[str, Json], json.loads(text))
+            if fields.pop("sumus") != FORMAT:
+                raise PlanError("plan-format", f"this sumus reads plans of format {FORMAT}; upgrade the older side")
+            return Plan(**{name: build(value) for name, value in fields.items()})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise PlanError("malformed", f"this is not a plan: {type(error).__name__}: {error}") from error
+
+    @property
+    def id(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """broken(plan) says what is wrong and what to do instead, or None."""
+
+    name: str
+    where: Literal["anywhere", "deployed"]
+    broken: Callable[[Plan], str | None]
+
+
+def _sums_too_few(plan: Plan) -> str | None:
+    if plan.sums.max_count < plan.pacing.cohort:
+        return (
+            f"sums are planned for {plan.sums.max_count} contributors and the cohort is {plan.pacing.cohort}: "
+            "raise max_count, which takes fraction bits, or lower the cohort"
+        )
+    return None
+
+
+def _quantize_range(plan: Plan) -> str | None:
+    before: list[Any] = []
+    for stage in plan.algorithm.update.links:
+        if stage.props.code_bits is not None and not stage.props.has_range:
+            clipped = any(earlier.clips_to is not None for earlier in before)
+            if not (clipped and any(earlier.mixes for earlier in before)):
+                return f"{stage!r} knows no range: put clip_by_global_norm and rotate before it, or give it range="
+        before.append(stage.props)
+    return None
+
+
+def _weight_first(plan: Plan) -> str | None:
+    seen: str | None = None
+    for stage in plan.algorithm.update.links:
+        if stage.props.weight_cap is not None and seen is not None:
+            return f"{stage!r} stands after {seen}: a weight after the clip undoes it; put weight first, and only once"
+        seen = repr(stage)
+    return None
+
+
+def _weight_twice(plan: Plan) -> str | None:
+    uniform = [part.name for part in plan.algorithm.aggregator.parts if part.weight != "examples"]
+    if plan.algorithm.update.weight_cap is not None and uniform:
+        return (
+            f"the chain weighs by examples and part {uniform[0]!r} is weighted uniformly: drop the weight stage, or let the "
+            'part count weight="examples"'
+        )
+    return None
+
+
+def _too_few_people(plan: Plan) -> str | None:
+    if plan.min_contributors < 2:
+        return f"min_contributors={plan.min_contributors}: a sum of one is that person's update; ask for at least 2"
+    if plan.pacing.cohort < plan.min_contributors:
+        return (
+            f"a cohort of {plan.pacing.cohort} never reaches min_contributors={plan.min_contributors}: enlarge the cohort, or "
+            "lower min_contributors (at least 2)"
+        )
+    return None
+
+
+def _cannot_travel(plan: Plan) -> str | None:
+    algorithm = plan.algorithm
+    for value in (algorithm.client, algorithm.update, algorithm.aggregator, algorithm.server):
+        if found := is_custom(value):
+            return f"{found[0]} has no registered name, and code does not travel: decorate its factory with @sumus.registered"
+    return None
+
+
+def _undeclared_data(plan: Plan) -> str | None:
+    if plan.description.data is None:
+        return "the task does not say what its examples look like: give Task(data=), or `examples` in the file to pack"
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("sum-count", "anywhere", _sums_too_few),
+    Rule("quantize-range", "anywhere", _quantize_range),
+    Rule("weight-first", "anywhere", _weight_first),
+    Rule("weight-twice", "anywhere", _weight_twice),
+    Rule("min-contributors", "deployed", _too_few_people),
+    Rule("custom-name", "deployed", _cannot_travel),
+    Rule("undeclared-data", "deployed", _undeclared_data),
+)
+"""Checked whenever a plan is built. Raised where the value itself is made: sum-overflow, parts-match, quantize-last,
+epochs-or-steps, positive."""
+

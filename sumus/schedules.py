@@ -1,0 +1,49 @@
+"""Learning rates over rounds: a client's rate in round r, counted from 0."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sumus.spec import Value, registered
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Schedule(Value):
+    """`at(round)` is the rate of that round."""
+
+    at: Callable[[int], float]
+
+
+@registered("schedule/constant")
+def constant(rate: float) -> Schedule:
+    """The same rate in every round."""
+    return Schedule(at=lambda round_number: rate)
+
+
+@registered("schedule/exponential")
+def exponential(rate: float, decay: float) -> Schedule:
+    """rate · decay^round, with 0 < decay ≤ 1."""
+    return Schedule(at=lambda round_number: rate * decay**round_number)
+
+
+@registered("schedule/cosine")
+def cosine(rate: float, rounds: int, floor: float = 0.0) -> Schedule:
+    """Half a cosine from `rate` down to `floor · rate` over `rounds`, then flat. [Loshchilov & Hutter 2017,
+    arXiv:1608.03983, eq. 5, without restarts]"""
+
+    def at(round_number: int) -> float:
+        share = min(round_number / max(rounds, 1), 1.0)
+        return rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share)))
+
+    return Schedule(at=at)
+
+
+@registered("schedule/steps")
+def steps(rate: float, boundaries: tuple[int, ...], factor: float = 0.1) -> Schedule:
+    """`rate`, multiplied by `factor` at each of the rounds in `boundaries`."""
+    return Schedule(at=lambda round_number: rate * factor ** sum(round_number >= edge for edge in boundaries))
+
+
+def as_schedule(rate: float | Schedule) -> Schedule:
+    """A number is a constant schedule."""
+    return rate if isinstance(rate, Schedule) else constant(rate)

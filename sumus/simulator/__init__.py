@@ -1,0 +1,1 @@
+"""The simulator: populations, rounds in one process, evaluation, history, checkpoints."""

@@ -1,0 +1,67 @@
+"""How good the model is: on central data, on people who never trained, and on people who did."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sumus.experiment import Evaluate
+from sumus.metrics import Spread, higher_is_better, pooled
+from sumus.rng import generator
+from sumus.simulator.checkpoint import ClientState
+from sumus.simulator.population import Population, as_population, sample
+from sumus.training.program import Program
+from sumus.types import Tree
+
+Evaluations = dict[str, dict[str, float]]
+Spreads = dict[str, dict[str, Spread]]
+
+
+class Evaluation:
+    """The measurements that `Evaluate` asks for, on one program."""
+
+    def __init__(self, wanted: Evaluate, population: Population, program: Program, seed: int) -> None:
+        self._program = program
+        self._central = (
+            program.reader.convert("central held-out data", wanted.central) if wanted.central is not None else None
+        )
+        self._unseen = as_population(wanted.unseen) if wanted.unseen is not None else None
+        self._population = population
+        count = min(wanted.seen, len(population))
+        self._seen = sample(population, count, generator(seed, "seen")) if count else []
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to measure on."""
+        return self._central is not None or self._unseen is not None or bool(self._seen)
+
+    def measure(self, model: Tree, clients: Mapping[str, ClientState]) -> tuple[Evaluations, Spreads]:
+        """Metrics by source over all examples, and their spread over clients."""
+        program = self._program
+        shared = program.tensors_of(model)
+        evaluations: Evaluations = {}
+        spreads: Spreads = {}
+        if self._central is not None:
+            program.load({**shared, **program.initial_personal})
+            evaluations["central"] = pooled(program.evaluate(*self._central))
+        groups: list[tuple[str, Population, Iterable[Any], Mapping[str, ClientState]]] = []
+        if self._unseen is not None:
+            groups.append(("unseen", self._unseen, self._unseen, {}))
+        if self._seen:
+            groups.append(("seen", self._population, self._seen, clients))
+        for source, population, chosen, states in groups:
+            totals: dict[str, tuple[float, int]] = {}
+            by_client: dict[str, dict[Any, float]] = {}
+            for client in chosen:
+                personal = program.tensors_of(states.get(str(client), {}).get("personal", {}))
+                program.load({**shared, **program.initial_personal, **personal})
+                measured = program.evaluate(*program.reader.read(population, client))
+                for name, (value, count) in measured.items():
+                    before, counted = totals.get(name, (0.0, 0))
+                    totals[name] = (before + value, counted + count)
+                for name, mean in pooled(measured).items():
+                    by_client.setdefault(name, {})[client] = mean
+            evaluations[source] = pooled(totals)
+            spreads[source] = {
+                name: Spread.over(list(means), list(means.values()), higher_is_better(name))
+                for name, means in by_client.items()
+            }
+        return evaluations, spreads

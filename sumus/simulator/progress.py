@@ -1,0 +1,62 @@
+"""What the user sees while a run goes on."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from sumus.experiment import Experiment
+from sumus.simulator.history import RoundRecord
+
+Show = Callable[[RoundRecord], None]
+
+
+class Progress(Protocol):
+    """watching(experiment, rounds done already) gives a function that is called after every round."""
+
+    def watching(self, experiment: Experiment, done: int) -> AbstractContextManager[Show]: ...
+
+
+class NoProgress:
+    """Shows nothing."""
+
+    @contextmanager
+    def watching(self, experiment: Experiment, done: int) -> Iterator[Show]:
+        yield lambda record: None
+
+
+class TerminalProgress:
+    """A bar on standard error: round, loss, the latest metrics, clients a second, time left."""
+
+    @contextmanager
+    def watching(self, experiment: Experiment, done: int) -> Iterator[Show]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        latest = ""
+        with Bar(*columns, console=Console(stderr=True), expand=True) as bar:
+            task = bar.add_task("", total=experiment.rounds, completed=done, figures="starting")
+
+            def show(record: RoundRecord) -> None:
+                nonlocal latest
+                if record.metrics:
+                    latest = "".join(f"  {n} {value:.3f}" for n, value in record.metrics.items() if n != "loss")
+                speed = record.clients / record.seconds if record.seconds else 0.0
+                bar.update(task, advance=1, figures=f"loss {record.loss:.4f}{latest}  {speed:.1f} clients/s")
+
+            yield show
+
+
+def progress_of(wanted: "Progress | bool | None") -> Progress:
+    """The progress that was asked for; by default a bar where standard error is a terminal."""
+    if isinstance(wanted, bool) or wanted is None:
+        return TerminalProgress() if wanted or (wanted is None and sys.stderr.isatty()) else NoProgress()
+    return wanted

@@ -1,0 +1,178 @@
+"""A plan is data: every value knows the registered name and the parameters that make it again.
+
+    @registered("update/clip_by_global_norm")
+    def clip_by_global_norm(max_norm: float) -> Transform: ...
+
+Calling the function gives a `Transform` whose `spec` is `{"name": "update/clip_by_global_norm", "with": {"max_norm":
+1.0}}`, and `build(spec)` calls it again. Values compare and print by their spec. What a user writes and does not register
+is `custom`: it runs in the simulator, and a plan that must travel refuses it by name.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec, TypeVar, cast
+
+from sumus.errors import PlanError
+from sumus.types import Json
+
+CUSTOM = "custom"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A registered name and the JSON parameters that its factory takes."""
+
+    name: str
+    params: Mapping[str, Json] = field(default_factory=dict[str, Json])
+
+    def to_json(self) -> dict[str, Json]:
+        return {"name": self.name, "with": dict(self.params)} if self.params else {"name": self.name}
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Value:
+    """Base of the algebraic values: frozen, described by `spec`, equal when their specs are."""
+
+    spec: Spec = Spec(CUSTOM)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        same = type(self) is type(other) and isinstance(other, Value)
+        return same and not any(is_custom(self)) and canonical_json(self.spec.to_json()) == canonical_json(
+            other.spec.to_json()
+        )
+
+    def __hash__(self) -> int:
+        return id(self) if any(is_custom(self)) else hash(canonical_json(self.spec.to_json()))
+
+    def __repr__(self) -> str:
+        return describe(self.spec.to_json())
+
+
+P = ParamSpec("P")
+V = TypeVar("V", bound=Value)
+
+R = TypeVar("R")
+
+_factories: dict[str, Callable[..., Any]] = {}
+_records: dict[type, str] = {}
+
+
+def record(name: str) -> Callable[[type[R]], type[R]]:
+    """Register a frozen dataclass whose fields are JSON or values: its spec is its fields."""
+
+    def register(cls: type[R]) -> type[R]:
+        _factories[name] = cls
+        _records[cls] = name
+        return cls
+
+    return register
+
+
+def registered(name: str) -> Callable[[Callable[P, V]], Callable[P, V]]:
+    """Register a factory of values under `name` ("kind/word"); its results carry the spec of their call.
+
+    Parameters must be JSON, or values with a spec of their own. Registering a taken name is refused: names travel.
+    """
+
+    def register(factory: Callable[P, V]) -> Callable[P, V]:
+        if name in _factories:
+            raise PlanError("taken-name", f"the name {name!r} is registered already; choose another")
+        signature = inspect.signature(factory)
+
+        @functools.wraps(factory)
+        def make(*args: P.args, **kwargs: P.kwargs) -> V:
+            call = signature.bind(*args, **kwargs)
+            call.apply_defaults()
+            for parameter, value in call.arguments.items():
+                call.arguments[parameter] = _as_declared(value, str(signature.parameters[parameter].annotation))
+            params = {p: to_json(v) for p, v in call.arguments.items()}
+            return dataclasses.replace(factory(*call.args, **call.kwargs), spec=Spec(name, params))
+
+        _factories[name] = make
+        return make
+
+    return register
+
+
+def build(description: Json) -> Any:
+    """The value that a spec's JSON describes. Only registered names are called, and only with JSON."""
+    if isinstance(description, Mapping):
+        if "name" not in description or not set(description) <= {"name", "with"}:
+            raise PlanError("unknown-name", f"expected an object with name and with, got {sorted(description)}")
+        name, params = description["name"], description.get("with", {})
+        if not isinstance(name, str) or name not in _factories:
+            raise PlanError("unknown-name", f"no value is registered as {name!r}; import the module that registers it")
+        if not isinstance(params, Mapping):
+            raise PlanError("unknown-name", f"the parameters of {name!r} must be an object")
+        factory = _factories[name]
+        signature = inspect.signature(factory)
+        if unknown := set(params) - set(signature.parameters):
+            raise PlanError("unknown-name", f"{name!r} takes no {sorted(unknown)}; is this sumus too old for the plan?")
+        try:
+            call = signature.bind_partial()
+            call.arguments.update({parameter: build(value) for parameter, value in params.items()})
+            return factory(*call.args, **call.kwargs)
+        except TypeError as error:
+            raise PlanError("unknown-name", f"{name!r} cannot be built from {sorted(params)}: {error}") from error
+    if isinstance(description, list | tuple):
+        return tuple(build(item) for item in description)
+    return description
+
+
+def to_json(value: object) -> Json:
+    """A parameter as JSON; values with a spec become that spec."""
+    if isinstance(value, Value):
+        return value.spec.to_json()
+    if type(value) in _records:
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(cast(Any, value))}
+        return Spec(_records[type(value)], fields).to_json()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        items = cast(Mapping[str, object], value).items()
+        return {str(name): to_json(item) for name, item in items}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in cast(list[object], value)]
+    return {"name": CUSTOM, "with": {"of": getattr(value, "__qualname__", type(value).__name__)}}
+
+
+def is_custom(value: Value) -> list[str]:
+    """What is not registered inside a value: empty when the value can travel."""
+
+    def walk(description: Json) -> list[str]:
+        if isinstance(description, Mapping):
+            own = [describe(description)] if description.get("name") == CUSTOM else []
+            return own + [found for item in description.values() for found in walk(item)]
+        if isinstance(description, list | tuple):
+            return [found for item in description for found in walk(item)]
+        return []
+
+    return walk(value.spec.to_json())
+
+
+def describe(description: Json) -> str:
+    """A spec as the call that made it: `clip_by_global_norm(max_norm=1.0)`."""
+    if isinstance(description, Mapping) and "name" in description:
+        params = cast(Mapping[str, Json], description.get("with", {}))
+        inner = ", ".join(f"{p}={describe(v)}" for p, v in params.items())
+        return f"{str(description['name']).rpartition('/')[2]}({inner})"
+    if isinstance(description, list | tuple):
+        return "(" + ", ".join(describe(item) for item in description) + ")"
+    return repr(description)
+
+
+def canonical_json(value: Json) -> str:
+    """One text for one value: sorted names, no blanks, shortest floats, no NaN. What plan ids are hashed from."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _as_declared(value: Any, annotation: str) -> Any:
+    """`lr=1` and `lr=1.0` are one plan: integers given for floats become floats."""
+    wants_float = "float" in annotation and "int" not in annotation
+    return float(value) if wants_float and isinstance(value, int) and not isinstance(value, bool) else value

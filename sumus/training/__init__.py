@@ -1,0 +1,1 @@
+"""Where models are run: the only place that imports torch."""

@@ -1,0 +1,144 @@
+"""A client's examples as tensors, checked: whatever is wrong with them is said before a step is taken."""
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sumus.errors import DataError, TaskError
+from sumus.metrics import IGNORED
+from sumus.task import Data, Task
+
+CACHE_BYTES = 256 * 2**20
+
+
+class ExampleReader:
+    """Reads, prepares and checks clients' examples for one task; keeps the latest 256 MiB of them.
+
+    dtype: the model's floating dtype, which floating inputs and targets are given.
+    data: the schema; taken from the first client where the task declares none.
+    """
+
+    def __init__(self, task: Task, dtype: torch.dtype, device: torch.device) -> None:
+        self.task = task
+        self.data: Data | None = task.data
+        self._dtype = dtype
+        self._device = device
+        self._cache: OrderedDict[tuple[int, object], tuple[Tensor, Tensor]] = OrderedDict()
+        self._cached = 0
+
+    def read(self, population: Mapping[Any, Any], client: Any) -> tuple[Tensor, Tensor]:
+        """(inputs, targets) of a client on the device, with one row an example."""
+        where = (id(population), client)
+        if where in self._cache:
+            self._cache.move_to_end(where)
+            return self._cache[where]
+        pair = self.convert(client, population[client])
+        self._cache[where] = pair
+        self._cached += _bytes(pair)
+        while self._cached > CACHE_BYTES and len(self._cache) > 1:
+            self._cached -= _bytes(self._cache.popitem(last=False)[1])
+        return pair
+
+    def convert(self, client: object, examples: Any) -> tuple[Tensor, Tensor]:
+        """Prepare and check one client's examples."""
+        inputs, targets = _as_pair(client, examples)
+        if self.task.prepare is not None:
+            try:
+                inputs, targets = self.task.prepare(inputs, targets)
+            except Exception as error:
+                raise DataError(client, f"prepare failed: {type(error).__name__}: {error}") from error
+        inputs, targets = self._tensor(client, "inputs", inputs), self._tensor(client, "targets", targets)
+        if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
+            raise DataError(
+                client,
+                f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)} do not have one row an example: "
+                "give arrays of equal length",
+            )
+        if len(inputs) == 0:
+            raise DataError(client, "it has no examples; leave empty clients out of the population")
+        if self.data is not None:
+            self.check(client, inputs, targets, self.data)
+        return inputs.to(self._device), targets.to(self._device)
+
+    def learn_schema(self, client: object, inputs: Tensor, targets: Tensor, classes: int | None) -> None:
+        """Take these examples as what all examples look like; `classes` where the loss wants class targets."""
+        data = self.task.data or Data(
+            tuple(inputs.shape[1:]), _dtype_name(inputs), tuple(targets.shape[1:]), _dtype_name(targets)
+        )
+        self.data = dataclasses.replace(data, classes=data.classes or classes)
+        self.check(client, inputs, targets, self.data)
+
+    def check(self, client: object, inputs: Tensor, targets: Tensor, data: Data) -> None:
+        """Raise DataError where examples are not as the schema says."""
+        for name, tensor, shape, dtype in (
+            ("inputs", inputs, data.inputs, data.inputs_dtype),
+            ("targets", targets, data.targets, data.targets_dtype),
+        ):
+            if tuple(tensor.shape[1:]) != tuple(shape) or _dtype_name(tensor) != dtype:
+                raise DataError(
+                    client,
+                    f"its {name} are {_dtype_name(tensor)} of shape {tuple(tensor.shape[1:])} an example, and the task's are "
+                    f"{dtype} of shape {tuple(shape)}; mend the data, or prepare= of the task",
+                )
+        if data.classes is not None:
+            wrong = (targets != IGNORED) & ((targets < 0) | (targets >= data.classes))
+            if bool(wrong.any()):
+                row = int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
+                raise DataError(
+                    client,
+                    f"the label {int(targets[wrong][0])} of example {row} is out of range: the model has {data.classes} "
+                    f"classes, 0 to {data.classes - 1}; mend the label, or widen the model's output",
+                )
+
+    def _tensor(self, client: object, name: str, values: Any) -> Tensor:
+        try:
+            tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise DataError(client, f"its {name} are no array: {error}; give numpy arrays or tensors") from error
+        if tensor.is_complex():
+            raise DataError(client, f"its {name} are complex; give real numbers")
+        if tensor.is_floating_point():
+            if not bool(torch.isfinite(tensor).all()):
+                row = int((~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[0])
+                raise DataError(
+                    client, f"its {name} hold a NaN or an infinity at example {row}; clean them in prepare= of the task"
+                )
+            return tensor.to(self._dtype)
+        return tensor.to(torch.int64) if tensor.dtype not in (torch.uint8, torch.bool) or name == "targets" else tensor
+
+
+def _as_pair(client: object, examples: Any) -> tuple[Any, Any]:
+    if isinstance(examples, tuple | list) and len(examples) == 2:  # pyright: ignore[reportUnknownArgumentType]
+        return examples[0], examples[1]  # pyright: ignore[reportUnknownVariableType]
+    if hasattr(examples, "__getitem__") and hasattr(examples, "__len__") and not isinstance(examples, Mapping):
+        try:
+            rows = [examples[index] for index in range(len(examples))]
+            inputs = torch.stack([torch.as_tensor(row[0]) for row in rows]) if rows else torch.zeros(0)
+            targets = torch.stack([torch.as_tensor(row[1]) for row in rows]) if rows else torch.zeros(0)
+            return inputs, targets
+        except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
+            raise DataError(client, f"its data set does not give (input, target) pairs: {error}") from error
+    raise DataError(
+        client,
+        f"its examples are a {type(examples).__name__}; give (inputs, targets), or a torch Dataset of such pairs",
+    )
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).rpartition(".")[2]
+
+
+def _bytes(pair: tuple[Tensor, Tensor]) -> int:
+    return sum(tensor.element_size() * tensor.nelement() for tensor in pair)
+
+
+def describe_call(error: Exception, task: Task, inputs: Tensor) -> TaskError:
+    """What to tell the user when the model or the loss itself raised."""
+    return TaskError(
+        f"the model or its loss failed on inputs {tuple(inputs.shape)} {_dtype_name(inputs)}: {type(error).__name__}: "
+        f"{str(error).splitlines()[0] if str(error) else ''}; try them on one batch alone, or convert in prepare="
+    )

@@ -1,0 +1,179 @@
+"""A task bound to torch: one module, made once and reused for every client."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumus.errors import SumusError, TaskError
+from sumus.task import Leaf, Task
+from sumus.training.examples import ExampleReader, describe_call
+from sumus.types import Array, Tree
+
+EVALUATION_BATCH = 512
+
+
+class Program:
+    """One module of a task on one device.
+
+    initial: every leaf's starting value (numpy), by the seed or as the module came.
+    shared, personal, trained: the module's tensors by leaf; changing them in place changes the module.
+    """
+
+    def __init__(self, task: Task, device: str = "cpu", seed: int = 0) -> None:
+        self.task = task
+        self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise TaskError("device 'cuda' was asked for and torch sees no GPU; leave it out to use the CPU")
+        with seeded(seed):
+            module = task.make_model()
+        self.module = (copy.deepcopy(module) if module is task.model else module).to(self.device)
+        self.description = task.describe(self.module)
+        state: Mapping[str, Tensor] = self.module.state_dict(keep_vars=True)
+        self.leaves: dict[str, Leaf] = {leaf.name: leaf for leaf in self.description.leaves}
+        self.tensors = {name: state[name] for name in self.leaves}
+        for name, leaf in self.leaves.items():
+            if self.tensors[name].requires_grad and not leaf.trained:
+                self.tensors[name].requires_grad_(False)
+        self.initial: Tree = {name: self._to_numpy(name, tensor) for name, tensor in self.tensors.items()}
+        self.shared = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.role == "shared"}
+        self.personal = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.role == "personal"}
+        self.trained = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.trained}
+        self._restored = [  # integer counters and the like: the server's, whatever training does to them
+            (tensor, tensor.detach().clone())
+            for name, tensor in self.tensors.items()
+            if self.leaves[name].role == "frozen" and name not in dict(self.module.named_parameters())
+        ]
+        floating = next((t.dtype for t in self.trained.values()), torch.get_default_dtype())
+        self.reader = ExampleReader(task, floating, self.device)
+
+    @property
+    def initial_shared(self) -> dict[str, Array]:
+        """The model that the first round broadcasts."""
+        return {name: self.initial[name] for name in self.shared}
+
+    @property
+    def initial_personal(self) -> dict[str, Tensor]:
+        """What a client's personal leaves are before it ever trained."""
+        return self.tensors_of({name: self.initial[name] for name in self.personal})
+
+    def tensors_of(self, tree: Tree) -> dict[str, Tensor]:
+        """A tree as tensors on the device, in the precision that the module holds them, widened to their sum's dtype."""
+        return {name: self._widened(name, self._to_tensor(name, leaf)) for name, leaf in tree.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy values into the module."""
+        if not tensors:
+            return
+        with torch.no_grad():
+            torch._foreach_copy_([self.tensors[name] for name in tensors], list(tensors.values()))
+            for tensor, value in self._restored:
+                tensor.copy_(value)
+
+    def widened(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Copies of the module's present values of these leaves, in the dtype in which they are summed."""
+        return {name: self._widened(name, self.tensors[name].detach().clone()) for name in names}
+
+    def losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(outputs, loss of each example `(B,)`); whatever the user's code raises becomes a TaskError."""
+        try:
+            outputs = self.module(inputs)
+            losses = self.task.loss(outputs, targets)
+        except SumusError:
+            raise
+        except Exception as error:
+            raise describe_call(error, self.task, inputs) from error
+        if not isinstance(losses, Tensor) or losses.shape != inputs.shape[:1]:
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise TaskError(
+                f"loss `{self.description.loss}` gave {got} for a batch of {len(inputs)} and must give one value an example, "
+                f"shape ({len(inputs)},): use reduction='none', or average over everything but the first dimension"
+            )
+        return outputs, losses
+
+    def learn_schema(self, client: object, inputs: Tensor, targets: Tensor) -> None:
+        """Try the model on a client's first examples, and take their form as the form of all data."""
+        few, few_targets = inputs[:2], targets[:2]
+        classes: int | None = None
+        self.module.eval()
+        with torch.no_grad():
+            if getattr(self.task.loss, "class_targets", False):
+                try:
+                    classes = int(self.module(few).shape[-1])
+                except Exception as error:
+                    raise describe_call(error, self.task, few) from error
+            self.reader.learn_schema(client, inputs, targets, classes)
+            self.losses(few, few_targets)
+
+    def evaluate(self, inputs: Tensor, targets: Tensor) -> dict[str, tuple[float, int]]:
+        """(sum, count) of the loss and of every metric over these examples, with the module as it is."""
+        totals: dict[str, tuple[float, int]] = {}
+        self.module.eval()
+        with torch.no_grad():
+            for start in range(0, len(inputs), EVALUATION_BATCH):
+                batch = slice(start, start + EVALUATION_BATCH)
+                outputs, losses = self.losses(inputs[batch], targets[batch])
+                measured = {"loss": losses} | {
+                    name: self._measure(name, metric, outputs, targets[batch])
+                    for name, metric in self.task.metrics.items()
+                }
+                for name, value in measured.items():
+                    sums, counts = value if isinstance(value, tuple) else (value, None)
+                    total, count = totals.get(name, (0.0, 0))
+                    seen = len(sums) if counts is None else int(counts.sum())
+                    totals[name] = (total + float(sums.double().sum()), count + seen)
+        return totals
+
+    def predict(self, inputs: Any) -> Tensor:
+        """The model's outputs, as a device would answer: `(B, ...)` on the CPU."""
+        self.module.eval()
+        with torch.no_grad():
+            return self.module(torch.as_tensor(inputs).to(self.device)).cpu()
+
+    def state_dict(self, shared: Tree) -> dict[str, Tensor]:
+        """A state dict that loads into the user's model: these shared leaves, the rest as it began, tied names restored."""
+        state: dict[str, Tensor] = {}
+        for name, leaf in self.leaves.items():
+            value = self._to_tensor(name, shared.get(name, self.initial[name])).cpu()
+            state |= {alias: value for alias in (name, *leaf.aliases)}
+        return state
+
+    def _measure(self, name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
+        value = metric(outputs, targets)
+        first = value[0] if isinstance(value, tuple) else value
+        if not isinstance(first, Tensor) or first.shape[:1] != targets.shape[:1] or first.dim() != 1:
+            got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+            raise TaskError(f"metric {name!r} gave {got} for a batch of {len(targets)}; give one value an example")
+        return value
+
+    def _to_tensor(self, name: str, leaf: Array) -> Tensor:
+        return torch.as_tensor(np.array(leaf)).to(self.device, self.tensors[name].dtype)
+
+    def _widened(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(getattr(torch, self.leaves[name].sum_dtype))
+
+    def _to_numpy(self, name: str, tensor: Tensor) -> Array:
+        return self._widened(name, tensor.detach()).cpu().numpy().copy()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's global randomness set from a seed, and given back as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: small models run faster so, and sums inside kernels keep their order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

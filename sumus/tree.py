@@ -1,0 +1,67 @@
+"""Trees of arrays: leaf name → array, with `sorted` names as the one canonical order."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from sumus.types import Array, Layout, Tensors, Tree
+
+
+def tree_map(function: Callable[..., Any], *trees: Tensors) -> dict[str, Any]:
+    """Apply `function` leaf by leaf to trees with the same leaves."""
+    first, *others = trees
+    return {name: function(leaf, *(other[name] for other in others)) for name, leaf in first.items()}
+
+
+def layout(tree: Tensors) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf."""
+    return {name: tuple(leaf.shape) for name, leaf in tree.items()}
+
+
+def size(shapes: Layout) -> int:
+    """How many numbers a tree of these shapes holds."""
+    return sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+
+
+def flatten(tree: Tree) -> Array:
+    """All leaves as one vector, in canonical order; the dtype is numpy's common one. Shape `(size,)`."""
+    if not tree:
+        return np.zeros(0)
+    return np.concatenate([np.asarray(tree[name]).reshape(-1) for name in sorted(tree)])
+
+
+def unflatten(vector: Array, shapes: Layout) -> dict[str, Array]:
+    """The inverse of `flatten`: views into `vector` with the given shapes."""
+    leaves: dict[str, Array] = {}
+    start = 0
+    for name in sorted(shapes):
+        stop = start + int(np.prod(shapes[name], dtype=np.int64))
+        leaves[name] = vector[start:stop].reshape(shapes[name])
+        start = stop
+    return leaves
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of all leaves, as they would travel."""
+    return sum(int(leaf.nbytes) for leaf in tree.values())
+
+
+def sha256(tree: Tree) -> str:
+    """A hash of names, dtypes, shapes and little-endian bytes: equal trees, and only they, share it."""
+    digest = hashlib.sha256()
+    for name in sorted(tree):
+        leaf = np.asarray(tree[name])
+        little = np.ascontiguousarray(leaf, dtype=leaf.dtype.newbyteorder("<"))
+        head = f"{name}\0{leaf.dtype.name}\0{','.join(map(str, leaf.shape))}\0"
+        digest.update(len(head).to_bytes(8, "little") + head.encode() + little.tobytes())
+    return digest.hexdigest()
+
+
+def first_non_finite(tree: Tree, names: Iterable[str] | None = None) -> str | None:
+    """The name of a leaf that holds a NaN or an infinity, or None."""
+    for name in sorted(tree if names is None else names):
+        if not np.isfinite(tree[name]).all():
+            return name
+    return None

@@ -1,0 +1,125 @@
+"""What happens to an update on its way: a transform has a client end and a server end, and two of them chain.
+
+    chain(clip_by_global_norm(1.0), rotate(), quantize(bits=8))
+
+`apply` runs on the device, on one update. `invert` runs on the server, once, on the *sum* of what devices sent, in reverse
+order: so it must be linear. What is not linear on a sum (top-k, a scale per client) is a codec, undone before adding.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sumus.errors import PlanError
+from sumus.spec import Value, registered
+from sumus.types import Layout, Tree
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a transform may know: nothing about other clients, and on the server nothing about any one.
+
+    shapes: the leaves before this transform.
+    seed: public, the same for everyone in the round (rotation).
+    norm_bound: an L2 bound that an earlier clip guarantees, or None.
+    examples, rng: on the device only; the client's number of examples and its private randomness.
+    """
+
+    shapes: Layout
+    seed: bytes
+    norm_bound: float | None = None
+    examples: int = 1
+    rng: np.random.Generator | None = None
+
+
+@dataclass(frozen=True)
+class Props:
+    """What a transform declares about itself; the legality rules of `sumus.plan` read only this.
+
+    clips_to: the L2 norm that it guarantees.          keeps_norm: it never makes the norm larger.
+    mixes: it spreads a norm evenly over coordinates.  code_bits: its output is integer codes of this width.
+    has_range: the codes have an explicit range.       weight_cap: it multiplies by min(examples, cap) itself.
+    """
+
+    clips_to: float | None = None
+    keeps_norm: bool = True
+    mixes: bool = False
+    code_bits: int | None = None
+    has_range: bool = False
+    weight_cap: int | None = None
+
+
+def unchanged(tree: Tree, context: Context) -> Tree:
+    """The identity, as a client or a server end."""
+    return tree
+
+
+def same_shapes(shapes: Layout) -> Layout:
+    """The layout of a transform that keeps leaves as they are."""
+    return shapes
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Transform(Value):
+    """apply(update, context) → update on the device; invert(sum, context) → sum on the server, float64 and linear.
+
+    layout: the shapes after `apply`, from the shapes before.  stages: the links of a chain, else empty.
+    """
+
+    apply: Callable[[Tree, Context], Tree] = unchanged
+    invert: Callable[[Tree, Context], Tree] = unchanged
+    layout: Callable[[Layout], Layout] = same_shapes
+    props: Props = Props()
+    stages: tuple["Transform", ...] = ()
+
+    @property
+    def links(self) -> tuple["Transform", ...]:
+        """The stages of a chain, or this one alone."""
+        return self.stages or ((self,) if self.props != Props() or self.apply is not unchanged else ())
+
+    @property
+    def weight_cap(self) -> int | None:
+        """The cap of an explicit `weight` stage, if there is one."""
+        return next((s.props.weight_cap for s in self.links if s.props.weight_cap is not None), None)
+
+    @property
+    def code_bits(self) -> int | None:
+        """The width of the integer codes that come out, or None for floats."""
+        return self.links[-1].props.code_bits if self.links else None
+
+
+@registered("update/chain")
+def chain(*transforms: Transform) -> Transform:
+    """One transform that applies these in order, and inverts them in reverse. `chain()` is the identity."""
+    stages = tuple(stage for transform in transforms for stage in transform.links)
+    for stage in stages[:-1]:
+        if stage.props.code_bits is not None:
+            raise PlanError("quantize-last", f"{stage!r} makes integer codes; put it last in the chain")
+
+    def walk(context: Context) -> Iterator[tuple[Transform, Context]]:
+        shapes, bound = context.shapes, context.norm_bound
+        for stage in stages:
+            yield stage, dataclasses.replace(context, shapes=shapes, norm_bound=bound)
+            shapes = stage.layout(shapes)
+            kept = bound if stage.props.keeps_norm else None
+            bounds = [limit for limit in (kept, stage.props.clips_to) if limit is not None]
+            bound = min(bounds, default=None)
+
+    def apply(update: Tree, context: Context) -> Tree:
+        for stage, own in walk(context):
+            update = stage.apply(update, own)
+        return update
+
+    def invert(total: Tree, context: Context) -> Tree:
+        for stage, own in reversed(list(walk(context))):
+            total = stage.invert(total, own)
+        return total
+
+    def layout(shapes: Layout) -> Layout:
+        for stage in stages:
+            shapes = stage.layout(shapes)
+        return shapes
+
+    return Transform(apply=apply, invert=invert, layout=layout, stages=stages)

@@ -1,0 +1,66 @@
+"""A bundle: what a server needs to run a plan without any of its code.
+
+A zip file (stored, not compressed; fixed dates, so equal content gives equal bytes) of
+    plan.json             canonical JSON; its SHA-256 is the plan's id
+    model.safetensors     the initial shared leaves
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from sumus.errors import UsageError
+from sumus.plan import Plan
+from sumus.types import Tree
+from sumus.wire.tensors import decode_tree, encode_tree
+
+MAX_BYTES = 8 * 2**30
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A plan and the model it starts from."""
+
+    plan: Plan
+    model: Tree
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            for name, body in (
+                ("plan.json", self.plan.to_json().encode()),
+                ("model.safetensors", encode_tree(self.model)),
+            ):
+                archive.writestr(zipfile.ZipInfo(name, _EPOCH), body)
+        return buffer.getvalue()
+
+    def write(self, path: str | Path) -> Path:
+        """Write the file."""
+        target = Path(path)
+        target.write_bytes(self.to_bytes())
+        return target
+
+    @staticmethod
+    def from_bytes(content: bytes) -> "Bundle":
+        """Read a bundle; the model must hold exactly the plan's shared leaves."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                infos = {info.filename: info for info in archive.infolist()}
+                if set(infos) != {"plan.json", "model.safetensors"}:
+                    raise UsageError(f"a bundle holds plan.json and model.safetensors, this holds {sorted(infos)}")
+                if sum(info.file_size for info in infos.values()) > MAX_BYTES:
+                    raise UsageError(f"the bundle unpacks to over {MAX_BYTES} bytes")
+                plan = Plan.from_json(archive.read("plan.json").decode())
+                body = archive.read("model.safetensors")
+        except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
+            raise UsageError(f"this is not a bundle: {error}; make one with `sumus pack`") from error
+        expected = {leaf.name: (leaf.sum_dtype, leaf.shape) for leaf in plan.description.named("shared")}
+        return Bundle(plan, decode_tree(body, expected))
+
+    @staticmethod
+    def read(path: str | Path) -> "Bundle":
+        """Read the file."""
+        return Bundle.from_bytes(Path(path).read_bytes())

@@ -1,0 +1,246 @@
+"""What a client does with the model it is sent: data about local training, and three small pure rules.
+
+    work = sgd(lr=0.1, epochs=1, batch_size=20)
+
+`ClientWork` holds no model and no loop. An executor (`sumus.training`) owns the gradient; for every batch it calls
+
+    grads  = work.correct(grads, params, broadcast, state)          FedProx and SCAFFOLD live here
+    params = work.optimizer.update(grad, ..., param, lr, step)        per leaf: SGD, Adam
+
+and at the end `work.finish(broadcast, params, state, steps, lr)` says what is sent, part by part, and the client's
+next state. The rules use only operators that numpy and torch share, so that one definition is looped over clients,
+vectorized, and traced into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from sumus.errors import PlanError
+from sumus.schedules import Schedule, as_schedule
+from sumus.spec import Value, registered
+from sumus.tree import tree_map
+from sumus.types import Tensors
+
+LeafState: TypeAlias = tuple[Any, ...]
+ClientState: TypeAlias = Mapping[str, Tensors]
+Parts: TypeAlias = Mapping[str, Tensors]
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class LeafRule(Value):
+    """An optimizer for one leaf.
+
+    init(param) → state;  update(grad, state, param, lr, step) → (param, state), where `step` counts from 1 within the
+    client's round. Arrays are numpy's or torch's, all of one shape.
+    """
+
+    init: Callable[[Any], LeafState]
+    update: Callable[[Any, LeafState, Any, Any, Any], tuple[Any, LeafState]]
+
+
+def no_correction(grads: Tensors, params: Tensors, broadcast: Parts, state: ClientState) -> Tensors:
+    """Gradients as they are."""
+    return grads
+
+
+def send_difference(
+    broadcast: Parts, params: Tensors, state: ClientState, steps: int, lr: float
+) -> tuple[Parts, ClientState]:
+    """Send `params` = broadcast − trained: what the server subtracts, like a gradient. Keep no state."""
+    return {"params": tree_map(lambda base, trained: base - trained, broadcast["params"], params)}, {}
+
+
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ClientWork(Value):
+    """How a client learns in one round.
+
+    optimizer: a rule per leaf.
+    lr: the rate of each round (`Schedule`).
+    epochs, steps: passes over the client's examples, or a number of batches (reshuffling at each pass); one of them.
+    batch_size: examples a batch; the last may be smaller. None: all of the client's examples, one batch.
+    clip_norm: each step's gradient is scaled to at most this L2 norm over all trained leaves.
+    correct, finish: see the module's head.  sends: the names of the parts that `finish` gives.
+    """
+
+    optimizer: LeafRule
+    lr: Schedule
+    epochs: int | None = 1
+    steps: int | None = None
+    batch_size: int | None = None
+    clip_norm: float | None = None
+    correct: Callable[[Tensors, Tensors, Parts, ClientState], Tensors] = no_correction
+    finish: Callable[[Parts, Tensors, ClientState, int, float], tuple[Parts, ClientState]] = send_difference
+    sends: tuple[str, ...] = ("params",)
+    needs_client_state: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise PlanError("epochs-or-steps", "give either epochs= or steps=, not both and not neither")
+        for name in ("epochs", "steps", "batch_size", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise PlanError("positive", f"{name}={value} must be positive")
+
+    def batches(self, examples: int, rng: np.random.Generator) -> Iterator[Any]:
+        """Row indices of each batch of one round, int64 arrays; a whole-client batch is `slice(None)`.
+
+        Each pass visits every example once, in a new order.
+        """
+        size = min(self.batch_size or examples, examples)
+        done = 0
+        while self.epochs is not None or done < (self.steps or 0):
+            order = rng.permutation(examples) if size < examples else None
+            for start in range(0, examples, size):
+                if self.steps is not None and done == self.steps:
+                    return
+                yield slice(None) if order is None else order[start : start + size]
+                done += 1
+            if self.epochs is not None and done >= self.epochs * -(-examples // size):
+                return
+
+
+def apply_gradients(
+    work: ClientWork,
+    params: Tensors,
+    grads: Tensors,
+    states: Mapping[str, LeafState],
+    broadcast: Parts,
+    client_state: ClientState,
+    lr: Any,
+    step: Any,
+) -> tuple[dict[str, Any], dict[str, LeafState]]:
+    """One local step after the gradient is known: correct, clip, update every leaf. Pure; the reference for executors.
+
+    Leaves of `params` that are not in `broadcast["params"]` are personal: they are trained, and never corrected.
+    """
+    shared = {name: grads[name] for name in broadcast["params"] if name in grads}
+    grads = {**grads, **work.correct(shared, params, broadcast, client_state)}
+    if work.clip_norm is not None:
+        grads = clip_gradients(grads, work.clip_norm)
+    moved = {name: work.optimizer.update(grads[name], states[name], params[name], lr, step) for name in grads}
+    return {name: param for name, (param, _) in moved.items()}, {name: state for name, (_, state) in moved.items()}
+
+
+def clip_gradients(grads: Tensors, max_norm: float) -> dict[str, Any]:
+    """g ← g · C / max(‖g‖₂, C), the norm over all leaves. [Pascanu et al. 2013, arXiv:1211.5063, Alg. 1]"""
+    squares = [(grad * grad).sum() for grad in grads.values()]
+    norm = sum(squares[1:], squares[0]) ** 0.5
+    scale = max_norm / norm.clip(min=max_norm)
+    return {name: grad * scale for name, grad in grads.items()}
+
+
+# ── the client optimizers ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@registered("rule/sgd")
+def sgd_rule(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> LeafRule:
+    """g ← g + λp;  v ← μv + g;  p ← p − η(g + μv if nesterov else v): PyTorch's convention, the buffer starting at 0.
+    [Sutskever et al. 2013]"""
+    if nesterov and not momentum > 0:
+        raise PlanError("positive", "nesterov=True needs momentum > 0")
+
+    def init(param: Any) -> LeafState:
+        return (param * 0,) if momentum else ()
+
+    def update(grad: Any, state: LeafState, param: Any, lr: Any, step: Any) -> tuple[Any, LeafState]:
+        if weight_decay:
+            grad = grad + weight_decay * param
+        if not momentum:
+            return param - lr * grad, ()
+        velocity = momentum * state[0] + grad
+        return param - lr * (grad + momentum * velocity if nesterov else velocity), (velocity,)
+
+    return LeafRule(init=init, update=update)
+
+
+@registered("rule/adam")
+def adam_rule(
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0, decoupled: bool = False
+) -> LeafRule:
+    """Adam with bias correction [Kingma & Ba 2015, arXiv:1412.6980, Alg. 1]; `weight_decay` is added to the gradient,
+    or with `decoupled` shrinks the parameter by ηλ [AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101, Alg. 2]."""
+    beta1, beta2 = betas
+
+    def init(param: Any) -> LeafState:
+        return param * 0, param * 0
+
+    def update(grad: Any, state: LeafState, param: Any, lr: Any, step: Any) -> tuple[Any, LeafState]:
+        if weight_decay and decoupled:
+            param = param - lr * weight_decay * param
+        elif weight_decay:
+            grad = grad + weight_decay * param
+        first = beta1 * state[0] + (1 - beta1) * grad
+        second = beta2 * state[1] + (1 - beta2) * grad * grad
+        debiased = (second / (1 - beta2**step)) ** 0.5
+        return param - lr * (first / (1 - beta1**step)) / (debiased + eps), (first, second)
+
+    return LeafRule(init=init, update=update)
+
+
+@registered("client/sgd")
+def sgd(
+    lr: float | Schedule,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> ClientWork:
+    """Local SGD: one epoch unless `epochs` or `steps` says otherwise; state starts afresh each round."""
+    return _work(sgd_rule(momentum, nesterov, weight_decay), lr, epochs, steps, batch_size, clip_norm)
+
+
+@registered("client/adam")
+def adam(
+    lr: float | Schedule,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+) -> ClientWork:
+    """Local Adam; its moments start afresh each round and never leave the device."""
+    return _work(adam_rule(betas, eps, weight_decay), lr, epochs, steps, batch_size, clip_norm)
+
+
+@registered("client/adamw")
+def adamw(
+    lr: float | Schedule,
+    *,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    clip_norm: float | None = None,
+) -> ClientWork:
+    """Local AdamW: weight decay apart from the gradient."""
+    return _work(adam_rule(betas, eps, weight_decay, decoupled=True), lr, epochs, steps, batch_size, clip_norm)
+
+
+def _work(
+    rule: LeafRule,
+    lr: float | Schedule,
+    epochs: int | None,
+    steps: int | None,
+    batch_size: int | None,
+    clip_norm: float | None,
+) -> ClientWork:
+    return ClientWork(
+        optimizer=rule,
+        lr=as_schedule(lr),
+        epochs=1 if epochs is None and steps is None else epochs,
+        steps=steps,
+        batch_size=batch_size,
+        clip_norm=clip_norm,
+    )
