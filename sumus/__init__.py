@@ -5,7 +5,7 @@ loaded when it is first used, and only training brings torch.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 _PUBLIC = {
     # what is learned?

@@ -11,6 +11,7 @@ order or topology, so all of these give the same bits.
 at the first hop; `Part` says how it is weighted and what the sum is divided by; `Aggregator` does the dividing.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from sumus.errors import DivergedError, ParticipantError, PlanError
 from sumus.spec import Value, record, registered
-from sumus.tree import first_non_finite, layout, nbytes, tree_map, unflatten
+from sumus.tree import layout, nbytes, tree_map, unflatten
 from sumus.types import Array, Tree
 
 METRIC_BITS = 20
@@ -37,6 +38,10 @@ class Fixed:
     """A denominator that the plan fixes, as differential privacy needs: it does not tell who was there."""
 
     count: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise PlanError("positive", f"{self}: a denominator must be at least 1")
 
 
 @record("part")
@@ -56,6 +61,19 @@ class Part:
     content: Literal["leaves", "scalar"] = "leaves"
     weight: Literal["examples", "uniform"] = "examples"
     denominator: Literal["weight", "count", "population"] | Fixed = "weight"
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise PlanError("part-words", f"a part is called {self.name!r}: give it a name, without a slash")
+        for given, known in (
+            (self.content, ("leaves", "scalar")),
+            (self.weight, ("examples", "uniform")),
+            (self.denominator, ("weight", "count", "population")),
+        ):
+            if given not in known and not isinstance(given, Fixed):
+                raise PlanError(
+                    "part-words", f"part {self.name!r} has {given!r}, which must be one of {', '.join(known)}"
+                )
 
     def weigh(self, examples: int, cap: int) -> int:
         """The integer weight of a client with so many examples."""
@@ -173,7 +191,7 @@ def check_same_shape(left: Aggregate, right: Aggregate) -> None:
     """Refuse to add sums of different plans."""
     for what, mine, theirs in (
         ("dtype", left.dtype, right.dtype),
-        ("parts", {p: layout(t) for p, t in left.sums.items()}, {p: layout(t) for p, t in right.sums.items()}),
+        ("parts", _layouts(left.sums), _layouts(right.sums)),
     ):
         if mine != theirs:
             raise ParticipantError("sum", f"the {what} of two sums differ ({mine} and {theirs}): not of one plan")
@@ -203,17 +221,37 @@ class RunningSum:
         for part, tree in self._total.sums.items():
             for leaf, array in tree.items():
                 np.add(array, other.sums[part][leaf], out=array)
-        self._total = Aggregate(
-            self._total.sums,
-            tree_map(np.add, self._total.weights, other.weights),
-            np.add(self._total.count, other.count),
-            _merge_metrics(self._total.metrics, other.metrics),
-        )
+        self.count(other)
+
+    def grown_to(self, trees: Mapping[str, Tree]) -> Mapping[str, Tree]:
+        """The arrays of the sum, made with the first update; later ones must have its leaves and shapes."""
+        if self._total.empty:
+            self._total = Aggregate(zeros(trees))
+        mine, theirs = _layouts(self._total.sums), _layouts(trees)
+        if mine != theirs:
+            raise ParticipantError("sum", f"the parts of an update differ from the sum's ({theirs} and {mine}): not of one plan")
+        return self._total.sums
+
+    def count(self, other: Aggregate) -> None:
+        """Add weights, count and metrics of an aggregate whose arrays were added already."""
+        total = self._total
+        weights = tree_map(np.add, total.weights, other.weights) if total.weights else other.weights
+        metrics = _merge_metrics(total.metrics, other.metrics)
+        self._total = Aggregate(total.sums, weights, np.add(total.count, other.count), metrics)
 
     @property
     def total(self) -> Aggregate:
         """What was added so far."""
         return self._total
+
+
+def zeros(trees: Mapping[str, Tree]) -> dict[str, Tree]:
+    """Integer arrays in the shapes of these trees."""
+    return {part: tree_map(lambda leaf: np.zeros(leaf.shape, np.int64), tree) for part, tree in trees.items()}
+
+
+def _layouts(trees: Mapping[str, Tree]) -> dict[str, dict[str, tuple[int, ...]]]:
+    return {part: layout(tree) for part, tree in trees.items()}
 
 
 # ── floats to integers, at the first hop ─────────────────────────────────────────────────────────────────────────────
@@ -234,74 +272,90 @@ class FixedPoint:
     max_count: int
 
     def __post_init__(self) -> None:
-        if not (self.bound > 0 and self.max_weight >= 1 and self.max_count >= 1):
-            raise PlanError("positive", f"{self}: bound, max_weight and max_count must be positive")
+        positive = 0 < self.bound < math.inf and self.max_weight >= 1 and self.max_count >= 1
+        if not (positive and self.fraction_bits >= 0):
+            raise PlanError(
+                "positive",
+                f"{self}: bound, max_weight and max_count must be positive and finite, and fraction_bits not negative",
+            )
         object.__setattr__(self, "bound", float(self.bound))
-        largest = Fraction(self.bound) * self.max_weight * self.max_count * Fraction(2) ** self.fraction_bits
-        if not largest < 2**62:
+        reach = math.log2(self.bound) + math.log2(self.max_weight) + math.log2(self.max_count) + self.fraction_bits
+        limits = Fraction(self.bound) * self.max_weight * self.max_count
+        if reach > 63 or not limits * 2**self.fraction_bits < 2**62:  # the first so that no number grows without end
             raise PlanError(
                 "sum-overflow",
                 f"a sum of {self.max_count} clients with weights up to {self.max_weight}, values up to {self.bound:g} and "
-                f"{self.fraction_bits} fraction bits can reach 2^{float(np.log2(float(largest))):.1f}, and must stay below "
-                "2^62: lower one of them",
+                f"{self.fraction_bits} fraction bits can reach 2^{reach:.1f}, and must stay below 2^62: lower one of them",
             )
 
     @classmethod
     def fit(cls, max_count: int, max_weight: int = 2**16, bound: float = 2.0**8) -> "FixedPoint":
         """The most fraction bits that the overflow rule leaves for these limits, at most 40."""
         room = Fraction(2**62) / (Fraction(bound) * max_weight * max_count)
-        bits = (room.numerator // room.denominator).bit_length() - 1 if room >= 1 else -1
+        bits = (room.numerator // room.denominator).bit_length() - 1
         if room == 2**bits:  # the rule is strict
             bits -= 1
-        return cls(min(bits, 40), bound, max_weight, max_count)
+        return cls(max(0, min(bits, 40)), bound, max_weight, max_count)
 
-    def encode(self, update: Update, parts: tuple[Part, ...], weighted: int | None = None) -> Aggregate:
-        """An update as an aggregate of one.
+    def encode(
+        self,
+        update: Update,
+        parts: tuple[Part, ...],
+        weighted: int | None = None,
+        into: RunningSum | None = None,
+    ) -> Aggregate:
+        """An update as an aggregate of one; or, added `into` a running sum, that sum so far, without any array between.
 
         weighted: the cap of an explicit `weight` stage that the device applied already, so that here its weight is only
-        counted; None where the weight multiplies here.
+        counted for leaves; None where the weight multiplies here. Nothing is added unless all of it can be.
         Raises ParticipantError for a value that is not finite or beyond the bound, DivergedError for NaN.
         """
         if update.examples < 0:
             raise ParticipantError(update.client, f"it reports {update.examples} examples")
-        sums: dict[str, Tree] = {}
-        weights: dict[str, Array] = {}
+        if missing := {part.name for part in parts} - set(update.parts):
+            raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")
+        trees = {part.name: update.parts[part.name] for part in parts}
+        for name, tree in trees.items():
+            self._check(update.client, name, tree)
+        weights = {p.name: p.weigh(update.examples, self.max_weight if weighted is None else weighted) for p in parts}
+        one = Aggregate(
+            into.grown_to(trees) if into is not None else zeros(trees),
+            {name: np.array(weight, np.int64) for name, weight in weights.items()},
+            np.array(1, np.int64),
+            {name: self._metric(value, count) for name, (value, count) in update.metrics.items()},
+        )
         for part in parts:
-            tree = update.parts[part.name]
-            weight = part.weigh(update.examples, self.max_weight if weighted is None else weighted)
-            weights[part.name] = np.array(weight, np.int64)
-            self._check(update.client, part.name, tree)
-            factor = weight if weighted is None else 1
-            sums[part.name] = tree_map(lambda leaf, factor=factor: self._integers(leaf, factor), tree)
-        metrics = {name: self._metric(value, count) for name, (value, count) in update.metrics.items()}
-        return Aggregate(sums, weights, np.array(1, np.int64), metrics)
+            multiplies = weighted is None or part.content == "scalar"
+            for leaf, values in trees[part.name].items():
+                self._add(values, weights[part.name] if multiplies else 1, one.sums[part.name][leaf])
+        if into is None:
+            return one
+        into.count(one)
+        return into.total
 
     def decode(self, sums: Tree) -> dict[str, Array]:
         """Sums of fixed-point values as float64: over 2^f."""
         return tree_map(lambda leaf: np.ldexp(leaf.astype(np.float64), -self.fraction_bits), sums)
 
-    def _integers(self, leaf: Array, factor: int) -> Array:
-        if leaf.dtype.kind == "i":
-            return leaf.astype(np.int64) * factor
-        out = np.empty(leaf.shape, np.int64)
-        flat, result, scale = leaf.reshape(-1), out.reshape(-1), float(factor) * 2.0**self.fraction_bits
-        for start in range(0, flat.size, _CHUNK):  # stays in the cache
-            block = flat[start : start + _CHUNK] * np.float64(scale)
-            result[start : start + _CHUNK] = np.rint(block, out=block)
-        return out
+    def _add(self, values: Array, factor: int, into: Array) -> None:
+        """into += rint(values · factor · 2^f), or codes · factor; in blocks that stay in the cache."""
+        flat, total = values.reshape(-1), into.reshape(-1)
+        scale = np.float64(float(factor) * 2.0**self.fraction_bits)
+        for start in range(0, flat.size, _CHUNK):
+            block = flat[start : start + _CHUNK]
+            whole = block.astype(np.int64) * factor if block.dtype.kind == "i" else np.rint(block * scale).astype(np.int64)
+            total[start : start + _CHUNK] += whole
 
     def _check(self, client: object, part: str, tree: Tree) -> None:
         for name, leaf in tree.items():
-            if leaf.size == 0 or leaf.dtype.kind == "i":
+            if leaf.size == 0:
+                continue
+            if leaf.dtype.kind == "i":
+                self._check_codes(client, f"{part}[{name}]", leaf)
                 continue
             low, high = float(leaf.min()), float(leaf.max())
             if not (np.isfinite(low) and np.isfinite(high)):
-                where = first_non_finite(tree)
-                raise DivergedError(
-                    client,
-                    f"the update is not finite at `{part}[{where}]`: its training diverged; lower the learning rate, "
-                    "or pass clip_norm= to the client's optimizer",
-                )
+                raise diverged(client, part, name)
             if max(-low, high) > self.bound:
                 raise ParticipantError(
                     client,
@@ -309,11 +363,28 @@ class FixedPoint:
                     "lower the learning rate, clip the update, or give the plan sums=FixedPoint.fit(..., bound=)",
                 )
 
+    def _check_codes(self, client: object, where: str, leaf: Array) -> None:
+        reach = max(-int(leaf.min()), int(leaf.max()))
+        if reach > self.bound * 2.0**self.fraction_bits:
+            raise ParticipantError(
+                client,
+                f"the codes reach {reach} at `{where}`, where a sum of the plan holds {self.bound:g}·2^{self.fraction_bits}",
+            )
+
     def _metric(self, value: float, count: int) -> NDArray[np.int64]:
         limit = 2**61 // self.max_count
         scaled = value * 2**METRIC_BITS
         whole = round(min(max(scaled, -limit), limit)) if scaled == scaled else limit
-        return np.array([whole, count], np.int64)
+        return np.array([whole, min(max(count, 0), limit)], np.int64)
+
+
+def diverged(client: object, part: str, leaf: str) -> DivergedError:
+    """What to say of an update that is not finite."""
+    return DivergedError(
+        client,
+        f"the update is not finite at `{part}[{leaf}]`: its training diverged; lower the learning rate, "
+        "or pass clip_norm= to the client's optimizer",
+    )
 
 
 # ── combining ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -334,6 +405,4 @@ class Aggregator(Value):
 @registered("aggregator/mean")
 def mean(*parts: Part) -> Aggregator:
     """Each part's sum over its own denominator."""
-    return Aggregator(
-        parts=parts, combine=lambda part, total, divisor: tree_map(lambda leaf: leaf / divisor, total)
-    )
+    return Aggregator(parts=parts, combine=lambda part, total, divisor: tree_map(lambda leaf: leaf / divisor, total))

@@ -12,6 +12,7 @@ A round, wherever it runs:
     first hop   aggregate = algorithm.count_in(update, sums)              integers: an aggregate of one
     anywhere    total = aggregate.merge(another)                          any order, any tree
     server      state = algorithm.finish(total, state)                    the next model
+                model = algorithm.release(state)
 
 *Who takes part, and when* is `Pacing`; it belongs to the round and not to the algorithm.
 """
@@ -21,12 +22,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sumus.aggregate import Aggregate, Aggregator, FixedPoint, Update
+from sumus.aggregate import Aggregate, Aggregator, FixedPoint, RunningSum, Update, diverged
 from sumus.errors import PlanError
 from sumus.optimizers import ServerOptimizer, ServerState
 from sumus.spec import record
-from sumus.tree import tree_map
-from sumus.types import Array, Layout, Tree
+from sumus.task import Description
+from sumus.tree import first_non_finite, tree_map
+from sumus.types import Array, Tree
+from sumus.update.clip import narrowed
 from sumus.update.transform import Context, Transform
 from sumus.work import ClientWork
 
@@ -58,22 +61,38 @@ class Algorithm:
         seed: bytes,
         rng: np.random.Generator,
     ) -> Update:
-        """The device's half, after training: transform each part. seed is the round's, public; rng the client's, private."""
+        """The device's half, after training: transform each part. seed is the round's, public; rng the client's, private.
+
+        Raises DivergedError for what is not finite: codes could not tell.
+        """
+        for part, tree in parts.items():
+            if self.update.links and (leaf := first_non_finite(tree)) is not None:
+                raise diverged(client, part, leaf)
         sent = {part: self._transform(part, tree, examples, seed, rng) for part, tree in parts.items()}
         return Update(client, sent, examples, metrics)
 
-    def count_in(self, update: Update, sums: FixedPoint) -> Aggregate:
-        """The first hop's: floats become integers, weights multiply. Refuses what is not finite or beyond the bound."""
-        return sums.encode(update, self.aggregator.parts, weighted=self.update.weight_cap)
+    def count_in(self, update: Update, sums: FixedPoint, into: RunningSum | None = None) -> Aggregate:
+        """The first hop's: floats become integers, weights multiply; an aggregate of one, or added `into` a running sum.
+
+        Refuses what is not finite or beyond the bound.
+        """
+        return sums.encode(update, self.aggregator.parts, self.update.weight_cap, into)
+
+    def start(self, params: Tree, task: Description) -> ServerState:
+        """The server's state before the first round. params: the initial shared leaves."""
+        return _with_buffers(self.server.init(_only(params, task.trained_leaves)), params)
 
     def finish(
-        self, total: Aggregate, state: ServerState, shapes: Layout, sums: FixedPoint, seed: bytes, population: int
+        self, total: Aggregate, state: ServerState, task: Description, sums: FixedPoint, seed: bytes, population: int
     ) -> ServerState:
         """The server's half: undo the transforms on the sum, divide each part by its denominator, step the optimizer.
 
-        shapes: the model's shared leaves. population: how many clients there are, for parts that divide by it.
-        Where every weight is zero, there is nothing to learn from and the state stays.
+        population: how many clients there are, for parts that divide by it. Shared buffers (running statistics) are
+        averaged, whatever the optimizer: it sees only leaves that have gradients.
+        Where nobody is in the sum, or every weight is zero, there is nothing to learn from and the state stays.
         """
+        if total.empty:
+            return state
         combined: dict[str, Tree] = {}
         for part in self.aggregator.parts:
             divisor = part.divisor(int(total.weights[part.name]), int(total.count), population)
@@ -84,9 +103,22 @@ class Algorithm:
                 values = sums.decode(values)
             else:
                 values = tree_map(_as_float64, values) if self.update.code_bits else sums.decode(values)
-                values = self.update.invert(values, Context(shapes, seed))
+                values = self.update.invert(values, Context(task.shared_layout, seed))
             combined[part.name] = self.aggregator.combine(part, values, divisor)
-        return self.server.update(combined, state)
+        params = state.broadcast["params"]
+        averaged = {
+            name: (params[name].astype(np.float64) - combined["params"][name]).astype(params[name].dtype)
+            for name in params.keys() - task.trained_leaves
+        }
+        seen = ServerState({**state.broadcast, "params": _only(params, task.trained_leaves)}, state.memory)
+        moved = {**combined, "params": _only(combined["params"], task.trained_leaves)}
+        return _with_buffers(self.server.update(moved, seen), averaged)
+
+    def release(self, state: ServerState, task: Description) -> Tree:
+        """The model to publish: what the server optimizer releases, with the latest buffers."""
+        params = state.broadcast["params"]
+        seen = ServerState({**state.broadcast, "params": _only(params, task.trained_leaves)}, state.memory)
+        return {**params, **self.server.release(seen)}
 
     def _transform(self, part: str, tree: Tree, examples: int, seed: bytes, rng: np.random.Generator) -> Tree:
         if next(p for p in self.aggregator.parts if p.name == part).content == "scalar":
@@ -94,7 +126,15 @@ class Algorithm:
         shapes = {name: leaf.shape for name, leaf in tree.items()}
         body = np.result_type(*(leaf.dtype for leaf in tree.values()))
         sent = self.update.apply(tree, Context(shapes, seed, examples=examples, rng=rng))
-        return tree_map(lambda leaf: leaf if leaf.dtype.kind == "i" else leaf.astype(body, copy=False), sent)
+        return tree_map(lambda leaf: leaf if leaf.dtype.kind == "i" else narrowed(leaf, body), sent)
+
+
+def _only(tree: Tree, names: frozenset[str]) -> Tree:
+    return {name: leaf for name, leaf in tree.items() if name in names}
+
+
+def _with_buffers(state: ServerState, params: Tree) -> ServerState:
+    return ServerState({**state.broadcast, "params": {**params, **state.broadcast["params"]}}, state.memory)
 
 
 def _as_float64(leaf: Array) -> Array:

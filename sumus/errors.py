@@ -14,6 +14,8 @@ Every message names the client, leaf or rule, and ends with a remedy. The comman
 a traceback means a defect of ours.
 """
 
+from typing import Any
+
 
 class SumusError(Exception):
     """Base of everything that sumus raises on purpose."""
@@ -60,8 +62,9 @@ class DivergedError(ParticipantError):
 
 
 class Interrupted(SumusError):
-    """Stopped by the user; `history` holds everything up to the last whole round."""
+    """Stopped by the user; `history` and `checkpoint` hold everything up to the last whole round."""
 
-    def __init__(self, message: str, history: object = None) -> None:
+    def __init__(self, message: str, history: Any = None, checkpoint: Any = None) -> None:
         super().__init__(message)
         self.history = history
+        self.checkpoint = checkpoint

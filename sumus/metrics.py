@@ -8,11 +8,25 @@ A metric takes a batch's outputs and targets (torch tensors) and returns one val
 its sums leave them. These are written in tensor methods, and so need no torch to import.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
+
+M = TypeVar("M", bound=Callable[[Any, Any], Any])
+
+
+def lower_is_better(metric: M) -> M:
+    """Mark a metric as an error: targets are reached from above, and the worst client is the highest."""
+    cast(Any, metric).lower_is_better = True
+    return metric
+
+
+def is_lower_better(name: str, metric: Any) -> bool:
+    """Whether a metric is marked so; the loss always is."""
+    return name == "loss" or bool(getattr(metric, "lower_is_better", False))
+
 
 IGNORED = -100
 """A target that does not count: padding."""
@@ -38,11 +52,13 @@ def binary_accuracy(outputs: Any, targets: Any) -> Any:
     return _each((outputs.reshape(targets.shape) > 0.5) == (targets > 0.5))
 
 
+@lower_is_better
 def mean_absolute_error(outputs: Any, targets: Any) -> Any:
     """|outputs − targets|, averaged over an example's entries. Equal shapes `(B, ...)`."""
     return _each((outputs.reshape(targets.shape) - targets).abs())
 
 
+@lower_is_better
 def mean_squared_error(outputs: Any, targets: Any) -> Any:
     """(outputs − targets)², averaged over an example's entries. Equal shapes `(B, ...)`."""
     return _each((outputs.reshape(targets.shape) - targets) ** 2)
@@ -74,10 +90,10 @@ class Spread:
     worst_client: str
 
     @staticmethod
-    def over(clients: Sequence[object], values: Sequence[float], higher_is_better: bool = True) -> "Spread":
+    def over(clients: Sequence[object], values: Sequence[float], lower_is_better: bool = False) -> "Spread":
         """Exact statistics over clients; in the simulator only, where they are known one by one."""
         order = np.argsort(values)
-        worst_first = order if higher_is_better else order[::-1]
+        worst_first = order[::-1] if lower_is_better else order
         sorted_values = np.asarray(values, np.float64)[worst_first]
         decile = sorted_values[: max(1, len(sorted_values) // 10)]
         return Spread(
@@ -89,11 +105,6 @@ class Spread:
             float(sorted_values[0]),
             str(clients[int(worst_first[0])]),
         )
-
-
-def higher_is_better(metric: str) -> bool:
-    """Losses and errors are better when lower, all else when higher; judged by name."""
-    return not (metric == "loss" or "error" in metric or "loss" in metric)
 
 
 def pooled(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:

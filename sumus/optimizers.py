@@ -157,7 +157,7 @@ def averaged(server: ServerOptimizer, decay: float = 0.9) -> ServerOptimizer:
         started = float(state.memory["average_weight"][""])
         keep = decay * started
         average = {
-            name: keep * state.memory["average"][name] + (1 - keep) * leaf
+            name: keep * state.memory["average"][name] + (1 - keep) * leaf.astype(np.float64)
             for name, leaf in inner.broadcast["params"].items()
         }
         return ServerState(inner.broadcast, {**inner.memory, "average": average, "average_weight": {"": np.ones(())}})

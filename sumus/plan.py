@@ -11,19 +11,21 @@ for plans that are `deployed` (packed or served), where code does not travel and
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from sumus.aggregate import FixedPoint
 from sumus.algorithm import Algorithm
 from sumus.errors import PlanError
 from sumus.pacing import Pacing
-from sumus.spec import build, canonical_json, is_custom, to_json
-from sumus.task import Description, Task, description_of
+from sumus.spec import call_with, canonical_json, is_custom, to_json
+from sumus.task import Data, Description, Task, description_of
 from sumus.types import Json
 
 FORMAT = 1
 _MAX_JSON = 16 * 2**20
+FITTED = FixedPoint(0, 1.0, 1, 1)
+"""Stands for sums as fine as the overflow rule allows for the plan's cohort."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +41,10 @@ class Plan:
     algorithm: Algorithm
     pacing: Pacing
     min_contributors: int = 10
-    sums: FixedPoint = cast(FixedPoint, None)
+    sums: FixedPoint = FITTED
 
     def __post_init__(self) -> None:
-        if cast(Any, self.sums) is None:
+        if self.sums is FITTED:
             weighted = self.algorithm.update.weight_cap is None and any(
                 part.weight == "examples" for part in self.algorithm.aggregator.parts
             )
@@ -62,6 +64,10 @@ class Plan:
         for rule, message in self.violations("deployed"):
             raise PlanError(rule, message)
 
+    def with_data(self, data: Data) -> "Plan":
+        """The same plan, with its task's data declared."""
+        return replace(self, task=replace(self.task, data=data))
+
     @property
     def description(self) -> Description:
         """What of the task can travel."""
@@ -75,7 +81,7 @@ class Plan:
                 "task": to_json(self.description),
                 "algorithm": to_json(self.algorithm),
                 "pacing": to_json(self.pacing),
-                "min_contributors": self.min_contributors,
+                "min_contributors": to_json(self.min_contributors),
                 "sums": to_json(self.sums),
             }
         )
@@ -89,7 +95,9 @@ class Plan:
             fields = cast(dict[str, Json], json.loads(text))
             if fields.pop("sumus") != FORMAT:
                 raise PlanError("plan-format", f"this sumus reads plans of format {FORMAT}; upgrade the older side")
-            return Plan(**{name: build(value) for name, value in fields.items()})
+            plan = cast(Plan, call_with(Plan, "plan", fields))
+            _ = plan.id  # refuses what JSON reads as infinite, or as text that is none
+            return plan
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PlanError("malformed", f"this is not a plan: {type(error).__name__}: {error}") from error
 
@@ -189,4 +197,3 @@ RULES: tuple[Rule, ...] = (
 )
 """Checked whenever a plan is built. Raised where the value itself is made: sum-overflow, parts-match, quantize-last,
 epochs-or-steps, positive."""
-

@@ -14,7 +14,10 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar, cast
+from types import UnionType
+from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from sumus.errors import PlanError
 from sumus.types import Json
@@ -43,8 +46,10 @@ class Value:
         if self is other:
             return True
         same = type(self) is type(other) and isinstance(other, Value)
-        return same and not any(is_custom(self)) and canonical_json(self.spec.to_json()) == canonical_json(
-            other.spec.to_json()
+        return (
+            same
+            and not any(is_custom(self))
+            and canonical_json(self.spec.to_json()) == canonical_json(other.spec.to_json())
         )
 
     def __hash__(self) -> int:
@@ -67,6 +72,7 @@ def record(name: str) -> Callable[[type[R]], type[R]]:
     """Register a frozen dataclass whose fields are JSON or values: its spec is its fields."""
 
     def register(cls: type[R]) -> type[R]:
+        _check_free(name)
         _factories[name] = cls
         _records[cls] = name
         return cls
@@ -81,8 +87,7 @@ def registered(name: str) -> Callable[[Callable[P, V]], Callable[P, V]]:
     """
 
     def register(factory: Callable[P, V]) -> Callable[P, V]:
-        if name in _factories:
-            raise PlanError("taken-name", f"the name {name!r} is registered already; choose another")
+        _check_free(name)
         signature = inspect.signature(factory)
 
         @functools.wraps(factory)
@@ -110,19 +115,54 @@ def build(description: Json) -> Any:
             raise PlanError("unknown-name", f"no value is registered as {name!r}; import the module that registers it")
         if not isinstance(params, Mapping):
             raise PlanError("unknown-name", f"the parameters of {name!r} must be an object")
-        factory = _factories[name]
-        signature = inspect.signature(factory)
-        if unknown := set(params) - set(signature.parameters):
-            raise PlanError("unknown-name", f"{name!r} takes no {sorted(unknown)}; is this sumus too old for the plan?")
-        try:
-            call = signature.bind_partial()
-            call.arguments.update({parameter: build(value) for parameter, value in params.items()})
-            return factory(*call.args, **call.kwargs)
-        except TypeError as error:
-            raise PlanError("unknown-name", f"{name!r} cannot be built from {sorted(params)}: {error}") from error
+        return call_with(_factories[name], name, params)
     if isinstance(description, list | tuple):
         return tuple(build(item) for item in description)
     return description
+
+
+def call_with(factory: Callable[..., Any], name: str, params: Mapping[str, Json]) -> Any:
+    """What `factory` makes of JSON parameters, each of the type that it declares."""
+    signature = inspect.signature(factory)
+    if unknown := set(params) - set(signature.parameters):
+        raise PlanError("unknown-name", f"{name!r} takes no {sorted(unknown)}; is this sumus too old for the plan?")
+    call = signature.bind_partial()
+    call.arguments.update({parameter: build(value) for parameter, value in params.items()})
+    declared = _declared(factory)
+    for parameter, value in call.arguments.items():
+        hint = declared.get(parameter, Any)
+        many = signature.parameters[parameter].kind is inspect.Parameter.VAR_POSITIONAL
+        if not _is_of(value, tuple[hint, ...] if many else hint):
+            raise PlanError("wrong-type", f"{name!r} takes no {value!r:.80} as {parameter}")
+    try:
+        return factory(*call.args, **call.kwargs)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise PlanError("wrong-type", f"{name!r} cannot be built from {sorted(params)}: {error}") from error
+
+
+def _declared(factory: Callable[..., Any]) -> Mapping[str, Any]:
+    try:
+        return get_type_hints(factory)
+    except NameError:  # a name that exists only for type checkers
+        return {}
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    """Whether JSON, built, is what an annotation asks for; annotations that JSON has no words for pass."""
+    kind, inner = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType):
+        return any(_is_of(value, option) for option in inner)
+    if kind is Literal:
+        return any(value == option and type(value) is type(option) for option in inner)
+    if kind is tuple:
+        items = cast(tuple[object, ...], value) if isinstance(value, tuple) else None
+        if items is None:
+            return False
+        wanted = (inner[0],) * len(items) if inner[-1:] == (...,) else inner
+        return len(items) == len(wanted) and all(map(_is_of, items, wanted))
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) and kind is None else True
 
 
 def to_json(value: object) -> Json:
@@ -132,6 +172,8 @@ def to_json(value: object) -> Json:
     if type(value) in _records:
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(cast(Any, value))}
         return Spec(_records[type(value)], fields).to_json()
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -169,10 +211,22 @@ def describe(description: Json) -> str:
 
 def canonical_json(value: Json) -> str:
     """One text for one value: sorted names, no blanks, shortest floats, no NaN. What plan ids are hashed from."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise PlanError("finite", "a parameter is NaN or infinite, which no plan can hold: give a finite number") from error
+
+
+def _check_free(name: str) -> None:
+    if name in _factories:
+        raise PlanError("taken-name", f"the name {name!r} is registered already; choose another")
 
 
 def _as_declared(value: Any, annotation: str) -> Any:
-    """`lr=1` and `lr=1.0` are one plan: integers given for floats become floats."""
+    """`lr=1`, `lr=1.0` and `lr=np.float64(1)` are one plan: integers given for floats become floats, numpy's are Python's."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, list | tuple):
+        return tuple(_as_declared(item, annotation) for item in cast(list[object], value))
     wants_float = "float" in annotation and "int" not in annotation
     return float(value) if wants_float and isinstance(value, int) and not isinstance(value, bool) else value

@@ -36,7 +36,7 @@ class Leaf:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    role: str
+    role: Role
     trained: bool
     aliases: tuple[str, ...] = ()
 
@@ -83,6 +83,11 @@ class Description:
         return tuple(leaf for leaf in self.leaves if leaf.role == role)
 
     @property
+    def trained_leaves(self) -> frozenset[str]:
+        """Names of the shared leaves that have a gradient; the other shared ones are averaged as they are."""
+        return frozenset(leaf.name for leaf in self.leaves if leaf.role == "shared" and leaf.trained)
+
+    @property
     def shared_layout(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the leaves that are broadcast and summed."""
         return {leaf.name: leaf.shape for leaf in self.named("shared")}
@@ -123,7 +128,9 @@ class Task:
 
     def make_model(self) -> Any:
         """A module: a new one where `model` is a callable, else the module itself."""
-        module = self.model if hasattr(self.model, "named_parameters") and not isinstance(self.model, type) else self.model()
+        module = (
+            self.model if hasattr(self.model, "named_parameters") and not isinstance(self.model, type) else self.model()
+        )
         if not hasattr(module, "named_parameters"):
             raise TaskError(f"model= made a {type(module).__name__}; it must make an nn.Module")
         return module
@@ -156,7 +163,7 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
         dtype = str(tensor.dtype).rpartition(".")[2]
         matching = [pattern for pattern in roles for own in (name, *aliases) if fnmatch.fnmatchcase(own, pattern)]
         unused -= set(matching)
-        role: str = roles[matching[-1]] if matching else "shared"
+        role: Role = roles[matching[-1]] if matching else "shared"
         trained = name in trainable and role != "frozen"
         if "complex" in dtype:
             raise TaskError(f"leaf `{name}` is {dtype}; complex leaves cannot be summed: keep real and imaginary parts")

@@ -23,4 +23,4 @@ Broadcast: TypeAlias = Mapping[str, Tree]
 Tensors: TypeAlias = Mapping[str, Any]
 """A tree whose arrays may be numpy's or torch's: the client rules are written in operators both know."""
 
-Json: TypeAlias = None | bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"]
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None

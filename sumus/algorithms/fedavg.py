@@ -16,9 +16,6 @@ from sumus.optimizers import ServerOptimizer
 from sumus.update.transform import Transform, chain
 from sumus.work import ClientWork, sgd
 
-BY_EXAMPLES = Part("params", weight="examples", denominator="weight")
-UNIFORM = Part("params", weight="uniform", denominator="count")
-
 
 def fedavg(
     client: ClientWork,
@@ -27,7 +24,7 @@ def fedavg(
     weight: Literal["examples", "uniform"] = "examples",
 ) -> Algorithm:
     """FedAvg: clients weigh by their examples (the paper's n_k), or alike with `weight="uniform"`."""
-    part = BY_EXAMPLES if weight == "examples" else UNIFORM
+    part = Part("params", weight=weight, denominator="count" if weight == "uniform" else "weight")
     return Algorithm(client, update or chain(), mean(part), server or optimizers.sgd(1.0))
 
 

@@ -1,9 +1,9 @@
 """A run's folder: what it takes to go on, and what there is to look at.
 
-    checkpoint.safetensors   server state, client states, and the record of the rounds: all of a run, in one file
-    model.safetensors        the published model, as a state dict
-    history.jsonl            a line a round
-    plot.png
+checkpoint.safetensors   server state, client states, and the record of the rounds: all of a run, in one file
+model.safetensors        the published model, as a state dict
+history.jsonl            a line a round
+plot.png
 """
 
 import json

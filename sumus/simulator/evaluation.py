@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sumus.errors import ExperimentError
 from sumus.experiment import Evaluate
-from sumus.metrics import Spread, higher_is_better, pooled
+from sumus.metrics import Spread, is_lower_better, pooled
 from sumus.rng import generator
 from sumus.simulator.checkpoint import ClientState
 from sumus.simulator.population import Population, as_population, sample
@@ -25,6 +26,10 @@ class Evaluation:
         )
         self._unseen = as_population(wanted.unseen) if wanted.unseen is not None else None
         self._population = population
+        for name in wanted.target:
+            if name not in program.task.metrics and name != "loss":
+                known = ", ".join(("loss", *program.task.metrics))
+                raise ExperimentError(f"the target names {name!r}, which is not measured; there is {known}")
         count = min(wanted.seen, len(population))
         self._seen = sample(population, count, generator(seed, "seen")) if count else []
 
@@ -61,7 +66,7 @@ class Evaluation:
                     by_client.setdefault(name, {})[client] = mean
             evaluations[source] = pooled(totals)
             spreads[source] = {
-                name: Spread.over(list(means), list(means.values()), higher_is_better(name))
+                name: Spread.over(list(means), list(means.values()), is_lower_better(name, program.task.metrics.get(name)))
                 for name, means in by_client.items()
             }
         return evaluations, spreads

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from sumus.errors import ExperimentError
-from sumus.metrics import Spread, higher_is_better
+from sumus.metrics import Spread
+from sumus.training.program import save_model
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class History:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         self.write_jsonl(target / "history.jsonl")
-        save_file({name: np.array(tensor) for name, tensor in self.model.items()}, target / "model.safetensors")
+        save_model(self.model, target / "model.safetensors")
         if importlib.util.find_spec("matplotlib"):
             self.plot(target / "plot.png")
 
@@ -152,4 +150,4 @@ class History:
                 middle = [value.median for _, value in spread]
                 axis.fill_between(rounds, low, middle, alpha=0.2, label=f"{source}: worst decile to median client")
         axis.set(xlabel="round", ylabel=name)
-        axis.legend(frameon=False, loc="lower right" if higher_is_better(name) else "upper right")
+        axis.legend(frameon=False)

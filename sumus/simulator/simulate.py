@@ -1,7 +1,7 @@
 """The simulator: every client of a round in this process, the same algebra as everywhere else.
 
-    for each round:   sample a cohort → train → report → count in → add
-                      finish the sum → the next model → evaluate → remember
+for each round:   sample a cohort → train → report → count in → add
+                  finish the sum → the next model → evaluate → remember
 """
 
 import time
@@ -13,7 +13,7 @@ from sumus.aggregate import RunningSum
 from sumus.algorithm import Algorithm
 from sumus.errors import ExperimentError, Interrupted, SumusError
 from sumus.experiment import Evaluate, Examples, Experiment
-from sumus.metrics import higher_is_better
+from sumus.metrics import is_lower_better
 from sumus.optimizers import ServerState
 from sumus.pacing import Pacing
 from sumus.plan import Plan
@@ -80,20 +80,24 @@ class Simulation:
     def __init__(self, experiment: Experiment, device: str, out: Path | None, restart: bool) -> None:
         task = experiment.plan.task
         if not isinstance(task, Task):
-            raise ExperimentError("this plan holds a task's description without its code; simulate the file it came from")
+            raise ExperimentError(
+                "this plan holds a task's description without its code; simulate the file it came from"
+            )
         self.experiment = experiment
-        self.plan = experiment.plan
         self.population = as_population(experiment.population)
         self.program = Program(task, device, experiment.seed)
+        first = self.population.pick(0)  # tried before anything long begins
+        data = self.program.learn_schema(first, *self.program.reader.read(self.population, first))
+        self.plan = experiment.plan.with_data(data)
+        self.task = self.plan.description
         self.executor = SequentialExecutor(self.program, self.plan.algorithm.client)
         self.out = out
         self.notes: dict[str, None] = {}
         identity = {"plan": self.plan.id, "seed": experiment.seed, "population": len(self.population)}
-        self.at = Checkpoint(identity, self.plan.algorithm.server.init(self.program.initial_shared))
+        self.at = Checkpoint(identity, self.plan.algorithm.start(self.program.initial_shared, self.task))
         if out is not None and not restart and (earlier := Checkpoint.read(out)):
             earlier.check_same(identity, out)
             self.at = earlier
-        self._learn_schema()
         self.evaluation = Evaluation(experiment.evaluate, self.population, self.program, experiment.seed)
 
     def run(self, checkpoint_every: int, progress: Progress) -> History:
@@ -110,7 +114,7 @@ class Simulation:
         except KeyboardInterrupt:
             kept = f", kept in {self._save()}: run the same again to go on" if self.out else ""
             message = f"stopped after round {self.done} of {self.experiment.rounds}{kept}"
-            raise Interrupted(message, self._history("interrupted")) from None
+            raise Interrupted(message, self._history("interrupted"), self.at) from None
         except SumusError:
             self._save()
             raise
@@ -136,17 +140,15 @@ class Simulation:
         examples, bytes_up = 0, 0
         for trained in self.executor.run(at.state.broadcast, number, seed, self._assignments(cohort, at)):
             rng = generator(seed, "round", number, "client", trained.client, "transform")
-            update = algorithm.report(
-                trained.client, trained.parts, trained.examples, trained.metrics, public, rng
-            )
-            total.add(algorithm.count_in(update, sums))
+            update = algorithm.report(trained.client, trained.parts, trained.examples, trained.metrics, public, rng)
+            algorithm.count_in(update, sums, into=total)
             if trained.state:
                 clients[str(trained.client)] = trained.state
             examples += trained.examples
             bytes_up += update.nbytes
             self._note_cap(trained.examples)
         state = algorithm.finish(
-            total.total, at.state, self.program.description.shared_layout, sums, public, len(self.population)
+            total.total, at.state, self.task, sums, public, len(self.population)
         )
         clients = {**at.clients, **clients}  # pending until the sum was counted: now
         training = total.total.metric_means()
@@ -174,21 +176,18 @@ class Simulation:
         due = (number + 1) % self.experiment.evaluate.every == 0 or number + 1 == self.experiment.rounds
         return self.evaluation.measure(self._published(state), clients) if due else ({}, {})
 
-    def _learn_schema(self) -> None:
-        """Try the model on the first client of the first cohort, before anything long begins."""
-        cohort = generator(self.experiment.seed, "round", 0, "cohort")
-        (first, *_) = sample(self.population, self.plan.pacing.cohort, cohort)
-        self.program.learn_schema(first, *self.program.reader.read(self.population, first))
-
     def _reached_target(self) -> bool:
         target = self.experiment.evaluate.target
         if not target or not self.at.rounds:
             return False
         measured = self.at.rounds[-1].metrics
         return all(
-            name in measured and (measured[name] >= goal if higher_is_better(name) else measured[name] <= goal)
+            name in measured and (measured[name] <= goal if self._is_lower_better(name) else measured[name] >= goal)
             for name, goal in target.items()
         )
+
+    def _is_lower_better(self, name: str) -> bool:
+        return is_lower_better(name, self.program.task.metrics.get(name))
 
     def _note_cap(self, examples: int) -> None:
         cap = self.plan.algorithm.update.weight_cap or self.plan.sums.max_weight
@@ -197,7 +196,7 @@ class Simulation:
             self.notes[f"clients with more than {cap} examples weigh {cap}: raise max_weight of the plan's sums"] = None
 
     def _published(self, state: ServerState) -> Tree:
-        return self.plan.algorithm.server.release(state)
+        return self.plan.algorithm.release(state, self.task)
 
     def _save(self) -> Path | None:
         return self.at.write(self.out) if self.out is not None else None

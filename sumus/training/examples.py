@@ -64,13 +64,14 @@ class ExampleReader:
             self.check(client, inputs, targets, self.data)
         return inputs.to(self._device), targets.to(self._device)
 
-    def learn_schema(self, client: object, inputs: Tensor, targets: Tensor, classes: int | None) -> None:
+    def learn_schema(self, client: object, inputs: Tensor, targets: Tensor, classes: int | None) -> Data:
         """Take these examples as what all examples look like; `classes` where the loss wants class targets."""
         data = self.task.data or Data(
             tuple(inputs.shape[1:]), _dtype_name(inputs), tuple(targets.shape[1:]), _dtype_name(targets)
         )
         self.data = dataclasses.replace(data, classes=data.classes or classes)
         self.check(client, inputs, targets, self.data)
+        return self.data
 
     def check(self, client: object, inputs: Tensor, targets: Tensor, data: Data) -> None:
         """Raise DataError where examples are not as the schema says."""
@@ -112,8 +113,8 @@ class ExampleReader:
 
 
 def _as_pair(client: object, examples: Any) -> tuple[Any, Any]:
-    if isinstance(examples, tuple | list) and len(examples) == 2:  # pyright: ignore[reportUnknownArgumentType]
-        return examples[0], examples[1]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(examples, tuple | list) and len(examples) == 2 and not _is_list_of_pairs(examples):
+        return examples[0], examples[1]
     if hasattr(examples, "__getitem__") and hasattr(examples, "__len__") and not isinstance(examples, Mapping):
         try:
             rows = [examples[index] for index in range(len(examples))]
@@ -128,6 +129,10 @@ def _as_pair(client: object, examples: Any) -> tuple[Any, Any]:
     )
 
 
+def _is_list_of_pairs(examples: Any) -> bool:
+    return isinstance(examples, list) and all(isinstance(row, tuple) and len(row) == 2 for row in examples)
+
+
 def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).rpartition(".")[2]
 
@@ -136,9 +141,10 @@ def _bytes(pair: tuple[Tensor, Tensor]) -> int:
     return sum(tensor.element_size() * tensor.nelement() for tensor in pair)
 
 
-def describe_call(error: Exception, task: Task, inputs: Tensor) -> TaskError:
+def describe_call(error: Exception, inputs: Tensor) -> TaskError:
     """What to tell the user when the model or the loss itself raised."""
+    said = str(error).splitlines()[0] if str(error) else ""
     return TaskError(
         f"the model or its loss failed on inputs {tuple(inputs.shape)} {_dtype_name(inputs)}: {type(error).__name__}: "
-        f"{str(error).splitlines()[0] if str(error) else ''}; try them on one batch alone, or convert in prepare="
+        f"{said}; try them on one batch alone, or convert the data in prepare="
     )

@@ -3,15 +3,18 @@
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sumus.errors import SumusError, TaskError
-from sumus.task import Leaf, Task
+from sumus.task import Data, Leaf, Task
 from sumus.training.examples import ExampleReader, describe_call
+from sumus.training.memory import map_large_blocks
 from sumus.types import Array, Tree
 
 EVALUATION_BATCH = 512
@@ -75,8 +78,8 @@ class Program:
                 tensor.copy_(value)
 
     def widened(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Copies of the module's present values of these leaves, in the dtype in which they are summed."""
-        return {name: self._widened(name, self.tensors[name].detach().clone()) for name in names}
+        """The module's present values of these leaves, detached, in the dtype in which they are summed. Not copies."""
+        return {name: self._widened(name, self.tensors[name].detach()) for name in names}
 
     def losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(outputs, loss of each example `(B,)`); whatever the user's code raises becomes a TaskError."""
@@ -86,7 +89,7 @@ class Program:
         except SumusError:
             raise
         except Exception as error:
-            raise describe_call(error, self.task, inputs) from error
+            raise describe_call(error, inputs) from error
         if not isinstance(losses, Tensor) or losses.shape != inputs.shape[:1]:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise TaskError(
@@ -95,9 +98,9 @@ class Program:
             )
         return outputs, losses
 
-    def learn_schema(self, client: object, inputs: Tensor, targets: Tensor) -> None:
+    def learn_schema(self, client: object, inputs: Tensor, targets: Tensor) -> Data:
         """Try the model on a client's first examples, and take their form as the form of all data."""
-        few, few_targets = inputs[:2], targets[:2]
+        few, few_targets = inputs[:2].clone(), targets[:2]
         classes: int | None = None
         self.module.eval()
         with torch.no_grad():
@@ -105,18 +108,19 @@ class Program:
                 try:
                     classes = int(self.module(few).shape[-1])
                 except Exception as error:
-                    raise describe_call(error, self.task, few) from error
-            self.reader.learn_schema(client, inputs, targets, classes)
+                    raise describe_call(error, few) from error
+            data = self.reader.learn_schema(client, inputs, targets, classes)
             self.losses(few, few_targets)
+        return data
 
     def evaluate(self, inputs: Tensor, targets: Tensor) -> dict[str, tuple[float, int]]:
         """(sum, count) of the loss and of every metric over these examples, with the module as it is."""
         totals: dict[str, tuple[float, int]] = {}
         self.module.eval()
         with torch.no_grad():
-            for start in range(0, len(inputs), EVALUATION_BATCH):
+            for start in range(0, len(inputs), EVALUATION_BATCH):  # copies: a forward in place must not change the data
                 batch = slice(start, start + EVALUATION_BATCH)
-                outputs, losses = self.losses(inputs[batch], targets[batch])
+                outputs, losses = self.losses(inputs[batch].clone(), targets[batch])
                 measured = {"loss": losses} | {
                     name: self._measure(name, metric, outputs, targets[batch])
                     for name, metric in self.task.metrics.items()
@@ -139,7 +143,7 @@ class Program:
         state: dict[str, Tensor] = {}
         for name, leaf in self.leaves.items():
             value = self._to_tensor(name, shared.get(name, self.initial[name])).cpu()
-            state |= {alias: value for alias in (name, *leaf.aliases)}
+            state |= dict.fromkeys((name, *leaf.aliases), value)
         return state
 
     def _measure(self, name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
@@ -160,6 +164,11 @@ class Program:
         return self._widened(name, tensor.detach()).cpu().numpy().copy()
 
 
+def save_model(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write a state dict as safetensors; each name gets a copy of its own, also where names share a tensor."""
+    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path)
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Torch's global randomness set from a seed, and given back as it was."""
@@ -171,6 +180,7 @@ def seeded(seed: int) -> Iterator[None]:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Torch on one thread: small models run faster so, and sums inside kernels keep their order."""
+    map_large_blocks()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sumus.rng import generator, key
+from sumus.training.program import Program, seeded
 from sumus.types import Broadcast, Tree
 from sumus.work import ClientWork, apply_gradients, clip_gradients, no_correction
-from sumus.training.program import Program, seeded
 
 Step = Callable[[dict[str, Tensor], int], None]
 
@@ -65,10 +65,10 @@ class SequentialExecutor:
                 state = {**state, "personal": program.widened(program.personal)}
             yield Trained(
                 assignment.client,
-                {part: _numpy(tree) for part, tree in parts.items()},
+                {part: self._numpy(tree) for part, tree in parts.items()},
                 len(assignment.inputs),
                 {"loss": loss},
-                {name: _numpy(tree) for name, tree in state.items()},
+                {name: self._numpy(tree) for name, tree in state.items()},
             )
 
     def _train(
@@ -89,6 +89,8 @@ class SequentialExecutor:
         for rows in self.work.batches(len(assignment.inputs), generator(*words, "batches")):
             index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(program.device)
             inputs, targets = assignment.inputs[index], assignment.targets[index]
+            if isinstance(index, slice):  # a view: a forward in place must not change the data
+                inputs = inputs.clone()
             _, losses = program.losses(inputs, targets)
             grads = torch.autograd.grad(losses.mean(), params, allow_unused=True, materialize_grads=True)
             steps += 1
@@ -136,6 +138,8 @@ class SequentialExecutor:
 
         return step
 
-
-def _numpy(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: leaf.detach().cpu().numpy() for name, leaf in tree.items()}
+    def _numpy(self, tree: Mapping[str, Any]) -> dict[str, Any]:
+        """Arrays of their own: what still lies in the module is copied, since the next client overwrites it."""
+        own = {tensor.data_ptr() for tensor in self.program.tensors.values()}
+        leaves = {name: leaf.detach().clone() if leaf.data_ptr() in own else leaf.detach() for name, leaf in tree.items()}
+        return {name: leaf.cpu().numpy() for name, leaf in leaves.items()}

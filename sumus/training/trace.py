@@ -56,9 +56,9 @@ def trace_step(program: Program, work: ClientWork, inputs: Tensor, targets: Tens
         return list(results.values())
 
     program.module.train()
-    with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher():
             first = make_fx(step, decomposition_table=core_aten_decompositions())(*values.values())
             functional: Callable[..., Any] = functionalize(first, remove="mutations_and_views")
             graph = make_fx(functional)(*values.values())
@@ -83,12 +83,8 @@ def step_values(program: Program, work: ClientWork, inputs: Tensor, targets: Ten
 
 def _step(program: Program, work: ClientWork, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     params = {name: values[f"params/{name}"].detach().requires_grad_() for name in program.trained}
-    buffers = {
-        name: values[f"buffers/{name}"].clone() for name in program.tensors if f"buffers/{name}" in values
-    }
-    rules = {
-        name: tuple(values[key] for key in values if key.startswith(f"rule/{name}/")) for name in program.trained
-    }
+    buffers = {name: values[f"buffers/{name}"].clone() for name in program.tensors if f"buffers/{name}" in values}
+    rules = {name: tuple(values[key] for key in values if key.startswith(f"rule/{name}/")) for name in program.trained}
     broadcast = {"params": {name: values[f"broadcast/params/{name}"] for name in program.shared}}
     outputs = functional_call(program.module, {**params, **buffers}, (values["inputs"],), tie_weights=True)
     losses = program.task.loss(outputs, values["targets"])

@@ -1,6 +1,7 @@
 """Bounding what one client can do."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,9 @@ from sumus.spec import registered
 from sumus.tree import tree_map
 from sumus.types import Array, Tree
 from sumus.update.transform import Context, Props, Transform
+
+_SLACK = 1 - 2.0**-50
+"""More than a quotient and a product can be rounded up by."""
 
 
 @registered("update/clip_by_global_norm")
@@ -31,7 +35,8 @@ def clip_by_global_norm(max_norm: float) -> Transform:
         norm = global_norm(update)
         if norm <= max_norm:
             return update
-        return tree_map(lambda leaf: _scale_towards_zero(leaf, max_norm / norm), update)
+        factor = max_norm / norm * _SLACK
+        return tree_map(lambda leaf: narrowed(leaf.astype(np.float64) * factor, leaf.dtype), update)
 
     return Transform(apply=apply, props=Props(clips_to=max_norm))
 
@@ -52,11 +57,21 @@ def global_norm(tree: Tree) -> float:
         square = whole * whole  # at most 2^60
         high, low = np.sum(square >> np.uint64(32), dtype=np.uint64), np.sum(square & np.uint64(2**32 - 1))
         total += (int(high) << 32) + int(low)
-    return math.ldexp(math.sqrt(total), -grid)
+    return math.ldexp(_root_rounded_up(total), -grid)
 
 
-def _scale_towards_zero(leaf: Array, factor: float) -> Array:
-    exact = leaf.astype(np.float64) * factor
-    scaled = exact.astype(leaf.dtype)
-    over = np.abs(scaled, dtype=np.float64) > np.abs(exact)
-    return np.where(over, np.nextafter(scaled, np.zeros_like(scaled)), scaled)
+def narrowed(leaf: Array, dtype: np.dtype[Any]) -> Array:
+    """A float64 leaf in another dtype, each entry rounded towards zero: no norm grows."""
+    if leaf.dtype == dtype:
+        return leaf
+    near = leaf.astype(dtype)
+    over = np.abs(near, dtype=np.float64) > np.abs(leaf)
+    return np.where(over, np.nextafter(near, np.zeros_like(near)), near)
+
+
+def _root_rounded_up(total: int) -> float:
+    """√total, exact where it is a whole number, else the next float above."""
+    root = math.isqrt(total << 64)  # √total · 2^32, rounded down
+    root += root * root < total << 64
+    above = float(root)
+    return math.ldexp(above if int(above) >= root else math.nextafter(above, math.inf), -32)

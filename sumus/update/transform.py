@@ -65,19 +65,19 @@ def same_shapes(shapes: Layout) -> Layout:
 class Transform(Value):
     """apply(update, context) → update on the device; invert(sum, context) → sum on the server, float64 and linear.
 
-    layout: the shapes after `apply`, from the shapes before.  stages: the links of a chain, else empty.
+    layout: the shapes after `apply`, from the shapes before.  stages: the links of a chain, None where it is none.
     """
 
     apply: Callable[[Tree, Context], Tree] = unchanged
     invert: Callable[[Tree, Context], Tree] = unchanged
     layout: Callable[[Layout], Layout] = same_shapes
     props: Props = Props()
-    stages: tuple["Transform", ...] = ()
+    stages: tuple["Transform", ...] | None = None
 
     @property
     def links(self) -> tuple["Transform", ...]:
         """The stages of a chain, or this one alone."""
-        return self.stages or ((self,) if self.props != Props() or self.apply is not unchanged else ())
+        return (self,) if self.stages is None else self.stages
 
     @property
     def weight_cap(self) -> int | None:
@@ -97,6 +97,9 @@ def chain(*transforms: Transform) -> Transform:
     for stage in stages[:-1]:
         if stage.props.code_bits is not None:
             raise PlanError("quantize-last", f"{stage!r} makes integer codes; put it last in the chain")
+
+    if not stages:
+        return Transform()
 
     def walk(context: Context) -> Iterator[tuple[Transform, Context]]:
         shapes, bound = context.shapes, context.norm_bound

@@ -6,17 +6,19 @@ A zip file (stored, not compressed; fixed dates, so equal content gives equal by
 """
 
 import io
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from sumus.errors import UsageError
+from sumus.errors import ParticipantError, UsageError
 from sumus.plan import Plan
 from sumus.types import Tree
 from sumus.wire.tensors import decode_tree, encode_tree
 
 MAX_BYTES = 8 * 2**30
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_UNIX = 3
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Bundle:
                 ("plan.json", self.plan.to_json().encode()),
                 ("model.safetensors", encode_tree(self.model)),
             ):
-                archive.writestr(zipfile.ZipInfo(name, _EPOCH), body)
+                info = zipfile.ZipInfo(name, _EPOCH)
+                info.create_system = _UNIX  # else the same content has other bytes on Windows
+                archive.writestr(info, body)
         return buffer.getvalue()
 
     def write(self, path: str | Path) -> Path:
@@ -48,17 +52,23 @@ class Bundle:
         """Read a bundle; the model must hold exactly the plan's shared leaves."""
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                infos = {info.filename: info for info in archive.infolist()}
-                if set(infos) != {"plan.json", "model.safetensors"}:
-                    raise UsageError(f"a bundle holds plan.json and model.safetensors, this holds {sorted(infos)}")
-                if sum(info.file_size for info in infos.values()) > MAX_BYTES:
+                infos = archive.infolist()
+                if sorted(info.filename for info in infos) != ["model.safetensors", "plan.json"]:
+                    names = ", ".join(info.filename for info in infos)
+                    raise UsageError(f"a bundle holds plan.json and model.safetensors, once each; this holds {names}")
+                if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+                    raise UsageError("a bundle is stored and not compressed; make one with `sumus pack`")
+                if sum(info.file_size for info in infos) > MAX_BYTES:
                     raise UsageError(f"the bundle unpacks to over {MAX_BYTES} bytes")
                 plan = Plan.from_json(archive.read("plan.json").decode())
                 body = archive.read("model.safetensors")
-        except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, struct.error) as error:
             raise UsageError(f"this is not a bundle: {error}; make one with `sumus pack`") from error
         expected = {leaf.name: (leaf.sum_dtype, leaf.shape) for leaf in plan.description.named("shared")}
-        return Bundle(plan, decode_tree(body, expected))
+        try:
+            return Bundle(plan, decode_tree(body, expected))
+        except ParticipantError as error:
+            raise UsageError(f"the bundle's model is not its plan's: {error}; make it again with `sumus pack`") from error
 
     @staticmethod
     def read(path: str | Path) -> "Bundle":

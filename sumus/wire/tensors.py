@@ -26,8 +26,7 @@ def encode_tree(tree: Tree, metadata: Mapping[str, str] | None = None) -> bytes:
 
 def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]] | None = None) -> dict[str, Array]:
     """The tree of these bytes. expected: leaf → (dtype name, shape); anything else is refused."""
-    if len(body) < 8 or not 0 < struct.unpack("<Q", body[:8])[0] <= MAX_HEADER:
-        raise ParticipantError("body", f"the tensor header is missing or over {MAX_HEADER} bytes: not a body of ours")
+    _header(body)
     try:
         tree = load(body)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -44,12 +43,18 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
 
 def metadata_of(body: bytes) -> dict[str, str]:
     """The text that travels in a body's header."""
-    if len(body) < 8 or not 0 < (length := struct.unpack("<Q", body[:8])[0]) <= MAX_HEADER:
-        raise ParticipantError("body", "the tensor header is missing or too long: not a body of ours")
     try:
-        return dict(json.loads(body[8 : 8 + length]).get("__metadata__", {}))
-    except (ValueError, AttributeError) as error:
+        found = json.loads(_header(body)).get("__metadata__", {})
+        return {str(name): str(text) for name, text in found.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ParticipantError("body", f"the tensor header is not JSON: {error}") from error
+
+
+def _header(body: bytes) -> bytes:
+    length = struct.unpack("<Q", body[:8])[0] if len(body) >= 8 else 0
+    if not 0 < length <= min(MAX_HEADER, len(body) - 8):
+        raise ParticipantError("body", f"the tensor header is missing or over {MAX_HEADER} bytes: not a body of ours")
+    return body[8 : 8 + length]
 
 
 def encode_aggregate(aggregate: Aggregate) -> bytes:
@@ -58,11 +63,32 @@ def encode_aggregate(aggregate: Aggregate) -> bytes:
 
 
 def decode_aggregate(body: bytes) -> Aggregate:
-    """The sum of these bytes; every slot must have one integer dtype."""
+    """The sum of these bytes: one integer dtype, and for every part its weight."""
     slots = decode_tree(body)
     if "count" not in slots or slots["count"].shape != ():
         raise ParticipantError("body", "the sum has no count: not an aggregate of ours")
     dtypes = {slot.dtype.name for slot in slots.values()}
     if len(dtypes) != 1 or dtypes - {"int64", "uint16", "uint32"}:
-        raise ParticipantError("body", f"slots of dtypes {sorted(dtypes)}; a sum is int64, or a ring of uint16 or uint32")
-    return Aggregate.from_slots(slots)
+        raise ParticipantError(
+            "body", f"slots of dtypes {sorted(dtypes)}; a sum is int64, or a ring of uint16 or uint32"
+        )
+    aggregate = Aggregate.from_slots(slots)
+    _check_whole(slots, aggregate)
+    return aggregate
+
+
+def _check_whole(slots: Tree, aggregate: Aggregate) -> None:
+    parts = set(aggregate.sums)
+    counts = {"count": aggregate.count} | {f"weight/{part}": weight for part, weight in aggregate.weights.items()}
+    for name, slot in slots.items():
+        kind, _, rest = name.partition("/")
+        known = name == "count" or (kind, bool(rest)) == ("metric", True) or (kind == "sum" and rest.find("/") > 0)
+        if not (known or (kind == "weight" and rest in parts)):
+            raise ParticipantError("body", f"slot `{name}` is none of a sum's: not an aggregate of ours")
+        if kind in ("count", "weight", "metric") and slot.shape != ((2,) if kind == "metric" else ()):
+            raise ParticipantError("body", f"slot `{name}` has the shape {slot.shape}: not an aggregate of ours")
+    if set(aggregate.weights) != parts or (not parts and (int(aggregate.count) or aggregate.metrics)):
+        raise ParticipantError("body", f"it weighs {sorted(aggregate.weights)} and sums {sorted(parts)}: not an aggregate of ours")
+    for name, number in counts.items():
+        if number < 0:
+            raise ParticipantError("body", f"`{name}` is {number}: a sum counts people, and cannot owe any")

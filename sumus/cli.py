@@ -1,0 +1,321 @@
+"""The command line: simulate, check, pack, demo. Mistakes of the user end in one line, not in a traceback."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+import traceback
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
+from sumus.experiment import Experiment
+from sumus.plan import Plan
+
+app = typer.Typer(
+    help="Federated learning: devices train on data that never leaves them, and the server works with their sum.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+
+class Demo(StrEnum):
+    """The demos, on data that comes inside packages."""
+
+    health = "health"
+    keyboard = "keyboard"
+    digits = "digits"
+
+
+File = Annotated[str, typer.Argument(metavar="FILE.py[:NAME]", help="A file that defines `experiment` (or NAME).")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds, instead of those of the experiment.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all randomness, instead of the experiment's.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Folder for checkpoint, model, history and plot; an interrupted run goes on from it."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line on standard output.")]
+Restart = Annotated[bool, typer.Option(help="Start over, even if --out holds an earlier part of this run.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+@app.command()
+def simulate(
+    file: File,
+    rounds: Rounds = None,
+    seed: Seed = None,
+    out: Out = None,
+    as_json: AsJson = False,
+    restart: Restart = False,
+    device: Device = "cpu",
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Rounds between checkpoints.")] = 10,
+) -> None:
+    """Run the experiment of a file, in this process."""
+    _simulate(
+        load_experiment(file),
+        Path(file.partition(":")[0]).stem,
+        rounds,
+        seed,
+        out,
+        as_json,
+        restart,
+        device,
+        checkpoint_every,
+    )
+
+
+@app.command()
+def demo(
+    name: Demo,
+    rounds: Rounds = None,
+    seed: Seed = None,
+    out: Out = None,
+    as_json: AsJson = False,
+    device: Device = "cpu",
+) -> None:
+    """Train on real data that comes inside packages, person by person.
+
+    health: exercises from a watch, ten people. keyboard: the next word, one author a client. digits: images by label.
+    """
+    module = importlib.import_module(f"sumus.demos.{name}")
+    _out.print(f"[bold]{name}[/bold]: {cast(str, module.__doc__).splitlines()[0]}", highlight=False, soft_wrap=True)
+    folder = out or Path("runs") / f"demo-{name}"
+    _simulate(module.experiment(), name, rounds, seed, folder, as_json, out is None, device, 10)
+
+
+@app.command()
+def check(file: File) -> None:
+    """Try a plan on its first client: data, one round, shapes, memory, bytes, and whether real devices may run it."""
+    from sumus.simulator.check import check as check_plan
+
+    plan, population = load_plan(file)
+    report = check_plan(plan, population)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    data = report.data
+    classes = f", {data.classes} classes" if data.classes else ""
+    table.add_row(
+        "data",
+        f"inputs {data.inputs_dtype}{list(data.inputs)}, targets {data.targets_dtype}{list(data.targets)}"
+        f"{classes}; {report.examples} examples at the first client",
+    )
+    table.add_row("model", f"{report.parameters:,} shared parameters, output {list(report.outputs)} an example")
+    table.add_row("one round", f"loss {report.loss:.4f} at the first client")
+    cost = report.cost
+    table.add_row(
+        "memory",
+        f"{_bytes(cost.total)} a step at least: model {_bytes(cost.model)}, gradients "
+        f"{_bytes(cost.gradients)}, optimizer {_bytes(cost.optimizer)}, activations "
+        f"{_bytes(cost.activations)}",
+    )
+    table.add_row("traffic", f"{_bytes(report.bytes_down)} down and {_bytes(report.bytes_up)} up, a client and round")
+    sums = plan.sums
+    table.add_row(
+        "sums",
+        f"{sums.fraction_bits} fraction bits, |u| ≤ {sums.bound:g}, weight ≤ {sums.max_weight}, "
+        f"≤ {sums.max_count} contributors",
+    )
+    table.add_row("plan", report.plan_id)
+    table.add_row("simulator", "[green]legal[/green]")
+    for rule, message in report.deployable.items():
+        table.add_row("real devices", f"[yellow]refused by {rule}[/yellow]: {message}")
+    if not report.deployable:
+        table.add_row("real devices", "[green]legal[/green]")
+    _out.print(table, highlight=False)
+
+
+@app.command()
+def pack(
+    file: File,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, PLAN.sumus.")],
+    seed: Seed = None,
+) -> None:
+    """Write what a server needs to run a plan without its code: the plan as data, and the initial model."""
+    from sumus.simulator.check import check as check_plan
+    from sumus.training.program import Program
+    from sumus.wire.bundle import Bundle
+
+    plan, population = load_plan(file)
+    plan = plan.with_data(check_plan(plan, population).data)
+    plan.check_deployable()
+    bundle = Bundle(plan, Program(cast(Any, plan.task), seed=seed or 0).initial_shared)
+    path = bundle.write(output)
+    _out.print(f"{path}: plan {plan.id}, {_bytes(path.stat().st_size)}", highlight=False, soft_wrap=True)
+
+
+# ── what the commands share ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_experiment(file: str) -> Experiment:
+    """The experiment that a file defines as `experiment`, or under the name after the colon."""
+    module, name = _load(file)
+    value = _named(module, name or "experiment")
+    if value is None:
+        path = file.partition(":")[0]
+        raise ExperimentError(
+            f"{path} defines no {name or 'experiment'!r}: add `{name or 'experiment'} = sumus.Experiment(...)`, or name "
+            f"another as {path}:NAME"
+        )
+    if not isinstance(value, Experiment):
+        raise ExperimentError(f"{name or 'experiment'!r} in {file} is a {type(value).__name__}, not a sumus.Experiment")
+    return value
+
+
+def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any]]:
+    """A file's plan with someone to try it on: from `experiment`, or from `plan` and a device's `examples`."""
+    module, name = _load(file)
+    value = _named(module, name) if name else _named(module, "experiment") or _named(module, "plan")
+    if isinstance(value, Experiment):
+        return value.plan, value.population
+    if not isinstance(value, Plan):
+        raise ExperimentError(
+            f"{file} defines neither `experiment = sumus.Experiment(...)` nor `plan = sumus.Plan(...)`"
+        )
+    examples = _named(module, "examples")
+    if examples is None:
+        raise ExperimentError(
+            f"{file} defines a plan and no `examples` to try it on: add `examples = (inputs, targets)`"
+        )
+    return value, {"examples": examples}
+
+
+def _load(file: str) -> tuple[ModuleType, str | None]:
+    text, _, name = file.partition(":")
+    path = Path(text)
+    if not path.is_file():
+        raise ExperimentError(f"there is no file {text}: give the path of a Python file, such as examples/linear_regression.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ExperimentError(f"{text} is no Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent.resolve()))
+    try:
+        spec.loader.exec_module(module)
+    except SumusError:
+        raise
+    except Exception as error:
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else own[-1].lineno if own else "?"
+        raise ExperimentError(f"{text}, line {line}: {type(error).__name__}: {error}") from error
+    return module, name or None
+
+
+def _named(module: ModuleType, name: str) -> Any:
+    value = getattr(module, name, None)
+    return value() if callable(value) and not isinstance(value, Experiment | Plan) else value
+
+
+def _simulate(
+    experiment: Experiment,
+    name: str,
+    rounds: int | None,
+    seed: int | None,
+    out: Path | None,
+    as_json: bool,
+    restart: bool,
+    device: str,
+    checkpoint_every: int,
+) -> None:
+    from sumus.simulator.simulate import run
+
+    experiment = dataclasses.replace(
+        experiment,
+        rounds=experiment.rounds if rounds is None else rounds,
+        seed=experiment.seed if seed is None else seed,
+    )
+    try:
+        history = run(experiment, out=out, restart=restart, device=device, checkpoint_every=checkpoint_every)
+    except Interrupted as stop:
+        if out is not None or not stop.checkpoint.rounds:
+            raise
+        folder = Path(f"{name}-interrupted")
+        stop.checkpoint.write(folder)
+        raise Interrupted(f"{stop}, kept in {folder}: add --out {folder} to go on from there") from None
+    if as_json:
+        result = {
+            "rounds": len(history.rounds),
+            "metrics": dict(history.metrics),
+            "model_sha256": history.model_sha256,
+            "seconds": history.seconds,
+            "stopped": history.stopped,
+            "spreads": {
+                s: {n: dataclasses.asdict(v) for n, v in found.items()} for s, found in history.spreads.items()
+            },
+            "plan": history.plan_id,
+            "seed": history.seed,
+            "out": None if out is None else str(out),
+        }
+        print(json.dumps(result, sort_keys=True))
+        return
+    _show(history, out)
+
+
+def _show(history: Any, out: Path | None) -> None:
+    last = history.rounds[-1]
+    why = "the target was reached" if history.stopped == "target" else "all rounds done"
+    _out.print(f"{len(history.rounds)} rounds in {history.seconds:.1f} s, {why}", highlight=False)
+    evaluations = history.evaluated[-1].evaluations if history.evaluated else {}
+    for source, measured in evaluations.items():
+        spreads = history.spreads.get(source, {})
+        clients = next((spread.clients for spread in spreads.values()), 0)
+        title = {"central": "central held-out data", "unseen": f"{clients} clients never seen in training"}
+        _out.print(f"\non {title.get(source, f'{clients} clients that trained')}:", highlight=False)
+        _out.print(_measurements(measured, spreads), highlight=False)
+    if not evaluations:
+        _out.print(f"loss of local training {last.loss:.4f}", highlight=False)
+    _out.print(
+        f"\ntraffic  {_bytes(sum(r.bytes_down for r in history.rounds))} down, "
+        f"{_bytes(sum(r.bytes_up for r in history.rounds))} up, all clients together",
+        highlight=False,
+    )
+    _out.print(f"model    sha256 {history.model_sha256}", highlight=False, soft_wrap=True)
+    if out is not None:
+        for label, file in (("", "model.safetensors"), ("plot", "plot.png"), ("history", "history.jsonl")):
+            if (out / file).exists():
+                _out.print(f"{label:8} {out / file}", highlight=False, soft_wrap=True)
+    for note in history.notes:
+        _err.print(f"note: {note}", highlight=False)
+
+
+def _measurements(measured: Mapping[str, float], spreads: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    columns = ("mean client", "median", "worst decile", "deviation", "worst") if spreads else ()
+    for column in ("all examples", *columns):
+        table.add_column(column, justify="right")
+    for metric, value in measured.items():
+        spread = spreads.get(metric)
+        cells = [spread.mean, spread.median, spread.worst_decile, spread.deviation] if spread else []
+        worst = [f"{spread.worst:.3f} ({spread.worst_client})"] if spread else []
+        table.add_row(metric, f"{value:.3f}", *(f"{cell:.3f}" for cell in cells), *worst)
+    return table
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def main() -> None:
+    """Run a command; end with 0, 1 for what a participant sent, 2 for a mistake to mend, 130 after Ctrl-C."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SumusError as error:
+        _err.print(f"sumus: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(130 if isinstance(error, Interrupted) else 2 if isinstance(error, UsageError) else 1)

@@ -1,0 +1,1 @@
+"""Demos on data that comes inside packages; each module defines `experiment`."""

@@ -1,0 +1,90 @@
+"""Preparing examples on the device: steps for `Task(prepare=)`, in numpy.
+
+    Task(..., prepare=steps(drop_missing, windows(128, 64), standardize_running(prior=200)))
+
+A step takes a client's `(inputs, targets)` and gives them back changed. It sees one client only, and nothing of it leaves
+the device.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from sumus.types import Array
+
+Step: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
+
+
+def steps(*each: Step) -> Step:
+    """One step that does these in order."""
+
+    def prepare(inputs: Any, targets: Any) -> tuple[Any, Any]:
+        for step in each:
+            inputs, targets = step(inputs, targets)
+        return inputs, targets
+
+    return prepare
+
+
+def drop_missing(inputs: Any, targets: Any) -> tuple[Array, Array]:
+    """Leave out examples with a NaN or an infinity in their input or target."""
+    inputs, targets = np.asarray(inputs), np.asarray(targets)
+    whole = np.isfinite(inputs).reshape(len(inputs), -1).all(1)
+    if targets.dtype.kind == "f":
+        whole &= np.isfinite(targets).reshape(len(targets), -1).all(1)
+    return inputs[whole], targets[whole]
+
+
+def standardize(center: Any, scale: Any) -> Step:
+    """(x − center) / scale with public constants, broadcast over an example. Not statistics of other people's data."""
+    middle, width = np.asarray(center, np.float32), np.asarray(scale, np.float32)
+
+    def prepare(inputs: Any, targets: Any) -> tuple[Array, Any]:
+        return ((np.asarray(inputs) - middle) / width).astype(np.float32), targets
+
+    return prepare
+
+
+def standardize_running(
+    prior: float = 0.0, center: Any = 0.0, scale: Any = 1.0, axes: tuple[int, ...] | None = None
+) -> Step:
+    """Give each channel mean 0 and deviation 1 by a running estimate over this person's own examples, without labels.
+
+    Examples come in the order in which they were recorded: example i is standardised by the mean and the deviation of
+    examples 0 to i, so that a device can do the same as data arrives, and never looks ahead.
+
+    prior: how many examples' worth of `center` and `scale` the estimate starts from (0: none).
+    axes: the axes of one example that are averaged over; by default all but the last, for `(time, channel)` windows.
+    """
+
+    def prepare(inputs: Any, targets: Any) -> tuple[Array, Any]:
+        x = np.asarray(inputs, np.float64)
+        over = tuple(axis + 1 for axis in axes) if axes is not None else tuple(range(1, x.ndim - 1))
+        means = x.mean(over, keepdims=True) if over else x
+        squares = (x * x).mean(over, keepdims=True) if over else x * x
+        seen = (np.arange(1, len(x) + 1) + prior).reshape(-1, *[1] * (x.ndim - 1))
+        start, spread = np.asarray(center, np.float64), np.asarray(scale, np.float64)
+        mean = (np.cumsum(means, 0) + prior * start) / seen
+        square = (np.cumsum(squares, 0) + prior * (spread**2 + start**2)) / seen
+        deviation = np.sqrt(np.maximum(square - mean**2, 1e-12))
+        return ((x - mean) / np.maximum(deviation, 1e-6)).astype(np.float32), targets
+
+    return prepare
+
+
+def windows(length: int, stride: int) -> Step:
+    """Cut recordings into windows: inputs `(n,)` of arrays `(time, channels)`, targets `(n,)`, one a recording, become
+    `(windows, length, channels)` and `(windows,)`. Recordings shorter than a window are left out."""
+
+    def prepare(inputs: Any, targets: Any) -> tuple[Array, Array]:
+        cut = [
+            (recording[start : start + length], label)
+            for recording, label in zip(inputs, targets, strict=True)
+            for start in range(0, len(recording) - length + 1, stride)
+        ]
+        if not cut:
+            raise ValueError(f"no recording is as long as a window of {length}")
+        return np.stack([window for window, _ in cut]).astype(np.float32), np.array([label for _, label in cut])
+
+    return prepare

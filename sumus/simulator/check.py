@@ -1,0 +1,78 @@
+"""Does it fit together? Data, one step, shapes, memory, bytes and legality, before anything long begins."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sumus.errors import ExperimentError
+from sumus.experiment import Examples
+from sumus.plan import Plan
+from sumus.rng import generator, key
+from sumus.simulator.population import as_population
+from sumus.task import Data, Task
+from sumus.training.cost import Cost, cost_of
+from sumus.training.program import Program, one_thread, seeded
+from sumus.training.sequential import Assignment, SequentialExecutor
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What was found.
+
+    data: the examples as the model sees them.  outputs: shape of the model's output for the first client's examples.
+    parameters: numbers in the shared leaves.  cost: of one local step.  bytes_down, bytes_up: a client and round.
+    loss: of the first client's round.  deployable: rule → message for each rule that real devices would break.
+    """
+
+    data: Data
+    examples: int
+    outputs: tuple[int, ...]
+    parameters: int
+    cost: Cost
+    bytes_down: int
+    bytes_up: int
+    loss: float
+    plan_id: str
+    deployable: Mapping[str, str]
+
+
+def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> CheckReport:
+    """Let the first client of a population do one round of a plan, and add its update up alone.
+
+    Raises what a run would raise: TaskError, DataError, PlanError, DivergedError, with the same words.
+    """
+    if not isinstance(plan.task, Task):
+        raise ExperimentError("this plan holds a task's description without its code; check the file it came from")
+    people = as_population(population)
+    client = people.pick(0)
+    with one_thread(), seeded(seed):
+        program = Program(plan.task, seed=seed)
+        inputs, targets = program.reader.read(people, client)
+        data = program.learn_schema(client, inputs, targets)
+        executor = SequentialExecutor(program, plan.algorithm.client)
+        broadcast = plan.algorithm.start(program.initial_shared, program.description).broadcast
+        (trained,) = executor.run(broadcast, 0, seed, [Assignment(client, inputs, targets, {})])
+        update = plan.algorithm.report(
+            client,
+            trained.parts,
+            trained.examples,
+            trained.metrics,
+            key(seed, "check"),
+            generator(seed, "check", client),
+        )
+        total = plan.algorithm.count_in(update, plan.sums)
+        cost = cost_of(program, plan.algorithm.client, inputs, targets)
+        outputs = tuple(program.predict(inputs[:2]).shape[1:])
+    described = plan.with_data(data)
+    return CheckReport(
+        data=data,
+        examples=len(inputs),
+        outputs=outputs,
+        parameters=sum(leaf.size for leaf in broadcast["params"].values()),
+        cost=cost,
+        bytes_down=sum(leaf.nbytes for tree in broadcast.values() for leaf in tree.values()),
+        bytes_up=update.nbytes,
+        loss=total.metric_means()["loss"],
+        plan_id=described.id,
+        deployable=dict(described.violations("deployed")),
+    )

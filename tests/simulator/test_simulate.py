@@ -1,0 +1,238 @@
+"""A run: deterministic, resumable, and honest about what it measured."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sumus
+from sumus.simulator.checkpoint import CHECKPOINT, Checkpoint
+from sumus.simulator.history import RoundRecord
+
+Make = Callable[..., sumus.Experiment]
+
+COMPRESSED = sumus.chain(sumus.clip_by_global_norm(1.0), sumus.rotate(), sumus.quantize(bits=8))
+
+
+class StopAfter:
+    """A progress that presses Ctrl-C after some rounds."""
+
+    def __init__(self, rounds: int) -> None:
+        self.rounds = rounds
+
+    def watching(self, experiment: sumus.Experiment, done: int):  # noqa: ANN201 - a context manager of a function
+        from contextlib import contextmanager
+
+        @contextmanager
+        def watch():
+            def show(record: RoundRecord) -> None:
+                if record.round == self.rounds:
+                    raise KeyboardInterrupt
+
+            yield show
+
+        return watch()
+
+
+def test_it_learns(experiment: Make) -> None:
+    history = sumus.run(experiment(rounds=40))
+    assert history.metrics["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("update", [None, COMPRESSED], ids=["floats", "compressed"])
+def test_two_runs_with_one_seed_give_one_model_bit_for_bit(experiment: Make, update: sumus.Transform | None) -> None:
+    algorithm = sumus.fedavg(sumus.adam(lr=0.05, batch_size=8), update)
+    first, second = (sumus.run(experiment(algorithm=algorithm, seed=3)) for _ in range(2))
+    assert first.model_sha256 == second.model_sha256
+    other = sumus.run(experiment(algorithm=algorithm, seed=4))
+    assert other.model_sha256 != first.model_sha256
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_an_interrupted_run_goes_on_to_the_same_model(experiment: Make, tmp_path: Path, stop_after: int) -> None:
+    server = sumus.optimizers.averaged(sumus.optimizers.adam(lr=0.05, bias_correction=True))
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8), COMPRESSED, server)
+    whole = sumus.run(experiment(algorithm=algorithm))
+    with pytest.raises(sumus.Interrupted, match=f"after round {stop_after} of 6") as stop:
+        sumus.run(experiment(algorithm=algorithm), out=tmp_path, checkpoint_every=100, progress=StopAfter(stop_after))
+    assert len(stop.value.history.rounds) == stop_after
+    resumed = sumus.run(experiment(algorithm=algorithm), out=tmp_path)
+    assert resumed.model_sha256 == whole.model_sha256
+    assert [r.round for r in resumed.rounds] == [1, 2, 3, 4, 5, 6]
+    assert [r.metrics for r in resumed.rounds] == [r.metrics for r in whole.rounds]
+
+
+def test_a_longer_run_goes_on_from_a_finished_one(experiment: Make, tmp_path: Path) -> None:
+    sumus.run(experiment(rounds=3), out=tmp_path)
+    longer = sumus.run(experiment(rounds=6), out=tmp_path)
+    assert longer.model_sha256 == sumus.run(experiment(rounds=6)).model_sha256
+
+
+def test_personal_leaves_are_kept_by_client_and_survive_a_break(people: sumus.Population, tmp_path: Path) -> None:
+    task = sumus.Task(
+        model=lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2)),
+        loss=sumus.losses.cross_entropy,
+        metrics={"accuracy": sumus.metrics.accuracy},
+        leaves={"2.*": "personal"},
+    )
+    plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.3, batch_size=8)), sumus.Pacing(cohort=4))
+    experiment = sumus.Experiment(plan, people, rounds=6, evaluate=sumus.Evaluate(seen=12))
+    whole = sumus.run(experiment, out=tmp_path / "whole")
+    with pytest.raises(sumus.Interrupted):
+        sumus.run(experiment, out=tmp_path / "broken", progress=StopAfter(3))
+    resumed = sumus.run(experiment, out=tmp_path / "broken")
+    assert resumed.model_sha256 == whole.model_sha256
+    one, two = (Checkpoint.read(tmp_path / name) for name in ("whole", "broken"))
+    assert one is not None
+    assert two is not None
+    assert one.clients.keys() == two.clients.keys() != set()
+    for client, state in one.clients.items():
+        assert set(state) == {"personal"}
+        assert set(state["personal"]) == {"2.weight", "2.bias"}
+        for leaf, array in state["personal"].items():
+            np.testing.assert_array_equal(array, two.clients[client]["personal"][leaf])
+    assert resumed.metrics == whole.metrics
+
+
+def test_another_experiment_does_not_go_on_from_this_folder(experiment: Make, tmp_path: Path) -> None:
+    sumus.run(experiment(), out=tmp_path)
+    with pytest.raises(sumus.ExperimentError, match=r"another seed \(0, now 1\).*--restart"):
+        sumus.run(experiment(seed=1), out=tmp_path)
+    with pytest.raises(sumus.ExperimentError, match="another plan"):
+        sumus.run(experiment(algorithm=sumus.fedavg(sumus.sgd(lr=0.1))), out=tmp_path)
+    restarted = sumus.run(experiment(seed=1), out=tmp_path, restart=True)
+    assert restarted.model_sha256 == sumus.run(experiment(seed=1)).model_sha256
+
+
+def test_a_damaged_checkpoint_is_said_to_be_one(experiment: Make, tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes(b"not a checkpoint")
+    with pytest.raises(sumus.ExperimentError, match="is not a checkpoint.*move it away"):
+        sumus.run(experiment(), out=tmp_path)
+
+
+def test_ctrl_c_in_a_process_leaves_a_checkpoint_that_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import sumus, numpy as np\nfrom torch import nn\n"
+        "task = sumus.Task(lambda: nn.Linear(4, 2), sumus.losses.cross_entropy)\n"
+        "def load(c):\n    r = np.random.default_rng(c)\n    return r.normal(size=(8, 4)), r.integers(0, 2, 8)\n"
+        "experiment = sumus.Experiment(sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.1)), sumus.Pacing(4)),"
+        " sumus.Population(range(8), load), rounds=100_000)\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "sumus",
+        "simulate",
+        str(file),
+        "--out",
+        str(tmp_path / "run"),
+        "--checkpoint-every",
+        "5",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run" / CHECKPOINT).exists():
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert time.monotonic() < deadline, "no checkpoint was written"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "run the same again to go on" in errors
+    assert "Traceback" not in errors
+    checkpoint = Checkpoint.read(tmp_path / "run")
+    assert checkpoint is not None
+    done = len(checkpoint.rounds)
+    again = subprocess.run([*command, "--rounds", str(done + 1), "--json"], capture_output=True, text=True, check=True)
+    straight = subprocess.run(
+        [*command[:5], "--rounds", str(done + 1), "--json"], capture_output=True, text=True, check=True
+    )
+    key = '"model_sha256": "'
+    assert again.stdout.split(key)[1][:64] == straight.stdout.split(key)[1][:64]
+    assert os.listdir(tmp_path / "run")
+
+
+def test_a_run_stops_at_its_target(experiment: Make) -> None:
+    history = sumus.run(experiment(rounds=60, target={"accuracy": 0.8}))
+    assert history.stopped == "target"
+    assert len(history.rounds) < 60
+    assert history.metrics["accuracy"] >= 0.8
+    assert all(record.metrics["accuracy"] < 0.8 for record in history.rounds[:-1])
+
+
+def test_the_last_round_is_always_evaluated_and_others_when_asked(experiment: Make) -> None:
+    history = sumus.run(experiment(rounds=5, every=2))
+    assert [bool(record.metrics) for record in history.rounds] == [False, True, False, True, True]
+
+
+def test_the_model_loads_into_the_users_module_and_predicts_as_measured(experiment: Make, task: sumus.Task) -> None:
+    history = sumus.run(experiment(rounds=10))
+    module = task.make_model()
+    module.load_state_dict(history.model)
+    module.eval()
+    unseen = experiment().evaluate.unseen
+    assert unseen is not None
+    inputs, labels = (np.concatenate(column) for column in zip(*(unseen[c] for c in unseen), strict=True))
+    with torch.no_grad():
+        accuracy = float((module(torch.from_numpy(inputs)).argmax(1).numpy() == labels).mean())
+    assert accuracy == pytest.approx(history.metrics["accuracy"])
+
+
+def test_a_round_counts_what_travelled(experiment: Make) -> None:
+    parameters = 6 * 8 + 8 + 8 * 2 + 2
+    record = sumus.run(experiment(rounds=1)).rounds[0]
+    assert (record.clients, record.examples) == (4, 4 * 24)
+    assert record.bytes_down == record.bytes_up == 4 * parameters * 4
+    codes = sumus.run(experiment(rounds=1, algorithm=sumus.fedavg(sumus.sgd(lr=0.1), COMPRESSED))).rounds[0]
+    assert codes.bytes_up == 4 * 256  # one byte each, padded to a block of 256
+
+
+def test_the_users_model_and_randomness_are_left_alone(people: sumus.Population) -> None:
+    module = nn.Linear(6, 2)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    task = sumus.Task(module, sumus.losses.cross_entropy)
+    history = sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.5)), people, rounds=2, pacing=sumus.Pacing(3))
+    torch.testing.assert_close(torch.rand(3), expected)
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+        assert not torch.equal(history.model[name], value)
+
+
+def test_clients_heavier_than_the_cap_are_noted() -> None:
+    people = sumus.Population(range(2), lambda client: (np.ones((20, 3), np.float32), np.ones((20, 1), np.float32)))
+    task = sumus.Task(lambda: nn.Linear(3, 1), sumus.losses.mean_squared_error)
+    sums = sumus.FixedPoint.fit(max_count=2, max_weight=10)
+    plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.1)), sumus.Pacing(2), sums=sums)
+    (note,) = sumus.run(sumus.Experiment(plan, people, rounds=2)).notes
+    assert "more than 10 examples weigh 10" in note
+
+
+def test_a_diverging_client_is_named_and_the_rounds_before_are_kept(people: sumus.Population, tmp_path: Path) -> None:
+    def poisoned(client: int) -> tuple[np.ndarray, np.ndarray]:
+        inputs, labels = people[client]
+        return (inputs * 1e20 if client == 5 else inputs), labels
+
+    task = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy)
+    plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=1e20)), sumus.Pacing(1))
+    experiment = sumus.Experiment(plan, sumus.Population(range(12), poisoned), rounds=50)
+    with pytest.raises(
+        (sumus.DivergedError, sumus.ParticipantError), match=r"client \d+: the update .* `params\["
+    ) as failure:
+        sumus.run(experiment, out=tmp_path)
+    assert "lower the learning rate" in str(failure.value)
+    assert (tmp_path / CHECKPOINT).exists()

@@ -1,0 +1,416 @@
+"""The sum: integers that do not care who adds what to what, in which order."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sumus.aggregate import METRIC_BITS, Aggregate, Fixed, FixedPoint, Part, RunningSum, Update, mean
+from sumus.errors import DivergedError, ParticipantError, PlanError
+
+PARTS = (Part("params"), Part("steps", content="scalar", weight="uniform", denominator="count"))
+SUMS = FixedPoint.fit(max_count=32, max_weight=2**16)
+EDGES_OF_A_CLIENT = [0.0, -0.0, SUMS.bound, -SUMS.bound, 1e-45, -(2.0**-149), 1.0]
+
+
+# ── how updates, and trees of edges, are drawn ───────────────────────────────────────────────────────────────────────
+
+
+def floats32() -> st.SearchStrategy[float]:
+    return st.one_of(st.sampled_from(EDGES_OF_A_CLIENT), st.floats(-SUMS.bound, SUMS.bound, width=32))
+
+
+@st.composite
+def updates(draw: st.DrawFn) -> Update:
+    matrix = np.array(draw(st.lists(floats32(), min_size=4, max_size=4)), np.float32).reshape(2, 2)
+    bias = np.array(draw(st.floats(-SUMS.bound, SUMS.bound)), np.float64)
+    examples = draw(st.one_of(st.sampled_from([0, 1, 2**16, 2**16 + 1, 2**30]), st.integers(0, 2**16)))
+    metrics = draw(
+        st.dictionaries(
+            st.sampled_from(["loss", "accuracy"]), st.tuples(st.floats(-1e6, 1e6), st.integers(0, 10**6)), max_size=2
+        )
+    )
+    parts = {"params": {"fc.weight": matrix, "fc.bias": bias}, "steps": {"": np.array(float(examples % 256))}}
+    return Update("someone", parts, examples, metrics)
+
+
+def aggregates() -> st.SearchStrategy[Aggregate]:
+    """One client's aggregate, or the empty one that an edge without clients sends."""
+    return st.one_of(updates().map(lambda update: SUMS.encode(update, PARTS)), st.just(Aggregate()))
+
+
+def flat(clients: Sequence[Aggregate]) -> Aggregate:
+    return functools.reduce(Aggregate.merge, clients, Aggregate())
+
+
+def running(clients: Sequence[Aggregate]) -> Aggregate:
+    total = RunningSum()
+    for client in clients:
+        total.add(client)
+    return total.total
+
+
+def tree_of_edges(draw: st.DrawFn, clients: Sequence[Aggregate]) -> Aggregate:
+    """A random tree: each edge merges or runs a sum over its children, of which some are edges themselves."""
+    if len(clients) <= 1:
+        return flat(clients)
+    cuts = sorted(draw(st.lists(st.integers(0, len(clients)), max_size=3)))
+    if not cuts or len(clients) in (len(clients[a:b]) for a, b in zip([0, *cuts], [*cuts, len(clients)], strict=True)):
+        return draw(st.sampled_from([flat, running]))(clients)
+    groups = [clients[a:b] for a, b in zip([0, *cuts], [*cuts, len(clients)], strict=True)]
+    return draw(st.sampled_from([flat, running]))([tree_of_edges(draw, group) for group in groups])
+
+
+def bits(aggregate: Aggregate) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Every slot's dtype, shape and bytes: equal only for equal bits."""
+    return {name: (slot.dtype.name, slot.shape, slot.tobytes()) for name, slot in aggregate.slots().items()}
+
+
+def one(values: list[float], examples: int = 1, client: str = "alice", dtype: str = "float32") -> Update:
+    return Update(client, {"params": {"w": np.array(values, dtype)}}, examples)
+
+
+# ── the monoid ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(aggregates(), aggregates())
+def test_merging_is_commutative(a: Aggregate, b: Aggregate) -> None:
+    assert bits(a.merge(b)) == bits(b.merge(a))
+
+
+@given(aggregates(), aggregates(), aggregates())
+def test_merging_is_associative(a: Aggregate, b: Aggregate, c: Aggregate) -> None:
+    assert bits(a.merge(b).merge(c)) == bits(a.merge(b.merge(c)))
+
+
+@given(aggregates())
+def test_the_empty_aggregate_is_zero(a: Aggregate) -> None:
+    assert bits(a.merge(Aggregate())) == bits(Aggregate().merge(a)) == bits(a)
+
+
+def test_two_empty_aggregates_make_an_empty_one() -> None:
+    assert Aggregate().merge(Aggregate()).empty
+
+
+@given(st.data())
+def test_any_order_and_any_tree_of_edges_give_the_same_bits(data: st.DataObject) -> None:
+    clients = data.draw(st.lists(aggregates(), min_size=1, max_size=12))
+    shuffled = data.draw(st.permutations(clients))
+    total = data.draw(st.composite(lambda draw: tree_of_edges(draw, shuffled))())
+    assert bits(total) == bits(flat(clients))
+
+
+@given(st.lists(aggregates(), min_size=6, max_size=6))
+def test_a_tree_of_two_levels_equals_the_flat_sum(clients: list[Aggregate]) -> None:
+    left, right = running(clients[:2]), flat(clients[2:])
+    assert bits(running([left, right])) == bits(running(clients))
+
+
+@given(st.lists(updates(), min_size=1, max_size=8))
+def test_the_sum_is_exactly_the_sum_of_rounded_integers(clients: list[Update]) -> None:
+    """Against Python's integers, which cannot overflow and do not round."""
+    total = flat([SUMS.encode(client, PARTS) for client in clients])
+    exact = 0
+    for client in clients:
+        weight = min(client.examples, SUMS.max_weight)
+        exact += round(float(client.parts["params"]["fc.bias"]) * (weight * 2.0**SUMS.fraction_bits))
+    assert int(total.sums["params"]["fc.bias"]) == exact
+    assert int(total.weights["params"]) == sum(min(client.examples, SUMS.max_weight) for client in clients)
+    assert int(total.weights["steps"]) == int(total.count) == len(clients)
+
+
+def test_a_zero_update_counts_as_a_person_and_changes_no_sum() -> None:
+    someone, nothing = SUMS.encode(one([1.0, -2.0], 3), PARTS[:1]), SUMS.encode(one([0.0, 0.0], 5), PARTS[:1])
+    total = someone.merge(nothing)
+    assert total.sums["params"]["w"].tolist() == someone.sums["params"]["w"].tolist()
+    assert (int(total.count), int(total.weights["params"])) == (2, 8)
+
+
+def test_a_client_without_examples_weighs_nothing() -> None:
+    total = SUMS.encode(one([1.0], examples=0), PARTS[:1])
+    assert total.sums["params"]["w"].tolist() == [0]
+    assert (int(total.count), int(total.weights["params"])) == (1, 0)
+
+
+@given(st.lists(aggregates(), max_size=8))
+def test_a_running_sum_equals_merging(clients: list[Aggregate]) -> None:
+    assert bits(running(clients)) == bits(flat(clients))
+
+
+def test_a_running_sum_leaves_what_it_adds_alone() -> None:
+    first, second = (SUMS.encode(one([value]), PARTS[:1]) for value in (1.0, 2.0))
+    before = bits(first), bits(second)
+    running([first, second, first])
+    assert (bits(first), bits(second)) == before
+
+
+@given(aggregates())
+def test_slots_hold_everything(a: Aggregate) -> None:
+    assert bits(Aggregate.from_slots(a.slots())) == bits(a)
+
+
+def test_sums_of_different_plans_are_refused() -> None:
+    base = SUMS.encode(one([1.0, 2.0]), PARTS[:1])
+    strangers = {
+        "another dtype": base.in_ring(32),
+        "another shape": SUMS.encode(one([1.0, 2.0, 3.0]), PARTS[:1]),
+        "another leaf": SUMS.encode(Update("bob", {"params": {"v": np.zeros(2)}}, 1), PARTS[:1]),
+        "another part": SUMS.encode(Update("bob", {"control": {"w": np.zeros(2)}}, 1), (Part("control"),)),
+    }
+    for what, stranger in strangers.items():
+        with pytest.raises(ParticipantError, match="not of one plan"):
+            base.merge(stranger)
+        with pytest.raises(ParticipantError, match="not of one plan"):
+            running([base, stranger])
+        assert what
+
+
+# ── the overflow rule ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_sum_that_can_reach_2_to_the_62_is_refused_and_one_just_below_is_not() -> None:
+    FixedPoint(fraction_bits=61, bound=1.0, max_weight=1, max_count=1)
+    FixedPoint(fraction_bits=62, bound=math.nextafter(1.0, 0.0), max_weight=1, max_count=1)
+    FixedPoint(fraction_bits=40, bound=1.0, max_weight=2**11 - 1, max_count=2**11)
+    for refused in (
+        (62, 1.0, 1, 1),
+        (61, math.nextafter(1.0, 2.0), 2, 1),
+        (40, 1.0, 2**11, 2**11),
+        (40, 2.0**21, 2, 1),
+    ):
+        with pytest.raises(PlanError) as error:
+            FixedPoint(*refused)
+        assert error.value.rule == "sum-overflow"
+
+
+def test_limits_so_large_that_no_float_holds_them_are_refused_alike() -> None:
+    for refused in ((5000, 1.0, 1, 1), (0, 1.0, 1, 10**400), (10**12, 1.0, 1, 1)):
+        with pytest.raises(PlanError) as error:
+            FixedPoint(*refused)
+        assert error.value.rule == "sum-overflow"
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf])
+def test_a_bound_that_is_no_positive_number_is_refused(bound: float) -> None:
+    with pytest.raises(PlanError) as error:
+        FixedPoint(20, bound, 1, 1)
+    assert error.value.rule == "positive"
+
+
+@pytest.mark.parametrize(("max_weight", "max_count"), [(0, 1), (1, 0), (-1, 1)])
+def test_a_cap_below_one_is_refused(max_weight: int, max_count: int) -> None:
+    with pytest.raises(PlanError) as error:
+        FixedPoint(20, 1.0, max_weight, max_count)
+    assert error.value.rule == "positive"
+
+
+@given(st.integers(1, 2**30), st.integers(1, 2**16), st.floats(2.0**-30, 2.0**15))
+def test_fit_takes_the_most_fraction_bits_that_are_legal(max_count: int, max_weight: int, bound: float) -> None:
+    fitted = FixedPoint.fit(max_count, max_weight, bound)
+    assert fitted.fraction_bits <= 40
+    if fitted.fraction_bits < 40:
+        with pytest.raises(PlanError, match="sum-overflow"):
+            dataclasses.replace(fitted, fraction_bits=fitted.fraction_bits + 1)
+
+
+def test_fit_is_strict_where_the_room_is_a_power_of_two() -> None:
+    assert FixedPoint.fit(max_count=2**14, max_weight=2**16, bound=2.0**8).fraction_bits == 23  # 14+16+8+23 < 62
+    assert FixedPoint.fit(max_count=2**14 - 1, max_weight=2**16, bound=2.0**8).fraction_bits == 24
+
+
+def test_fit_refuses_limits_that_leave_no_bits() -> None:
+    with pytest.raises(PlanError, match="sum-overflow"):
+        FixedPoint.fit(max_count=2**40, max_weight=2**16, bound=2.0**20)
+
+
+@given(
+    st.integers(1, 9), st.integers(1, 2**16), st.floats(0.125, 1e3, width=32), st.sampled_from([-1, 1]), st.booleans()
+)
+def test_the_worst_case_at_the_legal_boundary_does_not_overflow(
+    count: int, weight: int, bound: float, sign: int, narrow: bool
+) -> None:
+    """The most fraction bits without fit's cap at 40; every client at the cap, with every value at the bound."""
+    sums = FixedPoint.fit(count, weight, bound)
+    while True:
+        try:
+            sums = dataclasses.replace(sums, fraction_bits=sums.fraction_bits + 1)
+        except PlanError:
+            break
+    update = one([sign * bound], examples=weight, dtype="float32" if narrow else "float64")
+    total = flat([sums.encode(update, PARTS[:1])] * count)
+    exact = count * round(bound * (weight * 2.0**sums.fraction_bits)) * sign
+    assert int(total.sums["params"]["w"][0]) == exact
+    assert 2**61 <= abs(exact) < 2**62
+
+
+# ── what is refused at the first hop ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_refused_by_client_and_leaf(value: float) -> None:
+    update = Update("alice", {"params": {"a": np.zeros(3), "fc.weight": np.array([0.0, value])}}, 1)
+    with pytest.raises(DivergedError, match=r"client 'alice': .*`params\[fc.weight\]`") as error:
+        SUMS.encode(update, PARTS[:1])
+    assert error.value.client == "alice"
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_value_at_the_bound_is_counted_and_one_beyond_is_refused(sign: int, dtype: str) -> None:
+    edge = np.array(sign * SUMS.bound, dtype)
+    beyond = np.nextafter(edge, np.array(sign * np.inf, dtype))
+    SUMS.encode(one([0.0, float(edge)], dtype=dtype), PARTS[:1])
+    with pytest.raises(ParticipantError, match=r"client 'alice': .*`params\[w\]`, beyond the plan's bound 256"):
+        SUMS.encode(one([0.0, float(beyond)], dtype=dtype), PARTS[:1])
+
+
+def test_narrow_codes_are_added_as_they_are() -> None:
+    update = Update("alice", {"params": {"w": np.array([-128, 127], np.int8)}}, 7)
+    assert SUMS.encode(update, PARTS[:1]).sums["params"]["w"].tolist() == [-896, 889]
+
+
+def test_wide_codes_cannot_break_the_overflow_rule() -> None:
+    """A participant's integers obey the same bound: at most U · 2^f before the weight."""
+    largest = int(SUMS.bound * 2**SUMS.fraction_bits)
+    for sign in (-1, 1):
+        SUMS.encode(Update("alice", {"params": {"w": np.array([sign * largest])}}, 1), PARTS[:1])
+        with pytest.raises(ParticipantError, match=r"client 'alice': .*`params\[w\]`"):
+            SUMS.encode(Update("alice", {"params": {"w": np.array([sign * (largest + 1)])}}, 1), PARTS[:1])
+
+
+def test_an_update_without_one_of_the_parts_is_refused() -> None:
+    with pytest.raises(ParticipantError, match="client 'alice'.*steps"):
+        SUMS.encode(one([1.0]), PARTS)
+
+
+def test_a_negative_number_of_examples_is_refused() -> None:
+    with pytest.raises(ParticipantError, match="client 'alice'"):
+        SUMS.encode(one([1.0], examples=-1), PARTS[:1])
+
+
+# ── weights and denominators ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_examples_weigh_up_to_the_cap() -> None:
+    capped = FixedPoint.fit(max_count=2, max_weight=10)
+    total = capped.encode(one([1.0], examples=25), PARTS[:1])
+    assert int(total.weights["params"]) == 10
+    assert int(total.sums["params"]["w"][0]) == 10 * 2**capped.fraction_bits
+
+
+def test_a_weight_that_the_device_applied_is_only_counted() -> None:
+    uncapped = FixedPoint.fit(max_count=2, max_weight=1)
+    total = uncapped.encode(one([21.0], examples=7), PARTS[:1], weighted=5)
+    assert int(total.weights["params"]) == 5
+    assert int(total.sums["params"]["w"][0]) == 21 * 2**uncapped.fraction_bits
+
+
+def test_each_part_has_its_own_denominator() -> None:
+    divisors = {
+        denominator: Part("p", denominator=denominator).divisor(weight=30, count=4, population=100)
+        for denominator in ("weight", "count", "population")
+    }
+    assert divisors == {"weight": 30, "count": 4, "population": 100}
+    assert Part("p", denominator=Fixed(64)).divisor(30, 4, 100) == 64
+
+
+def test_a_part_takes_only_words_that_it_knows() -> None:
+    for wrong in (
+        {"weight": "exmaples"},
+        {"denominator": "sum"},
+        {"content": "leaf"},
+        {"name": ""},
+        {"name": "a/b"},  # a slash separates the parts of a sum's slots
+        {"denominator": 7},
+    ):
+        with pytest.raises(PlanError):
+            Part(**{"name": "params", **wrong})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_a_fixed_denominator_is_positive(count: int) -> None:
+    with pytest.raises(PlanError, match="positive"):
+        Fixed(count)
+
+
+@given(st.lists(st.tuples(st.floats(-100, 100), st.integers(1, 1000)), min_size=1, max_size=9))
+def test_the_mean_is_the_weighted_mean_to_the_last_fraction_bit(clients: list[tuple[float, int]]) -> None:
+    total = flat([SUMS.encode(one([value], examples, dtype="float64"), PARTS[:1]) for value, examples in clients])
+    combined = mean(PARTS[0]).combine(
+        PARTS[0], SUMS.decode(total.sums["params"]), PARTS[0].divisor(int(total.weights["params"]), len(clients), 0)
+    )
+    exact = math.fsum(value * examples for value, examples in clients) / sum(examples for _, examples in clients)
+    assert combined["w"][0] == pytest.approx(exact, abs=2.0**-SUMS.fraction_bits + 1e-12)
+
+
+# ── metrics ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def with_metrics(metrics: dict[str, tuple[float, int]]) -> Aggregate:
+    return SUMS.encode(dataclasses.replace(one([0.0]), metrics=metrics), PARTS[:1])
+
+
+def test_metrics_are_sums_over_examples() -> None:
+    total = flat([with_metrics({"loss": (3.0, 2)}), with_metrics({"loss": (1.0, 6), "accuracy": (4.0, 8)})])
+    assert total.metric_means() == {"loss": 0.5, "accuracy": 0.5}
+    assert total.metrics["loss"].tolist() == [4 * 2**METRIC_BITS, 8]
+
+
+def test_a_metric_that_was_counted_on_nothing_has_no_mean() -> None:
+    assert with_metrics({"loss": (0.0, 0)}).metric_means() == {}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
+def test_a_wild_metric_cannot_overflow_the_sum(value: float) -> None:
+    total = flat([with_metrics({"loss": (value, 10**30)})] * SUMS.max_count)
+    assert all(abs(int(slot)) <= 2**61 for slot in total.metrics["loss"])
+    assert int(total.metrics["loss"][1]) > 0
+
+
+# ── rings: what secure aggregation adds in ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("width", [16, 32])
+@given(st.lists(aggregates().filter(lambda a: not a.empty), min_size=1, max_size=6))
+def test_merging_in_the_ring_is_the_ring_of_the_merge(width: int, clients: list[Aggregate]) -> None:
+    ringed = [client.in_ring(width) for client in clients]  # pyright: ignore[reportArgumentType]
+    assert {slot.dtype.itemsize * 8 for client in ringed for slot in client.slots().values()} == {width}
+    assert bits(flat(ringed)) == bits(flat(clients).in_ring(width))  # pyright: ignore[reportArgumentType]
+    assert bits(running(ringed)) == bits(flat(ringed))
+
+
+@pytest.mark.parametrize("width", [16, 32])
+@given(st.integers(0, 2**32))
+def test_pairwise_masks_vanish_from_the_sum(width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sums = FixedPoint(4, 1.0, 1, 64)
+    updates = [
+        Update(i, {"params": {"w": rng.uniform(-1, 1, (2, 3)), "b": rng.uniform(-1, 1, 3)}}, 1) for i in range(5)
+    ]
+    plain = [sums.encode(update, PARTS[:1]).in_ring(width) for update in updates]  # pyright: ignore[reportArgumentType]
+    dtype, slots = plain[0].dtype, sum(slot.size for slot in plain[0].slots().values())
+    masked = list(plain)
+    for i in range(5):
+        for j in range(i):
+            mask = rng.integers(0, 2**width, slots).astype(dtype)
+            masked[i], masked[j] = masked[i].plus_mask(mask), masked[j].plus_mask(np.negative(mask))
+    assert all(bits(hidden) != bits(bare) for hidden, bare in zip(masked, plain, strict=True))
+    assert bits(flat(masked)) == bits(flat(plain))
+    assert bits(flat(masked).centred()) == bits(flat([sums.encode(update, PARTS[:1]) for update in updates]))
+
+
+@pytest.mark.parametrize("width", [16, 32])
+def test_sums_come_back_from_the_ring_while_they_are_small(width: int) -> None:
+    limit = 2 ** (width - 1)
+
+    def through(value: int) -> int:
+        total = Aggregate({"params": {"w": np.array([value])}}, {"params": np.array(1)}, np.array(1))
+        return int(total.in_ring(width).centred().sums["params"]["w"][0])  # pyright: ignore[reportArgumentType]
+
+    assert [through(value) for value in (0, 1, -1, limit - 1, -limit)] == [0, 1, -1, limit - 1, -limit]
+    assert through(limit) == -limit  # beyond: it wraps

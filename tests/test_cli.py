@@ -1,0 +1,140 @@
+"""The command line: what it prints, and how it says no."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from sumus.plan import Plan
+from sumus.wire.bundle import Bundle
+
+FILE = """
+import numpy as np
+from torch import nn
+import sumus
+
+def load(client):
+    rng = np.random.default_rng(client)
+    inputs = rng.normal(size=(12, 4)).astype("float32")
+    return inputs, (inputs.sum(1) > 0).astype("int64")
+
+task = sumus.Task(lambda: nn.Linear(4, 2), sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy}, name="mine")
+plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.2, batch_size=4)), sumus.Pacing(cohort=10))
+examples = load(0)
+experiment = sumus.Experiment(plan, sumus.Population(range(20), load), rounds=4, evaluate=sumus.Evaluate(central=load(99)))
+
+def smaller():
+    return sumus.Experiment(plan, sumus.Population(range(10), load), rounds=2)
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(FILE)
+    return path
+
+
+def sumus(*words: object, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, as a person would."""
+    command = [sys.executable, "-m", "sumus", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_simulate_prints_one_json_object_as_its_last_line(file: Path) -> None:
+    first, second = (json.loads(sumus("simulate", file, "--json").stdout.splitlines()[-1]) for _ in range(2))
+    assert first["rounds"] == 4
+    assert 0 <= first["metrics"]["accuracy"] <= 1
+    assert re.fullmatch("[0-9a-f]{64}", first["model_sha256"])
+    assert first["seconds"] > 0
+    assert first["model_sha256"] == second["model_sha256"]
+
+
+def test_rounds_seed_and_name_replace_those_of_the_file(file: Path) -> None:
+    result = json.loads(
+        sumus("simulate", f"{file}:smaller", "--rounds", 3, "--seed", 5, "--json").stdout.splitlines()[-1]
+    )
+    assert (result["rounds"], result["seed"]) == (3, 5)
+
+
+def test_out_holds_what_a_person_looks_for_and_says_where(file: Path, tmp_path: Path) -> None:
+    done = sumus("simulate", file, "--out", tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "checkpoint.safetensors", "history.jsonl", "model.safetensors", "plot.png",
+    }  # fmt: skip
+    for name in ("model.safetensors", "plot.png", "history.jsonl"):
+        assert str(tmp_path / "run" / name) in done.stdout
+    assert "accuracy" in done.stdout
+    assert set(load_file(tmp_path / "run" / "model.safetensors")) == {"weight", "bias"}
+
+
+def test_check_says_what_a_plan_costs_and_whether_devices_may_run_it(file: Path) -> None:
+    text = " ".join(sumus("check", file).stdout.split())
+    assert "inputs float32[4], targets int64[], 2 classes" in text
+    assert "10 shared parameters" in text
+    assert "40 bytes down and 40 bytes up" in text
+    assert "real devices legal" in text
+    file.write_text(FILE.replace("cohort=10", "cohort=3"))
+    assert "refused by min-contributors" in " ".join(sumus("check", file).stdout.split())
+
+
+def test_pack_writes_a_bundle_that_names_its_plan(file: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one.sumus", tmp_path / "two.sumus"
+    done = sumus("pack", file, "-o", one)
+    sumus("pack", f"{file}:plan", "-o", two)
+    bundle = Bundle.read(one)
+    assert bundle.plan.id in done.stdout
+    assert bundle.plan == Plan.from_json(bundle.plan.to_json())
+    assert bundle.plan.description.data is not None
+    assert bundle.plan.description.data.classes == 2
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1", "defines no 'experiment': add `experiment = sumus.Experiment(...)`"),
+        ("experiment = 3", "is a int, not a sumus.Experiment"),
+        ("import nonsense_module", "line 1: ModuleNotFoundError: No module named 'nonsense_module'"),
+        ("x = 1\nx.y", "line 2: AttributeError"),
+        ("def broken(:", "line 1: SyntaxError"),
+        (FILE.replace("cohort=10", "cohort=50"), "a cohort of 50 is larger than the population of 20"),
+        (FILE.replace("lr=0.2", "lr=0.2, steps=2, epochs=3"), "[rule epochs-or-steps]"),
+        (FILE.replace("batch_size=4)", "batch_size=4), sumus.quantize(bits=8)"), "[rule quantize-range]"),
+        (FILE.replace("nn.Linear(4, 2)", "nn.Linear(4, 1)"), "label 1 of example"),
+        (FILE.replace("lr=0.2", "lr=1e30"), "lower the learning rate"),
+        (FILE.replace("range(20), load)", "[1] * 20, load)"), "client id 1 is given twice"),
+    ],
+    ids=["none", "not-one", "import", "attribute", "syntax", "cohort", "epochs", "illegal", "label", "diverged", "ids"],
+)
+def test_a_mistake_ends_in_one_line(file: Path, content: str, message: str) -> None:
+    file.write_text(content)
+    code = 1 if "lr=1e30" in content else 2
+    done = sumus("simulate", file, code=code)
+    assert message in done.stderr
+    assert done.stderr.startswith("sumus: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    for command in (("simulate", "none.py"), ("check", "none.py"), ("pack", "none.py", "-o", "x.sumus")):
+        assert "there is no file none.py" in sumus(*command, cwd=tmp_path, code=2).stderr
+
+
+def test_pack_refuses_what_may_not_be_deployed(file: Path, tmp_path: Path) -> None:
+    file.write_text(FILE.replace("cohort=10", "cohort=3"))
+    assert "[rule min-contributors]" in sumus("pack", file, "-o", tmp_path / "x.sumus", code=2).stderr
+    assert not (tmp_path / "x.sumus").exists()
+
+
+def test_help_names_every_command() -> None:
+    text = sumus("--help").stdout
+    for command in ("simulate", "check", "pack", "demo"):
+        assert command in text

@@ -1,0 +1,405 @@
+"""The documentation is true: its code runs; its names, rules, commands and links exist; nothing public is left out."""
+
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import sumus
+from sumus.plan import RULES
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+API = ROOT / "docs" / "api.md"
+RUNNABLE = ("python",)
+SHELL = ("sh", "bash", "console", "shell")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: Path, *languages: str) -> list[tuple[int, str]]:
+    """(line of its first line, text) of every fenced block in one of these languages."""
+    text = page.read_text(encoding="utf-8")
+    fences = re.finditer(r"^```([^\n`]*)\n(.*?)^```[ \t]*$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, fence.start(2)) + 1, fence[2]) for fence in fences if fence[1].strip() in languages]
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```[ \t]*$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def section(page: Path, heading: str) -> str:
+    """What stands under a heading of the second level."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", page.read_text(encoding="utf-8"), re.M | re.S)
+    assert found, f"{name_of(page)} has no section {heading!r}"
+    return found[1]
+
+
+def first_cells(text: str) -> list[str]:
+    """The code in the first cell of every table row that begins with code."""
+    return re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+
+
+# ── code ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, *RUNNABLE)], ids=name_of)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One namespace a page, in order, in an empty folder; a failure names the page and the line."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    module = ModuleType(f"docs_{page.stem.replace('-', '_')}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for line, code in blocks(page, *RUNNABLE):
+        exec(compile("\n" * (line - 1) + code, str(page), "exec"), module.__dict__)
+
+
+def test_pages_that_promise_code_have_some() -> None:
+    for page in (ROOT / "README.md", ROOT / "docs" / "idea.md", ROOT / "docs" / "sharp-edges.md", API):
+        assert blocks(page, *RUNNABLE), f"{name_of(page)} has no Python block that a test runs"
+
+
+def test_every_fence_is_known() -> None:
+    """A misspelt language would take a block out of the tests."""
+    for page in PAGES:
+        opened = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert len(opened) % 2 == 0, f"{name_of(page)} leaves a fence open"
+        unknown = set(opened[::2]) - {"", *RUNNABLE, *SHELL}
+        assert not unknown, f"{name_of(page)} has blocks in {sorted(unknown)}"
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def public_names() -> set[str]:
+    """Every public name, and every public function and class of the public modules: `Task`, `losses.cross_entropy`."""
+    names: set[str] = set()
+    for name in sumus.__all__:
+        value = getattr(sumus, name)
+        if not inspect.ismodule(value):
+            names.add(name)
+            continue
+        names |= {
+            f"{name}.{own}"
+            for own, member in vars(value).items()
+            if not own.startswith("_")
+            and (inspect.isfunction(member) or inspect.isclass(member))
+            and member.__module__ == value.__name__
+        }
+    return names
+
+
+def resolve(dotted: str) -> Any:
+    value: Any = sumus
+    for word in dotted.split("."):
+        value = getattr(value, word)
+    return value
+
+
+def documented() -> dict[str, str | None]:
+    """Public name → its parameters as listed in api.md, None where none are listed."""
+    rows = [
+        re.fullmatch(r"sumus\.([\w.]+)(?:\((.*)\))?", cell) for cell in first_cells(API.read_text(encoding="utf-8"))
+    ]
+    names = [row for row in rows if row]
+    twice = sorted({row[1] for row in names if [other[1] for other in names].count(row[1]) > 1})
+    assert not twice, f"docs/api.md lists {twice} twice"
+    return {row[1]: row[2] for row in names}
+
+
+def test_api_lists_every_public_name_and_no_other() -> None:
+    assert not public_names() - set(documented()), "docs/api.md lacks these names"
+    assert not set(documented()) - public_names(), "docs/api.md has names that are not public"
+
+
+def test_api_names_every_public_module() -> None:
+    headings = re.findall(r"^### `sumus\.(\w+)`", API.read_text(encoding="utf-8"), re.MULTILINE)
+    modules = {name for name in sumus.__all__ if inspect.ismodule(getattr(sumus, name))}
+    assert set(headings) <= modules
+    assert modules <= {name.partition(".")[0] for name in documented() if "." in name}
+
+
+@pytest.mark.parametrize("name", sorted(name for name, parameters in documented().items() if parameters is not None))
+def test_api_lists_parameters_in_order(name: str) -> None:
+    assert documented()[name] == ", ".join(inspect.signature(resolve(name)).parameters)
+
+
+def test_api_lists_the_parameters_of_every_function() -> None:
+    bare = [n for n, parameters in documented().items() if parameters is None and inspect.isfunction(resolve(n))]
+    assert not bare
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_in_text_exist(page: Path) -> None:
+    """Every `sumus.x.y` in inline code, as far as it is a path of names."""
+    for code in re.findall(r"`([^`\n]+)`", prose(page)):
+        for dotted in re.findall(r"(?<![\w/.])sumus\.([A-Za-z_][\w.]*\w)(?!\.)", code):
+            if dotted == "X":  # stands for any name, in the first line of api.md
+                continue
+            importable = dotted.split(".")[0] in {path.stem for path in (ROOT / "sumus").iterdir()}
+            assert importable or hasattr_path(dotted), f"{name_of(page)}: there is no sumus.{dotted}"
+
+
+def hasattr_path(dotted: str) -> bool:
+    try:
+        resolve(dotted)
+    except AttributeError:
+        return False
+    return True
+
+
+# ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rules_in_code() -> set[str]:
+    """Names of `RULES`, and every literal name that PlanError is raised with."""
+    raised = {
+        name
+        for file in (ROOT / "sumus").rglob("*.py")
+        for name in re.findall(r'PlanError\(\s*"([^"]*)"', file.read_text(encoding="utf-8"))
+    }
+    return {rule.name for rule in RULES} | raised
+
+
+def test_api_lists_every_plan_rule_and_no_other() -> None:
+    listed = first_cells(section(API, "Plan rules"))
+    assert len(listed) == len(set(listed))
+    assert not rules_in_code() - set(listed), "docs/api.md lacks these rules"
+    assert not set(listed) - rules_in_code(), "docs/api.md has rules that do not exist"
+
+
+def test_deployed_rules_are_said_to_be_so() -> None:
+    when = dict(re.findall(r"^\| `([\w-]+)` \| ([^|]+) \|", section(API, "Plan rules"), re.MULTILINE))
+    for rule in RULES:
+        assert ("deploying" in when[rule.name]) == (rule.where == "deployed"), rule.name
+
+
+# ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+WORDS = (
+    *("population", "cohort", "round", "client", "device", "edge", "participant", "task", "plan", "experiment"),
+    *("update", "part", "aggregate", "broadcast", "report", "assignment", "session", "weight", "clip norm"),
+    *("noise multiplier", "staleness", "buffer"),
+)
+
+
+def test_glossary_explains_each_word_once() -> None:
+    words = re.findall(r"^\| ([^|`]+?) \| ", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    words = [word for word in words if word not in ("word", "---")]
+    assert sorted(words) == sorted(set(words))
+    assert set(WORDS) <= set(words)
+
+
+# ── commands ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def commands() -> dict[str, Any]:
+    """The subcommands of `sumus`, by name."""
+    from sumus.cli import app
+
+    return dict(vars(typer.main.get_command(app))["commands"])
+
+
+def options(command: Any) -> set[str]:
+    """The options of a command; `--help` and the `--no-` half of a switch left out."""
+    names = {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+    return names - {"--help"}
+
+
+def shell_lines(page: Path) -> list[str]:
+    """Commands in shell blocks, and inline code that is one."""
+    lines = [line.strip().removeprefix("$ ") for _, text in blocks(page, *SHELL) for line in text.splitlines()]
+    lines += re.findall(r"`((?:sumus|make) [^`\n]+)`", prose(page))
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_in_text_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for line in shell_lines(page):
+        program, *arguments = shlex.split(line, comments=True)
+        program = program.rpartition("/")[2]
+        if program == "make":
+            assert set(arguments) <= targets, f"{name_of(page)}: `{line}` is no target of the Makefile"
+        elif program == "sumus":
+            assert arguments, f"{name_of(page)}: `{line}` names no command"
+            assert arguments[0] in commands(), f"{name_of(page)}: `{line}` is no command"
+            given = {argument.partition("=")[0] for argument in arguments[1:] if argument.startswith("-")}
+            unknown = given - options(commands()[arguments[0]])
+            assert not unknown, f"{name_of(page)}: `{line}` has no {sorted(unknown)}"
+        else:
+            assert program in ("python", "pip", "cd", "git"), f"{name_of(page)}: `{line}` is checked by no test"
+
+
+def test_api_lists_every_command_and_option() -> None:
+    rows = re.findall(r"^\| `sumus (\w+)[^`]*` \|([^|]*)\|", section(API, "Command line"), re.MULTILINE)
+    listed = {command: set(re.findall(r"`(-[\w-]+)`", cell)) for command, cell in rows}
+    long = {
+        name: {option for option in options(command) if option.startswith("--")} for name, command in commands().items()
+    }
+    assert listed == long
+
+
+def test_api_lists_every_demo() -> None:
+    from sumus.cli import Demo
+
+    (row,) = (line for line in section(API, "Command line").splitlines() if line.startswith("| `sumus demo"))
+    for name in Demo:
+        assert f"`{name}`" in row
+
+
+def test_help_lists_the_commands() -> None:
+    from sumus.cli import app
+
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    for name in commands():
+        assert re.search(rf"^\W*{name}\b", shown.output, re.MULTILINE)
+        assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
+
+
+# ── links ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as a forge makes them."""
+    headings = re.findall(r"^#+ +(.+?)\s*$", prose(page), re.MULTILINE)
+    kept = (re.sub(r"[^\w\- ]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", h)).lower() for h in headings)
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_resolve(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", link):
+            assert link.startswith("https://"), f"{name_of(page)}: {link}"
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)} links to {path}, which does not exist"
+        assert target.is_relative_to(ROOT), f"{name_of(page)} links out of the project: {path}"
+        if anchor:
+            assert anchor in anchors(target), (
+                f"{name_of(page)} links to #{anchor}, which {name_of(target)} does not have"
+            )
+
+
+def test_index_lists_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    linked = {
+        (index.parent / link.partition("#")[0]).resolve() for link in re.findall(r"\]\(([^)\s]+)\)", prose(index))
+    }
+    missing = [name_of(page) for page in PAGES if page != index and page not in linked]
+    assert not missing
+
+
+def test_readme_fits_two_screens_and_says_what_is_hidden() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 110
+    said = "clear mode: in the simulator everything is in one process; nothing is hidden from whoever runs it"
+    assert said in " ".join(text.split())
+
+
+# ── what belongs to one machine ──────────────────────────────────────────────────────────────────────────────────────
+
+# In pieces, so that this file does not hold what it looks for.
+FOLDERS = ("ho" + "me", "ro" + "ot", "wo" + "rk", "Us" + "ers", "mnt", "work" + "space")
+HOSTS = (
+    ("py" + "pi", "org"),
+    ("python" + "hosted", "org"),
+    ("registry.np" + "mjs", "org"),
+    ("registry.yarn" + "pkg", "com"),
+    ("ana" + "conda", "org"),
+    ("ana" + "conda", "com"),
+    ("download.py" + "torch", "org"),
+    ("crates", "i" + "o"),
+    ("ruby" + "gems", "org"),
+    ("docker", "i" + "o"),
+    ("ghcr", "i" + "o"),
+    ("quay", "i" + "o"),
+    ("repo1.ma" + "ven", "org"),
+    ("proxy.go" + "lang", "org"),
+)
+PATH = re.compile(r"(?<![\w.)\]}>*/-])/(?:" + "|".join(FOLDERS) + r")/")
+HOST = re.compile("|".join(re.escape(".".join(host)) for host in HOSTS) + "|(?:extra-)?index-" + "url", re.IGNORECASE)
+
+
+def text_files() -> list[Path]:
+    """Every text file that is tracked, or would be."""
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout
+        files = [ROOT / os.fsdecode(name) for name in listed.split(b"\0") if name]
+    else:  # an unpacked archive
+        ignored = {".venv", "build", "runs", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+        files = [file for file in ROOT.rglob("*") if not ignored & set(file.relative_to(ROOT).parts)]
+    files = [file for file in files if file.is_file()]
+    return [file for file in files if b"\0" not in file.read_bytes()[:4096]]
+
+
+def found_in(text: str) -> list[str]:
+    return [match[0] for pattern in (PATH, HOST) for match in pattern.finditer(text)]
+
+
+def test_no_file_names_a_machine_or_a_package_index() -> None:
+    files = text_files()
+    assert {ROOT / "pyproject.toml", Path(__file__).resolve(), *PAGES} <= set(files)
+    found = {name_of(file): words for file in files if (words := found_in(file.read_text("utf-8", errors="replace")))}
+    assert not found
+
+
+def test_the_search_finds_what_it_must() -> None:
+    slash = "/"
+    for text in (
+        f"see {slash}{FOLDERS[2]}/main/x.py",
+        f'path = "{slash}{FOLDERS[0]}/someone"',
+        f"PATH={slash}{FOLDERS[1]}/.local",
+        "https://" + ".".join(HOSTS[0]) + "/simple",
+        "https://files." + ".".join(HOSTS[1]) + "/packages/x",
+        "pip install --index-" + "url x",
+    ):
+        assert found_in(text), text
+    for text in ("sumus/work/sgd.py", "../work/", "docs/home/", "a/root/b", "work.py"):
+        assert not found_in(text), text
+
+
+# ── the tests above look where they should ───────────────────────────────────────────────────────────────────────────
+
+
+def test_blocks_are_found_with_their_lines(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        textwrap.dedent("""\
+        # Title
+        ```python
+        first
+        ```
+        text `code`
+        ```sh
+        sumus x
+        ```
+        ```
+        drawing
+        ```
+        """)
+    )
+    assert blocks(page, "python") == [(3, "first\n")]
+    assert blocks(page, "sh") == [(7, "sumus x\n")]
+    assert prose(page).split() == ["#", "Title", "text", "`code`"]

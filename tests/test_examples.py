@@ -1,0 +1,49 @@
+"""Every example runs as a program, and as an experiment, and does what it says."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples"
+EXAMPLES = sorted(path.name for path in FOLDER.glob("*.py"))
+
+EXPECTED = {
+    "four_points.py": ("accuracy", 1.0),
+    "health_monitor.py": ("accuracy", 0.95),
+    "keyboard_suggestion.py": ("top3", 0.9),
+    "preparation.py": ("accuracy", 0.85),
+}
+
+
+def run(*command: str, cwd: Path) -> str:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_list_of_examples_is_whole() -> None:
+    assert set(EXAMPLES) == {*EXPECTED, "linear_regression.py"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_runs_as_an_experiment_and_learns(name: str, tmp_path: Path) -> None:
+    result = json.loads(run("-m", "sumus", "simulate", str(FOLDER / name), "--json", cwd=tmp_path).splitlines()[-1])
+    if name == "linear_regression.py":
+        assert result["metrics"]["absolute_error"] < 0.05
+    else:
+        metric, least = EXPECTED[name]
+        assert result["metrics"][metric] >= least
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_runs_as_a_program_and_predicts_on_the_device(name: str, tmp_path: Path) -> None:
+    assert re.search(r"\d", run(str(FOLDER / name), cwd=tmp_path))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_it_passes_its_own_check(name: str, tmp_path: Path) -> None:
+    assert "simulator" in run("-m", "sumus", "check", str(FOLDER / name), cwd=tmp_path)

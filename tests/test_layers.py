@@ -1,0 +1,146 @@
+"""Layers: imports point down only, torch stays in training, and below the line nothing reads a clock or rolls dice."""
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sumus
+from sumus.task import Description, Leaf
+
+ROOT = Path(sumus.__file__).parent
+
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("types", "errors", "tree"),
+    ("rng", "spec"),
+    ("metrics", "schedules", "task", "work", "aggregate", "optimizers", "pacing", "update", "algorithm", "plan",
+     "experiment", "preparation"),
+    ("algorithms", "personalization", "privacy"),
+    ("wire", "secagg", "protocol"),
+    ("training",),
+    ("storage", "transport"),
+    ("simulator", "server", "edge", "device"),
+    ("demos", "web"),
+    ("cli", "__main__"),
+)  # fmt: skip
+"""From the bottom up; what stands in one row may import each other, but not in a circle."""
+
+BELOW_IO = {name for names in LAYERS[: LAYERS.index(("training",)) + 1] for name in names}
+IMPURE = {
+    "asyncio", "concurrent", "datetime", "http", "multiprocessing", "os", "random", "secrets", "select", "shutil", "signal",
+    "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib", "uuid",
+}  # fmt: skip
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path != ROOT / "__init__.py"
+}
+
+
+def topic(module: str) -> str:
+    """The folder or the file on top that a module belongs to."""
+    return module.partition(".")[0]
+
+
+def row(module: str) -> int:
+    """How high a module stands."""
+    return next(number for number, names in enumerate(LAYERS) if topic(module) in names)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module imported in a file, also inside functions, but not for type checkers alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Import | ast.ImportFrom):
+                    inner.ignored = True  # pyright: ignore[reportAttributeAccessIssue]
+    for node in ast.walk(tree):
+        if getattr(node, "ignored", False):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are absolute here"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(module: str) -> set[str]:
+    """Which of our own files a file imports."""
+    found: set[str] = set()
+    for name in imports(FILES[module]):
+        inner = name.removeprefix("sumus.")
+        if name.startswith("sumus.") and inner in FILES:
+            found.add(inner)
+        elif name.startswith("sumus.") and f"{inner}.__init__" in FILES:
+            found.add(f"{inner}.__init__")
+    return found - {module}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_every_file_has_its_place_in_a_layer(module: str) -> None:
+    assert any(topic(module) in names for names in LAYERS), f"say in LAYERS where {module} stands"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_point_down(module: str) -> None:
+    assert [other for other in own_imports(module) if row(other) > row(module)] == []
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " → ".join((*way, module))
+        if module not in done:
+            for other in sorted(own_imports(module)):
+                visit(other, (*way, module))
+            done.add(module)
+
+    for module in FILES:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if topic(m) not in ("training", "demos")])
+def test_nothing_outside_training_imports_torch(module: str) -> None:
+    """Demos are users' files, which bring their own model."""
+    assert [name for name in imports(FILES[module]) if name.partition(".")[0] == "torch"] == []
+
+
+@pytest.mark.parametrize("module", [m for m in FILES if topic(m) in BELOW_IO])
+def test_below_io_there_is_no_clock_no_thread_no_socket_and_no_hidden_randomness(module: str) -> None:
+    assert {name.partition(".")[0] for name in imports(FILES[module])} & IMPURE == set()
+    for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("np.random", "numpy.random"):
+            assert node.attr in ("Generator", "Philox"), f"np.random.{node.attr}: take a generator as an argument"
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in ("open", "print", "input")
+
+
+def test_a_server_reads_a_plan_without_torch() -> None:
+    """In a process of its own: import sumus, build the plan from its JSON, and look at sys.modules."""
+    plan = sumus.Plan(
+        Description("t", (Leaf("w", (2,), "float32", "shared", True),), "loss", ()),
+        sumus.fedadam(sumus.adam(1e-3), 0.1, update=sumus.chain(sumus.clip_by_global_norm(1.0), sumus.rotate())),
+        sumus.Pacing(10),
+    )
+    code = """
+import json, sys
+import sumus
+assert len(sys.modules.keys() & {"numpy", "torch"}) == 0, "importing sumus alone loads nothing"
+plan = sumus.Plan.from_json(json.load(sys.stdin))
+state = plan.algorithm.server.init({})
+for name in ("Bundle", "RunningSum", "Aggregate", "FixedPoint", "fedyogi", "adamw", "averaged"):
+    getattr(sumus, name, None)
+print(plan.id, "torch" in sys.modules)
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], input=json.dumps(plan.to_json()), capture_output=True, text=True
+    )
+    assert run.stdout.split() == [plan.id, "False"], run.stderr

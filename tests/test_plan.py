@@ -1,0 +1,346 @@
+"""Plans: each legality rule from both sides, the same text and id for the same plan, and nothing but refusals for nonsense."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sumus
+from sumus.aggregate import FixedPoint, Part, mean
+from sumus.algorithm import Algorithm
+from sumus.errors import PlanError
+from sumus.pacing import Pacing
+from sumus.plan import RULES, Plan
+from sumus.task import Data, Description, Leaf
+from sumus.update import Transform, chain, clip_by_global_norm, quantize, rotate, weight
+
+TASK = Description(
+    "digits",
+    (Leaf("fc.weight", (3, 2), "float32", "shared", True), Leaf("fc.bias", (3,), "float32", "shared", True)),
+    "cross_entropy",
+    ("accuracy",),
+    Data((2,), "float32", (), "int64", classes=3),
+)
+
+
+def plan(
+    update: Transform | None = None,
+    *,
+    task: Description = TASK,
+    algorithm: Algorithm | None = None,
+    cohort: int = 64,
+    **options: Any,
+) -> Plan:
+    return Plan(task, algorithm or sumus.fedavg(sumus.sgd(0.1), update), Pacing(cohort), **options)
+
+
+def uniform(update: Transform) -> Algorithm:
+    return sumus.fedavg(sumus.sgd(0.1), update, weight="uniform")
+
+
+def custom() -> Transform:
+    return Transform(apply=lambda tree, context: tree)
+
+
+# ── the rules, from both sides ───────────────────────────────────────────────────────────────────────────────────────
+
+BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Plan]]]] = {
+    "sum-count": (
+        [lambda: plan(cohort=64, sums=FixedPoint.fit(63))],
+        [lambda: plan(cohort=64, sums=FixedPoint.fit(64)), lambda: plan(cohort=64)],
+    ),
+    "quantize-range": (
+        [
+            lambda: plan(quantize(8)),
+            lambda: plan(chain(rotate(), quantize(8))),
+            lambda: plan(chain(clip_by_global_norm(1.0), quantize(8))),
+        ],
+        [
+            lambda: plan(quantize(8, range=1.0)),
+            lambda: plan(chain(clip_by_global_norm(1.0), quantize(8, range=1.0))),
+            lambda: plan(chain(clip_by_global_norm(1.0), rotate(), quantize(8))),
+            lambda: plan(chain(rotate(), clip_by_global_norm(1.0), quantize(8))),
+        ],
+    ),
+    "weight-first": (
+        [
+            lambda: plan(chain(clip_by_global_norm(1.0), weight())),
+            lambda: plan(chain(rotate(), weight())),
+            lambda: plan(chain(weight(), weight())),
+        ],
+        [
+            lambda: plan(weight()),
+            lambda: plan(chain(weight(), clip_by_global_norm(1.0))),
+            lambda: plan(chain(chain(), weight(), rotate())),
+        ],
+    ),
+    "weight-twice": (
+        [lambda: plan(algorithm=uniform(weight())), lambda: plan(algorithm=uniform(chain(weight(), rotate())))],
+        [lambda: plan(weight()), lambda: plan(algorithm=uniform(rotate()))],
+    ),
+    "min-contributors": (
+        [lambda: plan(min_contributors=1), lambda: plan(min_contributors=0), lambda: plan(cohort=9)],
+        [lambda: plan(cohort=10), lambda: plan(cohort=2, min_contributors=2)],
+    ),
+    "custom-name": (
+        [
+            lambda: plan(custom()),
+            lambda: plan(chain(rotate(), custom())),
+            lambda: plan(algorithm=sumus.fedavg(dataclasses.replace(sumus.sgd(0.1), spec=custom().spec))),
+        ],
+        [lambda: plan(chain(rotate())), lambda: plan()],
+    ),
+    "undeclared-data": (
+        [lambda: plan(task=dataclasses.replace(TASK, data=None))],
+        [lambda: plan(task=TASK)],
+    ),
+}
+
+
+def broken_rules(make: Callable[[], Plan]) -> list[str]:
+    """The rules that a plan breaks: the one that stops its making, or those of deployment."""
+    try:
+        return [rule for rule, _ in make().violations("deployed")]
+    except PlanError as error:
+        return [error.rule]
+
+
+def test_every_rule_is_tried_from_both_sides() -> None:
+    assert list(BROKEN_AND_KEPT) == [rule.name for rule in RULES]
+
+
+@pytest.mark.parametrize("rule", BROKEN_AND_KEPT)
+def test_what_breaks_a_rule_is_refused_by_its_name(rule: str) -> None:
+    for make in BROKEN_AND_KEPT[rule][0]:
+        assert broken_rules(make) == [rule]
+
+
+@pytest.mark.parametrize("rule", BROKEN_AND_KEPT)
+def test_what_keeps_a_rule_is_a_plan(rule: str) -> None:
+    for make in BROKEN_AND_KEPT[rule][1]:
+        assert broken_rules(make) == []
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.where == "deployed"], ids=lambda rule: rule.name)
+def test_a_rule_of_deployment_leaves_the_simulator_alone(rule: Any) -> None:
+    for make in BROKEN_AND_KEPT[rule.name][0]:
+        with pytest.raises(PlanError) as error:
+            make().check_deployable()
+        assert error.value.rule == rule.name
+
+
+def test_a_refusal_ends_with_the_rules_name() -> None:
+    with pytest.raises(PlanError, match=r"put clip_by_global_norm and rotate before it.* \[rule quantize-range\]$"):
+        plan(quantize(8))
+
+
+@pytest.mark.parametrize(
+    ("rule", "make"),
+    [
+        ("sum-overflow", lambda: FixedPoint(60, 256.0, 1, 1)),
+        ("parts-match", lambda: Algorithm(sumus.sgd(0.1), chain(), mean(Part("control")), sumus.optimizers.sgd())),
+        ("parts-match", lambda: Algorithm(sumus.sgd(0.1), chain(), mean(), sumus.optimizers.sgd())),
+        ("quantize-last", lambda: chain(quantize(8, range=1.0), rotate())),
+        ("epochs-or-steps", lambda: sumus.sgd(0.1, epochs=1, steps=1)),
+        ("positive", lambda: Pacing(0)),
+        ("part-words", lambda: sumus.fedavg(sumus.sgd(0.1), weight="exmaples")),  # pyright: ignore[reportArgumentType]
+    ],
+)
+def test_some_rules_are_checked_where_the_value_is_made(rule: str, make: Callable[[], Any]) -> None:
+    with pytest.raises(PlanError) as error:
+        make()
+    assert error.value.rule == rule
+
+
+# ── sums by default ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_sums_are_as_fine_as_the_cohort_allows() -> None:
+    assert plan(cohort=64).sums == FixedPoint.fit(64, 2**16)
+    assert plan(algorithm=uniform(chain()), cohort=64).sums == FixedPoint.fit(64, 1)
+    assert plan(weight(cap=100), cohort=64).sums == FixedPoint.fit(64, 1)
+
+
+# ── one plan, one text, one id ───────────────────────────────────────────────────────────────────────────────────────
+
+PLANS: dict[str, Plan] = {
+    "plain": plan(),
+    "everything": plan(
+        algorithm=sumus.fedadam(
+            sumus.adamw(sumus.schedules.cosine(0.1, rounds=9), steps=3, batch_size=4, clip_norm=1),
+            lr=0.01,
+            update=chain(weight(cap=9), clip_by_global_norm(2), rotate(), quantize(6)),
+        ),
+        cohort=11,
+        min_contributors=3,
+        sums=FixedPoint(20, 64.0, 1, 500),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_plan_comes_back_from_its_text_with_the_same_id(name: str) -> None:
+    text = PLANS[name].to_json()
+    again = Plan.from_json(text)
+    assert again == PLANS[name]
+    assert hash(again) == hash(PLANS[name])
+    assert again.to_json() == text
+    assert again.id == PLANS[name].id == hashlib.sha256(text.encode()).hexdigest()
+    assert again.algorithm.client == PLANS[name].algorithm.client
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_blanks_and_the_order_of_names_do_not_matter(name: str) -> None:
+    loose = json.dumps(json.loads(PLANS[name].to_json()), indent=3, sort_keys=False)
+    assert Plan.from_json(loose).id == PLANS[name].id
+
+
+def test_an_integer_rate_is_the_same_plan() -> None:
+    one, two = (plan(algorithm=sumus.fedavg(sumus.sgd(lr))).id for lr in (1, 1.0))
+    assert one == two
+    assert Plan.from_json(plan(algorithm=sumus.fedavg(sumus.sgd(1))).to_json().replace('"lr":1.0', '"lr":1')).id == one
+
+
+def test_every_field_is_part_of_the_id() -> None:
+    ids = {
+        plan().id,
+        plan(task=dataclasses.replace(TASK, name="letters")).id,
+        plan(rotate()).id,
+        plan(cohort=65).id,
+        plan(min_contributors=11).id,
+        plan(sums=FixedPoint.fit(99)).id,
+    }
+    assert len(ids) == 6
+
+
+def test_a_task_and_its_description_are_the_same_plan() -> None:
+    torch = pytest.importorskip("torch")
+    task = sumus.Task(model=lambda: torch.nn.Linear(2, 3), loss=sumus.losses.cross_entropy)
+    whole = Plan(task, sumus.fedavg(sumus.sgd(0.1)), Pacing(64))
+    assert Plan(task.description, whole.algorithm, whole.pacing) == whole
+    assert Plan.from_json(whole.to_json()).task == task.description
+
+
+# ── what a peer may send ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def refuses(text: str) -> bool:
+    try:
+        Plan.from_json(text)
+    except PlanError:
+        return True
+    return False
+
+
+GOOD = json.loads(PLANS["everything"].to_json())
+
+
+def with_change(path: str, value: Any) -> str:
+    changed = copy.deepcopy(GOOD)
+    *way, last = path.split(".")
+    node = changed
+    for step in way:
+        node = node[step]
+    node[last] = value
+    return json.dumps(changed)
+
+
+def without(name: str) -> str:
+    return json.dumps({field: value for field, value in GOOD.items() if field != name})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "null", "[]", "7", '"plan"', "{}", '{"sumus": 1}', "NaN", "\ud800",
+        without("sumus"), without("task"), without("algorithm"), without("pacing"),
+        with_change("sumus", 2), with_change("sumus", "1"), with_change("extra", 1),
+        with_change("task", {"name": "pacing", "with": {"cohort": 3}}), with_change("task", None), with_change("task", 1),
+        with_change("algorithm", {"name": "os.system"}), with_change("algorithm", "fedavg"),
+        with_change("algorithm", GOOD["algorithm"]["with"]["client"]),
+        with_change("algorithm.with.client.name", "client/evil"), with_change("algorithm.with.client", GOOD["task"]),
+        with_change("algorithm.with.client.with.epochs", 3), with_change("algorithm.with.client.with.momentum", 0.9),
+        with_change("algorithm.with.server.with.lr", "0.1"), with_change("algorithm.with.server.with.lr", None),
+        with_change("algorithm.with.server.with.lr", float("inf")), with_change("algorithm.with.server.with.lr", 10**400),
+        with_change("pacing", 64), with_change("pacing.with.cohort", 0), with_change("pacing.with.cohort", 501),
+        with_change("pacing.with.cohort", True), with_change("pacing.with.cohort", 1.5),
+        with_change("min_contributors", "ten"), with_change("min_contributors", None),
+        with_change("sums", None), with_change("sums.with.fraction_bits", 62), with_change("sums.with.fraction_bits", 10**15),
+        with_change("sums.with.bound", float("nan")), with_change("sums.with.max_count", 10**4000),
+        with_change("task.with.leaves", [1, 2]), with_change("task.with.leaves", "all"),
+        with_change("task.with.data", []), with_change("task.with.name", None),
+        with_change("task.with.name", "\ud800"),
+    ],
+)  # fmt: skip
+def test_text_that_is_no_plan_is_refused(text: str) -> None:
+    assert refuses(text)
+
+
+@pytest.mark.parametrize("depth", [100, 10_000, 100_000])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"name":', "}"), ('{"a":', "}")])
+def test_deep_nesting_is_refused(depth: int, opening: str, closing: str) -> None:
+    assert refuses(opening * depth + "1" + closing * depth)
+    assert refuses(with_change("task", "HERE").replace('"HERE"', opening * depth + "1" + closing * depth))
+
+
+def test_a_deep_chain_of_servers_is_refused_or_built() -> None:
+    server: Any = {"name": "server/sgd"}
+    for _ in range(900):
+        server = {"name": "server/averaged", "with": {"server": server}}
+    text = with_change("algorithm.with.server", "HERE").replace('"HERE"', nested_json(server))
+    assert refuses(text)
+
+
+def nested_json(server: Any) -> str:
+    """json.dumps without its recursion."""
+    depth = 0
+    while "with" in server:
+        server, depth = server["with"]["server"], depth + 1
+    return '{"name":"server/averaged","with":{"server":' * depth + '{"name":"server/sgd"}' + "}}" * depth
+
+
+def test_an_overlong_plan_is_refused_before_it_is_read() -> None:
+    assert refuses(" " * (16 * 2**20) + PLANS["plain"].to_json())
+
+
+def nodes(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield way
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, inner in items:
+        yield from nodes(inner, (*way, step))
+
+
+JUNK = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.sampled_from([0, -1, 2**31, 2**63, 10**40]), st.floats(), st.text(max_size=3),
+        st.sampled_from(list(GOOD["algorithm"]["with"].values())), st.sampled_from(["shared", "params", "examples", "server/sgd"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["name", "with", "lr", "of"]), inner, max_size=2),
+    ),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@given(st.sampled_from(list(nodes(GOOD))), JUNK)
+def test_a_plan_with_anything_anywhere_is_refused_or_whole(way: tuple[Any, ...], junk: Any) -> None:
+    changed = copy.deepcopy({"root": GOOD})
+    node: Any = changed
+    for step in ("root", *way)[:-1]:
+        node = node[step]
+    node[("root", *way)[-1]] = junk
+    try:
+        read = Plan.from_json(json.dumps(changed["root"]))
+    except PlanError:
+        return
+    assert Plan.from_json(read.to_json()) == read
+    assert all(isinstance(rule, str) for rule, _ in read.violations("deployed"))
+    assert read.description.shared_layout is not None
+    assert len(read.description.fingerprint) == 64

@@ -1,0 +1,260 @@
+"""A plan is data: values know the call that makes them again."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sumus
+from sumus import optimizers, schedules, spec, work
+from sumus.aggregate import Fixed, FixedPoint, Part, mean
+from sumus.algorithm import Algorithm
+from sumus.errors import PlanError
+from sumus.optimizers import ServerOptimizer
+from sumus.pacing import Pacing
+from sumus.spec import Spec, build, canonical_json, describe, is_custom, record, registered, to_json
+from sumus.task import Data, Description, Leaf
+from sumus.update import Transform, chain, clip_by_global_norm, quantize, rotate, weight
+
+LEAF = Leaf("fc.weight", (3, 2), "float32", "shared", True, ("tied.weight",))
+DATA = Data((2,), "float32", (), "int64", classes=3)
+
+EXAMPLES: dict[str, Callable[[], Any]] = {
+    "aggregator/mean": lambda: mean(Part("params"), Part("control", denominator="population")),
+    "algorithm": lambda: Algorithm(sumus.sgd(0.1), chain(), mean(Part("params")), optimizers.sgd()),
+    "client/adam": lambda: sumus.adam(1e-3, steps=5, betas=(0.8, 0.9)),
+    "client/adamw": lambda: sumus.adamw(schedules.cosine(0.1, rounds=50), epochs=2, batch_size=8),
+    "client/sgd": lambda: sumus.sgd(0.1, momentum=0.9, nesterov=True, clip_norm=1.0),
+    "data": lambda: DATA,
+    "leaf": lambda: LEAF,
+    "pacing": lambda: Pacing(cohort=64),
+    "part": lambda: Part("steps", content="scalar", weight="uniform", denominator=Fixed(64)),
+    "part/fixed": lambda: Fixed(7),
+    "rule/adam": lambda: work.adam_rule(weight_decay=0.1, decoupled=True),
+    "rule/sgd": lambda: work.sgd_rule(momentum=0.5),
+    "schedule/constant": lambda: schedules.constant(0.1),
+    "schedule/cosine": lambda: schedules.cosine(0.1, 100, floor=0.01),
+    "schedule/exponential": lambda: schedules.exponential(0.1, 0.99),
+    "schedule/steps": lambda: schedules.steps(0.1, (10, 20)),
+    "server/adagrad": lambda: optimizers.adagrad(0.1),
+    "server/adam": lambda: optimizers.adam(0.1, (0.8, 0.9), bias_correction=True),
+    "server/averaged": lambda: optimizers.averaged(optimizers.yogi(0.1), 0.5),
+    "server/momentum": lambda: optimizers.momentum(nesterov=True),
+    "server/sgd": lambda: optimizers.sgd(),
+    "server/yogi": lambda: optimizers.yogi(0.1),
+    "sums/fixed-point": lambda: FixedPoint.fit(100),
+    "task": lambda: Description("digits", (LEAF,), "cross_entropy", ("accuracy",), DATA),
+    "update/chain": lambda: chain(chain(clip_by_global_norm(2.0), rotate()), quantize(6)),
+    "update/clip_by_global_norm": lambda: clip_by_global_norm(1.0),
+    "update/quantize": lambda: quantize(8, range=0.5),
+    "update/rotate": lambda: rotate(),
+    "update/weight": lambda: weight(cap=100),
+}
+
+
+@pytest.fixture
+def scratch_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(spec, "_factories", dict(spec._factories))
+    monkeypatch.setattr(spec, "_records", dict(spec._records))
+
+
+def test_every_registered_name_has_an_example_here() -> None:
+    ours = {
+        n
+        for n, make in spec._factories.items()
+        if make.__module__.startswith("sumus.") and ".demos." not in make.__module__
+    }
+    assert ours == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_value_is_built_again_from_its_json(name: str) -> None:
+    value = EXAMPLES[name]()
+    text = canonical_json(to_json(value))
+    again = build(json.loads(text))
+    assert json.loads(text)["name"] == name
+    assert type(again) is type(value)
+    assert again == value
+    assert canonical_json(to_json(again)) == text
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_values_made_alike_are_equal_and_hash_alike(name: str) -> None:
+    one, two = EXAMPLES[name](), EXAMPLES[name]()
+    assert one == two
+    assert hash(one) == hash(two)
+
+
+def test_all_examples_differ() -> None:
+    assert len({canonical_json(to_json(make())) for make in EXAMPLES.values()}) == len(EXAMPLES)
+
+
+# ── one value, one text ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        (sumus.sgd(1), sumus.sgd(1.0)),
+        (sumus.sgd(lr=1), sumus.sgd(np.float64(1))),
+        (sumus.sgd(0.5), sumus.sgd(np.float32(0.5))),
+        (sumus.sgd(0.5, steps=3), sumus.sgd(0.5, steps=np.int64(3))),
+        (sumus.sgd(1, clip_norm=2), sumus.sgd(1.0, clip_norm=2.0)),
+        (optimizers.adam(1, betas=(0, 0.9)), optimizers.adam(1.0, betas=(0.0, 0.9))),
+        (optimizers.adam(0.1), optimizers.adam(lr=0.1, betas=(0.9, 0.99), tau=1e-3)),
+        (clip_by_global_norm(3), clip_by_global_norm(max_norm=3.0)),
+        (schedules.steps(0.1, [1, 2]), schedules.steps(0.1, (1, 2))),
+        (FixedPoint(20, 4, 1, 1), FixedPoint(20, 4.0, 1, 1)),
+        (Pacing(np.int64(5)), Pacing(5)),
+    ],
+)
+def test_calls_that_mean_the_same_give_the_same_text(one: Any, same: Any) -> None:
+    assert canonical_json(to_json(one)) == canonical_json(to_json(same))
+
+
+def test_counts_stay_integers() -> None:
+    assert to_json(sumus.sgd(1, steps=5, batch_size=2))["with"]["steps"] == 5  # pyright: ignore
+    assert '"steps":5,' in canonical_json(to_json(sumus.sgd(1, steps=5, batch_size=2)))
+
+
+def test_another_parameter_is_another_value() -> None:
+    assert sumus.sgd(0.1) != sumus.sgd(0.2)
+    assert sumus.sgd(0.1) != sumus.adam(0.1)
+    assert chain(rotate()) != rotate()
+    assert optimizers.sgd(1.0) != "server/sgd"
+
+
+def test_canonical_json_is_sorted_compact_and_keeps_every_bit() -> None:
+    text = canonical_json({"b": 0.1, "a": [1, 2.0, None, True], "ü": 1e-300})
+    assert text == '{"a":[1,2.0,null,true],"b":0.1,"ü":1e-300}'
+    value = math.nextafter(0.1, 1)
+    assert json.loads(canonical_json(value)) == value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_parameter_that_is_not_finite_has_no_text(value: float) -> None:
+    with pytest.raises(PlanError) as error:
+        canonical_json(to_json(sumus.sgd(value)))
+    assert error.value.rule == "finite"
+
+
+# ── printing ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_values_print_as_the_call_that_makes_them() -> None:
+    assert repr(clip_by_global_norm(1)) == "clip_by_global_norm(max_norm=1.0)"
+    assert repr(chain(rotate(), quantize(6, range=1.0))) == "chain(transforms=(rotate(), quantize(bits=6, range=1.0)))"
+    assert describe([1, "a", None]) == "(1, 'a', None)"
+
+
+# ── custom values ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def own() -> Transform:
+    return Transform(apply=lambda tree, context: tree)
+
+
+def test_a_custom_value_prints_as_custom_and_equals_only_itself() -> None:
+    one, two = own(), own()
+    assert repr(one) == "custom()"
+    assert one == one
+    assert one != two
+    assert len({one, two}) == 2
+
+
+def test_a_chain_with_a_custom_stage_is_itself_custom_and_says_so() -> None:
+    mixed = chain(rotate(), own())
+    assert is_custom(mixed) == ["custom()"]
+    assert is_custom(chain(rotate())) == []
+    assert mixed != chain(rotate(), own())
+
+
+def test_a_function_among_the_parameters_is_custom_by_its_name() -> None:
+    changed = dataclasses.replace(sumus.sgd(0.1), spec=Spec("custom"))
+    assert is_custom(changed) == ["custom()"]
+    assert to_json(math.sqrt) == {"name": "custom", "with": {"of": "sqrt"}}
+
+
+def test_custom_values_cannot_be_built() -> None:
+    with pytest.raises(PlanError, match="unknown-name"):
+        build(to_json(own()))
+
+
+# ── registering ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.usefixtures("scratch_names")
+def test_a_registered_factory_of_ones_own_travels() -> None:
+    @registered("server/halved")
+    def halved(lr: float = 1.0, *, note: str = "") -> ServerOptimizer:
+        return dataclasses.replace(optimizers.sgd(lr / 2))
+
+    value = halved(3, note="hello")
+    assert repr(value) == "halved(lr=3.0, note='hello')"
+    assert is_custom(value) == []
+    assert build(to_json(value)) == value
+
+
+@pytest.mark.usefixtures("scratch_names")
+@pytest.mark.parametrize("taken", ["server/sgd", "pacing"])
+def test_a_taken_name_is_refused(taken: str) -> None:
+    with pytest.raises(PlanError) as error:
+        registered(taken)(optimizers.sgd)
+    assert error.value.rule == "taken-name"
+    with pytest.raises(PlanError) as error:
+        record(taken)(Fixed)
+    assert error.value.rule == "taken-name"
+    assert build({"name": "server/sgd"}) == optimizers.sgd()
+
+
+# ── what a peer may send ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"name": "os/system"},
+        {"name": "__import__", "with": {"name": "os"}},
+        {"name": 7},
+        {"name": ["server/sgd"]},
+        {"name": None},
+        {},
+        {"with": {}},
+        {"name": "server/sgd", "with": {"lr": 1.0}, "and": 1},
+        {"name": "server/sgd", "with": [1.0]},
+        {"name": "server/sgd", "with": None},
+        {"name": "server/sgd", "with": {"rate": 1.0}},
+        {"name": "server/sgd", "with": {"lr": "1.0"}},
+        {"name": "server/sgd", "with": {"lr": True}},
+        {"name": "server/sgd", "with": {"lr": None}},
+        {"name": "server/sgd", "with": {"lr": [1.0]}},
+        {"name": "server/sgd", "with": {"lr": {"name": "update/rotate"}}},
+        {"name": "server/adam", "with": {}},
+        {"name": "server/adam", "with": {"lr": 0.1, "betas": [0.9]}},
+        {"name": "server/adam", "with": {"lr": 0.1, "betas": 0.9}},
+        {"name": "server/averaged", "with": {"server": {"name": "pacing", "with": {"cohort": 1}}}},
+        {"name": "update/chain", "with": {"transforms": 5}},
+        {"name": "update/chain", "with": {"transforms": ["update/rotate"]}},
+        {"name": "update/chain", "with": {"transforms": [{"name": "server/sgd"}]}},
+        {"name": "update/weight", "with": {"by": "words"}},
+        {"name": "update/quantize", "with": {"bits": 8.0}},
+        {"name": "pacing", "with": {"cohort": 0}},
+        {"name": "part", "with": {"name": 3}},
+        {"name": "part", "with": {"name": "params", "weight": "none"}},
+        {"name": "leaf", "with": {"name": "w", "shape": "ab", "dtype": "float32", "role": "shared", "trained": True}},
+        {"name": "leaf", "with": {"name": "w", "shape": [2], "dtype": "float32", "role": "stolen", "trained": True}},
+        {"name": "sums/fixed-point", "with": {"fraction_bits": 10**12, "bound": 1, "max_weight": 1, "max_count": 1}},
+    ],
+)
+def test_only_registered_names_with_parameters_of_their_types_are_built(hostile: Any) -> None:
+    with pytest.raises(PlanError):
+        build(hostile)
+
+
+def test_plain_json_is_itself() -> None:
+    assert build([1, "a", [None, 2.5]]) == (1, "a", (None, 2.5))
