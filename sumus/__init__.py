@@ -28,7 +28,7 @@ _PUBLIC = {
     "Aggregate": "sumus.aggregate",
     "Aggregator": "sumus.aggregate",
     "Fixed": "sumus.aggregate",
-    "FixedPoint": "sumus.aggregate",
+    "FixedPoint": "sumus.fixed_point",
     "Part": "sumus.aggregate",
     "RunningSum": "sumus.aggregate",
     "Update": "sumus.aggregate",
@@ -79,7 +79,7 @@ _MODULES = {
 }
 
 __version__ = "0.1.0"
-__all__ = sorted([*_PUBLIC, *_MODULES])
+__all__ = sorted([*_PUBLIC, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

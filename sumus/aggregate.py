@@ -7,26 +7,22 @@ From that follow edges of edges, replicas (each adds its share), crash safety (a
 asynchronous rounds (a buffer is a sum) and secure aggregation (masks cancel in a sum). Integer sums do not depend on
 order or topology, so all of these give the same bits.
 
-`Update` is what a device reports, in floats or narrow codes; `FixedPoint` is the plan's rule that turns it into integers
-at the first hop; `Part` says how it is weighted and what the sum is divided by; `Aggregator` does the dividing.
+`Update` is what a device reports, in floats or narrow codes; at the first hop `FixedPoint` (sumus/fixed_point.py) turns it
+into an `Aggregate` of one. `Part` says how it is weighted and what the sum is divided by; `Aggregator` does the dividing.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sumus.errors import DivergedError, ParticipantError, PlanError
+from sumus.errors import ParticipantError, PlanError
 from sumus.spec import Value, record, registered
 from sumus.tree import layout, nbytes, tree_map, unflatten
 from sumus.types import Array, Tree
 
 METRIC_BITS = 20
-_CHUNK = 1 << 16
 
 
 # ── what is sent, and what it is divided by ──────────────────────────────────────────────────────────────────────────
@@ -229,7 +225,9 @@ class RunningSum:
             self._total = Aggregate(zeros(trees))
         mine, theirs = _layouts(self._total.sums), _layouts(trees)
         if mine != theirs:
-            raise ParticipantError("sum", f"the parts of an update differ from the sum's ({theirs} and {mine}): not of one plan")
+            raise ParticipantError(
+                "sum", f"the parts of an update differ from the sum's ({theirs} and {mine}): not of one plan"
+            )
         return self._total.sums
 
     def count(self, other: Aggregate) -> None:
@@ -241,7 +239,7 @@ class RunningSum:
 
     @property
     def total(self) -> Aggregate:
-        """What was added so far."""
+        """What was added so far. It shares its arrays with the growing sum: copy it to keep it."""
         return self._total
 
 
@@ -252,139 +250,6 @@ def zeros(trees: Mapping[str, Tree]) -> dict[str, Tree]:
 
 def _layouts(trees: Mapping[str, Tree]) -> dict[str, dict[str, tuple[int, ...]]]:
     return {part: layout(tree) for part, tree in trees.items()}
-
-
-# ── floats to integers, at the first hop ─────────────────────────────────────────────────────────────────────────────
-
-
-@record("sums/fixed-point")
-@dataclass(frozen=True)
-class FixedPoint:
-    """The plan's integers: a value u with weight w is added as rint(u · w · 2^f), which 64 bits must always hold.
-
-    fraction_bits: f.  bound: U, the largest |u| that is accepted.  max_weight: the largest integer weight.
-    max_count: the most contributors of one sum.  Refused unless max_count · max_weight · U · 2^f < 2^62.
-    """
-
-    fraction_bits: int
-    bound: float
-    max_weight: int
-    max_count: int
-
-    def __post_init__(self) -> None:
-        positive = 0 < self.bound < math.inf and self.max_weight >= 1 and self.max_count >= 1
-        if not (positive and self.fraction_bits >= 0):
-            raise PlanError(
-                "positive",
-                f"{self}: bound, max_weight and max_count must be positive and finite, and fraction_bits not negative",
-            )
-        object.__setattr__(self, "bound", float(self.bound))
-        reach = math.log2(self.bound) + math.log2(self.max_weight) + math.log2(self.max_count) + self.fraction_bits
-        limits = Fraction(self.bound) * self.max_weight * self.max_count
-        if reach > 63 or not limits * 2**self.fraction_bits < 2**62:  # the first so that no number grows without end
-            raise PlanError(
-                "sum-overflow",
-                f"a sum of {self.max_count} clients with weights up to {self.max_weight}, values up to {self.bound:g} and "
-                f"{self.fraction_bits} fraction bits can reach 2^{reach:.1f}, and must stay below 2^62: lower one of them",
-            )
-
-    @classmethod
-    def fit(cls, max_count: int, max_weight: int = 2**16, bound: float = 2.0**8) -> "FixedPoint":
-        """The most fraction bits that the overflow rule leaves for these limits, at most 40."""
-        room = Fraction(2**62) / (Fraction(bound) * max_weight * max_count)
-        bits = (room.numerator // room.denominator).bit_length() - 1
-        if room == 2**bits:  # the rule is strict
-            bits -= 1
-        return cls(max(0, min(bits, 40)), bound, max_weight, max_count)
-
-    def encode(
-        self,
-        update: Update,
-        parts: tuple[Part, ...],
-        weighted: int | None = None,
-        into: RunningSum | None = None,
-    ) -> Aggregate:
-        """An update as an aggregate of one; or, added `into` a running sum, that sum so far, without any array between.
-
-        weighted: the cap of an explicit `weight` stage that the device applied already, so that here its weight is only
-        counted for leaves; None where the weight multiplies here. Nothing is added unless all of it can be.
-        Raises ParticipantError for a value that is not finite or beyond the bound, DivergedError for NaN.
-        """
-        if update.examples < 0:
-            raise ParticipantError(update.client, f"it reports {update.examples} examples")
-        if missing := {part.name for part in parts} - set(update.parts):
-            raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")
-        trees = {part.name: update.parts[part.name] for part in parts}
-        for name, tree in trees.items():
-            self._check(update.client, name, tree)
-        weights = {p.name: p.weigh(update.examples, self.max_weight if weighted is None else weighted) for p in parts}
-        one = Aggregate(
-            into.grown_to(trees) if into is not None else zeros(trees),
-            {name: np.array(weight, np.int64) for name, weight in weights.items()},
-            np.array(1, np.int64),
-            {name: self._metric(value, count) for name, (value, count) in update.metrics.items()},
-        )
-        for part in parts:
-            multiplies = weighted is None or part.content == "scalar"
-            for leaf, values in trees[part.name].items():
-                self._add(values, weights[part.name] if multiplies else 1, one.sums[part.name][leaf])
-        if into is None:
-            return one
-        into.count(one)
-        return into.total
-
-    def decode(self, sums: Tree) -> dict[str, Array]:
-        """Sums of fixed-point values as float64: over 2^f."""
-        return tree_map(lambda leaf: np.ldexp(leaf.astype(np.float64), -self.fraction_bits), sums)
-
-    def _add(self, values: Array, factor: int, into: Array) -> None:
-        """into += rint(values · factor · 2^f), or codes · factor; in blocks that stay in the cache."""
-        flat, total = values.reshape(-1), into.reshape(-1)
-        scale = np.float64(float(factor) * 2.0**self.fraction_bits)
-        for start in range(0, flat.size, _CHUNK):
-            block = flat[start : start + _CHUNK]
-            whole = block.astype(np.int64) * factor if block.dtype.kind == "i" else np.rint(block * scale).astype(np.int64)
-            total[start : start + _CHUNK] += whole
-
-    def _check(self, client: object, part: str, tree: Tree) -> None:
-        for name, leaf in tree.items():
-            if leaf.size == 0:
-                continue
-            if leaf.dtype.kind == "i":
-                self._check_codes(client, f"{part}[{name}]", leaf)
-                continue
-            low, high = float(leaf.min()), float(leaf.max())
-            if not (np.isfinite(low) and np.isfinite(high)):
-                raise diverged(client, part, name)
-            if max(-low, high) > self.bound:
-                raise ParticipantError(
-                    client,
-                    f"the update reaches {max(-low, high):g} at `{part}[{name}]`, beyond the plan's bound {self.bound:g}; "
-                    "lower the learning rate, clip the update, or give the plan sums=FixedPoint.fit(..., bound=)",
-                )
-
-    def _check_codes(self, client: object, where: str, leaf: Array) -> None:
-        reach = max(-int(leaf.min()), int(leaf.max()))
-        if reach > self.bound * 2.0**self.fraction_bits:
-            raise ParticipantError(
-                client,
-                f"the codes reach {reach} at `{where}`, where a sum of the plan holds {self.bound:g}·2^{self.fraction_bits}",
-            )
-
-    def _metric(self, value: float, count: int) -> NDArray[np.int64]:
-        limit = 2**61 // self.max_count
-        scaled = value * 2**METRIC_BITS
-        whole = round(min(max(scaled, -limit), limit)) if scaled == scaled else limit
-        return np.array([whole, min(max(count, 0), limit)], np.int64)
-
-
-def diverged(client: object, part: str, leaf: str) -> DivergedError:
-    """What to say of an update that is not finite."""
-    return DivergedError(
-        client,
-        f"the update is not finite at `{part}[{leaf}]`: its training diverged; lower the learning rate, "
-        "or pass clip_norm= to the client's optimizer",
-    )
 
 
 # ── combining ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sumus.aggregate import Aggregate, Aggregator, FixedPoint, RunningSum, Update, diverged
-from sumus.errors import PlanError
+from sumus.aggregate import Aggregate, Aggregator, RunningSum, Update
+from sumus.errors import DivergedError, PlanError
+from sumus.fixed_point import FixedPoint
 from sumus.optimizers import ServerOptimizer, ServerState
 from sumus.spec import record
 from sumus.task import Description
@@ -67,7 +68,7 @@ class Algorithm:
         """
         for part, tree in parts.items():
             if self.update.links and (leaf := first_non_finite(tree)) is not None:
-                raise diverged(client, part, leaf)
+                raise DivergedError(client, part, leaf)
         sent = {part: self._transform(part, tree, examples, seed, rng) for part, tree in parts.items()}
         return Update(client, sent, examples, metrics)
 
@@ -80,7 +81,8 @@ class Algorithm:
 
     def start(self, params: Tree, task: Description) -> ServerState:
         """The server's state before the first round. params: the initial shared leaves."""
-        return _with_buffers(self.server.init(_only(params, task.trained_leaves)), params)
+        trained = {name: leaf for name, leaf in params.items() if name in task.trained_leaves}
+        return _with_buffers(self.server.init(trained), params)
 
     def finish(
         self, total: Aggregate, state: ServerState, task: Description, sums: FixedPoint, seed: bytes, population: int
@@ -105,20 +107,16 @@ class Algorithm:
                 values = tree_map(_as_float64, values) if self.update.code_bits else sums.decode(values)
                 values = self.update.invert(values, Context(task.shared_layout, seed))
             combined[part.name] = self.aggregator.combine(part, values, divisor)
-        params = state.broadcast["params"]
-        averaged = {
-            name: (params[name].astype(np.float64) - combined["params"][name]).astype(params[name].dtype)
-            for name in params.keys() - task.trained_leaves
+        buffers = {
+            name: (leaf.astype(np.float64) - combined["params"][name]).astype(leaf.dtype)
+            for name, leaf in state.broadcast["params"].items()
+            if name not in task.trained_leaves
         }
-        seen = ServerState({**state.broadcast, "params": _only(params, task.trained_leaves)}, state.memory)
-        moved = {**combined, "params": _only(combined["params"], task.trained_leaves)}
-        return _with_buffers(self.server.update(moved, seen), averaged)
+        return _with_buffers(self.server.update(combined, _without_buffers(state, task)), buffers)
 
     def release(self, state: ServerState, task: Description) -> Tree:
         """The model to publish: what the server optimizer releases, with the latest buffers."""
-        params = state.broadcast["params"]
-        seen = ServerState({**state.broadcast, "params": _only(params, task.trained_leaves)}, state.memory)
-        return {**params, **self.server.release(seen)}
+        return {**state.broadcast["params"], **self.server.release(_without_buffers(state, task))}
 
     def _transform(self, part: str, tree: Tree, examples: int, seed: bytes, rng: np.random.Generator) -> Tree:
         if next(p for p in self.aggregator.parts if p.name == part).content == "scalar":
@@ -129,12 +127,15 @@ class Algorithm:
         return tree_map(lambda leaf: leaf if leaf.dtype.kind == "i" else narrowed(leaf, body), sent)
 
 
-def _only(tree: Tree, names: frozenset[str]) -> Tree:
-    return {name: leaf for name, leaf in tree.items() if name in names}
+def _without_buffers(state: ServerState, task: Description) -> ServerState:
+    """The state as a server optimizer sees it: leaves that have gradients."""
+    params = {name: leaf for name, leaf in state.broadcast["params"].items() if name in task.trained_leaves}
+    return ServerState({**state.broadcast, "params": params}, state.memory)
 
 
-def _with_buffers(state: ServerState, params: Tree) -> ServerState:
-    return ServerState({**state.broadcast, "params": {**params, **state.broadcast["params"]}}, state.memory)
+def _with_buffers(state: ServerState, buffers: Tree) -> ServerState:
+    """A server optimizer's state, with the shared leaves that it does not see."""
+    return ServerState({**state.broadcast, "params": {**buffers, **state.broadcast["params"]}}, state.memory)
 
 
 def _as_float64(leaf: Array) -> Array:

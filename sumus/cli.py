@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.table import Table
 from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
 from sumus.experiment import Experiment
 from sumus.plan import Plan
+
+if TYPE_CHECKING:
+    from sumus.simulator.history import History
 
 app = typer.Typer(
     help="Federated learning: devices train on data that never leaves them, and the server works with their sum.",
@@ -99,7 +102,7 @@ def check(file: File) -> None:
     """Try a plan on its first client: data, one round, shapes, memory, bytes, and whether real devices may run it."""
     from sumus.simulator.check import check as check_plan
 
-    plan, population = load_plan(file)
+    plan, population, _ = load_plan(file)
     report = check_plan(plan, population)
     table = Table(show_header=False, box=None, pad_edge=False)
     data = report.data
@@ -145,12 +148,12 @@ def pack(
     from sumus.training.program import Program
     from sumus.wire.bundle import Bundle
 
-    plan, population = load_plan(file)
+    plan, population, own_seed = load_plan(file)
     plan = plan.with_data(check_plan(plan, population).data)
     plan.check_deployable()
-    bundle = Bundle(plan, Program(cast(Any, plan.task), seed=seed or 0).initial_shared)
-    path = bundle.write(output)
-    _out.print(f"{path}: plan {plan.id}, {_bytes(path.stat().st_size)}", highlight=False, soft_wrap=True)
+    bundle = Bundle(plan, Program(cast(Any, plan.task), seed=own_seed if seed is None else seed).initial)
+    output.write_bytes(content := bundle.to_bytes())
+    _out.print(f"{output}: plan {plan.id}, {_bytes(len(content))}", highlight=False, soft_wrap=True)
 
 
 # ── what the commands share ──────────────────────────────────────────────────────────────────────────────────────────
@@ -171,12 +174,12 @@ def load_experiment(file: str) -> Experiment:
     return value
 
 
-def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any]]:
-    """A file's plan with someone to try it on: from `experiment`, or from `plan` and a device's `examples`."""
+def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any], int]:
+    """A file's plan, someone to try it on, and a seed: from `experiment`, or from `plan` and a device's `examples`."""
     module, name = _load(file)
     value = _named(module, name) if name else _named(module, "experiment") or _named(module, "plan")
     if isinstance(value, Experiment):
-        return value.plan, value.population
+        return value.plan, value.population, value.seed
     if not isinstance(value, Plan):
         raise ExperimentError(
             f"{file} defines neither `experiment = sumus.Experiment(...)` nor `plan = sumus.Plan(...)`"
@@ -186,14 +189,16 @@ def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any]]:
         raise ExperimentError(
             f"{file} defines a plan and no `examples` to try it on: add `examples = (inputs, targets)`"
         )
-    return value, {"examples": examples}
+    return value, {"examples": examples}, 0
 
 
 def _load(file: str) -> tuple[ModuleType, str | None]:
     text, _, name = file.partition(":")
     path = Path(text)
     if not path.is_file():
-        raise ExperimentError(f"there is no file {text}: give the path of a Python file, such as examples/linear_regression.py")
+        raise ExperimentError(
+            f"there is no file {text}: give the path of a Python file, such as examples/linear_regression.py"
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ExperimentError(f"{text} is no Python file: its name must end in .py")
@@ -261,11 +266,12 @@ def _simulate(
     _show(history, out)
 
 
-def _show(history: Any, out: Path | None) -> None:
+def _show(history: "History", out: Path | None) -> None:
     last = history.rounds[-1]
     why = "the target was reached" if history.stopped == "target" else "all rounds done"
     _out.print(f"{len(history.rounds)} rounds in {history.seconds:.1f} s, {why}", highlight=False)
-    evaluations = history.evaluated[-1].evaluations if history.evaluated else {}
+    nothing: Mapping[str, Mapping[str, float]] = {}
+    evaluations = history.evaluated[-1].evaluations if history.evaluated else nothing
     for source, measured in evaluations.items():
         spreads = history.spreads.get(source, {})
         clients = next((spread.clients for spread in spreads.values()), 0)

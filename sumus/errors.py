@@ -58,7 +58,14 @@ class ParticipantError(SumusError):
 
 
 class DivergedError(ParticipantError):
-    """A participant's training ran to NaN or infinity."""
+    """A participant's training ran to NaN or infinity, seen at a leaf of a part."""
+
+    def __init__(self, client: object, part: str, leaf: str) -> None:
+        super().__init__(
+            client,
+            f"the update is not finite at `{part}[{leaf}]`: its training diverged; lower the learning rate, or pass "
+            "clip_norm= to the client's optimizer",
+        )
 
 
 class Interrupted(SumusError):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from sumus.errors import PlanError
 from sumus.spec import Value, registered
 from sumus.types import Array, Broadcast, Tree
 
@@ -146,6 +147,9 @@ def averaged(server: ServerOptimizer, decay: float = 0.9) -> ServerOptimizer:
     Clients go on from x; evaluation and `history.model` see a. Evens out the swing of adaptive servers. [Polyak &
     Juditsky 1992, as an exponential mean]
     """
+
+    if server.spec.name == "server/averaged":
+        raise PlanError("averaged-twice", f"{server!r} is averaged already; average once")
 
     def init(params: Tree) -> ServerState:
         inner = server.init(params)

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from sumus.aggregate import FixedPoint
 from sumus.algorithm import Algorithm
 from sumus.errors import PlanError
+from sumus.fixed_point import FixedPoint
 from sumus.pacing import Pacing
 from sumus.spec import call_with, canonical_json, is_custom, to_json
 from sumus.task import Data, Description, Task, description_of
@@ -196,4 +196,4 @@ RULES: tuple[Rule, ...] = (
     Rule("undeclared-data", "deployed", _undeclared_data),
 )
 """Checked whenever a plan is built. Raised where the value itself is made: sum-overflow, parts-match, quantize-last,
-epochs-or-steps, positive."""
+epochs-or-steps, part-words, positive."""

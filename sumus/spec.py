@@ -45,12 +45,9 @@ class Value:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        same = type(self) is type(other) and isinstance(other, Value)
-        return (
-            same
-            and not any(is_custom(self))
-            and canonical_json(self.spec.to_json()) == canonical_json(other.spec.to_json())
-        )
+        if not isinstance(other, Value) or type(self) is not type(other) or any(is_custom(self)):
+            return False
+        return canonical_json(self.spec.to_json()) == canonical_json(other.spec.to_json())
 
     def __hash__(self) -> int:
         return id(self) if any(is_custom(self)) else hash(canonical_json(self.spec.to_json()))
@@ -173,7 +170,7 @@ def to_json(value: object) -> Json:
         fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(cast(Any, value))}
         return Spec(_records[type(value)], fields).to_json()
     if isinstance(value, np.generic):
-        return value.item()
+        return cast(Any, value).item()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -214,7 +211,9 @@ def canonical_json(value: Json) -> str:
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except ValueError as error:
-        raise PlanError("finite", "a parameter is NaN or infinite, which no plan can hold: give a finite number") from error
+        raise PlanError(
+            "finite", "a parameter is NaN or infinite, which no plan can hold: give a finite number"
+        ) from error
 
 
 def _check_free(name: str) -> None:
@@ -225,7 +224,7 @@ def _check_free(name: str) -> None:
 def _as_declared(value: Any, annotation: str) -> Any:
     """`lr=1`, `lr=1.0` and `lr=np.float64(1)` are one plan: integers given for floats become floats, numpy's are Python's."""
     if isinstance(value, np.generic):
-        value = value.item()
+        value = cast(Any, value).item()
     if isinstance(value, list | tuple):
         return tuple(_as_declared(item, annotation) for item in cast(list[object], value))
     wants_float = "float" in annotation and "int" not in annotation

@@ -1,16 +1,27 @@
 """Trees of arrays: leaf name → array, with `sorted` names as the one canonical order."""
 
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
 from sumus.types import Array, Layout, Tensors, Tree
 
+A = TypeVar("A")
+B = TypeVar("B")
 
-def tree_map(function: Callable[..., Any], *trees: Tensors) -> dict[str, Any]:
-    """Apply `function` leaf by leaf to trees with the same leaves."""
+
+@overload
+def tree_map(function: Callable[[A], B], tree: Mapping[str, A], /) -> dict[str, B]: ...
+
+
+@overload
+def tree_map(function: Callable[[A, A], B], tree: Mapping[str, A], other: Mapping[str, A], /) -> dict[str, B]: ...
+
+
+def tree_map(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply `function` leaf by leaf to one or two trees with the same leaves."""
     first, *others = trees
     return {name: function(leaf, *(other[name] for other in others)) for name, leaf in first.items()}
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sumus.aggregate import METRIC_BITS, Aggregate, Fixed, FixedPoint, Part, RunningSum, Update, mean
+from sumus.aggregate import METRIC_BITS, Aggregate, Fixed, Part, RunningSum, Update, mean
 from sumus.errors import DivergedError, ParticipantError, PlanError
+from sumus.fixed_point import FixedPoint
 
 PARTS = (Part("params"), Part("steps", content="scalar", weight="uniform", denominator="count"))
 SUMS = FixedPoint.fit(max_count=32, max_weight=2**16)
@@ -140,6 +141,14 @@ def test_a_client_without_examples_weighs_nothing() -> None:
 @given(st.lists(aggregates(), max_size=8))
 def test_a_running_sum_equals_merging(clients: list[Aggregate]) -> None:
     assert bits(running(clients)) == bits(flat(clients))
+
+
+@given(st.lists(updates(), min_size=1, max_size=8))
+def test_encoding_into_a_running_sum_equals_merging(clients: list[Update]) -> None:
+    total = RunningSum()
+    for client in clients:
+        assert SUMS.encode(client, PARTS, into=total) is total.total
+    assert bits(total.total) == bits(flat([SUMS.encode(client, PARTS) for client in clients]))
 
 
 def test_a_running_sum_leaves_what_it_adds_alone() -> None:
@@ -310,6 +319,15 @@ def test_a_weight_that_the_device_applied_is_only_counted() -> None:
     assert int(total.sums["params"]["w"][0]) == 21 * 2**uncapped.fraction_bits
 
 
+def test_a_scalar_goes_through_no_chain_and_is_weighed_here_all_the_same() -> None:
+    """FedNova's w·τ beside leaves that a weight stage multiplied."""
+    parts = (Part("params"), Part("steps", content="scalar"))
+    update = Update("alice", {"params": {"w": np.array([35.0])}, "steps": {"": np.array(3.0)}}, 5)
+    total = SUMS.encode(update, parts, weighted=100)
+    assert int(total.sums["params"]["w"][0]) == 35 * 2**SUMS.fraction_bits
+    assert int(total.sums["steps"][""]) == 5 * 3 * 2**SUMS.fraction_bits
+
+
 def test_each_part_has_its_own_denominator() -> None:
     divisors = {
         denominator: Part("p", denominator=denominator).divisor(weight=30, count=4, population=100)
@@ -366,10 +384,12 @@ def test_a_metric_that_was_counted_on_nothing_has_no_mean() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
-def test_a_wild_metric_cannot_overflow_the_sum(value: float) -> None:
-    total = flat([with_metrics({"loss": (value, 10**30)})] * SUMS.max_count)
-    assert all(abs(int(slot)) <= 2**61 for slot in total.metrics["loss"])
-    assert int(total.metrics["loss"][1]) > 0
+@pytest.mark.parametrize("count", [10**30, -(10**30)])
+def test_a_wild_metric_cannot_overflow_the_sum(value: float, count: int) -> None:
+    """Not with as many contributors as the plan allows."""
+    slots = with_metrics({"loss": (value, count)}).metrics["loss"].tolist()
+    assert all(abs(slot) * SUMS.max_count <= 2**61 for slot in slots)
+    assert slots[1] == (2**61 // SUMS.max_count if count > 0 else 0)
 
 
 # ── rings: what secure aggregation adds in ───────────────────────────────────────────────────────────────────────────

@@ -89,7 +89,7 @@ def test_pack_writes_a_bundle_that_names_its_plan(file: Path, tmp_path: Path) ->
     one, two = tmp_path / "one.sumus", tmp_path / "two.sumus"
     done = sumus("pack", file, "-o", one)
     sumus("pack", f"{file}:plan", "-o", two)
-    bundle = Bundle.read(one)
+    bundle = Bundle.from_bytes(one.read_bytes())
     assert bundle.plan.id in done.stdout
     assert bundle.plan == Plan.from_json(bundle.plan.to_json())
     assert bundle.plan.description.data is not None

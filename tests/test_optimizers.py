@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-import sumus
-from sumus.aggregate import FixedPoint
 from sumus.optimizers import ServerOptimizer, ServerState, adagrad, adam, averaged, momentum, sgd, yogi
 from sumus.types import Tree
 
@@ -158,41 +156,6 @@ def test_the_recursions_are_all_different() -> None:
     for (one, first), (two, second) in itertools.combinations(zip(RECURSIONS, ends, strict=True), 2):
         if {one, two} != {"FedAvg", "FedAvgM"}:
             assert not np.allclose(first, second, rtol=1e-6), (one, two)
-
-
-def test_fedavg_gives_the_weighted_mean_of_the_client_models() -> None:
-    """To the last fraction bit: updates are whole multiples of 2^−f here, so nothing is rounded."""
-    rng = np.random.default_rng(0)
-    base = {"w": rng.integers(-8, 8, (2, 3)) / 4.0}
-    trained = [{"w": rng.integers(-8, 8, (2, 3)) / 4.0} for _ in range(4)]
-    examples = [1, 2, 4, 9]  # sixteen in all: the division is exact
-    algorithm, sums = sumus.fedavg(sumus.sgd(0.1)), FixedPoint.fit(max_count=4)
-    total = sumus.RunningSum()
-    for client, (model, seen) in enumerate(zip(trained, examples, strict=True)):
-        update = algorithm.report(client, {"params": {"w": base["w"] - model["w"]}}, seen, {}, b"", rng)
-        total.add(algorithm.count_in(update, sums))
-    state = algorithm.finish(total.total, algorithm.server.init(base), {"w": (2, 3)}, sums, b"", 4)
-    mean = sum(n * model["w"] for n, model in zip(examples, trained, strict=True)) / 16
-    assert np.array_equal(algorithm.server.release(state)["w"], mean)
-
-
-def test_uniform_weights_give_the_plain_mean() -> None:
-    algorithm, sums = sumus.fedavg(sumus.sgd(0.1), weight="uniform"), FixedPoint.fit(max_count=2, max_weight=1)
-    total = sumus.RunningSum()
-    for client, (move, seen) in enumerate(((1.0, 1), (2.0, 1000))):
-        update = algorithm.report(client, {"params": {"w": np.array([move])}}, seen, {}, b"", np.random.default_rng(0))
-        total.add(algorithm.count_in(update, sums))
-    state = algorithm.finish(total.total, algorithm.server.init({"w": np.zeros(1)}), {"w": (1,)}, sums, b"", 2)
-    assert algorithm.server.release(state)["w"].tolist() == [-1.5]
-
-
-def test_a_round_without_weight_leaves_the_model_as_it_was() -> None:
-    """Nobody came, or nobody had examples."""
-    algorithm, sums = sumus.fedavg(sumus.sgd(0.1)), FixedPoint.fit(max_count=2)
-    state = algorithm.server.init({"w": np.ones(2)})
-    update = algorithm.report("idle", {"params": {"w": np.ones(2)}}, 0, {}, b"", np.random.default_rng(0))
-    for total in (sumus.Aggregate(), algorithm.count_in(update, sums)):
-        assert algorithm.finish(total, state, {"w": (2,)}, sums, b"", 2) is state
 
 
 # ── what is published ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,9 +11,10 @@ import pytest
 
 import sumus
 from sumus import optimizers, schedules, spec, work
-from sumus.aggregate import Fixed, FixedPoint, Part, mean
+from sumus.aggregate import Fixed, Part, mean
 from sumus.algorithm import Algorithm
 from sumus.errors import PlanError
+from sumus.fixed_point import FixedPoint
 from sumus.optimizers import ServerOptimizer
 from sumus.pacing import Pacing
 from sumus.spec import Spec, build, canonical_json, describe, is_custom, record, registered, to_json
@@ -102,6 +103,7 @@ def test_all_examples_differ() -> None:
     [
         (sumus.sgd(1), sumus.sgd(1.0)),
         (sumus.sgd(lr=1), sumus.sgd(np.float64(1))),
+        (sumus.sgd(np.int64(1)), sumus.sgd(1.0)),
         (sumus.sgd(0.5), sumus.sgd(np.float32(0.5))),
         (sumus.sgd(0.5, steps=3), sumus.sgd(0.5, steps=np.int64(3))),
         (sumus.sgd(1, clip_norm=2), sumus.sgd(1.0, clip_norm=2.0)),

@@ -65,8 +65,12 @@ def test_integer_buffers_are_frozen_whatever_the_patterns_say() -> None:
 
 def test_patterns_give_leaves_to_the_client_or_freeze_them() -> None:
     found = leaves(Net, {"head.*": "personal", "body.*": "frozen"})
-    assert {(leaf.role, leaf.trained) for name, leaf in found.items() if name.startswith("head.")} == {("personal", True)}
-    assert {(leaf.role, leaf.trained) for name, leaf in found.items() if name.startswith("body.")} == {("frozen", False)}
+    assert {(leaf.role, leaf.trained) for name, leaf in found.items() if name.startswith("head.")} == {
+        ("personal", True)
+    }
+    assert {(leaf.role, leaf.trained) for name, leaf in found.items() if name.startswith("body.")} == {
+        ("frozen", False)
+    }
     assert found["norm.weight"].role == "shared"
 
 
@@ -95,7 +99,9 @@ def test_a_pattern_that_matches_nothing_is_refused_by_name() -> None:
 
 
 def test_an_unknown_role_is_refused() -> None:
-    with pytest.raises(TaskError, match=r"leaves\['head.\*'\] is 'private'; it must be one of shared, personal, frozen"):
+    with pytest.raises(
+        TaskError, match=r"leaves\['head.\*'\] is 'private'; it must be one of shared, personal, frozen"
+    ):
         leaves(Net, {"head.*": "private"})
 
 

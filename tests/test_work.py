@@ -134,7 +134,7 @@ def test_a_correction_sees_the_shared_leaves_and_never_the_personal_ones() -> No
 
     work = dataclasses.replace(sumus.sgd(1.0), correct=pull)
     base, params, grads = trees(3)
-    states = {leaf: () for leaf in SHAPES}
+    states = dict.fromkeys(SHAPES, ())
     moved, _ = apply_gradients(work, params, grads, states, {"params": {"w": base["w"]}}, {}, 1.0, 1)
     np.testing.assert_allclose(moved["w"], base["w"] - grads["w"], atol=1e-15)
     np.testing.assert_allclose(moved["b"], params["b"] - grads["b"], atol=1e-15)

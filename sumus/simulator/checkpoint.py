@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVariableType]
 
 from sumus.errors import ExperimentError
 from sumus.optimizers import ServerState
@@ -69,7 +69,7 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            tensors = load_file(path)
+            tensors: dict[str, Array] = load_file(path)
             head = json.loads(tensors.pop("head").tobytes())
         except (SafetensorError, KeyError, ValueError) as error:
             raise ExperimentError(f"{path} is not a checkpoint ({error}); move it away to start anew") from error

@@ -66,7 +66,9 @@ class Evaluation:
                     by_client.setdefault(name, {})[client] = mean
             evaluations[source] = pooled(totals)
             spreads[source] = {
-                name: Spread.over(list(means), list(means.values()), is_lower_better(name, program.task.metrics.get(name)))
+                name: Spread.over(
+                    list(means), list(means.values()), is_lower_better(name, program.task.metrics.get(name))
+                )
                 for name, means in by_client.items()
             }
         return evaluations, spreads

@@ -1,6 +1,7 @@
 """What a run did, round by round: to print, to plot, to put into a table."""
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 from sumus.errors import ExperimentError
 from sumus.metrics import Spread
-from sumus.training.program import save_model
+from sumus.training.program import model_bytes
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,12 @@ class RoundRecord:
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "RoundRecord":
         """The inverse of `to_json`."""
-        spreads = {
+        spreads: dict[str, Any] = {
             source: {name: Spread(**spread) for name, spread in by_metric.items()}
             for source, by_metric in fields["spreads"].items()
         }
-        return RoundRecord(**{**fields, "spreads": spreads})
+        plain: dict[str, Any] = {**fields, "spreads": spreads}
+        return RoundRecord(**plain)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class History:
     def to_frame(self) -> Any:
         """A pandas DataFrame, one row a round; metrics as columns `metric`, `source/metric` (needs pandas)."""
         try:
-            import pandas
+            pandas: Any = importlib.import_module("pandas")
         except ImportError as error:
             raise ExperimentError("to_frame() needs pandas: pip install 'sumus[report]'") from error
         rows: list[dict[str, Any]] = []
@@ -110,20 +112,20 @@ class History:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         self.write_jsonl(target / "history.jsonl")
-        save_model(self.model, target / "model.safetensors")
+        (target / "model.safetensors").write_bytes(model_bytes(self.model))
         if importlib.util.find_spec("matplotlib"):
             self.plot(target / "plot.png")
 
     def plot(self, path: str | Path, title: str = "") -> Path:
         """A picture of the run: loss, and the metrics with their spread over clients (needs matplotlib)."""
         try:
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
-            from matplotlib.figure import Figure
+            canvas: Any = importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
+            figure: Any = importlib.import_module("matplotlib.figure").Figure(layout="constrained")
         except ImportError as error:
             raise ExperimentError("plot() needs matplotlib: pip install 'sumus[report]'") from error
         names = [name for name in self.metrics if name != "loss"]
-        figure = Figure(figsize=(5.0 * (1 + len(names)), 3.6), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure.set_size_inches(5.0 * (1 + len(names)), 3.6)
+        canvas(figure)
         axes = figure.subplots(1, 1 + len(names), squeeze=False)[0]
         rounds = [record.round for record in self.rounds]
         axes[0].plot(rounds, [record.loss for record in self.rounds], label="local training")

@@ -1,7 +1,7 @@
 """What the user sees while a run goes on."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
@@ -21,7 +21,7 @@ class NoProgress:
     """Shows nothing."""
 
     @contextmanager
-    def watching(self, experiment: Experiment, done: int) -> Iterator[Show]:
+    def watching(self, experiment: Experiment, done: int) -> Generator[Show, None, None]:
         yield lambda record: None
 
 
@@ -29,7 +29,7 @@ class TerminalProgress:
     """A bar on standard error: round, loss, the latest metrics, clients a second, time left."""
 
     @contextmanager
-    def watching(self, experiment: Experiment, done: int) -> Iterator[Show]:
+    def watching(self, experiment: Experiment, done: int) -> Generator[Show, None, None]:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar

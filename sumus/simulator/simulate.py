@@ -147,9 +147,7 @@ class Simulation:
             examples += trained.examples
             bytes_up += update.nbytes
             self._note_cap(trained.examples)
-        state = algorithm.finish(
-            total.total, at.state, self.task, sums, public, len(self.population)
-        )
+        state = algorithm.finish(total.total, at.state, self.task, sums, public, len(self.population))
         clients = {**at.clients, **clients}  # pending until the sum was counted: now
         training = total.total.metric_means()
         evaluations, spreads = self._evaluate(number, state, clients)

@@ -1,14 +1,13 @@
 """A task bound to torch: one module, made once and reused for every client."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sumus.errors import SumusError, TaskError
@@ -164,13 +163,13 @@ class Program:
         return self._widened(name, tensor.detach()).cpu().numpy().copy()
 
 
-def save_model(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write a state dict as safetensors; each name gets a copy of its own, also where names share a tensor."""
-    save_file({name: tensor.clone().contiguous() for name, tensor in state.items()}, path)
+def model_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """A state dict as safetensors; each name gets a copy of its own, also where names share a tensor."""
+    return save({name: tensor.clone().contiguous() for name, tensor in state.items()})
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Generator[None, None, None]:
     """Torch's global randomness set from a seed, and given back as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -178,7 +177,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None, None, None]:
     """Torch on one thread: small models run faster so, and sums inside kernels keep their order."""
     map_large_blocks()
     before = torch.get_num_threads()

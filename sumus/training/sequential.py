@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -105,7 +105,8 @@ class SequentialExecutor:
         rule = self.work.optimizer.spec
         if rule.name != "rule/sgd" or self.work.correct is not no_correction:
             return None
-        momentum, nesterov, decay = (rule.params[name] for name in ("momentum", "nesterov", "weight_decay"))
+        momentum, decay = (float(cast(float, rule.params[name])) for name in ("momentum", "weight_decay"))
+        nesterov = bool(rule.params["nesterov"])
         params = list(self.program.trained.values())
         velocity = [torch.zeros_like(param) for param in params] if momentum else []
 
@@ -141,5 +142,7 @@ class SequentialExecutor:
     def _numpy(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         """Arrays of their own: what still lies in the module is copied, since the next client overwrites it."""
         own = {tensor.data_ptr() for tensor in self.program.tensors.values()}
-        leaves = {name: leaf.detach().clone() if leaf.data_ptr() in own else leaf.detach() for name, leaf in tree.items()}
+        leaves = {
+            name: leaf.detach().clone() if leaf.data_ptr() in own else leaf.detach() for name, leaf in tree.items()
+        }
         return {name: leaf.cpu().numpy() for name, leaf in leaves.items()}

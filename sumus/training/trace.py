@@ -7,7 +7,7 @@ training step of a device without torch. The rules traced are those of `sumus.wo
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,9 @@ class StepGraph:
     """A traced step. `inputs` and `outputs` name the graph's arguments and results, in order:
 
     params/LEAF, rule/LEAF/SLOT, buffers/LEAF, broadcast/NAME/LEAF, inputs, targets, mask, lr, step → params/LEAF,
-    rule/LEAF/SLOT, buffers/LEAF, loss. `mask` (B,) is 0 for rows that pad a short batch; `step` counts from 1.
+    rule/LEAF/SLOT, buffers/LEAF, loss. `mask` (B,) is 0 for rows that pad a short batch; `step` counts from 1. `lr` and
+    `step` are float64 scalars, as the executor's are: in single precision 1 − β₂^step would lose four digits of its seven.
+    A model with batch statistics (BatchNorm) sees the padding too: give it whole batches.
     """
 
     graph: GraphModule
@@ -59,7 +61,7 @@ def trace_step(program: Program, work: ClientWork, inputs: Tensor, targets: Tens
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher():
-            first = make_fx(step, decomposition_table=core_aten_decompositions())(*values.values())
+            first = make_fx(step, decomposition_table=cast(Any, core_aten_decompositions()))(*values.values())
             functional: Callable[..., Any] = functionalize(first, remove="mutations_and_views")
             graph = make_fx(functional)(*values.values())
     graph.graph.eliminate_dead_code()
@@ -78,7 +80,7 @@ def step_values(program: Program, work: ClientWork, inputs: Tensor, targets: Ten
     values |= {f"broadcast/params/{name}": tensor.detach().clone() for name, tensor in program.shared.items()}
     dtype = next(iter(program.trained.values())).dtype
     values |= {"inputs": inputs, "targets": targets, "mask": torch.ones(len(inputs), dtype=dtype)}
-    return values | {"lr": torch.tensor(0.1, dtype=dtype), "step": torch.tensor(1.0, dtype=dtype)}
+    return values | {"lr": torch.tensor(0.1, dtype=torch.float64), "step": torch.tensor(1.0, dtype=torch.float64)}
 
 
 def _step(program: Program, work: ClientWork, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,5 +99,6 @@ def _step(program: Program, work: ClientWork, values: Mapping[str, Tensor]) -> d
     )
     results = {f"params/{name}": param for name, param in moved.items()}
     results |= {f"rule/{name}/{slot}": s for name, slots in states.items() for slot, s in enumerate(slots)}
+    results = {name: value.to(values[name].dtype) for name, value in results.items()}  # a scalar leaf takes lr's dtype
     results |= {f"buffers/{name}": buffer for name, buffer in buffers.items()}
     return results | {"loss": loss.detach()}

@@ -71,7 +71,7 @@ def narrowed(leaf: Array, dtype: np.dtype[Any]) -> Array:
 
 def _root_rounded_up(total: int) -> float:
     """√total, exact where it is a whole number, else the next float above."""
-    root = math.isqrt(total << 64)  # √total · 2^32, rounded down
-    root += root * root < total << 64
+    root = math.isqrt(total << 128)  # √total · 2^64, rounded down
+    root += root * root < total << 128
     above = float(root)
-    return math.ldexp(above if int(above) >= root else math.nextafter(above, math.inf), -32)
+    return math.ldexp(above if int(above) >= root else math.nextafter(above, math.inf), -64)

@@ -50,4 +50,6 @@ def quantize(bits: int = 8, range: float | None = None) -> Transform:
     def invert(total: Tree, context: Context) -> Tree:
         return tree_map(lambda codes: codes * step(context), total)
 
-    return Transform(apply=apply, invert=invert, props=Props(keeps_norm=False, code_bits=bits, has_range=range is not None))
+    return Transform(
+        apply=apply, invert=invert, props=Props(keeps_norm=False, code_bits=bits, has_range=range is not None)
+    )

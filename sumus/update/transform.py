@@ -98,9 +98,6 @@ def chain(*transforms: Transform) -> Transform:
         if stage.props.code_bits is not None:
             raise PlanError("quantize-last", f"{stage!r} makes integer codes; put it last in the chain")
 
-    if not stages:
-        return Transform()
-
     def walk(context: Context) -> Iterator[tuple[Transform, Context]]:
         shapes, bound = context.shapes, context.norm_bound
         for stage in stages:

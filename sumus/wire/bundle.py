@@ -2,14 +2,13 @@
 
 A zip file (stored, not compressed; fixed dates, so equal content gives equal bytes) of
     plan.json             canonical JSON; its SHA-256 is the plan's id
-    model.safetensors     the initial shared leaves
+    model.safetensors     the initial values of every leaf: shared, personal and frozen
 """
 
 import io
 import struct
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from sumus.errors import ParticipantError, UsageError
 from sumus.plan import Plan
@@ -41,15 +40,9 @@ class Bundle:
                 archive.writestr(info, body)
         return buffer.getvalue()
 
-    def write(self, path: str | Path) -> Path:
-        """Write the file."""
-        target = Path(path)
-        target.write_bytes(self.to_bytes())
-        return target
-
     @staticmethod
     def from_bytes(content: bytes) -> "Bundle":
-        """Read a bundle; the model must hold exactly the plan's shared leaves."""
+        """Read a bundle; the model must hold exactly the plan's leaves."""
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 infos = archive.infolist()
@@ -62,15 +55,20 @@ class Bundle:
                     raise UsageError(f"the bundle unpacks to over {MAX_BYTES} bytes")
                 plan = Plan.from_json(archive.read("plan.json").decode())
                 body = archive.read("model.safetensors")
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, RuntimeError, struct.error) as error:
+        except (
+            zipfile.BadZipFile,
+            ValueError,
+            EOFError,
+            OSError,
+            NotImplementedError,
+            RuntimeError,
+            struct.error,
+        ) as error:
             raise UsageError(f"this is not a bundle: {error}; make one with `sumus pack`") from error
-        expected = {leaf.name: (leaf.sum_dtype, leaf.shape) for leaf in plan.description.named("shared")}
+        expected = {leaf.name: (leaf.sum_dtype, leaf.shape) for leaf in plan.description.leaves}
         try:
             return Bundle(plan, decode_tree(body, expected))
         except ParticipantError as error:
-            raise UsageError(f"the bundle's model is not its plan's: {error}; make it again with `sumus pack`") from error
-
-    @staticmethod
-    def read(path: str | Path) -> "Bundle":
-        """Read the file."""
-        return Bundle.from_bytes(Path(path).read_bytes())
+            raise UsageError(
+                f"the bundle's model is not its plan's: {error}; make it again with `sumus pack`"
+            ) from error

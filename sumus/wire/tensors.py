@@ -88,7 +88,9 @@ def _check_whole(slots: Tree, aggregate: Aggregate) -> None:
         if kind in ("count", "weight", "metric") and slot.shape != ((2,) if kind == "metric" else ()):
             raise ParticipantError("body", f"slot `{name}` has the shape {slot.shape}: not an aggregate of ours")
     if set(aggregate.weights) != parts or (not parts and (int(aggregate.count) or aggregate.metrics)):
-        raise ParticipantError("body", f"it weighs {sorted(aggregate.weights)} and sums {sorted(parts)}: not an aggregate of ours")
+        raise ParticipantError(
+            "body", f"it weighs {sorted(aggregate.weights)} and sums {sorted(parts)}: not an aggregate of ours"
+        )
     for name, number in counts.items():
         if number < 0:
             raise ParticipantError("body", f"`{name}` is {number}: a sum counts people, and cannot owe any")

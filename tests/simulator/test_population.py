@@ -76,3 +76,12 @@ def test_a_torch_dataset_is_a_client_too() -> None:
     from_dataset = sumus.simulate(task, algorithm, {"a": TensorDataset(inputs, targets)}, rounds=2)
     from_pair = sumus.simulate(task, algorithm, {"a": (inputs, targets)}, rounds=2)
     assert from_dataset.model_sha256 == from_pair.model_sha256
+
+
+def test_a_list_of_pairs_is_a_data_set_however_long_it_is() -> None:
+    inputs, targets = torch.randn(2, 3), torch.tensor([0, 1])
+    task = sumus.Task(lambda: nn.Linear(3, 2), sumus.losses.cross_entropy)
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.1))
+    from_list = sumus.simulate(task, algorithm, {"a": [(inputs[0], 0), (inputs[1], 1)]}, rounds=1)
+    from_pair = sumus.simulate(task, algorithm, {"a": [inputs, targets]}, rounds=1)
+    assert from_list.model_sha256 == from_pair.model_sha256

@@ -28,7 +28,7 @@ class StopAfter:
     def __init__(self, rounds: int) -> None:
         self.rounds = rounds
 
-    def watching(self, experiment: sumus.Experiment, done: int):  # noqa: ANN201 - a context manager of a function
+    def watching(self, experiment: sumus.Experiment, done: int):
         from contextlib import contextmanager
 
         @contextmanager
@@ -236,3 +236,79 @@ def test_a_diverging_client_is_named_and_the_rounds_before_are_kept(people: sumu
         sumus.run(experiment, out=tmp_path)
     assert "lower the learning rate" in str(failure.value)
     assert (tmp_path / CHECKPOINT).exists()
+
+
+def test_running_statistics_are_averaged_whatever_the_server_optimizer(people: sumus.Population) -> None:
+    task = sumus.Task(
+        model=lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)),
+        loss=sumus.losses.cross_entropy,
+    )
+    plan = sumus.Plan(task, sumus.fedadam(sumus.sgd(lr=0.1, batch_size=8), lr=0.5), sumus.Pacing(4))
+    model = sumus.run(sumus.Experiment(plan, people, rounds=15)).model
+    assert (model["1.running_var"] > 0).all()
+    assert not torch.equal(model["1.running_mean"], torch.zeros(4))
+    assert int(model["1.num_batches_tracked"]) == 0
+
+
+def test_a_forward_in_place_does_not_change_the_data() -> None:
+    class InPlace(nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            inputs -= 1
+            return super().forward(inputs)
+
+    inputs, labels = np.ones((6, 3), np.float32), np.array([0, 1, 0, 1, 0, 1])
+    task = sumus.Task(lambda: InPlace(3, 2), sumus.losses.cross_entropy)
+    sumus.simulate(
+        task,
+        sumus.fedavg(sumus.sgd(lr=0.1, epochs=2)),
+        {"a": (inputs, labels)},
+        rounds=2,
+        evaluate=sumus.Evaluate(central=(inputs, labels), seen=1),
+    )
+    np.testing.assert_array_equal(inputs, np.ones((6, 3)))
+
+
+def test_a_run_a_check_and_a_bundle_name_one_plan(experiment: Make) -> None:
+    made = experiment(rounds=1)
+    assert sumus.run(made).plan_id == sumus.check(made.plan, made.population).plan_id
+
+
+def test_a_target_of_an_error_is_reached_from_above(people: sumus.Population) -> None:
+    @sumus.metrics.lower_is_better
+    def off(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs.argmax(-1) != targets).double()
+
+    task = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy, {"off": off})
+    history = sumus.simulate(
+        task,
+        sumus.fedavg(sumus.sgd(lr=0.3, batch_size=8)),
+        people,
+        rounds=40,
+        pacing=sumus.Pacing(4),
+        evaluate=sumus.Evaluate(seen=12, target={"off": 0.1}),
+    )
+    assert history.stopped == "target"
+    assert history.metrics["off"] <= 0.1
+    assert all(record.metrics["off"] > 0.1 for record in history.rounds[:-1])
+    assert history.spreads["seen"]["off"].worst >= history.spreads["seen"]["off"].mean
+
+
+def test_a_checkpoint_is_written_every_few_rounds(experiment: Make, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Watch(StopAfter):
+        def watching(self, experiment: sumus.Experiment, done: int):
+            from contextlib import contextmanager
+
+            @contextmanager
+            def watch():
+                def show(record: RoundRecord) -> None:
+                    checkpoint = Checkpoint.read(tmp_path)
+                    seen.append(len(checkpoint.rounds) if checkpoint else 0)
+
+                yield show
+
+            return watch()
+
+    sumus.run(experiment(rounds=6), out=tmp_path, checkpoint_every=2, progress=Watch(0))
+    assert seen == [0, 0, 2, 2, 4, 4]

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import sumus
-from sumus.aggregate import FixedPoint
 from sumus.errors import DivergedError, PlanError
+from sumus.fixed_point import FixedPoint
 from sumus.rng import generator, key
+from sumus.task import Description, Leaf
 from sumus.types import Tree
 from sumus.update import Context, Props, Transform, chain, clip_by_global_norm, quantize, rotate, weight
 from sumus.update.clip import global_norm
@@ -17,7 +18,7 @@ AROUND = Context({"w": (2,)}, b"seed", rng=generator("client"))
 
 
 def noting(name: str, notes: list[str], props: Props = Props()) -> Transform:  # noqa: B008
-    def note(end: str):  # noqa: ANN202
+    def note(end: str):
         def through(tree: Tree, context: Context) -> Tree:
             notes.append(f"{end} {name} at {context.norm_bound}")
             return tree
@@ -135,8 +136,9 @@ def test_the_server_gets_the_mean_of_the_clipped_updates_back(name: str) -> None
     for client, tree in enumerate(updates):
         sent = algorithm.report(client, {"params": tree}, 4, {}, key("round"), generator(client))
         total.add(algorithm.count_in(sent, sums))
-    start = algorithm.server.init({k: np.zeros(s) for k, s in shapes.items()})
-    model = algorithm.server.release(algorithm.finish(total.total, start, shapes, sums, key("round"), 4))
+    task = Description("t", tuple(Leaf(k, s, "float32", "shared", True) for k, s in shapes.items()), "l", ())
+    start = algorithm.start({k: np.zeros(s) for k, s in shapes.items()}, task)
+    model = algorithm.release(algorithm.finish(total.total, start, task, sums, key("round"), 4), task)
     for leaf in shapes:
         np.testing.assert_allclose(model[leaf], -np.mean([u[leaf] for u in updates], 0), atol=3e-4)
 

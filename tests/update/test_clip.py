@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sumus.errors import PlanError
 from sumus.types import Array, Tree
 from sumus.update import Context, clip_by_global_norm
-from sumus.update.clip import global_norm, narrowed
+from sumus.update.clip import _root_rounded_up, global_norm, narrowed
 
 CONTEXT = Context({}, b"")
 SMALLEST, LARGEST = 2.0**-149, float(np.finfo(np.float32).max)
@@ -60,6 +60,17 @@ def test_nor_with_entries_whose_norm_is_the_bound_to_the_last_bit(seed: int, siz
         assert square(clipped(tree, max_norm)) <= Fraction(max_norm) ** 2
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("whole", [True, False])
+def test_nor_where_a_quotient_or_a_root_rounds_up(size: int, whole: bool) -> None:
+    """Few entries leave no slack: half of these would be over by a last place, if roots and products only rounded."""
+    rng = np.random.default_rng(size)
+    for _ in range(500):
+        values = rng.integers(1, 9, size).astype(np.float64) if whole else rng.normal(size=size)
+        for max_norm in (float(rng.uniform(0.1, 2)), math.sqrt(math.fsum(values * values))):
+            assert square(clipped({"w": values}, max_norm)) <= Fraction(max_norm) ** 2
+
+
 @given(trees(), bounds())
 def test_what_is_within_the_bound_is_unchanged_bit_for_bit(tree: Tree, max_norm: float) -> None:
     assume(global_norm(tree) <= max_norm)
@@ -98,6 +109,16 @@ def test_the_global_norm_is_the_norm_over_all_leaves(values: list[float], leaves
     slack = 2.0**-29 * max(map(abs, values), default=0.0) * math.sqrt(len(values))
     assert exact * (1 - 1e-15) <= global_norm(tree) <= exact * (1 + 1e-15) + slack
     assert Fraction(global_norm(tree)) ** 2 >= square(tree)
+
+
+@given(st.integers(1, 2**45))
+def test_roots_are_exact_or_rounded_up(whole: int) -> None:
+    """Squares of millions of entries add up to more than a float holds."""
+    assert _root_rounded_up(2**140 + 1) > 2**70
+    assert _root_rounded_up(whole**2) == whole
+    for total in (whole**2 + 1, whole**2 - 1, whole, 2 * whole**2):
+        assert Fraction(_root_rounded_up(total)) ** 2 >= total
+        assert _root_rounded_up(total) <= math.sqrt(total) * (1 + 2.0**-51)
 
 
 @given(st.integers(0, 2**32))

@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 
 import sumus
-from sumus.aggregate import FixedPoint
 from sumus.errors import PlanError
+from sumus.fixed_point import FixedPoint
 from sumus.rng import generator
+from sumus.task import Description, Leaf
 from sumus.types import Tree
 from sumus.update import Context, chain, clip_by_global_norm, weight
 from sumus.update.clip import global_norm
+
+TASK = Description("t", (Leaf("w", (1,), "float64", "shared", True),), "l", ())
 
 
 def context(examples: int) -> Context:
@@ -40,8 +43,8 @@ def test_the_first_hop_counts_the_weight_and_does_not_multiply_again() -> None:
             parts = {"params": {"w": np.array([move])}}
             sent = algorithm.report(client, parts, examples, {}, b"", generator(client))
             total.add(algorithm.count_in(sent, sums))
-        state = algorithm.finish(total.total, algorithm.server.init({"w": np.zeros(1)}), {"w": (1,)}, sums, b"", 2)
-        return -float(algorithm.server.release(state)["w"][0])
+        state = algorithm.finish(total.total, algorithm.start({"w": np.zeros(1)}, TASK), TASK, sums, b"", 2)
+        return -float(algorithm.release(state, TASK)["w"][0])
 
     inside, above = 2 * 8.0, 10 * 1.0
     assert mean_of(weight(cap=10)) == pytest.approx((inside + above) / 12)

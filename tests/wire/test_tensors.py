@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sumus.aggregate import Aggregate, FixedPoint, Part, Update
+from sumus.aggregate import Aggregate, Part, Update
 from sumus.errors import ParticipantError
+from sumus.fixed_point import FixedPoint
 from sumus.types import Array, Tree
 from sumus.wire.tensors import MAX_HEADER, decode_aggregate, decode_tree, encode_aggregate, encode_tree, metadata_of
 
@@ -33,7 +34,10 @@ def trees() -> st.SearchStrategy[Tree]:
 
 def an_aggregate(seed: int = 0) -> Aggregate:
     rng = np.random.default_rng(seed)
-    parts = {"params": {"fc.weight": rng.normal(size=(3, 2)), "fc.bias": rng.normal(size=3)}, "steps": {"": np.array(3.0)}}
+    parts = {
+        "params": {"fc.weight": rng.normal(size=(3, 2)), "fc.bias": rng.normal(size=3)},
+        "steps": {"": np.array(3.0)},
+    }
     return FixedPoint.fit(9).encode(Update("c", parts, 5, {"loss": (1.5, 5), "accuracy": (2.0, 4)}), PARTS)
 
 
@@ -243,7 +247,9 @@ def test_damaged_bodies_are_read_or_refused(data: st.DataObject) -> None:
             optional={
                 "dtype": st.sampled_from(["F32", "I64", "U16", "U32", "BF16", "F8_E5M2", "BOOL", "F4", 3, None]),
                 "shape": st.one_of(st.lists(st.sampled_from([0, 1, 2, -1, 2**31, 2**63]), max_size=3), st.none()),
-                "data_offsets": st.one_of(st.lists(st.sampled_from([0, 4, 8, 16, 2**63]), max_size=3), st.text(max_size=1)),
+                "data_offsets": st.one_of(
+                    st.lists(st.sampled_from([0, 4, 8, 16, 2**63]), max_size=3), st.text(max_size=1)
+                ),
             },
         ),
         max_size=3,
