@@ -28,6 +28,7 @@ _PUBLIC = {
     "Aggregate": "sumus.aggregate",
     "Aggregator": "sumus.aggregate",
     "Fixed": "sumus.aggregate",
+    "FirstHop": "sumus.first_hop",
     "FixedPoint": "sumus.fixed_point",
     "Part": "sumus.aggregate",
     "RunningSum": "sumus.aggregate",

@@ -1,14 +1,14 @@
 """A device's update is an aggregate of one.
 
-    total = encode(alice).merge(encode(bob)).merge(edge.total)
+    total = hop.count_in(alice).merge(hop.count_in(bob)).merge(edge.total)
 
 Devices, edges and servers speak one type, and it can be added: integers by part, how many people are in it, and metrics.
 From that follow edges of edges, replicas (each adds its share), crash safety (a partial sum is a checkpoint),
 asynchronous rounds (a buffer is a sum) and secure aggregation (masks cancel in a sum). Integer sums do not depend on
 order or topology, so all of these give the same bits.
 
-`Update` is what a device reports, in floats or narrow codes; at the first hop `FixedPoint` (sumus/fixed_point.py) turns it
-into an `Aggregate` of one. `Part` says how it is weighted and what the sum is divided by; `Aggregator` does the dividing.
+`Update` is what a device reports, in floats or narrow codes; the first hop (sumus/first_hop.py) makes of it an `Aggregate`
+of one. `Part` says how it is weighted and what the sum is divided by; `Aggregator` does the dividing.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +23,8 @@ from sumus.tree import layout, nbytes, tree_map, unflatten
 from sumus.types import Array, Tree
 
 METRIC_BITS = 20
+BUFFERS = "buffers"
+"""The part of shared leaves without a gradient (running statistics): averaged, outside of transforms and optimizers."""
 
 
 # ── what is sent, and what it is divided by ──────────────────────────────────────────────────────────────────────────
@@ -45,10 +47,11 @@ class Fixed:
 class Part:
     """One thing that an algorithm sends, by name.
 
-    content:      "leaves" (a tree like the model's shared leaves) or "scalar".
+    content:      "leaves" (a tree like the model's shared leaves with a gradient), or "scalar": `{"": number}`.
     weight:       the integer that multiplies a client's contribution: its "examples", or 1 for "uniform".
     denominator:  what the sum is divided by: the "weight" added up, the "count" of contributors, the "population", or a
                   `Fixed` number.
+    transformed:  whether leaves go through the algorithm's chain; scalars never do.
 
     FedAvg is `Part("params", weight="examples", denominator="weight")`.
     """
@@ -57,6 +60,7 @@ class Part:
     content: Literal["leaves", "scalar"] = "leaves"
     weight: Literal["examples", "uniform"] = "examples"
     denominator: Literal["weight", "count", "population"] | Fixed = "weight"
+    transformed: bool = True
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -70,6 +74,11 @@ class Part:
                 raise PlanError(
                     "part-words", f"part {self.name!r} has {given!r}, which must be one of {', '.join(known)}"
                 )
+
+    @property
+    def in_chain(self) -> bool:
+        """Whether the algorithm's transforms apply to it."""
+        return self.transformed and self.content == "leaves"
 
     def weigh(self, examples: int, cap: int) -> int:
         """The integer weight of a client with so many examples."""
@@ -190,7 +199,7 @@ def check_same_shape(left: Aggregate, right: Aggregate) -> None:
         ("parts", _layouts(left.sums), _layouts(right.sums)),
     ):
         if mine != theirs:
-            raise ParticipantError("sum", f"the {what} of two sums differ ({mine} and {theirs}): not of one plan")
+            raise ParticipantError(None, f"the {what} of two sums differ ({mine} and {theirs}): not of one plan")
 
 
 def _merge_metrics(mine: Tree, theirs: Tree) -> dict[str, Array]:
@@ -217,20 +226,20 @@ class RunningSum:
         for part, tree in self._total.sums.items():
             for leaf, array in tree.items():
                 np.add(array, other.sums[part][leaf], out=array)
-        self.count(other)
+        self.add_counts(other)
 
-    def grown_to(self, trees: Mapping[str, Tree]) -> Mapping[str, Tree]:
-        """The arrays of the sum, made with the first update; later ones must have its leaves and shapes."""
+    def arrays_for(self, trees: Mapping[str, Tree]) -> Mapping[str, Tree]:
+        """The sum's arrays, to add these trees to; made at the first call. Other leaves or shapes are refused."""
         if self._total.empty:
             self._total = Aggregate(zeros(trees))
         mine, theirs = _layouts(self._total.sums), _layouts(trees)
         if mine != theirs:
             raise ParticipantError(
-                "sum", f"the parts of an update differ from the sum's ({theirs} and {mine}): not of one plan"
+                None, f"the parts of an update differ from the sum's ({theirs} and {mine}): not of one plan"
             )
         return self._total.sums
 
-    def count(self, other: Aggregate) -> None:
+    def add_counts(self, other: Aggregate) -> None:
         """Add weights, count and metrics of an aggregate whose arrays were added already."""
         total = self._total
         weights = tree_map(np.add, total.weights, other.weights) if total.weights else other.weights
@@ -257,17 +266,34 @@ def _layouts(trees: Mapping[str, Tree]) -> dict[str, dict[str, tuple[int, ...]]]
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Aggregator(Value):
-    """How updates become one: `combine(part, sum, divisor) → tree`, float64, for each of `parts`.
+    """How updates become one: combine(sums by part, divisors by part) → combined trees by part, all float64.
 
     needs_each_update: it cannot work on a sum (median, Krum).
     """
 
     parts: tuple[Part, ...]
-    combine: Callable[[Part, Tree, int], Tree]
+    combine: Callable[[Mapping[str, Tree], Mapping[str, int]], Mapping[str, Tree]]
     needs_each_update: bool = False
+
+    def __post_init__(self) -> None:
+        names = [part.name for part in self.parts]
+        if "params" not in names or BUFFERS in names or len(set(names)) < len(names):
+            raise PlanError(
+                "part-words",
+                f"the parts are {names}: name each once, `params` among them, and leave `{BUFFERS}` to sumus",
+            )
 
 
 @registered("aggregator/mean")
 def mean(*parts: Part) -> Aggregator:
     """Each part's sum over its own denominator."""
-    return Aggregator(parts=parts, combine=lambda part, total, divisor: tree_map(lambda leaf: leaf / divisor, total))
+
+    def combine(sums: Mapping[str, Tree], divisors: Mapping[str, int]) -> Mapping[str, Tree]:
+        return {name: over(tree, divisors[name]) for name, tree in sums.items()}
+
+    return Aggregator(parts=parts, combine=combine)
+
+
+def over(tree: Tree, divisor: int) -> dict[str, Array]:
+    """Every leaf divided by a number."""
+    return tree_map(lambda leaf: leaf / divisor, tree)

@@ -5,32 +5,34 @@
     how are updates combined?                  aggregator   `Aggregator`        sumus/aggregate.py
     what does the server do with the result?   server       `ServerOptimizer`   sumus/optimizers.py
 
-A round, wherever it runs:
+A round, wherever it runs (`…` stands for what the docstrings name):
 
-    device      parts = executor(client, broadcast, examples)        sumus/training/
-                update = algorithm.report(parts)                          floats, or narrow codes
-    first hop   aggregate = algorithm.count_in(update, sums)              integers: an aggregate of one
-    anywhere    total = aggregate.merge(another)                          any order, any tree
-    server      state = algorithm.finish(total, state)                    the next model
-                model = algorithm.release(state)
+    device      parts    = executor.run(broadcast, …)            trees of floats by name        sumus/training/
+                update   = algorithm.report(who, parts, …)       floats, or narrow codes
+    first hop   one      = hop.count_in(update)                  integers: an aggregate of one  sumus/first_hop.py
+    anywhere    total    = one.merge(another)                    any order, any tree            sumus/aggregate.py
+    server      combined = algorithm.combine(total, …)           floats again, divided
+                state    = algorithm.step(combined, state)       the next broadcast
+                model    = algorithm.release(state)              the next model
 
-*Who takes part, and when* is `Pacing`; it belongs to the round and not to the algorithm.
+*Who takes part, and when* is `Pacing`; it belongs to the round and not to the algorithm. Shared leaves without a gradient
+(running statistics) go beside all this as a part of their own, `buffers`: averaged, never transformed or optimized.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sumus.aggregate import Aggregate, Aggregator, RunningSum, Update
-from sumus.errors import DivergedError, PlanError
+from sumus.aggregate import BUFFERS, Aggregate, Aggregator, Part, Update, over
+from sumus.errors import DivergedError, ParticipantError, PlanError, UsageError, expect
+from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.optimizers import ServerOptimizer, ServerState
 from sumus.spec import record
 from sumus.task import Description
-from sumus.tree import first_non_finite, tree_map
-from sumus.types import Array, Tree
-from sumus.update.clip import narrowed
+from sumus.tree import first_non_finite, narrowed, tree_map
+from sumus.types import Array, Layout, Tree
 from sumus.update.transform import Context, Transform
 from sumus.work import ClientWork
 
@@ -46,12 +48,37 @@ class Algorithm:
     server: ServerOptimizer
 
     def __post_init__(self) -> None:
-        expected = tuple(part.name for part in self.aggregator.parts)
-        if set(expected) != set(self.client.sends):
-            raise PlanError(
-                "parts-match",
-                f"the client sends {sorted(self.client.sends)} and the aggregator combines {sorted(expected)}; name the same",
-            )
+        expect(self.client, ClientWork, "client=")
+        expect(self.update, Transform, "update=")
+        expect(self.aggregator, Aggregator, "aggregator=")
+        expect(self.server, ServerOptimizer, "server=")
+        parts = {part.name for part in self.aggregator.parts}
+        for what, wanted, given in (
+            ("the client sends {1}, and the aggregator combines {0}", parts, self.client.sends),
+            ("the server optimizer takes {0}, and the aggregator combines {1}", self.server.takes, parts),
+            (
+                "the client receives {0}, and the server optimizer broadcasts {1}",
+                self.client.receives,
+                self.server.broadcasts,
+            ),
+        ):
+            if not set(wanted) <= set(given):
+                raise PlanError("parts-match", what.format(sorted(wanted), sorted(given)) + ": they must go together")
+
+    def parts(self, task: Description) -> tuple[Part, ...]:
+        """What a client sends for a task: the aggregator's parts, and where the task has buffers, their mean by the weight
+        of params, whatever params are divided by."""
+        params = next(part for part in self.aggregator.parts if part.name == "params")
+        buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False)
+        return (*self.aggregator.parts, buffers) if task.buffer_layout else self.aggregator.parts
+
+    def first_hop(self, task: Description, sums: FixedPoint) -> FirstHop:
+        """What it takes to count updates in."""
+        parts, metrics = self.parts(task), ("loss", *task.metrics)
+        layouts = tuple(tuple(sorted(self._sent(part, task).items())) for part in parts)
+        return FirstHop(parts, layouts, sums, self.update.weight_cap, self.update.code_bits, metrics)
+
+    # ── the device's half ────────────────────────────────────────────────────────────────────────────────────────────
 
     def report(
         self,
@@ -62,80 +89,115 @@ class Algorithm:
         seed: bytes,
         rng: np.random.Generator,
     ) -> Update:
-        """The device's half, after training: transform each part. seed is the round's, public; rng the client's, private.
+        """After training: transform each part. What the aggregator does not combine stays on the device.
 
-        Raises DivergedError for what is not finite: codes could not tell.
+        client: who, an id.  parts: what the client's work gave, floats.  metrics: (sum, count) by name.
+        seed: the round's, public.  rng: the client's, private.
+        Raises DivergedError for what is not finite: narrow codes would not show it.
         """
-        for part, tree in parts.items():
-            if self.update.links and (leaf := first_non_finite(tree)) is not None:
-                raise DivergedError(client, part, leaf)
-        sent = {part: self._transform(part, tree, examples, seed, rng) for part, tree in parts.items()}
+        combined = {BUFFERS, *(part.name for part in self.aggregator.parts)}
+        in_chain = {part.name for part in self.aggregator.parts if part.in_chain}
+        sent = {
+            name: self._transform(client, name, tree, examples, seed, rng) if name in in_chain else tree
+            for name, tree in parts.items()
+            if name in combined
+        }
         return Update(client, sent, examples, metrics)
 
-    def count_in(self, update: Update, sums: FixedPoint, into: RunningSum | None = None) -> Aggregate:
-        """The first hop's: floats become integers, weights multiply; an aggregate of one, or added `into` a running sum.
-
-        Refuses what is not finite or beyond the bound.
-        """
-        return sums.encode(update, self.aggregator.parts, self.update.weight_cap, into)
+    # ── the server's half ────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, params: Tree, task: Description) -> ServerState:
-        """The server's state before the first round. params: the initial shared leaves."""
-        trained = {name: leaf for name, leaf in params.items() if name in task.trained_leaves}
-        return _with_buffers(self.server.init(trained), params)
+        """The server's state before the first round. params: the initial shared leaves, buffers too."""
+        trained, buffers = (
+            {name: params[name] for name in shapes} for shapes in (task.trained_layout, task.buffer_layout)
+        )
+        state = self.server.init(trained)
+        expect(state, ServerState, f"the init of {self.server!r}")
+        return replace(state, broadcast={**state.broadcast, BUFFERS: buffers}) if buffers else state
 
-    def finish(
-        self, total: Aggregate, state: ServerState, task: Description, sums: FixedPoint, seed: bytes, population: int
-    ) -> ServerState:
-        """The server's half: undo the transforms on the sum, divide each part by its denominator, step the optimizer.
+    def combine(
+        self, total: Aggregate, task: Description, sums: FixedPoint, seed: bytes, population: int
+    ) -> Mapping[str, Tree]:
+        """Undo the transforms on the sum, and divide each part by its denominator: float64 trees by part.
 
-        population: how many clients there are, for parts that divide by it. Shared buffers (running statistics) are
-        averaged, whatever the optimizer: it sees only leaves that have gradients.
-        Where nobody is in the sum, or every weight is zero, there is nothing to learn from and the state stays.
+        population: how many clients there are, for parts that divide by it.
+        Empty where nobody is in the sum, or every weight is zero. Raises ParticipantError for a sum of more than planned.
         """
+        if int(total.count) > sums.max_count:
+            raise ParticipantError(
+                None, f"a sum of {int(total.count)}, planned for {sums.max_count}: it may have overflowed"
+            )
+        parts = self.parts(task)
         if total.empty:
+            return {}
+        divisors = {p.name: p.divisor(int(total.weights[p.name]), int(total.count), population) for p in parts}
+        if not all(divisors.values()):
+            return {}
+        values = {part.name: self._values(part, total.sums[part.name], task, sums, seed) for part in parts}
+        buffers = {BUFFERS: over(values.pop(BUFFERS), divisors[BUFFERS])} if BUFFERS in values else {}
+        return {**self.aggregator.combine(values, divisors), **buffers}
+
+    def step(self, combined: Mapping[str, Tree], state: ServerState) -> ServerState:
+        """The server optimizer's step, and the buffers' average; where nothing was combined, the state stays."""
+        if not combined:
             return state
-        combined: dict[str, Tree] = {}
-        for part in self.aggregator.parts:
-            divisor = part.divisor(int(total.weights[part.name]), int(total.count), population)
-            if divisor == 0:
-                return state
-            values: Tree = total.sums[part.name]
-            if part.content == "scalar":
-                values = sums.decode(values)
-            else:
-                values = tree_map(_as_float64, values) if self.update.code_bits else sums.decode(values)
-                values = self.update.invert(values, Context(task.shared_layout, seed))
-            combined[part.name] = self.aggregator.combine(part, values, divisor)
+        seen = replace(state, broadcast=_without_buffers(state.broadcast))
+        with np.errstate(over="ignore", invalid="ignore"):  # said below, with the leaf
+            after = self.server.update(_without_buffers(combined), seen)
+        expect(after, ServerState, f"the update of {self.server!r}")
+        if (leaf := first_non_finite(after.broadcast["params"])) is not None:
+            raise UsageError(f"the server optimizer {self.server!r} ran to NaN or infinity at `{leaf}`: lower its rate")
+        if BUFFERS not in combined:
+            return after
         buffers = {
-            name: (leaf.astype(np.float64) - combined["params"][name]).astype(leaf.dtype)
-            for name, leaf in state.broadcast["params"].items()
-            if name not in task.trained_leaves
+            name: (leaf.astype(np.float64) - combined[BUFFERS][name]).astype(leaf.dtype)
+            for name, leaf in state.broadcast[BUFFERS].items()
         }
-        return _with_buffers(self.server.update(combined, _without_buffers(state, task)), buffers)
+        return replace(after, broadcast={**after.broadcast, BUFFERS: buffers})
 
-    def release(self, state: ServerState, task: Description) -> Tree:
-        """The model to publish: what the server optimizer releases, with the latest buffers."""
-        return {**state.broadcast["params"], **self.server.release(_without_buffers(state, task))}
+    def release(self, state: ServerState) -> Tree:
+        """The model to publish: every shared leaf."""
+        return {**self.server.release(state), **state.broadcast.get(BUFFERS, {})}
 
-    def _transform(self, part: str, tree: Tree, examples: int, seed: bytes, rng: np.random.Generator) -> Tree:
-        if next(p for p in self.aggregator.parts if p.name == part).content == "scalar":
-            return tree
+    # ── a part's way ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _transform(
+        self, client: object, part: str, tree: Tree, examples: int, seed: bytes, rng: np.random.Generator
+    ) -> Tree:
+        if (leaf := first_non_finite(tree)) is not None:
+            raise DivergedError(client, part, leaf)
         shapes = {name: leaf.shape for name, leaf in tree.items()}
         body = np.result_type(*(leaf.dtype for leaf in tree.values()))
         sent = self.update.apply(tree, Context(shapes, seed, examples=examples, rng=rng))
+        _check_layout(sent, self.update.layout(shapes), f"{self.update!r} gave")
         return tree_map(lambda leaf: leaf if leaf.dtype.kind == "i" else narrowed(leaf, body), sent)
 
+    def _sent(self, part: Part, task: Description) -> Layout:
+        """The layout of a part as it is sent."""
+        if part.content == "scalar":
+            return {"": ()}
+        shapes = task.buffer_layout if part.name == BUFFERS else task.trained_layout
+        return self.update.layout(shapes) if part.in_chain else shapes
 
-def _without_buffers(state: ServerState, task: Description) -> ServerState:
-    """The state as a server optimizer sees it: leaves that have gradients."""
-    params = {name: leaf for name, leaf in state.broadcast["params"].items() if name in task.trained_leaves}
-    return ServerState({**state.broadcast, "params": params}, state.memory)
+    def _values(self, part: Part, total: Tree, task: Description, sums: FixedPoint, seed: bytes) -> Tree:
+        """A part's sum as floats, in the model's own leaves."""
+        if not part.in_chain:
+            return sums.decode(total)
+        values = tree_map(_as_float64, total) if self.update.code_bits else sums.decode(total)
+        inverted = self.update.invert(values, Context(task.trained_layout, seed))
+        _check_layout(inverted, task.trained_layout, f"the server end of {self.update!r} gave")
+        return inverted
 
 
-def _with_buffers(state: ServerState, buffers: Tree) -> ServerState:
-    """A server optimizer's state, with the shared leaves that it does not see."""
-    return ServerState({**state.broadcast, "params": {**buffers, **state.broadcast["params"]}}, state.memory)
+def _check_layout(tree: Tree, expected: Layout, what: str) -> None:
+    """A transform must give the leaves and shapes that its layout says."""
+    found = {name: getattr(leaf, "shape", None) for name, leaf in tree.items()}
+    if found != {name: tuple(shape) for name, shape in expected.items()}:
+        raise UsageError(f"{what} {found}, and its layout says {dict(expected)}: mend the transform, or its layout")
+
+
+def _without_buffers(trees: Mapping[str, Tree]) -> dict[str, Tree]:
+    return {name: tree for name, tree in trees.items() if name != BUFFERS}
 
 
 def _as_float64(leaf: Array) -> Array:

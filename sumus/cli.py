@@ -1,11 +1,15 @@
 """The command line: simulate, check, pack, demo. Mistakes of the user end in one line, not in a traceback."""
 
 import dataclasses
+import importlib
 import importlib.util
+import io
+import itertools
 import json
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -14,23 +18,25 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+import sumus
 from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
 from sumus.experiment import Experiment
 from sumus.plan import Plan
+from sumus.simulator.interrupt import terminate_like_ctrl_c
 
 if TYPE_CHECKING:
     from sumus.simulator.history import History
 
 app = typer.Typer(
-    help="Federated learning: devices train on data that never leaves them, and the server works with their sum.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_out = Console()
-_err = Console(stderr=True)
+_out = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
+_err = Console(stderr=True, markup=False, highlight=False)
 
 
 class Demo(StrEnum):
@@ -53,6 +59,21 @@ Restart = Annotated[bool, typer.Option(help="Start over, even if --out holds an 
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(sumus.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Federated learning: devices train on data that never leaves them, and the server works with their sum."""
+
+
 @app.command()
 def simulate(
     file: File,
@@ -67,7 +88,7 @@ def simulate(
     """Run the experiment of a file, in this process."""
     _simulate(
         load_experiment(file),
-        Path(file.partition(":")[0]).stem,
+        Path(_split(file)[0]).stem,
         rounds,
         seed,
         out,
@@ -92,7 +113,7 @@ def demo(
     health: exercises from a watch, ten people. keyboard: the next word, one author a client. digits: images by label.
     """
     module = importlib.import_module(f"sumus.demos.{name}")
-    _out.print(f"[bold]{name}[/bold]: {cast(str, module.__doc__).splitlines()[0]}", highlight=False, soft_wrap=True)
+    _out.print(f"{name}: {cast(str, module.__doc__).splitlines()[0]}", soft_wrap=True)
     folder = out or Path("runs") / f"demo-{name}"
     _simulate(module.experiment(), name, rounds, seed, folder, as_json, out is None, device, 10)
 
@@ -129,12 +150,12 @@ def check(file: File) -> None:
         f"≤ {sums.max_count} contributors",
     )
     table.add_row("plan", report.plan_id)
-    table.add_row("simulator", "[green]legal[/green]")
+    table.add_row("simulator", Text("legal", "green"))
     for rule, message in report.deployable.items():
-        table.add_row("real devices", f"[yellow]refused by {rule}[/yellow]: {message}")
+        table.add_row("real devices", Text(f"refused by {rule}: ", "yellow").append(message, "default"))
     if not report.deployable:
-        table.add_row("real devices", "[green]legal[/green]")
-    _out.print(table, highlight=False)
+        table.add_row("real devices", Text("legal", "green"))
+    _out.print(table)
 
 
 @app.command()
@@ -153,7 +174,7 @@ def pack(
     plan.check_deployable()
     bundle = Bundle(plan, Program(cast(Any, plan.task), seed=own_seed if seed is None else seed).initial)
     output.write_bytes(content := bundle.to_bytes())
-    _out.print(f"{output}: plan {plan.id}, {_bytes(len(content))}", highlight=False, soft_wrap=True)
+    _out.print(f"{output}: plan {plan.id}, {_bytes(len(content))}", soft_wrap=True)
 
 
 # ── what the commands share ──────────────────────────────────────────────────────────────────────────────────────────
@@ -162,9 +183,9 @@ def pack(
 def load_experiment(file: str) -> Experiment:
     """The experiment that a file defines as `experiment`, or under the name after the colon."""
     module, name = _load(file)
-    value = _named(module, name or "experiment")
+    value = _named(file, module, name or "experiment")
     if value is None:
-        path = file.partition(":")[0]
+        path = _split(file)[0]
         raise ExperimentError(
             f"{path} defines no {name or 'experiment'!r}: add `{name or 'experiment'} = sumus.Experiment(...)`, or name "
             f"another as {path}:NAME"
@@ -177,14 +198,14 @@ def load_experiment(file: str) -> Experiment:
 def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any], int]:
     """A file's plan, someone to try it on, and a seed: from `experiment`, or from `plan` and a device's `examples`."""
     module, name = _load(file)
-    value = _named(module, name) if name else _named(module, "experiment") or _named(module, "plan")
+    value = _named(file, module, name) if name else _named(file, module, "experiment") or _named(file, module, "plan")
     if isinstance(value, Experiment):
         return value.plan, value.population, value.seed
     if not isinstance(value, Plan):
         raise ExperimentError(
             f"{file} defines neither `experiment = sumus.Experiment(...)` nor `plan = sumus.Plan(...)`"
         )
-    examples = _named(module, "examples")
+    examples = _named(file, module, "examples")
     if examples is None:
         raise ExperimentError(
             f"{file} defines a plan and no `examples` to try it on: add `examples = (inputs, targets)`"
@@ -193,32 +214,58 @@ def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any], int]:
 
 
 def _load(file: str) -> tuple[ModuleType, str | None]:
-    text, _, name = file.partition(":")
-    path = Path(text)
+    text, name = _split(file)
+    path = Path(text).resolve()
     if not path.is_file():
         raise ExperimentError(
             f"there is no file {text}: give the path of a Python file, such as examples/linear_regression.py"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module_name = f"sumus_file_{path.stem}"  # never a name that something else imports
+    spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ExperimentError(f"{text} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(path.parent))
+    sys.argv = [text]
+    with _blaming(text):
         spec.loader.exec_module(module)
+    return module, name
+
+
+def _split(file: str) -> tuple[str, str | None]:
+    """FILE.py[:NAME] as file and name; a colon may also be in the path."""
+    text, colon, name = file.rpartition(":")
+    return (text, name or None) if colon and not Path(file).is_file() and Path(text).is_file() else (file, None)
+
+
+@contextmanager
+def _blaming(text: str) -> Generator[None, None, None]:
+    """Say of an exception in the user's own file which line it was, in one sentence."""
+    try:
+        yield
     except SumusError:
         raise
+    except SystemExit as error:
+        raise ExperimentError(
+            f"{text} ended the program ({error}): guard it with `if __name__ == '__main__':`"
+        ) from error
     except Exception as error:
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else own[-1].lineno if own else "?"
-        raise ExperimentError(f"{text}, line {line}: {type(error).__name__}: {error}") from error
-    return module, name or None
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename == str(Path(text).resolve())]
+        line = own[-1].lineno if own else None
+        if isinstance(error, SyntaxError):
+            text, line = (error.filename or text) if error.filename != str(Path(text).resolve()) else text, error.lineno
+        where = f"{text}, line {line}" if line else text
+        raise ExperimentError(f"{where}: {type(error).__name__}: {error}") from error
 
 
-def _named(module: ModuleType, name: str) -> Any:
+def _named(file: str, module: ModuleType, name: str) -> Any:
     value = getattr(module, name, None)
-    return value() if callable(value) and not isinstance(value, Experiment | Plan) else value
+    if not callable(value) or isinstance(value, Experiment | Plan):
+        return value
+    with _blaming(_split(file)[0]):
+        return value()
 
 
 def _simulate(
@@ -232,6 +279,8 @@ def _simulate(
     device: str,
     checkpoint_every: int,
 ) -> None:
+    from sumus.simulator.history import strict
+    from sumus.simulator.interrupt import undisturbed
     from sumus.simulator.simulate import run
 
     experiment = dataclasses.replace(
@@ -244,8 +293,9 @@ def _simulate(
     except Interrupted as stop:
         if out is not None or not stop.checkpoint.rounds:
             raise
-        folder = Path(f"{name}-interrupted")
-        stop.checkpoint.write(folder)
+        folder = next(path for path in map(Path, _interrupted_names(name)) if not path.exists())
+        with undisturbed():
+            stop.checkpoint.write(folder)
         raise Interrupted(f"{stop}, kept in {folder}: add --out {folder} to go on from there") from None
     if as_json:
         result = {
@@ -261,37 +311,44 @@ def _simulate(
             "seed": history.seed,
             "out": None if out is None else str(out),
         }
-        print(json.dumps(result, sort_keys=True))
+        print(json.dumps(strict(result), sort_keys=True))
         return
     _show(history, out)
+
+
+def _interrupted_names(name: str) -> Generator[str, None, None]:
+    yield f"{name}-interrupted"
+    yield from (f"{name}-interrupted-{number}" for number in itertools.count(2))
 
 
 def _show(history: "History", out: Path | None) -> None:
     last = history.rounds[-1]
     why = "the target was reached" if history.stopped == "target" else "all rounds done"
-    _out.print(f"{len(history.rounds)} rounds in {history.seconds:.1f} s, {why}", highlight=False)
+    _out.print(
+        f"{len(history.rounds)} {'round' if len(history.rounds) == 1 else 'rounds'} in {history.seconds:.1f} s, {why}"
+    )
     nothing: Mapping[str, Mapping[str, float]] = {}
     evaluations = history.evaluated[-1].evaluations if history.evaluated else nothing
     for source, measured in evaluations.items():
         spreads = history.spreads.get(source, {})
         clients = next((spread.clients for spread in spreads.values()), 0)
         title = {"central": "central held-out data", "unseen": f"{clients} clients never seen in training"}
-        _out.print(f"\non {title.get(source, f'{clients} clients that trained')}:", highlight=False)
-        _out.print(_measurements(measured, spreads), highlight=False)
+        _out.print(f"\non {title.get(source, f'{clients} clients that trained')}:")
+        _out.print(_measurements(measured, spreads))
     if not evaluations:
-        _out.print(f"loss of local training {last.loss:.4f}", highlight=False)
+        _out.print(f"loss of local training {last.loss:.4f}")
     _out.print(
         f"\ntraffic  {_bytes(sum(r.bytes_down for r in history.rounds))} down, "
         f"{_bytes(sum(r.bytes_up for r in history.rounds))} up, all clients together",
         highlight=False,
     )
-    _out.print(f"model    sha256 {history.model_sha256}", highlight=False, soft_wrap=True)
+    _out.print(f"model    sha256 {history.model_sha256}", soft_wrap=True)
     if out is not None:
-        for label, file in (("", "model.safetensors"), ("plot", "plot.png"), ("history", "history.jsonl")):
+        for label, file in (("weights", "model.safetensors"), ("plot", "plot.png"), ("history", "history.jsonl")):
             if (out / file).exists():
-                _out.print(f"{label:8} {out / file}", highlight=False, soft_wrap=True)
+                _out.print(f"{label:8} {out / file}", soft_wrap=True)
     for note in history.notes:
-        _err.print(f"note: {note}", highlight=False)
+        _err.print(f"note: {note}")
 
 
 def _measurements(measured: Mapping[str, float], spreads: Mapping[str, Any]) -> Table:
@@ -318,10 +375,20 @@ def _bytes(count: float) -> str:
 
 def main() -> None:
     """Run a command; end with 0, 1 for what a participant sent, 2 for a mistake to mend, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows only ASCII
+    terminate_like_ctrl_c()
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(_say("stopped before the first round; nothing was kept", 130))
     except SumusError as error:
-        _err.print(f"sumus: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(130 if isinstance(error, Interrupted) else 2 if isinstance(error, UsageError) else 1)
+        sys.exit(_say(str(error), 130 if isinstance(error, Interrupted) else 2 if isinstance(error, UsageError) else 1))
+    except OSError as error:
+        sys.exit(_say(f"{error.strerror or error}: {error.filename or 'output'}", 2))
+
+
+def _say(message: str, status: int) -> int:
+    _err.print(f"sumus: {' '.join(message.split())}", soft_wrap=True)
+    return status

@@ -18,7 +18,17 @@ from typing import Any
 
 
 class SumusError(Exception):
-    """Base of everything that sumus raises on purpose."""
+    """Base of everything that sumus raises on purpose. It crosses process boundaries whole."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[SumusError], args: tuple[Any, ...], attributes: dict[str, Any]) -> SumusError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class UsageError(SumusError):
@@ -49,11 +59,19 @@ class ExperimentError(UsageError):
     """The population, the file or the folder of a run."""
 
 
-class ParticipantError(SumusError):
-    """What one participant sent cannot be counted."""
+def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
+    """Refuse a value of a wrong kind where users put values together."""
+    if not isinstance(value, kind):
+        wanted = " or a ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        hint = "; call it" if callable(value) else ""
+        raise PlanError("wrong-type", f"{what} takes a {wanted}, not {value!r:.80}{hint}")
 
-    def __init__(self, client: object, message: str) -> None:
-        super().__init__(f"client {client!r}: {message}")
+
+class ParticipantError(SumusError):
+    """What one participant sent cannot be counted. `client` is None where it is not known who sent it."""
+
+    def __init__(self, client: object | None, message: str) -> None:
+        super().__init__(message if client is None else f"client {client!r}: {message}")
         self.client = client
 
 

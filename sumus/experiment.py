@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sumus.errors import ExperimentError
+import numpy as np
+
+from sumus.errors import ExperimentError, expect
 from sumus.plan import Plan
 
 Examples = Any
@@ -31,6 +33,14 @@ class Evaluate:
     target: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
+        expect(self.every, int, "Evaluate(every=)")
+        expect(self.seen, int, "Evaluate(seen=)")
+        if self.unseen is not None:
+            expect(self.unseen, Mapping, "Evaluate(unseen=)")
+            if not len(self.unseen):
+                raise ExperimentError("Evaluate(unseen=) is empty: give clients, or leave it out")
+        if self.target and self.central is None and self.unseen is None and not self.seen:
+            raise ExperimentError("Evaluate(target=) needs something to measure on: central=, unseen= or seen=")
         if self.every < 1:
             raise ExperimentError(f"Evaluate(every={self.every}): evaluate every 1 or more rounds")
 
@@ -50,6 +60,13 @@ class Experiment:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        expect(self.plan, Plan, "plan=")
+        expect(self.population, Mapping, "population=")
+        expect(self.rounds, int, "rounds=")
+        expect(self.seed, (int, np.integer), "seed=")
+        object.__setattr__(self, "seed", int(self.seed))
+        if not -(2**63) <= self.seed < 2**63:
+            raise ExperimentError(f"seed={self.seed}: it must fit into 64 bits")
         if self.rounds < 1:
             raise ExperimentError(f"rounds={self.rounds}: an experiment needs at least one round")
         if not len(self.population):

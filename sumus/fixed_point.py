@@ -84,20 +84,23 @@ class FixedPoint:
         trees = {part.name: update.parts[part.name] for part in parts}
         for name, tree in trees.items():
             self._check(update.client, name, tree)
-        weights = {p.name: p.weigh(update.examples, self.max_weight if weighted is None else weighted) for p in parts}
+        multiplies = {part.name: weighted is None or not part.in_chain for part in parts}
+        counted = self.max_weight if weighted is None else weighted
+        here = min(counted, self.max_weight)  # the overflow rule holds for what multiplies here
+        weights = {p.name: p.weigh(update.examples, here if multiplies[p.name] else counted) for p in parts}
+        metrics = {name: self._metric(value, count) for name, (value, count) in update.metrics.items()}
         one = Aggregate(
-            into.grown_to(trees) if into is not None else zeros(trees),
+            into.arrays_for(trees) if into is not None else zeros(trees),
             {name: np.array(weight, np.int64) for name, weight in weights.items()},
             np.array(1, np.int64),
-            {name: self._metric(value, count) for name, (value, count) in update.metrics.items()},
+            metrics,
         )
-        for part in parts:
-            multiplies = weighted is None or part.content == "scalar"
-            for leaf, values in trees[part.name].items():
-                self._add(values, weights[part.name] if multiplies else 1, one.sums[part.name][leaf])
+        for name, tree in trees.items():
+            for leaf, values in tree.items():
+                self._add(values, weights[name] if multiplies[name] else 1, one.sums[name][leaf])
         if into is None:
             return one
-        into.count(one)
+        into.add_counts(one)
         return into.total
 
     def decode(self, sums: Tree) -> dict[str, Array]:
@@ -129,7 +132,7 @@ class FixedPoint:
                 raise ParticipantError(
                     client,
                     f"the update reaches {max(-low, high):g} at `{part}[{name}]`, beyond the plan's bound {self.bound:g}; "
-                    "lower the learning rate, clip the update, or give the plan sums=FixedPoint.fit(..., bound=)",
+                    "lower the learning rate, clip the update, or raise the bound: Plan(sums=FixedPoint.fit(..., bound=))",
                 )
 
     def _check_codes(self, client: object, where: str, leaf: Array) -> None:
@@ -141,7 +144,9 @@ class FixedPoint:
             )
 
     def _metric(self, value: float, count: int) -> NDArray[np.int64]:
+        """(value · 2^20, count) as integers, held within what a sum of `max_count` can hold; nothing for what is no number."""
+        if not math.isfinite(value):
+            return np.zeros(2, np.int64)
         limit = 2**61 // self.max_count
-        scaled = value * 2**METRIC_BITS
-        whole = round(min(max(scaled, -limit), limit)) if scaled == scaled else limit
+        whole = round(min(max(value * 2**METRIC_BITS, -limit), limit))
         return np.array([whole, min(max(count, 0), limit)], np.int64)

@@ -34,6 +34,7 @@ IGNORED = -100
 
 def accuracy(outputs: Any, targets: Any) -> Any:
     """Share of predictions whose largest score is the target's. outputs `(B, ..., C)`, targets `(B, ...)` integers."""
+    targets = targets.reshape(outputs.shape[:-1])
     return _hits(outputs.argmax(-1) == targets, targets)
 
 
@@ -41,6 +42,7 @@ def top_k_accuracy(k: int) -> Any:
     """Share of predictions whose k largest scores hold the target. Shapes as `accuracy`."""
 
     def top_k(outputs: Any, targets: Any) -> Any:
+        targets = targets.reshape(outputs.shape[:-1])
         return _hits((outputs.topk(k, -1)[1] == targets[..., None]).any(-1), targets)
 
     top_k.__qualname__ = f"top_{k}_accuracy"

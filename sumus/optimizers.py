@@ -32,11 +32,16 @@ class ServerState:
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ServerOptimizer(Value):
-    """init(params) → state;  update(combined parts by name, state) → state;  release(state) → the model to publish."""
+    """init(params) → state;  update(combined parts by name, state) → state;  release(state) → the model to publish.
+
+    params: the shared leaves with a gradient.  takes, broadcasts: the parts that it needs, and what it sends down.
+    """
 
     init: Callable[[Tree], ServerState]
     update: Callable[[Mapping[str, Tree], ServerState], ServerState]
     release: Callable[[ServerState], Tree] = lambda state: state.broadcast["params"]
+    takes: tuple[str, ...] = ("params",)
+    broadcasts: tuple[str, ...] = ("params",)
 
 
 def _elementwise(
@@ -127,7 +132,7 @@ def adam(
 
 @registered("server/yogi")
 def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> ServerOptimizer:
-    """As `adam`, with v ← v − (1−β₂)Δ² sign(v − Δ²): v moves by no more than the new Δ². [Reddi et al. 2021,
+    """As `adam`, with v ← v − (1−β₂)Δ² sign(v − Δ²): v moves by (1−β₂)Δ², however large it is. [Reddi et al. 2021,
     arXiv:2003.00295, Algorithm 2, line FedYogi]"""
     beta1, beta2 = betas
 
@@ -170,4 +175,4 @@ def averaged(server: ServerOptimizer, decay: float = 0.9) -> ServerOptimizer:
         params = state.broadcast["params"]
         return {name: state.memory["average"][name].astype(leaf.dtype) for name, leaf in params.items()}
 
-    return ServerOptimizer(init=init, update=update, release=release)
+    return ServerOptimizer(init=init, update=update, release=release, takes=server.takes, broadcasts=server.broadcasts)

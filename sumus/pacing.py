@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
-from sumus.errors import PlanError
+import numpy as np
+
+from sumus.errors import PlanError, expect
 from sumus.spec import record
 
 
@@ -14,5 +16,6 @@ class Pacing:
     cohort: int
 
     def __post_init__(self) -> None:
+        expect(self.cohort, (int, np.integer), "Pacing(cohort=)")
         if self.cohort < 1:
             raise PlanError("positive", f"Pacing(cohort={self.cohort}): a round needs at least one client")

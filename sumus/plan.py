@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from sumus.algorithm import Algorithm
-from sumus.errors import PlanError
+from sumus.errors import PlanError, expect
+from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.pacing import Pacing
 from sumus.spec import call_with, canonical_json, is_custom, to_json
@@ -44,11 +45,15 @@ class Plan:
     sums: FixedPoint = FITTED
 
     def __post_init__(self) -> None:
+        expect(self.task, (Task, Description), "task=")
+        expect(self.algorithm, Algorithm, "algorithm=")
+        expect(self.pacing, Pacing, "pacing=")
         if self.sums is FITTED:
-            weighted = self.algorithm.update.weight_cap is None and any(
-                part.weight == "examples" for part in self.algorithm.aggregator.parts
-            )
-            fitted = FixedPoint.fit(self.pacing.cohort, max_weight=2**16 if weighted else 1)
+            cap, parts = self.algorithm.update.weight_cap, self.algorithm.aggregator.parts
+            if cap is not None:  # it multiplied on the device what goes through the chain, and buffers do not
+                parts = [part for part in self.algorithm.parts(self.description) if not part.in_chain]
+            weighted = any(part.weight == "examples" for part in parts)
+            fitted = FixedPoint.fit(self.pacing.cohort, max_weight=(cap or 2**16) if weighted else 1)
             object.__setattr__(self, "sums", fitted)
         for rule, message in self.violations("anywhere"):
             raise PlanError(rule, message)
@@ -67,6 +72,11 @@ class Plan:
     def with_data(self, data: Data) -> "Plan":
         """The same plan, with its task's data declared."""
         return replace(self, task=replace(self.task, data=data))
+
+    @property
+    def first_hop(self) -> FirstHop:
+        """What an edge needs of the plan."""
+        return self.algorithm.first_hop(self.description, self.sums)
 
     @property
     def description(self) -> Description:
@@ -131,6 +141,12 @@ def _sums_too_few(plan: Plan) -> str | None:
     return None
 
 
+def _needs_each(plan: Plan) -> str | None:
+    if plan.algorithm.aggregator.needs_each_update:
+        return f"{plan.algorithm.aggregator!r} needs every update apart, and updates are added as they come: use mean"
+    return None
+
+
 def _quantize_range(plan: Plan) -> str | None:
     before: list[Any] = []
     for stage in plan.algorithm.update.links:
@@ -152,7 +168,7 @@ def _weight_first(plan: Plan) -> str | None:
 
 
 def _weight_twice(plan: Plan) -> str | None:
-    uniform = [part.name for part in plan.algorithm.aggregator.parts if part.weight != "examples"]
+    uniform = [p.name for p in plan.algorithm.aggregator.parts if p.in_chain and p.weight != "examples"]
     if plan.algorithm.update.weight_cap is not None and uniform:
         return (
             f"the chain weighs by examples and part {uniform[0]!r} is weighted uniformly: drop the weight stage, or let the "
@@ -188,6 +204,7 @@ def _undeclared_data(plan: Plan) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     Rule("sum-count", "anywhere", _sums_too_few),
+    Rule("needs-each-update", "anywhere", _needs_each),
     Rule("quantize-range", "anywhere", _quantize_range),
     Rule("weight-first", "anywhere", _weight_first),
     Rule("weight-twice", "anywhere", _weight_twice),

@@ -8,6 +8,7 @@ Calling the function gives a `Transform` whose `spec` is `{"name": "update/clip_
 is `custom`: it runs in the simulator, and a plan that must travel refuses it by name.
 """
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -23,6 +24,8 @@ from sumus.errors import PlanError
 from sumus.types import Json
 
 CUSTOM = "custom"
+MAPPING = "mapping"
+"""A mapping among the parameters is written as a call too, so that it cannot be taken for one."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Spec:
 class Value:
     """Base of the algebraic values: frozen, described by `spec`, equal when their specs are."""
 
-    spec: Spec = Spec(CUSTOM)
+    spec: Spec = field(default=Spec(CUSTOM), init=False)
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -69,7 +72,7 @@ def record(name: str) -> Callable[[type[R]], type[R]]:
     """Register a frozen dataclass whose fields are JSON or values: its spec is its fields."""
 
     def register(cls: type[R]) -> type[R]:
-        _check_free(name)
+        _check_free(name, cls)
         _factories[name] = cls
         _records[cls] = name
         return cls
@@ -84,7 +87,7 @@ def registered(name: str) -> Callable[[Callable[P, V]], Callable[P, V]]:
     """
 
     def register(factory: Callable[P, V]) -> Callable[P, V]:
-        _check_free(name)
+        _check_free(name, factory)
         signature = inspect.signature(factory)
 
         @functools.wraps(factory)
@@ -93,8 +96,12 @@ def registered(name: str) -> Callable[[Callable[P, V]], Callable[P, V]]:
             call.apply_defaults()
             for parameter, value in call.arguments.items():
                 call.arguments[parameter] = _as_declared(value, str(signature.parameters[parameter].annotation))
+            _check_types(factory, name, call)
             params = {p: to_json(v) for p, v in call.arguments.items()}
-            return dataclasses.replace(factory(*call.args, **call.kwargs), spec=Spec(name, params))
+            value = copy.copy(factory(*call.args, **call.kwargs))
+            # not an argument of __init__, so that dataclasses.replace loses it: a changed value is custom
+            object.__setattr__(value, "spec", Spec(name, params))
+            return value
 
         _factories[name] = make
         return make
@@ -108,10 +115,12 @@ def build(description: Json) -> Any:
         if "name" not in description or not set(description) <= {"name", "with"}:
             raise PlanError("unknown-name", f"expected an object with name and with, got {sorted(description)}")
         name, params = description["name"], description.get("with", {})
-        if not isinstance(name, str) or name not in _factories:
+        if not isinstance(name, str) or name not in {MAPPING, *_factories}:
             raise PlanError("unknown-name", f"no value is registered as {name!r}; import the module that registers it")
         if not isinstance(params, Mapping):
             raise PlanError("unknown-name", f"the parameters of {name!r} must be an object")
+        if name == MAPPING:
+            return {key: build(value) for key, value in params.items()}
         return call_with(_factories[name], name, params)
     if isinstance(description, list | tuple):
         return tuple(build(item) for item in description)
@@ -125,16 +134,20 @@ def call_with(factory: Callable[..., Any], name: str, params: Mapping[str, Json]
         raise PlanError("unknown-name", f"{name!r} takes no {sorted(unknown)}; is this sumus too old for the plan?")
     call = signature.bind_partial()
     call.arguments.update({parameter: build(value) for parameter, value in params.items()})
-    declared = _declared(factory)
-    for parameter, value in call.arguments.items():
-        hint = declared.get(parameter, Any)
-        many = signature.parameters[parameter].kind is inspect.Parameter.VAR_POSITIONAL
-        if not _is_of(value, tuple[hint, ...] if many else hint):
-            raise PlanError("wrong-type", f"{name!r} takes no {value!r:.80} as {parameter}")
+    _check_types(factory, name, call)
     try:
         return factory(*call.args, **call.kwargs)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise PlanError("wrong-type", f"{name!r} cannot be built from {sorted(params)}: {error}") from error
+
+
+def _check_types(factory: Callable[..., Any], name: str, call: inspect.BoundArguments) -> None:
+    declared = _declared(factory)
+    for parameter, value in call.arguments.items():
+        hint = declared.get(parameter, Any)
+        many = call.signature.parameters[parameter].kind is inspect.Parameter.VAR_POSITIONAL
+        if not _is_of(value, tuple[hint, ...] if many else hint):
+            raise PlanError("wrong-type", f"{name.rpartition('/')[2]} takes no {value!r:.80} as {parameter}")
 
 
 def _declared(factory: Callable[..., Any]) -> Mapping[str, Any]:
@@ -175,7 +188,7 @@ def to_json(value: object) -> Json:
         return value
     if isinstance(value, Mapping):
         items = cast(Mapping[str, object], value).items()
-        return {str(name): to_json(item) for name, item in items}
+        return Spec(MAPPING, {str(name): to_json(item) for name, item in items}).to_json()
     if isinstance(value, list | tuple):
         return [to_json(item) for item in cast(list[object], value)]
     return {"name": CUSTOM, "with": {"of": getattr(value, "__qualname__", type(value).__name__)}}
@@ -216,9 +229,15 @@ def canonical_json(value: Json) -> str:
         ) from error
 
 
-def _check_free(name: str) -> None:
-    if name in _factories:
+def _check_free(name: str, factory: Any) -> None:
+    """A name belongs to one definition; that one may be made again (a notebook's cell)."""
+    taken = _factories.get(name)
+    if name == MAPPING or (taken is not None and _where(taken) != _where(factory)):
         raise PlanError("taken-name", f"the name {name!r} is registered already; choose another")
+
+
+def _where(factory: Any) -> tuple[str, str]:
+    return factory.__module__, factory.__qualname__
 
 
 def _as_declared(value: Any, annotation: str) -> Any:

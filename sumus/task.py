@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 
 from sumus.errors import TaskError
 from sumus.spec import canonical_json, record, to_json
-from sumus.types import Json
 
 Role = Literal["shared", "personal", "frozen"]
 ROLES = ("shared", "personal", "frozen")
@@ -83,14 +82,14 @@ class Description:
         return tuple(leaf for leaf in self.leaves if leaf.role == role)
 
     @property
-    def trained_leaves(self) -> frozenset[str]:
-        """Names of the shared leaves that have a gradient; the other shared ones are averaged as they are."""
-        return frozenset(leaf.name for leaf in self.leaves if leaf.role == "shared" and leaf.trained)
+    def trained_layout(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the shared leaves that have a gradient."""
+        return {leaf.name: leaf.shape for leaf in self.named("shared") if leaf.trained}
 
     @property
-    def shared_layout(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the leaves that are broadcast and summed."""
-        return {leaf.name: leaf.shape for leaf in self.named("shared")}
+    def buffer_layout(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the shared leaves that have none: running statistics."""
+        return {leaf.name: leaf.shape for leaf in self.named("shared") if not leaf.trained}
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +127,14 @@ class Task:
 
     def make_model(self) -> Any:
         """A module: a new one where `model` is a callable, else the module itself."""
-        module = (
-            self.model if hasattr(self.model, "named_parameters") and not isinstance(self.model, type) else self.model()
-        )
+        if hasattr(self.model, "named_parameters") and not isinstance(self.model, type):
+            return self.model
+        try:
+            module = self.model()
+        except Exception as error:
+            raise TaskError(
+                f"model= could not be made: {type(error).__name__}: {error}; give a callable that needs no arguments"
+            ) from error
         if not hasattr(module, "named_parameters"):
             raise TaskError(f"model= made a {type(module).__name__}; it must make an nn.Module")
         return module
@@ -160,6 +164,10 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
     leaves: list[Leaf] = []
     for name, *aliases in groups.values():
         tensor = state[name]
+        if not hasattr(tensor, "requires_grad") or type(tensor).__name__.startswith("Uninitialized"):
+            raise TaskError(
+                f"`{name}` is a {type(tensor).__name__}: leaves must be tensors of known shape; initialise lazy layers first"
+            )
         dtype = str(tensor.dtype).rpartition(".")[2]
         matching = [pattern for pattern in roles for own in (name, *aliases) if fnmatch.fnmatchcase(own, pattern)]
         unused -= set(matching)
@@ -182,8 +190,3 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
 def description_of(value: Task | Description) -> Description:
     """A task's description, or the description itself."""
     return value if isinstance(value, Description) else value.description
-
-
-def as_json(description: Description) -> Json:
-    """The description as it stands in a plan."""
-    return to_json(description)

@@ -1,7 +1,7 @@
 """Trees of arrays: leaf name → array, with `sorted` names as the one canonical order."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -70,9 +70,18 @@ def sha256(tree: Tree) -> str:
     return digest.hexdigest()
 
 
-def first_non_finite(tree: Tree, names: Iterable[str] | None = None) -> str | None:
+def first_non_finite(tree: Tree) -> str | None:
     """The name of a leaf that holds a NaN or an infinity, or None."""
-    for name in sorted(tree if names is None else names):
+    for name in sorted(tree):
         if not np.isfinite(tree[name]).all():
             return name
     return None
+
+
+def narrowed(leaf: Array, dtype: np.dtype[Any]) -> Array:
+    """A float64 leaf in another dtype, each entry rounded towards zero: no norm grows."""
+    if leaf.dtype == dtype:
+        return leaf
+    near = leaf.astype(dtype)
+    over = np.abs(near, dtype=np.float64) > np.abs(leaf)
+    return np.where(over, np.nextafter(near, np.zeros_like(near)), near)

@@ -4,12 +4,15 @@
 
 `ClientWork` holds no model and no loop. An executor (`sumus.training`) owns the gradient; for every batch it calls
 
-    grads  = work.correct(grads, params, broadcast, state)          FedProx and SCAFFOLD live here
-    params = work.optimizer.update(grad, ..., param, lr, step)        per leaf: SGD, Adam
+    grads = work.correct(grads, params, broadcast, client_state)                  FedProx and SCAFFOLD live here
+    param, leaf_state = work.optimizer.update(grad, leaf_state, param, lr, step)    leaf by leaf: SGD, Adam
 
-and at the end `work.finish(broadcast, params, state, steps, lr)` says what is sent, part by part, and the client's
-next state. The rules use only operators that numpy and torch share, so that one definition is looped over clients,
-vectorized, and traced into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
+and at the end `work.finish(broadcast, params, client_state, done)` says what is sent, part by part, and the client's next
+state, pending until its update is counted. Rules see leaves that have a gradient: `params` of `correct` are the shared and
+the personal ones, those of `finish` the shared ones. Running statistics are the executor's.
+
+The rules use only operators that numpy and torch share, so that one definition is looped over clients, vectorized, and
+traced into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +29,8 @@ from sumus.types import Tensors
 
 LeafState: TypeAlias = tuple[Any, ...]
 ClientState: TypeAlias = Mapping[str, Tensors]
+"""What a client keeps between rounds, by names of the algorithm's own; `personal` is taken by its personal leaves."""
+PERSONAL = "personal"
 Parts: TypeAlias = Mapping[str, Tensors]
 
 
@@ -46,9 +51,16 @@ def no_correction(grads: Tensors, params: Tensors, broadcast: Parts, state: Clie
     return grads
 
 
-def send_difference(
-    broadcast: Parts, params: Tensors, state: ClientState, steps: int, lr: float
-) -> tuple[Parts, ClientState]:
+@dataclass(frozen=True)
+class LocalRun:
+    """What a client's round was: its steps, their learning rate, and the examples that it holds."""
+
+    steps: int
+    lr: float
+    examples: int
+
+
+def send_difference(broadcast: Parts, params: Tensors, state: ClientState, done: LocalRun) -> tuple[Parts, ClientState]:
     """Send `params` = broadcast − trained: what the server subtracts, like a gradient. Keep no state."""
     return {"params": tree_map(lambda base, trained: base - trained, broadcast["params"], params)}, {}
 
@@ -59,47 +71,51 @@ class ClientWork(Value):
 
     optimizer: a rule per leaf.
     lr: the rate of each round (`Schedule`).
-    epochs, steps: passes over the client's examples, or a number of batches (reshuffling at each pass); one of them.
+    epochs, steps: passes over the client's examples, or a number of batches (reshuffling at each pass); one of them, or
+        neither for one epoch.
     batch_size: examples a batch; the last may be smaller. None: all of the client's examples, one batch.
     clip_norm: each step's gradient is scaled to at most this L2 norm over all trained leaves.
-    correct, finish: see the module's head.  sends: the names of the parts that `finish` gives.
+    correct, finish: see the module's head.
+    sends, receives: names of the parts that `finish` gives, and of what it needs in the broadcast.
     """
 
     optimizer: LeafRule
     lr: Schedule
-    epochs: int | None = 1
+    epochs: int | None = None
     steps: int | None = None
     batch_size: int | None = None
     clip_norm: float | None = None
     correct: Callable[[Tensors, Tensors, Parts, ClientState], Tensors] = no_correction
-    finish: Callable[[Parts, Tensors, ClientState, int, float], tuple[Parts, ClientState]] = send_difference
+    finish: Callable[[Parts, Tensors, ClientState, LocalRun], tuple[Parts, ClientState]] = send_difference
     sends: tuple[str, ...] = ("params",)
-    needs_client_state: bool = False
+    receives: tuple[str, ...] = ("params",)
 
     def __post_init__(self) -> None:
-        if (self.epochs is None) == (self.steps is None):
-            raise PlanError("epochs-or-steps", "give either epochs= or steps=, not both and not neither")
+        if self.epochs is not None and self.steps is not None:
+            raise PlanError("epochs-or-steps", "give either epochs= or steps=, not both")
         for name in ("epochs", "steps", "batch_size", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise PlanError("positive", f"{name}={value} must be positive")
+
+    def step_count(self, examples: int) -> int:
+        """Steps of one round for a client with so many examples."""
+        return self.steps or (self.epochs or 1) * -(-examples // self._batch(examples))
 
     def batches(self, examples: int, rng: np.random.Generator) -> Iterator[Any]:
         """Row indices of each batch of one round, int64 arrays; a whole-client batch is `slice(None)`.
 
         Each pass visits every example once, in a new order.
         """
-        size = min(self.batch_size or examples, examples)
-        done = 0
-        while self.epochs is not None or done < (self.steps or 0):
-            order = rng.permutation(examples) if size < examples else None
-            for start in range(0, examples, size):
-                if self.steps is not None and done == self.steps:
-                    return
-                yield slice(None) if order is None else order[start : start + size]
-                done += 1
-            if self.epochs is not None and done >= self.epochs * -(-examples // size):
-                return
+        size, order = self._batch(examples), None
+        for number in range(self.step_count(examples)):
+            start = number % -(-examples // size) * size
+            if start == 0 and size < examples:
+                order = rng.permutation(examples)
+            yield slice(None) if order is None else order[start : start + size]
+
+    def _batch(self, examples: int) -> int:
+        return min(self.batch_size or examples, examples)
 
 
 def apply_gradients(
@@ -114,7 +130,9 @@ def apply_gradients(
 ) -> tuple[dict[str, Any], dict[str, LeafState]]:
     """One local step after the gradient is known: correct, clip, update every leaf. Pure; the reference for executors.
 
-    Leaves of `params` that are not in `broadcast["params"]` are personal: they are trained, and never corrected.
+    params, grads: every leaf with a gradient, float arrays or tensors of one shape and dtype a leaf. Leaves that are not in
+    `broadcast["params"]` are personal: they are trained, and never corrected.
+    lr: a float or a 0-d float.  step: from 1 within the client's round, an int or a 0-d float.
     """
     shared = {name: grads[name] for name in broadcast["params"] if name in grads}
     grads = {**grads, **work.correct(shared, params, broadcast, client_state)}
@@ -239,7 +257,7 @@ def _work(
     return ClientWork(
         optimizer=rule,
         lr=as_schedule(lr),
-        epochs=1 if epochs is None and steps is None else epochs,
+        epochs=epochs,
         steps=steps,
         batch_size=batch_size,
         clip_norm=clip_norm,

@@ -17,8 +17,8 @@ ROOT = Path(sumus.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "tree"),
     ("rng", "spec"),
-    ("metrics", "schedules", "task", "work", "aggregate", "optimizers", "pacing", "update", "algorithm", "plan",
-     "experiment", "preparation"),
+    ("metrics", "schedules", "task", "work", "aggregate", "fixed_point", "first_hop", "optimizers", "pacing", "update",
+     "algorithm", "plan", "experiment", "preparation"),
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
     ("training",),
@@ -91,6 +91,28 @@ def test_every_file_has_its_place_in_a_layer(module: str) -> None:
 @pytest.mark.parametrize("module", FILES)
 def test_imports_point_down(module: str) -> None:
     assert [other for other in own_imports(module) if row(other) > row(module)] == []
+
+
+def everything_behind(module: str) -> set[str]:
+    """All of our own files that importing a file imports."""
+    found, waiting = set[str](), [module]
+    while waiting:
+        new = own_imports(waiting.pop()) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def test_an_edge_needs_no_model_no_transform_and_no_optimizer() -> None:
+    """It adds: sums, the first hop, bytes."""
+    for module in ("first_hop", "fixed_point", "wire.tensors"):
+        assert everything_behind(module) <= {"aggregate", "errors", "fixed_point", "spec", "tree", "types"}
+
+
+def test_an_executor_is_a_contract_without_an_implementation() -> None:
+    """Other executors stand beside the sequential one, and need nothing of it."""
+    assert everything_behind("training.executor") == {"types"}
+    assert "training.sequential" not in everything_behind("algorithm") | everything_behind("plan")
 
 
 def test_no_imports_go_in_a_circle() -> None:

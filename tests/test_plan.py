@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sumus
-from sumus.aggregate import Part, mean
+from sumus.aggregate import Aggregator, Part, mean
 from sumus.algorithm import Algorithm
 from sumus.errors import PlanError
 from sumus.fixed_point import FixedPoint
@@ -20,6 +20,7 @@ from sumus.pacing import Pacing
 from sumus.plan import RULES, Plan
 from sumus.task import Data, Description, Leaf
 from sumus.update import Transform, chain, clip_by_global_norm, quantize, rotate, weight
+from sumus.work import ClientWork
 
 TASK = Description(
     "digits",
@@ -45,6 +46,27 @@ def uniform(update: Transform) -> Algorithm:
     return sumus.fedavg(sumus.sgd(0.1), update, weight="uniform")
 
 
+def combined_by(*, needs_each_update: bool) -> Algorithm:
+    part = Part("params")
+    aggregator = Aggregator(parts=(part,), combine=mean(part).combine, needs_each_update=needs_each_update)
+    return dataclasses.replace(sumus.fedavg(sumus.sgd(0.1)), aggregator=aggregator)
+
+
+@sumus.registered("client/test-plan-sends")
+def sending(parts: tuple[str, ...]) -> ClientWork:
+    return dataclasses.replace(sumus.sgd(0.1), sends=parts)
+
+
+def with_part(update: Transform, part: Part) -> Algorithm:
+    """FedAvg that sends one part more."""
+    return Algorithm(sending(("params", part.name)), update, mean(Part("params"), part), sumus.optimizers.sgd())
+
+
+def wanting(*, takes: tuple[str, ...] = ("params",), receives: tuple[str, ...] = ("params",)) -> Algorithm:
+    client = dataclasses.replace(sumus.sgd(0.1), receives=receives, sends=("params", "control"))
+    return Algorithm(client, chain(), mean(Part("params")), dataclasses.replace(sumus.optimizers.sgd(), takes=takes))
+
+
 def custom() -> Transform:
     return Transform(apply=lambda tree, context: tree)
 
@@ -55,6 +77,10 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
     "sum-count": (
         [lambda: plan(cohort=64, sums=FixedPoint.fit(63))],
         [lambda: plan(cohort=64, sums=FixedPoint.fit(64)), lambda: plan(cohort=64)],
+    ),
+    "needs-each-update": (
+        [lambda: plan(algorithm=combined_by(needs_each_update=True))],
+        [lambda: plan(algorithm=sumus.fedavg(sumus.sgd(0.1)))],
     ),
     "quantize-range": (
         [
@@ -83,7 +109,12 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
     ),
     "weight-twice": (
         [lambda: plan(algorithm=uniform(weight())), lambda: plan(algorithm=uniform(chain(weight(), rotate())))],
-        [lambda: plan(weight()), lambda: plan(algorithm=uniform(rotate()))],
+        [
+            lambda: plan(weight()),
+            lambda: plan(algorithm=uniform(rotate())),
+            lambda: plan(algorithm=with_part(weight(), Part("steps", content="scalar", weight="uniform"))),
+            lambda: plan(algorithm=with_part(weight(), Part("control", weight="uniform", transformed=False))),
+        ],
     ),
     "min-contributors": (
         [lambda: plan(min_contributors=1), lambda: plan(min_contributors=0), lambda: plan(cohort=9)],
@@ -93,7 +124,8 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
         [
             lambda: plan(custom()),
             lambda: plan(chain(rotate(), custom())),
-            lambda: plan(algorithm=sumus.fedavg(dataclasses.replace(sumus.sgd(0.1), spec=custom().spec))),
+            lambda: plan(algorithm=sumus.fedavg(dataclasses.replace(sumus.sgd(0.1), lr=sumus.schedules.constant(0.2)))),
+            lambda: plan(algorithm=combined_by(needs_each_update=False)),
         ],
         [lambda: plan(chain(rotate())), lambda: plan()],
     ),
@@ -145,8 +177,16 @@ def test_a_refusal_ends_with_the_rules_name() -> None:
     ("rule", "make"),
     [
         ("sum-overflow", lambda: FixedPoint(60, 256.0, 1, 1)),
-        ("parts-match", lambda: Algorithm(sumus.sgd(0.1), chain(), mean(Part("control")), sumus.optimizers.sgd())),
-        ("parts-match", lambda: Algorithm(sumus.sgd(0.1), chain(), mean(), sumus.optimizers.sgd())),
+        (
+            "parts-match",  # the client sends no control
+            lambda: Algorithm(sumus.sgd(0.1), chain(), mean(Part("params"), Part("control")), sumus.optimizers.sgd()),
+        ),
+        ("parts-match", lambda: wanting(takes=("params", "control"))),  # and here nobody combines it
+        ("parts-match", lambda: wanting(receives=("params", "control"))),  # nobody broadcasts it
+        ("part-words", lambda: mean(Part("control"))),
+        ("part-words", lambda: mean()),
+        ("part-words", lambda: mean(Part("params"), Part("params"))),
+        ("part-words", lambda: mean(Part("params"), Part("buffers"))),
         ("quantize-last", lambda: chain(quantize(8, range=1.0), rotate())),
         ("epochs-or-steps", lambda: sumus.sgd(0.1, epochs=1, steps=1)),
         ("positive", lambda: Pacing(0)),
@@ -166,6 +206,16 @@ def test_sums_are_as_fine_as_the_cohort_allows() -> None:
     assert plan(cohort=64).sums == FixedPoint.fit(64, 2**16)
     assert plan(algorithm=uniform(chain()), cohort=64).sums == FixedPoint.fit(64, 1)
     assert plan(weight(cap=100), cohort=64).sums == FixedPoint.fit(64, 1)
+
+
+def test_a_weight_stage_leaves_room_for_what_it_does_not_multiply() -> None:
+    """Buffers and scalars are weighed at the first hop all the same; their sum must not overflow."""
+    running = Leaf("norm.mean", (3,), "float32", "shared", False)
+    normed = dataclasses.replace(TASK, leaves=(*TASK.leaves, running))
+    assert plan(weight(cap=100), task=normed).sums == FixedPoint.fit(64, 100)
+    assert plan(algorithm=with_part(weight(cap=100), Part("steps", content="scalar"))).sums == FixedPoint.fit(64, 100)
+    steps = Part("steps", content="scalar", weight="uniform")
+    assert plan(algorithm=with_part(weight(cap=100), steps)).sums == FixedPoint.fit(64, 1)
 
 
 # ── one plan, one text, one id ───────────────────────────────────────────────────────────────────────────────────────
@@ -343,5 +393,6 @@ def test_a_plan_with_anything_anywhere_is_refused_or_whole(way: tuple[Any, ...],
         return
     assert Plan.from_json(read.to_json()) == read
     assert all(isinstance(rule, str) for rule, _ in read.violations("deployed"))
-    assert read.description.shared_layout is not None
+    assert read.description.trained_layout is not None
+    assert read.description.buffer_layout is not None
     assert len(read.description.fingerprint) == 64

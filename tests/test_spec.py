@@ -19,9 +19,10 @@ from sumus.optimizers import ServerOptimizer
 from sumus.pacing import Pacing
 from sumus.spec import Spec, build, canonical_json, describe, is_custom, record, registered, to_json
 from sumus.task import Data, Description, Leaf
-from sumus.update import Transform, chain, clip_by_global_norm, quantize, rotate, weight
+from sumus.update import Props, Transform, chain, clip_by_global_norm, quantize, rotate, weight
 
 LEAF = Leaf("fc.weight", (3, 2), "float32", "shared", True, ("tied.weight",))
+STATISTIC = Leaf("norm.mean", (2,), "float32", "shared", False)
 DATA = Data((2,), "float32", (), "int64", classes=3)
 
 EXAMPLES: dict[str, Callable[[], Any]] = {
@@ -31,6 +32,13 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "client/adamw": lambda: sumus.adamw(schedules.cosine(0.1, rounds=50), epochs=2, batch_size=8),
     "client/sgd": lambda: sumus.sgd(0.1, momentum=0.9, nesterov=True, clip_norm=1.0),
     "data": lambda: DATA,
+    "first-hop": lambda: (
+        sumus.Plan(
+            Description("digits", (LEAF, STATISTIC), "cross_entropy", ("accuracy",), DATA),
+            sumus.fedavg(sumus.sgd(0.1), chain(weight(cap=9), clip_by_global_norm(2.0), rotate(), quantize(6))),
+            Pacing(64),
+        ).first_hop
+    ),
     "leaf": lambda: LEAF,
     "pacing": lambda: Pacing(cohort=64),
     "part": lambda: Part("steps", content="scalar", weight="uniform", denominator=Fixed(64)),
@@ -176,9 +184,46 @@ def test_a_chain_with_a_custom_stage_is_itself_custom_and_says_so() -> None:
     assert mixed != chain(rotate(), own())
 
 
-def test_a_function_among_the_parameters_is_custom_by_its_name() -> None:
-    changed = dataclasses.replace(sumus.sgd(0.1), spec=Spec("custom"))
+@pytest.mark.parametrize(
+    ("value", "change"),
+    [
+        (sumus.sgd(0.1), {"correct": lambda grads, params, broadcast, state: grads}),
+        (sumus.sgd(0.1), {"batch_size": 5}),
+        (sumus.sgd(0.1), {}),
+        (work.sgd_rule(), {"init": lambda param: ()}),
+        (optimizers.sgd(), {"takes": ("params", "control")}),
+        (mean(Part("params")), {"needs_each_update": True}),
+        (rotate(), {"props": Props()}),
+    ],
+    ids=["correct", "batch_size", "nothing", "rule", "server", "aggregator", "transform"],
+)
+def test_a_replaced_value_is_custom(value: Any, change: dict[str, Any]) -> None:
+    """Else a changed sgd would travel, and be fused, as the sgd that it no longer is."""
+    changed = dataclasses.replace(value, **change)
+    assert is_custom(value) == []
     assert is_custom(changed) == ["custom()"]
+    assert changed != value
+    assert changed == changed
+    for field, wanted in change.items():
+        assert getattr(changed, field) is wanted
+
+
+def test_a_spec_is_no_argument() -> None:
+    with pytest.raises(ValueError, match="spec"):
+        dataclasses.replace(sumus.sgd(0.1), spec=Spec("client/sgd"))  # pyright: ignore
+    with pytest.raises(TypeError, match="spec"):
+        Transform(spec=Spec("update/rotate"))  # pyright: ignore
+
+
+@pytest.mark.usefixtures("scratch_names")
+def test_registering_a_factory_leaves_what_it_returns_alone() -> None:
+    """A factory that gives another's value, or a value of its own twice, names only what it hands out."""
+    kept = own()
+    one, two = registered("update/one")(lambda: kept), registered("update/two")(lambda: kept)
+    assert [repr(value) for value in (one(), two(), kept)] == ["one()", "two()", "custom()"]
+
+
+def test_a_function_among_the_parameters_is_custom_by_its_name() -> None:
     assert to_json(math.sqrt) == {"name": "custom", "with": {"of": "sqrt"}}
 
 
@@ -203,15 +248,34 @@ def test_a_registered_factory_of_ones_own_travels() -> None:
 
 
 @pytest.mark.usefixtures("scratch_names")
-@pytest.mark.parametrize("taken", ["server/sgd", "pacing"])
+@pytest.mark.parametrize("taken", ["server/sgd", "pacing", "mapping"])
 def test_a_taken_name_is_refused(taken: str) -> None:
     with pytest.raises(PlanError) as error:
-        registered(taken)(optimizers.sgd)
+        registered(taken)(optimizers.adam)
     assert error.value.rule == "taken-name"
     with pytest.raises(PlanError) as error:
         record(taken)(Fixed)
     assert error.value.rule == "taken-name"
     assert build({"name": "server/sgd"}) == optimizers.sgd()
+
+
+@pytest.mark.usefixtures("scratch_names")
+def test_a_definition_may_be_made_again() -> None:
+    """A notebook's cell that is run twice: the last one counts."""
+
+    def cell(factor: float) -> Callable[..., ServerOptimizer]:
+        @registered("server/mine")
+        def mine(lr: float = 1.0) -> ServerOptimizer:
+            return optimizers.sgd(lr * factor)
+
+        return mine
+
+    def moved(server: ServerOptimizer) -> float:
+        state = server.update({"params": {"w": np.ones(1)}}, server.init({"w": np.zeros(1)}))
+        return float(server.release(state)["w"][0])
+
+    first, second = cell(2.0), cell(3.0)
+    assert (moved(first()), moved(second()), moved(build({"name": "server/mine"}))) == (-2.0, -3.0, -3.0)
 
 
 # ── what a peer may send ─────────────────────────────────────────────────────────────────────────────────────────────

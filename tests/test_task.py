@@ -187,9 +187,18 @@ DESCRIPTION = Task(Net, per_example, data=DATA).description
 
 def test_a_description_holds_everything_but_the_code() -> None:
     assert (DESCRIPTION.name, DESCRIPTION.loss, DESCRIPTION.metrics) == ("task", "per_example", ())
-    assert DESCRIPTION.shared_layout["head.weight"] == (2, 3)
-    assert "norm.num_batches_tracked" not in DESCRIPTION.shared_layout
+    assert DESCRIPTION.trained_layout == {
+        "body.weight": (3, 4), "body.bias": (3,), "norm.weight": (3,), "norm.bias": (3,),
+        "head.weight": (2, 3), "head.bias": (2,),
+    }  # fmt: skip
+    assert DESCRIPTION.buffer_layout == {"norm.running_mean": (3,), "norm.running_var": (3,)}
     assert [leaf.name for leaf in DESCRIPTION.named("frozen")] == ["norm.num_batches_tracked"]
+
+
+def test_layouts_hold_shared_leaves_alone() -> None:
+    split = Task(Net, per_example, leaves={"head.*": "personal", "norm.running_*": "personal", "body.*": "frozen"})
+    assert sorted(split.description.trained_layout) == ["norm.bias", "norm.weight"]
+    assert split.description.buffer_layout == {}
 
 
 def test_leaves_and_data_make_the_fingerprint() -> None:

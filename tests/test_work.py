@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import sumus
 from sumus.errors import PlanError
-from sumus.work import ClientWork, apply_gradients, clip_gradients
+from sumus.work import ClientWork, LocalRun, apply_gradients, clip_gradients
 
 STEPS = 6
 SHAPES = {"w": (3, 2), "b": (2,)}
@@ -121,7 +121,7 @@ def test_momentum_starts_afresh_from_zero() -> None:
 
 def test_what_is_sent_is_the_broadcast_minus_the_trained() -> None:
     base, trained = trees(2)
-    parts, state = sumus.sgd(0.1).finish({"params": base}, trained, {}, 1, 0.1)
+    parts, state = sumus.sgd(0.1).finish({"params": base}, trained, {}, LocalRun(steps=1, lr=0.1, examples=5))
     assert np.array_equal(parts["params"]["w"], base["w"] - trained["w"])
     assert state == {}
 
@@ -231,8 +231,20 @@ def test_epochs_are_shuffled_apart_and_alike_for_the_same_randomness() -> None:
 
 
 def test_one_epoch_is_the_default() -> None:
-    assert (sumus.sgd(0.1).epochs, sumus.sgd(0.1).steps) == (1, None)
-    assert (sumus.sgd(0.1, steps=5).epochs, sumus.sgd(0.1, steps=5).steps) == (None, 5)
+    default, one = sumus.sgd(0.1, batch_size=3), sumus.sgd(0.1, batch_size=3, epochs=1)
+    assert (default.epochs, default.steps) == (None, None)
+    assert [b.tolist() for b in batches(default, 10)] == [b.tolist() for b in batches(one, 10)]
+    assert len(batches(sumus.sgd(0.1, steps=5), 10)) == 5
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.one_of(st.none(), st.integers(1, 3)), st.integers(1, 30))
+def test_steps_are_known_beforehand(examples: int, batch_size: int, epochs: int | None, steps: int) -> None:
+    """FedNova and schedules of time need their number without drawing batches."""
+    for work in (sumus.sgd(0.1, epochs=epochs, batch_size=batch_size), sumus.sgd(0.1, steps=steps)):
+        assert work.step_count(examples) == len(batches(work, examples))
+    assert sumus.sgd(0.1, epochs=epochs, batch_size=batch_size).step_count(examples) == (epochs or 1) * -(
+        -examples // batch_size
+    )
 
 
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -244,9 +256,9 @@ def test_epochs_and_steps_together_are_refused() -> None:
     assert error.value.rule == "epochs-or-steps"
 
 
-def test_neither_epochs_nor_steps_is_refused() -> None:
+def test_epochs_and_steps_together_are_refused_in_a_changed_work_too() -> None:
     with pytest.raises(PlanError) as error:
-        dataclasses.replace(sumus.sgd(0.1), epochs=None)
+        dataclasses.replace(sumus.sgd(0.1, epochs=2), steps=3)
     assert error.value.rule == "epochs-or-steps"
 
 

@@ -1,5 +1,6 @@
 """Does it fit together? Data, one step, shapes, memory, bytes and legality, before anything long begins."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,9 @@ from sumus.rng import generator, key
 from sumus.simulator.population import as_population
 from sumus.task import Data, Task
 from sumus.training.cost import Cost, cost_of
+from sumus.training.executor import Assignment
 from sumus.training.program import Program, one_thread, seeded
-from sumus.training.sequential import Assignment, SequentialExecutor
+from sumus.training.sequential import SequentialExecutor
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         data = program.learn_schema(client, inputs, targets)
         executor = SequentialExecutor(program, plan.algorithm.client)
         broadcast = plan.algorithm.start(program.initial_shared, program.description).broadcast
-        (trained,) = executor.run(broadcast, 0, seed, [Assignment(client, inputs, targets, {})])
+        assignment = Assignment(client, inputs, targets, {}, key(seed, "check", client, "training"))
+        (trained,) = executor.run(broadcast, 0, [assignment])
         update = plan.algorithm.report(
             client,
             trained.parts,
@@ -60,7 +63,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
             key(seed, "check"),
             generator(seed, "check", client),
         )
-        total = plan.algorithm.count_in(update, plan.sums)
+        total = plan.first_hop.count_in(update)
         cost = cost_of(program, plan.algorithm.client, inputs, targets)
         outputs = tuple(program.predict(inputs[:2]).shape[1:])
     described = plan.with_data(data)
@@ -72,7 +75,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         cost=cost,
         bytes_down=sum(leaf.nbytes for tree in broadcast.values() for leaf in tree.values()),
         bytes_up=update.nbytes,
-        loss=total.metric_means()["loss"],
+        loss=total.metric_means().get("loss", math.nan),
         plan_id=described.id,
         deployable=dict(described.violations("deployed")),
     )

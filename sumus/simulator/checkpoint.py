@@ -69,31 +69,39 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            tensors: dict[str, Array] = load_file(path)
-            head = json.loads(tensors.pop("head").tobytes())
-        except (SafetensorError, KeyError, ValueError) as error:
+            return _decoded(load_file(path))
+        except (SafetensorError, KeyError, ValueError, TypeError, IndexError, OSError) as error:
             raise ExperimentError(f"{path} is not a checkpoint ({error}); move it away to start anew") from error
-        trees: dict[str, dict[str, Array]] = {"broadcast": {}, "memory": {}}
-        clients: list[dict[str, Array]] = [{} for _ in head["clients"]]
-        for name, array in tensors.items():
-            kind, _, rest = name.partition("/")
-            if kind == "client":
-                index, _, leaf = rest.partition("/")
-                clients[int(index)][leaf] = array
-            else:
-                trees[kind][rest] = array
-        state = ServerState(_nested(trees["broadcast"]), _nested(trees["memory"]))
-        states = {client: _nested(flat) for client, flat in zip(head["clients"], clients, strict=True)}
-        return Checkpoint(head["identity"], state, states, [RoundRecord.from_json(r) for r in head["rounds"]])
 
-    def check_same(self, identity: Mapping[str, Any], folder: Path) -> None:
-        """Refuse to go on with another experiment's run."""
+    def check_same(self, identity: Mapping[str, Any], folder: Path, rounds: int) -> None:
+        """Refuse to go on with another experiment's run, or with one that is past the rounds that are wanted."""
+        if len(self.rounds) > rounds:
+            raise ExperimentError(
+                f"{folder} holds {len(self.rounds)} rounds, and {rounds} are asked for: ask for more, give another folder, or "
+                "restart=True (--restart) to start over there"
+            )
         for name, value in identity.items():
             if self.identity.get(name) != value:
                 raise ExperimentError(
                     f"{folder} holds a run with another {name} ({self.identity.get(name)}, now {value}): give another "
                     "folder, or restart=True (--restart) to start over there"
                 )
+
+
+def _decoded(tensors: dict[str, Array]) -> Checkpoint:
+    head = json.loads(tensors.pop("head").tobytes())
+    trees: dict[str, dict[str, Array]] = {"broadcast": {}, "memory": {}}
+    clients: list[dict[str, Array]] = [{} for _ in head["clients"]]
+    for name, array in tensors.items():
+        kind, _, rest = name.partition("/")
+        if kind == "client":
+            index, _, leaf = rest.partition("/")
+            clients[int(index)][leaf] = array
+        else:
+            trees[kind][rest] = array
+    state = ServerState(_nested(trees["broadcast"]), _nested(trees["memory"]))
+    states = {client: _nested(flat) for client, flat in zip(head["clients"], clients, strict=True)}
+    return Checkpoint(head["identity"], state, states, [RoundRecord.from_json(r) for r in head["rounds"]])
 
 
 def _flat(trees: ClientState) -> dict[str, Array]:

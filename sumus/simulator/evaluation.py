@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, TaskError
 from sumus.experiment import Evaluate
 from sumus.metrics import Spread, is_lower_better, pooled
 from sumus.rng import generator
@@ -30,6 +30,10 @@ class Evaluation:
             if name not in program.task.metrics and name != "loss":
                 known = ", ".join(("loss", *program.task.metrics))
                 raise ExperimentError(f"the target names {name!r}, which is not measured; there is {known}")
+        if self._unseen is not None and (both := next((c for c in self._unseen if c in population), None)) is not None:
+            raise ExperimentError(
+                f"client {both!r} of Evaluate(unseen=) is in the population too: hold it out of one of them"
+            )
         count = min(wanted.seen, len(population))
         self._seen = sample(population, count, generator(seed, "seen")) if count else []
 
@@ -58,7 +62,10 @@ class Evaluation:
             for client in chosen:
                 personal = program.tensors_of(states.get(str(client), {}).get("personal", {}))
                 program.load({**shared, **program.initial_personal, **personal})
-                measured = program.evaluate(*program.reader.read(population, client))
+                try:
+                    measured = program.evaluate(*program.reader.read(population, client))
+                except TaskError as error:
+                    raise TaskError(f"client {client!r}: {error}") from error
                 for name, (value, count) in measured.items():
                     before, counted = totals.get(name, (0.0, 0))
                     totals[name] = (before + value, counted + count)

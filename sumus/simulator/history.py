@@ -4,10 +4,11 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sumus.errors import ExperimentError
 from sumus.metrics import Spread
@@ -47,7 +48,16 @@ class RoundRecord:
         return RoundRecord(**plain)
 
 
-@dataclass(frozen=True)
+def strict(value: Any) -> Any:
+    """JSON without NaN and infinity, which other readers refuse: they become null."""
+    if isinstance(value, Mapping):
+        return {str(name): strict(item) for name, item in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in cast(list[Any], value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True, repr=False)
 class History:
     """The outcome of a run.
 
@@ -62,6 +72,10 @@ class History:
     seed: int
     stopped: str = "rounds"
     notes: Sequence[str] = ()
+
+    def __repr__(self) -> str:
+        measured = "".join(f", {name} {value:.4g}" for name, value in self.metrics.items())
+        return f"History({len(self.rounds)} rounds{measured}, model {self.model_sha256[:12]})"
 
     @property
     def evaluated(self) -> list[RoundRecord]:
@@ -92,7 +106,7 @@ class History:
         rows: list[dict[str, Any]] = []
         for record in self.rounds:
             row = {k: v for k, v in record.to_json().items() if k not in ("metrics", "evaluations", "spreads")}
-            row |= record.metrics
+            row |= {name: value for name, value in record.metrics.items() if name != "loss"}
             row |= {f"{s}/{name}": value for s, found in record.evaluations.items() for name, value in found.items()}
             for source, spreads in record.spreads.items():
                 for name, spread in spreads.items():
@@ -104,7 +118,9 @@ class History:
     def write_jsonl(self, path: str | Path) -> Path:
         """One JSON object a line and round."""
         target = Path(path)
-        target.write_text("".join(json.dumps(record.to_json(), sort_keys=True) + "\n" for record in self.rounds))
+        target.write_text(
+            "".join(json.dumps(strict(record.to_json()), sort_keys=True) + "\n" for record in self.rounds)
+        )
         return target
 
     def write(self, folder: str | Path) -> None:

@@ -1,6 +1,6 @@
 """Populations: client id → examples, read only when a client is picked."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,22 @@ class Population(Mapping[Any, Examples]):
 
         Population(range(1_000_000), load=lambda client: read(client))
 
-    ids: a sequence without repeats (also as text: `1` and `"1"` are one client).
+    ids: without repeats (also as text: `1` and `"1"` are one client).
     load: id → examples; called again whenever the client is picked and no longer in the cache.
     """
 
-    def __init__(self, ids: Sequence[Any], load: Callable[[Any], Examples]) -> None:
-        self._ids = ids
+    def __init__(self, ids: Iterable[Any], load: Callable[[Any], Examples]) -> None:
+        self._ids: Sequence[Any] = ids if isinstance(ids, range) else list(ids)
         self._load = load
         self._known: frozenset[Any] | range
         if isinstance(ids, range):
             self._known = ids
             return
-        self._known = frozenset(ids)
-        if len({str(client) for client in self._known}) < len(ids):
-            seen: set[str] = set()
-            twice = next(client for client in ids if str(client) in seen or seen.add(str(client)))
+        texts = [str(client) for client in self._ids]
+        self._known = frozenset(self._ids)
+        if min(len(set(texts)), len(self._known)) < len(self._ids):
+            seen: set[Any] = set()
+            twice = next(c for c in self._ids if {c, str(c)} & seen or seen.update({c, str(c)}))
             raise ExperimentError(f"client id {twice!r} is given twice: every client needs an id of its own")
 
     @staticmethod
@@ -38,6 +39,10 @@ class Population(Mapping[Any, Examples]):
 
         inputs, targets, by: one row an example, equally many.
         """
+        inputs, targets = (
+            column if hasattr(column, "dtype") and not hasattr(column, "iloc") else np.asarray(column)
+            for column in (inputs, targets)
+        )
         keys = np.asarray(by)
         if not len(inputs) == len(targets) == len(keys):
             raise ExperimentError(
@@ -49,22 +54,27 @@ class Population(Mapping[Any, Examples]):
         return Population(list(rows), lambda client: (inputs[rows[client]], targets[rows[client]]))
 
     @staticmethod
-    def from_pairs(pairs: Sequence[tuple[Any, Examples]]) -> "Population":
+    def from_pairs(pairs: Iterable[tuple[Any, Examples]]) -> "Population":
         """From (id, examples) pairs; a repeated id is refused."""
+        pairs = list(pairs)
         examples = dict(pairs)
         return Population([client for client, _ in pairs], examples.__getitem__)
 
-    def subset(self, clients: Sequence[Any]) -> "Population":
+    def subset(self, clients: Iterable[Any]) -> "Population":
         """The same clients, only these."""
-        unknown = [client for client in clients if client not in self]
+        return Population(self._all_known(clients), self._load)
+
+    def without(self, clients: Iterable[Any]) -> "Population":
+        """The same clients, but these."""
+        gone = set(self._all_known(clients))
+        return Population([client for client in self if client not in gone], self._load)
+
+    def _all_known(self, clients: Iterable[Any]) -> list[Any]:
+        chosen = list(clients)
+        unknown = [client for client in chosen if client not in self]
         if unknown:
             raise ExperimentError(f"no client {unknown[0]!r} in this population of {len(self)}")
-        return Population(list(clients), self._load)
-
-    def without(self, clients: Sequence[Any]) -> "Population":
-        """The same clients, but these."""
-        gone = set(clients)
-        return Population([client for client in self if client not in gone], self._load)
+        return chosen
 
     def __getitem__(self, client: Any) -> Examples:
         if client not in self._known:

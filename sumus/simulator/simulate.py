@@ -11,7 +11,7 @@ from typing import Any
 
 from sumus.aggregate import RunningSum
 from sumus.algorithm import Algorithm
-from sumus.errors import ExperimentError, Interrupted, SumusError
+from sumus.errors import ExperimentError, Interrupted
 from sumus.experiment import Evaluate, Examples, Experiment
 from sumus.metrics import is_lower_better
 from sumus.optimizers import ServerState
@@ -21,11 +21,13 @@ from sumus.rng import generator, key
 from sumus.simulator.checkpoint import Checkpoint, ClientState
 from sumus.simulator.evaluation import Evaluation
 from sumus.simulator.history import History, RoundRecord
+from sumus.simulator.interrupt import undisturbed
 from sumus.simulator.population import as_population, sample
 from sumus.simulator.progress import Progress, progress_of
 from sumus.task import Task
+from sumus.training.executor import Assignment, Executor
 from sumus.training.program import Program, one_thread, seeded
-from sumus.training.sequential import Assignment, SequentialExecutor
+from sumus.training.sequential import SequentialExecutor
 from sumus.tree import nbytes, sha256
 from sumus.types import Tree
 
@@ -45,7 +47,8 @@ def simulate(
     Without `pacing`, every client takes part in every round, up to 100 of them.
     """
     pacing = pacing or Pacing(cohort=max(1, min(len(population), 100)))
-    plan = Plan(task, algorithm, pacing)
+    with seeded(seed):  # it may make the model
+        plan = Plan(task, algorithm, pacing)
     return run(Experiment(plan, population, rounds, evaluate or Evaluate(), seed), **options)
 
 
@@ -74,6 +77,19 @@ def run(
         return simulation.run(checkpoint_every, progress_of(progress))
 
 
+def _writable(out: Path | None) -> Path | None:
+    """The folder, made; or an error now rather than after the first rounds."""
+    if out is None:
+        return None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise ExperimentError(f"nothing can be written to {out}: {error.strerror}; give another folder") from error
+    return out
+
+
 class Simulation:
     """One run: its model, its people, and where it stands (`self.at`, replaced once a round, as a whole)."""
 
@@ -90,13 +106,15 @@ class Simulation:
         data = self.program.learn_schema(first, *self.program.reader.read(self.population, first))
         self.plan = experiment.plan.with_data(data)
         self.task = self.plan.description
-        self.executor = SequentialExecutor(self.program, self.plan.algorithm.client)
-        self.out = out
+        self.executor: Executor = SequentialExecutor(self.program, self.plan.algorithm.client)
+        self.out = _writable(out)
         self.notes: dict[str, None] = {}
+        self.hop = self.plan.first_hop
         identity = {"plan": self.plan.id, "seed": experiment.seed, "population": len(self.population)}
         self.at = Checkpoint(identity, self.plan.algorithm.start(self.program.initial_shared, self.task))
-        if out is not None and not restart and (earlier := Checkpoint.read(out)):
-            earlier.check_same(identity, out)
+        earlier = Checkpoint.read(out) if out is not None and not restart else None
+        if earlier is not None and out is not None and earlier.rounds:
+            earlier.check_same(identity, out, experiment.rounds)
             self.at = earlier
         self.evaluation = Evaluation(experiment.evaluate, self.population, self.program, experiment.seed)
 
@@ -112,10 +130,11 @@ class Simulation:
                         self._save()
                         saved = self.done
         except KeyboardInterrupt:
-            kept = f", kept in {self._save()}: run the same again to go on" if self.out else ""
-            message = f"stopped after round {self.done} of {self.experiment.rounds}{kept}"
-            raise Interrupted(message, self._history("interrupted"), self.at) from None
-        except SumusError:
+            with undisturbed():
+                kept = f", kept in {self.out}: run the same again to go on" if self._save() else ""
+                message = f"stopped after round {self.done} of {self.experiment.rounds}{kept}"
+                raise Interrupted(message, self._history("interrupted"), self.at) from None
+        except Exception:
             self._save()
             raise
         history = self._history("target" if self._reached_target() else "rounds")
@@ -132,31 +151,33 @@ class Simulation:
     def _round(self, number: int, at: Checkpoint) -> Checkpoint:
         """Round `number`, counted from 0: where the run stands after it, from where it stood before."""
         began, seed = time.perf_counter(), self.experiment.seed
-        algorithm, sums = self.plan.algorithm, self.plan.sums
+        algorithm = self.plan.algorithm
         public = key(seed, "round", number, "public")
         cohort = sample(self.population, self.plan.pacing.cohort, generator(seed, "round", number, "cohort"))
         total = RunningSum()
         clients: dict[str, ClientState] = {}
-        examples, bytes_up = 0, 0
-        for trained in self.executor.run(at.state.broadcast, number, seed, self._assignments(cohort, at)):
+        examples, bytes_up, losses = 0, 0, [(0.0, 0)]
+        for trained in self.executor.run(at.state.broadcast, number, self._assignments(cohort, number, at)):
             rng = generator(seed, "round", number, "client", trained.client, "transform")
             update = algorithm.report(trained.client, trained.parts, trained.examples, trained.metrics, public, rng)
-            algorithm.count_in(update, sums, into=total)
+            self.hop.count_in(update, into=total)
             if trained.state:
                 clients[str(trained.client)] = trained.state
             examples += trained.examples
             bytes_up += update.nbytes
+            losses.append(trained.metrics["loss"])
             self._note_cap(trained.examples)
-        state = algorithm.finish(total.total, at.state, self.task, sums, public, len(self.population))
+        combined = algorithm.combine(total.total, self.task, self.plan.sums, public, len(self.population))
+        state = algorithm.step(combined, at.state)
         clients = {**at.clients, **clients}  # pending until the sum was counted: now
-        training = total.total.metric_means()
+        loss = sum(value for value, _ in losses) / sum(count for _, count in losses)
         evaluations, spreads = self._evaluate(number, state, clients)
         record = RoundRecord(
             round=number + 1,
             clients=int(total.total.count),
             examples=examples,
-            loss=training["loss"],
-            metrics=next(iter(evaluations.values()), {} if self.evaluation.wanted else training),
+            loss=loss,
+            metrics=next(iter(evaluations.values()), {} if self.evaluation.wanted else {"loss": loss}),
             bytes_up=bytes_up,
             bytes_down=len(cohort) * sum(nbytes(tree) for tree in at.state.broadcast.values()),
             seconds=time.perf_counter() - began,
@@ -165,10 +186,11 @@ class Simulation:
         )
         return Checkpoint(at.identity, state, clients, (*at.rounds, record))
 
-    def _assignments(self, cohort: Iterable[Any], at: Checkpoint) -> Iterator[Assignment]:
+    def _assignments(self, cohort: Iterable[Any], number: int, at: Checkpoint) -> Iterator[Assignment]:
         for client in cohort:
             inputs, targets = self.program.reader.read(self.population, client)
-            yield Assignment(client, inputs, targets, at.clients.get(str(client), {}))
+            own_key = key(self.experiment.seed, "round", number, "client", client, "training")
+            yield Assignment(client, inputs, targets, at.clients.get(str(client), {}), own_key)
 
     def _evaluate(self, number: int, state: ServerState, clients: Mapping[str, ClientState]) -> tuple[Any, Any]:
         due = (number + 1) % self.experiment.evaluate.every == 0 or number + 1 == self.experiment.rounds
@@ -176,8 +198,8 @@ class Simulation:
 
     def _reached_target(self) -> bool:
         target = self.experiment.evaluate.target
-        if not target or not self.at.rounds:
-            return False
+        if not target or not self.at.rounds or self.done % self.experiment.evaluate.every:
+            return False  # an earlier, shorter run may have measured its last round out of turn
         measured = self.at.rounds[-1].metrics
         return all(
             name in measured and (measured[name] <= goal if self._is_lower_better(name) else measured[name] >= goal)
@@ -194,10 +216,10 @@ class Simulation:
             self.notes[f"clients with more than {cap} examples weigh {cap}: raise max_weight of the plan's sums"] = None
 
     def _published(self, state: ServerState) -> Tree:
-        return self.plan.algorithm.release(state, self.task)
+        return self.plan.algorithm.release(state)
 
     def _save(self) -> Path | None:
-        return self.at.write(self.out) if self.out is not None else None
+        return self.at.write(self.out) if self.out is not None and self.done else None
 
     def _history(self, stopped: str) -> History:
         model = self._published(self.at.state)

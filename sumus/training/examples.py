@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,9 +97,9 @@ class ExampleReader:
                 )
 
     def _tensor(self, client: object, name: str, values: Any) -> Tensor:
-        try:
-            tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
-        except (TypeError, ValueError, RuntimeError) as error:
+        try:  # a copy: the caller may use its array again
+            tensor = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(_own_array(values))
+        except Exception as error:
             raise DataError(client, f"its {name} are no array: {error}; give numpy arrays or tensors") from error
         if tensor.is_complex():
             raise DataError(client, f"its {name} are complex; give real numbers")
@@ -121,12 +122,17 @@ def _as_pair(client: object, examples: Any) -> tuple[Any, Any]:
             inputs = torch.stack([torch.as_tensor(row[0]) for row in rows]) if rows else torch.zeros(0)
             targets = torch.stack([torch.as_tensor(row[1]) for row in rows]) if rows else torch.zeros(0)
             return inputs, targets
-        except (TypeError, ValueError, IndexError, KeyError, RuntimeError) as error:
+        except Exception as error:
             raise DataError(client, f"its data set does not give (input, target) pairs: {error}") from error
     raise DataError(
         client,
         f"its examples are a {type(examples).__name__}; give (inputs, targets), or a torch Dataset of such pairs",
     )
+
+
+def _own_array(values: Any) -> Any:
+    array = np.array(values.to_numpy() if hasattr(values, "to_numpy") else values, order="C")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _is_list_of_pairs(examples: Any) -> bool:

@@ -1,6 +1,7 @@
 """A task bound to torch: one module, made once and reused for every client."""
 
 import copy
+import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -23,17 +24,20 @@ class Program:
     """One module of a task on one device.
 
     initial: every leaf's starting value (numpy), by the seed or as the module came.
-    shared, personal, trained: the module's tensors by leaf; changing them in place changes the module.
+    shared, buffers, personal: the module's tensors by leaf: shared with a gradient, shared without, and the device's own.
+    trained: all leaves with a gradient. Changing a tensor in place changes the module.
     """
 
     def __init__(self, task: Task, device: str = "cpu", seed: int = 0) -> None:
         self.task = task
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise TaskError(f"device {device!r} is not known: cpu, cuda or cuda:NUMBER")
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise TaskError("device 'cuda' was asked for and torch sees no GPU; leave it out to use the CPU")
         with seeded(seed):
             module = task.make_model()
-        self.module = (copy.deepcopy(module) if module is task.model else module).to(self.device)
+        self.module = copy.deepcopy(module).to(self.device)  # also where a callable gives the user's own module
         self.description = task.describe(self.module)
         state: Mapping[str, Tensor] = self.module.state_dict(keep_vars=True)
         self.leaves: dict[str, Leaf] = {leaf.name: leaf for leaf in self.description.leaves}
@@ -42,7 +46,8 @@ class Program:
             if self.tensors[name].requires_grad and not leaf.trained:
                 self.tensors[name].requires_grad_(False)
         self.initial: Tree = {name: self._to_numpy(name, tensor) for name, tensor in self.tensors.items()}
-        self.shared = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.role == "shared"}
+        self.shared = {name: self.tensors[name] for name in self.description.trained_layout}
+        self.buffers = {name: self.tensors[name] for name in self.description.buffer_layout}
         self.personal = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.role == "personal"}
         self.trained = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.trained}
         self._restored = [  # integer counters and the like: the server's, whatever training does to them
@@ -55,8 +60,8 @@ class Program:
 
     @property
     def initial_shared(self) -> dict[str, Array]:
-        """The model that the first round broadcasts."""
-        return {name: self.initial[name] for name in self.shared}
+        """The model that the first round broadcasts, buffers too."""
+        return {name: self.initial[name] for name in (*self.shared, *self.buffers)}
 
     @property
     def initial_personal(self) -> dict[str, Tensor]:
@@ -109,7 +114,7 @@ class Program:
                 except Exception as error:
                     raise describe_call(error, few) from error
             data = self.reader.learn_schema(client, inputs, targets, classes)
-            self.losses(few, few_targets)
+        self.evaluate(few, few_targets)
         return data
 
     def evaluate(self, inputs: Tensor, targets: Tensor) -> dict[str, tuple[float, int]]:
@@ -146,11 +151,18 @@ class Program:
         return state
 
     def _measure(self, name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
-        value = metric(outputs, targets)
-        first = value[0] if isinstance(value, tuple) else value
-        if not isinstance(first, Tensor) or first.shape[:1] != targets.shape[:1] or first.dim() != 1:
-            got = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
-            raise TaskError(f"metric {name!r} gave {got} for a batch of {len(targets)}; give one value an example")
+        try:
+            value = metric(outputs, targets)
+        except Exception as error:
+            raise TaskError(f"metric {name!r} failed: {type(error).__name__}: {error}") from error
+        given = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+        for tensor in given:
+            if not isinstance(tensor, Tensor) or tensor.shape != targets.shape[:1]:
+                got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise TaskError(
+                    f"metric {name!r} gave {got} for a batch of {len(targets)}; give one value an example, or a pair "
+                    "(sums, counts) of one each"
+                )
         return value
 
     def _to_tensor(self, name: str, leaf: Array) -> Tensor:

@@ -1,72 +1,59 @@
 """The sequential executor: one client after the other, through one reused model, with in-place updates."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from sumus.rng import generator, key
+from sumus.aggregate import BUFFERS
+from sumus.errors import TaskError
+from sumus.rng import generator
+from sumus.training.executor import Assignment, Trained
 from sumus.training.program import Program, seeded
-from sumus.types import Broadcast, Tree
-from sumus.work import ClientWork, apply_gradients, clip_gradients, no_correction
+from sumus.types import Array, Broadcast, Tree
+from sumus.work import PERSONAL, ClientWork, LocalRun, apply_gradients, clip_gradients, no_correction
 
 Step = Callable[[dict[str, Tensor], int], None]
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """A client that is to train: its id, its examples as tensors, and its state from earlier rounds."""
-
-    client: Any
-    inputs: Tensor
-    targets: Tensor
-    state: Mapping[str, Tree]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a client's training gave: parts to send (numpy), examples, metric sums, and its pending state."""
-
-    client: Any
-    parts: Mapping[str, Tree]
-    examples: int
-    metrics: Mapping[str, tuple[float, int]]
-    state: Mapping[str, Tree]
-
-
 class SequentialExecutor:
-    """Runs a `ClientWork` on a `Program`. CPU and CUDA take the same path.
-
-    Randomness is keyed by (seed, round, client): who else trains, and in which order, changes nothing.
-    """
+    """An `Executor` on one `Program`. CPU and CUDA take the same path."""
 
     def __init__(self, program: Program, work: ClientWork) -> None:
         self.program = program
         self.work = work
 
-    def run(
-        self, broadcast: Broadcast, round_number: int, seed: int, assignments: Iterable[Assignment]
-    ) -> Iterator[Trained]:
+    def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
         """Train each client from the broadcast; results come as they are ready."""
-        program = self.program
-        sent = {name: program.tensors_of(tree) for name, tree in broadcast.items()}
+        program, lr = self.program, self.work.lr.at(round_number)
+        sent = {name: self._apart(tree) for name, tree in broadcast.items() if name not in ("params", BUFFERS)}
+        sent["params"], buffers = (
+            program.tensors_of(broadcast["params"]),
+            program.tensors_of(broadcast.get(BUFFERS, {})),
+        )
         initial_personal = program.initial_personal
-        lr = self.work.lr.at(round_number)
         for assignment in assignments:
-            own = {name: program.tensors_of(tree) for name, tree in assignment.state.items()}
-            program.load({**sent["params"], **(own.get("personal") or initial_personal)})
-            words = (seed, "round", round_number, "client", assignment.client)
-            with seeded(int.from_bytes(key(*words, "torch")[:8], "little") >> 1):
-                steps, loss = self._train(assignment, sent, own, lr, words)
-            parts, state = self.work.finish(sent, program.widened(program.shared), own, steps, lr)
+            own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
+            personal = program.tensors_of(assignment.state.get(PERSONAL, {})) or initial_personal
+            program.load({**sent["params"], **buffers, **personal})
+            try:
+                with seeded(int.from_bytes(assignment.key[:8], "little") >> 1):
+                    steps, loss = self._train(assignment, sent, own, lr)
+            except TaskError as error:
+                raise TaskError(f"client {assignment.client!r}: {error}") from error
+            done = LocalRun(steps, lr, len(assignment.inputs))
+            parts, state = self.work.finish(sent, program.widened(program.shared), own, done)
+            if program.buffers:
+                now = program.widened(program.buffers)
+                parts = {**parts, BUFFERS: {name: buffers[name] - now[name] for name in now}}
             if program.personal:
-                state = {**state, "personal": program.widened(program.personal)}
+                state = {**state, PERSONAL: program.widened(program.personal)}
             yield Trained(
                 assignment.client,
                 {part: self._numpy(tree) for part, tree in parts.items()},
-                len(assignment.inputs),
+                done.examples,
                 {"loss": loss},
                 {name: self._numpy(tree) for name, tree in state.items()},
             )
@@ -77,7 +64,6 @@ class SequentialExecutor:
         sent: Mapping[str, Mapping[str, Tensor]],
         own: Mapping[str, Mapping[str, Tensor]],
         lr: float,
-        words: tuple[object, ...],
     ) -> tuple[int, tuple[float, int]]:
         """Take the local steps; (steps, (summed loss, examples seen))."""
         program = self.program
@@ -86,12 +72,14 @@ class SequentialExecutor:
         steps, seen = 0, 0
         total = torch.zeros((), device=program.device, dtype=torch.float64)
         program.module.train()
-        for rows in self.work.batches(len(assignment.inputs), generator(*words, "batches")):
+        for rows in self.work.batches(len(assignment.inputs), generator(assignment.key, "batches")):
             index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(program.device)
             inputs, targets = assignment.inputs[index], assignment.targets[index]
             if isinstance(index, slice):  # a view: a forward in place must not change the data
                 inputs = inputs.clone()
             _, losses = program.losses(inputs, targets)
+            if not losses.requires_grad:
+                raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
             grads = torch.autograd.grad(losses.mean(), params, allow_unused=True, materialize_grads=True)
             steps += 1
             seen += len(inputs)
@@ -139,10 +127,18 @@ class SequentialExecutor:
 
         return step
 
-    def _numpy(self, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """Arrays of their own: what still lies in the module is copied, since the next client overwrites it."""
-        own = {tensor.data_ptr() for tensor in self.program.tensors.values()}
-        leaves = {
-            name: leaf.detach().clone() if leaf.data_ptr() in own else leaf.detach() for name, leaf in tree.items()
-        }
-        return {name: leaf.cpu().numpy() for name, leaf in leaves.items()}
+    def _apart(self, tree: Tree) -> dict[str, Tensor]:
+        """A tree that is not the model's (a control variate), as tensors in its own dtypes."""
+        return {name: torch.from_numpy(np.array(leaf)).to(self.program.device) for name, leaf in tree.items()}
+
+    def _numpy(self, tree: Mapping[str, Any]) -> Tree:
+        """Arrays of their own: what still lies in the module is copied, since the next client overwrites it. Numbers too."""
+        own = {tensor.untyped_storage().data_ptr() for tensor in self.program.tensors.values()}
+
+        def array(leaf: Any) -> Array:
+            if not isinstance(leaf, Tensor):
+                return np.asarray(leaf, np.float64)
+            leaf = leaf.detach()
+            return (leaf.clone() if leaf.untyped_storage().data_ptr() in own else leaf).cpu().numpy()
+
+        return {name: array(leaf) for name, leaf in tree.items()}

@@ -1,14 +1,13 @@
 """Bounding what one client can do."""
 
 import math
-from typing import Any
 
 import numpy as np
 
 from sumus.errors import PlanError
 from sumus.spec import registered
-from sumus.tree import tree_map
-from sumus.types import Array, Tree
+from sumus.tree import narrowed, tree_map
+from sumus.types import Tree
 from sumus.update.transform import Context, Props, Transform
 
 _SLACK = 1 - 2.0**-50
@@ -58,15 +57,6 @@ def global_norm(tree: Tree) -> float:
         high, low = np.sum(square >> np.uint64(32), dtype=np.uint64), np.sum(square & np.uint64(2**32 - 1))
         total += (int(high) << 32) + int(low)
     return math.ldexp(_root_rounded_up(total), -grid)
-
-
-def narrowed(leaf: Array, dtype: np.dtype[Any]) -> Array:
-    """A float64 leaf in another dtype, each entry rounded towards zero: no norm grows."""
-    if leaf.dtype == dtype:
-        return leaf
-    near = leaf.astype(dtype)
-    over = np.abs(near, dtype=np.float64) > np.abs(leaf)
-    return np.where(over, np.nextafter(near, np.zeros_like(near)), near)
 
 
 def _root_rounded_up(total: int) -> float:

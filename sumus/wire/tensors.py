@@ -30,13 +30,13 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
     try:
         tree = load(body)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise ParticipantError("body", f"not safetensors: {error}") from error
+        raise ParticipantError(None, f"not safetensors: {error}") from error
     if expected is not None:
         found = {name: (leaf.dtype.name, leaf.shape) for name, leaf in tree.items()}
         if found != dict(expected):
             wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
             raise ParticipantError(
-                "body", f"leaf `{wrong}` is {found.get(wrong)}, expected {expected.get(wrong)}: not of this plan"
+                None, f"leaf `{wrong}` is {found.get(wrong)}, expected {expected.get(wrong)}: not of this plan"
             )
     return tree
 
@@ -47,13 +47,13 @@ def metadata_of(body: bytes) -> dict[str, str]:
         found = json.loads(_header(body)).get("__metadata__", {})
         return {str(name): str(text) for name, text in found.items()}
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ParticipantError("body", f"the tensor header is not JSON: {error}") from error
+        raise ParticipantError(None, f"the tensor header is not JSON: {error}") from error
 
 
 def _header(body: bytes) -> bytes:
     length = struct.unpack("<Q", body[:8])[0] if len(body) >= 8 else 0
     if not 0 < length <= min(MAX_HEADER, len(body) - 8):
-        raise ParticipantError("body", f"the tensor header is missing or over {MAX_HEADER} bytes: not a body of ours")
+        raise ParticipantError(None, f"the tensor header is missing or over {MAX_HEADER} bytes: not a body of ours")
     return body[8 : 8 + length]
 
 
@@ -66,12 +66,10 @@ def decode_aggregate(body: bytes) -> Aggregate:
     """The sum of these bytes: one integer dtype, and for every part its weight."""
     slots = decode_tree(body)
     if "count" not in slots or slots["count"].shape != ():
-        raise ParticipantError("body", "the sum has no count: not an aggregate of ours")
+        raise ParticipantError(None, "the sum has no count: not an aggregate of ours")
     dtypes = {slot.dtype.name for slot in slots.values()}
     if len(dtypes) != 1 or dtypes - {"int64", "uint16", "uint32"}:
-        raise ParticipantError(
-            "body", f"slots of dtypes {sorted(dtypes)}; a sum is int64, or a ring of uint16 or uint32"
-        )
+        raise ParticipantError(None, f"slots of dtypes {sorted(dtypes)}; a sum is int64, or a ring of uint16 or uint32")
     aggregate = Aggregate.from_slots(slots)
     _check_whole(slots, aggregate)
     return aggregate
@@ -84,13 +82,13 @@ def _check_whole(slots: Tree, aggregate: Aggregate) -> None:
         kind, _, rest = name.partition("/")
         known = name == "count" or (kind, bool(rest)) == ("metric", True) or (kind == "sum" and rest.find("/") > 0)
         if not (known or (kind == "weight" and rest in parts)):
-            raise ParticipantError("body", f"slot `{name}` is none of a sum's: not an aggregate of ours")
+            raise ParticipantError(None, f"slot `{name}` is none of a sum's: not an aggregate of ours")
         if kind in ("count", "weight", "metric") and slot.shape != ((2,) if kind == "metric" else ()):
-            raise ParticipantError("body", f"slot `{name}` has the shape {slot.shape}: not an aggregate of ours")
+            raise ParticipantError(None, f"slot `{name}` has the shape {slot.shape}: not an aggregate of ours")
     if set(aggregate.weights) != parts or (not parts and (int(aggregate.count) or aggregate.metrics)):
         raise ParticipantError(
-            "body", f"it weighs {sorted(aggregate.weights)} and sums {sorted(parts)}: not an aggregate of ours"
+            None, f"it weighs {sorted(aggregate.weights)} and sums {sorted(parts)}: not an aggregate of ours"
         )
     for name, number in counts.items():
         if number < 0:
-            raise ParticipantError("body", f"`{name}` is {number}: a sum counts people, and cannot owe any")
+            raise ParticipantError(None, f"`{name}` is {number}: a sum counts people, and cannot owe any")

@@ -71,7 +71,7 @@ def test_a_label_out_of_range_at_the_very_first_client_is_found_too() -> None:
         ({"model": lambda: nn.Linear(5, 2)}, "the model or its loss failed on inputs (2, 3) float32: RuntimeError"),
         (
             {"metrics": {"accuracy": lambda outputs, targets: outputs.mean()}},
-            "metric 'accuracy' gave () for a batch of 4",
+            "metric 'accuracy' gave () for a batch of 2",
         ),
         ({"prepare": lambda x, y: (x / [[]], y)}, "client 'alice': prepare failed: ValueError"),
     ],

@@ -208,6 +208,13 @@ def test_the_users_model_and_randomness_are_left_alone(people: sumus.Population)
     task = sumus.Task(module, sumus.losses.cross_entropy)
     history = sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.5)), people, rounds=2, pacing=sumus.Pacing(3))
     torch.testing.assert_close(torch.rand(3), expected)
+    torch.manual_seed(7)
+    weighted = sumus.fedavg(
+        sumus.sgd(lr=0.5), sumus.weight(cap=4)
+    )  # its sums depend on whether the model has statistics
+    made = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy)
+    sumus.simulate(made, weighted, people, rounds=1, pacing=sumus.Pacing(3))
+    torch.testing.assert_close(torch.rand(3), expected)
     for name, value in module.state_dict().items():
         torch.testing.assert_close(value, before[name])
         assert not torch.equal(history.model[name], value)
@@ -228,14 +235,84 @@ def test_a_diverging_client_is_named_and_the_rounds_before_are_kept(people: sumu
         return (inputs * 1e20 if client == 5 else inputs), labels
 
     task = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy)
-    plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=1e20)), sumus.Pacing(1))
-    experiment = sumus.Experiment(plan, sumus.Population(range(12), poisoned), rounds=50)
-    with pytest.raises(
-        (sumus.DivergedError, sumus.ParticipantError), match=r"client \d+: the update .* `params\["
-    ) as failure:
+    plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.1)), sumus.Pacing(1))
+    experiment = sumus.Experiment(plan, sumus.Population(range(12), poisoned), rounds=50, seed=1)
+    with pytest.raises(sumus.ParticipantError, match=r"client 5: the update .* `params\[") as failure:
         sumus.run(experiment, out=tmp_path)
     assert "lower the learning rate" in str(failure.value)
-    assert (tmp_path / CHECKPOINT).exists()
+    checkpoint = Checkpoint.read(tmp_path)
+    assert checkpoint is not None
+    assert 0 < len(checkpoint.rounds) < 50
+
+
+def test_a_run_that_failed_at_once_does_not_lock_its_folder(experiment: Make, tmp_path: Path) -> None:
+    with pytest.raises(sumus.ParticipantError):
+        sumus.run(experiment(algorithm=sumus.fedavg(sumus.sgd(lr=1e30))), out=tmp_path)
+    assert len(sumus.run(experiment(rounds=2), out=tmp_path).rounds) == 2
+
+
+def test_fewer_rounds_than_a_folder_holds_are_not_taken_for_done(experiment: Make, tmp_path: Path) -> None:
+    sumus.run(experiment(rounds=4), out=tmp_path)
+    with pytest.raises(sumus.ExperimentError, match="holds 4 rounds, and 2 are asked for"):
+        sumus.run(experiment(rounds=2), out=tmp_path)
+
+
+def test_a_target_is_judged_in_the_same_rounds_whether_or_not_a_run_was_broken(
+    experiment: Make, tmp_path: Path
+) -> None:
+    wanted = {"every": 4, "target": {"accuracy": 0.01}}
+    whole = sumus.run(experiment(rounds=9, **wanted))
+    sumus.run(experiment(rounds=1, **wanted), out=tmp_path)
+    broken = sumus.run(experiment(rounds=9, **wanted), out=tmp_path)
+    assert (len(whole.rounds), whole.stopped) == (len(broken.rounds), broken.stopped) == (4, "target")
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_training(experiment: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(sumus.ExperimentError, match="nothing can be written to"):
+        sumus.run(experiment(), out=tmp_path / "file")
+
+
+def test_a_server_step_that_diverges_is_not_blamed_on_a_client(experiment: Make) -> None:
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.5, batch_size=8), server=sumus.optimizers.sgd(1e45))
+    with pytest.raises(sumus.UsageError, match=r"the server optimizer sgd\(lr=1e\+45\) ran to NaN or infinity"):
+        sumus.run(experiment(rounds=1, algorithm=algorithm))
+
+
+def test_people_who_train_are_not_unseen(task: sumus.Task, people: sumus.Population) -> None:
+    with pytest.raises(sumus.ExperimentError, match="client 3 of .*unseen.* is in the population too"):
+        sumus.simulate(
+            task, sumus.fedavg(sumus.sgd(lr=0.1)), people, rounds=1, evaluate=sumus.Evaluate(unseen=people.subset([3]))
+        )
+
+
+def test_a_module_given_by_a_callable_is_left_alone(people: sumus.Population) -> None:
+    net = nn.Linear(6, 2)
+    task = sumus.Task(lambda: net, sumus.losses.cross_entropy)
+    one, two = (sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.5)), people, rounds=1).model_sha256 for _ in range(2))
+    assert one == two
+
+
+def test_a_loader_may_use_its_buffer_again(task: sumus.Task, people: sumus.Population) -> None:
+    buffer = np.empty((24, 6), np.float32)
+
+    def load(client: int) -> tuple[np.ndarray, np.ndarray]:
+        inputs, labels = people[client]
+        buffer[:] = inputs
+        return buffer, labels
+
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.1, batch_size=8))
+    plain = sumus.simulate(task, algorithm, people, rounds=3)
+    assert (
+        sumus.simulate(task, algorithm, sumus.Population(range(12), load), rounds=3).model_sha256 == plain.model_sha256
+    )
+
+
+def test_the_loss_of_a_round_is_not_held_within_what_a_sum_can_hold() -> None:
+    people = {name: (np.zeros((50, 1), np.float32), np.full((50, 1), 3e6, np.float32)) for name in "abc"}
+    task = sumus.Task(lambda: nn.Linear(1, 1), sumus.losses.mean_squared_error)
+    record = sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=1e-9)), people, rounds=1).rounds[0]
+    assert record.loss == pytest.approx(9e12, rel=1e-3)
 
 
 def test_running_statistics_are_averaged_whatever_the_server_optimizer(people: sumus.Population) -> None:
@@ -248,6 +325,36 @@ def test_running_statistics_are_averaged_whatever_the_server_optimizer(people: s
     assert (model["1.running_var"] > 0).all()
     assert not torch.equal(model["1.running_mean"], torch.zeros(4))
     assert int(model["1.num_batches_tracked"]) == 0
+
+
+@pytest.mark.parametrize("update", [COMPRESSED, sumus.chain(sumus.weight(), COMPRESSED)], ids=["clip", "weight, clip"])
+def test_running_statistics_go_beside_the_chain(people: sumus.Population, update: sumus.Transform) -> None:
+    """A whole-client batch and momentum=1: each client's statistics are its own data's, and the model's their average."""
+    task = sumus.Task(
+        model=lambda: nn.Sequential(nn.BatchNorm1d(6, momentum=1.0), nn.Linear(6, 2)), loss=sumus.losses.cross_entropy
+    )
+    plan = sumus.Plan(task, sumus.fedyogi(sumus.sgd(lr=0.1), lr=0.5, update=update), sumus.Pacing(12))
+    history = sumus.run(sumus.Experiment(plan, people, rounds=2))
+    means, variances = zip(*((x.mean(0), x.var(0, ddof=1)) for x, _ in people.values()), strict=True)
+    np.testing.assert_allclose(history.model["0.running_mean"], np.mean(means, 0), atol=1e-6)
+    np.testing.assert_allclose(history.model["0.running_var"], np.mean(variances, 0), rtol=1e-6)
+    record = history.rounds[0]
+    assert record.bytes_down == 12 * 4 * (6 * 2 + 6 * 2 + 6 * 2 + 2)
+    assert record.bytes_up == 12 * (64 + 4 * 12)  # codes padded to a block, and statistics as they are
+
+
+def test_a_loss_that_is_no_number_stops_nothing_and_is_said_to_be_no_number(tmp_path: Path) -> None:
+    """Single precision overflows in the square; the clipped gradient is fine."""
+    examples = {"alice": (np.ones((4, 3), np.float32), np.full((4, 1), 1e25, np.float32))}
+    task = sumus.Task(lambda: nn.Linear(3, 1), lambda outputs, targets: (outputs - targets).square().sum(1))
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.1, clip_norm=1.0))
+    history = sumus.simulate(task, algorithm, examples, rounds=2, out=tmp_path)
+    assert [record.clients for record in history.rounds] == [1, 1]
+    assert not any(np.isfinite(record.loss) for record in history.rounds)
+    plan = sumus.Plan(task, algorithm, sumus.Pacing(1))
+    assert not np.isfinite(sumus.check(plan, examples).loss)
+    resumed = sumus.simulate(task, algorithm, examples, rounds=3, out=tmp_path)
+    assert len(resumed.rounds) == 3
 
 
 def test_a_forward_in_place_does_not_change_the_data() -> None:

@@ -19,12 +19,13 @@ import sumus
 from sumus.algorithm import Algorithm
 from sumus.fixed_point import FixedPoint
 from sumus.optimizers import ServerState
-from sumus.rng import generator
+from sumus.rng import generator, key
 from sumus.training import losses
+from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.program import Program
-from sumus.training.sequential import Assignment, SequentialExecutor, Trained
-from sumus.types import Tree
-from sumus.work import ClientWork
+from sumus.training.sequential import SequentialExecutor
+from sumus.types import Broadcast, Tree
+from sumus.work import ClientWork, LocalRun, send_difference
 
 Clients = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -70,13 +71,21 @@ def trained_by(
     work: ClientWork,
     clients: Clients,
     *,
-    broadcast: Tree | None = None,
+    broadcast: Broadcast | None = None,
     round_number: int = 0,
     states: Mapping[str, Mapping[str, Tree]] | None = None,
 ) -> dict[str, Trained]:
-    sent = {"params": broadcast if broadcast is not None else program.initial_shared}
-    assignments = [Assignment(who, *examples, (states or {}).get(who, {})) for who, examples in clients.items()]
-    return {t.client: t for t in SequentialExecutor(program, work).run(sent, round_number, 0, assignments)}
+    assignments = [
+        Assignment(who, *examples, (states or {}).get(who, {}), key(round_number, who))
+        for who, examples in clients.items()
+    ]
+    executor: Executor = SequentialExecutor(program, work)
+    return {t.client: t for t in executor.run(broadcast or first_of(program), round_number, assignments)}
+
+
+def first_of(program: Program) -> Broadcast:
+    """The first broadcast: the initial model."""
+    return sumus.fedavg(sumus.sgd(0.1)).start(program.initial_shared, program.description).broadcast
 
 
 def rounds_of(
@@ -85,16 +94,17 @@ def rounds_of(
     """The model after some rounds with everyone."""
     sums = sums or FixedPoint.fit(len(clients), max_weight=64)
     state: ServerState = algorithm.start(program.initial_shared, program.description)
+    hop = algorithm.first_hop(program.description, sums)
     for number in range(rounds):
         total = sumus.RunningSum()
-        results = trained_by(
-            program, algorithm.client, clients, broadcast=state.broadcast["params"], round_number=number
-        )
-        for who, result in results.items():
+        for who, result in trained_by(
+            program, algorithm.client, clients, broadcast=state.broadcast, round_number=number
+        ).items():
             update = algorithm.report(who, result.parts, result.examples, result.metrics, b"", generator(who))
-            algorithm.count_in(update, sums, into=total)
-        state = algorithm.finish(total.total, state, program.description, sums, b"", len(clients))
-    return algorithm.release(state, program.description)
+            hop.count_in(update, into=total)
+        combined = algorithm.combine(total.total, program.description, sums, b"", len(clients))
+        state = algorithm.step(combined, state)
+    return algorithm.release(state)
 
 
 def by_torch(
@@ -306,6 +316,49 @@ def test_running_statistics_are_averaged_like_weights() -> None:
         np.testing.assert_allclose(ours[name], 0.75 * ends["alice"][name] + 0.25 * ends["bob"][name], atol=1e-11)
 
 
+def test_statistics_are_a_part_of_their_own_from_broadcast_to_model() -> None:
+    program = program_of(with_statistics)
+    statistics = {"1.running_mean", "1.running_var"}
+    assert set(program.buffers) == statistics
+    assert set(program.shared) == set(program.trained) == set(program.initial_shared) - statistics
+    first = first_of(program)
+    assert (set(first["params"]), set(first["buffers"])) == (set(program.shared), statistics)
+    start = {**first, "buffers": {name: leaf + 2.0 for name, leaf in first["buffers"].items()}}
+    sent = trained_by(program, sumus.sgd(0.1), {"alice": some(30, 0)}, broadcast=start)["alice"].parts
+    assert (set(sent["params"]), set(sent["buffers"])) == (set(program.shared), statistics)
+    for name, leaf in sent["buffers"].items():
+        held = program.tensors[name].numpy()
+        assert np.array_equal(leaf, start["buffers"][name] - held)
+        assert np.abs(leaf).max() > 0
+
+
+def test_personal_statistics_stay_with_their_client() -> None:
+    program = program_of(with_statistics, leaves={"1.running_*": "personal"})
+    result = trained_by(program, sumus.sgd(0.1), {"alice": some(30, 0)})["alice"]
+    assert set(result.parts) == {"params"}
+    assert set(result.state["personal"]) == {"1.running_mean", "1.running_var"}
+
+
+def test_no_rule_of_the_client_sees_statistics() -> None:
+    seen: list[set[str]] = []
+
+    def correct(grads: Any, params: Any, broadcast: Any, state: Any) -> Any:
+        seen.extend([set(broadcast), set(grads), set(params), set(broadcast["params"])])
+        return grads
+
+    def finish(broadcast: Any, params: Any, state: Any, done: LocalRun) -> Any:
+        seen.extend([set(broadcast), set(params), set(broadcast["params"])])
+        return send_difference(broadcast, params, state, done)
+
+    program = program_of(with_statistics)
+    work = dataclasses.replace(sumus.sgd(0.1), correct=correct, finish=finish)
+    parts = trained_by(program, work, {"alice": some(30, 0)})["alice"].parts
+    names = {"params"}, set(program.shared)
+    assert all(found in names for found in seen)
+    assert len(seen) == 7
+    assert set(parts) == {"params", "buffers"}
+
+
 def test_counters_are_restored_before_every_client() -> None:
     program, work = program_of(with_statistics), sumus.sgd(0.1, steps=3)
     clients = {"alice": some(30, 0), "bob": some(10, 1)}
@@ -318,8 +371,9 @@ def test_counters_are_restored_before_every_client() -> None:
 
 def test_frozen_statistics_are_restored_too() -> None:
     program = program_of(with_statistics, leaves={"1.running_*": "frozen"})
-    sent = trained_by(program, sumus.sgd(0.1, steps=3), {"alice": some(30, 0)})["alice"].parts["params"]
-    assert "1.running_mean" not in sent
+    sent = trained_by(program, sumus.sgd(0.1, steps=3), {"alice": some(30, 0)})["alice"].parts
+    assert set(sent) == {"params"}
+    assert "1.running_mean" not in sent["params"]
     program.load(program.tensors_of(program.initial_shared))
     assert not program.tensors["1.running_mean"].any()
 
@@ -362,6 +416,72 @@ def test_half_precision_models_send_single_precision(dtype: torch.dtype) -> None
     assert any(np.abs(leaf).max() > 0 for leaf in sent.values())
 
 
+# ── what an algorithm brings of its own ──────────────────────────────────────────────────────────────────────────────
+
+
+def returning(parts: Callable[..., Any], state: Callable[..., Any] = lambda *args: {}) -> ClientWork:
+    """SGD whose `finish` gives these."""
+    return dataclasses.replace(sumus.sgd(0.1, steps=3), finish=lambda *args: (parts(*args), state(*args)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_control_keeps_its_own_dtype_and_bits_whatever_the_model_is_in(dtype: torch.dtype) -> None:
+    """A broadcast or a state that is not the model's: single precision would lose its last bits in a bfloat16 model."""
+    program = program_of(lambda: mlp().to(dtype))
+    precise = {name: np.full(leaf.shape, 1 + 2.0**-20, np.float32) for name, leaf in program.initial.items()}
+    other = {"anything": np.array([1 / 3, 2**40 + 1]), "more": np.array(7, np.int32)}
+    work = returning(lambda broadcast, *_: {"params": broadcast["control"]}, lambda b, p, state, done: state)
+    result = trained_by(
+        program,
+        work,
+        {"alice": some(20, 0, dtype)},
+        broadcast={**first_of(program), "control": precise},
+        states={"alice": {"control": precise, "other": other}},
+    )["alice"]
+    for given, came in (
+        (precise, result.parts["params"]),
+        (precise, result.state["control"]),
+        (other, result.state["other"]),
+    ):
+        assert {n: (leaf.dtype, leaf.tobytes()) for n, leaf in came.items()} == {
+            n: (leaf.dtype, leaf.tobytes()) for n, leaf in given.items()
+        }
+
+
+def test_numbers_may_be_sent_and_kept() -> None:
+    def parts(broadcast: Any, params: Any, state: Any, done: LocalRun) -> Any:
+        return {"params": {}, "steps": {"": done.steps}, "norm": {"": params["0.bias"].square().sum()}}
+
+    def state(*_: Any) -> Any:
+        return {"rounds": {"": 1.5}}
+
+    result = trained_by(program_of(), returning(parts, state), {"alice": some(20, 0)})["alice"]
+    numbers = result.parts["steps"][""], result.parts["norm"][""], result.state["rounds"][""]
+    assert [(type(number), number.dtype.name, number.shape) for number in numbers] == [(np.ndarray, "float64", ())] * 3
+    assert (float(numbers[0]), float(numbers[2])) == (3.0, 1.5)
+
+
+def test_finish_learns_what_the_local_run_was() -> None:
+    runs: list[LocalRun] = []
+
+    def finish(broadcast: Any, params: Any, state: Any, done: LocalRun) -> Any:
+        runs.append(done)
+        return send_difference(broadcast, params, state, done)
+
+    schedule = sumus.schedules.steps(0.4, (5,), factor=0.5)
+    work = dataclasses.replace(sumus.sgd(schedule, epochs=3, batch_size=8), finish=finish)
+    trained_by(program_of(), work, {"alice": some(20, 0)}, round_number=6)
+    assert runs == [LocalRun(steps=9, lr=0.2, examples=20)]
+
+
+def test_states_that_are_views_of_the_model_stay_as_they_are_when_the_next_client_trains() -> None:
+    work = returning(lambda b, p, *_: {"params": {}}, lambda b, params, *_: {"head": {"w": params["2.weight"][1:]}})
+    clients = {"alice": some(20, 0), "bob": some(20, 1)}
+    together = trained_by(program_of(), work, clients)["alice"].state["head"]["w"]
+    alone = trained_by(program_of(), work, {"alice": clients["alice"]})["alice"].state["head"]["w"]
+    assert np.array_equal(together, alone)
+
+
 # ── nobody's result depends on the others ────────────────────────────────────────────────────────────────────────────
 
 
@@ -393,6 +513,19 @@ def test_rounds_and_clients_have_randomness_of_their_own() -> None:
     assert bits(one["a"]) != bits(later["a"])
 
 
+def test_all_randomness_comes_from_the_key() -> None:
+    """Neither the client's name, nor the round, nor torch's own state is in it."""
+    examples, program, work = some(15, 0, torch.float32), program_of(dropping), sumus.sgd(0.1, batch_size=4)
+    executor = SequentialExecutor(program, work)
+
+    def result(who: Any, number: int, own: bytes) -> Any:
+        torch.manual_seed(number)
+        (trained,) = executor.run(first_of(program), number, [Assignment(who, *examples, {}, own)])
+        return bits(trained)
+
+    assert result("a", 0, key("x")) == result(7, 3, key("x")) != result("a", 0, key("y"))
+
+
 def test_training_leaves_torchs_own_randomness_alone() -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -403,8 +536,8 @@ def test_training_leaves_torchs_own_randomness_alone() -> None:
 def test_results_stay_as_they_are_when_the_next_client_trains() -> None:
     program, work = program_of(leaves={"2.*": "personal"}), sumus.sgd(0.5, steps=2)
     clients = {"alice": some(20, 0), "bob": some(20, 1)}
-    assignments = [Assignment(who, *examples, {}) for who, examples in clients.items()]
-    results = iter(SequentialExecutor(program, work).run({"params": program.initial_shared}, 0, 0, assignments))
+    assignments = [Assignment(who, *examples, {}, key(who)) for who, examples in clients.items()]
+    results = iter(SequentialExecutor(program, work).run(first_of(program), 0, assignments))
     alice = next(results)
     before = copy.deepcopy(bits(alice))
     next(results)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import sumus
 from sumus.training import losses
+from sumus.training.executor import Assignment
 from sumus.training.program import Program
-from sumus.training.sequential import Assignment, SequentialExecutor
+from sumus.training.sequential import SequentialExecutor
 from sumus.training.trace import StepGraph, step_values, trace_step
 from sumus.work import ClientWork, apply_gradients
 
@@ -215,7 +216,7 @@ def test_a_graph_takes_the_steps_of_the_executor(work: str) -> None:
     program, rule, graph = traced("mlp", work, "float64")
     inputs, targets = batch_of(vectors, "float64")
     (trained,) = SequentialExecutor(program, rule).run(
-        {"params": program.initial_shared}, 0, 0, [Assignment("alice", inputs, targets, {})]
+        {"params": program.initial_shared}, 0, [Assignment("alice", inputs, targets, {}, bytes(32))]
     )
     program.load(program.tensors_of(program.initial_shared))
     values = by_graph(program, rule, graph, [(inputs, targets)] * STEPS)

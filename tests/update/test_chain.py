@@ -10,7 +10,7 @@ from sumus.errors import DivergedError, PlanError
 from sumus.fixed_point import FixedPoint
 from sumus.rng import generator, key
 from sumus.task import Description, Leaf
-from sumus.types import Tree
+from sumus.types import Layout, Tree
 from sumus.update import Context, Props, Transform, chain, clip_by_global_norm, quantize, rotate, weight
 from sumus.update.clip import global_norm
 
@@ -125,20 +125,24 @@ CHAINS = {
 }
 
 
+def task_of(shapes: Layout) -> Description:
+    return Description("t", tuple(Leaf(k, s, "float32", "shared", True) for k, s in shapes.items()), "l", ())
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_server_gets_the_mean_of_the_clipped_updates_back(name: str) -> None:
     """Four clients with four examples each and norms below the bound: every chain gives the plain mean."""
     algorithm, sums = sumus.fedavg(sumus.sgd(0.1), CHAINS[name]), FixedPoint.fit(4, 4)
     rng = np.random.default_rng(0)
     shapes = {"fc.weight": (5, 7), "fc.bias": (5,)}
+    task = task_of(shapes)
     updates = [{k: (rng.normal(size=s) / 8).astype(np.float32) for k, s in shapes.items()} for _ in range(4)]
     total = sumus.RunningSum()
     for client, tree in enumerate(updates):
         sent = algorithm.report(client, {"params": tree}, 4, {}, key("round"), generator(client))
-        total.add(algorithm.count_in(sent, sums))
-    task = Description("t", tuple(Leaf(k, s, "float32", "shared", True) for k, s in shapes.items()), "l", ())
+        total.add(algorithm.first_hop(task, sums).count_in(sent))
     start = algorithm.start({k: np.zeros(s) for k, s in shapes.items()}, task)
-    model = algorithm.release(algorithm.finish(total.total, start, task, sums, key("round"), 4), task)
+    model = algorithm.release(algorithm.step(algorithm.combine(total.total, task, sums, key("round"), 4), start))
     for leaf in shapes:
         np.testing.assert_allclose(model[leaf], -np.mean([u[leaf] for u in updates], 0), atol=3e-4)
 
@@ -158,6 +162,7 @@ def test_the_bound_holds_in_the_bits_that_are_sent(name: str) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_diverged_client_is_refused_by_name_even_where_codes_could_not_tell(name: str, value: float) -> None:
     algorithm, sums = sumus.fedavg(sumus.sgd(0.1), CHAINS[name]), FixedPoint.fit(4)
+    hop = algorithm.first_hop(task_of({"a": (3,), "fc.weight": (2,)}), sums)
     tree = {"a": np.zeros(3, np.float32), "fc.weight": np.array([1.0, value], np.float32)}
     with pytest.raises(DivergedError, match=r"client 'alice'.*`params\[fc.weight\]`"):
-        algorithm.count_in(algorithm.report("alice", {"params": tree}, 1, {}, b"", generator(0)), sums)
+        hop.count_in(algorithm.report("alice", {"params": tree}, 1, {}, b"", generator(0)))

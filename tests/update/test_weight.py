@@ -42,9 +42,9 @@ def test_the_first_hop_counts_the_weight_and_does_not_multiply_again() -> None:
         for client, (move, examples) in enumerate(((8.0, 2), (1.0, 20))):
             parts = {"params": {"w": np.array([move])}}
             sent = algorithm.report(client, parts, examples, {}, b"", generator(client))
-            total.add(algorithm.count_in(sent, sums))
-        state = algorithm.finish(total.total, algorithm.start({"w": np.zeros(1)}, TASK), TASK, sums, b"", 2)
-        return -float(algorithm.release(state, TASK)["w"][0])
+            total.add(algorithm.first_hop(TASK, sums).count_in(sent))
+        combined = algorithm.combine(total.total, TASK, sums, b"", 2)
+        return -float(algorithm.release(algorithm.step(combined, algorithm.start({"w": np.zeros(1)}, TASK)))["w"][0])
 
     inside, above = 2 * 8.0, 10 * 1.0
     assert mean_of(weight(cap=10)) == pytest.approx((inside + above) / 12)
@@ -65,6 +65,6 @@ def test_a_cap_below_one_is_refused(cap: int) -> None:
 
 
 def test_only_examples_are_known_as_a_weight() -> None:
-    with pytest.raises(PlanError) as error:
+    with pytest.raises(PlanError, match="takes no 'words' as by") as error:
         weight(by="words")  # pyright: ignore[reportArgumentType]
-    assert error.value.rule == "weight-by"
+    assert error.value.rule == "wrong-type"

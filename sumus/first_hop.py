@@ -1,0 +1,86 @@
+"""The first hop: whoever receives devices' updates turns them into integers, and adds.
+
+    hop = plan.first_hop
+    one = hop.count_in(update)                  # an aggregate of one
+    hop.count_in(update, into=running_sum)      # the same, added at once
+
+An edge needs this record and nothing else of a plan: no model, no transform, no optimizer. It is also the line behind
+which nothing a device says is believed: names, shapes, dtypes and magnitudes must be those of the plan.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sumus.aggregate import Aggregate, Part, RunningSum, Update
+from sumus.errors import ParticipantError, PlanError
+from sumus.fixed_point import FixedPoint
+from sumus.spec import record
+from sumus.tree import layout
+from sumus.types import Tree
+
+
+@record("first-hop")
+@dataclass(frozen=True)
+class FirstHop:
+    """What of a plan it takes to count updates in.
+
+    parts: what is sent, with its weights.  layouts: (leaf, shape) of each part, as it is sent.  sums: the integers.
+    weight_cap: of an explicit `weight` stage, which multiplied on the device; None where the weight multiplies here.
+    code_bits: the width of integer codes, None where leaves are floats.  metrics: the names that may come.
+    """
+
+    parts: tuple[Part, ...]
+    layouts: tuple[tuple[tuple[str, tuple[int, ...]], ...], ...]
+    sums: FixedPoint
+    weight_cap: int | None
+    code_bits: int | None
+    metrics: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.layouts) != len(self.parts):
+            raise PlanError(
+                "part-words", f"{len(self.parts)} parts with {len(self.layouts)} layouts: give one for each"
+            )
+
+    def count_in(self, update: Update, into: RunningSum | None = None) -> Aggregate:
+        """An update as an aggregate of one; or, added `into` a running sum, that sum so far.
+
+        Raises ParticipantError for anything that is not of the plan, DivergedError for NaN; then nothing was added.
+        """
+        self._check_form(update)
+        return self.sums.encode(update, self.parts, self.weight_cap, into)
+
+    def _check_form(self, update: Update) -> None:
+        if set(update.parts) != (counted := {part.name for part in self.parts}):
+            raise ParticipantError(
+                update.client,
+                f"it sends {sorted(update.parts)}, and the plan counts {sorted(counted)}: not of this plan",
+            )
+        if unknown := set(update.metrics) - set(self.metrics):
+            raise ParticipantError(update.client, f"it reports {sorted(unknown)}, which the plan does not measure")
+        for part, shapes in zip(self.parts, self.layouts, strict=True):
+            tree = update.parts[part.name]
+            found, expected = layout(tree), dict(shapes)
+            if found != expected:
+                wrong = min(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+                raise ParticipantError(
+                    update.client,
+                    f"`{part.name}[{wrong}]` has shape {found.get(wrong)}, and the plan's is {expected.get(wrong)}",
+                )
+            self._check_numbers(update.client, part, tree)
+
+    def _check_numbers(self, client: object, part: Part, tree: Tree) -> None:
+        codes = self.code_bits if part.in_chain else None
+        for name, leaf in tree.items():
+            if codes is None:
+                if leaf.dtype.name not in ("float32", "float64"):
+                    raise ParticipantError(client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are floats")
+                continue
+            largest = 2 ** (codes - 1) - 1
+            if leaf.dtype != (np.int8 if codes <= 8 else np.int16):
+                raise ParticipantError(
+                    client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are {codes}-bit codes"
+                )
+            if leaf.size and max(-int(leaf.min()), int(leaf.max())) > largest:
+                raise ParticipantError(client, f"`{part.name}[{name}]` holds codes beyond ±{largest}: not of this plan")

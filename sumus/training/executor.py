@@ -1,0 +1,43 @@
+"""What an executor is: it lets clients train, each from the same broadcast, and gives what they send."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from sumus.types import Broadcast, Tree
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A client that is to train.
+
+    client: its id.  inputs, targets: its examples on the device, one row an example.  state: what it kept from earlier
+    rounds.  key: 32 bytes from which all of its randomness in this round comes.
+    """
+
+    client: Any
+    inputs: Tensor
+    targets: Tensor
+    state: Mapping[str, Tree]
+    key: bytes
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a client's training gave: parts to send (numpy), its examples, (sum, count) by metric, and its pending state."""
+
+    client: Any
+    parts: Mapping[str, Tree]
+    examples: int
+    metrics: Mapping[str, tuple[float, int]]
+    state: Mapping[str, Tree]
+
+
+class Executor(Protocol):
+    """Executors differ in speed, not in what they compute: who else trains, and in which order, changes nothing."""
+
+    def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
+        """Train each client from the broadcast; results come as they are ready. round_number: from 0, for the schedule."""
+        ...
