@@ -130,6 +130,10 @@ class Algorithm:
         parts = self.parts(task)
         if total.empty:
             return {}
+        if set(total.sums) != {part.name for part in parts}:
+            raise ParticipantError(
+                None, f"a sum of {sorted(total.sums)}, and the plan's is of {sorted(p.name for p in parts)}"
+            )
         divisors = {p.name: p.divisor(int(total.weights[p.name]), int(total.count), population) for p in parts}
         if not all(divisors.values()):
             return {}

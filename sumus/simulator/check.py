@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sumus.aggregate import BUFFERS
 from sumus.errors import ExperimentError
 from sumus.experiment import Examples
 from sumus.plan import Plan
@@ -71,7 +72,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         data=data,
         examples=len(inputs),
         outputs=outputs,
-        parameters=sum(leaf.size for leaf in broadcast["params"].values()),
+        parameters=sum(leaf.size for name in ("params", BUFFERS) for leaf in broadcast.get(name, {}).values()),
         cost=cost,
         bytes_down=sum(leaf.nbytes for tree in broadcast.values() for leaf in tree.values()),
         bytes_up=update.nbytes,

@@ -16,8 +16,6 @@ def weight(by: Literal["examples"] = "examples", cap: int = 2**16) -> Transform:
     Without this stage the weight multiplies at the first hop, after the chain: Σ w·clip(Δ) / Σ w, where the sensitivity
     to one client is cap · C. With it, and the clip after it, it is C.
     """
-    if by != "examples":
-        raise PlanError("weight-by", f'weight(by={by!r}): only "examples" is known')
     if cap < 1:
         raise PlanError("positive", f"weight(cap={cap}): the cap must be at least 1")
 
