@@ -211,7 +211,10 @@ def sgd(
     clip_norm: float | None = None,
 ) -> ClientWork:
     """Local SGD: one epoch unless `epochs` or `steps` says otherwise; state starts afresh each round."""
-    return _work(sgd_rule(momentum, nesterov, weight_decay), lr, epochs, steps, batch_size, clip_norm)
+    rule = sgd_rule(momentum, nesterov, weight_decay)
+    return ClientWork(
+        optimizer=rule, lr=as_schedule(lr), epochs=epochs, steps=steps, batch_size=batch_size, clip_norm=clip_norm
+    )
 
 
 @registered("client/adam")
@@ -227,7 +230,10 @@ def adam(
     clip_norm: float | None = None,
 ) -> ClientWork:
     """Local Adam; its moments start afresh each round and never leave the device."""
-    return _work(adam_rule(betas, eps, weight_decay), lr, epochs, steps, batch_size, clip_norm)
+    rule = adam_rule(betas, eps, weight_decay)
+    return ClientWork(
+        optimizer=rule, lr=as_schedule(lr), epochs=epochs, steps=steps, batch_size=batch_size, clip_norm=clip_norm
+    )
 
 
 @registered("client/adamw")
@@ -243,22 +249,7 @@ def adamw(
     clip_norm: float | None = None,
 ) -> ClientWork:
     """Local AdamW: weight decay apart from the gradient."""
-    return _work(adam_rule(betas, eps, weight_decay, decoupled=True), lr, epochs, steps, batch_size, clip_norm)
-
-
-def _work(
-    rule: LeafRule,
-    lr: float | Schedule,
-    epochs: int | None,
-    steps: int | None,
-    batch_size: int | None,
-    clip_norm: float | None,
-) -> ClientWork:
+    rule = adam_rule(betas, eps, weight_decay, decoupled=True)
     return ClientWork(
-        optimizer=rule,
-        lr=as_schedule(lr),
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        clip_norm=clip_norm,
+        optimizer=rule, lr=as_schedule(lr), epochs=epochs, steps=steps, batch_size=batch_size, clip_norm=clip_norm
     )
