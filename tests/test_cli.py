@@ -111,8 +111,31 @@ def test_pack_writes_a_bundle_that_names_its_plan(file: Path, tmp_path: Path) ->
         (FILE.replace("nn.Linear(4, 2)", "nn.Linear(4, 1)"), "label 1 of example"),
         (FILE.replace("lr=0.2", "lr=1e30"), "lower the learning rate"),
         (FILE.replace("range(20), load)", "[1] * 20, load)"), "client id 1 is given twice"),
+        ("def experiment():\n    return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit('enough')", "ended the program (enough): guard it with"),
+        (
+            FILE.replace("(inputs.sum(1) > 0).astype", "[][client].astype"),
+            "line 9: IndexError: list index out of range",
+        ),
+        (FILE.replace("sumus.sgd(lr=0.2", "sumus.sgd(lr='fast'"), "sgd takes no 'fast' as lr"),
     ],
-    ids=["none", "not-one", "import", "attribute", "syntax", "cohort", "epochs", "illegal", "label", "diverged", "ids"],
+    ids=[
+        "none",
+        "not-one",
+        "import",
+        "attribute",
+        "syntax",
+        "cohort",
+        "epochs",
+        "illegal",
+        "label",
+        "diverged",
+        "ids",
+        "call",
+        "exit",
+        "loader",
+        "kind",
+    ],
 )
 def test_a_mistake_ends_in_one_line(file: Path, content: str, message: str) -> None:
     file.write_text(content)
@@ -138,3 +161,34 @@ def test_help_names_every_command() -> None:
     text = sumus("--help").stdout
     for command in ("simulate", "check", "pack", "demo"):
         assert command in text
+
+
+def test_what_cannot_be_written_is_one_line_too(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    assert "nothing can be written to" in sumus("simulate", file, "--out", tmp_path / "taken", code=2).stderr
+    done = sumus("pack", file, "-o", tmp_path / "missing" / "x.sumus", code=2)
+    assert "No such file or directory" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_file_that_reads_its_arguments_sees_none_of_ours(file: Path) -> None:
+    file.write_text("import argparse\nargparse.ArgumentParser().parse_args()\n" + FILE)
+    assert json.loads(sumus("simulate", file, "--rounds", 1, "--json").stdout.splitlines()[-1])["rounds"] == 1
+
+
+def test_names_with_brackets_are_printed_as_they_are(file: Path, tmp_path: Path) -> None:
+    file.write_text(FILE.replace("sumus.Evaluate(central=load(99))", "sumus.Evaluate(unseen={'[/bob]': load(99)})"))
+    done = sumus("simulate", file, "--rounds", 1, "--out", tmp_path / "run[/x]")
+    assert "([/bob])" in done.stdout
+    assert "run[/x]" in done.stdout
+
+
+def test_a_bound_that_is_not_a_number_is_null_in_json(file: Path) -> None:
+    metric = "def nan(outputs, targets):\n    return outputs[:, 0] * float('nan')\n\ntask = "
+    file.write_text(FILE.replace("task = ", metric).replace('"accuracy": sumus.metrics.accuracy', '"nan": nan'))
+    line = sumus("simulate", file, "--rounds", 1, "--json").stdout.splitlines()[-1]
+    assert json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))["metrics"]["nan"] is None
+
+
+def test_the_version_is_printed() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\n", sumus("--version").stdout)
