@@ -1,6 +1,6 @@
 """Phone activity recognition: six activities, one client a person, the official split by person.
 
-    python -m benchmarks.hapt                  every recipe, three seeds (about 12 minutes on two cores)
+    python -m benchmarks.hapt                  every recipe, three seeds (about 20 minutes on two cores)
     python -m benchmarks.hapt --recipe running --seeds 0 --rounds 5
     python -m benchmarks.hapt --write          also put the table into docs/results.md
 

@@ -13,11 +13,11 @@ from sumus.errors import DataError, TaskError
 from sumus.metrics import IGNORED
 from sumus.task import Data, Task
 
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 64 * 2**20
 
 
 class ExampleReader:
-    """Reads, prepares and checks clients' examples for one task; keeps the latest 256 MiB of them.
+    """Reads, prepares and checks clients' examples for one task; keeps the latest 64 MiB of them.
 
     dtype: the model's floating dtype, which floating inputs and targets are given.
     data: the schema; taken from the first client where the task declares none.
