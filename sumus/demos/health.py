@@ -57,6 +57,6 @@ def experiment() -> sumus.Experiment:
     return sumus.Experiment(
         plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=7)),
         population=people.without(PEOPLE_NEVER_SEEN),
-        rounds=60,
+        rounds=50,
         evaluate=sumus.Evaluate(unseen=people.subset(PEOPLE_NEVER_SEEN), every=5),
     )
