@@ -13,11 +13,11 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 
     outputs `(B, ..., C)`: scores, classes last. targets `(B, ...)`: integers in [0, C).
     """
+    if targets.dim() == 1:
+        return functional.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="none")
     flat = functional.cross_entropy(
         outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), ignore_index=IGNORED, reduction="none"
     )
-    if targets.dim() == 1:
-        return flat
     known = (targets != IGNORED).reshape(len(targets), -1)
     return flat.reshape(len(targets), -1).sum(1) / known.sum(1).clamp(min=1)
 

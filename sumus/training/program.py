@@ -182,9 +182,16 @@ def model_bytes(state: Mapping[str, Tensor]) -> bytes:
 
 @contextmanager
 def seeded(seed: int) -> Generator[None, None, None]:
-    """Torch's global randomness set from a seed, and given back as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    """Torch's global randomness set from a seed, and given back as it was; that of GPUs too, once they are in use.
+
+    `torch.manual_seed` would do it, and would queue a call with its stack for every GPU that is not in use: slow, and
+    growing, when it is done for every client.
+    """
+    gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(seed)
+        if gpus:
+            torch.cuda.manual_seed_all(seed)
         yield
 
 

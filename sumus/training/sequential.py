@@ -80,11 +80,12 @@ class SequentialExecutor:
             _, losses = program.losses(inputs, targets)
             if not losses.requires_grad:
                 raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
-            grads = torch.autograd.grad(losses.mean(), params, allow_unused=True, materialize_grads=True)
+            loss = losses.sum()
+            grads = torch.autograd.grad(loss / len(inputs), params, allow_unused=True, materialize_grads=True)
             steps += 1
             seen += len(inputs)
             with torch.no_grad():
-                total += losses.sum()
+                total += loss
                 take_step(dict(zip(names, grads, strict=True)), steps)
         return steps, (float(total), seen)
 
