@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
-"""A numpy array. `Floats` and `Integers` say more where more is known."""
+"""A numpy array; `Floats` where that much is known."""
 Floats: TypeAlias = NDArray[np.floating[Any]]
-Integers: TypeAlias = NDArray[np.integer[Any]]
 
 Tree: TypeAlias = Mapping[str, Array]
 """Leaf name → array: the only container of parameters. Order never matters; `sorted` is canonical."""

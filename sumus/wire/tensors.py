@@ -3,7 +3,6 @@
 What comes in is untrusted: the header is capped, and the caller says which names, dtypes and shapes it expects.
 """
 
-import json
 import struct
 from collections.abc import Mapping
 
@@ -18,15 +17,15 @@ from sumus.types import Array, Tree
 MAX_HEADER = 1 << 20
 
 
-def encode_tree(tree: Tree, metadata: Mapping[str, str] | None = None) -> bytes:
+def encode_tree(tree: Tree) -> bytes:
     """Canonical bytes of a tree: safetensors, leaves in sorted order."""
     ordered = {name: np.array(tree[name], order="C") for name in sorted(tree)}
-    return save(ordered, dict(metadata or {}) or None)
+    return save(ordered)
 
 
 def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]] | None = None) -> dict[str, Array]:
     """The tree of these bytes. expected: leaf → (dtype name, shape); anything else is refused."""
-    _header(body)
+    _check_header(body)
     try:
         tree = load(body)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -41,20 +40,10 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
     return tree
 
 
-def metadata_of(body: bytes) -> dict[str, str]:
-    """The text that travels in a body's header."""
-    try:
-        found = json.loads(_header(body)).get("__metadata__", {})
-        return {str(name): str(text) for name, text in found.items()}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ParticipantError(None, f"the tensor header is not JSON: {error}") from error
-
-
-def _header(body: bytes) -> bytes:
+def _check_header(body: bytes) -> None:
     length = struct.unpack("<Q", body[:8])[0] if len(body) >= 8 else 0
     if not 0 < length <= min(MAX_HEADER, len(body) - 8):
         raise ParticipantError(None, f"the tensor header is missing or over {MAX_HEADER} bytes: not a body of ours")
-    return body[8 : 8 + length]
 
 
 def encode_aggregate(aggregate: Aggregate) -> bytes:

@@ -15,11 +15,11 @@ from sumus.aggregate import Aggregate, Part, Update
 from sumus.errors import ParticipantError
 from sumus.fixed_point import FixedPoint
 from sumus.types import Array, Tree
-from sumus.wire.tensors import MAX_HEADER, decode_aggregate, decode_tree, encode_aggregate, encode_tree, metadata_of
+from sumus.wire.tensors import MAX_HEADER, decode_aggregate, decode_tree, encode_aggregate, encode_tree
 
 DTYPES = ["float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool"]
 PARTS = (Part("params"), Part("steps", content="scalar", weight="uniform"))
-READERS: list[Callable[[bytes], Any]] = [decode_tree, decode_aggregate, metadata_of]
+READERS: list[Callable[[bytes], Any]] = [decode_tree, decode_aggregate]
 
 
 @st.composite
@@ -76,11 +76,6 @@ def test_the_memory_layout_does_not_show() -> None:
 def test_nan_and_minus_zero_keep_their_bits() -> None:
     tree = {"w": np.array([np.nan, -0.0, np.inf, 1e-45], np.float32)}
     assert same(decode_tree(encode_tree(tree)), tree)
-
-
-def test_metadata_travels_in_the_header() -> None:
-    assert metadata_of(encode_tree({"w": np.zeros(1)}, {"round": "3"})) == {"round": "3"}
-    assert metadata_of(encode_tree({"w": np.zeros(1)})) == {}
 
 
 @pytest.mark.parametrize("ring", [None, 16, 32])
