@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ CACHE_BYTES = 64 * 2**20
 
 
 class ExampleReader:
-    """Reads, prepares and checks clients' examples for one task; keeps the latest 64 MiB of them.
+    """Reads, prepares and checks clients' examples for one task; keeps the latest 64 MiB of them (`_Kept`).
 
     dtype: the model's floating dtype, which floating inputs and targets are given.
     data: the schema; taken from the first client where the task declares none.
@@ -28,20 +28,15 @@ class ExampleReader:
         self.data: Data | None = task.data
         self._dtype = dtype
         self._device = device
-        self._cache: OrderedDict[tuple[int, object], tuple[Tensor, Tensor]] = OrderedDict()
-        self._cached = 0
+        self._kept = _Kept(CACHE_BYTES, device)
 
     def read(self, population: Mapping[Any, Any], client: Any) -> tuple[Tensor, Tensor]:
-        """(inputs, targets) of a client on the device, with one row an example."""
+        """(inputs, targets) of a client on the device, with one row an example; the caller's own."""
         where = (id(population), client)
-        if where in self._cache:
-            self._cache.move_to_end(where)
-            return self._cache[where]
-        pair = self.convert(client, population[client])
-        self._cache[where] = pair
-        self._cached += _bytes(pair)
-        while self._cached > CACHE_BYTES and len(self._cache) > 1:
-            self._cached -= _bytes(self._cache.popitem(last=False)[1])
+        pair = self._kept.get(where)
+        if pair is None:
+            pair = self.convert(client, population[client])
+            self._kept.put(where, pair)
         return pair
 
     def convert(self, client: object, examples: Any) -> tuple[Tensor, Tensor]:
@@ -143,10 +138,6 @@ def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).rpartition(".")[2]
 
 
-def _bytes(pair: tuple[Tensor, Tensor]) -> int:
-    return sum(tensor.element_size() * tensor.nelement() for tensor in pair)
-
-
 def describe_call(error: Exception, inputs: Tensor) -> TaskError:
     """What to tell the user when the model or the loss itself raised."""
     said = str(error).splitlines()[0] if str(error) else ""
@@ -154,3 +145,56 @@ def describe_call(error: Exception, inputs: Tensor) -> TaskError:
         f"the model or its loss failed on inputs {tuple(inputs.shape)} {_dtype_name(inputs)}: {type(error).__name__}: "
         f"{said}; try them on one batch alone, or convert the data in prepare="
     )
+
+
+class _Kept:
+    """Examples in one block of memory, the oldest overwritten by the newest.
+
+    Kept one by one on the heap, the small examples of many clients would land in the holes that each client's gradients
+    leave, the next gradients would no longer fit there, and the heap would grow by a model a client.
+    """
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self._capacity = capacity
+        self._device = device
+        self._block: Tensor | None = None
+        self._next = 0
+        self._places: OrderedDict[object, tuple[int, int, tuple[Any, ...]]] = OrderedDict()  # start, stop, forms
+
+    def get(self, where: object) -> tuple[Tensor, Tensor] | None:
+        """A copy of what was put there, or None."""
+        if where not in self._places or self._block is None:
+            return None
+        start, _, forms = self._places[where]
+        found: list[Tensor] = []
+        for dtype, shape, size in forms:
+            found.append(self._block[start : start + size].view(dtype).view(shape).clone())
+            start += _aligned(size)
+        return found[0], found[1]
+
+    def put(self, where: object, pair: tuple[Tensor, Tensor]) -> None:
+        """Keep a copy, unless it is larger than everything."""
+        forms = tuple((tensor.dtype, tuple(tensor.shape), tensor.nelement() * tensor.element_size()) for tensor in pair)
+        total = sum(_aligned(size) for _, _, size in forms)
+        if total > self._capacity:
+            return
+        if self._block is None:
+            self._block = torch.empty(self._capacity, dtype=torch.uint8, device=self._device)
+        start = self._next
+        if start + total > self._capacity:  # round again: what is left at the end is the oldest
+            self._drop_oldest_while(lambda first, last: first >= start)
+            start = 0
+        self._drop_oldest_while(lambda first, last: first < start + total and last > start)
+        self._places[where] = (start, start + total, forms)
+        self._next = start + total
+        for tensor, (dtype, shape, size) in zip(pair, forms, strict=True):
+            self._block[start : start + size].view(dtype).view(shape).copy_(tensor)
+            start += _aligned(size)
+
+    def _drop_oldest_while(self, overwritten: Callable[[int, int], bool]) -> None:
+        while self._places and overwritten(*next(iter(self._places.values()))[:2]):
+            self._places.popitem(last=False)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 64) * 64

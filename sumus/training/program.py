@@ -14,7 +14,6 @@ from torch import Tensor
 from sumus.errors import SumusError, TaskError
 from sumus.task import Data, Leaf, Task
 from sumus.training.examples import ExampleReader, describe_call
-from sumus.training.memory import map_large_blocks
 from sumus.types import Array, Tree
 
 EVALUATION_BATCH = 512
@@ -198,7 +197,6 @@ def seeded(seed: int) -> Generator[None, None, None]:
 @contextmanager
 def one_thread() -> Generator[None, None, None]:
     """Torch on one thread: small models run faster so, and sums inside kernels keep their order."""
-    map_large_blocks()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
