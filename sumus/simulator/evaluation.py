@@ -11,6 +11,7 @@ from sumus.simulator.checkpoint import ClientState
 from sumus.simulator.population import Population, as_population, sample
 from sumus.training.program import Program
 from sumus.types import Tree
+from sumus.work import PERSONAL
 
 Evaluations = dict[str, dict[str, float]]
 Spreads = dict[str, dict[str, Spread]]
@@ -45,11 +46,11 @@ class Evaluation:
     def measure(self, model: Tree, clients: Mapping[str, ClientState]) -> tuple[Evaluations, Spreads]:
         """Metrics by source over all examples, and their spread over clients."""
         program = self._program
-        shared = program.tensors_of(model)
+        unpersonal = {**program.tensors_of(model), **program.initial_personal}
         evaluations: Evaluations = {}
         spreads: Spreads = {}
         if self._central is not None:
-            program.load({**shared, **program.initial_personal})
+            program.load(unpersonal)
             evaluations["central"] = pooled(program.evaluate(*self._central))
         groups: list[tuple[str, Population, Iterable[Any], Mapping[str, ClientState]]] = []
         if self._unseen is not None:
@@ -60,8 +61,7 @@ class Evaluation:
             totals: dict[str, tuple[float, int]] = {}
             by_client: dict[str, dict[Any, float]] = {}
             for client in chosen:
-                personal = program.tensors_of(states.get(str(client), {}).get("personal", {}))
-                program.load({**shared, **program.initial_personal, **personal})
+                program.load({**unpersonal, **program.tensors_of(states.get(str(client), {}).get(PERSONAL, {}))})
                 try:
                     measured = program.evaluate(*program.reader.read(population, client))
                 except TaskError as error:
