@@ -38,17 +38,26 @@ _PUBLIC = {
     "ServerOptimizer": "sumus.optimizers",
     # the four answers together
     "Algorithm": "sumus.algorithm",
-    "fedadagrad": "sumus.algorithms",
-    "fedadam": "sumus.algorithms",
-    "fedavg": "sumus.algorithms",
-    "fedavgm": "sumus.algorithms",
-    "fedsgd": "sumus.algorithms",
-    "fedyogi": "sumus.algorithms",
+    "cyclic": "sumus.algorithms.cyclic",
+    "fedadagrad": "sumus.algorithms.fedavg",
+    "fedadam": "sumus.algorithms.fedavg",
+    "fedavg": "sumus.algorithms.fedavg",
+    "fedavgm": "sumus.algorithms.fedavg",
+    "fedbuff": "sumus.algorithms.fedbuff",
+    "feddyn": "sumus.algorithms.feddyn",
+    "fednova": "sumus.algorithms.fednova",
+    "fedprox": "sumus.algorithms.fedprox",
+    "fedsgd": "sumus.algorithms.fedavg",
+    "fedyogi": "sumus.algorithms.fedavg",
+    "scaffold": "sumus.algorithms.scaffold",
     # who takes part, and what runs?
     "Pacing": "sumus.pacing",
     "Plan": "sumus.plan",
     "Bundle": "sumus.wire.bundle",
     "Experiment": "sumus.experiment",
+    "Fleet": "sumus.fleet",
+    "DirectoryClientStates": "sumus.storage.client_states",
+    "MemoryClientStates": "sumus.storage.client_states",
     "Evaluate": "sumus.experiment",
     "Population": "sumus.simulator.population",
     "simulate": "sumus.simulator.simulate",
@@ -72,11 +81,15 @@ _PUBLIC = {
 }
 
 _MODULES = {
+    "attacks": "sumus.simulator.attacks",
     "losses": "sumus.training.losses",
     "metrics": "sumus.metrics",
     "optimizers": "sumus.optimizers",
     "preparation": "sumus.preparation",
+    "robust": "sumus.robust",
     "schedules": "sumus.schedules",
+    "splits": "sumus.simulator.splits",
+    "staleness": "sumus.staleness",
 }
 
 __version__ = "0.1.0"

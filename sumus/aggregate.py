@@ -11,14 +11,16 @@ order or topology, so all of these give the same bits.
 of one. `Part` says how it is weighted and what the sum is divided by; `Aggregator` does the dividing.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from sumus.errors import ParticipantError, PlanError
 from sumus.spec import Value, record, registered
+from sumus.staleness import Staleness
 from sumus.tree import layout, nbytes, tree_map, unflatten
 from sumus.types import Array, Tree
 
@@ -48,47 +50,63 @@ class Part:
     """One thing that an algorithm sends, by name.
 
     content:      "leaves" (a tree like the model's shared leaves with a gradient), or "scalar": `{"": number}`.
-    weight:       the integer that multiplies a client's contribution: its "examples", or 1 for "uniform".
+    weight:       the integer that multiplies a client's contribution: its "examples", 1 for "uniform", or what a rule of
+                  `sumus.staleness` gives, in units of 1/1024, which the denominators count too.
     denominator:  what the sum is divided by: the "weight" added up, the "count" of contributors, the "population", or a
                   `Fixed` number.
     transformed:  whether leaves go through the algorithm's chain; scalars never do.
+    bound:        the largest |value| that is accepted, where it is not that of the plan's sums.
 
     FedAvg is `Part("params", weight="examples", denominator="weight")`.
     """
 
     name: str
     content: Literal["leaves", "scalar"] = "leaves"
-    weight: Literal["examples", "uniform"] = "examples"
+    weight: Literal["examples", "uniform"] | Staleness = "examples"
     denominator: Literal["weight", "count", "population"] | Fixed = "weight"
     transformed: bool = True
+    bound: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise PlanError("part-words", f"a part is called {self.name!r}: give it a name, without a slash")
-        for given, known in (
-            (self.content, ("leaves", "scalar")),
-            (self.weight, ("examples", "uniform")),
-            (self.denominator, ("weight", "count", "population")),
+        for given, known, rule in (
+            (self.content, ("leaves", "scalar"), ()),
+            (self.weight, ("examples", "uniform"), Staleness),
+            (self.denominator, ("weight", "count", "population"), Fixed),
         ):
-            if given not in known and not isinstance(given, Fixed):
+            if given not in known and not isinstance(given, rule):
                 raise PlanError(
                     "part-words", f"part {self.name!r} has {given!r}, which must be one of {', '.join(known)}"
                 )
+        if self.bound is not None:
+            if isinstance(self.bound, bool) or not 0 < self.bound < math.inf:
+                raise PlanError(
+                    "positive", f"part {self.name!r} has the bound {self.bound}: it must be positive and finite"
+                )
+            object.__setattr__(self, "bound", float(self.bound))
 
     @property
     def in_chain(self) -> bool:
         """Whether the algorithm's transforms apply to it."""
         return self.transformed and self.content == "leaves"
 
-    def weigh(self, examples: int, cap: int) -> int:
-        """The integer weight of a client with so many examples."""
+    def weigh(self, examples: int, cap: int, staleness: int = 0) -> int:
+        """The integer weight of a client with so many examples, whose model is so many versions old."""
+        if isinstance(self.weight, Staleness):
+            return self.weight.weight(staleness)
         return min(examples, cap) if self.weight == "examples" else 1
+
+    def largest_weight(self, cap: int) -> int:
+        """The most that `weigh` gives."""
+        return self.weigh(cap, cap)
 
     def divisor(self, weight: int, count: int, population: int) -> int:
         """What to divide this part's sum by."""
+        unit = self.weight.weight(0) if isinstance(self.weight, Staleness) else 1
         if isinstance(self.denominator, Fixed):
-            return self.denominator.count
-        return {"weight": weight, "count": count, "population": population}[self.denominator]
+            return self.denominator.count * unit
+        return {"weight": weight, "count": count * unit, "population": population * unit}[self.denominator]
 
 
 @dataclass(frozen=True)
@@ -264,16 +282,31 @@ def _layouts(trees: Mapping[str, Tree]) -> dict[str, dict[str, tuple[int, ...]]]
 # ── combining ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+Contribution: TypeAlias = Mapping[str, Tree]
+"""One client's parts as the server would see them alone: transforms undone, not weighted, float64."""
+Centre: TypeAlias = Callable[[Sequence[Contribution], Mapping[str, Sequence[int]]], Contribution]
+
+
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Aggregator(Value):
     """How updates become one: combine(sums by part, divisors by part) → combined trees by part, all float64.
 
-    needs_each_update: it cannot work on a sum (median, Krum).
+    centre: (each client's trees by part, by part each one's weight) → the trees that stand for everyone's, in place of
+        their weighted mean. An aggregator that has one needs every update apart (median, Krum), and works on no sum.
+    least: with fewer contributors the round is void.
+    one_by_one: the model travels; every update is a round of its own, and the next client goes on from there.
     """
 
     parts: tuple[Part, ...]
     combine: Callable[[Mapping[str, Tree], Mapping[str, int]], Mapping[str, Tree]]
-    needs_each_update: bool = False
+    centre: Centre | None = None
+    least: int = 1
+    one_by_one: bool = False
+
+    @property
+    def needs_each_update(self) -> bool:
+        """Whether it cannot work on a sum."""
+        return self.centre is not None
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
@@ -292,6 +325,11 @@ def mean(*parts: Part) -> Aggregator:
         return {name: over(tree, divisors[name]) for name, tree in sums.items()}
 
     return Aggregator(parts=parts, combine=combine)
+
+
+def times(tree: Tree, factor: float) -> dict[str, Array]:
+    """Every leaf multiplied by a number."""
+    return tree_map(lambda leaf: leaf * factor, tree)
 
 
 def over(tree: Tree, divisor: int) -> dict[str, Array]:

@@ -19,12 +19,12 @@ A round, wherever it runs (`…` stands for what the docstrings name):
 (running statistics) go beside all this as a part of their own, `buffers`: averaged, never transformed or optimized.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sumus.aggregate import BUFFERS, Aggregate, Aggregator, Part, Update, over
+from sumus.aggregate import BUFFERS, Aggregate, Aggregator, Part, Update, over, times
 from sumus.errors import DivergedError, ParticipantError, PlanError, UsageError, expect
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
@@ -69,7 +69,7 @@ class Algorithm:
         """What a client sends for a task: the aggregator's parts, and where the task has buffers, their mean by the weight
         of params, whatever params are divided by."""
         params = next(part for part in self.aggregator.parts if part.name == "params")
-        buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False)
+        buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False, bound=None)
         return (*self.aggregator.parts, buffers) if task.buffer_layout else self.aggregator.parts
 
     def first_hop(self, task: Description, sums: FixedPoint) -> FirstHop:
@@ -123,23 +123,40 @@ class Algorithm:
         population: how many clients there are, for parts that divide by it.
         Empty where nobody is in the sum, or every weight is zero. Raises ParticipantError for a sum of more than planned.
         """
+        if self.aggregator.needs_each_update:
+            raise UsageError(f"{self.aggregator!r} works on no sum: give every update apart, to combine_each")
         if int(total.count) > sums.max_count:
             raise ParticipantError(
                 None, f"a sum of {int(total.count)}, planned for {sums.max_count}: it may have overflowed"
             )
-        parts = self.parts(task)
-        if total.empty:
+        if total.empty or int(total.count) < self.aggregator.least:
             return {}
-        if set(total.sums) != {part.name for part in parts}:
-            raise ParticipantError(
-                None, f"a sum of {sorted(total.sums)}, and the plan's is of {sorted(p.name for p in parts)}"
+        values = self._values(total, task, sums, seed)
+        return self._divided(values, total.weights, int(total.count), task, population)
+
+    def combine_each(
+        self, ones: Sequence[Aggregate], task: Description, sums: FixedPoint, seed: bytes, population: int
+    ) -> Mapping[str, Tree]:
+        """The same for an aggregator that needs every update apart: from aggregates of one.
+
+        Its `centre` stands for the weighted mean: times the summed weight, it is divided like a sum.
+        """
+        centre = self.aggregator.centre
+        alone = [one for one in ones if all(int(weight) > 0 for weight in one.weights.values())]
+        if centre is None or len(alone) < max(1, self.aggregator.least):
+            return {}
+        weights = {part: np.sum([one.weights[part] for one in alone], axis=0) for part in alone[0].weights}
+        contributions = [
+            {part: over(tree, int(one.weights[part])) for part, tree in self._values(one, task, sums, seed).items()}
+            for one in alone
+        ]
+        chosen = centre(contributions, {part: [int(one.weights[part]) for one in alone] for part in weights})
+        if set(chosen) != set(weights):
+            raise UsageError(
+                f"the centre of {self.aggregator!r} gave {sorted(chosen)}, and the parts are {sorted(weights)}"
             )
-        divisors = {p.name: p.divisor(int(total.weights[p.name]), int(total.count), population) for p in parts}
-        if not all(divisors.values()):
-            return {}
-        values = {part.name: self._values(part, total.sums[part.name], task, sums, seed) for part in parts}
-        buffers = {BUFFERS: over(values.pop(BUFFERS), divisors[BUFFERS])} if BUFFERS in values else {}
-        return {**self.aggregator.combine(values, divisors), **buffers}
+        totals = {part: times(tree, int(weights[part])) for part, tree in chosen.items()}
+        return self._divided(totals, weights, len(alone), task, population)
 
     def step(self, combined: Mapping[str, Tree], state: ServerState) -> ServerState:
         """The server optimizer's step, and the buffers' average; where nothing was combined, the state stays."""
@@ -183,11 +200,29 @@ class Algorithm:
         shapes = task.buffer_layout if part.name == BUFFERS else task.trained_layout
         return self.update.layout(shapes) if part.in_chain else shapes
 
-    def _values(self, part: Part, total: Tree, task: Description, sums: FixedPoint, seed: bytes) -> Tree:
-        """A part's sum as floats, in the model's own leaves."""
+    def _divided(
+        self, values: Mapping[str, Tree], weights: Tree, count: int, task: Description, population: int
+    ) -> Mapping[str, Tree]:
+        """Each part's sum by its denominator, or nothing where one of these is zero."""
+        divisors = {p.name: p.divisor(int(weights[p.name]), count, population) for p in self.parts(task)}
+        if not all(divisors.values()):
+            return {}
+        buffers = {BUFFERS: over(values[BUFFERS], divisors[BUFFERS])} if BUFFERS in values else {}
+        return {**self.aggregator.combine(_without_buffers(values), divisors), **buffers}
+
+    def _values(self, total: Aggregate, task: Description, sums: FixedPoint, seed: bytes) -> dict[str, Tree]:
+        """The sum of every part as floats, in the model's own leaves."""
+        parts = self.parts(task)
+        if set(total.sums) != {part.name for part in parts}:
+            raise ParticipantError(
+                None, f"a sum of {sorted(total.sums)}, and the plan's is of {sorted(p.name for p in parts)}"
+            )
+        return {part.name: self._inverted(part, total.sums[part.name], task, sums, seed) for part in parts}
+
+    def _inverted(self, part: Part, total: Tree, task: Description, sums: FixedPoint, seed: bytes) -> Tree:
         if not part.in_chain:
-            return sums.decode(total)
-        values = tree_map(_as_float64, total) if self.update.code_bits else sums.decode(total)
+            return sums.decode(part, total)
+        values = tree_map(_as_float64, total) if self.update.code_bits else sums.decode(part, total)
         inverted = self.update.invert(values, Context(task.trained_layout, seed))
         _check_layout(inverted, task.trained_layout, f"the server end of {self.update!r} gave")
         return inverted

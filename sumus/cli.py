@@ -84,6 +84,10 @@ def simulate(
     restart: Restart = False,
     device: Device = "cpu",
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Rounds between checkpoints.")] = 10,
+    client_states: Annotated[
+        Path | None,
+        typer.Option(help="Folder for what clients keep between rounds, where that is more than memory holds."),
+    ] = None,
 ) -> None:
     """Run the experiment of a file, in this process."""
     _simulate(
@@ -96,6 +100,7 @@ def simulate(
         restart,
         device,
         checkpoint_every,
+        client_states,
     )
 
 
@@ -143,6 +148,8 @@ def check(file: File) -> None:
         f"{_bytes(cost.activations)}",
     )
     table.add_row("traffic", f"{_bytes(report.bytes_down)} down and {_bytes(report.bytes_up)} up, a client and round")
+    if report.bytes_kept:
+        table.add_row("client state", f"{_bytes(report.bytes_kept)} kept by each client between rounds")
     sums = plan.sums
     table.add_row(
         "sums",
@@ -278,10 +285,12 @@ def _simulate(
     restart: bool,
     device: str,
     checkpoint_every: int,
+    client_states: Path | None = None,
 ) -> None:
     from sumus.simulator.history import strict
     from sumus.simulator.interrupt import undisturbed
     from sumus.simulator.simulate import run
+    from sumus.storage.client_states import DirectoryClientStates
 
     experiment = dataclasses.replace(
         experiment,
@@ -289,7 +298,14 @@ def _simulate(
         seed=experiment.seed if seed is None else seed,
     )
     try:
-        history = run(experiment, out=out, restart=restart, device=device, checkpoint_every=checkpoint_every)
+        history = run(
+            experiment,
+            out=out,
+            restart=restart,
+            device=device,
+            checkpoint_every=checkpoint_every,
+            client_states=DirectoryClientStates(client_states) if client_states is not None else None,
+        )
     except Interrupted as stop:
         if out is not None or not stop.checkpoint.rounds:
             raise

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sumus.errors import ExperimentError, expect
+from sumus.fleet import PERFECT, Fleet
 from sumus.plan import Plan
 
 Examples = Any
@@ -51,6 +52,7 @@ class Experiment:
 
     population: client id → examples, read only when the client is picked.
     rounds: how many. seed: of everything random; two runs with one seed give one model, bit for bit.
+    fleet: what the devices are like; by default all of them finish, and every report arrives.
     """
 
     plan: Plan
@@ -58,11 +60,13 @@ class Experiment:
     rounds: int
     evaluate: Evaluate = Evaluate()
     seed: int = 0
+    fleet: Fleet = PERFECT
 
     def __post_init__(self) -> None:
         expect(self.plan, Plan, "plan=")
         expect(self.population, Mapping, "population=")
         expect(self.rounds, int, "rounds=")
+        expect(self.fleet, Fleet, "fleet=")
         expect(self.seed, (int, np.integer), "seed=")
         object.__setattr__(self, "seed", int(self.seed))
         if not -(2**63) <= self.seed < 2**63:

@@ -42,14 +42,18 @@ class FirstHop:
             raise PlanError(
                 "part-words", f"{len(self.parts)} parts with {len(self.layouts)} layouts: give one for each"
             )
+        for part in self.parts:
+            if misfit := self.sums.misfit(part):
+                raise PlanError("part-fits", misfit)
 
-    def count_in(self, update: Update, into: RunningSum | None = None) -> Aggregate:
+    def count_in(self, update: Update, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
         """An update as an aggregate of one; or, added `into` a running sum, that sum so far.
 
+        staleness: how many versions old its model was, for parts that are weighted by it.
         Raises ParticipantError for anything that is not of the plan, DivergedError for NaN; then nothing was added.
         """
         self._check_form(update)
-        return self.sums.encode(update, self.parts, self.weight_cap, into)
+        return self.sums.encode(update, self.parts, self.weight_cap, into, staleness)
 
     def _check_form(self, update: Update) -> None:
         if set(update.parts) != (counted := {part.name for part in self.parts}):

@@ -2,7 +2,7 @@
 
     sums = FixedPoint.fit(max_count=64)                  # as fine as 64 bits allow for 64 clients
     one = sums.encode(update, parts)                     # an aggregate of one
-    values = sums.decode(total.sums["params"])           # the server's end
+    values = sums.decode(part, total.sums[part.name])    # the server's end
 
 The first hop is whoever receives a device's floats or codes: an edge, the server, or the simulator. From there on
 everything is integers, whose sum has the same bits in any order.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sumus.aggregate import METRIC_BITS, Aggregate, Part, RunningSum, Update, zeros
 from sumus.errors import DivergedError, ParticipantError, PlanError
 from sumus.spec import record
+from sumus.staleness import Staleness
 from sumus.tree import tree_map
 from sumus.types import Array, Tree
 
@@ -58,11 +59,7 @@ class FixedPoint:
     @classmethod
     def fit(cls, max_count: int, max_weight: int = 2**16, bound: float = 2.0**8) -> "FixedPoint":
         """The most fraction bits that the overflow rule leaves for these limits, at most 40."""
-        room = Fraction(2**62) / (Fraction(bound) * max_weight * max_count)
-        bits = (room.numerator // room.denominator).bit_length() - 1
-        if room == 2**bits:  # the rule is strict
-            bits -= 1
-        return cls(max(0, min(bits, 40)), bound, max_weight, max_count)
+        return cls(max(0, _most_bits(max_count, max_weight, bound)), bound, max_weight, max_count)
 
     def encode(
         self,
@@ -70,11 +67,13 @@ class FixedPoint:
         parts: tuple[Part, ...],
         weighted: int | None = None,
         into: RunningSum | None = None,
+        staleness: int = 0,
     ) -> Aggregate:
         """An update as an aggregate of one; or, added `into` a running sum, that sum so far, without any array between.
 
         weighted: the cap of an explicit `weight` stage that the device applied already, so that here its weight is only
         counted for leaves; None where the weight multiplies here. Nothing is added unless all of it can be.
+        staleness: how many versions old the model was that the client trained on.
         Raises ParticipantError for a value that is not finite or beyond the bound, DivergedError for NaN.
         """
         if update.examples < 0:
@@ -82,12 +81,12 @@ class FixedPoint:
         if missing := {part.name for part in parts} - set(update.parts):
             raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")
         trees = {part.name: update.parts[part.name] for part in parts}
-        for name, tree in trees.items():
-            self._check(update.client, name, tree)
+        for part in parts:
+            self._check(update.client, part, trees[part.name])
         multiplies = {part.name: weighted is None or not part.in_chain for part in parts}
         counted = self.max_weight if weighted is None else weighted
         here = min(counted, self.max_weight)  # the overflow rule holds for what multiplies here
-        weights = {p.name: p.weigh(update.examples, here if multiplies[p.name] else counted) for p in parts}
+        weights = {p.name: p.weigh(update.examples, here if multiplies[p.name] else counted, staleness) for p in parts}
         metrics = {name: self._metric(value, count) for name, (value, count) in update.metrics.items()}
         one = Aggregate(
             into.arrays_for(trees) if into is not None else zeros(trees),
@@ -95,43 +94,56 @@ class FixedPoint:
             np.array(1, np.int64),
             metrics,
         )
-        for name, tree in trees.items():
-            for leaf, values in tree.items():
-                self._add(values, weights[name] if multiplies[name] else 1, one.sums[name][leaf])
+        for part in parts:
+            factor = weights[part.name] if multiplies[part.name] else 1
+            scale = math.ldexp(float(factor), self.bits(part))
+            for leaf, values in trees[part.name].items():
+                _add(values, factor, scale, one.sums[part.name][leaf])
         if into is None:
             return one
         into.add_counts(one)
         return into.total
 
-    def decode(self, sums: Tree) -> dict[str, Array]:
-        """Sums of fixed-point values as float64: over 2^f."""
-        return tree_map(lambda leaf: np.ldexp(leaf.astype(np.float64), -self.fraction_bits), sums)
+    def bits(self, part: Part) -> int:
+        """The fraction bits of a part: f; or, with a bound of its own, at most 40, and what that leaves: below 0 is nothing."""
+        if part.bound is None:
+            return self.fraction_bits
+        return min(self.fraction_bits, _most_bits(self.max_count, self.max_weight, part.bound))
 
-    def _add(self, values: Array, factor: int, into: Array) -> None:
-        """into += rint(values · factor · 2^f), or codes · factor; in blocks that stay in the cache."""
-        flat, total = values.reshape(-1), into.reshape(-1)
-        scale = np.float64(float(factor) * 2.0**self.fraction_bits)
-        for start in range(0, flat.size, _CHUNK):
-            block = flat[start : start + _CHUNK]
-            whole = (
-                block.astype(np.int64) * factor if block.dtype.kind == "i" else np.rint(block * scale).astype(np.int64)
+    def misfit(self, part: Part) -> str | None:
+        """Why sums of this part could overflow, and what to do; None where they cannot."""
+        if self.bits(part) < 0:
+            return (
+                f"part {part.name!r} with values up to {part.bound:g} leaves no bits for sums of {self.max_count} clients with "
+                f"weights up to {self.max_weight}: lower its bound, the cohort, or max_weight of the sums"
             )
-            total[start : start + _CHUNK] += whole
+        if isinstance(part.weight, Staleness) and part.largest_weight(1) > self.max_weight:
+            return (
+                f"part {part.name!r} weighs up to {part.largest_weight(1)}, and the sums are planned for weights up to "
+                f"{self.max_weight}: give FixedPoint.fit(..., max_weight={part.largest_weight(1)}), or leave sums out"
+            )
+        return None
 
-    def _check(self, client: object, part: str, tree: Tree) -> None:
+    def decode(self, part: Part, sums: Tree) -> dict[str, Array]:
+        """A part's sums of fixed-point values as float64: over 2^f."""
+        bits = self.bits(part)
+        return tree_map(lambda leaf: np.ldexp(leaf.astype(np.float64), -bits), sums)
+
+    def _check(self, client: object, part: Part, tree: Tree) -> None:
+        bound = self.bound if part.bound is None else part.bound
         for name, leaf in tree.items():
             if leaf.size == 0:
                 continue
             if leaf.dtype.kind == "i":
-                self._check_codes(client, f"{part}[{name}]", leaf)
+                self._check_codes(client, f"{part.name}[{name}]", leaf)
                 continue
             low, high = float(leaf.min()), float(leaf.max())
             if not (np.isfinite(low) and np.isfinite(high)):
-                raise DivergedError(client, part, name)
-            if max(-low, high) > self.bound:
+                raise DivergedError(client, part.name, name)
+            if max(-low, high) > bound:
                 raise ParticipantError(
                     client,
-                    f"the update reaches {max(-low, high):g} at `{part}[{name}]`, beyond the plan's bound {self.bound:g}; "
+                    f"the update reaches {max(-low, high):g} at `{part.name}[{name}]`, beyond the plan's bound {bound:g}; "
                     "lower the learning rate, clip the update, or raise the bound: Plan(sums=FixedPoint.fit(..., bound=))",
                 )
 
@@ -150,3 +162,25 @@ class FixedPoint:
         limit = 2**61 // self.max_count
         whole = round(min(max(value * 2**METRIC_BITS, -limit), limit))
         return np.array([whole, min(max(count, 0), limit)], np.int64)
+
+
+def _add(values: Array, factor: int, scale: float, into: Array) -> None:
+    """into += rint(values · scale), or codes · factor; in blocks that stay in the cache."""
+    flat, total = values.reshape(-1), into.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        block = flat[start : start + _CHUNK]
+        whole = (
+            block.astype(np.int64) * factor
+            if block.dtype.kind == "i"
+            else np.rint(block * np.float64(scale)).astype(np.int64)
+        )
+        total[start : start + _CHUNK] += whole
+
+
+def _most_bits(max_count: int, max_weight: int, bound: float) -> int:
+    """The most fraction bits that the overflow rule leaves, at most 40; negative where it leaves none."""
+    reach = Fraction(bound) * max_weight * max_count
+    bits = 40
+    while bits >= 0 and not reach * 2**bits < 2**62:
+        bits -= 1
+    return bits

@@ -52,8 +52,8 @@ class Plan:
             cap, parts = self.algorithm.update.weight_cap, self.algorithm.aggregator.parts
             if cap is not None:  # it multiplied on the device what goes through the chain, and buffers do not
                 parts = [part for part in self.algorithm.parts(self.description) if not part.in_chain]
-            weighted = any(part.weight == "examples" for part in parts)
-            fitted = FixedPoint.fit(self.pacing.cohort, max_weight=(cap or 2**16) if weighted else 1)
+            largest = max((part.largest_weight(cap or 2**16) for part in parts), default=1)
+            fitted = FixedPoint.fit(self.pacing.cohort, max_weight=largest)
             object.__setattr__(self, "sums", fitted)
         for rule, message in self.violations("anywhere"):
             raise PlanError(rule, message)
@@ -141,9 +141,42 @@ def _sums_too_few(plan: Plan) -> str | None:
     return None
 
 
+def _part_fits(plan: Plan) -> str | None:
+    return next((misfit for part in plan.algorithm.aggregator.parts if (misfit := plan.sums.misfit(part))), None)
+
+
+def _chain_unused(plan: Plan) -> str | None:
+    algorithm = plan.algorithm
+    if algorithm.update.links and not any(part.in_chain for part in algorithm.aggregator.parts):
+        return f"no part of this algorithm may be changed on its way, so {algorithm.update!r} would do nothing: leave it out"
+    return None
+
+
+def _cohort_too_small(plan: Plan) -> str | None:
+    aggregator = plan.algorithm.aggregator
+    if plan.pacing.cohort < aggregator.least:
+        return (
+            f"{aggregator!r} needs {aggregator.least} contributors and the cohort is {plan.pacing.cohort}: every round would "
+            "be void; enlarge the cohort, or count on fewer attackers"
+        )
+    return None
+
+
 def _needs_each(plan: Plan) -> str | None:
     if plan.algorithm.aggregator.needs_each_update:
-        return f"{plan.algorithm.aggregator!r} needs every update apart, and updates are added as they come: use mean"
+        return (
+            f"{plan.algorithm.aggregator!r} needs every update apart, and a server only keeps their sum: simulate it, or "
+            "use mean with clip_by_global_norm"
+        )
+    return None
+
+
+def _one_by_one(plan: Plan) -> str | None:
+    if plan.algorithm.aggregator.one_by_one:
+        return (
+            f"{plan.algorithm.aggregator!r} hands each client's model to the next client, as it is: simulate it, or use "
+            "fedavg, where a model holds many people's work"
+        )
     return None
 
 
@@ -171,7 +204,7 @@ def _weight_twice(plan: Plan) -> str | None:
     uniform = [p.name for p in plan.algorithm.aggregator.parts if p.in_chain and p.weight != "examples"]
     if plan.algorithm.update.weight_cap is not None and uniform:
         return (
-            f"the chain weighs by examples and part {uniform[0]!r} is weighted uniformly: drop the weight stage, or let the "
+            f"the chain weighs by examples and part {uniform[0]!r} is weighted otherwise: drop the weight stage, or let the "
             'part count weight="examples"'
         )
     return None
@@ -204,10 +237,14 @@ def _undeclared_data(plan: Plan) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     Rule("sum-count", "anywhere", _sums_too_few),
-    Rule("needs-each-update", "anywhere", _needs_each),
+    Rule("chain-unused", "anywhere", _chain_unused),
+    Rule("cohort-too-small", "anywhere", _cohort_too_small),
     Rule("quantize-range", "anywhere", _quantize_range),
     Rule("weight-first", "anywhere", _weight_first),
     Rule("weight-twice", "anywhere", _weight_twice),
+    Rule("part-fits", "anywhere", _part_fits),
+    Rule("needs-each-update", "deployed", _needs_each),
+    Rule("one-by-one", "deployed", _one_by_one),
     Rule("min-contributors", "deployed", _too_few_people),
     Rule("custom-name", "deployed", _cannot_travel),
     Rule("undeclared-data", "deployed", _undeclared_data),

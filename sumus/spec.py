@@ -11,6 +11,7 @@ is `custom`: it runs in the simulator, and a plan that must travel refuses it by
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -115,6 +116,8 @@ def build(description: Json) -> Any:
         if "name" not in description or not set(description) <= {"name", "with"}:
             raise PlanError("unknown-name", f"expected an object with name and with, got {sorted(description)}")
         name, params = description["name"], description.get("with", {})
+        if isinstance(name, str) and name not in {MAPPING, *_factories}:
+            _load_own()
         if not isinstance(name, str) or name not in {MAPPING, *_factories}:
             raise PlanError("unknown-name", f"no value is registered as {name!r}; import the module that registers it")
         if not isinstance(params, Mapping):
@@ -125,6 +128,12 @@ def build(description: Json) -> Any:
     if isinstance(description, list | tuple):
         return tuple(build(item) for item in description)
     return description
+
+
+def _load_own() -> None:
+    """Register what sumus itself brings and nobody has imported yet: robust aggregators, and every algorithm."""
+    importlib.import_module("sumus.robust")
+    importlib.import_module("sumus.algorithms").load_all()
 
 
 def call_with(factory: Callable[..., Any], name: str, params: Mapping[str, Json]) -> Any:
@@ -231,6 +240,8 @@ def canonical_json(value: Json) -> str:
 
 def _check_free(name: str, factory: Any) -> None:
     """A name belongs to one definition; that one may be made again (a notebook's cell)."""
+    if not factory.__module__.startswith("sumus."):
+        _load_own()  # a name of sumus is taken also before anyone has used it
     taken = _factories.get(name)
     if name == MAPPING or (taken is not None and _where(taken) != _where(factory)):
         raise PlanError("taken-name", f"the name {name!r} is registered already; choose another")

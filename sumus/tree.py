@@ -85,3 +85,17 @@ def narrowed(leaf: Array, dtype: np.dtype[Any]) -> Array:
     near = leaf.astype(dtype)
     over = np.abs(near, dtype=np.float64) > np.abs(leaf)
     return np.where(over, np.nextafter(near, np.zeros_like(near)), near)
+
+
+def unnested(trees: Mapping[str, Mapping[str, A]]) -> dict[str, A]:
+    """Trees by name as one flat tree: `name/leaf`."""
+    return {f"{name}/{leaf}": array for name, tree in trees.items() for leaf, array in tree.items()}
+
+
+def nested(flat: Mapping[str, A]) -> dict[str, dict[str, A]]:
+    """The inverse of `unnested`; names hold no slash."""
+    trees: dict[str, dict[str, A]] = {}
+    for path, array in flat.items():
+        name, _, leaf = path.partition("/")
+        trees.setdefault(name, {})[leaf] = array
+    return trees

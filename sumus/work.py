@@ -8,8 +8,8 @@
     param, leaf_state = work.optimizer.update(grad, leaf_state, param, lr, step)    leaf by leaf: SGD, Adam
 
 and at the end `work.finish(broadcast, params, client_state, done)` says what is sent, part by part, and the client's next
-state, pending until its update is counted. Rules see leaves that have a gradient: `params` of `correct` are the shared and
-the personal ones, those of `finish` the shared ones. Running statistics are the executor's.
+state, pending until its update is counted; `work.init` says its first. Rules see leaves that have a gradient: `params` of
+`correct` are the shared and the personal ones, those of `finish` the shared ones. Running statistics are the executor's.
 
 The rules use only operators that numpy and torch share, so that one definition is looped over clients, vectorized, and
 traced into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
@@ -29,7 +29,7 @@ from sumus.types import Tensors
 
 LeafState: TypeAlias = tuple[Any, ...]
 ClientState: TypeAlias = Mapping[str, Tensors]
-"""What a client keeps between rounds, by names of the algorithm's own; `personal` is taken by its personal leaves."""
+"""What a client keeps between rounds: trees by names of the algorithm's own, and its personal leaves under `personal`."""
 PERSONAL = "personal"
 Parts: TypeAlias = Mapping[str, Tensors]
 
@@ -46,6 +46,20 @@ class LeafRule(Value):
     update: Callable[[Any, LeafState, Any, Any, Any], tuple[Any, LeafState]]
 
 
+def no_state(params: Tensors) -> ClientState:
+    """Nothing is kept between rounds."""
+    return {}
+
+
+def zeros_as(name: str) -> Callable[[Tensors], ClientState]:
+    """A first state of zeros like the params, under this name."""
+
+    def init(params: Tensors) -> ClientState:
+        return {name: tree_map(lambda leaf: leaf * 0, params)}
+
+    return init
+
+
 def no_correction(grads: Tensors, params: Tensors, broadcast: Parts, state: ClientState) -> Tensors:
     """Gradients as they are."""
     return grads
@@ -53,11 +67,13 @@ def no_correction(grads: Tensors, params: Tensors, broadcast: Parts, state: Clie
 
 @dataclass(frozen=True)
 class LocalRun:
-    """What a client's round was: its steps, their learning rate, and the examples that it holds."""
+    """What a client's round was: its steps, their learning rate, the examples that it holds, and, where the work asks for
+    it, the gradient at the broadcast model of the mean loss over all of them."""
 
     steps: int
     lr: float
     examples: int
+    gradient: Tensors | None = None
 
 
 def send_difference(broadcast: Parts, params: Tensors, state: ClientState, done: LocalRun) -> tuple[Parts, ClientState]:
@@ -76,6 +92,8 @@ class ClientWork(Value):
     batch_size: examples a batch; the last may be smaller. None: all of the client's examples, one batch.
     clip_norm: each step's gradient is scaled to at most this L2 norm over all trained leaves.
     correct, finish: see the module's head.
+    init: a client's first state, from the shared params of its first broadcast. Where it is `no_state`, none is kept.
+    needs_gradient: `finish` is given the gradient at the broadcast model, which costs one more pass over the examples.
     sends, receives: names of the parts that `finish` gives, and of what it needs in the broadcast.
     """
 
@@ -87,6 +105,8 @@ class ClientWork(Value):
     clip_norm: float | None = None
     correct: Callable[[Tensors, Tensors, Parts, ClientState], Tensors] = no_correction
     finish: Callable[[Parts, Tensors, ClientState, LocalRun], tuple[Parts, ClientState]] = send_difference
+    init: Callable[[Tensors], ClientState] = no_state
+    needs_gradient: bool = False
     sends: tuple[str, ...] = ("params",)
     receives: tuple[str, ...] = ("params",)
 
@@ -98,17 +118,23 @@ class ClientWork(Value):
             if value is not None and not value > 0:
                 raise PlanError("positive", f"{name}={value} must be positive")
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a client must remember something from round to round."""
+        return self.init is not no_state
+
     def step_count(self, examples: int) -> int:
         """Steps of one round for a client with so many examples."""
         return self.steps or (self.epochs or 1) * -(-examples // self._batch(examples))
 
-    def batches(self, examples: int, rng: np.random.Generator) -> Iterator[Any]:
+    def batches(self, examples: int, rng: np.random.Generator, most: int | None = None) -> Iterator[Any]:
         """Row indices of each batch of one round, int64 arrays; a whole-client batch is `slice(None)`.
 
-        Each pass visits every example once, in a new order.
+        Each pass visits every example once, in a new order. most: the steps that the client has time for, if not for all.
         """
         size, order = self._batch(examples), None
-        for number in range(self.step_count(examples)):
+        steps = self.step_count(examples)
+        for number in range(steps if most is None else min(steps, most)):
             start = number % -(-examples // size) * size
             if start == 0 and size < examples:
                 order = rng.permutation(examples)
@@ -116,6 +142,12 @@ class ClientWork(Value):
 
     def _batch(self, examples: int) -> int:
         return min(self.batch_size or examples, examples)
+
+
+def expect_plain(client: ClientWork, by: str) -> None:
+    """Refuse a work that another algorithm has changed already: `by` would undo or misread it."""
+    if client.correct is not no_correction or client.finish is not send_difference:
+        raise PlanError("client-changed-twice", f"{by} takes sgd, adam or adamw as they are, and not {client!r}")
 
 
 def apply_gradients(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -237,24 +238,62 @@ def test_fit_refuses_limits_that_leave_no_bits() -> None:
         FixedPoint.fit(max_count=2**40, max_weight=2**16, bound=2.0**20)
 
 
+def finest(count: int, weight: int, bound: float) -> FixedPoint:
+    """With the most fraction bits that are legal, without fit's cap at 40."""
+    sums = FixedPoint.fit(count, weight, bound)
+    while True:
+        try:
+            sums = dataclasses.replace(sums, fraction_bits=sums.fraction_bits + 1)
+        except PlanError:
+            return sums
+
+
 @given(
     st.integers(1, 9), st.integers(1, 2**16), st.floats(0.125, 1e3, width=32), st.sampled_from([-1, 1]), st.booleans()
 )
 def test_the_worst_case_at_the_legal_boundary_does_not_overflow(
     count: int, weight: int, bound: float, sign: int, narrow: bool
 ) -> None:
-    """The most fraction bits without fit's cap at 40; every client at the cap, with every value at the bound."""
-    sums = FixedPoint.fit(count, weight, bound)
-    while True:
-        try:
-            sums = dataclasses.replace(sums, fraction_bits=sums.fraction_bits + 1)
-        except PlanError:
-            break
+    """Every client at the cap, with every value at the bound."""
+    sums = finest(count, weight, bound)
     update = one([sign * bound], examples=weight, dtype="float32" if narrow else "float64")
     total = flat([sums.encode(update, PARTS[:1])] * count)
     exact = count * round(bound * (weight * 2.0**sums.fraction_bits)) * sign
     assert int(total.sums["params"]["w"][0]) == exact
     assert 2**61 <= abs(exact) < 2**62
+
+
+@given(st.integers(1, 9), st.integers(1, 2**16), st.floats(2.0**-30, 2.0**30), st.floats(2.0**-30, 2.0**30))
+def test_a_part_with_a_bound_of_its_own_takes_the_plans_bits_or_the_most_that_are_legal_for_it(
+    count: int, weight: int, bound: float, own: float
+) -> None:
+    """n · w · B · 2^b < 2^62, and one bit more would be too many: exactly, in fractions."""
+    sums = FixedPoint.fit(count, weight, bound)
+    bits = sums.bits(Part("params", bound=own))
+    reach = Fraction(own) * weight * count
+    assert bits <= sums.fraction_bits
+    assert reach * Fraction(2) ** bits < 2**62
+    assert bits == sums.fraction_bits or reach * Fraction(2) ** (bits + 1) >= 2**62
+    assert sums.bits(Part("params", bound=bound)) == sums.bits(Part("params")) == sums.fraction_bits
+
+
+@given(st.integers(1, 9), st.integers(1, 2**16), st.floats(0.125, 1e3), st.floats(1, 2.0**40), st.sampled_from([-1, 1]))
+def test_a_part_at_its_own_bound_does_not_overflow_either(
+    count: int, weight: int, bound: float, own: float, sign: int
+) -> None:
+    """Every client at the cap and at the part's bound, far beyond the plan's; against Python's integers."""
+    sums, part = finest(count, weight, bound), Part("params", bound=own)
+    bits = sums.bits(part)
+    update = one([sign * own], examples=weight, dtype="float64")
+    total = flat([sums.encode(update, (part,))] * count)
+    exact = count * round(own * math.ldexp(weight, bits)) * sign
+    assert int(total.sums["params"]["w"][0]) == exact
+    assert abs(exact) < 2**62
+    assert bits in (40, sums.fraction_bits) or abs(exact) >= 2**60
+    near = pytest.approx(sign * own * weight * count, abs=count * 2.0**-bits, rel=1e-15)
+    assert sums.decode(part, total.sums["params"])["w"][0] == near
+    with pytest.raises(ParticipantError, match="client 'alice': .*beyond the plan's bound"):
+        sums.encode(one([sign * math.nextafter(own, math.inf)], examples=weight, dtype="float64"), (part,))
 
 
 # ── what is refused at the first hop ─────────────────────────────────────────────────────────────────────────────────
@@ -365,6 +404,7 @@ def test_a_part_takes_only_words_that_it_knows() -> None:
         {"name": ""},
         {"name": "a/b"},  # a slash separates the parts of a sum's slots
         {"denominator": 7},
+        {"weight": 7},
     ):
         with pytest.raises(PlanError):
             Part(**{"name": "params", **wrong})  # pyright: ignore[reportArgumentType]
@@ -380,7 +420,8 @@ def test_a_fixed_denominator_is_positive(count: int) -> None:
 def test_the_mean_is_the_weighted_mean_to_the_last_fraction_bit(clients: list[tuple[float, int]]) -> None:
     total = flat([SUMS.encode(one([value], examples, dtype="float64"), PARTS[:1]) for value, examples in clients])
     divisor = PARTS[0].divisor(int(total.weights["params"]), len(clients), 0)
-    combined = mean(PARTS[0]).combine({"params": SUMS.decode(total.sums["params"])}, {"params": divisor})["params"]
+    decoded = SUMS.decode(PARTS[0], total.sums["params"])
+    combined = mean(PARTS[0]).combine({"params": decoded}, {"params": divisor})["params"]
     exact = math.fsum(value * examples for value, examples in clients) / sum(examples for _, examples in clients)
     assert combined["w"][0] == pytest.approx(exact, abs=2.0**-SUMS.fraction_bits + 1e-12)
 

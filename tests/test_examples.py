@@ -14,6 +14,7 @@ EXAMPLES = sorted(path.name for path in FOLDER.glob("*.py"))
 EXPECTED = {
     "four_points.py": ("accuracy", 1.0),
     "health_monitor.py": ("accuracy", 0.95),
+    "heterogeneous.py": ("accuracy", 0.9),
     "keyboard_suggestion.py": ("top3", 0.9),
     "preparation.py": ("accuracy", 0.85),
 }
@@ -41,7 +42,8 @@ def test_it_runs_as_an_experiment_and_learns(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_runs_as_a_program_and_predicts_on_the_device(name: str, tmp_path: Path) -> None:
-    assert re.search(r"\d", run(str(FOLDER / name), cwd=tmp_path))
+    assert re.search(r"\d", run(str(FOLDER / name), "pictures", cwd=tmp_path))
+    assert (tmp_path / "pictures" / "people.png").exists() == (name == "heterogeneous.py")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

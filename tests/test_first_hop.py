@@ -74,10 +74,23 @@ def changed(update: Update, part: str, **changes: Any) -> Update:
     return dataclasses.replace(update, parts={**update.parts, part: kept})
 
 
-def refused(hop: FirstHop, update: Update, match: str, kind: type[ParticipantError] = ParticipantError) -> None:
+def decoded(total: Aggregate, name: str, hop: FirstHop | None = None) -> dict[str, Array]:
+    """A part's sum as floats."""
+    hop = hop or hop_of()
+    (part,) = (part for part in hop.parts if part.name == name)
+    return hop.sums.decode(part, total.sums[name])
+
+
+def refused(
+    hop: FirstHop,
+    update: Update,
+    match: str,
+    kind: type[ParticipantError] = ParticipantError,
+    good: Update | None = None,
+) -> None:
     """By the client's name, alone and into a sum, whose every bit stays as it was; and into a fresh one, which stays empty."""
     total, fresh = RunningSum(), RunningSum()
-    hop.count_in(an_update_for(hop), into=total)
+    hop.count_in(good or an_update_for(hop), into=total)
     before = encode_aggregate(total.total)
     for into in (None, total, fresh):
         with pytest.raises(ParticipantError, match=f"^client 'mallory': .*{match}") as error:
@@ -111,9 +124,9 @@ def test_what_a_device_reports_is_counted(update: Transform | None) -> None:
 def test_scalars_untransformed_parts_and_buffers_are_counted_as_they_came() -> None:
     sent = an_update(CODES[8])
     total = hop_of(CODES[8]).count_in(sent)
-    assert float(SUMS.decode(total.sums["steps"])[""]) == 5 * 3.0
-    assert SUMS.decode(total.sums["buffers"])["norm.mean"].tolist() == [5.0, -10.0, 0.0]
-    for name, leaf in SUMS.decode(total.sums["control"]).items():
+    assert float(decoded(total, "steps")[""]) == 5 * 3.0
+    assert decoded(total, "buffers")["norm.mean"].tolist() == [5.0, -10.0, 0.0]
+    for name, leaf in decoded(total, "control").items():
         np.testing.assert_allclose(leaf, sent.parts["control"][name], rtol=0, atol=2.0**-SUMS.fraction_bits)
     assert np.array_equal(total.sums["params"]["rotated"], 5 * sent.parts["params"]["rotated"].astype(np.int64))
 
@@ -125,11 +138,11 @@ def test_a_weight_stage_multiplied_its_leaves_and_nothing_else() -> None:
     assert {name: int(number) for name, number in total.weights.items()} == {
         "params": 4, "control": 1, "steps": 4, "buffers": 4,
     }  # fmt: skip
-    for name, leaf in SUMS.decode(total.sums["params"]).items():
+    for name, leaf in decoded(total, "params").items():
         np.testing.assert_allclose(leaf, 4 * leaves(0)[name], rtol=1e-6)
-    assert float(SUMS.decode(total.sums["steps"])[""]) == 4 * 3.0
-    assert SUMS.decode(total.sums["buffers"])["norm.mean"].tolist() == [4.0, -8.0, 0.0]
-    for name, leaf in SUMS.decode(total.sums["control"]).items():
+    assert float(decoded(total, "steps")[""]) == 4 * 3.0
+    assert decoded(total, "buffers")["norm.mean"].tolist() == [4.0, -8.0, 0.0]
+    for name, leaf in decoded(total, "control").items():
         np.testing.assert_allclose(leaf, leaves(100)[name], rtol=1e-6)
 
 
@@ -269,6 +282,71 @@ def test_the_last_part_is_checked_before_the_first_is_added() -> None:
     for part in ("params", "control", "buffers"):
         name = min(an_update().parts[part])
         refused(hop_of(), changed(an_update(), part, **{name: np.full(3, 1e9)}), "beyond the plan's bound")
+
+
+# ── a bound of its own ───────────────────────────────────────────────────────────────────────────────────────────────
+
+FAR = Part("steps", content="scalar", bound=2.0**20)
+NEAR = Part("control", transformed=False, weight="uniform", bound=0.5)
+
+
+def bounded_hop() -> FirstHop:
+    return algorithm(parts=(PARTS[0], NEAR, FAR)).first_hop(TASK, SUMS)
+
+
+def bounded_update(control: float = 0.5, steps: float = 2.0**20) -> Update:
+    sent = changed(an_update(), "control", **{name: np.full_like(leaf, control) for name, leaf in leaves(0).items()})
+    return changed(sent, "steps", **{"": np.array(steps)})
+
+
+def test_a_part_with_a_bound_of_its_own_is_held_to_that_and_the_others_to_the_plans() -> None:
+    """More than the plan's 256 for a number of steps, less for what is known to be small."""
+    hop = bounded_hop()
+    total = hop.count_in(bounded_update())
+    assert decoded(total, "steps", hop)[""] == 5 * 2.0**20
+    assert all((leaf == 0.5).all() for leaf in decoded(total, "control", hop).values())
+    beyond = math.nextafter(2.0**20, math.inf)
+    for wrong, match in (
+        (bounded_update(steps=beyond), r"reaches 1.04858e\+06 at `steps\[\]`, beyond the plan's bound 1.04858e\+06;"),
+        (bounded_update(steps=-beyond), r"reaches 1.04858e\+06 at `steps\[\]`, beyond the plan's bound 1.04858e\+06;"),
+        (bounded_update(control=0.75), r"reaches 0.75 at `control\[\S+\]`, beyond the plan's bound 0.5;"),
+        (
+            changed(bounded_update(), "params", fc_bias=np.array([0, 0, 256.5])),
+            r"reaches 256.5 at `params\[fc.bias\]`, beyond the plan's bound 256;",
+        ),
+    ):
+        refused(hop, wrong, match, good=bounded_update())
+
+
+def test_parts_with_bounds_of_their_own_are_summed_on_grids_of_their_own() -> None:
+    """A grid is the plan's, or as fine as the part's bound leaves room for: here 2^9 times coarser."""
+    hop = bounded_hop()
+    grids = {part.name: 2.0 ** -hop.sums.bits(part) for part in hop.parts}
+    plain = 2.0**-SUMS.fraction_bits
+    assert grids == {"params": plain, "control": plain, "steps": plain * 2**9, "buffers": plain}
+    total = hop.count_in(bounded_update(control=3 * grids["control"], steps=1.4 * grids["steps"]))
+    assert float(decoded(total, "control", hop)["fc.bias"][0]) == 3 * grids["control"]
+    assert float(decoded(total, "steps", hop)[""]) == 7 * grids["steps"]  # rounded once, after the weight of five
+
+
+# ── staleness ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_staleness_weighs_the_parts_that_ask_for_it_and_no_other() -> None:
+    stale = Part("control", transformed=False, weight=sumus.staleness.polynomial(0.5))
+    hop = algorithm(parts=(PARTS[0], stale, PARTS[2])).first_hop(TASK, FixedPoint.fit(16, 1024))
+    fresh, old = hop.count_in(an_update()), hop.count_in(an_update(), staleness=3)
+    weights = [{name: int(weight) for name, weight in total.weights.items()} for total in (fresh, old)]
+    assert weights[0] == {"params": 5, "control": 1024, "steps": 5, "buffers": 5}
+    assert weights[1] == {**weights[0], "control": 512}
+    for part, tree in old.sums.items():
+        halved = 2 if part == "control" else 1
+        for name, leaf in tree.items():
+            np.testing.assert_allclose(leaf * halved, fresh.sums[part][name], rtol=0, atol=1)
+    total = RunningSum()
+    hop.count_in(an_update(), into=total)
+    hop.count_in(an_update(seed=1), total, staleness=3)
+    assert encode_aggregate(total.total) == encode_aggregate(fresh.merge(hop.count_in(an_update(seed=1), staleness=3)))
 
 
 # ── what is not: codes ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sumus
+from sumus import robust
 from sumus.aggregate import Aggregator, Part, mean
 from sumus.algorithm import Algorithm
 from sumus.errors import PlanError
@@ -46,10 +48,13 @@ def uniform(update: Transform) -> Algorithm:
     return sumus.fedavg(sumus.sgd(0.1), update, weight="uniform")
 
 
-def combined_by(*, needs_each_update: bool) -> Algorithm:
-    part = Part("params")
-    aggregator = Aggregator(parts=(part,), combine=mean(part).combine, needs_each_update=needs_each_update)
-    return dataclasses.replace(sumus.fedavg(sumus.sgd(0.1)), aggregator=aggregator)
+def combined_by(aggregator: Aggregator) -> Algorithm:
+    return sumus.fedavg(sumus.sgd(0.1), aggregator=aggregator)
+
+
+@sumus.registered("aggregator/test-plan-at-least")
+def mean_of_at_least(least: int) -> Aggregator:
+    return dataclasses.replace(mean(Part("params")), least=least)
 
 
 @sumus.registered("client/test-plan-sends")
@@ -60,6 +65,11 @@ def sending(parts: tuple[str, ...]) -> ClientWork:
 def with_part(update: Transform, part: Part) -> Algorithm:
     """FedAvg that sends one part more."""
     return Algorithm(sending(("params", part.name)), update, mean(Part("params"), part), sumus.optimizers.sgd())
+
+
+def fixed_on_its_way(update: Transform) -> Algorithm:
+    """FedAvg whose one part no transform may touch."""
+    return Algorithm(sumus.sgd(0.1), update, mean(Part("params", transformed=False)), sumus.optimizers.sgd())
 
 
 def wanting(*, takes: tuple[str, ...] = ("params",), receives: tuple[str, ...] = ("params",)) -> Algorithm:
@@ -78,9 +88,25 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
         [lambda: plan(cohort=64, sums=FixedPoint.fit(63))],
         [lambda: plan(cohort=64, sums=FixedPoint.fit(64)), lambda: plan(cohort=64)],
     ),
-    "needs-each-update": (
-        [lambda: plan(algorithm=combined_by(needs_each_update=True))],
-        [lambda: plan(algorithm=sumus.fedavg(sumus.sgd(0.1)))],
+    "chain-unused": (
+        [
+            lambda: plan(algorithm=fixed_on_its_way(rotate())),
+            lambda: plan(algorithm=fixed_on_its_way(chain(clip_by_global_norm(1.0), rotate()))),
+        ],
+        [
+            lambda: plan(algorithm=fixed_on_its_way(chain())),
+            lambda: plan(algorithm=sumus.feddyn(sumus.sgd(0.1), 0.01)),
+            lambda: plan(algorithm=with_part(rotate(), Part("control", transformed=False))),
+        ],
+    ),
+    "cohort-too-small": (
+        [
+            lambda: plan(algorithm=combined_by(mean_of_at_least(65))),
+            lambda: plan(algorithm=combined_by(robust.trimmed_mean(attackers=32))),
+            lambda: plan(algorithm=combined_by(robust.krum(attackers=31))),
+            lambda: plan(algorithm=combined_by(robust.multi_krum(attackers=31, keep=1))),
+        ],
+        [lambda: plan(algorithm=combined_by(mean_of_at_least(64)))],
     ),
     "quantize-range": (
         [
@@ -108,13 +134,43 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
         ],
     ),
     "weight-twice": (
-        [lambda: plan(algorithm=uniform(weight())), lambda: plan(algorithm=uniform(chain(weight(), rotate())))],
+        [
+            lambda: plan(algorithm=uniform(weight())),
+            lambda: plan(algorithm=uniform(chain(weight(), rotate()))),
+            lambda: plan(algorithm=sumus.fedbuff(sumus.sgd(0.1), weight())),
+        ],
         [
             lambda: plan(weight()),
             lambda: plan(algorithm=uniform(rotate())),
             lambda: plan(algorithm=with_part(weight(), Part("steps", content="scalar", weight="uniform"))),
             lambda: plan(algorithm=with_part(weight(), Part("control", weight="uniform", transformed=False))),
         ],
+    ),
+    "part-fits": (
+        [
+            lambda: plan(algorithm=with_part(chain(), Part("steps", bound=2.0**40))),
+            lambda: plan(algorithm=combined_by(mean(Part("params", bound=2.0**40)))),
+            lambda: plan(algorithm=with_part(chain(), Part("steps", bound=2.0**39)), cohort=128),
+        ],
+        [
+            lambda: plan(algorithm=with_part(chain(), Part("steps", bound=math.nextafter(2.0**40, 0)))),
+            lambda: plan(algorithm=with_part(chain(), Part("steps", bound=2.0**-20))),
+            lambda: plan(algorithm=with_part(chain(), Part("steps", bound=2.0**45)), sums=FixedPoint.fit(64, 2**10)),
+        ],
+    ),
+    "needs-each-update": (
+        [
+            lambda: plan(algorithm=combined_by(robust.median())),
+            lambda: plan(algorithm=combined_by(robust.trimmed_mean(attackers=31))),
+            lambda: plan(algorithm=combined_by(robust.krum(attackers=30))),
+            lambda: plan(algorithm=combined_by(robust.multi_krum(attackers=30))),
+            lambda: plan(algorithm=combined_by(robust.norm_bounded(max_norm=1.0))),
+        ],
+        [lambda: plan(algorithm=combined_by(mean(Part("params")))), lambda: plan(clip_by_global_norm(1.0))],
+    ),
+    "one-by-one": (
+        [lambda: plan(algorithm=sumus.cyclic(sumus.sgd(0.1)))],
+        [lambda: plan(algorithm=sumus.fedavg(sumus.sgd(0.1)))],
     ),
     "min-contributors": (
         [lambda: plan(min_contributors=1), lambda: plan(min_contributors=0), lambda: plan(cohort=9)],
@@ -125,7 +181,9 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
             lambda: plan(custom()),
             lambda: plan(chain(rotate(), custom())),
             lambda: plan(algorithm=sumus.fedavg(dataclasses.replace(sumus.sgd(0.1), lr=sumus.schedules.constant(0.2)))),
-            lambda: plan(algorithm=combined_by(needs_each_update=False)),
+            lambda: plan(
+                algorithm=combined_by(Aggregator(parts=(Part("params"),), combine=mean(Part("params")).combine))
+            ),
         ],
         [lambda: plan(chain(rotate())), lambda: plan()],
     ),
@@ -160,12 +218,16 @@ def test_what_keeps_a_rule_is_a_plan(rule: str) -> None:
         assert broken_rules(make) == []
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.where == "deployed"], ids=lambda rule: rule.name)
-def test_a_rule_of_deployment_leaves_the_simulator_alone(rule: Any) -> None:
-    for make in BROKEN_AND_KEPT[rule.name][0]:
+DEPLOYED = ("needs-each-update", "one-by-one", "min-contributors", "custom-name", "undeclared-data")
+
+
+@pytest.mark.parametrize("rule", BROKEN_AND_KEPT)
+def test_a_rule_of_deployment_leaves_the_simulator_alone_and_no_other_does(rule: str) -> None:
+    for make in BROKEN_AND_KEPT[rule][0]:
+        broken = make() if rule in DEPLOYED else None
         with pytest.raises(PlanError) as error:
-            make().check_deployable()
-        assert error.value.rule == rule.name
+            broken.check_deployable() if broken else make()
+        assert error.value.rule == rule
 
 
 def test_a_refusal_ends_with_the_rules_name() -> None:
@@ -187,9 +249,14 @@ def test_a_refusal_ends_with_the_rules_name() -> None:
         ("part-words", lambda: mean()),
         ("part-words", lambda: mean(Part("params"), Part("params"))),
         ("part-words", lambda: mean(Part("params"), Part("buffers"))),
+        ("part-words", lambda: robust.median(Part("control"))),
         ("quantize-last", lambda: chain(quantize(8, range=1.0), rotate())),
         ("epochs-or-steps", lambda: sumus.sgd(0.1, epochs=1, steps=1)),
         ("positive", lambda: Pacing(0)),
+        ("positive", lambda: Part("params", bound=0.0)),
+        ("positive", lambda: Part("params", bound=-1.0)),
+        ("positive", lambda: Part("params", bound=math.inf)),
+        ("positive", lambda: Part("params", bound=math.nan)),
         ("part-words", lambda: sumus.fedavg(sumus.sgd(0.1), weight="exmaples")),  # pyright: ignore[reportArgumentType]
     ],
 )
@@ -206,6 +273,7 @@ def test_sums_are_as_fine_as_the_cohort_allows() -> None:
     assert plan(cohort=64).sums == FixedPoint.fit(64, 2**16)
     assert plan(algorithm=uniform(chain()), cohort=64).sums == FixedPoint.fit(64, 1)
     assert plan(weight(cap=100), cohort=64).sums == FixedPoint.fit(64, 1)
+    assert plan(algorithm=combined_by(robust.median()), cohort=64).sums == FixedPoint.fit(64, 1)
 
 
 def test_a_weight_stage_leaves_room_for_what_it_does_not_multiply() -> None:
@@ -231,6 +299,11 @@ PLANS: dict[str, Plan] = {
         cohort=11,
         min_contributors=3,
         sums=FixedPoint(20, 64.0, 1, 500),
+    ),
+    "parts": plan(
+        algorithm=with_part(
+            rotate(), Part("steps", "scalar", sumus.staleness.hinge(3), "population", transformed=False, bound=2.0**20)
+        )
     ),
 }
 
@@ -266,8 +339,12 @@ def test_every_field_is_part_of_the_id() -> None:
         plan(cohort=65).id,
         plan(min_contributors=11).id,
         plan(sums=FixedPoint.fit(99)).id,
+        plan(algorithm=with_part(chain(), Part("steps"))).id,
+        plan(algorithm=with_part(chain(), Part("steps", bound=2.0))).id,
+        plan(algorithm=with_part(chain(), Part("steps", weight=sumus.staleness.polynomial(0.5)))).id,
+        plan(algorithm=with_part(chain(), Part("steps", weight=sumus.staleness.polynomial(1.0)))).id,
     }
-    assert len(ids) == 6
+    assert len(ids) == 10
 
 
 def test_a_task_and_its_description_are_the_same_plan() -> None:

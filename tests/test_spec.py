@@ -3,18 +3,24 @@
 import dataclasses
 import json
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import sumus
-from sumus import optimizers, schedules, spec, work
+from sumus import optimizers, robust, schedules, spec, staleness, work
 from sumus.aggregate import Fixed, Part, mean
 from sumus.algorithm import Algorithm
+from sumus.algorithms import cyclic, feddyn, fednova, fedprox, scaffold
 from sumus.errors import PlanError
 from sumus.fixed_point import FixedPoint
+from sumus.fleet import Fleet
 from sumus.optimizers import ServerOptimizer
 from sumus.pacing import Pacing
 from sumus.spec import Spec, build, canonical_json, describe, is_custom, record, registered, to_json
@@ -26,10 +32,21 @@ STATISTIC = Leaf("norm.mean", (2,), "float32", "shared", False)
 DATA = Data((2,), "float32", (), "int64", classes=3)
 
 EXAMPLES: dict[str, Callable[[], Any]] = {
+    "aggregator/krum": lambda: robust.krum(attackers=2),
     "aggregator/mean": lambda: mean(Part("params"), Part("control", denominator="population")),
+    "aggregator/median": lambda: robust.median(Part("params", bound=2.0), Part("control", transformed=False)),
+    "aggregator/multi_krum": lambda: robust.multi_krum(Part("params"), attackers=1, keep=3),
+    "aggregator/norm_bounded": lambda: robust.norm_bounded(max_norm=0.5),
+    "aggregator/rescaled_mean": lambda: fednova.rescaled_mean(fednova.PARAMS, fednova.STEPS),
+    "aggregator/travelling": lambda: cyclic.travelling(cyclic.PARAMS),
+    "aggregator/trimmed_mean": lambda: robust.trimmed_mean(attackers=3),
     "algorithm": lambda: Algorithm(sumus.sgd(0.1), chain(), mean(Part("params")), optimizers.sgd()),
     "client/adam": lambda: sumus.adam(1e-3, steps=5, betas=(0.8, 0.9)),
     "client/adamw": lambda: sumus.adamw(schedules.cosine(0.1, rounds=50), epochs=2, batch_size=8),
+    "client/control": lambda: scaffold.control(sumus.adam(0.1), option=1),
+    "client/dynamic": lambda: feddyn.dynamic(sumus.sgd(0.1), 0.01),
+    "client/normalized": lambda: fednova.normalized(sumus.sgd(0.1, momentum=0.9)),
+    "client/prox": lambda: fedprox.prox(sumus.adam(0.1), 0.5),
     "client/sgd": lambda: sumus.sgd(0.1, momentum=0.9, nesterov=True, clip_norm=1.0),
     "data": lambda: DATA,
     "first-hop": lambda: (
@@ -39,9 +56,10 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
             Pacing(64),
         ).first_hop
     ),
+    "fleet": lambda: Fleet(lost=0.1, stragglers=0.5, partial_work=False),
     "leaf": lambda: LEAF,
     "pacing": lambda: Pacing(cohort=64),
-    "part": lambda: Part("steps", content="scalar", weight="uniform", denominator=Fixed(64)),
+    "part": lambda: Part("steps", content="scalar", weight=staleness.hinge(3), denominator=Fixed(64), bound=2.0**20),
     "part/fixed": lambda: Fixed(7),
     "rule/adam": lambda: work.adam_rule(weight_decay=0.1, decoupled=True),
     "rule/sgd": lambda: work.sgd_rule(momentum=0.5),
@@ -52,9 +70,14 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "server/adagrad": lambda: optimizers.adagrad(0.1),
     "server/adam": lambda: optimizers.adam(0.1, (0.8, 0.9), bias_correction=True),
     "server/averaged": lambda: optimizers.averaged(optimizers.yogi(0.1), 0.5),
+    "server/controlled": lambda: scaffold.controlled(optimizers.momentum(0.5)),
     "server/momentum": lambda: optimizers.momentum(nesterov=True),
     "server/sgd": lambda: optimizers.sgd(),
+    "server/shifted": lambda: feddyn.shifted(),
     "server/yogi": lambda: optimizers.yogi(0.1),
+    "staleness/constant": lambda: staleness.constant(),
+    "staleness/hinge": lambda: staleness.hinge(5, slope=0.5),
+    "staleness/polynomial": lambda: staleness.polynomial(1.5),
     "sums/fixed-point": lambda: FixedPoint.fit(100),
     "task": lambda: Description("digits", (LEAF,), "cross_entropy", ("accuracy",), DATA),
     "update/chain": lambda: chain(chain(clip_by_global_norm(2.0), rotate()), quantize(6)),
@@ -73,12 +96,16 @@ def scratch_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_registered_name_has_an_example_here() -> None:
-    ours = {
+    """Those that the files say, whether somebody imported them already or not, and those that were registered otherwise."""
+    root = Path(sumus.__file__).parent
+    files = [path.read_text(encoding="utf-8") for path in root.rglob("*.py") if path.parent.name != "demos"]
+    said = {name for text in files for name in re.findall(r'^@(?:registered|record)\("(.+?)"\)', text, re.MULTILINE)}
+    made = {
         n
         for n, make in spec._factories.items()
         if make.__module__.startswith("sumus.") and ".demos." not in make.__module__
     }
-    assert ours == set(EXAMPLES)
+    assert said | made == set(EXAMPLES)
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -192,7 +219,7 @@ def test_a_chain_with_a_custom_stage_is_itself_custom_and_says_so() -> None:
         (sumus.sgd(0.1), {}),
         (work.sgd_rule(), {"init": lambda param: ()}),
         (optimizers.sgd(), {"takes": ("params", "control")}),
-        (mean(Part("params")), {"needs_each_update": True}),
+        (mean(Part("params")), {"least": 3}),
         (rotate(), {"props": Props()}),
     ],
     ids=["correct", "batch_size", "nothing", "rule", "server", "aggregator", "transform"],
@@ -280,6 +307,31 @@ def test_a_definition_may_be_made_again() -> None:
 
 # ── what a peer may send ─────────────────────────────────────────────────────────────────────────────────────────────
 
+BROUGHT = {
+    "scaffold": lambda: sumus.scaffold(sumus.sgd(0.1)),
+    "feddyn": lambda: sumus.feddyn(sumus.sgd(0.1), 0.01),
+    "fednova": lambda: sumus.fednova(sumus.sgd(0.1)),
+    "prox": lambda: sumus.fedprox(sumus.sgd(0.1), 0.1),
+    "krum": lambda: sumus.fedavg(sumus.sgd(0.1), aggregator=robust.krum(attackers=1)),
+}
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+def test_a_plan_is_read_where_nobody_has_imported_what_is_in_it(name: str) -> None:
+    """In a process of its own, and without torch: what sumus brings is found by its name."""
+    plan = sumus.Plan(Description("digits", (LEAF,), "cross_entropy", (), DATA), BROUGHT[name](), Pacing(64))
+    code = """
+import sys
+from sumus.plan import Plan
+assert not [name for name in sys.modules if name.startswith(("sumus.robust", "sumus.algorithms"))]
+plan = Plan.from_json(sys.stdin.read())
+print(plan.id, plan.algorithm.aggregator, "torch" in sys.modules, sep=chr(10))
+"""
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], input=plan.to_json(), capture_output=True, text=True
+    )
+    assert run.stdout.splitlines() == [plan.id, repr(plan.algorithm.aggregator), "False"], run.stderr
+
 
 @pytest.mark.parametrize(
     "hostile",
@@ -312,6 +364,17 @@ def test_a_definition_may_be_made_again() -> None:
         {"name": "pacing", "with": {"cohort": 0}},
         {"name": "part", "with": {"name": 3}},
         {"name": "part", "with": {"name": "params", "weight": "none"}},
+        {"name": "part", "with": {"name": "params", "weight": {"name": "part/fixed", "with": {"count": 3}}}},
+        {"name": "part", "with": {"name": "params", "denominator": {"name": "staleness/constant"}}},
+        {"name": "part", "with": {"name": "params", "bound": 0}},
+        {"name": "part", "with": {"name": "params", "bound": "1.0"}},
+        {"name": "aggregator/median", "with": {"parts": ["params"]}},
+        {"name": "aggregator/krum"},
+        {"name": "aggregator/krum", "with": {"attackers": 1.0}},
+        {"name": "aggregator/mean", "with": {"parts": [{"name": "part", "with": {"name": "params"}}], "centre": None}},
+        {"name": "staleness/hinge", "with": {"after": 0.5}},
+        {"name": "client/prox", "with": {"client": {"name": "rule/sgd"}, "mu": 0.1}},
+        {"name": "client/control", "with": {"client": {"name": "client/sgd", "with": {"lr": 0.1}}, "option": 3}},
         {"name": "leaf", "with": {"name": "w", "shape": "ab", "dtype": "float32", "role": "shared", "trained": True}},
         {"name": "leaf", "with": {"name": "w", "shape": [2], "dtype": "float32", "role": "stolen", "trained": True}},
         {"name": "sums/fixed-point", "with": {"fraction_bits": 10**12, "bound": 1, "max_weight": 1, "max_count": 1}},

@@ -10,7 +10,7 @@ Algorithm 2], FedAvgM [Hsu et al. 2019, arXiv:1909.06335]. FedSGD is one full ba
 from typing import Literal
 
 from sumus import optimizers
-from sumus.aggregate import Part, mean
+from sumus.aggregate import Aggregator, Part, mean
 from sumus.algorithm import Algorithm
 from sumus.optimizers import ServerOptimizer
 from sumus.update.transform import Transform, chain
@@ -22,10 +22,14 @@ def fedavg(
     update: Transform | None = None,
     server: ServerOptimizer | None = None,
     weight: Literal["examples", "uniform"] = "examples",
+    aggregator: Aggregator | None = None,
 ) -> Algorithm:
-    """FedAvg: clients weigh by their examples (the paper's n_k), or alike with `weight="uniform"`."""
+    """FedAvg: clients weigh by their examples (the paper's n_k), or alike with `weight="uniform"`.
+
+    aggregator: in place of this mean, and its weights with it; see `sumus.robust`.
+    """
     part = Part("params", weight=weight, denominator="count" if weight == "uniform" else "weight")
-    return Algorithm(client, update or chain(), mean(part), server or optimizers.sgd(1.0))
+    return Algorithm(client, update or chain(), aggregator or mean(part), server or optimizers.sgd(1.0))
 
 
 def fedavgm(client: ClientWork, lr: float = 1.0, beta: float = 0.9, update: Transform | None = None) -> Algorithm:

@@ -8,6 +8,7 @@ from torch import nn
 
 import sumus
 from sumus.demos import sources
+from sumus.simulator import splits
 
 CLIENTS, SHARDS_EACH = 20, 3
 
@@ -15,13 +16,9 @@ CLIENTS, SHARDS_EACH = 20, 3
 def experiment() -> sumus.Experiment:
     """FedAvgM over clients that hold three runs of the images sorted by label. [McMahan et al. 2017, section 3]"""
     images, labels = sources.digits()
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(images))
+    order = np.random.default_rng(0).permutation(len(images))
     held_out, training = order[:360], order[360:]
-    by_label = training[np.argsort(labels[training], kind="stable")]
-    shards = np.array_split(by_label, CLIENTS * SHARDS_EACH)
-    dealt = rng.permutation(len(shards)).reshape(CLIENTS, SHARDS_EACH)
-    rows = [np.concatenate([shards[shard] for shard in mine]) for mine in dealt]
+    by = splits.shards(labels[training], CLIENTS, SHARDS_EACH)
     task = sumus.Task(
         model=lambda: nn.Sequential(
             nn.Unflatten(1, (1, 8)),
@@ -39,7 +36,7 @@ def experiment() -> sumus.Experiment:
     algorithm = sumus.fedavgm(sumus.sgd(lr=0.05, epochs=2, batch_size=16), lr=0.5, beta=0.8)
     return sumus.Experiment(
         plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=10)),
-        population=sumus.Population(range(CLIENTS), lambda client: (images[rows[client]], labels[rows[client]])),
+        population=sumus.Population.from_arrays(images[training], labels[training], by=by),
         rounds=40,
         evaluate=sumus.Evaluate(central=(images[held_out], labels[held_out]), seen=CLIENTS, every=2),
     )

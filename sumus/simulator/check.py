@@ -16,6 +16,7 @@ from sumus.training.cost import Cost, cost_of
 from sumus.training.executor import Assignment
 from sumus.training.program import Program, one_thread, seeded
 from sumus.training.sequential import SequentialExecutor
+from sumus.tree import nbytes
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class CheckReport:
 
     data: the examples as the model sees them.  outputs: shape of the model's output for the first client's examples.
     parameters: numbers in the shared leaves.  cost: of one local step.  bytes_down, bytes_up: a client and round.
+    bytes_kept: what each client keeps between rounds.
     loss: of the first client's round.  deployable: rule → message for each rule that real devices would break.
     """
 
@@ -34,6 +36,7 @@ class CheckReport:
     cost: Cost
     bytes_down: int
     bytes_up: int
+    bytes_kept: int
     loss: float
     plan_id: str
     deployable: Mapping[str, str]
@@ -74,8 +77,9 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         outputs=outputs,
         parameters=sum(leaf.size for name in ("params", BUFFERS) for leaf in broadcast.get(name, {}).values()),
         cost=cost,
-        bytes_down=sum(leaf.nbytes for tree in broadcast.values() for leaf in tree.values()),
+        bytes_down=sum(nbytes(tree) for tree in broadcast.values()),
         bytes_up=update.nbytes,
+        bytes_kept=sum(nbytes(tree) for tree in trained.state.values()),
         loss=total.metric_means().get("loss", math.nan),
         plan_id=described.id,
         deployable=dict(described.violations("deployed")),

@@ -7,11 +7,10 @@ plot.png
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -20,46 +19,39 @@ from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVa
 from sumus.errors import ExperimentError
 from sumus.optimizers import ServerState
 from sumus.simulator.history import RoundRecord
+from sumus.storage.files import write_whole
+from sumus.tree import nested, unnested
 from sumus.types import Array, Tree
 
 CHECKPOINT = "checkpoint.safetensors"
-
-ClientState: TypeAlias = Mapping[str, Tree]
-"""What a client keeps between rounds: its personal leaves under `personal`, an algorithm's trees under their names."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Where a run stands after a whole round: the one value that a round replaces, and that a file can hold.
 
-    identity: what must be equal to go on (plan id, seed, population size).
-    clients: each client's state, by its id as text.
+    identity: what must be equal to go on (plan id, seed, population size, fleet).
+    clients: a snapshot of the clients' states, taken when a file is written.
     """
 
     identity: Mapping[str, Any]
     state: ServerState
-    clients: Mapping[str, ClientState] = field(default_factory=dict[str, ClientState])
+    clients: Tree = field(default_factory=dict[str, Array])
     rounds: Sequence[RoundRecord] = ()
 
     def write(self, folder: Path) -> Path:
         """Replace the folder's checkpoint in one step: a crash leaves the old one or the new one, whole."""
-        head = {
-            "identity": dict(self.identity),
-            "rounds": [record.to_json() for record in self.rounds],
-            "clients": list(self.clients),
-        }
+        head = {"identity": dict(self.identity), "rounds": [record.to_json() for record in self.rounds]}
         tensors: dict[str, Array] = {"head": np.frombuffer(json.dumps(head).encode(), np.uint8)}
-        for kind, tree in (("broadcast", self.state.broadcast), ("memory", self.state.memory)):
-            tensors |= {f"{kind}/{name}": array for name, array in _flat(tree).items()}
-        for index, state in enumerate(self.clients.values()):
-            tensors |= {f"client/{index}/{name}": array for name, array in _flat(state).items()}
+        for kind, tree in (
+            ("broadcast", unnested(self.state.broadcast)),
+            ("memory", unnested(self.state.memory)),
+            ("clients", self.clients),
+        ):
+            tensors |= {f"{kind}/{name}": array for name, array in tree.items()}
         folder.mkdir(parents=True, exist_ok=True)
-        path, new = folder / CHECKPOINT, folder / (CHECKPOINT + ".new")
-        with new.open("wb") as file:
-            file.write(save({name: np.array(array, order="C") for name, array in tensors.items()}))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        path = folder / CHECKPOINT
+        write_whole(path, save({name: np.array(array, order="C") for name, array in tensors.items()}), lasting=True)
         return path
 
     @staticmethod
@@ -90,27 +82,9 @@ class Checkpoint:
 
 def _decoded(tensors: dict[str, Array]) -> Checkpoint:
     head = json.loads(tensors.pop("head").tobytes())
-    trees: dict[str, dict[str, Array]] = {"broadcast": {}, "memory": {}}
-    clients: list[dict[str, Array]] = [{} for _ in head["clients"]]
+    trees: dict[str, dict[str, Array]] = {"broadcast": {}, "memory": {}, "clients": {}}
     for name, array in tensors.items():
         kind, _, rest = name.partition("/")
-        if kind == "client":
-            index, _, leaf = rest.partition("/")
-            clients[int(index)][leaf] = array
-        else:
-            trees[kind][rest] = array
-    state = ServerState(_nested(trees["broadcast"]), _nested(trees["memory"]))
-    states = {client: _nested(flat) for client, flat in zip(head["clients"], clients, strict=True)}
-    return Checkpoint(head["identity"], state, states, [RoundRecord.from_json(r) for r in head["rounds"]])
-
-
-def _flat(trees: ClientState) -> dict[str, Array]:
-    return {f"{name}/{leaf}": array for name, tree in trees.items() for leaf, array in tree.items()}
-
-
-def _nested(flat: Tree) -> ClientState:
-    trees: dict[str, dict[str, Array]] = {}
-    for path, array in flat.items():
-        name, _, leaf = path.partition("/")
-        trees.setdefault(name, {})[leaf] = array
-    return trees
+        trees[kind][rest] = array
+    state = ServerState(nested(trees["broadcast"]), nested(trees["memory"]))
+    return Checkpoint(head["identity"], state, trees["clients"], [RoundRecord.from_json(r) for r in head["rounds"]])

@@ -1,17 +1,16 @@
 """How good the model is: on central data, on people who never trained, and on people who did."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sumus.errors import ExperimentError, TaskError
 from sumus.experiment import Evaluate
 from sumus.metrics import Spread, is_lower_better, pooled
 from sumus.rng import generator
-from sumus.simulator.checkpoint import ClientState
 from sumus.simulator.population import Population, as_population, sample
 from sumus.training.program import Program
 from sumus.types import Tree
-from sumus.work import PERSONAL
+from sumus.work import PERSONAL, ClientState
 
 Evaluations = dict[str, dict[str, float]]
 Spreads = dict[str, dict[str, Spread]]
@@ -43,8 +42,8 @@ class Evaluation:
         """Whether there is anything to measure on."""
         return self._central is not None or self._unseen is not None or bool(self._seen)
 
-    def measure(self, model: Tree, clients: Mapping[str, ClientState]) -> tuple[Evaluations, Spreads]:
-        """Metrics by source over all examples, and their spread over clients."""
+    def measure(self, model: Tree, state_of: Callable[[str], ClientState]) -> tuple[Evaluations, Spreads]:
+        """Metrics by source over all examples, and their spread over clients. state_of: what a training client keeps."""
         program = self._program
         unpersonal = {**program.tensors_of(model), **program.initial_personal}
         evaluations: Evaluations = {}
@@ -52,16 +51,16 @@ class Evaluation:
         if self._central is not None:
             program.load(unpersonal)
             evaluations["central"] = pooled(program.evaluate(*self._central))
-        groups: list[tuple[str, Population, Iterable[Any], Mapping[str, ClientState]]] = []
+        groups: list[tuple[str, Population, Iterable[Any], Callable[[str], ClientState]]] = []
         if self._unseen is not None:
-            groups.append(("unseen", self._unseen, self._unseen, {}))
+            groups.append(("unseen", self._unseen, self._unseen, lambda client: {}))
         if self._seen:
-            groups.append(("seen", self._population, self._seen, clients))
-        for source, population, chosen, states in groups:
+            groups.append(("seen", self._population, self._seen, state_of))
+        for source, population, chosen, kept_by in groups:
             totals: dict[str, tuple[float, int]] = {}
             by_client: dict[str, dict[Any, float]] = {}
             for client in chosen:
-                program.load({**unpersonal, **program.tensors_of(states.get(str(client), {}).get(PERSONAL, {}))})
+                program.load({**unpersonal, **program.tensors_of(kept_by(str(client)).get(PERSONAL, {}))})
                 try:
                     measured = program.evaluate(*program.reader.read(population, client))
                 except TaskError as error:

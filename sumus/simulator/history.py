@@ -12,14 +12,16 @@ from typing import Any, cast
 
 from sumus.errors import ExperimentError
 from sumus.metrics import Spread
+from sumus.simulator.picture import figure
 from sumus.training.program import model_bytes
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round. loss: of local training, averaged over its examples. metrics: see `Evaluate`; empty where the round
-    was not evaluated. evaluations: all sources, by name. spreads: metrics over clients, by source. bytes_up, bytes_down:
-    of all clients together. epsilon: what privacy cost so far, None without privacy. seconds: this round's wall time."""
+    """One round. clients, examples: whose report was counted. dropped: clients whose report was not. loss: of local
+    training, averaged over its examples; NaN where nobody was counted. metrics: see `Evaluate`; empty where the round was
+    not evaluated. evaluations: all sources, by name. spreads: metrics over clients, by source. bytes_up, bytes_down: of all
+    clients together. epsilon: what privacy cost so far, None without privacy. seconds: this round's wall time."""
 
     round: int
     clients: int
@@ -29,6 +31,7 @@ class RoundRecord:
     bytes_up: int
     bytes_down: int
     seconds: float
+    dropped: int = 0
     epsilon: float | None = None
     evaluations: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     spreads: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict[str, Mapping[str, Spread]])
@@ -134,15 +137,9 @@ class History:
 
     def plot(self, path: str | Path, title: str = "") -> Path:
         """A picture of the run: loss, and the metrics with their spread over clients (needs matplotlib)."""
-        try:
-            canvas: Any = importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
-            figure: Any = importlib.import_module("matplotlib.figure").Figure(layout="constrained")
-        except ImportError as error:
-            raise ExperimentError("plot() needs matplotlib: pip install 'sumus[report]'") from error
         names = [name for name in self.metrics if name != "loss"]
-        figure.set_size_inches(5.0 * (1 + len(names)), 3.6)
-        canvas(figure)
-        axes = figure.subplots(1, 1 + len(names), squeeze=False)[0]
+        picture = figure(5.0 * (1 + len(names)), 3.6)
+        axes = picture.subplots(1, 1 + len(names), squeeze=False)[0]
         rounds = [record.round for record in self.rounds]
         axes[0].plot(rounds, [record.loss for record in self.rounds], label="local training")
         if any("loss" in record.metrics for record in self.evaluated):
@@ -153,8 +150,8 @@ class History:
         for axis, name in zip(axes[1:], names, strict=True):
             self._plot_metric(axis, name)
         if title:
-            figure.suptitle(title)
-        figure.savefig(Path(path), dpi=120)
+            picture.suptitle(title)
+        picture.savefig(Path(path), dpi=120)
         return Path(path)
 
     def _plot_metric(self, axis: Any, name: str) -> None:

@@ -1,13 +1,18 @@
 """Populations: client id → examples, read only when a client is picked."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sumus.errors import DataError, ExperimentError
 from sumus.experiment import Examples
+from sumus.simulator.picture import colormap, figure
 from sumus.types import Array
+
+if TYPE_CHECKING:
+    from sumus.training.executor import Trained
 
 
 class Population(Mapping[Any, Examples]):
@@ -18,6 +23,9 @@ class Population(Mapping[Any, Examples]):
     ids: without repeats (also as text: `1` and `"1"` are one client).
     load: id → examples; called again whenever the client is picked and no longer in the cache.
     """
+
+    attackers: frozenset[Any] = frozenset()
+    """Who is dishonest; nobody here (see `sumus.attacks`)."""
 
     def __init__(self, ids: Iterable[Any], load: Callable[[Any], Examples]) -> None:
         self._ids: Sequence[Any] = ids if isinstance(ids, range) else list(ids)
@@ -43,15 +51,41 @@ class Population(Mapping[Any, Examples]):
             column if hasattr(column, "dtype") and not hasattr(column, "iloc") else np.asarray(column)
             for column in (inputs, targets)
         )
-        keys = np.asarray(by)
-        if not len(inputs) == len(targets) == len(keys):
-            raise ExperimentError(
-                f"inputs, targets and by have {len(inputs)}, {len(targets)} and {len(keys)} rows; they must be equally many"
-            )
-        order = np.argsort(keys, kind="stable")
-        names, starts = np.unique(keys[order], return_index=True)
-        rows = dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+        if len(inputs) != len(targets):
+            raise ExperimentError(f"{len(inputs)} inputs and {len(targets)} targets: they must be equally many")
+        rows = _rows_by_client(by, len(inputs))
         return Population(list(rows), lambda client: (inputs[rows[client]], targets[rows[client]]))
+
+    @staticmethod
+    def from_dataset(dataset: Any, by: Any) -> "Population":
+        """Split a torch `Dataset` of (input, target) pairs by a key; an item is read when its client is picked.
+
+        by: `by[i]` is the client of item i, such as a column, or one of `sumus.splits`.
+        """
+        rows = _rows_by_client(by, len(dataset))
+        return Population(list(rows), lambda client: _Items(dataset, rows[client]))
+
+    @staticmethod
+    def from_hugging_face(dataset: Any, inputs: str | Sequence[str], targets: str, by: Any) -> "Population":
+        """Split a `datasets.Dataset` by a key; rows are read when their client is picked.
+
+        inputs: a column, or several of numbers, which become the last axis.  targets: a column.
+        by: a column's name, or one client a row.
+        """
+        columns = [inputs] if isinstance(inputs, str) else list(inputs)
+        known = list(getattr(dataset, "column_names", []))
+        wanted = [*columns, targets, *([by] if isinstance(by, str) else [])]
+        if unknown := [name for name in wanted if name not in known]:
+            raise ExperimentError(f"the data set has no column {unknown[0]!r}; it has {', '.join(map(str, known))}")
+        rows = _rows_by_client(list(dataset[by]) if isinstance(by, str) else by, len(dataset))
+        read = dataset.select_columns(list(dict.fromkeys([*columns, targets]))).with_format(None)
+
+        def load(client: Any) -> Examples:
+            found = read[rows[client].tolist()]
+            held = {name: np.stack([np.asarray(value) for value in found[name]]) for name in (*columns, targets)}
+            return held[inputs] if isinstance(inputs, str) else np.stack([held[c] for c in columns], -1), held[targets]
+
+        return Population(list(rows), load)
 
     @staticmethod
     def from_pairs(pairs: Iterable[tuple[Any, Examples]]) -> "Population":
@@ -62,12 +96,15 @@ class Population(Mapping[Any, Examples]):
 
     def subset(self, clients: Iterable[Any]) -> "Population":
         """The same clients, only these."""
-        return Population(self._all_known(clients), self._load)
+        return self._only(self._all_known(clients))
 
     def without(self, clients: Iterable[Any]) -> "Population":
         """The same clients, but these."""
         gone = set(self._all_known(clients))
-        return Population([client for client in self if client not in gone], self._load)
+        return self._only([client for client in self if client not in gone])
+
+    def _only(self, clients: list[Any]) -> "Population":
+        return Population(clients, self._load)
 
     def _all_known(self, clients: Iterable[Any]) -> list[Any]:
         chosen = list(clients)
@@ -93,9 +130,95 @@ class Population(Mapping[Any, Examples]):
     def __len__(self) -> int:
         return len(self._ids)
 
+    def plot(self, path: str | Path, clients: int = 40) -> Path:
+        """A picture of who holds what: a bar for each of the first so many clients, coloured by class (needs matplotlib).
+
+        Classes are shown where targets are whole numbers of at most twenty kinds; else only sizes. Reads these clients.
+        """
+        shown = [self.pick(index) for index in range(min(clients, len(self)))]
+        held = [_targets_of(client, self[client]) for client in shown]
+        kinds = np.unique(np.concatenate([np.ravel(targets) for targets in held]))
+        by_class = all(targets.ndim == 1 and targets.dtype.kind in "iub" for targets in held) and len(kinds) <= 20
+        picture = figure(8.0, max(1.2 + 0.2 * len(shown), 1.2 + 0.22 * len(kinds) * by_class))
+        axis = picture.subplots()
+        before = np.zeros(len(shown))
+        colours = colormap("tab20" if len(kinds) > 10 else "tab10", max(1, len(kinds)))
+        for number, kind in enumerate(kinds if by_class else [None]):
+            counts = np.array([len(targets) if kind is None else int((targets == kind).sum()) for targets in held])
+            axis.barh(range(len(shown)), counts, left=before, color=colours[number], label=str(kind))
+            before += counts
+        axis.set_yticks(range(len(shown)), [str(client)[:16] for client in shown], fontsize=7)
+        axis.margins(x=0.02, y=0.01)
+        axis.invert_yaxis()
+        axis.set(
+            xlabel="examples",
+            ylabel="client",
+            title=f"{len(shown)} of {len(self)} clients" if len(shown) < len(self) else "",
+        )
+        if by_class:
+            axis.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+        picture.savefig(Path(path), dpi=120)
+        return Path(path)
+
+    @property
+    def described(self) -> str:
+        """What of a population must be the same for a run to go on."""
+        return f"{len(self)} clients"
+
+    @property
+    def ids(self) -> Sequence[Any]:
+        """Every client, in order."""
+        return self._ids
+
+    def in_order(self, clients: Iterable[Any]) -> list[Any]:
+        """These clients as they stand in the population."""
+        if isinstance(self._ids, range):
+            return sorted(clients, key=self._ids.index)
+        chosen = set(clients)
+        return [client for client in self._ids if client in chosen]
+
+    def sent(self, results: "Iterator[Trained]") -> "Iterator[Trained]":
+        """What clients send of what they trained: honest ones send it as it is (others: `sumus.attacks`)."""
+        return results
+
     def pick(self, index: int) -> Any:
         """The id at a position."""
         return self._ids[index]
+
+
+class _Items:
+    """Some items of a data set, themselves a data set."""
+
+    def __init__(self, dataset: Any, rows: Array) -> None:
+        self._dataset = dataset
+        self._rows: list[int] = rows.tolist()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[self._rows[index]]
+
+
+def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
+    """Each client's rows, in their order; clients sorted."""
+    keys = np.asarray(by)
+    if keys.shape != (examples,):
+        raise ExperimentError(f"by= has shape {keys.shape} for {examples} examples: give one client an example")
+    if keys.dtype.kind == "f" and np.isnan(keys).any():
+        raise ExperimentError(f"by= is NaN for example {int(np.isnan(keys).argmax())}: give every example a client")
+    try:
+        order = np.argsort(keys, kind="stable")
+    except TypeError as error:
+        raise ExperimentError(f"by= holds values that do not compare ({error}): give ids of one kind") from error
+    names, starts = np.unique(keys[order], return_index=True)
+    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _targets_of(client: Any, examples: Examples) -> Array:
+    from sumus.training.examples import as_pair  # brings torch
+
+    return np.asarray(as_pair(client, examples)[1])
 
 
 def as_population(population: Mapping[Any, Examples]) -> Population:

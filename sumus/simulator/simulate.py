@@ -1,35 +1,41 @@
 """The simulator: every client of a round in this process, the same algebra as everywhere else.
 
 for each round:   sample a cohort → train → report → count in → add
-                  finish the sum → the next model → evaluate → remember
+                  finish the sum → the next model → evaluate → settle client states, remember
 """
 
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sumus.aggregate import RunningSum
+from sumus.aggregate import Aggregate, RunningSum, Update
 from sumus.algorithm import Algorithm
-from sumus.errors import ExperimentError, Interrupted
+from sumus.errors import ExperimentError, Interrupted, ParticipantError
 from sumus.experiment import Evaluate, Examples, Experiment
+from sumus.fleet import PERFECT, Fate, Fleet
 from sumus.metrics import is_lower_better
 from sumus.optimizers import ServerState
 from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.rng import generator, key
-from sumus.simulator.checkpoint import Checkpoint, ClientState
+from sumus.simulator.checkpoint import Checkpoint
 from sumus.simulator.evaluation import Evaluation
 from sumus.simulator.history import History, RoundRecord
-from sumus.simulator.interrupt import undisturbed
+from sumus.simulator.interrupt import undisturbed, whole
 from sumus.simulator.population import as_population, sample
 from sumus.simulator.progress import Progress, progress_of
+from sumus.spec import canonical_json, to_json
+from sumus.storage.client_states import ClientStates, MemoryClientStates
 from sumus.task import Task
-from sumus.training.executor import Assignment, Executor
+from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.program import Program, one_thread, seeded
 from sumus.training.sequential import SequentialExecutor
 from sumus.tree import nbytes, sha256
 from sumus.types import Tree
+from sumus.work import ClientState
 
 
 def simulate(
@@ -40,6 +46,7 @@ def simulate(
     pacing: Pacing | None = None,
     evaluate: Evaluate | None = None,
     seed: int = 0,
+    fleet: Fleet = PERFECT,
     **options: Any,
 ) -> History:
     """Train `task` by `algorithm` on `population`, in this process. `options` are those of `run`.
@@ -49,7 +56,7 @@ def simulate(
     pacing = pacing or Pacing(cohort=max(1, min(len(population), 100)))
     with seeded(seed):  # it may make the model
         plan = Plan(task, algorithm, pacing)
-    return run(Experiment(plan, population, rounds, evaluate or Evaluate(), seed), **options)
+    return run(Experiment(plan, population, rounds, evaluate or Evaluate(), seed, fleet), **options)
 
 
 def run(
@@ -60,6 +67,7 @@ def run(
     restart: bool = False,
     device: str = "cpu",
     progress: Progress | bool | None = None,
+    client_states: ClientStates | None = None,
 ) -> History:
     """Run an experiment.
 
@@ -68,12 +76,15 @@ def run(
     checkpoint_every: rounds between checkpoints; the last round, and Ctrl-C, write one too.
     device: "cpu" or "cuda".
     progress: True for a bar in the terminal, False for none; by default, a bar where there is a terminal.
+    client_states: where control variates and personal leaves are kept; by default in memory, and in the checkpoint.
+        `DirectoryClientStates(folder)` takes more of them than memory holds.
 
     Raises ExperimentError and its like for what you can mend, DivergedError when training runs to NaN, Interrupted on
     Ctrl-C (its `history` is what there was).
     """
     with one_thread(), seeded(experiment.seed):
-        simulation = Simulation(experiment, device, Path(out) if out is not None else None, restart)
+        states = client_states or MemoryClientStates()
+        simulation = Simulation(experiment, device, Path(out) if out is not None else None, restart, states)
         return simulation.run(checkpoint_every, progress_of(progress))
 
 
@@ -90,10 +101,31 @@ def _writable(out: Path | None) -> Path | None:
     return out
 
 
+@dataclass
+class Tally:
+    """What a round adds up besides the sum. counted: for everyone in the cohort, whether the report is in the sum."""
+
+    counted: dict[Any, bool]
+    examples: int = 0
+    bytes_up: int = 0
+    loss: float = 0.0
+    seen: int = 0
+
+    def count(self, trained: Trained) -> None:
+        """A report that is in the sum."""
+        loss, seen = trained.metrics["loss"]
+        self.counted[trained.client] = True
+        self.examples += trained.examples
+        self.loss += loss
+        self.seen += seen
+
+
 class Simulation:
     """One run: its model, its people, and where it stands (`self.at`, replaced once a round, as a whole)."""
 
-    def __init__(self, experiment: Experiment, device: str, out: Path | None, restart: bool) -> None:
+    def __init__(
+        self, experiment: Experiment, device: str, out: Path | None, restart: bool, states: ClientStates
+    ) -> None:
         task = experiment.plan.task
         if not isinstance(task, Task):
             raise ExperimentError(
@@ -108,15 +140,27 @@ class Simulation:
         self.task = self.plan.description
         self.executor: Executor = SequentialExecutor(self.program, self.plan.algorithm.client)
         self.out = _writable(out)
+        self.again = "run the same again, without restart," if restart else "run the same again"
         self.notes: dict[str, None] = {}
         self.hop = self.plan.first_hop
-        identity = {"plan": self.plan.id, "seed": experiment.seed, "population": len(self.population)}
+        self.states = states
+        identity = {
+            "plan": self.plan.id,
+            "seed": experiment.seed,
+            "population": self.population.described,
+            "fleet": canonical_json(to_json(experiment.fleet)),
+        }
         self.at = Checkpoint(identity, self.plan.algorithm.start(self.program.initial_shared, self.task))
+        self.evaluation = Evaluation(experiment.evaluate, self.population, self.program, experiment.seed)
         earlier = Checkpoint.read(out) if out is not None and not restart else None
         if earlier is not None and out is not None and earlier.rounds:
             earlier.check_same(identity, out, experiment.rounds)
             self.at = earlier
-        self.evaluation = Evaluation(experiment.evaluate, self.population, self.program, experiment.seed)
+        elif not self.states.empty and not restart:
+            raise ExperimentError(
+                "client_states= holds the states of another run: give an empty store, or restart=True (--restart) to forget them"
+            )
+        self.states.restore(self.at.clients)  # last: whatever can be wrong was found before states are forgotten
 
     def run(self, checkpoint_every: int, progress: Progress) -> History:
         """All rounds that are left."""
@@ -124,77 +168,137 @@ class Simulation:
         try:
             with progress.watching(self.experiment, self.done) as show:
                 while self.done < self.experiment.rounds and not self._reached_target():
-                    self.at = self._round(self.done, self.at)
+                    self._round(self.done, self.at)
                     show(self.at.rounds[-1])
                     if self.done - saved >= checkpoint_every:
                         self._save()
                         saved = self.done
+            history = self._history("target" if self._reached_target() else "rounds")
+            if self.out is not None:
+                self._save()
+                history.write(self.out)
+            return history
         except KeyboardInterrupt:
             with undisturbed():
-                kept = f", kept in {self.out}: run the same again to go on" if self._save() else ""
+                kept = f", kept in {self.out}: {self.again} to go on" if self._save() else ""
                 message = f"stopped after round {self.done} of {self.experiment.rounds}{kept}"
-                raise Interrupted(message, self._history("interrupted"), self.at) from None
+                raise Interrupted(message, self._history("interrupted"), self._checkpoint()) from None
         except Exception:
-            self._save()
+            with undisturbed():
+                self._save()
             raise
-        history = self._history("target" if self._reached_target() else "rounds")
-        if self.out is not None:
-            self._save()
-            history.write(self.out)
-        return history
 
     @property
     def done(self) -> int:
         """Whole rounds so far."""
         return len(self.at.rounds)
 
-    def _round(self, number: int, at: Checkpoint) -> Checkpoint:
-        """Round `number`, counted from 0: where the run stands after it, from where it stood before."""
-        began, seed = time.perf_counter(), self.experiment.seed
-        algorithm = self.plan.algorithm
-        public = key(seed, "round", number, "public")
-        cohort = sample(self.population, self.plan.pacing.cohort, generator(seed, "round", number, "cohort"))
-        total = RunningSum()
-        clients: dict[str, ClientState] = {}
-        examples, bytes_up, losses = 0, 0, [(0.0, 0)]
-        for trained in self.executor.run(at.state.broadcast, number, self._assignments(cohort, number, at)):
-            rng = generator(seed, "round", number, "client", trained.client, "transform")
-            update = algorithm.report(trained.client, trained.parts, trained.examples, trained.metrics, public, rng)
-            self.hop.count_in(update, into=total)
-            if trained.state:
-                clients[str(trained.client)] = trained.state
-            examples += trained.examples
-            bytes_up += update.nbytes
-            losses.append(trained.metrics["loss"])
-            self._note_cap(trained.examples)
-        combined = algorithm.combine(total.total, self.task, self.plan.sums, public, len(self.population))
-        state = algorithm.step(combined, at.state)
-        clients = {**at.clients, **clients}  # pending until the sum was counted: now
-        loss = sum(value for value, _ in losses) / sum(count for _, count in losses)
-        evaluations, spreads = self._evaluate(number, state, clients)
+    def _round(self, number: int, at: Checkpoint) -> None:
+        """Round `number`, counted from 0, from where the run stood before it; then `self.at` is where it stands after."""
+        rng = generator(self.experiment.seed, "round", number, "cohort")
+        cohort = sample(self.population, self.plan.pacing.cohort, rng)
+        tally = Tally(dict.fromkeys(cohort, False))
+        try:
+            after = self._played(cohort, number, at, tally)
+        except BaseException:
+            for client in cohort:
+                self.states.discarded(str(client))
+            raise
+        with whole():
+            for client, counted in tally.counted.items():
+                (self.states.counted if counted else self.states.discarded)(str(client))
+            self.at = after
+
+    def _played(self, cohort: list[Any], number: int, at: Checkpoint, tally: Tally) -> Checkpoint:
+        """Train, sum, step, evaluate."""
+        began = time.perf_counter()
+        state = at.state
+        if self.plan.algorithm.aggregator.one_by_one:  # the model travels
+            for client in self.population.in_order(cohort):
+                state = self._sum_and_step([client], number, state, tally)
+        else:
+            state = self._sum_and_step(cohort, number, state, tally)
+        clients = sum(tally.counted.values())
+        loss = tally.loss / tally.seen if clients else math.nan
+        evaluations, spreads = self._evaluate(number, state, tally)
         record = RoundRecord(
             round=number + 1,
-            clients=int(total.total.count),
-            examples=examples,
+            clients=clients,
+            dropped=len(cohort) - clients,
+            examples=tally.examples,
             loss=loss,
             metrics=next(iter(evaluations.values()), {} if self.evaluation.wanted else {"loss": loss}),
-            bytes_up=bytes_up,
+            bytes_up=tally.bytes_up,
             bytes_down=len(cohort) * sum(nbytes(tree) for tree in at.state.broadcast.values()),
             seconds=time.perf_counter() - began,
             evaluations=evaluations,
             spreads=spreads,
         )
-        return Checkpoint(at.identity, state, clients, (*at.rounds, record))
+        return Checkpoint(at.identity, state, rounds=(*at.rounds, record))
 
-    def _assignments(self, cohort: Iterable[Any], number: int, at: Checkpoint) -> Iterator[Assignment]:
-        for client in cohort:
+    def _sum_and_step(self, group: Sequence[Any], number: int, state: ServerState, tally: Tally) -> ServerState:
+        """Let clients train from a state, sum what arrives, take the server's step."""
+        algorithm, people = self.plan.algorithm, len(self.population)
+        public = key(self.experiment.seed, "round", number, "public")
+        total, apart = RunningSum(), dict[Any, Aggregate]()
+        arrived: dict[Any, Trained] = {}
+        fates: dict[Any, Fate] = {}
+        assignments = self._assignments(group, number, fates)
+        for trained in self.population.sent(self.executor.run(state.broadcast, number, assignments)):
+            if trained.state:
+                self.states.propose(str(trained.client), trained.state)
+            try:
+                update = self._reported(trained, number, public)
+                tally.bytes_up += update.nbytes
+                if fates[trained.client].lost:
+                    continue
+                if algorithm.aggregator.needs_each_update:
+                    apart[trained.client] = self.hop.count_in(update)
+                else:
+                    self.hop.count_in(update, into=total)
+            except ParticipantError:
+                if trained.client not in self.population.attackers:
+                    raise
+                self.notes["some attackers' reports were refused: not finite, or beyond the plan's bound"] = None
+                continue
+            arrived[trained.client] = replace(trained, parts={}, state={})
+            self._note_cap(trained.examples)
+        if algorithm.aggregator.needs_each_update:
+            ones = [apart[client] for client in group if client in apart]
+            combined = algorithm.combine_each(ones, self.task, self.plan.sums, public, people)
+        else:
+            combined = algorithm.combine(total.total, self.task, self.plan.sums, public, people)
+        for client in group if combined else ():
+            if client in arrived:
+                tally.count(arrived[client])
+        return algorithm.step(combined, state)
+
+    def _reported(self, trained: Trained, number: int, public: bytes) -> Update:
+        rng = generator(self.experiment.seed, "round", number, "client", trained.client, "transform")
+        return self.plan.algorithm.report(trained.client, trained.parts, trained.examples, trained.metrics, public, rng)
+
+    def _assignments(self, group: Sequence[Any], number: int, fates: dict[Any, Fate]) -> Iterator[Assignment]:
+        """Each client's work, drawing what becomes of it; whoever will be late need not begin."""
+        seed, work = self.experiment.seed, self.plan.algorithm.client
+        for client in group:
             inputs, targets = self.program.reader.read(self.population, client)
-            own_key = key(self.experiment.seed, "round", number, "client", client, "training")
-            yield Assignment(client, inputs, targets, at.clients.get(str(client), {}), own_key)
+            rng = generator(seed, "round", number, "client", client, "fleet")
+            fate = fates[client] = self.experiment.fleet.fate(work.step_count(len(inputs)), rng)
+            if not fate.late:
+                own_key = key(seed, "round", number, "client", client, "training")
+                yield Assignment(client, inputs, targets, self.states.get(str(client)), own_key, fate.most_steps)
 
-    def _evaluate(self, number: int, state: ServerState, clients: Mapping[str, ClientState]) -> tuple[Any, Any]:
-        due = (number + 1) % self.experiment.evaluate.every == 0 or number + 1 == self.experiment.rounds
-        return self.evaluation.measure(self._published(state), clients) if due else ({}, {})
+    def _evaluate(self, number: int, state: ServerState, tally: Tally) -> tuple[Any, Any]:
+        """What there is to measure after this round, each client with the state that it will have."""
+
+        def state_of(client: str) -> ClientState:
+            pending = self.states.pending(client) if client in counted else None
+            return self.states.get(client) if pending is None else pending
+
+        if (number + 1) % self.experiment.evaluate.every and number + 1 != self.experiment.rounds:
+            return {}, {}
+        counted = {str(client) for client, yes in tally.counted.items() if yes}
+        return self.evaluation.measure(self._published(state), state_of)
 
     def _reached_target(self) -> bool:
         target = self.experiment.evaluate.target
@@ -218,8 +322,11 @@ class Simulation:
     def _published(self, state: ServerState) -> Tree:
         return self.plan.algorithm.release(state)
 
+    def _checkpoint(self) -> Checkpoint:
+        return replace(self.at, clients=self.states.snapshot())
+
     def _save(self) -> Path | None:
-        return self.at.write(self.out) if self.out is not None and self.done else None
+        return self._checkpoint().write(self.out) if self.out is not None and self.done else None
 
     def _history(self, stopped: str) -> History:
         model = self._published(self.at.state)

@@ -41,7 +41,7 @@ class ExampleReader:
 
     def convert(self, client: object, examples: Any) -> tuple[Tensor, Tensor]:
         """Prepare and check one client's examples."""
-        inputs, targets = _as_pair(client, examples)
+        inputs, targets = as_pair(client, examples)
         if self.task.prepare is not None:
             try:
                 inputs, targets = self.task.prepare(inputs, targets)
@@ -108,7 +108,8 @@ class ExampleReader:
         return tensor.to(torch.int64) if tensor.dtype not in (torch.uint8, torch.bool) or name == "targets" else tensor
 
 
-def _as_pair(client: object, examples: Any) -> tuple[Any, Any]:
+def as_pair(client: object, examples: Any) -> tuple[Any, Any]:
+    """A client's examples as (inputs, targets): as given, or a data set of pairs, read and stacked."""
     if isinstance(examples, tuple | list) and len(examples) == 2 and not _is_list_of_pairs(examples):
         return examples[0], examples[1]
     if hasattr(examples, "__getitem__") and hasattr(examples, "__len__") and not isinstance(examples, Mapping):

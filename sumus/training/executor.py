@@ -14,7 +14,8 @@ class Assignment:
     """A client that is to train.
 
     client: its id.  inputs, targets: its examples on the device, one row an example.  state: what it kept from earlier
-    rounds.  key: 32 bytes from which all of its randomness in this round comes.
+    rounds.  key: 32 bytes from which all of its randomness in this round comes.  most_steps: what it has time for, if not
+    for all of its work.
     """
 
     client: Any
@@ -22,6 +23,7 @@ class Assignment:
     targets: Tensor
     state: Mapping[str, Tree]
     key: bytes
+    most_steps: int | None = None
 
 
 @dataclass(frozen=True)

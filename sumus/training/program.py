@@ -69,7 +69,7 @@ class Program:
 
     def tensors_of(self, tree: Tree) -> dict[str, Tensor]:
         """A tree as tensors on the device, in the precision that the module holds them, widened to their sum's dtype."""
-        return {name: self._widened(name, self._to_tensor(name, leaf)) for name, leaf in tree.items()}
+        return {name: self.widen(name, self._to_tensor(name, leaf)) for name, leaf in tree.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy values into the module."""
@@ -82,7 +82,7 @@ class Program:
 
     def widened(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
         """The module's present values of these leaves, detached, in the dtype in which they are summed. Not copies."""
-        return {name: self._widened(name, self.tensors[name].detach()) for name in names}
+        return {name: self.widen(name, self.tensors[name].detach()) for name in names}
 
     def losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(outputs, loss of each example `(B,)`); whatever the user's code raises becomes a TaskError."""
@@ -167,11 +167,12 @@ class Program:
     def _to_tensor(self, name: str, leaf: Array) -> Tensor:
         return torch.as_tensor(np.array(leaf)).to(self.device, self.tensors[name].dtype)
 
-    def _widened(self, name: str, tensor: Tensor) -> Tensor:
+    def widen(self, name: str, tensor: Tensor) -> Tensor:
+        """A tensor of a leaf, in the dtype in which that leaf is summed."""
         return tensor.to(getattr(torch, self.leaves[name].sum_dtype))
 
     def _to_numpy(self, name: str, tensor: Tensor) -> Array:
-        return self._widened(name, tensor.detach()).cpu().numpy().copy()
+        return self.widen(name, tensor.detach()).cpu().numpy().copy()
 
 
 def model_bytes(state: Mapping[str, Tensor]) -> bytes:

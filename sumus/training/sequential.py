@@ -1,6 +1,6 @@
 """The sequential executor: one client after the other, through one reused model, with in-place updates."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -8,12 +8,21 @@ import torch
 from torch import Tensor
 
 from sumus.aggregate import BUFFERS
-from sumus.errors import TaskError
+from sumus.errors import TaskError, UsageError
 from sumus.rng import generator
 from sumus.training.executor import Assignment, Trained
 from sumus.training.program import Program, seeded
 from sumus.types import Array, Broadcast, Tree
-from sumus.work import PERSONAL, ClientWork, LocalRun, apply_gradients, clip_gradients, no_correction
+from sumus.work import (
+    PERSONAL,
+    ClientState,
+    ClientWork,
+    LocalRun,
+    Parts,
+    apply_gradients,
+    clip_gradients,
+    no_correction,
+)
 
 Step = Callable[[dict[str, Tensor], int], None]
 
@@ -36,15 +45,26 @@ class SequentialExecutor:
         initial_personal = program.initial_personal
         for assignment in assignments:
             own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
+            own = own or self.work.init(sent["params"])
             personal = program.tensors_of(assignment.state.get(PERSONAL, {})) or initial_personal
-            program.load({**sent["params"], **buffers, **personal})
+            start = {**sent["params"], **buffers, **personal}
             try:
                 with seeded(int.from_bytes(assignment.key[:8], "little") >> 1):
+                    program.load(start)
+                    gradient = None
+                    if self.work.needs_gradient:
+                        gradient = self._gradient(assignment)
+                        program.load(start)
                     steps, loss = self._train(assignment, sent, own, lr)
             except TaskError as error:
                 raise TaskError(f"client {assignment.client!r}: {error}") from error
-            done = LocalRun(steps, lr, len(assignment.inputs))
+            done = LocalRun(steps, lr, len(assignment.inputs), gradient)
             parts, state = self.work.finish(sent, program.widened(program.shared), own, done)
+            if PERSONAL in state or (state and not self.work.keeps_state):
+                raise UsageError(
+                    f"{self.work!r} keeps {sorted(state)}: give it init=, the first state, and leave the name "
+                    f"{PERSONAL!r} to personal leaves"
+                )
             if program.buffers:
                 now = program.widened(program.buffers)
                 parts = {**parts, BUFFERS: {name: buffers[name] - now[name] for name in now}}
@@ -61,8 +81,8 @@ class SequentialExecutor:
     def _train(
         self,
         assignment: Assignment,
-        sent: Mapping[str, Mapping[str, Tensor]],
-        own: Mapping[str, Mapping[str, Tensor]],
+        sent: Parts,
+        own: ClientState,
         lr: float,
     ) -> tuple[int, tuple[float, int]]:
         """Take the local steps; (steps, (summed loss, examples seen))."""
@@ -72,22 +92,41 @@ class SequentialExecutor:
         steps, seen = 0, 0
         total = torch.zeros((), device=program.device, dtype=torch.float64)
         program.module.train()
-        for rows in self.work.batches(len(assignment.inputs), generator(assignment.key, "batches")):
+        rng = generator(assignment.key, "batches")
+        for rows in self.work.batches(len(assignment.inputs), rng, assignment.most_steps):
             index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(program.device)
             inputs, targets = assignment.inputs[index], assignment.targets[index]
             if isinstance(index, slice):  # a view: a forward in place must not change the data
                 inputs = inputs.clone()
-            _, losses = program.losses(inputs, targets)
-            if not losses.requires_grad:
-                raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
-            loss = losses.sum()
-            grads = torch.autograd.grad(loss / len(inputs), params, allow_unused=True, materialize_grads=True)
+            loss, grads = self._loss_and_gradient(inputs, targets, len(inputs), params)
             steps += 1
             seen += len(inputs)
             with torch.no_grad():
                 total += loss
                 take_step(dict(zip(names, grads, strict=True)), steps)
         return steps, (float(total), seen)
+
+    def _loss_and_gradient(
+        self, inputs: Tensor, targets: Tensor, over: int, params: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """The summed loss of these examples, and the gradient of that sum over a number."""
+        _, losses = self.program.losses(inputs, targets)
+        if not losses.requires_grad:
+            raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
+        loss = losses.sum()
+        return loss, torch.autograd.grad(loss / over, params, allow_unused=True, materialize_grads=True)
+
+    def _gradient(self, assignment: Assignment) -> dict[str, Tensor]:
+        """The gradient, in the shared leaves, of the mean loss over all of a client's examples; a batch at a time."""
+        names, params = list(self.program.shared), list(self.program.shared.values())
+        total = [torch.zeros_like(param) for param in params]
+        count = len(assignment.inputs)
+        self.program.module.train()
+        for start in range(0, count, self.work.batch_size or count):
+            rows = slice(start, start + (self.work.batch_size or count))
+            inputs, targets = assignment.inputs[rows].clone(), assignment.targets[rows]
+            torch._foreach_add_(total, list(self._loss_and_gradient(inputs, targets, count, params)[1]))
+        return {name: self.program.widen(name, grad) for name, grad in zip(names, total, strict=True)}
 
     def _fused_sgd(self, lr: float) -> Step | None:
         """SGD in place, where the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""
@@ -113,9 +152,7 @@ class SequentialExecutor:
 
         return step
 
-    def _generic_step(
-        self, sent: Mapping[str, Mapping[str, Tensor]], own: Mapping[str, Mapping[str, Tensor]], lr: float
-    ) -> Step:
+    def _generic_step(self, sent: Parts, own: ClientState, lr: float) -> Step:
         """Any rule, by its own definition."""
         params = self.program.trained
         states = {name: self.work.optimizer.init(param.detach()) for name, param in params.items()}

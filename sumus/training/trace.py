@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sumus.training.program import Program
+from sumus.tree import nested, unnested
 from sumus.work import ClientWork, apply_gradients
 
 
@@ -26,9 +27,9 @@ from sumus.work import ClientWork, apply_gradients
 class StepGraph:
     """A traced step. `inputs` and `outputs` name the graph's arguments and results, in order:
 
-    params/LEAF, rule/LEAF/SLOT, buffers/LEAF, broadcast/NAME/LEAF, inputs, targets, mask, lr, step → params/LEAF,
-    rule/LEAF/SLOT, buffers/LEAF, loss. `mask` (B,) is 0 for rows that pad a short batch; `step` counts from 1. `lr` and
-    `step` are float64 scalars, as the executor's are: in single precision 1 − β₂^step would lose four digits of its seven.
+    params/LEAF, rule/LEAF/SLOT, buffers/LEAF, broadcast/NAME/LEAF, state/NAME/LEAF, inputs, targets, mask, lr, step →
+    params/LEAF, rule/LEAF/SLOT, buffers/LEAF, loss. `mask` (B,) is 0 for rows that pad a short batch; `step` counts from 1.
+    `lr` and `step` are float64 scalars, as the executor's are: in single precision 1 − β₂^step would lose four of seven digits.
     A model with batch statistics (BatchNorm) sees the padding too: give it whole batches.
     """
 
@@ -70,14 +71,17 @@ def trace_step(program: Program, work: ClientWork, inputs: Tensor, targets: Tens
 
 
 def step_values(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Arguments of a step graph, by name: the program's present values and a fresh optimizer."""
+    """Arguments of a step graph, by name: the program's present values, a fresh optimizer, a client's first state."""
     values = {f"params/{name}": tensor.detach().clone() for name, tensor in program.trained.items()}
     for name, tensor in program.trained.items():
         for slot, state in enumerate(work.optimizer.init(tensor.detach())):
             values[f"rule/{name}/{slot}"] = state
     buffers = {name: tensor for name, tensor in program.tensors.items() if name not in program.trained}
     values |= {f"buffers/{name}": tensor.detach().clone() for name, tensor in buffers.items()}
-    values |= {f"broadcast/params/{name}": tensor.detach().clone() for name, tensor in program.shared.items()}
+    shared = {name: tensor.detach() for name, tensor in program.shared.items()}
+    broadcast = {part: {name: leaf * (part == "params") for name, leaf in shared.items()} for part in work.receives}
+    for kind, trees in (("broadcast", broadcast), ("state", work.init(shared))):
+        values |= {f"{kind}/{path}": leaf.clone() for path, leaf in unnested(trees).items()}
     dtype = next(iter(program.trained.values())).dtype
     values |= {"inputs": inputs, "targets": targets, "mask": torch.ones(len(inputs), dtype=dtype)}
     return values | {"lr": torch.tensor(0.1, dtype=torch.float64), "step": torch.tensor(1.0, dtype=torch.float64)}
@@ -87,7 +91,10 @@ def _step(program: Program, work: ClientWork, values: Mapping[str, Tensor]) -> d
     params = {name: values[f"params/{name}"].detach().requires_grad_() for name in program.trained}
     buffers = {name: values[f"buffers/{name}"].clone() for name in program.tensors if f"buffers/{name}" in values}
     rules = {name: tuple(values[key] for key in values if key.startswith(f"rule/{name}/")) for name in program.trained}
-    broadcast = {"params": {name: values[f"broadcast/params/{name}"] for name in program.shared}}
+    broadcast, own = (
+        nested({path.removeprefix(kind): values[path] for path in values if path.startswith(kind)})
+        for kind in ("broadcast/", "state/")
+    )
     outputs = functional_call(program.module, {**params, **buffers}, (values["inputs"],), tie_weights=True)
     losses = program.task.loss(outputs, values["targets"])
     mask = values["mask"]
@@ -95,7 +102,7 @@ def _step(program: Program, work: ClientWork, values: Mapping[str, Tensor]) -> d
     grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True, materialize_grads=True)
     plain = {name: param.detach() for name, param in params.items()}
     moved, states = apply_gradients(
-        work, plain, dict(zip(params, grads, strict=True)), rules, broadcast, {}, values["lr"], values["step"]
+        work, plain, dict(zip(params, grads, strict=True)), rules, broadcast, own, values["lr"], values["step"]
     )
     results = {f"params/{name}": param for name, param in moved.items()}
     results |= {f"rule/{name}/{slot}": s for name, slots in states.items() for slot, s in enumerate(slots)}

@@ -1,14 +1,51 @@
 """Clients are read only when they are picked, and are who they say."""
 
+import importlib
+import importlib.util
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import sumus
 from sumus.rng import generator
 from sumus.simulator.population import sample
+
+
+class Items(Dataset[Any]):
+    """Six items, that remember which of them were read."""
+
+    def __init__(self) -> None:
+        self.inputs = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        self.read.append(index)
+        return torch.from_numpy(self.inputs[index]), index % 2
+
+
+def hugging_face(columns: dict[str, Any]) -> Any:
+    """A `datasets.Dataset` of these columns."""
+    if importlib.util.find_spec("datasets") is None:
+        if os.environ.get("SUMUS_REQUIRE_SERVICES"):
+            pytest.fail("datasets is not installed, and here everything must be")
+        pytest.skip("needs datasets: pip install datasets")
+    return importlib.import_module("datasets").Dataset.from_dict(columns)
+
+
+def learned(people: sumus.Population) -> str:
+    """What a short run makes of a population: its model's hash."""
+    task = sumus.Task(lambda: nn.Linear(3, 2), sumus.losses.cross_entropy)
+    return sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1, batch_size=2)), people, rounds=2).model_sha256
 
 
 def test_a_population_reads_no_one_until_a_client_is_picked() -> None:
@@ -42,9 +79,13 @@ def test_arrays_split_by_a_key_and_keep_their_order() -> None:
     assert people["b"][0][:, 0].tolist() == [0, 2, 5]
 
 
-def test_arrays_of_different_lengths_are_refused() -> None:
-    with pytest.raises(sumus.ExperimentError, match="have 2, 2 and 3 rows"):
+def test_columns_of_different_lengths_are_refused() -> None:
+    with pytest.raises(sumus.ExperimentError, match="2 inputs and 3 targets: they must be equally many"):
+        sumus.Population.from_arrays(np.zeros((2, 1)), np.zeros(3), by=[1, 2])
+    with pytest.raises(sumus.ExperimentError, match=r"by= has shape \(3,\) for 2 examples: give one client an example"):
         sumus.Population.from_arrays(np.zeros((2, 1)), np.zeros(2), by=[1, 2, 3])
+    with pytest.raises(sumus.ExperimentError, match=r"by= has shape \(6, 1\) for 6 examples"):
+        sumus.Population.from_dataset(Items(), by=np.zeros((6, 1)))
 
 
 def test_a_part_of_a_population_is_a_population() -> None:
@@ -85,3 +126,104 @@ def test_a_list_of_pairs_is_a_data_set_however_long_it_is() -> None:
     from_list = sumus.simulate(task, algorithm, {"a": [(inputs[0], 0), (inputs[1], 1)]}, rounds=1)
     from_pair = sumus.simulate(task, algorithm, {"a": [inputs, targets]}, rounds=1)
     assert from_list.model_sha256 == from_pair.model_sha256
+
+
+def test_items_of_a_torch_dataset_are_read_when_their_client_is_picked() -> None:
+    items = Items()
+    people = sumus.Population.from_dataset(items, by=["b", "a", "b", "a", "c", "b"])
+    assert list(people) == ["a", "b", "c"]
+    bob = people["b"]
+    assert items.read == []
+    inputs, targets = zip(*(bob[index] for index in range(len(bob))), strict=True)
+    assert items.read == [0, 2, 5]
+    np.testing.assert_array_equal(np.stack(inputs), items.inputs[[0, 2, 5]])
+    assert targets == (0, 0, 1)
+
+
+def test_a_torch_dataset_trains_like_its_arrays() -> None:
+    by = [2, 1, 2, 1, 2, 2]
+    arrays = sumus.Population.from_arrays(Items().inputs, np.arange(6) % 2, by)
+    assert learned(sumus.Population.from_dataset(Items(), by)) == learned(arrays)
+
+
+def test_a_hugging_face_dataset_splits_by_a_column_or_by_an_array() -> None:
+    inputs, by = Items().inputs, ["b", "a", "b", "a", "b", "b"]
+    found = hugging_face({"x": inputs.tolist(), "label": [0, 1, 0, 1, 0, 1], "who": by, "unused": ["text"] * 6})
+    people = sumus.Population.from_hugging_face(found, "x", "label", by="who")
+    assert list(people) == ["a", "b"]
+    held, labels = people["b"]
+    np.testing.assert_array_equal(held, inputs[[0, 2, 4, 5]])
+    assert labels.tolist() == [0, 0, 0, 1]
+    arrays = sumus.Population.from_arrays(inputs, np.arange(6) % 2, by)
+    by_array = sumus.Population.from_hugging_face(found, "x", "label", by=np.array(by))
+    assert learned(people) == learned(by_array) == learned(arrays)
+
+
+def test_rows_of_a_hugging_face_dataset_stay_what_its_order_says() -> None:
+    found = hugging_face({"x": [10.0, 11.0, 12.0, 13.0], "label": [0, 1, 2, 3], "who": ["a", "a", "b", "b"]})
+    turned = found.select([3, 0, 2])
+    people = sumus.Population.from_hugging_face(turned, "x", "label", by="who")
+    assert {client: labels.tolist() for client, (_, labels) in people.items()} == {"a": [0], "b": [3, 2]}
+    assert people["b"][0].tolist() == [13.0, 12.0]
+
+
+def test_several_columns_become_the_last_axis() -> None:
+    found = hugging_face({"height": [1.0, 2.0, 3.0], "age": [4.0, 5.0, 6.0], "label": [0, 1, 0]})
+    people = sumus.Population.from_hugging_face(found, ["age", "height"], "label", by=[7, 8, 7])
+    assert people[7][0].tolist() == [[4.0, 1.0], [6.0, 3.0]]
+    assert people[8][0].tolist() == [[5.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "by"),
+    [("y", "label", "who"), (["x", "y"], "label", "who"), ("x", "y", "who"), ("x", "x", "y")],
+)
+def test_a_column_that_is_not_there_is_named_with_those_that_are(inputs: Any, targets: str, by: str) -> None:
+    found = hugging_face({"x": [1.0], "label": [0], "who": ["a"]})
+    with pytest.raises(sumus.ExperimentError, match="the data set has no column 'y'; it has x, label, who"):
+        sumus.Population.from_hugging_face(found, inputs, targets, by=by)
+    with pytest.raises(sumus.ExperimentError, match=r"by= has shape \(2,\) for 1 examples"):
+        sumus.Population.from_hugging_face(found, "x", "label", by=["a", "b"])
+
+
+# ── a picture ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def pixels(path: Path) -> tuple[int, int]:
+    """Width and height of a PNG, from its head."""
+    head = path.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", head[16:])
+    return width, height
+
+
+def test_a_picture_shows_the_first_clients_and_reads_only_them(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'sumus[report]'")
+    read: list[int] = []
+
+    def load(client: int) -> tuple[np.ndarray, np.ndarray]:
+        read.append(client)
+        return np.zeros((client + 1, 2)), np.arange(client + 1) % 3
+
+    people = sumus.Population(range(1_000_000), load)
+    few, many = (pixels(people.plot(tmp_path / f"{count}.png", clients=count)) for count in (4, 40))
+    assert sorted(set(read)) == list(range(40))
+    assert 600 < few[0] == many[0] < 1600
+    assert 100 < few[1] < many[1] < 2000
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [np.linspace(0, 1, 6), np.eye(6), np.arange(6) * 1000, np.array([True, False] * 3), torch.arange(6)],
+    ids=["floats", "vectors", "sparse labels", "booleans", "tensors"],
+)
+def test_targets_of_any_kind_have_a_picture(tmp_path: Path, targets: Any) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'sumus[report]'")
+    people = sumus.Population.from_arrays(np.zeros((6, 2)), targets, by=[0, 0, 0, 1, 1, 2])
+    assert min(pixels(people.plot(tmp_path / "people.png"))) > 100
+
+
+def test_the_items_of_a_torch_dataset_have_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'sumus[report]'")
+    people = sumus.Population.from_dataset(Items(), by=[0, 0, 0, 1, 1, 2])
+    assert min(pixels(people.plot(tmp_path / "people.png"))) > 100

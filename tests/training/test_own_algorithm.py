@@ -18,21 +18,21 @@ from sumus.training.executor import Assignment
 from sumus.training.program import Program
 from sumus.training.sequential import SequentialExecutor
 from sumus.types import Tree
-from sumus.work import sgd_rule
+from sumus.work import sgd_rule, zeros_as
 
 
 def scaffold(lr: float, steps: int) -> sumus.Algorithm:
     """y ← y − η(g − cᵢ + c);  cᵢ⁺ = cᵢ − c + (x − y)/(Kη);  x ← x + mean Δy;  c ← c + Σ Δcᵢ / N."""
 
     def correct(grads: Any, params: Any, broadcast: Any, state: Any) -> Any:
-        own = state.get("control", {})
-        return {name: grad + broadcast["control"][name] - own.get(name, 0.0) for name, grad in grads.items()}
+        own, common = state["control"], broadcast["control"]
+        return {name: grad + common[name] - own[name] for name, grad in grads.items()}
 
     def finish(broadcast: Any, params: Any, state: Any, done: Any) -> Any:
-        own, common = state.get("control", {}), broadcast["control"]
+        own, common = state["control"], broadcast["control"]
         moved = {name: leaf - params[name] for name, leaf in broadcast["params"].items()}
         change = {name: leaf / (done.steps * done.lr) - common[name] for name, leaf in moved.items()}
-        new = {name: leaf + own.get(name, 0.0) for name, leaf in change.items()}
+        new = {name: leaf + own[name] for name, leaf in change.items()}
         return {"params": moved, "control": change}, {"control": new}
 
     def init(params: Tree) -> ServerState:
@@ -47,7 +47,14 @@ def scaffold(lr: float, steps: int) -> sumus.Algorithm:
     schedule = sumus.schedules.constant(lr)
     return sumus.Algorithm(
         sumus.ClientWork(
-            optimizer=sgd_rule(), lr=schedule, steps=steps, correct=correct, finish=finish, sends=both, receives=both
+            optimizer=sgd_rule(),
+            lr=schedule,
+            steps=steps,
+            correct=correct,
+            finish=finish,
+            init=zeros_as("control"),
+            sends=both,
+            receives=both,
         ),
         sumus.chain(),
         mean(Part("params", "leaves", "uniform", "count"), Part("control", "leaves", "uniform", "population")),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import sumus
 from sumus.algorithm import Algorithm
+from sumus.errors import UsageError
 from sumus.fixed_point import FixedPoint
 from sumus.optimizers import ServerState
 from sumus.rng import generator, key
@@ -25,7 +26,7 @@ from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.program import Program
 from sumus.training.sequential import SequentialExecutor
 from sumus.types import Broadcast, Tree
-from sumus.work import ClientWork, LocalRun, send_difference
+from sumus.work import ClientWork, LocalRun, no_state, send_difference, zeros_as
 
 Clients = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -74,9 +75,10 @@ def trained_by(
     broadcast: Broadcast | None = None,
     round_number: int = 0,
     states: Mapping[str, Mapping[str, Tree]] | None = None,
+    most_steps: int | None = None,
 ) -> dict[str, Trained]:
     assignments = [
-        Assignment(who, *examples, (states or {}).get(who, {}), key(round_number, who))
+        Assignment(who, *examples, (states or {}).get(who, {}), key(round_number, who), most_steps)
         for who, examples in clients.items()
     ]
     executor: Executor = SequentialExecutor(program, work)
@@ -419,9 +421,54 @@ def test_half_precision_models_send_single_precision(dtype: torch.dtype) -> None
 # ── what an algorithm brings of its own ──────────────────────────────────────────────────────────────────────────────
 
 
-def returning(parts: Callable[..., Any], state: Callable[..., Any] = lambda *args: {}) -> ClientWork:
+FROM_ZERO = zeros_as("first")
+
+
+def returning(
+    parts: Callable[..., Any],
+    state: Callable[..., Any] = lambda *args: {},
+    init: Callable[..., Any] = FROM_ZERO,
+) -> ClientWork:
     """SGD whose `finish` gives these."""
-    return dataclasses.replace(sumus.sgd(0.1, steps=3), finish=lambda *args: (parts(*args), state(*args)))
+    return dataclasses.replace(sumus.sgd(0.1, steps=3), finish=lambda *args: (parts(*args), state(*args)), init=init)
+
+
+def test_a_state_begins_with_init_and_goes_on_with_what_was_kept() -> None:
+    """init sees the shared leaves of the client's first broadcast; a newcomer begins so in any round."""
+    seen: list[Mapping[str, Mapping[str, Tensor]]] = []
+
+    def correct(grads: Any, params: Any, broadcast: Any, state: Any) -> Any:
+        seen.append(state)
+        return grads
+
+    def finish(broadcast: Any, params: Any, state: Any, done: LocalRun) -> Any:
+        return {"params": {}}, {"anchor": {name: leaf + 1 for name, leaf in state["anchor"].items()}}
+
+    work = dataclasses.replace(
+        sumus.sgd(0.1), correct=correct, finish=finish, init=lambda params: {"anchor": dict(params)}
+    )
+    program, clients = program_of(with_statistics, leaves={"3.*": "personal"}), {"alice": some(20, 0)}
+    first = trained_by(program, work, clients)["alice"].state
+    later = {**first_of(program), "params": {name: leaf * 9 for name, leaf in first_of(program)["params"].items()}}
+    second = trained_by(program, work, {**clients, "bob": some(9, 1)}, broadcast=later, states={"alice": first})
+    close(first["anchor"], {name: program.initial[name] + 1 for name in program.shared}, atol=0)
+    close(second["alice"].state["anchor"], {name: program.initial[name] + 2 for name in program.shared}, atol=0)
+    close(second["bob"].state["anchor"], {name: program.initial[name] * 9 + 1 for name in program.shared}, atol=0)
+    assert [set(state) for state in seen] == [{"anchor"}] * 3
+
+
+def test_a_state_without_a_first_state_is_refused() -> None:
+    """Else it would be lost, or missing in the first round: nothing would show in the second."""
+    work = returning(lambda *_: {"params": {}}, lambda *_: {"b": {}, "a": {"": 1.0}}, init=no_state)
+    with pytest.raises(UsageError, match=r"custom\(\) keeps \['a', 'b'\]: give it init="):
+        trained_by(program_of(), work, {"alice": some(20, 0)})
+
+
+@pytest.mark.parametrize("leaves", [{}, {"2.*": "personal"}])
+def test_the_name_of_personal_leaves_is_taken(leaves: Mapping[str, Any]) -> None:
+    work = returning(lambda *_: {"params": {}}, lambda *_: {"personal": {"2.bias": torch.zeros(CLASSES)}})
+    with pytest.raises(UsageError, match="leave the name 'personal' to personal leaves"):
+        trained_by(program_of(leaves=leaves), work, {"alice": some(20, 0)})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -472,6 +519,79 @@ def test_finish_learns_what_the_local_run_was() -> None:
     work = dataclasses.replace(sumus.sgd(schedule, epochs=3, batch_size=8), finish=finish)
     trained_by(program_of(), work, {"alice": some(20, 0)}, round_number=6)
     assert runs == [LocalRun(steps=9, lr=0.2, examples=20)]
+
+
+@pytest.mark.parametrize("work", [sumus.sgd(0.1, epochs=3, batch_size=8), sumus.adam(0.1, epochs=3, batch_size=8)])
+def test_a_client_without_time_stops_after_its_most_steps(work: ClientWork) -> None:
+    """What it did until then is what a shorter work would have done, and finish learns how far it came."""
+    runs: list[LocalRun] = []
+
+    def finish(broadcast: Any, params: Any, state: Any, done: LocalRun) -> Any:
+        runs.append(done)
+        return send_difference(broadcast, params, state, done)
+
+    work = dataclasses.replace(work, finish=finish)
+    clients, program = {"alice": some(20, 0)}, program_of()
+    for most, steps, seen in ((1, 1, 8), (4, 4, 8 + 8 + 4 + 8), (9, 9, 60), (50, 9, 60)):
+        part = trained_by(program, work, clients, most_steps=most)["alice"]
+        short = trained_by(program, dataclasses.replace(work, epochs=None, steps=steps), clients)["alice"]
+        assert bits(part) == bits(short)
+        assert (runs[-2].steps, runs[-1].steps, part.metrics["loss"][1], part.examples) == (steps, steps, seen, 20)
+
+
+@pytest.mark.parametrize("batch_size", [None, 8, 1])
+@pytest.mark.parametrize("model", [linear, mlp])
+def test_the_gradient_at_the_broadcast_model_is_that_of_the_mean_over_all_examples(
+    model: Callable[[], nn.Module], batch_size: int | None
+) -> None:
+    """20 examples in batches of 8: a mean of the batches' means would weigh the last four double."""
+    program, examples = program_of(model), some(20, 0)
+    sent = {name: leaf + 0.5 for name, leaf in program.initial_shared.items()}
+    module = model()
+    module.load_state_dict({name: torch.from_numpy(leaf) for name, leaf in sent.items()})
+    nn.functional.cross_entropy(module(examples[0]), examples[1]).backward()
+    ours = gradient_of(program, sumus.sgd(0.3, epochs=2, batch_size=batch_size), examples, {"params": sent})
+    close(ours, {name: param.grad for name, param in module.named_parameters()}, atol=1e-15)
+
+
+def gradient_of(
+    program: Program, work: ClientWork, examples: tuple[Tensor, Tensor], broadcast: Broadcast, state: Any = None
+) -> Mapping[str, Tensor]:
+    found: list[Any] = []
+
+    def finish(broadcast: Any, params: Any, state: Any, done: LocalRun) -> Any:
+        found.append(done.gradient)
+        return send_difference(broadcast, params, state, done)
+
+    work = dataclasses.replace(work, finish=finish, needs_gradient=True)
+    trained_by(program, work, {"alice": examples}, broadcast=broadcast, states={"alice": state or {}})
+    return found[0]
+
+
+def test_the_gradient_is_of_shared_leaves_beside_the_clients_own_personal_ones() -> None:
+    program, examples = program_of(leaves={"2.*": "personal", "0.bias": "frozen"}), some(20, 0)
+    own = {name: program.initial[name] * 3 for name in program.personal}
+    ours = gradient_of(program, sumus.sgd(0.3, batch_size=8), examples, first_of(program), {"personal": own})
+    module = mlp()
+    module.load_state_dict({name: torch.from_numpy({**program.initial, **own}[name]) for name in program.initial})
+    nn.functional.cross_entropy(module(examples[0]), examples[1]).backward()
+    close(ours, {"0.weight": module.get_parameter("0.weight").grad}, atol=1e-15)
+
+
+@pytest.mark.parametrize("leaves", [{}, {"1.running_*": "personal"}, {"1.running_*": "frozen"}])
+def test_the_pass_for_the_gradient_leaves_no_trace(leaves: Mapping[str, Any]) -> None:
+    """Statistics, their counter, which sets how fast they move, and the model are as they were sent when training begins."""
+    program, clients = program_of(with_statistics, leaves=leaves), {"alice": some(20, 0), "bob": some(11, 1)}
+    broadcast = first_of(program)
+    if "buffers" in broadcast:
+        broadcast = {**broadcast, "buffers": {name: leaf + 2 for name, leaf in broadcast["buffers"].items()}}
+    work = sumus.sgd(0.1, epochs=2, batch_size=8, momentum=0.9)
+    plain, asked = (
+        trained_by(program, dataclasses.replace(work, needs_gradient=needs), clients, broadcast=broadcast)
+        for needs in (False, True)
+    )
+    for who in clients:
+        assert bits(plain[who]) == bits(asked[who])
 
 
 def test_states_that_are_views_of_the_model_stay_as_they_are_when_the_next_client_trains() -> None:

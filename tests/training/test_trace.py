@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import sumus
+from sumus.algorithms.feddyn import dynamic
+from sumus.algorithms.fedprox import prox
+from sumus.algorithms.scaffold import control
 from sumus.training import losses
 from sumus.training.executor import Assignment
 from sumus.training.program import Program
 from sumus.training.sequential import SequentialExecutor
 from sumus.training.trace import StepGraph, step_values, trace_step
+from sumus.tree import nested
 from sumus.work import ClientWork, apply_gradients
 
 BATCH, STEPS, LR = 6, 3, 0.05
@@ -124,9 +128,14 @@ def by_autograd(
 
 
 def by_graph(
-    program: Program, work: ClientWork, graph: StepGraph, batches: list[tuple[Tensor, Tensor]], rows: int = BATCH
+    program: Program,
+    work: ClientWork,
+    graph: StepGraph,
+    batches: list[tuple[Tensor, Tensor]],
+    rows: int = BATCH,
+    given: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    values = step_values(program, work, *batches[0])
+    values = {**step_values(program, work, *batches[0]), **(given or {})}
     for number, (inputs, targets) in enumerate(batches, 1):
         mask = torch.zeros_like(values["mask"])
         mask[:rows] = 1
@@ -222,6 +231,38 @@ def test_a_graph_takes_the_steps_of_the_executor(work: str) -> None:
     values = by_graph(program, rule, graph, [(inputs, targets)] * STEPS)
     sent = {n: torch.from_numpy(program.initial[n] - leaf) for n, leaf in trained.parts["params"].items()}
     the_same(values, sent, CLOSE["float64"])
+
+
+CORRECTED: dict[str, ClientWork] = {
+    "prox": prox(sumus.sgd(LR, momentum=0.9, steps=STEPS), mu=0.7),
+    "control": control(sumus.sgd(LR, steps=STEPS)),
+    "dynamic": dynamic(sumus.adam(LR, steps=STEPS), alpha=0.3),
+}
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_a_corrected_step_takes_what_is_broadcast_and_what_the_client_kept(name: str) -> None:
+    """FedProx, SCAFFOLD and FedDyn, with controls that are not zero, as the executor takes them."""
+    program, work = program_of(mlp, "float64"), CORRECTED[name]
+    inputs, targets = batch_of(vectors, "float64")
+    graph = trace_step(program, work, inputs, targets)
+    draw = np.random.default_rng(0)
+    first = {key: draw.normal(size=value.shape) for key, value in step_values(program, work, inputs, targets).items()}
+    extra = {key: value for key, value in first.items() if key.startswith(("broadcast/control/", "state/"))}
+    assert bool(extra) is (name != "prox")
+    broadcast = {"params": program.initial_shared, **nested(without("broadcast/", extra))}
+    (trained,) = SequentialExecutor(program, work).run(
+        broadcast, 0, [Assignment("alice", inputs, targets, nested(without("state/", extra)), bytes(32))]
+    )
+    program.load(program.tensors_of(program.initial_shared))
+    given = {key: torch.from_numpy(value) for key, value in extra.items()}
+    values = by_graph(program, work, graph, [(inputs, targets)] * STEPS, given=given)
+    sent = {n: torch.from_numpy(program.initial[n] - leaf) for n, leaf in trained.parts["params"].items()}
+    the_same(values, sent, CLOSE["float64"])
+
+
+def without(kind: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {key.removeprefix(kind): value for key, value in values.items() if key.startswith(kind)}
 
 
 @pytest.mark.parametrize("work", WORKS)

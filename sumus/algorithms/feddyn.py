@@ -1,0 +1,78 @@
+"""FedDyn: each client's loss is bent, round by round, until everyone's minimum is the common one.
+
+    yᵢ = argmin fᵢ(y) − ⟨hᵢ, y⟩ + α/2 ‖y − x‖²;     hᵢ ← hᵢ − α (yᵢ − x)                        lines 5, 6
+    h ← h − α (1/N) Σ (yᵢ − x);                      x ← (1/|P|) Σ yᵢ − h / α                    lines 10, 11
+
+[Acar et al. 2021, arXiv:2111.04263, Algorithm 1, where hᵢ is written ∇Lᵢ]. The argmin is approached by the client's own
+optimizer. hᵢ stays with the client and is kept once the update was counted, since h is the mean of everyone's; for the same
+reason no chain may clip or round what it follows. The server keeps h/α, from which α has cancelled.
+
+    params    x − y    uniform    over the contributors; exactly as it is
+    share     1        uniform    over the population: |P| / N, which turns a mean over P into a sum over N
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sumus.aggregate import Part, mean
+from sumus.algorithm import Algorithm
+from sumus.errors import PlanError
+from sumus.optimizers import ServerOptimizer, ServerState
+from sumus.spec import registered
+from sumus.tree import tree_map
+from sumus.types import Tensors, Tree
+from sumus.update.transform import chain
+from sumus.work import ClientState, ClientWork, LocalRun, Parts, expect_plain, zeros_as
+
+PARAMS = Part("params", weight="uniform", denominator="count", transformed=False)
+SHARE = Part("share", content="scalar", weight="uniform", denominator="population")
+
+
+def feddyn(client: ClientWork, alpha: float) -> Algorithm:
+    """FedDyn. alpha: α, 0.01 to 0.1 in the paper; the larger, the shorter the way of a round."""
+    return Algorithm(dynamic(client, alpha), chain(), mean(PARAMS, SHARE), shifted())
+
+
+@registered("client/dynamic")
+def dynamic(client: ClientWork, alpha: float) -> ClientWork:
+    """The client's half: g ← g − hᵢ + α(y − x), and a new hᵢ."""
+    expect_plain(client, "dynamic")
+    if not alpha > 0:
+        raise PlanError("positive", f"dynamic(alpha={alpha}): α must be positive")
+
+    def correct(grads: Tensors, params: Tensors, broadcast: Parts, state: ClientState) -> Tensors:
+        own, anchor = state["slope"], broadcast["params"]
+        return {name: grad - own[name] + alpha * (params[name] - anchor[name]) for name, grad in grads.items()}
+
+    def finish(broadcast: Parts, params: Tensors, state: ClientState, done: LocalRun) -> tuple[Parts, ClientState]:
+        moved = tree_map(lambda base, trained: base - trained, broadcast["params"], params)
+        slope = tree_map(lambda old, by: old + alpha * by, state["slope"], moved)
+        return {"params": moved, "share": {"": 1.0}}, {"slope": slope}
+
+    return replace(
+        client,
+        correct=correct,
+        finish=finish,
+        init=zeros_as("slope"),
+        sends=("params", "share"),
+    )
+
+
+@registered("server/shifted")
+def shifted() -> ServerOptimizer:
+    """The server's half: the mean of the clients' models, moved by −h/α, which is kept in float64."""
+
+    def init(params: Tree) -> ServerState:
+        return ServerState({"params": params}, {"shift": tree_map(lambda leaf: np.zeros(leaf.shape), params)})
+
+    def update(parts: Parts, state: ServerState) -> ServerState:
+        mean_of, share = parts["params"], float(parts["share"][""])
+        shift = tree_map(lambda old, by: old + share * by, state.memory["shift"], mean_of)
+        params = {
+            name: (leaf.astype(np.float64) - mean_of[name] - shift[name]).astype(leaf.dtype)
+            for name, leaf in state.broadcast["params"].items()
+        }
+        return ServerState({**state.broadcast, "params": params}, {"shift": shift})
+
+    return ServerOptimizer(init=init, update=update, takes=("params", "share"))

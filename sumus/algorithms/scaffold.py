@@ -1,0 +1,109 @@
+"""SCAFFOLD: every client knows how its gradient differs from everyone's, and corrects each step by it.
+
+    y ← y − η (gᵢ(y) − cᵢ + c)                                                                  line 10
+    cᵢ⁺ = ∇fᵢ(x)  (option 1)   or   cᵢ − c + (x − y) / (Kη)  (option 2)                         line 12
+    x ← x + mean(y − x);   c ← c + Σ(cᵢ⁺ − cᵢ) / N                                              lines 16, 17
+
+[Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1]. The control cᵢ stays with the client and is kept once the update
+was counted: c stays the mean of everyone's cᵢ only if both moved, or neither.
+
+    params     x − y        uniform    over the contributors
+    control    cᵢ⁺ − cᵢ     uniform    over the population; never clipped or rounded by the chain, or c would drift from Σcᵢ/N;
+                                       as large as gradients are, which has a bound of its own
+"""
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+
+from sumus import optimizers
+from sumus.aggregate import Part, mean
+from sumus.algorithm import Algorithm
+from sumus.errors import PlanError
+from sumus.optimizers import ServerOptimizer, ServerState
+from sumus.spec import registered
+from sumus.tree import tree_map
+from sumus.types import Tensors, Tree
+from sumus.update.transform import Transform, chain
+from sumus.work import ClientState, ClientWork, LocalRun, Parts, expect_plain, zeros_as
+
+PARAMS = Part("params", weight="uniform", denominator="count")
+CONTROL = Part("control", weight="uniform", denominator="population", transformed=False, bound=2.0**16)
+
+
+def scaffold(
+    client: ClientWork,
+    update: Transform | None = None,
+    server: ServerOptimizer | None = None,
+    option: Literal[1, 2] = 2,
+) -> Algorithm:
+    """SCAFFOLD. option 2 costs nothing and wants plain SGD; option 1 costs a pass over the client's examples."""
+    return Algorithm(
+        control(client, option), update or chain(), mean(PARAMS, CONTROL), controlled(server or optimizers.sgd(1.0))
+    )
+
+
+@registered("client/control")
+def control(client: ClientWork, option: Literal[1, 2] = 2) -> ClientWork:
+    """The client's half: corrected steps, and a new cᵢ. Any optimizer with option 1."""
+    expect_plain(client, "control")
+    rule = client.optimizer.spec
+    if option == 2 and (rule.name != "rule/sgd" or rule.params["momentum"] or client.clip_norm is not None):
+        raise PlanError(
+            "control-needs-sgd",
+            f"{client!r}: (x − y) / (Kη) is a mean gradient only for SGD without momentum and clip_norm; use option=1",
+        )
+
+    def correct(grads: Tensors, params: Tensors, broadcast: Parts, state: ClientState) -> Tensors:
+        own, common = state["control"], broadcast["control"]
+        return {name: grad - own[name] + common[name] for name, grad in grads.items()}
+
+    def finish(broadcast: Parts, params: Tensors, state: ClientState, done: LocalRun) -> tuple[Parts, ClientState]:
+        own, common = state["control"], broadcast["control"]
+        moved = tree_map(lambda base, trained: base - trained, broadcast["params"], params)
+        if option == 1 and done.gradient is not None:
+            change = tree_map(lambda gradient, old: gradient - old, done.gradient, own)
+        elif done.lr == 0:  # it went nowhere and learned nothing
+            change = tree_map(lambda old: old * 0, own)
+        else:
+            change = tree_map(lambda way, all_: way / (done.steps * done.lr) - all_, moved, common)
+        return {"params": moved, "control": change}, {"control": tree_map(lambda old, by: old + by, own, change)}
+
+    both = ("params", "control")
+    return replace(
+        client,
+        correct=correct,
+        finish=finish,
+        init=zeros_as("control"),
+        needs_gradient=option == 1,
+        sends=both,
+        receives=both,
+    )
+
+
+@registered("server/controlled")
+def controlled(server: ServerOptimizer) -> ServerOptimizer:
+    """The server's half: `server` on the model, and c, kept in float64 and sent in the model's precision."""
+
+    def sent(control: Tree, params: Tree) -> Tree:
+        return tree_map(lambda leaf, like: leaf.astype(like.dtype), control, params)
+
+    def init(params: Tree) -> ServerState:
+        inner = server.init(params)
+        zeros = tree_map(lambda leaf: np.zeros(leaf.shape), params)
+        return ServerState({**inner.broadcast, "control": sent(zeros, params)}, {**inner.memory, "control": zeros})
+
+    def update(parts: Parts, state: ServerState) -> ServerState:
+        inner = server.update(parts, state)
+        moved = tree_map(np.add, state.memory["control"], parts["control"])
+        params = inner.broadcast["params"]
+        return ServerState({**inner.broadcast, "control": sent(moved, params)}, {**inner.memory, "control": moved})
+
+    return ServerOptimizer(
+        init=init,
+        update=update,
+        release=server.release,
+        takes=(*server.takes, "control"),
+        broadcasts=(*server.broadcasts, "control"),
+    )

@@ -1,0 +1,22 @@
+"""Pictures, drawn without a window (needs matplotlib)."""
+
+import importlib
+from typing import Any
+
+from sumus.errors import ExperimentError
+
+
+def colormap(name: str, count: int) -> Any:
+    """So many colours, told apart as well as the map allows."""
+    return importlib.import_module("matplotlib").colormaps[name].colors[:count]
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure, in inches."""
+    try:
+        canvas: Any = importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
+        made: Any = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    except ImportError as error:
+        raise ExperimentError("plot() needs matplotlib: pip install 'sumus[report]'") from error
+    canvas(made)
+    return made

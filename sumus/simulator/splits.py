@@ -1,0 +1,117 @@
+"""Splits: which client holds which example, where the data names no people.
+
+    by = splits.dirichlet(labels, clients=100, alpha=0.3)
+    population = Population.from_arrays(images, labels, by=by)
+
+A split is an array, `by[i]` the client of example i, int64 of shape `(examples,)`, clients counted from 0: to look at, to
+save, to put beside a key that the data has. The same arguments give the same split on any machine.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from sumus.errors import ExperimentError
+from sumus.rng import generator
+from sumus.types import Array
+
+
+def iid(examples: int, clients: int, seed: int = 0) -> Array:
+    """Everyone holds a random share, equally large to within one example."""
+    _check(examples, clients)
+    by = np.arange(examples) % clients
+    return generator(seed, "split", "iid").permutation(by)
+
+
+def quantity(examples: int, clients: int, alpha: float = 0.5, seed: int = 0, at_least: int = 1) -> Array:
+    """Random shares of unequal size: proportions from Dirichlet(α); the smaller α, the more unequal.
+
+    Everyone holds `at_least` so many. [Li et al. 2022, arXiv:2102.02079, section 3.3, quantity skew]
+    """
+    _check(examples, clients, at_least)
+    rng = generator(seed, "split", "quantity")
+    sizes = at_least + _whole(rng.dirichlet(_positive(alpha, clients)), examples - at_least * clients)
+    return rng.permutation(np.repeat(np.arange(clients), sizes))
+
+
+def dirichlet(labels: Iterable[int], clients: int, alpha: float, seed: int = 0, at_least: int = 1) -> Array:
+    """Label skew: the examples of each class are dealt in proportions from Dirichlet(α). Sizes differ too.
+
+    labels: shape `(examples,)`.  alpha: 0.1 is nearly one class a client, 100 nearly IID.
+    at_least: clients that were dealt fewer take examples, drawn at random, from the largest.
+    [Yurochkin et al. 2019, arXiv:1905.12022, section 4; Hsu et al. 2019, arXiv:1909.06335, for the name of α]
+    """
+    classes = _labels(labels)
+    _check(len(classes), clients, at_least)
+    rng = generator(seed, "split", "dirichlet")
+    by = np.empty(len(classes), np.int64)
+    for label in np.unique(classes):
+        rows = rng.permutation(np.flatnonzero(classes == label))
+        shares = _whole(rng.dirichlet(_positive(alpha, clients)), len(rows))
+        by[rows] = np.repeat(np.arange(clients), shares)
+    sizes = np.bincount(by, minlength=clients)
+    for client in np.flatnonzero(sizes < at_least):
+        while sizes[client] < at_least:
+            largest = int(sizes.argmax())
+            given = rng.choice(
+                np.flatnonzero(by == largest), min(at_least - int(sizes[client]), _spare(sizes, at_least))
+            )
+            by[given] = client
+            sizes = np.bincount(by, minlength=clients)
+    return by
+
+
+def shards(labels: Iterable[int], clients: int, per_client: int = 2, seed: int = 0) -> Array:
+    """Pathological label skew: examples sorted by label and cut into clients · per_client shards, dealt at random.
+
+    With two shards each, most clients see two classes. [McMahan et al. 2017, arXiv:1602.05629, section 3]
+    """
+    classes = _labels(labels)
+    if per_client < 1:
+        raise ExperimentError(f"per_client={per_client}: deal at least one shard to a client")
+    _check(len(classes), clients, per_client)
+    rng = generator(seed, "split", "shards")
+    shuffled = rng.permutation(len(classes))  # which examples of a class share a shard is drawn too
+    order = shuffled[np.argsort(classes[shuffled], kind="stable")]
+    owners = rng.permutation(np.arange(clients * per_client) % clients)
+    by = np.empty(len(classes), np.int64)
+    for owner, rows in zip(owners, np.array_split(order, len(owners)), strict=True):
+        by[rows] = owner
+    return by
+
+
+def _check(examples: int, clients: int, at_least: int = 1) -> None:
+    if clients < 1 or at_least < 1:
+        raise ExperimentError(f"clients={clients}, at_least={at_least}: both must be 1 or more")
+    if examples < clients * at_least:
+        raise ExperimentError(
+            f"{examples} examples cannot be dealt to {clients} clients with {at_least} each: lower clients="
+        )
+
+
+def _labels(labels: Iterable[int]) -> Array:
+    classes = np.asarray(labels)
+    if classes.ndim != 1 or classes.dtype.kind == "f":
+        raise ExperimentError(
+            f"labels are {classes.dtype} of shape {classes.shape}; a split by label takes one class an example, "
+            "shape (examples,): for other targets use iid() or quantity(), or labels of your own"
+        )
+    return classes
+
+
+def _positive(alpha: float, clients: int) -> Array:
+    if not 0 < alpha < np.inf:
+        raise ExperimentError(f"alpha={alpha}: it must be positive and finite; large is alike, small is skewed")
+    return np.full(clients, alpha)
+
+
+def _whole(shares: Array, total: int) -> Array:
+    """Shares of a whole number as whole numbers that add up to it."""
+    edges = np.rint(np.cumsum(shares) * total).astype(np.int64)
+    edges[-1] = total
+    return np.diff(np.minimum(edges, total), prepend=0)
+
+
+def _spare(sizes: Array, at_least: int) -> int:
+    """What the largest client can give."""
+    return int(sizes.max()) - at_least

@@ -1,0 +1,1 @@
+"""Where things are kept: every seam with an in-memory twin."""

@@ -1,0 +1,232 @@
+"""What clients keep between rounds: control variates, personal leaves.
+
+    states.propose("alice", trained.state)       # pending: her report is on its way
+    states.counted("alice")                      # it is in the sum: kept
+    states.discarded("alice")                    # it is not: as if she had never trained
+
+The order matters. SCAFFOLD's server keeps the mean of everyone's controls; a client that keeps its new control although its
+report was lost puts the two apart for ever. While a state is pending its client cannot begin another round.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVariableType]
+
+from sumus.errors import ExperimentError, UsageError
+from sumus.storage.files import sync, write_whole
+from sumus.tree import nested, unnested
+from sumus.types import Array, Tree
+from sumus.work import ClientState
+
+
+class ClientStates(Protocol):
+    """Client id (text) → state. A client that never had one has the empty state."""
+
+    def get(self, client: str) -> ClientState:
+        """What the client keeps: its state as of the last report that was counted."""
+        ...
+
+    def pending(self, client: str) -> ClientState | None:
+        """What it proposed, if that is neither counted nor discarded yet."""
+        ...
+
+    def propose(self, client: str, state: ClientState) -> None:
+        """A state that is to hold once the client's report is counted. UsageError where another one is pending."""
+        ...
+
+    def counted(self, client: str) -> None:
+        """The report is in the sum: what is pending, if anything, is kept."""
+        ...
+
+    def discarded(self, client: str) -> None:
+        """The report is not in the sum: what is pending, if anything, is forgotten."""
+        ...
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing here that `restore` would forget."""
+        ...
+
+    def snapshot(self) -> dict[str, Array]:
+        """All that is kept, for a checkpoint, as tensors by name; nothing that is pending."""
+        ...
+
+    def restore(self, tensors: Tree) -> None:
+        """Keep what a snapshot held, and nothing else; an empty one forgets everyone."""
+        ...
+
+
+class MemoryClientStates:
+    """Client states in memory; a snapshot holds all of them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, ClientState] = {}
+        self._pending: dict[str, ClientState] = {}
+
+    def get(self, client: str) -> ClientState:
+        return self._kept.get(client, {})
+
+    def pending(self, client: str) -> ClientState | None:
+        return self._pending.get(client)
+
+    def propose(self, client: str, state: ClientState) -> None:
+        _check_free(client, self._pending)
+        self._pending[client] = state
+
+    def counted(self, client: str) -> None:
+        if client in self._pending:
+            self._kept[client] = self._pending.pop(client)
+
+    def discarded(self, client: str) -> None:
+        self._pending.pop(client, None)
+
+    @property
+    def empty(self) -> bool:
+        return not self._kept
+
+    def snapshot(self) -> dict[str, Array]:
+        tensors = {"clients": _as_tensor(list(self._kept))}
+        for index, state in enumerate(self._kept.values()):
+            tensors |= {f"{index}/{name}": array for name, array in unnested(state).items()}
+        return tensors
+
+    def restore(self, tensors: Tree) -> None:
+        names: list[str] = _listed(tensors, "clients") or []
+        flat: list[dict[str, Array]] = [{} for _ in names]
+        for name, array in tensors.items():
+            index, slash, rest = name.partition("/")
+            if slash:
+                flat[int(index)][rest] = array
+        self._kept = {client: nested(tree) for client, tree in zip(names, flat, strict=True)}
+        self._pending = {}
+
+
+class DirectoryClientStates:
+    """A file a client and version in a folder: for more clients than memory holds.
+
+    A snapshot is only the list of versions, so it is small; files that one of the last two snapshots lists stay until
+    later ones do not. One run at a time may use a folder; what else lies there is left alone.
+    """
+
+    _NAME = re.compile(r"[0-9a-f]{32}-\d+\.safetensors(\.new)?")
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ExperimentError(f"client states cannot lie in {folder}: {error.strerror}; give a folder") from error
+        self._kept: dict[str, int] = {}
+        self._pending: dict[str, int] = {}
+        self._next = 0
+        self._listed: list[set[Path]] = [set(), set()]
+        self._retired: set[Path] = set()
+        self._unsynced: set[Path] = set()
+
+    def get(self, client: str) -> ClientState:
+        return self._read(client, self._kept[client]) if client in self._kept else {}
+
+    def pending(self, client: str) -> ClientState | None:
+        return self._read(client, self._pending[client]) if client in self._pending else None
+
+    def propose(self, client: str, state: ClientState) -> None:
+        _check_free(client, self._pending)
+        path = self._path(client, self._next)
+        write_whole(path, save({name: np.array(array, order="C") for name, array in unnested(state).items()}))
+        self._unsynced.add(path)
+        self._pending[client] = self._next
+        self._next += 1
+
+    def counted(self, client: str) -> None:
+        if client in self._pending:
+            before = self._kept.get(client)
+            self._kept[client] = self._pending.pop(client)
+            if before is not None:
+                self._retire(self._path(client, before))
+
+    def discarded(self, client: str) -> None:
+        if client in self._pending:
+            self._retire(self._path(client, self._pending.pop(client)))
+
+    @property
+    def empty(self) -> bool:
+        return not any(self._files())
+
+    def snapshot(self) -> dict[str, Array]:
+        try:
+            for path in (*self._unsynced, self._folder):
+                sync(path)
+        except OSError as error:
+            raise ExperimentError(f"client states in {self._folder} cannot be kept: {error}") from error
+        self._unsynced.clear()
+        now = {self._path(client, version) for client, version in self._kept.items()}
+        if now != self._listed[1]:  # asked again, the list before may still be the last that was written
+            self._listed = [self._listed[1], now]
+            still, self._retired = self._retired, set()
+            for path in still:
+                self._retire(path)
+        return {"versions": _as_tensor(self._kept)}
+
+    def restore(self, tensors: Tree) -> None:
+        kept: Mapping[str, int] = _listed(tensors, "versions") or {}
+        listed = {self._path(client, version) for client, version in kept.items()}
+        if missing := [path for path in listed if not path.exists()]:
+            raise ExperimentError(
+                f"{missing[0]}, a client's state, is gone: put the folder back as it was, or start over with restart=True"
+            )
+        for path in list(self._files()):
+            if path not in listed:
+                path.unlink()
+        self._kept, self._pending, self._next = dict(kept), {}, max(kept.values(), default=-1) + 1
+        self._listed, self._retired, self._unsynced = [set(), listed], set(), set()
+
+    def _files(self) -> Iterator[Path]:
+        return (path for path in self._folder.iterdir() if self._NAME.fullmatch(path.name))
+
+    def _path(self, client: str, version: int) -> Path:
+        return self._folder / f"{hashlib.sha256(client.encode()).hexdigest()[:32]}-{version}.safetensors"
+
+    def _read(self, client: str, version: int) -> ClientState:
+        path = self._path(client, version)
+        try:
+            return nested(load_file(path))
+        except (SafetensorError, OSError) as error:
+            raise ExperimentError(f"the state of client {client!r} at {path} cannot be read: {error}") from error
+
+    def _retire(self, path: Path) -> None:
+        """Delete a file, or let it wait while a snapshot that may be resumed from lists it."""
+        if any(path in listed for listed in self._listed):
+            self._retired.add(path)
+        else:
+            self._unsynced.discard(path)
+            with suppress(OSError):  # it only takes room
+                path.unlink()
+
+
+def _check_free(client: str, pending: Mapping[str, object]) -> None:
+    if client in pending:
+        raise UsageError(
+            f"client {client!r} trained again before its last report was settled: say counted or discarded"
+        )
+
+
+def _as_tensor(value: object) -> Array:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def _listed(tensors: Tree, name: str) -> Any:
+    """The list of a snapshot, None where it is empty."""
+    if tensors and name not in tensors:
+        raise ExperimentError(
+            "the run kept its clients' states in another kind of store: give the same client_states (--client-states) "
+            "again, or restart=True (--restart) to start over"
+        )
+    return json.loads(tensors[name].tobytes()) if tensors else None
