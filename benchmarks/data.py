@@ -3,10 +3,18 @@
 They lie in `../shared/data`, or where SUMUS_DATA says; what needs one says so where it is absent.
 """
 
+import gzip
+import io
+import itertools
+import json
 import os
+import tempfile
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
+
+Examples: TypeAlias = tuple[np.ndarray, np.ndarray]
 
 
 class DataAbsent(SystemExit):
@@ -37,3 +45,45 @@ def hapt() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
                 labels.append(activity - 1)
                 people.append(person)
     return np.stack(inputs), np.array(labels), np.array(people), file["test_subjects"].tolist()
+
+
+def shakespeare(row: int, at_least: int) -> tuple[dict[str, Examples], dict[str, Examples]]:
+    """Next character by role: rows of characters and what follows each, int64 `(n, row)`, padded with −100.
+
+    (first four fifths of each role's text, last fifth), for roles of `at_least` so many characters; the vocabulary is
+    theirs.
+    """
+    with gzip.open(folder("shakespeare") / "roles.jsonl.gz", "rt", encoding="utf-8") as file:
+        texts = {entry["role"]: "\n".join(entry["speeches"]) for entry in map(json.loads, file)}
+    texts = {role: text for role, text in texts.items() if len(text) >= at_least}
+    codes = {character: code for code, character in enumerate(sorted(set("".join(texts.values()))))}
+
+    def rows(text: str) -> Examples:
+        numbers = np.array([codes[character] for character in text])
+        count = -(-(len(numbers) - 1) // row)
+        inputs, targets = np.zeros(count * row, np.int64), np.full(count * row, -100)
+        inputs[: len(numbers) - 1], targets[: len(numbers) - 1] = numbers[:-1], numbers[1:]
+        return inputs.reshape(count, row), targets.reshape(count, row)
+
+    cut = {role: len(text) * 4 // 5 for role, text in texts.items()}
+    return (
+        {role: rows(text[: cut[role]]) for role, text in texts.items()},
+        {role: rows(text[cut[role] :]) for role, text in texts.items()},
+    )
+
+
+def cifar10(part: Literal["train", "test"]) -> Examples:
+    """CIFAR-10 as JPEG, decoded once a machine: images `(n, 32, 32, 3)` uint8, labels int64; rows ordered by class."""
+    file = np.load(folder("cifar10_jpeg") / f"{part}.npz")
+    labels = file["label"].astype(np.int64)
+    kept = Path(tempfile.gettempdir()) / f"sumus-{os.getuid()}-cifar10-{part}.npy"
+    if not kept.exists():
+        from PIL import Image
+
+        head, body, starts = file["header"].tobytes(), file["data"].tobytes(), file["offsets"].tolist()
+        files = (io.BytesIO(head + body[start:stop]) for start, stop in itertools.pairwise(starts))
+        images = np.stack([np.asarray(Image.open(jpeg).convert("RGB")) for jpeg in files])
+        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as new:
+            np.save(new, images)
+        Path(new.name).replace(kept)
+    return np.load(kept, mmap_mode="r"), labels

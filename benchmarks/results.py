@@ -13,12 +13,12 @@ def write_table(name: str, caption: str, header: Sequence[str], rows: Sequence[S
     print(text)
     if not write:
         return
-    page, start, stop = PAGE.read_text(), f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
+    page, start, stop = PAGE.read_text(), f"<!-- {name} -->\n", f"<!-- /{name} -->"
     before, _, rest = page.partition(start)
     _, found, after = rest.partition(stop)
     if not found:
         raise SystemExit(f"{PAGE} has no place for {name!r}: add {start!r} and {stop!r}")
-    PAGE.write_text(before + start + text + stop + after)
+    PAGE.write_text(before + start + text + "\n" + stop + after)
 
 
 def _row(cells: Sequence[str]) -> str:
