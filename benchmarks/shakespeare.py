@@ -35,6 +35,7 @@ class CharacterNet(nn.Module):
 
 
 CLIENT = sumus.sgd(lr=schedules.exponential(2.0, 0.996), epochs=1, batch_size=8, clip_norm=5.0)
+SERVER = optimizers.averaged(optimizers.adam(0.02, bias_correction=True), 0.9)
 
 
 @cache
@@ -64,7 +65,7 @@ def recipe(what: str, rounds: int, algorithm: sumus.Algorithm) -> learning.Recip
 
 
 RECIPES = {
-    "fedadam": recipe("FedAdam 0.02", 300, sumus.fedavg(CLIENT, server=optimizers.adam(0.02, bias_correction=True))),
+    "fedadam": recipe("FedAdam 0.02, mean of models 0.9", 300, sumus.fedavg(CLIENT, server=SERVER)),
 }
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ _PUBLIC = {
     # what does a client do?
     "ClientWork": "sumus.work",
     "LeafRule": "sumus.work",
+    "LocalRun": "sumus.work",
+    "zeros_as": "sumus.work",
     "sgd": "sumus.work",
     "adam": "sumus.work",
     "adamw": "sumus.work",

@@ -20,7 +20,7 @@ import numpy as np
 
 from sumus.errors import ParticipantError, PlanError
 from sumus.spec import Value, record, registered
-from sumus.staleness import Staleness
+from sumus.staleness import ONE, Staleness
 from sumus.tree import layout, nbytes, tree_map, unflatten
 from sumus.types import Array, Tree
 
@@ -70,14 +70,14 @@ class Part:
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise PlanError("part-words", f"a part is called {self.name!r}: give it a name, without a slash")
-        for given, known, rule in (
-            (self.content, ("leaves", "scalar"), ()),
-            (self.weight, ("examples", "uniform"), Staleness),
-            (self.denominator, ("weight", "count", "population"), Fixed),
+        for given, known, rule, other in (
+            (self.content, ("leaves", "scalar"), (), ""),
+            (self.weight, ("examples", "uniform"), Staleness, ", or a rule of sumus.staleness"),
+            (self.denominator, ("weight", "count", "population"), Fixed, ", or Fixed(count)"),
         ):
             if given not in known and not isinstance(given, rule):
                 raise PlanError(
-                    "part-words", f"part {self.name!r} has {given!r}, which must be one of {', '.join(known)}"
+                    "part-words", f"part {self.name!r} has {given!r}, which must be one of {', '.join(known)}{other}"
                 )
         if self.bound is not None:
             if isinstance(self.bound, bool) or not 0 < self.bound < math.inf:
@@ -99,11 +99,11 @@ class Part:
 
     def largest_weight(self, cap: int) -> int:
         """The most that `weigh` gives."""
-        return self.weigh(cap, cap)
+        return ONE if isinstance(self.weight, Staleness) else self.weigh(cap, cap)
 
     def divisor(self, weight: int, count: int, population: int) -> int:
         """What to divide this part's sum by."""
-        unit = self.weight.weight(0) if isinstance(self.weight, Staleness) else 1
+        unit = ONE if isinstance(self.weight, Staleness) else 1
         if isinstance(self.denominator, Fixed):
             return self.denominator.count * unit
         return {"weight": weight, "count": count * unit, "population": population * unit}[self.denominator]

@@ -166,6 +166,11 @@ class Algorithm:
         with np.errstate(over="ignore", invalid="ignore"):  # said below, with the leaf
             after = self.server.update(_without_buffers(combined), seen)
         expect(after, ServerState, f"the update of {self.server!r}")
+        for part, tree in after.broadcast.items():
+            if (found := _forms(tree)) != (before := _forms(seen.broadcast.get(part, {}))):
+                raise UsageError(
+                    f"the update of {self.server!r} made {part!r} {found}, and it was {before}: keep leaves, shapes and dtypes"
+                )
         if (leaf := first_non_finite(after.broadcast["params"])) is not None:
             raise UsageError(f"the server optimizer {self.server!r} ran to NaN or infinity at `{leaf}`: lower its rate")
         if BUFFERS not in combined:
@@ -233,6 +238,10 @@ def _check_layout(tree: Tree, expected: Layout, what: str) -> None:
     found = {name: getattr(leaf, "shape", None) for name, leaf in tree.items()}
     if found != {name: tuple(shape) for name, shape in expected.items()}:
         raise UsageError(f"{what} {found}, and its layout says {dict(expected)}: mend the transform, or its layout")
+
+
+def _forms(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: (np.shape(leaf), np.asarray(leaf).dtype.name) for name, leaf in tree.items()}
 
 
 def _without_buffers(trees: Mapping[str, Tree]) -> dict[str, Tree]:

@@ -290,7 +290,6 @@ def _simulate(
     from sumus.simulator.history import strict
     from sumus.simulator.interrupt import undisturbed
     from sumus.simulator.simulate import run
-    from sumus.storage.client_states import DirectoryClientStates
 
     experiment = dataclasses.replace(
         experiment,
@@ -304,15 +303,17 @@ def _simulate(
             restart=restart,
             device=device,
             checkpoint_every=checkpoint_every,
-            client_states=DirectoryClientStates(client_states) if client_states is not None else None,
+            client_states=client_states,
         )
-    except Interrupted as stop:
-        if out is not None or not stop.checkpoint.rounds:
+    except SumusError as stop:
+        if out is not None or stop.checkpoint is None or not stop.checkpoint.rounds:
             raise
         folder = next(path for path in map(Path, _interrupted_names(name)) if not path.exists())
         with undisturbed():
             stop.checkpoint.write(folder)
-        raise Interrupted(f"{stop}, kept in {folder}: add --out {folder} to go on from there") from None
+        done = f"after round {len(stop.checkpoint.rounds)}, " if not isinstance(stop, Interrupted) else ""
+        stop.args = (f"{stop}, {done}kept in {folder}: add --out {folder} to go on from there",)
+        raise
     if as_json:
         result = {
             "rounds": len(history.rounds),

@@ -14,11 +14,18 @@ Every message names the client, leaf or rule, and ends with a remedy. The comman
 a traceback means a defect of ours.
 """
 
-from typing import Any
+import math
+from typing import Any, cast
 
 
 class SumusError(Exception):
-    """Base of everything that sumus raises on purpose. It crosses process boundaries whole."""
+    """Base of everything that sumus raises on purpose. It crosses process boundaries whole.
+
+    history, checkpoint: where it ended a run, everything up to the last whole round.
+    """
+
+    history: Any = None
+    checkpoint: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (type(self), self.args, self.__dict__)
@@ -65,6 +72,15 @@ def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
         wanted = " or a ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         hint = "; call it" if callable(value) else ""
         raise PlanError("wrong-type", f"{what} takes a {wanted}, not {value!r:.80}{hint}")
+
+
+def expect_number(value: object, low: float, high: float, what: str, open_low: bool = False) -> None:
+    """Refuse what is no finite number from `low` to `high` (above `low`, where that end is open)."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not low <= cast(float, value) <= high or (open_low and value == low):
+        first = f"above {low:g}" if open_low else f"from {low:g}"
+        upto = f" to {high:g}" if math.isfinite(high) else ", and finite"
+        raise PlanError("positive", f"{what}={value!r}: it must be a number {first}{upto}")
 
 
 class ParticipantError(SumusError):

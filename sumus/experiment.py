@@ -42,6 +42,8 @@ class Evaluate:
                 raise ExperimentError("Evaluate(unseen=) is empty: give clients, or leave it out")
         if self.target and self.central is None and self.unseen is None and not self.seen:
             raise ExperimentError("Evaluate(target=) needs something to measure on: central=, unseen= or seen=")
+        if self.seen < 0:
+            raise ExperimentError(f"Evaluate(seen={self.seen}): ask 0 or more of the training clients")
         if self.every < 1:
             raise ExperimentError(f"Evaluate(every={self.every}): evaluate every 1 or more rounds")
 
@@ -66,6 +68,7 @@ class Experiment:
         expect(self.plan, Plan, "plan=")
         expect(self.population, Mapping, "population=")
         expect(self.rounds, int, "rounds=")
+        expect(self.evaluate, Evaluate, "evaluate=")
         expect(self.fleet, Fleet, "fleet=")
         expect(self.seed, (int, np.integer), "seed=")
         object.__setattr__(self, "seed", int(self.seed))

@@ -143,8 +143,13 @@ class FixedPoint:
             if max(-low, high) > bound:
                 raise ParticipantError(
                     client,
-                    f"the update reaches {max(-low, high):g} at `{part.name}[{name}]`, beyond the plan's bound {bound:g}; "
-                    "lower the learning rate, clip the update, or raise the bound: Plan(sums=FixedPoint.fit(..., bound=))",
+                    f"the update reaches {max(-low, high):g} at `{part.name}[{name}]`, beyond the "
+                    + (
+                        f"plan's bound {bound:g}; lower the learning rate, clip the update, or raise the bound: "
+                        "Plan(sums=FixedPoint.fit(..., bound=))"
+                        if part.bound is None
+                        else f"bound {bound:g} of that part; lower the learning rate, or scale the inputs"
+                    ),
                 )
 
     def _check_codes(self, client: object, where: str, leaf: Array) -> None:

@@ -38,14 +38,16 @@ class Fleet:
 
     def __post_init__(self) -> None:
         for name in ("lost", "stragglers"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ExperimentError(f"Fleet({name}={getattr(self, name)}): it is a share, from 0 to 1")
+            share = getattr(self, name)
+            if not isinstance(share, int | float) or not 0 <= share <= 1:
+                raise ExperimentError(f"Fleet({name}={share!r}): it is a share, a number from 0 to 1")
 
     def fate(self, steps: int, rng: np.random.Generator) -> Fate:
         """What becomes of a client whose whole work is so many steps."""
         arrives, slow, share = rng.random(3).tolist()
         most = 1 + int(share * steps) if slow < self.stragglers else None
-        return Fate(most, late=most is not None and not self.partial_work, lost=arrives < self.lost)
+        late = most is not None and most < steps and not self.partial_work
+        return Fate(most, late, lost=arrives < self.lost)
 
 
 PERFECT = Fleet()

@@ -11,13 +11,14 @@ mean is −Δ. FedAvg is `sgd(1.0)`. [Reddi et al. 2021, arXiv:2003.00295, Algor
 Only + − × ÷ and √ are used, which IEEE 754 rounds alike everywhere: the same sums give the same model on any machine.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from sumus.errors import PlanError
+from sumus.errors import PlanError, expect_number
 from sumus.spec import Value, registered
 from sumus.types import Array, Broadcast, Tree
 
@@ -73,16 +74,24 @@ def _elementwise(
     return ServerOptimizer(init=init, update=update)
 
 
+def _check(lr: float, *betas: float) -> None:
+    expect_number(lr, 0, math.inf, "lr")
+    for beta in betas:
+        expect_number(beta, 0, math.nextafter(1.0, 0.0), "beta")
+
+
 @registered("server/sgd")
 def sgd(lr: float = 1.0) -> ServerOptimizer:
     """x ← x + ηΔ. With η = 1 the new model is the mean of the clients' models. [McMahan et al. 2017,
     arXiv:1602.05629, Algorithm 1]"""
+    expect_number(lr, 0, math.inf, "lr")
     return _elementwise({}, lambda mean, memory, x: (x - lr * mean, {}))
 
 
 @registered("server/momentum")
 def momentum(lr: float = 1.0, beta: float = 0.9, nesterov: bool = False) -> ServerOptimizer:
     """v ← βv + Δ;  x ← x + ηv (or η(Δ + βv) with `nesterov`): FedAvgM. [Hsu et al. 2019, arXiv:1909.06335, section 4.3]"""
+    _check(lr, beta)
 
     def rule(mean: Any, memory: Mapping[str, Any], x: Any) -> tuple[Any, Mapping[str, Any]]:
         velocity = beta * memory["velocity"] + mean
@@ -95,6 +104,7 @@ def momentum(lr: float = 1.0, beta: float = 0.9, nesterov: bool = False) -> Serv
 def adagrad(lr: float, beta: float = 0.0, tau: float = 1e-3) -> ServerOptimizer:
     """m ← βm + (1−β)Δ;  v ← v + Δ²;  x ← x + ηm/(√v + τ), v starting at τ². [Reddi et al. 2021, arXiv:2003.00295,
     Algorithm 2, line FedAdagrad]"""
+    _check(lr, beta)
 
     def rule(mean: Any, memory: Mapping[str, Any], x: Any) -> tuple[Any, Mapping[str, Any]]:
         first = beta * memory["first"] + (1 - beta) * mean
@@ -114,6 +124,7 @@ def adam(
     bias_correction: start v at 0 and divide m and v by 1 − β^t, as Kingma & Ba (2015) do and Reddi et al. do not: the
     first rounds then take full steps, which pays when a run is short.
     """
+    _check(lr, *betas)
     beta1, beta2 = betas
 
     def rule(mean: Any, memory: Mapping[str, Any], x: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -134,6 +145,7 @@ def adam(
 def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> ServerOptimizer:
     """As `adam`, with v ← v − (1−β₂)Δ² sign(v − Δ²): v moves by (1−β₂)Δ², however large it is. [Reddi et al. 2021,
     arXiv:2003.00295, Algorithm 2, line FedYogi]"""
+    _check(lr, *betas)
     beta1, beta2 = betas
 
     def rule(mean: Any, memory: Mapping[str, Any], x: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -152,6 +164,7 @@ def averaged(server: ServerOptimizer, decay: float = 0.9) -> ServerOptimizer:
     Clients go on from x; evaluation and `history.model` see a. Evens out the swing of adaptive servers. [Polyak &
     Juditsky 1992, as an exponential mean]
     """
+    _check(0.0, decay)
 
     if server.spec.name == "server/averaged":
         raise PlanError("averaged-twice", f"{server!r} is averaged already; average once")

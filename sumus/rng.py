@@ -4,6 +4,7 @@ A deployed device takes its keys from the system's CSPRNG instead; the code that
 """
 
 import hashlib
+from typing import cast
 
 import numpy as np
 
@@ -12,9 +13,11 @@ from sumus.types import Floats
 
 def key(*words: object) -> bytes:
     """32 bytes from words such as `(seed, "round", 3, "client", "alice")`. Words are separated, so that
-    `("ab", "c")` and `("a", "bc")` differ, and typed, so that `1` and `"1"` do."""
+    `("ab", "c")` and `("a", "bc")` differ, and typed, so that `1` and `"1"` do; numpy's numbers are Python's."""
     digest = hashlib.sha256()
     for word in words:
+        if isinstance(word, np.generic):
+            word = cast(object, word.item())
         text = f"{type(word).__name__}:{word}".encode()
         digest.update(len(text).to_bytes(8, "little") + text)
     return digest.digest()

@@ -74,7 +74,7 @@ def krum(*parts: Part, attackers: int) -> Aggregator:
 
 @registered("aggregator/multi_krum")
 def multi_krum(*parts: Part, attackers: int, keep: int | None = None) -> Aggregator:
-    """The mean of the `keep` updates of the best Krum scores, by default n − f − 2, the most that the theorem allows.
+    """The mean of the `keep` updates of the best Krum scores, by default n − f − 2, and never more.
     [Blanchard et al. 2017, section 4, m-Krum]"""
     _check(attackers)
     if keep is not None and keep < 1:
@@ -89,8 +89,8 @@ def multi_krum(*parts: Part, attackers: int, keep: int | None = None) -> Aggrega
 
 @registered("aggregator/norm_bounded")
 def norm_bounded(*parts: Part, max_norm: float) -> Aggregator:
-    """The weighted mean, with every update of `params` scaled to an L2 norm of at most `max_norm`; other parts are only
-    averaged. [Sun et al. 2019, arXiv:1911.07963, section 5]
+    """The mean, by the weights of its parts, with every update of `params` scaled to an L2 norm of at most `max_norm`;
+    other parts are only averaged. [Sun et al. 2019, arXiv:1911.07963, section 5]
 
     `clip_by_global_norm` does the same on an honest device; this one also holds for a dishonest one.
     """

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sumus.errors import expect_number
 from sumus.spec import Value, registered
 
 
@@ -17,12 +18,15 @@ class Schedule(Value):
 @registered("schedule/constant")
 def constant(rate: float) -> Schedule:
     """The same rate in every round."""
+    expect_number(rate, 0, math.inf, "lr")
     return Schedule(at=lambda round_number: rate)
 
 
 @registered("schedule/exponential")
 def exponential(rate: float, decay: float) -> Schedule:
     """rate · decay^round, with 0 < decay ≤ 1."""
+    expect_number(rate, 0, math.inf, "rate")
+    expect_number(decay, 0, 1, "decay", open_low=True)
     return Schedule(at=lambda round_number: rate * decay**round_number)
 
 
@@ -30,6 +34,8 @@ def exponential(rate: float, decay: float) -> Schedule:
 def cosine(rate: float, rounds: int, floor: float = 0.0) -> Schedule:
     """Half a cosine from `rate` down to `floor · rate` over `rounds`, then flat. [Loshchilov & Hutter 2017,
     arXiv:1608.03983, eq. 5, without restarts]"""
+    expect_number(rate, 0, math.inf, "rate")
+    expect_number(floor, 0, 1, "floor")
 
     def at(round_number: int) -> float:
         share = min(round_number / max(rounds, 1), 1.0)
@@ -41,6 +47,8 @@ def cosine(rate: float, rounds: int, floor: float = 0.0) -> Schedule:
 @registered("schedule/steps")
 def steps(rate: float, boundaries: tuple[int, ...], factor: float = 0.1) -> Schedule:
     """`rate`, multiplied by `factor` at each of the rounds in `boundaries`."""
+    expect_number(rate, 0, math.inf, "rate")
+    expect_number(factor, 0, math.inf, "factor")
     return Schedule(at=lambda round_number: rate * factor ** sum(round_number >= edge for edge in boundaries))
 
 

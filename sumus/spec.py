@@ -93,7 +93,10 @@ def registered(name: str) -> Callable[[Callable[P, V]], Callable[P, V]]:
 
         @functools.wraps(factory)
         def make(*args: P.args, **kwargs: P.kwargs) -> V:
-            call = signature.bind(*args, **kwargs)
+            try:
+                call = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{factory.__name__}(): {error}") from None
             call.apply_defaults()
             for parameter, value in call.arguments.items():
                 call.arguments[parameter] = _as_declared(value, str(signature.parameters[parameter].annotation))
@@ -168,6 +171,8 @@ def _declared(factory: Callable[..., Any]) -> Mapping[str, Any]:
 
 def _is_of(value: object, hint: Any) -> bool:
     """Whether JSON, built, is what an annotation asks for; annotations that JSON has no words for pass."""
+    if hint is Any:
+        return True
     kind, inner = get_origin(hint), get_args(hint)
     if kind in (Union, UnionType):
         return any(_is_of(value, option) for option in inner)

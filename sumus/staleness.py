@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sumus.errors import PlanError
+from sumus.errors import PlanError, expect_number
 from sumus.spec import Value, registered
 
 ONE = 1024
@@ -25,7 +25,9 @@ class Staleness(Value):
 
     def weight(self, staleness: int) -> int:
         """The factor as an integer, 1 to 1024."""
-        return min(ONE, max(1, round(ONE * self.factor(staleness))))
+        factor = self.factor(staleness)
+        expect_number(factor, 0, math.inf, f"the factor of {self!r} at staleness {staleness}")
+        return min(ONE, max(1, round(ONE * factor)))
 
 
 @registered("staleness/constant")
@@ -44,8 +46,7 @@ def polynomial(exponent: float = 0.5) -> Staleness:
 
 @registered("staleness/hinge")
 def hinge(after: int = 10, slope: float = 1.0) -> Staleness:
-    """1 up to `after`, then 1 / (1 + slope · (s − after)). [Xie et al. 2019, arXiv:1903.03934, section 5.2, with 1 + so
-    that it never rises]"""
+    """1 up to `after`, then 1 / (1 + slope · (s − after)). [Xie et al. 2019, arXiv:1903.03934, section 5.2]"""
     if after < 0 or not 0 < slope < math.inf:
         raise PlanError(
             "positive", f"hinge({after}, {slope}): after must not be negative, and slope must be positive and finite"

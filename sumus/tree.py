@@ -6,6 +6,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
+from sumus.errors import UsageError
 from sumus.types import Array, Layout, Tensors, Tree
 
 A = TypeVar("A")
@@ -88,7 +89,10 @@ def narrowed(leaf: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def unnested(trees: Mapping[str, Mapping[str, A]]) -> dict[str, A]:
-    """Trees by name as one flat tree: `name/leaf`."""
+    """Trees by name as one flat tree: `name/leaf`. UsageError where `nested` could not undo it."""
+    for name, tree in trees.items():
+        if "/" in name or not tree:
+            raise UsageError(f"{name!r} names a tree that is kept or sent: give it a name without a slash, and leaves")
     return {f"{name}/{leaf}": array for name, tree in trees.items() for leaf, array in tree.items()}
 
 

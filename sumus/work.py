@@ -15,17 +15,20 @@ The rules use only operators that numpy and torch share, so that one definition 
 traced into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from sumus.errors import PlanError
+from sumus.errors import PlanError, UsageError, expect_number
 from sumus.schedules import Schedule, as_schedule
 from sumus.spec import Value, registered
 from sumus.tree import tree_map
 from sumus.types import Tensors
+
+_BELOW_ONE = math.nextafter(1.0, 0.0)
 
 LeafState: TypeAlias = tuple[Any, ...]
 ClientState: TypeAlias = Mapping[str, Tensors]
@@ -85,13 +88,15 @@ def send_difference(broadcast: Parts, params: Tensors, state: ClientState, done:
 class ClientWork(Value):
     """How a client learns in one round.
 
+    correct(grads, params, broadcast, client state) → grads, for every batch; finish(broadcast, params, client state, run) →
+    (parts, client state), at the end, where `run` is a `LocalRun`. They see leaves with a gradient, as torch tensors.
+
     optimizer: a rule per leaf.
     lr: the rate of each round (`Schedule`).
     epochs, steps: passes over the client's examples, or a number of batches (reshuffling at each pass); one of them, or
         neither for one epoch.
     batch_size: examples a batch; the last may be smaller. None: all of the client's examples, one batch.
     clip_norm: each step's gradient is scaled to at most this L2 norm over all trained leaves.
-    correct, finish: see the module's head.
     init: a client's first state, from the shared params of its first broadcast. Where it is `no_state`, none is kept.
     needs_gradient: `finish` is given the gradient at the broadcast model, which costs one more pass over the examples.
     sends, receives: names of the parts that `finish` gives, and of what it needs in the broadcast.
@@ -147,7 +152,9 @@ class ClientWork(Value):
 def expect_plain(client: ClientWork, by: str) -> None:
     """Refuse a work that another algorithm has changed already: `by` would undo or misread it."""
     if client.correct is not no_correction or client.finish is not send_difference:
-        raise PlanError("client-changed-twice", f"{by} takes sgd, adam or adamw as they are, and not {client!r}")
+        raise PlanError(
+            "client-changed-twice", f"{by} takes plain client work such as sgd(), as it is, and not {client!r}"
+        )
 
 
 def apply_gradients(
@@ -167,7 +174,12 @@ def apply_gradients(
     lr: a float or a 0-d float.  step: from 1 within the client's round, an int or a 0-d float.
     """
     shared = {name: grads[name] for name in broadcast["params"] if name in grads}
-    grads = {**grads, **work.correct(shared, params, broadcast, client_state)}
+    corrected = work.correct(shared, params, broadcast, client_state)
+    if corrected.keys() != shared.keys():
+        raise UsageError(
+            f"correct of {work!r} gave {sorted(corrected)} for the gradients of {sorted(shared)}: give them all"
+        )
+    grads = {**grads, **corrected}
     if work.clip_norm is not None:
         grads = clip_gradients(grads, work.clip_norm)
     moved = {name: work.optimizer.update(grads[name], states[name], params[name], lr, step) for name in grads}
@@ -189,6 +201,8 @@ def clip_gradients(grads: Tensors, max_norm: float) -> dict[str, Any]:
 def sgd_rule(momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> LeafRule:
     """g ← g + λp;  v ← μv + g;  p ← p − η(g + μv if nesterov else v): PyTorch's convention, the buffer starting at 0.
     [Sutskever et al. 2013]"""
+    expect_number(momentum, 0, 1, "momentum")
+    expect_number(weight_decay, 0, math.inf, "weight_decay")
     if nesterov and not momentum > 0:
         raise PlanError("positive", "nesterov=True needs momentum > 0")
 
@@ -213,6 +227,9 @@ def adam_rule(
     """Adam with bias correction [Kingma & Ba 2015, arXiv:1412.6980, Alg. 1]; `weight_decay` is added to the gradient,
     or with `decoupled` shrinks the parameter by ηλ [AdamW: Loshchilov & Hutter 2019, arXiv:1711.05101, Alg. 2]."""
     beta1, beta2 = betas
+    for beta in betas:
+        expect_number(beta, 0, _BELOW_ONE, "betas")
+    expect_number(weight_decay, 0, math.inf, "weight_decay")
 
     def init(param: Any) -> LeafState:
         return param * 0, param * 0

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sumus.aggregate import METRIC_BITS, Aggregate, Fixed, Part, RunningSum, Update, mean
 from sumus.errors import DivergedError, ParticipantError, PlanError
 from sumus.fixed_point import FixedPoint
+from sumus.staleness import polynomial
 
 PARTS = (Part("params"), Part("steps", content="scalar", weight="uniform", denominator="count"))
 SUMS = FixedPoint.fit(max_count=32, max_weight=2**16)
@@ -292,7 +293,7 @@ def test_a_part_at_its_own_bound_does_not_overflow_either(
     assert bits in (40, sums.fraction_bits) or abs(exact) >= 2**60
     near = pytest.approx(sign * own * weight * count, abs=count * 2.0**-bits, rel=1e-15)
     assert sums.decode(part, total.sums["params"])["w"][0] == near
-    with pytest.raises(ParticipantError, match="client 'alice': .*beyond the plan's bound"):
+    with pytest.raises(ParticipantError, match="client 'alice': .*beyond the bound .* of that part"):
         sums.encode(one([sign * math.nextafter(own, math.inf)], examples=weight, dtype="float64"), (part,))
 
 
@@ -405,9 +406,19 @@ def test_a_part_takes_only_words_that_it_knows() -> None:
         {"name": "a/b"},  # a slash separates the parts of a sum's slots
         {"denominator": 7},
         {"weight": 7},
+        {"weight": Fixed(3)},  # a denominator's
+        {"denominator": polynomial()},  # a weight's
+        {"content": Fixed(3)},
+        {"content": polynomial()},
     ):
-        with pytest.raises(PlanError):
+        with pytest.raises(PlanError) as error:
             Part(**{"name": "params", **wrong})  # pyright: ignore[reportArgumentType]
+        assert error.value.rule == "part-words"
+
+
+def test_a_truth_value_is_no_bound() -> None:
+    with pytest.raises(PlanError, match="positive"):
+        Part("params", bound=True)
 
 
 @pytest.mark.parametrize("count", [0, -3])

@@ -75,11 +75,34 @@ def test_out_holds_what_a_person_looks_for_and_says_where(file: Path, tmp_path: 
     assert set(load_file(tmp_path / "run" / "model.safetensors")) == {"weight", "bias"}
 
 
+SCAFFOLD = FILE.replace("sumus.fedavg(", "sumus.scaffold(")
+
+
+def test_client_states_lie_in_a_folder_and_a_longer_run_goes_on_with_them(file: Path, tmp_path: Path) -> None:
+    file.write_text(SCAFFOLD)
+    whole = json.loads(sumus("simulate", file, "--json").stdout.splitlines()[-1])
+    command = ("simulate", file, "--out", tmp_path / "run", "--client-states", tmp_path / "states", "--json")
+    sumus(*command, "--rounds", 2)
+    files = list((tmp_path / "states").glob("*.safetensors"))
+    assert 10 <= len(files) <= 20
+    assert all(set(load_file(path)) == {"control/weight", "control/bias"} for path in files)
+    longer = json.loads(sumus(*command).stdout.splitlines()[-1])
+    assert (longer["rounds"], longer["model_sha256"]) == (4, whole["model_sha256"])
+
+
+def test_check_says_what_a_client_keeps_between_rounds(file: Path) -> None:
+    file.write_text(SCAFFOLD)
+    text = " ".join(sumus("check", file).stdout.split())
+    assert "client state 40 bytes kept by each client between rounds" in text
+    assert "80 bytes down and 80 bytes up" in text
+
+
 def test_check_says_what_a_plan_costs_and_whether_devices_may_run_it(file: Path) -> None:
     text = " ".join(sumus("check", file).stdout.split())
     assert "inputs float32[4], targets int64[], 2 classes" in text
     assert "10 shared parameters" in text
     assert "40 bytes down and 40 bytes up" in text
+    assert "client state" not in text
     assert "real devices legal" in text
     file.write_text(FILE.replace("cohort=10", "cohort=3"))
     assert "refused by min-contributors" in " ".join(sumus("check", file).stdout.split())

@@ -307,15 +307,32 @@ def test_a_part_with_a_bound_of_its_own_is_held_to_that_and_the_others_to_the_pl
     assert all((leaf == 0.5).all() for leaf in decoded(total, "control", hop).values())
     beyond = math.nextafter(2.0**20, math.inf)
     for wrong, match in (
-        (bounded_update(steps=beyond), r"reaches 1.04858e\+06 at `steps\[\]`, beyond the plan's bound 1.04858e\+06;"),
-        (bounded_update(steps=-beyond), r"reaches 1.04858e\+06 at `steps\[\]`, beyond the plan's bound 1.04858e\+06;"),
-        (bounded_update(control=0.75), r"reaches 0.75 at `control\[\S+\]`, beyond the plan's bound 0.5;"),
+        (
+            bounded_update(steps=beyond),
+            r"reaches 1.04858e\+06 at `steps\[\]`, beyond the bound 1.04858e\+06 of that part;",
+        ),
+        (
+            bounded_update(steps=-beyond),
+            r"reaches 1.04858e\+06 at `steps\[\]`, beyond the bound 1.04858e\+06 of that part;",
+        ),
+        (bounded_update(control=0.75), r"reaches 0.75 at `control\[\S+\]`, beyond the bound 0.5 of that part;"),
         (
             changed(bounded_update(), "params", fc_bias=np.array([0, 0, 256.5])),
             r"reaches 256.5 at `params\[fc.bias\]`, beyond the plan's bound 256;",
         ),
     ):
         refused(hop, wrong, match, good=bounded_update())
+
+
+def test_the_bound_of_params_is_not_that_of_statistics() -> None:
+    """Updates may be known to be small; a running mean moves as far as the data lie."""
+    hop = algorithm(parts=(Part("params", bound=0.5), *PARTS[1:])).first_hop(TASK, SUMS)
+    small = {name: np.full_like(leaf, 0.5) for name, leaf in leaves(0).items()}
+    sent = dataclasses.replace(an_update(), parts={**an_update().parts, "params": small})
+    far = changed(sent, "buffers", norm_mean=np.array([200.0, -256.0, 0.0]))
+    assert decoded(hop.count_in(far), "buffers", hop)["norm.mean"].tolist() == [1000.0, -1280.0, 0.0]
+    match = r"reaches 257 at `buffers\[norm.mean\]`, beyond the plan's bound 256;"
+    refused(hop, changed(sent, "buffers", norm_mean=np.full(3, 257.0)), match, good=sent)
 
 
 def test_parts_with_bounds_of_their_own_are_summed_on_grids_of_their_own() -> None:
@@ -347,6 +364,46 @@ def test_staleness_weighs_the_parts_that_ask_for_it_and_no_other() -> None:
     hop.count_in(an_update(), into=total)
     hop.count_in(an_update(seed=1), total, staleness=3)
     assert encode_aggregate(total.total) == encode_aggregate(fresh.merge(hop.count_in(an_update(seed=1), staleness=3)))
+
+
+# ── sums that could overflow ─────────────────────────────────────────────────────────────────────────────────────────
+
+STALE = Part("control", transformed=False, weight=sumus.staleness.polynomial(0.5))
+MISFITS: dict[str, tuple[Part, FixedPoint, FixedPoint, str]] = {
+    "staleness": (
+        STALE,
+        FixedPoint.fit(16, 1024),
+        FixedPoint.fit(16, 1023),
+        "weighs up to 1024, .* weights up to 1023",
+    ),
+    "bound": (
+        Part("steps", content="scalar", bound=2.0**51),
+        FixedPoint.fit(16, 64),
+        FixedPoint.fit(32, 64),
+        "leaves no bits for sums of 32",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_a_hop_whose_sums_could_overflow_is_refused_however_it_is_made(what: str) -> None:
+    """By whoever makes it, and by the edge that is sent it as text."""
+    part, fits, too_small, match = MISFITS[what]
+    others = tuple(other for other in PARTS if other.name != part.name)
+    by = algorithm(parts=(*others, part))
+    hop = by.first_hop(TASK, fits)
+    text = canonical_json(to_json(hop))
+    assert build(json.loads(text)) == hop
+    small = text.replace(canonical_json(to_json(fits)), canonical_json(to_json(too_small)))
+    assert small != text
+    for make in (
+        lambda: by.first_hop(TASK, too_small),
+        lambda: dataclasses.replace(hop, sums=too_small),
+        lambda: build(json.loads(small)),
+    ):
+        with pytest.raises(PlanError, match=match) as error:
+            make()
+        assert error.value.rule == "part-fits"
 
 
 # ── what is not: codes ───────────────────────────────────────────────────────────────────────────────────────────────

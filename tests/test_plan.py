@@ -151,11 +151,16 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
             lambda: plan(algorithm=with_part(chain(), Part("steps", bound=2.0**40))),
             lambda: plan(algorithm=combined_by(mean(Part("params", bound=2.0**40)))),
             lambda: plan(algorithm=with_part(chain(), Part("steps", bound=2.0**39)), cohort=128),
+            lambda: plan(algorithm=sumus.fedbuff(sumus.sgd(0.1)), sums=FixedPoint.fit(64, 1023)),
+            lambda: plan(
+                algorithm=with_part(chain(), Part("steps", weight=sumus.staleness.hinge())), sums=FixedPoint.fit(64, 1)
+            ),
         ],
         [
             lambda: plan(algorithm=with_part(chain(), Part("steps", bound=math.nextafter(2.0**40, 0)))),
             lambda: plan(algorithm=with_part(chain(), Part("steps", bound=2.0**-20))),
             lambda: plan(algorithm=with_part(chain(), Part("steps", bound=2.0**45)), sums=FixedPoint.fit(64, 2**10)),
+            lambda: plan(algorithm=sumus.fedbuff(sumus.sgd(0.1)), sums=FixedPoint.fit(64, 1024)),
         ],
     ),
     "needs-each-update": (

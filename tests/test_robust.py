@@ -334,6 +334,23 @@ def test_every_part_has_a_centre_and_its_own_denominator() -> None:
         np.testing.assert_allclose(leaf, medians[name] * 3 / 12, atol=FINE)
 
 
+def test_every_part_is_averaged_by_its_own_weights() -> None:
+    """`params` by examples, `control` alike, statistics as params: where no update is long, it is the mean."""
+    parts = (WEIGHED, Part("control", weight="uniform", denominator="population", transformed=False))
+    clients, examples = drawn(3, 0), [1, 7, 40]
+    more = [{"control": {name: leaf for name, leaf in tree.items() if name != "norm.mean"}} for tree in drawn(3, 1)]
+    bounded, plain = algorithm(robust.norm_bounded(*parts, max_norm=1e6)), algorithm(mean(*parts))
+    total = RunningSum()
+    for one in ones_of(plain, clients, examples, more):
+        total.add(one)
+    wanted = plain.combine(total.total, TASK, SUMS, b"round", population=12)
+    found = bounded.combine_each(ones_of(bounded, clients, examples, more), TASK, SUMS, b"round", population=12)
+    assert set(found) == set(wanted) == {"params", "control", "buffers"}
+    for part, tree in wanted.items():
+        for name, leaf in tree.items():
+            np.testing.assert_allclose(found[part][name], leaf, rtol=1e-12, atol=FINE, err_msg=f"{part}[{name}]")
+
+
 # ── on the way ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 CODED = chain(clip_by_global_norm(2.0), rotate(), quantize(8))

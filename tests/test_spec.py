@@ -147,6 +147,8 @@ def test_all_examples_differ() -> None:
         (clip_by_global_norm(3), clip_by_global_norm(max_norm=3.0)),
         (schedules.steps(0.1, [1, 2]), schedules.steps(0.1, (1, 2))),
         (FixedPoint(20, 4, 1, 1), FixedPoint(20, 4.0, 1, 1)),
+        (Part("steps", bound=256), Part("steps", bound=256.0)),
+        (Part("steps", bound=np.int64(256)), Part("steps", bound=256.0)),
         (Pacing(np.int64(5)), Pacing(5)),
     ],
 )
@@ -176,7 +178,7 @@ def test_canonical_json_is_sorted_compact_and_keeps_every_bit() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_parameter_that_is_not_finite_has_no_text(value: float) -> None:
     with pytest.raises(PlanError) as error:
-        canonical_json(to_json(sumus.sgd(value)))
+        canonical_json({"lr": value})
     assert error.value.rule == "finite"
 
 
@@ -284,6 +286,26 @@ def test_a_taken_name_is_refused(taken: str) -> None:
         record(taken)(Fixed)
     assert error.value.rule == "taken-name"
     assert build({"name": "server/sgd"}) == optimizers.sgd()
+
+
+@pytest.mark.parametrize("taken", ["aggregator/median", "client/control"])
+def test_a_name_of_sumus_is_taken_before_anyone_has_used_it(taken: str) -> None:
+    """In a process of its own. What is refused there leaves no trace: sumus brings its own afterwards, without torch."""
+    code = """
+import sys
+from sumus.errors import PlanError
+from sumus.spec import registered
+assert not [name for name in sys.modules if name.startswith(("sumus.robust", "sumus.algorithms"))]
+try:
+    registered(sys.argv[1])(lambda: None)
+except PlanError as error:
+    print(error.rule)
+import sumus
+print(sumus.robust.median(), sumus.scaffold(sumus.sgd(0.1)).client, "torch" in sys.modules, sep=chr(10))
+"""
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code, taken], capture_output=True, text=True)
+    wanted = ["taken-name", repr(robust.median()), repr(sumus.scaffold(sumus.sgd(0.1)).client), "False"]
+    assert run.stdout.splitlines() == wanted, run.stderr
 
 
 @pytest.mark.usefixtures("scratch_names")

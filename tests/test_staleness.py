@@ -54,6 +54,13 @@ def test_an_older_update_never_weighs_more(name: str, one: int, two: int) -> Non
     assert 1024 == rule.weight(0) >= rule.weight(min(one, two)) >= rule.weight(max(one, two)) >= 1
 
 
+@given(st.floats(0, 1e300), STALE)
+def test_no_rule_of_ones_own_weighs_more_than_the_sums_are_planned_for(factor: float, versions: int) -> None:
+    """A plan leaves room for 1024, the weight of a fresh update."""
+    part = Part("params", weight=Staleness(factor=lambda staleness: factor if staleness else 1.0))
+    assert 1 <= part.weigh(5, cap=2**16, staleness=versions) <= ONE == part.largest_weight(cap=2**16)
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -64,6 +71,7 @@ def test_an_older_update_never_weighs_more(name: str, one: int, two: int) -> Non
         lambda: hinge(slope=0.0),
         lambda: hinge(slope=-1.0),
         lambda: hinge(slope=math.nan),
+        lambda: hinge(slope=math.inf),  # times zero is no number
     ],
 )
 def test_a_rule_by_which_age_counts_more_or_nothing_at_all_is_refused(make: Callable[[], Any]) -> None:
@@ -185,3 +193,16 @@ def test_a_whole_cohort_of_fresh_updates_at_the_bound_does_not_overflow(cohort: 
     far = {name: np.full(shape, sign * plan.sums.bound) for name, shape in SHAPES.items()}
     for leaf in combined(plan, [far] * cohort, [0] * cohort).values():
         assert (leaf == sign * plan.sums.bound).all()
+
+
+def test_sums_are_planned_for_a_rule_that_rises() -> None:
+    """A rule of one's own may let older updates count for more; the sums hold the most that any can weigh."""
+    rising = Staleness(factor=lambda versions: 0.1 + 0.9 * (versions > 0))
+    part = sumus.Part("params", weight=rising, denominator="count")
+    assert rising.weight(0) < part.largest_weight(1) == rising.weight(5) == 1024
+    assert part.divisor(0, 3, 9) == 3 * 1024
+
+
+def test_a_factor_that_is_no_number_is_refused() -> None:
+    with pytest.raises(sumus.PlanError, match="at staleness 3"):
+        Staleness(factor=lambda versions: float("nan")).weight(3)

@@ -12,6 +12,7 @@ from typing import Literal
 from sumus import optimizers
 from sumus.aggregate import Aggregator, Part, mean
 from sumus.algorithm import Algorithm
+from sumus.errors import PlanError
 from sumus.optimizers import ServerOptimizer
 from sumus.update.transform import Transform, chain
 from sumus.work import ClientWork, sgd
@@ -28,6 +29,10 @@ def fedavg(
 
     aggregator: in place of this mean, and its weights with it; see `sumus.robust`.
     """
+    if aggregator is not None and weight != "examples":
+        raise PlanError(
+            "weight-twice", f"{aggregator!r} has weights of its own: leave weight={weight!r} out, or give it parts"
+        )
     part = Part("params", weight=weight, denominator="count" if weight == "uniform" else "weight")
     return Algorithm(client, update or chain(), aggregator or mean(part), server or optimizers.sgd(1.0))
 

@@ -7,6 +7,8 @@
 
     params    (x − y) / ‖a‖₁    weighted by examples    over the summed weights
     steps     ‖a‖₁              weighted by examples    over the summed weights; one number, with a bound of its own
+
+A chain works on what is sent, which is the difference *per step*: a clip to C bounds a client's whole difference by C ‖a‖₁.
 """
 
 from collections.abc import Mapping

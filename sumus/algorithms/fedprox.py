@@ -5,8 +5,8 @@ partial one. [Li et al. 2020, arXiv:1812.06127, Algorithm 2]
 
     params    wᵗ − w    weighted by examples    over the summed weights
 
-The paper draws devices by their number of examples and takes the plain mean; here they are drawn alike and weighted, which
-has the same expectation. With μ = 0 and everyone's work done this is FedAvg.
+The paper draws devices by their number of examples and takes the plain mean; here they are drawn alike and weighted, as in
+FedAvg. With μ = 0 and everyone's work done this is FedAvg.
 """
 
 from dataclasses import replace

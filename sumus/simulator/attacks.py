@@ -75,11 +75,22 @@ def label_flip(
     """Attackers train on wrong labels: class c becomes classes − 1 − c. [Tolpegin et al. 2020, arXiv:2007.08432, the form
     of Fang et al. 2020, arXiv:1911.11815]"""
 
+    if classes < 2:
+        raise ExperimentError(f"label_flip(classes={classes}): there must be at least two classes to flip")
+
     def flipped(client: Any, examples: Examples) -> Examples:
         from sumus.training.examples import as_pair  # brings torch
 
         inputs, targets = as_pair(client, examples)
-        return inputs, targets + (classes - 1 - 2 * targets) * (targets >= 0)  # padding stays padding
+        labels = np.asarray(targets)
+        largest = labels.max(initial=0)
+        if labels.dtype.kind not in "iu" or largest >= classes:
+            raise ExperimentError(
+                f"label_flip(classes={classes}): client {client!r} holds targets {labels.dtype} up to {largest}; labels are "
+                "whole numbers below classes="
+            )
+        labels = labels.astype(np.int64)
+        return inputs, labels + (classes - 1 - 2 * labels) * (labels >= 0)  # padding stays padding
 
     return _attacked(population, f"label_flip({classes})", share, seed, examples=flipped)
 
@@ -149,14 +160,18 @@ def _attacked(
     examples: Callable[[Any, Examples], Examples] = _as_held,
     collude: Collusion = _as_trained,
 ) -> AttackedPopulation:
-    if not 0 < share < 1:
-        raise ExperimentError(f"share={share}: the share of clients that attack lies between 0 and 1")
+    _check_share(share)
     people = as_population(population)
     described = f"{attack} by {share} of them, seed {seed}"
-    chosen = generator(seed, "attackers").permutation(len(people))[: max(1, round(share * len(people)))]
+    chosen = generator(seed, "attackers").permutation(len(people))[: round(share * len(people))]
     return AttackedPopulation(
         people, frozenset(people.pick(int(index)) for index in chosen), examples, collude, described
     )
+
+
+def _check_share(share: object) -> None:
+    if not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ExperimentError(f"share={share!r}: the share of clients that attack is a number from 0 to below 1")
 
 
 def _multiplied(factor: float) -> Collusion:

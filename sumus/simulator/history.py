@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from sumus.errors import ExperimentError
 from sumus.metrics import Spread
-from sumus.simulator.picture import figure
+from sumus.simulator.picture import figure, save
 from sumus.training.program import model_bytes
 
 
@@ -121,6 +121,7 @@ class History:
     def write_jsonl(self, path: str | Path) -> Path:
         """One JSON object a line and round."""
         target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(
             "".join(json.dumps(strict(record.to_json()), sort_keys=True) + "\n" for record in self.rounds)
         )
@@ -151,8 +152,7 @@ class History:
             self._plot_metric(axis, name)
         if title:
             picture.suptitle(title)
-        picture.savefig(Path(path), dpi=120)
-        return Path(path)
+        return save(picture, path)
 
     def _plot_metric(self, axis: Any, name: str) -> None:
         shown = [record for record in self.evaluated if name in record.metrics]

@@ -1,6 +1,7 @@
 """Pictures, drawn without a window (needs matplotlib)."""
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from sumus.errors import ExperimentError
@@ -20,3 +21,11 @@ def figure(width: float, height: float) -> Any:
         raise ExperimentError("plot() needs matplotlib: pip install 'sumus[report]'") from error
     canvas(made)
     return made
+
+
+def save(picture: Any, path: str | Path) -> Path:
+    """The picture as a file; its folder is made."""
+    target = Path(path) if Path(path).suffix else Path(f"{path}.png")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    picture.savefig(target, dpi=120)
+    return target

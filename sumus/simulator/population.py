@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from sumus.errors import DataError, ExperimentError
+from sumus.errors import DataError, ExperimentError, SumusError
 from sumus.experiment import Examples
-from sumus.simulator.picture import colormap, figure
+from sumus.simulator.picture import colormap, figure, save
 from sumus.types import Array
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ class Population(Mapping[Any, Examples]):
 
         by: `by[i]` is the client of item i, such as a column, or one of `sumus.splits`.
         """
+        if not hasattr(dataset, "__len__"):
+            raise ExperimentError(f"a {type(dataset).__name__} has no length: give a data set that is read by index")
         rows = _rows_by_client(by, len(dataset))
         return Population(list(rows), lambda client: _Items(dataset, rows[client]))
 
@@ -77,7 +79,7 @@ class Population(Mapping[Any, Examples]):
         wanted = [*columns, targets, *([by] if isinstance(by, str) else [])]
         if unknown := [name for name in wanted if name not in known]:
             raise ExperimentError(f"the data set has no column {unknown[0]!r}; it has {', '.join(map(str, known))}")
-        rows = _rows_by_client(list(dataset[by]) if isinstance(by, str) else by, len(dataset))
+        rows = _rows_by_client(list(dataset.with_format(None)[by]) if isinstance(by, str) else by, len(dataset))
         read = dataset.select_columns(list(dict.fromkeys([*columns, targets]))).with_format(None)
 
         def load(client: Any) -> Examples:
@@ -104,7 +106,7 @@ class Population(Mapping[Any, Examples]):
         return self._only([client for client in self if client not in gone])
 
     def _only(self, clients: list[Any]) -> "Population":
-        return Population(clients, self._load)
+        return Population(clients, self.__getitem__)
 
     def _all_known(self, clients: Iterable[Any]) -> list[Any]:
         chosen = list(clients)
@@ -118,6 +120,8 @@ class Population(Mapping[Any, Examples]):
             raise KeyError(client)
         try:
             return self._load(client)
+        except SumusError:
+            raise
         except Exception as error:
             raise DataError(client, f"loading its examples failed: {type(error).__name__}: {error}") from error
 
@@ -157,8 +161,7 @@ class Population(Mapping[Any, Examples]):
         )
         if by_class:
             axis.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-        picture.savefig(Path(path), dpi=120)
-        return Path(path)
+        return save(picture, path)
 
     @property
     def described(self) -> str:
@@ -205,8 +208,9 @@ def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
     keys = np.asarray(by)
     if keys.shape != (examples,):
         raise ExperimentError(f"by= has shape {keys.shape} for {examples} examples: give one client an example")
-    if keys.dtype.kind == "f" and np.isnan(keys).any():
-        raise ExperimentError(f"by= is NaN for example {int(np.isnan(keys).argmax())}: give every example a client")
+    for row, client in enumerate(cast(Iterable[Any], by if isinstance(by, list) else keys.tolist())):
+        if client is None or client != client:
+            raise ExperimentError(f"by= has no client for example {row} ({client!r}): give every example one")
     try:
         order = np.argsort(keys, kind="stable")
     except TypeError as error:

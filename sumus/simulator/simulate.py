@@ -13,7 +13,7 @@ from typing import Any
 
 from sumus.aggregate import Aggregate, RunningSum, Update
 from sumus.algorithm import Algorithm
-from sumus.errors import ExperimentError, Interrupted, ParticipantError
+from sumus.errors import ExperimentError, Interrupted, ParticipantError, SumusError
 from sumus.experiment import Evaluate, Examples, Experiment
 from sumus.fleet import PERFECT, Fate, Fleet
 from sumus.metrics import is_lower_better
@@ -28,7 +28,7 @@ from sumus.simulator.interrupt import undisturbed, whole
 from sumus.simulator.population import as_population, sample
 from sumus.simulator.progress import Progress, progress_of
 from sumus.spec import canonical_json, to_json
-from sumus.storage.client_states import ClientStates, MemoryClientStates
+from sumus.storage.client_states import ClientStates, DirectoryClientStates, MemoryClientStates
 from sumus.task import Task
 from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.program import Program, one_thread, seeded
@@ -67,7 +67,7 @@ def run(
     restart: bool = False,
     device: str = "cpu",
     progress: Progress | bool | None = None,
-    client_states: ClientStates | None = None,
+    client_states: ClientStates | str | Path | None = None,
 ) -> History:
     """Run an experiment.
 
@@ -77,13 +77,15 @@ def run(
     device: "cpu" or "cuda".
     progress: True for a bar in the terminal, False for none; by default, a bar where there is a terminal.
     client_states: where control variates and personal leaves are kept; by default in memory, and in the checkpoint.
-        `DirectoryClientStates(folder)` takes more of them than memory holds.
+        A folder takes more of them than memory holds.
 
     Raises ExperimentError and its like for what you can mend, DivergedError when training runs to NaN, Interrupted on
     Ctrl-C (its `history` is what there was).
     """
     with one_thread(), seeded(experiment.seed):
-        states = client_states or MemoryClientStates()
+        states = MemoryClientStates() if client_states is None else client_states
+        if isinstance(states, str | Path):
+            states = DirectoryClientStates(states)
         simulation = Simulation(experiment, device, Path(out) if out is not None else None, restart, states)
         return simulation.run(checkpoint_every, progress_of(progress))
 
@@ -158,7 +160,8 @@ class Simulation:
             self.at = earlier
         elif not self.states.empty and not restart:
             raise ExperimentError(
-                "client_states= holds the states of another run: give an empty store, or restart=True (--restart) to forget them"
+                "client_states= holds the states of another run, or of one that was cut off before its first checkpoint: "
+                "give an empty store, or restart=True (--restart) to delete them"
             )
         self.states.restore(self.at.clients)  # last: whatever can be wrong was found before states are forgotten
 
@@ -183,8 +186,10 @@ class Simulation:
                 kept = f", kept in {self.out}: {self.again} to go on" if self._save() else ""
                 message = f"stopped after round {self.done} of {self.experiment.rounds}{kept}"
                 raise Interrupted(message, self._history("interrupted"), self._checkpoint()) from None
-        except Exception:
+        except Exception as error:
             with undisturbed():
+                if isinstance(error, SumusError):
+                    error.history, error.checkpoint = self._history("error"), self._checkpoint()
                 self._save()
             raise
 
@@ -201,8 +206,9 @@ class Simulation:
         try:
             after = self._played(cohort, number, at, tally)
         except BaseException:
-            for client in cohort:
-                self.states.discarded(str(client))
+            with undisturbed():
+                for client in cohort:
+                    self.states.discarded(str(client))
             raise
         with whole():
             for client, counted in tally.counted.items():

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, PlanError, expect_number
 from sumus.rng import generator
 from sumus.types import Array
 
@@ -37,9 +37,10 @@ def quantity(examples: int, clients: int, alpha: float = 0.5, seed: int = 0, at_
 def dirichlet(labels: Iterable[int], clients: int, alpha: float, seed: int = 0, at_least: int = 1) -> Array:
     """Label skew: the examples of each class are dealt in proportions from Dirichlet(α). Sizes differ too.
 
-    labels: shape `(examples,)`.  alpha: 0.1 is nearly one class a client, 100 nearly IID.
+    labels: shape `(examples,)`.  alpha: 0.1 leaves most clients a few classes, 100 is nearly IID.
     at_least: clients that were dealt fewer take examples, drawn at random, from the largest.
-    [Yurochkin et al. 2019, arXiv:1905.12022, section 4; Hsu et al. 2019, arXiv:1909.06335, for the name of α]
+    [Yurochkin et al. 2019, arXiv:1905.12022, section 4. Hsu et al. 2019, arXiv:1909.06335, draw a mix of classes for each
+    client instead: their α is not comparable, and skews more.]
     """
     classes = _labels(labels)
     _check(len(classes), clients, at_least)
@@ -67,6 +68,7 @@ def shards(labels: Iterable[int], clients: int, per_client: int = 2, seed: int =
     With two shards each, most clients see two classes. [McMahan et al. 2017, arXiv:1602.05629, section 3]
     """
     classes = _labels(labels)
+    _check_whole("per_client", per_client)
     if per_client < 1:
         raise ExperimentError(f"per_client={per_client}: deal at least one shard to a client")
     _check(len(classes), clients, per_client)
@@ -81,17 +83,27 @@ def shards(labels: Iterable[int], clients: int, per_client: int = 2, seed: int =
 
 
 def _check(examples: int, clients: int, at_least: int = 1) -> None:
+    for name, value in (("examples", examples), ("clients", clients), ("at_least", at_least)):
+        _check_whole(name, value)
     if clients < 1 or at_least < 1:
         raise ExperimentError(f"clients={clients}, at_least={at_least}: both must be 1 or more")
     if examples < clients * at_least:
         raise ExperimentError(
             f"{examples} examples cannot be dealt to {clients} clients with {at_least} each: lower clients="
+            + (" or at_least=" if at_least > 1 else "")
         )
+
+
+def _check_whole(name: str, value: object) -> None:
+    if not isinstance(value, int | np.integer):
+        raise ExperimentError(f"{name}={value!r:.60}: it must be a whole number")
 
 
 def _labels(labels: Iterable[int]) -> Array:
     classes = np.asarray(labels)
-    if classes.ndim != 1 or classes.dtype.kind == "f":
+    if classes.dtype.kind == "f" and classes.ndim == 1 and (classes == np.rint(classes)).all():
+        classes = classes.astype(np.int64)
+    if classes.ndim != 1 or classes.dtype.kind in "fOc":
         raise ExperimentError(
             f"labels are {classes.dtype} of shape {classes.shape}; a split by label takes one class an example, "
             "shape (examples,): for other targets use iid() or quantity(), or labels of your own"
@@ -100,9 +112,13 @@ def _labels(labels: Iterable[int]) -> Array:
 
 
 def _positive(alpha: float, clients: int) -> Array:
-    if not 0 < alpha < np.inf:
-        raise ExperimentError(f"alpha={alpha}: it must be positive and finite; large is alike, small is skewed")
-    return np.full(clients, alpha)
+    try:
+        expect_number(float(alpha), 0, np.inf, "alpha", open_low=True)
+    except (PlanError, TypeError, ValueError) as error:
+        raise ExperimentError(
+            f"alpha={alpha!r}: it must be positive and finite; large is alike, small is skewed"
+        ) from error
+    return np.full(clients, float(alpha))
 
 
 def _whole(shares: Array, total: int) -> Array:

@@ -11,6 +11,7 @@ report was lost puts the two apart for ever. While a state is pending its client
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -93,7 +94,7 @@ class MemoryClientStates:
         return not self._kept
 
     def snapshot(self) -> dict[str, Array]:
-        tensors = {"clients": _as_tensor(list(self._kept))}
+        tensors = {"clients": _as_tensor(list(self._kept))} if self._kept else {}
         for index, state in enumerate(self._kept.values()):
             tensors |= {f"{index}/{name}": array for name, array in unnested(state).items()}
         return tensors
@@ -113,10 +114,11 @@ class DirectoryClientStates:
     """A file a client and version in a folder: for more clients than memory holds.
 
     A snapshot is only the list of versions, so it is small; files that one of the last two snapshots lists stay until
-    later ones do not. One run at a time may use a folder; what else lies there is left alone.
+    later ones do not. A folder belongs to one run, which `owner` there names; what else lies in it is left alone.
     """
 
     _NAME = re.compile(r"[0-9a-f]{32}-\d+\.safetensors(\.new)?")
+    _OWNER = "owner"
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
@@ -130,6 +132,7 @@ class DirectoryClientStates:
         self._listed: list[set[Path]] = [set(), set()]
         self._retired: set[Path] = set()
         self._unsynced: set[Path] = set()
+        self._owner = ""
 
     def get(self, client: str) -> ClientState:
         return self._read(client, self._kept[client]) if client in self._kept else {}
@@ -139,6 +142,7 @@ class DirectoryClientStates:
 
     def propose(self, client: str, state: ClientState) -> None:
         _check_free(client, self._pending)
+        self._check_owner()
         path = self._path(client, self._next)
         write_whole(path, save({name: np.array(array, order="C") for name, array in unnested(state).items()}))
         self._unsynced.add(path)
@@ -161,6 +165,7 @@ class DirectoryClientStates:
         return not any(self._files())
 
     def snapshot(self) -> dict[str, Array]:
+        self._check_owner()
         try:
             for path in (*self._unsynced, self._folder):
                 sync(path)
@@ -173,10 +178,15 @@ class DirectoryClientStates:
             still, self._retired = self._retired, set()
             for path in still:
                 self._retire(path)
-        return {"versions": _as_tensor(self._kept)}
+        return {"versions": _as_tensor(self._kept), "owner": _as_tensor(self._owner)} if self._kept else {}
 
     def restore(self, tensors: Tree) -> None:
         kept: Mapping[str, int] = _listed(tensors, "versions") or {}
+        if kept:
+            self._owner = _listed(tensors, "owner")
+            self._check_owner()
+        else:
+            self._take()
         listed = {self._path(client, version) for client, version in kept.items()}
         if missing := [path for path in listed if not path.exists()]:
             raise ExperimentError(
@@ -187,6 +197,20 @@ class DirectoryClientStates:
                 path.unlink()
         self._kept, self._pending, self._next = dict(kept), {}, max(kept.values(), default=-1) + 1
         self._listed, self._retired, self._unsynced = [set(), listed], set(), set()
+
+    def _take(self) -> None:
+        self._owner = secrets.token_hex(16)
+        write_whole(self._folder / self._OWNER, self._owner.encode())
+
+    def _check_owner(self) -> None:
+        if not self._owner:  # used without a run
+            self._take()
+        path = self._folder / self._OWNER
+        if not path.exists() or path.read_text() != self._owner:
+            raise ExperimentError(
+                f"another run has taken {self._folder} for its clients' states: give each run a folder of its own, and start "
+                "this one over with restart=True (--restart)"
+            )
 
     def _files(self) -> Iterator[Path]:
         return (path for path in self._folder.iterdir() if self._NAME.fullmatch(path.name))

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from sumus.errors import ExperimentError
+
 
 def write_whole(path: Path, body: bytes, lasting: bool = False) -> None:
     """Replace a file in one step: a crash leaves the old one or the new one, whole.
@@ -10,12 +12,17 @@ def write_whole(path: Path, body: bytes, lasting: bool = False) -> None:
     lasting: return only once the new one would also survive a loss of power; else `sync` it, and its folder, later.
     """
     new = path.with_name(path.name + ".new")
-    new.write_bytes(body)
-    if lasting:
-        sync(new)
-    new.replace(path)
-    if lasting:
-        sync(path.parent)
+    try:
+        new.write_bytes(body)
+        if lasting:
+            sync(new)
+        new.replace(path)
+        if lasting:
+            sync(path.parent)
+    except OSError as error:
+        raise ExperimentError(
+            f"{path} cannot be written: {error.strerror or error}; what was there is as it was"
+        ) from error
 
 
 def sync(path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sumus.aggregate import BUFFERS
-from sumus.errors import TaskError, UsageError
+from sumus.errors import SumusError, TaskError, UsageError
 from sumus.rng import generator
 from sumus.training.executor import Assignment, Trained
 from sumus.training.program import Program, seeded
@@ -59,7 +59,7 @@ class SequentialExecutor:
             except TaskError as error:
                 raise TaskError(f"client {assignment.client!r}: {error}") from error
             done = LocalRun(steps, lr, len(assignment.inputs), gradient)
-            parts, state = self.work.finish(sent, program.widened(program.shared), own, done)
+            parts, state = self._finished(assignment.client, sent, own, done)
             if PERSONAL in state or (state and not self.work.keeps_state):
                 raise UsageError(
                     f"{self.work!r} keeps {sorted(state)}: give it init=, the first state, and leave the name "
@@ -127,6 +127,18 @@ class SequentialExecutor:
             inputs, targets = assignment.inputs[rows].clone(), assignment.targets[rows]
             torch._foreach_add_(total, list(self._loss_and_gradient(inputs, targets, count, params)[1]))
         return {name: self.program.widen(name, grad) for name, grad in zip(names, total, strict=True)}
+
+    def _finished(self, client: Any, sent: Parts, own: ClientState, done: LocalRun) -> tuple[Parts, ClientState]:
+        """What the work's `finish` gives; what it raises is said to be its own."""
+        try:
+            parts, state = self.work.finish(sent, self.program.widened(self.program.shared), own, done)
+        except SumusError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"client {client!r}: finish of {self.work!r} failed: {type(error).__name__}: {error}; it must give (parts, state)"
+            ) from error
+        return parts, state
 
     def _fused_sgd(self, lr: float) -> Step | None:
         """SGD in place, where the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import sumus
 from sumus import attacks
@@ -74,13 +76,13 @@ def test_the_share_and_the_seed_choose_the_attackers() -> None:
     assert first.attackers < set(PEOPLE)
     assert attacks.scaled(PEOPLE, share=0.3, seed=1).attackers == first.attackers
     assert attacks.sign_flip(PEOPLE, share=0.3, seed=2).attackers != first.attackers
-    assert len(attacks.sign_flip(PEOPLE, share=0.001).attackers) == 1
+    assert not attacks.sign_flip(PEOPLE, share=0.0).attackers
     assert list(first) == list(PEOPLE)
 
 
-@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
-def test_a_share_that_is_none_is_refused(share: float) -> None:
-    with pytest.raises(sumus.ExperimentError, match="share of clients that attack lies between 0 and 1"):
+@pytest.mark.parametrize("share", [1.0, -0.5, float("nan"), "0.2"])
+def test_a_share_that_is_none_is_refused(share: Any) -> None:
+    with pytest.raises(sumus.ExperimentError, match="share of clients that attack is a number from 0 to below 1"):
         attacks.sign_flip(PEOPLE, share=share)
 
 
@@ -116,11 +118,13 @@ def test_numbers_statistics_and_what_the_attacker_keeps_stay_honest(name: str) -
 
 
 def test_a_part_of_an_attacked_population_is_attacked() -> None:
-    whole = attacks.scaled(attacks.label_flip(PEOPLE, classes=2, share=0.4), share=0.4)
+    flipped = attacks.sign_flip(attacks.label_flip(PEOPLE, classes=2, share=0.4), share=0.4)
+    whole = attacks.scaled(flipped, share=0.4)
     gone = [min(whole.attackers), min(set(PEOPLE) - whole.attackers)]
     left = [client for client in PEOPLE if client not in gone]
     for part in (whole.without(gone), whole.subset(left)):
         assert list(part) == left
+        assert part.attackers == whole.attackers - set(gone)
         for client, trained in sent(part, left).items():
             assert bits(trained) == bits(sent(whole)[client])
             np.testing.assert_array_equal(part[client][1], whole[client][1])
@@ -158,6 +162,50 @@ def test_labels_are_flipped_for_attackers_alone() -> None:
     np.testing.assert_array_equal(labels, np.arange(10))
 
 
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda inputs, labels: TensorDataset(torch.from_numpy(inputs), torch.from_numpy(labels)),
+        lambda inputs, labels: list(zip(inputs, labels.tolist(), strict=True)),
+        lambda inputs, labels: [inputs, labels],
+        lambda inputs, labels: (torch.from_numpy(inputs), torch.from_numpy(labels)),
+    ],
+    ids=["data set", "list of pairs", "list of two", "tensors"],
+)
+def test_labels_are_flipped_in_whatever_form_they_are_held(hold: Callable[[Any, Any], Any]) -> None:
+    """What a model is trained on is the same as where plain arrays are flipped."""
+    task = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy)
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.5, batch_size=10))
+    held = sumus.Population(range(20), lambda client: hold(*examples(client)))
+    ours, plain, honest = (
+        sumus.simulate(task, algorithm, people, rounds=1).model_sha256
+        for people in (attacks.label_flip(held, classes=2), attacks.label_flip(PEOPLE, classes=2), PEOPLE)
+    )
+    assert ours == plain != honest
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([0, 2]), np.array([0.0, 1.0]), np.array([True, False])],
+    ids=["too many", "floats", "truth values"],
+)
+def test_targets_that_are_no_labels_of_so_many_classes_are_not_flipped(labels: np.ndarray) -> None:
+    people = attacks.label_flip({"a": (np.zeros((2, 3)), labels)}, classes=2, share=0.9)
+    with pytest.raises(
+        sumus.ExperimentError, match=r"label_flip\(classes=2\): client 'a' holds targets .*below classes="
+    ):
+        people["a"]
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_padding_stays_padding(kind: Callable[[Any], Any]) -> None:
+    held = {client: (np.zeros((2, 3)), kind([[0, 4, -100], [3, -100, -100]])) for client in "ab"}
+    people = attacks.label_flip(held, classes=5, share=0.9)
+    assert people.attackers == {"a", "b"}
+    for client in people.attackers:
+        assert people[client][1].tolist() == [[4, 0, -100], [1, -100, -100]]
+
+
 def test_stacked_attacks_have_one_set_of_attackers() -> None:
     """Ten times what was learned from wrong labels."""
     flipped = attacks.label_flip(PEOPLE, classes=2, share=0.25, seed=3)
@@ -187,9 +235,9 @@ def test_a_little_is_enough_sends_its_mean_less_z_deviations_from_every_attacker
             np.testing.assert_allclose(arrived[client].parts["params"][leaf], expected, rtol=1e-5, atol=1e-6)
 
 
-def z_by_definition(count: int, attackers: int) -> float:
+def z_by_definition(count: int, attackers: int, supporters: int | None = None) -> float:
     """The largest z with Φ(z) < (n − m − s) / (n − m), s = ⌊n/2 + 1⌋ − m, by halving."""
-    supporters = math.floor(count / 2 + 1) - attackers
+    supporters = math.floor(count / 2 + 1) - attackers if supporters is None else supporters
     share = (count - attackers - supporters) / (count - attackers)
     low, high = -10.0, 10.0
     for _ in range(200):
@@ -201,6 +249,14 @@ def z_by_definition(count: int, attackers: int) -> float:
 @pytest.mark.parametrize(("count", "attackers"), [(50, 24), (51, 12), (20, 9), (100, 20), (7, 3), (5, 1)])
 def test_z_is_the_papers_largest(count: int, attackers: int) -> None:
     assert largest_z(count, attackers) == pytest.approx(max(0.0, z_by_definition(count, attackers)), abs=1e-9)
+
+
+@pytest.mark.parametrize(("count", "attackers"), [(10, 6), (11, 6), (20, 15), (50, 26)])
+def test_z_is_large_where_the_attackers_are_the_majority(count: int, attackers: int) -> None:
+    """They need nobody beside them: as if they needed one."""
+    z = largest_z(count, attackers)
+    assert z == pytest.approx(z_by_definition(count, attackers, supporters=1), abs=1e-9)
+    assert z > 0.6
 
 
 def test_the_papers_own_example_of_z() -> None:

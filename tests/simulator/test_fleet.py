@@ -18,8 +18,8 @@ import sumus
 from sumus import robust
 from sumus.algorithms import scaffold
 from sumus.rng import generator
-from sumus.simulator.checkpoint import Checkpoint
-from sumus.simulator.history import RoundRecord
+from sumus.simulator.checkpoint import CHECKPOINT, Checkpoint
+from sumus.simulator.history import History, RoundRecord
 from sumus.storage.client_states import ClientStates
 from sumus.training.executor import Trained
 from sumus.work import ClientState, LocalRun, Parts, send_difference
@@ -112,7 +112,7 @@ def is_lost(fleet: sumus.Fleet, number: int, client: Any) -> bool:
 )
 def test_a_share_that_is_none_is_refused(shares: dict[str, float]) -> None:
     (name,) = shares
-    with pytest.raises(sumus.ExperimentError, match=rf"Fleet\({name}=.*\): it is a share, from 0 to 1"):
+    with pytest.raises(sumus.ExperimentError, match=rf"Fleet\({name}=.*\): it is a share, a number from 0 to 1"):
         sumus.Fleet(**shares)
 
 
@@ -186,11 +186,27 @@ def test_states_of_another_run_are_not_forgotten_unasked(
     whole = sumus.run(controlled(rounds=2), out=tmp_path / "run", client_states=states)
     people = controlled().population
     before = kept(states, people)
-    with pytest.raises(sumus.ExperimentError, match="holds the states of another run: .*restart=True"):
+    with pytest.raises(sumus.ExperimentError, match="holds the states of another run, .*restart=True"):
         sumus.run(controlled(rounds=2), out=tmp_path / "mistyped", client_states=states)
     assert kept(states, people) == before
     again = sumus.run(controlled(rounds=2), out=tmp_path / "other", client_states=states, restart=True)
     assert again.model_sha256 == whole.model_sha256
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_run_that_cannot_start_over_forgets_no_states(
+    controlled: Callable[..., sumus.Experiment], tmp_path: Path, store: str
+) -> None:
+    states = STORES[store](tmp_path / "states")
+    sumus.run(controlled(rounds=2), out=tmp_path / "run", client_states=states)
+    people = controlled().population
+    before = kept(states, people)
+    misspelt = dataclasses.replace(controlled(), evaluate=sumus.Evaluate(seen=6, target={"los": 0.1}))
+    with pytest.raises(sumus.ExperimentError, match="the target names 'los', which is not measured"):
+        sumus.run(misspelt, out=tmp_path / "run", client_states=states, restart=True)
+    assert kept(states, people) == before
+    longer = sumus.run(controlled(), out=tmp_path / "run", client_states=states)
+    assert longer.model_sha256 == sumus.run(controlled()).model_sha256
 
 
 def test_a_round_in_which_every_report_is_lost_leaves_the_model_and_the_run_goes_on(
@@ -285,8 +301,10 @@ def test_where_partial_work_is_not_counted_stragglers_do_not_even_begin(
     assert steps == [12] * some.clients
     assert some.bytes_up == some.clients * some.bytes_down / 12
     steps.clear()
-    none = with_work(task, people, work, sumus.Fleet(stragglers=1.0, partial_work=False)).rounds[0]
-    assert (none.clients, none.dropped, none.bytes_up, steps) == (0, 12, 0, [])
+    few = with_work(task, people, work, sumus.Fleet(stragglers=1.0, partial_work=False)).rounds[0]
+    assert (few.clients + few.dropped, steps) == (12, [12] * few.clients)  # those who had time for all of it
+    assert few.dropped > 8
+    assert few.bytes_up == few.clients * few.bytes_down / 12
 
 
 # ── breaks at bad moments ────────────────────────────────────────────────────────────────────────────────────────────
@@ -327,6 +345,51 @@ def test_a_break_while_the_model_is_measured_undoes_that_round_everywhere(
     assert told(resumed.rounds) == told(whole.rounds)
 
 
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_a_first_round_that_fails_leaves_an_empty_store_and_the_same_command_runs_again(
+    controlled: Callable[..., sumus.Experiment], tmp_path: Path, store: str, error: type[BaseException]
+) -> None:
+    class Broken(sumus.Population):
+        """Whose fourth report does not come."""
+
+        def sent(self, results: Iterator[Trained]) -> Iterator[Trained]:
+            for number, trained in enumerate(results):
+                if number == 3:
+                    raise error
+                yield trained
+
+    whole, states = controlled(), STORES[store](tmp_path / "states")
+    people = whole.population
+    broken = dataclasses.replace(whole, population=Broken(range(12), people.__getitem__))
+    with pytest.raises((ZeroDivisionError, sumus.Interrupted)):
+        sumus.run(broken, out=tmp_path / "run", client_states=states)
+    assert states.empty
+    again = sumus.run(whole, out=tmp_path / "run", client_states=states)
+    assert again.model_sha256 == sumus.run(whole).model_sha256
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_checkpoint_that_could_not_be_written_leaves_the_one_before_to_go_on_from(
+    controlled: Callable[..., sumus.Experiment], tmp_path: Path, store: str
+) -> None:
+    in_the_way = tmp_path / "run" / f"{CHECKPOINT}.new"  # of every later checkpoint, as a full disk is
+    with pytest.raises(sumus.ExperimentError, match=f"{CHECKPOINT} cannot be written: Is a directory"):
+        sumus.run(
+            controlled(),
+            out=tmp_path / "run",
+            checkpoint_every=1,
+            client_states=STORES[store](tmp_path / "states"),
+            progress=After(2, in_the_way.mkdir),
+        )
+    in_the_way.rmdir()
+    checkpoint = Checkpoint.read(tmp_path / "run")
+    assert checkpoint is not None
+    assert len(checkpoint.rounds) == 1
+    resumed = sumus.run(controlled(), out=tmp_path / "run", client_states=STORES[store](tmp_path / "states"))
+    assert resumed.model_sha256 == sumus.run(controlled()).model_sha256
+
+
 class Disturbed(sumus.MemoryClientStates):
     """A store during one of whose calls Ctrl-C is pressed."""
 
@@ -347,16 +410,38 @@ class Disturbed(sumus.MemoryClientStates):
 
 @pytest.mark.parametrize(
     ("method", "number", "done"),
-    [("propose", 12, 2), ("counted", 2, 1), ("counted", 8, 3), ("discarded", 2, 1), ("snapshot", 1, 2)],
+    [
+        ("propose", 12, 2),
+        ("counted", 2, 1),
+        ("counted", 8, 3),
+        ("discarded", 2, 1),
+        ("snapshot", 1, 2),
+        ("snapshot", 4, 6),
+    ],
 )
 def test_ctrl_c_leaves_whole_rounds_whenever_it_comes(
     controlled: Callable[..., sumus.Experiment], tmp_path: Path, method: str, number: int, done: int
 ) -> None:
-    """While clients train the round is undone; while states are settled it is finished first."""
+    """While clients train the round is undone; while states are settled it is finished first; also when all is done."""
     with pytest.raises(sumus.Interrupted) as stop:
         sumus.run(controlled(), out=tmp_path, checkpoint_every=2, client_states=Disturbed(method, number))
     assert len(stop.value.history.rounds) == done
     assert sumus.run(controlled(), out=tmp_path).model_sha256 == sumus.run(controlled()).model_sha256
+
+
+def test_ctrl_c_while_the_history_is_written_loses_nothing(
+    controlled: Callable[..., sumus.Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = sumus.DirectoryClientStates(tmp_path / "states")
+    with monkeypatch.context() as pressed:
+        pressed.setattr(History, "write_jsonl", lambda history, path: ctrl_c())
+        with pytest.raises(sumus.Interrupted, match="after round 6 of 6, kept in .*: run the same again") as stop:
+            sumus.run(controlled(), out=tmp_path / "run", client_states=states)
+    assert len(stop.value.history.rounds) == 6
+    states = sumus.DirectoryClientStates(tmp_path / "states")
+    again = sumus.run(controlled(), out=tmp_path / "run", client_states=states)
+    assert again.model_sha256 == stop.value.history.model_sha256 == sumus.run(controlled()).model_sha256
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 6
 
 
 # ── one after the other, and one beside the other ────────────────────────────────────────────────────────────────────
@@ -396,6 +481,34 @@ def test_in_a_run_the_median_is_that_of_the_reports(people: sumus.Population) ->
     median = np.median([trained.parts["params"]["weight"] for trained in watched.trained], axis=0)
     np.testing.assert_allclose(history.model["weight"].numpy(), module.weight.detach().numpy() - median, atol=1e-6)
     assert history.rounds[0].clients == 5
+
+
+class Backwards(sumus.Population):
+    """A population whose reports come in the opposite order."""
+
+    def sent(self, results: Iterator[Trained]) -> Iterator[Trained]:
+        yield from reversed(list(results))
+
+
+@pytest.mark.parametrize(
+    "aggregator", [robust.multi_krum(attackers=1, keep=1), robust.norm_bounded(max_norm=1)], ids=repr
+)
+def test_in_a_run_robust_rules_do_not_depend_on_who_comes_first(aggregator: sumus.Aggregator) -> None:
+    """Of two updates that are equally near to the others the first in the cohort is taken, and floats are added in its
+    order; not that of the fastest device. Here −1 and 1 lie between one neighbour on either side."""
+    wanted = [-3.0, -1.0, 1.0, 3.0, 100.0]
+    module = nn.Linear(1, 1, bias=False).double()
+    nn.init.zeros_(module.weight)
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.3), aggregator=aggregator)
+    plan = sumus.Plan(sumus.Task(module, sumus.losses.mean_squared_error), algorithm, sumus.Pacing(5))
+    one, other = (
+        sumus.run(sumus.Experiment(plan, people, rounds=1))
+        for people in (
+            kind(range(5), lambda client: (np.ones((4, 1)), np.full((4, 1), wanted[client])))
+            for kind in (sumus.Population, Backwards)
+        )
+    )
+    assert one.model_sha256 == other.model_sha256
 
 
 def test_a_round_with_too_few_reports_is_void_for_clients_too(people: sumus.Population) -> None:

@@ -44,6 +44,17 @@ def test_sigterm_waits_too_where_it_ends_a_run_like_ctrl_c() -> None:
     assert steps_within(whole(), signal.SIGTERM) == ["begun", "done", "stopped"]
 
 
+def test_ctrl_c_comes_also_where_the_block_fails() -> None:
+    def pressed_and_failed() -> None:
+        with whole():
+            signal.raise_signal(signal.SIGINT)
+            1 / 0
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        pressed_and_failed()
+    assert isinstance(stop.value.__context__, ZeroDivisionError)
+
+
 def test_after_the_block_signals_are_heard_as_before() -> None:
     terminate_like_ctrl_c()
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -56,6 +67,12 @@ def test_after_the_block_signals_are_heard_as_before() -> None:
 
 def test_a_further_ctrl_c_does_not_disturb_what_is_being_kept() -> None:
     assert steps_within(undisturbed(), signal.SIGINT) == ["begun", "done", "after"]
+
+
+def test_a_further_sigterm_does_not_disturb_it_either() -> None:
+    """A batch system repeats its SIGTERM, and people press Ctrl-C beside it."""
+    terminate_like_ctrl_c()
+    assert steps_within(undisturbed(), signal.SIGTERM, signal.SIGINT, signal.SIGTERM) == ["begun", "done", "after"]
 
 
 def test_what_runs_beside_the_main_thread_touches_no_signals() -> None:

@@ -88,6 +88,38 @@ def test_columns_of_different_lengths_are_refused() -> None:
         sumus.Population.from_dataset(Items(), by=np.zeros((6, 1)))
 
 
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        (["a", None, "b"], r"by= has no client for example 1 \(None\): give every example one"),
+        ([1, None, 2], "by= has no client for example 1"),
+        ([1.0, float("nan"), 2.0], r"by= has no client for example 1 \(nan\)"),
+        (np.array([0, 1, np.nan], np.float32), "by= has no client for example 2"),
+    ],
+    ids=["none of text", "none of numbers", "nan", "narrow nan"],
+)
+def test_an_example_of_nobody_is_refused(by: Any, message: str) -> None:
+    columns = {"x": [1.0, 2.0, 3.0], "label": [0, 1, 0]}
+    for split in (
+        lambda: sumus.Population.from_arrays(np.zeros(3), np.zeros(3), by),
+        lambda: sumus.Population.from_dataset(TensorDataset(torch.zeros(3), torch.zeros(3)), by),
+        lambda: sumus.Population.from_hugging_face(hugging_face({**columns, "who": list(by)}), "x", "label", "who"),
+    ):
+        with pytest.raises(sumus.ExperimentError, match=message):
+            split()
+
+
+def test_ids_that_do_not_compare_are_refused() -> None:
+    by = np.array([1, "a", 2], dtype=object)
+    with pytest.raises(sumus.ExperimentError, match="by= holds values that do not compare .*: give ids of one kind"):
+        sumus.Population.from_arrays(np.zeros(3), np.zeros(3), by)
+
+
+def test_a_missing_name_among_names_is_no_client_called_nan() -> None:
+    with pytest.raises(sumus.ExperimentError, match="no client for example 1"):
+        sumus.Population.from_arrays(np.zeros(3), np.zeros(3), ["a", float("nan"), "b"])
+
+
 def test_a_part_of_a_population_is_a_population() -> None:
     people = sumus.Population(["a", "b", "c"], str.upper)
     assert list(people.without(["b"])) == ["a", "c"]
@@ -174,6 +206,20 @@ def test_several_columns_become_the_last_axis() -> None:
     assert people[8][0].tolist() == [[5.0, 2.0]]
 
 
+@pytest.mark.parametrize("format", [None, "numpy"])
+def test_double_precision_stays_what_it_is(format: str | None) -> None:
+    """Of inputs, of targets, and of a key: two clients that single precision would take for one."""
+    near = 1.0 + 2.0**-40
+    columns = {"x": [0.1, 0.2, 0.3], "y": [near, 1.0, 1 / 3], "wide": [[near] * 2, [0.1] * 2, [0.2] * 2]}
+    found = hugging_face({**columns, "who": [near, 1.0, near]}).with_format(format)
+    people = sumus.Population.from_hugging_face(found, ["x", "y"], "wide", by="who")
+    assert list(people) == [1.0, near]
+    inputs, targets = people[near]
+    assert (inputs.dtype, targets.dtype) == (np.float64, np.float64)
+    assert inputs.tolist() == [[0.1, near], [0.3, 1 / 3]]
+    assert targets.tolist() == [[near] * 2, [0.2] * 2]
+
+
 @pytest.mark.parametrize(
     ("inputs", "targets", "by"),
     [("y", "label", "who"), (["x", "y"], "label", "who"), ("x", "y", "who"), ("x", "x", "y")],
@@ -227,3 +273,29 @@ def test_the_items_of_a_torch_dataset_have_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="pip install 'sumus[report]'")
     people = sumus.Population.from_dataset(Items(), by=[0, 0, 0, 1, 1, 2])
     assert min(pixels(people.plot(tmp_path / "people.png"))) > 100
+
+
+def test_a_list_of_pairs_has_the_picture_of_its_arrays(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pip install 'sumus[report]'")
+    labels = {"alice": [0, 1, 1], "bob": [2, 0]}  # two pairs are no (inputs, targets)
+    pairs = sumus.Population(labels, lambda client: [(np.ones(2), label) for label in labels[client]])
+    arrays = sumus.Population(labels, lambda client: (np.ones((len(labels[client]), 2)), np.array(labels[client])))
+    one, other = (people.plot(tmp_path / name).read_bytes() for name, people in (("a.png", pairs), ("b.png", arrays)))
+    assert one == other
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+@pytest.mark.parametrize("classes", [10, 20])
+def test_a_picture_of_few_clients_is_high_enough_for_the_names_of_many_classes(
+    tmp_path: Path, clients: int, classes: int
+) -> None:
+    """Beside the bars every class has its colour, and nothing was cut off above or below."""
+    matplotlib = pytest.importorskip("matplotlib", reason="pip install 'sumus[report]'")
+    labels = np.arange(20 * classes) % classes
+    people = sumus.Population.from_arrays(np.zeros(len(labels)), labels, sumus.splits.iid(len(labels), clients))
+    path = people.plot(tmp_path / "people.png")
+    image = importlib.import_module("matplotlib.image").imread(path)[:, :, :3]
+    beside = image[:, int(0.93 * image.shape[1]) :]
+    for colour in matplotlib.colormaps[f"tab{classes}"].colors:
+        assert (np.abs(beside - colour).max(axis=2) < 0.01).sum() > 50
+    assert (beside[[0, -1]] == 1).all()

@@ -1,5 +1,7 @@
 """A run: deterministic, resumable, and honest about what it measured."""
 
+import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -7,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import torch
 from torch import nn
 
 import sumus
+from sumus import attacks
 from sumus.simulator.checkpoint import CHECKPOINT, Checkpoint
 from sumus.simulator.history import RoundRecord
 
@@ -79,6 +83,14 @@ def test_an_interrupted_run_goes_on_to_the_same_model(experiment: Make, tmp_path
     assert [r.metrics for r in resumed.rounds] == [r.metrics for r in whole.rounds]
 
 
+def test_whoever_started_over_is_told_to_go_on_without_that(experiment: Make, tmp_path: Path) -> None:
+    """The very same command would start over once more."""
+    for restart, again in ((True, "run the same again, without restart, to go on$"), (False, "same again to go on$")):
+        with pytest.raises(sumus.Interrupted, match=again):
+            sumus.run(experiment(), out=tmp_path, restart=restart, progress=StopAfter(2 if restart else 4))
+    assert sumus.run(experiment(), out=tmp_path).model_sha256 == sumus.run(experiment()).model_sha256
+
+
 def test_a_longer_run_goes_on_from_a_finished_one(experiment: Make, tmp_path: Path) -> None:
     sumus.run(experiment(rounds=3), out=tmp_path)
     longer = sumus.run(experiment(rounds=6), out=tmp_path)
@@ -119,6 +131,30 @@ def test_another_experiment_does_not_go_on_from_this_folder(experiment: Make, tm
         sumus.run(experiment(algorithm=sumus.fedavg(sumus.sgd(lr=0.1))), out=tmp_path)
     restarted = sumus.run(experiment(seed=1), out=tmp_path, restart=True)
     assert restarted.model_sha256 == sumus.run(experiment(seed=1)).model_sha256
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (lambda people: people, attacks.sign_flip),
+        (attacks.sign_flip, lambda people: people),
+        (attacks.sign_flip, attacks.scaled),
+        (attacks.scaled, lambda people: attacks.scaled(people, factor=9.0)),
+        (attacks.sign_flip, lambda people: attacks.sign_flip(people, share=0.4)),
+        (attacks.sign_flip, lambda people: attacks.sign_flip(people, seed=1)),
+        (attacks.scaled, lambda people: attacks.scaled(attacks.label_flip(people, classes=2))),
+    ],
+    ids=["attacked", "honest", "attack", "factor", "share", "seed", "stacked"],
+)
+def test_a_run_does_not_go_on_with_other_attackers(experiment: Make, tmp_path: Path, before: Any, after: Any) -> None:
+    def of(attack: Any, rounds: int) -> sumus.Experiment:
+        made = experiment(rounds=rounds)
+        return dataclasses.replace(made, population=attack(made.population))
+
+    sumus.run(of(before, 1), out=tmp_path)
+    with pytest.raises(sumus.ExperimentError, match="holds a run with another population .*--restart"):
+        sumus.run(of(after, 2), out=tmp_path)
+    assert len(sumus.run(of(before, 2), out=tmp_path).rounds) == 2
 
 
 def test_a_damaged_checkpoint_is_said_to_be_one(experiment: Make, tmp_path: Path) -> None:
@@ -252,6 +288,42 @@ def test_a_diverging_client_is_named_and_the_rounds_before_are_kept(people: sumu
     checkpoint = Checkpoint.read(tmp_path)
     assert checkpoint is not None
     assert 0 < len(checkpoint.rounds) < 50
+
+
+@pytest.mark.parametrize("factor", [1e9, math.nan], ids=["beyond the bound", "not finite"])
+@pytest.mark.parametrize(
+    "options", [{"weight": "uniform"}, {"aggregator": sumus.robust.median()}], ids=["mean", "median"]
+)
+def test_an_attackers_report_that_cannot_be_counted_is_left_out_alone(
+    task: sumus.Task, people: sumus.Population, options: dict[str, Any], factor: float
+) -> None:
+    """As if it had been lost: everyone else's rounds are those of a population without attackers."""
+    attacked, states = attacks.scaled(people, share=0.25, factor=factor), sumus.MemoryClientStates()
+    personal = dataclasses.replace(task, leaves={"3.*": "personal"})
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8), **options)
+    history = sumus.simulate(personal, algorithm, attacked, rounds=2, client_states=states)
+    assert len(attacked.attackers) == 3
+    assert [(record.clients, record.dropped) for record in history.rounds] == [(9, 3), (9, 3)]
+    (note,) = history.notes
+    assert "some attackers' reports were refused: not finite, or beyond the plan's bound" in note
+    assert {client for client in people if states.get(str(client))} == set(people) - attacked.attackers
+    honest = sumus.simulate(personal, algorithm, people.without(attacked.attackers), rounds=2)
+    assert history.model_sha256 == honest.model_sha256
+    assert [record.loss for record in history.rounds] == pytest.approx([record.loss for record in honest.rounds])
+
+
+def test_an_honest_report_that_cannot_be_counted_stops_a_run_with_attackers_too(people: sumus.Population) -> None:
+    honest = min(set(people) - attacks.sign_flip(people).attackers)
+
+    def poisoned(client: int) -> tuple[np.ndarray, np.ndarray]:
+        inputs, labels = people[client]
+        return (inputs * 1e20 if client == honest else inputs), labels
+
+    attacked = attacks.sign_flip(sumus.Population(range(12), poisoned))
+    assert honest not in attacked.attackers
+    task = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy)
+    with pytest.raises(sumus.ParticipantError, match=rf"^client {honest}: the update "):
+        sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1)), attacked, rounds=1)
 
 
 def test_a_run_that_failed_at_once_does_not_lock_its_folder(experiment: Make, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import itertools
 import os
+import resource
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from safetensors.numpy import load, save
 
 import sumus
 from sumus.storage.client_states import ClientStates
+from sumus.storage.files import write_whole
 from sumus.types import Array
 from sumus.work import ClientState
 
@@ -69,6 +72,11 @@ def bits(state: Mapping[str, Mapping[str, Any]] | None) -> Any:
 def through_a_checkpoint(tensors: Mapping[str, Array]) -> dict[str, Array]:
     """A snapshot as a resumed run gets it: written as tensors, and read again."""
     return load(save(dict(tensors)))
+
+
+def files_in(folder: Path) -> set[str]:
+    """The names of the states' files."""
+    return {path.name for path in folder.glob("*.safetensors*")}
 
 
 class Machine(RuleBasedStateMachine):
@@ -138,7 +146,7 @@ class Machine(RuleBasedStateMachine):
     def has_no_more_files_than_can_still_be_asked_for(self) -> None:
         if self.folder is not None:
             listed = sum(len(kept) for _, kept in self.snapshots)
-            assert len(list(self.folder.iterdir())) <= len(self.kept) + len(self.waiting) + listed
+            assert len(files_in(self.folder)) <= len(self.kept) + len(self.waiting) + listed
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -190,11 +198,31 @@ def test_a_snapshot_of_another_time_replaces_everything(reopen: Callable[[], Cli
     assert store.get("alice") == {}
 
 
+def test_a_store_is_empty_where_nothing_would_be_forgotten(reopen: Callable[[], ClientStates]) -> None:
+    """An unfinished round leaves it so, and one that was counted does not, also for whoever opens it next."""
+    store = reopen()
+    assert store.empty
+    store.propose("alice", {"control": {"w": np.ones(2)}})
+    store.discarded("alice")
+    assert store.empty
+    assert reopen().empty
+    store.propose("alice", {"control": {"w": np.ones(2)}})
+    store.counted("alice")
+    snapshot = through_a_checkpoint(store.snapshot())
+    assert not store.empty
+    again = reopen()
+    again.restore(snapshot)
+    assert not again.empty
+    again.restore({})
+    assert again.empty
+
+
 def test_a_snapshot_of_the_other_kind_of_store_is_refused(tmp_path: Path) -> None:
     memory, directory = (STORES[name](tmp_path) for name in ("memory", "directory"))
-    for store, other in ((memory, directory), (directory, memory)):
+    for store in (memory, directory):
         store.propose("alice", {"control": {"w": np.ones(2)}})
         store.counted("alice")
+    for store, other in ((memory, directory), (directory, memory)):
         with pytest.raises(sumus.ExperimentError, match="another kind of store"):
             store.restore(through_a_checkpoint(other.snapshot()))
         np.testing.assert_array_equal(store.get("alice")["control"]["w"], np.ones(2))
@@ -214,19 +242,47 @@ def trained(store: ClientStates, rounds: int) -> None:
 def test_files_of_superseded_states_go_and_those_of_a_snapshot_stay_until_later_ones_replace_it(tmp_path: Path) -> None:
     store = sumus.DirectoryClientStates(tmp_path)
     trained(store, 5)
-    assert len(os.listdir(tmp_path)) == 2
+    assert len(files_in(tmp_path)) == 2
     snapshot = store.snapshot()
-    listed = set(os.listdir(tmp_path))
+    listed = files_in(tmp_path)
     trained(store, 5)
-    assert listed < set(os.listdir(tmp_path))
-    assert len(os.listdir(tmp_path)) == 4
+    assert listed < files_in(tmp_path)
+    assert len(files_in(tmp_path)) == 4
     store.snapshot()  # whose checkpoint may never be written
-    assert listed < set(os.listdir(tmp_path))
+    assert listed < files_in(tmp_path)
     trained(store, 1)
     store.snapshot()
-    assert not listed & set(os.listdir(tmp_path))
+    assert not listed & files_in(tmp_path)
     with pytest.raises(sumus.ExperimentError):
         sumus.DirectoryClientStates(tmp_path).restore(snapshot)
+
+
+def test_a_snapshot_that_is_asked_for_again_keeps_the_files_of_the_one_before(tmp_path: Path) -> None:
+    """Its checkpoint could not be written, and is tried again: the one before is still all there is to resume from."""
+    store = sumus.DirectoryClientStates(tmp_path)
+    trained(store, 1)
+    written = store.snapshot()
+    trained(store, 2)
+    for _ in range(3):
+        store.snapshot()
+    again = sumus.DirectoryClientStates(tmp_path)
+    again.restore(written)
+    np.testing.assert_array_equal(again.get("alice")["control"]["w"], np.zeros(3))
+
+
+def test_a_state_that_cannot_be_kept_is_said_to_be_and_is_kept_once_it_can(tmp_path: Path) -> None:
+    store = sumus.DirectoryClientStates(tmp_path)
+    trained(store, 1)
+    file = tmp_path / min(files_in(tmp_path))
+    content = file.read_bytes()
+    file.unlink()
+    for _ in range(2):
+        with pytest.raises(sumus.ExperimentError, match=f"client states in {tmp_path} cannot be kept: .*{file.name}"):
+            store.snapshot()
+    file.write_bytes(content)
+    again = sumus.DirectoryClientStates(tmp_path)
+    again.restore(store.snapshot())
+    np.testing.assert_array_equal(again.get("alice")["control"]["w"], np.zeros(3))
 
 
 def test_one_snapshot_can_be_restored_again_and_again(tmp_path: Path) -> None:
@@ -246,27 +302,30 @@ def test_files_of_other_people_in_the_folder_are_left_alone(tmp_path: Path) -> N
     for name in foreign:
         (tmp_path / name).write_text("mine")
     store = sumus.DirectoryClientStates(tmp_path)
+    assert store.empty
     trained(store, 2)
+    assert not sumus.DirectoryClientStates(tmp_path).empty
     store.restore({})
-    assert sorted(os.listdir(tmp_path)) == sorted(foreign)
+    assert store.empty
+    assert sorted(os.listdir(tmp_path)) == sorted([*foreign, "owner"])
 
 
 def test_what_a_crash_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     store = sumus.DirectoryClientStates(tmp_path)
     trained(store, 1)
     snapshot = store.snapshot()
-    whole = set(os.listdir(tmp_path))
+    whole = files_in(tmp_path)
     store.propose("alice", {"control": {"w": np.ones(3)}})
     (tmp_path / f"{min(whole).partition('-')[0]}-9.safetensors.new").write_bytes(b"half")
     sumus.DirectoryClientStates(tmp_path).restore(snapshot)
-    assert set(os.listdir(tmp_path)) == whole
+    assert files_in(tmp_path) == whole
 
 
 def test_a_state_that_is_gone_is_said_to_be_and_nothing_is_cleared_away(tmp_path: Path) -> None:
     store = sumus.DirectoryClientStates(tmp_path)
     trained(store, 1)
     snapshot = store.snapshot()
-    lost = min(os.listdir(tmp_path))
+    lost = min(files_in(tmp_path))
     trained(store, 1)
     (tmp_path / lost).unlink()
     before = sorted(os.listdir(tmp_path))
@@ -280,7 +339,7 @@ def test_a_damaged_state_names_its_client_and_its_file(tmp_path: Path, damage: b
     store = sumus.DirectoryClientStates(tmp_path)
     store.propose("alice", {"control": {"w": np.ones(3)}})
     store.counted("alice")
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.safetensors")
     file.write_bytes(damage)
     with pytest.raises(sumus.ExperimentError, match=f"the state of client 'alice' at .*{file.name} cannot be read"):
         store.get("alice")
@@ -291,3 +350,30 @@ def test_a_place_that_is_no_folder_is_refused_at_once(tmp_path: Path) -> None:
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(sumus.ExperimentError, match=f"client states cannot lie in {place}: .*give a folder"):
             sumus.DirectoryClientStates(place)
+
+
+# ── a file ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """As on a disk that is nearly full: the beginning of a longer file is written, and no more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_file_is_the_old_one_or_the_new_one_and_whole(tmp_path: Path, lasting: bool) -> None:
+    path = tmp_path / "file"
+    write_whole(path, b"old", lasting)
+    said = f"{path} cannot be written: File too large; what was there is as it was"
+    with no_file_longer_than(1000), pytest.raises(sumus.ExperimentError, match=said):
+        write_whole(path, b"new" * 1000, lasting)
+    assert path.read_bytes() == b"old"
+    write_whole(path, b"new" * 1000, lasting)
+    assert path.read_bytes() == b"new" * 1000
+    assert os.listdir(tmp_path) == ["file"]
