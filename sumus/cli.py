@@ -359,6 +359,9 @@ def _show(history: "History", out: Path | None) -> None:
         f"{_bytes(sum(r.bytes_up for r in history.rounds))} up, all clients together",
         highlight=False,
     )
+    if dropped := sum(record.dropped for record in history.rounds):
+        asked = dropped + sum(record.clients for record in history.rounds)
+        _out.print(f"reports  {asked - dropped:,} of {asked:,} counted", highlight=False)
     _out.print(f"model    sha256 {history.model_sha256}", soft_wrap=True)
     if out is not None:
         for label, file in (("weights", "model.safetensors"), ("plot", "plot.png"), ("history", "history.jsonl")):

@@ -10,6 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from sumus.plan import Plan
+from sumus.rng import generator
+from sumus.simulator.population import Population, sample
 from sumus.wire.bundle import Bundle
 
 FILE = """
@@ -88,6 +90,31 @@ def test_client_states_lie_in_a_folder_and_a_longer_run_goes_on_with_them(file: 
     assert all(set(load_file(path)) == {"control/weight", "control/bias"} for path in files)
     longer = json.loads(sumus(*command).stdout.splitlines()[-1])
     assert (longer["rounds"], longer["model_sha256"]) == (4, whole["model_sha256"])
+
+
+def test_reports_that_were_not_counted_are_told(file: Path) -> None:
+    file.write_text(FILE + "\nlossy = sumus.Experiment(plan, experiment.population, 4, fleet=sumus.Fleet(lost=0.5))\n")
+    told = re.search(r"reports +(\d+) of 40 counted", sumus("simulate", f"{file}:lossy").stdout)
+    assert told is not None
+    assert 5 < int(told[1]) < 35
+    assert "counted" not in sumus("simulate", file).stdout
+
+
+def test_an_error_in_mid_run_keeps_the_rounds_before_it(file: Path) -> None:
+    """A wrong label is met in the third round; mended, the run goes on from where it was."""
+    people = Population(range(20), lambda client: None)
+    first, second, third = (set(sample(people, 10, generator(0, "round", number, "cohort"))) for number in range(3))
+    bad = min(third - first - second - {0})
+    good = FILE.replace('.astype("int64")', '.astype("int64") * (7 if client == BAD else 1)')
+    file.write_text(f"BAD = {bad}\n{good}")
+    done = sumus("simulate", file, cwd=file.parent, code=2)
+    told = re.search(rf"client {bad}: .*, after round 2, kept in (\S+): add --out", done.stderr)
+    assert told is not None
+    file.write_text("BAD = None\n" + good)
+    again = sumus("simulate", file, "--out", told[1], "--json", cwd=file.parent)
+    whole = sumus("simulate", file, "--json", cwd=file.parent)
+    one, other = (json.loads(run.stdout.splitlines()[-1])["model_sha256"] for run in (again, whole))
+    assert one == other
 
 
 def test_check_says_what_a_client_keeps_between_rounds(file: Path) -> None:
