@@ -74,7 +74,7 @@ def test_a_method_is_tuned_on_seeds_of_its_own_and_measured_on_others(monkeypatc
     few = {name: {label: stragglers.METHODS[name][label] for label in labels} for name, labels in tried.items()}
     figures = compare.tuned("benchmarks.stragglers", few, seeds=(0, 1), processes=1)
     assert [len(values) for _, values in figures.values()] == [2, 2]
-    assert figures["most: FedAvg, drop"][0] == "rate 0.3"
+    assert figures["most: FedAvg, drop"][0] == "rate 0.01"
     (_, _, _, none), (_, setting, figure, difference) = compare.rows(figures, "most: FedAvg, drop")
     assert (none, setting) == ("", "rate 0.1")
     assert "±" in figure
