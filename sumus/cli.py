@@ -356,12 +356,11 @@ def _show(history: "History", out: Path | None) -> None:
         _out.print(f"loss of local training {last.loss:.4f}")
     _out.print(
         f"\ntraffic  {_bytes(sum(r.bytes_down for r in history.rounds))} down, "
-        f"{_bytes(sum(r.bytes_up for r in history.rounds))} up, all clients together",
-        highlight=False,
+        f"{_bytes(sum(r.bytes_up for r in history.rounds))} up, all clients together"
     )
     if dropped := sum(record.dropped for record in history.rounds):
         asked = dropped + sum(record.clients for record in history.rounds)
-        _out.print(f"reports  {asked - dropped:,} of {asked:,} counted", highlight=False)
+        _out.print(f"reports  {asked - dropped:,} of {asked:,} counted")
     _out.print(f"model    sha256 {history.model_sha256}", soft_wrap=True)
     if out is not None:
         for label, file in (("weights", "model.safetensors"), ("plot", "plot.png"), ("history", "history.jsonl")):

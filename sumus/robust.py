@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from sumus.aggregate import Aggregator, Centre, Contribution, Part, mean, over, times
-from sumus.errors import PlanError
+from sumus.errors import PlanError, expect_number
 from sumus.spec import registered
 from sumus.tree import tree_map
 from sumus.types import Array, Tree
@@ -94,8 +94,7 @@ def norm_bounded(*parts: Part, max_norm: float) -> Aggregator:
 
     `clip_by_global_norm` does the same on an honest device; this one also holds for a dishonest one.
     """
-    if not (max_norm > 0 and math.isfinite(max_norm)):
-        raise PlanError("positive", f"norm_bounded(max_norm={max_norm}): the norm must be positive and finite")
+    expect_number(max_norm, 0, math.inf, "norm_bounded(max_norm=)", open_low=True)
 
     def centre(contributions: Sequence[Contribution], weights: Weights) -> Contribution:
         def bounded(one: Contribution) -> Contribution:

@@ -11,13 +11,14 @@ reason no chain may clip or round what it follows. The server keeps h/α, from w
     share     1        uniform    over the population: |P| / N, which turns a mean over P into a sum over N
 """
 
+import math
 from dataclasses import replace
 
 import numpy as np
 
 from sumus.aggregate import Part, mean
 from sumus.algorithm import Algorithm
-from sumus.errors import PlanError
+from sumus.errors import expect_number
 from sumus.optimizers import ServerOptimizer, ServerState
 from sumus.spec import registered
 from sumus.tree import tree_map
@@ -38,8 +39,7 @@ def feddyn(client: ClientWork, alpha: float) -> Algorithm:
 def dynamic(client: ClientWork, alpha: float) -> ClientWork:
     """The client's half: g ← g − hᵢ + α(y − x), and a new hᵢ."""
     expect_plain(client, "dynamic")
-    if not alpha > 0:
-        raise PlanError("positive", f"dynamic(alpha={alpha}): α must be positive")
+    expect_number(alpha, 0, math.inf, "dynamic(alpha=)", open_low=True)
 
     def correct(grads: Tensors, params: Tensors, broadcast: Parts, state: ClientState) -> Tensors:
         own, anchor = state["slope"], broadcast["params"]

@@ -9,12 +9,13 @@ The paper draws devices by their number of examples and takes the plain mean; he
 FedAvg. With μ = 0 and everyone's work done this is FedAvg.
 """
 
+import math
 from dataclasses import replace
 
 from sumus import optimizers
 from sumus.aggregate import Part, mean
 from sumus.algorithm import Algorithm
-from sumus.errors import PlanError
+from sumus.errors import expect_number
 from sumus.optimizers import ServerOptimizer
 from sumus.spec import registered
 from sumus.types import Tensors
@@ -35,8 +36,7 @@ def fedprox(
 def prox(client: ClientWork, mu: float) -> ClientWork:
     """g ← g + μ(w − wᵗ), whatever the client's optimizer."""
     expect_plain(client, "prox")
-    if not mu >= 0:
-        raise PlanError("positive", f"prox(mu={mu}): μ must not be negative")
+    expect_number(mu, 0, math.inf, "prox(mu=)")
 
     def correct(grads: Tensors, params: Tensors, broadcast: Parts, state: ClientState) -> Tensors:
         anchor = broadcast["params"]

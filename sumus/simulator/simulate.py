@@ -174,23 +174,25 @@ class Simulation:
                     self._round(self.done, self.at)
                     show(self.at.rounds[-1])
                     if self.done - saved >= checkpoint_every:
-                        self._save()
+                        self._write(self._checkpoint())
                         saved = self.done
             history = self._history("target" if self._reached_target() else "rounds")
             if self.out is not None:
-                self._save()
+                self._write(self._checkpoint())
                 history.write(self.out)
             return history
         except KeyboardInterrupt:
             with undisturbed():
-                kept = f", kept in {self.out}: {self.again} to go on" if self._save() else ""
+                checkpoint = self._checkpoint()
+                kept = f", kept in {self.out}: {self.again} to go on" if self._write(checkpoint) else ""
                 message = f"stopped after round {self.done} of {self.experiment.rounds}{kept}"
-                raise Interrupted(message, self._history("interrupted"), self._checkpoint()) from None
+                raise Interrupted(message, self._history("interrupted"), checkpoint) from None
         except Exception as error:
             with undisturbed():
+                checkpoint = self._checkpoint()
                 if isinstance(error, SumusError):
-                    error.history, error.checkpoint = self._history("error"), self._checkpoint()
-                self._save()
+                    error.history, error.checkpoint = self._history("error"), checkpoint
+                self._write(checkpoint)
             raise
 
     @property
@@ -331,8 +333,8 @@ class Simulation:
     def _checkpoint(self) -> Checkpoint:
         return replace(self.at, clients=self.states.snapshot())
 
-    def _save(self) -> Path | None:
-        return self._checkpoint().write(self.out) if self.out is not None and self.done else None
+    def _write(self, checkpoint: Checkpoint) -> Path | None:
+        return checkpoint.write(self.out) if self.out is not None and checkpoint.rounds else None
 
     def _history(self, stopped: str) -> History:
         model = self._published(self.at.state)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sumus.errors import ExperimentError, PlanError, expect_number
+from sumus.errors import ExperimentError
 from sumus.rng import generator
 from sumus.types import Array
 
@@ -112,13 +112,13 @@ def _labels(labels: Iterable[int]) -> Array:
 
 
 def _positive(alpha: float, clients: int) -> Array:
-    try:
-        expect_number(float(alpha), 0, np.inf, "alpha", open_low=True)
-    except (PlanError, TypeError, ValueError) as error:
-        raise ExperimentError(
-            f"alpha={alpha!r}: it must be positive and finite; large is alike, small is skewed"
-        ) from error
+    _check_alpha(alpha)
     return np.full(clients, float(alpha))
+
+
+def _check_alpha(alpha: object) -> None:
+    if not isinstance(alpha, int | float | np.number) or not 0 < alpha < np.inf:
+        raise ExperimentError(f"alpha={alpha!r}: it must be positive and finite; large is alike, small is skewed")
 
 
 def _whole(shares: Array, total: int) -> Array:

@@ -1,12 +1,13 @@
 """A small federation that trains in milliseconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from torch import nn
 
 import sumus
+from sumus.training.executor import Trained
 
 WEIGHTS = np.linspace(-1, 1, 6, dtype=np.float32)
 
@@ -47,3 +48,22 @@ def experiment(task: sumus.Task, people: sumus.Population) -> Callable[..., sumu
         )
 
     return make
+
+
+class Watched(sumus.Population):
+    """A population that remembers what its clients trained, in order."""
+
+    def __init__(self, people: sumus.Population) -> None:
+        super().__init__(people.ids, people.__getitem__)
+        self.trained: list[Trained] = []
+
+    def sent(self, results: Iterator[Trained]) -> Iterator[Trained]:
+        for trained in results:
+            self.trained.append(trained)
+            yield trained
+
+
+@pytest.fixture
+def remembering() -> Callable[[sumus.Population], Watched]:
+    """The same people, with what they trained remembered under `trained`."""
+    return Watched

@@ -1,7 +1,7 @@
 """Attackers do what their paper says, everyone else is as before, and a defence can be seen to hold."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -266,19 +266,6 @@ def test_the_papers_own_example_of_z() -> None:
 # ── a run ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Reports(sumus.Population):
-    """A population that remembers what its clients trained."""
-
-    def __init__(self, people: sumus.Population) -> None:
-        super().__init__(people.ids, people.__getitem__)
-        self.trained: list[Trained] = []
-
-    def sent(self, results: Iterator[Trained]) -> Iterator[Trained]:
-        for trained in results:
-            self.trained.append(trained)
-            yield trained
-
-
 def test_a_defence_holds_where_the_mean_is_pulled_away() -> None:
     task = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy, metrics={"accuracy": sumus.metrics.accuracy})
     unseen = {client: examples(client) for client in range(100, 110)}
@@ -294,12 +281,14 @@ def test_a_defence_holds_where_the_mean_is_pulled_away() -> None:
     assert accuracy(attacked, sumus.robust.median()) > 0.9
 
 
-def test_in_a_run_the_mean_moves_by_what_the_attackers_turned_round() -> None:
+def test_in_a_run_the_mean_moves_by_what_the_attackers_turned_round(
+    remembering: Callable[[sumus.Population], Any],
+) -> None:
     """From one broadcast, so that the first round of an attacked and of an honest run trains the same."""
     task = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy)
     algorithm = sumus.fedavg(sumus.sgd(lr=0.1, batch_size=10), weight="uniform")
-    honest = Reports(PEOPLE)
-    attacked = attacks.sign_flip(Reports(PEOPLE), share=0.2)
+    honest = remembering(PEOPLE)
+    attacked = attacks.sign_flip(remembering(PEOPLE), share=0.2)
     before = sumus.simulate(task, algorithm, honest, rounds=1)
     after = sumus.simulate(task, algorithm, attacked, rounds=1)
     turned = [t.parts["params"]["weight"] for t in honest.trained if t.client in attacked.attackers]

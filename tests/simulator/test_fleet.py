@@ -51,19 +51,6 @@ def ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-class Watched(sumus.Population):
-    """A population that remembers what its clients trained, in order."""
-
-    def __init__(self, people: sumus.Population) -> None:
-        super().__init__(people.ids, people.__getitem__)
-        self.trained: list[Trained] = []
-
-    def sent(self, results: Iterator[Trained]) -> Iterator[Trained]:
-        for trained in results:
-            self.trained.append(trained)
-            yield trained
-
-
 def net() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2))
 
@@ -230,8 +217,10 @@ def test_a_round_in_which_every_report_is_lost_leaves_the_model_and_the_run_goes
     )
 
 
-def test_who_trained_with_whom_does_not_depend_on_who_was_lost(people: sumus.Population) -> None:
-    watched = Watched(people), Watched(people)
+def test_who_trained_with_whom_does_not_depend_on_who_was_lost(
+    remembering: Callable[[sumus.Population], Any], people: sumus.Population
+) -> None:
+    watched = remembering(people), remembering(people)
     plan = sumus.Plan(personal(), sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8)), sumus.Pacing(5))
     for population, fleet in zip(watched, (sumus.Fleet(), LOSSY), strict=True):
         sumus.run(sumus.Experiment(plan, population, 3, fleet=fleet))
@@ -448,9 +437,11 @@ def test_ctrl_c_while_the_history_is_written_loses_nothing(
 
 
 @pytest.mark.parametrize("ids", [range(9), list("hbgaciedf")], ids=["range", "names"])
-def test_a_travelling_model_visits_its_cohort_in_the_populations_order(ids: Sequence[Any], people: Any) -> None:
+def test_a_travelling_model_visits_its_cohort_in_the_populations_order(
+    remembering: Callable[[sumus.Population], Any], ids: Sequence[Any], people: Any
+) -> None:
     order = {client: number for number, client in enumerate(ids)}
-    watched = Watched(sumus.Population(ids, lambda client: people[order[client]]))
+    watched = remembering(sumus.Population(ids, lambda client: people[order[client]]))
     task = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy)
     plan = sumus.Plan(task, sumus.cyclic(sumus.sgd(lr=0.2, batch_size=8)), sumus.Pacing(5))
     sumus.run(sumus.Experiment(plan, watched, rounds=4))
@@ -459,9 +450,11 @@ def test_a_travelling_model_visits_its_cohort_in_the_populations_order(ids: Sequ
     assert len({tuple(visit) for visit in visits}) > 1
 
 
-def test_a_travelling_model_passes_over_those_whose_report_is_lost(people: sumus.Population) -> None:
+def test_a_travelling_model_passes_over_those_whose_report_is_lost(
+    remembering: Callable[[sumus.Population], Any], people: sumus.Population
+) -> None:
     """The last model is what it was at first, less what every counted client took from it."""
-    watched = Watched(people)
+    watched = remembering(people)
     module = nn.Linear(6, 2)
     plan = sumus.Plan(sumus.Task(module, sumus.losses.cross_entropy), sumus.cyclic(sumus.sgd(lr=0.2)), sumus.Pacing(12))
     fleet = sumus.Fleet(lost=0.4)
@@ -472,8 +465,10 @@ def test_a_travelling_model_passes_over_those_whose_report_is_lost(people: sumus
     np.testing.assert_allclose(history.model["weight"].numpy(), module.weight.detach().numpy() - moved, atol=1e-5)
 
 
-def test_in_a_run_the_median_is_that_of_the_reports(people: sumus.Population) -> None:
-    watched = Watched(people)
+def test_in_a_run_the_median_is_that_of_the_reports(
+    remembering: Callable[[sumus.Population], Any], people: sumus.Population
+) -> None:
+    watched = remembering(people)
     module = nn.Linear(6, 2)
     algorithm = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8), aggregator=robust.median())
     plan = sumus.Plan(sumus.Task(module, sumus.losses.cross_entropy), algorithm, sumus.Pacing(5))
@@ -511,8 +506,10 @@ def test_in_a_run_robust_rules_do_not_depend_on_who_comes_first(aggregator: sumu
     assert one.model_sha256 == other.model_sha256
 
 
-def test_a_round_with_too_few_reports_is_void_for_clients_too(people: sumus.Population) -> None:
-    watched = Watched(people)
+def test_a_round_with_too_few_reports_is_void_for_clients_too(
+    remembering: Callable[[sumus.Population], Any], people: sumus.Population
+) -> None:
+    watched = remembering(people)
     aggregator = robust.trimmed_mean(scaffold.PARAMS, scaffold.CONTROL, attackers=1)
     algorithm = dataclasses.replace(sumus.scaffold(sumus.sgd(lr=0.2, batch_size=8)), aggregator=aggregator)
     plan = sumus.Plan(personal(), algorithm, sumus.Pacing(4))
