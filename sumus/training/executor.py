@@ -1,6 +1,6 @@
 """What an executor is: it lets clients train, each from the same broadcast, and gives what they send."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,7 +38,19 @@ class Trained:
 
 
 class Executor(Protocol):
-    """Executors differ in speed, not in what they compute: who else trains, and in which order, changes nothing."""
+    """Executors differ in speed, not in what they compute: who else trains, and in which order, changes nothing.
+
+    needs_sizes: whether `groups` looks at the numbers of examples.
+    """
+
+    needs_sizes: bool
+
+    def groups(self, examples: Sequence[int]) -> list[list[int]]:
+        """From the examples of each client of a cohort: the positions that train together, in the order to deal them.
+
+        A group goes to one call of `run`, in any process; groups are formed over the whole cohort.
+        """
+        ...
 
     def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
         """Train each client from the broadcast; results come as they are ready. round_number: from 0, for the schedule."""

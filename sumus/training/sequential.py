@@ -1,146 +1,117 @@
-"""The sequential executor: one client after the other, through one reused model, with in-place updates."""
+"""The sequential executor: one client after the other, through one reused module, with in-place updates."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sumus.aggregate import BUFFERS
-from sumus.errors import SumusError, TaskError, UsageError
+from sumus.errors import TaskError
 from sumus.rng import generator
+from sumus.training.client import LocalTraining, Round
 from sumus.training.executor import Assignment, Trained
+from sumus.training.graph import LocalGraph, capture
 from sumus.training.program import Program, seeded
-from sumus.types import Array, Broadcast, Tree
-from sumus.work import (
-    PERSONAL,
-    ClientState,
-    ClientWork,
-    LocalRun,
-    Parts,
-    apply_gradients,
-    clip_gradients,
-    no_correction,
-)
+from sumus.training.rewrite import NotCapturable
+from sumus.tree import unnested
+from sumus.types import Broadcast
+from sumus.work import ClientState, ClientWork, LeafState, LocalRun, apply_gradients, clip_gradients, no_correction
 
 Step = Callable[[dict[str, Tensor], int], None]
 
 
-class SequentialExecutor:
-    """An `Executor` on one `Program`. CPU and CUDA take the same path."""
+class SequentialExecutor(LocalTraining):
+    """An `Executor` on one `Program`. CPU and CUDA take the same path.
 
-    def __init__(self, program: Program, work: ClientWork) -> None:
-        self.program = program
-        self.work = work
+    captured: whole batches go through a captured graph of the step (`sumus.training.graph`); what cannot be captured, and
+        the shorter batch at the end of a pass, through autograd. `refused` says why a step was not captured.
+    onednn: the graph's dense layers by oneDNN.
+    """
+
+    needs_sizes = False
+
+    def __init__(self, program: Program, work: ClientWork, captured: bool = False, onednn: bool = False) -> None:
+        super().__init__(program, work)
+        self.refused: str | None = None
+        self._captured, self._onednn = captured, onednn
+        self._graph: LocalGraph | None = None
+
+    def groups(self, examples: Sequence[int]) -> list[list[int]]:
+        """Each client alone, in the order given."""
+        return [[position] for position in range(len(examples))]
 
     def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
         """Train each client from the broadcast; results come as they are ready."""
-        program, lr = self.program, self.work.lr.at(round_number)
-        sent = {name: self._apart(tree) for name, tree in broadcast.items() if name not in ("params", BUFFERS)}
-        sent["params"], buffers = (
-            program.tensors_of(broadcast["params"]),
-            program.tensors_of(broadcast.get(BUFFERS, {})),
-        )
-        initial_personal = program.initial_personal
+        round_ = self.begin(broadcast, round_number)
         for assignment in assignments:
-            own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
-            own = own or self.work.init(sent["params"])
-            personal = program.tensors_of(assignment.state.get(PERSONAL, {})) or initial_personal
-            start = {**sent["params"], **buffers, **personal}
+            start, own = self.start(round_, assignment)
             try:
                 with seeded(int.from_bytes(assignment.key[:8], "little") >> 1):
-                    program.load(start)
+                    self.program.load(start)
                     gradient = None
                     if self.work.needs_gradient:
-                        gradient = self._gradient(assignment)
-                        program.load(start)
-                    steps, loss = self._train(assignment, sent, own, lr)
+                        gradient = self.gradient(assignment)
+                        self.program.load(start)
+                    steps, loss = self._train(assignment, round_, own)
             except TaskError as error:
                 raise TaskError(f"client {assignment.client!r}: {error}") from error
-            done = LocalRun(steps, lr, len(assignment.inputs), gradient)
-            parts, state = self._finished(assignment.client, sent, own, done)
-            if PERSONAL in state or (state and not self.work.keeps_state):
-                raise UsageError(
-                    f"{self.work!r} keeps {sorted(state)}: give it init=, the first state, and leave the name "
-                    f"{PERSONAL!r} to personal leaves"
-                )
-            if program.buffers:
-                now = program.widened(program.buffers)
-                parts = {**parts, BUFFERS: {name: buffers[name] - now[name] for name in now}}
-            if program.personal:
-                state = {**state, PERSONAL: program.widened(program.personal)}
-            yield Trained(
-                assignment.client,
-                {part: self._numpy(tree) for part, tree in parts.items()},
-                done.examples,
-                {"loss": loss},
-                {name: self._numpy(tree) for name, tree in state.items()},
-            )
+            done = LocalRun(steps, round_.lr, len(assignment.inputs), gradient)
+            leaves = {name: tensor.detach() for name, tensor in self.program.tensors.items()}
+            yield self.ended(round_, assignment, own, leaves, done, loss)
 
-    def _train(
-        self,
-        assignment: Assignment,
-        sent: Parts,
-        own: ClientState,
-        lr: float,
-    ) -> tuple[int, tuple[float, int]]:
+    def _train(self, assignment: Assignment, round_: Round, own: ClientState) -> tuple[int, tuple[float, int]]:
         """Take the local steps; (steps, (summed loss, examples seen))."""
-        program = self.program
+        program, work = self.program, self.work
         names, params = list(program.trained), list(program.trained.values())
-        take_step = self._fused_sgd(lr) or self._generic_step(sent, own, lr)
+        rules = {name: work.optimizer.init(param.detach()) for name, param in program.trained.items()}
+        take_step = self._fused_sgd(rules, round_.lr) or self._generic_step(rules, round_, own)
         steps, seen = 0, 0
+        state: Sequence[Tensor] | None = None
         total = torch.zeros((), device=program.device, dtype=torch.float64)
         program.module.train()
         rng = generator(assignment.key, "batches")
-        for rows in self.work.batches(len(assignment.inputs), rng, assignment.most_steps):
+        for rows in work.batches(len(assignment.inputs), rng, assignment.most_steps):
             index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(program.device)
             inputs, targets = assignment.inputs[index], assignment.targets[index]
             if isinstance(index, slice):  # a view: a forward in place must not change the data
                 inputs = inputs.clone()
-            loss, grads = self._loss_and_gradient(inputs, targets, len(inputs), params)
             steps += 1
             seen += len(inputs)
+            if graph := self._graph_of(inputs, targets):
+                noise = graph.noise([assignment.key], steps, program.device)
+                state = state or self._state(graph, rules, round_, own)
+                total += graph(state, inputs, targets, None, round_.lr, steps, noise) * len(inputs)
+                continue
+            state, noise = None, self.noise(assignment, steps)  # a rule may put new tensors in place of its state
+            loss, grads = self.loss_and_gradient(inputs, targets, len(inputs), params, noise)
             with torch.no_grad():
                 total += loss
                 take_step(dict(zip(names, grads, strict=True)), steps)
         return steps, (float(total), seen)
 
-    def _loss_and_gradient(
-        self, inputs: Tensor, targets: Tensor, over: int, params: Sequence[Tensor]
-    ) -> tuple[Tensor, Sequence[Tensor]]:
-        """The summed loss of these examples, and the gradient of that sum over a number."""
-        _, losses = self.program.losses(inputs, targets)
-        if not losses.requires_grad:
-            raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
-        loss = losses.sum()
-        return loss, torch.autograd.grad(loss / over, params, allow_unused=True, materialize_grads=True)
+    def _graph_of(self, inputs: Tensor, targets: Tensor) -> LocalGraph | None:
+        """The graph for such a batch; it is made for whole batches of the work's size."""
+        if not self._captured or len(inputs) != self.work.batch_size:
+            return None
+        if self._graph is None:
+            try:
+                self._graph = capture(self.program, self.work, inputs, targets, onednn=self._onednn)
+            except NotCapturable as error:
+                self.refused, self._captured = str(error), False
+        return self._graph
 
-    def _gradient(self, assignment: Assignment) -> dict[str, Tensor]:
-        """The gradient, in the shared leaves, of the mean loss over all of a client's examples; a batch at a time."""
-        names, params = list(self.program.shared), list(self.program.shared.values())
-        total = [torch.zeros_like(param) for param in params]
-        count = len(assignment.inputs)
-        self.program.module.train()
-        for start in range(0, count, self.work.batch_size or count):
-            rows = slice(start, start + (self.work.batch_size or count))
-            inputs, targets = assignment.inputs[rows].clone(), assignment.targets[rows]
-            torch._foreach_add_(total, list(self._loss_and_gradient(inputs, targets, count, params)[1]))
-        return {name: self.program.widen(name, grad) for name, grad in zip(names, total, strict=True)}
+    def _state(
+        self, graph: LocalGraph, rules: Mapping[str, LeafState], round_: Round, own: ClientState
+    ) -> Sequence[Tensor]:
+        """What the graph takes, in its order; the module's own memory, so that both ways of taking a step go on from it."""
+        values = {f"params/{name}": tensor for name, tensor in self.program.trained.items()}
+        values |= {f"buffers/{name}": tensor for name, tensor in self.program.tensors.items()}
+        values |= {f"rule/{name}/{slot}": leaf for name, slots in rules.items() for slot, leaf in enumerate(slots)}
+        values |= {f"broadcast/{path}": leaf for path, leaf in unnested(round_.sent).items()}
+        values |= {f"state/{path}": leaf for path, leaf in unnested(own).items()}
+        return [values[name].detach() for name in graph.names]
 
-    def _finished(self, client: Any, sent: Parts, own: ClientState, done: LocalRun) -> tuple[Parts, ClientState]:
-        """What the work's `finish` gives; what it raises is said to be its own."""
-        try:
-            parts, state = self.work.finish(sent, self.program.widened(self.program.shared), own, done)
-        except SumusError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"client {client!r}: finish of {self.work!r} failed: {type(error).__name__}: {error}; it must give (parts, state)"
-            ) from error
-        return parts, state
-
-    def _fused_sgd(self, lr: float) -> Step | None:
+    def _fused_sgd(self, rules: Mapping[str, LeafState], lr: float) -> Step | None:
         """SGD in place, where the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""
         rule = self.work.optimizer.spec
         if rule.name != "rule/sgd" or self.work.correct is not no_correction:
@@ -148,7 +119,7 @@ class SequentialExecutor:
         momentum, decay = (float(cast(float, rule.params[name])) for name in ("momentum", "weight_decay"))
         nesterov = bool(rule.params["nesterov"])
         params = list(self.program.trained.values())
-        velocity = [torch.zeros_like(param) for param in params] if momentum else []
+        velocity = [slots[0] for slots in rules.values() if slots]
 
         def step(grads: dict[str, Tensor], number: int) -> None:
             if self.work.clip_norm is not None:
@@ -164,31 +135,14 @@ class SequentialExecutor:
 
         return step
 
-    def _generic_step(self, sent: Parts, own: ClientState, lr: float) -> Step:
+    def _generic_step(self, rules: dict[str, LeafState], round_: Round, own: ClientState) -> Step:
         """Any rule, by its own definition."""
         params = self.program.trained
-        states = {name: self.work.optimizer.init(param.detach()) for name, param in params.items()}
 
         def step(grads: dict[str, Tensor], number: int) -> None:
-            nonlocal states
             values = {name: param.detach() for name, param in params.items()}
-            moved, states = apply_gradients(self.work, values, grads, states, sent, own, lr, number)
+            moved, states = apply_gradients(self.work, values, grads, rules, round_.sent, own, round_.lr, number)
             torch._foreach_copy_(list(params.values()), [moved[name] for name in params])
+            rules.update(states)
 
         return step
-
-    def _apart(self, tree: Tree) -> dict[str, Tensor]:
-        """A tree that is not the model's (a control variate), as tensors in its own dtypes."""
-        return {name: torch.from_numpy(np.array(leaf)).to(self.program.device) for name, leaf in tree.items()}
-
-    def _numpy(self, tree: Mapping[str, Any]) -> Tree:
-        """Arrays of their own: what still lies in the module is copied, since the next client overwrites it. Numbers too."""
-        own = {tensor.untyped_storage().data_ptr() for tensor in self.program.tensors.values()}
-
-        def array(leaf: Any) -> Array:
-            if not isinstance(leaf, Tensor):
-                return np.asarray(leaf, np.float64)
-            leaf = leaf.detach()
-            return (leaf.clone() if leaf.untyped_storage().data_ptr() in own else leaf).cpu().numpy()
-
-        return {name: array(leaf) for name, leaf in tree.items()}

@@ -242,8 +242,8 @@ FUSED = {
 def test_fused_sgd_is_the_generic_rule(name: str) -> None:
     generic = dataclasses.replace(FUSED[name], correct=identity)
     program, clients = program_of(leaves={"2.bias": "personal"}), {"alice": some(20, 0), "bob": some(9, 1)}
-    assert SequentialExecutor(program, FUSED[name])._fused_sgd(0.1) is not None
-    assert SequentialExecutor(program, generic)._fused_sgd(0.1) is None
+    assert SequentialExecutor(program, FUSED[name])._fused_sgd({}, 0.1) is not None
+    assert SequentialExecutor(program, generic)._fused_sgd({}, 0.1) is None
     fast, slow = (trained_by(program, work, clients) for work in (FUSED[name], generic))
     for who in clients:
         close(fast[who].parts["params"], slow[who].parts["params"], atol=1e-15, rtol=1e-12)
@@ -251,7 +251,7 @@ def test_fused_sgd_is_the_generic_rule(name: str) -> None:
 
 
 def test_adam_is_not_fused() -> None:
-    assert SequentialExecutor(program_of(), sumus.adam(0.1))._fused_sgd(0.1) is None
+    assert SequentialExecutor(program_of(), sumus.adam(0.1))._fused_sgd({}, 0.1) is None
 
 
 # ── leaves ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -16,7 +16,8 @@ from sumus.training import losses
 from sumus.training.executor import Assignment
 from sumus.training.program import Program
 from sumus.training.sequential import SequentialExecutor
-from sumus.training.trace import StepGraph, step_values, trace_step
+from sumus.training.step import step_values
+from sumus.training.trace import StepGraph, trace_step
 from sumus.tree import nested
 from sumus.work import ClientWork, apply_gradients
 
@@ -137,7 +138,7 @@ def by_graph(
 ) -> dict[str, Tensor]:
     values = {**step_values(program, work, *batches[0]), **(given or {})}
     for number, (inputs, targets) in enumerate(batches, 1):
-        mask = torch.zeros_like(values["mask"])
+        mask = torch.zeros(len(inputs), dtype=next(iter(program.trained.values())).dtype)
         mask[:rows] = 1
         values |= {"inputs": inputs, "targets": targets, "mask": mask}
         values |= {"lr": torch.full_like(values["lr"], LR), "step": torch.full_like(values["step"], number)}

@@ -1,0 +1,167 @@
+"""How a client begins a round and what it sends at its end: the same in every executor on one module."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumus.aggregate import BUFFERS
+from sumus.errors import SumusError, TaskError, UsageError
+from sumus.training.executor import Assignment, Trained
+from sumus.training.noise import KeyedNoise, Watch
+from sumus.training.program import Program, seeded
+from sumus.types import Array, Broadcast, Tree
+from sumus.work import PERSONAL, ClientState, ClientWork, LocalRun, Parts
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round's broadcast as tensors. sent: by part, params too; buffers: shared leaves without a gradient."""
+
+    lr: float
+    sent: Parts
+    buffers: Mapping[str, Tensor]
+
+
+class LocalTraining:
+    """What executors on one `Program` share.
+
+    unkeyed: why the model's randomness is torch's own and not keyed noise; None where it is keyed, or there is none.
+    """
+
+    def __init__(self, program: Program, work: ClientWork) -> None:
+        self.program = program
+        self.work = work
+        self.unkeyed: str | None = None
+        self._draws: bool | None = None
+
+    def begin(self, broadcast: Broadcast, round_number: int) -> Round:
+        """The broadcast on the device."""
+        program = self.program
+        sent = {name: self._apart(tree) for name, tree in broadcast.items() if name not in ("params", BUFFERS)}
+        sent["params"] = program.tensors_of(broadcast["params"])
+        return Round(self.work.lr.at(round_number), sent, program.tensors_of(broadcast.get(BUFFERS, {})))
+
+    def start(self, round_: Round, assignment: Assignment) -> tuple[dict[str, Tensor], ClientState]:
+        """A client's leaves before its first step, and what it kept: its first state, if it kept nothing."""
+        own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
+        personal = self.program.tensors_of(assignment.state.get(PERSONAL, {})) or self.program.initial_personal
+        leaves: dict[str, Any] = {**round_.sent["params"], **round_.buffers, **personal}
+        return leaves, own or self.work.init(round_.sent["params"])
+
+    def loss_and_gradient(
+        self, inputs: Tensor, targets: Tensor, over: int, params: Sequence[Tensor], noise: AbstractContextManager[Any]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """The summed loss of these examples, and the gradient of that sum over a number."""
+        with noise:
+            _, losses = self.program.losses(inputs, targets)
+        if not losses.requires_grad:
+            raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
+        loss = losses.sum()
+        return loss, torch.autograd.grad(loss / over, params, allow_unused=True, materialize_grads=True)
+
+    def gradient(self, assignment: Assignment) -> dict[str, Tensor]:
+        """The gradient, in the shared leaves, of the mean loss over all of a client's examples; a batch at a time."""
+        names, params = list(self.program.shared), list(self.program.shared.values())
+        total = [torch.zeros_like(param) for param in params]
+        count = len(assignment.inputs)
+        noise = self.noise(assignment, 0)
+        self.program.module.train()
+        for start in range(0, count, self.work.batch_size or count):
+            rows = slice(start, start + (self.work.batch_size or count))
+            inputs, targets = assignment.inputs[rows].clone(), assignment.targets[rows]
+            torch._foreach_add_(total, list(self.loss_and_gradient(inputs, targets, count, params, noise)[1]))
+        return {name: self.program.widen(name, grad) for name, grad in zip(names, total, strict=True)}
+
+    def noise(self, assignment: Assignment, step: int) -> AbstractContextManager[Any]:
+        """To be entered around a step's forward pass. step: from 1; 0 is the gradient before them."""
+        if self._draws is None:
+            self._draws = self._watch(assignment)
+        return KeyedNoise(assignment.key, step) if self._draws else nullcontext()
+
+    def ended(
+        self,
+        round_: Round,
+        assignment: Assignment,
+        own: ClientState,
+        leaves: Mapping[str, Tensor],
+        done: LocalRun,
+        loss: tuple[float, int],
+    ) -> Trained:
+        """What a client sends and keeps. leaves: every leaf after its last step; they may change as soon as this returns."""
+        program = self.program
+        now = {name: program.widen(name, leaf) for name, leaf in leaves.items()}
+        parts, state = self._finished(
+            assignment.client, round_.sent, {name: now[name] for name in program.shared}, own, done
+        )
+        if PERSONAL in state or (state and not self.work.keeps_state):
+            raise UsageError(
+                f"{self.work!r} keeps {sorted(state)}: give it init=, the first state, and leave the name {PERSONAL!r} to "
+                "personal leaves"
+            )
+        if program.buffers:
+            parts = {**parts, BUFFERS: {name: round_.buffers[name] - now[name] for name in program.buffers}}
+        if program.personal:
+            state = {**state, PERSONAL: {name: now[name] for name in program.personal}}
+        lent = {leaf.untyped_storage().data_ptr() for leaf in leaves.values()}
+        return Trained(
+            assignment.client,
+            {part: _numpy(tree, lent) for part, tree in parts.items()},
+            done.examples,
+            {"loss": loss},
+            {name: _numpy(tree, lent) for name, tree in state.items()},
+        )
+
+    def _finished(
+        self, client: Any, sent: Parts, params: Any, own: ClientState, done: LocalRun
+    ) -> tuple[Parts, ClientState]:
+        """What the work's `finish` gives; what it raises is said to be its own."""
+        try:
+            parts, state = self.work.finish(sent, params, own, done)
+        except SumusError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"client {client!r}: finish of {self.work!r} failed: {type(error).__name__}: {error}; it must give (parts, state)"
+            ) from error
+        return parts, state
+
+    def _watch(self, assignment: Assignment) -> bool:
+        """Whether the model draws numbers that noise can stand in for; tried once, on the first client's first examples."""
+        program = self.program
+        before = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
+        inputs, targets = assignment.inputs[:2].clone(), assignment.targets[:2]
+        if len(inputs) == 1:  # a batch of two, where statistics are taken over it
+            inputs, targets = inputs.repeat(2, *[1] * (inputs.dim() - 1)), targets.repeat(2, *[1] * (targets.dim() - 1))
+        program.module.train()
+        with seeded(0):
+            with Watch() as forward:
+                _, losses = program.losses(inputs, targets)
+            with Watch() as backward:
+                torch.autograd.grad(losses.sum(), list(program.trained.values()), allow_unused=True)
+        program.load(before)
+        if forward.unkeyed:
+            self.unkeyed = f"the model draws `{forward.unkeyed[0]}`, which has no keyed noise"
+        elif backward.seen:
+            self.unkeyed = "the model draws numbers in its backward pass (activation checkpointing)"
+        return bool(forward.seen) and self.unkeyed is None
+
+    def _apart(self, tree: Tree) -> dict[str, Tensor]:
+        """A tree that is not the model's (a control variate), as tensors in its own dtypes."""
+        return {name: torch.from_numpy(np.array(leaf)).to(self.program.device) for name, leaf in tree.items()}
+
+
+def _numpy(tree: Mapping[str, Any], lent: set[int]) -> Tree:
+    """Arrays of their own: what still lies in lent memory is copied, since the next client overwrites it. Numbers too."""
+
+    def array(leaf: Any) -> Array:
+        if not isinstance(leaf, Tensor):
+            return np.asarray(leaf, np.float64)
+        leaf = leaf.detach()
+        return (leaf.clone() if leaf.untyped_storage().data_ptr() in lent else leaf).cpu().numpy()
+
+    return {name: array(leaf) for name, leaf in tree.items()}

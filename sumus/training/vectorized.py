@@ -1,0 +1,188 @@
+"""The vectorized executor: a stack of clients takes each step together, as batched products.
+
+Clients of a stack are sorted by the steps they take. Step t is taken by those that still have a t-th batch: the first
+clients of the stack, cut into runs of 2^k clients, for each of which there is a captured graph. Short batches are padded
+with a row of the same client and masked, so that padding is all inside last batches.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumus.errors import TaskError
+from sumus.rng import generator
+from sumus.training.client import LocalTraining, Round
+from sumus.training.executor import Assignment, Trained
+from sumus.training.graph import LocalGraph, capture, is_stacked
+from sumus.training.program import Program
+from sumus.tree import unnested
+from sumus.types import Array, Broadcast
+from sumus.work import ClientState, ClientWork, LocalRun
+
+
+class VectorizedExecutor(LocalTraining):
+    """An `Executor` on one `Program`, for steps that can be captured.
+
+    stack: the most clients that step together, a power of two.
+    Raises NotCapturable, while it runs, for a step that cannot be: probe before (`sumus.simulator.choice`).
+    """
+
+    needs_sizes = True
+
+    def __init__(self, program: Program, work: ClientWork, stack: int) -> None:
+        super().__init__(program, work)
+        self.stack = stack
+        self._graphs: dict[tuple[int, int], LocalGraph] = {}
+        self._memory: dict[str, Tensor] = {}
+
+    def groups(self, examples: Sequence[int]) -> list[list[int]]:
+        """Stacks of clients of nearly one size, the largest first."""
+        order = sorted(range(len(examples)), key=lambda position: (-examples[position], position))
+        return [order[start : start + self.stack] for start in range(0, len(order), self.stack)]
+
+    def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
+        """Train the clients from the broadcast, a stack at a time."""
+        round_ = self.begin(broadcast, round_number)
+        everyone = list(assignments)
+        for group in self.groups([len(assignment.inputs) for assignment in everyone]):
+            yield from self._train(round_, [everyone[position] for position in group])
+
+    def _train(self, round_: Round, group: list[Assignment]) -> Iterator[Trained]:
+        batches = [self._batches(assignment) for assignment in group]
+        order = sorted(range(len(group)), key=lambda position: -len(batches[position]))
+        group, batches = [group[position] for position in order], [batches[position] for position in order]
+        begun = [self.start(round_, assignment) for assignment in group]
+        gradients = [self._gradient(assignment, start) for assignment, (start, _) in zip(group, begun, strict=True)]
+        values = self._stacked(round_, begun)
+        losses = torch.zeros(len(group), dtype=torch.float64, device=self.program.device)
+        self._take_steps(round_, group, batches, values, losses)
+        for place, (assignment, gradient) in enumerate(zip(group, gradients, strict=True)):
+            leaves = {name: self._leaf(values, name, place) for name in self.program.tensors}
+            done = LocalRun(len(batches[place]), round_.lr, len(assignment.inputs), gradient)
+            seen = sum(len(rows) for rows in batches[place])
+            yield self.ended(round_, assignment, begun[place][1], leaves, done, (float(losses[place]), seen))
+
+    def _take_steps(
+        self,
+        round_: Round,
+        group: list[Assignment],
+        batches: list[list[Array]],
+        values: Mapping[str, Tensor],
+        losses: Tensor,
+    ) -> None:
+        """Every step of every client: `values` and the summed `losses` change in place."""
+        rows, mask = _padded(batches, [len(assignment.inputs) for assignment in group], self.work.batch_size)
+        inputs = torch.cat([assignment.inputs for assignment in group])
+        targets = torch.cat([assignment.targets for assignment in group])
+        device, kind = self.program.device, next(iter(self.program.trained.values())).dtype
+        index, weights = torch.from_numpy(rows).to(device), torch.from_numpy(mask).to(device, kind)
+        counts = torch.from_numpy(mask.sum(2, dtype=np.float64)).to(device)
+        prefixes: dict[tuple[int, int], list[Tensor]] = {}
+        for step in range(len(rows)):
+            active = sum(len(each) > step for each in batches)
+            for first, last in _runs(active):
+                chosen = index[step, first:last]
+                batch, labels = inputs[chosen], targets[chosen]
+                graph = self._graph(last - first, batch, labels)
+                if (first, last) not in prefixes:
+                    prefixes[first, last] = [
+                        values[name][first:last] if is_stacked(name, self.program) else values[name]
+                        for name in graph.names
+                    ]
+                noise = graph.noise([assignment.key for assignment in group[first:last]], step + 1, device)
+                loss = graph(
+                    prefixes[first, last], batch, labels, weights[step, first:last], round_.lr, step + 1, noise
+                )
+                losses[first:last] += loss * counts[step, first:last]
+
+    def _batches(self, assignment: Assignment) -> list[Array]:
+        rng = generator(assignment.key, "batches")
+        count = len(assignment.inputs)
+        everything = np.arange(count)
+        return [
+            everything if isinstance(rows, slice) else rows
+            for rows in self.work.batches(count, rng, assignment.most_steps)
+        ]
+
+    def _gradient(self, assignment: Assignment, start: Mapping[str, Tensor]) -> Any:
+        """The gradient that the work asks for before the first step, one client at a time."""
+        if not self.work.needs_gradient:
+            return None
+        self.program.load(start)
+        try:
+            return self.gradient(assignment)
+        except TaskError as error:
+            raise TaskError(f"client {assignment.client!r}: {error}") from error
+
+    def _stacked(self, round_: Round, begun: Sequence[tuple[Mapping[str, Tensor], ClientState]]) -> dict[str, Tensor]:
+        """The arguments of a step by name, each client's own ones stacked `(K, ...)`, in memory that is used again."""
+        program, count = self.program, len(begun)
+        values: dict[str, Tensor] = {}
+        for name, tensor in program.tensors.items():
+            path = f"params/{name}" if name in program.trained else f"buffers/{name}"
+            if not is_stacked(path, program):
+                values[path] = tensor.detach()
+                continue
+            stacked = values[path] = self._room(path, tensor, count)
+            if name in program.personal:
+                for place, (start, _) in enumerate(begun):
+                    stacked[place].copy_(start[name])
+            else:
+                stacked.copy_(begun[0][0].get(name, tensor.detach()))
+        for name in program.trained:
+            for slot, leaf in enumerate(self.work.optimizer.init(values[f"params/{name}"])):
+                values[f"rule/{name}/{slot}"] = leaf
+        values |= {f"broadcast/{path}": leaf for path, leaf in unnested(round_.sent).items()}
+        for path in unnested(begun[0][1]):
+            name, _, leaf = path.partition("/")
+            values[f"state/{path}"] = torch.stack([own[name][leaf] for _, own in begun])
+        return values
+
+    def _room(self, path: str, like: Tensor, count: int) -> Tensor:
+        if path not in self._memory:
+            self._memory[path] = torch.empty((self.stack, *like.shape), dtype=like.dtype, device=like.device)
+        return self._memory[path][:count]
+
+    def _leaf(self, values: Mapping[str, Tensor], name: str, place: int) -> Tensor:
+        path = f"params/{name}" if name in self.program.trained else f"buffers/{name}"
+        return values[path][place] if is_stacked(path, self.program) else values[path]
+
+    def _graph(self, stack: int, batch: Tensor, labels: Tensor) -> LocalGraph:
+        where = (stack, batch.shape[1])
+        if where not in self._graphs:
+            self._graphs[where] = capture(self.program, self.work, batch[0], labels[0], stack)
+        return self._graphs[where]
+
+
+def _padded(batches: Sequence[Sequence[Array]], sizes: Sequence[int], most: int | None) -> tuple[Array, Array]:
+    """Rows of the concatenated examples `(steps, K, B)`, and a mask of those that count."""
+    offsets = np.cumsum([0, *sizes[:-1]])
+    width = _width(max(len(rows) for each in batches for rows in each), most)
+    index = np.zeros((len(batches[0]), len(batches), width), np.int64)
+    mask = np.zeros(index.shape, np.float32)
+    for place, each in enumerate(batches):
+        for step, rows in enumerate(each):
+            index[step, place] = offsets[place] + rows[0]
+            index[step, place, : len(rows)] = offsets[place] + rows
+            mask[step, place, : len(rows)] = 1.0
+    return index, mask
+
+
+def _width(rows: int, most: int | None) -> int:
+    """The rows of a padded batch: few different ones, since each has a graph: 1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
+    width = 1
+    while width < rows:
+        width = width * 4 // 3 if width % 3 == 0 else max(width + 1, width * 3 // 2)
+    return width if most is None else min(width, most)
+
+
+def _runs(active: int) -> Iterator[tuple[int, int]]:
+    """[0, active) cut into runs whose lengths are falling powers of two."""
+    first = 0
+    while first < active:
+        length = 1 << ((active - first).bit_length() - 1)
+        yield first, first + length
+        first += length
