@@ -1,12 +1,17 @@
-"""What one local step costs in memory, counted from the tensors that it keeps."""
+"""What one local step costs: memory, counted from the tensors that it keeps, and arithmetic, from its products."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sumus.training.program import Program
+from sumus.training.noise import Interception
+from sumus.training.program import Program, seeded
 from sumus.work import ClientWork
+
+_aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,37 @@ def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor)
     trained = _bytes(*program.trained.values())
     slots = sum(_bytes(*work.optimizer.init(param.detach())) for param in program.trained.values())
     return Cost(_bytes(*program.tensors.values()), trained, slots, sum(kept.values()))
+
+
+def step_flops(program: Program, inputs: Tensor, targets: Tensor) -> float:
+    """Floating-point operations of a local step, an example: three times those of the forward products (2 a multiply-add)."""
+    before = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
+    program.module.train()
+    with torch.no_grad(), seeded(0), _Products() as counted:
+        program.losses(inputs[:2].clone(), targets[:2])
+    program.load(before)
+    return 3 * counted.flops / min(2, len(inputs))
+
+
+class _Products(Interception):
+    """Counts what matrix products, convolutions and fused recurrent layers compute while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in (_aten.mm.default, _aten.bmm.default):
+            self.flops += 2 * result.nelement() * args[0].shape[-1]
+        elif func in (_aten.addmm.default, _aten.baddbmm.default):
+            self.flops += 2 * result.nelement() * args[1].shape[-1]
+        elif func is _aten.convolution.default:  # a weight is out, in, and space; transposed: in, out, and space
+            moved = args[0] if args[6] else result
+            self.flops += 2 * moved.nelement() * math.prod(args[1].shape[1:])
+        elif func is _aten.mkldnn_rnn_layer.default:  # sequence, batch, features, and both weights
+            self.flops += 2 * math.prod(args[0].shape[:2]) * (args[1].nelement() + args[2].nelement())
+        return result
 
 
 def _bytes(*tensors: Tensor) -> int:

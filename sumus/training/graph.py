@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -29,15 +29,20 @@ from sumus.training.rewrite import NotCapturable
 from sumus.training.step import local_step, step_values
 from sumus.work import ClientWork
 
-_STATE = ("params/", "rule/", "buffers/")
+_STATE = ("params/", "rule/", "buffers/", "broadcast/", "state/")
 
 
 @dataclass(frozen=True)
 class LocalGraph:
-    """A captured step. names: of the state it takes. draws: the noise it wants, by client. stack: clients, or None for one."""
+    """A captured step.
+
+    names: of the state it takes.  others: of what it takes besides.  draws: the noise that is among them, by client.
+    stack: clients, or None for one.
+    """
 
     module: GraphModule
     names: tuple[str, ...]
+    others: tuple[str, ...]
     draws: tuple[Draw, ...]
     stack: int | None
 
@@ -56,10 +61,14 @@ class LocalGraph:
         inputs, targets: rows of a batch, `(B, ...)`, or `(K, B, ...)` for a stack, where mask `(K, B)` is 1 for rows that
         count. They may be changed. step: from 1.
         """
-        rate, number = torch.tensor(lr, dtype=torch.float64), torch.tensor(float(step), dtype=torch.float64)
-        masks = () if mask is None else (mask,)
+        given: dict[str, Any] = {"inputs": inputs, "targets": targets, "mask": mask, "negative_lr": -lr}
+        given |= {f"noise_{number}": drawn for number, drawn in enumerate(noise)}
+        if "lr" in self.others:
+            given["lr"] = torch.tensor(lr, dtype=torch.float64)
+        if "step" in self.others:
+            given["step"] = torch.tensor(float(step), dtype=torch.float64)
         with torch.enable_grad():  # nothing asks for a gradient: fused recurrent kernels keep what their backward needs
-            (loss,) = self.module(*state, inputs, targets, *masks, rate, number, *noise, -lr)
+            (loss,) = self.module.forward(*state, *(given[name] for name in self.others))
         return loss
 
     def noise(self, keys: Sequence[bytes], step: int, device: torch.device) -> list[Tensor]:
@@ -86,7 +95,6 @@ def capture(
     if stack is not None:
         values["mask"] = torch.ones(len(inputs), dtype=next(iter(program.trained.values())).dtype).to(program.device)
     values |= {"lr": lr, "step": step}
-    names = [name for name in values if name not in ("inputs", "targets", "mask", "lr", "step")]
     outputs: list[str] = []
 
     def one(*args: Tensor) -> list[Tensor]:
@@ -120,9 +128,19 @@ def capture(
     rewrite.simplify(graph)
     if onednn:
         rewrite.multiply_by_onednn(graph)
+    named = dict(zip(arguments, values, strict=True))
+    used = [named.get(node, node.name) for node in _used_arguments(graph)]
     graph.lint()
     module.recompile()
-    return LocalGraph(module, tuple(names), tuple(draws), stack)
+    names = tuple(name for name in used if name.startswith(_STATE))
+    return LocalGraph(module, names, tuple(used[len(names) :]), tuple(draws), stack)
+
+
+def _used_arguments(graph: Graph) -> list[Node]:
+    """The arguments of a graph, after those that nothing uses are gone."""
+    for node in [node for node in graph.nodes if node.op == "placeholder" and not node.users]:
+        graph.erase_node(node)
+    return [node for node in graph.nodes if node.op == "placeholder"]
 
 
 def is_stacked(name: str, program: Program) -> bool:

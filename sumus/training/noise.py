@@ -96,7 +96,15 @@ def is_random(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     return not any(name in names and not given.get(name, 0.0) for name in ("dropout_p", "dropout"))
 
 
-class KeyedNoise(TorchDispatchMode):
+class Interception(TorchDispatchMode):
+    """A dispatch mode without torch's compiler, whose import alone would take a second."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class KeyedNoise(Interception):
     """While it is entered, one step's random operators get a client's noise. calls: how many there were."""
 
     def __init__(self, key: bytes, step: int) -> None:
@@ -122,7 +130,7 @@ class KeyedNoise(TorchDispatchMode):
         return first.copy_(made) if func._schema.is_mutable else made
 
 
-class Watch(TorchDispatchMode):
+class Watch(Interception):
     """Notes which random operators run while it is entered."""
 
     def __init__(self) -> None:

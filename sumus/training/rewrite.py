@@ -74,7 +74,7 @@ def stand_in_noise(graph: Graph, stack: int | None) -> list[Draw]:
             raise NotCapturable(f"`{node.target}` draws numbers that are not one client's")
         draws.append(Draw(random.normal, shape if stack is None else shape[1:]))
         with graph.inserting_after(last):
-            last = graph.placeholder(f"noise_{len(draws)}")
+            last = graph.placeholder(f"noise_{len(draws) - 1}")
         with graph.inserting_before(node):
             made = graph.call_function(random.make, (last, *node.args), dict(node.kwargs))
         made.meta = dict(node.meta)

@@ -1,0 +1,330 @@
+"""Which executor trains the clients: measured on the real model and population, remembered, and said with its reason.
+
+    choice, reason = choose(program, work, clients, broadcast, steps, recall)
+    executor = choice.executor(program, work)
+
+None wins everywhere: stacking clients pays where dispatch dominates, and loses where arithmetic does. What is chosen here
+changes rounding, so it is kept in the checkpoint; over how many processes the clients are dealt changes nothing.
+"""
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from sumus.errors import ExperimentError
+from sumus.rng import key
+from sumus.spec import canonical_json, to_json
+from sumus.storage.files import write_whole
+from sumus.training.cost import step_flops
+from sumus.training.executor import Assignment, Executor, Trained
+from sumus.training.program import Program
+from sumus.training.rewrite import NotCapturable
+from sumus.training.sequential import SequentialExecutor
+from sumus.training.vectorized import VectorizedExecutor
+from sumus.types import Broadcast
+from sumus.work import ClientWork
+
+KINDS = ("autograd", "sequential", "sequential+onednn", "vectorized")
+SHORT = 6.0
+"""Seconds of estimated training below which nothing is probed: autograd it is."""
+BUDGET, SHARE = 2.5, 0.04
+"""A probe takes at most so many seconds, or that share of the estimated run, whichever is more."""
+BUSY = 2.5e10
+"""Floating-point operations a second from which a CPU's core has no dispatch left to save by stacking."""
+STACK_BYTES = 2**28
+"""The most that the parameters of a stack may take."""
+STACKS = {"cpu": (4, 16, 32), "cuda": (32, 128, 512)}
+_STEPS, _REPEATS = 4, 3
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An executor by name: what a checkpoint holds and `--executor` takes.
+
+    kind: "autograd": one client after the other, by torch as it is; "sequential": the same with the step captured as a graph,
+    "sequential+onednn" with its dense layers by oneDNN; "vectorized": `stack` clients at once.
+    """
+
+    kind: str
+    stack: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS or self.stack < 1 or self.stack & (self.stack - 1):
+            raise ExperimentError(
+                f"executor {self} is not known: auto, {', '.join(KINDS)} or vectorized:K, where K is a power of two"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.stack}" if self.kind == "vectorized" else self.kind
+
+    @classmethod
+    def parse(cls, text: str) -> "Choice":
+        """From its name."""
+        kind, _, stack = text.partition(":")
+        if stack and not (kind == "vectorized" and stack.isdecimal()):
+            raise ExperimentError(f"executor {text!r} is not known: auto, {', '.join(KINDS)} or vectorized:K")
+        return cls(kind, int(stack) if stack else 16 if kind == "vectorized" else 1)
+
+    def executor(self, program: Program, work: ClientWork) -> Executor:
+        """One, on a program."""
+        if self.kind == "vectorized":
+            return VectorizedExecutor(program, work, self.stack)
+        return SequentialExecutor(
+            program, work, captured=self.kind != "autograd", onednn=self.kind == "sequential+onednn"
+        )
+
+
+AUTOGRAD = Choice("autograd")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A choice, and why in one line.  seconds: what a local step of one client took, where it was measured."""
+
+    choice: Choice
+    reason: str
+    seconds: float | None = None
+
+
+def choose(
+    program: Program,
+    work: ClientWork,
+    clients: Sequence[Assignment],
+    broadcast: Broadcast,
+    steps: int,
+    recall: "Recall",
+) -> Chosen:
+    """The fastest executor for a run of so many local steps, tried on some of its clients.
+
+    clients: up to the largest stack, whose training here has no effect.  recall: what was found before on this machine.
+    """
+    arithmetic = step_flops(program, clients[0].inputs, clients[0].targets)
+    estimate = steps * _step_seconds(work, clients[0], arithmetic)
+    if estimate < SHORT:
+        return Chosen(AUTOGRAD, "the run is too short to probe")
+    where = _where(program, work, clients[0])
+    if (known := recall.get(where)) is not None:
+        return Chosen(
+            Choice.parse(known["choice"]), f"{known['reason']}; probed before on this machine", known["seconds"]
+        )
+    probe = _Probe(program, work, clients, broadcast, max(BUDGET, SHARE * estimate))
+    chosen = probe.run(arithmetic * _rows(work, clients[0]))
+    recall.put(where, {"choice": str(chosen.choice), "reason": chosen.reason, "seconds": chosen.seconds})
+    return chosen
+
+
+def checked(
+    choice: Choice, program: Program, work: ClientWork, clients: Sequence[Assignment], broadcast: Broadcast
+) -> Chosen:
+    """A choice that was asked for; where the model cannot be trained so, the next that it can, with the reason."""
+    probe = _Probe(program, work, clients, broadcast, 0.0)
+    if choice.kind == "vectorized" and (refused := probe.refused(choice)):
+        return Chosen(probe.sequential(), f"not vectorized: {refused}")
+    if choice.kind.startswith("sequential") and (refused := probe.refused(choice)):
+        return Chosen(AUTOGRAD, f"not captured: {refused}")
+    return Chosen(choice, "as asked for")
+
+
+class _Probe:
+    """Tries executors on clients' first steps, until the budget is spent. Every one is compared with autograd first."""
+
+    def __init__(
+        self,
+        program: Program,
+        work: ClientWork,
+        clients: Sequence[Assignment],
+        broadcast: Broadcast,
+        budget: float,
+    ) -> None:
+        self._program, self._work, self._broadcast = program, work, broadcast
+        self._clients = [_first_steps(client) for client in clients]
+        self._until = time.perf_counter() + budget
+        self._by_autograd: list[Trained] = []
+        self._executors: dict[Choice, Executor] = {}
+
+    def run(self, flops: float) -> Chosen:
+        """The fastest. flops: of a step, to tell whether arithmetic is what it takes."""
+        took: dict[Choice, float] = {AUTOGRAD: self._time(AUTOGRAD)}
+        reasons: list[str] = []
+        for kind in ("sequential", "sequential+onednn") if self._on_cpu() else ("sequential",):
+            if not self._try(Choice(kind), took, reasons):
+                break
+        for stack in STACKS[self._program.device.type]:
+            if self._on_cpu() and flops / min(took.values()) > BUSY:
+                if stack == STACKS["cpu"][0]:
+                    reasons.append("not vectorized: a step is arithmetic already")
+                break
+            if stack > len(self._clients) or stack * self._bytes() > STACK_BYTES:
+                break
+            choice = Choice("vectorized", stack)
+            if not self._try(choice, took, reasons) or took[choice] > min(took.values()):
+                break
+        best = min(took, key=lambda choice: took[choice])
+        ratios = ", ".join(f"{choice} {took[AUTOGRAD] / seconds:.2f}" for choice, seconds in took.items())
+        return Chosen(best, "; ".join([f"speed in units of autograd's: {ratios}", *dict.fromkeys(reasons)]), took[best])
+
+    def sequential(self) -> Choice:
+        """Sequential, captured if it can be."""
+        return AUTOGRAD if self.refused(Choice("sequential")) else Choice("sequential")
+
+    def refused(self, choice: Choice) -> str | None:
+        """Why the model cannot be trained so: it cannot be captured, or the result is not autograd's."""
+        group = self._clients[: max(2, min(choice.stack, 4))]
+        executor = self._executor(choice)
+        try:
+            found = {one.client: one for one in executor.run(self._broadcast, 0, group)}
+        except NotCapturable as error:
+            return str(error)
+        if isinstance(executor, SequentialExecutor) and executor.refused:
+            return executor.refused
+        wanted = self._autograd(len(group))
+        tolerance = _TOLERANCE.get(next(iter(self._program.trained.values())).dtype, 0.05)
+        if any(_distance(found[one.client], one) > tolerance for one in wanted):
+            return "its examples act on each other within a batch (batch statistics?), and short batches are padded"
+        return None
+
+    def _try(self, choice: Choice, took: dict[Choice, float], reasons: list[str]) -> bool:
+        """Measure it, if there is time left and the model can be trained so."""
+        if time.perf_counter() > self._until:
+            reasons.append("the rest was not tried for lack of time")
+            return False
+        if refused := self.refused(choice):
+            word = "vectorized" if choice.kind == "vectorized" else "captured"
+            reasons.append(f"not {word}: {refused}")
+            return choice.kind == "sequential"
+        took[choice] = self._time(choice)
+        return True
+
+    def _time(self, choice: Choice) -> float:
+        """Seconds a local step of one client: the least of a few runs."""
+        executor = self._executor(choice)
+        group = self._clients[: max(2, choice.stack)]
+        steps = sum(_steps(self._work, client) for client in group)
+        took: list[float] = []
+        for _ in range(1 + _REPEATS):  # the first captures, and fills caches
+            began = time.perf_counter()
+            for _ in executor.run(self._broadcast, 0, group):
+                pass
+            took.append((time.perf_counter() - began) / steps)
+            if time.perf_counter() > self._until:
+                break
+        return min(took)
+
+    def _autograd(self, count: int) -> list[Trained]:
+        if len(self._by_autograd) < count:
+            self._by_autograd = list(self._executor(AUTOGRAD).run(self._broadcast, 0, self._clients[:count]))
+        return self._by_autograd[:count]
+
+    def _executor(self, choice: Choice) -> Executor:
+        if choice not in self._executors:
+            self._executors[choice] = choice.executor(self._program, self._work)
+        return self._executors[choice]
+
+    def _bytes(self) -> int:
+        return sum(tensor.nelement() * tensor.element_size() for tensor in self._program.trained.values())
+
+    def _on_cpu(self) -> bool:
+        return self._program.device.type == "cpu"
+
+
+class Recall:
+    """What was chosen before on this machine, in a file; a file that cannot be read or written is none."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def get(self, where: str) -> Mapping[str, Any] | None:
+        """What was put there."""
+        found = self._all().get(where)
+        return (
+            cast(Mapping[str, Any], found)
+            if isinstance(found, dict) and {"choice", "reason", "seconds"} <= {*found}
+            else None
+        )
+
+    def put(self, where: str, value: Mapping[str, Any]) -> None:
+        """Keep it; whoever wrote at the same time may be lost, and probes again."""
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, json.dumps({**self._all(), where: value}, indent=1).encode())
+        except OSError:
+            pass
+
+    def _all(self) -> dict[str, Any]:
+        try:
+            found: object = json.loads(self._path.read_bytes()) if self._path is not None else None
+        except (OSError, ValueError):
+            return {}
+        return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+
+
+def recall_of_this_user() -> Recall:
+    """In the user's cache folder."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Recall(Path(folder) / "sumus" / "executors.json")
+
+
+def _where(program: Program, work: ClientWork, client: Assignment) -> str:
+    """Step, shapes, torch and machine."""
+    step = {
+        "task": program.description.fingerprint,
+        "loss": program.description.loss,
+        "model": repr(program.module),
+        "work": to_json(work),
+        "inputs": list(client.inputs.shape[1:]),
+        "device": str(program.device),
+        "torch": torch.__version__,
+        "machine": [platform.machine(), _processor(), os.cpu_count()],
+    }
+    return key(canonical_json(step)).hex()[:32]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _step_seconds(work: ClientWork, client: Assignment, arithmetic: float) -> float:
+    """What a local step may take, from its arithmetic alone, so that it is the same in every run: 0.3 ms and 50 GFLOP/s.
+
+    arithmetic: floating-point operations an example.
+    """
+    return 3e-4 + arithmetic * _rows(work, client) / 5e10
+
+
+def _rows(work: ClientWork, client: Assignment) -> int:
+    return min(work.batch_size or len(client.inputs), len(client.inputs))
+
+
+def _first_steps(client: Assignment) -> Assignment:
+    """A client that has time for a few steps."""
+    return replace(client, most_steps=min(client.most_steps or _STEPS, _STEPS))
+
+
+def _steps(work: ClientWork, client: Assignment) -> int:
+    return min(work.step_count(len(client.inputs)), client.most_steps or _STEPS)
+
+
+def _distance(found: Trained, wanted: Trained) -> float:
+    """How far an update is from another, over its length."""
+    leaves = [(found.parts[part][name], leaf) for part, tree in wanted.parts.items() for name, leaf in tree.items()]
+    apart = sum(float(np.sum((mine.astype(np.float64) - leaf) ** 2)) for mine, leaf in leaves)
+    length = sum(float(np.sum(leaf.astype(np.float64) ** 2)) for _, leaf in leaves)
+    return math.sqrt(apart / length if length else apart)
