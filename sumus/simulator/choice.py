@@ -207,18 +207,19 @@ class _Probe:
 
     def _time(self, choice: Choice) -> float:
         """Seconds a local step of one client: the least of a few runs."""
-        executor = self._executor(choice)
         group = self._clients[: max(2, choice.stack)]
         steps = sum(_steps(self._work, client) for client in group)
-        took: list[float] = []
-        for _ in range(1 + _REPEATS):  # the first captures, and fills caches
-            began = time.perf_counter()
-            for _ in executor.run(self._broadcast, 0, group):
-                pass
-            took.append((time.perf_counter() - began) / steps)
-            if time.perf_counter() > self._until:
-                break
-        return min(took)
+        self._once(choice, group)  # captures, and fills caches
+        took = [self._once(choice, group)]
+        while len(took) < _REPEATS and time.perf_counter() < self._until:
+            took.append(self._once(choice, group))
+        return min(took) / steps
+
+    def _once(self, choice: Choice, group: Sequence[Assignment]) -> float:
+        began = time.perf_counter()
+        for _ in self._executor(choice).run(self._broadcast, 0, group):
+            pass
+        return time.perf_counter() - began
 
     def _autograd(self, count: int) -> list[Trained]:
         if len(self._by_autograd) < count:

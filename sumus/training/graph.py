@@ -193,4 +193,6 @@ def _reason(error: Exception) -> str:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "data-dependent" in str(error) or ".item()" in str(error) or "value out of a tracing tensor" in str(error):
         return "its forward depends on the values of tensors (an `if`, or .item())"
+    if "mutat" in str(error):
+        return "it changes tensors of its own in place, such as batch statistics"
     return f"{type(error).__name__}: {text}"
