@@ -19,7 +19,7 @@ A round, wherever it runs (`…` stands for what the docstrings name):
 (running statistics) go beside all this as a part of their own, `buffers`: averaged, never transformed or optimized.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -87,16 +87,16 @@ class Algorithm:
         examples: int,
         metrics: Mapping[str, tuple[float, int]],
         seed: bytes,
-        rng: np.random.Generator,
+        rng: np.random.Generator | None,
     ) -> Update:
         """After training: transform each part. What the aggregator does not combine stays on the device.
 
         client: who, an id.  parts: what the client's work gave, floats.  metrics: (sum, count) by name.
-        seed: the round's, public.  rng: the client's, private.
-        Raises DivergedError for what is not finite: narrow codes would not show it.
+        seed: the round's, public.  rng: the client's, private; transforms alone draw from it.
+        Raises DivergedError for what is not finite before it is transformed: narrow codes would not show it.
         """
         combined = {BUFFERS, *(part.name for part in self.aggregator.parts)}
-        in_chain = {part.name for part in self.aggregator.parts if part.in_chain}
+        in_chain = {part.name for part in self.aggregator.parts if part.in_chain and self.update.links}
         sent = {
             name: self._transform(client, name, tree, examples, seed, rng) if name in in_chain else tree
             for name, tree in parts.items()
@@ -188,14 +188,14 @@ class Algorithm:
     # ── a part's way ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _transform(
-        self, client: object, part: str, tree: Tree, examples: int, seed: bytes, rng: np.random.Generator
+        self, client: object, part: str, tree: Tree, examples: int, seed: bytes, rng: np.random.Generator | None
     ) -> Tree:
         if (leaf := first_non_finite(tree)) is not None:
             raise DivergedError(client, part, leaf)
         shapes = {name: leaf.shape for name, leaf in tree.items()}
         body = np.result_type(*(leaf.dtype for leaf in tree.values()))
         sent = self.update.apply(tree, Context(shapes, seed, examples=examples, rng=rng))
-        _check_layout(sent, self.update.layout(shapes), f"{self.update!r} gave")
+        _check_layout(sent, self.update.layout(shapes), lambda: f"{self.update!r} gave")
         return tree_map(lambda leaf: leaf if leaf.dtype.kind == "i" else narrowed(leaf, body), sent)
 
     def _sent(self, part: Part, task: Description) -> Layout:
@@ -229,15 +229,15 @@ class Algorithm:
             return sums.decode(part, total)
         values = tree_map(_as_float64, total) if self.update.code_bits else sums.decode(part, total)
         inverted = self.update.invert(values, Context(task.trained_layout, seed))
-        _check_layout(inverted, task.trained_layout, f"the server end of {self.update!r} gave")
+        _check_layout(inverted, task.trained_layout, lambda: f"the server end of {self.update!r} gave")
         return inverted
 
 
-def _check_layout(tree: Tree, expected: Layout, what: str) -> None:
+def _check_layout(tree: Tree, expected: Layout, what: Callable[[], str]) -> None:
     """A transform must give the leaves and shapes that its layout says."""
     found = {name: getattr(leaf, "shape", None) for name, leaf in tree.items()}
     if found != {name: tuple(shape) for name, shape in expected.items()}:
-        raise UsageError(f"{what} {found}, and its layout says {dict(expected)}: mend the transform, or its layout")
+        raise UsageError(f"{what()} {found}, and its layout says {dict(expected)}: mend the transform, or its layout")
 
 
 def _forms(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:

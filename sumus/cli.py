@@ -57,6 +57,19 @@ Out = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line on standard output.")]
 Restart = Annotated[bool, typer.Option(help="Start over, even if --out holds an earlier part of this run.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+How = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        help="auto (measured on this model, and remembered), autograd, sequential, sequential+onednn or vectorized[:K].",
+    ),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        help="Processes that train at once; ray for a Ray cluster here, or the address of one. Measured if left out."
+    ),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -88,8 +101,11 @@ def simulate(
         Path | None,
         typer.Option(help="Folder for what clients keep between rounds, where that is more than memory holds."),
     ] = None,
+    executor: How = "auto",
+    workers: Workers = None,
+    insecure: Annotated[bool, typer.Option(help="Use a Ray cluster even if it lets everyone in.")] = False,
 ) -> None:
-    """Run the experiment of a file, in this process."""
+    """Run the experiment of a file."""
     _simulate(
         load_experiment(file),
         Path(_split(file)[0]).stem,
@@ -97,10 +113,13 @@ def simulate(
         seed,
         out,
         as_json,
-        restart,
-        device,
-        checkpoint_every,
-        client_states,
+        restart=restart,
+        device=device,
+        checkpoint_every=checkpoint_every,
+        client_states=client_states,
+        executor=executor,
+        workers=_workers(workers),
+        insecure=insecure,
     )
 
 
@@ -112,6 +131,8 @@ def demo(
     out: Out = None,
     as_json: AsJson = False,
     device: Device = "cpu",
+    executor: How = "auto",
+    workers: Workers = None,
 ) -> None:
     """Train on real data that comes inside packages, person by person.
 
@@ -120,7 +141,23 @@ def demo(
     module = importlib.import_module(f"sumus.demos.{name}")
     _out.print(f"{name}: {cast(str, module.__doc__).splitlines()[0]}", soft_wrap=True)
     folder = out or Path("runs") / f"demo-{name}"
-    _simulate(module.experiment(), name, rounds, seed, folder, as_json, out is None, device, 10)
+    _simulate(
+        module.experiment(),
+        name,
+        rounds,
+        seed,
+        folder,
+        as_json,
+        restart=out is None,
+        device=device,
+        executor=executor,
+        workers=_workers(workers),
+    )
+
+
+def _workers(text: str | None) -> int | str | None:
+    """A number of processes, or a cluster."""
+    return int(text) if text and text.lstrip("-").isdecimal() else text
 
 
 @app.command()
@@ -282,11 +319,9 @@ def _simulate(
     seed: int | None,
     out: Path | None,
     as_json: bool,
-    restart: bool,
-    device: str,
-    checkpoint_every: int,
-    client_states: Path | None = None,
+    **options: Any,
 ) -> None:
+    """Run an experiment and show what came of it. options: those of `sumus.run`."""
     from sumus.simulator.history import strict
     from sumus.simulator.interrupt import undisturbed
     from sumus.simulator.simulate import run
@@ -297,14 +332,7 @@ def _simulate(
         seed=experiment.seed if seed is None else seed,
     )
     try:
-        history = run(
-            experiment,
-            out=out,
-            restart=restart,
-            device=device,
-            checkpoint_every=checkpoint_every,
-            client_states=client_states,
-        )
+        history = run(experiment, out=out, **options)
     except SumusError as stop:
         if out is not None or stop.checkpoint is None or not stop.checkpoint.rounds:
             raise
@@ -326,6 +354,7 @@ def _simulate(
             },
             "plan": history.plan_id,
             "seed": history.seed,
+            "executor": history.executor,
             "out": None if out is None else str(out),
         }
         print(json.dumps(strict(result), sort_keys=True))
@@ -361,6 +390,7 @@ def _show(history: "History", out: Path | None) -> None:
     if dropped := sum(record.dropped for record in history.rounds):
         asked = dropped + sum(record.clients for record in history.rounds)
         _out.print(f"reports  {asked - dropped:,} of {asked:,} counted")
+    _out.print(f"trained  {history.executor}", soft_wrap=True)
     _out.print(f"model    sha256 {history.model_sha256}", soft_wrap=True)
     if out is not None:
         for label, file in (("weights", "model.safetensors"), ("plot", "plot.png"), ("history", "history.jsonl")):

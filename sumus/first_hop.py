@@ -78,7 +78,7 @@ class FirstHop:
         codes = self.code_bits if part.in_chain else None
         for name, leaf in tree.items():
             if codes is None:
-                if leaf.dtype.name not in ("float32", "float64"):
+                if leaf.dtype.kind != "f" or leaf.dtype.itemsize not in (4, 8):
                     raise ParticipantError(client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are floats")
                 continue
             largest = 2 ** (codes - 1) - 1

@@ -8,6 +8,7 @@ The first hop is whoever receives a device's floats or codes: an edge, the serve
 everything is integers, whose sum has the same bits in any order.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,6 +24,7 @@ from sumus.tree import tree_map
 from sumus.types import Array, Tree
 
 _CHUNK = 1 << 16
+_SHIFT = np.float64(1.5 * 2.0**52)
 
 
 @record("sums/fixed-point")
@@ -81,8 +83,7 @@ class FixedPoint:
         if missing := {part.name for part in parts} - set(update.parts):
             raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")
         trees = {part.name: update.parts[part.name] for part in parts}
-        for part in parts:
-            self._check(update.client, part, trees[part.name])
+        reaches = {part.name: self._reaches(update.client, part, trees[part.name]) for part in parts}
         multiplies = {part.name: weighted is None or not part.in_chain for part in parts}
         counted = self.max_weight if weighted is None else weighted
         here = min(counted, self.max_weight)  # the overflow rule holds for what multiplies here
@@ -98,7 +99,7 @@ class FixedPoint:
             factor = weights[part.name] if multiplies[part.name] else 1
             scale = math.ldexp(float(factor), self.bits(part))
             for leaf, values in trees[part.name].items():
-                _add(values, factor, scale, one.sums[part.name][leaf])
+                _add(values, factor, scale, reaches[part.name][leaf], one.sums[part.name][leaf])
         if into is None:
             return one
         into.add_counts(one)
@@ -129,21 +130,29 @@ class FixedPoint:
         bits = self.bits(part)
         return tree_map(lambda leaf: np.ldexp(leaf.astype(np.float64), -bits), sums)
 
-    def _check(self, client: object, part: Part, tree: Tree) -> None:
+    def _reaches(self, client: object, part: Part, tree: Tree) -> dict[str, float]:
+        """The largest |value| of every leaf; ParticipantError where it is beyond the bound, DivergedError for NaN."""
         bound = self.bound if part.bound is None else part.bound
+        reaches = dict.fromkeys(tree, 0.0)
         for name, leaf in tree.items():
             if leaf.size == 0:
                 continue
-            if leaf.dtype.kind == "i":
-                self._check_codes(client, f"{part.name}[{name}]", leaf)
-                continue
             low, high = float(leaf.min()), float(leaf.max())
-            if not (np.isfinite(low) and np.isfinite(high)):
+            reach = reaches[name] = max(-low, high)
+            if leaf.dtype.kind == "i":
+                if reach > self.bound * 2.0**self.fraction_bits:
+                    raise ParticipantError(
+                        client,
+                        f"the codes reach {reach:.0f} at `{part.name}[{name}]`, where a sum of the plan holds "
+                        f"{self.bound:g}·2^{self.fraction_bits}",
+                    )
+                continue
+            if not (math.isfinite(low) and math.isfinite(high)):
                 raise DivergedError(client, part.name, name)
-            if max(-low, high) > bound:
+            if reach > bound:
                 raise ParticipantError(
                     client,
-                    f"the update reaches {max(-low, high):g} at `{part.name}[{name}]`, beyond the "
+                    f"the update reaches {reach:g} at `{part.name}[{name}]`, beyond the "
                     + (
                         f"plan's bound {bound:g}; lower the learning rate, clip the update, or raise the bound: "
                         "Plan(sums=FixedPoint.fit(..., bound=))"
@@ -151,14 +160,7 @@ class FixedPoint:
                         else f"bound {bound:g} of that part; lower the learning rate, or scale the inputs"
                     ),
                 )
-
-    def _check_codes(self, client: object, where: str, leaf: Array) -> None:
-        reach = max(-int(leaf.min()), int(leaf.max()))
-        if reach > self.bound * 2.0**self.fraction_bits:
-            raise ParticipantError(
-                client,
-                f"the codes reach {reach} at `{where}`, where a sum of the plan holds {self.bound:g}·2^{self.fraction_bits}",
-            )
+        return reaches
 
     def _metric(self, value: float, count: int) -> NDArray[np.int64]:
         """(value · 2^20, count) as integers, held within what a sum of `max_count` can hold; nothing for what is no number."""
@@ -169,19 +171,31 @@ class FixedPoint:
         return np.array([whole, min(max(count, 0), limit)], np.int64)
 
 
-def _add(values: Array, factor: int, scale: float, into: Array) -> None:
-    """into += rint(values · scale), or codes · factor; in blocks that stay in the cache."""
+def _add(values: Array, factor: int, scale: float, reach: float, into: Array) -> None:
+    """into += rint(values · scale), or codes · factor; in blocks that stay in the cache. reach: the largest |value|.
+
+    A float64 below 2^51 is rounded where 1.5 · 2^52 is added to it, to even at the half like rint, and the whole number that
+    it is then stands in its low bits: no conversion, no array between.
+    """
     flat, total = values.reshape(-1), into.reshape(-1)
+    floats = np.empty(min(flat.size, _CHUNK))
+    bits, small = floats.view(np.int64), reach * scale < 2.0**51
     for start in range(0, flat.size, _CHUNK):
         block = flat[start : start + _CHUNK]
-        whole = (
-            block.astype(np.int64) * factor
-            if block.dtype.kind == "i"
-            else np.rint(block * np.float64(scale)).astype(np.int64)
-        )
+        size = block.size
+        if block.dtype.kind == "i":
+            whole = block.astype(np.int64) * factor
+        elif small:
+            np.multiply(block, scale, out=floats[:size], dtype=np.float64)
+            floats[:size] += _SHIFT
+            bits[:size] -= _SHIFT.view(np.int64)
+            whole = bits[:size]
+        else:
+            whole = np.rint(block * np.float64(scale)).astype(np.int64)
         total[start : start + _CHUNK] += whole
 
 
+@functools.cache
 def _most_bits(max_count: int, max_weight: int, bound: float) -> int:
     """The most fraction bits that the overflow rule leaves, at most 40; negative where it leaves none."""
     reach = Fraction(bound) * max_weight * max_count

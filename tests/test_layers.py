@@ -35,6 +35,9 @@ IMPURE = {
     "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib", "uuid",
 }  # fmt: skip
 
+WATCHES = "training.graph"
+"""It looks where Python's and numpy's generators stand, to refuse models that draw from them."""
+
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in sorted(ROOT.rglob("*.py"))
@@ -139,10 +142,13 @@ def test_nothing_outside_training_imports_torch(module: str) -> None:
 
 @pytest.mark.parametrize("module", [m for m in FILES if topic(m) in BELOW_IO])
 def test_below_io_there_is_no_clock_no_thread_no_socket_and_no_hidden_randomness(module: str) -> None:
-    assert {name.partition(".")[0] for name in imports(FILES[module])} & IMPURE == set()
+    allowed = {"random", "get_state"} if module == WATCHES else set[str]()
+    assert {name.partition(".")[0] for name in imports(FILES[module])} & IMPURE <= allowed
     for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("np.random", "numpy.random"):
-            assert node.attr in ("Generator", "Philox"), f"np.random.{node.attr}: take a generator as an argument"
+            assert node.attr in ("Generator", "Philox", *allowed), (
+                f"np.random.{node.attr}: take a generator as an argument"
+            )
         if isinstance(node, ast.Call):
             assert ast.unparse(node.func) not in ("open", "print", "input")
 

@@ -32,16 +32,19 @@ class Checkpoint:
 
     identity: what must be equal to go on (plan id, seed, population size, fleet).
     clients: a snapshot of the clients' states, taken when a file is written.
+    executor: by its name; another one would round otherwise.
     """
 
     identity: Mapping[str, Any]
     state: ServerState
     clients: Tree = field(default_factory=dict[str, Array])
     rounds: Sequence[RoundRecord] = ()
+    executor: str = ""
 
     def write(self, folder: Path) -> Path:
         """Replace the folder's checkpoint in one step: a crash leaves the old one or the new one, whole."""
-        head = {"identity": dict(self.identity), "rounds": [record.to_json() for record in self.rounds]}
+        rounds = [record.to_json() for record in self.rounds]
+        head = {"identity": dict(self.identity), "rounds": rounds, "executor": self.executor}
         tensors: dict[str, Array] = {"head": np.frombuffer(json.dumps(head).encode(), np.uint8)}
         for kind, tree in (
             ("broadcast", unnested(self.state.broadcast)),
@@ -87,4 +90,5 @@ def _decoded(tensors: dict[str, Array]) -> Checkpoint:
         kind, _, rest = name.partition("/")
         trees[kind][rest] = array
     state = ServerState(nested(trees["broadcast"]), nested(trees["memory"]))
-    return Checkpoint(head["identity"], state, trees["clients"], [RoundRecord.from_json(r) for r in head["rounds"]])
+    rounds = [RoundRecord.from_json(record) for record in head["rounds"]]
+    return Checkpoint(head["identity"], state, trees["clients"], rounds, head["executor"])

@@ -12,13 +12,13 @@ import math
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from sumus.errors import ExperimentError
 from sumus.rng import key
@@ -27,7 +27,6 @@ from sumus.storage.files import write_whole
 from sumus.training.cost import step_flops
 from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.program import Program
-from sumus.training.rewrite import NotCapturable
 from sumus.training.sequential import SequentialExecutor
 from sumus.training.vectorized import VectorizedExecutor
 from sumus.types import Broadcast
@@ -42,9 +41,14 @@ BUSY = 2.5e10
 """Floating-point operations a second from which a CPU's core has no dispatch left to save by stacking."""
 STACK_BYTES = 2**28
 """The most that the parameters of a stack may take."""
+START = 5.0
+"""Seconds that more processes must save: they take about two to start."""
+MOST_PROCESSES = 16
+"""Each takes some 300 MB."""
 STACKS = {"cpu": (4, 16, 32), "cuda": (32, 128, 512)}
 _STEPS, _REPEATS = 4, 3
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
+_TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
+_COARSE = 0.05
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Choice:
         )
 
 
-AUTOGRAD = Choice("autograd")
+AUTOGRAD, SEQUENTIAL = Choice("autograd"), Choice("sequential")
 
 
 @dataclass(frozen=True)
@@ -99,26 +103,28 @@ class Chosen:
 def choose(
     program: Program,
     work: ClientWork,
-    clients: Sequence[Assignment],
+    clients: Callable[[int], list[Assignment]],
     broadcast: Broadcast,
     steps: int,
     recall: "Recall",
 ) -> Chosen:
     """The fastest executor for a run of so many local steps, tried on some of its clients.
 
-    clients: up to the largest stack, whose training here has no effect.  recall: what was found before on this machine.
+    clients: gives up to so many, whose training here has no effect.  recall: what was found before on this machine.
     """
-    arithmetic = step_flops(program, clients[0].inputs, clients[0].targets)
-    estimate = steps * _step_seconds(work, clients[0], arithmetic)
+    (first,) = clients(1)
+    arithmetic = step_flops(program, first.inputs, first.targets)
+    estimate = steps * _step_seconds(work, first, arithmetic)
     if estimate < SHORT:
         return Chosen(AUTOGRAD, "the run is too short to probe")
-    where = _where(program, work, clients[0])
+    where = _where(program, work, first)
     if (known := recall.get(where)) is not None:
         return Chosen(
             Choice.parse(known["choice"]), f"{known['reason']}; probed before on this machine", known["seconds"]
         )
-    probe = _Probe(program, work, clients, broadcast, max(BUDGET, SHARE * estimate))
-    chosen = probe.run(arithmetic * _rows(work, clients[0]))
+    several = clients(STACKS[program.device.type][-1])
+    probe = _Probe(program, work, several, broadcast, max(BUDGET, SHARE * estimate))
+    chosen = probe.run(arithmetic * _rows(work, first))
     recall.put(where, {"choice": str(chosen.choice), "reason": chosen.reason, "seconds": chosen.seconds})
     return chosen
 
@@ -128,11 +134,19 @@ def checked(
 ) -> Chosen:
     """A choice that was asked for; where the model cannot be trained so, the next that it can, with the reason."""
     probe = _Probe(program, work, clients, broadcast, 0.0)
-    if choice.kind == "vectorized" and (refused := probe.refused(choice)):
-        return Chosen(probe.sequential(), f"not vectorized: {refused}")
-    if choice.kind.startswith("sequential") and (refused := probe.refused(choice)):
-        return Chosen(AUTOGRAD, f"not captured: {refused}")
-    return Chosen(choice, "as asked for")
+    if (refused := probe.refused(choice)) is None:
+        return Chosen(choice, "as asked for")
+    instead = next(other for other in (SEQUENTIAL, AUTOGRAD) if other != choice and probe.refused(other) is None)
+    return Chosen(instead, f"not {choice}: {refused}")
+
+
+def processes(chosen: Chosen, steps: int, clients: int, device: str) -> int:
+    """How many to deal so many clients to: as many as there are cores, where that saves more than starting them takes."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(cores, clients, MOST_PROCESSES)
+    if device != "cpu" or chosen.seconds is None or chosen.seconds * steps * (1 - 1 / count) < START:
+        return 1
+    return count
 
 
 class _Probe:
@@ -149,7 +163,8 @@ class _Probe:
         self._program, self._work, self._broadcast = program, work, broadcast
         self._clients = [_first_steps(client) for client in clients]
         self._until = time.perf_counter() + budget
-        self._by_autograd: list[Trained] = []
+        self._samples = [*self._clients[:3], _shortened(self._clients[0])]
+        self._by_autograd: dict[Any, Trained] = {}
         self._executors: dict[Choice, Executor] = {}
 
     def run(self, flops: float) -> Chosen:
@@ -173,25 +188,27 @@ class _Probe:
         ratios = ", ".join(f"{choice} {took[AUTOGRAD] / seconds:.2f}" for choice, seconds in took.items())
         return Chosen(best, "; ".join([f"speed in units of autograd's: {ratios}", *dict.fromkeys(reasons)]), took[best])
 
-    def sequential(self) -> Choice:
-        """Sequential, captured if it can be."""
-        return AUTOGRAD if self.refused(Choice("sequential")) else Choice("sequential")
-
     def refused(self, choice: Choice) -> str | None:
         """Why the model cannot be trained so: it cannot be captured, or the result is not autograd's."""
-        group = self._clients[: max(2, min(choice.stack, 4))]
+        if choice == AUTOGRAD:
+            return None
         executor = self._executor(choice)
         try:
-            found = {one.client: one for one in executor.run(self._broadcast, 0, group)}
-        except NotCapturable as error:
-            return str(error)
-        if isinstance(executor, SequentialExecutor) and executor.refused:
-            return executor.refused
-        wanted = self._autograd(len(group))
-        tolerance = _TOLERANCE.get(next(iter(self._program.trained.values())).dtype, 0.05)
-        if any(_distance(found[one.client], one) > tolerance for one in wanted):
+            found = list(executor.run(self._broadcast, 0, self._samples))
+        except Exception as error:  # of whatever kind: autograd has trained these clients, so it is not theirs
+            return f"{type(error).__name__}: {error}".partition("\n")[0]
+        if refused := getattr(executor, "refused", None):
+            return cast(str, refused)
+        if not self._by_autograd:
+            self._by_autograd = {
+                one.client: one for one in self._executor(AUTOGRAD).run(self._broadcast, 0, self._samples)
+            }
+        tolerance = max(_TOLERANCE.get(leaf.dtype, _COARSE) for leaf in self._program.leaves.values() if leaf.trained)
+        if all(_distance(one, self._by_autograd[one.client]) <= tolerance for one in found):
+            return None
+        if choice.kind == "vectorized":
             return "its examples act on each other within a batch (batch statistics?), and short batches are padded"
-        return None
+        return "its captured step is not autograd's: something in it depends on values, or on earlier steps"
 
     def _try(self, choice: Choice, took: dict[Choice, float], reasons: list[str]) -> bool:
         """Measure it, if there is time left and the model can be trained so."""
@@ -199,8 +216,7 @@ class _Probe:
             reasons.append("the rest was not tried for lack of time")
             return False
         if refused := self.refused(choice):
-            word = "vectorized" if choice.kind == "vectorized" else "captured"
-            reasons.append(f"not {word}: {refused}")
+            reasons.append(f"not {choice.kind}: {refused}")
             return choice.kind == "sequential"
         took[choice] = self._time(choice)
         return True
@@ -220,11 +236,6 @@ class _Probe:
         for _ in self._executor(choice).run(self._broadcast, 0, group):
             pass
         return time.perf_counter() - began
-
-    def _autograd(self, count: int) -> list[Trained]:
-        if len(self._by_autograd) < count:
-            self._by_autograd = list(self._executor(AUTOGRAD).run(self._broadcast, 0, self._clients[:count]))
-        return self._by_autograd[:count]
 
     def _executor(self, choice: Choice) -> Executor:
         if choice not in self._executors:
@@ -286,7 +297,7 @@ def _where(program: Program, work: ClientWork, client: Assignment) -> str:
         "work": to_json(work),
         "inputs": list(client.inputs.shape[1:]),
         "device": str(program.device),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "machine": [platform.machine(), _processor(), os.cpu_count()],
     }
     return key(canonical_json(step)).hex()[:32]
@@ -317,6 +328,12 @@ def _rows(work: ClientWork, client: Assignment) -> int:
 def _first_steps(client: Assignment) -> Assignment:
     """A client that has time for a few steps."""
     return replace(client, most_steps=min(client.most_steps or _STEPS, _STEPS))
+
+
+def _shortened(client: Assignment) -> Assignment:
+    """The same client with half as many examples under another name: beside it in a stack, its batches are padded."""
+    half = -(-len(client.inputs) // 2)
+    return replace(client, client=("half", client.client), inputs=client.inputs[:half], targets=client.targets[:half])
 
 
 def _steps(work: ClientWork, client: Assignment) -> int:

@@ -65,7 +65,8 @@ class History:
     """The outcome of a run.
 
     rounds: a record each.  model: a torch state dict that loads into the task's model.  model_sha256: of the published
-    leaves.  stopped: why it ended ("rounds", "target").  notes: what the user should know, once each.
+    leaves.  stopped: why it ended ("rounds", "target").  notes: what the user should know, once each.  executor: how clients
+    were trained, and why so.
     """
 
     rounds: Sequence[RoundRecord]
@@ -75,6 +76,7 @@ class History:
     seed: int
     stopped: str = "rounds"
     notes: Sequence[str] = ()
+    executor: str = ""
 
     def __repr__(self) -> str:
         measured = "".join(f", {name} {value:.4g}" for name, value in self.metrics.items())

@@ -44,6 +44,16 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Generator[Non
             signal.signal(number, old)
 
 
+@contextmanager
+def unheard() -> Generator[None, None, None]:
+    """Processes that are started in here hear neither Ctrl-C nor SIGTERM: whoever started them does, and ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def terminate_like_ctrl_c() -> None:
     """Let SIGTERM (a container's stop, a batch system's limit) end a run as Ctrl-C does."""
 

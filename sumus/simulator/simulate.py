@@ -1,4 +1,4 @@
-"""The simulator: every client of a round in this process, the same algebra as everywhere else.
+"""The simulator: every client of a round on this machine or on a cluster, the same algebra as everywhere else.
 
 for each round:   sample a cohort → train → report → count in → add
                   finish the sum → the next model → evaluate → settle client states, remember
@@ -7,32 +7,36 @@ for each round:   sample a cohort → train → report → count in → add
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sumus.aggregate import Aggregate, RunningSum, Update
+from sumus.aggregate import RunningSum
 from sumus.algorithm import Algorithm
-from sumus.errors import ExperimentError, Interrupted, ParticipantError, SumusError
+from sumus.errors import ExperimentError, Interrupted, SumusError
 from sumus.experiment import Evaluate, Examples, Experiment
-from sumus.fleet import PERFECT, Fate, Fleet
+from sumus.fleet import PERFECT, Fleet
 from sumus.metrics import is_lower_better
 from sumus.optimizers import ServerState
 from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.rng import generator, key
 from sumus.simulator.checkpoint import Checkpoint
+from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, checked, choose, processes, recall_of_this_user
+from sumus.simulator.crew import check_workers, crew_of, described
 from sumus.simulator.evaluation import Evaluation
 from sumus.simulator.history import History, RoundRecord
 from sumus.simulator.interrupt import undisturbed, whole
 from sumus.simulator.population import as_population, sample
 from sumus.simulator.progress import Progress, progress_of
+from sumus.simulator.share import Crew, Group, Result, Setting, Trainer
 from sumus.spec import canonical_json, to_json
 from sumus.storage.client_states import ClientStates, DirectoryClientStates, MemoryClientStates
 from sumus.task import Task
-from sumus.training.executor import Assignment, Executor, Trained
+from sumus.training.executor import Assignment
 from sumus.training.program import Program, one_thread, seeded
-from sumus.training.sequential import SequentialExecutor
 from sumus.tree import nbytes, sha256
 from sumus.types import Tree
 from sumus.work import ClientState
@@ -49,7 +53,7 @@ def simulate(
     fleet: Fleet = PERFECT,
     **options: Any,
 ) -> History:
-    """Train `task` by `algorithm` on `population`, in this process. `options` are those of `run`.
+    """Train `task` by `algorithm` on `population`. `options` are those of `run`.
 
     Without `pacing`, every client takes part in every round, up to 100 of them.
     """
@@ -68,6 +72,9 @@ def run(
     device: str = "cpu",
     progress: Progress | bool | None = None,
     client_states: ClientStates | str | Path | None = None,
+    executor: str = "auto",
+    workers: int | str | None = None,
+    insecure: bool = False,
 ) -> History:
     """Run an experiment.
 
@@ -78,16 +85,25 @@ def run(
     progress: True for a bar in the terminal, False for none; by default, a bar where there is a terminal.
     client_states: where control variates and personal leaves are kept; by default in memory, and in the checkpoint.
         A folder takes more of them than memory holds.
+    executor: "auto" tries them on this model and these clients, unless the run is short, and remembers what was fastest;
+        else "autograd", "sequential", "sequential+onednn" or "vectorized:K". They agree to rounding. `history.executor` says
+        which it was, and why.
+    workers: processes that train at once, this one among them; by default one for each core, where that saves time. Or
+        "ray" for a Ray cluster on this machine, or the address of one that runs. The result is the same, bit for bit. Where
+        it takes one process, a note of the history says why.
+    insecure: whether a cluster may be one that lets everyone in: who reaches it can run code on it.
 
     Raises ExperimentError and its like for what you can mend, DivergedError when training runs to NaN, Interrupted on
     Ctrl-C (its `history` is what there was).
     """
+    check_workers(workers, device)
+    wanted = None if executor == "auto" else Choice.parse(executor)
     with one_thread(), seeded(experiment.seed):
         states = MemoryClientStates() if client_states is None else client_states
         if isinstance(states, str | Path):
             states = DirectoryClientStates(states)
         simulation = Simulation(experiment, device, Path(out) if out is not None else None, restart, states)
-        return simulation.run(checkpoint_every, progress_of(progress))
+        return simulation.run(checkpoint_every, progress_of(progress), wanted, workers, insecure)
 
 
 def _writable(out: Path | None) -> Path | None:
@@ -113,11 +129,11 @@ class Tally:
     loss: float = 0.0
     seen: int = 0
 
-    def count(self, trained: Trained) -> None:
+    def count(self, result: Result) -> None:
         """A report that is in the sum."""
-        loss, seen = trained.metrics["loss"]
-        self.counted[trained.client] = True
-        self.examples += trained.examples
+        loss, seen = result.metrics["loss"]
+        self.counted[result.client] = True
+        self.examples += result.examples
         self.loss += loss
         self.seen += seen
 
@@ -140,11 +156,14 @@ class Simulation:
         data = self.program.learn_schema(first, *self.program.reader.read(self.population, first))
         self.plan = experiment.plan.with_data(data)
         self.task = self.plan.description
-        self.executor: Executor = SequentialExecutor(self.program, self.plan.algorithm.client)
+        self.setting = Setting(self.plan, self.population, experiment.seed, experiment.fleet, AUTOGRAD.executor)
+        self.trainer = Trainer(self.setting, self.program)
+        self.crew: Crew = self.trainer
+        self.how = ""
+        self.sizes: dict[Any, int] = {}
         self.out = _writable(out)
         self.again = "run the same again, without restart," if restart else "run the same again"
         self.notes: dict[str, None] = {}
-        self.hop = self.plan.first_hop
         self.states = states
         identity = {
             "plan": self.plan.id,
@@ -165,22 +184,19 @@ class Simulation:
             )
         self.states.restore(self.at.clients)  # last: whatever can be wrong was found before states are forgotten
 
-    def run(self, checkpoint_every: int, progress: Progress) -> History:
+    def run(
+        self,
+        checkpoint_every: int,
+        progress: Progress,
+        executor: Choice | None,
+        workers: int | str | None,
+        insecure: bool,
+    ) -> History:
         """All rounds that are left."""
-        saved = self.done
         try:
-            with progress.watching(self.experiment, self.done) as show:
-                while self.done < self.experiment.rounds and not self._reached_target():
-                    self._round(self.done, self.at)
-                    show(self.at.rounds[-1])
-                    if self.done - saved >= checkpoint_every:
-                        self._write(self._checkpoint())
-                        saved = self.done
-            history = self._history("target" if self._reached_target() else "rounds")
-            if self.out is not None:
-                self._write(self._checkpoint())
-                history.write(self.out)
-            return history
+            self._staff(executor, workers, insecure)
+            with closing(self.crew):
+                return self._rounds(checkpoint_every, progress)
         except KeyboardInterrupt:
             with undisturbed():
                 checkpoint = self._checkpoint()
@@ -194,6 +210,53 @@ class Simulation:
                     error.history, error.checkpoint = self._history("error"), checkpoint
                 self._write(checkpoint)
             raise
+
+    def _staff(self, wanted: Choice | None, workers: int | str | None, insecure: bool) -> None:
+        """Decide how clients are trained, and by how many processes, and start these."""
+        work, state = self.plan.algorithm.client, self.at.state
+        (first,) = self._tried(1, 1)
+        cohort = 1 if self.plan.algorithm.aggregator.one_by_one else self.plan.pacing.cohort
+        left = (self.experiment.rounds - self.done) * self.plan.pacing.cohort
+        steps = left * work.step_count(len(first.inputs))
+        if wanted is not None:
+            chosen = checked(wanted, self.program, work, self._tried(cohort, 4), state.broadcast)
+        elif self.at.executor:
+            chosen = Chosen(Choice.parse(self.at.executor), "as in the rounds before")
+        else:
+            several = partial(self._tried, cohort)
+            chosen = choose(self.program, work, several, state.broadcast, steps, recall_of_this_user())
+        self.at = replace(self.at, executor=str(chosen.choice))
+        self.setting = replace(self.setting, executor=chosen.choice.executor)
+        self.trainer = Trainer(self.setting, self.program)
+        count = workers or processes(chosen, steps, min(cohort, len(self.population)), self.program.device.type)
+        self.crew, alone = crew_of(self.trainer, self.setting, count, insecure)
+        if alone:
+            self.notes[alone] = None
+        self.how = f"{chosen.choice} {described(1 if alone else count)}: {chosen.reason}"
+
+    def _tried(self, cohort: int, most: int) -> list[Assignment]:
+        """The first clients as they would train, to try executors on."""
+        few = [self.population.pick(index) for index in range(min(cohort, most))]
+        return [
+            Assignment(client, *self.program.reader.read(self.population, client), {}, key("tried", client))
+            for client in few
+        ]
+
+    def _rounds(self, checkpoint_every: int, progress: Progress) -> History:
+        """Play them, and keep what there is now and then."""
+        saved = self.done
+        with progress.watching(self.experiment, self.done) as show:
+            while self.done < self.experiment.rounds and not self._reached_target():
+                self._round(self.done, self.at)
+                show(self.at.rounds[-1])
+                if self.done - saved >= checkpoint_every:
+                    self._write(self._checkpoint())
+                    saved = self.done
+        history = self._history("target" if self._reached_target() else "rounds")
+        if self.out is not None:
+            self._write(self._checkpoint())
+            history.write(self.out)
+        return history
 
     @property
     def done(self) -> int:
@@ -242,59 +305,41 @@ class Simulation:
             evaluations=evaluations,
             spreads=spreads,
         )
-        return Checkpoint(at.identity, state, rounds=(*at.rounds, record))
+        return replace(at, state=state, rounds=(*at.rounds, record))
 
-    def _sum_and_step(self, group: Sequence[Any], number: int, state: ServerState, tally: Tally) -> ServerState:
+    def _sum_and_step(self, clients: Sequence[Any], number: int, state: ServerState, tally: Tally) -> ServerState:
         """Let clients train from a state, sum what arrives, take the server's step."""
         algorithm, people = self.plan.algorithm, len(self.population)
         public = key(self.experiment.seed, "round", number, "public")
-        total, apart = RunningSum(), dict[Any, Aggregate]()
-        arrived: dict[Any, Trained] = {}
-        fates: dict[Any, Fate] = {}
-        assignments = self._assignments(group, number, fates)
-        for trained in self.population.sent(self.executor.run(state.broadcast, number, assignments)):
-            if trained.state:
-                self.states.propose(str(trained.client), trained.state)
-            try:
-                update = self._reported(trained, number, public)
-                tally.bytes_up += update.nbytes
-                if fates[trained.client].lost:
-                    continue
-                if algorithm.aggregator.needs_each_update:
-                    apart[trained.client] = self.hop.count_in(update)
-                else:
-                    self.hop.count_in(update, into=total)
-            except ParticipantError:
-                if trained.client not in self.population.attackers:
-                    raise
-                self.notes["some attackers' reports were refused: not finite, or beyond the plan's bound"] = None
-                continue
-            arrived[trained.client] = replace(trained, parts={}, state={})
-            self._note_cap(trained.examples)
+        total, results = RunningSum(), dict[Any, Result]()
+        for result in self.crew.train(number, state.broadcast, self._groups(clients), total):
+            if result.state:
+                self.states.propose(str(result.client), result.state)
+            results[result.client] = result.settled
+            self.sizes[result.client] = result.examples
+            tally.bytes_up += result.nbytes
+            self._note(result)
+        arrived = [results[one] for one in clients if one in results and results[one].became == "counted"]
         if algorithm.aggregator.needs_each_update:
-            ones = [apart[client] for client in group if client in apart]
+            ones = [result.alone for result in arrived if result.alone is not None]
             combined = algorithm.combine_each(ones, self.task, self.plan.sums, public, people)
         else:
             combined = algorithm.combine(total.total, self.task, self.plan.sums, public, people)
-        for client in group if combined else ():
-            if client in arrived:
-                tally.count(arrived[client])
+        for result in arrived if combined else ():  # in the cohort's order, whoever was first
+            tally.count(result)
         return algorithm.step(combined, state)
 
-    def _reported(self, trained: Trained, number: int, public: bytes) -> Update:
-        rng = generator(self.experiment.seed, "round", number, "client", trained.client, "transform")
-        return self.plan.algorithm.report(trained.client, trained.parts, trained.examples, trained.metrics, public, rng)
-
-    def _assignments(self, group: Sequence[Any], number: int, fates: dict[Any, Fate]) -> Iterator[Assignment]:
-        """Each client's work, drawing what becomes of it; whoever will be late need not begin."""
-        seed, work = self.experiment.seed, self.plan.algorithm.client
-        for client in group:
-            inputs, targets = self.program.reader.read(self.population, client)
-            rng = generator(seed, "round", number, "client", client, "fleet")
-            fate = fates[client] = self.experiment.fleet.fate(work.step_count(len(inputs)), rng)
-            if not fate.late:
-                own_key = key(seed, "round", number, "client", client, "training")
-                yield Assignment(client, inputs, targets, self.states.get(str(client)), own_key, fate.most_steps)
+    def _groups(self, clients: Sequence[Any]) -> Iterator[Group]:
+        """Who trains together, and what they kept, in the order to deal them; a group's states are read as it is asked for."""
+        if self.trainer.executor.needs_sizes:
+            unknown = [client for client in clients if client not in self.sizes]
+            self.sizes |= zip(unknown, self.crew.sizes(unknown), strict=True)
+            places = self.trainer.executor.groups([self.sizes[client] for client in clients])
+        else:
+            places = [[place] for place in range(len(clients))]
+            if self.crew is not self.trainer:  # the largest first, so that at the end nobody waits long for the last
+                places.sort(key=lambda place: -self.sizes.get(clients[place[0]], math.inf))
+        return ([(clients[place], self.states.get(str(clients[place]))) for place in group] for group in places)
 
     def _evaluate(self, number: int, state: ServerState, tally: Tally) -> tuple[Any, Any]:
         """What there is to measure after this round, each client with the state that it will have."""
@@ -321,10 +366,13 @@ class Simulation:
     def _is_lower_better(self, name: str) -> bool:
         return is_lower_better(name, self.program.task.metrics.get(name))
 
-    def _note_cap(self, examples: int) -> None:
+    def _note(self, result: Result) -> None:
+        """What the user should know of a client's report."""
+        if result.became == "refused":
+            self.notes["some attackers' reports were refused: not finite, or beyond the plan's bound"] = None
         cap = self.plan.algorithm.update.weight_cap or self.plan.sums.max_weight
         weighted = any(part.weight == "examples" for part in self.plan.algorithm.aggregator.parts)
-        if weighted and examples > cap:
+        if result.became == "counted" and weighted and result.examples > cap:
             self.notes[f"clients with more than {cap} examples weigh {cap}: raise max_weight of the plan's sums"] = None
 
     def _published(self, state: ServerState) -> Tree:
@@ -346,4 +394,5 @@ class Simulation:
             seed=self.experiment.seed,
             stopped=stopped,
             notes=tuple(self.notes),
+            executor=self.how,
         )

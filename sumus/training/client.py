@@ -79,9 +79,13 @@ class LocalTraining:
 
     def noise(self, assignment: Assignment, step: int) -> AbstractContextManager[Any]:
         """To be entered around a step's forward pass. step: from 1; 0 is the gradient before them."""
-        if self._draws is None:
-            self._draws = self._watch(assignment)
         return KeyedNoise(assignment.key, step) if self._draws else nullcontext()
+
+    def watch(self, assignment: Assignment) -> None:
+        """Try the model on the first client's first examples: what does it draw, and does it keep its tensors?"""
+        if self._draws is None:
+            with seeded(0):
+                self._draws = self._watch(assignment)
 
     def ended(
         self,
@@ -131,23 +135,24 @@ class LocalTraining:
         return parts, state
 
     def _watch(self, assignment: Assignment) -> bool:
-        """Whether the model draws numbers that noise can stand in for; tried once, on the first client's first examples."""
+        """Whether the model draws numbers that noise can stand in for."""
         program = self.program
         before = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
         inputs, targets = assignment.inputs[:2].clone(), assignment.targets[:2]
         if len(inputs) == 1:  # a batch of two, where statistics are taken over it
             inputs, targets = inputs.repeat(2, *[1] * (inputs.dim() - 1)), targets.repeat(2, *[1] * (targets.dim() - 1))
         program.module.train()
-        with seeded(0):
-            with Watch() as forward:
-                _, losses = program.losses(inputs, targets)
-            with Watch() as backward:
+        with Watch() as forward:
+            _, losses = program.losses(inputs, targets)
+        with Watch() as backward:
+            if losses.requires_grad:
                 torch.autograd.grad(losses.sum(), list(program.trained.values()), allow_unused=True)
         program.load(before)
+        program.expect_own_tensors()
         if forward.unkeyed:
-            self.unkeyed = f"the model draws `{forward.unkeyed[0]}`, which has no keyed noise"
+            self.unkeyed = f"it draws `{forward.unkeyed[0]}`, which has no keyed noise"
         elif backward.seen:
-            self.unkeyed = "the model draws numbers in its backward pass (activation checkpointing)"
+            self.unkeyed = "it draws numbers in its backward pass (activation checkpointing)"
         return bool(forward.seen) and self.unkeyed is None
 
     def _apart(self, tree: Tree) -> dict[str, Tensor]:

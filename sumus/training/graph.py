@@ -8,16 +8,23 @@ then the graph is rewritten (`sumus.training.rewrite`). A stack is the same step
 become batched products. What depends on the values of tensors, or on Python's or numpy's randomness, is refused.
 """
 
+import pickle
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.func import vmap
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.func import functional_call, vmap
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,6 +36,9 @@ from sumus.training.rewrite import NotCapturable
 from sumus.training.step import local_step, step_values
 from sumus.work import ClientWork
 
+_LONGEST = 120
+_OF_MODULES = {*vars(nn.Module()), "_flat_weights", "_flat_weight_refs", "_flat_weights_names"}  # the last of RNNs
+_NONE: tuple[Any, Any] = (None, None)
 _STATE = ("params/", "rule/", "buffers/", "broadcast/", "state/")
 
 
@@ -89,32 +99,13 @@ def capture(
 
     Raises NotCapturable with the reason.
     """
-    values = {name: value.to(program.device) for name, value in step_values(program, work, inputs, targets).items()}
-    lr, step = (values.pop(name).cpu() for name in ("lr", "step"))
-    values["inputs"], values["targets"] = inputs.clone(), targets.clone()
-    if stack is not None:
-        values["mask"] = torch.ones(len(inputs), dtype=next(iter(program.trained.values())).dtype).to(program.device)
-    values |= {"lr": lr, "step": step}
-    outputs: list[str] = []
-
-    def one(*args: Tensor) -> list[Tensor]:
-        results = local_step(program, work, dict(zip(values, args, strict=True)), functional=stack is not None)
-        outputs[:] = results
-        return list(results.values())
-
-    dims = [0 if is_stacked(name, program) else None for name in values]
-    run: Any = one
-    if stack is not None:
-        run = vmap(one, in_dims=tuple(dims), randomness="different")
-        values = {
-            name: value if dim is None else value.expand(stack, *value.shape).clone()
-            for (name, value), dim in zip(values.items(), dims, strict=True)
-        }
-    module = _recorded(program, run, list(values.values()), stack)
-    graph = module.graph
-    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    recording = _record(program, work, inputs, targets, stack)
+    graph, arguments = recording.module.graph, recording.arguments
     rewrite.simplify(graph)
     draws = rewrite.stand_in_noise(graph, stack)
+    if draws and stack is not None:
+        longer = _record(program, work, _one_row_more(inputs), _one_row_more(targets), stack).module.graph
+        _expect_rows_first(draws, rewrite.stand_in_noise(longer, stack), len(inputs))
     rewrite.fuse_bias(graph)
     rewrite.fuse_cross_entropy(graph)
     if program.device.type == "cpu":
@@ -122,18 +113,18 @@ def capture(
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     with graph.inserting_after(last):
         negative_lr = graph.placeholder("negative_lr")
-    places = {name: place for place, name in enumerate(outputs)}
-    state = {node: places[name] for name, node in zip(values, arguments, strict=True) if name in places}
-    rewrite.update_in_place(graph, state, arguments[list(values).index("lr")], negative_lr)
+    places = {name: place for place, name in enumerate(recording.outputs)}
+    state = {node: places[name] for name, node in arguments.items() if name in places}
+    rewrite.update_in_place(graph, state, arguments["lr"], negative_lr)
     rewrite.simplify(graph)
     if onednn:
         rewrite.multiply_by_onednn(graph)
-    named = dict(zip(arguments, values, strict=True))
+    named = {node: name for name, node in arguments.items()}
     used = [named.get(node, node.name) for node in _used_arguments(graph)]
     graph.lint()
-    module.recompile()
+    recording.module.recompile()
     names = tuple(name for name in used if name.startswith(_STATE))
-    return LocalGraph(module, names, tuple(used[len(names) :]), tuple(draws), stack)
+    return LocalGraph(recording.module, names, tuple(used[len(names) :]), tuple(draws), stack)
 
 
 def _used_arguments(graph: Graph) -> list[Node]:
@@ -150,27 +141,96 @@ def is_stacked(name: str, program: Program) -> bool:
     return name.startswith(("params/", "rule/", "state/")) or name in ("inputs", "targets", "mask")
 
 
-def _recorded(program: Program, run: Any, values: list[Tensor], stack: int | None) -> GraphModule:
-    """Run once, recording. Modules that draw from Python or numpy, or that count their calls, would be frozen: refused."""
-    drawn = _generators()
-    before = _attributes(program)
-    backends = [SDPBackend.MATH] if stack is not None else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+@dataclass(frozen=True)
+class _Recording:
+    """A step as it ran. arguments: the graph's, by name; outputs: the names of its results."""
+
+    module: GraphModule
+    arguments: dict[str, Node]
+    outputs: Sequence[str]
+
+
+def _record(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor, stack: int | None) -> _Recording:
+    """Run the step once, recording what reaches the kernels."""
+    values = {name: value.to(program.device) for name, value in step_values(program, work, inputs, targets).items()}
+    lr, step = (values.pop(name).cpu() for name in ("lr", "step"))
+    values["inputs"], values["targets"] = inputs.clone(), targets.clone()
+    if stack is not None:
+        values["mask"] = torch.ones(len(inputs), dtype=next(iter(program.trained.values())).dtype).to(program.device)
+    values |= {"lr": lr, "step": step}
+    outputs: list[str] = []
+
+    def one(*args: Tensor) -> list[Tensor]:
+        results = local_step(program, work, dict(zip(values, args, strict=True)), functional=stack is not None)
+        outputs[:] = [name for name in results if stack is None or name == "loss" or is_stacked(name, program)]
+        return [results[name] for name in outputs]
+
+    run: Any = one
+    given = list(values.values())
+    dims = [0 if stack is not None and is_stacked(name, program) else None for name in values]
+    if stack is not None:
+        run = vmap(one, in_dims=tuple(dims), randomness="different")
+        pairs = zip(given, dims, strict=True)
+        given = [value if dim is None else value.expand(stack, *value.shape).clone() for value, dim in pairs]
     program.module.train()
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
+    backends = [SDPBackend.MATH] if stack is not None else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with _leaving_no_trace(program), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        try:
+            _run_without_values(program, inputs, targets)
             with torch.backends.mkldnn.flags(enabled=stack is None), sdpa_kernel(backends):
-                flat = make_fx(run)(*values)
-    except NotCapturable:
-        raise
-    except Exception as error:
-        raise NotCapturable(_reason(error)) from error
+                module = make_fx(run)(*given)
+        except Exception as error:
+            raise NotCapturable(_reason(error)) from error
+    nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+    common = [node for node, dim in zip(nodes, dims, strict=True) if dim is None] if stack is not None else []
+    rewrite.expect_capturable(module.graph, common)
+    return _Recording(module, dict(zip(values, nodes, strict=True)), outputs)
+
+
+def _one_row_more(rows: Tensor) -> Tensor:
+    return torch.cat([rows, rows[:1]])
+
+
+def _expect_rows_first(draws: Sequence[Draw], longer: Sequence[Draw], rows: int) -> None:
+    """Padding must change no other row's numbers. longer: what is drawn for a batch of one row more."""
+    for draw, other in zip(draws, longer, strict=True):
+        grown = draw.shape and other.shape == (draw.shape[0] // rows * (rows + 1), *draw.shape[1:])
+        if draw.shape != other.shape and not (grown and draw.shape[0] % rows == 0):
+            raise NotCapturable(
+                "it draws numbers that do not have the batch's rows first, and short batches are padded"
+            )
+
+
+@contextmanager
+def _leaving_no_trace(program: Program) -> Generator[None, None, None]:
+    """Modules that draw from Python or numpy, or that keep count, would be frozen: refused, and put back as they were."""
+    drawn, before = _generators(), _attributes(program)
+    try:
+        yield
+    finally:
+        after = _attributes(program)
+        changed = [where for where in {**before, **after} if before.get(where, _NONE)[0] != after.get(where, _NONE)[0]]
+        for path, name in changed:
+            own = vars(program.module.get_submodule(path))
+            own.pop(name, None)
+            if (path, name) in before:
+                kept, value = before[path, name]
+                own[name] = pickle.loads(kept) if isinstance(kept, bytes) else value
     if _generators() != drawn:
         raise NotCapturable("it draws from Python's or numpy's generator: use torch's")
-    if (after := _attributes(program)) != before:
-        changed = sorted(name for name in after.keys() | before.keys() if after.get(name) != before.get(name))
-        raise NotCapturable(f"its forward changes its own attribute `{changed[0]}`")
-    return flat
+    if changed:
+        raise NotCapturable(f"its forward changes its own attribute `{'.'.join(changed[0]).lstrip('.')}`")
+
+
+def _run_without_values(program: Program, inputs: Tensor, targets: Tensor) -> None:
+    """The forward pass on tensors without values: whatever looks at one fails here."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        leaves: dict[str, Tensor] = {
+            name: mode.from_tensor(tensor.detach()) for name, tensor in program.tensors.items()
+        }
+        outputs = functional_call(program.module, leaves, (mode.from_tensor(inputs.clone()),), tie_weights=True)
+        program.task.loss(outputs, mode.from_tensor(targets))
 
 
 def _generators() -> Any:
@@ -179,20 +239,30 @@ def _generators() -> Any:
     return random.getstate(), state["state"]["pos"], state["state"]["key"].tobytes()
 
 
-def _attributes(program: Program) -> Mapping[str, Any]:
-    """Numbers, words and flags that modules keep beside their tensors."""
+def _attributes(program: Program) -> dict[tuple[str, str], tuple[bytes | tuple[object, ...], Any]]:
+    """What modules keep beside the leaves, by module and name: something that changes when it does, and itself."""
     return {
-        f"{path}.{name}".lstrip("."): value
+        (path, name): (_fingerprint(value), value)
         for path, module in program.module.named_modules()
         for name, value in vars(module).items()
-        if isinstance(value, int | float | str | bool | None)
+        if name not in _OF_MODULES
     }
 
 
+def _fingerprint(value: object) -> bytes | tuple[object, ...]:
+    if isinstance(value, Tensor):
+        return (id(value), value._version)
+    try:
+        return pickle.dumps(value)
+    except Exception:  # whatever its class raises: then only another object is another value
+        return (id(value),)
+
+
 def _reason(error: Exception) -> str:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "data-dependent" in str(error) or ".item()" in str(error) or "value out of a tracing tensor" in str(error):
-        return "its forward depends on the values of tensors (an `if`, or .item())"
+    text = str(error).strip().partition("\n")[0]
+    looked = isinstance(error, DataDependentOutputException | DynamicOutputShapeException)
+    if looked or any(word in str(error) for word in ("data-dependent", ".item()", "value out of a tracing tensor")):
+        return "its forward depends on the values of tensors (an `if`, .item(), or a shape that follows them)"
     if "mutat" in str(error):
-        return "it changes tensors of its own in place, such as batch statistics"
-    return f"{type(error).__name__}: {text}"
+        return rewrite.OWN_TENSORS
+    return f"{type(error).__name__}: {text if len(text) < _LONGEST else text[:_LONGEST] + '…'}"

@@ -52,8 +52,8 @@ def _bernoulli_by(noise: Tensor, chances: Tensor, **_: Any) -> Tensor:
 
 
 def _dropout(noise: Tensor, values: Tensor, p: float, train: bool | None = True) -> tuple[Tensor, Tensor]:
-    kept = noise >= p
-    return values * kept / (1 - p), kept
+    kept = noise >= (p if train in (None, True) else 0.0)
+    return values * kept / (1 - p if 0 < p < 1 and train in (None, True) else 1.0), kept
 
 
 def _uniform(noise: Tensor, like: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Tensor:

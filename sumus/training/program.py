@@ -84,6 +84,15 @@ class Program:
         """The module's present values of these leaves, detached, in the dtype in which they are summed. Not copies."""
         return {name: self.widen(name, self.tensors[name].detach()) for name in names}
 
+    def expect_own_tensors(self) -> None:
+        """Raise TaskError where the module has put other tensors in the place of its leaves: they would reach nobody."""
+        state = self.module.state_dict(keep_vars=True)
+        for name, tensor in self.tensors.items():
+            if state.get(name) is not tensor:
+                raise TaskError(
+                    f"forward binds `{name}` to a new tensor: write into the old one, as in self.{name}.copy_(...)"
+                )
+
     def losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """(outputs, loss of each example `(B,)`); whatever the user's code raises becomes a TaskError."""
         try:

@@ -4,6 +4,7 @@ Each takes a graph of aten operators and changes it in place. None changes what 
 captures a graph compares it with autograd before it is used (`sumus.training.graph`).
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -16,11 +17,30 @@ _aten = torch.ops.aten
 _RESHAPES = (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default)
 _TRANSPOSES = (_aten.t.default, _aten.transpose.int)
 _VIEWS = (*_RESHAPES, *_TRANSPOSES, _aten.expand.default, _aten.permute.default, _aten.unsqueeze.default)
+"""Those of which two with the same arguments are one."""
 _STATISTICS = (_aten.native_batch_norm.default, _aten.cudnn_batch_norm.default, _aten.miopen_batch_norm.default)
+
+
+OWN_TENSORS = "it changes tensors of its own in place, such as batch statistics"
 
 
 class NotCapturable(Exception):
     """Why a step cannot be captured, in half a sentence."""
+
+
+def expect_capturable(graph: Graph, fixed: Sequence[Node]) -> None:
+    """Refuse a graph whose shapes follow values, or that changes what is not a client's own. fixed: such arguments."""
+    for node in graph.nodes:
+        tags = getattr(node.target, "tags", ())
+        masks = [index for index in node.args[1] if index is not None] if node.target is _aten.index.Tensor else []
+        if torch.Tag.dynamic_output_shape in tags and (
+            node.target is not _aten.index.Tensor or any(_form(mask)[1] in (torch.bool, torch.uint8) for mask in masks)
+        ):
+            raise NotCapturable(f"its forward depends on the values of tensors (`{node.target}`)")
+    for argument in fixed:
+        copies = [user for user in argument.users if _is_copy_of(argument, user)]
+        if _is_changed(argument) or any(_is_changed(copy) for copy in copies):
+            raise NotCapturable(OWN_TENSORS)
 
 
 def simplify(graph: Graph) -> None:
@@ -52,7 +72,7 @@ def _unchanged(node: Node, source: Node) -> Node | None:
     if node.target in (*_RESHAPES, _aten.expand.default) and _form(node) == _form(source):
         return source
     if node.target in (_aten.mul.Scalar, _aten.div.Scalar) and node.args[1] == 1 and _form(node) == _form(source):
-        return None if _is_changed(node) else source
+        return None if _is_changed(node) or _is_changed(_root(source)) else source
     if node.target in _TRANSPOSES and source.target is node.target and set(node.args[1:]) == set(source.args[1:]):
         return cast(Node, source.args[0])
     return None
@@ -77,6 +97,8 @@ def stand_in_noise(graph: Graph, stack: int | None) -> list[Draw]:
             last = graph.placeholder(f"noise_{len(draws) - 1}")
         with graph.inserting_before(node):
             made = graph.call_function(random.make, (last, *node.args), dict(node.kwargs))
+            if _writes(node.target):
+                made = graph.call_function(_aten.copy_.default, (first, made))
         made.meta = dict(node.meta)
         node.replace_all_uses_with(made)
         graph.erase_node(node)
@@ -96,9 +118,11 @@ def fuse_bias(graph: Graph) -> None:
                 continue
             shape, wanted = _form(inner)[0], _form(bias)[0]
             stacked = inner.target is _aten.bmm.default
-            fits = wanted == (shape[0], 1, shape[2]) if stacked else wanted == shape[-1:]
+            fits = wanted == (shape[0], 1, shape[2]) and product is inner if stacked else wanted == shape[-1:]
             if not fits or _form(product)[0][-1] != shape[-1] or _form(bias)[1] != _form(inner)[1]:
                 continue
+            if any(_is_changed(_root(factor)) for factor in cast(Sequence[Node], inner.args)):
+                continue  # the product is moved to where the bias is added
             with graph.inserting_before(node):
                 whole = graph.call_function(
                     _aten.baddbmm.default if stacked else _aten.addmm.default, (bias, *inner.args)
@@ -166,17 +190,23 @@ def pool_channels_last(graph: Graph) -> None:
         for node in graph.nodes
         if node.target is _aten.max_pool2d_with_indices.default and len(_form(node.args[0])[0]) == 4
     ]
-    if not pools or any(node.target is _aten.as_strided.default for node in graph.nodes):
+    reshaped = [node for node in graph.nodes if node.target in _RESHAPES]
+    if not pools or any(_is_changed(node) for node in reshaped):
         return
+    if any(node.target is _aten.as_strided.default for node in graph.nodes):
+        return
+    written = {_root(cast(Node, node.args[0])): place for place, node in enumerate(graph.nodes) if _writes(node.target)}
+    order = {node: place for place, node in enumerate(graph.nodes)}
     for pool in pools:
         source = cast(Node, pool.args[0])
+        if written.get(_root(source), -1) > order[source]:
+            continue
         with graph.inserting_after(source):
             turned = graph.call_function(_aten.clone.default, (source,), {"memory_format": torch.channels_last})
         turned.meta = dict(source.meta)
         source.replace_all_uses_with(turned, delete_user_cb=lambda user, turned=turned: user is not turned)
-    for node in graph.nodes:
-        if node.target in _RESHAPES:
-            node.target = _aten.reshape.default
+    for node in reshaped:
+        node.target = _aten.reshape.default
 
 
 def multiply_by_onednn(graph: Graph) -> None:
@@ -219,6 +249,8 @@ def update_in_place(graph: Graph, state: Mapping[Node, int], lr: Node, negative_
         (copied if gradient is None else folded).append((old, new if gradient is None else gradient))
     output.args = (tuple(node for place, node in enumerate(results) if place not in set(state.values())),)
     with graph.inserting_before(output):
+        folded = [(old, _apart(graph, gradient, state)) for old, gradient in folded]
+        copied = [(old, _apart(graph, new, state)) for old, new in copied]
         for old, gradient in folded:
             _fold(graph, old, gradient, negative_lr, set(state))
         for old, new in copied:
@@ -227,6 +259,11 @@ def update_in_place(graph: Graph, state: Mapping[Node, int], lr: Node, negative_
         if node.target is _aten.clone.default and node.args[0] in state and not node.kwargs and not _is_changed(node):
             node.replace_all_uses_with(cast(Node, node.args[0]))
     graph.eliminate_dead_code()
+
+
+def _apart(graph: Graph, node: Node, state: Mapping[Node, int]) -> Node:
+    """A value that stays what it is while the state changes."""
+    return graph.call_function(_aten.clone.default, (node,)) if _root(node) in state else node
 
 
 def _descended(old: Node, new: Node, lr: Node) -> Node | None:
@@ -262,15 +299,25 @@ def _fold(graph: Graph, old: Node, gradient: Node, negative_lr: Node, state: set
             else graph.call_function(_aten.t.default, (factor,))
             for factor in (right, left)
         )
-    operator = _aten.baddbmm_.default if stacked else _aten.addmm_.default
-    graph.call_function(operator, (old, left, right), {"alpha": negative_lr})
+    added = _aten.baddbmm_.default if stacked else _aten.addmm_.default
+    graph.call_function(added, (old, left, right), {"alpha": negative_lr})
 
 
 def _root(node: Node) -> Node:
-    """The tensor of which a node is a view."""
-    while node.target in _VIEWS:
-        node = cast(Node, node.args[0])
+    """The tensor whose memory a node's value lies in: views, and what operators in place give back, lie in another's."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], Node) and _aliases(node):
+        node = node.args[0]
     return node
+
+
+def _aliases(node: Node) -> bool:
+    """Whether what a node gives may lie in the memory of its first argument."""
+    if node.target is operator.getitem:
+        return _aliases(cast(Node, node.args[0]))
+    if node.target is _aten._unsafe_view.default:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
 
 def _is_copy_of(old: Node, new: Node) -> bool:
@@ -281,8 +328,7 @@ def _is_changed(node: Node) -> bool:
     """Whether an operator writes into it, or into a view of it."""
     return any(
         user.target in _STATISTICS
-        or (user.op == "call_function" and _writes(user.target) and user.args[0] is node)
-        or (user.target in _VIEWS and _is_changed(user))
+        or (user.args[:1] == (node,) and (_writes(user.target) or (_aliases(user) and _is_changed(user))))
         for user in node.users
     )
 

@@ -46,6 +46,7 @@ class SequentialExecutor(LocalTraining):
         for assignment in assignments:
             start, own = self.start(round_, assignment)
             try:
+                self.watch(assignment)
                 with seeded(int.from_bytes(assignment.key[:8], "little") >> 1):
                     self.program.load(start)
                     gradient = None
@@ -95,6 +96,8 @@ class SequentialExecutor(LocalTraining):
             return None
         if self._graph is None:
             try:
+                if self.unkeyed:
+                    raise NotCapturable(self.unkeyed)
                 self._graph = capture(self.program, self.work, inputs, targets, onednn=self._onednn)
             except NotCapturable as error:
                 self.refused, self._captured = str(error), False

@@ -18,6 +18,8 @@ from sumus.training.client import LocalTraining, Round
 from sumus.training.executor import Assignment, Trained
 from sumus.training.graph import LocalGraph, capture, is_stacked
 from sumus.training.program import Program
+from sumus.training.rewrite import NotCapturable
+from sumus.training.sequential import SequentialExecutor
 from sumus.tree import unnested
 from sumus.types import Array, Broadcast
 from sumus.work import ClientState, ClientWork, LocalRun
@@ -27,7 +29,7 @@ class VectorizedExecutor(LocalTraining):
     """An `Executor` on one `Program`, for steps that can be captured.
 
     stack: the most clients that step together, a power of two.
-    Raises NotCapturable, while it runs, for a step that cannot be: probe before (`sumus.simulator.choice`).
+    `refused` says why some clients were trained one by one, by autograd: the step could not be captured.
     """
 
     needs_sizes = True
@@ -35,6 +37,8 @@ class VectorizedExecutor(LocalTraining):
     def __init__(self, program: Program, work: ClientWork, stack: int) -> None:
         super().__init__(program, work)
         self.stack = stack
+        self.refused: str | None = None
+        self._alone = SequentialExecutor(program, work)
         self._graphs: dict[tuple[int, int], LocalGraph] = {}
         self._memory: dict[str, Tensor] = {}
 
@@ -47,10 +51,18 @@ class VectorizedExecutor(LocalTraining):
         """Train the clients from the broadcast, a stack at a time."""
         round_ = self.begin(broadcast, round_number)
         everyone = list(assignments)
-        for group in self.groups([len(assignment.inputs) for assignment in everyone]):
-            yield from self._train(round_, [everyone[position] for position in group])
+        for positions in self.groups([len(assignment.inputs) for assignment in everyone]):
+            group = [everyone[position] for position in positions]
+            try:
+                yield from self._train(round_, group)
+            except NotCapturable as error:  # before the first step was taken
+                self.refused = str(error)
+                yield from self._alone.run(broadcast, round_number, group)
 
     def _train(self, round_: Round, group: list[Assignment]) -> Iterator[Trained]:
+        self.watch(group[0])
+        if self.unkeyed:
+            raise NotCapturable(self.unkeyed)
         batches = [self._batches(assignment) for assignment in group]
         order = sorted(range(len(group)), key=lambda position: -len(batches[position]))
         group, batches = [group[position] for position in order], [batches[position] for position in order]

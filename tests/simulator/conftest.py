@@ -1,6 +1,8 @@
 """A small federation that trains in milliseconds."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +50,45 @@ def experiment(task: sumus.Task, people: sumus.Population) -> Callable[..., sumu
         )
 
     return make
+
+
+EVERYWHERE: dict[str, Callable[[], tuple[sumus.Algorithm, sumus.Fleet]]] = {
+    "fedavg": lambda: (sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8)), sumus.Fleet()),
+    "scaffold": lambda: (sumus.scaffold(sumus.sgd(lr=0.2, batch_size=8)), sumus.Fleet(lost=0.3)),
+    "median": lambda: (
+        sumus.fedavg(sumus.adam(lr=0.05, batch_size=8), aggregator=sumus.robust.median()),
+        sumus.Fleet(lost=0.2),
+    ),
+    "fleet": lambda: (
+        sumus.fedprox(sumus.sgd(lr=0.2, batch_size=8), mu=0.1, update=sumus.quantize(bits=8, range=2.0)),
+        sumus.Fleet(lost=0.2, stragglers=0.5, partial_work=False),
+    ),
+}
+"""By name: algorithms and fleets whose rounds are the same wherever their clients train."""
+
+
+@pytest.fixture
+def anywhere(experiment: Callable[..., sumus.Experiment]) -> Callable[..., sumus.Experiment]:
+    """One of `EVERYWHERE`, with clients of different sizes."""
+
+    def make(name: str, rounds: int = 3) -> sumus.Experiment:
+        algorithm, fleet = EVERYWHERE[name]()
+        made = experiment(rounds=rounds, algorithm=algorithm)
+        people = sumus.Population(made.population, lambda client: examples(client, 8 + 5 * client))
+        return dataclasses.replace(made, population=people, fleet=fleet)
+
+    return make
+
+
+def told(history: sumus.History) -> dict[str, Any]:
+    """Everything in a history but the time it took."""
+    rounds = [{**record.to_json(), "seconds": 0} for record in history.rounds]
+    return {"model": history.model_sha256, "plan": history.plan_id, "rounds": rounds}
+
+
+@pytest.fixture(name="told")
+def _told() -> Callable[[sumus.History], dict[str, Any]]:
+    return told
 
 
 class Watched(sumus.Population):

@@ -88,12 +88,16 @@ def clients(count: int = 20) -> list[Assignment]:
     ]
 
 
+def first_of(most: int) -> list[Assignment]:
+    return clients()[:most]
+
+
 def broadcast_of(program: Program) -> Broadcast:
     return sumus.fedavg(WORK).start(program.initial_shared, program.description).broadcast
 
 
 def chosen(program: Program, steps: int = LONG, recall: Recall | None = None) -> Chosen:
-    return choose(program, WORK, clients(), broadcast_of(program), steps, recall or Recall(None))
+    return choose(program, WORK, first_of, broadcast_of(program), steps, recall or Recall(None))
 
 
 @pytest.mark.parametrize("text", ["autograd", "sequential", "sequential+onednn", "vectorized:1", "vectorized:64"])
@@ -138,6 +142,7 @@ def test_every_executor_is_timed_on_the_model(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_probe_stops_when_its_time_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "BUDGET", 0.0)
+    monkeypatch.setattr(choices, "SHARE", 0.0)
     found = chosen(program_of(dense), steps=30_000)
     assert "the rest was not tried for lack of time" in found.reason
 
@@ -166,7 +171,7 @@ def test_another_step_is_probed_anew(tmp_path: Path) -> None:
     recall, program = Recall(tmp_path / "executors.json"), program_of(dense)
     chosen(program, recall=recall)
     for other in (sumus.sgd(lr=0.1, batch_size=8), sumus.adam(lr=0.1, batch_size=4)):
-        found = choose(program, other, clients(), broadcast_of(program), LONG, recall)
+        found = choose(program, other, first_of, broadcast_of(program), LONG, recall)
         assert "probed before" not in found.reason
     assert "probed before" not in chosen(program_of(lambda: nn.Sequential(*dense(), nn.ReLU())), recall=recall).reason
 
@@ -191,9 +196,9 @@ def test_a_memory_that_cannot_be_written_is_none(tmp_path: Path) -> None:
 REFUSED = {
     "batch statistics": (normed, "vectorized", "changes tensors of its own in place, such as batch statistics"),
     "a mean over the batch": (Centred, "vectorized", "act on each other within a batch"),
-    "a branch": (Branching, "captured", "depends on the values of tensors"),
-    "a counter": (Counting, "captured", "changes its own attribute `calls`"),
-    "its own order": (Sampling, "captured", "draws `aten.randperm"),
+    "a branch": (Branching, "sequential", "depends on the values of tensors"),
+    "a counter": (Counting, "sequential", "changes its own attribute `calls`"),
+    "its own order": (Sampling, "sequential", "draws `aten.randperm"),
 }
 
 
@@ -207,7 +212,7 @@ def test_what_cannot_be_stacked_trains_sequentially_and_says_why(name: str) -> N
     assert why in found.reason
     asked = checked(Choice("vectorized", 4), program, WORK, clients(), broadcast_of(program))
     assert asked.choice.kind != "vectorized"
-    assert asked.reason.startswith("not vectorized: ")
+    assert asked.reason.startswith("not vectorized:4: ")
     assert why in asked.reason
     assert "\n" not in found.reason + asked.reason
 
@@ -230,7 +235,7 @@ def test_a_probe_leaves_no_trace_in_the_model_or_the_generator() -> None:
 
 def test_the_first_clients_may_be_fewer_than_a_stack() -> None:
     program = program_of(dense)
-    found = choose(program, WORK, clients(2), broadcast_of(program), LONG, Recall(None))
+    found = choose(program, WORK, lambda most: clients(2)[:most], broadcast_of(program), LONG, Recall(None))
     assert found.choice.stack <= 2
 
 

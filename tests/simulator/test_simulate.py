@@ -178,6 +178,8 @@ def test_ctrl_c_in_a_process_leaves_a_checkpoint_that_goes_on(tmp_path: Path) ->
         "sumus",
         "simulate",
         str(file),
+        "--executor",
+        "sequential",
         "--out",
         str(tmp_path / "run"),
         "--checkpoint-every",
@@ -202,7 +204,7 @@ def test_ctrl_c_in_a_process_leaves_a_checkpoint_that_goes_on(tmp_path: Path) ->
     done = len(checkpoint.rounds)
     again = subprocess.run([*command, "--rounds", str(done + 1), "--json"], capture_output=True, text=True, check=True)
     straight = subprocess.run(
-        [*command[:5], "--rounds", str(done + 1), "--json"], capture_output=True, text=True, check=True
+        [*command[:7], "--rounds", str(done + 1), "--json"], capture_output=True, text=True, check=True
     )
     key = '"model_sha256": "'
     assert again.stdout.split(key)[1][:64] == straight.stdout.split(key)[1][:64]

@@ -1,0 +1,410 @@
+"""Variants measured in lockstep: one round of each in turn, in a new order every sweep, so that they share what the machine
+does meanwhile, and the medians of their rounds can be compared.
+
+Each variant is a runner: a command in a process of its own, perhaps in a Python of its own. This module is both halves, in
+numpy and the standard library alone.
+
+    the parent      results = measure([Runner("naive", command), …], sweeps=9)
+
+    a runner        turns = Turns()                             connects
+                    while turns.next():                         ready; later: the round is over; waits for the next one
+                        one_round()
+                    turns.finish(weights)
+
+A runner whose loop is a library's gives it `turns.rounds`, and calls `turns.next()` before the first round and in what the
+library calls after each one. Wall seconds are the runner's own, from `next` to `next`. CPU seconds and memory are the
+parent's, of the runner and all its descendants. A runner that fails, or keeps the parent waiting, is ended and reported; the
+others go on. At the end no process is left, whatever happened.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ADDRESS = "SUMUS_LOCKSTEP"  # the environment variable that names the socket
+STARTING = 300.0  # seconds until a runner must be ready
+TICKS = os.sysconf("SC_CLK_TCK")
+
+Weights = Mapping[str, np.ndarray[Any, Any]]
+
+
+# ── the runner's half ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Turns:
+    """The runner's side of the socket. rounds: how many it will be asked for."""
+
+    def __init__(self) -> None:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(os.environ[ADDRESS])
+        self._lines = connection.makefile("rw", encoding="utf-8")
+        asked = self._receive()
+        self.rounds: int = asked["rounds"]
+        self._weights: str = asked["weights"]
+        self._begun = 0
+        self._clock = 0.0
+
+    def next(self) -> bool:
+        """Answer for the round before, wait for the next one; False where there is none left."""
+        stopped = time.perf_counter()
+        self._send({"wall": stopped - self._clock} if self._begun else {"ready": True})
+        if self._begun == self.rounds:
+            return False
+        self._receive()
+        self._begun += 1
+        self._clock = time.perf_counter()
+        return True
+
+    def finish(self, weights: Weights) -> None:
+        """Leave the final global model, by the workload's names."""
+        np.savez(self._weights, **weights)
+        self._send({"done": True})
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        self._lines.write(json.dumps(message) + "\n")
+        self._lines.flush()
+
+    def _receive(self) -> Any:
+        line = self._lines.readline()
+        if not line:  # the parent is gone: so must be everything here, threads and workers too
+            os.killpg(os.getpgid(0), signal.SIGKILL)
+        return json.loads(line)
+
+
+# ── the parent's half ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A variant. environment: variables besides those of the parent."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round took. wall, cpu: seconds.  rss, pss: bytes after it; pss is None where the system does not say."""
+
+    wall: float
+    cpu: float
+    rss: int
+    pss: int | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a variant took, its timed rounds only; or what went wrong. weights: after all rounds, warm-up too."""
+
+    name: str
+    rounds: tuple[Round, ...] = ()
+    weights: Weights | None = None
+    error: str | None = None
+
+    def median(self, figure: str) -> float | None:
+        """Of `wall`, `cpu`, `rss` or `pss`; None where a round has none."""
+        values = [getattr(one, figure) for one in self.rounds]
+        return None if not values or None in values else float(np.median(values))
+
+
+def times_faster(fast: Measured, slow: Measured) -> float | None:
+    """Median over sweeps of slow / fast in wall seconds: a sweep's rounds ran next to each other."""
+    if fast.error or slow.error or not fast.rounds:
+        return None
+    return float(np.median([b.wall / a.wall for a, b in zip(fast.rounds, slow.rounds, strict=True)]))
+
+
+def keep_to(cores: int | None) -> int:
+    """Keep this process, and all that it starts, to so many cores, by default to those that it has; how many these are."""
+    have = sorted(os.sched_getaffinity(0))
+    if cores is not None:
+        if not 1 <= cores <= len(have):
+            raise SystemExit(f"{cores} cores were asked for, and there are {len(have)}")
+        os.sched_setaffinity(0, have[:cores])
+    return cores or len(have)
+
+
+def save_rounds(path: Path, measured: Mapping[str, Mapping[str, Measured]]) -> None:
+    """Every round of every variant by workload, as JSON."""
+    plain = {
+        workload: {
+            name: {"error": one.error, "rounds": [asdict(each) for each in one.rounds]} for name, one in found.items()
+        }
+        for workload, found in measured.items()
+    }
+    path.write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def measure(
+    runners: Iterable[Runner],
+    *,
+    sweeps: int,
+    warm_up: int = 2,
+    patience: float = 600.0,
+    seed: int = 0,
+    watch: Callable[[str], None] = lambda line: None,
+) -> dict[str, Measured]:
+    """Start all runners, let each do a round a sweep, end them all.
+
+    warm_up: first sweeps that are not counted.  patience: seconds that a round may take.  seed: of the order in each sweep.
+    watch: is told what happens.
+    """
+    order = random.Random(seed)
+    with tempfile.TemporaryDirectory(prefix="lockstep-") as folder, contextlib.ExitStack() as stack:
+        variants: list[_Variant] = []
+        for number, runner in enumerate(
+            runners
+        ):  # one after the other: starting together, they would wait on each other
+            variant = stack.enter_context(_started(runner, Path(folder) / str(number), warm_up + sweeps))
+            variants.append(variant)
+            variant.try_to(variant.become_ready)
+            watch(f"{runner.name}: {variant.error or 'ready'}")
+        for sweep in range(warm_up + sweeps):
+            alive = [variant for variant in variants if variant.error is None]
+            for variant in order.sample(alive, len(alive)):
+                variant.try_to(functools.partial(variant.one_round, patience))
+                said = variant.error or f"{variant.rounds[-1].wall:.4f} s"
+                watch(f"{variant.runner.name}: round {sweep + 1} of {warm_up + sweeps}, {said}")
+        for variant in variants:
+            if variant.error is None:
+                variant.try_to(functools.partial(variant.finish, patience))
+        return {variant.runner.name: variant.measured(warm_up) for variant in variants}
+
+
+class _Lost(Exception):
+    """A runner that cannot go on; the message says why."""
+
+
+class _Variant:
+    """A runner's process, as the parent sees it. It is reaped last of all, so that its id stays its own until then."""
+
+    def __init__(self, runner: Runner, folder: Path, rounds: int) -> None:
+        self.runner = runner
+        self.rounds: list[Round] = []
+        self.error: str | None = None
+        self._folder = folder
+        self._rounds = rounds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._server = socket.socket(socket.AF_UNIX)
+        self._connection: socket.socket | None = None
+        self._unread = b""
+        self._weights: Weights | None = None
+        self._known: set[tuple[int, str]] = set()
+
+    def try_to(self, act: Callable[[], None]) -> None:
+        """Do it, or note why it went wrong and end the runner."""
+        try:
+            act()
+        except (_Lost, OSError) as error:  # OSError: the runner closed the socket under our hands
+            self.error = self._last_words() or f"{error}"
+            self.end()
+
+    def become_ready(self) -> None:
+        self._folder.mkdir()
+        self._server.bind(str(self._folder / "socket"))
+        self._server.listen(1)
+        variables = {**os.environ, **self.runner.environment, ADDRESS: str(self._folder / "socket")}
+        with (self._folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                self.runner.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=variables,
+                start_new_session=True,
+            )
+        self._wait_for(self._server, STARTING)
+        self._connection, _ = self._server.accept()
+        self._send({"rounds": self._rounds, "weights": str(self._folder / "weights.npz")})
+        self._receive(STARTING)
+        self._remember()
+
+    def one_round(self, patience: float) -> None:
+        before = cpu_seconds(self._pid)
+        self._send({"go": True})
+        wall = self._receive(patience)["wall"]
+        cpu = cpu_seconds(self._pid) - before
+        self.rounds.append(Round(wall, cpu, *memory(self._pid)))
+        self._remember()
+
+    def finish(self, patience: float) -> None:
+        self._receive(patience)
+        with np.load(self._folder / "weights.npz") as file:
+            self._weights = dict(file)
+        self._ended(20)  # it may take leave of its own workers
+
+    def measured(self, warm_up: int) -> Measured:
+        if self.error is not None:
+            return Measured(self.runner.name, error=self.error)
+        return Measured(self.runner.name, tuple(self.rounds[warm_up:]), self._weights)
+
+    def end(self) -> None:
+        """No process of this runner is left after this."""
+        if self._process is not None:
+            self._signal(signal.SIGTERM)
+            self._ended(5)
+            until = time.monotonic() + 5
+            while self._signal(signal.SIGKILL) and time.monotonic() < until:  # a process takes a moment to die
+                time.sleep(0.02)
+            self._process.wait()
+            self._process = None
+        for end in (self._connection, self._server):
+            if end is not None:
+                end.close()
+
+    @property
+    def _pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def _signal(self, number: int) -> bool:
+        """To the runner's group, and to those that left it; whether anyone was there."""
+        self._remember()
+        left = [pid for pid, born in self._known if _stat(pid)[-1:] == (born,)]
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._pid, number)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return bool(left)
+
+    def _remember(self) -> None:
+        """Who belongs to the runner now: its descendants, and whoever has its socket in the environment, since after the end
+        of a parent nobody can tell whose child one was."""
+        mark = f"{ADDRESS}={self._folder / 'socket'}".encode()
+        for pid in {*family(self._pid), *(pid for pid in _pids() if mark in _environment(pid))}:
+            if stat := _stat(pid):
+                self._known.add((pid, stat[-1]))
+
+    def _ended(self, within: float = 0.0) -> bool:
+        """Whether it ended in so many seconds; it is not reaped."""
+        until = time.monotonic() + within
+        while os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        assert self._connection is not None
+        self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def _receive(self, patience: float) -> Any:
+        assert self._connection is not None
+        until = time.monotonic() + patience
+        while b"\n" not in self._unread:
+            self._wait_for(self._connection, until - time.monotonic())
+            received = self._connection.recv(4096)
+            if not received:
+                raise _Lost("it closed the connection")
+            self._unread += received
+        line, _, self._unread = self._unread.partition(b"\n")
+        return json.loads(line)
+
+    def _wait_for(self, readable: socket.socket, patience: float) -> None:
+        until = time.monotonic() + patience
+        while not select.select([readable], [], [], 0.2)[0]:  # its workers may hold the socket open after its end
+            if self._ended() and not select.select([readable], [], [], 0)[0]:
+                raise _Lost("it ended without a word")
+            if time.monotonic() > until:
+                raise _Lost(f"no answer in {patience:.0f} s")
+
+    def _last_words(self) -> str:
+        """What it said when it ended by itself: the last line that names an error, or the last line at all."""
+        if self._process is None or not self._ended(2):
+            return ""
+        said = (self._folder / "log").read_text(errors="replace").splitlines()
+        lines = [line.strip() for line in said if line.strip()]
+        errors = [line for line in lines if line.partition(":")[0].endswith(("Error", "Exception"))]
+        return (errors or lines or [""])[-1]
+
+
+@contextlib.contextmanager
+def _started(runner: Runner, folder: Path, rounds: int) -> Generator[_Variant, None, None]:
+    """A runner to be, in a process group of its own; ended on the way out, whichever way that is."""
+    variant = _Variant(runner, folder, rounds)
+    try:
+        yield variant
+    finally:
+        variant.end()
+
+
+# ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its descendants that live."""
+    children: dict[int, list[int]] = {}
+    for member in _pids():
+        if stat := _stat(member):
+            children.setdefault(int(stat[1]), []).append(member)
+    found = [pid]
+    for member in found:  # grows on the way
+        found += children.get(member, [])
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system seconds so far of a process, of its descendants that live, and of those that were waited for."""
+    total = 0.0
+    for member in family(pid):
+        with contextlib.suppress(OSError, IndexError):
+            waited_for = sum(map(int, _stat(member)[13:15])) / TICKS
+            total += (
+                time.clock_gettime(~member << 3 | 2) + waited_for
+            )  # its CPU clock, as clock_getcpuclockid(3) names it
+    return total
+
+
+def memory(pid: int) -> tuple[int, int | None]:
+    """(RSS, PSS) of a process and its descendants, bytes. PSS counts a page that n processes share as 1/n in each."""
+    totals = {"Rss": 0, "Pss": 0}
+    complete = True
+    for member in family(pid):
+        try:
+            lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()[1:]
+        except OSError:
+            complete = False
+            with contextlib.suppress(OSError):
+                pages = int(Path(f"/proc/{member}/statm").read_text().split()[1])
+                totals["Rss"] += pages * os.sysconf("SC_PAGE_SIZE")
+            continue
+        figures = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+        totals = {name: total + 1024 * figures[name] for name, total in totals.items()}
+    return totals["Rss"], totals["Pss"] if complete else None
+
+
+def _pids() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    """As it was when the process began; empty where it may not be read."""
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def _stat(pid: int) -> tuple[str, ...]:
+    """State, parent, … up to the start time, of /proc/PID/stat; empty where there is no such process, or a dead one."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:20]
+    except OSError:
+        return ()
+    return () if fields[0] == "Z" else tuple(fields)

@@ -1,0 +1,1 @@
+"""sumus beside other simulators of federated learning: `python -m benchmarks.peers`."""

@@ -1,0 +1,49 @@
+"""Do all variants come to the same model? In float64, on a few clients, against the naive loop.
+
+In float32 they may not: ReLU and max-pooling switch by rounding alone, and trajectories part. Peers visit examples as they
+lie; sumus draws its batches, so it is compared with a naive loop that takes the same ones. What remains is the arithmetic of
+the sums: sumus adds fixed-point integers, pfl float32.
+"""
+
+from collections.abc import Callable, Container, Sequence
+
+from benchmarks.lockstep import Runner, measure
+from benchmarks.workloads import Workload, distance
+
+CLIENTS, ROUNDS = 6, 2
+STORED, DRAWN = "reference", "reference, sumus's batches"
+
+
+def same_model(
+    workload: Workload,
+    runner_naive: Callable[[str, Sequence[str]], Runner],
+    runners: Sequence[Runner],
+    ours: Container[str],
+    watch: Callable[[str], None],
+) -> dict[str, float | str]:
+    """Each runner's distance from the reference's final model over how far that moved; or why there is none.
+
+    runner_naive: (name, further arguments) → the naive loop.  ours: names of runners of sumus.
+    All runners must have been given `asked(workload)` and ROUNDS.
+    """
+    references = [runner_naive(STORED, ["--order", "stored"]), runner_naive(DRAWN, ["--order", "sumus"])]
+    found = measure([*references, *runners], sweeps=ROUNDS, warm_up=0, watch=watch)
+    start, away = workload.initial(), dict[str, float | str]()
+    for runner in runners:
+        one, reference = found[runner.name], found[DRAWN if runner.name in ours else STORED]
+        if one.weights is None or reference.weights is None:
+            away[runner.name] = one.error or f"{reference.error}"
+        else:
+            moved = distance(reference.weights, start)
+            away[runner.name] = distance(one.weights, reference.weights) / moved
+    return away
+
+
+def asked(workload: Workload) -> list[str]:
+    """Arguments of every runner in the check."""
+    return [workload.name, "--double", "--clients", str(CLIENTS)]
+
+
+def shown(away: float | str | None) -> str:
+    """For a table."""
+    return "not checked" if away is None else "no figure" if isinstance(away, str) else f"{away:.0e}"

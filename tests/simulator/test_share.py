@@ -1,0 +1,136 @@
+"""A share of a round: the same sums and results however the clients are cut up, and only what was counted in the sum."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sumus
+from sumus.aggregate import RunningSum
+from sumus.rng import generator
+from sumus.simulator.population import as_population
+from sumus.simulator.share import Result, Setting, Trainer
+from sumus.training.executor import Assignment, Trained
+from sumus.training.program import Program
+from sumus.training.sequential import SequentialExecutor
+from sumus.tree import sha256
+from sumus.types import Broadcast
+
+Make = Callable[..., sumus.Experiment]
+Cut = Sequence[Sequence[Any]]
+ROUND = 3
+"""One where some are late and others' reports are lost."""
+
+
+class InPairs(SequentialExecutor):
+    """Says that groups matter to it, and remembers them."""
+
+    needs_sizes = True
+    calls: list[list[Any]]  # made by whoever looks
+
+    def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
+        assignments = list(assignments)
+        self.calls.append([assignment.client for assignment in assignments])
+        return super().run(broadcast, round_number, assignments)
+
+
+def trainer(experiment: sumus.Experiment, executor: Any = SequentialExecutor) -> Trainer:
+    population = as_population(experiment.population)
+    program = Program(experiment.plan.task, seed=0)
+    data = program.learn_schema(0, *program.reader.read(population, 0))
+    setting = Setting(experiment.plan.with_data(data), population, 0, experiment.fleet, executor)
+    return Trainer(setting, program)
+
+
+def trained(trainer: Trainer, cut: Cut, number: int = 0) -> tuple[RunningSum, list[Result]]:
+    """Round `number` from the initial model."""
+    plan = trainer._setting.plan
+    broadcast = plan.algorithm.start(trainer.program.initial_shared, plan.description).broadcast
+    total = RunningSum()
+    return total, list(trainer.train(number, broadcast, [[(client, {}) for client in group] for group in cut], total))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fleet"])
+def test_shares_add_up_to_the_whole_in_any_order(anywhere: Make, name: str) -> None:
+    one, other = trainer(anywhere(name)), trainer(anywhere(name))
+    whole, results = trained(one, [[client] for client in range(10)])
+    merged = RunningSum()
+    by_client: dict[Any, Result] = {}
+    for place, cut in enumerate([[[7], [2], [9]], [[0, 1]], [[8, 6], [5, 4, 3]]]):
+        total, part = trained((one, other)[place % 2], cut)
+        merged.add(total.total)
+        by_client |= {result.client: result for result in part}
+    assert sha256(merged.total.slots()) == sha256(whole.total.slots())
+    assert [result.client for result in results] == sorted(by_client)
+    for result in results:
+        again = by_client[result.client]
+        assert (result.examples, result.metrics, result.nbytes, result.became) == (
+            again.examples, again.metrics, again.nbytes, again.became,
+        )  # fmt: skip
+        assert {name: sha256(tree) for name, tree in result.state.items()} == {
+            name: sha256(tree) for name, tree in again.state.items()
+        }
+
+
+def test_only_what_arrives_is_in_the_sum_and_who_is_late_gives_nothing(anywhere: Make) -> None:
+    experiment = anywhere("fleet")
+    total, results = trained(trainer(experiment), [[client] for client in range(10)], number=ROUND)
+    fates = {
+        client: experiment.fleet.fate(
+            -(-(8 + 5 * client) // 8), generator(0, "round", ROUND, "client", client, "fleet")
+        )
+        for client in range(10)
+    }
+    late = {client for client, fate in fates.items() if fate.late}
+    lost = {client for client, fate in fates.items() if fate.lost and not fate.late}
+    assert late
+    assert lost
+    assert {result.client for result in results} == set(range(10)) - late
+    assert {result.client for result in results if result.became == "lost"} == lost
+    assert int(total.total.count) == 10 - len(late | lost)
+    assert all(result.nbytes > 0 for result in results), "what is lost was sent too"
+
+
+def test_an_aggregator_that_needs_each_update_gets_each_and_no_sum(anywhere: Make) -> None:
+    total, results = trained(trainer(anywhere("median")), [[client] for client in range(10)])
+    assert total.total.empty
+    assert {result.became for result in results} == {"counted", "lost"}
+    for result in results:
+        assert (result.alone is not None) == (result.became == "counted")
+        assert result.alone is None or int(result.alone.count) == 1
+
+
+def test_where_groups_matter_each_is_one_call_and_else_all_of_them_are(anywhere: Make) -> None:
+    pairs = trainer(anywhere("fedavg"), InPairs)
+    assert isinstance(pairs.executor, InPairs)
+    pairs.executor.calls = []
+    total, _ = trained(pairs, [[3, 1], [0], [4, 2]])
+    assert pairs.executor.calls == [[3, 1], [0], [4, 2]]
+    other, _ = trained(trainer(anywhere("fedavg")), [[0, 1], [2, 3, 4]])
+    assert sha256(total.total.slots()) == sha256(other.total.slots())
+
+
+def test_groups_are_taken_only_as_they_are_trained(anywhere: Make) -> None:
+    """So a worker can be dealt more, and a client's state is read when it begins."""
+    taken: list[int] = []
+
+    def groups() -> Iterator[list[tuple[int, dict[str, Any]]]]:
+        for client in range(4):
+            taken.append(client)
+            yield [(client, {})]
+
+    one = trainer(anywhere("fedavg"))
+    broadcast = {"params": one.program.initial_shared}
+    for done, _ in enumerate(one.train(0, broadcast, groups(), RunningSum()), 1):
+        assert len(taken) == done
+
+
+def test_sizes_are_those_that_the_model_sees(anywhere: Make) -> None:
+    assert trainer(anywhere("fedavg")).sizes([3, 0, 9]) == [23, 8, 53]
+
+
+def test_a_result_is_settled_without_its_state() -> None:
+    settled = Result("alice", 3, {"loss": (1.0, 3)}, 8, "counted", {"control": {"w": np.ones(2)}}).settled
+    assert (settled.client, settled.examples, settled.state) == ("alice", 3, {})
+    assert settled.settled is settled
