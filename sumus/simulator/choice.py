@@ -13,6 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, SumusError
 from sumus.rng import key
 from sumus.spec import canonical_json, to_json
 from sumus.storage.files import write_whole
@@ -192,19 +193,15 @@ class _Probe:
         """Why the model cannot be trained so: it cannot be captured, or the result is not autograd's."""
         if choice == AUTOGRAD:
             return None
-        executor = self._executor(choice)
+        wanted, executor = self._autograd(), self._executor(choice)
         try:
-            found = list(executor.run(self._broadcast, 0, self._samples))
+            found = list(executor.run(self._broadcast, 0, [one for one in self._samples if one.client in wanted]))
         except Exception as error:  # of whatever kind: autograd has trained these clients, so it is not theirs
             return f"{type(error).__name__}: {error}".partition("\n")[0]
         if refused := getattr(executor, "refused", None):
             return cast(str, refused)
-        if not self._by_autograd:
-            self._by_autograd = {
-                one.client: one for one in self._executor(AUTOGRAD).run(self._broadcast, 0, self._samples)
-            }
         tolerance = max(_TOLERANCE.get(leaf.dtype, _COARSE) for leaf in self._program.leaves.values() if leaf.trained)
-        if all(_distance(one, self._by_autograd[one.client]) <= tolerance for one in found):
+        if all(_distance(one, wanted[one.client]) <= tolerance for one in found):
             return None
         if choice.kind == "vectorized":
             return "its examples act on each other within a batch (batch statistics?), and short batches are padded"
@@ -236,6 +233,16 @@ class _Probe:
         for _ in self._executor(choice).run(self._broadcast, 0, group):
             pass
         return time.perf_counter() - began
+
+    def _autograd(self) -> Mapping[Any, Trained]:
+        """What autograd makes of the samples, of those that it can train: the run itself will say what is wrong with others."""
+        if not self._by_autograd:
+            for sample in self._samples:
+                with suppress(SumusError):
+                    self._by_autograd |= {
+                        one.client: one for one in self._executor(AUTOGRAD).run(self._broadcast, 0, [sample])
+                    }
+        return self._by_autograd
 
     def _executor(self, choice: Choice) -> Executor:
         if choice not in self._executors:
