@@ -1,15 +1,17 @@
 """The executors of sumus beside each other and beside the naive loop: is the one that `auto` picks the fastest?
 
     python -m benchmarks.executors                              w1, w2 and w3
-    python -m benchmarks.executors --variants 3                 and three random variants of each
+    python -m benchmarks.executors --variants 3                 and three random variants of each: naive and auto alone
     python -m benchmarks.executors --workloads w2 w1/7          these; w1/7 is the variant of seed 7
     python -m benchmarks.executors --check                      also: do all come to the same model?
     python -m benchmarks.executors --variants 3 --write         also put table and picture into docs/
 
-One round of each in turn, as in `benchmarks.peers`. Ends with status 1 where `auto` is slower than 0.9 times the best.
+One round of each in turn, as in `benchmarks.peers`. What `auto` finds is found anew, and forgotten: each runner has a cache
+folder of its own. Ends with status 1 where `auto` is slower than 0.9 times the best.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,22 +19,44 @@ from pathlib import Path
 from benchmarks.figures import DOCS, bars, megabytes, reason, three_digits, times
 from benchmarks.lockstep import Measured, Runner, keep_to, measure, save_rounds, times_faster
 from benchmarks.peers import check
-from benchmarks.peers.runner_sumus import HAS_EXECUTORS
 from benchmarks.results import write_table
 from benchmarks.workloads import WORKLOADS, Workload, named
 
 ROOT = Path(__file__).resolve().parents[1]
 NAIVE, AUTO = "naive", "auto"
-EXECUTORS = ("sequential", "vectorized", "processes", AUTO) if HAS_EXECUTORS else (AUTO,)
+ALL = "all"  # cores
+WAYS = {
+    "autograd": ("autograd", "1"),
+    "sequential": ("sequential", "1"),
+    "vectorized": ("vectorized:16", "1"),
+    "autograd, processes": ("autograd", ALL),
+    "sequential, processes": ("sequential", ALL),
+    "sequential+onednn, processes": ("sequential+onednn", ALL),
+    "vectorized, processes": ("vectorized:16", ALL),
+}
+EXECUTORS = (*WAYS, AUTO)
 ENOUGH = 0.9  # of the best executor's speed
 
 
 def runner(name: str, asked: Sequence[str], further: Sequence[str] = ()) -> Runner:
     """The naive loop, or sumus with an executor. asked: the workload, and what else all runners take."""
     module = "runner_sumus" if name in EXECUTORS else "runner_naive"
-    executor = ["--executor", name] if name in EXECUTORS and HAS_EXECUTORS else []
-    command = [sys.executable, "-m", f"benchmarks.peers.{module}", *asked, *executor, *further]
+    options: list[str] = []
+    if name in WAYS:
+        executor, workers = WAYS[name]
+        options = [
+            "--executor",
+            executor,
+            "--workers",
+            str(len(os.sched_getaffinity(0))) if workers == ALL else workers,
+        ]
+    command = [sys.executable, "-m", f"benchmarks.peers.{module}", *asked, *options, *further]
     return Runner(name, command, {"PYTHONPATH": str(ROOT)})
+
+
+def names_for(workload: Workload) -> tuple[str, ...]:
+    """All executors for a workload; for its variants the naive loop and what is chosen by itself."""
+    return (NAIVE, AUTO) if "/" in workload.name else (NAIVE, *EXECUTORS)
 
 
 def same_model(workload: Workload) -> dict[str, float | str]:
@@ -55,8 +79,13 @@ def row(workload: Workload, found: Mapping[str, Measured], same: Mapping[str, fl
     """A row of the table."""
     naive, ratio = found[NAIVE], auto_over_best(found)
     wall = naive.median("wall")
-    speeds = [times(times_faster(found[name], naive)) or reason(found[name].error or "") for name in EXECUTORS]
-    sizes = [f"{megabytes(one.median('rss'))} / {megabytes(one.median('pss'))}" for one in found.values()]
+    speeds = [
+        times(times_faster(found[name], naive)) or reason(found[name].error or "") if name in found else ""
+        for name in EXECUTORS
+    ]
+    sizes = [
+        f"{megabytes(found[name].median('rss'))} / {megabytes(found[name].median('pss'))}" for name in (NAIVE, AUTO)
+    ]
     figures = [away for away in (same or {}).values() if isinstance(away, float)]
     lost = same is not None and len(figures) < len(EXECUTORS)
     checked = check.shown("" if lost else max(figures) if figures else None)
@@ -93,14 +122,15 @@ def main() -> int:
     table: list[list[str]] = []
     for workload in workloads:
         watch(f"{workload.name}: {workload.shape}")
-        runners = [runner(name, [workload.name]) for name in (NAIVE, *EXECUTORS)]
+        runners = [runner(name, [workload.name]) for name in names_for(workload)]
         found = measure(runners, sweeps=args.sweeps, warm_up=args.warm_up, watch=watch)
         measured[workload.name] = found
-        table.append(row(workload, found, same_model(workload) if args.check else None))
+        whole = workload.name in WORKLOADS
+        table.append(row(workload, found, same_model(workload) if args.check and whole else None))
     if args.raw:
         save_rounds(args.raw, measured)
     header = ["workload", "model", "naive, seconds a round", *(f"{name}, × naive" for name in EXECUTORS), "auto / best"]
-    header += [*(f"{name}, RSS / PSS MB" for name in (NAIVE, *EXECUTORS)), "same model"]
+    header += [*(f"{name}, RSS / PSS MB" for name in (NAIVE, AUTO)), "same model"]
     caption = (
         f"`python -m benchmarks.executors`: one round of each in turn, {args.sweeps} sweeps in random order, medians of seconds "
         f"and of the sweeps' ratios, {cores} cores. Same model: the largest distance from the naive loop's in float64 over how "

@@ -167,9 +167,7 @@ def measure(
     order = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder, contextlib.ExitStack() as stack:
         variants: list[_Variant] = []
-        for number, runner in enumerate(
-            runners
-        ):  # one after the other: starting together, they would wait on each other
+        for number, runner in enumerate(runners):  # one after the other: together, they would wait on each other
             variant = stack.enter_context(_started(runner, Path(folder) / str(number), warm_up + sweeps))
             variants.append(variant)
             variant.try_to(variant.become_ready)

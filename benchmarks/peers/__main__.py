@@ -33,7 +33,6 @@ from benchmarks.peers.environments import (
     prepare,
     versions,
 )
-from benchmarks.peers.runner_sumus import HAS_EXECUTORS
 from benchmarks.results import write_table
 from benchmarks.workloads import WORKLOADS, Workload
 
@@ -67,7 +66,9 @@ PEERS = {
     "naive": Peer(NAIVE, "-m benchmarks.peers.runner_naive"),
     "naive-all": Peer("naive loop, {cores} processes", "-m benchmarks.peers.runner_naive --processes {cores}"),
     "sumus": Peer(OURS, "-m benchmarks.peers.runner_sumus"),
-    "sumus-one": Peer("sumus, sequential", "-m benchmarks.peers.runner_sumus --executor sequential"),
+    "sumus-one": Peer(
+        "sumus, sequential, 1 process", "-m benchmarks.peers.runner_sumus --executor sequential --workers 1"
+    ),
     "pfl": Peer("pfl", "-m benchmarks.peers.runner_pfl --rounds {rounds}", PFL),
     "pfl-all": Peer(
         "pfl, {cores} processes",
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put table and picture into docs/")
     args = parser.parse_args()
     cores = keep_to(args.cores)
-    wanted = {"naive", *args.peers} - (set() if HAS_EXECUTORS else {"sumus-one"})
+    wanted = {"naive", *args.peers}
     peers = [dataclasses.replace(p, name=p.name.format(cores=cores)) for key, p in PEERS.items() if key in wanted]
     bench = install(peers, args.environments, cores, lambda line: print(line, file=sys.stderr, flush=True))
     workloads = [WORKLOADS[name] for name in args.workloads]

@@ -1,7 +1,10 @@
 """sumus itself, by its public names: FedAvg of every client, one local epoch of SGD."""
 
+import argparse
 import functools
-import inspect
+import os
+import sys
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -12,11 +15,11 @@ from benchmarks.workloads import Workload
 from sumus.simulator.history import RoundRecord
 from sumus.simulator.progress import Show
 
-HAS_EXECUTORS = "executor" in inspect.signature(sumus.run).parameters
+PLANNED = 1000  # rounds of the run that is begun: long enough for a probe; it is stopped when its turns are over
 
 
 class InTurn:
-    """A progress that begins a round only when it is this runner's turn."""
+    """A progress that begins a round only when it is this runner's turn, and stops the run after the last."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
@@ -24,7 +27,8 @@ class InTurn:
     @contextmanager
     def watching(self, experiment: sumus.Experiment, done: int) -> Generator[Show, None, None]:
         def show(record: RoundRecord) -> None:
-            self._turns.next()
+            if not self._turns.next():
+                raise KeyboardInterrupt
 
         self._turns.next()
         yield show
@@ -42,12 +46,26 @@ def experiment(workload: Workload, rounds: int, double: bool) -> sumus.Experimen
 def main() -> None:
     """Train, a round a turn."""
     cli = parser(__doc__)
-    cli.add_argument("--executor", help="as `sumus.run` takes it; by default its own default")
+    cli.add_argument("--executor", default="auto", help="as `sumus.run` takes it")
+    cli.add_argument("--workers", type=int, help="as `sumus.run` takes it")
     args = cli.parse_args()
     turns = Turns()
-    options = {"executor": args.executor} if args.executor else {}
-    history = sumus.run(experiment(workload_of(args), turns.rounds, args.double), progress=InTurn(turns), **options)
-    turns.finish({name: leaf.numpy() for name, leaf in history.model.items()})
+    with tempfile.TemporaryDirectory() as nothing_found_before:
+        os.environ["XDG_CACHE_HOME"] = nothing_found_before
+        _run(args, turns)
+
+
+def _run(args: argparse.Namespace, turns: Turns) -> None:
+    try:
+        sumus.run(
+            experiment(workload_of(args), PLANNED, args.double),
+            progress=InTurn(turns),
+            executor=args.executor,
+            workers=args.workers,
+        )
+    except sumus.Interrupted as stop:
+        print(stop.history.executor, file=sys.stderr)
+        turns.finish({name: leaf.numpy() for name, leaf in stop.history.model.items()})
 
 
 if __name__ == "__main__":
