@@ -24,13 +24,14 @@ from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.rng import generator, key
 from sumus.simulator.checkpoint import Checkpoint
-from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, checked, choose, processes, recall_of_this_user
+from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, checked, choose, processes
 from sumus.simulator.crew import check_workers, crew_of, described
 from sumus.simulator.evaluation import Evaluation
 from sumus.simulator.history import History, RoundRecord
 from sumus.simulator.interrupt import undisturbed, whole
 from sumus.simulator.population import as_population, sample
 from sumus.simulator.progress import Progress, progress_of
+from sumus.simulator.recall import recall_of_this_user
 from sumus.simulator.share import Crew, Group, Result, Setting, Trainer
 from sumus.spec import canonical_json, to_json
 from sumus.storage.client_states import ClientStates, DirectoryClientStates, MemoryClientStates

@@ -12,7 +12,8 @@ import sumus
 from sumus.errors import ExperimentError
 from sumus.rng import key
 from sumus.simulator import choice as choices
-from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, Recall, checked, choose
+from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, checked, choose
+from sumus.simulator.recall import Recall
 from sumus.training.executor import Assignment
 from sumus.training.program import Program
 from sumus.types import Broadcast

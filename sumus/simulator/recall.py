@@ -1,0 +1,80 @@
+"""What executors were found to be fastest on this machine, by step and shapes, in a file of the user's."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from sumus.rng import key
+from sumus.spec import canonical_json, to_json
+from sumus.storage.files import write_whole
+from sumus.training.executor import Assignment
+from sumus.training.program import Program
+from sumus.work import ClientWork
+
+
+class Recall:
+    """What was chosen before on this machine, in a file; a file that cannot be read or written is none."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def get(self, where: str) -> Mapping[str, Any] | None:
+        """What was put there."""
+        found = self._all().get(where)
+        return (
+            cast(Mapping[str, Any], found)
+            if isinstance(found, dict) and {"choice", "reason", "seconds"} <= {*found}
+            else None
+        )
+
+    def put(self, where: str, value: Mapping[str, Any]) -> None:
+        """Keep it; whoever wrote at the same time may be lost, and probes again."""
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, json.dumps({**self._all(), where: value}, indent=1).encode())
+        except OSError:
+            pass
+
+    def _all(self) -> dict[str, Any]:
+        try:
+            found: object = json.loads(self._path.read_bytes()) if self._path is not None else None
+        except (OSError, ValueError):
+            return {}
+        return cast(dict[str, Any], found) if isinstance(found, dict) else {}
+
+
+def recall_of_this_user() -> Recall:
+    """In the user's cache folder."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Recall(Path(folder) / "sumus" / "executors.json")
+
+
+def where_of(program: Program, work: ClientWork, client: Assignment) -> str:
+    """Step, shapes, torch and machine."""
+    step = {
+        "task": program.description.fingerprint,
+        "loss": program.description.loss,
+        "model": repr(program.module),
+        "work": to_json(work),
+        "inputs": list(client.inputs.shape[1:]),
+        "device": str(program.device),
+        "torch": version("torch"),
+        "machine": [platform.machine(), _processor(), os.cpu_count()],
+    }
+    return key(canonical_json(step)).hex()[:32]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
