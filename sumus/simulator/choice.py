@@ -95,31 +95,54 @@ class Chosen:
     seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class RunLength:
+    """How much a run has to do. steps: local ones, of all clients.  flops: of one.
+
+    seconds: what they may take one after the other, from their arithmetic alone, so that it is the same in every run: 0.3 ms
+    a step, and 50 GFLOP/s.
+    """
+
+    steps: int
+    flops: float
+
+    @classmethod
+    def of(cls, program: Program, work: ClientWork, first: Assignment, *, clients: int) -> "RunLength":
+        """For so many times a client, all like this one."""
+        rows = min(work.batch_size or len(first.inputs), len(first.inputs))
+        steps = clients * work.step_count(len(first.inputs))
+        return cls(steps, rows * step_flops(program, first.inputs, first.targets))
+
+    @property
+    def seconds(self) -> float:
+        return self.steps * (3e-4 + self.flops / 5e10)
+
+    def seconds_with(self, chosen: Chosen) -> float:
+        """The same as it was measured, where it was."""
+        return self.seconds if chosen.seconds is None else self.steps * chosen.seconds
+
+
 def choose(
     program: Program,
     work: ClientWork,
     clients: Callable[[int], list[Assignment]],
     broadcast: Broadcast,
-    steps: int,
+    run: RunLength,
     recall: Recall,
 ) -> Chosen:
-    """The fastest executor for a run of so many local steps, tried on some of its clients.
+    """The fastest executor for a run, tried on some of its clients.
 
     clients: gives up to so many, whose training here has no effect.  recall: what was found before on this machine.
     """
-    (first,) = clients(1)
-    arithmetic = step_flops(program, first.inputs, first.targets)
-    estimate = steps * _step_seconds(work, first, arithmetic)
-    if estimate < SHORT:
+    if run.seconds < SHORT:
         return Chosen(AUTOGRAD, "the run is too short to probe")
-    where = where_of(program, work, first)
+    where = where_of(program, work, *clients(1))
     if (known := recall.get(where)) is not None:
         return Chosen(
             Choice.parse(known["choice"]), f"{known['reason']}; probed before on this machine", known["seconds"]
         )
     several = clients(STACKS[program.device.type][-1])
-    probe = _Probe(program, work, several, broadcast, max(BUDGET, SHARE * estimate))
-    chosen = probe.run(arithmetic * _rows(work, first))
+    chosen = _Probe(program, work, several, broadcast, max(BUDGET, SHARE * run.seconds)).run(run.flops)
     recall.put(where, {"choice": str(chosen.choice), "reason": chosen.reason, "seconds": chosen.seconds})
     return chosen
 
@@ -135,13 +158,14 @@ def checked(
     return Chosen(instead, f"not {choice}: {refused}")
 
 
-def processes(chosen: Chosen, steps: int, clients: int, device: str) -> int:
-    """How many to deal so many clients to: as many as there are cores, where that saves more than starting them takes."""
+def processes(seconds: float, clients: int, device: str) -> int:
+    """How many to deal so many clients to: as many as there are cores, where that saves more than starting them takes.
+
+    seconds: that one process would train.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(cores, clients, MOST_PROCESSES)
-    if device != "cpu" or chosen.seconds is None or chosen.seconds * steps * (1 - 1 / count) < START:
-        return 1
-    return count
+    return count if device == "cpu" and seconds * (1 - 1 / count) > START else 1
 
 
 class _Probe:
@@ -248,18 +272,6 @@ class _Probe:
 
     def _on_cpu(self) -> bool:
         return self._program.device.type == "cpu"
-
-
-def _step_seconds(work: ClientWork, client: Assignment, arithmetic: float) -> float:
-    """What a local step may take, from its arithmetic alone, so that it is the same in every run: 0.3 ms and 50 GFLOP/s.
-
-    arithmetic: floating-point operations an example.
-    """
-    return 3e-4 + arithmetic * _rows(work, client) / 5e10
-
-
-def _rows(work: ClientWork, client: Assignment) -> int:
-    return min(work.batch_size or len(client.inputs), len(client.inputs))
 
 
 def _first_steps(client: Assignment) -> Assignment:

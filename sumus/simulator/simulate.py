@@ -24,13 +24,13 @@ from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.rng import generator, key
 from sumus.simulator.checkpoint import Checkpoint
-from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, checked, choose, processes
+from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, RunLength, checked, choose, processes
 from sumus.simulator.crew import check_workers, crew_of, described
 from sumus.simulator.evaluation import Evaluation
 from sumus.simulator.history import History, RoundRecord
 from sumus.simulator.interrupt import undisturbed, whole
 from sumus.simulator.population import as_population, sample
-from sumus.simulator.progress import Progress, progress_of
+from sumus.simulator.progress import Progress, Show, progress_of
 from sumus.simulator.recall import recall_of_this_user
 from sumus.simulator.share import Crew, Group, Result, Setting, Trainer
 from sumus.spec import canonical_json, to_json
@@ -195,9 +195,15 @@ class Simulation:
     ) -> History:
         """All rounds that are left."""
         try:
-            self._staff(executor, workers, insecure)
-            with closing(self.crew):
-                return self._rounds(checkpoint_every, progress)
+            with progress.watching(self.experiment, self.done) as show:
+                self._staff(executor, workers, insecure)
+                with closing(self.crew):
+                    self._rounds(checkpoint_every, show)
+            history = self._history("target" if self._reached_target() else "rounds")
+            if self.out is not None:
+                self._write(self._checkpoint())
+                history.write(self.out)
+            return history
         except KeyboardInterrupt:
             with undisturbed():
                 checkpoint = self._checkpoint()
@@ -214,26 +220,29 @@ class Simulation:
 
     def _staff(self, wanted: Choice | None, workers: int | str | None, insecure: bool) -> None:
         """Decide how clients are trained, and by how many processes, and start these."""
-        work, state = self.plan.algorithm.client, self.at.state
-        (first,) = self._tried(1, 1)
+        work, broadcast = self.plan.algorithm.client, self.at.state.broadcast
         cohort = 1 if self.plan.algorithm.aggregator.one_by_one else self.plan.pacing.cohort
-        left = (self.experiment.rounds - self.done) * self.plan.pacing.cohort
-        steps = left * work.step_count(len(first.inputs))
+        run = RunLength.of(self.program, work, *self._tried(1, 1), clients=self._left)
         if wanted is not None:
-            chosen = checked(wanted, self.program, work, self._tried(cohort, 4), state.broadcast)
+            chosen = checked(wanted, self.program, work, self._tried(cohort, 4), broadcast)
         elif self.at.executor:
             chosen = Chosen(Choice.parse(self.at.executor), "as in the rounds before")
         else:
             several = partial(self._tried, cohort)
-            chosen = choose(self.program, work, several, state.broadcast, steps, recall_of_this_user())
+            chosen = choose(self.program, work, several, broadcast, run, recall_of_this_user())
         self.at = replace(self.at, executor=str(chosen.choice))
         self.setting = replace(self.setting, executor=chosen.choice.executor)
         self.trainer = Trainer(self.setting, self.program)
-        count = workers or processes(chosen, steps, min(cohort, len(self.population)), self.program.device.type)
+        count = workers or processes(run.seconds_with(chosen), cohort, self.program.device.type)
         self.crew, alone = crew_of(self.trainer, self.setting, count, insecure)
         if alone:
             self.notes[alone] = None
         self.how = f"{chosen.choice} {described(1 if alone else count)}: {chosen.reason}"
+
+    @property
+    def _left(self) -> int:
+        """How often a client is still to train."""
+        return (self.experiment.rounds - self.done) * self.plan.pacing.cohort
 
     def _tried(self, cohort: int, most: int) -> list[Assignment]:
         """The first clients as they would train, to try executors on."""
@@ -243,21 +252,15 @@ class Simulation:
             for client in few
         ]
 
-    def _rounds(self, checkpoint_every: int, progress: Progress) -> History:
+    def _rounds(self, checkpoint_every: int, show: Show) -> None:
         """Play them, and keep what there is now and then."""
         saved = self.done
-        with progress.watching(self.experiment, self.done) as show:
-            while self.done < self.experiment.rounds and not self._reached_target():
-                self._round(self.done, self.at)
-                show(self.at.rounds[-1])
-                if self.done - saved >= checkpoint_every:
-                    self._write(self._checkpoint())
-                    saved = self.done
-        history = self._history("target" if self._reached_target() else "rounds")
-        if self.out is not None:
-            self._write(self._checkpoint())
-            history.write(self.out)
-        return history
+        while self.done < self.experiment.rounds and not self._reached_target():
+            self._round(self.done, self.at)
+            show(self.at.rounds[-1])
+            if self.done - saved >= checkpoint_every:
+                self._write(self._checkpoint())
+                saved = self.done
 
     @property
     def done(self) -> int:

@@ -12,7 +12,7 @@ import sumus
 from sumus.errors import ExperimentError
 from sumus.rng import key
 from sumus.simulator import choice as choices
-from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, checked, choose
+from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, RunLength, checked, choose, processes
 from sumus.simulator.recall import Recall
 from sumus.training.executor import Assignment
 from sumus.training.program import Program
@@ -98,7 +98,7 @@ def broadcast_of(program: Program) -> Broadcast:
 
 
 def chosen(program: Program, steps: int = LONG, recall: Recall | None = None) -> Chosen:
-    return choose(program, WORK, first_of, broadcast_of(program), steps, recall or Recall(None))
+    return choose(program, WORK, first_of, broadcast_of(program), RunLength(steps, 1e5), recall or Recall(None))
 
 
 @pytest.mark.parametrize("text", ["autograd", "sequential", "sequential+onednn", "vectorized:1", "vectorized:64"])
@@ -172,7 +172,7 @@ def test_another_step_is_probed_anew(tmp_path: Path) -> None:
     recall, program = Recall(tmp_path / "executors.json"), program_of(dense)
     chosen(program, recall=recall)
     for other in (sumus.sgd(lr=0.1, batch_size=8), sumus.adam(lr=0.1, batch_size=4)):
-        found = choose(program, other, first_of, broadcast_of(program), LONG, recall)
+        found = choose(program, other, first_of, broadcast_of(program), RunLength(LONG, 1e5), recall)
         assert "probed before" not in found.reason
     assert "probed before" not in chosen(program_of(lambda: nn.Sequential(*dense(), nn.ReLU())), recall=recall).reason
 
@@ -225,6 +225,23 @@ def test_what_was_asked_for_is_given_where_it_can_be() -> None:
         assert found == Chosen(choice, "as asked for")
 
 
+def test_a_run_is_as_long_as_its_steps_and_their_arithmetic() -> None:
+    run = RunLength.of(program_of(dense), WORK, clients(1)[0], clients=100)
+    assert run == RunLength(100, 3 * 3 * 2 * (6 * 16 + 16 * 3))  # one step of three examples; three passes; 2 a product
+    assert run.seconds == pytest.approx(100 * (3e-4 + run.flops / 5e10))
+    assert run.seconds_with(Chosen(AUTOGRAD, "", 0.5)) == 50.0
+    assert run.seconds_with(Chosen(AUTOGRAD, "")) == run.seconds
+
+
+def test_processes_are_started_where_they_save_more_than_their_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert processes(seconds=1000.0, clients=100, device="cpu") == choices.MOST_PROCESSES
+    assert processes(seconds=1000.0, clients=3, device="cpu") == 3
+    assert processes(seconds=5.0, clients=100, device="cpu") == 1
+    assert processes(seconds=1000.0, clients=1, device="cpu") == 1
+    assert processes(seconds=1000.0, clients=100, device="cuda") == 1
+
+
 def test_a_probe_leaves_no_trace_in_the_model_or_the_generator() -> None:
     program = program_of(lambda: nn.Sequential(nn.Linear(6, 16), nn.Dropout(0.5), nn.Linear(16, 3)))
     before = dict(program.initial)
@@ -236,7 +253,9 @@ def test_a_probe_leaves_no_trace_in_the_model_or_the_generator() -> None:
 
 def test_the_first_clients_may_be_fewer_than_a_stack() -> None:
     program = program_of(dense)
-    found = choose(program, WORK, lambda most: clients(2)[:most], broadcast_of(program), LONG, Recall(None))
+    found = choose(
+        program, WORK, lambda most: clients(2)[:most], broadcast_of(program), RunLength(LONG, 1e5), Recall(None)
+    )
     assert found.choice.stack <= 2
 
 
