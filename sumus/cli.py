@@ -61,13 +61,14 @@ How = Annotated[
     str,
     typer.Option(
         "--executor",
-        help="auto (measured on this model, and remembered), autograd, sequential, sequential+onednn or vectorized[:K].",
+        help="auto (measured on this model, and remembered), autograd, sequential, sequential+onednn, or vectorized[:K] "
+        "with K a power of two.",
     ),
 ]
 Workers = Annotated[
     str | None,
     typer.Option(
-        help="Processes that train at once; ray for a Ray cluster here, or the address of one. Measured if left out."
+        help="Processes that train at once, this one too; ray for a Ray cluster here, or its address. By default as many as pay."
     ),
 ]
 

@@ -91,4 +91,4 @@ def _decoded(tensors: dict[str, Array]) -> Checkpoint:
         trees[kind][rest] = array
     state = ServerState(nested(trees["broadcast"]), nested(trees["memory"]))
     rounds = [RoundRecord.from_json(record) for record in head["rounds"]]
-    return Checkpoint(head["identity"], state, trees["clients"], rounds, head["executor"])
+    return Checkpoint(head["identity"], state, trees["clients"], rounds, head.get("executor", "autograd"))

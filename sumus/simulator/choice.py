@@ -9,6 +9,7 @@ changes rounding, so it is kept in the checkpoint; over how many processes the c
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,12 +20,14 @@ import numpy as np
 
 from sumus.errors import ExperimentError, SumusError
 from sumus.simulator.recall import Recall, where_of
-from sumus.training.cost import step_flops
+from sumus.training.cost import cost_of, step_flops
 from sumus.training.executor import Assignment, Executor, Trained
+from sumus.training.graph import leaving_no_trace
 from sumus.training.program import Program
+from sumus.training.rewrite import NotCapturable
 from sumus.training.sequential import SequentialExecutor
 from sumus.training.vectorized import VectorizedExecutor
-from sumus.types import Broadcast
+from sumus.types import Broadcast, Tree
 from sumus.work import ClientWork
 
 KINDS = ("autograd", "sequential", "sequential+onednn", "vectorized")
@@ -35,7 +38,7 @@ BUDGET, SHARE = 2.5, 0.04
 BUSY = 2.5e10
 """Floating-point operations a second from which a CPU's core has no dispatch left to save by stacking."""
 STACK_BYTES = 2**28
-"""The most that the parameters of a stack may take."""
+"""The most that a stack's step may take."""
 START = 5.0
 """Seconds that more processes must save: they take about two to start."""
 MOST_PROCESSES = 16
@@ -44,6 +47,8 @@ STACKS = {"cpu": (4, 16, 32), "cuda": (32, 128, 512)}
 _STEPS, _REPEATS = 4, 3
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 _COARSE = 0.05
+_SMALL = 1e-2
+"""A leaf whose update is shorter than this share of all of it may be as far off as one of that length."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +62,21 @@ class Choice:
     kind: str
     stack: int = 1
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.stack < 1 or self.stack & (self.stack - 1):
-            raise ExperimentError(
-                f"executor {self} is not known: auto, {', '.join(KINDS)} or vectorized:K, where K is a power of two"
-            )
-
     def __str__(self) -> str:
         return f"{self.kind}:{self.stack}" if self.kind == "vectorized" else self.kind
 
     @classmethod
-    def parse(cls, text: str) -> "Choice":
-        """From its name."""
-        kind, _, stack = text.partition(":")
-        if stack and not (kind == "vectorized" and stack.isdecimal()):
-            raise ExperimentError(f"executor {text!r} is not known: auto, {', '.join(KINDS)} or vectorized:K")
-        return cls(kind, int(stack) if stack else 16 if kind == "vectorized" else 1)
+    def parse(cls, text: object) -> "Choice":
+        """From its name; a stack is of 16 where it does not say."""
+        if isinstance(text, str) and text in KINDS:
+            return cls(text, 16 if text == "vectorized" else 1)
+        if isinstance(text, str) and (stack := re.fullmatch(r"vectorized:([1-9][0-9]{0,5})", text)):
+            count = int(stack[1])
+            if count & (count - 1) == 0:
+                return cls("vectorized", count)
+        raise ExperimentError(
+            f"executor {text!r} is not known: give auto, {', '.join(KINDS)}, or vectorized:K, where K is a power of two"
+        )
 
     def executor(self, program: Program, work: ClientWork) -> Executor:
         """One, on a program."""
@@ -137,13 +141,14 @@ def choose(
     if run.seconds < SHORT:
         return Chosen(AUTOGRAD, "the run is too short to probe")
     where = where_of(program, work, *clients(1))
-    if (known := recall.get(where)) is not None:
-        return Chosen(
-            Choice.parse(known["choice"]), f"{known['reason']}; probed before on this machine", known["seconds"]
-        )
     several = clients(STACKS[program.device.type][-1])
-    chosen = _Probe(program, work, several, broadcast, max(BUDGET, SHARE * run.seconds)).run(run.flops)
-    recall.put(where, {"choice": str(chosen.choice), "reason": chosen.reason, "seconds": chosen.seconds})
+    probe = _Probe(program, work, several, broadcast, max(BUDGET, SHARE * run.seconds))
+    with suppress(ExperimentError):  # what stands there may be of another version
+        if (known := recall.get(where)) is not None and probe.refused(choice := Choice.parse(known["choice"])) is None:
+            return Chosen(choice, f"{known['reason']}; probed before on this machine", known["seconds"])
+    chosen = probe.run(run.flops)
+    if not probe.hurried:
+        recall.put(where, {"choice": str(chosen.choice), "reason": chosen.reason, "seconds": chosen.seconds})
     return chosen
 
 
@@ -182,7 +187,8 @@ class _Probe:
         self._program, self._work, self._broadcast = program, work, broadcast
         self._clients = [_first_steps(client) for client in clients]
         self._until = time.perf_counter() + budget
-        self._samples = [*self._clients[:3], _shortened(self._clients[0])]
+        self.hurried = False
+        self._samples = [*self._clients[:3], _shortened(self._clients[0], work.batch_size)]
         self._by_autograd: dict[Any, Trained] = {}
         self._executors: dict[Choice, Executor] = {}
 
@@ -204,8 +210,9 @@ class _Probe:
             if not self._try(choice, took, reasons) or took[choice] > min(took.values()):
                 break
         best = min(took, key=lambda choice: took[choice])
-        ratios = ", ".join(f"{choice} {took[AUTOGRAD] / seconds:.2f}" for choice, seconds in took.items())
-        return Chosen(best, "; ".join([f"speed in units of autograd's: {ratios}", *dict.fromkeys(reasons)]), took[best])
+        ratios = ", ".join(f"{choice} {took[AUTOGRAD] / took[choice]:.2f}" for choice in took if choice != AUTOGRAD)
+        said = [f"times autograd's speed: {ratios}"] if ratios else []
+        return Chosen(best, "; ".join([*said, *dict.fromkeys(reasons)]), took[best])
 
     def refused(self, choice: Choice) -> str | None:
         """Why the model cannot be trained so: it cannot be captured, or the result is not autograd's."""
@@ -213,21 +220,44 @@ class _Probe:
             return None
         wanted, executor = self._autograd(), self._executor(choice)
         try:
-            found = list(executor.run(self._broadcast, 0, [one for one in self._samples if one.client in wanted]))
+            found, _ = self._trained(choice, [one for one in self._samples if one.client in wanted])
         except Exception as error:  # of whatever kind: autograd has trained these clients, so it is not theirs
             return f"{type(error).__name__}: {error}".partition("\n")[0]
         if refused := getattr(executor, "refused", None):
             return cast(str, refused)
-        tolerance = max(_TOLERANCE.get(leaf.dtype, _COARSE) for leaf in self._program.leaves.values() if leaf.trained)
-        if all(_distance(one, wanted[one.client]) <= tolerance for one in found):
+        if not all(math.isfinite(one.metrics["loss"][0]) for one in wanted.values()):
+            return "autograd runs to NaN or infinity on the first clients, and there is nothing to compare with"
+        if all(self._agree(one, wanted[one.client]) for one in found):
             return None
         if choice.kind == "vectorized":
             return "its examples act on each other within a batch (batch statistics?), and short batches are padded"
         return "its captured step is not autograd's: something in it depends on values, or on earlier steps"
 
+    def _agree(self, found: Trained, wanted: Trained) -> bool:
+        """Whether every leaf that is sent or kept, and the loss, are autograd's, up to rounding."""
+
+        def close(mine: Tree, tree: Tree) -> bool:
+            whole = math.sqrt(sum(_square(leaf) for leaf in tree.values()))
+            return all(
+                math.sqrt(_square(mine[name] - leaf.astype(np.float64)))
+                <= self._tolerance(name) * max(math.sqrt(_square(leaf)), _SMALL * whole)
+                for name, leaf in tree.items()
+            )
+
+        pairs = [(found.parts[part], tree) for part, tree in wanted.parts.items()]
+        pairs += [(found.state[name], tree) for name, tree in wanted.state.items()]
+        loss, other = found.metrics["loss"][0], wanted.metrics["loss"][0]
+        coarsest = max(map(self._tolerance, self._program.trained))
+        return all(close(*pair) for pair in pairs) and abs(loss - other) <= coarsest * max(abs(other), _SMALL)
+
+    def _tolerance(self, leaf: str) -> float:
+        held = self._program.leaves.get(leaf)
+        return _TOLERANCE.get(held.dtype if held else "", _COARSE)
+
     def _try(self, choice: Choice, took: dict[Choice, float], reasons: list[str]) -> bool:
         """Measure it, if there is time left and the model can be trained so."""
         if time.perf_counter() > self._until:
+            self.hurried = True
             reasons.append("the rest was not tried for lack of time")
             return False
         if refused := self.refused(choice):
@@ -240,26 +270,27 @@ class _Probe:
         """Seconds a local step of one client: the least of a few runs."""
         group = self._clients[: max(2, choice.stack)]
         steps = sum(_steps(self._work, client) for client in group)
-        self._once(choice, group)  # captures, and fills caches
-        took = [self._once(choice, group)]
+        self._trained(choice, group)  # captures, and fills caches
+        took = [self._trained(choice, group)[1]]
         while len(took) < _REPEATS and time.perf_counter() < self._until:
-            took.append(self._once(choice, group))
+            took.append(self._trained(choice, group)[1])
         return min(took) / steps
 
-    def _once(self, choice: Choice, group: Sequence[Assignment]) -> float:
-        began = time.perf_counter()
-        for _ in self._executor(choice).run(self._broadcast, 0, group):
-            pass
-        return time.perf_counter() - began
+    def _trained(self, choice: Choice, clients: Sequence[Assignment]) -> tuple[list[Trained], float]:
+        """What comes of it, and the seconds; modules that keep count, and generators, stay where they were."""
+        trained, took = list[Trained](), 0.0
+        with suppress(NotCapturable), leaving_no_trace(self._program):
+            began = time.perf_counter()
+            trained += self._executor(choice).run(self._broadcast, 0, clients)
+            took = time.perf_counter() - began
+        return trained, took
 
     def _autograd(self) -> Mapping[Any, Trained]:
         """What autograd makes of the samples, of those that it can train: the run itself will say what is wrong with others."""
         if not self._by_autograd:
             for sample in self._samples:
                 with suppress(SumusError):
-                    self._by_autograd |= {
-                        one.client: one for one in self._executor(AUTOGRAD).run(self._broadcast, 0, [sample])
-                    }
+                    self._by_autograd |= {one.client: one for one in self._trained(AUTOGRAD, [sample])[0]}
         return self._by_autograd
 
     def _executor(self, choice: Choice) -> Executor:
@@ -268,7 +299,9 @@ class _Probe:
         return self._executors[choice]
 
     def _bytes(self) -> int:
-        return sum(tensor.nelement() * tensor.element_size() for tensor in self._program.trained.values())
+        """Of one client in a stack."""
+        largest = max(self._clients, key=lambda client: len(client.inputs))
+        return cost_of(self._program, self._work, largest.inputs, largest.targets).total
 
     def _on_cpu(self) -> bool:
         return self._program.device.type == "cpu"
@@ -279,19 +312,16 @@ def _first_steps(client: Assignment) -> Assignment:
     return replace(client, most_steps=min(client.most_steps or _STEPS, _STEPS))
 
 
-def _shortened(client: Assignment) -> Assignment:
-    """The same client with half as many examples under another name: beside it in a stack, its batches are padded."""
-    half = -(-len(client.inputs) // 2)
-    return replace(client, client=("half", client.client), inputs=client.inputs[:half], targets=client.targets[:half])
+def _shortened(client: Assignment, batch_size: int | None) -> Assignment:
+    """The same client with fewer examples under another name: a batch that is not whole comes within its first steps."""
+    count = len(client.inputs)
+    rows = -(-count // 2) if batch_size is None or count <= batch_size else batch_size + -(-batch_size // 2)
+    return replace(client, client=("short", client.client), inputs=client.inputs[:rows], targets=client.targets[:rows])
 
 
 def _steps(work: ClientWork, client: Assignment) -> int:
     return min(work.step_count(len(client.inputs)), client.most_steps or _STEPS)
 
 
-def _distance(found: Trained, wanted: Trained) -> float:
-    """How far an update is from another, over its length."""
-    leaves = [(found.parts[part][name], leaf) for part, tree in wanted.parts.items() for name, leaf in tree.items()]
-    apart = sum(float(np.sum((mine.astype(np.float64) - leaf) ** 2)) for mine, leaf in leaves)
-    length = sum(float(np.sum(leaf.astype(np.float64) ** 2)) for _, leaf in leaves)
-    return math.sqrt(apart / length if length else apart)
+def _square(leaf: Any) -> float:
+    return float(np.sum(np.square(leaf, dtype=np.float64)))

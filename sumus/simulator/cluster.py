@@ -26,12 +26,11 @@ import numpy as np
 from sumus.aggregate import Aggregate, RunningSum
 from sumus.errors import ExperimentError
 from sumus.simulator.interrupt import undisturbed
-from sumus.simulator.share import CannotTravel, Group, Result, Setting, Trainer
+from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Trainer
 from sumus.simulator.travel import dumps
 from sumus.simulator.worker import Failure, trainer_of
 from sumus.simulator.workers import AHEAD, WorkerTraceback
-from sumus.training.program import Program, one_thread, seeded
-from sumus.tree import sha256
+from sumus.training.program import one_thread, seeded
 from sumus.types import Array, Broadcast
 
 LOOPBACK = "127.0.0.1"
@@ -45,12 +44,12 @@ class Cluster:
     address: "ray" for a cluster of this machine's CPUs, as long as the run; or HOST:PORT of one that runs.
     """
 
-    def __init__(self, setting: Setting, program: Program, address: str, insecure: bool) -> None:
+    def __init__(self, trainer: Trainer, setting: Setting, address: str, insecure: bool) -> None:
         self._ending = ExitStack()
         self._actors: list[Any] = []
         try:
             self._ray = self._ending.enter_context(_connected(address, insecure))
-            self._start(setting, sha256(program.initial))
+            self._start(setting, trainer.proof(step=False))
         except BaseException:
             self.close()
             raise
@@ -109,7 +108,7 @@ class Cluster:
         except Exception as error:
             raise CannotTravel(f"it failed there ({type(error).__name__}: {error})") from error
         if set(models) != {made}:
-            raise CannotTravel("model= makes another model there")
+            raise CannotTravel(ELSEWHERE)
 
     def _deal(self, actor: Any, waiting: Iterator[Group], owed: dict[Any, Any]) -> None:
         """Let an actor have another group, if there is one. owed: the actor of each answer that is to come."""
@@ -159,7 +158,7 @@ class _Actor:
         rest, arrays = self._parcel
         self._parcel = None
         self._trainer = trainer_of(pickle.loads(rest, buffers=arrays))
-        return sha256(self._trainer.program.initial)
+        return self._trainer.proof(step=False)
 
     @_answering
     def begin(self, number: int, broadcast: bytes) -> None:

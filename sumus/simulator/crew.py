@@ -31,7 +31,7 @@ def crew_of(trainer: Trainer, setting: Setting, workers: int | str, insecure: bo
         if isinstance(workers, str):
             from sumus.simulator.cluster import Cluster
 
-            return Cluster(setting, trainer.program, workers, insecure), None
+            return Cluster(trainer, setting, workers, insecure), None
         from sumus.simulator.workers import Workers
 
         return Workers(trainer, setting, workers), None

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+from sumus.errors import SumusError
 from sumus.rng import key
 from sumus.spec import canonical_json, to_json
 from sumus.storage.files import write_whole
@@ -25,11 +26,11 @@ class Recall:
     def get(self, where: str) -> Mapping[str, Any] | None:
         """What was put there."""
         found = self._all().get(where)
-        return (
-            cast(Mapping[str, Any], found)
-            if isinstance(found, dict) and {"choice", "reason", "seconds"} <= {*found}
-            else None
-        )
+        if not isinstance(found, dict):
+            return None
+        kept = cast(dict[str, Any], found)
+        well = isinstance(kept.get("choice"), str) and isinstance(kept.get("reason"), str)
+        return kept if well and isinstance(kept.get("seconds"), float) else None
 
     def put(self, where: str, value: Mapping[str, Any]) -> None:
         """Keep it; whoever wrote at the same time may be lost, and probes again."""
@@ -38,7 +39,7 @@ class Recall:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self._path, json.dumps({**self._all(), where: value}, indent=1).encode())
-        except OSError:
+        except (OSError, SumusError):
             pass
 
     def _all(self) -> dict[str, Any]:
@@ -51,7 +52,10 @@ class Recall:
 
 def recall_of_this_user() -> Recall:
     """In the user's cache folder."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # a user without a home
+        return Recall(None)
     return Recall(Path(folder) / "sumus" / "executors.json")
 
 
@@ -62,7 +66,7 @@ def where_of(program: Program, work: ClientWork, client: Assignment) -> str:
         "loss": program.description.loss,
         "model": repr(program.module),
         "work": to_json(work),
-        "inputs": list(client.inputs.shape[1:]),
+        "inputs": [*client.inputs.shape[1:], work.batch_size or len(client.inputs)],
         "device": str(program.device),
         "torch": version("torch"),
         "machine": [platform.machine(), _processor(), os.cpu_count()],

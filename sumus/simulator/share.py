@@ -20,9 +20,15 @@ from sumus.plan import Plan
 from sumus.rng import generator, key
 from sumus.simulator.population import Population
 from sumus.training.executor import Assignment, Executor, Trained
+from sumus.training.graph import leaving_no_trace
 from sumus.training.program import Program
+from sumus.training.rewrite import NotCapturable
+from sumus.tree import sha256
 from sumus.types import Broadcast
 from sumus.work import ClientState, ClientWork
+
+ELSEWHERE = "another process computes something else: are there settings that only this one has made, outside the task?"
+"""Said where proofs differ: a module's variables that a script set, torch's settings, a model= that is not seeded."""
 
 Group: TypeAlias = Sequence[tuple[Any, ClientState]]
 """Clients that train together, each with what it kept from earlier rounds."""
@@ -113,6 +119,27 @@ class Trainer:
     def sizes(self, clients: Sequence[Any]) -> list[int]:
         """How many examples each of these clients holds: reads them."""
         return [len(self.program.reader.read(self._setting.population, client)[0]) for client in clients]
+
+    def proof(self, step: bool = True) -> str:
+        """A hash of the initial model and the first client's examples, and of its first step: equal where the same is computed.
+
+        step: without it, for machines that may round otherwise.
+        CannotTravel for a model that draws from Python or numpy, or keeps count: what it does depends on what it did before.
+        """
+        setting, program = self._setting, self.program
+        client = setting.population.pick(0)
+        inputs, targets = program.reader.read(setting.population, client)
+        one = Assignment(client, inputs, targets, {}, key("proof"), most_steps=1)
+        state = setting.plan.algorithm.start(program.initial_shared, setting.plan.description)
+        try:
+            with leaving_no_trace(program):
+                (trained,) = self.executor.run(state.broadcast, 0, [one])
+        except NotCapturable as reason:
+            raise CannotTravel(str(reason)) from reason
+        trees = [program.initial, {"inputs": inputs.cpu().numpy(), "targets": targets.cpu().numpy()}]
+        if step:
+            trees += [*trained.parts.values(), *trained.state.values()]
+        return key(*map(sha256, trees)).hex()
 
     def close(self) -> None:
         """Nothing was begun."""

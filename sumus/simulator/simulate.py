@@ -7,7 +7,7 @@ for each round:   sample a cohort → train → report → count in → add
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from sumus.aggregate import RunningSum
 from sumus.algorithm import Algorithm
-from sumus.errors import ExperimentError, Interrupted, SumusError
+from sumus.errors import DataError, ExperimentError, Interrupted, SumusError
 from sumus.experiment import Evaluate, Examples, Experiment
 from sumus.fleet import PERFECT, Fleet
 from sumus.metrics import is_lower_better
@@ -223,17 +223,22 @@ class Simulation:
         work, broadcast = self.plan.algorithm.client, self.at.state.broadcast
         cohort = 1 if self.plan.algorithm.aggregator.one_by_one else self.plan.pacing.cohort
         run = RunLength.of(self.program, work, *self._tried(1, 1), clients=self._left)
-        if wanted is not None:
+        if wanted == AUTOGRAD:
+            chosen = Chosen(AUTOGRAD, "as asked for")
+        elif wanted is not None:
             chosen = checked(wanted, self.program, work, self._tried(cohort, 4), broadcast)
         elif self.at.executor:
             chosen = Chosen(Choice.parse(self.at.executor), "as in the rounds before")
         else:
             several = partial(self._tried, cohort)
             chosen = choose(self.program, work, several, broadcast, run, recall_of_this_user())
+        if self.at.executor not in ("", str(chosen.choice)):
+            self.notes[f"the rounds before were trained by {self.at.executor}, these by {chosen.choice}"] = None
         self.at = replace(self.at, executor=str(chosen.choice))
         self.setting = replace(self.setting, executor=chosen.choice.executor)
         self.trainer = Trainer(self.setting, self.program)
         count = workers or processes(run.seconds_with(chosen), cohort, self.program.device.type)
+        count = min(count, self.plan.pacing.cohort) if isinstance(count, int) else count  # more would have nothing to do
         self.crew, alone = crew_of(self.trainer, self.setting, count, insecure)
         if alone:
             self.notes[alone] = None
@@ -245,12 +250,13 @@ class Simulation:
         return (self.experiment.rounds - self.done) * self.plan.pacing.cohort
 
     def _tried(self, cohort: int, most: int) -> list[Assignment]:
-        """The first clients as they would train, to try executors on."""
-        few = [self.population.pick(index) for index in range(min(cohort, most))]
-        return [
-            Assignment(client, *self.program.reader.read(self.population, client), {}, key("tried", client))
-            for client in few
-        ]
+        """The first clients as they would train, to try executors on; one whose examples cannot be read is left out."""
+        tried: list[Assignment] = []
+        for client in (self.population.pick(index) for index in range(min(cohort, most))):
+            with suppress(DataError):  # the round that picks it will say so
+                examples = self.program.reader.read(self.population, client)
+                tried.append(Assignment(client, *examples, {}, key("tried", client)))
+        return tried
 
     def _rounds(self, checkpoint_every: int, show: Show) -> None:
         """Play them, and keep what there is now and then."""
@@ -390,6 +396,8 @@ class Simulation:
 
     def _history(self, stopped: str) -> History:
         model = self._published(self.at.state)
+        if refused := getattr(self.trainer.executor, "refused", None):
+            self.notes[f"some clients were trained by autograd: {refused}"] = None
         return History(
             rounds=self.at.rounds,
             model=self.program.state_dict(model),

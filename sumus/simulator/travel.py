@@ -85,7 +85,7 @@ class _Pickler(cloudpickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, FunctionType | type):
             self._look_at(getattr(obj, "__module__", None))
-        elif isinstance(obj, np.ndarray) and (found := _in_file(cast(Array, obj))) is not None:
+        elif type(cast(object, obj)) in (np.ndarray, np.memmap) and (found := _in_file(cast(Array, obj))) is not None:
             return found
         elif (array := _of_tensor(obj)) is not None:
             return cast(Any, sys.modules["torch"]).from_numpy, (array,)
@@ -129,11 +129,10 @@ def _in_file(array: Array) -> Any:
         if isinstance(base, np.memmap) and cast(Any, base).filename is not None:
             origin = cast(Any, base)
         base = getattr(cast(Any, base), "base", None)
-    if origin is None or not array.flags.c_contiguous:
-        return None
+    if origin is None or origin.mode == "c" or not array.flags.c_contiguous:
+        return None  # a copy on write may have been written to, and the file does not know
     start = origin.offset + array.__array_interface__["data"][0] - origin.__array_interface__["data"][0]
-    mode = "r" if origin.mode == "r" else "c"
-    return np.memmap, (origin.filename, array.dtype, mode, start, array.shape)
+    return np.memmap, (origin.filename, array.dtype, "r" if origin.mode == "r" else "c", start, array.shape)
 
 
 def _of_tensor(value: Any) -> Array | None:

@@ -1,8 +1,8 @@
 """A worker process: trains the clients it is dealt, until whoever started it is gone.
 
 It is asked in `Message`s, in order, and gives one answer to each but `Begin`: to `Deal` the results of those clients, to `End`
-the sum over the round's clients, to `Sizes` how many examples clients hold. Its first answer is a hash of the model as the seed
-makes it; an answer that could not be given is a `Failure`, and the last one.
+the sum over the round's clients, to `Sizes` how many examples clients hold. Its first answer is a proof that it
+computes the same; an answer that could not be given is a `Failure`, and the last one.
 
 Reading and writing have threads of their own, so that neither side waits for the other while it trains.
 """
@@ -22,7 +22,6 @@ from sumus.simulator.share import Group, Result, Setting, Trainer
 from sumus.simulator.travel import dumps, unpacked
 from sumus.task import Task
 from sumus.training.program import Program, one_thread, seeded
-from sumus.tree import sha256
 from sumus.types import Broadcast
 
 LOOK_EVERY = 2.0
@@ -79,7 +78,7 @@ def main(line: int, memory: int) -> None:
         os.close(memory)
         with one_thread(), seeded(setting.seed):
             trainer = trainer_of(setting)
-            outbox.put(dumps(sha256(trainer.program.initial)))
+            outbox.put(dumps(trainer.proof()))
             _serve(trainer, inbox, outbox)
     except BaseException as error:
         outbox.put(_as_bytes(Failure(error, traceback.format_exc())))

@@ -18,10 +18,9 @@ from typing import Any
 from sumus.aggregate import RunningSum
 from sumus.errors import ExperimentError
 from sumus.simulator.interrupt import undisturbed, unheard, whole
-from sumus.simulator.share import CannotTravel, Group, Result, Setting, Trainer
+from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Trainer
 from sumus.simulator.travel import Spans, dumps, packed
 from sumus.simulator.worker import Begin, Deal, End, Failure, Message, Sizes
-from sumus.tree import sha256
 from sumus.types import Broadcast
 
 AHEAD = 2
@@ -38,15 +37,15 @@ class Workers:
     def __init__(self, trainer: Trainer, setting: Setting, count: int) -> None:
         self._trainer = trainer
         self._children: list[_Child] = []
+        proof = trainer.proof()
         file, spans = _packed(setting)
         try:
             with file:
                 for number in range(1, count):
                     with whole():
                         self._children.append(_Child(number, file.fileno(), spans))
-                made = sha256(trainer.program.initial)
                 for child in self._children:
-                    child.check_ready(made)
+                    child.check_ready(proof)
         except BaseException:
             self.close()
             raise
@@ -133,11 +132,11 @@ class _Child:
                 raise CannotTravel(f"no process could be started ({error})") from error
         self.send(spans)
 
-    def check_ready(self, made: str) -> None:
-        """Wait until it is there; CannotTravel where it cannot take the work up, or makes another model of the same seed."""
+    def check_ready(self, proof: str) -> None:
+        """Wait until it is there; CannotTravel where it cannot take the work up, or computes something else."""
         try:
-            if self.receive() != made:
-                raise CannotTravel("model= makes another model there")
+            if self.receive() != proof:
+                raise CannotTravel(ELSEWHERE)
         except CannotTravel:
             raise
         except Exception as error:

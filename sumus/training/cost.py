@@ -1,6 +1,8 @@
 """What one local step costs: memory, counted from the tensors that it keeps, and arithmetic, from its products."""
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,9 +42,8 @@ def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor)
             kept[tensor.data_ptr()] = tensor.nelement() * tensor.element_size()
         return tensor
 
-    program.module.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        program.losses(inputs[:size], targets[:size])
+    with _tried(program), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        program.losses(inputs[:size].clone(), targets[:size])
     trained = _bytes(*program.trained.values())
     slots = sum(_bytes(*work.optimizer.init(param.detach())) for param in program.trained.values())
     return Cost(_bytes(*program.tensors.values()), trained, slots, sum(kept.values()))
@@ -50,12 +51,19 @@ def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor)
 
 def step_flops(program: Program, inputs: Tensor, targets: Tensor) -> float:
     """Floating-point operations of a local step, an example: three times those of the forward products (2 a multiply-add)."""
+    with _tried(program), torch.no_grad(), _Products() as counted:
+        program.losses(inputs[:2].clone(), targets[:2])
+    return 3 * counted.flops / min(2, len(inputs))
+
+
+@contextmanager
+def _tried(program: Program) -> Generator[None, None, None]:
+    """A forward pass that leaves leaves and generator as they were."""
     before = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
     program.module.train()
-    with torch.no_grad(), seeded(0), _Products() as counted:
-        program.losses(inputs[:2].clone(), targets[:2])
+    with seeded(0):
+        yield
     program.load(before)
-    return 3 * counted.flops / min(2, len(inputs))
 
 
 class _Products(Interception):

@@ -174,7 +174,7 @@ def _record(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor,
         given = [value if dim is None else value.expand(stack, *value.shape).clone() for value, dim in pairs]
     program.module.train()
     backends = [SDPBackend.MATH] if stack is not None else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    with _leaving_no_trace(program), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with leaving_no_trace(program), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         try:
             _run_without_values(program, inputs, targets)
@@ -203,13 +203,13 @@ def _expect_rows_first(draws: Sequence[Draw], longer: Sequence[Draw], rows: int)
 
 
 @contextmanager
-def _leaving_no_trace(program: Program) -> Generator[None, None, None]:
-    """Modules that draw from Python or numpy, or that keep count, would be frozen: refused, and put back as they were."""
+def leaving_no_trace(program: Program) -> Generator[None, None, None]:
+    """Put back what modules keep beside their leaves, and Python's and numpy's generators; NotCapturable where they moved."""
     drawn, before = _generators(), _attributes(program)
     try:
         yield
     finally:
-        after = _attributes(program)
+        after, moved = _attributes(program), _generators() != drawn
         changed = [where for where in {**before, **after} if before.get(where, _NONE)[0] != after.get(where, _NONE)[0]]
         for path, name in changed:
             own = vars(program.module.get_submodule(path))
@@ -217,7 +217,10 @@ def _leaving_no_trace(program: Program) -> Generator[None, None, None]:
             if (path, name) in before:
                 kept, value = before[path, name]
                 own[name] = pickle.loads(kept) if isinstance(kept, bytes) else value
-    if _generators() != drawn:
+        if moved:
+            random.setstate(pickle.loads(drawn[0]))
+            np.random.set_state(pickle.loads(drawn[1]))
+    if moved:
         raise NotCapturable("it draws from Python's or numpy's generator: use torch's")
     if changed:
         raise NotCapturable(f"its forward changes its own attribute `{'.'.join(changed[0]).lstrip('.')}`")
@@ -233,10 +236,9 @@ def _run_without_values(program: Program, inputs: Tensor, targets: Tensor) -> No
         program.task.loss(outputs, mode.from_tensor(targets))
 
 
-def _generators() -> Any:
+def _generators() -> tuple[bytes, bytes]:
     """Where Python's and numpy's generators stand."""
-    state: Any = np.random.get_state(legacy=False)
-    return random.getstate(), state["state"]["pos"], state["state"]["key"].tobytes()
+    return pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())
 
 
 def _attributes(program: Program) -> dict[tuple[str, str], tuple[bytes | tuple[object, ...], Any]]:

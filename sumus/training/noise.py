@@ -36,7 +36,7 @@ class Draw:
 class Random:
     """How a random operator is made of noise.
 
-    draw: from its arguments, what it wants; make: (noise, its arguments) → what it gives, in operators that trace.
+    normal: whether it wants normal numbers.  make: (noise, its arguments) → what it gives, in operators that trace.
     """
 
     normal: bool

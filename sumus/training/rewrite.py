@@ -21,7 +21,7 @@ _VIEWS = (*_RESHAPES, *_TRANSPOSES, _aten.expand.default, _aten.permute.default,
 _STATISTICS = (_aten.native_batch_norm.default, _aten.cudnn_batch_norm.default, _aten.miopen_batch_norm.default)
 
 
-OWN_TENSORS = "it changes tensors of its own in place, such as batch statistics"
+OWN_TENSORS = "it changes tensors in place that it did not make, such as batch statistics"
 
 
 class NotCapturable(Exception):
@@ -165,7 +165,7 @@ def fuse_cross_entropy(graph: Graph) -> None:
             each = graph.call_function(_aten.log.default, (total,))
             each = graph.call_function(_aten.sub.Tensor, (each, own))
             each = graph.call_function(_aten.squeeze.dim, (each, 1))
-            each = graph.call_function(_aten.mul.Tensor, (each, known))
+            each = graph.call_function(_aten.where.ScalarOther, (known, each, 0))
         values[0].replace_all_uses_with(each)
         with graph.inserting_before(back):
             scale = graph.call_function(_aten.mul.Tensor, (loss_back.args[0], known))

@@ -44,8 +44,13 @@ class VectorizedExecutor(LocalTraining):
 
     def groups(self, examples: Sequence[int]) -> list[list[int]]:
         """Stacks of clients of nearly one size, the largest first."""
-        order = sorted(range(len(examples)), key=lambda position: (-examples[position], position))
-        return [order[start : start + self.stack] for start in range(0, len(order), self.stack)]
+        groups: list[list[int]] = []
+        for position in sorted(range(len(examples)), key=lambda position: (-examples[position], position)):
+            rows = self._rows(examples[position])
+            if not groups or len(groups[-1]) == self.stack or 2 * rows < self._rows(examples[groups[-1][0]]):
+                groups.append([])  # a batch is as long for all of a stack: much shorter ones are a stack of their own
+            groups[-1].append(position)
+        return groups
 
     def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
         """Train the clients from the broadcast, a stack at a time."""
@@ -55,7 +60,7 @@ class VectorizedExecutor(LocalTraining):
             group = [everyone[position] for position in positions]
             try:
                 yield from self._train(round_, group)
-            except NotCapturable as error:  # before the first step was taken
+            except NotCapturable as error:  # nothing was given yet, and a stack is made anew
                 self.refused = str(error)
                 yield from self._alone.run(broadcast, round_number, group)
 
@@ -110,6 +115,10 @@ class VectorizedExecutor(LocalTraining):
                 )
                 losses[first:last] += loss * counts[step, first:last]
 
+    def _rows(self, examples: int) -> int:
+        """Of a client's longest batch."""
+        return min(examples, self.work.batch_size or examples)
+
     def _batches(self, assignment: Assignment) -> list[Array]:
         rng = generator(assignment.key, "batches")
         count = len(assignment.inputs)
@@ -154,8 +163,8 @@ class VectorizedExecutor(LocalTraining):
         return values
 
     def _room(self, path: str, like: Tensor, count: int) -> Tensor:
-        if path not in self._memory:
-            self._memory[path] = torch.empty((self.stack, *like.shape), dtype=like.dtype, device=like.device)
+        if path not in self._memory or len(self._memory[path]) < count:
+            self._memory[path] = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
         return self._memory[path][:count]
 
     def _leaf(self, values: Mapping[str, Tensor], name: str, place: int) -> Tensor:

@@ -110,8 +110,25 @@ def test_a_stack_has_a_size_by_default() -> None:
     assert Choice.parse("vectorized") == Choice("vectorized", 16)
 
 
-@pytest.mark.parametrize("text", ["fast", "vectorized:3", "vectorized:0", "vectorized:x", "sequential:4", ""])
-def test_an_unknown_executor_is_refused_with_those_that_are_known(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fast",
+        "vectorized:3",
+        "vectorized:0",
+        "vectorized:x",
+        "sequential:4",
+        "",
+        "autograd:",
+        "vectorized:",
+        "vectorized:-4",
+        "vectorized:٤",
+        None,
+        7,
+        True,
+    ],
+)
+def test_an_unknown_executor_is_refused_with_those_that_are_known(text: object) -> None:
     with pytest.raises(ExperimentError, match="vectorized:K"):
         Choice.parse(text)
 
@@ -129,8 +146,7 @@ def test_the_fastest_is_chosen_and_all_speeds_are_said(monkeypatch: pytest.Monke
     assert found.choice == Choice("vectorized", 4)
     assert found.seconds == 5e-5
     assert found.reason == (
-        "speed in units of autograd's: autograd 1.00, sequential 2.00, sequential+onednn 0.50, vectorized:4 4.00, "
-        "vectorized:16 2.50"
+        "times autograd's speed: sequential 2.00, sequential+onednn 0.50, vectorized:4 4.00, vectorized:16 2.50"
     )
 
 
@@ -138,7 +154,7 @@ def test_every_executor_is_timed_on_the_model(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(choices, "BUDGET", 60.0)
     found = chosen(program_of(dense))
     assert found.seconds is not None
-    assert all(f"{name} " in found.reason for name in ("autograd", "sequential", "sequential+onednn", "vectorized:4"))
+    assert all(f"{name} " in found.reason for name in ("sequential", "sequential+onednn", "vectorized:4"))
 
 
 def test_a_probe_stops_when_its_time_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +178,7 @@ def test_what_is_too_short_does_not_depend_on_the_clock(monkeypatch: pytest.Monk
 def test_a_probe_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recall, program = Recall(tmp_path / "cache" / "executors.json"), program_of(dense)
     first = chosen(program, recall=recall)
-    monkeypatch.setattr(choices, "_Probe", None)
+    monkeypatch.setattr(choices._Probe, "run", None)
     again = chosen(program, recall=recall)
     assert again.choice == first.choice
     assert again.reason == f"{first.reason}; probed before on this machine"
@@ -177,7 +193,9 @@ def test_another_step_is_probed_anew(tmp_path: Path) -> None:
     assert "probed before" not in chosen(program_of(lambda: nn.Sequential(*dense(), nn.ReLU())), recall=recall).reason
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"x": 1}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b'{"x": 1}', b"\xff", b'{"somewhere": {"choice": 5, "reason": "", "seconds": 1.0}}']
+)
 def test_a_broken_memory_is_none(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "executors.json"
     path.write_bytes(content)
@@ -195,7 +213,11 @@ def test_a_memory_that_cannot_be_written_is_none(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "batch statistics": (normed, "vectorized", "changes tensors of its own in place, such as batch statistics"),
+    "batch statistics": (
+        normed,
+        "vectorized",
+        "changes tensors in place that it did not make, such as batch statistics",
+    ),
     "a mean over the batch": (Centred, "vectorized", "act on each other within a batch"),
     "a branch": (Branching, "sequential", "depends on the values of tensors"),
     "a counter": (Counting, "sequential", "changes its own attribute `calls`"),

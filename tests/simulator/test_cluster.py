@@ -65,10 +65,10 @@ here = os.getpid()
 
 def wrong(client):
     inputs, targets = examples(client)
-    return inputs * np.float32(np.nan if os.getpid() != here else 1), targets
+    return inputs * np.float32(np.nan if client and os.getpid() != here else 1), targets
 
 def deadly(client):
-    if os.getpid() != here:
+    if client and os.getpid() != here:
         os._exit(7)
     return examples(client)
 """

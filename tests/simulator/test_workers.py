@@ -273,7 +273,8 @@ def test_a_model_that_another_process_makes_otherwise_trains_here_and_it_is_said
     task = dataclasses.replace(experiment.plan.task, model=model, leaves={"where": "frozen"})
     plan = dataclasses.replace(experiment.plan, task=task)
     history = sumus.run(dataclasses.replace(experiment, plan=plan), workers=2)
-    assert history.notes == (f"{ALONE}model= makes another model there",)
+    (note,) = history.notes
+    assert note.startswith(f"{ALONE}another process computes something else")
 
 
 def test_what_is_found_here_alone_trains_here_and_it_is_said(anywhere: Make) -> None:
@@ -453,7 +454,7 @@ def failing(kind: str) -> Callable[[int], Any]:
     def load(client: int) -> Any:
         rng = np.random.default_rng(client)
         inputs = rng.normal(size=(20, 6)).astype(np.float32)
-        if os.getpid() != here:
+        if os.getpid() != here and client:  # the first one is tried before anyone trains
             match kind:
                 case "data":
                     inputs[3] = np.nan
