@@ -238,7 +238,9 @@ class Simulation:
         self.setting = replace(self.setting, executor=chosen.choice.executor)
         self.trainer = Trainer(self.setting, self.program)
         count = workers or processes(run.seconds_with(chosen), cohort, self.program.device.type)
-        count = min(count, self.plan.pacing.cohort) if isinstance(count, int) else count  # more would have nothing to do
+        count = (
+            min(count, self.plan.pacing.cohort) if isinstance(count, int) else count
+        )  # more would have nothing to do
         self.crew, alone = crew_of(self.trainer, self.setting, count, insecure)
         if alone:
             self.notes[alone] = None

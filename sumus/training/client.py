@@ -15,7 +15,7 @@ from sumus.training.executor import Assignment, Trained
 from sumus.training.noise import KeyedNoise, Watch
 from sumus.training.program import Program, seeded
 from sumus.types import Array, Broadcast, Tree
-from sumus.work import PERSONAL, ClientState, ClientWork, LocalRun, Parts
+from sumus.work import PERSONAL, ClientState, ClientWork, LeafState, LocalRun, Parts
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ class LocalTraining:
         """The summed loss of these examples, and the gradient of that sum over a number."""
         with noise:
             _, losses = self.program.losses(inputs, targets)
-        if not losses.requires_grad:
-            raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
+        _expect_gradient(losses)
         loss = losses.sum()
         return loss, torch.autograd.grad(loss / over, params, allow_unused=True, materialize_grads=True)
 
@@ -83,9 +82,20 @@ class LocalTraining:
 
     def watch(self, assignment: Assignment) -> None:
         """Try the model on the first client's first examples: what does it draw, and does it keep its tensors?"""
-        if self._draws is None:
+        if self._draws is not None:
+            return
+        try:
             with seeded(0):
                 self._draws = self._watch(assignment)
+        except TaskError as error:
+            raise TaskError(f"client {assignment.client!r}: {error}") from error
+
+    def first_rules(self, params: Mapping[str, Tensor]) -> dict[str, LeafState]:
+        """The optimizer's first state of each leaf, in memory of its own."""
+        return {
+            name: tuple(torch.as_tensor(slot).clone() for slot in self.work.optimizer.init(param.detach()))
+            for name, param in params.items()
+        }
 
     def ended(
         self,
@@ -144,9 +154,9 @@ class LocalTraining:
         program.module.train()
         with Watch() as forward:
             _, losses = program.losses(inputs, targets)
+        _expect_gradient(losses)
         with Watch() as backward:
-            if losses.requires_grad:
-                torch.autograd.grad(losses.sum(), list(program.trained.values()), allow_unused=True)
+            torch.autograd.grad(losses.sum(), list(program.trained.values()), allow_unused=True)
         program.load(before)
         program.expect_own_tensors()
         if forward.unkeyed:
@@ -158,6 +168,11 @@ class LocalTraining:
     def _apart(self, tree: Tree) -> dict[str, Tensor]:
         """A tree that is not the model's (a control variate), as tensors in its own dtypes."""
         return {name: torch.from_numpy(np.array(leaf)).to(self.program.device) for name, leaf in tree.items()}
+
+
+def _expect_gradient(losses: Tensor) -> None:
+    if not losses.requires_grad:
+        raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
 
 
 def _numpy(tree: Mapping[str, Any], lent: set[int]) -> Tree:

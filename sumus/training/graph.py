@@ -8,10 +8,11 @@ then the graph is rewritten (`sumus.training.rewrite`). A stack is the same step
 become batched products. What depends on the values of tensors, or on Python's or numpy's randomness, is refused.
 """
 
+import copy
 import pickle
 import random
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,7 +39,7 @@ from sumus.work import ClientWork
 
 _LONGEST = 120
 _OF_MODULES = {*vars(nn.Module()), "_flat_weights", "_flat_weight_refs", "_flat_weights_names"}  # the last of RNNs
-_NONE: tuple[Any, Any] = (None, None)
+_NONE: tuple[Any, ...] = (None,)
 _STATE = ("params/", "rule/", "buffers/", "broadcast/", "state/")
 
 
@@ -177,7 +178,7 @@ def _record(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor,
     with leaving_no_trace(program), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         try:
-            _run_without_values(program, inputs, targets)
+            _run_without_values(program, work, values)
             with torch.backends.mkldnn.flags(enabled=stack is None), sdpa_kernel(backends):
                 module = make_fx(run)(*given)
         except Exception as error:
@@ -195,8 +196,8 @@ def _one_row_more(rows: Tensor) -> Tensor:
 def _expect_rows_first(draws: Sequence[Draw], longer: Sequence[Draw], rows: int) -> None:
     """Padding must change no other row's numbers. longer: what is drawn for a batch of one row more."""
     for draw, other in zip(draws, longer, strict=True):
-        grown = draw.shape and other.shape == (draw.shape[0] // rows * (rows + 1), *draw.shape[1:])
-        if draw.shape != other.shape and not (grown and draw.shape[0] % rows == 0):
+        grown = draw.shape == (rows, *draw.shape[1:]) and other.shape == (rows + 1, *draw.shape[1:])
+        if draw.shape != other.shape and not grown:
             raise NotCapturable(
                 "it draws numbers that do not have the batch's rows first, and short batches are padded"
             )
@@ -215,8 +216,7 @@ def leaving_no_trace(program: Program) -> Generator[None, None, None]:
             own = vars(program.module.get_submodule(path))
             own.pop(name, None)
             if (path, name) in before:
-                kept, value = before[path, name]
-                own[name] = pickle.loads(kept) if isinstance(kept, bytes) else value
+                own[name] = _as_it_was(*before[path, name])
         if moved:
             random.setstate(pickle.loads(drawn[0]))
             np.random.set_state(pickle.loads(drawn[1]))
@@ -226,14 +226,10 @@ def leaving_no_trace(program: Program) -> Generator[None, None, None]:
         raise NotCapturable(f"its forward changes its own attribute `{'.'.join(changed[0]).lstrip('.')}`")
 
 
-def _run_without_values(program: Program, inputs: Tensor, targets: Tensor) -> None:
-    """The forward pass on tensors without values: whatever looks at one fails here."""
+def _run_without_values(program: Program, work: ClientWork, values: Mapping[str, Tensor]) -> None:
+    """The step on tensors without values: whatever looks at one fails here."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        leaves: dict[str, Tensor] = {
-            name: mode.from_tensor(tensor.detach()) for name, tensor in program.tensors.items()
-        }
-        outputs = functional_call(program.module, leaves, (mode.from_tensor(inputs.clone()),), tie_weights=True)
-        program.task.loss(outputs, mode.from_tensor(targets))
+        local_step(program, work, {name: mode.from_tensor(value) for name, value in values.items()})
 
 
 def _generators() -> tuple[bytes, bytes]:
@@ -241,14 +237,32 @@ def _generators() -> tuple[bytes, bytes]:
     return pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())
 
 
-def _attributes(program: Program) -> dict[tuple[str, str], tuple[bytes | tuple[object, ...], Any]]:
-    """What modules keep beside the leaves, by module and name: something that changes when it does, and itself."""
+def _attributes(program: Program) -> dict[tuple[str, str], tuple[bytes | tuple[object, ...], Any, Any]]:
+    """What modules keep beside the leaves, by module and name: what changes when it does, itself, and what it held."""
     return {
-        (path, name): (_fingerprint(value), value)
+        (path, name): (_fingerprint(value), value, copy.copy(value) if isinstance(value, list | dict | set) else None)
         for path, module in program.module.named_modules()
         for name, value in vars(module).items()
         if name not in _OF_MODULES
     }
+
+
+def _as_it_was(fingerprint: bytes | tuple[object, ...], value: Any, held: Any) -> Any:
+    """An attribute's value from before; a container stays itself, and so do tensors in it, which may be leaves."""
+    if held and isinstance(fingerprint, bytes) and not any(isinstance(item, Tensor) for item in _items(held)):
+        held = pickle.loads(fingerprint)
+    if isinstance(value, list):
+        value[:] = held
+    elif isinstance(value, dict | set):
+        value.clear()
+        value.update(held)
+    elif isinstance(fingerprint, bytes):
+        return pickle.loads(fingerprint)
+    return value
+
+
+def _items(container: Any) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
 
 
 def _fingerprint(value: object) -> bytes | tuple[object, ...]:

@@ -247,6 +247,12 @@ def update_in_place(graph: Graph, state: Mapping[Node, int], lr: Node, negative_
             continue
         gradient = _descended(old, new, lr)
         (copied if gradient is None else folded).append((old, new if gradient is None else gradient))
+    written = {old for old, _ in (*folded, *copied)}
+    for node in list(graph.nodes):  # copies of state that nothing changes, such as frozen leaves
+        if node.target is not _aten.clone.default or node.kwargs or _is_changed(node):
+            continue
+        if (source := cast(Node, node.args[0])) in state and source not in written:
+            node.replace_all_uses_with(source)
     output.args = (tuple(node for place, node in enumerate(results) if place not in set(state.values())),)
     with graph.inserting_before(output):
         folded = [(old, _apart(graph, gradient, state)) for old, gradient in folded]
@@ -255,9 +261,6 @@ def update_in_place(graph: Graph, state: Mapping[Node, int], lr: Node, negative_
             _fold(graph, old, gradient, negative_lr, set(state))
         for old, new in copied:
             graph.call_function(_aten.copy_.default, (old, new))
-    for node in list(graph.nodes):  # clones of state that nothing changes, such as frozen leaves
-        if node.target is _aten.clone.default and node.args[0] in state and not node.kwargs and not _is_changed(node):
-            node.replace_all_uses_with(cast(Node, node.args[0]))
     graph.eliminate_dead_code()
 
 

@@ -45,8 +45,8 @@ class SequentialExecutor(LocalTraining):
         round_ = self.begin(broadcast, round_number)
         for assignment in assignments:
             start, own = self.start(round_, assignment)
+            self.watch(assignment)
             try:
-                self.watch(assignment)
                 with seeded(int.from_bytes(assignment.key[:8], "little") >> 1):
                     self.program.load(start)
                     gradient = None
@@ -64,7 +64,7 @@ class SequentialExecutor(LocalTraining):
         """Take the local steps; (steps, (summed loss, examples seen))."""
         program, work = self.program, self.work
         names, params = list(program.trained), list(program.trained.values())
-        rules = {name: work.optimizer.init(param.detach()) for name, param in program.trained.items()}
+        rules = self.first_rules(program.trained)
         take_step = self._fused_sgd(rules, round_.lr) or self._generic_step(rules, round_, own)
         steps, seen = 0, 0
         state: Sequence[Tensor] | None = None
@@ -141,11 +141,20 @@ class SequentialExecutor(LocalTraining):
     def _generic_step(self, rules: dict[str, LeafState], round_: Round, own: ClientState) -> Step:
         """Any rule, by its own definition."""
         params = self.program.trained
+        memory = {param.untyped_storage().data_ptr() for param in params.values()}
 
         def step(grads: dict[str, Tensor], number: int) -> None:
             values = {name: param.detach() for name, param in params.items()}
             moved, states = apply_gradients(self.work, values, grads, rules, round_.sent, own, round_.lr, number)
-            torch._foreach_copy_(list(params.values()), [moved[name] for name in params])
-            rules.update(states)
+            taken = set(memory)
+            rules.update({name: tuple(_outside(slot, taken) for slot in slots) for name, slots in states.items()})
+            torch._foreach_copy_(list(params.values()), [_outside(moved[name], set(memory)) for name in params])
 
         return step
+
+
+def _outside(tensor: Tensor, taken: set[int]) -> Tensor:
+    """A tensor in memory that nothing else changes; from now on it is taken."""
+    tensor = tensor.clone() if tensor.untyped_storage().data_ptr() in taken else tensor
+    taken.add(tensor.untyped_storage().data_ptr())
+    return tensor

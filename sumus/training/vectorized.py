@@ -153,9 +153,8 @@ class VectorizedExecutor(LocalTraining):
                     stacked[place].copy_(start[name])
             else:
                 stacked.copy_(begun[0][0].get(name, tensor.detach()))
-        for name in program.trained:
-            for slot, leaf in enumerate(self.work.optimizer.init(values[f"params/{name}"])):
-                values[f"rule/{name}/{slot}"] = leaf
+        rules = self.first_rules({name: values[f"params/{name}"] for name in program.trained})
+        values |= {f"rule/{name}/{slot}": leaf for name, slots in rules.items() for slot, leaf in enumerate(slots)}
         values |= {f"broadcast/{path}": leaf for path, leaf in unnested(round_.sent).items()}
         for path in unnested(begun[0][1]):
             name, _, leaf = path.partition("/")

@@ -419,9 +419,6 @@ def test_a_product_with_a_view_of_another_leaf_is_taken_before_that_leaf_changes
     updated(step, [other, P], A)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="results that are other state are copied after it changed"
-)
 @pytest.mark.parametrize(
     "step",
     [

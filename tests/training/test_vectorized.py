@@ -251,14 +251,12 @@ def test_a_client_trains_the_same_whoever_its_batches_are_padded_for() -> None:
         assert_same(trained_by(alone, [one]), {one.client: together[one.client]})
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="only one by one it is said whose training failed")
 def test_whoever_fails_is_named() -> None:
     with pytest.raises(TaskError) as error:
         trained_by(VectorizedExecutor(program_of(loss=lambda outputs, targets: outputs), WORK, 2), clients_of(8, 9))
     assert "client '1: 9'" in str(error.value)
 
 
-@pytest.mark.xfail(strict=True, reason="a graph takes a gradient of zeros for it")
 def test_a_loss_without_a_gradient_is_refused_as_by_autograd() -> None:
     program = program_of(loss=lambda outputs, targets: losses.cross_entropy(outputs.detach(), targets))
     with pytest.raises(TaskError, match="the loss does not depend on the model's parameters"):
