@@ -195,12 +195,13 @@ def _one_row_more(rows: Tensor) -> Tensor:
 
 def _expect_rows_first(draws: Sequence[Draw], longer: Sequence[Draw], rows: int) -> None:
     """Padding must change no other row's numbers. longer: what is drawn for a batch of one row more."""
-    for draw, other in zip(draws, longer, strict=True):
+
+    def is_unmoved(draw: Draw, other: Draw) -> bool:
         grown = draw.shape == (rows, *draw.shape[1:]) and other.shape == (rows + 1, *draw.shape[1:])
-        if draw.shape != other.shape and not grown:
-            raise NotCapturable(
-                "it draws numbers that do not have the batch's rows first, and short batches are padded"
-            )
+        return grown or draw.shape == other.shape
+
+    if len(draws) != len(longer) or not all(map(is_unmoved, draws, longer)):
+        raise NotCapturable("it draws numbers that do not have the batch's rows first, and short batches are padded")
 
 
 @contextmanager
