@@ -12,7 +12,7 @@ import copy
 import pickle
 import random
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -217,7 +217,7 @@ def leaving_no_trace(program: Program) -> Generator[None, None, None]:
             own = vars(program.module.get_submodule(path))
             own.pop(name, None)
             if (path, name) in before:
-                own[name] = _as_it_was(*before[path, name])
+                own[name] = _as_it_was(*before[path, name][1:])
         if moved:
             random.setstate(pickle.loads(drawn[0]))
             np.random.set_state(pickle.loads(drawn[1]))
@@ -239,31 +239,37 @@ def _generators() -> tuple[bytes, bytes]:
 
 
 def _attributes(program: Program) -> dict[tuple[str, str], tuple[bytes | tuple[object, ...], Any, Any]]:
-    """What modules keep beside the leaves, by module and name: what changes when it does, itself, and what it held."""
+    """What modules keep beside the leaves, by module and name: what changes when it does, itself, and a copy of it."""
+    own = [*program.module.modules(), *program.module.parameters(), *program.module.buffers()]
+    themselves = {id(one): one for one in own}
     return {
-        (path, name): (_fingerprint(value), value, copy.copy(value) if isinstance(value, list | dict | set) else None)
+        (path, name): (mark := _fingerprint(value), value, _copied(value, themselves) if type(mark) is bytes else value)
         for path, module in program.module.named_modules()
         for name, value in vars(module).items()
         if name not in _OF_MODULES
     }
 
 
-def _as_it_was(fingerprint: bytes | tuple[object, ...], value: Any, held: Any) -> Any:
-    """An attribute's value from before; a container stays itself, and so do tensors in it, which may be leaves."""
-    if held and isinstance(fingerprint, bytes) and not any(isinstance(item, Tensor) for item in _items(held)):
-        held = pickle.loads(fingerprint)
+def _copied(value: Any, themselves: Mapping[int, Any]) -> Any:
+    """A copy, in which leaves and modules are themselves."""
+    return (
+        value
+        if value is None or isinstance(value, bool | int | float | str)
+        else copy.deepcopy(value, dict(themselves))
+    )
+
+
+def _as_it_was(value: Any, kept: Any) -> Any:
+    """An attribute from before. A container stays itself, since others may hold it too."""
     if isinstance(value, list):
-        value[:] = held
+        value[:] = kept
     elif isinstance(value, dict | set):
+        held = kept.copy()
         value.clear()
         value.update(held)
-    elif isinstance(fingerprint, bytes):
-        return pickle.loads(fingerprint)
+    else:
+        return kept
     return value
-
-
-def _items(container: Any) -> Iterable[Any]:
-    return container.values() if isinstance(container, dict) else container
 
 
 def _fingerprint(value: object) -> bytes | tuple[object, ...]:

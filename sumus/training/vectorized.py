@@ -39,7 +39,7 @@ class VectorizedExecutor(LocalTraining):
         self.stack = stack
         self.refused: str | None = None
         self._alone = SequentialExecutor(program, work)
-        self._graphs: dict[tuple[int, int], LocalGraph] = {}
+        self._graphs: dict[tuple[int, int], LocalGraph | NotCapturable] = {}
         self._memory: dict[str, Tensor] = {}
 
     def groups(self, examples: Sequence[int]) -> list[list[int]]:
@@ -173,8 +173,14 @@ class VectorizedExecutor(LocalTraining):
     def _graph(self, stack: int, batch: Tensor, labels: Tensor) -> LocalGraph:
         where = (stack, batch.shape[1])
         if where not in self._graphs:
-            self._graphs[where] = capture(self.program, self.work, batch[0], labels[0], stack)
-        return self._graphs[where]
+            try:
+                self._graphs[where] = capture(self.program, self.work, batch[0], labels[0], stack)
+            except NotCapturable as error:
+                self._graphs[where] = error
+        found = self._graphs[where]
+        if isinstance(found, NotCapturable):
+            raise found
+        return found
 
 
 def _padded(batches: Sequence[Sequence[Array]], sizes: Sequence[int], most: int | None) -> tuple[Array, Array]:

@@ -170,7 +170,9 @@ found["files"] = os.listdir(os.environ["TMPDIR"])
 def test_a_cluster_of_ones_own_listens_to_this_machine_alone_and_is_gone_afterwards() -> None:
     with TemporaryDirectory() as folder:  # a short path: sockets lie in it
         found = said(LISTENING, TMPDIR=folder)
-    assert found.pop("listens") == ["0000000000000000FFFF00000100007F", "0100007F"]
+    listens = set(found.pop("listens"))
+    assert listens
+    assert listens <= {"0000000000000000FFFF00000100007F", "0100007F"}
     assert found == {"same": True, "handler": True, "environment": True, "again": True, "files": []}
 
 

@@ -312,15 +312,24 @@ def test_state_that_modules_keep_in_containers_is_refused_and_put_back(
 
 
 @pytest.mark.parametrize("executor", [captured, stacked])
-def test_leaves_in_a_container_that_is_put_back_still_train(executor: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    "kept",
+    [
+        pytest.param(lambda layer: [layer.weight], id="leaf"),
+        pytest.param(lambda layer: [layer], id="module"),
+        pytest.param(lambda layer: [[layer.weight]], id="list"),
+    ],
+)
+def test_leaves_in_a_container_that_is_put_back_still_train(kept: Any, executor: Callable[..., Any]) -> None:
     def listed() -> nn.Module:
         module: Any = Model(by_list, first=nn.Linear(FEATURES, FEATURES), out=nn.Linear(FEATURES, CLASSES))
-        module.kept = [module.first.weight]
+        module.kept = kept(module.first)
         return module
 
     def by_list(m: Any, inputs: Tensor) -> Tensor:
         m.kept.append(len(m.kept))
-        return m.out(inputs @ m.kept[0])
+        (leaf,) = m.kept[0] if isinstance(m.kept[0], list) else [getattr(m.kept[0], "weight", m.kept[0])]
+        return m.out(inputs @ leaf)
 
     assert_refused("attribute `kept`", listed, vectors(8, 9), executor)
 
