@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.figures import DOCS, bars, megabytes, reason, three_digits, times
-from benchmarks.lockstep import Measured, Runner, keep_to, measure, save_rounds, times_faster
+from benchmarks.lockstep import Measured, Runner, keep_to, measure, over, save_rounds, times_faster
 from benchmarks.peers import check
 from benchmarks.results import write_table
 from benchmarks.workloads import WORKLOADS, Workload, named
@@ -137,10 +137,9 @@ def main() -> int:
         f"far that moved, {check.ROUNDS} rounds of {check.CLIENTS} clients."
     )
     write_table("executors", caption, header, table, args.write)
-    panels: dict[str, dict[str, float]] = {}
-    for name, found in measured.items():
-        ratios = {who: times_faster(one, found[NAIVE]) for who, one in found.items() if who != NAIVE}
-        panels[name] = {who: 1 / ratio for who, ratio in ratios.items() if ratio}
+    panels = {name: over(found, NAIVE) for name, found in measured.items()}
+    for ratios in panels.values():
+        ratios.pop(NAIVE, None)
     if args.write and all(panels.values()):
         bars(DOCS / "executors.png", panels, "seconds a round / naive loop", [AUTO])
     slow = {name: ratio for name, found in measured.items() if (ratio := auto_over_best(found) or 1.0) < ENOUGH}

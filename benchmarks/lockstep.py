@@ -129,6 +129,12 @@ def times_faster(fast: Measured, slow: Measured) -> float | None:
     return float(np.median([b.wall / a.wall for a, b in zip(fast.rounds, slow.rounds, strict=True)]))
 
 
+def over(found: Mapping[str, Measured], base: str) -> dict[str, float]:
+    """Each variant's seconds over those of one among them, by the same medians; without those that have none."""
+    ratios = {name: times_faster(one, found[base]) for name, one in found.items()} if base in found else {}
+    return {name: 1 / ratio for name, ratio in ratios.items() if ratio}
+
+
 def keep_to(cores: int | None) -> int:
     """Keep this process, and all that it starts, to so many cores, by default to those that it has; how many these are."""
     have = sorted(os.sched_getaffinity(0))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks import bound
 from benchmarks.figures import DOCS, bars, megabytes, reason, three_digits, times
-from benchmarks.lockstep import Measured, Runner, keep_to, measure, save_rounds, times_faster
+from benchmarks.lockstep import Measured, Runner, keep_to, measure, over, save_rounds, times_faster
 from benchmarks.peers import check
 from benchmarks.peers.environments import (
     FEDJAX,
@@ -217,12 +217,7 @@ def main() -> None:
         f"sums fixed-point integers, and pfl's updates are float32. {', '.join(bench.versions)}."
     )
     write_table("peers", caption, HEADER, table, args.write)
-    panels: dict[str, dict[str, float]] = {}
-    for name, found in measured.items():
-        ratios = {
-            p.name: times_faster(found[p.name], found[NAIVE]) for p in peers if NAIVE in found and p.name in found
-        }
-        panels[name] = {who: 1 / ratio for who, ratio in ratios.items() if ratio}
+    panels = {name: over(found, NAIVE) for name, found in measured.items()}
     if args.write and all(panels.values()):
         ours = [peer.name for peer in peers if peer.name.startswith(OURS)]
         bars(DOCS / "peers.png", panels, "seconds a round / naive loop", ours)

@@ -1,7 +1,7 @@
 """Which executor trains the clients: measured on the real model and population, remembered, and said with its reason.
 
-    choice, reason = choose(program, work, clients, broadcast, steps, recall)
-    executor = choice.executor(program, work)
+    chosen = choose(program, work, clients, broadcast, run, recall)      a Choice, and the reason
+    executor = chosen.choice.executor(program, work)
 
 None wins everywhere: stacking clients pays where dispatch dominates, and loses where arithmetic does. What is chosen here
 changes rounding, so it is kept in the checkpoint; over how many processes the clients are dealt changes nothing.
@@ -199,12 +199,14 @@ class _Probe:
         for kind in ("sequential", "sequential+onednn") if self._on_cpu() else ("sequential",):
             if not self._try(Choice(kind), took, reasons):
                 break
+        largest = max(self._clients, key=lambda client: len(client.inputs))
+        each = cost_of(self._program, self._work, largest.inputs, largest.targets).total
         for stack in STACKS[self._program.device.type]:
             if self._on_cpu() and flops / min(took.values()) > BUSY:
                 if stack == STACKS["cpu"][0]:
                     reasons.append("not vectorized: a step is arithmetic already")
                 break
-            if stack > len(self._clients) or stack * self._bytes() > STACK_BYTES:
+            if stack > len(self._clients) or stack * each > STACK_BYTES:
                 break
             choice = Choice("vectorized", stack)
             if not self._try(choice, took, reasons) or took[choice] > min(took.values()):
@@ -262,14 +264,14 @@ class _Probe:
             return False
         if refused := self.refused(choice):
             reasons.append(f"not {choice.kind}: {refused}")
-            return choice.kind == "sequential"
+            return False
         took[choice] = self._time(choice)
         return True
 
     def _time(self, choice: Choice) -> float:
         """Seconds a local step of one client: the least of a few runs."""
         group = self._clients[: max(2, choice.stack)]
-        steps = sum(_steps(self._work, client) for client in group)
+        steps = sum(min(self._work.step_count(len(one.inputs)), one.most_steps or _STEPS) for one in group)
         self._trained(choice, group)  # captures, and fills caches
         took = [self._trained(choice, group)[1]]
         while len(took) < _REPEATS and time.perf_counter() < self._until:
@@ -298,11 +300,6 @@ class _Probe:
             self._executors[choice] = choice.executor(self._program, self._work)
         return self._executors[choice]
 
-    def _bytes(self) -> int:
-        """Of one client in a stack."""
-        largest = max(self._clients, key=lambda client: len(client.inputs))
-        return cost_of(self._program, self._work, largest.inputs, largest.targets).total
-
     def _on_cpu(self) -> bool:
         return self._program.device.type == "cpu"
 
@@ -317,10 +314,6 @@ def _shortened(client: Assignment, batch_size: int | None) -> Assignment:
     count = len(client.inputs)
     rows = -(-count // 2) if batch_size is None or count <= batch_size else batch_size + -(-batch_size // 2)
     return replace(client, client=("short", client.client), inputs=client.inputs[:rows], targets=client.targets[:rows])
-
-
-def _steps(work: ClientWork, client: Assignment) -> int:
-    return min(work.step_count(len(client.inputs)), client.most_steps or _STEPS)
 
 
 def _square(leaf: Any) -> float:

@@ -13,6 +13,7 @@ from sumus.training.executor import Assignment, Trained
 from sumus.training.graph import LocalGraph, capture
 from sumus.training.program import Program, seeded
 from sumus.training.rewrite import NotCapturable
+from sumus.training.step import path_of
 from sumus.tree import unnested
 from sumus.types import Broadcast
 from sumus.work import ClientState, ClientWork, LeafState, LocalRun, apply_gradients, clip_gradients, no_correction
@@ -107,8 +108,7 @@ class SequentialExecutor(LocalTraining):
         self, graph: LocalGraph, rules: Mapping[str, LeafState], round_: Round, own: ClientState
     ) -> Sequence[Tensor]:
         """What the graph takes, in its order; the module's own memory, so that both ways of taking a step go on from it."""
-        values = {f"params/{name}": tensor for name, tensor in self.program.trained.items()}
-        values |= {f"buffers/{name}": tensor for name, tensor in self.program.tensors.items()}
+        values = {path_of(self.program, name): tensor for name, tensor in self.program.tensors.items()}
         values |= {f"rule/{name}/{slot}": leaf for name, slots in rules.items() for slot, leaf in enumerate(slots)}
         values |= {f"broadcast/{path}": leaf for path, leaf in unnested(round_.sent).items()}
         values |= {f"state/{path}": leaf for path, leaf in unnested(own).items()}

@@ -16,6 +16,11 @@ from sumus.types import Tensors
 from sumus.work import ClientWork, apply_gradients
 
 
+def path_of(program: Program, leaf: str) -> str:
+    """The name of a leaf among a step's values."""
+    return f"params/{leaf}" if leaf in program.trained else f"buffers/{leaf}"
+
+
 def step_values(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Arguments of a step, by name: the program's present values, a fresh optimizer, a client's first state.
 

@@ -20,6 +20,7 @@ from sumus.training.graph import LocalGraph, capture, is_stacked
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
 from sumus.training.sequential import SequentialExecutor
+from sumus.training.step import path_of
 from sumus.tree import unnested
 from sumus.types import Array, Broadcast
 from sumus.work import ClientState, ClientWork, LocalRun
@@ -143,7 +144,7 @@ class VectorizedExecutor(LocalTraining):
         program, count = self.program, len(begun)
         values: dict[str, Tensor] = {}
         for name, tensor in program.tensors.items():
-            path = f"params/{name}" if name in program.trained else f"buffers/{name}"
+            path = path_of(program, name)
             if not is_stacked(path, program):
                 values[path] = tensor.detach()
                 continue
@@ -167,7 +168,7 @@ class VectorizedExecutor(LocalTraining):
         return self._memory[path][:count]
 
     def _leaf(self, values: Mapping[str, Tensor], name: str, place: int) -> Tensor:
-        path = f"params/{name}" if name in self.program.trained else f"buffers/{name}"
+        path = path_of(self.program, name)
         return values[path][place] if is_stacked(path, self.program) else values[path]
 
     def _graph(self, stack: int, batch: Tensor, labels: Tensor) -> LocalGraph:

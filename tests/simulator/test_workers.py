@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_fleet import After
 from torch import nn
 
 import sumus
@@ -62,22 +63,6 @@ def wait_until(happened: Callable[[], bool], what: str, seconds: float = 60) -> 
     while not happened():
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
-
-
-class After:
-    """A progress that does something after a round."""
-
-    def __init__(self, number: int, action: Callable[[], Any]) -> None:
-        self.number = number
-        self.action = action
-
-    @contextmanager
-    def watching(self, experiment: sumus.Experiment, done: int) -> Generator[Callable[[RoundRecord], None], None, None]:
-        def show(record: RoundRecord) -> None:
-            if record.round == self.number:
-                self.action()
-
-        yield show
 
 
 @pytest.fixture(autouse=True)
