@@ -13,7 +13,7 @@ of one. `Part` says how it is weighted and what the sum is divided by; `Aggregat
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from sumus.errors import ParticipantError, PlanError
 from sumus.spec import Value, record, registered
 from sumus.staleness import ONE, Staleness
-from sumus.tree import layout, nbytes, tree_map, unflatten
+from sumus.tree import flatten, layout, nbytes, size, tree_map, unflatten
 from sumus.types import Array, Tree
 
 METRIC_BITS = 20
@@ -232,13 +232,16 @@ class RunningSum:
 
     def __init__(self) -> None:
         self._total = Aggregate()
+        self._vectors: dict[str, Array] = {}
 
     def add(self, other: Aggregate) -> None:
         """Add an aggregate; the first one is copied."""
         if other.empty:
             return
         if self._total.empty:
-            self._total = Aggregate.from_slots(tree_map(np.array, other.slots()))
+            counts = (tree_map(np.array, other.weights), np.array(other.count), tree_map(np.array, other.metrics))
+            vectors = {part: flatten(tree) for part, tree in other.sums.items()}
+            self._hold(vectors, Aggregate(other.sums, *counts))
             return
         check_same_shape(self._total, other)
         for part, tree in self._total.sums.items():
@@ -246,16 +249,16 @@ class RunningSum:
                 np.add(array, other.sums[part][leaf], out=array)
         self.add_counts(other)
 
-    def arrays_for(self, trees: Mapping[str, Tree]) -> Mapping[str, Tree]:
-        """The sum's arrays, to add these trees to; made at the first call. Other leaves or shapes are refused."""
+    def vectors_for(self, trees: Mapping[str, Tree]) -> Mapping[str, Array]:
+        """The sum's flat vectors by part, to add these trees to; made at the first call. Other leaves or shapes are refused."""
         if self._total.empty:
-            self._total = Aggregate(zeros(trees))
+            self._hold(zeros(trees), Aggregate(trees))
         mine, theirs = _layouts(self._total.sums), _layouts(trees)
         if mine != theirs:
             raise ParticipantError(
                 None, f"the parts of an update differ from the sum's ({theirs} and {mine}): not of one plan"
             )
-        return self._total.sums
+        return self._vectors
 
     def add_counts(self, other: Aggregate) -> None:
         """Add weights, count and metrics of an aggregate whose arrays were added already."""
@@ -264,15 +267,24 @@ class RunningSum:
         metrics = _merge_metrics(total.metrics, other.metrics)
         self._total = Aggregate(total.sums, weights, np.add(total.count, other.count), metrics)
 
+    def _hold(self, vectors: dict[str, Array], like: Aggregate) -> None:
+        """Be an aggregate like this one, with its sums in these vectors."""
+        self._vectors, self._total = vectors, replace(like, sums=views(vectors, like.sums))
+
     @property
     def total(self) -> Aggregate:
         """What was added so far. It shares its arrays with the growing sum: copy it to keep it."""
         return self._total
 
 
-def zeros(trees: Mapping[str, Tree]) -> dict[str, Tree]:
-    """Integer arrays in the shapes of these trees."""
-    return {part: tree_map(lambda leaf: np.zeros(leaf.shape, np.int64), tree) for part, tree in trees.items()}
+def zeros(trees: Mapping[str, Tree]) -> dict[str, Array]:
+    """For each of these trees, a flat integer vector of its size."""
+    return {part: np.zeros(size(layout(tree)), np.int64) for part, tree in trees.items()}
+
+
+def views(vectors: Mapping[str, Array], like: Mapping[str, Tree]) -> dict[str, Tree]:
+    """Vectors by part, seen as trees of the shapes of these."""
+    return {part: unflatten(vector, layout(like[part])) for part, vector in vectors.items()}
 
 
 def _layouts(trees: Mapping[str, Tree]) -> dict[str, dict[str, tuple[int, ...]]]:

@@ -12,18 +12,19 @@ import functools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sumus.aggregate import METRIC_BITS, Aggregate, Part, RunningSum, Update, zeros
+from sumus.aggregate import METRIC_BITS, Aggregate, Part, RunningSum, Update, views, zeros
 from sumus.errors import DivergedError, ParticipantError, PlanError
 from sumus.spec import record
 from sumus.staleness import Staleness
-from sumus.tree import tree_map
+from sumus.tree import blocks, tree_map
 from sumus.types import Array, Tree
 
-_CHUNK = 1 << 16
+_BLOCK = 1 << 16
 _SHIFT = np.float64(1.5 * 2.0**52)
 
 
@@ -83,23 +84,23 @@ class FixedPoint:
         if missing := {part.name for part in parts} - set(update.parts):
             raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")
         trees = {part.name: update.parts[part.name] for part in parts}
-        reaches = {part.name: self._reaches(update.client, part, trees[part.name]) for part in parts}
+        reaches = [self._reach(update.client, part, trees[part.name]) for part in parts]
         multiplies = {part.name: weighted is None or not part.in_chain for part in parts}
         counted = self.max_weight if weighted is None else weighted
         here = min(counted, self.max_weight)  # the overflow rule holds for what multiplies here
         weights = {p.name: p.weigh(update.examples, here if multiplies[p.name] else counted, staleness) for p in parts}
         metrics = {name: self._metric(value, count) for name, (value, count) in update.metrics.items()}
+        vectors = zeros(trees) if into is None else into.vectors_for(trees)
         one = Aggregate(
-            into.arrays_for(trees) if into is not None else zeros(trees),
+            views(vectors, trees) if into is None else {},
             {name: np.array(weight, np.int64) for name, weight in weights.items()},
             np.array(1, np.int64),
             metrics,
         )
-        for part in parts:
+        for part, reach in zip(parts, reaches, strict=True):
             factor = weights[part.name] if multiplies[part.name] else 1
             scale = math.ldexp(float(factor), self.bits(part))
-            for leaf, values in trees[part.name].items():
-                _add(values, factor, scale, reaches[part.name][leaf], one.sums[part.name][leaf])
+            _add(trees[part.name], factor, scale, reach, vectors[part.name])
         if into is None:
             return one
         into.add_counts(one)
@@ -130,37 +131,42 @@ class FixedPoint:
         bits = self.bits(part)
         return tree_map(lambda leaf: np.ldexp(leaf.astype(np.float64), -bits), sums)
 
-    def _reaches(self, client: object, part: Part, tree: Tree) -> dict[str, float]:
-        """The largest |value| of every leaf; ParticipantError where it is beyond the bound, DivergedError for NaN."""
-        bound = self.bound if part.bound is None else part.bound
-        reaches = dict.fromkeys(tree, 0.0)
+    def _reach(self, client: object, part: Part, tree: Tree) -> float:
+        """The largest |value| of a part; ParticipantError where it is beyond the bound, DivergedError for NaN."""
+        largest = 0.0
+        for _, arrays in blocks(tree, _BLOCK):
+            block = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+            reach = max(-float(block.min()), float(block.max()))
+            if not reach <= self._limit(part, block.dtype):
+                raise self._refusal(client, part, tree)
+            largest = max(largest, reach)
+        return largest
+
+    def _limit(self, part: Part, dtype: np.dtype[Any]) -> float:
+        """The largest |value| that is accepted: of codes, what a sum can hold."""
+        if dtype.kind == "i":
+            return self.bound * 2.0**self.fraction_bits
+        return self.bound if part.bound is None else part.bound
+
+    def _refusal(self, client: object, part: Part, tree: Tree) -> ParticipantError:
+        """What to say of the leaf that is not accepted."""
         for name, leaf in tree.items():
-            if leaf.size == 0:
+            reach = max(-float(leaf.min()), float(leaf.max())) if leaf.size else 0.0
+            limit = self._limit(part, leaf.dtype)
+            if reach <= limit:
                 continue
-            low, high = float(leaf.min()), float(leaf.max())
-            reach = reaches[name] = max(-low, high)
             if leaf.dtype.kind == "i":
-                if reach > self.bound * 2.0**self.fraction_bits:
-                    raise ParticipantError(
-                        client,
-                        f"the codes reach {reach:.0f} at `{part.name}[{name}]`, where a sum of the plan holds "
-                        f"{self.bound:g}·2^{self.fraction_bits}",
-                    )
-                continue
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise DivergedError(client, part.name, name)
-            if reach > bound:
-                raise ParticipantError(
-                    client,
-                    f"the update reaches {reach:g} at `{part.name}[{name}]`, beyond the "
-                    + (
-                        f"plan's bound {bound:g}; lower the learning rate, clip the update, or raise the bound: "
-                        "Plan(sums=FixedPoint.fit(..., bound=))"
-                        if part.bound is None
-                        else f"bound {bound:g} of that part; lower the learning rate, or scale the inputs"
-                    ),
-                )
-        return reaches
+                said = f"the codes reach {reach:.0f} at `{part.name}[{name}]`, where a sum of the plan holds "
+                return ParticipantError(client, f"{said}{self.bound:g}·2^{self.fraction_bits}")
+            if not math.isfinite(reach):
+                return DivergedError(client, part.name, name)
+            said = f"the update reaches {reach:g} at `{part.name}[{name}]`, beyond the "
+            if part.bound is None:
+                said += f"plan's bound {limit:g}; lower the learning rate, clip the update, or raise the bound: "
+                return ParticipantError(client, said + "Plan(sums=FixedPoint.fit(..., bound=))")
+            said += f"bound {limit:g} of that part; lower the learning rate, or scale the inputs"
+            return ParticipantError(client, said)
+        raise AssertionError("a block reaches further than every leaf")
 
     def _metric(self, value: float, count: int) -> NDArray[np.int64]:
         """(value · 2^20, count) as integers, held within what a sum of `max_count` can hold; nothing for what is no number."""
@@ -171,28 +177,27 @@ class FixedPoint:
         return np.array([whole, min(max(count, 0), limit)], np.int64)
 
 
-def _add(values: Array, factor: int, scale: float, reach: float, into: Array) -> None:
+def _add(tree: Tree, factor: int, scale: float, reach: float, into: Array) -> None:
     """into += rint(values · scale), or codes · factor; in blocks that stay in the cache. reach: the largest |value|.
 
     A float64 below 2^51 is rounded where 1.5 · 2^52 is added to it, to even at the half like rint, and the whole number that
     it is then stands in its low bits: no conversion, no array between.
     """
-    flat, total = values.reshape(-1), into.reshape(-1)
-    floats = np.empty(min(flat.size, _CHUNK))
-    bits, small = floats.view(np.int64), reach * scale < 2.0**51
-    for start in range(0, flat.size, _CHUNK):
-        block = flat[start : start + _CHUNK]
-        size = block.size
-        if block.dtype.kind == "i":
-            whole = block.astype(np.int64) * factor
-        elif small:
-            np.multiply(block, scale, out=floats[:size], dtype=np.float64)
-            floats[:size] += _SHIFT
-            bits[:size] -= _SHIFT.view(np.int64)
-            whole = bits[:size]
+    room = np.empty(min(into.size, _BLOCK))
+    small = reach * scale < 2.0**51
+    for start, arrays in blocks(tree, _BLOCK):
+        if arrays[0].dtype.kind == "i":
+            whole = np.concatenate(arrays).astype(np.int64) * factor
         else:
-            whole = np.rint(block * np.float64(scale)).astype(np.int64)
-        total[start : start + _CHUNK] += whole
+            floats = np.concatenate(arrays, out=room[: sum(array.size for array in arrays)])
+            floats *= scale
+            if small:
+                floats += _SHIFT
+                whole = floats.view(np.int64)
+                whole -= _SHIFT.view(np.int64)
+            else:
+                whole = np.rint(floats).astype(np.int64)
+        into[start : start + whole.size] += whole
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Trees of arrays: leaf name → array, with `sorted` names as the one canonical order."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -53,6 +53,24 @@ def unflatten(vector: Array, shapes: Layout) -> dict[str, Array]:
         leaves[name] = vector[start:stop].reshape(shapes[name])
         start = stop
     return leaves
+
+
+def blocks(tree: Tree, most: int) -> Iterator[tuple[int, list[Array]]]:
+    """The vector that `flatten` makes, in blocks: where each begins, and the flat arrays of one dtype that lie there one after
+    another, together at most `most` numbers."""
+    start, held = 0, list[Array]()
+    size = 0
+    for name in sorted(tree):
+        leaf = tree[name].reshape(-1)
+        for first in range(0, leaf.size, most):
+            piece = leaf[first : first + most]
+            if held and (size + piece.size > most or piece.dtype != held[0].dtype):
+                yield start, held
+                start, size, held = start + size, 0, []
+            held.append(piece)
+            size += piece.size
+    if held:
+        yield start, held
 
 
 def nbytes(tree: Tree) -> int:

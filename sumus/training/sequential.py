@@ -73,10 +73,11 @@ class SequentialExecutor(LocalTraining):
         program.module.train()
         rng = generator(assignment.key, "batches")
         for rows in work.batches(len(assignment.inputs), rng, assignment.most_steps):
-            index = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(program.device)
-            inputs, targets = assignment.inputs[index], assignment.targets[index]
-            if isinstance(index, slice):  # a view: a forward in place must not change the data
-                inputs = inputs.clone()
+            if isinstance(rows, slice):  # a view: a forward in place must not change the data
+                inputs, targets = assignment.inputs[rows].clone(), assignment.targets[rows]
+            else:
+                index = torch.from_numpy(rows).to(program.device)
+                inputs, targets = assignment.inputs.index_select(0, index), assignment.targets.index_select(0, index)
             steps += 1
             seen += len(inputs)
             if graph := self._graph_of(inputs, targets):
