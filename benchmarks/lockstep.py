@@ -59,12 +59,12 @@ class Turns:
         self._clock = 0.0
 
     def next(self) -> bool:
-        """Answer for the round before, wait for the next one; False where there is none left."""
+        """Answer for the round before, wait for the next one; False where there is none left, once all others are through."""
         stopped = time.perf_counter()
         self._send({"wall": stopped - self._clock} if self._begun else {"ready": True})
+        self._receive()
         if self._begun == self.rounds:
             return False
-        self._receive()
         self._begun += 1
         self._clock = time.perf_counter()
         return True
@@ -247,6 +247,7 @@ class _Variant:
         self._remember()
 
     def finish(self, patience: float) -> None:
+        self._send({"end": True})
         self._receive(patience)
         with np.load(self._folder / "weights.npz") as file:
             self._weights = dict(file)

@@ -72,7 +72,7 @@ class LocalTraining:
         self.program.module.train()
         for start in range(0, count, self.work.batch_size or count):
             rows = slice(start, start + (self.work.batch_size or count))
-            inputs, targets = assignment.inputs[rows].clone(), assignment.targets[rows]
+            inputs, targets = assignment.inputs[rows].clone(), assignment.targets[rows].clone()
             torch._foreach_add_(total, list(self.loss_and_gradient(inputs, targets, count, params, noise)[1]))
         return {name: self.program.widen(name, grad) for name, grad in zip(names, total, strict=True)}
 
@@ -148,7 +148,7 @@ class LocalTraining:
         """Whether the model draws numbers that noise can stand in for."""
         program = self.program
         before = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
-        inputs, targets = assignment.inputs[:2].clone(), assignment.targets[:2]
+        inputs, targets = assignment.inputs[:2].clone(), assignment.targets[:2].clone()
         if len(inputs) == 1:  # a batch of two, where statistics are taken over it
             inputs, targets = inputs.repeat(2, *[1] * (inputs.dim() - 1)), targets.repeat(2, *[1] * (targets.dim() - 1))
         program.module.train()

@@ -43,7 +43,7 @@ def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor)
         return tensor
 
     with _tried(program), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        program.losses(inputs[:size].clone(), targets[:size])
+        program.losses(inputs[:size].clone(), targets[:size].clone())
     trained = _bytes(*program.trained.values())
     slots = sum(_bytes(*work.optimizer.init(param.detach())) for param in program.trained.values())
     return Cost(_bytes(*program.tensors.values()), trained, slots, sum(kept.values()))
@@ -52,7 +52,7 @@ def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor)
 def step_flops(program: Program, inputs: Tensor, targets: Tensor) -> float:
     """Floating-point operations of a local step, an example: three times those of the forward products (2 a multiply-add)."""
     with _tried(program), torch.no_grad(), _Products() as counted:
-        program.losses(inputs[:2].clone(), targets[:2])
+        program.losses(inputs[:2].clone(), targets[:2].clone())
     return 3 * counted.flops / min(2, len(inputs))
 
 

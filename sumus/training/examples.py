@@ -1,8 +1,7 @@
 """A client's examples as tensors, checked: whatever is wrong with them is said before a step is taken."""
 
 import dataclasses
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ CACHE_BYTES = 64 * 2**20
 
 
 class ExampleReader:
-    """Reads, prepares and checks clients' examples for one task; keeps the latest 64 MiB of them (`_Kept`).
+    """Reads, prepares and checks clients' examples for one task; keeps the first 64 MiB of them (`_Kept`).
 
     dtype: the model's floating dtype, which floating inputs and targets are given.
     data: the schema; taken from the first client where the task declares none.
@@ -31,7 +30,7 @@ class ExampleReader:
         self._kept = _Kept(CACHE_BYTES, device)
 
     def read(self, population: Mapping[Any, Any], client: Any) -> tuple[Tensor, Tensor]:
-        """(inputs, targets) of a client on the device, with one row an example; the caller's own."""
+        """(inputs, targets) of a client on the device, one row an example. Not to be written to: the next read gives them."""
         where = (id(population), client)
         pair = self._kept.get(where)
         if pair is None:
@@ -149,7 +148,7 @@ def describe_call(error: Exception, inputs: Tensor) -> TaskError:
 
 
 class _Kept:
-    """Examples in one block of memory, the oldest overwritten by the newest.
+    """Examples in one block of memory: of those that came first, as many as it takes. What is kept stays where it is.
 
     Kept one by one on the heap, the small examples of many clients would land in the holes that each client's gradients
     leave, the next gradients would no longer fit there, and the heap would grow by a model a client.
@@ -159,42 +158,26 @@ class _Kept:
         self._capacity = capacity
         self._device = device
         self._block: Tensor | None = None
-        self._next = 0
-        self._places: OrderedDict[object, tuple[int, int, tuple[Any, ...]]] = OrderedDict()  # start, stop, forms
+        self._used = 0
+        self._pairs: dict[object, tuple[Tensor, Tensor]] = {}
 
     def get(self, where: object) -> tuple[Tensor, Tensor] | None:
-        """A copy of what was put there, or None."""
-        if where not in self._places or self._block is None:
-            return None
-        start, _, forms = self._places[where]
-        found: list[Tensor] = []
-        for dtype, shape, size in forms:
-            found.append(self._block[start : start + size].view(dtype).view(shape).clone())
-            start += _aligned(size)
-        return found[0], found[1]
+        """What was put there, or None. Not a copy."""
+        return self._pairs.get(where)
 
     def put(self, where: object, pair: tuple[Tensor, Tensor]) -> None:
-        """Keep a copy, unless it is larger than everything."""
-        forms = tuple((tensor.dtype, tuple(tensor.shape), tensor.nelement() * tensor.element_size()) for tensor in pair)
-        total = sum(_aligned(size) for _, _, size in forms)
-        if total > self._capacity:
+        """Keep a copy, if there is room."""
+        sizes = [_aligned(tensor.nelement() * tensor.element_size()) for tensor in pair]
+        if self._used + sum(sizes) > self._capacity:
             return
         if self._block is None:
             self._block = torch.empty(self._capacity, dtype=torch.uint8, device=self._device)
-        start = self._next
-        if start + total > self._capacity:  # round again: what is left at the end is the oldest
-            self._drop_oldest_while(lambda first, last: first >= start)
-            start = 0
-        self._drop_oldest_while(lambda first, last: first < start + total and last > start)
-        self._places[where] = (start, start + total, forms)
-        self._next = start + total
-        for tensor, (dtype, shape, size) in zip(pair, forms, strict=True):
-            self._block[start : start + size].view(dtype).view(shape).copy_(tensor)
-            start += _aligned(size)
-
-    def _drop_oldest_while(self, overwritten: Callable[[int, int], bool]) -> None:
-        while self._places and overwritten(*next(iter(self._places.values()))[:2]):
-            self._places.popitem(last=False)
+        kept: list[Tensor] = []
+        for tensor, size in zip(pair, sizes, strict=True):
+            room = self._block[self._used : self._used + tensor.nelement() * tensor.element_size()]
+            kept.append(room.view(tensor.dtype).view(tensor.shape).copy_(tensor))
+            self._used += size
+        self._pairs[where] = (kept[0], kept[1])
 
 
 def _aligned(size: int) -> int:

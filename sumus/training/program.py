@@ -112,7 +112,7 @@ class Program:
 
     def learn_schema(self, client: object, inputs: Tensor, targets: Tensor) -> Data:
         """Try the model on a client's first examples, and take their form as the form of all data."""
-        few, few_targets = inputs[:2].clone(), targets[:2]
+        few, few_targets = inputs[:2].clone(), targets[:2].clone()
         classes: int | None = None
         self.module.eval()
         with torch.no_grad():
@@ -131,11 +131,11 @@ class Program:
         self.module.eval()
         with torch.no_grad():
             for start in range(0, len(inputs), EVALUATION_BATCH):  # copies: a forward in place must not change the data
-                batch = slice(start, start + EVALUATION_BATCH)
-                outputs, losses = self.losses(inputs[batch].clone(), targets[batch])
+                rows = slice(start, start + EVALUATION_BATCH)
+                batch, labels = inputs[rows].clone(), targets[rows].clone()
+                outputs, losses = self.losses(batch, labels)
                 measured = {"loss": losses} | {
-                    name: self._measure(name, metric, outputs, targets[batch])
-                    for name, metric in self.task.metrics.items()
+                    name: self._measure(name, metric, outputs, labels) for name, metric in self.task.metrics.items()
                 }
                 for name, value in measured.items():
                     sums, counts = value if isinstance(value, tuple) else (value, None)

@@ -74,7 +74,7 @@ class SequentialExecutor(LocalTraining):
         rng = generator(assignment.key, "batches")
         for rows in work.batches(len(assignment.inputs), rng, assignment.most_steps):
             if isinstance(rows, slice):  # a view: a forward in place must not change the data
-                inputs, targets = assignment.inputs[rows].clone(), assignment.targets[rows]
+                inputs, targets = assignment.inputs[rows].clone(), assignment.targets[rows].clone()
             else:
                 index = torch.from_numpy(rows).to(program.device)
                 inputs, targets = assignment.inputs.index_select(0, index), assignment.targets.index_select(0, index)

@@ -77,8 +77,8 @@ class VectorizedExecutor(LocalTraining):
         values = self._stacked(round_, begun)
         losses = torch.zeros(len(group), dtype=torch.float64, device=self.program.device)
         self._take_steps(round_, group, batches, values, losses)
-        for place, (assignment, gradient) in enumerate(zip(group, gradients, strict=True)):
-            leaves = {name: self._leaf(values, name, place) for name in self.program.tensors}
+        each = self._unstacked(values, len(group))
+        for place, (assignment, gradient, leaves) in enumerate(zip(group, gradients, each, strict=True)):
             done = LocalRun(len(batches[place]), round_.lr, len(assignment.inputs), gradient)
             seen = sum(len(rows) for rows in batches[place])
             yield self.ended(round_, assignment, begun[place][1], leaves, done, (float(losses[place]), seen))
@@ -93,15 +93,15 @@ class VectorizedExecutor(LocalTraining):
     ) -> None:
         """Every step of every client: `values` and the summed `losses` change in place."""
         rows, mask = _padded(batches, [len(assignment.inputs) for assignment in group], self.work.batch_size)
-        inputs = torch.cat([assignment.inputs for assignment in group])
-        targets = torch.cat([assignment.targets for assignment in group])
+        inputs = self._joined("inputs", [assignment.inputs for assignment in group])
+        targets = self._joined("targets", [assignment.targets for assignment in group])
         device, kind = self.program.device, next(iter(self.program.trained.values())).dtype
         index, weights = torch.from_numpy(rows).to(device), torch.from_numpy(mask).to(device, kind)
         counts = torch.from_numpy(mask.sum(2, dtype=np.float64)).to(device)
         prefixes: dict[tuple[int, int], list[Tensor]] = {}
+        lengths = np.array([len(each) for each in batches])
         for step in range(len(rows)):
-            active = sum(len(each) > step for each in batches)
-            for first, last in _runs(active):
+            for first, last in _runs(int(np.count_nonzero(lengths > step))):
                 batch, labels = (_chosen(examples, index[step, first:last]) for examples in (inputs, targets))
                 graph = self._graph(last - first, batch, labels)
                 if (first, last) not in prefixes:
@@ -166,9 +166,18 @@ class VectorizedExecutor(LocalTraining):
             self._memory[path] = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
         return self._memory[path][:count]
 
-    def _leaf(self, values: Mapping[str, Tensor], name: str, place: int) -> Tensor:
-        path = path_of(self.program, name)
-        return values[path][place] if is_stacked(path, self.program) else values[path]
+    def _joined(self, path: str, examples: Sequence[Tensor]) -> Tensor:
+        """The rows of all clients, one after another."""
+        return torch.cat(list(examples), out=self._room(path, examples[0][0], sum(map(len, examples))))
+
+    def _unstacked(self, values: Mapping[str, Tensor], count: int) -> Iterator[dict[str, Tensor]]:
+        """Each client's leaves."""
+        paths = {name: path_of(self.program, name) for name in self.program.tensors}
+        stacked = {
+            name: values[path].unbind() if is_stacked(path, self.program) else (values[path],) * count
+            for name, path in paths.items()
+        }
+        return (dict(zip(stacked, leaves, strict=True)) for leaves in zip(*stacked.values(), strict=True))
 
     def _graph(self, stack: int, batch: Tensor, labels: Tensor) -> LocalGraph:
         where = (stack, batch.shape[1])
@@ -193,13 +202,14 @@ def _padded(batches: Sequence[Sequence[Array]], sizes: Sequence[int], most: int 
     offsets = np.cumsum([0, *sizes[:-1]])
     width = _width(max(len(rows) for each in batches for rows in each), most)
     index = np.zeros((len(batches[0]), len(batches), width), np.int64)
-    mask = np.zeros(index.shape, np.float32)
+    counts = np.zeros(index.shape[:2], np.int64)
     for place, each in enumerate(batches):
         for step, rows in enumerate(each):
-            index[step, place] = offsets[place] + rows[0]
-            index[step, place, : len(rows)] = offsets[place] + rows
-            mask[step, place, : len(rows)] = 1.0
-    return index, mask
+            count = counts[step, place] = len(rows)
+            index[step, place, :count] = rows
+            if count < width:
+                index[step, place, count:] = rows[0]
+    return index + offsets[:, None], (np.arange(width) < counts[:, :, None]).astype(np.float32)
 
 
 def _width(rows: int, most: int | None) -> int:
