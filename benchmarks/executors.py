@@ -137,7 +137,7 @@ def main() -> int:
         f"far that moved, {check.ROUNDS} rounds of {check.CLIENTS} clients."
     )
     write_table("executors", caption, header, table, args.write)
-    panels = {name: over(found, NAIVE) for name, found in measured.items()}
+    panels = {name: over(found, NAIVE) for name, found in measured.items() if name in WORKLOADS}
     for ratios in panels.values():
         ratios.pop(NAIVE, None)
     if args.write and all(panels.values()):

@@ -8,8 +8,9 @@ import itertools
 import json
 import sys
 import traceback
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -25,8 +27,10 @@ from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
 from sumus.experiment import Experiment
 from sumus.plan import Plan
 from sumus.simulator.interrupt import terminate_like_ctrl_c
+from sumus.tree import size
 
 if TYPE_CHECKING:
+    from sumus.fleet import Fleet
     from sumus.simulator.history import History
 
 app = typer.Typer(
@@ -57,6 +61,12 @@ Out = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line on standard output.")]
 Restart = Annotated[bool, typer.Option(help="Start over, even if --out holds an earlier part of this run.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+FleetText = Annotated[
+    str | None,
+    typer.Option(
+        "--fleet", help="Devices, as seconds=60,spread=10,lost=0.1, or a CSV file of measured ones; see sumus.Fleet."
+    ),
+]
 How = Annotated[
     str,
     typer.Option(
@@ -105,10 +115,12 @@ def simulate(
     executor: How = "auto",
     workers: Workers = None,
     insecure: Annotated[bool, typer.Option(help="Use a Ray cluster even if it lets everyone in.")] = False,
+    fleet: FleetText = None,
 ) -> None:
     """Run the experiment of a file."""
+    experiment = load_experiment(file)
     _simulate(
-        load_experiment(file),
+        experiment if fleet is None else dataclasses.replace(experiment, fleet=fleet_of(fleet)),
         Path(_split(file)[0]).stem,
         rounds,
         seed,
@@ -204,6 +216,55 @@ def check(file: File) -> None:
 
 
 @app.command()
+def rehearse(
+    file: File,
+    devices: Annotated[int, typer.Option(min=1, help="How many devices.")] = 1000,
+    days: Annotated[float, typer.Option(min=0.001, help="Simulated days.")] = 7.0,
+    fleet: FleetText = None,
+    seed: Seed = None,
+    plot: Annotated[Path | None, typer.Option(help="A file for a picture.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a fleet run a file's plan in simulated time, with nobody training: rounds a day, wasted work, load on the server."""
+    from sumus.fleet import PERFECT
+    from sumus.simulator.rehearsal import rehearse as rehearsed
+
+    plan, _, own_seed = load_plan(file)
+    module, name = _load(file)
+    experiment = _named(file, module, name or "experiment")
+    kind = fleet_of(fleet) if fleet is not None else getattr(experiment, "fleet", PERFECT)
+    model = 4 * size({**plan.description.trained_layout, **plan.description.buffer_layout})
+    with _progress_of_days(days) as watch:
+        report = rehearsed(
+            plan.pacing,
+            kind,
+            devices,
+            days,
+            own_seed if seed is None else seed,
+            model,
+            plan.first_hop.nbytes,
+            watch=watch,
+        )
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("rounds", f"{report.rounds_a_day:.1f} models a day, {report.abandoned} rounds abandoned")
+    table.add_row(
+        "devices", f"{int((report.participations > 0).sum()):,} of {devices:,} took part, {report.idle_share:.1%} idle"
+    )
+    table.add_row(
+        "by speed", "  ".join(f"{mean:.2f}" for mean in report.by_speed) + "  participations, fastest tenth first"
+    )
+    table.add_row("work", f"{report.wasted_share:.1%} of the device time is in no model")
+    table.add_row("check-ins", f"{report.busiest:.1f} a second at most, {report.planned:g} planned")
+    table.add_row("server", f"{report.staged} reports waited at once, {report.waited:.2f} s at most")
+    table.add_row("traffic", f"{_bytes(report.bytes_up)} up, {_bytes(report.bytes_down)} down")
+    _out.print(table)
+    if plot is not None:
+        _out.print(f"picture: {report.plot(plot)}", soft_wrap=True)
+    if as_json:
+        print(json.dumps(report.to_json()))
+
+
+@app.command()
 def pack(
     file: File,
     output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write, PLAN.sumus.")],
@@ -220,6 +281,34 @@ def pack(
     bundle = Bundle(plan, Program(cast(Any, plan.task), seed=own_seed if seed is None else seed).initial)
     output.write_bytes(content := bundle.to_bytes())
     _out.print(f"{output}: plan {plan.id}, {_bytes(len(content))}", soft_wrap=True)
+
+
+def fleet_of(text: str) -> "Fleet":
+    """A fleet in words: `seconds=60,spread=10`, or a file of measured devices, `phones.csv`."""
+    from sumus.fleet import Fleet
+
+    if text.endswith(".csv"):
+        return Fleet(trace=text)
+    given: dict[str, Any] = {}
+    known = [field.name for field in dataclasses.fields(Fleet)]
+    for word in text.split(","):
+        name, equals, value = (part.strip() for part in word.partition("="))
+        if not equals or name not in known:
+            raise ExperimentError(
+                f"--fleet {word.strip()!r}: write NAME=VALUE, with a name of {', '.join(known)}; or a .csv file"
+            )
+        given[name] = {"true": True, "false": False}.get(value.lower(), value)
+        with suppress(ValueError):
+            given[name] = float(value)
+    return Fleet(**given)
+
+
+@contextmanager
+def _progress_of_days(days: float) -> Generator[Callable[[float], None], None, None]:
+    """A bar on standard error, where that is a terminal."""
+    with Progress(console=_err, transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("days", total=days)
+        yield lambda day: bar.update(task, completed=day)
 
 
 # ── what the commands share ──────────────────────────────────────────────────────────────────────────────────────────
@@ -356,6 +445,8 @@ def _simulate(
             "plan": history.plan_id,
             "seed": history.seed,
             "executor": history.executor,
+            "simulated_seconds": history.simulated_seconds,
+            "fleet": None if history.fleet is None else history.fleet.to_json(),
             "out": None if out is None else str(out),
         }
         print(json.dumps(strict(result), sort_keys=True))
@@ -390,7 +481,18 @@ def _show(history: "History", out: Path | None) -> None:
     )
     if dropped := sum(record.dropped for record in history.rounds):
         asked = dropped + sum(record.clients for record in history.rounds)
-        _out.print(f"reports  {asked - dropped:,} of {asked:,} counted")
+        reasons = sum((Counter(record.reasons) for record in history.rounds), Counter[str]())
+        why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
+        _out.print(
+            f"reports  {asked - dropped:,} of {asked:,} counted{f'; of others: {why}' if why else ''}", soft_wrap=True
+        )
+    if history.simulated_seconds and history.fleet is not None:
+        by_speed = history.fleet.by_speed
+        _out.print(
+            f"fleet    {_duration(history.simulated_seconds)} of simulated time, {history.fleet.wasted_share:.0%} of the work "
+            f"in no model; a device of the fastest tenth was counted {by_speed[0]:.1f} times, of the slowest {by_speed[-1]:.1f}",
+            soft_wrap=True,
+        )
     _out.print(f"trained  {history.executor}", soft_wrap=True)
     _out.print(f"model    sha256 {history.model_sha256}", soft_wrap=True)
     if out is not None:
@@ -413,6 +515,13 @@ def _measurements(measured: Mapping[str, float], spreads: Mapping[str, Any]) -> 
         worst = [f"{spread.worst:.3f} ({spread.worst_client})"] if spread else []
         table.add_row(metric, f"{value:.3f}", *(f"{cell:.3f}" for cell in cells), *worst)
     return table
+
+
+def _duration(seconds: float) -> str:
+    for length, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 def _bytes(count: float) -> str:

@@ -8,6 +8,7 @@ An edge needs this record and nothing else of a plan: no model, no transform, no
 which nothing a device says is believed: names, shapes, dtypes and magnitudes must be those of the plan.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,13 @@ class FirstHop:
         for part in self.parts:
             if misfit := self.sums.misfit(part):
                 raise PlanError("part-fits", misfit)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a report's body, where its floats have four."""
+        coded = 4 if self.code_bits is None else 1 if self.code_bits <= 8 else 2
+        sizes = [sum(math.prod(shape) for _, shape in leaves) for leaves in self.layouts]
+        return sum(size * (coded if part.in_chain else 4) for part, size in zip(self.parts, sizes, strict=True))
 
     def count_in(self, update: Update, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
         """An update as an aggregate of one; or, added `into` a running sum, that sum so far.

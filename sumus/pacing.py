@@ -1,21 +1,113 @@
-"""Who takes part in a round, and when."""
+"""Who takes part in a round, and when: what a plan fixes, and `protocol.round` carries out.
 
-from dataclasses import dataclass
+    Pacing(cohort=64, over_select=1.3, deadline=600)       synchronous: a round sums over the first 64 of 84 devices
+    Pacing(cohort=10, concurrency=100)                     buffered: 100 devices train, and every 10 reports are a sum
+
+Where `concurrency` is given, devices train on whatever model was newest when they checked in, and a round is a buffer of
+reports of any age. [Nguyen et al. 2022, arXiv:2106.06639]  How much a stale one counts is the algorithm's to say
+(`sumus.staleness`).
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import cast
 
 import numpy as np
 
-from sumus.errors import PlanError, expect
+from sumus.errors import PlanError, expect, expect_number
 from sumus.spec import record
+
+
+@record("conditions")
+@dataclass(frozen=True)
+class Conditions:
+    """What a device says of itself at check-in; in a plan, what it must say at least.
+
+    charging, unmetered, idle: of a phone on its charger, in a network without fees, that nobody uses.
+    battery: charge, 0 to 1.  version: of the client software, an integer that grows.
+    """
+
+    charging: bool = False
+    unmetered: bool = False
+    idle: bool = False
+    battery: float = 0.0
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        expect_number(self.battery, 0, 1, "Conditions(battery=)")
+        expect(self.version, int, "Conditions(version=)")
+
+    def unmet(self, device: "Conditions") -> str | None:
+        """The first of these conditions that a device does not meet."""
+        return next((f.name for f in fields(self) if getattr(device, f.name) < getattr(self, f.name)), None)
 
 
 @record("pacing")
 @dataclass(frozen=True)
 class Pacing:
-    """cohort: how many clients a round sums over."""
+    """cohort: how many reports a round sums over; of a buffer, K.
+
+    over_select: devices to choose for each report that is wanted; what comes after the last wanted one is not counted.
+    least: the share of the cohort below which a round is abandoned, once nobody more can come or the deadline is over.
+    deadline: seconds from a round's opening to its end, whoever is missing; None to wait for everyone. Of a buffer: the seconds
+        that a device may take.
+    concurrency: devices that train at once. Given, rounds are buffers.
+    most_stale: versions that a report's model may be behind; None for any.
+    separation: rounds from a device's one contribution to its next, at least; with 1 it is in a sum at most once.
+    most_rounds: contributions of one device in the whole run; None for any number.
+    requires: of a device at check-in.
+    checkins: a second, that the server is planned for; retry windows of a large population spread to it.
+    """
 
     cohort: int
+    over_select: float = 1.0
+    least: float = 0.0
+    deadline: float | None = None
+    concurrency: int | None = None
+    most_stale: int | None = None
+    separation: int = 1
+    most_rounds: int | None = None
+    requires: Conditions = Conditions()
+    checkins: float = 100.0
 
     def __post_init__(self) -> None:
-        expect(self.cohort, (int, np.integer), "Pacing(cohort=)")
-        if self.cohort < 1:
-            raise PlanError("positive", f"Pacing(cohort={self.cohort}): a round needs at least one client")
+        for name in ("cohort", "concurrency", "separation", "most_rounds"):
+            value: int | None = getattr(self, name)
+            if value is None and name in ("concurrency", "most_rounds"):
+                continue
+            expect(value, (int, np.integer), f"Pacing({name}=)")
+            if cast(int, value) < 1:
+                raise PlanError("positive", f"Pacing({name}={value}): it must be at least 1")
+        expect_number(self.over_select, 1, 100, "Pacing(over_select=)")
+        expect_number(self.least, 0, 1, "Pacing(least=)")
+        expect(self.requires, Conditions, "Pacing(requires=)")
+        for name in ("deadline", "checkins"):
+            if getattr(self, name) is not None:
+                expect_number(getattr(self, name), 0, math.inf, f"Pacing({name}=)", open_low=True)
+        if self.most_stale is not None:
+            expect(self.most_stale, (int, np.integer), "Pacing(most_stale=)")
+            expect_number(int(self.most_stale), 0, math.inf, "Pacing(most_stale=)")
+        if self.concurrency is None and self.most_stale is not None:
+            raise PlanError(
+                "pacing-buffer", "most_stale= is of buffers, and synchronous reports are never stale: leave it out"
+            )
+        if self.concurrency is not None and (self.over_select != 1.0 or self.least):
+            raise PlanError(
+                "pacing-buffer",
+                "over_select= and least= are of synchronous rounds, and with concurrency= rounds are buffers: leave them out",
+            )
+
+    @property
+    def buffered(self) -> bool:
+        """Whether a sum is over the next reports of any age, not over chosen devices."""
+        return self.concurrency is not None
+
+    @property
+    def chosen(self) -> int:
+        """Devices that a synchronous round is given to."""
+        return math.ceil(self.cohort * self.over_select - 1e-9)
+
+    @property
+    def fewest(self) -> int:
+        """Reports below which a round is abandoned."""
+        return max(1, math.ceil(self.least * self.cohort - 1e-9))

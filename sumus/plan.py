@@ -171,6 +171,16 @@ def _needs_each(plan: Plan) -> str | None:
     return None
 
 
+def _buffer_of_each(plan: Plan) -> str | None:
+    aggregator = plan.algorithm.aggregator
+    if plan.pacing.buffered and (aggregator.needs_each_update or aggregator.one_by_one or aggregator.least > 1):
+        return (
+            f"{aggregator!r} needs the reports of a round together, and with concurrency= they come from several models: use "
+            "mean, or synchronous rounds"
+        )
+    return None
+
+
 def _one_by_one(plan: Plan) -> str | None:
     if plan.algorithm.aggregator.one_by_one:
         return (
@@ -239,6 +249,7 @@ RULES: tuple[Rule, ...] = (
     Rule("sum-count", "anywhere", _sums_too_few),
     Rule("chain-unused", "anywhere", _chain_unused),
     Rule("cohort-too-small", "anywhere", _cohort_too_small),
+    Rule("buffer-needs-sum", "anywhere", _buffer_of_each),
     Rule("quantize-range", "anywhere", _quantize_range),
     Rule("weight-first", "anywhere", _weight_first),
     Rule("weight-twice", "anywhere", _weight_twice),
@@ -250,4 +261,4 @@ RULES: tuple[Rule, ...] = (
     Rule("undeclared-data", "deployed", _undeclared_data),
 )
 """Checked whenever a plan is built. Raised where the value itself is made: sum-overflow, parts-match, quantize-last,
-epochs-or-steps, part-words, positive."""
+epochs-or-steps, part-words, pacing-buffer, positive."""

@@ -25,7 +25,12 @@ def key(*words: object) -> bytes:
 
 def generator(*words: object) -> np.random.Generator:
     """A numpy generator for these words: Philox, keyed by the first 16 bytes of `key`. Not for secrets."""
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key(*words)[:16], "little")))
+    return generator_of(key(*words))
+
+
+def generator_of(own: bytes) -> np.random.Generator:
+    """The same, of a `key` that was made before."""
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(own[:16], "little")))
 
 
 def signs(seed: bytes, count: int) -> Floats:

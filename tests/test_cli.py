@@ -100,6 +100,41 @@ def test_reports_that_were_not_counted_are_told(file: Path) -> None:
     assert "counted" not in sumus("simulate", file).stdout
 
 
+def test_a_fleet_is_given_in_words_and_time_goes_by(file: Path, tmp_path: Path) -> None:
+    done = sumus("simulate", file, "--fleet", "seconds=60,spread=10,lost=0.1")
+    assert "of simulated time" in done.stdout
+    assert "lost" in done.stdout
+    (tmp_path / "phones.csv").write_text("seconds,down,up,clock,online\n1,,,,\n3,,,,\n")
+    timed = ("simulate", file, "--json", "--fleet")
+    one = json.loads(sumus(*timed, "seconds=60,spread=10").stdout.splitlines()[-1])
+    other = json.loads(sumus(*timed, tmp_path / "phones.csv").stdout.splitlines()[-1])
+    assert one["simulated_seconds"] > 4 * 60
+    assert len(one["fleet"]["by_speed"]) == 10
+    assert other["simulated_seconds"] == 4 * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("second=5", "write NAME=VALUE, with a name of lost, "),
+        ("lost=2", "it is a share"),
+        ("nowhere.csv", "cannot be read"),
+    ],
+)
+def test_a_fleet_that_is_none_is_one_line(file: Path, text: str, said: str) -> None:
+    assert said in sumus("simulate", file, "--fleet", text, code=2).stderr
+
+
+def test_rehearse_says_what_a_fleet_would_do(file: Path, tmp_path: Path) -> None:
+    command = ("rehearse", file, "--devices", 500, "--days", 0.5, "--fleet", "seconds=60,spread=10,hours=8,waits=false")
+    done = sumus(*command, "--plot", tmp_path / "fleet.png", "--json")
+    for word in ("models a day", "took part", "in no model", "a second at most", "waited at once"):
+        assert word in " ".join(done.stdout.split())
+    assert (tmp_path / "fleet.png").stat().st_size > 10_000
+    assert json.loads(done.stdout.splitlines()[-1])["devices"] == 500
+    assert "no time goes by" in sumus("rehearse", file, code=2).stderr
+
+
 def test_an_error_in_mid_run_keeps_the_rounds_before_it(file: Path) -> None:
     """A wrong label is met in the third round; mended, the run goes on from where it was."""
     people = Population(range(20), lambda client: None)

@@ -39,9 +39,10 @@ def plan(
     task: Description = TASK,
     algorithm: Algorithm | None = None,
     cohort: int = 64,
+    pacing: Pacing | None = None,
     **options: Any,
 ) -> Plan:
-    return Plan(task, algorithm or sumus.fedavg(sumus.sgd(0.1), update), Pacing(cohort), **options)
+    return Plan(task, algorithm or sumus.fedavg(sumus.sgd(0.1), update), pacing or Pacing(cohort), **options)
 
 
 def uniform(update: Transform) -> Algorithm:
@@ -55,6 +56,9 @@ def combined_by(aggregator: Aggregator) -> Algorithm:
 @sumus.registered("aggregator/test-plan-at-least")
 def mean_of_at_least(least: int) -> Aggregator:
     return dataclasses.replace(mean(Part("params")), least=least)
+
+
+BUFFER = Pacing(cohort=16, concurrency=64)
 
 
 @sumus.registered("client/test-plan-sends")
@@ -107,6 +111,14 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
             lambda: plan(algorithm=combined_by(robust.multi_krum(attackers=31, keep=1))),
         ],
         [lambda: plan(algorithm=combined_by(mean_of_at_least(64)))],
+    ),
+    "buffer-needs-sum": (
+        [
+            lambda: plan(algorithm=combined_by(robust.median()), pacing=BUFFER),
+            lambda: plan(algorithm=combined_by(mean_of_at_least(2)), pacing=BUFFER),
+            lambda: plan(algorithm=sumus.cyclic(sumus.sgd(0.1)), pacing=BUFFER),
+        ],
+        [lambda: plan(pacing=BUFFER), lambda: plan(algorithm=sumus.fedbuff(sumus.sgd(0.1)), pacing=BUFFER)],
     ),
     "quantize-range": (
         [
@@ -258,6 +270,18 @@ def test_a_refusal_ends_with_the_rules_name() -> None:
         ("quantize-last", lambda: chain(quantize(8, range=1.0), rotate())),
         ("epochs-or-steps", lambda: sumus.sgd(0.1, epochs=1, steps=1)),
         ("positive", lambda: Pacing(0)),
+        *(
+            ("positive", lambda name=name: Pacing(5, **{name: 0}))
+            for name in ("deadline", "concurrency", "separation", "most_rounds")
+        ),
+        ("positive", lambda: Pacing(5, over_select=0.9)),
+        ("positive", lambda: Pacing(5, least=1.1)),
+        ("positive", lambda: Pacing(5, concurrency=5, most_stale=-1)),
+        ("positive", lambda: Pacing(5, requires=sumus.Conditions(battery=2.0))),
+        ("pacing-buffer", lambda: Pacing(5, most_stale=3)),
+        ("pacing-buffer", lambda: Pacing(5, concurrency=5, over_select=1.3)),
+        ("pacing-buffer", lambda: Pacing(5, concurrency=5, least=0.5)),
+        ("wrong-type", lambda: Pacing(5, concurrency=2.5)),  # pyright: ignore[reportArgumentType]
         ("positive", lambda: Part("params", bound=0.0)),
         ("positive", lambda: Part("params", bound=-1.0)),
         ("positive", lambda: Part("params", bound=math.inf)),

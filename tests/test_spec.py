@@ -22,7 +22,7 @@ from sumus.errors import PlanError
 from sumus.fixed_point import FixedPoint
 from sumus.fleet import Fleet
 from sumus.optimizers import ServerOptimizer
-from sumus.pacing import Pacing
+from sumus.pacing import Conditions, Pacing
 from sumus.spec import Spec, build, canonical_json, describe, is_custom, record, registered, to_json
 from sumus.task import Data, Description, Leaf
 from sumus.update import Props, Transform, chain, clip_by_global_norm, quantize, rotate, weight
@@ -56,9 +56,12 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
             Pacing(64),
         ).first_hop
     ),
-    "fleet": lambda: Fleet(lost=0.1, stragglers=0.5, partial_work=False),
+    "conditions": lambda: Conditions(charging=True, battery=0.5, version=3),
+    "fleet": lambda: Fleet(lost=0.1, stragglers=0.5, partial_work=False, seconds=60, spread=10, hours=8, waits=False),
     "leaf": lambda: LEAF,
-    "pacing": lambda: Pacing(cohort=64),
+    "pacing": lambda: Pacing(
+        64, 1.3, 0.8, 600, separation=3, most_rounds=9, requires=Conditions(idle=True), checkins=20
+    ),
     "part": lambda: Part("steps", content="scalar", weight=staleness.hinge(3), denominator=Fixed(64), bound=2.0**20),
     "part/fixed": lambda: Fixed(7),
     "rule/adam": lambda: work.adam_rule(weight_decay=0.1, decoupled=True),

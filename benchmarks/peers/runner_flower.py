@@ -61,7 +61,7 @@ def main() -> None:
         client_app=client_app(workload.name, workload.clients, args.double),
         num_supernodes=workload.clients,
         backend_config={
-            "init_args": {"num_cpus": cores, "include_dashboard": False, "log_to_driver": False},
+            "init_args": {"address": "local", "num_cpus": cores, "include_dashboard": False, "log_to_driver": False},
             "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
         },
     )

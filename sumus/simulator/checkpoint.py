@@ -6,6 +6,7 @@ history.jsonl            a line a round
 plot.png
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVariableType]
 
+from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError
 from sumus.optimizers import ServerState
-from sumus.simulator.history import RoundRecord
+from sumus.simulator.history import RoundRecord, Tally
 from sumus.storage.files import write_whole
 from sumus.tree import nested, unnested
 from sumus.types import Array, Tree
@@ -33,6 +35,8 @@ class Checkpoint:
     identity: what must be equal to go on (plan id, seed, population size, fleet).
     clients: a snapshot of the clients' states, taken when a file is written.
     executor: by its name; another one would round otherwise.
+    version: models published.  pending, tallies: sums of rounds to come, and what belongs to them, by the round's number: of
+    buffers, which take reports that began from a model before.
     """
 
     identity: Mapping[str, Any]
@@ -40,16 +44,26 @@ class Checkpoint:
     clients: Tree = field(default_factory=dict[str, Array])
     rounds: Sequence[RoundRecord] = ()
     executor: str = ""
+    version: int = 0
+    pending: Mapping[int, Aggregate] = field(default_factory=dict[int, Aggregate])
+    tallies: Mapping[int, Tally] = field(default_factory=dict[int, Tally])
 
     def write(self, folder: Path) -> Path:
         """Replace the folder's checkpoint in one step: a crash leaves the old one or the new one, whole."""
         rounds = [record.to_json() for record in self.rounds]
-        head = {"identity": dict(self.identity), "rounds": rounds, "executor": self.executor}
+        head = {
+            "identity": dict(self.identity),
+            "rounds": rounds,
+            "executor": self.executor,
+            "version": self.version,
+            "tallies": [(number, dataclasses.asdict(tally)) for number, tally in self.tallies.items()],
+        }
         tensors: dict[str, Array] = {"head": np.frombuffer(json.dumps(head).encode(), np.uint8)}
         for kind, tree in (
             ("broadcast", unnested(self.state.broadcast)),
             ("memory", unnested(self.state.memory)),
             ("clients", self.clients),
+            ("pending", unnested({str(number): total.slots() for number, total in self.pending.items()})),
         ):
             tensors |= {f"{kind}/{name}": array for name, array in tree.items()}
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +99,14 @@ class Checkpoint:
 
 def _decoded(tensors: dict[str, Array]) -> Checkpoint:
     head = json.loads(tensors.pop("head").tobytes())
-    trees: dict[str, dict[str, Array]] = {"broadcast": {}, "memory": {}, "clients": {}}
+    trees: dict[str, dict[str, Array]] = {"broadcast": {}, "memory": {}, "clients": {}, "pending": {}}
     for name, array in tensors.items():
         kind, _, rest = name.partition("/")
         trees[kind][rest] = array
     state = ServerState(nested(trees["broadcast"]), nested(trees["memory"]))
     rounds = [RoundRecord.from_json(record) for record in head["rounds"]]
-    return Checkpoint(head["identity"], state, trees["clients"], rounds, head.get("executor", "autograd"))
+    pending = {int(number): Aggregate.from_slots(slots) for number, slots in nested(trees["pending"]).items()}
+    tallies = {number: Tally.from_json(fields) for number, fields in head["tallies"]}
+    return Checkpoint(
+        head["identity"], state, trees["clients"], rounds, head["executor"], head["version"], pending, tallies
+    )

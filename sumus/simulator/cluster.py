@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from sumus.aggregate import Aggregate, RunningSum
+from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError
 from sumus.simulator.interrupt import undisturbed
-from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Trainer
+from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Sums, Trainer
 from sumus.simulator.travel import dumps
 from sumus.simulator.worker import Failure, trainer_of
 from sumus.simulator.workers import AHEAD, WorkerTraceback
@@ -54,7 +54,7 @@ class Cluster:
             self.close()
             raise
 
-    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], total: RunningSum) -> Iterator[Result]:
+    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], sums: Sums) -> Iterator[Result]:
         """Deal groups to the actors, one ahead; then let them add up what they have."""
         waiting, owed = iter(groups), dict[Any, Any]()
         sent = self._ray.put(dumps(broadcast))
@@ -65,11 +65,11 @@ class Cluster:
             (done,), _ = self._ray.wait(list(owed), num_returns=1)
             self._deal(owed.pop(done), waiting, owed)
             yield from self._told([done])[0]
-        sums = [actor.summed.remote() for actor in self._actors]
-        while len(sums) > 1:
-            pairs = [sums[start : start + 2] for start in range(0, len(sums), 2)]
-            sums = [self._actors[place].merged.remote(*pair) for place, pair in enumerate(pairs)]
-        total.add(self._told(sums)[0])
+        parts = [actor.summed.remote() for actor in self._actors]
+        while len(parts) > 1:
+            pairs = [parts[start : start + 2] for start in range(0, len(parts), 2)]
+            parts = [self._actors[place].merged.remote(*pair) for place, pair in enumerate(pairs)]
+        sums.add(self._told(parts)[0])
 
     def sizes(self, clients: Sequence[Any]) -> list[int]:
         """How many examples each of these clients holds: everyone reads some."""
@@ -163,21 +163,24 @@ class _Actor:
     @_answering
     def begin(self, number: int, broadcast: bytes) -> None:
         self._number, self._broadcast = number, pickle.loads(broadcast)
-        self._total = RunningSum()
+        self._sums = Sums()
 
     @_answering
     def train(self, group: bytes) -> list[Result]:
-        return list(self._trainer.train(self._number, self._broadcast, [pickle.loads(group)], self._total))
+        return list(self._trainer.train(self._number, self._broadcast, [pickle.loads(group)], self._sums))
 
     @_answering
     def sizes(self, clients: bytes) -> list[int]:
         return self._trainer.sizes(pickle.loads(clients))
 
-    def summed(self) -> Aggregate:
-        return self._total.total
+    def summed(self) -> dict[int, Aggregate]:
+        return self._sums.totals
 
-    def merged(self, *sums: Aggregate) -> Aggregate:
-        return functools.reduce(Aggregate.merge, sums)
+    def merged(self, *parts: dict[int, Aggregate]) -> dict[int, Aggregate]:
+        sums = Sums()
+        for part in parts:
+            sums.add(part)
+        return sums.totals
 
 
 @contextmanager

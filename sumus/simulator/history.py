@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from sumus.errors import ExperimentError
 from sumus.metrics import Spread
+from sumus.simulator.fleet_report import FleetReport
 from sumus.simulator.picture import figure, save
 from sumus.training.program import model_bytes
 
@@ -21,7 +22,9 @@ class RoundRecord:
     """One round. clients, examples: whose report was counted. dropped: clients whose report was not. loss: of local
     training, averaged over its examples; NaN where nobody was counted. metrics: see `Evaluate`; empty where the round was
     not evaluated. evaluations: all sources, by name. spreads: metrics over clients, by source. bytes_up, bytes_down: of all
-    clients together. epsilon: what privacy cost so far, None without privacy. seconds: this round's wall time."""
+    clients together. epsilon: what privacy cost so far, None without privacy. seconds: this round's wall time. at: the simulated
+    seconds at its end. staleness: reports by how many versions they were late. reasons: of work that ended in its
+    time without being counted, also of rounds before."""
 
     round: int
     clients: int
@@ -33,6 +36,9 @@ class RoundRecord:
     seconds: float
     dropped: int = 0
     epsilon: float | None = None
+    at: float = 0.0
+    staleness: Mapping[int, int] = field(default_factory=dict[int, int])
+    reasons: Mapping[str, int] = field(default_factory=dict[str, int])
     evaluations: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     spreads: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict[str, Mapping[str, Spread]])
 
@@ -47,8 +53,44 @@ class RoundRecord:
             source: {name: Spread(**spread) for name, spread in by_metric.items()}
             for source, by_metric in fields["spreads"].items()
         }
-        plain: dict[str, Any] = {**fields, "spreads": spreads}
+        staleness = {int(late): count for late, count in fields["staleness"].items()}
+        plain: dict[str, Any] = {**fields, "spreads": spreads, "staleness": staleness}
         return RoundRecord(**plain)
+
+
+_NESTED = ("metrics", "evaluations", "spreads", "staleness", "reasons")
+
+
+@dataclass
+class Tally:
+    """What a round adds up besides its sum. staleness: of each report, in versions."""
+
+    clients: int = 0
+    examples: int = 0
+    loss: float = 0.0
+    seen: int = 0
+    staleness: dict[int, int] = field(default_factory=dict[int, int])
+
+    def count(self, examples: int, loss: tuple[float, int], late: int) -> None:
+        """A report that is in the sum."""
+        self.clients += 1
+        self.examples += examples
+        self.loss += loss[0]
+        self.seen += loss[1]
+        self.staleness[late] = self.staleness.get(late, 0) + 1
+
+    def copy(self) -> "Tally":
+        """Another one like it."""
+        return dataclasses.replace(self, staleness=dict(self.staleness))
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> "Tally":
+        """Of its fields as JSON."""
+        plain: dict[str, Any] = {
+            **fields,
+            "staleness": {int(late): count for late, count in fields["staleness"].items()},
+        }
+        return Tally(**plain)
 
 
 def strict(value: Any) -> Any:
@@ -66,7 +108,7 @@ class History:
 
     rounds: a record each.  model: a torch state dict that loads into the task's model.  model_sha256: of the published
     leaves.  stopped: why it ended ("rounds", "target").  notes: what the user should know, once each.  executor: how clients
-    were trained, and why so.
+    were trained, and why so.  fleet: what the devices did in simulated time.
     """
 
     rounds: Sequence[RoundRecord]
@@ -77,6 +119,7 @@ class History:
     stopped: str = "rounds"
     notes: Sequence[str] = ()
     executor: str = ""
+    fleet: FleetReport | None = None
 
     def __repr__(self) -> str:
         measured = "".join(f", {name} {value:.4g}" for name, value in self.metrics.items())
@@ -102,6 +145,11 @@ class History:
         """Wall time of all rounds."""
         return sum(record.seconds for record in self.rounds)
 
+    @property
+    def simulated_seconds(self) -> float:
+        """At the end of the last round, on the virtual clock."""
+        return self.rounds[-1].at if self.rounds else 0.0
+
     def to_frame(self) -> Any:
         """A pandas DataFrame, one row a round; metrics as columns `metric`, `source/metric` (needs pandas)."""
         try:
@@ -110,7 +158,7 @@ class History:
             raise ExperimentError("to_frame() needs pandas: pip install 'sumus[report]'") from error
         rows: list[dict[str, Any]] = []
         for record in self.rounds:
-            row = {k: v for k, v in record.to_json().items() if k not in ("metrics", "evaluations", "spreads")}
+            row = {k: v for k, v in record.to_json().items() if k not in _NESTED}
             row |= {name: value for name, value in record.metrics.items() if name != "loss"}
             row |= {f"{s}/{name}": value for s, found in record.evaluations.items() for name, value in found.items()}
             for source, spreads in record.spreads.items():
@@ -141,20 +189,25 @@ class History:
     def plot(self, path: str | Path, title: str = "") -> Path:
         """A picture of the run: loss, and the metrics with their spread over clients (needs matplotlib)."""
         names = [name for name in self.metrics if name != "loss"]
-        picture = figure(5.0 * (1 + len(names)), 3.6)
-        axes = picture.subplots(1, 1 + len(names), squeeze=False)[0]
-        rounds = [record.round for record in self.rounds]
-        axes[0].plot(rounds, [record.loss for record in self.rounds], label="local training")
-        if any("loss" in record.metrics for record in self.evaluated):
-            measured = [(record.round, record.metrics["loss"]) for record in self.evaluated if "loss" in record.metrics]
-            axes[0].plot(*zip(*measured, strict=True), label="evaluation")
-        axes[0].set(xlabel="round", ylabel="loss")
-        axes[0].legend(frameon=False)
-        for axis, name in zip(axes[1:], names, strict=True):
+        timed = self.simulated_seconds > 0
+        picture = figure(5.0 * (1 + timed + len(names)), 3.6)
+        first, *axes = picture.subplots(1, 1 + timed + len(names), squeeze=False)[0]
+        self._plot_loss(first, [record.round for record in self.rounds], "round")
+        if timed:
+            self._plot_loss(axes.pop(0), [record.at for record in self.rounds], "simulated seconds")
+        for axis, name in zip(axes, names, strict=True):
             self._plot_metric(axis, name)
         if title:
             picture.suptitle(title)
         return save(picture, path)
+
+    def _plot_loss(self, axis: Any, where: Sequence[float], label: str) -> None:
+        axis.plot(where, [record.loss for record in self.rounds], label="local training")
+        measured = [(x, r.metrics["loss"]) for x, r in zip(where, self.rounds, strict=True) if "loss" in r.metrics]
+        if measured:
+            axis.plot(*zip(*measured, strict=True), label="evaluation")
+        axis.set(xlabel=label, ylabel="loss")
+        axis.legend(frameon=False)
 
     def _plot_metric(self, axis: Any, name: str) -> None:
         shown = [record for record in self.evaluated if name in record.metrics]

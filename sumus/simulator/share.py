@@ -1,23 +1,23 @@
 """A share of a round: some of its clients train, and what they send is counted in.
 
     trainer = Trainer(setting, program)
-    total = RunningSum()
-    for result in trainer.train(number, broadcast, groups, total): ...
+    sums = Sums()
+    for result in trainer.train(number, broadcast, groups, sums): ...
 
 It is the same in the simulator's own process, in a process beside it and on a cluster. Sums are integers, and everything random
 is keyed by seed, round and client: who trains whom, where and in which order changes nothing.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Literal, Protocol, TypeAlias
 
 from sumus.aggregate import Aggregate, RunningSum
 from sumus.errors import ParticipantError
-from sumus.fleet import PERFECT, Fate, Fleet
 from sumus.plan import Plan
-from sumus.rng import generator, key
+from sumus.rng import generator_of, key
 from sumus.simulator.population import Population
 from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.graph import leaving_no_trace
@@ -30,8 +30,42 @@ from sumus.work import ClientState, ClientWork
 ELSEWHERE = "another process computes something else: are there settings that only this one has made, outside the task?"
 """Said where proofs differ: a module's variables that a script set, torch's settings, a model= that is not seeded."""
 
-Group: TypeAlias = Sequence[tuple[Any, ClientState]]
-"""Clients that train together, each with what it kept from earlier rounds."""
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """One client's work in a round, whose report is counted.
+
+    state: what it kept from earlier rounds.  again: how often it had work on this model before.  most_steps: that it has time
+    for.  into: the number of the sum that its report goes into.  staleness: of the report, in versions.
+    """
+
+    client: Any
+    state: ClientState = field(default_factory=dict[str, Any])
+    again: int = 0
+    most_steps: int | None = None
+    into: int = 0
+    staleness: int = 0
+
+
+Group: TypeAlias = Sequence[Errand]
+"""Clients that train together."""
+
+
+class Sums(defaultdict[int, RunningSum]):
+    """The sums that reports go into, by number."""
+
+    def __init__(self) -> None:
+        super().__init__(RunningSum)
+
+    @property
+    def totals(self) -> dict[int, Aggregate]:
+        """What is in them, to be sent elsewhere."""
+        return {number: running.total for number, running in self.items()}
+
+    def add(self, totals: Mapping[int, Aggregate]) -> None:
+        """Add what was summed elsewhere."""
+        for number, total in totals.items():
+            self[number].add(total)
 
 
 @dataclass(frozen=True)
@@ -44,7 +78,6 @@ class Setting:
     plan: Plan
     population: Population
     seed: int
-    fleet: Fleet
     executor: Callable[[Program, ClientWork], Executor]
 
 
@@ -52,16 +85,17 @@ class Setting:
 class Result:
     """What came of one client's training.
 
-    metrics: (sum, count) by name.  nbytes: of its report.  became: whether that is counted, was lost on its way, or was an
-    attacker's and refused.  state: what it is to keep once it is counted.  alone: its aggregate of one, where the aggregator
-    needs each update; else it is in the share's sum.
+    into: the number of the sum that it is in.  metrics: (sum, count) by name.  nbytes: of its report.  became: whether that is
+    counted, or was an attacker's and refused.  state: what it is to keep once it is counted.  alone: its aggregate of one, where
+    the aggregator needs each update; else it is in the share's sum.
     """
 
     client: Any
+    into: int
     examples: int
     metrics: Mapping[str, tuple[float, int]]
     nbytes: int
-    became: Literal["counted", "lost", "refused"]
+    became: Literal["counted", "refused"]
     state: ClientState
     alone: Aggregate | None = None
 
@@ -78,10 +112,10 @@ class CannotTravel(Exception):
 class Crew(Protocol):
     """Where the clients of a round are trained: in one process or in many, with the same results."""
 
-    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], total: RunningSum) -> Iterator[Result]:
-        """Train clients in round `number`, from 0. What is summed goes into `total`, whole when the iterator ends.
+    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], sums: Sums) -> Iterator[Result]:
+        """Train clients on the model of round `number`, from 0. `sums` are whole when the iterator ends.
 
-        groups: taken one by one, as there is room for them. Results come in any order; who was late has none.
+        groups: taken one by one, as there is room for them; no client is in them twice. Results come in any order.
         Raises what a client's training raises, in the same words wherever it was.
         """
         ...
@@ -95,6 +129,11 @@ class Crew(Protocol):
         ...
 
 
+def public_seed(plan: Plan, seed: int, number: int) -> bytes:
+    """What all who report into one sum share: of a round; of a run, where a sum takes reports of several models."""
+    return key(seed, "round", 0 if plan.pacing.buffered else number, "public")
+
+
 class Trainer:
     """A `Crew` of one: trains in this process, on one program."""
 
@@ -103,18 +142,18 @@ class Trainer:
         self.executor = setting.executor(program, setting.plan.algorithm.client)
         self._setting = setting
         self._hop = setting.plan.first_hop
-        self._perfect = setting.fleet == PERFECT
 
-    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], total: RunningSum) -> Iterator[Result]:
+    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], sums: Sums) -> Iterator[Result]:
         """Train clients; a group is one call of the executor, and where groups do not matter to it, all of them are."""
-        lost: dict[Any, bool] = {}
+        errands: dict[Any, Errand] = {}
         runs = groups if self.executor.needs_sizes else (chain.from_iterable(groups),)
         trained = chain.from_iterable(
-            self.executor.run(broadcast, number, self._assignments(number, run, lost)) for run in runs
+            self.executor.run(broadcast, number, self._assignments(number, run, errands)) for run in runs
         )
-        public = key(self._setting.seed, "round", number, "public")
+        public = public_seed(self._setting.plan, self._setting.seed, number)
         for one in self._setting.population.sent(trained):
-            yield self._counted(one, number, public, lost[one.client], total)
+            errand = errands.pop(one.client)
+            yield self._counted(one, number, public, errand, sums[errand.into])
 
     def sizes(self, clients: Sequence[Any]) -> list[int]:
         """How many examples each of these clients holds: reads them."""
@@ -144,43 +183,36 @@ class Trainer:
     def close(self) -> None:
         """Nothing was begun."""
 
-    def _assignments(
-        self, number: int, clients: Iterable[tuple[Any, ClientState]], lost: dict[Any, bool]
-    ) -> Iterator[Assignment]:
-        """Each client's work, drawing what becomes of it; whoever will be late need not begin."""
-        setting = self._setting
-        for client, state in clients:
-            inputs, targets = self.program.reader.read(setting.population, client)
-            fate = self._fate(number, client, len(inputs))
-            if not fate.late:
-                lost[client] = fate.lost
-                own_key = key(setting.seed, "round", number, "client", client, "training")
-                yield Assignment(client, inputs, targets, state, own_key, fate.most_steps)
+    def _assignments(self, number: int, group: Iterable[Errand], errands: dict[Any, Errand]) -> Iterator[Assignment]:
+        """Each client's work. errands: those that were begun, by client."""
+        for errand in group:
+            errands[errand.client] = errand
+            inputs, targets = self.program.reader.read(self._setting.population, errand.client)
+            own_key = self._key(number, errand, "training")
+            yield Assignment(errand.client, inputs, targets, errand.state, own_key, errand.most_steps)
 
-    def _fate(self, number: int, client: Any, examples: int) -> Fate:
-        if self._perfect:
-            return Fate()
-        rng = generator(self._setting.seed, "round", number, "client", client, "fleet")
-        return self._setting.fleet.fate(self._setting.plan.algorithm.client.step_count(examples), rng)
+    def _key(self, number: int, errand: Errand, purpose: str) -> bytes:
+        """For what is random about an errand: another one each time that a client has the same round's work again."""
+        again = [errand.again] if errand.again else []
+        return key(self._setting.seed, "round", number, "client", errand.client, purpose, *again)
 
-    def _counted(self, one: Trained, number: int, public: bytes, lost: bool, total: RunningSum) -> Result:
-        """Report what was trained, and count it in unless it is lost."""
+    def _counted(self, one: Trained, number: int, public: bytes, errand: Errand, total: RunningSum) -> Result:
+        """Report what was trained, and count it in."""
         setting, algorithm = self._setting, self._setting.plan.algorithm
         alone, size = None, 0
-        became: Literal["counted", "lost", "refused"] = "lost" if lost else "counted"
+        became: Literal["counted", "refused"] = "counted"
         rng = None
         if algorithm.update.links:
-            rng = generator(setting.seed, "round", number, "client", one.client, "transform")
+            rng = generator_of(self._key(number, errand, "transform"))
         try:
             update = algorithm.report(one.client, one.parts, one.examples, one.metrics, public, rng)
             size = update.nbytes
-            if not lost:
-                if algorithm.aggregator.needs_each_update:
-                    alone = self._hop.count_in(update)
-                else:
-                    self._hop.count_in(update, into=total)
+            if algorithm.aggregator.needs_each_update:
+                alone = self._hop.count_in(update)
+            else:
+                self._hop.count_in(update, into=total, staleness=errand.staleness)
         except ParticipantError:
             if one.client not in setting.population.attackers:
                 raise
             became = "refused"
-        return Result(one.client, one.examples, one.metrics, size, became, one.state, alone)
+        return Result(one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone)

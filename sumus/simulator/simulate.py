@@ -1,19 +1,20 @@
 """The simulator: every client of a round on this machine or on a cluster, the same algebra as everywhere else.
 
-for each round:   sample a cohort → train → report → count in → add
-                  finish the sum → the next model → evaluate → settle client states, remember
+for each round:   who is in its sum, and when (`timeline`) → train all whose reports on this model are ever counted
+                  finish the round's sum → the next model → evaluate → settle client states, remember
 """
 
+import functools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sumus.aggregate import RunningSum
+from sumus.aggregate import Aggregate
 from sumus.algorithm import Algorithm
 from sumus.errors import DataError, ExperimentError, Interrupted, SumusError
 from sumus.experiment import Evaluate, Examples, Experiment
@@ -27,12 +28,15 @@ from sumus.simulator.checkpoint import Checkpoint
 from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, RunLength, checked, choose, processes
 from sumus.simulator.crew import check_workers, crew_of, described
 from sumus.simulator.evaluation import Evaluation
-from sumus.simulator.history import History, RoundRecord
+from sumus.simulator.fleet_report import Attendance
+from sumus.simulator.history import History, RoundRecord, Tally
 from sumus.simulator.interrupt import undisturbed, whole
-from sumus.simulator.population import as_population, sample
+from sumus.simulator.population import as_population
 from sumus.simulator.progress import Progress, Show, progress_of
 from sumus.simulator.recall import recall_of_this_user
-from sumus.simulator.share import Crew, Group, Result, Setting, Trainer
+from sumus.simulator.share import Crew, Errand, Group, Result, Setting, Sums, Trainer, public_seed
+from sumus.simulator.timeline import Counted, Played, Timeline, Work
+from sumus.simulator.traces import devices_of, trace_digest
 from sumus.spec import canonical_json, to_json
 from sumus.storage.client_states import ClientStates, DirectoryClientStates, MemoryClientStates
 from sumus.task import Task
@@ -107,6 +111,13 @@ def run(
         return simulation.run(checkpoint_every, progress_of(progress), wanted, workers, insecure)
 
 
+def _waves(counted: Sequence[Counted]) -> Iterator[list[Counted]]:
+    """Each client at most once in a wave: who has work on one model twice begins with what was kept of the first."""
+    for again in range(1 + max((one.again for one in counted), default=0)):
+        if wave := [one for one in counted if one.again == again]:
+            yield wave
+
+
 def _writable(out: Path | None) -> Path | None:
     """The folder, made; or an error now rather than after the first rounds."""
     if out is None:
@@ -118,25 +129,6 @@ def _writable(out: Path | None) -> Path | None:
     except OSError as error:
         raise ExperimentError(f"nothing can be written to {out}: {error.strerror}; give another folder") from error
     return out
-
-
-@dataclass
-class Tally:
-    """What a round adds up besides the sum. counted: for everyone in the cohort, whether the report is in the sum."""
-
-    counted: dict[Any, bool]
-    examples: int = 0
-    bytes_up: int = 0
-    loss: float = 0.0
-    seen: int = 0
-
-    def count(self, result: Result) -> None:
-        """A report that is in the sum."""
-        loss, seen = result.metrics["loss"]
-        self.counted[result.client] = True
-        self.examples += result.examples
-        self.loss += loss
-        self.seen += seen
 
 
 class Simulation:
@@ -157,7 +149,7 @@ class Simulation:
         data = self.program.learn_schema(first, *self.program.reader.read(self.population, first))
         self.plan = experiment.plan.with_data(data)
         self.task = self.plan.description
-        self.setting = Setting(self.plan, self.population, experiment.seed, experiment.fleet, AUTOGRAD.executor)
+        self.setting = Setting(self.plan, self.population, experiment.seed, AUTOGRAD.executor)
         self.trainer = Trainer(self.setting, self.program)
         self.crew: Crew = self.trainer
         self.how = ""
@@ -170,9 +162,10 @@ class Simulation:
             "plan": self.plan.id,
             "seed": experiment.seed,
             "population": self.population.described,
-            "fleet": canonical_json(to_json(experiment.fleet)),
+            "fleet": canonical_json(to_json(replace(experiment.fleet, trace=None))) + trace_digest(experiment.fleet),
         }
         self.at = Checkpoint(identity, self.plan.algorithm.start(self.program.initial_shared, self.task))
+        self.timeline = self._timeline()
         self.evaluation = Evaluation(experiment.evaluate, self.population, self.program, experiment.seed)
         earlier = Checkpoint.read(out) if out is not None and not restart else None
         if earlier is not None and out is not None and earlier.rounds:
@@ -183,6 +176,7 @@ class Simulation:
                 "client_states= holds the states of another run, or of one that was cut off before its first checkpoint: "
                 "give an empty store, or restart=True (--restart) to delete them"
             )
+        self._relive(self.at.rounds)
         self.states.restore(self.at.clients)  # last: whatever can be wrong was found before states are forgotten
 
     def run(
@@ -275,74 +269,156 @@ class Simulation:
         """Whole rounds so far."""
         return len(self.at.rounds)
 
+    def _timeline(self) -> Timeline:
+        """Who will take part, and when."""
+        experiment, population = self.experiment, self.population
+
+        def examples(position: int) -> int:
+            client = population.pick(position)
+            if client not in self.sizes:
+                self.sizes[client] = len(self.program.reader.read(population, client)[0])
+            return self.sizes[client]
+
+        @functools.cache
+        def mean() -> float:
+            return sum(map(examples, range(len(population)))) / len(population)
+
+        up, down = self.plan.first_hop.nbytes, self._broadcast_bytes(self.at.state)
+        work = Work(
+            lambda position: self.plan.algorithm.client.step_count(examples(position)),
+            lambda position: examples(position) / mean(),
+            down,
+            up,
+        )
+        devices = devices_of(experiment.fleet, len(population), generator(experiment.seed, "devices"))
+        pacing, least = self.plan.pacing, self.plan.algorithm.aggregator.least
+        if not pacing.buffered:
+            pacing = replace(pacing, least=max(pacing.least, min(1.0, least / pacing.cohort)))
+        self.attendance = Attendance(devices, pacing.checkins)
+        return Timeline(pacing, experiment.fleet, devices, work, experiment.seed, population.pick)
+
+    def _relive(self, rounds: Sequence[RoundRecord]) -> None:
+        """Let the timeline go to where the run stands."""
+        version = 0
+        for number in range(len(rounds)):
+            self.attendance.note(played := self.timeline.ended(number))
+            if played.published:
+                self.timeline.based_on(version)
+                version += 1
+
+    @staticmethod
+    def _broadcast_bytes(state: ServerState) -> int:
+        return sum(nbytes(tree) for tree in state.broadcast.values())
+
     def _round(self, number: int, at: Checkpoint) -> None:
         """Round `number`, counted from 0, from where the run stood before it; then `self.at` is where it stands after."""
-        rng = generator(self.experiment.seed, "round", number, "cohort")
-        cohort = sample(self.population, self.plan.pacing.cohort, rng)
-        tally = Tally(dict.fromkeys(cohort, False))
+        began = time.perf_counter()
+        played = self.timeline.ended(number)
+        counted = self.timeline.based_on(at.version) if played.published else []
+        settled: dict[str, bool] = {}
         try:
-            after = self._played(cohort, number, at, tally)
+            after = self._played(counted, played, began, at, settled)
         except BaseException:
             with undisturbed():
-                for client in cohort:
-                    self.states.discarded(str(client))
+                for one in counted:
+                    self.states.discarded(str(self.population.pick(one.position)))
             raise
         with whole():
-            for client, counted in tally.counted.items():
-                (self.states.counted if counted else self.states.discarded)(str(client))
+            for client, yes in settled.items():
+                (self.states.counted if yes else self.states.discarded)(client)
+            self.attendance.note(played)
             self.at = after
 
-    def _played(self, cohort: list[Any], number: int, at: Checkpoint, tally: Tally) -> Checkpoint:
-        """Train, sum, step, evaluate."""
-        began = time.perf_counter()
-        state = at.state
+    def _played(
+        self, counted: list[Counted], played: Played, began: float, at: Checkpoint, settled: dict[str, bool]
+    ) -> Checkpoint:
+        """Train, sum, step, evaluate. settled: for each client that trained, whether what it keeps is to be kept."""
+        state, pending = at.state, Sums()
+        tallies = {number: tally.copy() for number, tally in at.tallies.items()}
+        pending.add(at.pending)
         if self.plan.algorithm.aggregator.one_by_one:  # the model travels
-            for client in self.population.in_order(cohort):
-                state = self._sum_and_step([client], number, state, tally)
-        else:
-            state = self._sum_and_step(cohort, number, state, tally)
-        clients = sum(tally.counted.values())
-        loss = tally.loss / tally.seen if clients else math.nan
-        evaluations, spreads = self._evaluate(number, state, tally)
+            places = {self.population.pick(one.position): one for one in counted}
+            for client in self.population.in_order(list(places)):
+                state = self._sum_and_step([places[client]], played.number, state, Sums(), tallies, settled)
+        elif played.published:
+            state = self._sum_and_step(counted, played.number, state, pending, tallies, settled)
+        tally = tallies.pop(played.number, Tally())
+        loss = tally.loss / tally.seen if tally.clients else math.nan
+        evaluations, spreads = self._evaluate(played.number, state, settled)
         record = RoundRecord(
-            round=number + 1,
-            clients=clients,
-            dropped=len(cohort) - clients,
+            round=played.number + 1,
+            clients=tally.clients,
+            dropped=sum(played.dropped.values()) if self.plan.pacing.buffered else played.given - tally.clients,
             examples=tally.examples,
             loss=loss,
             metrics=next(iter(evaluations.values()), {} if self.evaluation.wanted else {"loss": loss}),
-            bytes_up=tally.bytes_up,
-            bytes_down=len(cohort) * sum(nbytes(tree) for tree in at.state.broadcast.values()),
+            bytes_up=played.bytes_up,
+            bytes_down=played.bytes_down,
             seconds=time.perf_counter() - began,
+            at=played.ended,
+            staleness=dict(sorted(tally.staleness.items())),
+            reasons=dict(sorted(played.dropped.items())),
             evaluations=evaluations,
             spreads=spreads,
         )
-        return replace(at, state=state, rounds=(*at.rounds, record))
+        pending.pop(played.number, None)
+        return replace(
+            at,
+            state=state,
+            version=at.version + played.published,
+            pending=pending.totals,
+            tallies=tallies,
+            rounds=(*at.rounds, record),
+        )
 
-    def _sum_and_step(self, clients: Sequence[Any], number: int, state: ServerState, tally: Tally) -> ServerState:
-        """Let clients train from a state, sum what arrives, take the server's step."""
+    def _sum_and_step(
+        self,
+        counted: Sequence[Counted],
+        number: int,
+        state: ServerState,
+        sums: Sums,
+        tallies: dict[int, Tally],
+        settled: dict[str, bool],
+    ) -> ServerState:
+        """Let clients train from a state, add what they report to the sums that it is counted in, take the step of one."""
         algorithm, people = self.plan.algorithm, len(self.population)
-        public = key(self.experiment.seed, "round", number, "public")
-        total, results = RunningSum(), dict[Any, Result]()
-        for result in self.crew.train(number, state.broadcast, self._groups(clients), total):
+        public = public_seed(self.plan, self.experiment.seed, number)
+        alone = list[Aggregate]()
+        for wave in _waves(counted):
+            results = self._trained(wave, number, state, sums)
+            for one in wave:  # in the order in which they were given work, whoever was first
+                result = results[self.population.pick(one.position)]
+                settled[str(result.client)] = result.became == "counted"
+                if result.became == "counted":
+                    tally = tallies.setdefault(one.into, Tally())
+                    tally.count(result.examples, result.metrics["loss"], one.staleness)
+                    alone += [result.alone] if result.alone is not None else []
+        if algorithm.aggregator.needs_each_update:
+            combined = algorithm.combine_each(alone, self.task, self.plan.sums, public, people)
+        else:
+            combined = algorithm.combine(sums[number].total, self.task, self.plan.sums, public, people)
+        if not combined:  # attackers' reports were refused, and too few are left
+            tallies.pop(number, None)
+            here = {str(self.population.pick(one.position)) for one in counted if one.into == number}
+            settled.update(dict.fromkeys(here & settled.keys(), False))
+        return algorithm.step(combined, state)
+
+    def _trained(self, wave: Sequence[Counted], number: int, state: ServerState, sums: Sums) -> dict[Any, Result]:
+        """Train clients, each once; what they keep is pending."""
+        results, again = dict[Any, Result](), wave[0].again > 0
+        for result in self.crew.train(number, state.broadcast, self._groups(wave), sums):
             if result.state:
+                if again:
+                    self.states.discarded(str(result.client))  # of the wave before: this is what came after it
                 self.states.propose(str(result.client), result.state)
             results[result.client] = result.settled
             self.sizes[result.client] = result.examples
-            tally.bytes_up += result.nbytes
             self._note(result)
-        arrived = [results[one] for one in clients if one in results and results[one].became == "counted"]
-        if algorithm.aggregator.needs_each_update:
-            ones = [result.alone for result in arrived if result.alone is not None]
-            combined = algorithm.combine_each(ones, self.task, self.plan.sums, public, people)
-        else:
-            combined = algorithm.combine(total.total, self.task, self.plan.sums, public, people)
-        for result in arrived if combined else ():  # in the cohort's order, whoever was first
-            tally.count(result)
-        return algorithm.step(combined, state)
+        return results
 
-    def _groups(self, clients: Sequence[Any]) -> Iterator[Group]:
+    def _groups(self, wave: Sequence[Counted]) -> Iterator[Group]:
         """Who trains together, and what they kept, in the order to deal them; a group's states are read as it is asked for."""
+        clients = [self.population.pick(one.position) for one in wave]
         if self.trainer.executor.needs_sizes:
             unknown = [client for client in clients if client not in self.sizes]
             self.sizes |= zip(unknown, self.crew.sizes(unknown), strict=True)
@@ -351,18 +427,22 @@ class Simulation:
             places = [[place] for place in range(len(clients))]
             if self.crew is not self.trainer:  # the largest first, so that at the end nobody waits long for the last
                 places.sort(key=lambda place: -self.sizes.get(clients[place[0]], math.inf))
-        return ([(clients[place], self.states.get(str(clients[place]))) for place in group] for group in places)
+        return ([self._errand(clients[place], wave[place]) for place in group] for group in places)
 
-    def _evaluate(self, number: int, state: ServerState, tally: Tally) -> tuple[Any, Any]:
+    def _errand(self, client: Any, one: Counted) -> Errand:
+        kept = self.states.pending(str(client)) if one.again else None
+        state = self.states.get(str(client)) if kept is None else kept
+        return Errand(client, state, one.again, one.most_steps, one.into, one.staleness)
+
+    def _evaluate(self, number: int, state: ServerState, settled: Mapping[str, bool]) -> tuple[Any, Any]:
         """What there is to measure after this round, each client with the state that it will have."""
 
         def state_of(client: str) -> ClientState:
-            pending = self.states.pending(client) if client in counted else None
+            pending = self.states.pending(client) if settled.get(client) else None
             return self.states.get(client) if pending is None else pending
 
         if (number + 1) % self.experiment.evaluate.every and number + 1 != self.experiment.rounds:
             return {}, {}
-        counted = {str(client) for client, yes in tally.counted.items() if yes}
         return self.evaluation.measure(self._published(state), state_of)
 
     def _reached_target(self) -> bool:
@@ -409,4 +489,5 @@ class Simulation:
             stopped=stopped,
             notes=tuple(self.notes),
             executor=self.how,
+            fleet=self.attendance.report(),
         )

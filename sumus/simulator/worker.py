@@ -17,8 +17,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from sumus.aggregate import RunningSum
-from sumus.simulator.share import Group, Result, Setting, Trainer
+from sumus.simulator.share import Group, Result, Setting, Sums, Trainer
 from sumus.simulator.travel import dumps, unpacked
 from sumus.task import Task
 from sumus.training.program import Program, one_thread, seeded
@@ -99,7 +98,7 @@ def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]
         if isinstance(message, Sizes):
             outbox.put(dumps(trainer.sizes(message.clients)))
             continue
-        total, results = RunningSum(), list[Result]()
+        sums, results = Sums(), list[Result]()
 
         def dealt(results: list[Result] = results) -> Iterator[Group]:
             while isinstance(message := inbox.get(), Deal):
@@ -107,9 +106,9 @@ def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]
                 outbox.put(dumps(results))
                 results.clear()
 
-        for result in trainer.train(message.number, message.broadcast, dealt(), total):
+        for result in trainer.train(message.number, message.broadcast, dealt(), sums):
             results.append(result)
-        outbox.put(dumps(total.total))
+        outbox.put(dumps(sums.totals))
 
 
 def _read(connection: Connection, inbox: SimpleQueue[Any], parent: int) -> None:

@@ -2,7 +2,7 @@
 
 They are new processes, not forks, and do not run the user's script again: what they need travels once (`travel`). They last
 for a run. Groups of clients are dealt one at a time, and one ahead, to whoever is through with the last; each process has one
-sum for the round, and sends it at the end.
+set of sums for the round, and sends them at the end.
 """
 
 import os
@@ -15,10 +15,9 @@ from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import Any
 
-from sumus.aggregate import RunningSum
 from sumus.errors import ExperimentError
 from sumus.simulator.interrupt import undisturbed, unheard, whole
-from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Trainer
+from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Sums, Trainer
 from sumus.simulator.travel import Spans, dumps, packed
 from sumus.simulator.worker import Begin, Deal, End, Failure, Message, Sizes
 from sumus.types import Broadcast
@@ -50,13 +49,13 @@ class Workers:
             self.close()
             raise
 
-    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], total: RunningSum) -> Iterator[Result]:
+    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], sums: Sums) -> Iterator[Result]:
         """Deal groups to the workers, and train what this process has time for."""
         waiting, heard = iter(groups), list[Result]()
         begin = dumps(Begin(number, broadcast))
         for child in self._children:
             child.send_bytes(begin)
-        for result in self._trainer.train(number, broadcast, self._own(waiting, heard), total):
+        for result in self._trainer.train(number, broadcast, self._own(waiting, heard), sums):
             yield result
             yield from heard
             heard.clear()
@@ -66,7 +65,7 @@ class Workers:
         for child in self._children:
             child.send(End())
         for child in self._children:
-            total.add(child.receive())
+            sums.add(child.receive())
 
     def sizes(self, clients: Sequence[Any]) -> list[int]:
         """How many examples each of these clients holds: everyone reads some."""
@@ -191,9 +190,7 @@ def _packed(setting: Setting) -> Any:
     try:
         return packed(setting)
     except Exception as error:
-        what = next(
-            (name for name in ("population", "plan", "fleet") if not _is_packable(getattr(setting, name))), "run"
-        )
+        what = next((name for name in ("population", "plan") if not _is_packable(getattr(setting, name))), "run")
         raise CannotTravel(f"the {what} cannot be sent to another process ({type(error).__name__}: {error})") from error
 
 

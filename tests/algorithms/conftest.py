@@ -29,10 +29,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished
         rounds: int,
         cohort: int,
         lost: float = 0.0,
-        states: ClientStates | None = None,
     ) -> Finished:
         out: Path = tmp_path_factory.mktemp("run")
-        states = states or sumus.MemoryClientStates()
+        states = sumus.MemoryClientStates()
         experiment = sumus.Experiment(
             sumus.Plan(task, algorithm, sumus.Pacing(cohort)), people, rounds, fleet=sumus.Fleet(lost=lost)
         )

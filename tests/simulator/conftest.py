@@ -37,10 +37,14 @@ def people() -> sumus.Population:
 @pytest.fixture
 def experiment(task: sumus.Task, people: sumus.Population) -> Callable[..., sumus.Experiment]:
     def make(
-        rounds: int = 6, seed: int = 0, algorithm: sumus.Algorithm | None = None, **evaluate: object
+        rounds: int = 6,
+        seed: int = 0,
+        algorithm: sumus.Algorithm | None = None,
+        pacing: sumus.Pacing | None = None,
+        **evaluate: object,
     ) -> sumus.Experiment:
         algorithm = algorithm or sumus.fedadam(sumus.sgd(lr=0.2, batch_size=8, momentum=0.5), lr=0.05)
-        plan = sumus.Plan(task, algorithm, sumus.Pacing(cohort=4))
+        plan = sumus.Plan(task, algorithm, pacing or sumus.Pacing(cohort=4))
         return sumus.Experiment(
             plan,
             people.without([10, 11]),
@@ -52,16 +56,29 @@ def experiment(task: sumus.Task, people: sumus.Population) -> Callable[..., sumu
     return make
 
 
-EVERYWHERE: dict[str, Callable[[], tuple[sumus.Algorithm, sumus.Fleet]]] = {
-    "fedavg": lambda: (sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8)), sumus.Fleet()),
-    "scaffold": lambda: (sumus.scaffold(sumus.sgd(lr=0.2, batch_size=8)), sumus.Fleet(lost=0.3)),
+COHORT = sumus.Pacing(cohort=5)
+EVERYWHERE: dict[str, Callable[[], tuple[sumus.Algorithm, sumus.Fleet, sumus.Pacing]]] = {
+    "fedavg": lambda: (sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8)), sumus.Fleet(), COHORT),
+    "scaffold": lambda: (sumus.scaffold(sumus.sgd(lr=0.2, batch_size=8)), sumus.Fleet(lost=0.3), COHORT),
     "median": lambda: (
         sumus.fedavg(sumus.adam(lr=0.05, batch_size=8), aggregator=sumus.robust.median()),
         sumus.Fleet(lost=0.2),
+        COHORT,
     ),
     "fleet": lambda: (
         sumus.fedprox(sumus.sgd(lr=0.2, batch_size=8), mu=0.1, update=sumus.quantize(bits=8, range=2.0)),
         sumus.Fleet(lost=0.2, stragglers=0.5, partial_work=False),
+        COHORT,
+    ),
+    "buffered": lambda: (
+        sumus.fedbuff(sumus.sgd(lr=0.2, batch_size=8)),
+        sumus.Fleet(seconds=60, spread=10, lost=0.1),
+        sumus.Pacing(cohort=3, concurrency=6),
+    ),
+    "buffered scaffold": lambda: (
+        sumus.scaffold(sumus.sgd(lr=0.2, batch_size=8)),
+        sumus.Fleet(seconds=60, spread=10, flaky=0.2),
+        sumus.Pacing(cohort=2, concurrency=6),
     ),
 }
 """By name: algorithms and fleets whose rounds are the same wherever their clients train."""
@@ -72,8 +89,8 @@ def anywhere(experiment: Callable[..., sumus.Experiment]) -> Callable[..., sumus
     """One of `EVERYWHERE`, with clients of different sizes."""
 
     def make(name: str, rounds: int = 3) -> sumus.Experiment:
-        algorithm, fleet = EVERYWHERE[name]()
-        made = experiment(rounds=rounds, algorithm=algorithm)
+        algorithm, fleet, pacing = EVERYWHERE[name]()
+        made = experiment(rounds=rounds, algorithm=algorithm, pacing=pacing)
         people = sumus.Population(made.population, lambda client: examples(client, 8 + 5 * client))
         return dataclasses.replace(made, population=people, fleet=fleet)
 

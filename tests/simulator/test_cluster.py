@@ -48,8 +48,8 @@ from torch import nn
 
 def experiment(name, load=lambda client: examples(client, 8 + 5 * client)):
     net = lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 2))
-    algorithm, fleet = EVERYWHERE[name]()
-    plan = sumus.Plan(sumus.Task(net, sumus.losses.cross_entropy), algorithm, sumus.Pacing(5))
+    algorithm, fleet, pacing = EVERYWHERE[name]()
+    plan = sumus.Plan(sumus.Task(net, sumus.losses.cross_entropy), algorithm, pacing)
     return sumus.Experiment(plan, sumus.Population(range(10), load), 3, sumus.Evaluate(seen=3), fleet=fleet)
 
 def is_same(name, **options):
@@ -116,7 +116,7 @@ for load in (wrong, deadly):
 """,
             **TOKEN,
         )
-    for name in ("fedavg", "scaffold", "median", "fleet"):
+    for name in ("fedavg", "scaffold", "median", "fleet", "buffered", "buffered scaffold"):
         assert found[name] is True, name
     message, rounds = found["wrong"]
     assert message.startswith("DataError: client ")

@@ -224,8 +224,10 @@ def test_who_trained_with_whom_does_not_depend_on_who_was_lost(
     plan = sumus.Plan(personal(), sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8)), sumus.Pacing(5))
     for population, fleet in zip(watched, (sumus.Fleet(), LOSSY), strict=True):
         sumus.run(sumus.Experiment(plan, population, 3, fleet=fleet))
-    one, other = ([trained.client for trained in population.trained] for population in watched)
-    assert one == other
+    one, other = (list(population.trained) for population in watched)
+    cohorts = [one[5 * number : 5 * number + 5] for number in range(3)]
+    arrived = [t for number, cohort in enumerate(cohorts) for t in cohort if not is_lost(LOSSY, number, t.client)]
+    assert [trained.client for trained in other] == [trained.client for trained in arrived]
 
 
 def test_seen_people_are_measured_with_the_leaves_that_they_keep(people: sumus.Population) -> None:
@@ -340,11 +342,11 @@ def test_a_first_round_that_fails_leaves_an_empty_store_and_the_same_command_run
     controlled: Callable[..., sumus.Experiment], tmp_path: Path, store: str, error: type[BaseException]
 ) -> None:
     class Broken(sumus.Population):
-        """Whose fourth report does not come."""
+        """Whose second report does not come."""
 
         def sent(self, results: Iterator[Trained]) -> Iterator[Trained]:
             for number, trained in enumerate(results):
-                if number == 3:
+                if number == 1:
                     raise error
                 yield trained
 
@@ -400,10 +402,9 @@ class Disturbed(sumus.MemoryClientStates):
 @pytest.mark.parametrize(
     ("method", "number", "done"),
     [
-        ("propose", 12, 2),
+        ("propose", 8, 2),
         ("counted", 2, 1),
         ("counted", 8, 3),
-        ("discarded", 2, 1),
         ("snapshot", 1, 2),
         ("snapshot", 4, 6),
     ],
@@ -519,9 +520,8 @@ def test_a_round_with_too_few_reports_is_void_for_clients_too(
     counted = [record.clients for record in history.rounds]
     assert set(counted) == {0, 3, 4}  # two and one are too few
     expected = sumus.MemoryClientStates()
-    for number, count in enumerate(counted):
-        for trained in watched.trained[4 * number : 4 * number + 4]:
-            if count and not is_lost(fleet, number, trained.client):
-                expected.propose(str(trained.client), trained.state)
-                expected.counted(str(trained.client))
+    assert len(watched.trained) == sum(counted)  # nobody trains for a round that comes to nothing
+    for trained in watched.trained:
+        expected.propose(str(trained.client), trained.state)
+        expected.counted(str(trained.client))
     assert kept(states, people) == kept(expected, people)

@@ -8,9 +8,8 @@ import pytest
 
 import sumus
 from sumus.aggregate import RunningSum
-from sumus.rng import generator
 from sumus.simulator.population import as_population
-from sumus.simulator.share import Result, Setting, Trainer
+from sumus.simulator.share import Errand, Result, Setting, Sums, Trainer
 from sumus.training.executor import Assignment, Trained
 from sumus.training.program import Program
 from sumus.training.sequential import SequentialExecutor
@@ -19,8 +18,6 @@ from sumus.types import Broadcast
 
 Make = Callable[..., sumus.Experiment]
 Cut = Sequence[Sequence[Any]]
-ROUND = 3
-"""One where some are late and others' reports are lost."""
 
 
 class InPairs(SequentialExecutor):
@@ -39,7 +36,7 @@ def trainer(experiment: sumus.Experiment, executor: Any = SequentialExecutor) ->
     population = as_population(experiment.population)
     program = Program(experiment.plan.task, seed=0)
     data = program.learn_schema(0, *program.reader.read(population, 0))
-    setting = Setting(experiment.plan.with_data(data), population, 0, experiment.fleet, executor)
+    setting = Setting(experiment.plan.with_data(data), population, 0, executor)
     return Trainer(setting, program)
 
 
@@ -47,8 +44,9 @@ def trained(trainer: Trainer, cut: Cut, number: int = 0) -> tuple[RunningSum, li
     """Round `number` from the initial model."""
     plan = trainer._setting.plan
     broadcast = plan.algorithm.start(trainer.program.initial_shared, plan.description).broadcast
-    total = RunningSum()
-    return total, list(trainer.train(number, broadcast, [[(client, {}) for client in group] for group in cut], total))
+    sums = Sums()
+    results = list(trainer.train(number, broadcast, [[Errand(client) for client in group] for group in cut], sums))
+    return sums[0], results
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fleet"])
@@ -73,29 +71,32 @@ def test_shares_add_up_to_the_whole_in_any_order(anywhere: Make, name: str) -> N
         }
 
 
-def test_only_what_arrives_is_in_the_sum_and_who_is_late_gives_nothing(anywhere: Make) -> None:
-    experiment = anywhere("fleet")
-    total, results = trained(trainer(experiment), [[client] for client in range(10)], number=ROUND)
-    fates = {
-        client: experiment.fleet.fate(
-            -(-(8 + 5 * client) // 8), generator(0, "round", ROUND, "client", client, "fleet")
-        )
-        for client in range(10)
-    }
-    late = {client for client, fate in fates.items() if fate.late}
-    lost = {client for client, fate in fates.items() if fate.lost and not fate.late}
-    assert late
-    assert lost
-    assert {result.client for result in results} == set(range(10)) - late
-    assert {result.client for result in results if result.became == "lost"} == lost
-    assert int(total.total.count) == 10 - len(late | lost)
-    assert all(result.nbytes > 0 for result in results), "what is lost was sent too"
+def test_an_errand_says_how_long_which_sum_and_how_stale(anywhere: Make) -> None:
+    """A report goes into its own sum, with the weight of its staleness; who has no time takes fewer steps."""
+    experiment = anywhere("buffered")
+    one = trainer(experiment)
+    broadcast = one._setting.plan.algorithm.start(one.program.initial_shared, one._setting.plan.description).broadcast
+    sums = Sums()
+    group = [
+        Errand(3, into=7),
+        Errand(4, into=8, staleness=3),
+        Errand(5, into=8, most_steps=1),
+        Errand(6, again=1, into=8),
+    ]
+    results = {result.client: result for result in one.train(0, broadcast, [group], sums)}
+    assert {client: result.into for client, result in results.items()} == {3: 7, 4: 8, 5: 8, 6: 8}
+    assert {number: int(sums[number].total.count) for number in sums} == {7: 1, 8: 3}
+    assert int(sums[7].total.weights["params"]) == 1024
+    assert int(sums[8].total.weights["params"]) == 1024 + 512 + 1024
+    assert results[5].metrics["loss"][1] == 8
+    again = {result.client: result for result in one.train(0, broadcast, [[Errand(6)]], Sums())}
+    assert again[6].metrics != results[6].metrics, "a client's second work on one model has other batches"
 
 
 def test_an_aggregator_that_needs_each_update_gets_each_and_no_sum(anywhere: Make) -> None:
     total, results = trained(trainer(anywhere("median")), [[client] for client in range(10)])
     assert total.total.empty
-    assert {result.became for result in results} == {"counted", "lost"}
+    assert {result.became for result in results} == {"counted"}
     for result in results:
         assert (result.alone is not None) == (result.became == "counted")
         assert result.alone is None or int(result.alone.count) == 1
@@ -115,14 +116,14 @@ def test_groups_are_taken_only_as_they_are_trained(anywhere: Make) -> None:
     """So a worker can be dealt more, and a client's state is read when it begins."""
     taken: list[int] = []
 
-    def groups() -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    def groups() -> Iterator[list[Errand]]:
         for client in range(4):
             taken.append(client)
-            yield [(client, {})]
+            yield [Errand(client)]
 
     one = trainer(anywhere("fedavg"))
     broadcast = {"params": one.program.initial_shared}
-    for done, _ in enumerate(one.train(0, broadcast, groups(), RunningSum()), 1):
+    for done, _ in enumerate(one.train(0, broadcast, groups(), Sums()), 1):
         assert len(taken) == done
 
 
@@ -131,6 +132,6 @@ def test_sizes_are_those_that_the_model_sees(anywhere: Make) -> None:
 
 
 def test_a_result_is_settled_without_its_state() -> None:
-    settled = Result("alice", 3, {"loss": (1.0, 3)}, 8, "counted", {"control": {"w": np.ones(2)}}).settled
+    settled = Result("alice", 0, 3, {"loss": (1.0, 3)}, 8, "counted", {"control": {"w": np.ones(2)}}).settled
     assert (settled.client, settled.examples, settled.state) == ("alice", 3, {})
     assert settled.settled is settled

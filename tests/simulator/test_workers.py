@@ -23,10 +23,9 @@ from torch import nn
 
 import sumus
 from sumus import attacks
-from sumus.aggregate import RunningSum
 from sumus.simulator.history import RoundRecord
 from sumus.simulator.population import as_population
-from sumus.simulator.share import CannotTravel, Setting, Trainer
+from sumus.simulator.share import CannotTravel, Errand, Setting, Sums, Trainer
 from sumus.simulator.travel import packed, unpacked
 from sumus.simulator.workers import Workers
 from sumus.training.program import Program
@@ -78,7 +77,7 @@ def nothing_is_left() -> Iterator[None]:
 # ── the same results ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold", "median", "fleet"])
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "median", "fleet", "buffered", "buffered scaffold"])
 def test_a_run_is_the_same_bit_for_bit_in_one_two_and_three_processes(anywhere: Make, told: Told, name: str) -> None:
     alone = sumus.run(anywhere(name))
     for workers in (2, 3):
@@ -87,7 +86,7 @@ def test_a_run_is_the_same_bit_for_bit_in_one_two_and_three_processes(anywhere: 
         assert history.notes == alone.notes == ()
 
 
-@pytest.mark.parametrize("name", ["scaffold", "fleet"])
+@pytest.mark.parametrize("name", ["scaffold", "fleet", "buffered scaffold"])
 def test_a_run_goes_on_with_another_number_of_workers(anywhere: Make, told: Told, tmp_path: Path, name: str) -> None:
     whole = sumus.run(anywhere(name, rounds=5))
     for workers, after in ((2, 2), (1, 3)):
@@ -105,7 +104,7 @@ def crew_parts(experiment: sumus.Experiment, executor: Any) -> tuple[Trainer, Se
     population = as_population(experiment.population)
     program = Program(experiment.plan.task, seed=0)
     data = program.learn_schema(0, *program.reader.read(population, 0))
-    setting = Setting(experiment.plan.with_data(data), population, 0, experiment.fleet, executor)
+    setting = Setting(experiment.plan.with_data(data), population, 0, executor)
     return Trainer(setting, program), setting
 
 
@@ -119,16 +118,16 @@ def test_whole_groups_go_to_one_process_and_sizes_are_asked_of_all(anywhere: Mak
     trainer.program.module.train()
     clients = list(range(10))
     sizes = trainer.sizes(clients)
-    groups = [[(clients[place], {}) for place in group] for group in trainer.executor.groups(sizes)]
+    groups = [[Errand(clients[place]) for place in group] for group in trainer.executor.groups(sizes)]
     assert max(map(len, groups)) > 1
     broadcast = setting.plan.algorithm.start(trainer.program.initial_shared, setting.plan.description).broadcast
-    alone, shared = RunningSum(), RunningSum()
+    alone, shared = Sums(), Sums()
     results = {result.client: result.metrics for result in trainer.train(0, broadcast, groups, alone)}
     with contextlib.closing(Workers(trainer, setting, 3)) as workers:
         assert workers.sizes(clients) == sizes
         again = {result.client: result.metrics for result in workers.train(0, broadcast, groups, shared)}
     assert again == results
-    assert sha256(shared.total.slots()) == sha256(alone.total.slots())
+    assert sha256(shared[0].total.slots()) == sha256(alone[0].total.slots())
 
 
 def test_attackers_and_a_travelling_model_train_in_one_process(anywhere: Make, told: Told) -> None:

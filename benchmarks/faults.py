@@ -1,0 +1,466 @@
+"""Fault schedules: rounds under lost, doubled and reordered messages, restarted devices and crashed servers, and what must hold.
+
+    python -m benchmarks.faults                            500 schedules of each pacing
+    python -m benchmarks.faults --schedules 10000          the long form
+    python -m benchmarks.faults --seed 4711 --tell         one schedule again, event by event
+    python -m benchmarks.faults --bug forgets-to-resend    with a planted bug: it must be found
+
+A schedule is one seed: a virtual clock, devices that follow `sumus.protocol.session`, a server that follows
+`sumus.protocol.round` with its rows in memory, and between them a network. What a server has written stays, what it holds in
+memory is lost when it crashes; a device's row stays too. After the faults stop, everything must come to rest.
+"""
+
+import argparse
+import functools
+import heapq
+import itertools
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sumus.pacing import Conditions, Pacing
+from sumus.protocol import round as server
+from sumus.protocol import session as device
+from sumus.protocol.round import ORDER, Facts, State
+from sumus.protocol.session import DeviceState, Floor, Phase
+from sumus.rng import generator
+from sumus.simulator.coordinator import Coordinator, Fenced
+
+PACINGS = {
+    "synchronous": Pacing(cohort=3, over_select=1.6, deadline=300, separation=2, most_rounds=4),
+    "waits for all": Pacing(cohort=3, deadline=2000),
+    "buffered": Pacing(cohort=2, concurrency=4, deadline=400, most_stale=4, separation=2),
+}
+DEVICES = 7
+UNTIL = 3000.0
+"""Simulated seconds of faults; then there are none, and nobody begins anything new."""
+PATIENCE = 40_000.0
+"""Simulated seconds by which all must be at rest."""
+_FLOOR = Floor(contributors=0)
+_FREE = Conditions(True, True, True, 1.0, 1)
+
+Rules = Callable[[Facts, server.Event], server.Decision]
+Steps = Callable[[DeviceState, device.Event, Floor], device.Step]
+
+
+class Broken(AssertionError):
+    """Something that must hold does not; the message says what."""
+
+
+# ── planted bugs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def accepts_before_commit(facts: Facts, event: server.Event) -> server.Decision:
+    """Answers a report when it is staged."""
+    decision = server.decide(facts, event)
+    told = [server.Accept(act.session) for act in decision.actions if isinstance(act, server.Stage)]
+    return replace(decision, actions=(*decision.actions, *told)) if isinstance(event, server.Report) else decision
+
+
+def accepts_after_close(facts: Facts, event: server.Event) -> server.Decision:
+    """Counts what is staged into the round that it was given in, whatever became of that."""
+    if not isinstance(event, server.Commit):
+        if isinstance(event, server.Report) and facts.sessions[0].state == "out":
+            return server.Decision(actions=(server.Stage(facts.sessions[0].id),))
+        return server.decide(facts, event)
+    late = [one for one in facts.sessions if one.state == "out" and one.round != facts.round.number]
+    written = tuple(replace(one, state="counted", sum=one.round) for one in late)
+    rest = replace(facts, sessions=tuple(one for one in facts.sessions if one not in late))
+    decision = server.decide(rest, event)
+    accepted = (server.Accept(one.id) for one in late)
+    return replace(decision, sessions=(*decision.sessions, *written), actions=(*decision.actions, *accepted))
+
+
+def counts_twice(facts: Facts, event: server.Event) -> server.Decision:
+    """Stages a report again that is counted already."""
+    if isinstance(event, server.Report) and facts.sessions[0].state == "counted":
+        return server.Decision(actions=(server.Stage(facts.sessions[0].id),))
+    if isinstance(event, server.Commit):
+        facts = replace(facts, sessions=tuple(replace(one, state="out") for one in facts.sessions))
+    return server.decide(facts, event)
+
+
+def forgets_to_resend(state: DeviceState, event: device.Event, floor: Floor) -> device.Step:
+    """Takes a report that got no answer for lost, and goes on."""
+    if isinstance(event, device.NoAnswer) and state.phase is Phase.REPORTING:
+        return replace(state, phase=Phase.IDLE, session="", unsettled=False), (device.Sleep(state.window),)
+    return device.step(state, event, floor)
+
+
+def keeps_early(state: DeviceState, event: device.Event, floor: Floor) -> device.Step:
+    """Commits the client's state when the report goes out."""
+    after, actions = device.step(state, event, floor)
+    early = (device.Keep(state.session),) if isinstance(event, device.Trained) and actions else ()
+    return after, (*early, *actions)
+
+
+BUGS: Mapping[str, tuple[Rules, Steps]] = {
+    "accepts-before-commit": (accepts_before_commit, device.step),
+    "accepts-after-close": (accepts_after_close, device.step),
+    "counts-twice": (counts_twice, device.step),
+    "forgets-to-resend": (server.decide, forgets_to_resend),
+    "keeps-early": (server.decide, keeps_early),
+}
+
+# ── a schedule ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Phone:
+    """A device: its row, and what is in its memory. asking: the request whose answer it waits for."""
+
+    state: DeviceState = field(default_factory=DeviceState)
+    asking: int = 0
+    begun: str = ""
+
+
+class Schedule:
+    """One seed's interleaving."""
+
+    def __init__(
+        self, seed: int, pacing: Pacing, rules: Rules = server.decide, steps: Steps = device.step, tell: bool = False
+    ) -> None:
+        self.seed = seed
+        self._rng = generator(seed, "faults")
+        self._steps, self._tell = steps, tell
+        self._loses, self._doubles, self._crashes, self._restarts = self._rng.uniform(
+            0, (0.35, 0.3, 0.06, 0.04)
+        ).tolist()
+        self.server = Coordinator(pacing, DEVICES, rules=rules)
+        self.phones = [Phone() for _ in range(DEVICES)]
+        self.now = 0.0
+        self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order = itertools.count()
+        self._up_from = 0.0
+        self._zombie: Facts | None = None
+        self.published: dict[int, tuple[str, ...]] = {}
+        self.told: dict[str, str] = {}
+        self.kept: Counter[str] = Counter()
+        self.undone: Counter[str] = Counter()
+        self.seen: Counter[str] = Counter()
+        self.counted: dict[str, server.Session] = {}
+        self._rows: dict[int, server.Round] = {}
+
+    def run(self) -> None:
+        """Live through it; Broken where something does not hold."""
+        self._at(0.0, self._tick)
+        for who in range(DEVICES):
+            self._at(float(self._rng.uniform(0, 30)), self._wake, who)
+        while self._queue:
+            self.now, _, act, args = heapq.heappop(self._queue)
+            self._say(f"{act.__name__.strip('_')} {' '.join(str(each) for each in args if not callable(each))}")
+            act(*args)
+            self._check_rows()
+            if self.now > UNTIL + PATIENCE:
+                raise Broken(f"no rest by {self.now:.0f} s: {[phone.state for phone in self.phones]}")
+        self._check_end()
+
+    # what must hold
+
+    def _check_rows(self) -> None:
+        for number, row in self.server.rounds.items():
+            before = self._rows.get(number, row)
+            if (
+                ORDER.index(row.state) < ORDER.index(before.state)
+                or row.counted < before.counted
+                or row.fence < before.fence
+            ):
+                raise Broken(f"round {number} went backwards: {before} → {row}")
+            if row.counted > self.server.pacing.cohort or row.out < 0:
+                raise Broken(f"round {number} counts more than it may: {row}")
+        self._rows = dict(self.server.rounds)
+
+    def _check_end(self) -> None:
+        """At rest: everyone has been told the truth, and what was told is in a model, or in a round that says it is not."""
+        pacing, rounds = self.server.pacing, self.server.rounds
+        everywhere = Counter(session for sessions in self.server.sums.values() for session in sessions)
+        if twice := [session for session, times in everywhere.items() if times > 1]:
+            raise Broken(f"{twice} are counted twice")
+        for session, outcome in self.told.items():
+            if (outcome == "counted") != (session in everywhere):
+                raise Broken(f"{session} was told {outcome}, and it is in {everywhere[session]} sums")
+        for number, sessions in self.server.sums.items():
+            row = rounds[number]
+            if row.state is State.PUBLISHED and sorted(self.published[number]) != sorted(sessions):
+                raise Broken(f"model {number} is of {self.published[number]}, and {sessions} are counted in it")
+            if row.state is State.ABANDONED and not row.reason:
+                raise Broken(f"round {number} is abandoned without a reason")
+        for session in {*everywhere, *self.kept, *self.undone}:
+            wanted = (1, 0) if session in everywhere else (0, 1)
+            if (self.kept[session], self.undone[session]) != wanted:
+                how = f"counted {everywhere[session]}, kept {self.kept[session]}, undone {self.undone[session]} times"
+                raise Broken(f"{session}: {how}")
+        by_device: dict[str, list[int]] = {}
+        most = pacing.most_stale
+        for session, row in self.counted.items():
+            if most is not None and row.staleness > most:
+                raise Broken(f"{session} is counted {row.staleness} versions late")
+            if session in everywhere and row.sum is not None:
+                by_device.setdefault(row.device, []).append(row.sum)
+        for who, numbers in by_device.items():
+            gaps = [b - a for a, b in itertools.pairwise(sorted(numbers))]
+            if gaps and min(gaps) < pacing.separation:
+                raise Broken(f"device {who} is in {sorted(numbers)}, and {pacing.separation} rounds must lie between")
+            if pacing.most_rounds is not None and len(numbers) > pacing.most_rounds:
+                raise Broken(f"device {who} is in {len(numbers)} rounds, and may be in {pacing.most_rounds}")
+        if any(phone.state.unsettled for phone in self.phones):
+            raise Broken("a device does not know what became of its report")
+
+    # the clock, and chance
+
+    def _at(self, moment: float, act: Callable[..., None], *args: Any) -> None:
+        heapq.heappush(self._queue, (moment, next(self._order), act, args))
+
+    def _chance(self, share: float) -> bool:
+        return self.now < UNTIL and float(self._rng.random()) < share
+
+    def _say(self, what: str) -> None:
+        if self._tell:
+            print(f"{self.now:9.2f}  {what}")
+
+    # a device
+
+    def _do(self, who: int, event: device.Event) -> None:
+        phone = self.phones[who]
+        phone.state, actions = self._steps(phone.state, event, _FLOOR)
+        for action in actions:
+            self._say(f"    {who}: {action}")
+            match action:
+                case device.Ask(session, serial, previous):
+                    ask = server.CheckIn(session, serial, _FREE, previous)
+                    self._request(who, functools.partial(self.server.check_in, str(who), ask))
+                case device.Train(session):
+                    phone.begun = session
+                    self._at(self.now + float(self._rng.exponential(60)), self._train, who, session)
+                case device.Send(session):
+                    self._request(who, functools.partial(self._receive, session))
+                case device.Abort(session, reason):
+                    self._request(who, functools.partial(self.server.drop, [session], reason), answered=False)
+                case device.Keep(session):
+                    self.kept[session] += 1
+                case device.Undo(session):
+                    self.undone[session] += 1
+                case device.Sleep(window):
+                    phone.asking += 1
+                    self._at(self.now + float(self._rng.uniform(*window)), self._wake, who)
+        if self._chance(self._restarts):
+            phone.asking += 1
+            phone.begun = ""
+            self._at(self.now + 1.0, self._restart, who)
+
+    def _restart(self, who: int) -> None:
+        self._do(who, device.Restarted())
+
+    def _wake(self, who: int) -> None:
+        phone = self.phones[who]
+        if self.now < UNTIL or phone.state.unsettled:
+            self._do(who, device.Wake(f"{who}/{phone.state.serial + 1}"))
+
+    def _train(self, who: int, session: str) -> None:
+        if self.phones[who].begun == session:
+            self._do(who, device.Failed("conditions") if self._chance(0.1) else device.Trained())
+
+    # the network
+
+    def _request(self, who: int, ask: Callable[[float], tuple[server.Action, ...]], answered: bool = True) -> None:
+        """On its way, and perhaps lost, late or twice; the device waits so long for the answer."""
+        phone = self.phones[who]
+        if answered:
+            phone.asking += 1
+            self._at(self.now + device.PATIENCE, self._wait_no_longer, who, phone.asking)
+        for _ in range(0 if self._chance(self._loses) else 2 if self._chance(self._doubles) else 1):
+            delay = float(self._rng.exponential(60.0 if self._chance(0.1) else 1.0))
+            self._at(self.now + delay, self._serve, who, phone.asking if answered else -1, ask)
+
+    def _wait_no_longer(self, who: int, asking: int) -> None:
+        if self.phones[who].asking == asking:
+            self._do(who, device.NoAnswer())
+
+    def _answer(self, who: int, asking: int, actions: tuple[server.Action, ...]) -> None:
+        """An answer arrives, where it is still waited for."""
+        if not self._chance(self._loses):
+            self._at(self.now + float(self._rng.exponential(1.0)), self._hear, who, asking, actions)
+
+    def _hear(self, who: int, asking: int, actions: tuple[server.Action, ...]) -> None:
+        phone = self.phones[who]
+        if phone.asking != asking:
+            return
+        phone.asking += 1
+        for action in actions:
+            match action:
+                case server.Assign(session):
+                    self._do(who, device.Assigned(device.Offer(session.id)))
+                case server.Later(window, _):
+                    self._do(who, device.Told(window))
+                case server.Settle(session, outcome):
+                    self._do(who, device.Settled(session, outcome))
+                case server.Accept(session) | server.Refuse(session):
+                    counted = isinstance(action, server.Accept)
+                    self._do(who, device.Settled(session, "counted" if counted else "discarded"))
+                case _:
+                    pass
+
+    # the server
+
+    def _receive(self, session: str, now: float) -> tuple[server.Action, ...]:
+        self.seen[session] += 1
+        return self.server.report(session, now)
+
+    def _serve(self, who: int, asking: int, ask: Callable[[float], tuple[server.Action, ...]]) -> None:
+        """One request: read, decide, write, act. It may crash before it has written, and after."""
+        if self.now < self._up_from or self._crashed():
+            return
+        actions = ask(self.now)
+        if self._crashed():
+            return
+        self._waiting = getattr(self, "_waiting", {})
+        for action in actions:
+            if isinstance(action, server.Stage):
+                self._waiting.setdefault(action.session, []).append((who, asking))
+                self._at(self.now + 0.05, self._commit)
+        self._act(actions)
+        self._reply(who, asking, tuple(action for action in actions if not isinstance(action, server.Stage)))
+
+    def _reply(self, who: int, asking: int, actions: tuple[server.Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, server.Accept):
+                self.told[action.session] = "counted"
+            elif isinstance(action, server.Refuse):
+                self.told[action.session] = "discarded"
+        if actions and asking >= 0:
+            self._answer(who, asking, actions)
+
+    def _commit(self) -> None:
+        if self.now < self._up_from or not self.server.staged or self._crashed():
+            return
+        actions = self.server.commit(self.now)
+        self._remember()
+        if self._crashed():
+            return
+        self._act(actions)
+        for action in actions:
+            match action:
+                case server.Accept(session) | server.Refuse(session):
+                    for who, asking in self._waiting.pop(session, []):
+                        self._reply(who, asking, (action,))
+                case server.Stage():
+                    self._at(self.now + 1.0, self._commit)
+                case _:
+                    pass
+
+    def _remember(self) -> None:
+        """Rows of sessions that are counted, since the server forgets a device's older ones."""
+        self.counted |= {one.id: one for one in self.server.sessions.values() if one.state == "counted"}
+
+    def _act(self, actions: tuple[server.Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, server.Close):
+                self._at(self.now + float(self._rng.exponential(2.0)), self._publish, action.number)
+
+    def _publish(self, number: int) -> None:
+        """Make a model of what is in the sum now, and publish it: in one transaction. A leader of before comes too late."""
+        if self.now < self._up_from or self._crashed():
+            return
+        before = self.server.rounds[number].state
+        value = tuple(self.server.sums.get(number, ()))
+        self.server.publish(number, self.now)
+        after = self.server.rounds[number].state
+        if before is not State.PUBLISHED and after is State.PUBLISHED:
+            if self.published and number <= max(self.published):
+                raise Broken(f"model {number} is published after {max(self.published)}")
+            self.published[number] = value
+        elif after is State.CLOSING:  # one before it is not there yet
+            self._at(self.now + 1.0, self._publish, number)
+        self._crashed()
+
+    def _tick(self) -> None:
+        """The leader's own clock."""
+        if self.now < UNTIL + PATIENCE / 2:
+            self._at(self.now + 5.0, self._tick)
+        if self.now < self._up_from:
+            return
+        if gone := self.server.expired(self.now):
+            self._act(self.server.drop(gone, "expired", self.now))
+        if self.now < UNTIL or self.server.current.state is not State.PLANNED:
+            self._act(self.server.tick(self.now))
+        if self.server.staged:
+            self._commit()
+
+    def _crashed(self) -> bool:
+        """Perhaps it dies here: its memory is gone, and another leader takes over in a while."""
+        if not self._chance(self._crashes):
+            return False
+        self._say("    the server dies")
+        self._zombie = self.server._facts(self.now)
+        self.server.staged.clear()
+        self._waiting = {}
+        self._up_from = self.now + float(self._rng.uniform(1, 60))
+        self._at(self._up_from, self._take_over)
+        return True
+
+    def _take_over(self) -> None:
+        if self.now < self._up_from:
+            return  # it died again meanwhile
+        self._act(self.server.recover(self.now))
+        zombie = self._zombie
+        if zombie is not None and zombie.round.state in (State.OPEN, State.CLOSING):
+            moved = server.Decision((replace(zombie.round, state=State.PUBLISHED),))
+            try:
+                self.server.write(moved, zombie)
+            except Fenced:
+                return
+            raise Broken("a leader that was taken over from could still write")
+
+
+def schedules(
+    first: int, count: int, pacing: Pacing, bug: str | None = None
+) -> Iterator[tuple[int, Broken | None, Schedule]]:
+    """Run seeds one after the other: (seed, what does not hold, the schedule)."""
+    rules, steps = BUGS[bug] if bug else (server.decide, device.step)
+    for seed in range(first, first + count):
+        schedule = Schedule(seed, pacing, rules, steps)
+        try:
+            schedule.run()
+        except Broken as broken:
+            yield seed, broken, schedule
+        else:
+            yield seed, None, schedule
+
+
+def main() -> int:
+    """Run, count, and say which seed failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schedules", type=int, default=500, help="of each pacing (default 500)")
+    parser.add_argument("--seed", type=int, help="one schedule alone")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default 0)")
+    parser.add_argument("--pacing", choices=PACINGS, help="one alone")
+    parser.add_argument("--bug", choices=BUGS, help="plant a bug")
+    parser.add_argument("--tell", action="store_true", help="print every event")
+    args = parser.parse_args()
+    failed = 0
+    for name in [args.pacing] if args.pacing else PACINGS:
+        if args.seed is not None:
+            rules, steps = BUGS[args.bug] if args.bug else (server.decide, device.step)
+            Schedule(args.seed, PACINGS[name], rules, steps, args.tell).run()
+            continue
+        began, published, accepted, broken = time.perf_counter(), 0, 0, 0
+        for seed, wrong, schedule in schedules(args.first, args.schedules, PACINGS[name], args.bug):
+            published += len(schedule.published)
+            accepted += sum(outcome == "counted" for outcome in schedule.told.values())
+            if wrong is not None:
+                broken += 1
+                if broken <= 3:
+                    print(f"{name}, seed {seed}: {wrong}")
+        failed += broken
+        print(
+            f"{name}: {args.schedules} schedules, {published} models, {accepted} reports accepted, {broken} schedules broken, "
+            f"{time.perf_counter() - began:.0f} s"
+        )
+    return 1 if failed and not args.bug else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

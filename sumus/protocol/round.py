@@ -1,0 +1,566 @@
+"""A round, as a table: what may happen in each state, and what is to be done about it.
+
+    decision = decide(facts, event)
+
+It is pure. Whoever runs rounds (a server, an edge, the simulator's virtual clock, the fault tests) reads `Facts` from its store,
+decides, writes `decision.rounds` and `decision.sessions` in that same transaction, where the rows are still as they were read
+(state and fence), and does what `decision.actions` say when that is durable: not before.
+
+A device's way through it:
+
+    CheckIn ─► Assign            it trains, and sends
+    Report  ─► Stage             its update waits in memory; nothing is promised
+    Commit  ─► Accept            the update is in the round's sum, in the transaction that decided so
+    Published                    the sum has become a model
+
+A report that is not accepted is refused with the reason, and a device that was not told asks at its next check-in
+(`previous`). A synchronous round and a buffer are one machine under another `Pacing`: in a synchronous round the devices are
+chosen, and whoever was not is not counted; a buffer takes the next reports, whichever model they began from.
+
+`TABLE` is the whole of it. The diagram in docs/protocol.md is drawn from it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+from sumus.pacing import Conditions, Pacing
+from sumus.protocol.steering import window
+
+
+class State(StrEnum):
+    """Of a round's row. Those between `selecting` and `open`, and `unmasking`, are of secure aggregation alone."""
+
+    PLANNED = "planned"
+    SELECTING = "selecting"
+    KEYS = "keys"
+    SHARES = "shares"
+    OPEN = "open"
+    UNMASKING = "unmasking"
+    CLOSING = "closing"
+    PUBLISHED = "published"
+    ABANDONED = "abandoned"
+
+
+ORDER = tuple(State)
+"""States never go backwards in it."""
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A row. since: when it came into this state, in seconds of the store's clock.  fence: of the leader that wrote it.
+
+    given: sessions that were given.  dropped: sessions that ended without a report.  counted: reports in the sum.  of a
+    buffer's row, `given` begins with the sessions that were out when the buffer before it closed.
+    """
+
+    number: int
+    state: State = State.PLANNED
+    since: float = 0.0
+    fence: int = 0
+    given: int = 0
+    dropped: int = 0
+    counted: int = 0
+    reason: str = ""
+
+    @property
+    def out(self) -> int:
+        """Sessions that may still report."""
+        return self.given - self.dropped - self.counted
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A row: one device's work for one round. Its id makes everything that is sent for it idempotent.
+
+    serial: of the check-in that it answered.  round: that it was given in.  version: models published then, so the model that it
+    began from.  expires: by the store's clock.  state: "out", "counted" or "dropped".  sum, staleness: where it was counted, and
+    how many versions late; fixed then.
+    """
+
+    id: str
+    device: str
+    serial: int
+    round: int
+    version: int
+    expires: float
+    state: str = "out"
+    reason: str = ""
+    sum: int | None = None
+    staleness: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What the store knows of a device. last: the sum that it was last counted in.  rounds: how often it was.
+
+    session: that it was given last.  counted: the id of its last one that was counted, which it may not have been told.
+    """
+
+    id: str
+    last: int | None = None
+    rounds: int = 0
+    session: Session | None = None
+    counted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was read in the transaction that decides.
+
+    now: the store's clock, in seconds.  round: the row that the event is about; of a check-in or report, the newest.
+    version: models published.  sessions: the rows that the event names.  device: of a check-in.
+    masked: whether the plan uses secure aggregation.  paused: whether an admin holds the run.
+    population: devices known, 0 where that is not.  arriving: check-ins a second of late, 0 where that is not known.  lasts:
+    seconds that rounds have lasted of late.  waits: whether a round before this one is still to be published.
+    """
+
+    pacing: Pacing
+    now: float
+    round: Round
+    version: int = 0
+    sessions: tuple[Session, ...] = ()
+    device: Device | None = None
+    masked: bool = False
+    paused: bool = False
+    population: int = 0
+    arriving: float = 0.0
+    lasts: float = 0.0
+    waits: bool = False
+
+
+NOTHING_SAID = Conditions()
+
+# ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class CheckIn:
+    """A device asks for work. session: an id for the one it may be given.  serial: grows with every check-in of a device.
+    previous: the session that it does not know the end of."""
+
+    session: str
+    serial: int
+    conditions: Conditions = NOTHING_SAID
+    previous: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An update arrived, whole and of the plan's form."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Staged updates are about to be in the sum: decided in the transaction that adds them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Sessions will not report: the device said so, or their time is over."""
+
+    reason: str = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time went by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """In a phase of secure aggregation, so many devices have answered; enough: whether that is the threshold."""
+
+    enough: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The round's sum has become a model, in this transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A leader took over, with this fence: what was in the memory of the one before it is gone."""
+
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """An admin ends the round."""
+
+
+Event: TypeAlias = CheckIn | Report | Commit | Dropped | Tick | Gathered | Published | Recovered | Cancelled
+
+# ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Answer a check-in with work."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Answer a check-in: come back within this window of seconds, at a moment drawn uniformly. reason: for the counts."""
+
+    window: tuple[float, float]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Answer a check-in that asked for a session's end: "counted", "discarded", or "unknown": send it again."""
+
+    session: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Hold a session's update in memory for the next commit."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Answer a report: it is counted."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer a report: it is not counted, and will not be."""
+
+    session: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Make a model of the round's sum; doing it again gives the same one."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Ask the devices of a round for a phase of secure aggregation."""
+
+    phase: State
+
+
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """Nothing comes of the round's sum: destroy it."""
+
+    number: int
+    reason: str
+
+
+Action: TypeAlias = Assign | Later | Settle | Stage | Accept | Refuse | Close | Gather | Abandon
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """rounds, sessions: rows as they are to be written; new ones too.  actions: to be done once they are."""
+
+    rounds: tuple[Round, ...] = ()
+    sessions: tuple[Session, ...] = ()
+    actions: tuple[Action, ...] = ()
+
+
+NOTHING = Decision()
+
+# ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def outcome(session: Session, facts: Facts) -> str:
+    """What became of a session: "counted", "discarded" or "unknown". A row says "out" also where its round is over."""
+    if session.state != "out":
+        return "counted" if session.state == "counted" else "discarded"
+    over = facts.now >= session.expires or (not facts.pacing.buffered and _is_over(session.round, facts.round))
+    return "discarded" if over else "unknown"
+
+
+def _is_over(number: int, current: Round) -> bool:
+    """Whether a synchronous round takes no more reports."""
+    return number != current.number or ORDER.index(current.state) > ORDER.index(State.OPEN)
+
+
+def _check_in(facts: Facts, event: CheckIn) -> Decision:
+    """Settle what is not settled; then give work, where there is some and this device may have it."""
+    before = facts.device.session if facts.device else None
+    if before is not None and event.serial < before.serial:
+        return NOTHING  # it was long on its way, and nobody waits for the answer
+    settled: list[Action] = []
+    if event.previous is not None:
+        ended = _end_of(event.previous, facts)
+        settled = [Settle(event.previous, ended)]
+        if ended == "unknown":
+            return Decision(actions=tuple(settled))
+    if before is not None and event.serial == before.serial:  # the same request again
+        return Decision(actions=(*settled, Assign(before))) if outcome(before, facts) == "unknown" else NOTHING
+    row, left = facts.round, list[Session]()
+    if before is not None:  # if it is out, it is over, or the device has forgotten it
+        left, row = _gone(before, "forgotten", row, facts)
+    if (reason := _not_now(facts, event, row)) is not None:
+        later = Later(window(facts.pacing, facts.population, facts.arriving, _until_next(facts, row)), reason)
+        return _changed(facts, row, left, [*settled, later])
+    assert facts.device is not None
+    expires = facts.now + _lifetime(facts, row)
+    given = Session(event.session, facts.device.id, event.serial, row.number, facts.version, expires)
+    return _changed(facts, replace(row, given=row.given + 1), [*left, given], [*settled, Assign(given)])
+
+
+def _end_of(session: str, facts: Facts) -> str:
+    """What became of a session that a device asks for: of its last, or of the last that was counted; no other is."""
+    device = facts.device
+    if device is not None and device.session is not None and device.session.id == session:
+        return outcome(device.session, facts)
+    return "counted" if device is not None and device.counted == session else "discarded"
+
+
+def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
+    """Why a device gets no work; None where it does."""
+    pacing, device = facts.pacing, facts.device
+    if (unmet := pacing.requires.unmet(event.conditions)) is not None:
+        return unmet
+    if device is None or facts.paused or row.state is not (State.SELECTING if facts.masked else State.OPEN):
+        return "closed"
+    if device.last is not None and row.number - device.last < pacing.separation:
+        return "separation"
+    if pacing.most_rounds is not None and device.rounds >= pacing.most_rounds:
+        return "cap"
+    return None if room(facts, row) > 0 else "full"
+
+
+def room(facts: Facts, row: Round) -> int:
+    """Sessions that may still be given. Of a synchronous round's chosen devices none is replaced."""
+    pacing = facts.pacing
+    if pacing.concurrency is not None:
+        return pacing.concurrency - row.out
+    return min(pacing.chosen, facts.population or pacing.chosen) - row.given
+
+
+def _lifetime(facts: Facts, row: Round) -> float:
+    """Seconds that a session given now may take."""
+    if facts.pacing.deadline is None or facts.masked:  # masked: each phase has its own deadline
+        return float("inf")
+    return facts.pacing.deadline if facts.pacing.buffered else row.since + facts.pacing.deadline - facts.now
+
+
+def _until_next(facts: Facts, row: Round) -> float:
+    """Seconds until there may be work again, as far as that can be told."""
+    if row.state is not State.OPEN:
+        return 0.0
+    lasts = facts.lasts or facts.pacing.deadline or 0.0
+    return max(0.0, row.since + lasts - facts.now)
+
+
+def _report(facts: Facts, event: Report) -> Decision:
+    """Stage what can be counted; say at once what cannot, and what is counted already."""
+    (session,) = facts.sessions
+    if outcome(session, facts) == "counted":
+        return Decision(actions=(Accept(session.id),))
+    if (reason := _uncountable(session, facts)) is not None:
+        gone, row = _gone(session, reason, facts.round, facts)
+        return _changed(facts, row, gone, [Refuse(session.id, reason)])
+    return Decision(actions=(Stage(session.id),))
+
+
+def _uncountable(session: Session, facts: Facts) -> str | None:
+    """Why a report will never be counted; None where it may be."""
+    if outcome(session, facts) == "discarded":
+        return session.reason or "closed"
+    if not (facts.round.state is State.OPEN or (facts.pacing.buffered and not facts.masked)):
+        return "phase"
+    stale = facts.pacing.most_stale
+    return "stale" if stale is not None and facts.version - session.version > stale else None
+
+
+def _gone(session: Session, reason: str, row: Round, facts: Facts) -> tuple[list[Session], Round]:
+    """What to write of a session that ends without a report that counts: nothing, where it has ended already."""
+    if session.state != "out":
+        return [], row
+    mine = facts.pacing.buffered or session.round == row.number
+    left = replace(row, dropped=row.dropped + 1) if mine else row
+    return [replace(session, state="dropped", reason=reason)], left
+
+
+def _commit(facts: Facts, event: Commit) -> Decision:
+    """Count in what is staged, up to the cohort, where the round is open; the last of it closes the round.
+
+    What is left of it waits for the next buffer.
+    """
+    row, written, actions = facts.round, list[Session](), list[Action]()
+    room = facts.pacing.cohort if row.state is State.OPEN else 0
+    for session in facts.sessions:
+        if outcome(session, facts) == "counted":
+            actions.append(Accept(session.id))
+        elif (reason := _uncountable(session, facts)) is not None:
+            gone, row = _gone(session, reason, row, facts)
+            written += gone
+            actions.append(Refuse(session.id, reason))
+        elif row.counted < room:
+            row = replace(row, counted=row.counted + 1)
+            stale = facts.version - session.version
+            written.append(replace(session, state="counted", sum=row.number, staleness=stale))
+            actions.append(Accept(session.id))
+        elif facts.pacing.buffered:
+            actions.append(Stage(session.id))
+        else:
+            gone, row = _gone(session, "closed", row, facts)
+            written += gone
+            actions.append(Refuse(session.id, "closed"))
+    return _changed(facts, row, written, actions)
+
+
+def _dropped(facts: Facts, event: Dropped) -> Decision:
+    """Note who will not report."""
+    row, written = facts.round, list[Session]()
+    for session in facts.sessions:
+        gone, row = _gone(session, event.reason, row, facts)
+        written += gone
+    return _changed(facts, row, written, [])
+
+
+def _open(facts: Facts, event: Tick) -> Decision:
+    """Begin, unless the run is held."""
+    if facts.paused:
+        return NOTHING
+    return _moved(facts, State.SELECTING if facts.masked else State.OPEN)
+
+
+def _gathered(facts: Facts, event: Gathered) -> Decision:
+    """The next phase of secure aggregation, once enough have answered in this one."""
+    if not event.enough:
+        return NOTHING
+    following = {State.SELECTING: State.KEYS, State.KEYS: State.SHARES, State.SHARES: State.OPEN}
+    return _moved(facts, following.get(facts.round.state, State.CLOSING))
+
+
+def _overdue(facts: Facts, event: Tick) -> Decision:
+    """Abandon a phase of secure aggregation that not enough have answered in time."""
+    return _moved(facts, State.ABANDONED, "deadline") if _past_deadline(facts) else NOTHING
+
+
+def _tick(facts: Facts, event: Tick) -> Decision:
+    """Look at the deadline."""
+    return _changed(facts, facts.round, [], [])
+
+
+def _published(facts: Facts, event: Published) -> Decision:
+    """The model is there, if those before it are; in synchronous rounds, so is the next round."""
+    return NOTHING if facts.waits else _moved(facts, State.PUBLISHED)
+
+
+def _recovered(facts: Facts, event: Recovered) -> Decision:
+    """Fence out the leader before, and do again what it may have left undone."""
+    again = {State.CLOSING: Close(facts.round.number), State.UNMASKING: Gather(State.UNMASKING)}.get(facts.round.state)
+    return Decision((replace(facts.round, fence=event.fence),), (), (again,) if again else ())
+
+
+def _cancelled(facts: Facts, event: Cancelled) -> Decision:
+    """End it: an admin wants so."""
+    return _moved(facts, State.ABANDONED, "cancelled")
+
+
+def _changed(facts: Facts, row: Round, sessions: list[Session], actions: list[Action]) -> Decision:
+    """An open round after what happened in it: closed, if it is full, or over and large enough; abandoned if it is not."""
+    if row.state is State.OPEN:
+        pacing, over = facts.pacing, False
+        if not pacing.buffered:
+            over = _past_deadline(facts) or (row.given > 0 and row.out == 0 and room(facts, row) == 0)
+        if row.counted == pacing.cohort or (over and row.counted >= pacing.fewest):
+            ended = _moved(replace(facts, round=row), State.UNMASKING if facts.masked else State.CLOSING)
+            return Decision(ended.rounds, tuple(sessions), (*actions, *ended.actions))
+        if over:
+            ended = _moved(replace(facts, round=row), State.ABANDONED, "too few")
+            return Decision(ended.rounds, tuple(sessions), (*actions, *ended.actions))
+    return Decision((row,) if row is not facts.round else (), tuple(sessions), tuple(actions))
+
+
+def _past_deadline(facts: Facts) -> bool:
+    return facts.pacing.deadline is not None and facts.now >= facts.round.since + facts.pacing.deadline
+
+
+def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
+    """The row in another state, what that means for others, and what is to be done there."""
+    row = replace(facts.round, state=to, since=facts.now, reason=reason)
+    buffered = facts.pacing.buffered
+    follows = Round(row.number + 1, since=facts.now, fence=row.fence, given=row.out if buffered else 0)
+    match to:
+        case State.CLOSING if buffered:  # the next buffer is open in the same transaction
+            return Decision((row, replace(follows, state=State.OPEN)), (), (Close(row.number),))
+        case State.CLOSING:
+            return Decision((row,), (), (Close(row.number),))
+        case State.PUBLISHED if buffered:
+            return Decision((row,))
+        case State.PUBLISHED:
+            return Decision((row, follows))
+        case State.ABANDONED:
+            return Decision((row, follows), (), (Abandon(row.number, reason),))
+        case State.KEYS | State.SHARES | State.UNMASKING:
+            return Decision((row,), (), (Gather(to),))
+        case _:
+            return Decision((row,))
+
+
+# ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What an event does in a state. to: the states that it may lead to, besides staying."""
+
+    rule: Callable[[Facts, Any], Decision]
+    to: tuple[State, ...] = ()
+
+
+def _entries() -> dict[tuple[State, type], Entry]:
+    s = State
+    table: dict[tuple[State, type], Entry] = {}
+
+    def on(states: tuple[State, ...], event: type, rule: Callable[[Facts, Any], Decision], *to: State) -> None:
+        table.update({(state, event): Entry(rule, to) for state in states})
+
+    phases = (s.SELECTING, s.KEYS, s.SHARES)
+    running = (s.PLANNED, *phases, s.OPEN, s.UNMASKING, s.CLOSING)
+    on(ORDER, CheckIn, _check_in)
+    on(ORDER, Report, _report)
+    on(ORDER, Commit, _commit)
+    on(ORDER, Dropped, _dropped)
+    on((s.OPEN,), CheckIn, _check_in, s.CLOSING, s.UNMASKING, s.ABANDONED)
+    on((s.OPEN,), Report, _report, s.CLOSING, s.UNMASKING, s.ABANDONED)
+    on((s.OPEN,), Commit, _commit, s.CLOSING, s.UNMASKING, s.ABANDONED)
+    on((s.OPEN,), Dropped, _dropped, s.CLOSING, s.UNMASKING, s.ABANDONED)
+    on((s.PLANNED,), Tick, _open, s.OPEN, s.SELECTING)
+    on((*phases, s.UNMASKING), Tick, _overdue, s.ABANDONED)
+    on((s.OPEN,), Tick, _tick, s.CLOSING, s.UNMASKING, s.ABANDONED)
+    on((s.SELECTING,), Gathered, _gathered, s.KEYS)
+    on((s.KEYS,), Gathered, _gathered, s.SHARES)
+    on((s.SHARES,), Gathered, _gathered, s.OPEN)
+    on((s.UNMASKING,), Gathered, _gathered, s.CLOSING)
+    on((s.CLOSING,), Published, _published, s.PUBLISHED)
+    on(running, Recovered, _recovered)
+    on(running[:-1], Cancelled, _cancelled, s.ABANDONED)
+    return table
+
+
+TABLE: Mapping[tuple[State, type], Entry] = _entries()
+"""(state, event) → what is done. What is not in it changes nothing: it comes from somebody who has not heard the end."""
+
+
+def decide(facts: Facts, event: Event) -> Decision:
+    """What is to be written, and then done. Raises nothing that depends on what a device says."""
+    entry = TABLE.get((facts.round.state, type(event)))
+    return NOTHING if entry is None else entry.rule(facts, event)

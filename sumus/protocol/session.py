@@ -1,0 +1,315 @@
+"""A device's side of a round, as a table: ask, train, report, and forget nothing before it is told what became of it.
+
+    state, actions = step(state, event)
+
+It is pure, and its state is a row that the device writes before it does what the actions say. Whatever is lost on the way, and
+whenever the device restarts, these hold:
+
+- A report is sent again until the server answers it; past its time, the next check-in asks what became of it.
+- What a client keeps from a round (a control variate, personal leaves) is pending until then: `Keep` where the report is
+  counted, `Undo` where it is not. While that is not known, no new work is begun.
+- Its own floor is looked at before any work is begun, and a round is charged to the day before its report is sent.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TypeAlias
+
+PATIENCE = 15.0
+"""Seconds after which a message that got no answer is sent again, the first time; twice as long at each further time."""
+LONGEST = 3600.0
+"""The longest such wait."""
+
+
+class Phase(StrEnum):
+    """Where a device stands."""
+
+    IDLE = "idle"
+    ASKED = "asked"
+    TRAINING = "training"
+    REPORTING = "reporting"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a device consents to, whatever a server asks for.
+
+    steps, seconds, bytes: of one round at most.  rounds: a day at most.  contributors: of a sum that it goes into, at least.
+    """
+
+    steps: int = 10_000
+    seconds: float = 3600.0
+    bytes: int = 2**28
+    rounds: int = 24
+    contributors: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an assignment asks for."""
+
+    session: str
+    steps: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    contributors: int = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """A device's row.
+
+    serial: of its last check-in.  session: that it asked for, works for, or does not know the end of.  unsettled: whether a
+    report may have been sent for it, so that its end must be known first.  tries: messages since the last answer.  window:
+    that the server gave last.  day, today: the day of the last round begun, and how many were begun on it.
+    """
+
+    phase: Phase = Phase.IDLE
+    serial: int = 0
+    session: str = ""
+    unsettled: bool = False
+    tries: int = 0
+    window: tuple[float, float] = (PATIENCE, 4 * PATIENCE)
+    day: int = 0
+    today: int = 0
+
+
+# ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Its time has come, and its conditions are met. session: a new id, used if one is asked for."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The server gives work. day: of the device's own calendar."""
+
+    offer: Offer
+    day: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The server has no work now. window: seconds to come back within."""
+
+    window: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The server says what became of a session: "counted", "discarded", or "unknown"."""
+
+    session: str
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The update is ready, and what the client would keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Training ended without an update: conditions lost, an error. reason: of a closed list."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """The server did not answer in time, or could not be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The process began anew with the row that was written last."""
+
+
+Event: TypeAlias = Wake | Assigned | Told | Settled | Trained | Failed | NoAnswer | Restarted
+
+# ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Check in."""
+
+    session: str
+    serial: int
+    previous: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Begin to work."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send the update, the same bytes at each time."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Tell the server that no report will come."""
+
+    session: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What the client kept from the round is from now on its state; its update may be forgotten."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """The client's state is what it was before the round; its update may be forgotten."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wake again within so many seconds, at a moment drawn uniformly."""
+
+    window: tuple[float, float]
+
+
+Action: TypeAlias = Ask | Train | Send | Abort | Keep | Undo | Sleep
+Step: TypeAlias = tuple[DeviceState, tuple[Action, ...]]
+
+# ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _ask(state: DeviceState, event: Wake, floor: Floor) -> Step:
+    """Ask for work, and for the end of what is not settled."""
+    previous = state.session if state.unsettled else None
+    asked = replace(state, phase=Phase.ASKED, serial=state.serial + 1, session=previous or event.session, tries=1)
+    return asked, (Ask(event.session, asked.serial, previous),)
+
+
+def _ask_again(state: DeviceState, event: Wake, floor: Floor) -> Step:
+    """The answer was lost, and perhaps the request: this is a new one."""
+    return _ask(replace(state, phase=Phase.IDLE), event, floor)
+
+
+def _consider(state: DeviceState, event: Assigned, floor: Floor) -> Step:
+    """Work, where the floor allows it."""
+    offer, today = event.offer, state.today if event.day == state.day else 0
+    if state.unsettled:  # and the answer does not say what it asked for: not yet
+        return state, (Sleep(state.window),)
+    if (reason := _too_much(offer, floor, today)) is not None:
+        return replace(state, phase=Phase.IDLE, session="", tries=0), (
+            Abort(offer.session, reason),
+            Sleep(state.window),
+        )
+    begun = replace(state, phase=Phase.TRAINING, session=offer.session, tries=0, day=event.day, today=today + 1)
+    return begun, (Train(offer.session),)
+
+
+def _too_much(offer: Offer, floor: Floor, today: int) -> str | None:
+    for name in ("steps", "seconds", "bytes"):
+        if getattr(offer, name) > getattr(floor, name):
+            return f"floor-{name}"
+    if offer.contributors < floor.contributors:
+        return "floor-contributors"
+    return "floor-rounds" if today >= floor.rounds else None
+
+
+def _told(state: DeviceState, event: Told, floor: Floor) -> Step:
+    """Sleep within the server's window."""
+    session = state.session if state.unsettled else ""
+    return replace(state, phase=Phase.IDLE, session=session, tries=0, window=event.window), (Sleep(event.window),)
+
+
+def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
+    """The end of a session. Its answer goes on with work, or a window; of an unknown one, the report is sent again."""
+    if not state.unsettled or event.session != state.session:
+        return state, ()
+    if event.outcome == "unknown":
+        return replace(state, phase=Phase.REPORTING, tries=state.tries + 1), (Send(state.session),)
+    ended = replace(state, session="", unsettled=False, tries=0)
+    after = (Keep(event.session) if event.outcome == "counted" else Undo(event.session),)
+    if state.phase is Phase.REPORTING:
+        return replace(ended, phase=Phase.IDLE), (*after, Sleep(state.window))
+    return ended, after
+
+
+def _send(state: DeviceState, event: Trained, floor: Floor) -> Step:
+    """Send the update; from now on its end must be known."""
+    return replace(state, phase=Phase.REPORTING, unsettled=True, tries=1), (Send(state.session),)
+
+
+def _give_up(state: DeviceState, event: Failed, floor: Floor) -> Step:
+    """Tell the server that nothing will come."""
+    return replace(state, phase=Phase.IDLE, session="", tries=0), (
+        Abort(state.session, event.reason),
+        Sleep(state.window),
+    )
+
+
+def _wait(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
+    """Nobody may come back at once: after an outage, as spread as the server last wanted it."""
+    return state, (Sleep(max(state.window, _backoff(state.tries))),)
+
+
+def _wait_to_send(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
+    """Wait a little, each time twice as long."""
+    return state, (Sleep(_backoff(state.tries)),)
+
+
+def _send_again(state: DeviceState, event: Wake, floor: Floor) -> Step:
+    """Again, and after many times ask what became of it."""
+    if state.tries >= 4:
+        return _ask(state, event, floor)
+    return replace(state, tries=state.tries + 1), (Send(state.session),)
+
+
+def _backoff(tries: int) -> tuple[float, float]:
+    first = min(LONGEST / 2, PATIENCE * 2.0 ** max(0, tries - 1))
+    return first, 2 * first
+
+
+def _restart(state: DeviceState, event: Restarted, floor: Floor) -> Step:
+    """What was in memory is gone; an update is not: it was written before it was sent."""
+    if state.phase is Phase.REPORTING:
+        return state, (Sleep(_backoff(state.tries)),)
+    session = state.session if state.unsettled else ""
+    return replace(state, phase=Phase.IDLE, session=session, tries=0), (Sleep(state.window),)
+
+
+Rule: TypeAlias = Callable[[DeviceState, "Event", Floor], Step]
+
+TABLE: Mapping[tuple[Phase, type], Rule] = {
+    (Phase.IDLE, Wake): _ask,
+    (Phase.ASKED, Wake): _ask_again,
+    (Phase.ASKED, Assigned): _consider,
+    (Phase.ASKED, Told): _told,
+    (Phase.ASKED, Settled): _settled,
+    (Phase.ASKED, NoAnswer): _wait,
+    (Phase.TRAINING, Trained): _send,
+    (Phase.TRAINING, Failed): _give_up,
+    (Phase.REPORTING, Wake): _send_again,
+    (Phase.REPORTING, Settled): _settled,
+    (Phase.REPORTING, NoAnswer): _wait_to_send,
+    **{(phase, Restarted): _restart for phase in Phase},
+}  # pyright: ignore[reportAssignmentType]
+"""(phase, event) → what is done. What is not in it changes nothing: an answer that came late, or twice."""
+
+
+def step(state: DeviceState, event: Event, floor: Floor = Floor()) -> Step:
+    """The row as it is to be written, and what to do once it is."""
+    rule = TABLE.get((state.phase, type(event)))
+    return (state, ()) if rule is None else rule(state, event, floor)

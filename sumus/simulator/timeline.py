@@ -1,0 +1,697 @@
+"""Virtual time: a fleet's devices and a server, both by the protocol's own tables, on a clock that costs nothing to wait for.
+
+    timeline = Timeline(pacing, fleet, devices, work, seed)
+    played = timeline.ended(0)             # runs until round 0 is over: who is in its sum, when, what was wasted
+    timeline.based_on(0)                   # everyone whose report on model 0 is ever counted, and in which sum
+
+Who takes part, and when, does not depend on what is learnt: so the system is simulated by itself, and clients are trained
+afterwards, all of a model's together. Everything random is keyed by the seed, and events of one moment have an order: two runs
+are the same, event for event.
+
+Devices that are idle are numbers in arrays, and come in batches; only those that work are sessions.
+"""
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from sumus.errors import ExperimentError
+from sumus.fleet import DAY, Devices, Fate, Fleet
+from sumus.pacing import Conditions, Pacing
+from sumus.protocol import session as device
+from sumus.protocol.round import (
+    Accept,
+    Action,
+    Assign,
+    CheckIn,
+    Close,
+    Later,
+    Refuse,
+    Round,
+    Session,
+    Settle,
+    Stage,
+    State,
+)
+from sumus.protocol.session import DeviceState, Floor, Offer, Phase
+from sumus.protocol.steering import window
+from sumus.rng import generator
+from sumus.simulator.coordinator import Coordinator
+from sumus.types import Array, Floats
+
+ENDED = (State.PUBLISHED, State.ABANDONED)
+_MINUTE = 60.0
+_FREE = Floor(rounds=2**62, seconds=math.inf, steps=2**62, bytes=2**62, contributors=0)
+_ALL = Conditions(True, True, True, 1.0, 2**31)
+_MANY = 10_000
+"""Devices from which on not all are looked at to find one that may come."""
+_VOID = 10_000
+"""Rounds in a row that come to nothing in one moment."""
+_SLICE = 10.0
+"""Seconds of check-ins that one answer serves, where nothing else happened between them."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a round asks of each device, by position. steps: of its training.  share: its examples over the mean client's.
+
+    down, up: bytes of a broadcast and of a report.
+    """
+
+    steps: Callable[[int], int] = lambda position: 1
+    share: Callable[[int], float] = lambda position: 1.0
+    down: int = 0
+    up: int = 0
+
+
+@dataclass(frozen=True)
+class ServerCost:
+    """Seconds that a server takes: at least from one commit to the next, for each report in it, and to make a model."""
+
+    commit: float = 0.0
+    report: float = 0.0
+    publish: float = 0.0
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A report in a sum. position: of its client.  again: how often that had work on this model before.  into: the round that
+    it is counted in.  staleness: in versions.  most_steps: that it had time for.  seconds: that it worked.
+    """
+
+    position: int
+    again: int
+    into: int
+    staleness: int
+    most_steps: int | None
+    seconds: float = 0.0
+
+
+@dataclass
+class Played:
+    """A round that is over. began, ended: simulated seconds.  counted: in its sum, also where nothing came of that.  given:
+    sessions.  dropped: work that ended since the round before without being counted, by why.  bytes_up, bytes_down: since then.
+    totals: of the run until then, without its check-ins.
+    """
+
+    number: int
+    began: float
+    ended: float
+    published: bool
+    counted: list[Counted]
+    given: int
+    dropped: Counter[str]
+    bytes_up: int
+    bytes_down: int
+    totals: "Totals"
+
+
+@dataclass
+class Totals:
+    """Of the whole run. useful, wasted: device seconds of work that is in a published sum, and of all other.
+
+    checkins: in each minute.  staged: the most reports that waited for a commit at once.  waited: the longest of them, seconds.
+    """
+
+    useful: float = 0.0
+    wasted: float = 0.0
+    checkins: list[int] = field(default_factory=list[int])
+    staged: int = 0
+    waited: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    reasons: Counter[str] = field(default_factory=Counter[str])
+
+    def checked_in(self, moments: Floats) -> None:
+        """Count check-ins at these moments."""
+        minutes = (moments // _MINUTE).astype(np.int64)
+        missing = int(minutes.max()) + 1 - len(self.checkins)
+        if missing > 0:
+            self.checkins += [0] * missing
+        for minute, count in zip(*np.unique(minutes, return_counts=True), strict=True):
+            self.checkins[minute] += int(count)
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A device at work. again: how often it had work on this model before.  began: when.  seconds: that it works."""
+
+    session: Session
+    fate: Fate
+    again: int
+    began: float
+    seconds: float
+
+
+class Timeline:
+    """The run of a fleet, as far as it was asked for."""
+
+    def __init__(
+        self,
+        pacing: Pacing,
+        fleet: Fleet,
+        devices: Devices,
+        work: Work,
+        seed: int,
+        name: Callable[[int], Any] = lambda position: position,
+        cost: ServerCost = ServerCost(),
+        outages: Sequence[tuple[float, float]] = (),
+    ) -> None:
+        self.now = 0.0
+        self.totals = Totals()
+        self._rounds_of = np.zeros(len(devices), np.int64)
+        self._pacing, self._fleet, self._devices, self._work, self._cost = pacing, fleet, devices, work, cost
+        self._seed, self._name, self._outages = seed, name, outages
+        self._rng = generator(seed, "fleet")
+        self._server = Coordinator(pacing, len(devices))
+        self._queue: list[tuple[float, int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order = 0
+        self._asleep: _Calendar | None = None
+        self._workers: dict[int, _Worker] = {}
+        self._states: dict[int, DeviceState] = {}
+        self._idle = np.ones(len(devices), bool)
+        self._last = np.full(len(devices), -(2**31))
+        self._windows: Array = np.zeros((len(devices), 2), np.float32)
+        self._owing = np.zeros(len(devices), bool)
+        self._given: tuple[int, Counter[int]] = (-1, Counter())
+        self._open_versions: Counter[int] = Counter()
+        self._counted: dict[int, list[Counted]] = {}
+        self._by_version: dict[int, list[Counted]] = {}
+        self._played: dict[int, Played] = {}
+        self._dropped: dict[int, Counter[str]] = {}
+        self._bytes, self._ended = (0, 0), 0.0
+        self._staged: dict[str, float] = {}
+        self._committing, self._committed = False, 0.0
+        self._publishing = 0.0
+        self._drawn, self._oldest, self._watched, self._yielded = -1, 0, -1, 0
+        self._progressed, self._void = 0.0, 0
+        self._alarms = np.zeros(len(devices), np.int64)
+        self._due = np.full(len(devices), -1.0)
+        self._waiting_to_fill = False
+        if not fleet.waits:
+            self._put_to_sleep_first()
+        self._at(0.0, self._look_at_rounds)
+
+    # ── what is asked of it ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def ended(self, number: int) -> Played:
+        """Run until a round is over. ExperimentError where it can never be."""
+        while number not in self._played:
+            if not self._advance() or self._is_stuck():
+                raise ExperimentError(self._stuck(number))
+        return self._played[number]
+
+    def based_on(self, version: int) -> list[Counted]:
+        """Run until everyone who was given a published model has ended; those whose report is in a sum, in their order."""
+        assert version < self._server.version, "this model's round is not over"
+        while self._open_versions[version] and self._advance() and not self._is_stuck():
+            pass
+        return self._by_version.pop(version, [])
+
+    def until(self, seconds: float) -> Iterator[Played]:
+        """Run to a moment; every round that is over, as it is."""
+        while self._next_moment() <= seconds and self._advance():
+            if self._is_stuck():
+                raise ExperimentError(self._stuck(self._oldest))
+            while self._yielded in self._played:
+                yield self._played.pop(self._yielded)
+                self._by_version.clear()
+                self._yielded += 1
+        self.now = seconds
+
+    # ── the clock ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _at(self, moment: float, act: Callable[..., None], *args: Any, late: bool = False) -> None:
+        """Do something then; of one moment, first what was asked for first, and what is `late` after all else."""
+        self._order += 1
+        heapq.heappush(self._queue, (moment, int(late), self._order, act, args))
+
+    def _next_moment(self) -> float:
+        asleep = self._asleep.next() if self._asleep is not None else math.inf
+        return min(asleep, self._queue[0][0] if self._queue else math.inf)
+
+    def _advance(self) -> bool:
+        """Let the next thing happen; False where nothing will."""
+        asleep = self._asleep.next() if self._asleep is not None else math.inf
+        queued = self._queue[0][0] if self._queue else math.inf
+        if asleep == math.inf and queued == math.inf:
+            return False
+        if self._asleep is not None and asleep < queued:
+            self._wake_some(self._asleep, queued)
+        else:
+            self.now, _, _, act, args = heapq.heappop(self._queue)
+            act(*args)
+        self._fill()
+        return True
+
+    def _is_stuck(self) -> bool:
+        """Whether nothing was counted for very long, or rounds end without any time going by."""
+        deadline = self._pacing.deadline or 0.0
+        return self._void > _VOID or self.now - self._progressed > max(7 * DAY, 10 * deadline)
+
+    def _stuck(self, number: int) -> str:
+        row, reasons = self._server.current, self.totals.reasons.most_common(3)
+        why = ", ".join(f"{reason} {count} times" for reason, count in reasons)
+        return (
+            f"round {number + 1} never ends: {row.given} devices were given work, {row.counted} reports are counted of "
+            f"{self._pacing.cohort}, and nobody else may come"
+            + (f" (work came to nothing: {why})" if why else "")
+            + "; lower the cohort, separation= or what the fleet loses, or raise most_rounds=, the deadline or its hours"
+        )
+
+    # ── check-ins ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _fill(self) -> None:
+        """Where devices wait for work: give it to as many as there is room for, drawn uniformly from those who may come."""
+        if self._asleep is not None or (wanted := self._server.room()) <= 0 or self._waiting_to_fill:
+            return
+        number, count = self._server.current.number, len(self._devices)
+        rng = self._rng
+        if self._drawn < number:
+            self._drawn, rng = number, generator(self._seed, "round", number, "cohort")
+        drawn = rng.choice(count, size=min(wanted, count), replace=False)
+        some = drawn[self._may_come(drawn)]
+        if len(some) < wanted and count > _MANY:  # before everyone is looked at, some more
+            drawn = np.unique(np.concatenate([some, rng.choice(count, size=min(64 * wanted, count), replace=False)]))
+            some = rng.permutation(drawn[self._may_come(drawn)])[:wanted]
+        if len(some) < wanted:
+            others = np.setdiff1d(np.flatnonzero(self._may_come(np.arange(count))), some)
+            more = rng.choice(others, size=min(wanted - len(some), len(others)), replace=False)
+            some = np.concatenate([some, more])
+        for who in some.tolist():
+            self._check_in(who)
+        if not len(some) and self._may_come(np.arange(count), online=False).any():
+            self._waiting_to_fill = True  # who may come is offline: look again in a minute
+            self._at(self.now + _MINUTE, self._look_again)
+
+    def _look_again(self) -> None:
+        self._waiting_to_fill = False
+
+    def _may_come(self, who: Array, online: bool = True) -> Array:
+        """Which of these devices are idle, online, and allowed to take part: the server would say no to others."""
+        pacing, number = self._pacing, self._server.current.number
+        may = self._idle[who] & (number - self._last[who] >= pacing.separation)
+        if pacing.most_rounds is not None:
+            may &= self._rounds_of[who] < pacing.most_rounds
+        return may & (self._devices.online_until(who, self.now) > self.now) if online else may
+
+    def _put_to_sleep_first(self) -> None:
+        """As if the server had long been there: everyone has a window, and stands somewhere in it."""
+        count = len(self._devices)
+        first, last = window(self._pacing, count, 0.0, 0.0)
+        self._windows[:] = first, last
+        self._asleep = _Calendar()
+        everyone = np.arange(count)
+        self._sleep(everyone, self._rng.uniform(0.0, last, count))
+
+    def _sleep(self, who: Array, moments: Floats) -> None:
+        """Wake devices then, or, where they are offline then, some time after they are online again."""
+        assert self._asleep is not None
+        online = self._devices.online_from(who, moments)
+        late = online > moments
+        if late.any():  # not all at once
+            left = self._devices.online_until(who[late], online[late]) - online[late]
+            online[late] += self._rng.uniform(0.0, 0.9, int(late.sum())) * left
+        self._due[who] = online
+        self._asleep.put(who, online)
+
+    def _wake_some(self, asleep: "_Calendar", until: float) -> None:
+        """Devices whose time has come. While there is no work, one answer serves all; else each one asks."""
+        who, moments = asleep.take(min(until, asleep.next() + _SLICE))
+        due = self._due[who] == moments  # a device has one alarm: the last that was set
+        who, moments = who[due], moments[due]
+        self._measure_rate()
+        position = 0
+        while position < len(who):
+            if self._queue and self._queue[0][0] < moments[position]:  # a check-in before has made something happen
+                asleep.put(who[position:], moments[position:])
+                return
+            self.now = float(moments[position])
+            if self._owing[who[position]] or (self._server.room() > 0 and not self._down()):
+                self.totals.checked_in(moments[position : position + 1])
+                self._check_in(int(who[position]))
+                position += 1
+                continue
+            owing = np.flatnonzero(self._owing[who[position:]])
+            stop = position + (int(owing[0]) if len(owing) else len(who) - position)
+            self.totals.checked_in(moments[position:stop])
+            self._turn_away(who[position:stop], moments[position:stop])
+            position = stop
+
+    def _turn_away(self, who: Array, moments: Floats) -> None:
+        """No work now: all of them come back within one window; where nobody answers, within the one that each has."""
+        if not self._down():
+            (later,) = self._server.check_in("", CheckIn("", 1, _ALL), self.now)
+            assert isinstance(later, Later)
+            self._windows[who] = later.window
+            self.totals.reasons[later.reason] += len(who)
+        windows = np.asarray(self._windows[who], np.float64)
+        wait: Floats = self._rng.uniform(windows[:, 0], windows[:, 1]) / self._devices.clock[who]
+        self._sleep(who, moments + wait)
+
+    def _measure_rate(self) -> None:
+        """Check-ins a second, over the last minutes."""
+        recent = self.totals.checkins[-5:]
+        self._server.arriving = sum(recent) / (_MINUTE * max(1, len(recent)))
+
+    def _down(self) -> bool:
+        return any(begin <= self.now < end for begin, end in self._outages)
+
+    def _check_in(self, who: int) -> None:
+        """One device asks, and is answered."""
+        state = self._states.get(who, DeviceState(window=tuple(self._windows[who].tolist())))
+        state, (ask,) = device.step(state, device.Wake(f"{who}/{state.serial + 1}"), _FREE)
+        assert isinstance(ask, device.Ask)
+        self._states[who] = state
+        self._due[who] = -1.0
+        if self._is_lost():
+            self._at(self.now + device.PATIENCE, self._no_answer, who, self._alarm(who))
+            return
+        for action in self._server.check_in(str(who), CheckIn(ask.session, ask.serial, _ALL, ask.previous), self.now):
+            match action:
+                case Settle(session, outcome):
+                    self._told(who, device.Settled(session, outcome))
+                case Later(times, reason):
+                    self.totals.reasons[reason] += 1
+                    self._told(who, device.Told(times))
+                case Assign(session):
+                    self._begin(who, session)
+                case _:
+                    self._act(action)
+
+    def _alarm(self, who: int) -> int:
+        """A new alarm of a device; those before it ring no more."""
+        self._alarms[who] += 1
+        return int(self._alarms[who])
+
+    def _no_answer(self, who: int, alarm: int) -> None:
+        if alarm == self._alarms[who]:
+            self._told(who, device.NoAnswer())
+
+    def _is_lost(self) -> bool:
+        """Whether a message does not arrive."""
+        return self._down() or (self._fleet.flaky > 0 and self._rng.random() < self._fleet.flaky)
+
+    # ── a device at work ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _begin(self, who: int, session: Session) -> None:
+        """It has its work: how long will it take, and what will become of it?"""
+        fleet, devices, work = self._fleet, self._devices, self._work
+        number = session.version if self._pacing.buffered else session.round
+        if self._given[0] != number:
+            self._given = (number, Counter())
+        given = self._given[1]
+        again, given[who] = given[who], given[who] + 1
+        fate = Fate()
+        if fleet.lost or fleet.stragglers:
+            words = ("round", number, "client", self._name(who), "fleet", *([again] if again else []))
+            fate = fleet.fate(work.steps(who), generator(self._seed, *words))
+        seconds = float(devices.seconds[who])
+        if seconds and fleet.by == "examples":
+            seconds *= work.share(who)
+        if seconds and fleet.jitter:
+            seconds *= math.exp(fleet.jitter * self._rng.standard_normal())
+        if fate.most_steps is not None:
+            seconds *= fate.most_steps / work.steps(who)
+        seconds += 2 * fleet.latency + work.down / float(devices.down[who])
+        self._idle[who] = False
+        self._open_versions[session.version] += 1
+        self._workers[who] = _Worker(session, fate, again, self.now, seconds)
+        self.totals.bytes_down += work.down
+        self._told(who, device.Assigned(Offer(session.id)))
+        if self._pacing.buffered and session.expires < math.inf:  # a round's own end is its deadline
+            self._at(session.expires, self._expire, session.id, "expired", late=True)
+        online = float(self._devices.online_until(np.array([who]), self.now)[0])
+        if self.now + seconds > online:
+            self._at(online, self._fail, who, session.id, "offline")
+        elif fate.lost or fate.late:
+            self._at(self.now + seconds, self._vanish, who, session, "lost" if fate.lost else "late")
+        else:
+            self._at(self.now + seconds, self._trained, who, session.id)
+
+    def _trained(self, who: int, session: str) -> None:
+        self._told(who, device.Trained())
+
+    def _fail(self, who: int, session: str, reason: str) -> None:
+        """It can tell the server so."""
+        self._workers[who].seconds = self.now - self._workers[who].began
+        self._told(who, device.Failed(reason))
+
+    def _vanish(self, who: int, session: Session, reason: str) -> None:
+        """It is gone without a word: the server learns it from the clock, or, where it has set no time, from the line."""
+        self.totals.bytes_up += self._work.up if reason == "lost" else 0  # sent, and never there
+        self._end_work(who, session, reason)
+        self._states[who] = device.step(self._states[who], device.Restarted(), _FREE)[0]
+        moment = session.expires if session.expires < math.inf else self.now
+        self._at(max(moment, self.now), self._expire, session.id, reason)
+        self._rest(who, self._states[who].window)
+
+    def _expire(self, session: str, reason: str) -> None:
+        self._carry_out(self._server.drop([session], reason, self.now))
+
+    def _told(self, who: int, event: device.Event) -> None:
+        """Something happens to a device; do what its table says."""
+        state, actions = device.step(self._states[who], event, _FREE)
+        self._states[who] = state
+        self._owing[who] = state.unsettled
+        for action in actions:
+            match action:
+                case device.Send(session):
+                    self._send(who, session)
+                case device.Abort(session, reason):
+                    worker = self._workers.get(who)
+                    if worker is not None:
+                        self._end_work(who, worker.session, reason)
+                    self._carry_out(self._server.drop([session], reason, self.now))
+                case device.Keep(session) | device.Undo(session):
+                    worker = self._workers.get(who)
+                    if worker is not None and worker.session.id == session:
+                        kept = isinstance(action, device.Keep)
+                        self._end_work(who, worker.session, None if kept else "refused")
+                case device.Sleep(times):
+                    self._rest(who, times)
+                case _:
+                    pass
+
+    def _rest(self, who: int, times: tuple[float, float]) -> None:
+        """It sleeps; a device that waits for work does so awake, unless it owes or is owed an answer."""
+        waiting = self._asleep is None
+        if waiting and not self._states[who].unsettled:
+            return
+        wait = float(self._rng.uniform(*times)) / float(self._devices.clock[who])
+        alarm = self._alarm(who)
+        if self._asleep is None or self._states[who].phase is Phase.REPORTING:
+            self._at(self.now + wait, self._wake, who, alarm)
+        else:
+            self._windows[who] = times
+            self._sleep(np.array([who]), np.array([self.now + wait]))
+
+    def _wake(self, who: int, alarm: int) -> None:
+        """Its own alarm, while a report of it is not settled."""
+        state = self._states[who]
+        if alarm != self._alarms[who] or not state.unsettled:
+            return
+        if state.phase is Phase.REPORTING and state.tries < 4:
+            self._told(who, device.Wake(""))
+        else:
+            self._check_in(who)
+
+    def _send(self, who: int, session: str) -> None:
+        """A report on its way; perhaps it never arrives, perhaps twice."""
+        self.totals.bytes_up += self._work.up
+        takes = self._fleet.latency + self._work.up / float(self._devices.up[who])
+        alarm = self._alarm(who)
+        if self._is_lost():
+            self._at(self.now + takes + device.PATIENCE, self._no_answer, who, alarm)
+            return
+        self._at(self.now + takes, self._arrive, who, session)
+        if self._fleet.doubled and self._rng.random() < self._fleet.doubled:
+            self._at(self.now + takes * (1 + self._rng.random()) + self._rng.random(), self._arrive, who, session)
+
+    # ── the server ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _arrive(self, who: int, session: str) -> None:
+        if self._down():
+            self._at(self.now + device.PATIENCE, self._no_answer, who, int(self._alarms[who]))
+            return
+        for action in self._server.report(session, self.now):
+            if isinstance(action, Stage):
+                self._staged.setdefault(session, self.now)
+                self.totals.staged = max(self.totals.staged, len(self._staged))
+                self._commit_soon()
+            else:
+                self._carry_out((action,))
+
+    def _commit_soon(self) -> None:
+        if not self._committing:
+            self._committing = True
+            self._at(max(self.now, self._committed + self._cost.commit), self._begin_commit, late=True)
+
+    def _begin_commit(self) -> None:
+        self._at(self.now + self._cost.report * len(self._staged), self._commit, late=True)
+
+    def _commit(self) -> None:
+        self._committing, self._committed = False, self.now
+        actions = self._server.commit(self.now)
+        for session in [session for session in self._staged if session not in self._server.staged]:
+            self.totals.waited = max(self.totals.waited, self.now - self._staged.pop(session))
+        self._carry_out(actions)
+        if self._staged:
+            self._commit_soon()
+
+    def _tick(self) -> None:
+        self._carry_out(self._server.tick(self.now))
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            self._act(action)
+        self._look_at_rounds()
+
+    def _act(self, action: Action) -> None:
+        match action:
+            case Accept(session) | Refuse(session, _):
+                self._answer(session, "counted" if isinstance(action, Accept) else "discarded")
+            case Close(number):
+                self._publishing = max(self.now, self._publishing) + self._cost.publish
+                self._at(self._publishing, self._publish, number, late=True)
+            case _:
+                pass
+
+    def _answer(self, session: str, outcome: str) -> None:
+        """Tell the device what became of its report, if the answer arrives."""
+        who = int(session.partition("/")[0])
+        if outcome == "counted":
+            self._count(who, session)
+        state = self._states[who]
+        if state.session != session or not state.unsettled:
+            return
+        if self._is_lost():
+            self._at(self.now + device.PATIENCE, self._no_answer, who, int(self._alarms[who]))
+        else:
+            self._at(self.now + self._fleet.latency, self._told, who, device.Settled(session, outcome))
+
+    def _count(self, who: int, session: str) -> None:
+        """Note a report that is in a sum; of an answer that is given again, nothing."""
+        row = self._server.sessions[session]
+        worker = self._workers.get(who)
+        if worker is None or worker.session.id != session or row.sum is None or self._last[who] >= row.sum:
+            return
+        counted = Counted(who, worker.again, row.sum, row.staleness, worker.fate.most_steps, worker.seconds)
+        self._counted.setdefault(row.sum, []).append(counted)
+        self._by_version.setdefault(row.version, []).append(counted)
+        self._last[who] = row.sum
+        self._rounds_of[who] += 1
+        self._progressed = self.now
+
+    def _publish(self, number: int) -> None:
+        self._carry_out(self._server.publish(number, self.now))
+
+    def _look_at_rounds(self) -> None:
+        """Open what is planned, watch deadlines, note what is over."""
+        while (row := self._server.rounds.get(self._oldest)) is not None and row.state in ENDED:
+            self._note(row)
+            self._oldest += 1
+            self._server.forget_rounds_before(self._oldest - 1)
+        row = self._server.current
+        if row.state is State.PLANNED:
+            self._server.tick(self.now)
+            row = self._server.current
+        if row.number > self._watched and self._pacing.deadline is not None and not self._pacing.buffered:
+            self._watched = row.number
+            self._at(self.now + self._pacing.deadline, self._tick, late=True)
+
+    def _note(self, row: Round) -> None:
+        up, down = self.totals.bytes_up, self.totals.bytes_down
+        published = row.state is State.PUBLISHED
+        if not published:
+            for version, counted in self._by_version.items():
+                self._by_version[version] = [one for one in counted if one.into != row.number]
+        counted = self._counted.pop(row.number, [])
+        worked = sum(one.seconds for one in counted)
+        self.totals.useful += worked if published else 0.0
+        self.totals.wasted += 0.0 if published else worked
+        self._void = 0 if published or row.since > self._ended else self._void + 1
+        self._played[row.number] = Played(
+            row.number,
+            self._ended,
+            row.since,
+            published,
+            counted,
+            row.given,
+            self._dropped.pop(row.number, Counter()),
+            up - self._bytes[0],
+            down - self._bytes[1],
+            replace(self.totals, reasons=self.totals.reasons.copy(), checkins=[]),
+        )
+        self._bytes, self._ended = (up, down), row.since
+
+    def _end_work(self, who: int, session: Session, reason: str | None) -> None:
+        """A device is through; reason: why its work is in no sum."""
+        worker = self._workers.pop(who, None)
+        if worker is None:
+            return
+        self._idle[who] = True
+        self._open_versions[session.version] -= 1
+        if reason is not None:
+            self.totals.wasted += worker.seconds
+            self.totals.reasons[reason] += 1
+            self._dropped.setdefault(self._server.current.number, Counter())[reason] += 1
+
+
+class _Calendar:
+    """Who wakes when: devices by minute, sorted as their minute comes."""
+
+    def __init__(self) -> None:
+        self._minutes: list[int] = []
+        self._by_minute: dict[int, list[tuple[Array, Floats]]] = {}
+        self._who: Array = np.zeros(0, np.int64)
+        self._moments: Floats = np.zeros(0)
+        self._taken = self._held = 0
+        self._minute = -1
+
+    def put(self, who: Array, moments: Floats) -> None:
+        """Wake these then."""
+        minutes = np.maximum(moments // _MINUTE, self._minute).astype(np.int64)
+        order = np.argsort(minutes, kind="stable")
+        edges = np.flatnonzero(np.diff(minutes[order])) + 1
+        for some in np.split(order, edges):
+            self._add(int(minutes[some[0]]), who[some], moments[some])
+
+    def _add(self, minute: int, who: Array, moments: Floats) -> None:
+        if minute <= self._minute:  # the minute that is being lived through
+            self._who = np.concatenate([self._who[self._taken :], who])
+            self._moments = np.concatenate([self._moments[self._taken :], moments])
+            order = np.argsort(self._moments, kind="stable")
+            self._lay_out(self._who[order], self._moments[order])
+            return
+        if minute not in self._by_minute:
+            self._by_minute[minute] = []
+            heapq.heappush(self._minutes, minute)
+        self._by_minute[minute].append((who, moments))
+
+    def _lay_out(self, who: Array, moments: Floats) -> None:
+        self._who, self._moments, self._taken, self._held = who, moments, 0, len(who)
+
+    def next(self) -> float:
+        """When the next one wakes, infinity for never."""
+        while self._taken == self._held:
+            if not self._minutes:
+                return math.inf
+            self._minute = heapq.heappop(self._minutes)
+            parts = self._by_minute.pop(self._minute)
+            who, moments = np.concatenate([who for who, _ in parts]), np.concatenate([times for _, times in parts])
+            order = np.argsort(moments, kind="stable")
+            self._lay_out(who[order], moments[order])
+        return float(self._moments[self._taken])
+
+    def take(self, until: float) -> tuple[Array, Floats]:
+        """Those who wake next, up to a moment; one at least."""
+        stop = max(self._taken + 1, int(np.searchsorted(self._moments, until, "right")))
+        taken = slice(self._taken, stop)
+        self._taken = stop
+        return self._who[taken], self._moments[taken]

@@ -1,0 +1,81 @@
+"""Devices that were measured, from a CSV file with a line for each, in place of drawn ones.
+
+    seconds,down,up,clock,online
+    48,1200000,300000,1.0,79200-25200
+    150,800000,100000,1.0002,75600-21600 43200-46800
+
+seconds: for a round's work.  down, up: bytes a second; empty for no time.  clock: how fast
+its clock runs, empty for right.  online: intervals of each day in seconds, over midnight too; empty for always.  A population
+that is larger than the file has its lines again from the first.
+"""
+
+import csv
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+
+from sumus.errors import ExperimentError
+from sumus.fleet import DAY, Devices, Fleet
+
+COLUMNS = ("seconds", "down", "up", "clock", "online")
+
+
+def devices_of(fleet: Fleet, count: int, rng: np.random.Generator) -> Devices:
+    """The devices of a fleet: drawn, or those of its trace."""
+    if fleet.trace is None:
+        return fleet.devices(count, rng)
+    measured = read(Path(fleet.trace))
+    who = np.arange(count) % len(measured)
+    columns = (getattr(measured, name)[who] for name in ("seconds", "down", "up", "clock", "begins", "lasts"))
+    return Devices(*columns)
+
+
+def trace_digest(fleet: Fleet) -> str:
+    """A hash of the file that a fleet's devices are read from; empty where they are drawn."""
+    try:
+        return "" if fleet.trace is None else hashlib.sha256(Path(fleet.trace).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ExperimentError(f"the trace {fleet.trace} cannot be read: {error}") from error
+
+
+def read(path: Path) -> Devices:
+    """The devices in a file; ExperimentError names the line that cannot be read."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ExperimentError(f"the trace {path} cannot be read: {error}") from error
+    if not lines or set(lines[0]) != set(COLUMNS):
+        raise ExperimentError(f"the trace {path} must have a line a device, and the columns {', '.join(COLUMNS)}")
+    numbers, intervals = list[list[float]](), list[list[tuple[float, float]]]()
+    for number, line in enumerate(lines, 2):
+        try:
+            row = [
+                float(line[name] or default)
+                for name, default in zip(COLUMNS, ("", math.inf, math.inf, 1), strict=False)
+            ]
+            if not all(value > 0 for value in row):
+                raise ValueError("seconds, down, up and clock are positive numbers")
+            numbers.append(row)
+            intervals.append([_interval(text) for text in (line["online"] or "").split()])
+        except (ValueError, TypeError) as error:
+            raise ExperimentError(f"the trace {path}, line {number}: {error}") from error
+    widest = max(map(len, intervals))
+    begins, lasts = np.zeros((len(lines), widest)), np.zeros((len(lines), widest))
+    for row, found in enumerate(intervals):
+        for place, (begin, length) in enumerate(found):
+            begins[row, place], lasts[row, place] = begin, length
+        if not found:
+            lasts[row] = DAY
+    seconds, down, up, clock = np.array(numbers).T
+    return Devices(seconds, down, up, clock, begins, lasts)
+
+
+def _interval(text: str) -> tuple[float, float]:
+    first, dash, last = text.partition("-")
+    begin, end = float(first), float(last)
+    if not dash or not (0 <= begin <= DAY and 0 <= end <= DAY) or begin == end:
+        raise ValueError(f"{text!r} is no interval of a day: write it as BEGIN-END, in seconds from 0 to 86400")
+    return begin, (end - begin) % DAY or DAY

@@ -1,0 +1,315 @@
+"""The round's table: each rule by example, and the table, the code and the page say the same."""
+
+import itertools
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sumus.pacing import Conditions, Pacing
+from sumus.protocol import round as protocol
+from sumus.protocol.round import (
+    ORDER,
+    TABLE,
+    Abandon,
+    Accept,
+    Assign,
+    CheckIn,
+    Close,
+    Commit,
+    Device,
+    Dropped,
+    Facts,
+    Gather,
+    Gathered,
+    Later,
+    Published,
+    Recovered,
+    Refuse,
+    Report,
+    Round,
+    Session,
+    Settle,
+    Stage,
+    State,
+    Tick,
+    decide,
+)
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
+import draw_protocol
+
+SYNCHRONOUS = Pacing(cohort=2, over_select=1.5, deadline=60)
+BUFFERED = Pacing(cohort=2, concurrency=3, most_stale=2)
+OPEN = Round(4, State.OPEN, since=100.0)
+MANY = 10
+
+
+def facts(pacing: Pacing = SYNCHRONOUS, row: Round = OPEN, **more: object) -> Facts:
+    return replace(Facts(pacing, 110.0, row, version=4, device=Device("d"), population=MANY), **more)  # pyright: ignore[reportArgumentType]
+
+
+def out(name: str, round: int = 4, version: int = 4, **more: object) -> Session:
+    return replace(Session(name, f"device of {name}", 1, round, version, 160.0), **more)  # pyright: ignore[reportArgumentType]
+
+
+# ── check-ins ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_device_gets_work_that_ends_with_the_round() -> None:
+    found = decide(facts(), CheckIn("s", 1))
+    assert found.rounds == (replace(OPEN, given=1),)
+    assert found.sessions == (Session("s", "d", 1, 4, 4, expires=160.0),)
+    assert found.actions == (Assign(found.sessions[0]),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"row": replace(OPEN, given=3)}, "full"),
+        ({"row": Round(4, State.PLANNED)}, "closed"),
+        ({"row": Round(4, State.CLOSING)}, "closed"),
+        ({"paused": True}, "closed"),
+        ({"pacing": replace(SYNCHRONOUS, separation=3), "device": Device("d", last=2)}, "separation"),
+        ({"pacing": replace(SYNCHRONOUS, most_rounds=2), "device": Device("d", last=0, rounds=2)}, "cap"),
+        ({"pacing": replace(SYNCHRONOUS, requires=Conditions(charging=True))}, "charging"),
+        ({"pacing": replace(SYNCHRONOUS, requires=Conditions(version=7))}, "version"),
+    ],
+)
+def test_a_device_that_gets_no_work_is_told_when_to_come_back(changes: dict[str, object], reason: str) -> None:
+    found = decide(facts(**changes), CheckIn("s", 1, Conditions(version=6)))  # pyright: ignore[reportArgumentType]
+    assert (found.rounds, found.sessions) == ((), ())
+    (later,) = found.actions
+    assert isinstance(later, Later)
+    assert later.reason == reason
+    assert 0 <= later.window[0] < later.window[1]
+
+
+def test_the_same_check_in_again_gets_the_same_answer_and_an_older_one_none() -> None:
+    known = facts(device=Device("d", session=out("s", device="d")), row=replace(OPEN, given=1))
+    assert decide(known, CheckIn("s", 1)).actions == (Assign(out("s", device="d")),)
+    assert decide(known, CheckIn("r", 0)) == protocol.NOTHING
+    asked = replace(known, device=Device("d", session=out("s", device="d"), counted="q"))
+    assert decide(asked, CheckIn("s", 1, previous="q")).actions == (
+        Settle("q", "counted"),
+        Assign(out("s", device="d")),
+    )
+
+
+def test_what_a_device_does_not_know_the_end_of_is_settled_first() -> None:
+    before = out("s", round=3)
+    ended = facts(device=Device("d", session=before))
+    assert decide(ended, CheckIn("t", 2, previous="s")).actions[0] == Settle("s", "discarded")
+    counted = replace(before, state="counted", sum=3)
+    assert decide(facts(device=Device("d", last=3, session=counted)), CheckIn("t", 2, previous="s")).actions[
+        0
+    ] == Settle("s", "counted")
+    running = facts(device=Device("d", session=out("s")), row=replace(OPEN, given=1))
+    assert decide(running, CheckIn("t", 2, previous="s")) == protocol.Decision(actions=(Settle("s", "unknown"),))
+    assert decide(facts(), CheckIn("t", 2, previous="never given")).actions[0] == Settle("never given", "discarded")
+
+
+def test_a_session_that_its_device_has_forgotten_makes_room_in_a_buffer_and_none_in_a_chosen_cohort() -> None:
+    before = out("s", device="d")
+    found = decide(facts(row=replace(OPEN, given=2), device=Device("d", session=before)), CheckIn("t", 2))
+    assert found.rounds == (replace(OPEN, given=3, dropped=1),)
+    assert [(one.id, one.state) for one in found.sessions] == [("s", "dropped"), ("t", "out")]
+    full = decide(facts(BUFFERED, replace(OPEN, given=3), device=Device("d", session=before)), CheckIn("t", 2))
+    assert isinstance(full.actions[0], Assign)
+    assert full.rounds[0].out == 3
+
+
+def test_a_population_smaller_than_the_chosen_is_given_what_there_is() -> None:
+    row = replace(OPEN, given=2, counted=1)
+    found = decide(facts(row=row, population=2, sessions=(out("s"),)), Dropped())
+    assert [each.state for each in found.rounds] == [State.CLOSING]
+
+
+# ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_report_is_staged_and_nothing_is_promised() -> None:
+    assert decide(facts(sessions=(out("s"),)), Report()) == protocol.Decision(actions=(Stage("s"),))
+
+
+@pytest.mark.parametrize(
+    ("session", "action"),
+    [
+        (out("s", state="counted", sum=4), Accept("s")),
+        (out("s", state="dropped", reason="expired"), Refuse("s", "expired")),
+        (out("s", round=3), Refuse("s", "closed")),
+        (out("s", expires=105.0), Refuse("s", "closed")),
+    ],
+    ids=["counted already", "dropped", "of a round before", "late"],
+)
+def test_a_report_that_is_settled_is_answered_at_once(session: Session, action: object) -> None:
+    assert decide(facts(sessions=(session,)), Report()).actions == (action,)
+
+
+def test_a_report_that_is_too_stale_is_refused_and_makes_room() -> None:
+    stale = out("s", round=1, version=1)
+    found = decide(facts(BUFFERED, replace(OPEN, given=3), sessions=(stale,)), Report())
+    assert found.actions == (Refuse("s", "stale"),)
+    assert found.rounds[0].out == 2
+    assert found.sessions[0].reason == "stale"
+
+
+def test_a_commit_accepts_up_to_the_cohort_and_closes() -> None:
+    staged = (out("a"), out("b"), out("c"))
+    found = decide(facts(row=replace(OPEN, given=3), sessions=staged), Commit())
+    assert found.actions == (Accept("a"), Accept("b"), Refuse("c", "closed"), Close(4))
+    assert [(one.id, one.state, one.sum) for one in found.sessions] == [
+        ("a", "counted", 4), ("b", "counted", 4), ("c", "dropped", None),
+    ]  # fmt: skip
+    assert found.rounds == (Round(4, State.CLOSING, 110.0, given=3, dropped=1, counted=2),)
+
+
+def test_a_buffer_keeps_what_is_left_for_the_next_one_which_is_open_at_once() -> None:
+    staged = (out("a", version=2), out("b", version=4), out("c", version=4))
+    found = decide(facts(BUFFERED, replace(OPEN, given=3), sessions=staged), Commit())
+    assert found.actions == (Accept("a"), Accept("b"), Stage("c"), Close(4))
+    assert [one.staleness for one in found.sessions] == [2, 0]
+    assert found.rounds == (
+        Round(4, State.CLOSING, 110.0, given=3, counted=2),
+        Round(5, State.OPEN, 110.0, given=1),
+    )
+
+
+def test_nothing_is_counted_after_the_close() -> None:
+    found = decide(facts(row=Round(4, State.CLOSING, 105.0, given=3, counted=2), sessions=(out("c"),)), Commit())
+    assert found.actions == (Refuse("c", "closed"),)
+    assert [(one.id, one.state) for one in found.sessions] == [("c", "dropped")]
+
+
+def test_a_report_that_grew_stale_while_it_waited_is_not_counted() -> None:
+    staged = (out("a", version=1), out("b", version=4))
+    found = decide(facts(BUFFERED, replace(OPEN, given=3), sessions=staged, version=4), Commit())
+    assert found.actions == (Refuse("a", "stale"), Accept("b"))
+    assert found.rounds[0].out == 1
+
+
+def test_what_is_refused_stays_refused_whatever_the_clock_does() -> None:
+    late = facts(BUFFERED, replace(OPEN, given=3), sessions=(out("s", expires=105.0),))
+    found = decide(late, Report())
+    assert found.actions == (Refuse("s", "closed"),)
+    assert found.rounds[0].out == 2
+    assert decide(replace(late, now=100.0, sessions=found.sessions), Report()).actions == (Refuse("s", "closed"),)
+
+
+def test_models_are_published_in_order() -> None:
+    closing = Round(5, State.CLOSING, 105.0, counted=2)
+    assert decide(facts(BUFFERED, closing, waits=True), Published()) == protocol.NOTHING
+    assert decide(facts(BUFFERED, closing), Published()).rounds[0].state is State.PUBLISHED
+
+
+# ── ends ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_at_the_deadline_a_round_is_closed_with_enough_and_abandoned_without() -> None:
+    late = replace(facts(replace(SYNCHRONOUS, least=0.5), replace(OPEN, given=3, counted=1)), now=160.0)
+    assert decide(late, Tick()).actions == (Close(4),)
+    strict = replace(late, pacing=replace(SYNCHRONOUS, least=1.0))
+    found = decide(strict, Tick())
+    assert found.actions == (Abandon(4, "too few"),)
+    assert [each.state for each in found.rounds] == [State.ABANDONED, State.PLANNED]
+    assert decide(replace(late, now=159.0), Tick()) == protocol.NOTHING
+
+
+def test_a_round_is_over_when_everyone_who_was_chosen_has_ended() -> None:
+    row = replace(OPEN, given=3, dropped=1, counted=1)
+    found = decide(facts(row=row, sessions=(out("s"),)), Dropped("lost"))
+    assert found.actions == (Close(4),)
+    assert decide(facts(row=replace(row, dropped=0), sessions=(out("s"),)), Dropped("lost")).actions == ()
+
+
+def test_publishing_opens_the_next_round_once() -> None:
+    closing = Round(4, State.CLOSING, 105.0, counted=2)
+    found = decide(facts(row=closing), Published())
+    assert [(each.number, each.state) for each in found.rounds] == [(4, State.PUBLISHED), (5, State.PLANNED)]
+    assert decide(facts(row=found.rounds[0]), Published()) == protocol.NOTHING
+    assert decide(facts(row=found.rounds[1]), Tick()).rounds[0].state is State.OPEN
+    assert decide(facts(row=found.rounds[1], paused=True), Tick()) == protocol.NOTHING
+
+
+def test_a_new_leader_fences_out_the_old_one_and_finishes_what_it_left() -> None:
+    closing = Round(4, State.CLOSING, 105.0, fence=1, counted=2)
+    found = decide(facts(row=closing), Recovered(fence=2))
+    assert found.rounds == (replace(closing, fence=2),)
+    assert found.actions == (Close(4),)
+    asked = decide(facts(row=replace(closing, state=State.UNMASKING)), Recovered(2))
+    assert asked.actions == (Gather(State.UNMASKING),), "the same survivors are asked again"
+
+
+def test_secure_aggregation_goes_through_its_phases_and_waits_for_nobody_for_ever() -> None:
+    row, way = Round(4, State.PLANNED), [State.SELECTING, State.KEYS, State.SHARES, State.OPEN]
+    for state in way:
+        found = decide(facts(row=row, masked=True), Tick() if row.state is State.PLANNED else Gathered(enough=True))
+        (row,) = found.rounds
+        assert row.state is state
+    assert decide(facts(row=Round(4, State.KEYS, 100.0), masked=True), Gathered(enough=False)) == protocol.NOTHING
+    late = replace(facts(row=Round(4, State.KEYS, 100.0), masked=True), now=170.0)
+    assert decide(late, Tick()).actions == (Abandon(4, "deadline"),)
+    full = facts(row=replace(OPEN, given=2, counted=1), masked=True, sessions=(out("s"),))
+    assert decide(full, Commit()).actions == (Accept("s"), Gather(State.UNMASKING))
+    assert decide(facts(row=Round(4, State.UNMASKING), masked=True), Gathered(enough=True)).actions == (Close(4),)
+    assert decide(facts(row=Round(4, State.KEYS), masked=True, sessions=(out("s"),)), Report()).actions == (
+        Refuse("s", "phase"),
+    )
+
+
+# ── the table, the code and the page ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_move_is_in_the_table_and_every_move_of_the_table_is_made() -> None:
+    rng = np.random.default_rng(0)
+    made = {(state, event, to): False for (state, event), entry in TABLE.items() for to in entry.to}
+    events = [
+        CheckIn("t", 9),
+        Report(),
+        Commit(),
+        Dropped(),
+        Tick(),
+        Gathered(True),
+        Published(),
+        Recovered(9),
+        protocol.Cancelled(),
+    ]
+    for state, event, buffered, masked, now in itertools.product(
+        ORDER, events, (False, True), (False, True), (101.0, 1e6)
+    ):
+        for _ in range(12):
+            given = int(rng.integers(0, 4))
+            counted = int(rng.integers(0, min(given, 2) + 1))
+            pacing = replace(
+                BUFFERED if buffered else SYNCHRONOUS, least=0.0 if buffered else float(rng.choice([0.0, 1.0]))
+            )
+            row = Round(4, state, 100.0, given=given, counted=counted)
+            session = out("s", expires=float(rng.choice([1.0, 1e9])))
+            named = (
+                (session,) if isinstance(event, Report) or (isinstance(event, Commit | Dropped) and row.out > 0) else ()
+            )
+            device = Device("d", session=replace(session, device="d") if row.out > 0 else None)
+            found = decide(Facts(pacing, now, row, 4, named, device, masked, population=int(rng.choice([0, 2]))), event)
+            for after in found.rounds:
+                if after.number != row.number or after.state is state:
+                    continue
+                assert ORDER.index(after.state) > ORDER.index(state)
+                assert (state, type(event), after.state) in made
+                made[state, type(event), after.state] = True
+    assert [move for move, yes in made.items() if not yes] == []
+
+
+def test_whatever_a_device_says_is_decided_in_every_state() -> None:
+    for state, event in itertools.product(ORDER, (CheckIn, Report, Commit, Dropped)):
+        assert (state, event) in TABLE
+
+
+def test_the_vocabulary_stays_small() -> None:
+    assert len({event for _, event in TABLE}) <= 12
+
+
+def test_the_page_is_drawn_from_the_tables() -> None:
+    page = draw_protocol.PAGE.read_text(encoding="utf-8")
+    assert draw_protocol.drawn(page) == page, "run python docs/draw_protocol.py"

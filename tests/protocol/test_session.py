@@ -1,0 +1,157 @@
+"""The device's table: nothing is forgotten before it is settled, and its own floor holds."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sumus.protocol import session as device
+from sumus.protocol.session import (
+    Abort,
+    Ask,
+    Assigned,
+    DeviceState,
+    Failed,
+    Floor,
+    Keep,
+    NoAnswer,
+    Offer,
+    Phase,
+    Restarted,
+    Send,
+    Settled,
+    Sleep,
+    Told,
+    Train,
+    Trained,
+    Undo,
+    Wake,
+    step,
+)
+
+ANY = Floor(contributors=0)
+NEW = DeviceState()
+
+
+def after(*events: device.Event, state: DeviceState = NEW) -> tuple[DeviceState, list[object]]:
+    """A device that these happen to, and all that it did."""
+    done: list[object] = []
+    for event in events:
+        state, actions = step(state, event, ANY)
+        done += actions
+    return state, done
+
+
+BEGUN = (Wake("s1"), Assigned(Offer("s1")), Trained())
+
+
+def test_a_round_as_it_should_be() -> None:
+    state, done = after(*BEGUN, Settled("s1", "counted"))
+    assert done[:4] == [Ask("s1", 1, None), Train("s1"), Send("s1"), Keep("s1")]
+    assert isinstance(done[4], Sleep)
+    assert state == DeviceState(serial=1, today=1)
+
+
+def test_a_report_that_is_not_counted_undoes_what_the_client_would_keep() -> None:
+    assert Undo("s1") in after(*BEGUN, Settled("s1", "discarded"))[1]
+
+
+def test_a_report_is_sent_again_and_then_asked_for() -> None:
+    state, done = after(*BEGUN, *[NoAnswer(), Wake("s2")] * 3)
+    assert [act for act in done if isinstance(act, Send)] == [Send("s1")] * 4
+    waits = [act.window[0] for act in done if isinstance(act, Sleep)]
+    assert waits == sorted(waits)
+    state, done = after(NoAnswer(), Wake("s2"), state=state)
+    assert done[-1] == Ask("s2", 2, "s1")
+    assert state.unsettled
+    state, done = after(Settled("s1", "unknown"), state=state)
+    assert done == [Send("s1")]
+    assert state.phase is Phase.REPORTING
+
+
+def test_no_new_work_is_begun_before_the_end_of_the_last_is_known() -> None:
+    state, _ = after(*BEGUN, *[NoAnswer(), Wake("s2")] * 4)
+    begun, done = after(Assigned(Offer("s2")), state=state)
+    assert begun == state
+    assert not any(isinstance(act, Train) for act in done)
+    _, done = after(Settled("s1", "counted"), Assigned(Offer("s2")), state=state)
+    assert done == [Keep("s1"), Train("s2")]
+
+
+def test_what_restarts_goes_on_with_its_report_and_drops_unfinished_work() -> None:
+    state, done = after(*BEGUN, Restarted())
+    assert state.unsettled
+    assert isinstance(done[-1], Sleep)
+    assert after(Wake("s2"), state=state)[1] == [Send("s1")]
+    state, _ = after(*BEGUN[:2], Restarted())
+    assert (state.phase, state.session, state.unsettled) == (Phase.IDLE, "", False)
+    assert after(Wake("s2"), state=state)[1] == [Ask("s2", 2, None)]
+
+
+def test_work_that_fails_is_told() -> None:
+    state, done = after(*BEGUN[:2], Failed("offline"))
+    assert done[-2] == Abort("s1", "offline")
+    assert state.phase is Phase.IDLE
+
+
+@pytest.mark.parametrize(
+    ("offer", "reason"),
+    [
+        (Offer("s", steps=11), "floor-steps"),
+        (Offer("s", seconds=11.0), "floor-seconds"),
+        (Offer("s", bytes=11), "floor-bytes"),
+        (Offer("s", contributors=9), "floor-contributors"),
+    ],
+)
+def test_the_floor_is_the_devices_own(offer: Offer, reason: str) -> None:
+    floor = Floor(steps=10, seconds=10.0, bytes=10, contributors=10)
+    state, done = step(step(DeviceState(), Wake("s"), floor)[0], Assigned(offer), floor)
+    assert done[0] == Abort("s", reason)
+    assert state.phase is Phase.IDLE
+
+
+def test_rounds_a_day_are_charged_before_training_and_begin_anew_each_day() -> None:
+    floor, state = Floor(rounds=2, contributors=0), DeviceState()
+    for number, day in enumerate([3, 3, 3, 4]):
+        state, _ = step(state, Wake(f"s{number}"), floor)
+        state, done = step(state, Assigned(Offer(f"s{number}"), day), floor)
+        assert isinstance(done[0], Abort if number == 2 else Train)
+        if number != 2:
+            state, _ = step(state, Failed("error"), floor)
+    assert (state.day, state.today) == (4, 1)
+
+
+EVENTS = st.sampled_from(
+    [
+        Wake("new"), Assigned(Offer("s1")), Assigned(Offer("s2")), Told((1.0, 2.0)), Settled("s1", "counted"), Trained(),
+        Settled("s1", "discarded"), Settled("s1", "unknown"), Settled("s2", "counted"), Failed("error"), NoAnswer(), Restarted(),
+    ]
+)  # fmt: skip
+
+
+@given(st.lists(EVENTS, max_size=40))
+def test_whatever_happens_a_report_is_settled_once_and_before_the_next(events: list[device.Event]) -> None:
+    state, unsettled = DeviceState(), ""
+    for event in events:
+        before = state
+        state, actions = step(state, event, ANY)
+        assert state.serial >= before.serial
+        for act in actions:
+            if isinstance(act, Keep | Undo):
+                assert act.session == unsettled
+                unsettled = ""
+            elif isinstance(act, Send):
+                assert unsettled in ("", act.session)
+                unsettled = act.session
+            elif isinstance(act, Train):
+                assert not unsettled
+        assert state.unsettled == bool(unsettled)
+        assert not state.unsettled or state.session == unsettled
+
+
+def test_what_comes_too_late_changes_nothing() -> None:
+    idle = DeviceState(serial=3)
+    for event in (Trained(), Assigned(Offer("s")), Settled("s", "counted"), NoAnswer(), Failed("x")):
+        assert step(idle, event, ANY) == (idle, ())
+    assert replace(idle) == idle
