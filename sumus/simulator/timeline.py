@@ -41,6 +41,7 @@ from sumus.protocol.round import (
 from sumus.protocol.session import DeviceState, Floor, Offer, Phase
 from sumus.protocol.steering import window
 from sumus.rng import generator
+from sumus.simulator.calendar import Calendar
 from sumus.simulator.coordinator import Coordinator
 from sumus.types import Array, Floats
 
@@ -171,7 +172,7 @@ class Timeline:
         self._server = Coordinator(pacing, len(devices))
         self._queue: list[tuple[float, int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
-        self._asleep: _Calendar | None = None
+        self._asleep: Calendar | None = None
         self._workers: dict[int, _Worker] = {}
         self._states: dict[int, DeviceState] = {}
         self._idle = np.ones(len(devices), bool)
@@ -251,8 +252,8 @@ class Timeline:
 
     def _is_stuck(self) -> bool:
         """Whether nothing was counted for very long, or rounds end without any time going by."""
-        deadline = self._pacing.deadline or 0.0
-        return self._void > _VOID or self.now - self._progressed > max(7 * DAY, 10 * deadline)
+        patience = max(7 * DAY, 10 * (self._pacing.deadline or 0.0), 100 * float(self._devices.seconds.max()))
+        return self._void > _VOID or self.now - self._progressed > patience
 
     def _stuck(self, number: int) -> str:
         row, reasons = self._server.current, self.totals.reasons.most_common(3)
@@ -305,7 +306,7 @@ class Timeline:
         count = len(self._devices)
         first, last = window(self._pacing, count, 0.0, 0.0)
         self._windows[:] = first, last
-        self._asleep = _Calendar()
+        self._asleep = Calendar()
         everyone = np.arange(count)
         self._sleep(everyone, self._rng.uniform(0.0, last, count))
 
@@ -320,7 +321,7 @@ class Timeline:
         self._due[who] = online
         self._asleep.put(who, online)
 
-    def _wake_some(self, asleep: "_Calendar", until: float) -> None:
+    def _wake_some(self, asleep: Calendar, until: float) -> None:
         """Devices whose time has come. While there is no work, one answer serves all; else each one asks."""
         who, moments = asleep.take(min(until, asleep.next() + _SLICE))
         due = self._due[who] == moments  # a device has one alarm: the last that was set
@@ -641,57 +642,3 @@ class Timeline:
             self.totals.wasted += worker.seconds
             self.totals.reasons[reason] += 1
             self._dropped.setdefault(self._server.current.number, Counter())[reason] += 1
-
-
-class _Calendar:
-    """Who wakes when: devices by minute, sorted as their minute comes."""
-
-    def __init__(self) -> None:
-        self._minutes: list[int] = []
-        self._by_minute: dict[int, list[tuple[Array, Floats]]] = {}
-        self._who: Array = np.zeros(0, np.int64)
-        self._moments: Floats = np.zeros(0)
-        self._taken = self._held = 0
-        self._minute = -1
-
-    def put(self, who: Array, moments: Floats) -> None:
-        """Wake these then."""
-        minutes = np.maximum(moments // _MINUTE, self._minute).astype(np.int64)
-        order = np.argsort(minutes, kind="stable")
-        edges = np.flatnonzero(np.diff(minutes[order])) + 1
-        for some in np.split(order, edges):
-            self._add(int(minutes[some[0]]), who[some], moments[some])
-
-    def _add(self, minute: int, who: Array, moments: Floats) -> None:
-        if minute <= self._minute:  # the minute that is being lived through
-            self._who = np.concatenate([self._who[self._taken :], who])
-            self._moments = np.concatenate([self._moments[self._taken :], moments])
-            order = np.argsort(self._moments, kind="stable")
-            self._lay_out(self._who[order], self._moments[order])
-            return
-        if minute not in self._by_minute:
-            self._by_minute[minute] = []
-            heapq.heappush(self._minutes, minute)
-        self._by_minute[minute].append((who, moments))
-
-    def _lay_out(self, who: Array, moments: Floats) -> None:
-        self._who, self._moments, self._taken, self._held = who, moments, 0, len(who)
-
-    def next(self) -> float:
-        """When the next one wakes, infinity for never."""
-        while self._taken == self._held:
-            if not self._minutes:
-                return math.inf
-            self._minute = heapq.heappop(self._minutes)
-            parts = self._by_minute.pop(self._minute)
-            who, moments = np.concatenate([who for who, _ in parts]), np.concatenate([times for _, times in parts])
-            order = np.argsort(moments, kind="stable")
-            self._lay_out(who[order], moments[order])
-        return float(self._moments[self._taken])
-
-    def take(self, until: float) -> tuple[Array, Floats]:
-        """Those who wake next, up to a moment; one at least."""
-        stop = max(self._taken + 1, int(np.searchsorted(self._moments, until, "right")))
-        taken = slice(self._taken, stop)
-        self._taken = stop
-        return self._who[taken], self._moments[taken]
