@@ -63,6 +63,18 @@ class Devices:
             until += np.maximum(np.where(lasts >= DAY, math.inf, lasts - since).max(-1), 0.0)
         return until
 
+    def one_online_until(self, who: int, now: float) -> float:
+        """`online_until` of one device, without arrays."""
+        if not self.begins.shape[1]:
+            return math.inf
+        intervals = list(zip(self.begins[who].tolist(), self.lasts[who].tolist(), strict=True))
+        until = now
+        for _ in intervals:
+            if any(length >= DAY for _, length in intervals):
+                return math.inf
+            until += max(0.0, max(length - (until - begin) % DAY for begin, length in intervals))
+        return until
+
     def online_from(self, who: Array, now: Array) -> Floats:
         """The first moment from `now` on at which these devices are online. Shape of `who`."""
         if not self.begins.shape[1]:

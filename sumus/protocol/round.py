@@ -133,6 +133,7 @@ class Facts:
 
 
 NOTHING_SAID = Conditions()
+_DAY = 86400.0
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -313,7 +314,7 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
     if before is not None:  # if it is out, it is over, or the device has forgotten it
         left, row = _gone(before, "forgotten", row, facts)
     if (reason := _not_now(facts, event, row)) is not None:
-        later = Later(window(facts.pacing, facts.population, facts.arriving, _until_next(facts, row)), reason)
+        later = Later(window(facts.pacing, facts.population, facts.arriving, _until_next(facts, row, reason)), reason)
         return _changed(facts, row, left, [*settled, later])
     assert facts.device is not None
     expires = facts.now + _lifetime(facts, row)
@@ -358,12 +359,14 @@ def _lifetime(facts: Facts, row: Round) -> float:
     return facts.pacing.deadline if facts.pacing.buffered else row.since + facts.pacing.deadline - facts.now
 
 
-def _until_next(facts: Facts, row: Round) -> float:
-    """Seconds until there may be work again, as far as that can be told."""
-    if row.state is not State.OPEN:
-        return 0.0
+def _until_next(facts: Facts, row: Round, reason: str) -> float:
+    """Seconds until there may be work for this device again, as far as that can be told."""
+    if reason == "cap":
+        return _DAY
     lasts = facts.lasts or facts.pacing.deadline or 0.0
-    return max(0.0, row.since + lasts - facts.now)
+    if reason == "separation" and facts.device is not None and facts.device.last is not None:
+        return lasts * (facts.pacing.separation - (row.number - facts.device.last))
+    return max(0.0, row.since + lasts - facts.now) if row.state is State.OPEN else 0.0
 
 
 def _report(facts: Facts, event: Report) -> Decision:

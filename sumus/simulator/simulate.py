@@ -386,7 +386,7 @@ class Simulation:
         alone = list[Aggregate]()
         for wave in _waves(counted):
             results = self._trained(wave, number, state, sums)
-            for one in wave:  # in the order in which they were given work, whoever was first
+            for one in wave:  # in the order in which they were accepted, whoever was trained first
                 result = results[self.population.pick(one.position)]
                 settled[str(result.client)] = result.became == "counted"
                 if result.became == "counted":

@@ -129,13 +129,14 @@ class Totals:
     reasons: Counter[str] = field(default_factory=Counter[str])
 
     def checked_in(self, moments: Floats) -> None:
-        """Count check-ins at these moments."""
-        minutes = (moments // _MINUTE).astype(np.int64)
-        missing = int(minutes.max()) + 1 - len(self.checkins)
-        if missing > 0:
-            self.checkins += [0] * missing
-        for minute, count in zip(*np.unique(minutes, return_counts=True), strict=True):
-            self.checkins[minute] += int(count)
+        """Count check-ins at these moments, in their order."""
+        first, last = int(moments[0] // _MINUTE), int(moments[-1] // _MINUTE)
+        self.checkins += [0] * (last + 1 - len(self.checkins))
+        if first == last:
+            self.checkins[first] += len(moments)
+            return
+        for minute in (moments // _MINUTE).astype(np.int64).tolist():
+            self.checkins[minute] += 1
 
 
 @dataclass(slots=True)
@@ -427,7 +428,7 @@ class Timeline:
         self._told(who, device.Assigned(Offer(session.id)))
         if self._pacing.buffered and session.expires < math.inf:  # a round's own end is its deadline
             self._at(session.expires, self._expire, session.id, "expired", late=True)
-        online = float(self._devices.online_until(np.array([who]), self.now)[0])
+        online = self._devices.one_online_until(who, self.now)
         if self.now + seconds > online:
             self._at(online, self._fail, who, session.id, "offline")
         elif fate.lost or fate.late:
