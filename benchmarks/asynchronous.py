@@ -1,6 +1,6 @@
 """Synchronous rounds, over-selection and buffers on fleets of fast and slow devices: simulated time and traffic to a target.
 
-    python -m benchmarks.asynchronous                     tune, then five seeds of each (about 40 minutes on two cores)
+    python -m benchmarks.asynchronous                     tune, then five seeds of each (about an hour on two cores)
     python -m benchmarks.asynchronous --seeds 1           one seed
     python -m benchmarks.asynchronous --write             also put table and picture into docs/
 
