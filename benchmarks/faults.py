@@ -140,7 +140,7 @@ class Schedule:
         self.told: dict[str, str] = {}
         self.kept: Counter[str] = Counter()
         self.undone: Counter[str] = Counter()
-        self.seen: Counter[str] = Counter()
+        self._waiting: dict[str, list[tuple[int, int]]] = {}
         self.counted: dict[str, server.Session] = {}
         self._rows: dict[int, server.Round] = {}
 
@@ -236,7 +236,7 @@ class Schedule:
                     phone.begun = session
                     self._at(self.now + float(self._rng.exponential(60)), self._train, who, session)
                 case device.Send(session):
-                    self._request(who, functools.partial(self._receive, session))
+                    self._request(who, functools.partial(self.server.report, session))
                 case device.Abort(session, reason):
                     self._request(who, functools.partial(self.server.drop, [session], reason), answered=False)
                 case device.Keep(session):
@@ -305,10 +305,6 @@ class Schedule:
 
     # the server
 
-    def _receive(self, session: str, now: float) -> tuple[server.Action, ...]:
-        self.seen[session] += 1
-        return self.server.report(session, now)
-
     def _serve(self, who: int, asking: int, ask: Callable[[float], tuple[server.Action, ...]]) -> None:
         """One request: read, decide, write, act. It may crash before it has written, and after."""
         if self.now < self._up_from or self._crashed():
@@ -316,7 +312,6 @@ class Schedule:
         actions = ask(self.now)
         if self._crashed():
             return
-        self._waiting = getattr(self, "_waiting", {})
         for action in actions:
             if isinstance(action, server.Stage):
                 self._waiting.setdefault(action.session, []).append((who, asking))

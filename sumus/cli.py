@@ -229,10 +229,9 @@ def rehearse(
     from sumus.fleet import PERFECT
     from sumus.simulator.rehearsal import rehearse as rehearsed
 
-    plan, _, own_seed = load_plan(file)
-    module, name = _load(file)
-    experiment = _named(file, module, name or "experiment")
-    kind = fleet_of(fleet) if fleet is not None else getattr(experiment, "fleet", PERFECT)
+    _, value = _experiment_or_plan(file)
+    plan, own, own_seed = (value, PERFECT, 0) if isinstance(value, Plan) else (value.plan, value.fleet, value.seed)
+    kind = own if fleet is None else fleet_of(fleet)
     model = 4 * size({**plan.description.trained_layout, **plan.description.buffer_layout})
     with _progress_of_days(days) as watch:
         report = rehearsed(
@@ -331,20 +330,25 @@ def load_experiment(file: str) -> Experiment:
 
 def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any], int]:
     """A file's plan, someone to try it on, and a seed: from `experiment`, or from `plan` and a device's `examples`."""
-    module, name = _load(file)
-    value = _named(file, module, name) if name else _named(file, module, "experiment") or _named(file, module, "plan")
+    module, value = _experiment_or_plan(file)
     if isinstance(value, Experiment):
         return value.plan, value.population, value.seed
-    if not isinstance(value, Plan):
-        raise ExperimentError(
-            f"{file} defines neither `experiment = sumus.Experiment(...)` nor `plan = sumus.Plan(...)`"
-        )
     examples = _named(file, module, "examples")
     if examples is None:
         raise ExperimentError(
             f"{file} defines a plan and no `examples` to try it on: add `examples = (inputs, targets)`"
         )
     return value, {"examples": examples}, 0
+
+
+def _experiment_or_plan(file: str) -> tuple[ModuleType, Experiment | Plan]:
+    module, name = _load(file)
+    value = _named(file, module, name) if name else _named(file, module, "experiment") or _named(file, module, "plan")
+    if not isinstance(value, Experiment | Plan):
+        raise ExperimentError(
+            f"{file} defines neither `experiment = sumus.Experiment(...)` nor `plan = sumus.Plan(...)`"
+        )
+    return module, value
 
 
 def _load(file: str) -> tuple[ModuleType, str | None]:

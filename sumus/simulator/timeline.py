@@ -95,13 +95,12 @@ class Counted:
 
 @dataclass
 class Played:
-    """A round that is over. began, ended: simulated seconds.  counted: in its sum, also where nothing came of that.  given:
+    """A round that is over. ended: in simulated seconds.  counted: in its sum, also where nothing came of that.  given:
     sessions.  dropped: work that ended since the round before without being counted, by why.  bytes_up, bytes_down: since then.
     totals: of the run until then, without its check-ins.
     """
 
     number: int
-    began: float
     ended: float
     published: bool
     counted: list[Counted]
@@ -430,16 +429,13 @@ class Timeline:
             self._at(session.expires, self._expire, session.id, "expired", late=True)
         online = self._devices.one_online_until(who, self.now)
         if self.now + seconds > online:
-            self._at(online, self._fail, who, session.id, "offline")
+            self._at(online, self._fail, who, "offline")
         elif fate.lost or fate.late:
             self._at(self.now + seconds, self._vanish, who, session, "lost" if fate.lost else "late")
         else:
-            self._at(self.now + seconds, self._trained, who, session.id)
+            self._at(self.now + seconds, self._told, who, device.Trained())
 
-    def _trained(self, who: int, session: str) -> None:
-        self._told(who, device.Trained())
-
-    def _fail(self, who: int, session: str, reason: str) -> None:
+    def _fail(self, who: int, reason: str) -> None:
         """It can tell the server so."""
         self._workers[who].seconds = self.now - self._workers[who].began
         self._told(who, device.Failed(reason))
@@ -620,7 +616,6 @@ class Timeline:
         self._void = 0 if published or row.since > self._ended else self._void + 1
         self._played[row.number] = Played(
             row.number,
-            self._ended,
             row.since,
             published,
             counted,
