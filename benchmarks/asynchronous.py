@@ -34,7 +34,7 @@ TARGETS = (0.75, 0.80, 0.85)
 TUNED_FOR = 0.80
 TUNING_SEED = 99
 SPREADS = (10, 100)
-GRIDS = {"average": (0.05, 0.1, 0.2), "adam": (0.005, 0.01, 0.02)}
+GRIDS = {"average": (0.1, 0.2, 0.4, 0.8), "adam": (0.005, 0.01, 0.02, 0.04)}
 """Of the clients' rate under plain averaging; of the server's under Adam, where the clients' is 0.1."""
 WAYS: Mapping[str, sumus.Pacing] = {
     "synchronous, 100": sumus.Pacing(100),

@@ -83,6 +83,16 @@ class Devices:
         wait = np.where(since < self.lasts[who], 0.0, np.where(self.lasts[who] > 0, DAY - since, math.inf))
         return now + wait.min(-1)
 
+    def one_online_from(self, who: int, now: float) -> float:
+        """`online_from` of one device, without arrays."""
+        if not self.begins.shape[1]:
+            return now
+        wait = math.inf
+        for begin, length in zip(self.begins[who].tolist(), self.lasts[who].tolist(), strict=True):
+            since = (now - begin) % DAY
+            wait = min(wait, 0.0 if since < length else DAY - since if length > 0 else math.inf)
+        return now + wait
+
 
 @record("fleet")
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import heapq
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -10,12 +11,21 @@ from sumus.types import Array, Floats
 _MINUTE = 60.0
 
 
+@dataclass(slots=True)
+class _Minute:
+    """Those who wake in it, in no order. many: put in together.  who, moments: one by one."""
+
+    many: list[tuple[Array, Floats]] = field(default_factory=list[tuple[Array, Floats]])
+    who: list[int] = field(default_factory=list[int])
+    moments: list[float] = field(default_factory=list[float])
+
+
 class Calendar:
     """Devices and the moments at which they wake."""
 
     def __init__(self) -> None:
         self._minutes: list[int] = []
-        self._by_minute: dict[int, list[tuple[Array, Floats]]] = {}
+        self._by_minute: dict[int, _Minute] = {}
         self._who: Array = np.zeros(0, np.int64)
         self._moments: Floats = np.zeros(0)
         self._taken = self._held = 0
@@ -29,22 +39,38 @@ class Calendar:
         order = np.argsort(minutes, kind="stable")
         edges = np.flatnonzero(np.diff(minutes[order])) + 1
         for some in np.split(order, edges):
-            self._add(int(minutes[some[0]]), who[some], moments[some])
+            minute = int(minutes[some[0]])
+            if minute <= self._minute:
+                self._wake_within_this_minute(who[some], moments[some])
+            else:
+                self._in(minute).many.append((who[some], moments[some]))
 
-    def _add(self, minute: int, who: Array, moments: Floats) -> None:
-        if minute <= self._minute:  # the minute that is being lived through
-            self._who = np.concatenate([self._who[self._taken :], who])
-            self._moments = np.concatenate([self._moments[self._taken :], moments])
-            order = np.argsort(self._moments, kind="stable")
-            self._lay_out(self._who[order], self._moments[order])
-            return
+    def put_one(self, who: int, moment: float) -> None:
+        """Wake this one then."""
+        minute = int(moment // _MINUTE)
+        if minute <= self._minute:
+            self._wake_within_this_minute(np.array([who]), np.array([moment]))
+        else:
+            later = self._in(minute)
+            later.who.append(who)
+            later.moments.append(moment)
+
+    def _in(self, minute: int) -> _Minute:
         if minute not in self._by_minute:
-            self._by_minute[minute] = []
+            self._by_minute[minute] = _Minute()
             heapq.heappush(self._minutes, minute)
-        self._by_minute[minute].append((who, moments))
+        return self._by_minute[minute]
 
-    def _lay_out(self, who: Array, moments: Floats) -> None:
-        self._who, self._moments, self._taken, self._held = who, moments, 0, len(who)
+    def _wake_within_this_minute(self, who: Array, moments: Floats) -> None:
+        rest = slice(self._taken, None)
+        self._lay_out([self._who[rest], who], [self._moments[rest], moments])
+
+    def _lay_out(self, who: list[Array], moments: list[Floats]) -> None:
+        """The minute that is being lived through."""
+        together = np.concatenate(moments)
+        order = np.argsort(together, kind="stable")
+        self._who, self._moments = np.concatenate(who)[order], together[order]
+        self._taken, self._held = 0, len(order)
 
     def next(self) -> float:
         """When the next one wakes, infinity for never."""
@@ -52,10 +78,9 @@ class Calendar:
             if not self._minutes:
                 return math.inf
             self._minute = heapq.heappop(self._minutes)
-            parts = self._by_minute.pop(self._minute)
-            who, moments = np.concatenate([who for who, _ in parts]), np.concatenate([times for _, times in parts])
-            order = np.argsort(moments, kind="stable")
-            self._lay_out(who[order], moments[order])
+            minute = self._by_minute.pop(self._minute)
+            many = [*minute.many, (np.array(minute.who, np.int64), np.array(minute.moments, np.float64))]
+            self._lay_out([who for who, _ in many], [moments for _, moments in many])
         return float(self._moments[self._taken])
 
     def take(self, until: float) -> tuple[Array, Floats]:

@@ -191,6 +191,7 @@ class Timeline:
         self._publishing = 0.0
         self._drawn, self._oldest, self._watched, self._yielded = -1, 0, -1, 0
         self._progressed, self._void = 0.0, 0
+        self._patience = max(7 * DAY, 10 * (pacing.deadline or 0.0), 100 * float(devices.seconds.max()))
         self._alarms = np.zeros(len(devices), np.int64)
         self._due = np.full(len(devices), -1.0)
         self._waiting_to_fill = False
@@ -252,8 +253,7 @@ class Timeline:
 
     def _is_stuck(self) -> bool:
         """Whether nothing was counted for very long, or rounds end without any time going by."""
-        patience = max(7 * DAY, 10 * (self._pacing.deadline or 0.0), 100 * float(self._devices.seconds.max()))
-        return self._void > _VOID or self.now - self._progressed > patience
+        return self._void > _VOID or self.now - self._progressed > self._patience
 
     def _stuck(self, number: int) -> str:
         row, reasons = self._server.current, self.totals.reasons.most_common(3)
@@ -320,6 +320,15 @@ class Timeline:
             online[late] += self._rng.uniform(0.0, 0.9, int(late.sum())) * left
         self._due[who] = online
         self._asleep.put(who, online)
+
+    def _sleep_one(self, who: int, moment: float) -> None:
+        """`_sleep` of one device, without arrays."""
+        assert self._asleep is not None
+        online = self._devices.one_online_from(who, moment)
+        if online > moment:
+            online += self._rng.uniform(0.0, 0.9) * (self._devices.one_online_until(who, online) - online)
+        self._due[who] = online
+        self._asleep.put_one(who, online)
 
     def _wake_some(self, asleep: Calendar, until: float) -> None:
         """Devices whose time has come. While there is no work, one answer serves all; else each one asks."""
@@ -487,7 +496,7 @@ class Timeline:
             self._at(self.now + wait, self._wake, who, alarm)
         else:
             self._windows[who] = times
-            self._sleep(np.array([who]), np.array([self.now + wait]))
+            self._sleep_one(who, self.now + wait)
 
     def _wake(self, who: int, alarm: int) -> None:
         """Its own alarm, while a report of it is not settled."""

@@ -15,7 +15,10 @@ def test_everyone_wakes_once_and_in_order(groups: list[list[float]], step: float
     for group in groups:
         begin = woken[-1][0] if woken else 0.0  # nobody is put into the past
         moments = begin + np.array(group)
-        calendar.put(np.arange(number, number + len(group)), moments)
+        if len(group) == 1:
+            calendar.put_one(number, float(moments[0]))
+        else:
+            calendar.put(np.arange(number, number + len(group)), moments)
         put += moments.tolist()
         number += len(group)
         if calendar.next() < math.inf:
