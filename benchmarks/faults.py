@@ -389,7 +389,7 @@ class Schedule:
         if not self._chance(self._crashes):
             return False
         self._say("    the server dies")
-        self._zombie = self.server._facts(self.now)
+        self._zombie = self.server.facts(self.now)
         self.server.staged.clear()
         self._waiting = {}
         self._up_from = self.now + float(self._rng.uniform(1, 60))

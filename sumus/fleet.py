@@ -16,7 +16,7 @@ from sumus.errors import ExperimentError
 from sumus.spec import record
 from sumus.types import Array, Floats
 
-DAY = 86400.0
+MINUTE, DAY = 60.0, 86400.0
 EVENING, SIGMA = 22.5 * 3600, 2 * 3600
 """When people put phones on their chargers: a normal distribution over the evening."""
 

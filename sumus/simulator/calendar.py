@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sumus.fleet import MINUTE
 from sumus.types import Array, Floats
-
-_MINUTE = 60.0
 
 
 @dataclass(slots=True)
@@ -35,7 +34,7 @@ class Calendar:
         """Wake these then."""
         if not len(who):
             return
-        minutes = np.maximum(moments // _MINUTE, self._minute).astype(np.int64)
+        minutes = np.maximum(moments // MINUTE, self._minute).astype(np.int64)
         order = np.argsort(minutes, kind="stable")
         edges = np.flatnonzero(np.diff(minutes[order])) + 1
         for some in np.split(order, edges):
@@ -47,7 +46,7 @@ class Calendar:
 
     def put_one(self, who: int, moment: float) -> None:
         """Wake this one then."""
-        minute = int(moment // _MINUTE)
+        minute = int(moment // MINUTE)
         if minute <= self._minute:
             self._wake_within_this_minute(np.array([who]), np.array([moment]))
         else:

@@ -71,18 +71,18 @@ class Coordinator:
         """Sessions that may be given now."""
         row = self.current
         giving = row.state is (State.SELECTING if self.masked else State.OPEN) and not self.paused
-        return room(self._facts(0.0), row) if giving else 0
+        return room(self.facts(0.0), row) if giving else 0
 
     def check_in(self, device: str, event: CheckIn, now: float) -> tuple[Action, ...]:
         """Answer a device that asks for work."""
         known = self.devices.get(device) or Device(device)
-        return self._write(event, self._facts(now, device=known))
+        return self._write(event, self.facts(now, device=known))
 
     def report(self, session: str, now: float) -> tuple[Action, ...]:
         """Take in an update that has arrived whole. Of a session that nobody knows: nothing."""
         if session not in self.sessions:
             return ()
-        actions = self._write(Report(), self._facts(now, sessions=[session]))
+        actions = self._write(Report(), self.facts(now, sessions=[session]))
         self.staged |= {action.session: None for action in actions if isinstance(action, Stage)}
         return actions
 
@@ -90,24 +90,24 @@ class Coordinator:
         """Add what is staged to the sum."""
         waiting = [session for session in self.staged if session in self.sessions]
         self.staged.clear()
-        actions = self._write(Commit(), self._facts(now, sessions=waiting)) if waiting else ()
+        actions = self._write(Commit(), self.facts(now, sessions=waiting)) if waiting else ()
         self.staged |= {action.session: None for action in actions if isinstance(action, Stage)}
         return actions
 
     def drop(self, sessions: Iterable[str], reason: str, now: float) -> tuple[Action, ...]:
         """Sessions that will not report."""
         known = [session for session in sessions if session in self.sessions]
-        return self._write(Dropped(reason), self._facts(now, sessions=known)) if known else ()
+        return self._write(Dropped(reason), self.facts(now, sessions=known)) if known else ()
 
     def tick(self, now: float) -> tuple[Action, ...]:
         """Let time have gone by."""
-        return self._write(Tick(), self._facts(now))
+        return self._write(Tick(), self.facts(now))
 
     def publish(self, number: int, now: float) -> tuple[Action, ...]:
         """A round's model is there."""
         row = self.rounds[number]
         waits = any(each < number and other.state is State.CLOSING for each, other in self.rounds.items())
-        actions = self._write(Published(), replace(self._facts(now), round=row, waits=waits))
+        actions = self._write(Published(), replace(self.facts(now), round=row, waits=waits))
         if self.rounds[number].state is State.PUBLISHED and row.state is not State.PUBLISHED:
             self.version += 1
         return actions
@@ -118,7 +118,7 @@ class Coordinator:
         self.fence += 1
         actions: list[Action] = []
         for number in sorted(self.rounds):
-            actions += self._write(Recovered(self.fence), replace(self._facts(now), round=self.rounds[number]))
+            actions += self._write(Recovered(self.fence), replace(self.facts(now), round=self.rounds[number]))
         return tuple(actions)
 
     def expired(self, now: float) -> list[str]:
@@ -131,7 +131,8 @@ class Coordinator:
             del self.rounds[old]
             self.sums.pop(old, None)
 
-    def _facts(self, now: float, sessions: Iterable[str] = (), device: Device | None = None) -> Facts:
+    def facts(self, now: float, sessions: Iterable[str] = (), device: Device | None = None) -> Facts:
+        """What a transaction about the newest round would read now."""
         return Facts(
             self.pacing,
             now,

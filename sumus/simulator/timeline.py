@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sumus.errors import ExperimentError
-from sumus.fleet import DAY, Devices, Fate, Fleet
+from sumus.fleet import DAY, MINUTE, Devices, Fate, Fleet
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol import session as device
 from sumus.protocol.round import (
@@ -46,7 +46,6 @@ from sumus.simulator.coordinator import Coordinator
 from sumus.types import Array, Floats
 
 ENDED = (State.PUBLISHED, State.ABANDONED)
-_MINUTE = 60.0
 _FREE = Floor(rounds=2**62, seconds=math.inf, steps=2**62, bytes=2**62, contributors=0)
 _ALL = Conditions(True, True, True, 1.0, 2**31)
 _MANY = 10_000
@@ -129,12 +128,12 @@ class Totals:
 
     def checked_in(self, moments: Floats) -> None:
         """Count check-ins at these moments, in their order."""
-        first, last = int(moments[0] // _MINUTE), int(moments[-1] // _MINUTE)
+        first, last = int(moments[0] // MINUTE), int(moments[-1] // MINUTE)
         self.checkins += [0] * (last + 1 - len(self.checkins))
         if first == last:
             self.checkins[first] += len(moments)
             return
-        for minute in (moments // _MINUTE).astype(np.int64).tolist():
+        for minute in (moments // MINUTE).astype(np.int64).tolist():
             self.checkins[minute] += 1
 
 
@@ -288,7 +287,7 @@ class Timeline:
             self._check_in(who)
         if not len(some) and self._may_come(np.arange(count), online=False).any():
             self._waiting_to_fill = True  # who may come is offline: look again in a minute
-            self._at(self.now + _MINUTE, self._look_again)
+            self._at(self.now + MINUTE, self._look_again)
 
     def _look_again(self) -> None:
         self._waiting_to_fill = False
@@ -367,7 +366,7 @@ class Timeline:
     def _measure_rate(self) -> None:
         """Check-ins a second, over the last minutes."""
         recent = self.totals.checkins[-5:]
-        self._server.arriving = sum(recent) / (_MINUTE * max(1, len(recent)))
+        self._server.arriving = sum(recent) / (MINUTE * max(1, len(recent)))
 
     def _down(self) -> bool:
         return any(begin <= self.now < end for begin, end in self._outages)
