@@ -17,6 +17,10 @@ A report that is not accepted is refused with the reason, and a device that was 
 (`previous`). A synchronous round and a buffer are one machine under another `Pacing`: in a synchronous round the devices are
 chosen, and whoever was not is not counted; a buffer takes the next reports, whichever model they began from.
 
+Three numbers count, each something else. `Round.number`: sums, published or abandoned.  `Session.version`: models that were
+published before it was given.  `Session.sum`: the number of the round that its report is in, which in a buffer may be a later
+one than `Session.round`, in which it was given.
+
 `TABLE` is the whole of it. The diagram in docs/protocol.md is drawn from it.
 """
 
@@ -30,7 +34,7 @@ from sumus.protocol.steering import window
 
 
 class State(StrEnum):
-    """Of a round's row. Those between `selecting` and `open`, and `unmasking`, are of secure aggregation alone."""
+    """Of a round's row. `selecting`, `keys`, `shares` and `unmasking` are of secure aggregation alone."""
 
     PLANNED = "planned"
     SELECTING = "selecting"
@@ -53,8 +57,9 @@ ORDER = tuple(State)
 class Round:
     """A row. since: when it came into this state, in seconds of the store's clock.  fence: of the leader that wrote it.
 
-    given: sessions that were given.  dropped: sessions that ended without a report.  counted: reports in the sum.  of a
-    buffer's row, `given` begins with the sessions that were out when the buffer before it closed.
+    given: sessions that were given; a device that forgot its own and asks again gets another in its place.  dropped: of them,
+    that ended without a report.  counted: reports in the sum.  A buffer's row begins with the sessions that were out when the
+    one before it closed as given.
     """
 
     number: int
@@ -95,23 +100,25 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What the store knows of a device. last: the sum that it was last counted in.  rounds: how often it was.
+    """What the store knows of a device.
 
-    session: that it was given last.  counted: the id of its last one that was counted, which it may not have been told.
+    session: that it was given last.  last_sum: the round that it was last counted in, and last_counted: the id of the session,
+    of which it may not have been told.  times_counted: how often it was.
     """
 
     id: str
-    last: int | None = None
-    rounds: int = 0
     session: Session | None = None
-    counted: str | None = None
+    last_sum: int | None = None
+    last_counted: str | None = None
+    times_counted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What was read in the transaction that decides.
 
-    now: the store's clock, in seconds.  round: the row that the event is about; of a check-in or report, the newest.
+    now: the store's clock, in seconds.  round: the row that the event is about; of a check-in, report, commit or drop, the
+    newest.
     version: models published.  sessions: the rows that the event names.  device: of a check-in.
     masked: whether the plan uses secure aggregation.  paused: whether an admin holds the run.
     population: devices known, 0 where that is not.  arriving: check-ins a second of late, 0 where that is not known.  lasts:
@@ -285,7 +292,8 @@ NOTHING = Decision()
 
 
 def outcome(session: Session, facts: Facts) -> str:
-    """What became of a session: "counted", "discarded" or "unknown". A row says "out" also where its round is over."""
+    """What became of a session: "counted", "discarded", or "unknown", where it may still be counted. A row says "out" also where
+    its round is over."""
     if session.state != "out":
         return "counted" if session.state == "counted" else "discarded"
     over = facts.now >= session.expires or (not facts.pacing.buffered and _is_over(session.round, facts.round))
@@ -313,13 +321,15 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
     row, left = facts.round, list[Session]()
     if before is not None:  # if it is out, it is over, or the device has forgotten it
         left, row = _gone(before, "forgotten", row, facts)
+        if row is not facts.round:  # then its place is free
+            row = replace(facts.round, given=row.given - 1)
     if (reason := _not_now(facts, event, row)) is not None:
         later = Later(window(facts.pacing, facts.population, facts.arriving, _until_next(facts, row, reason)), reason)
-        return _changed(facts, row, left, [*settled, later])
+        return _closed_if_over(facts, row, left, [*settled, later])
     assert facts.device is not None
     expires = facts.now + _lifetime(facts, row)
     given = Session(event.session, facts.device.id, event.serial, row.number, facts.version, expires)
-    return _changed(facts, replace(row, given=row.given + 1), [*left, given], [*settled, Assign(given)])
+    return _closed_if_over(facts, replace(row, given=row.given + 1), [*left, given], [*settled, Assign(given)])
 
 
 def _end_of(session: str, facts: Facts) -> str:
@@ -327,7 +337,7 @@ def _end_of(session: str, facts: Facts) -> str:
     device = facts.device
     if device is not None and device.session is not None and device.session.id == session:
         return outcome(device.session, facts)
-    return "counted" if device is not None and device.counted == session else "discarded"
+    return "counted" if device is not None and device.last_counted == session else "discarded"
 
 
 def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
@@ -335,11 +345,14 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
     pacing, device = facts.pacing, facts.device
     if (unmet := pacing.requires.unmet(event.conditions)) is not None:
         return unmet
-    if device is None or facts.paused or row.state is not (State.SELECTING if facts.masked else State.OPEN):
+    if facts.paused:
+        return "paused"
+    late = row.state is State.OPEN and not pacing.buffered and _past_deadline(facts)
+    if device is None or late or row.state is not (State.SELECTING if facts.masked else State.OPEN):
         return "closed"
-    if device.last is not None and row.number - device.last < pacing.separation:
+    if device.last_sum is not None and row.number - device.last_sum < pacing.separation:
         return "separation"
-    if pacing.most_rounds is not None and device.rounds >= pacing.most_rounds:
+    if pacing.most_rounds is not None and device.times_counted >= pacing.most_rounds:
         return "cap"
     return None if room(facts, row) > 0 else "full"
 
@@ -364,26 +377,28 @@ def _until_next(facts: Facts, row: Round, reason: str) -> float:
     if reason == "cap":
         return _DAY
     lasts = facts.lasts or facts.pacing.deadline or 0.0
-    if reason == "separation" and facts.device is not None and facts.device.last is not None:
-        return lasts * (facts.pacing.separation - (row.number - facts.device.last))
+    if reason == "separation" and facts.device is not None and facts.device.last_sum is not None:
+        return lasts * (facts.pacing.separation - (row.number - facts.device.last_sum))
     return max(0.0, row.since + lasts - facts.now) if row.state is State.OPEN else 0.0
 
 
 def _report(facts: Facts, event: Report) -> Decision:
     """Stage what can be counted; say at once what cannot, and what is counted already."""
+    if not facts.sessions:
+        return NOTHING  # nobody knows it
     (session,) = facts.sessions
     if outcome(session, facts) == "counted":
         return Decision(actions=(Accept(session.id),))
     if (reason := _uncountable(session, facts)) is not None:
         gone, row = _gone(session, reason, facts.round, facts)
-        return _changed(facts, row, gone, [Refuse(session.id, reason)])
+        return _closed_if_over(facts, row, gone, [Refuse(session.id, reason)])
     return Decision(actions=(Stage(session.id),))
 
 
 def _uncountable(session: Session, facts: Facts) -> str | None:
     """Why a report will never be counted; None where it may be."""
     if outcome(session, facts) == "discarded":
-        return session.reason or "closed"
+        return session.reason or ("expired" if facts.now >= session.expires else "closed")
     if not (facts.round.state is State.OPEN or (facts.pacing.buffered and not facts.masked)):
         return "phase"
     stale = facts.pacing.most_stale
@@ -405,7 +420,7 @@ def _commit(facts: Facts, event: Commit) -> Decision:
     What is left of it waits for the next buffer.
     """
     row, written, actions = facts.round, list[Session](), list[Action]()
-    room = facts.pacing.cohort if row.state is State.OPEN else 0
+    most = facts.pacing.cohort if row.state is State.OPEN else 0
     for session in facts.sessions:
         if outcome(session, facts) == "counted":
             actions.append(Accept(session.id))
@@ -413,7 +428,7 @@ def _commit(facts: Facts, event: Commit) -> Decision:
             gone, row = _gone(session, reason, row, facts)
             written += gone
             actions.append(Refuse(session.id, reason))
-        elif row.counted < room:
+        elif row.counted < most:
             row = replace(row, counted=row.counted + 1)
             stale = facts.version - session.version
             written.append(replace(session, state="counted", sum=row.number, staleness=stale))
@@ -424,7 +439,7 @@ def _commit(facts: Facts, event: Commit) -> Decision:
             gone, row = _gone(session, "closed", row, facts)
             written += gone
             actions.append(Refuse(session.id, "closed"))
-    return _changed(facts, row, written, actions)
+    return _closed_if_over(facts, row, written, actions)
 
 
 def _dropped(facts: Facts, event: Dropped) -> Decision:
@@ -433,7 +448,7 @@ def _dropped(facts: Facts, event: Dropped) -> Decision:
     for session in facts.sessions:
         gone, row = _gone(session, event.reason, row, facts)
         written += gone
-    return _changed(facts, row, written, [])
+    return _closed_if_over(facts, row, written, [])
 
 
 def _open(facts: Facts, event: Tick) -> Decision:
@@ -458,18 +473,23 @@ def _overdue(facts: Facts, event: Tick) -> Decision:
 
 def _tick(facts: Facts, event: Tick) -> Decision:
     """Look at the deadline."""
-    return _changed(facts, facts.round, [], [])
+    return _closed_if_over(facts, facts.round, [], [])
 
 
 def _published(facts: Facts, event: Published) -> Decision:
-    """The model is there, if those before it are; in synchronous rounds, so is the next round."""
+    """The model is there, and in synchronous rounds so is the next round. Where a round before it is still to be published,
+    nothing: who publishes asks again after that."""
     return NOTHING if facts.waits else _moved(facts, State.PUBLISHED)
 
 
 def _recovered(facts: Facts, event: Recovered) -> Decision:
     """Fence out the leader before, and do again what it may have left undone."""
-    again = {State.CLOSING: Close(facts.round.number), State.UNMASKING: Gather(State.UNMASKING)}.get(facts.round.state)
-    return Decision((replace(facts.round, fence=event.fence),), (), (again,) if again else ())
+    row = facts.round
+    if event.fence < row.fence:
+        return NOTHING  # it was fenced out itself
+    again: dict[State, Action] = {phase: Gather(phase) for phase in (State.KEYS, State.SHARES, State.UNMASKING)}
+    again |= {State.CLOSING: Close(row.number), State.ABANDONED: Abandon(row.number, row.reason)}
+    return Decision((replace(row, fence=event.fence),), (), (again[row.state],) if row.state in again else ())
 
 
 def _cancelled(facts: Facts, event: Cancelled) -> Decision:
@@ -477,12 +497,13 @@ def _cancelled(facts: Facts, event: Cancelled) -> Decision:
     return _moved(facts, State.ABANDONED, "cancelled")
 
 
-def _changed(facts: Facts, row: Round, sessions: list[Session], actions: list[Action]) -> Decision:
+def _closed_if_over(facts: Facts, row: Round, sessions: list[Session], actions: list[Action]) -> Decision:
     """An open round after what happened in it: closed, if it is full, or over and large enough; abandoned if it is not."""
     if row.state is State.OPEN:
         pacing, over = facts.pacing, False
         if not pacing.buffered:
-            over = _past_deadline(facts) or (row.given > 0 and row.out == 0 and room(facts, row) == 0)
+            all_given = facts.masked or room(facts, row) == 0  # masked: who takes part was settled before
+            over = _past_deadline(facts) or (row.given > 0 and row.out == 0 and all_given)
         if row.counted == pacing.cohort or (over and row.counted >= pacing.fewest):
             ended = _moved(replace(facts, round=row), State.UNMASKING if facts.masked else State.CLOSING)
             return Decision(ended.rounds, tuple(sessions), (*actions, *ended.actions))
@@ -542,6 +563,7 @@ def _entries() -> dict[tuple[State, type], Entry]:
     on(ORDER, Report, _report)
     on(ORDER, Commit, _commit)
     on(ORDER, Dropped, _dropped)
+    # while it is open, these may also end it
     on((s.OPEN,), CheckIn, _check_in, s.CLOSING, s.UNMASKING, s.ABANDONED)
     on((s.OPEN,), Report, _report, s.CLOSING, s.UNMASKING, s.ABANDONED)
     on((s.OPEN,), Commit, _commit, s.CLOSING, s.UNMASKING, s.ABANDONED)
@@ -554,7 +576,7 @@ def _entries() -> dict[tuple[State, type], Entry]:
     on((s.SHARES,), Gathered, _gathered, s.OPEN)
     on((s.UNMASKING,), Gathered, _gathered, s.CLOSING)
     on((s.CLOSING,), Published, _published, s.PUBLISHED)
-    on(running, Recovered, _recovered)
+    on((*running, s.ABANDONED), Recovered, _recovered)
     on(running[:-1], Cancelled, _cancelled, s.ABANDONED)
     return table
 

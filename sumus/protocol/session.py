@@ -60,13 +60,15 @@ class Offer:
 class DeviceState:
     """A device's row.
 
-    serial: of its last check-in.  session: that it asked for, works for, or does not know the end of.  unsettled: whether a
-    report may have been sent for it, so that its end must be known first.  tries: messages since the last answer.  window:
-    that the server gave last.  day, today: the day of the last round begun, and how many were begun on it.
+    serial: of its last check-in, and asked: the session that it asked for then.  session: that it works for, or does not know
+    the end of.  unsettled: whether a report may have been sent for it, so that its end must be known first.  tries: messages
+    since the last answer.  window: that the server gave last.  day, today: the day of the last round begun, and how many were
+    begun on it.
     """
 
     phase: Phase = Phase.IDLE
     serial: int = 0
+    asked: str = ""
     session: str = ""
     unsettled: bool = False
     tries: int = 0
@@ -95,14 +97,15 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """The server has no work now. window: seconds to come back within."""
+    """The server's `Later`: it has no work now. window: seconds to come back within."""
 
     window: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The server says what became of a session: "counted", "discarded", or "unknown"."""
+    """What became of a session: "counted" (the server's `Accept`), "discarded" (its `Refuse`), or what its `Settle` says, in the
+    same answer as work or a window: one of these, or "unknown"."""
 
     session: str
     outcome: str
@@ -182,7 +185,7 @@ class Undo:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """Wake again within so many seconds, at a moment drawn uniformly."""
+    """Wake again within so many seconds, at a moment drawn uniformly, and not when an earlier one said."""
 
     window: tuple[float, float]
 
@@ -194,20 +197,25 @@ Step: TypeAlias = tuple[DeviceState, tuple[Action, ...]]
 
 
 def _ask(state: DeviceState, event: Wake, floor: Floor) -> Step:
-    """Ask for work, and for the end of what is not settled."""
+    """Ask for work, and for the end of what is not settled. Where an answer was lost, this is a new request."""
     previous = state.session if state.unsettled else None
-    asked = replace(state, phase=Phase.ASKED, serial=state.serial + 1, session=previous or event.session, tries=1)
+    tries = 1 + (state.tries if state.phase is Phase.ASKED else 0)
+    asked = replace(
+        state,
+        phase=Phase.ASKED,
+        serial=state.serial + 1,
+        asked=event.session,
+        session=previous or "",
+        tries=tries,
+    )
     return asked, (Ask(event.session, asked.serial, previous),)
-
-
-def _ask_again(state: DeviceState, event: Wake, floor: Floor) -> Step:
-    """The answer was lost, and perhaps the request: this is a new one."""
-    return _ask(replace(state, phase=Phase.IDLE), event, floor)
 
 
 def _consider(state: DeviceState, event: Assigned, floor: Floor) -> Step:
     """Work, where the floor allows it."""
     offer, today = event.offer, state.today if event.day == state.day else 0
+    if offer.session != state.asked:  # it was long on its way, and was asked for by a check-in before
+        return state, ()
     if state.unsettled:  # and the answer does not say what it asked for: not yet
         return state, (Sleep(state.window),)
     if (reason := _too_much(offer, floor, today)) is not None:
@@ -235,7 +243,8 @@ def _told(state: DeviceState, event: Told, floor: Floor) -> Step:
 
 
 def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
-    """The end of a session. Its answer goes on with work, or a window; of an unknown one, the report is sent again."""
+    """The end of a session: keep or undo, and rest, or go on with what else the answer to a check-in brings. Of an unknown end,
+    the report is sent again."""
     if not state.unsettled or event.session != state.session:
         return state, ()
     if event.outcome == "unknown":
@@ -262,7 +271,8 @@ def _give_up(state: DeviceState, event: Failed, floor: Floor) -> Step:
 
 def _wait(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
     """Nobody may come back at once: after an outage, as spread as the server last wanted it."""
-    return state, (Sleep(max(state.window, _backoff(state.tries))),)
+    (first, last), (least, most) = state.window, _backoff(state.tries)
+    return state, (Sleep((max(first, least), max(last, most))),)
 
 
 def _wait_to_send(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
@@ -294,7 +304,7 @@ Rule: TypeAlias = Callable[[DeviceState, "Event", Floor], Step]
 
 TABLE: Mapping[tuple[Phase, type], Rule] = {
     (Phase.IDLE, Wake): _ask,
-    (Phase.ASKED, Wake): _ask_again,
+    (Phase.ASKED, Wake): _ask,
     (Phase.ASKED, Assigned): _consider,
     (Phase.ASKED, Told): _told,
     (Phase.ASKED, Settled): _settled,

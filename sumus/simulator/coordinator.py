@@ -171,12 +171,13 @@ class Coordinator:
             if known.session.serial > session.serial:
                 self.sessions[session.id] = session
                 return
-            if known.session.id != known.counted:
+            if known.session.id != known.last_counted:
                 self.sessions.pop(known.session.id, None)
         if session.state == "counted" and session.sum is not None:
-            if known.counted is not None:
-                self.sessions.pop(known.counted, None)
-            known = replace(known, last=session.sum, rounds=known.rounds + 1, counted=session.id)
+            if known.last_counted is not None:
+                self.sessions.pop(known.last_counted, None)
+            times = known.times_counted + 1
+            known = replace(known, last_sum=session.sum, last_counted=session.id, times_counted=times)
             self.sums.setdefault(session.sum, []).append(session.id)
         self.sessions[session.id] = session
         self.devices[session.device] = replace(known, session=session)

@@ -71,9 +71,9 @@ def test_a_device_gets_work_that_ends_with_the_round() -> None:
         ({"row": replace(OPEN, given=3)}, "full"),
         ({"row": Round(4, State.PLANNED)}, "closed"),
         ({"row": Round(4, State.CLOSING)}, "closed"),
-        ({"paused": True}, "closed"),
-        ({"pacing": replace(SYNCHRONOUS, separation=3), "device": Device("d", last=2)}, "separation"),
-        ({"pacing": replace(SYNCHRONOUS, most_rounds=2), "device": Device("d", last=0, rounds=2)}, "cap"),
+        ({"paused": True}, "paused"),
+        ({"pacing": replace(SYNCHRONOUS, separation=3), "device": Device("d", last_sum=2)}, "separation"),
+        ({"pacing": replace(SYNCHRONOUS, most_rounds=2), "device": Device("d", last_sum=0, times_counted=2)}, "cap"),
         ({"pacing": replace(SYNCHRONOUS, requires=Conditions(charging=True))}, "charging"),
         ({"pacing": replace(SYNCHRONOUS, requires=Conditions(version=7))}, "version"),
     ],
@@ -91,7 +91,7 @@ def test_the_same_check_in_again_gets_the_same_answer_and_an_older_one_none() ->
     known = facts(device=Device("d", session=out("s", device="d")), row=replace(OPEN, given=1))
     assert decide(known, CheckIn("s", 1)).actions == (Assign(out("s", device="d")),)
     assert decide(known, CheckIn("r", 0)) == protocol.NOTHING
-    asked = replace(known, device=Device("d", session=out("s", device="d"), counted="q"))
+    asked = replace(known, device=Device("d", session=out("s", device="d"), last_counted="q"))
     assert decide(asked, CheckIn("s", 1, previous="q")).actions == (
         Settle("q", "counted"),
         Assign(out("s", device="d")),
@@ -103,7 +103,7 @@ def test_what_a_device_does_not_know_the_end_of_is_settled_first() -> None:
     ended = facts(device=Device("d", session=before))
     assert decide(ended, CheckIn("t", 2, previous="s")).actions[0] == Settle("s", "discarded")
     counted = replace(before, state="counted", sum=3)
-    assert decide(facts(device=Device("d", last=3, session=counted)), CheckIn("t", 2, previous="s")).actions[
+    assert decide(facts(device=Device("d", last_sum=3, session=counted)), CheckIn("t", 2, previous="s")).actions[
         0
     ] == Settle("s", "counted")
     running = facts(device=Device("d", session=out("s")), row=replace(OPEN, given=1))
@@ -111,14 +111,28 @@ def test_what_a_device_does_not_know_the_end_of_is_settled_first() -> None:
     assert decide(facts(), CheckIn("t", 2, previous="never given")).actions[0] == Settle("never given", "discarded")
 
 
-def test_a_session_that_its_device_has_forgotten_makes_room_in_a_buffer_and_none_in_a_chosen_cohort() -> None:
+@pytest.mark.parametrize("pacing", [SYNCHRONOUS, BUFFERED], ids=["synchronous", "buffered"])
+def test_a_device_that_forgot_its_session_asks_for_another_in_its_place(pacing: Pacing) -> None:
     before = out("s", device="d")
-    found = decide(facts(row=replace(OPEN, given=2), device=Device("d", session=before)), CheckIn("t", 2))
-    assert found.rounds == (replace(OPEN, given=3, dropped=1),)
+    found = decide(facts(pacing, replace(OPEN, given=3), device=Device("d", session=before)), CheckIn("t", 2))
+    assert found.rounds[0] == replace(OPEN, given=3)
     assert [(one.id, one.state) for one in found.sessions] == [("s", "dropped"), ("t", "out")]
-    full = decide(facts(BUFFERED, replace(OPEN, given=3), device=Device("d", session=before)), CheckIn("t", 2))
-    assert isinstance(full.actions[0], Assign)
-    assert full.rounds[0].out == 3
+    assert isinstance(found.actions[0], Assign)
+
+
+def test_a_lost_answer_takes_nobody_elses_place() -> None:
+    pacing = replace(SYNCHRONOUS, over_select=1.0)
+    row = decide(facts(pacing, OPEN), CheckIn("a1", 1)).rounds[0]
+    again = decide(facts(pacing, row, device=Device("d", session=out("a1", device="d"))), CheckIn("a2", 2)).rounds[0]
+    assert isinstance(decide(facts(pacing, again, device=Device("e")), CheckIn("e1", 1)).actions[0], Assign)
+
+
+def test_no_work_is_given_when_a_round_is_over() -> None:
+    late = replace(facts(row=replace(OPEN, given=2, counted=2)), now=161.0)
+    found = decide(replace(late, pacing=replace(SYNCHRONOUS, cohort=4, least=0.5)), CheckIn("s", 1))
+    assert [each.state for each in found.rounds] == [State.CLOSING]
+    assert [type(action) for action in found.actions] == [Later, Close]
+    assert found.sessions == ()
 
 
 def test_a_population_smaller_than_the_chosen_is_given_what_there_is() -> None:
@@ -140,7 +154,7 @@ def test_a_report_is_staged_and_nothing_is_promised() -> None:
         (out("s", state="counted", sum=4), Accept("s")),
         (out("s", state="dropped", reason="expired"), Refuse("s", "expired")),
         (out("s", round=3), Refuse("s", "closed")),
-        (out("s", expires=105.0), Refuse("s", "closed")),
+        (out("s", expires=105.0), Refuse("s", "expired")),
     ],
     ids=["counted already", "dropped", "of a round before", "late"],
 )
@@ -193,9 +207,13 @@ def test_a_report_that_grew_stale_while_it_waited_is_not_counted() -> None:
 def test_what_is_refused_stays_refused_whatever_the_clock_does() -> None:
     late = facts(BUFFERED, replace(OPEN, given=3), sessions=(out("s", expires=105.0),))
     found = decide(late, Report())
-    assert found.actions == (Refuse("s", "closed"),)
+    assert found.actions == (Refuse("s", "expired"),)
     assert found.rounds[0].out == 2
-    assert decide(replace(late, now=100.0, sessions=found.sessions), Report()).actions == (Refuse("s", "closed"),)
+    assert decide(replace(late, now=100.0, sessions=found.sessions), Report()).actions == (Refuse("s", "expired"),)
+
+
+def test_a_report_of_a_session_that_nobody_knows_changes_nothing() -> None:
+    assert decide(facts(), Report()) == protocol.NOTHING
 
 
 def test_models_are_published_in_order() -> None:
@@ -240,6 +258,11 @@ def test_a_new_leader_fences_out_the_old_one_and_finishes_what_it_left() -> None
     assert found.actions == (Close(4),)
     asked = decide(facts(row=replace(closing, state=State.UNMASKING)), Recovered(2))
     assert asked.actions == (Gather(State.UNMASKING),), "the same survivors are asked again"
+    for phase in (State.KEYS, State.SHARES):
+        assert decide(facts(row=Round(4, phase)), Recovered(2)).actions == (Gather(phase),)
+    abandoned = Round(4, State.ABANDONED, reason="too few")
+    assert decide(facts(row=abandoned), Recovered(2)).actions == (Abandon(4, "too few"),), "it may not be destroyed yet"
+    assert decide(facts(row=replace(closing, fence=3)), Recovered(2)) == protocol.NOTHING, "it was fenced out itself"
 
 
 def test_secure_aggregation_goes_through_its_phases_and_waits_for_nobody_for_ever() -> None:
@@ -253,6 +276,9 @@ def test_secure_aggregation_goes_through_its_phases_and_waits_for_nobody_for_eve
     assert decide(late, Tick()).actions == (Abandon(4, "deadline"),)
     full = facts(row=replace(OPEN, given=2, counted=1), masked=True, sessions=(out("s"),))
     assert decide(full, Commit()).actions == (Accept("s"), Gather(State.UNMASKING))
+    few = facts(replace(SYNCHRONOUS, least=0.5), replace(OPEN, given=2, counted=1), masked=True, sessions=(out("s"),))
+    ended = decide(few, Dropped())
+    assert ended.actions == (Gather(State.UNMASKING),), "nobody can join any more, so nobody is waited for"
     assert decide(facts(row=Round(4, State.UNMASKING), masked=True), Gathered(enough=True)).actions == (Close(4),)
     assert decide(facts(row=Round(4, State.KEYS), masked=True, sessions=(out("s"),)), Report()).actions == (
         Refuse("s", "phase"),

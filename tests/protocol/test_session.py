@@ -1,6 +1,7 @@
 """The device's table: nothing is forgotten before it is settled, and its own floor holds."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -50,7 +51,21 @@ def test_a_round_as_it_should_be() -> None:
     state, done = after(*BEGUN, Settled("s1", "counted"))
     assert done[:4] == [Ask("s1", 1, None), Train("s1"), Send("s1"), Keep("s1")]
     assert isinstance(done[4], Sleep)
-    assert state == DeviceState(serial=1, today=1)
+    assert state == DeviceState(serial=1, asked="s1", today=1)
+
+
+def test_work_that_an_earlier_check_in_asked_for_is_not_begun() -> None:
+    state, _ = after(Wake("s1"), NoAnswer(), Wake("s2"))
+    assert after(Assigned(Offer("s1")), state=state) == (state, [])
+    assert after(Assigned(Offer("s2")), state=state)[1] == [Train("s2")]
+
+
+def test_a_check_in_that_nobody_answers_is_repeated_less_and_less_often() -> None:
+    _, done = after(*[event for number in range(6) for event in (Wake(f"s{number}"), NoAnswer())])
+    waits = [act.window for act in done if isinstance(act, Sleep)]
+    assert all(sooner[0] < later[0] and sooner[1] <= later[1] for sooner, later in pairwise(waits[1:]))
+    wide, _ = after(Wake("s"), Told((10.0, 600.0)), Wake("t"))
+    assert after(NoAnswer(), state=wide)[1] == [Sleep((15.0, 600.0))]
 
 
 def test_a_report_that_is_not_counted_undoes_what_the_client_would_keep() -> None:
