@@ -29,7 +29,7 @@ from sumus import optimizers, staleness
 from sumus.simulator.picture import colormap, figure, save
 
 STRETCHES, AT_ONCE, BUFFER = 10, 100, 10
-UPLOADS = 7000
+UPLOADS = 5000
 TARGETS = (0.75, 0.80, 0.85)
 TUNED_FOR = 0.80
 TUNING_SEED = 99

@@ -247,7 +247,8 @@ class Timeline:
         else:
             self.now, _, _, act, args = heapq.heappop(self._queue)
             act(*args)
-        self._fill()
+        if not self._queue or self._queue[0][0] > self.now:  # this moment is through: a model made in it is published
+            self._fill()
         return True
 
     def _is_stuck(self) -> bool:
