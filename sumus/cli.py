@@ -27,7 +27,6 @@ from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
 from sumus.experiment import Experiment
 from sumus.plan import Plan
 from sumus.simulator.interrupt import terminate_like_ctrl_c
-from sumus.tree import size
 
 if TYPE_CHECKING:
     from sumus.fleet import Fleet
@@ -227,12 +226,14 @@ def rehearse(
 ) -> None:
     """Let a fleet run a file's plan in simulated time, with nobody training: rounds a day, wasted work, load on the server."""
     from sumus.fleet import PERFECT
+    from sumus.simulator.picture import check_path
     from sumus.simulator.rehearsal import rehearse as rehearsed
 
     _, value = _experiment_or_plan(file)
     plan, own, own_seed = (value, PERFECT, 0) if isinstance(value, Plan) else (value.plan, value.fleet, value.seed)
     kind = own if fleet is None else fleet_of(fleet)
-    model = 4 * size({**plan.description.trained_layout, **plan.description.buffer_layout})
+    if plot is not None:
+        check_path(plot)
     with _progress_of_days(days) as watch:
         report = rehearsed(
             plan.pacing,
@@ -240,7 +241,7 @@ def rehearse(
             devices,
             days,
             own_seed if seed is None else seed,
-            model,
+            plan.broadcast_nbytes,
             plan.first_hop.nbytes,
             watch=watch,
         )
@@ -286,7 +287,7 @@ def fleet_of(text: str) -> "Fleet":
     """A fleet in words: `seconds=60,spread=10`, or a file of measured devices, `phones.csv`."""
     from sumus.fleet import Fleet
 
-    if text.endswith(".csv"):
+    if text.endswith(".csv") and "=" not in text:
         return Fleet(trace=text)
     given: dict[str, Any] = {}
     known = [field.name for field in dataclasses.fields(Fleet)]
@@ -296,9 +297,10 @@ def fleet_of(text: str) -> "Fleet":
             raise ExperimentError(
                 f"--fleet {word.strip()!r}: write NAME=VALUE, with a name of {', '.join(known)}; or a .csv file"
             )
-        given[name] = {"true": True, "false": False}.get(value.lower(), value)
-        with suppress(ValueError):
-            given[name] = float(value)
+        given[name] = {"true": True, "yes": True, "false": False, "no": False}.get(value.lower(), value)
+        if name != "trace":
+            with suppress(ValueError):
+                given[name] = float(value)
     return Fleet(**given)
 
 

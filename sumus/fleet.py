@@ -7,12 +7,12 @@ A fleet is a few numbers; `devices(count, rng)` draws the devices from them. `su
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, expect
 from sumus.spec import record
 from sumus.types import Array, Floats
 
@@ -111,7 +111,8 @@ class Fleet:
     lost: the share of work that is begun and never reported: the device is gone.
     flaky, doubled: the shares of messages that are lost on their way and sent again, and that arrive twice.
     skew: how fast devices' clocks run, as a relative deviation.
-    stragglers: the share of work for which there is time for only a part of its steps, uniform from one to all.
+    stragglers: the share of work for which there is time for only a part of its steps, uniform from one to all: it takes as
+        long as all of them would.
     partial_work: whether a straggler's partial report is counted (FedProx), or comes too late and is not (what FedAvg's
         paper does). [Li et al. 2020, arXiv:1812.06127, section 5.2]
     trace: a CSV file of measured devices, in place of those drawn from these numbers (`sumus.simulator.traces`).
@@ -137,8 +138,22 @@ class Fleet:
     def __post_init__(self) -> None:
         for name in ("lost", "stragglers", "flaky", "doubled"):
             _expect(self, name, 0, 1, "it is a share, a number from 0 to 1")
-        for name in ("seconds", "latency", "jitter", "skew"):
+        for name in ("seconds", "latency", "jitter"):
             _expect(self, name, 0, math.inf, "it must be 0 or more, and finite")
+        _expect(
+            self, "skew", 0, 0.5, "it is a share, of at most 0.5: a clock that runs half as fast, or half as fast again"
+        )
+        for name in ("partial_work", "waits"):
+            if not isinstance(getattr(self, name), bool):
+                raise ExperimentError(f"Fleet({name}={getattr(self, name)!r}): give True or False")
+        if self.trace is not None:
+            expect(self.trace, str, "Fleet(trace=)")
+            defaults = {each.name: each.default for each in fields(self)}
+            drawn = ("seconds", "spread", "down", "up", "hours", "skew")
+            if unused := [name for name in drawn if getattr(self, name) != defaults[name]]:
+                raise ExperimentError(
+                    f"Fleet(trace=): the file says what devices are like; leave out {', '.join(unused)}"
+                )
         _expect(self, "spread", 1, math.inf, "it is the slowest over the fastest, 1 or more")
         if self.flaky == 1:
             raise ExperimentError(
@@ -163,10 +178,13 @@ class Fleet:
         intervals = 0 if self.hours is None else 2
         begins, lasts = np.zeros((count, intervals)), np.zeros((count, intervals))
         if self.hours is not None:
-            begins[:, 0] = (EVENING + SIGMA * rng.standard_normal(count)) % DAY
-            begins[:, 1] = DAY * rng.random(count)
-            length = np.minimum(self.hours * 3600 * rng.uniform(0.6, 1.4, count), DAY)
+            middle = self.hours * 3600
+            length = middle + min(0.4 * middle, DAY - middle) * rng.uniform(-1.0, 1.0, count)
             lasts[:, 0], lasts[:, 1] = 0.75 * length, 0.25 * length
+            begins[:, 0] = (EVENING + SIGMA * rng.standard_normal(count)) % DAY
+            begins[:, 1] = (
+                begins[:, 0] + lasts[:, 0] + rng.random(count) * (DAY - length)
+            ) % DAY  # when it is not night
         return Devices(
             self.seconds * pace,
             (self.down or math.inf) / down,

@@ -48,7 +48,7 @@ class Pacing:
     """cohort: how many reports a round sums over; of a buffer, K.
 
     over_select: devices to choose for each report that is wanted; what comes after the last wanted one is not counted.
-    least: the share of the cohort below which a round is abandoned, once nobody more can come or the deadline is over.
+    least: the share of the cohort below which a round is abandoned, once all who were chosen have ended or the deadline is over.
     deadline: seconds from a round's opening to its end, whoever is missing; None to wait for everyone. Of a buffer: the seconds
         that a device may take.
     concurrency: devices that train at once. Given, rounds are buffers.
@@ -81,9 +81,9 @@ class Pacing:
         expect_number(self.over_select, 1, 100, "Pacing(over_select=)")
         expect_number(self.least, 0, 1, "Pacing(least=)")
         expect(self.requires, Conditions, "Pacing(requires=)")
-        for name in ("deadline", "checkins"):
-            if getattr(self, name) is not None:
-                expect_number(getattr(self, name), 0, math.inf, f"Pacing({name}=)", open_low=True)
+        if self.deadline is not None:
+            expect_number(self.deadline, 0, math.inf, "Pacing(deadline=)", open_low=True)
+        expect_number(self.checkins, 0, math.inf, "Pacing(checkins=)", open_low=True)
         if self.most_stale is not None:
             expect(self.most_stale, (int, np.integer), "Pacing(most_stale=)")
             expect_number(int(self.most_stale), 0, math.inf, "Pacing(most_stale=)")

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
+import numpy as np
+
 from sumus.algorithm import Algorithm
 from sumus.errors import PlanError, expect
 from sumus.first_hop import FirstHop
@@ -21,6 +23,7 @@ from sumus.fixed_point import FixedPoint
 from sumus.pacing import Pacing
 from sumus.spec import call_with, canonical_json, is_custom, to_json
 from sumus.task import Data, Description, Task, description_of
+from sumus.tree import nbytes
 from sumus.types import Json
 
 FORMAT = 1
@@ -77,6 +80,15 @@ class Plan:
     def first_hop(self) -> FirstHop:
         """What an edge needs of the plan."""
         return self.algorithm.first_hop(self.description, self.sums)
+
+    @property
+    def broadcast_nbytes(self) -> int:
+        """Bytes of what a server sends to each device of a round."""
+        leaves = {leaf.name: leaf for leaf in self.description.leaves}
+        shapes = {**self.description.trained_layout, **self.description.buffer_layout}
+        zeros = {name: np.zeros(shape, leaves[name].sum_dtype) for name, shape in shapes.items()}
+        state = self.algorithm.start(zeros, self.description)
+        return sum(nbytes(tree) for tree in state.broadcast.values())
 
     @property
     def description(self) -> Description:

@@ -119,6 +119,8 @@ def test_a_fleet_is_given_in_words_and_time_goes_by(file: Path, tmp_path: Path) 
         ("second=5", "write NAME=VALUE, with a name of lost, "),
         ("lost=2", "it is a share"),
         ("nowhere.csv", "cannot be read"),
+        ("lost=0.1,trace=nowhere.csv", "the trace nowhere.csv cannot be read"),
+        ("seconds=60,waits=perhaps", "give True or False"),
     ],
 )
 def test_a_fleet_that_is_none_is_one_line(file: Path, text: str, said: str) -> None:
@@ -133,6 +135,7 @@ def test_rehearse_says_what_a_fleet_would_do(file: Path, tmp_path: Path) -> None
     assert (tmp_path / "fleet.png").stat().st_size > 10_000
     assert json.loads(done.stdout.splitlines()[-1])["devices"] == 500
     assert "no time goes by" in sumus("rehearse", file, code=2).stderr
+    assert "pictures end in" in sumus(*command, "--plot", tmp_path / "fleet.txt", code=2).stderr
 
 
 def test_an_error_in_mid_run_keeps_the_rounds_before_it(file: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import sumus
 from sumus import robust
@@ -502,3 +503,11 @@ def test_a_plan_with_anything_anywhere_is_refused_or_whole(way: tuple[Any, ...],
     assert read.description.trained_layout is not None
     assert read.description.buffer_layout is not None
     assert len(read.description.fingerprint) == 64
+
+
+def test_a_broadcast_is_the_model_and_what_the_algorithm_sends_beside_it() -> None:
+    task = sumus.Task(lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8)), sumus.losses.cross_entropy)
+    trained, buffers = 4 * (4 * 8 + 8 + 8 + 8), 4 * (8 + 8)
+    work = sumus.sgd(lr=0.1)
+    assert sumus.Plan(task, sumus.fedavg(work), sumus.Pacing(2)).broadcast_nbytes == trained + buffers
+    assert sumus.Plan(task, sumus.scaffold(work), sumus.Pacing(2)).broadcast_nbytes == 2 * trained + buffers

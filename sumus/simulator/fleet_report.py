@@ -10,7 +10,7 @@ import numpy as np
 
 from sumus.fleet import DAY, Devices
 from sumus.simulator.picture import figure, save
-from sumus.simulator.timeline import Played, Totals
+from sumus.simulator.timeline import Played, Totals, Work
 from sumus.types import Array, Floats
 
 CLASSES = 10
@@ -22,8 +22,8 @@ class FleetReport:
     """Figures of a run.
 
     seconds: simulated.  rounds, abandoned: that ended with a model, and without.  participations: reports counted, of each
-    device.  pace: of each device, its seconds for a round's work.  useful, wasted: device seconds of work that was counted,
-    and that was not.  reasons: check-ins and work that came to nothing, by why.
+    device.  pace: of each device, its seconds for a round's work and transfers.  useful, wasted: device seconds of both, of work
+    that was counted, and that was not.  reasons: check-ins and work that came to nothing, by why.
     checkins: in each minute, of devices that come by themselves.  planned: a second.  staged: the most reports that waited for a
     commit at once.  waited: seconds that the last of them waited at most.  bytes_up, bytes_down: of all devices.
     """
@@ -105,8 +105,8 @@ class FleetReport:
 class Attendance:
     """Who took part in the rounds that are over, and what they cost: what a `FleetReport` is made of."""
 
-    def __init__(self, devices: Devices, planned: float) -> None:
-        self._devices, self._planned = devices, planned
+    def __init__(self, devices: Devices, work: Work, planned: float) -> None:
+        self._pace, self._planned = work.seconds(devices), planned
         self._participations = np.zeros(len(devices), np.int64)
         self._rounds = self._abandoned = 0
         self._last: Played | None = None
@@ -119,19 +119,19 @@ class Attendance:
         if played.published:
             np.add.at(self._participations, [one.position for one in played.counted], 1)
 
-    def report(self, seconds: float | None = None, checkins: Sequence[int] = ()) -> FleetReport:
-        """The figures up to the last round; of a longer time, if one is given."""
-        totals = self._last.totals if self._last is not None else Totals()
+    def report(self, seconds: float | None = None, totals: Totals | None = None) -> FleetReport:
+        """The figures up to the last round; of a longer time, if one is given with what was done in it."""
+        totals = totals or (self._last.totals if self._last is not None else Totals())
         return FleetReport(
             seconds if seconds is not None else self._last.ended if self._last is not None else 0.0,
             self._rounds,
             self._abandoned,
             self._participations.copy(),
-            self._devices.seconds,
+            self._pace,
             totals.useful,
             totals.wasted,
             totals.reasons,
-            tuple(checkins),
+            tuple(totals.checkins),
             self._planned,
             totals.staged,
             totals.waited,

@@ -23,8 +23,15 @@ def figure(width: float, height: float) -> Any:
     return made
 
 
+def check_path(path: str | Path) -> None:
+    """Refuse a name whose ending is no picture's, before anything long begins."""
+    if (ending := Path(path).suffix.lower()) not in ("", ".png", ".pdf", ".svg", ".jpg", ".jpeg"):
+        raise ExperimentError(f"{path}: pictures end in .png, .pdf, .svg or .jpg, not in {ending}")
+
+
 def save(picture: Any, path: str | Path) -> Path:
     """The picture as a file; its folder is made."""
+    check_path(path)
     target = Path(path) if Path(path).suffix else Path(f"{path}.png")
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(target, dpi=120)

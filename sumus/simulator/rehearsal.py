@@ -3,9 +3,13 @@
 report = sumus.rehearse(pacing, fleet, devices=1_000_000, days=7)
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
-from sumus.errors import ExperimentError
+import numpy as np
+
+from sumus.errors import ExperimentError, expect, expect_number
 from sumus.fleet import DAY, Fleet
 from sumus.pacing import Pacing
 from sumus.rng import generator
@@ -34,16 +38,29 @@ def rehearse(
     down, up: bytes of a broadcast and of a report.  outages: (from, to) in seconds, in which the server cannot be reached.
     watch: is told the day, now and then.  Two runs with one seed are the same, event for event.
     """
-    if devices < 1 or not days > 0:
-        raise ExperimentError(f"{devices} devices for {days} days: give at least one, and some time")
+    expect(pacing, Pacing, "pacing=")
+    expect(fleet, Fleet, "fleet=")
+    expect(devices, (int, np.integer), "devices=")
+    expect_number(int(devices), 1, math.inf, "devices")
+    expect_number(days, 0, math.inf, "days", open_low=True)
+    for name, number in (("down", down), ("up", up)):
+        expect_number(number, 0, math.inf, name)
+    for outage in cast(Sequence[Any], outages):
+        if not (
+            isinstance(outage, tuple | list)
+            and len(cast(list[Any], outage)) == 2
+            and 0 <= outage[0] < outage[1] < math.inf
+        ):
+            raise ExperimentError(f"outages={outage!r}: give (from, to) for each, in seconds")
     if pacing.cohort > devices:
         raise ExperimentError(f"a cohort of {pacing.cohort} is larger than {devices} devices: lower it, or give more")
     if not fleet.timed:
         raise ExperimentError("in a fleet where nothing takes time no time goes by: give Fleet(seconds=, ...)")
     drawn = devices_of(fleet, devices, generator(seed, "devices"))
-    timeline = Timeline(pacing, fleet, drawn, Work(down=down, up=up), seed, cost=server, outages=outages)
-    attendance = Attendance(drawn, pacing.checkins)
+    work = Work(down=down, up=up)
+    timeline = Timeline(pacing, fleet, drawn, work, seed, cost=server, outages=outages)
+    attendance = Attendance(drawn, work, pacing.checkins)
     for played in timeline.until(days * DAY):
         attendance.note(played)
         watch(played.ended / DAY)
-    return attendance.report(days * DAY, timeline.totals.checkins)
+    return attendance.report(days * DAY, timeline.totals)

@@ -294,7 +294,7 @@ class Simulation:
         pacing, least = self.plan.pacing, self.plan.algorithm.aggregator.least
         if not pacing.buffered:
             pacing = replace(pacing, least=max(pacing.least, min(1.0, least / pacing.cohort)))
-        self.attendance = Attendance(devices, pacing.checkins)
+        self.attendance = Attendance(devices, work, pacing.checkins)
         return Timeline(pacing, experiment.fleet, devices, work, experiment.seed, population.pick)
 
     def _relive(self, rounds: Sequence[RoundRecord]) -> None:

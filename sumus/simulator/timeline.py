@@ -68,6 +68,10 @@ class Work:
     down: int = 0
     up: int = 0
 
+    def seconds(self, devices: Devices) -> Floats:
+        """What a round takes each device, transfers and all. Shape `(n,)`."""
+        return devices.seconds + self.down / devices.down + self.up / devices.up
+
 
 @dataclass(frozen=True)
 class ServerCost:
@@ -190,7 +194,7 @@ class Timeline:
         self._publishing = 0.0
         self._drawn, self._oldest, self._watched, self._yielded = -1, 0, -1, 0
         self._progressed, self._void = 0.0, 0
-        self._patience = max(7 * DAY, 10 * (pacing.deadline or 0.0), 100 * float(devices.seconds.max()))
+        self._patience = max(7 * DAY, 10 * (pacing.deadline or 0.0), 100 * float(work.seconds(devices).max()))
         self._alarms = np.zeros(len(devices), np.int64)
         self._due = np.full(len(devices), -1.0)
         self._waiting_to_fill = False
@@ -217,7 +221,7 @@ class Timeline:
     def until(self, seconds: float) -> Iterator[Played]:
         """Run to a moment; every round that is over, as it is."""
         while self._next_moment() <= seconds and self._advance():
-            if self._is_stuck():
+            if self._void > _VOID:
                 raise ExperimentError(self._stuck(self._oldest))
             while self._yielded in self._played:
                 yield self._played.pop(self._yielded)
@@ -262,7 +266,8 @@ class Timeline:
             f"round {number + 1} never ends: {row.given} devices were given work, {row.counted} reports are counted of "
             f"{self._pacing.cohort}, and nobody else may come"
             + (f" (work came to nothing: {why})" if why else "")
-            + "; lower the cohort, separation= or what the fleet loses, or raise most_rounds=, the deadline or its hours"
+            + "; lower the cohort, separation= or what the fleet loses, raise most_rounds= or its hours, or give a deadline= to "
+            "publish what there is by then"
         )
 
     # ── check-ins ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -270,6 +275,9 @@ class Timeline:
     def _fill(self) -> None:
         """Where devices wait for work: give it to as many as there is room for, drawn uniformly from those who may come."""
         if self._asleep is not None or (wanted := self._server.room()) <= 0 or self._waiting_to_fill:
+            return
+        if self._down():  # nobody is asked: the requests that devices hold open are cut
+            self._look_again_at(max(end for begin, end in self._outages if begin <= self.now < end))
             return
         number, count = self._server.current.number, len(self._devices)
         rng = self._rng
@@ -287,8 +295,11 @@ class Timeline:
         for who in some.tolist():
             self._check_in(who)
         if not len(some) and self._may_come(np.arange(count), online=False).any():
-            self._waiting_to_fill = True  # who may come is offline: look again in a minute
-            self._at(self.now + MINUTE, self._look_again)
+            self._look_again_at(self.now + MINUTE)  # who may come is offline
+
+    def _look_again_at(self, moment: float) -> None:
+        self._waiting_to_fill = True
+        self._at(moment, self._look_again)
 
     def _look_again(self) -> None:
         self._waiting_to_fill = False
@@ -426,12 +437,11 @@ class Timeline:
             seconds *= work.share(who)
         if seconds and fleet.jitter:
             seconds *= math.exp(fleet.jitter * self._rng.standard_normal())
-        if fate.most_steps is not None:
-            seconds *= fate.most_steps / work.steps(who)
         seconds += 2 * fleet.latency + work.down / float(devices.down[who])
         self._idle[who] = False
         self._open_versions[session.version] += 1
-        self._workers[who] = _Worker(session, fate, again, self.now, seconds)
+        upload = work.up / float(devices.up[who])
+        self._workers[who] = _Worker(session, fate, again, self.now, seconds + upload)
         self.totals.bytes_down += work.down
         self._told(who, device.Assigned(Offer(session.id)))
         if self._pacing.buffered and session.expires < math.inf:  # a round's own end is its deadline
@@ -478,12 +488,18 @@ class Timeline:
                 case device.Keep(session) | device.Undo(session):
                     worker = self._workers.get(who)
                     if worker is not None and worker.session.id == session:
-                        kept = isinstance(action, device.Keep)
-                        self._end_work(who, worker.session, None if kept else "refused")
+                        self._end_work(
+                            who, worker.session, self._why(session) if isinstance(action, device.Undo) else None
+                        )
                 case device.Sleep(times):
                     self._rest(who, times)
                 case _:
                     pass
+
+    def _why(self, session: str) -> str:
+        """Why a report is in no sum, in the server's words; one whose round was over has no other."""
+        row = self._server.sessions.get(session)
+        return (row.reason if row is not None else "") or "closed"
 
     def _rest(self, who: int, times: tuple[float, float]) -> None:
         """It sleeps; a device that waits for work does so awake, unless it owes or is owed an answer."""

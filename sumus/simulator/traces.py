@@ -44,20 +44,21 @@ def read(path: Path) -> Devices:
     """The devices in a file; ExperimentError names the line that cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            lines = [(reader.line_num, line) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ExperimentError(f"the trace {path} cannot be read: {error}") from error
-    if not lines or set(lines[0]) != set(COLUMNS):
+    if not lines or set(lines[0][1]) != set(COLUMNS):
         raise ExperimentError(f"the trace {path} must have a line a device, and the columns {', '.join(COLUMNS)}")
     numbers, intervals = list[list[float]](), list[list[tuple[float, float]]]()
-    for number, line in enumerate(lines, 2):
+    for number, line in lines:
         try:
             row = [
                 float(line[name] or default)
                 for name, default in zip(COLUMNS, ("", math.inf, math.inf, 1), strict=False)
             ]
-            if not all(value > 0 for value in row):
-                raise ValueError("seconds, down, up and clock are positive numbers")
+            if not all(value > 0 for value in row) or math.inf in (row[0], row[3]):
+                raise ValueError("seconds, down, up and clock are positive numbers, seconds and clock finite ones")
             numbers.append(row)
             intervals.append([_interval(text) for text in (line["online"] or "").split()])
         except (ValueError, TypeError) as error:

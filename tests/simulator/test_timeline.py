@@ -53,7 +53,7 @@ def test_the_first_ones_are_counted_where_more_are_chosen() -> None:
     assert set(positions(rounds[0])) == set(fastest.tolist())
     assert rounds[0].ended == pytest.approx(run._devices.seconds[fastest[-1]])
     _, more = played(Pacing(10, over_select=1.3), MINUTES, 26, 6)
-    assert sum((one.dropped for one in more), Counter[str]())["refused"] > 0
+    assert sum((one.dropped for one in more), Counter[str]())["closed"] > 0
 
 
 def test_at_the_deadline_it_goes_on_with_those_who_are_there() -> None:
@@ -114,7 +114,14 @@ def test_staleness_is_the_models_published_meanwhile() -> None:
     assert np.mean(late[100:]) == pytest.approx(20 / 5, rel=0.25)
     for version in range(80):
         for each in run.based_on(version):
-            assert each.staleness in (each.into - version, each.into - version - 1)
+            assert each.staleness == each.into - version
+
+
+def test_whoever_begins_at_the_moment_of_a_publication_has_the_new_model() -> None:
+    for pacing in (Pacing(1, concurrency=1, most_stale=0), Pacing(5, concurrency=5, most_stale=0)):
+        _, rounds = played(pacing, Fleet(seconds=60), 20, 4)
+        assert [each.staleness for one in rounds for each in one.counted] == [0] * (4 * pacing.cohort)
+        assert [one.ended for one in rounds] == [60, 120, 180, 240]
 
 
 def test_every_counted_report_is_based_on_one_model_and_in_one_sum() -> None:
@@ -130,7 +137,7 @@ def test_every_counted_report_is_based_on_one_model_and_in_one_sum() -> None:
 def test_too_stale_a_report_is_not_counted() -> None:
     _, rounds = played(Pacing(2, concurrency=20, most_stale=5), Fleet(seconds=60, spread=100), 60, 200)
     assert max(each.staleness for one in rounds for each in one.counted) <= 5
-    assert sum((one.dropped for one in rounds), Counter[str]())["refused"] > 10
+    assert sum((one.dropped for one in rounds), Counter[str]())["stale"] > 10
 
 
 # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -237,6 +244,57 @@ def test_a_rehearsal_of_nothing_is_refused() -> None:
         sumus.rehearse(Pacing(5), Fleet(), 10)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"pacing": 5}, "pacing= takes a Pacing"),
+        ({"fleet": "seconds=60"}, "fleet= takes a Fleet"),
+        ({"devices": "20"}, "devices= takes a int"),
+        ({"days": np.inf}, "days=inf: it must be a number"),
+        ({"down": -1}, "down=-1: it must be"),
+        ({"outages": [5]}, r"give \(from, to\) for each"),
+    ],
+)
+def test_what_cannot_be_rehearsed_is_one_line(given: dict[str, Any], said: str) -> None:
+    usual: dict[str, Any] = {"pacing": Pacing(5), "fleet": MINUTES, "devices": 20, "days": 0.1}
+    with pytest.raises(sumus.SumusError, match=said):
+        sumus.rehearse(**usual | given)
+
+
+def test_work_that_comes_to_nothing_is_all_wasted() -> None:
+    report = sumus.rehearse(Pacing(5, concurrency=5), Fleet(seconds=60, lost=1), 20, days=1, up=10, down=10)
+    assert (report.rounds, report.wasted_share) == (0, 1.0)
+    assert report.idle_share == pytest.approx(0.75, abs=0.02)
+    assert report.bytes_down >= 10 * 5 * 1440
+    assert report.reasons["lost"] > 7000
+
+
+def test_a_rehearsal_in_which_no_more_rounds_are_possible_says_what_there_was() -> None:
+    for waits in (True, False):
+        fleet = Fleet(seconds=60, waits=waits)
+        assert sumus.rehearse(Pacing(5, most_rounds=1, checkins=0.1), fleet, 20, days=10).rounds == 4
+
+
+def test_transfers_are_work_and_make_a_device_slow() -> None:
+    report = sumus.rehearse(Pacing(5, over_select=2), Fleet(up=10, spread=20), 40, days=0.01, up=100)
+    assert report.wasted_share > 0.2
+    assert report.by_speed[0] > 2 * report.by_speed[-1]
+    played(Pacing(3), Fleet(up=5e-5), 5, 1, work=Work(up=40))  # nine days, and it ends
+
+
+def test_nobody_asks_a_server_that_is_away() -> None:
+    report = sumus.rehearse(Pacing(5), Fleet(seconds=60), 100, days=0.02, outages=[(0, 900)])
+    assert report.rounds == 13
+    assert sum(report.reasons.values()) == 0
+
+
+def test_stragglers_hurry_nobody() -> None:
+    _, plain = played(Pacing(5, over_select=2), Fleet(seconds=60), 20, 3)
+    _, slow = played(Pacing(5, over_select=2), Fleet(seconds=60, stragglers=0.9), 20, 3, work=Work(lambda position: 8))
+    assert [one.ended for one in slow] == [one.ended for one in plain] == [60, 120, 180]
+    assert any(each.most_steps for one in slow for each in one.counted)
+
+
 # ── devices ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -244,6 +302,29 @@ def test_speeds_are_spread_log_uniformly() -> None:
     devices = Fleet(seconds=1, spread=100).devices(20_000, generator(0))
     logs = np.log10(devices.seconds)
     assert np.histogram(logs, 10, (-1, 1))[0] == pytest.approx(np.full(10, 2000), rel=0.1)
+
+
+@pytest.mark.parametrize("hours", [1.0, 8.0, 18.0, 24.0])
+def test_devices_are_online_so_many_hours_a_day(hours: float) -> None:
+    devices = Fleet(seconds=1, hours=hours).devices(1000, generator(0))
+    assert devices.lasts.sum(1).mean() / 3600 == pytest.approx(hours, rel=0.02)
+    who, minutes = np.arange(1000), range(0, int(DAY), 300)
+    seen = np.mean([devices.online_until(who, float(now)) > now for now in minutes])
+    assert 24 * seen == pytest.approx(hours, rel=0.02), "night and day do not overlap"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"skew": 2}, "at most 0.5"),
+        ({"waits": "no"}, "give True or False"),
+        ({"trace": 5}, "takes a str"),
+        ({"trace": "phones.csv", "hours": 1, "spread": 50}, "leave out spread, hours"),
+    ],
+)
+def test_a_fleet_that_cannot_be_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(sumus.SumusError, match=said):
+        Fleet(**given)
 
 
 def test_online_intervals_go_over_midnight() -> None:
@@ -279,6 +360,7 @@ def test_a_trace_is_read_and_its_lines_are_used_again(tmp_path: Path) -> None:
         ("seconds\n1\n", "the columns seconds, down, up, clock, online"),
         ("seconds,down,up,clock,online\n-1,,,,\n", "line 2: seconds, down, up and clock are positive"),
         ("seconds,down,up,clock,online\n1,,,,5-\n", "line 2: could not convert"),
+        ("seconds,down,up,clock,online\n\n1,,,,\n\ninf,,,,\n", "line 5: seconds, .* finite"),
         ("seconds,down,up,clock,online\n1,,,,5-99999\n", "no interval of a day"),
     ],
 )
