@@ -27,7 +27,9 @@ from sumus.protocol import session as device
 from sumus.protocol.round import ORDER, Facts, State
 from sumus.protocol.session import DeviceState, Floor, Phase
 from sumus.rng import generator
-from sumus.simulator.coordinator import Coordinator, Fenced
+from sumus.server.coordinator import Coordinator
+from sumus.storage.memory import MemoryStore
+from sumus.storage.store import Fenced
 
 PACINGS = {
     "synchronous": Pacing(cohort=3, over_select=1.6, deadline=300, separation=2, most_rounds=4),
@@ -63,7 +65,7 @@ def accepts_before_commit(facts: Facts, event: server.Event) -> server.Decision:
 def accepts_after_close(facts: Facts, event: server.Event) -> server.Decision:
     """Counts what is staged into the round that it was given in, whatever became of that."""
     if not isinstance(event, server.Commit):
-        if isinstance(event, server.Report) and facts.sessions[0].state == "out":
+        if isinstance(event, server.Report) and [one.state for one in facts.sessions] == ["out"]:
             return server.Decision(actions=(server.Stage(facts.sessions[0].id),))
         return server.decide(facts, event)
     late = [one for one in facts.sessions if one.state == "out" and one.round != facts.round.number]
@@ -76,7 +78,7 @@ def accepts_after_close(facts: Facts, event: server.Event) -> server.Decision:
 
 def counts_twice(facts: Facts, event: server.Event) -> server.Decision:
     """Stages a report again that is counted already."""
-    if isinstance(event, server.Report) and facts.sessions[0].state == "counted":
+    if isinstance(event, server.Report) and [one.state for one in facts.sessions] == ["counted"]:
         return server.Decision(actions=(server.Stage(facts.sessions[0].id),))
     if isinstance(event, server.Commit):
         facts = replace(facts, sessions=tuple(replace(one, state="out") for one in facts.sessions))
@@ -129,7 +131,8 @@ class Schedule:
         self._loses, self._doubles, self._crashes, self._restarts = self._rng.uniform(
             0, (0.35, 0.3, 0.06, 0.04)
         ).tolist()
-        self.server = Coordinator(pacing, DEVICES, rules=rules)
+        self.store = MemoryStore()
+        self.server = Coordinator(pacing, DEVICES, rules=rules, store=self.store)
         self.phones = [Phone() for _ in range(DEVICES)]
         self.now = 0.0
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -152,7 +155,10 @@ class Schedule:
         while self._queue:
             self.now, _, act, args = heapq.heappop(self._queue)
             self._say(f"{act.__name__.strip('_')} {' '.join(str(each) for each in args if not callable(each))}")
-            act(*args)
+            try:
+                act(*args)
+            except Fenced as error:
+                raise Broken("the store refuses to count a report in two sums") from error
             self._check_rows()
             if self.now > UNTIL + PATIENCE and any(phone.state.unsettled for phone in self.phones):
                 raise Broken(f"no rest by {self.now:.0f} s: {[phone.state for phone in self.phones]}")
@@ -161,7 +167,7 @@ class Schedule:
     # what must hold
 
     def _check_rows(self) -> None:
-        for number, row in self.server.rounds.items():
+        for number, row in self.store.rounds.items():
             before = self._rows.get(number, row)
             if (
                 ORDER.index(row.state) < ORDER.index(before.state)
@@ -171,18 +177,18 @@ class Schedule:
                 raise Broken(f"round {number} went backwards: {before} → {row}")
             if row.counted > self.server.pacing.cohort or row.out < 0:
                 raise Broken(f"round {number} counts more than it may: {row}")
-        self._rows = dict(self.server.rounds)
+        self._rows = dict(self.store.rounds)
 
     def _check_end(self) -> None:
         """At rest: everyone has been told the truth, and what was told is in a model, or in a round that says it is not."""
-        pacing, rounds = self.server.pacing, self.server.rounds
-        everywhere = Counter(session for sessions in self.server.sums.values() for session in sessions)
+        pacing, rounds = self.server.pacing, self.store.rounds
+        everywhere = Counter(session for sessions in self.store.sums.values() for session in sessions)
         if twice := [session for session, times in everywhere.items() if times > 1]:
             raise Broken(f"{twice} are counted twice")
         for session, outcome in self.told.items():
             if (outcome == "counted") != (session in everywhere):
                 raise Broken(f"{session} was told {outcome}, and it is in {everywhere[session]} sums")
-        for number, sessions in self.server.sums.items():
+        for number, sessions in self.store.sums.items():
             row = rounds[number]
             if row.state is State.PUBLISHED and sorted(self.published[number]) != sorted(sessions):
                 raise Broken(f"model {number} is of {self.published[number]}, and {sessions} are counted in it")
@@ -348,7 +354,7 @@ class Schedule:
 
     def _remember(self) -> None:
         """Rows of sessions that are counted, since the server forgets a device's older ones."""
-        self.counted |= {one.id: one for one in self.server.sessions.values() if one.state == "counted"}
+        self.counted |= {one.id: one for one in self.store.sessions.values() if one.state == "counted"}
 
     def _act(self, actions: tuple[server.Action, ...]) -> None:
         for action in actions:
@@ -359,10 +365,10 @@ class Schedule:
         """Make a model of what is in the sum now, and publish it: in one transaction. A leader of before comes too late."""
         if self.now < self._up_from or self._crashed():
             return
-        before = self.server.rounds[number].state
-        value = tuple(self.server.sums.get(number, ()))
+        before = self.store.rounds[number].state
+        value = tuple(self.store.sums.get(number, ()))
         self.server.publish(number, self.now)
-        after = self.server.rounds[number].state
+        after = self.store.rounds[number].state
         if before is not State.PUBLISHED and after is State.PUBLISHED:
             if self.published and number <= max(self.published):
                 raise Broken(f"model {number} is published after {max(self.published)}")
@@ -377,8 +383,7 @@ class Schedule:
             self._at(self.now + 5.0, self._tick)
         if self.now < self._up_from:
             return
-        if gone := self.server.expired(self.now):
-            self._act(self.server.drop(gone, "expired", self.now))
+        self._act(self.server.expire(self.now))
         if self.now < UNTIL or self.server.current.state is not State.PLANNED:
             self._act(self.server.tick(self.now))
         if self.server.staged:

@@ -8,6 +8,7 @@
     │   └── ExperimentError        the population, the file, the folder of a run
     ├── ParticipantError       what one participant sent cannot be counted (carries `client`)
     │   └── DivergedError          its training ran to NaN or infinity
+    ├── SealError              a sealed body does not open (sumus/storage/keyring.py)
     └── Interrupted            you stopped it; the message says where it can be taken up again
 
 Every message names the client, leaf or rule, and ends with a remedy. The command line prints the message alone;

@@ -41,8 +41,8 @@ from sumus.protocol.round import (
 from sumus.protocol.session import DeviceState, Floor, Offer, Phase
 from sumus.protocol.steering import window
 from sumus.rng import generator
+from sumus.server.coordinator import Coordinator
 from sumus.simulator.calendar import Calendar
-from sumus.simulator.coordinator import Coordinator
 from sumus.types import Array, Floats
 
 ENDED = (State.PUBLISHED, State.ABANDONED)
@@ -498,7 +498,7 @@ class Timeline:
 
     def _why(self, session: str) -> str:
         """Why a report is in no sum, in the server's words; one whose round was over has no other."""
-        row = self._server.sessions.get(session)
+        row = self._server.session(session)
         return (row.reason if row is not None else "") or "closed"
 
     def _rest(self, who: int, times: tuple[float, float]) -> None:
@@ -600,9 +600,15 @@ class Timeline:
 
     def _count(self, who: int, session: str) -> None:
         """Note a report that is in a sum; of an answer that is given again, nothing."""
-        row = self._server.sessions[session]
+        row = self._server.session(session)
         worker = self._workers.get(who)
-        if worker is None or worker.session.id != session or row.sum is None or self._last[who] >= row.sum:
+        if (
+            worker is None
+            or worker.session.id != session
+            or row is None
+            or row.sum is None
+            or self._last[who] >= row.sum
+        ):
             return
         counted = Counted(who, worker.again, row.sum, row.staleness, worker.fate.most_steps, worker.seconds)
         self._counted.setdefault(row.sum, []).append(counted)
@@ -616,7 +622,7 @@ class Timeline:
 
     def _look_at_rounds(self) -> None:
         """Open what is planned, watch deadlines, note what is over."""
-        while (row := self._server.rounds.get(self._oldest)) is not None and row.state in ENDED:
+        while (row := self._server.round(self._oldest)) is not None and row.state in ENDED:
             self._note(row)
             self._oldest += 1
             self._server.forget_rounds_before(self._oldest - 1)

@@ -18,7 +18,7 @@ def test_what_must_hold_holds(pacing: str) -> None:
         )
         published += len(schedule.published)
         accepted += sum(outcome == "counted" for outcome in schedule.told.values())
-        abandoned += sum(row.state is State.ABANDONED for row in schedule.server.rounds.values())
+        abandoned += sum(row.state is State.ABANDONED for row in schedule.store.rounds.values())
     assert published > 3 * EACH, "schedules in which nothing happens show nothing"
     assert accepted > 6 * EACH
     assert abandoned > 0 or pacing == "buffered"

@@ -1,0 +1,236 @@
+"""Rounds on a store: every change of a row is decided by `protocol.round`, in the transaction that writes it.
+
+Each method is one transaction: it reads facts, decides, writes, and gives the actions, which its caller carries out once it has
+returned: not before. The server drives it; the simulator's virtual clock and the fault schedules do so on rows in memory. What is
+staged is in memory alone.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TypeAlias
+
+from sumus.pacing import Pacing
+from sumus.protocol.round import (
+    Action,
+    CheckIn,
+    Commit,
+    Decision,
+    Device,
+    Dropped,
+    Event,
+    Facts,
+    Published,
+    Recovered,
+    Report,
+    Round,
+    Session,
+    Stage,
+    State,
+    Tick,
+    decide,
+    room,
+)
+from sumus.storage.memory import MemoryStore
+from sumus.storage.store import Fenced, Rows, Store
+
+Rules: TypeAlias = Callable[[Facts, Event], Decision]
+_SMOOTH = 0.3
+"""How much the latest round weighs in how long rounds last."""
+
+
+class Coordinator:
+    """The rounds of a run. staged: sessions whose update waits in memory.
+
+    population: devices known.  arriving: check-ins a second of late.  rules: `decide`, or what is to be tried in its place.
+    """
+
+    def __init__(
+        self,
+        pacing: Pacing,
+        population: int,
+        masked: bool = False,
+        rules: Rules = decide,
+        store: Store | None = None,
+    ) -> None:
+        self.pacing = pacing
+        self.population = population
+        self.masked = masked
+        self.store = MemoryStore() if store is None else store
+        self.paused = False
+        self.arriving = 0.0
+        self.staged: dict[str, None] = {}
+        self._rules = rules
+
+    @property
+    def current(self) -> Round:
+        """The newest row."""
+        with self.store.transaction() as rows:
+            return _newest(rows)
+
+    @property
+    def version(self) -> int:
+        """Models published."""
+        with self.store.transaction() as rows:
+            return rows.run().version
+
+    def round(self, number: int) -> Round | None:
+        """A round's row; None for what is forgotten, or not yet there."""
+        with self.store.transaction() as rows:
+            return rows.round(number)
+
+    def session(self, id: str) -> Session | None:
+        """A session's row; None for what is forgotten, or was never given."""
+        with self.store.transaction() as rows:
+            return rows.session(id)
+
+    def room(self) -> int:
+        """Sessions that may be given now."""
+        facts = self.facts(0.0)
+        giving = facts.round.state is (State.SELECTING if self.masked else State.OPEN) and not self.paused
+        return room(facts, facts.round) if giving else 0
+
+    def facts(self, now: float) -> Facts:
+        """What a transaction about the newest round would read now."""
+        with self.store.transaction() as rows:
+            return self._facts(rows, now)
+
+    def check_in(self, device: str, event: CheckIn, now: float) -> tuple[Action, ...]:
+        """Answer a device that asks for work."""
+        with self.store.transaction() as rows:
+            known = rows.device(device) or Device(device)
+            return self._apply(rows, event, self._facts(rows, now, device=known))
+
+    def report(self, session: str, now: float) -> tuple[Action, ...]:
+        """Take in an update that has arrived whole. Of a session that nobody knows: nothing."""
+        with self.store.transaction() as rows:
+            actions = self._apply(rows, Report(), self._facts(rows, now, [session]))
+        self._stage(actions)
+        return actions
+
+    def commit(self, now: float) -> tuple[Action, ...]:
+        """Add what is staged to the sum."""
+        waiting = list(self.staged)
+        with self.store.transaction() as rows:
+            facts = self._facts(rows, now, waiting)
+            actions = self._apply(rows, Commit(), facts) if facts.sessions else ()
+        for session in waiting:
+            self.staged.pop(session, None)
+        self._stage(actions)
+        return actions
+
+    def drop(self, sessions: Iterable[str], reason: str, now: float) -> tuple[Action, ...]:
+        """Sessions that will not report."""
+        with self.store.transaction() as rows:
+            facts = self._facts(rows, now, sessions)
+            return self._apply(rows, Dropped(reason), facts) if facts.sessions else ()
+
+    def expire(self, now: float) -> tuple[Action, ...]:
+        """Drop the sessions that are out beyond their time."""
+        with self.store.transaction() as rows:
+            facts = self._facts(rows, now, rows.overdue(now))
+            return self._apply(rows, Dropped(), facts) if facts.sessions else ()
+
+    def tick(self, now: float) -> tuple[Action, ...]:
+        """Let time have gone by."""
+        with self.store.transaction() as rows:
+            return self._apply(rows, Tick(), self._facts(rows, now))
+
+    def publish(self, number: int, now: float) -> tuple[Action, ...]:
+        """A round's model is there."""
+        with self.store.transaction() as rows:
+            row = rows.round(number)
+            assert row is not None, "a round whose model is being made is not forgotten"
+            waits = any(other.number < number and other.state is State.CLOSING for other in rows.rounds())
+            return self._apply(rows, Published(), replace(self._facts(rows, now), round=row, waits=waits))
+
+    def recover(self, now: float) -> tuple[Action, ...]:
+        """Begin anew with what was written: what was staged is gone, and unfinished rounds are taken up."""
+        self.staged.clear()
+        actions: list[Action] = []
+        with self.store.transaction() as rows:
+            run = rows.run()
+            rows.put_run(replace(run, fence=run.fence + 1))
+            for row in rows.rounds():
+                actions += self._apply(rows, Recovered(run.fence + 1), replace(self._facts(rows, now), round=row))
+        return tuple(actions)
+
+    def forget_rounds_before(self, number: int) -> None:
+        """Keep no rows of older rounds."""
+        with self.store.transaction() as rows:
+            rows.forget_rounds_before(number)
+
+    def write(self, decision: Decision, facts: Facts) -> None:
+        """Write what was decided by facts that were read before. Fenced where the round is no longer as it was read."""
+        with self.store.transaction() as rows:
+            row = rows.round(facts.round.number)
+            if row is None or (row.state, row.fence) != (facts.round.state, facts.round.fence):
+                raise Fenced
+            _write(rows, decision, facts)
+
+    def _facts(self, rows: Rows, now: float, sessions: Iterable[str] = (), device: Device | None = None) -> Facts:
+        run = rows.run()
+        known = (rows.session(session) for session in sessions)
+        return Facts(
+            self.pacing,
+            now,
+            _newest(rows),
+            run.version,
+            tuple(row for row in known if row is not None),
+            device,
+            self.masked,
+            self.paused,
+            self.population,
+            self.arriving,
+            run.lasts,
+        )
+
+    def _apply(self, rows: Rows, event: Event, facts: Facts) -> tuple[Action, ...]:
+        decision = self._rules(facts, event)
+        _write(rows, decision, facts)
+        return decision.actions
+
+    def _stage(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, Stage):
+                self.staged[action.session] = None
+
+
+def _newest(rows: Rows) -> Round:
+    row = rows.round(rows.run().newest)
+    assert row is not None, "the newest round is never forgotten"
+    return row
+
+
+def _write(rows: Rows, decision: Decision, facts: Facts) -> None:
+    """Rows of rounds and sessions, and what follows from them for the run and for devices."""
+    before, run = facts.round, rows.run()
+    for row in decision.rounds:
+        rows.put_round(row)
+        if row.number > run.newest:
+            run = replace(run, newest=row.number)
+        if row.state is State.CLOSING and before.state is not State.CLOSING:
+            lasted = facts.now - before.since
+            run = replace(run, lasts=run.lasts + (lasted - run.lasts) * (_SMOOTH if run.lasts else 1.0))
+        if row.state is State.PUBLISHED and before.state is not State.PUBLISHED:
+            run = replace(run, version=run.version + 1)
+    rows.put_run(run)
+    for session in decision.sessions:
+        _write_session(rows, session)
+
+
+def _write_session(rows: Rows, session: Session) -> None:
+    """A session's row and its device's. Of a device's sessions, its last one is kept, and the last one that was counted."""
+    known = rows.device(session.device) or Device(session.device)
+    rows.put_session(session)
+    last = known.session
+    if last is not None and last.id != session.id:
+        if last.serial > session.serial:
+            return
+        if last.id != known.last_counted:
+            rows.drop_session(last.id)
+    if session.state == "counted" and session.sum is not None:
+        if known.last_counted not in (None, session.id):
+            rows.drop_session(known.last_counted)
+        times = known.times_counted + 1
+        known = replace(known, last_sum=session.sum, last_counted=session.id, times_counted=times)
+    rows.put_device(replace(known, session=session))

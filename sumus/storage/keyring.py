@@ -1,0 +1,243 @@
+"""Bodies that only a key opens, and a ring of keys outside the database that are destroyed in time.
+
+    ring = KeyRing("/srv/keys")                               # makes the folder and a first key
+    data_key = new_key()                                      # one a round
+    wrapped = ring.wrap(data_key, "round 7")                  # lies in the database
+    sealed = seal(data_key, sums, "sum 7 shard ab 3")         # lies anywhere
+    sums = unseal(ring.unwrap(wrapped, "round 7"), sealed, "sum 7 shard ab 3")
+
+    ring.destroy_before(ring.rotate())                        # what older keys wrapped is unreadable from now on
+
+Two partial sums in a row differ by a batch, and a batch of one is someone's update: so sums are sealed. A deleted row, and
+the data key in it, lives on in logs and backups of the database. Destroying the key that wrapped it makes every copy
+worthless, wherever it is.
+"""
+
+import os
+import re
+import secrets
+import shlex
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from sumus.errors import ExperimentError, SumusError, UsageError
+from sumus.storage.files import sync
+from sumus.types import Array
+
+_KEY, _NONCE, _TAG, _ID = 32, 12, 16, 4
+"""Lengths in bytes."""
+
+
+class SealError(SumusError):
+    """A sealed body that does not open: it was changed, is of something else, or its key is another or destroyed."""
+
+
+def new_key() -> bytes:
+    """32 bytes from the system's generator."""
+    return secrets.token_bytes(_KEY)
+
+
+def seal(key: bytes, body: bytes | memoryview | Array, about: str) -> bytes:
+    """The body under AES-256-GCM: a random nonce (12 bytes), the ciphertext (as long as the body), a tag (16 bytes).
+
+    body: contiguous, of any dtype and shape. UsageError from 2 GiB on.
+    about: what the body is; not kept, and whoever opens it must say the same.
+
+    Random nonces are good for 2³² bodies a key (NIST SP 800-38D, 8.3).
+    """
+    cipher, nonce, plain = _cipher(key), secrets.token_bytes(_NONCE), np.frombuffer(body, np.uint8).data
+    try:
+        return nonce + cipher.encrypt(nonce, plain, about.encode())
+    except OverflowError:
+        raise UsageError(f"{about} has {plain.nbytes} bytes, too many for one seal: seal parts below 2 GiB") from None
+
+
+def unseal(key: bytes, sealed: bytes | memoryview, about: str) -> bytes:
+    """The body that was sealed. SealError where key, sealed body or `about` is another, be it by one bit."""
+    cipher, view = _cipher(key), memoryview(sealed)
+    try:
+        if len(view) < _NONCE + _TAG:
+            raise InvalidTag
+        return cipher.decrypt(view[:_NONCE], view[_NONCE:], about.encode())
+    except InvalidTag:
+        raise SealError(
+            f"{about} does not open: it was changed, is of something else, or was sealed under another key; put back what "
+            "was stored, or begin anew what it is part of"
+        ) from None
+
+
+class KeyRing:
+    """Keys in a folder, as files `1.key`, `2.key`, …: the newest wraps, and each unwraps what it wrapped.
+
+    Any number of processes may use one folder: every call reads it again, and no key stays here. It belongs on another
+    volume than the database, and in none of its backups. A crash may leave a `.new` file in it, which is harmless: its
+    key never wrapped anything, or it is a second name of a key's file, and overwritten with it.
+
+    Opening makes the folder, below one that exists, and a first key where there is none. ExperimentError where a key
+    cannot be read, or users other than the owner have any right to it or to the folder.
+    """
+
+    _NAME = re.compile(r"([1-9][0-9]{0,8})\.key")
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder).absolute()
+        self._lasting = 0
+        with _explained(
+            f"keys cannot lie in {self._folder}", "give a folder of the server's own, below one that exists"
+        ):
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            _check_private(self._folder, self._folder.stat().st_mode, "700")
+            if not self._ids():
+                with suppress(PermissionError):  # whoever may not read the parent did not make the folder
+                    sync(self._folder.parent)
+                self._add(1)
+        for key_id in self._ids():
+            self._read(key_id)
+
+    @property
+    def current(self) -> int:
+        """The newest key's id."""
+        if not (ids := self._ids()):
+            raise ExperimentError(
+                f"there are no keys in {self._folder} any more: put them back, or start the server again with new ones and "
+                "give up what the old ones wrapped"
+            )
+        return ids[-1]
+
+    def wrap(self, data_key: bytes, about: str) -> bytes:
+        """A data key under the newest key: that key's id (4 bytes, big-endian), then the data key as `seal` makes it."""
+        key_id, key = self._newest()
+        return key_id.to_bytes(_ID, "big") + seal(_present(key, key_id, about), data_key, about)
+
+    def unwrap(self, wrapped: bytes, about: str) -> bytes:
+        """The data key that was wrapped. SealError where it does not open, or its key is destroyed."""
+        key_id = int.from_bytes(wrapped[:_ID], "big")
+        return unseal(_present(self._read(key_id), key_id, about), wrapped[_ID:], about)
+
+    def rotate(self) -> int:
+        """Add a newest key, one that survives a loss of power, and return its id. Calls at the same time may share one."""
+        self._add(self.current + 1)
+        return self._last()
+
+    def destroy_before(self, key_id: int) -> list[int]:
+        """Destroy the keys older than this one, and return their ids: what they wrapped is unreadable.
+
+        A file is overwritten with zeros, then deleted; both are on the disk at return. On SSDs and on copy-on-write file
+        systems overwriting promises nothing: the medium may keep the old bytes, so encrypt it. Backups and snapshots of
+        the folder are the operator's business. What processes unwrapped before stays in their memory.
+
+        UsageError where the newest key would have to go. An ExperimentError may leave some: call again.
+        """
+        newest = self._last()
+        if key_id > newest:
+            raise UsageError(
+                f"key {newest} is the newest and cannot be destroyed before {key_id}: rotate() first, or destroy before "
+                f"{newest}"
+            )
+        older = [old for old in self._ids() if old < key_id]
+        with _explained(f"keys in {self._folder} cannot be destroyed", "run as their owner, and destroy again"):
+            for path in map(self._path, older):
+                with suppress(FileNotFoundError):  # another process was faster
+                    _write(path, "r+b", bytes(_KEY))
+                    path.unlink()
+            sync(self._folder)
+        return older
+
+    def _newest(self) -> tuple[int, bytes | None]:
+        """The newest id and its key. If it was replaced meanwhile, what was read may be half overwritten: read again."""
+        key_id, key = 0, None
+        while key_id != (newest := self._last()):
+            key_id, key = newest, self._read(newest)
+        return key_id, key
+
+    def _last(self) -> int:
+        """The newest id, once its file survives a loss of power: another process may have added it only now."""
+        newest = self.current
+        if newest > self._lasting:
+            with _explained(f"keys in {self._folder} cannot be kept", "see to the disk, and try again"):
+                sync(self._folder)
+            self._lasting = newest
+        return newest
+
+    def _ids(self) -> list[int]:
+        with _explained(f"{self._folder} cannot be read", "put the folder back as it was"):
+            names = [self._NAME.fullmatch(name) for name in os.listdir(self._folder)]
+        return sorted(int(name[1]) for name in names if name)
+
+    def _path(self, key_id: int) -> Path:
+        return self._folder / f"{key_id}.key"
+
+    def _read(self, key_id: int) -> bytes | None:
+        """A key; None where it is destroyed: no file, or the zeros that a crash left."""
+        path = self._path(key_id)
+        with _explained(f"{path} cannot be read", "run as its owner"):
+            try:
+                with path.open("rb") as file:
+                    _check_private(path, os.fstat(file.fileno()).st_mode, "600")
+                    key = file.read()
+            except FileNotFoundError:
+                return None
+        if len(key) != _KEY:
+            raise ExperimentError(
+                f"{path} has {len(key)} bytes, and a key has {_KEY}: put the file back as it was, or delete it and give up "
+                "what it wrapped"
+            )
+        return key if any(key) else None
+
+    def _add(self, key_id: int) -> None:
+        """A key of this id, whole from its first moment; where another process has added one since, that one."""
+        new = self._folder / f"{key_id}.{secrets.token_hex(8)}.new"
+        with _explained(
+            f"no key can be added to {self._folder}", "see to the disk and to the folder's owner, and try again"
+        ):
+            try:
+                _write(new, "xb", new_key())
+                with suppress(FileExistsError):
+                    os.link(new, self._path(key_id))
+            finally:
+                new.unlink(missing_ok=True)
+
+
+def _cipher(key: bytes) -> AESGCM:
+    if len(key) != _KEY:
+        raise UsageError(f"a key has {_KEY} bytes, not {len(key)}: make one with new_key()")
+    return AESGCM(key)
+
+
+def _present(key: bytes | None, key_id: int, about: str) -> bytes:
+    if key is None:
+        raise SealError(
+            f"{about}: key {key_id} is destroyed, or of another ring; nothing opens what it wrapped: begin anew what that "
+            "is part of"
+        )
+    return key
+
+
+def _write(path: Path, mode: Literal["xb", "r+b"], body: bytes) -> None:
+    """Write the beginning of a new file that is the owner's alone, or of one that is there, through to the disk."""
+    with open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_private(path: Path, mode: int, right: str) -> None:
+    if mode & 0o077:
+        raise ExperimentError(
+            f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shlex.quote(str(path))}`, and "
+            "rotate if one of them may have read a key"
+        )
+
+
+@contextmanager
+def _explained(what: str, remedy: str) -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as error:
+        raise ExperimentError(f"{what}: {error.strerror or error}; {remedy}") from error
