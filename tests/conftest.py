@@ -8,9 +8,18 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
+from tests.services import postgresql
+
 settings.register_profile("sumus", derandomize=True, database=None, deadline=None, max_examples=60)
 settings.register_profile("deep", derandomize=False, database=None, deadline=None, max_examples=3000)
 settings.load_profile("sumus")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server's URL."""
+    with postgresql() as url:
+        yield url
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -95,6 +95,8 @@ COUNTED = Table(
     Index("counted_sum", "run", "sum", "place"),
 )
 """The key (run, session) is what makes a report count once."""
+_PATIENCE = "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000"
+"""Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it."""
 
 
 class SqlStore:
@@ -107,7 +109,7 @@ class SqlStore:
     def open(url: str, run: str = "run") -> "SqlStore":
         """The store at a database URL; its tables are made where they are not there. ExperimentError where it cannot be."""
         try:
-            engine = create_engine(url)
+            engine = create_engine(url, connect_args={"options": _PATIENCE} if url.startswith("postgresql") else {})
             if engine.dialect.name == "sqlite":
                 _make_durable(engine)
             TABLES.create_all(engine)
@@ -150,8 +152,9 @@ class _SqlRows:
 
     def begin(self) -> None:
         """Write the first rows, where there are none."""
-        if self._put(RUN, asdict(Run()), replace=False):
+        if self._one(self._of(RUN)) is None:
             self._put(ROUND, _row_of(Round(0)), replace=False)
+            self._put(RUN, asdict(Run()), replace=False)
 
     def lock(self) -> None:
         """Wait for other transactions of this run, and keep them waiting."""
@@ -229,8 +232,8 @@ class _SqlRows:
     def _all(self, statement: Select[Any]) -> list[dict[str, Any]]:
         return [dict(found) for found in self._connection.execute(statement).mappings()]
 
-    def _put(self, table: Table, values: Mapping[str, Any], replace: bool = True) -> bool:
-        """Write a row; one that is there is replaced, or stays. Whether anything was written."""
+    def _put(self, table: Table, values: Mapping[str, Any], replace: bool = True) -> None:
+        """Write a row; one that is there is replaced, or stays."""
         keys = [column.name for column in table.primary_key]
         statement = self._insert(table).values(run=self._name, **values)
         others = {name: value for name, value in values.items() if name not in keys}
@@ -238,7 +241,7 @@ class _SqlRows:
             statement = statement.on_conflict_do_update(index_elements=keys, set_=others)
         else:
             statement = statement.on_conflict_do_nothing(index_elements=keys)
-        return self._connection.execute(statement).rowcount == 1
+        self._connection.execute(statement)
 
 
 def _row_of(row: Round) -> dict[str, Any]:

@@ -5,7 +5,9 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,19 +23,28 @@ from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import Fenced, Rows, Run, Store
 
-STORES: dict[str, Callable[[Path], Store]] = {
-    "memory": lambda folder: MemoryStore(),
-    "sqlite": lambda folder: SqlStore.open(f"sqlite:///{folder}/run.db"),
-}
+STORES = ("memory", "sqlite", "postgresql")
 OUT = Session("a/1", "a", 1, 0, 0, math.inf)
 
 
+@pytest.fixture
+def databases(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[[str], SqlStore]]:
+    """Opens a new run in SQLite or PostgreSQL."""
+    opened = list[SqlStore]()
+
+    def open_one(kind: str) -> SqlStore:
+        url = f"sqlite:///{tmp_path}/run.db" if kind == "sqlite" else request.getfixturevalue("postgres")
+        opened.append(SqlStore.open(url, f"run {uuid.uuid4()}"))
+        return opened[-1]
+
+    yield open_one
+    for store in opened:
+        store.close()
+
+
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    made = STORES[request.param](tmp_path)
-    yield made
-    if isinstance(made, SqlStore):
-        made.close()
+def store(request: pytest.FixtureRequest, databases: Callable[[str], SqlStore]) -> Store:
+    return MemoryStore() if request.param == "memory" else databases(request.param)
 
 
 def everything(store: Store) -> dict[str, Any]:
@@ -176,13 +187,44 @@ def walk(store: Store, seed: int, steps: int = 400) -> list[object]:
         return [*said, rows.run(), *rows.rounds(), *(rows.device(who) for who in "abcdef"), *map(rows.session, given)]
 
 
+@pytest.mark.parametrize("kind", STORES[1:])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_coordinator_decides_the_same_on_every_store(seed: int, tmp_path: Path) -> None:
-    database = SqlStore.open(f"sqlite:///{tmp_path}/run.db")
+def test_a_coordinator_decides_the_same_on_every_store(
+    seed: int, kind: str, databases: Callable[[str], SqlStore]
+) -> None:
     said = walk(MemoryStore(), seed)
-    assert walk(database, seed) == said
+    assert walk(databases(kind), seed) == said
     assert sum(isinstance(each, Round) for each in said) > 5, "a walk in which nothing happens shows nothing"
-    database.close()
+
+
+@pytest.mark.parametrize("kind", STORES[1:])
+def test_transactions_of_one_run_come_one_after_the_other(kind: str, databases: Callable[[str], SqlStore]) -> None:
+    """Many threads add to what they read: with transactions side by side, some of it would be lost."""
+    store = databases(kind)
+
+    def add(number: int) -> None:
+        for _ in range(10):
+            with store.transaction() as rows:
+                row = rows.round(0)
+                assert row is not None
+                rows.put_round(replace(row, given=row.given + number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, [1, 2, 3, 4]))
+    with store.transaction() as rows:
+        assert rows.round(0) == Round(0, given=100)
+
+
+def test_a_process_that_is_stopped_in_a_transaction_does_not_stop_the_others(
+    databases: Callable[[str], SqlStore],
+) -> None:
+    store = databases("postgresql")
+    with store.transaction() as rows:
+        told = [
+            cast(Any, rows)._connection.exec_driver_sql(f"SHOW {name}").scalar()
+            for name in ("idle_in_transaction_session_timeout", "lock_timeout", "synchronous_commit")
+        ]
+    assert told == ["5s", "10s", "on"]
 
 
 # ── what only a database has ─────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,57 @@
+"""Real servers for tests: started on first use, private to this process of the suite, and stopped with it."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def missing(what: str) -> None:
+    """Skip for want of something installable; where the suite must be whole, fail."""
+    if os.environ.get("SUMUS_REQUIRE_SERVICES"):
+        pytest.fail(f"{what} is not installed, and SUMUS_REQUIRE_SERVICES is set")
+    pytest.skip(f"{what} is not installed")
+
+
+def _programs() -> Path | None:
+    """The folder of PostgreSQL's programs; Debian keeps them out of PATH."""
+    found = shutil.which("initdb")
+    if found:
+        return Path(found).resolve().parent
+    return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[str]:
+    """A new PostgreSQL that listens on a socket in a folder of its own; its URL for SQLAlchemy."""
+    programs = _programs()
+    if programs is None:
+        missing("PostgreSQL (Debian: apt-get install postgresql)")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="sumus-pg-"))
+    who: dict[str, Any] = {}
+    if os.geteuid() == 0:  # it refuses to run as root
+        shutil.chown(folder, "postgres", "postgres")
+        who = {"user": "postgres", "group": "postgres", "extra_groups": []}
+
+    def run(program: str, *arguments: str) -> None:
+        command = [str(programs / program), "-D", f"{folder}/data", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120, **who)
+        assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
+
+    try:
+        run("initdb", "-U", "sumus", "-A", "trust", "-E", "UTF8", "--no-sync")
+        options = f"-k {folder} -c listen_addresses='' -c max_connections=40 -c shared_buffers=16MB"
+        run("pg_ctl", "-w", "-l", f"{folder}/log", "-o", options, "start")
+        try:
+            yield f"postgresql+psycopg://sumus@/postgres?host={folder}"
+        finally:
+            run("pg_ctl", "-w", "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
