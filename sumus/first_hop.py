@@ -63,6 +63,11 @@ class FirstHop:
         self._check_form(update)
         return self.sums.encode(update, self.parts, self.weight_cap, into, staleness)
 
+    def check(self, update: Update) -> None:
+        """Refuse what `count_in` would, adding nothing: for whoever holds updates before they are added."""
+        self._check_form(update)
+        self.sums.check(update, self.parts)
+
     def _check_form(self, update: Update) -> None:
         if set(update.parts) != (counted := {part.name for part in self.parts}):
             raise ParticipantError(

@@ -79,12 +79,8 @@ class FixedPoint:
         staleness: how many versions old the model was that the client trained on.
         Raises ParticipantError for a value that is not finite or beyond the bound, DivergedError for NaN.
         """
-        if update.examples < 0:
-            raise ParticipantError(update.client, f"it reports {update.examples} examples")
-        if missing := {part.name for part in parts} - set(update.parts):
-            raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")
+        reaches = self.check(update, parts)
         trees = {part.name: update.parts[part.name] for part in parts}
-        reaches = [self._reach(update.client, part, trees[part.name]) for part in parts]
         multiplies = {part.name: weighted is None or not part.in_chain for part in parts}
         counted = self.max_weight if weighted is None else weighted
         here = min(counted, self.max_weight)  # the overflow rule holds for what multiplies here
@@ -105,6 +101,14 @@ class FixedPoint:
             return one
         into.add_counts(one)
         return into.total
+
+    def check(self, update: Update, parts: tuple[Part, ...]) -> list[float]:
+        """Refuse what `encode` would, adding nothing; the largest |value| of each part."""
+        if update.examples < 0:
+            raise ParticipantError(update.client, f"it reports {update.examples} examples")
+        if missing := {part.name for part in parts} - set(update.parts):
+            raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")
+        return [self._reach(update.client, part, update.parts[part.name]) for part in parts]
 
     def bits(self, part: Part) -> int:
         """The fraction bits of a part: f; or, with a bound of its own, at most 40, and what that leaves: below 0 is nothing."""

@@ -5,7 +5,7 @@ returned: not before. The server drives it; the simulator's virtual clock and th
 staged is in memory alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -34,6 +34,7 @@ from sumus.storage.memory import MemoryStore
 from sumus.storage.store import Fenced, Rows, Store
 
 Rules: TypeAlias = Callable[[Facts, Event], Decision]
+Adding: TypeAlias = Callable[[Rows, Sequence[Session]], None]
 _SMOOTH = 0.3
 """How much the latest round weighs in how long rounds last."""
 
@@ -107,12 +108,16 @@ class Coordinator:
         self._stage(actions)
         return actions
 
-    def commit(self, now: float) -> tuple[Action, ...]:
-        """Add what is staged to the sum."""
+    def commit(self, now: float, add: Adding = lambda rows, counted: None) -> tuple[Action, ...]:
+        """Add what is staged to the sum. add: is given the sessions that are counted now, within the transaction."""
         waiting = list(self.staged)
         with self.store.transaction() as rows:
-            facts = self._facts(rows, now, waiting)
-            actions = self._apply(rows, Commit(), facts) if facts.sessions else ()
+            facts, actions = self._facts(rows, now, waiting), tuple[Action, ...]()
+            if facts.sessions:
+                decision = self._rules(facts, Commit())
+                _write(rows, decision, facts)
+                add(rows, [session for session in decision.sessions if session.state == "counted"])
+                actions = decision.actions
         for session in waiting:
             self.staged.pop(session, None)
         self._stage(actions)

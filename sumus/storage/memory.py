@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import TracebackType
 
 from sumus.protocol.round import Device, Round, Session
-from sumus.storage.store import Fenced, Rows, Run
+from sumus.storage.store import Fenced, Rows, Run, Shard
 
 
 class MemoryStore:
@@ -19,6 +19,8 @@ class MemoryStore:
         self.devices: dict[str, Device] = {}
         self.sums: dict[int, dict[str, None]] = {}
         self.counted: dict[str, int] = {}
+        self.shards: dict[tuple[int, str], Shard] = {}
+        self.keys: dict[int, bytes | None] = {}
 
     def transaction(self) -> "_Transaction":
         return _Transaction(self)
@@ -27,7 +29,7 @@ class MemoryStore:
 class _Transaction:
     """What was written, until the end; None for what was forgotten."""
 
-    __slots__ = ("_counted", "_devices", "_forget", "_rounds", "_run", "_sessions", "_store")
+    __slots__ = ("_counted", "_devices", "_forget", "_keys", "_rounds", "_run", "_sessions", "_shards", "_store")
 
     def __init__(self, store: MemoryStore) -> None:
         self._store, self._run, self._forget = store, store.run, 0
@@ -35,6 +37,8 @@ class _Transaction:
         self._sessions: dict[str, Session | None] = {}
         self._devices: dict[str, Device] = {}
         self._counted: dict[str, int] = {}
+        self._shards: dict[tuple[int, str], Shard] = {}
+        self._keys: dict[int, bytes | None] = {}
 
     def __enter__(self) -> Rows:
         return self
@@ -54,7 +58,11 @@ class _Transaction:
         for id, number in self._counted.items():
             store.sums.setdefault(number, {})[id] = None
             store.counted[id] = number
+        store.shards |= self._shards
+        store.keys |= self._keys
         if self._forget:
+            store.shards = {which: row for which, row in store.shards.items() if row.round >= self._forget}
+            store.keys = {number: wrapped for number, wrapped in store.keys.items() if number >= self._forget}
             store.rounds = {number: row for number, row in store.rounds.items() if number >= self._forget}
             for old in [number for number in store.sums if number < self._forget]:
                 for id in store.sums.pop(old):
@@ -109,6 +117,25 @@ class _Transaction:
 
     def drop_session(self, id: str) -> None:
         self._sessions[id] = None
+
+    def shards(self, number: int) -> Sequence[Shard]:
+        if number < self._forget:
+            return []
+        rows = {**self._store.shards, **self._shards}
+        return [rows[which] for which in sorted(rows) if which[0] == number]
+
+    def put_shard(self, row: Shard) -> None:
+        which = row.round, row.name
+        before = self._shards.get(which) or self._store.shards.get(which)
+        if row.seq != 1 + (before.seq if before is not None and row.round >= self._forget else 0):
+            raise Fenced
+        self._shards[which] = row
+
+    def key(self, number: int) -> bytes | None:
+        return self._keys.get(number, self._store.keys.get(number)) if number >= self._forget else None
+
+    def put_key(self, number: int, wrapped: bytes | None) -> None:
+        self._keys[number] = wrapped
 
     def forget_rounds_before(self, number: int) -> None:
         self._forget = max(self._forget, number)

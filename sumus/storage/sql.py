@@ -14,11 +14,13 @@ from typing import Any
 
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Connection,
     Engine,
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Select,
     String,
@@ -34,7 +36,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sumus.errors import ExperimentError
 from sumus.protocol.round import Device, Round, Session, State
-from sumus.storage.store import Fenced, Rows, Run
+from sumus.storage.store import Fenced, Rows, Run, Shard
 
 TABLES = MetaData()
 RUN = Table(
@@ -95,6 +97,23 @@ COUNTED = Table(
     Index("counted_sum", "run", "sum", "place"),
 )
 """The key (run, session) is what makes a report count once."""
+SHARD = Table(
+    "shard",
+    TABLES,
+    Column("run", String, primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("seq", Integer, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("file", String, nullable=False),
+)
+KEY = Table(
+    "round_key",
+    TABLES,
+    Column("run", String, primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("wrapped", LargeBinary, nullable=False),
+)
 _PATIENCE = "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000"
 """Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it."""
 
@@ -213,11 +232,36 @@ class _SqlRows:
         self._put(DEVICE, {**asdict(row), "session": session})
 
     def drop_session(self, id: str) -> None:
-        self._connection.execute(delete(SESSION).where(SESSION.c.run == self._name, SESSION.c.id == id))
+        self._delete(SESSION, SESSION.c.id == id)
+
+    def shards(self, number: int) -> Sequence[Shard]:
+        found = self._all(self._of(SHARD).where(SHARD.c.round == number))
+        return sorted((Shard(**each) for each in found), key=lambda shard: shard.name)
+
+    def put_shard(self, row: Shard) -> None:
+        before = self._one(self._of(SHARD).where(SHARD.c.round == row.round, SHARD.c.name == row.name))
+        if row.seq != 1 + (before["seq"] if before is not None else 0):
+            raise Fenced
+        self._put(SHARD, asdict(row))
+
+    def key(self, number: int) -> bytes | None:
+        found = self._one(self._of(KEY).where(KEY.c.round == number))
+        return None if found is None else bytes(found["wrapped"])
+
+    def put_key(self, number: int, wrapped: bytes | None) -> None:
+        if wrapped is None:
+            self._delete(KEY, KEY.c.round == number)
+        else:
+            self._put(KEY, {"round": number, "wrapped": wrapped})
 
     def forget_rounds_before(self, number: int) -> None:
-        self._connection.execute(delete(ROUND).where(ROUND.c.run == self._name, ROUND.c.number < number))
-        self._connection.execute(delete(COUNTED).where(COUNTED.c.run == self._name, COUNTED.c.sum < number))
+        for table, column in (
+            (ROUND, ROUND.c.number),
+            (COUNTED, COUNTED.c.sum),
+            (SHARD, SHARD.c.round),
+            (KEY, KEY.c.round),
+        ):
+            self._delete(table, column < number)
 
     # ── statements ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -231,6 +275,9 @@ class _SqlRows:
 
     def _all(self, statement: Select[Any]) -> list[dict[str, Any]]:
         return [dict(found) for found in self._connection.execute(statement).mappings()]
+
+    def _delete(self, table: Table, which: ColumnElement[bool]) -> None:
+        self._connection.execute(delete(table).where(table.c.run == self._name, which))
 
     def _put(self, table: Table, values: Mapping[str, Any], replace: bool = True) -> None:
         """Write a row; one that is there is replaced, or stays."""

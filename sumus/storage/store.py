@@ -28,6 +28,18 @@ class Run:
     lasts: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What one process has added to a round's sum: where it lies, sealed. name: of the process's life, never used again.
+    seq: grows with every commit.  count: contributors in it.  file: its name."""
+
+    round: int
+    name: str
+    seq: int
+    count: int
+    file: str
+
+
 class Fenced(Exception):
     """A row was written by somebody else since it was read."""
 
@@ -83,8 +95,24 @@ class Rows(Protocol):
         """Forget a session's row, and not that it was counted."""
         ...
 
+    def shards(self, number: int) -> Sequence[Shard]:
+        """Where a round's sum lies, by name."""
+        ...
+
+    def put_shard(self, row: Shard) -> None:
+        """Write where a process's part of a sum lies, in place of where it lay. Fenced where that was not one `seq` before."""
+        ...
+
+    def key(self, number: int) -> bytes | None:
+        """A round's data key, wrapped; None where there is none, or none any more."""
+        ...
+
+    def put_key(self, number: int, wrapped: bytes | None) -> None:
+        """Write a round's wrapped data key, or forget it."""
+        ...
+
     def forget_rounds_before(self, number: int) -> None:
-        """Forget the rows of older rounds, and which sessions were counted in them."""
+        """Forget the rows of older rounds, which sessions were counted in them, their shards and their keys."""
         ...
 
 

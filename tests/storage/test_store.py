@@ -21,7 +21,7 @@ from sumus.protocol.round import Assign, CheckIn, Close, Device, Round, Session,
 from sumus.server.coordinator import Coordinator
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
-from sumus.storage.store import Fenced, Rows, Run, Store
+from sumus.storage.store import Fenced, Rows, Run, Shard, Store
 
 STORES = ("memory", "sqlite", "postgresql")
 OUT = Session("a/1", "a", 1, 0, 0, math.inf)
@@ -58,6 +58,8 @@ def everything(store: Store) -> dict[str, Any]:
             "devices": [rows.device(who) for who in "ab"],
             "overdue": [list(rows.overdue(now)) for now in (0.0, 5.0, 1e9)],
             "counted": [list(rows.counted_in(number)) for number in range(4)],
+            "shards": [list(rows.shards(number)) for number in range(4)],
+            "keys": [rows.key(number) for number in range(4)],
         }
 
 
@@ -95,6 +97,8 @@ def test_a_transaction_that_fails_leaves_nothing(store: Store) -> None:
         rows.put_round(Round(5))
         rows.put_session(replace(OUT, state="counted", sum=0))
         rows.put_device(Device("a", OUT))
+        rows.put_shard(Shard(0, "ab", 1, 1, "x"))
+        rows.put_key(0, b"wrapped")
         rows.forget_rounds_before(1)
         raise KeyError("in the midst of it")
 
@@ -129,6 +133,30 @@ def test_sessions_are_counted_in_an_order_and_forgotten_with_their_round(store: 
         rows.forget_rounds_before(2)
         assert (list(rows.counted_in(1)), [row.number for row in rows.rounds()]) == ([], [2])
     assert everything(store)["rounds"] == [Round(2)]
+
+
+def test_a_processes_part_of_a_sum_lies_where_its_last_commit_put_it(store: Store) -> None:
+    one, other = Shard(1, "ab", 1, 3, "x"), Shard(1, "aa", 1, 1, "y")
+    with store.transaction() as rows:
+        rows.put_shard(one)
+        rows.put_shard(other)
+        rows.put_key(1, b"wrapped")
+        assert list(rows.shards(1)) == [other, one]
+    with store.transaction() as rows:
+        rows.put_shard(replace(one, seq=2, count=5, file="z"))
+    for seq in (2, 4):
+        with pytest.raises(Fenced), store.transaction() as rows:
+            rows.put_shard(replace(one, seq=seq))
+    with store.transaction() as rows:
+        assert list(rows.shards(1)) == [other, Shard(1, "ab", 2, 5, "z")]
+        assert (rows.key(1), rows.key(2)) == (b"wrapped", None)
+        rows.put_key(1, None)
+        assert rows.key(1) is None
+        rows.put_key(1, b"again")
+        rows.forget_rounds_before(2)
+        assert (list(rows.shards(1)), rows.key(1)) == ([], None)
+    with store.transaction() as rows:
+        assert (list(rows.shards(1)), rows.key(1)) == ([], None)
 
 
 def test_a_devices_session_is_as_it_is_now(store: Store) -> None:

@@ -1,0 +1,276 @@
+"""Acknowledged means counted: whatever is killed or fails, and whenever; and nothing on a disk tells what anyone sent."""
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from sumus.aggregate import Aggregate
+from sumus.errors import ExperimentError, ParticipantError
+from sumus.protocol.round import Accept
+from sumus.server import sums as module
+from sumus.server.coordinator import Coordinator
+from sumus.server.sums import SealedSums
+from sumus.storage.keyring import SealError
+from sumus.storage.sql import SqlStore
+from sumus.wire.tensors import encode_aggregate
+from tests.server.committing import HOP, opened, recomputed, take_in, update
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/run.db" if request.param == "sqlite" else request.getfixturevalue("postgres")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> tuple[Coordinator, SealedSums]:
+    coordinator, sums = opened(f"sqlite:///{tmp_path}/run.db", "run", tmp_path)
+    coordinator.tick(0.0)
+    return coordinator, sums
+
+
+def counted(coordinator: Coordinator) -> list[str]:
+    with coordinator.store.transaction() as rows:
+        return [session.partition("/")[0] for session in rows.counted_in(0)]
+
+
+def same(one: Aggregate, other: Aggregate) -> bool:
+    return encode_aggregate(one) == encode_aggregate(other)
+
+
+def accepted(actions: tuple[object, ...]) -> list[str]:
+    return [action.session for action in actions if isinstance(action, Accept)]
+
+
+# ── as it should be ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_committed_is_the_sum_of_what_was_sent(server: tuple[Coordinator, SealedSums]) -> None:
+    coordinator, sums = server
+    told = list[str]()
+    for first in (0, 3, 5):
+        for device in range(first, first + 3 if first == 0 else first + 2):
+            take_in(coordinator, sums, str(device))
+        told += accepted(sums.commit(0.0))
+    assert told == [f"{device}/1" for device in range(7)]
+    assert same(sums.total(0), recomputed([str(device) for device in range(7)]))
+
+
+def test_a_report_that_comes_again_is_counted_once(server: tuple[Coordinator, SealedSums]) -> None:
+    coordinator, sums = server
+    take_in(coordinator, sums, "1")
+    sums.commit(0.0)
+    sums.hold("1/1", update("1"))
+    assert accepted(coordinator.report("1/1", 0.0)) == ["1/1"]
+    take_in(coordinator, sums, "2")
+    sums.commit(0.0)
+    assert same(sums.total(0), recomputed(["1", "2"]))
+
+
+def test_what_cannot_be_counted_is_refused_before_anything_is_promised(server: tuple[Coordinator, SealedSums]) -> None:
+    _, sums = server
+    for value in (np.nan, np.inf, 1e6):
+        bad = update("1")
+        bad.parts["params"]["w"][3] = value
+        with pytest.raises(ParticipantError):
+            sums.hold("1/1", bad)
+
+
+def test_processes_add_apart_and_their_sums_merge_to_the_same_bits(tmp_path: Path) -> None:
+    servers = [opened(f"sqlite:///{tmp_path}/run.db", "run", tmp_path) for _ in range(3)]
+    servers[0][0].tick(0.0)
+    for device in range(12):
+        coordinator, sums = servers[device % 3]
+        take_in(coordinator, sums, str(device))
+        sums.commit(0.0)
+    everyone = recomputed([str(device) for device in range(12)])
+    assert all(same(sums.total(0), everyone) for _, sums in servers)
+
+
+# ── what fails ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def failing(patch: pytest.MonkeyPatch, owner: Any, name: str, after: bool) -> Iterator[None]:
+    """The next call of a function fails, before or after it has done its work."""
+    real = getattr(owner, name)
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        if after:
+            real(*args, **kwargs)
+        raise OSError(f"{name} failed")
+
+    with patch.context() as inner:
+        inner.setattr(owner, name, fails)
+        yield
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("where", ["_add", "_key", "_write", "commit"])
+def test_a_commit_that_fails_acknowledges_nothing_and_is_made_again(
+    server: tuple[Coordinator, SealedSums], monkeypatch: pytest.MonkeyPatch, where: str, after: bool
+) -> None:
+    coordinator, sums = server
+    take_in(coordinator, sums, "1")
+    sums.commit(0.0)
+    take_in(coordinator, sums, "2")
+    owner = coordinator if where == "commit" else sums
+    with failing(monkeypatch, owner, where, after), pytest.raises(OSError, match="failed"):
+        sums.commit(0.0)
+    if where == "commit" and after:  # it was committed, and only the answer was lost: the device asks again
+        assert accepted(coordinator.report("2/1", 0.0)) == ["2/1"]
+    else:
+        assert counted(coordinator) == ["1"]
+        assert accepted(sums.commit(0.0)) == ["2/1"]
+    take_in(coordinator, sums, "3")
+    sums.commit(0.0)
+    assert same(sums.total(0), recomputed(["1", "2", "3"]))
+
+
+def test_a_full_disk_acknowledges_nothing(
+    server: tuple[Coordinator, SealedSums], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator, sums = server
+    take_in(coordinator, sums, "1")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "fsync", full)
+        with pytest.raises(ExperimentError, match=r"No space left on device; see to the disk"):
+            sums.commit(0.0)
+    assert counted(coordinator) == []
+    assert accepted(sums.commit(0.0)) == ["1/1"]
+    assert same(sums.total(0), recomputed(["1"]))
+
+
+def test_a_sum_that_is_not_all_there_is_not_used(server: tuple[Coordinator, SealedSums], tmp_path: Path) -> None:
+    coordinator, sums = server
+    take_in(coordinator, sums, "1")
+    sums.commit(0.0)
+    (file,) = tmp_path.glob("*.sum")
+    body = file.read_bytes()
+    file.write_bytes(body[:-1] + bytes([body[-1] ^ 1]))
+    with pytest.raises(SealError):
+        sums.total(0)
+    file.unlink()
+    with pytest.raises(ExperimentError, match="a sum cannot be read"):
+        sums.total(0)
+
+
+def test_what_crashes_leave_is_swept(server: tuple[Coordinator, SealedSums], tmp_path: Path) -> None:
+    coordinator, sums = server
+    take_in(coordinator, sums, "1")
+    sums.commit(0.0)
+    (tmp_path / "0.dead.1.sum").write_bytes(b"sealed")
+    assert sums.sweep() == []
+    assert sums.sweep(older_than=-1.0) == ["0.dead.1.sum"]
+    assert same(sums.total(0), recomputed(["1"]))
+
+
+def test_a_destroyed_sum_is_gone_and_its_files_open_nothing(
+    server: tuple[Coordinator, SealedSums], tmp_path: Path
+) -> None:
+    coordinator, sums = server
+    take_in(coordinator, sums, "1")
+    sums.commit(0.0)
+    sums.destroy(0)
+    assert not list(tmp_path.glob("*.sum"))
+    with pytest.raises(ExperimentError, match="key of round 0 is gone"):
+        sums.total(0)
+
+
+# ── kills ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def killed(url: str, run: str, folder: Path, kills: int, *planted: str) -> tuple[set[str], list[str], Aggregate]:
+    """Start, kill, start again; who was told, who is counted, and the sum."""
+    told, rng = set[str](), random.Random(0)
+    for number in range(kills):
+        command = [
+            sys.executable,
+            "-m",
+            "tests.server.committing",
+            url,
+            run,
+            str(folder),
+            str(10_000 * number),
+            *planted,
+        ]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            first = process.stdout.readline()  # it is at work
+            time.sleep(rng.uniform(0.0, 0.25))
+            process.kill()
+            told |= {line.strip() for line in [first, *process.stdout] if line.endswith("\n")}
+    coordinator, sums = opened(url, run, folder)
+    found = {session.partition("/")[0] for session in told}, counted(coordinator), sums.total(0)
+    cast(SqlStore, coordinator.store).close()
+    return found
+
+
+def test_kills_lose_nothing_that_was_acknowledged_and_count_nothing_twice(url: str, tmp_path: Path) -> None:
+    told, there, total = killed(url, f"kills {tmp_path}", tmp_path, 6)
+    assert len(told) > 6
+    assert told <= set(there)
+    assert len(there) == len(set(there))
+    assert same(total, recomputed(there))
+
+
+def test_kills_find_a_server_that_acknowledges_before_it_commits(tmp_path: Path) -> None:
+    told, there, total = killed(f"sqlite:///{tmp_path}/run.db", "run", tmp_path, 6, "acknowledges-early")
+    assert not told <= set(there)
+    assert same(total, recomputed(there)), "what is counted is still whole"
+
+
+# ── what a thief of the disk sees ────────────────────────────────────────────────────────────────────────────────────
+
+
+def found_on_disk(folder: Path, total: Aggregate) -> list[str]:
+    """Files that hold 64 bytes of someone's update, in floats or in the sum's integers, or of the sum."""
+    windows = [update(str(device)).parts["params"]["w"].tobytes() for device in range(3)]
+    windows += [HOP.count_in(update(str(device))).sums["params"]["w"].tobytes() for device in range(3)]
+    windows.append(total.sums["params"]["w"].tobytes())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path.name for path in files if any(window[640:704] in path.read_bytes() for window in windows)]
+
+
+@pytest.mark.parametrize("seals", [True, False], ids=["sealed", "the control: not sealed"])
+def test_nothing_on_the_disk_tells_what_anyone_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seals: bool
+) -> None:
+    def as_it_is(key: bytes, body: bytes, about: str) -> bytes:
+        return body
+
+    if not seals:
+        monkeypatch.setattr(module, "seal", as_it_is)
+        monkeypatch.setattr(module, "unseal", as_it_is)
+    coordinator, sums = opened(f"sqlite:///{tmp_path}/run.db", "run", tmp_path)
+    coordinator.tick(0.0)
+    found = list[str]()
+    for device in range(3):
+        take_in(coordinator, sums, str(device))
+        sums.commit(0.0)
+        found += found_on_disk(tmp_path, sums.total(0))
+    assert bool(found) is not seals
+
+
+def test_a_run_needs_its_ring(tmp_path: Path) -> None:
+    coordinator, sums = opened(f"sqlite:///{tmp_path}/run.db", "run", tmp_path)
+    coordinator.tick(0.0)
+    take_in(coordinator, sums, "1")
+    sums.commit(0.0)
+    for file in (tmp_path / "keys").iterdir():
+        file.unlink()
+    with pytest.raises(SealError):
+        opened(f"sqlite:///{tmp_path}/run.db", "run", tmp_path)[1].total(0)
