@@ -39,7 +39,12 @@ class Conditions:
 
     def unmet(self, device: "Conditions") -> str | None:
         """The first of these conditions that a device does not meet."""
+        if self == _NONE:
+            return None
         return next((f.name for f in fields(self) if getattr(device, f.name) < getattr(self, f.name)), None)
+
+
+_NONE = Conditions()
 
 
 @record("pacing")

@@ -25,11 +25,12 @@ one than `Session.round`, in which it was given.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
 from sumus.pacing import Conditions, Pacing
+from sumus.protocol.rows import changed
 from sumus.protocol.steering import window
 
 
@@ -322,14 +323,14 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
     if before is not None:  # if it is out, it is over, or the device has forgotten it
         left, row = _gone(before, "forgotten", row, facts)
         if row is not facts.round:  # then its place is free
-            row = replace(facts.round, given=row.given - 1)
+            row = changed(facts.round, given=row.given - 1)
     if (reason := _not_now(facts, event, row)) is not None:
         later = Later(window(facts.pacing, facts.population, facts.arriving, _until_next(facts, row, reason)), reason)
         return _closed_if_over(facts, row, left, [*settled, later])
     assert facts.device is not None
     expires = facts.now + _lifetime(facts, row)
     given = Session(event.session, facts.device.id, event.serial, row.number, facts.version, expires)
-    return _closed_if_over(facts, replace(row, given=row.given + 1), [*left, given], [*settled, Assign(given)])
+    return _closed_if_over(facts, changed(row, given=row.given + 1), [*left, given], [*settled, Assign(given)])
 
 
 def _end_of(session: str, facts: Facts) -> str:
@@ -354,15 +355,14 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
         return "separation"
     if pacing.most_rounds is not None and device.times_counted >= pacing.most_rounds:
         return "cap"
-    return None if room(facts, row) > 0 else "full"
+    return None if room(facts.pacing, facts.population, row) > 0 else "full"
 
 
-def room(facts: Facts, row: Round) -> int:
-    """Sessions that may still be given. Of a synchronous round's chosen devices none is replaced."""
-    pacing = facts.pacing
+def room(pacing: Pacing, population: int, row: Round) -> int:
+    """Sessions that may still be given. Of a synchronous round's chosen devices none is replaced. population: 0 if not known."""
     if pacing.concurrency is not None:
         return pacing.concurrency - row.out
-    return min(pacing.chosen, facts.population or pacing.chosen) - row.given
+    return min(pacing.chosen, population or pacing.chosen) - row.given
 
 
 def _lifetime(facts: Facts, row: Round) -> float:
@@ -410,8 +410,8 @@ def _gone(session: Session, reason: str, row: Round, facts: Facts) -> tuple[list
     if session.state != "out":
         return [], row
     mine = facts.pacing.buffered or session.round == row.number
-    left = replace(row, dropped=row.dropped + 1) if mine else row
-    return [replace(session, state="dropped", reason=reason)], left
+    left = changed(row, dropped=row.dropped + 1) if mine else row
+    return [changed(session, state="dropped", reason=reason)], left
 
 
 def _commit(facts: Facts, event: Commit) -> Decision:
@@ -429,9 +429,9 @@ def _commit(facts: Facts, event: Commit) -> Decision:
             written += gone
             actions.append(Refuse(session.id, reason))
         elif row.counted < most:
-            row = replace(row, counted=row.counted + 1)
+            row = changed(row, counted=row.counted + 1)
             stale = facts.version - session.version
-            written.append(replace(session, state="counted", sum=row.number, staleness=stale))
+            written.append(changed(session, state="counted", sum=row.number, staleness=stale))
             actions.append(Accept(session.id))
         elif facts.pacing.buffered:
             actions.append(Stage(session.id))
@@ -489,7 +489,7 @@ def _recovered(facts: Facts, event: Recovered) -> Decision:
         return NOTHING  # it was fenced out itself
     again: dict[State, Action] = {phase: Gather(phase) for phase in (State.KEYS, State.SHARES, State.UNMASKING)}
     again |= {State.CLOSING: Close(row.number), State.ABANDONED: Abandon(row.number, row.reason)}
-    return Decision((replace(row, fence=event.fence),), (), (again[row.state],) if row.state in again else ())
+    return Decision((changed(row, fence=event.fence),), (), (again[row.state],) if row.state in again else ())
 
 
 def _cancelled(facts: Facts, event: Cancelled) -> Decision:
@@ -502,13 +502,15 @@ def _closed_if_over(facts: Facts, row: Round, sessions: list[Session], actions: 
     if row.state is State.OPEN:
         pacing, over = facts.pacing, False
         if not pacing.buffered:
-            all_given = facts.masked or room(facts, row) == 0  # masked: who takes part was settled before
+            all_given = (
+                facts.masked or room(pacing, facts.population, row) == 0
+            )  # masked: who takes part is settled before
             over = _past_deadline(facts) or (row.given > 0 and row.out == 0 and all_given)
         if row.counted == pacing.cohort or (over and row.counted >= pacing.fewest):
-            ended = _moved(replace(facts, round=row), State.UNMASKING if facts.masked else State.CLOSING)
+            ended = _moved(changed(facts, round=row), State.UNMASKING if facts.masked else State.CLOSING)
             return Decision(ended.rounds, tuple(sessions), (*actions, *ended.actions))
         if over:
-            ended = _moved(replace(facts, round=row), State.ABANDONED, "too few")
+            ended = _moved(changed(facts, round=row), State.ABANDONED, "too few")
             return Decision(ended.rounds, tuple(sessions), (*actions, *ended.actions))
     return Decision((row,) if row is not facts.round else (), tuple(sessions), tuple(actions))
 
@@ -519,12 +521,12 @@ def _past_deadline(facts: Facts) -> bool:
 
 def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
     """The row in another state, what that means for others, and what is to be done there."""
-    row = replace(facts.round, state=to, since=facts.now, reason=reason)
+    row = changed(facts.round, state=to, since=facts.now, reason=reason)
     buffered = facts.pacing.buffered
     follows = Round(row.number + 1, since=facts.now, fence=row.fence, given=row.out if buffered else 0)
     match to:
         case State.CLOSING if buffered:  # the next buffer is open in the same transaction
-            return Decision((row, replace(follows, state=State.OPEN)), (), (Close(row.number),))
+            return Decision((row, changed(follows, state=State.OPEN)), (), (Close(row.number),))
         case State.CLOSING:
             return Decision((row,), (), (Close(row.number),))
         case State.PUBLISHED if buffered:

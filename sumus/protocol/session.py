@@ -12,9 +12,11 @@ whenever the device restarts, these hold:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
+
+from sumus.protocol.rows import changed
 
 PATIENCE = 15.0
 """Seconds after which a message that got no answer is sent again, the first time; twice as long at each further time."""
@@ -200,7 +202,7 @@ def _ask(state: DeviceState, event: Wake, floor: Floor) -> Step:
     """Ask for work, and for the end of what is not settled. Where an answer was lost, this is a new request."""
     previous = state.session if state.unsettled else None
     tries = 1 + (state.tries if state.phase is Phase.ASKED else 0)
-    asked = replace(
+    asked = changed(
         state,
         phase=Phase.ASKED,
         serial=state.serial + 1,
@@ -219,11 +221,11 @@ def _consider(state: DeviceState, event: Assigned, floor: Floor) -> Step:
     if state.unsettled:  # and the answer does not say what it asked for: not yet
         return state, (Sleep(state.window),)
     if (reason := _too_much(offer, floor, today)) is not None:
-        return replace(state, phase=Phase.IDLE, session="", tries=0), (
+        return changed(state, phase=Phase.IDLE, session="", tries=0), (
             Abort(offer.session, reason),
             Sleep(state.window),
         )
-    begun = replace(state, phase=Phase.TRAINING, session=offer.session, tries=0, day=event.day, today=today + 1)
+    begun = changed(state, phase=Phase.TRAINING, session=offer.session, tries=0, day=event.day, today=today + 1)
     return begun, (Train(offer.session),)
 
 
@@ -239,7 +241,7 @@ def _too_much(offer: Offer, floor: Floor, today: int) -> str | None:
 def _told(state: DeviceState, event: Told, floor: Floor) -> Step:
     """Sleep within the server's window."""
     session = state.session if state.unsettled else ""
-    return replace(state, phase=Phase.IDLE, session=session, tries=0, window=event.window), (Sleep(event.window),)
+    return changed(state, phase=Phase.IDLE, session=session, tries=0, window=event.window), (Sleep(event.window),)
 
 
 def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
@@ -248,22 +250,22 @@ def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
     if not state.unsettled or event.session != state.session:
         return state, ()
     if event.outcome == "unknown":
-        return replace(state, phase=Phase.REPORTING, tries=state.tries + 1), (Send(state.session),)
-    ended = replace(state, session="", unsettled=False, tries=0)
+        return changed(state, phase=Phase.REPORTING, tries=state.tries + 1), (Send(state.session),)
+    ended = changed(state, session="", unsettled=False, tries=0)
     after = (Keep(event.session) if event.outcome == "counted" else Undo(event.session),)
     if state.phase is Phase.REPORTING:
-        return replace(ended, phase=Phase.IDLE), (*after, Sleep(state.window))
+        return changed(ended, phase=Phase.IDLE), (*after, Sleep(state.window))
     return ended, after
 
 
 def _send(state: DeviceState, event: Trained, floor: Floor) -> Step:
     """Send the update; from now on its end must be known."""
-    return replace(state, phase=Phase.REPORTING, unsettled=True, tries=1), (Send(state.session),)
+    return changed(state, phase=Phase.REPORTING, unsettled=True, tries=1), (Send(state.session),)
 
 
 def _give_up(state: DeviceState, event: Failed, floor: Floor) -> Step:
     """Tell the server that nothing will come."""
-    return replace(state, phase=Phase.IDLE, session="", tries=0), (
+    return changed(state, phase=Phase.IDLE, session="", tries=0), (
         Abort(state.session, event.reason),
         Sleep(state.window),
     )
@@ -284,7 +286,7 @@ def _send_again(state: DeviceState, event: Wake, floor: Floor) -> Step:
     """Again, and after many times ask what became of it."""
     if state.tries >= 4:
         return _ask(state, event, floor)
-    return replace(state, tries=state.tries + 1), (Send(state.session),)
+    return changed(state, tries=state.tries + 1), (Send(state.session),)
 
 
 def _backoff(tries: int) -> tuple[float, float]:
@@ -297,7 +299,7 @@ def _restart(state: DeviceState, event: Restarted, floor: Floor) -> Step:
     if state.phase is Phase.REPORTING:
         return state, (Sleep(_backoff(state.tries)),)
     session = state.session if state.unsettled else ""
-    return replace(state, phase=Phase.IDLE, session=session, tries=0), (Sleep(state.window),)
+    return changed(state, phase=Phase.IDLE, session=session, tries=0), (Sleep(state.window),)
 
 
 Rule: TypeAlias = Callable[[DeviceState, "Event", Floor], Step]

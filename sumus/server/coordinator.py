@@ -6,7 +6,6 @@ staged is in memory alone.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 from sumus.pacing import Pacing
@@ -30,6 +29,7 @@ from sumus.protocol.round import (
     decide,
     room,
 )
+from sumus.protocol.rows import changed
 from sumus.storage.memory import MemoryStore
 from sumus.storage.store import Fenced, Rows, Store
 
@@ -86,9 +86,9 @@ class Coordinator:
 
     def room(self) -> int:
         """Sessions that may be given now."""
-        facts = self.facts(0.0)
-        giving = facts.round.state is (State.SELECTING if self.masked else State.OPEN) and not self.paused
-        return room(facts, facts.round) if giving else 0
+        row = self.current
+        giving = row.state is (State.SELECTING if self.masked else State.OPEN) and not self.paused
+        return room(self.pacing, self.population, row) if giving else 0
 
     def facts(self, now: float) -> Facts:
         """What a transaction about the newest round would read now."""
@@ -146,7 +146,7 @@ class Coordinator:
             row = rows.round(number)
             assert row is not None, "a round whose model is being made is not forgotten"
             waits = any(other.number < number and other.state is State.CLOSING for other in rows.rounds())
-            return self._apply(rows, Published(), replace(self._facts(rows, now), round=row, waits=waits))
+            return self._apply(rows, Published(), changed(self._facts(rows, now), round=row, waits=waits))
 
     def recover(self, now: float) -> tuple[Action, ...]:
         """Begin anew with what was written: what was staged is gone, and unfinished rounds are taken up."""
@@ -154,9 +154,9 @@ class Coordinator:
         actions: list[Action] = []
         with self.store.transaction() as rows:
             run = rows.run()
-            rows.put_run(replace(run, fence=run.fence + 1))
+            rows.put_run(changed(run, fence=run.fence + 1))
             for row in rows.rounds():
-                actions += self._apply(rows, Recovered(run.fence + 1), replace(self._facts(rows, now), round=row))
+                actions += self._apply(rows, Recovered(run.fence + 1), changed(self._facts(rows, now), round=row))
         return tuple(actions)
 
     def forget_rounds_before(self, number: int) -> None:
@@ -212,12 +212,12 @@ def _write(rows: Rows, decision: Decision, facts: Facts) -> None:
     for row in decision.rounds:
         rows.put_round(row)
         if row.number > run.newest:
-            run = replace(run, newest=row.number)
+            run = changed(run, newest=row.number)
         if row.state is State.CLOSING and before.state is not State.CLOSING:
             lasted = facts.now - before.since
-            run = replace(run, lasts=run.lasts + (lasted - run.lasts) * (_SMOOTH if run.lasts else 1.0))
+            run = changed(run, lasts=run.lasts + (lasted - run.lasts) * (_SMOOTH if run.lasts else 1.0))
         if row.state is State.PUBLISHED and before.state is not State.PUBLISHED:
-            run = replace(run, version=run.version + 1)
+            run = changed(run, version=run.version + 1)
     rows.put_run(run)
     for session in decision.sessions:
         _write_session(rows, session)
@@ -237,5 +237,5 @@ def _write_session(rows: Rows, session: Session) -> None:
         if known.last_counted not in (None, session.id):
             rows.drop_session(known.last_counted)
         times = known.times_counted + 1
-        known = replace(known, last_sum=session.sum, last_counted=session.id, times_counted=times)
-    rows.put_device(replace(known, session=session))
+        known = changed(known, last_sum=session.sum, last_counted=session.id, times_counted=times)
+    rows.put_device(changed(known, session=session))

@@ -43,6 +43,7 @@ from sumus.protocol.steering import window
 from sumus.rng import generator
 from sumus.server.coordinator import Coordinator
 from sumus.simulator.calendar import Calendar
+from sumus.storage.memory import MemoryStore
 from sumus.types import Array, Floats
 
 ENDED = (State.PUBLISHED, State.ABANDONED)
@@ -172,7 +173,8 @@ class Timeline:
         self._pacing, self._fleet, self._devices, self._work, self._cost = pacing, fleet, devices, work, cost
         self._seed, self._name, self._outages = seed, name, outages
         self._rng = generator(seed, "fleet")
-        self._server = Coordinator(pacing, len(devices))
+        self._store = MemoryStore()
+        self._server = Coordinator(pacing, len(devices), store=self._store)
         self._queue: list[tuple[float, int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
         self._asleep: Calendar | None = None
@@ -213,7 +215,7 @@ class Timeline:
 
     def based_on(self, version: int) -> list[Counted]:
         """Run until everyone who was given a published model has ended; those whose report is in a sum, in their order."""
-        assert version < self._server.version, "this model's round is not over"
+        assert version < self._store.run.version, "this model's round is not over"
         while self._open_versions[version] and self._advance() and not self._is_stuck():
             pass
         return self._by_version.pop(version, [])
@@ -228,6 +230,11 @@ class Timeline:
                 self._by_version.clear()
                 self._yielded += 1
         self.now = seconds
+
+    @property
+    def _current(self) -> Round:
+        """The newest round's row."""
+        return self._store.rounds[self._store.run.newest]
 
     # ── the clock ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -260,7 +267,7 @@ class Timeline:
         return self._void > _VOID or self.now - self._progressed > self._patience
 
     def _stuck(self, number: int) -> str:
-        row, reasons = self._server.current, self.totals.reasons.most_common(3)
+        row, reasons = self._current, self.totals.reasons.most_common(3)
         why = ", ".join(f"{reason} {count} times" for reason, count in reasons)
         return (
             f"round {number + 1} never ends: {row.given} devices were given work, {row.counted} reports are counted of "
@@ -279,7 +286,7 @@ class Timeline:
         if self._down():  # nobody is asked: the requests that devices hold open are cut
             self._look_again_at(max(end for begin, end in self._outages if begin <= self.now < end))
             return
-        number, count = self._server.current.number, len(self._devices)
+        number, count = self._current.number, len(self._devices)
         rng = self._rng
         if self._drawn < number:
             self._drawn, rng = number, generator(self._seed, "round", number, "cohort")
@@ -306,7 +313,7 @@ class Timeline:
 
     def _may_come(self, who: Array, online: bool = True) -> Array:
         """Which of these devices are idle, online, and allowed to take part: the server would say no to others."""
-        pacing, number = self._pacing, self._server.current.number
+        pacing, number = self._pacing, self._current.number
         may = self._idle[who] & (number - self._last[who] >= pacing.separation)
         if pacing.most_rounds is not None:
             may &= self._rounds_of[who] < pacing.most_rounds
@@ -498,7 +505,7 @@ class Timeline:
 
     def _why(self, session: str) -> str:
         """Why a report is in no sum, in the server's words; one whose round was over has no other."""
-        row = self._server.session(session)
+        row = self._store.sessions.get(session)
         return (row.reason if row is not None else "") or "closed"
 
     def _rest(self, who: int, times: tuple[float, float]) -> None:
@@ -600,7 +607,7 @@ class Timeline:
 
     def _count(self, who: int, session: str) -> None:
         """Note a report that is in a sum; of an answer that is given again, nothing."""
-        row = self._server.session(session)
+        row = self._store.sessions.get(session)
         worker = self._workers.get(who)
         if (
             worker is None
@@ -622,14 +629,14 @@ class Timeline:
 
     def _look_at_rounds(self) -> None:
         """Open what is planned, watch deadlines, note what is over."""
-        while (row := self._server.round(self._oldest)) is not None and row.state in ENDED:
+        while (row := self._store.rounds.get(self._oldest)) is not None and row.state in ENDED:
             self._note(row)
             self._oldest += 1
             self._server.forget_rounds_before(self._oldest - 1)
-        row = self._server.current
+        row = self._current
         if row.state is State.PLANNED:
             self._server.tick(self.now)
-            row = self._server.current
+            row = self._current
         if row.number > self._watched and self._pacing.deadline is not None and not self._pacing.buffered:
             self._watched = row.number
             self._at(self.now + self._pacing.deadline, self._tick, late=True)
@@ -668,4 +675,4 @@ class Timeline:
         if reason is not None:
             self.totals.wasted += worker.seconds
             self.totals.reasons[reason] += 1
-            self._dropped.setdefault(self._server.current.number, Counter())[reason] += 1
+            self._dropped.setdefault(self._current.number, Counter())[reason] += 1

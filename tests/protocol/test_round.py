@@ -37,6 +37,7 @@ from sumus.protocol.round import (
     Tick,
     decide,
 )
+from sumus.protocol.rows import changed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "docs"))
 import draw_protocol
@@ -339,3 +340,11 @@ def test_the_vocabulary_stays_small() -> None:
 def test_the_page_is_drawn_from_the_tables() -> None:
     page = draw_protocol.PAGE.read_text(encoding="utf-8")
     assert draw_protocol.drawn(page) == page, "run python docs/draw_protocol.py"
+
+
+def test_a_changed_row_is_what_replace_would_make_and_knows_its_fields() -> None:
+    session = out("s", sum=3)
+    assert changed(session, state="dropped", reason="late") == replace(session, state="dropped", reason="late")
+    assert changed(OPEN) == OPEN
+    with pytest.raises(TypeError, match="a Round has no width"):
+        changed(OPEN, width=3)

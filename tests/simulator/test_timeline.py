@@ -66,7 +66,7 @@ def test_at_the_deadline_it_goes_on_with_those_who_are_there() -> None:
 def test_a_round_with_too_few_is_abandoned_and_the_next_one_goes_on_from_the_same_model() -> None:
     run, rounds = played(Pacing(20, least=0.9, deadline=60), MINUTES, 20, 2)
     assert [one.published for one in rounds] == [False, False]
-    assert run._server.version == 0
+    assert run._store.run.version == 0
 
 
 def test_the_cohort_is_the_seeds_and_the_same_whatever_the_fleet() -> None:
