@@ -154,7 +154,10 @@ class _Worker:
 
 
 class Timeline:
-    """The run of a fleet, as far as it was asked for."""
+    """The run of a fleet, as far as it was asked for.
+
+    name: the client at a position: what becomes of its work is keyed by it, whatever else happens. None where nobody trains.
+    """
 
     def __init__(
         self,
@@ -163,7 +166,7 @@ class Timeline:
         devices: Devices,
         work: Work,
         seed: int,
-        name: Callable[[int], Any] = lambda position: position,
+        name: Callable[[int], Any] | None = None,
         cost: ServerCost = ServerCost(),
         outages: Sequence[tuple[float, float]] = (),
     ) -> None:
@@ -437,8 +440,11 @@ class Timeline:
         again, given[who] = given[who], given[who] + 1
         fate = Fate()
         if fleet.lost or fleet.stragglers:
-            words = ("round", number, "client", self._name(who), "fleet", *([again] if again else []))
-            fate = fleet.fate(work.steps(who), generator(self._seed, *words))
+            rng = self._rng
+            if self._name is not None:
+                words = ("round", number, "client", self._name(who), "fleet", *([again] if again else []))
+                rng = generator(self._seed, *words)
+            fate = fleet.fate(work.steps(who), rng)
         seconds = float(devices.seconds[who])
         if seconds and fleet.by == "examples":
             seconds *= work.share(who)
