@@ -1,7 +1,7 @@
 """Sums that survive a crash: what is counted and what is added are one transaction.
 
     sums = SealedSums(coordinator, hop, ring, folder)
-    sums.hold("alice.1", update)                 checked; in memory, and nothing is promised
+    sums.report("alice/1", update, now)          checked, and staged in memory: nothing is promised
     for action in sums.commit(now): …            now who is counted may be told so
     total = sums.total(7)                        everyone's, also of processes that are gone
     sums.destroy(7)                              its key, then its files
@@ -21,7 +21,7 @@ from pathlib import Path
 from sumus.aggregate import Aggregate, RunningSum, Update
 from sumus.errors import ExperimentError
 from sumus.first_hop import FirstHop
-from sumus.protocol.round import Action, Session
+from sumus.protocol.round import Action, Session, Stage
 from sumus.server.coordinator import Coordinator
 from sumus.storage.files import sync
 from sumus.storage.keyring import KeyRing, new_key, seal, unseal
@@ -40,27 +40,34 @@ class SealedSums:
         self._held: dict[str, Update] = {}
         self._begin_anew()
 
-    def hold(self, session: str, update: Update) -> None:
-        """Keep an update for the commit after its report was staged. Raises ParticipantError for one that cannot be counted."""
+    def report(self, session: str, update: Update, now: float) -> tuple[Action, ...]:
+        """Take in an update that has arrived whole: if it is staged, it is kept for the next commit.
+
+        Raises ParticipantError for one that cannot be counted, and then nothing has changed.
+        """
         self._hop.check(update)
-        self._held[session] = update
+        actions = self._coordinator.report(session, now)
+        if any(isinstance(action, Stage) for action in actions):
+            self._held[session] = update
+        return actions
 
     def commit(self, now: float) -> tuple[Action, ...]:
         """Add what is staged to the sum, and write both down. If it raises, nothing was acknowledged, and all is still staged."""
         written: list[tuple[Shard, RunningSum]] = []
+        waiting = list(self._coordinator.staged)
         try:
             actions = self._coordinator.commit(now, lambda rows, counted: written.extend(self._add(rows, counted)))
-        except (
-            BaseException
-        ):  # perhaps it was committed all the same: what there is stays as it is, and another shard is begun
-            self._begin_anew()
+        except BaseException:
+            self._begin_anew()  # perhaps it was committed all the same: what there is stays as it is
             raise
         for shard, running in written:
             before = self._shards.get(shard.round)
             self._shards[shard.round] = shard, running
             if before is not None:
                 self._remove(before[0].file)
-        self._held = {session: self._held[session] for session in self._coordinator.staged if session in self._held}
+        for session in waiting:
+            if session not in self._coordinator.staged:
+                self._held.pop(session, None)
         return actions
 
     def total(self, number: int) -> Aggregate:

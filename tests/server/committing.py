@@ -46,14 +46,12 @@ def opened(url: str, run: str, folder: Path) -> tuple[Coordinator, SealedSums]:
     return coordinator, SealedSums(coordinator, HOP, KeyRing(folder / "keys"), folder)
 
 
-def take_in(coordinator: Coordinator, sums: SealedSums, device: str, again: bool = False) -> str:
+def take_in(coordinator: Coordinator, sums: SealedSums, device: str) -> str:
     """A device checks in, is given work and reports; its session."""
     session = f"{device}/1"
-    if not again:
-        actions = coordinator.check_in(device, CheckIn(session, 1, Conditions()), 0.0)
-        assert any(isinstance(action, Assign) for action in actions)
-    sums.hold(session, update(device))
-    coordinator.report(session, 0.0)
+    actions = coordinator.check_in(device, CheckIn(session, 1, Conditions()), 0.0)
+    assert any(isinstance(action, Assign) for action in actions)
+    sums.report(session, update(device), 0.0)
     return session
 
 

@@ -69,8 +69,7 @@ def test_a_report_that_comes_again_is_counted_once(server: tuple[Coordinator, Se
     coordinator, sums = server
     take_in(coordinator, sums, "1")
     sums.commit(0.0)
-    sums.hold("1/1", update("1"))
-    assert accepted(coordinator.report("1/1", 0.0)) == ["1/1"]
+    assert accepted(sums.report("1/1", update("1"), 0.0)) == ["1/1"]
     take_in(coordinator, sums, "2")
     sums.commit(0.0)
     assert same(sums.total(0), recomputed(["1", "2"]))
@@ -82,7 +81,7 @@ def test_what_cannot_be_counted_is_refused_before_anything_is_promised(server: t
         bad = update("1")
         bad.parts["params"]["w"][3] = value
         with pytest.raises(ParticipantError):
-            sums.hold("1/1", bad)
+            sums.report("1/1", bad, 0.0)
 
 
 def test_processes_add_apart_and_their_sums_merge_to_the_same_bits(tmp_path: Path) -> None:
@@ -127,7 +126,7 @@ def test_a_commit_that_fails_acknowledges_nothing_and_is_made_again(
     with failing(monkeypatch, owner, where, after), pytest.raises(OSError, match="failed"):
         sums.commit(0.0)
     if where == "commit" and after:  # it was committed, and only the answer was lost: the device asks again
-        assert accepted(coordinator.report("2/1", 0.0)) == ["2/1"]
+        assert accepted(sums.report("2/1", update("2"), 0.0)) == ["2/1"]
     else:
         assert counted(coordinator) == ["1"]
         assert accepted(sums.commit(0.0)) == ["2/1"]
