@@ -71,7 +71,11 @@ class Work:
 
     def seconds(self, devices: Devices) -> Floats:
         """What a round takes each device, transfers and all. Shape `(n,)`."""
-        return devices.seconds + self.down / devices.down + self.up / devices.up
+        total = devices.seconds
+        for nbytes, rate in ((self.down, devices.down), (self.up, devices.up)):
+            if nbytes and np.isfinite(rate).any():
+                total = total + nbytes / rate
+        return total
 
 
 @dataclass(frozen=True)
