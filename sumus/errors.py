@@ -6,8 +6,9 @@
     │   ├── DataError              one client's examples (carries `client`)
     │   ├── PlanError              values that do not go together (carries `rule`)
     │   └── ExperimentError        the population, the file, the folder of a run
-    ├── ParticipantError       what one participant sent cannot be counted (carries `client`)
-    │   └── DivergedError          its training ran to NaN or infinity
+    ├── ParticipantError       what one participant sent cannot be counted (carries `client`, and a `code` for the wire)
+    │   ├── DivergedError          its training ran to NaN or infinity
+    │   └── BeyondBoundError       a value is beyond what the plan's sums hold
     ├── SealError              a sealed body does not open (sumus/storage/keyring.py)
     └── Interrupted            you stopped it; the message says where it can be taken up again
 
@@ -87,6 +88,8 @@ def expect_number(value: object, low: float, high: float, what: str, open_low: b
 class ParticipantError(SumusError):
     """What one participant sent cannot be counted. `client` is None where it is not known who sent it."""
 
+    code = "bad_report"
+
     def __init__(self, client: object | None, message: str) -> None:
         super().__init__(message if client is None else f"client {client!r}: {message}")
         self.client = client
@@ -95,12 +98,20 @@ class ParticipantError(SumusError):
 class DivergedError(ParticipantError):
     """A participant's training ran to NaN or infinity, seen at a leaf of a part."""
 
+    code = "not_finite"
+
     def __init__(self, client: object, part: str, leaf: str) -> None:
         super().__init__(
             client,
             f"the update is not finite at `{part}[{leaf}]`: its training diverged; lower the learning rate, or pass "
             "clip_norm= to the client's optimizer",
         )
+
+
+class BeyondBoundError(ParticipantError):
+    """A value of an update is beyond what the plan's sums hold."""
+
+    code = "out_of_bounds"
 
 
 class Interrupted(SumusError):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sumus.aggregate import METRIC_BITS, Aggregate, Part, RunningSum, Update, views, zeros
-from sumus.errors import DivergedError, ParticipantError, PlanError
+from sumus.errors import BeyondBoundError, DivergedError, ParticipantError, PlanError
 from sumus.spec import record
 from sumus.staleness import Staleness
 from sumus.tree import blocks, tree_map
@@ -161,15 +161,15 @@ class FixedPoint:
                 continue
             if leaf.dtype.kind == "i":
                 said = f"the codes reach {reach:.0f} at `{part.name}[{name}]`, where a sum of the plan holds "
-                return ParticipantError(client, f"{said}{self.bound:g}·2^{self.fraction_bits}")
+                return BeyondBoundError(client, f"{said}{self.bound:g}·2^{self.fraction_bits}")
             if not math.isfinite(reach):
                 return DivergedError(client, part.name, name)
             said = f"the update reaches {reach:g} at `{part.name}[{name}]`, beyond the "
             if part.bound is None:
                 said += f"plan's bound {limit:g}; lower the learning rate, clip the update, or raise the bound: "
-                return ParticipantError(client, said + "Plan(sums=FixedPoint.fit(..., bound=))")
+                return BeyondBoundError(client, said + "Plan(sums=FixedPoint.fit(..., bound=))")
             said += f"bound {limit:g} of that part; lower the learning rate, or scale the inputs"
-            return ParticipantError(client, said)
+            return BeyondBoundError(client, said)
         raise AssertionError("a block reaches further than every leaf")
 
     def _metric(self, value: float, count: int) -> NDArray[np.int64]:

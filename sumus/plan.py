@@ -91,6 +91,11 @@ class Plan:
         return sum(nbytes(tree) for tree in state.broadcast.values())
 
     @property
+    def keeps_state(self) -> bool:
+        """Whether a client must remember something from round to round: a control variate, or leaves of its own."""
+        return self.algorithm.client.keeps_state or bool(self.description.named("personal"))
+
+    @property
     def description(self) -> Description:
         """What of the task can travel."""
         return description_of(self.task)

@@ -149,12 +149,13 @@ _DAY = 86400.0
 @dataclass(frozen=True, slots=True)
 class CheckIn:
     """A device asks for work. session: an id for the one it may be given.  serial: grows with every check-in of a device.
-    previous: the session that it does not know the end of."""
+    previous: the session that it does not know the end of.  works: whether it asks for work too, or for that end alone."""
 
     session: str
     serial: int
     conditions: Conditions = NOTHING_SAID
     previous: str | None = None
+    works: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +318,8 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
         settled = [Settle(event.previous, ended)]
         if ended == "unknown":
             return Decision(actions=tuple(settled))
+    if not event.works:
+        return Decision(actions=tuple(settled))
     if before is not None and event.serial == before.serial:  # the same request again
         return Decision(actions=(*settled, Assign(before))) if outcome(before, facts) == "unknown" else NOTHING
     row, left = facts.round, list[Session]()
@@ -493,7 +496,10 @@ def _recovered(facts: Facts, event: Recovered) -> Decision:
 
 
 def _cancelled(facts: Facts, event: Cancelled) -> Decision:
-    """End it: an admin wants so."""
+    """End it: an admin wants so, or no model can be made of its sum."""
+    if facts.round.state is State.CLOSING and facts.pacing.buffered:  # the next buffer is open already
+        row = changed(facts.round, state=State.ABANDONED, since=facts.now, reason="cancelled")
+        return Decision((row,), (), (Abandon(row.number, row.reason),))
     return _moved(facts, State.ABANDONED, "cancelled")
 
 
@@ -579,7 +585,7 @@ def _entries() -> dict[tuple[State, type], Entry]:
     on((s.UNMASKING,), Gathered, _gathered, s.CLOSING)
     on((s.CLOSING,), Published, _published, s.PUBLISHED)
     on((*running, s.ABANDONED), Recovered, _recovered)
-    on(running[:-1], Cancelled, _cancelled, s.ABANDONED)
+    on(running, Cancelled, _cancelled, s.ABANDONED)
     return table
 
 

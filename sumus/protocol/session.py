@@ -22,6 +22,8 @@ PATIENCE = 15.0
 """Seconds after which a message that got no answer is sent again, the first time; twice as long at each further time."""
 LONGEST = 3600.0
 """The longest such wait."""
+SENDS = 4
+"""Times that a report is sent before its end is asked for."""
 
 
 class Phase(StrEnum):
@@ -37,7 +39,8 @@ class Phase(StrEnum):
 class Floor:
     """What a device consents to, whatever a server asks for.
 
-    steps, seconds, bytes: of one round at most.  rounds: a day at most.  contributors: of a sum that it goes into, at least.
+    steps, seconds, bytes, memory: of one round at most; memory in bytes.  rounds: a day at most.  contributors: of a sum that it
+    goes into, at least.
     """
 
     steps: int = 10_000
@@ -45,17 +48,20 @@ class Floor:
     bytes: int = 2**28
     rounds: int = 24
     contributors: int = 10
+    memory: int = 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What an assignment asks for."""
+    """What an assignment asks for. unfit: why this device cannot do it at all, of a closed list; empty where it can."""
 
     session: str
     steps: int = 0
     seconds: float = 0.0
     bytes: int = 0
     contributors: int = 2**62
+    memory: int = 0
+    unfit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,14 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """The server did not answer in time, or could not be reached."""
+    """The server did not answer in time, could not be reached, or is busy. window: seconds to come back within, if it said so."""
+
+    window: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class NotKnown:
+    """The server does not know the session that a report is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +148,7 @@ class Restarted:
     """The process began anew with the row that was written last."""
 
 
-Event: TypeAlias = Wake | Assigned | Told | Settled | Trained | Failed | NoAnswer | Restarted
+Event: TypeAlias = Wake | Assigned | Told | Settled | Trained | Failed | NoAnswer | NotKnown | Restarted
 
 # ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -230,7 +243,9 @@ def _consider(state: DeviceState, event: Assigned, floor: Floor) -> Step:
 
 
 def _too_much(offer: Offer, floor: Floor, today: int) -> str | None:
-    for name in ("steps", "seconds", "bytes"):
+    if offer.unfit:
+        return offer.unfit
+    for name in ("steps", "seconds", "bytes", "memory"):
         if getattr(offer, name) > getattr(floor, name):
             return f"floor-{name}"
     if offer.contributors < floor.contributors:
@@ -273,25 +288,34 @@ def _give_up(state: DeviceState, event: Failed, floor: Floor) -> Step:
 
 def _wait(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
     """Nobody may come back at once: after an outage, as spread as the server last wanted it."""
-    (first, last), (least, most) = state.window, _backoff(state.tries)
-    return state, (Sleep((max(first, least), max(last, most))),)
+    return state, (Sleep(_widest(state.window, event.window, _backoff(state.tries))),)
 
 
 def _wait_to_send(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
     """Wait a little, each time twice as long."""
-    return state, (Sleep(_backoff(state.tries)),)
+    return state, (Sleep(_widest(event.window, _backoff(state.tries))),)
 
 
 def _send_again(state: DeviceState, event: Wake, floor: Floor) -> Step:
     """Again, and after many times ask what became of it."""
-    if state.tries >= 4:
+    if state.tries >= SENDS:
         return _ask(state, event, floor)
     return changed(state, tries=state.tries + 1), (Send(state.session),)
+
+
+def _ask_later(state: DeviceState, event: NotKnown, floor: Floor) -> Step:
+    """Do not send again: the next check-in asks what became of it."""
+    return changed(state, tries=max(SENDS, state.tries)), (Sleep(state.window),)
 
 
 def _backoff(tries: int) -> tuple[float, float]:
     first = min(LONGEST / 2, PATIENCE * 2.0 ** max(0, tries - 1))
     return first, 2 * first
+
+
+def _widest(*windows: tuple[float, float]) -> tuple[float, float]:
+    """Not sooner than any of them begins, and as spread as the last of them ends."""
+    return max(first for first, _ in windows), max(last for _, last in windows)
 
 
 def _restart(state: DeviceState, event: Restarted, floor: Floor) -> Step:
@@ -316,6 +340,7 @@ TABLE: Mapping[tuple[Phase, type], Rule] = {
     (Phase.REPORTING, Wake): _send_again,
     (Phase.REPORTING, Settled): _settled,
     (Phase.REPORTING, NoAnswer): _wait_to_send,
+    (Phase.REPORTING, NotKnown): _ask_later,
     **{(phase, Restarted): _restart for phase in Phase},
 }  # pyright: ignore[reportAssignmentType]
 """(phase, event) → what is done. What is not in it changes nothing: an answer that came late, or twice."""

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from sumus.pacing import Pacing
 from sumus.protocol.round import (
     Action,
+    Cancelled,
     CheckIn,
     Commit,
     Decision,
@@ -35,6 +36,7 @@ from sumus.storage.store import Fenced, Rows, Store
 
 Rules: TypeAlias = Callable[[Facts, Event], Decision]
 Adding: TypeAlias = Callable[[Rows, Sequence[Session]], None]
+Also: TypeAlias = Callable[[Rows], None]
 _SMOOTH = 0.3
 """How much the latest round weighs in how long rounds last."""
 
@@ -98,20 +100,32 @@ class Coordinator:
     def check_in(self, device: str, event: CheckIn, now: float) -> tuple[Action, ...]:
         """Answer a device that asks for work."""
         with self.store.transaction() as rows:
-            known = rows.device(device) or Device(device)
-            return self._apply(rows, event, self._facts(rows, now, device=known))
+            return self._check_in(rows, device, event, now)
+
+    def check_in_all(self, asked: Sequence[tuple[str, CheckIn]], now: float) -> list[tuple[Action, ...]]:
+        """Answer many devices in one transaction, each after the one before it."""
+        with self.store.transaction() as rows:
+            rows.read_ahead([device for device, _ in asked])
+            return [self._check_in(rows, device, event, now) for device, event in asked]
 
     def report(self, session: str, now: float) -> tuple[Action, ...]:
         """Take in an update that has arrived whole. Of a session that nobody knows: nothing."""
+        return self.report_all([session], now)[0]
+
+    def report_all(self, sessions: Sequence[str], now: float) -> list[tuple[Action, ...]]:
+        """Take in many in one transaction."""
         with self.store.transaction() as rows:
-            actions = self._apply(rows, Report(), self._facts(rows, now, [session]))
-        self._stage(actions)
-        return actions
+            rows.read_ahead(sessions=sessions)
+            answers = [self._apply(rows, Report(), self._facts(rows, now, [session])) for session in sessions]
+        for actions in answers:
+            self._stage(actions)
+        return answers
 
     def commit(self, now: float, add: Adding = lambda rows, counted: None) -> tuple[Action, ...]:
         """Add what is staged to the sum. add: is given the sessions that are counted now, within the transaction."""
         waiting = list(self.staged)
         with self.store.transaction() as rows:
+            rows.read_ahead(sessions=waiting)
             facts, actions = self._facts(rows, now, waiting), tuple[Action, ...]()
             if facts.sessions:
                 decision = self._rules(facts, Commit())
@@ -140,13 +154,23 @@ class Coordinator:
         with self.store.transaction() as rows:
             return self._apply(rows, Tick(), self._facts(rows, now))
 
-    def publish(self, number: int, now: float) -> tuple[Action, ...]:
-        """A round's model is there."""
+    def publish(self, number: int, now: float, also: Also = lambda rows: None) -> tuple[Action, ...]:
+        """A round's model is there. also: what else is written, within the transaction, if this publishes it."""
         with self.store.transaction() as rows:
             row = rows.round(number)
             assert row is not None, "a round whose model is being made is not forgotten"
             waits = any(other.number < number and other.state is State.CLOSING for other in rows.rounds())
-            return self._apply(rows, Published(), changed(self._facts(rows, now), round=row, waits=waits))
+            decision = self._rules(facts := changed(self._facts(rows, now), round=row, waits=waits), Published())
+            _write(rows, decision, facts)
+            if decision.rounds:
+                also(rows)
+            return decision.actions
+
+    def cancel(self, number: int, now: float) -> tuple[Action, ...]:
+        """End a round without a model."""
+        with self.store.transaction() as rows:
+            row = rows.round(number)
+            return () if row is None else self._apply(rows, Cancelled(), changed(self._facts(rows, now), round=row))
 
     def recover(self, now: float) -> tuple[Action, ...]:
         """Begin anew with what was written: what was staged is gone, and unfinished rounds are taken up."""
@@ -171,6 +195,10 @@ class Coordinator:
             if row is None or (row.state, row.fence) != (facts.round.state, facts.round.fence):
                 raise Fenced
             _write(rows, decision, facts)
+
+    def _check_in(self, rows: Rows, device: str, event: CheckIn, now: float) -> tuple[Action, ...]:
+        known = rows.device(device) or Device(device)
+        return self._apply(rows, event, self._facts(rows, now, device=known))
 
     def _facts(self, rows: Rows, now: float, sessions: Iterable[str] = (), device: Device | None = None) -> Facts:
         run = rows.run()

@@ -6,13 +6,17 @@ from pathlib import Path
 from sumus.errors import ExperimentError
 
 
-def write_whole(path: Path, body: bytes, lasting: bool = False) -> None:
+def write_whole(path: Path, body: bytes, lasting: bool = False, private: bool = False) -> None:
     """Replace a file in one step: a crash leaves the old one or the new one, whole.
 
     lasting: return only once the new one would also survive a loss of power; else `sync` it, and its folder, later.
+    private: for its owner alone, from the first byte on.
     """
     new = path.with_name(path.name + ".new")
     try:
+        if private:
+            new.unlink(missing_ok=True)
+            new.touch(0o600)
         new.write_bytes(body)
         if lasting:
             sync(new)
@@ -32,3 +36,31 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_NETWORK = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "ceph",
+    "glusterfs",
+    "lustre",
+    "afs",
+    "fuse.sshfs",
+    "fuse.glusterfs",
+    "fuse.ceph",
+)
+
+
+def network_disk(path: Path, mounts: str | None = None) -> str | None:
+    """The kind of file system of a path, if that is another machine's. mounts: as Linux lists them; elsewhere nothing is known."""
+    if mounts is None:
+        listed = Path("/proc/self/mounts")
+        mounts = listed.read_text() if listed.exists() else ""
+    within = path.resolve()
+    found = (line.split()[1:3] for line in mounts.splitlines())
+    of_path = [(folder, kind) for folder, kind in found if within.is_relative_to(folder.replace("\\040", " "))]
+    kind = max(of_path, key=lambda each: len(each[0]))[1] if of_path else ""
+    return kind if kind in _NETWORK else None

@@ -1,11 +1,16 @@
 """Rows in memory: for simulation and tests, and gone with the process."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
+from typing import TypeVar
 
 from sumus.protocol.round import Device, Round, Session
-from sumus.storage.store import Fenced, Rows, Run, Shard
+from sumus.storage.store import Fenced, Model, Rows, Run, Shard
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class MemoryStore:
@@ -20,25 +25,38 @@ class MemoryStore:
         self.sums: dict[int, dict[str, None]] = {}
         self.counted: dict[str, int] = {}
         self.shards: dict[tuple[int, str], Shard] = {}
-        self.keys: dict[int, bytes | None] = {}
+        self.notes: dict[tuple[int, str], bytes] = {}
+        self.models: dict[int, Model] = {}
 
     def transaction(self) -> "_Transaction":
         return _Transaction(self)
 
 
 class _Transaction:
-    """What was written, until the end; None for what was forgotten."""
+    """What was written, until the end; None for what was dropped. forget: the store's own rounds before it are not there."""
 
-    __slots__ = ("_counted", "_devices", "_forget", "_keys", "_rounds", "_run", "_sessions", "_shards", "_store")
+    __slots__ = (
+        "_counted",
+        "_devices",
+        "_forget",
+        "_models",
+        "_notes",
+        "_rounds",
+        "_run",
+        "_sessions",
+        "_shards",
+        "_store",
+    )
 
     def __init__(self, store: MemoryStore) -> None:
         self._store, self._run, self._forget = store, store.run, 0
         self._rounds: dict[int, Round] = {}
         self._sessions: dict[str, Session | None] = {}
-        self._devices: dict[str, Device] = {}
+        self._devices: dict[str, Device | None] = {}
         self._counted: dict[str, int] = {}
-        self._shards: dict[tuple[int, str], Shard] = {}
-        self._keys: dict[int, bytes | None] = {}
+        self._shards: dict[tuple[int, str], Shard | None] = {}
+        self._notes: dict[tuple[int, str], bytes | None] = {}
+        self._models: dict[int, Model | None] = {}
 
     def __enter__(self) -> Rows:
         return self
@@ -46,57 +64,58 @@ class _Transaction:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if kind is not None:
             return
-        store = self._store
+        store, least = self._store, self._forget
+        if least:
+            store.shards = {which: row for which, row in store.shards.items() if which[0] >= least}
+            store.notes = {which: body for which, body in store.notes.items() if which[0] >= least}
+            store.rounds = {number: row for number, row in store.rounds.items() if number >= least}
+            for old in [number for number in store.sums if number < least]:
+                for id in store.sums.pop(old):
+                    del store.counted[id]
         store.run = self._run
         store.rounds |= self._rounds
-        store.devices |= self._devices
-        for id, row in self._sessions.items():
-            if row is None:
-                store.sessions.pop(id, None)
-            else:
-                store.sessions[id] = row
+        _write(store.devices, self._devices)
+        _write(store.sessions, self._sessions)
         for id, number in self._counted.items():
             store.sums.setdefault(number, {})[id] = None
             store.counted[id] = number
-        store.shards |= self._shards
-        store.keys |= self._keys
-        if self._forget:
-            store.shards = {which: row for which, row in store.shards.items() if row.round >= self._forget}
-            store.keys = {number: wrapped for number, wrapped in store.keys.items() if number >= self._forget}
-            store.rounds = {number: row for number, row in store.rounds.items() if number >= self._forget}
-            for old in [number for number in store.sums if number < self._forget]:
-                for id in store.sums.pop(old):
-                    del store.counted[id]
+        _write(store.shards, self._shards)
+        _write(store.notes, self._notes)
+        _write(store.models, self._models)
 
     def run(self) -> Run:
         return self._run
 
     def round(self, number: int) -> Round | None:
-        return (self._rounds.get(number) or self._store.rounds.get(number)) if number >= self._forget else None
+        mine = self._rounds.get(number)
+        return mine or (self._store.rounds.get(number) if number >= self._forget else None)
 
     def rounds(self) -> Sequence[Round]:
-        rows = {**self._store.rounds, **self._rounds}
-        return [rows[number] for number in sorted(rows) if number >= self._forget]
+        rows = {number: row for number, row in self._store.rounds.items() if number >= self._forget} | self._rounds
+        return [rows[number] for number in sorted(rows)]
 
     def session(self, id: str) -> Session | None:
         return self._sessions[id] if id in self._sessions else self._store.sessions.get(id)
 
     def device(self, id: str) -> Device | None:
-        known = self._devices.get(id) or self._store.devices.get(id)
+        known = self._devices[id] if id in self._devices else self._store.devices.get(id)
         if known is None or known.session is None:
             return known
         now = self.session(known.session.id)
         return known if now is known.session else replace(known, session=now)
 
     def overdue(self, now: float) -> Sequence[str]:
-        late = [row for row in self._all_sessions() if row.state == "out" and row.expires <= now]
-        return [row.id for row in sorted(late, key=lambda row: (row.expires, row.id))]
+        return self._out(now)
+
+    def sessions_out(self) -> Sequence[str]:
+        return self._out(math.inf)
+
+    def read_ahead(self, devices: Sequence[str] = (), sessions: Sequence[str] = ()) -> None:
+        pass
 
     def counted_in(self, number: int) -> Sequence[str]:
-        if number < self._forget:
-            return []
-        new = (id for id, its in self._counted.items() if its == number)
-        return list(dict.fromkeys([*self._store.sums.get(number, ()), *new]))
+        old = self._store.sums.get(number, ()) if number >= self._forget else ()
+        return list(dict.fromkeys([*old, *(id for id, its in self._counted.items() if its == number)]))
 
     def put_run(self, run: Run) -> None:
         self._run = run
@@ -105,8 +124,10 @@ class _Transaction:
         self._rounds[row.number] = row
 
     def put_session(self, row: Session) -> None:
-        before = self._counted.get(row.id, self._store.counted.get(row.id))
-        if before is not None and before >= self._forget and before != row.sum:
+        before = self._counted.get(row.id)
+        if before is None and (old := self._store.counted.get(row.id)) is not None and old >= self._forget:
+            before = old
+        if before is not None and before != row.sum:
             raise Fenced
         if row.sum is not None:
             self._counted[row.id] = row.sum
@@ -118,27 +139,69 @@ class _Transaction:
     def drop_session(self, id: str) -> None:
         self._sessions[id] = None
 
+    def forget_device(self, id: str) -> None:
+        self._devices[id] = None
+        self._sessions |= {row.id: None for row in self._all_sessions() if row.device == id}
+
     def shards(self, number: int) -> Sequence[Shard]:
-        if number < self._forget:
-            return []
-        rows = {**self._store.shards, **self._shards}
-        return [rows[which] for which in sorted(rows) if which[0] == number]
+        old = self._store.shards if number >= self._forget else {}
+        found = [row for row in {**old, **self._shards}.values() if row is not None and row.round == number]
+        return sorted(found, key=lambda row: row.name)
 
     def put_shard(self, row: Shard) -> None:
-        which = row.round, row.name
-        before = self._shards.get(which) or self._store.shards.get(which)
-        if row.seq != 1 + (before.seq if before is not None and row.round >= self._forget else 0):
+        which, before = (row.round, row.name), None
+        if which in self._shards:
+            before = self._shards[which]
+        elif row.round >= self._forget:
+            before = self._store.shards.get(which)
+        if row.seq != 1 + (0 if before is None else before.seq):
             raise Fenced
         self._shards[which] = row
 
-    def key(self, number: int) -> bytes | None:
-        return self._keys.get(number, self._store.keys.get(number)) if number >= self._forget else None
+    def drop_shards(self, number: int) -> None:
+        self._shards |= {(number, row.name): None for row in self.shards(number)}
 
-    def put_key(self, number: int, wrapped: bytes | None) -> None:
-        self._keys[number] = wrapped
+    def note(self, number: int, name: str) -> bytes | None:
+        which = number, name
+        if which in self._notes:
+            return self._notes[which]
+        return self._store.notes.get(which) if number >= self._forget else None
+
+    def put_note(self, number: int, name: str, body: bytes | None) -> None:
+        self._notes[number, name] = body
+
+    def model(self, version: int) -> Model | None:
+        return self._models[version] if version in self._models else self._store.models.get(version)
+
+    def models(self) -> Sequence[Model]:
+        rows = {**self._store.models, **self._models}
+        return [row for version in sorted(rows) if (row := rows[version]) is not None]
+
+    def put_model(self, row: Model) -> None:
+        self._models[row.version] = row
+
+    def drop_model(self, version: int) -> None:
+        self._models[version] = None
 
     def forget_rounds_before(self, number: int) -> None:
         self._forget = max(self._forget, number)
+        self._rounds = {which: row for which, row in self._rounds.items() if which >= number}
+        self._counted = {id: its for id, its in self._counted.items() if its >= number}
+        self._shards = {which: row for which, row in self._shards.items() if which[0] >= number}
+        self._notes = {which: body for which, body in self._notes.items() if which[0] >= number}
 
     def _all_sessions(self) -> list[Session]:
         return [row for row in {**self._store.sessions, **self._sessions}.values() if row is not None]
+
+    def _out(self, until: float) -> list[str]:
+        """Those that are out and expire until then, in that order."""
+        out = [row for row in self._all_sessions() if row.state == "out" and row.expires <= until]
+        return [row.id for row in sorted(out, key=lambda row: (row.expires, row.id))]
+
+
+def _write(rows: dict[K, V], written: Mapping[K, V | None]) -> None:
+    for which, row in written.items():
+        if row is None:
+            rows.pop(which, None)
+        else:
+            rows[which] = row

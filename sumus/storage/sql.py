@@ -7,113 +7,75 @@ A transaction is durable when it ends: SQLite writes ahead and waits for the dis
 come one after the other: SQLite has one writer, and on PostgreSQL each begins by locking the run's row.
 """
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
-    Column,
+    BindParameter,
     ColumnElement,
     Connection,
     Engine,
-    Float,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
     Select,
-    String,
     Table,
+    bindparam,
     create_engine,
     delete,
     event,
     func,
     select,
+    text,
 )
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from sumus.errors import ExperimentError
 from sumus.protocol.round import Device, Round, Session, State
-from sumus.storage.store import Fenced, Rows, Run, Shard
+from sumus.storage.cached import CachedTable, Row
+from sumus.storage.files import network_disk
+from sumus.storage.identities import Identity, IdentityRows, Token
+from sumus.storage.migrations import bring_up_to_date
+from sumus.storage.store import Fenced, Model, Rows, Run, Shard
+from sumus.storage.tables import COUNTED, DEVICE, IDENTITY, MODEL, NOTE, ROUND, RUN, SESSION, SHARD, TOKEN
 
-TABLES = MetaData()
-RUN = Table(
-    "run",
-    TABLES,
-    Column("run", String, primary_key=True),
-    Column("newest", Integer, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("fence", Integer, nullable=False),
-    Column("lasts", Float, nullable=False),
+_RUN_VALUES = attrgetter("newest", "version", "fence", "lasts", "epoch", "released")
+_ROUND_VALUES = attrgetter("number", "state.value", "since", "fence", "given", "dropped", "counted", "reason")
+_SESSION_VALUES = attrgetter(*SESSION.columns.keys()[1:])
+_SHARD_VALUES = attrgetter(*SHARD.columns.keys()[1:])
+_MODEL_VALUES = attrgetter(*MODEL.columns.keys()[1:])
+
+
+def _of(table: Table, *which: ColumnElement[bool]) -> Select[Any]:
+    """What of a table is a run's."""
+    columns = (column for column in table.columns if column.name != "run")
+    return select(*columns).where(table.c.run == bindparam("run"), *which)
+
+
+_NUMBER: BindParameter[int] = bindparam("number")
+_LOCK = _of(RUN).with_for_update()
+_ROUNDS = _of(ROUND).order_by(ROUND.c.number)
+_LATE = SESSION.c.expires <= bindparam("until")
+_OUT = _of(SESSION, SESSION.c.state == "out", _LATE).order_by(SESSION.c.expires, SESSION.c.id)
+_OF_DEVICE = _of(SESSION, SESSION.c.device == bindparam("device"))
+_COUNTED = _of(COUNTED, COUNTED.c.sum == _NUMBER).order_by(COUNTED.c.place)
+_SHARDS = _of(SHARD, SHARD.c.round == _NUMBER).order_by(SHARD.c.name)
+_MODELS = _of(MODEL).order_by(MODEL.c.version)
+_LAST_PLACE = select(func.max(COUNTED.c.place)).where(COUNTED.c.run == bindparam("run"), COUNTED.c.sum == _NUMBER)
+_FORGET = [
+    delete(column.table).where(column.table.c.run == bindparam("run"), column < _NUMBER)
+    for column in (ROUND.c.number, COUNTED.c.sum, SHARD.c.round, NOTE.c.round)
+]
+_TOKEN_VALUES = attrgetter(*TOKEN.columns.keys())
+_IDENTITY_VALUES = attrgetter(*IDENTITY.columns.keys())
+_TOKENS = select(TOKEN).order_by(TOKEN.c.hash)
+_IDENTITIES = (
+    select(IDENTITY).where(IDENTITY.c.id > bindparam("after")).order_by(IDENTITY.c.id).limit(bindparam("limit"))
 )
-ROUND = Table(
-    "round",
-    TABLES,
-    Column("run", String, primary_key=True),
-    Column("number", Integer, primary_key=True),
-    Column("state", String, nullable=False),
-    Column("since", Float, nullable=False),
-    Column("fence", Integer, nullable=False),
-    Column("given", Integer, nullable=False),
-    Column("dropped", Integer, nullable=False),
-    Column("counted", Integer, nullable=False),
-    Column("reason", String, nullable=False),
-)
-SESSION = Table(
-    "session",
-    TABLES,
-    Column("run", String, primary_key=True),
-    Column("id", String, primary_key=True),
-    Column("device", String, nullable=False),
-    Column("serial", Integer, nullable=False),
-    Column("round", Integer, nullable=False),
-    Column("version", Integer, nullable=False),
-    Column("expires", Float, nullable=False),
-    Column("state", String, nullable=False),
-    Column("reason", String, nullable=False),
-    Column("sum", Integer),
-    Column("staleness", Integer, nullable=False),
-    Index("session_expires", "run", "state", "expires"),
-)
-DEVICE = Table(
-    "device",
-    TABLES,
-    Column("run", String, primary_key=True),
-    Column("id", String, primary_key=True),
-    Column("session", String),
-    Column("last_sum", Integer),
-    Column("last_counted", String),
-    Column("times_counted", Integer, nullable=False),
-)
-COUNTED = Table(
-    "counted",
-    TABLES,
-    Column("run", String, primary_key=True),
-    Column("session", String, primary_key=True),
-    Column("sum", Integer, nullable=False),
-    Column("place", Integer, nullable=False),
-    Index("counted_sum", "run", "sum", "place"),
-)
-"""The key (run, session) is what makes a report count once."""
-SHARD = Table(
-    "shard",
-    TABLES,
-    Column("run", String, primary_key=True),
-    Column("round", Integer, primary_key=True),
-    Column("name", String, primary_key=True),
-    Column("seq", Integer, nullable=False),
-    Column("count", Integer, nullable=False),
-    Column("file", String, nullable=False),
-)
-KEY = Table(
-    "round_key",
-    TABLES,
-    Column("run", String, primary_key=True),
-    Column("round", Integer, primary_key=True),
-    Column("wrapped", LargeBinary, nullable=False),
-)
+_HERE = IDENTITY.c.population == bindparam("population")
+_ENROLLED = select(func.count()).select_from(IDENTITY).where(_HERE, IDENTITY.c.state == "enrolled")
+_IDENTITIES_LOCK = 0x73756D7573
+"""Of PostgreSQL, for transactions of identities: "sumus"."""
 _PATIENCE = "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000"
 """Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it."""
 
@@ -126,21 +88,23 @@ class SqlStore:
 
     @staticmethod
     def open(url: str, run: str = "run") -> "SqlStore":
-        """The store at a database URL; its tables are made where they are not there. ExperimentError where it cannot be."""
+        """The store at a database URL; its tables are made where they are not there, and brought up to date where they are older.
+
+        ExperimentError where it cannot be opened, was written by a newer sumus, or is SQLite on another machine's disk.
+        """
         try:
             engine = create_engine(url, connect_args={"options": _PATIENCE} if url.startswith("postgresql") else {})
             if engine.dialect.name == "sqlite":
+                _refuse_network_disk(engine.url.database)
                 _make_durable(engine)
-            TABLES.create_all(engine)
+            with engine.begin() as connection:
+                bring_up_to_date(connection)
         except (SQLAlchemyError, ModuleNotFoundError) as error:
             reason = str(error).splitlines()[0]
             raise ExperimentError(
                 f"the database cannot be opened ({reason}): is it there, and may you write to it?"
             ) from error
-        store = SqlStore(engine, run)
-        with engine.begin() as connection:
-            store.rows(connection).begin()
-        return store
+        return SqlStore(engine, run).beside(run)
 
     def transaction(self) -> AbstractContextManager[Rows]:
         return self._transaction()
@@ -151,6 +115,18 @@ class SqlStore:
             rows = self.rows(connection)
             rows.lock()
             yield rows
+            rows.flush()
+
+    def beside(self, run: str) -> "SqlStore":
+        """Another run's store in the same database, over the same connections."""
+        store = SqlStore(self._engine, run)
+        with self._engine.begin() as connection:
+            store.rows(connection).begin()
+        return store
+
+    def identities(self) -> "SqlIdentities":
+        """The devices and tokens in the same database."""
+        return SqlIdentities(self._engine)
 
     def rows(self, connection: Connection) -> "_SqlRows":
         """The rows of this run, as a transaction of this connection sees them."""
@@ -162,142 +138,174 @@ class SqlStore:
 
 
 class _SqlRows:
-    """One transaction."""
+    """One transaction. What it writes is sent to the database at its end, or before a query that must see it."""
 
     def __init__(self, connection: Connection, run: str) -> None:
         self._connection, self._name = connection, run
-        self._insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        self._runs = CachedTable(connection, RUN, run)
+        self._rounds = CachedTable(connection, ROUND, run)
+        self._sessions = CachedTable(connection, SESSION, run)
+        self._devices = CachedTable(connection, DEVICE, run)
+        self._counted = CachedTable(connection, COUNTED, run, once=True)
+        self._shards = CachedTable(connection, SHARD, run)
+        self._notes = CachedTable(connection, NOTE, run)
+        self._models = CachedTable(connection, MODEL, run)
+        self._unchecked: dict[str, int | None] = {}
         self._at = Run()
 
     def begin(self) -> None:
         """Write the first rows, where there are none."""
-        if self._one(self._of(RUN)) is None:
-            self._put(ROUND, _row_of(Round(0)), replace=False)
-            self._put(RUN, asdict(Run()), replace=False)
+        if self._runs.get() is None:
+            self._runs.put(_RUN_VALUES(Run()))
+            if self._rounds.get(0) is None:
+                self.put_round(Round(0))
+        self.flush()
 
     def lock(self) -> None:
         """Wait for other transactions of this run, and keep them waiting."""
-        self._at = Run(**self._one(self._of(RUN).with_for_update()) or {})
+        self._at = Run(*self._runs.find(_LOCK, {})[0])
+
+    def flush(self) -> None:
+        """Write all that is not written yet."""
+        self._count()
+        for table in (self._runs, self._rounds, self._sessions, self._devices, self._shards, self._notes, self._models):
+            table.flush()
 
     def run(self) -> Run:
         return self._at
 
     def round(self, number: int) -> Round | None:
-        found = self._one(self._of(ROUND).where(ROUND.c.number == number))
-        return None if found is None else _round_of(found)
+        found = self._rounds.get(number)
+        return None if found is None else _round(found)
 
     def rounds(self) -> Sequence[Round]:
-        return [_round_of(found) for found in self._all(self._of(ROUND).order_by(ROUND.c.number))]
+        return [_round(found) for found in self._rounds.find(_ROUNDS, {})]
 
     def session(self, id: str) -> Session | None:
-        found = self._one(self._of(SESSION).where(SESSION.c.id == id))
-        return None if found is None else Session(**found)
+        found = self._sessions.get(id)
+        return None if found is None else Session(*found)
 
     def device(self, id: str) -> Device | None:
-        found = self._one(self._of(DEVICE).where(DEVICE.c.id == id))
+        found = self._devices.get(id)
         if found is None:
             return None
-        session = found["session"]
-        values: dict[str, Any] = {**found, "session": None if session is None else self.session(session)}
-        return Device(**values)
+        _, session, *others = found
+        return Device(id, None if session is None else self.session(session), *others)
 
     def overdue(self, now: float) -> Sequence[str]:
-        late = self._of(SESSION).where(SESSION.c.state == "out", SESSION.c.expires <= now)
-        return [found["id"] for found in self._all(late.order_by(SESSION.c.expires, SESSION.c.id))]
+        return [found[0] for found in self._sessions.find(_OUT, {"until": now})]
+
+    def sessions_out(self) -> Sequence[str]:
+        return self.overdue(float("inf"))
+
+    def read_ahead(self, devices: Sequence[str] = (), sessions: Sequence[str] = ()) -> None:
+        self._sessions.read(sessions)
+        of_sessions = (found[1] for id in sessions if (found := self._sessions.get(id)) is not None)
+        ids = [*devices, *of_sessions]
+        self._devices.read(ids)
+        known = (found for id in ids if (found := self._devices.get(id)) is not None)
+        self._sessions.read(id for _, session, _, counted, _ in known for id in (session, counted) if id is not None)
 
     def counted_in(self, number: int) -> Sequence[str]:
-        of_round = self._of(COUNTED).where(COUNTED.c.sum == number).order_by(COUNTED.c.place)
-        return [found["session"] for found in self._all(of_round)]
+        self._count()
+        return [found[0] for found in self._counted.find(_COUNTED, {"number": number})]
 
     def put_run(self, run: Run) -> None:
-        if run != self._at:
-            self._put(RUN, asdict(run))
-            self._at = run
+        self._runs.put(_RUN_VALUES(run))
+        self._at = run
 
     def put_round(self, row: Round) -> None:
-        self._put(ROUND, _row_of(row))
+        self._rounds.put(_ROUND_VALUES(row))
 
     def put_session(self, row: Session) -> None:
-        if row.sum is not None:
-            count = select(func.count()).where(COUNTED.c.run == self._name, COUNTED.c.sum == row.sum)
-            place = self._connection.execute(count).scalar_one()
-            self._put(COUNTED, {"session": row.id, "sum": row.sum, "place": place}, replace=False)
-        counted = self._one(self._of(COUNTED).where(COUNTED.c.session == row.id))
-        if counted is not None and counted["sum"] != row.sum:
-            raise Fenced
-        self._put(SESSION, asdict(row))
+        if self._unchecked.setdefault(row.id, row.sum) != row.sum:
+            self._count()
+            self._unchecked[row.id] = row.sum
+        self._sessions.put(_SESSION_VALUES(row))
 
     def put_device(self, row: Device) -> None:
         session = None if row.session is None else row.session.id
-        self._put(DEVICE, {**asdict(row), "session": session})
+        self._devices.put((row.id, session, row.last_sum, row.last_counted, row.times_counted))
 
     def drop_session(self, id: str) -> None:
-        self._delete(SESSION, SESSION.c.id == id)
+        self._sessions.drop(id)
+
+    def forget_device(self, id: str) -> None:
+        self._devices.drop(id)
+        for session, *_ in self._sessions.find(_OF_DEVICE, {"device": id}):
+            self._sessions.drop(session)
 
     def shards(self, number: int) -> Sequence[Shard]:
-        found = self._all(self._of(SHARD).where(SHARD.c.round == number))
-        return sorted((Shard(**each) for each in found), key=lambda shard: shard.name)
+        return [Shard(*found) for found in self._shards.find(_SHARDS, {"number": number})]
 
     def put_shard(self, row: Shard) -> None:
-        before = self._one(self._of(SHARD).where(SHARD.c.round == row.round, SHARD.c.name == row.name))
-        if row.seq != 1 + (before["seq"] if before is not None else 0):
+        before = self._shards.get(row.round, row.name)
+        if row.seq != 1 + (0 if before is None else Shard(*before).seq):
             raise Fenced
-        self._put(SHARD, asdict(row))
+        self._shards.put(_SHARD_VALUES(row))
 
-    def key(self, number: int) -> bytes | None:
-        found = self._one(self._of(KEY).where(KEY.c.round == number))
-        return None if found is None else bytes(found["wrapped"])
+    def drop_shards(self, number: int) -> None:
+        for shard in self.shards(number):
+            self._shards.drop(number, shard.name)
 
-    def put_key(self, number: int, wrapped: bytes | None) -> None:
-        if wrapped is None:
-            self._delete(KEY, KEY.c.round == number)
+    def note(self, number: int, name: str) -> bytes | None:
+        found = self._notes.get(number, name)
+        return None if found is None else found[-1]
+
+    def put_note(self, number: int, name: str, body: bytes | None) -> None:
+        if body is None:
+            self._notes.drop(number, name)
         else:
-            self._put(KEY, {"round": number, "wrapped": wrapped})
+            self._notes.put((number, name, body))
+
+    def model(self, version: int) -> Model | None:
+        found = self._models.get(version)
+        return None if found is None else Model(*found)
+
+    def models(self) -> Sequence[Model]:
+        return [Model(*found) for found in self._models.find(_MODELS, {})]
+
+    def put_model(self, row: Model) -> None:
+        self._models.put(_MODEL_VALUES(row))
+
+    def drop_model(self, version: int) -> None:
+        self._models.drop(version)
 
     def forget_rounds_before(self, number: int) -> None:
-        for table, column in (
-            (ROUND, ROUND.c.number),
-            (COUNTED, COUNTED.c.sum),
-            (SHARD, SHARD.c.round),
-            (KEY, KEY.c.round),
-        ):
-            self._delete(table, column < number)
+        self.flush()
+        for statement in _FORGET:
+            self._connection.execute(statement, {"run": self._name, "number": number})
+        for table in (self._rounds, self._counted, self._shards, self._notes):
+            table.forget()
 
-    # ── statements ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _of(self, table: Table) -> Select[Any]:
-        """What of a table is this run's."""
-        return select(*(column for column in table.columns if column.name != "run")).where(table.c.run == self._name)
-
-    def _one(self, statement: Select[Any]) -> dict[str, Any] | None:
-        found = self._connection.execute(statement).mappings().one_or_none()
-        return None if found is None else dict(found)
-
-    def _all(self, statement: Select[Any]) -> list[dict[str, Any]]:
-        return [dict(found) for found in self._connection.execute(statement).mappings()]
-
-    def _delete(self, table: Table, which: ColumnElement[bool]) -> None:
-        self._connection.execute(delete(table).where(table.c.run == self._name, which))
-
-    def _put(self, table: Table, values: Mapping[str, Any], replace: bool = True) -> None:
-        """Write a row; one that is there is replaced, or stays."""
-        keys = [column.name for column in table.primary_key]
-        statement = self._insert(table).values(run=self._name, **values)
-        others = {name: value for name, value in values.items() if name not in keys}
-        if replace:
-            statement = statement.on_conflict_do_update(index_elements=keys, set_=others)
-        else:
-            statement = statement.on_conflict_do_nothing(index_elements=keys)
-        self._connection.execute(statement)
+    def _count(self) -> None:
+        """Note which of the sessions that were written are counted. Fenced where one was, in another sum."""
+        put, self._unchecked = self._unchecked, {}
+        self._counted.read(put)
+        places = dict[int, int]()
+        for id, number in put.items():
+            before = self._counted.get(id)
+            if before is not None and before[1] != number:
+                raise Fenced
+            if before is None and number is not None:
+                place = places.get(number)
+                if place is None:
+                    last = self._connection.execute(_LAST_PLACE, {"run": self._name, "number": number}).scalar()
+                    place = 0 if last is None else last + 1
+                self._counted.put((id, number, place))
+                places[number] = place + 1
+        try:
+            self._counted.flush()
+        except IntegrityError as error:
+            raise Fenced from error
 
 
-def _row_of(row: Round) -> dict[str, Any]:
-    return {**asdict(row), "state": row.state.value}
-
-
-def _round_of(found: Mapping[str, Any]) -> Round:
-    values: dict[str, Any] = {**found, "state": State(found["state"])}
-    return Round(**values)
+def _refuse_network_disk(file: str | None) -> None:
+    if file and (kind := network_disk(Path(file))):
+        raise ExperimentError(
+            f"{file} lies on another machine's disk ({kind}), where SQLite's locks do not hold: put it on a disk of this "
+            "machine, or use PostgreSQL"
+        )
 
 
 def _make_durable(engine: Engine) -> None:
@@ -305,7 +313,7 @@ def _make_durable(engine: Engine) -> None:
 
     def connected(connection: Any, record: object) -> None:
         connection.isolation_level = None  # sqlite3 itself begins nothing
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=30000"):
+        for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     def begun(connection: Connection) -> None:
@@ -313,3 +321,68 @@ def _make_durable(engine: Engine) -> None:
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", begun)
+
+
+def _round(found: Row) -> Round:
+    number, state, *others = found
+    return Round(number, State(state), *others)
+
+
+class SqlIdentities:
+    """`Identities` in a database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def transaction(self) -> AbstractContextManager[IdentityRows]:
+        return self._transaction()
+
+    @contextmanager
+    def _transaction(self) -> Generator[IdentityRows, None, None]:
+        with self._engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:which)"), {"which": _IDENTITIES_LOCK})
+            rows = _SqlIdentityRows(connection)
+            yield rows
+            rows.flush()
+
+
+class _SqlIdentityRows:
+    """One transaction."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._tokens = CachedTable(connection, TOKEN)
+        self._identities = CachedTable(connection, IDENTITY)
+
+    def flush(self) -> None:
+        """Write all that is not written yet."""
+        self._tokens.flush()
+        self._identities.flush()
+
+    def token(self, hash: str) -> Token | None:
+        found = self._tokens.get(hash)
+        return None if found is None else Token(*found)
+
+    def tokens(self) -> Sequence[Token]:
+        return [Token(*found) for found in self._tokens.find(_TOKENS, {})]
+
+    def put_token(self, row: Token) -> None:
+        self._tokens.put(_TOKEN_VALUES(row))
+
+    def drop_token(self, hash: str) -> None:
+        self._tokens.drop(hash)
+
+    def identity(self, id: str) -> Identity | None:
+        found = self._identities.get(id)
+        return None if found is None else Identity(*found)
+
+    def identities(self, after: str = "", limit: int = 100) -> Sequence[Identity]:
+        return [Identity(*found) for found in self._identities.find(_IDENTITIES, {"after": after, "limit": limit})]
+
+    def put_identity(self, row: Identity) -> None:
+        self._identities.put(_IDENTITY_VALUES(row))
+
+    def count(self, population: str) -> int:
+        self._identities.flush()
+        return self._connection.execute(_ENROLLED, {"population": population}).scalar_one()

@@ -16,16 +16,22 @@ from typing import Protocol
 
 from sumus.protocol.round import Device, Round, Session
 
+OF_THE_RUN = 2**31 - 1
+"""In place of a round's number: what the run itself must remember."""
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """Where a run stands. newest: the number of its newest round.  version: models published.  fence: of the leader that took
-    over last.  lasts: seconds that rounds have lasted of late, 0 before the first has ended."""
+    over last.  lasts: seconds that rounds have lasted of late, 0 before the first has ended.  epoch: of noise, which grows when
+    older rows are put back.  released: the version that devices answer with."""
 
     newest: int = 0
     version: int = 0
     fence: int = 0
     lasts: float = 0.0
+    epoch: int = 0
+    released: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +46,36 @@ class Shard:
     file: str
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A version of the model, and what it came from. What is in it lies in blobs, by SHA-256 in hexadecimal.
+
+    round: whose sum it was made with; None for the first, and for one that was put back.  parent: the version before it.
+    broadcast: what devices train from.  memory: the optimizer's state.  model: what is published.  plan: of its task.
+    contributors: reports in the sum.  metrics: canonical JSON.  at: seconds of the store's clock.
+    """
+
+    version: int
+    round: int | None
+    parent: int | None
+    broadcast: str
+    memory: str
+    model: str
+    plan: str
+    contributors: int = 0
+    metrics: str = "{}"
+    at: float = 0.0
+
+
 class Fenced(Exception):
-    """A row was written by somebody else since it was read."""
+    """A row was written by somebody else since it was read. Raised as the transaction ends, at the latest; it leaves nothing."""
 
 
 class Rows(Protocol):
-    """One transaction. What was written in it is read in it. Rows that were never written: `run()` and round 0 as they begin."""
+    """One transaction. What was written in it is read in it. Rows that were never written: `run()` and round 0 as they begin.
+
+    Of what is forgotten nothing is read any more. What is written again afterwards is there again.
+    """
 
     def run(self) -> Run:
         """Where the run stands."""
@@ -69,6 +99,15 @@ class Rows(Protocol):
 
     def overdue(self, now: float) -> Sequence[str]:
         """Sessions that are out beyond their time, in the order in which they expired."""
+        ...
+
+    def sessions_out(self) -> Sequence[str]:
+        """Sessions that may still report, in the order in which they expire."""
+        ...
+
+    def read_ahead(self, devices: Sequence[str] = (), sessions: Sequence[str] = ()) -> None:
+        """A hint: these devices with their sessions, and these sessions with their devices, are read next. Changes nothing but
+        how long that takes."""
         ...
 
     def counted_in(self, number: int) -> Sequence[str]:
@@ -95,6 +134,10 @@ class Rows(Protocol):
         """Forget a session's row, and not that it was counted."""
         ...
 
+    def forget_device(self, id: str) -> None:
+        """Forget a device's row and its sessions, and not that they were counted."""
+        ...
+
     def shards(self, number: int) -> Sequence[Shard]:
         """Where a round's sum lies, by name."""
         ...
@@ -103,16 +146,36 @@ class Rows(Protocol):
         """Write where a process's part of a sum lies, in place of where it lay. Fenced where that was not one `seq` before."""
         ...
 
-    def key(self, number: int) -> bytes | None:
-        """A round's data key, wrapped; None where there is none, or none any more."""
+    def drop_shards(self, number: int) -> None:
+        """Forget where a round's sum lies."""
         ...
 
-    def put_key(self, number: int, wrapped: bytes | None) -> None:
-        """Write a round's wrapped data key, or forget it."""
+    def note(self, number: int, name: str) -> bytes | None:
+        """What a round must remember: "key" (its data key, wrapped), "seed" or "model". None where there is none, or no more."""
+        ...
+
+    def put_note(self, number: int, name: str, body: bytes | None) -> None:
+        """Write what a round must remember, or forget it."""
+        ...
+
+    def model(self, version: int) -> Model | None:
+        """A version's row."""
+        ...
+
+    def models(self) -> Sequence[Model]:
+        """All versions that are kept, in their order."""
+        ...
+
+    def put_model(self, row: Model) -> None:
+        """Write a version's row."""
+        ...
+
+    def drop_model(self, version: int) -> None:
+        """Forget a version's row."""
         ...
 
     def forget_rounds_before(self, number: int) -> None:
-        """Forget the rows of older rounds, which sessions were counted in them, their shards and their keys."""
+        """Forget the rows of older rounds, which sessions were counted in them, their shards and their notes."""
         ...
 
 

@@ -17,6 +17,7 @@ from sumus.protocol.session import (
     Floor,
     Keep,
     NoAnswer,
+    NotKnown,
     Offer,
     Phase,
     Restarted,
@@ -104,6 +105,20 @@ def test_what_restarts_goes_on_with_its_report_and_drops_unfinished_work() -> No
     assert after(Wake("s2"), state=state)[1] == [Ask("s2", 2, None)]
 
 
+def test_a_report_for_a_session_that_nobody_knows_is_not_sent_again_but_asked_for() -> None:
+    state, done = after(*BEGUN, NotKnown(), Wake("s2"))
+    assert [act for act in done if isinstance(act, Send)] == [Send("s1")]
+    assert done[-1] == Ask("s2", 2, "s1")
+    assert state.unsettled
+
+
+def test_a_server_that_is_busy_says_when_to_come_back() -> None:
+    busy = NoAnswer((100.0, 200.0))
+    assert after(Wake("s1"), busy)[1][-1] == Sleep((100.0, 200.0))
+    assert after(*BEGUN, busy)[1][-1] == Sleep((100.0, 200.0))
+    assert after(*BEGUN, NoAnswer((1.0, 2.0)))[1][-1] == Sleep((15.0, 30.0))
+
+
 def test_work_that_fails_is_told() -> None:
     state, done = after(*BEGUN[:2], Failed("offline"))
     assert done[-2] == Abort("s1", "offline")
@@ -117,10 +132,12 @@ def test_work_that_fails_is_told() -> None:
         (Offer("s", seconds=11.0), "floor-seconds"),
         (Offer("s", bytes=11), "floor-bytes"),
         (Offer("s", contributors=9), "floor-contributors"),
+        (Offer("s", memory=11), "floor-memory"),
+        (Offer("s", unfit="plan"), "plan"),
     ],
 )
 def test_the_floor_is_the_devices_own(offer: Offer, reason: str) -> None:
-    floor = Floor(steps=10, seconds=10.0, bytes=10, contributors=10)
+    floor = Floor(steps=10, seconds=10.0, bytes=10, contributors=10, memory=10)
     state, done = step(step(DeviceState(), Wake("s"), floor)[0], Assigned(offer), floor)
     assert done[0] == Abort("s", reason)
     assert state.phase is Phase.IDLE
@@ -141,6 +158,7 @@ EVENTS = st.sampled_from(
     [
         Wake("new"), Assigned(Offer("s1")), Assigned(Offer("s2")), Told((1.0, 2.0)), Settled("s1", "counted"), Trained(),
         Settled("s1", "discarded"), Settled("s1", "unknown"), Settled("s2", "counted"), Failed("error"), NoAnswer(), Restarted(),
+        NotKnown(),
     ]
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from sumus.pacing import Conditions, Pacing
 from sumus.protocol.round import Accept, Assign, CheckIn
 from sumus.server.coordinator import Coordinator
 from sumus.server.sums import SealedSums
+from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.keyring import KeyRing
 from sumus.storage.sql import SqlStore
 
@@ -43,7 +44,7 @@ def recomputed(devices: Sequence[str]) -> Aggregate:
 def opened(url: str, run: str, folder: Path) -> tuple[Coordinator, SealedSums]:
     """A server's insides."""
     coordinator = Coordinator(Pacing(MANY, concurrency=MANY), MANY, store=SqlStore.open(url, run))
-    return coordinator, SealedSums(coordinator, HOP, KeyRing(folder / "keys"), folder)
+    return coordinator, SealedSums(coordinator, HOP, KeyRing(folder / "keys"), DirectoryBlobs(folder / "sums"))
 
 
 def take_in(coordinator: Coordinator, sums: SealedSums, device: str) -> str:

@@ -18,7 +18,9 @@ from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.rng import key, signs
 from sumus.types import Array, Tree
+from sumus.wire.messages import enrolment_text, signed_text
 from sumus.wire.reports import decode_report, encode_report
+from sumus.wire.signing import device_id, public_key_of, sign, to_base64url
 from sumus.wire.tensors import decode_aggregate, decode_tree, encode_aggregate, encode_tree
 
 PATH = Path(__file__).parents[1] / "vectors" / "wire.json"
@@ -77,6 +79,17 @@ WORDS: tuple[tuple[Any, ...], ...] = (
     ("é",),
 )
 
+SECRETS = (
+    "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
+    "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
+)
+"""Of RFC 8032, 7.1."""
+REQUESTS: tuple[tuple[str, str, str, bytes], ...] = (
+    ("POST", "/v1/checkins", "phones", b'{"serial":1,"session":"s-1","fingerprints":[]}'),
+    ("PUT", "/v1/tasks/health/train/s-1", "phones", bytes(range(256))),
+    ("POST", "/v1/withdrawals", "edges.2", b"{}"),
+)
+
 
 def shown(array: Array) -> dict[str, Any]:
     """An array in JSON; 64-bit integers as text, since JavaScript's numbers do not hold them."""
@@ -113,10 +126,50 @@ def made() -> dict[str, Any]:
     keys = [{"words": list(words), "key": key(*words).hex()} for words in WORDS]
     seeds = [bytes(32), hashlib.sha256(b"sumus").digest()]
     some = [{"seed": seed.hex(), "signs": signs(seed, 300).astype(int).tolist()} for seed in seeds]
-    return {"version": 1, "trees": trees, "reports": reports, "keys": keys, "signs": some}
+    return {
+        "version": 1,
+        "trees": trees,
+        "reports": reports,
+        "keys": keys,
+        "signs": some,
+        "requests": [shown_request(bytes.fromhex(secret), *request) for secret in SECRETS for request in REQUESTS],
+        "enrolments": [shown_enrolment(bytes.fromhex(secret)) for secret in SECRETS],
+    }
 
 
-@pytest.mark.parametrize("kind", ["version", "trees", "reports", "keys", "signs"])
+def shown_request(secret: bytes, method: str, path: str, population: str, body: bytes) -> dict[str, Any]:
+    """A signed request. body: in hexadecimal."""
+    device = device_id(public_key_of(secret))
+    text = signed_text(method, path, population, device, body)
+    return {
+        "secret": secret.hex(),
+        "device": device,
+        "method": method,
+        "path": path,
+        "population": population,
+        "body": body.hex(),
+        "text": text.decode(),
+        "signature": to_base64url(sign(secret, text)),
+    }
+
+
+def shown_enrolment(secret: bytes) -> dict[str, Any]:
+    """An enrolment's signature."""
+    nonce, token = (to_base64url(hashlib.sha256(word).digest()) for word in (b"nonce", b"token"))
+    key = public_key_of(secret)
+    text = enrolment_text(nonce, to_base64url(key), token)
+    return {
+        "secret": secret.hex(),
+        "public_key": to_base64url(key),
+        "device": device_id(key),
+        "nonce": nonce,
+        "token": token,
+        "text": text.decode(),
+        "signature": to_base64url(sign(secret, text)),
+    }
+
+
+@pytest.mark.parametrize("kind", ["version", "trees", "reports", "keys", "signs", "requests", "enrolments"])
 def test_the_code_makes_the_bytes_of_the_page(kind: str) -> None:
     assert json.loads(PATH.read_text(encoding="utf-8"))[kind] == json.loads(json.dumps(made()[kind]))
 

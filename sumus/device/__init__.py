@@ -1,0 +1,1 @@
+"""The device: a server's rounds, on examples that stay here."""

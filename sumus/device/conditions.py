@@ -1,0 +1,143 @@
+"""Is the device on its charger, in a network without fees, and unused? Checks that can be replaced, one by one or all.
+
+sensors = Linux()                                        what the system says
+sensors = Always()                                       a server in a rack, and tests
+sensors = Linux(idle=lambda: keyboard.quiet(300))        one's own check instead of one of them
+"""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from sumus.pacing import Conditions
+
+BUSY = 0.5
+"""Load a core, from which a machine is in use."""
+_METERED_NAMES = re.compile(r"(wwan|ppp|rmnet|usb|bnep)")
+"""Interfaces that a modem, a telephone on a cable or one over Bluetooth gives."""
+
+
+class Sensors(Protocol):
+    """What a device knows of its own conditions."""
+
+    def read(self) -> Conditions:
+        """As they are now."""
+        ...
+
+
+class Always:
+    """Every condition is met."""
+
+    def read(self) -> Conditions:
+        return Conditions(charging=True, unmetered=True, idle=True, battery=1.0)
+
+
+class Unknown:
+    """None is known to be met."""
+
+    def read(self) -> Conditions:
+        return Conditions()
+
+
+class Linux:
+    """What Linux says of power, network and use.
+
+    charging, battery: of /sys/class/power_supply; a machine without a battery is on mains, with all of it.
+    unmetered: what NetworkManager says of the connections in use, where it runs; else by the kind of interface that the default
+    route goes over, and no route is no free network.
+    idle: the load of the last minute a core is below a half, and where logind knows, nobody uses a session.
+    root: the file system's.  run: a command's standard output, None where it cannot be run.
+    """
+
+    def __init__(
+        self,
+        root: str | Path = "/",
+        run: "Callable[[list[str]], str | None] | None" = None,
+        charging: Callable[[], bool] | None = None,
+        battery: Callable[[], float] | None = None,
+        unmetered: Callable[[], bool] | None = None,
+        idle: Callable[[], bool] | None = None,
+    ) -> None:
+        self._root = Path(root)
+        self._run = run or output_of
+        self._checks = (
+            charging or self._charging,
+            unmetered or self._unmetered,
+            idle or self._idle,
+            battery or self._battery,
+        )
+
+    def read(self) -> Conditions:
+        charging, unmetered, idle, battery = self._checks
+        return Conditions(charging(), unmetered(), idle(), min(1.0, max(0.0, battery())))
+
+    def _supplies(self, kind: str) -> list[Path]:
+        """Power supplies of a kind that feed the machine, not a mouse of its."""
+        folder = self._root / "sys/class/power_supply"
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [one for one in found if _text(one / "type") == kind and _text(one / "scope") != "Device"]
+
+    def _charging(self) -> bool:
+        if not (batteries := self._supplies("Battery")):
+            return True
+        if any(_text(one / "online") == "1" for kind in ("Mains", "USB") for one in self._supplies(kind)):
+            return True
+        return any(_text(one / "status") in ("Charging", "Full", "Not charging") for one in batteries)
+
+    def _battery(self) -> float:
+        levels = [int(text) / 100 for one in self._supplies("Battery") if (text := _text(one / "capacity")).isdecimal()]
+        return min(levels, default=1.0)
+
+    def _unmetered(self) -> bool:
+        said = self._run(["nmcli", "--terse", "--get-values", "GENERAL.METERED,GENERAL.STATE", "device", "show"])
+        if said is not None:
+            blocks = [block.split("\n") for block in said.strip().split("\n\n")]
+            used = [block[0] for block in blocks if len(block) > 1 and block[1].startswith("100")]
+            if used:
+                return not any(metered.startswith("yes") for metered in used)
+        interfaces = self._default_routes()
+        return bool(interfaces) and not any(_METERED_NAMES.match(name) for name in interfaces)
+
+    def _default_routes(self) -> list[str]:
+        """Interfaces that packets to anywhere go over, IPv4 and IPv6."""
+        four = [line.split() for line in _text(self._root / "proc/net/route").splitlines()[1:]]
+        six = [line.split() for line in _text(self._root / "proc/net/ipv6_route").splitlines()]
+        names = [row[0] for row in four if len(row) > 7 and row[1] == row[7] == "00000000"]
+        names += [row[9] for row in six if len(row) > 9 and set(row[0]) == {"0"} and row[1] == "00" and row[9] != "lo"]
+        return sorted(set(names))
+
+    def _idle(self) -> bool:
+        words = _text(self._root / "proc/loadavg").split()
+        cores = _text(self._root / "proc/cpuinfo").count("processor\t") or 1
+        if not words or float(words[0]) / cores >= BUSY:
+            return False
+        said = self._run(["loginctl", "show-seat", "seat0", "--property=IdleHint", "--value"])
+        return said is None or said.strip() != "no"
+
+
+def here() -> Sensors:
+    """Those of this system; where it has none that are known, nothing is known to be met."""
+    return Linux() if sys.platform == "linux" else Unknown()
+
+
+def output_of(command: list[str]) -> str | None:
+    """What a command says, in English; None where it is not there or fails."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=5, env={**os.environ, "LC_ALL": "C"}, check=False
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return None
+    return done.stdout if done.returncode == 0 and done.stdout.strip() else None
+
+
+def _text(path: Path) -> str:
+    """What a file holds, without blanks around; nothing where there is none."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

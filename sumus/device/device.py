@@ -1,0 +1,773 @@
+"""A device: it takes part in a server's rounds with examples that stay here.
+
+    device = Device("https://sumus.example.org:8443/#enrol=TOKEN&pin=HEX", task, examples, folder="~/.health")
+    device.run()                                  until it is stopped
+    device.predict(inputs)                        with the last model that it was given, also offline
+    device.forget()                               consent taken back
+
+It is a shell around `sumus.protocol.session`: what that decides is written, in one step, and then done. Where the process ends,
+the next one goes on from there, with the same report. `wake` does what is due and says when it is due again, for programs with a
+loop of their own; nothing here sleeps, but `run`, and a check-in that waits at the server.
+"""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import sumus.protocol.session as session
+from sumus.device.conditions import Sensors, here
+from sumus.device.keys import Keys, share_of, system
+from sumus.device.link import Link, fetch_authority, pin_of, read_link
+from sumus.device.requests import Requests
+from sumus.device.store import (
+    Begun,
+    DeviceStore,
+    FolderStore,
+    KeptModel,
+    KeptState,
+    Membership,
+    MemoryStore,
+    Record,
+    counted,
+)
+from sumus.errors import (
+    BeyondBoundError,
+    DataError,
+    DivergedError,
+    ExperimentError,
+    ParticipantError,
+    PlanError,
+    SumusError,
+    TaskError,
+    UsageError,
+)
+from sumus.pacing import Conditions
+from sumus.plan import Plan
+from sumus.protocol.session import Floor, Offer, Phase
+from sumus.task import Task
+from sumus.transport.http import HttpTransport
+from sumus.transport.transport import Transport, Unreachable
+from sumus.tree import nested, unnested
+from sumus.types import Array
+from sumus.wire.messages import (
+    AGAIN,
+    AbortReason,
+    Assignment,
+    CheckInAnswer,
+    CheckInRequest,
+    DeviceConditions,
+    Kind,
+    Previous,
+    Refused,
+    Released,
+    Window,
+)
+from sumus.wire.tensors import decode_tree, encode_tree
+from sumus.work import ClientState
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sumus.device.training import Training
+
+FLOOR, ANY = Floor(), Conditions()
+MAX_PLAN = 2**24
+"""The longest plan that is read, in bytes."""
+TRIES = 3
+"""Times that an object is asked for, one after the other, before its round is given up."""
+SOON = 1.0
+"""Seconds within which a device that may wait at the server comes back, once its report is settled."""
+UNMET = (60.0, 300.0)
+"""Seconds to look again, where the device's own conditions are not met."""
+REFUSALS = frozenset(
+    {"malformed", "bad_report", "not_finite", "out_of_bounds", "closed", "stale", "phase", "too_large", "encoding"}
+)
+"""Codes after which a report is not counted, and will not be."""
+FINAL: Mapping[str, str] = {
+    "revoked": "the server has barred this device: ask who runs it; predictions go on working",
+    "wrong_task": "the server has no task with this model and these data: update the file that defines them",
+    "old_protocol": "the server speaks another version of the protocol: update sumus, here or there",
+    "unknown_device": "the server does not know this device: enrol it again, with a new link",
+}
+"""Codes that a person must do something about."""
+
+
+@dataclass(frozen=True)
+class News:
+    """Something that a device did or met. said: in words.  task, version: of the model that it is about.  measured: means by
+    metric."""
+
+    what: Literal[
+        "enrolled", "training", "trained", "evaluated", "counted", "discarded", "aborted", "model", "waiting", "trouble"
+    ]
+    said: str = ""
+    task: str = ""
+    kind: str = ""
+    version: int = -1
+    examples: int = 0
+    seconds: float = 0.0
+    measured: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a device stands. counts: of what it did so far.  models: versions by task.  trouble: what went wrong last, if not
+    mended since."""
+
+    device: str
+    server: str
+    population: str
+    phase: str
+    counts: Mapping[str, int]
+    models: Mapping[str, int]
+    trouble: str
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What `forget` erased, and what it could not, in words."""
+
+    erased: tuple[str, ...]
+    remains: tuple[str, ...]
+
+
+def _quiet(news: News) -> None:
+    """Nobody watches."""
+
+
+def _today() -> int:
+    return date.today().toordinal()
+
+
+class Device:
+    """One device of one server, with one task.
+
+    server: its address or its link; None for the one that it is enrolled at.  task: a `Task`, or a `Training` that many devices
+        of this process share.
+    examples: (inputs, targets) or a data set of pairs, or a function that gives them whenever they are needed.
+    held_out: such examples to evaluate on; else `examples`.
+    folder: for what it remembers; without, that is forgotten with the process.
+    token: lets it in, the first time, where the link holds none.
+    floor: what it consents to.  requires: conditions without which it does nothing.  sensors: what tells its conditions.
+    version: of the program that it is part of, for plans that ask for one.
+    executor: see `sumus.run`.  name: in messages to its owner, and in keyed randomness.
+    trains, evaluates: kinds of work that it takes.  keeps_model: whether it fetches the models to predict with.
+    wait_s: how long the server may hold a check-in open.  insecure: take http:// to other machines.
+    watch: is told what happens.
+    keys, transport, store, clock, sleep, today: for tests and simulation; the system's by default.
+
+    Raises ExperimentError and its like for what a person must mend.
+    """
+
+    def __init__(
+        self,
+        server: str | None,
+        task: "Task | Training",
+        examples: Any,
+        *,
+        folder: str | Path | None = None,
+        token: str | None = None,
+        held_out: Any = None,
+        floor: Floor = FLOOR,
+        requires: Conditions = ANY,
+        sensors: Sensors | None = None,
+        version: int = 0,
+        executor: str = "auto",
+        name: Any = "this device",
+        trains: bool = True,
+        evaluates: bool = True,
+        keeps_model: bool = True,
+        wait_s: float = 20.0,
+        insecure: bool = False,
+        watch: Callable[[News], None] = _quiet,
+        keys: Keys = system,
+        transport: Transport | None = None,
+        store: DeviceStore | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Any] | None = None,
+        today: Callable[[], int] = _today,
+    ) -> None:
+        link = Link("") if server is None else read_link(server, insecure)
+        self._link = replace(link, token=token or link.token)
+        self._store = store or (MemoryStore() if folder is None else FolderStore(Path(folder).expanduser()))
+        self._record = self._store.read()
+        self._task, self._examples, self._held_out = task, examples, held_out
+        self._executor = executor
+        self._floor, self._requires, self._sensors, self._version = floor, requires, sensors or here(), version
+        self._client, self._keys, self._watch = name, keys, watch
+        self._kinds: tuple[Kind, ...] = (*(("train",) if trains else ()), *(("evaluate",) if evaluates else ()))
+        self._keeps_model, self._wait_s = keeps_model, wait_s
+        self._given_transport, self._transport = transport, transport
+        self._requests: Requests | None = None
+        self._training: Training | None = None
+        self._read: dict[str, tuple[Tensor, Tensor]] = {}
+        self._stopped = threading.Event()
+        self._clock, self._sleep, self._today = clock, sleep or self._stopped.wait, today
+        self._begun = self._record.row == session.DeviceState()
+        self._due = clock()
+        self._unanswered = 0
+        self._trouble = ""
+
+    # ── what it is asked to do ───────────────────────────────────────────────────────────────────────────────────────
+
+    def enrol(self) -> str:
+        """Make it known to its server, with its token, where it is not; its id. Again changes nothing."""
+        requests, member = self._to_server(), self._record.membership
+        if member is None:
+            if self._link.token is None:
+                raise ExperimentError(
+                    "this device is not enrolled: give it a link or a token, from whoever runs the server"
+                )
+            try:
+                enrolment = requests.enrol(self._link.token)
+            except Refused as refused:
+                if refused.problem.code in AGAIN:
+                    raise Unreachable(f"the server cannot enrol this device now: {refused}") from refused
+                raise ExperimentError(_said_of_enrolment(refused)) from refused
+            member = Membership(self._link.server, enrolment.population, enrolment.device)
+            self._write(replace(self._record, membership=member))
+            self._tell(News("enrolled", f"enrolled in {enrolment.population} as {enrolment.device[:12]}…"))
+        elif self._link.server not in ("", member.server):  # it has moved
+            self._write(replace(self._record, membership=replace(member, server=self._link.server)))
+        return requests.device
+
+    def wake(self) -> float:
+        """Do what is due; seconds until something is due again. Raises ExperimentError where a person must do something."""
+        if not self._begun or self._record.row.phase is Phase.TRAINING:  # another process ended there, or an error
+            self._begun = True
+            self._apply(session.Restarted())
+        if (left := self._due - self._clock()) > 0:
+            return left
+        unmet = None if self._requires == ANY else self._requires.unmet(self._conditions())
+        if unmet is not None:
+            self._sleep_within(UNMET)
+            self._tell(News("waiting", f"until it is {unmet}"))
+        elif self._is_enrolled():
+            self._sleep_within(self._record.row.window)  # unless an action says otherwise
+            word = self._keys("session", self._client, self._record.row.serial + 1).hex()[:32]
+            self._carry_out(session.Wake(word))
+        return max(0.0, self._due - self._clock())
+
+    def run(self, rounds: int | None = None, until: Callable[[Status], bool] | None = None) -> None:
+        """Take part, until so many more reports are counted, or `until` says so, or `stop` is called. On Ctrl-C the server is
+        told."""
+        goal = math.inf if rounds is None else self._record.counts.get("counted", 0) + rounds
+        try:
+            while not self._stopped.is_set():
+                seconds = self.wake()
+                if self._record.counts.get("counted", 0) >= goal or (until is not None and until(self.status)):
+                    return
+                if seconds:
+                    self._sleep(seconds)
+        except KeyboardInterrupt:
+            self._interrupted()
+            raise
+
+    def stop(self) -> None:
+        """Let `run` end as soon as what it does is done; from any thread."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """Let go of its folder and its connections."""
+        if self._transport is not None and self._given_transport is None:
+            self._transport.close()
+        self._store.close()
+
+    def __enter__(self) -> "Device":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def predict(self, inputs: Any, task: str | None = None) -> Array:
+        """What the last model says of inputs, as this device stores them: they are prepared like its examples. Asks nobody.
+
+        task: whose model, where the server has several tasks for it; by default the one that came last.
+        """
+        training = self._trains_with()
+        body, state = self._last_model(task)
+        try:
+            model = training.model(body)
+        except ParticipantError as error:
+            raise ExperimentError(
+                f"the kept model is not of this task: {error}; let the device check in again"
+            ) from error
+        return training.predict(model, state, self._examples, inputs)
+
+    def forget(self) -> Forgotten:
+        """Take back consent: the server forgets the device, and everything that it kept here is erased. Where the server cannot
+        be reached nothing is, so that it can be asked again."""
+        done = forget(self._store, self._to_server() if self._record.membership else None)
+        self._record, self._requests = self._store.read(), None
+        return done
+
+    @property
+    def status(self) -> Status:
+        """Where it stands."""
+        record = self._record
+        member = record.membership or Membership(self._link.server, "", "")
+        return Status(
+            member.device,
+            member.server,
+            member.population,
+            record.row.phase.value,
+            record.counts,
+            {task: kept.version for task, kept in record.models.items()},
+            self._trouble,
+        )
+
+    # ── the table, and what it decides ───────────────────────────────────────────────────────────────────────────────
+
+    def _apply(self, event: session.Event, **changes: Any) -> tuple[session.Action, ...]:
+        """Decide, write the row with all that belongs to it, and give what is to be done then."""
+        before = replace(self._record, **changes) if changes else self._record
+        row, actions = session.step(before.row, event, self._floor)
+        record, work = replace(before, row=row), before.work
+        news = list[News]()
+        for act in actions:
+            if isinstance(act, session.Keep | session.Undo):
+                kept = isinstance(act, session.Keep)
+                became: Literal["counted", "discarded"] = "counted" if kept else "discarded"
+                if kept and work is not None and record.pending is not None:
+                    record = replace(record, states={**record.states, work.task: record.pending})
+                record = replace(record, counts=counted(record.counts, became))
+                news.append(_news(became, work))
+            elif isinstance(act, session.Abort):
+                record = replace(record, counts=counted(record.counts, "aborted"))
+        if not row.session:  # its end is known, or there is nothing to know
+            record = replace(record, work=None)
+        if not row.unsettled:
+            record = replace(record, report=None, pending=None)
+        if record != self._record:
+            self._write(record)
+        for act in actions:
+            if isinstance(act, session.Sleep):
+                soon = self._wait_s > 0 and bool(news) and before.row.phase is Phase.REPORTING
+                self._sleep_within((0.0, SOON) if soon else act.window)
+        for one in news:
+            self._tell(one)
+        return actions
+
+    def _carry_out(self, event: session.Event, **changes: Any) -> None:
+        """Apply an event, and do what follows."""
+        work = self._record.work
+        for act in self._apply(event, **changes):
+            if isinstance(act, session.Ask):
+                self._ask(act)
+            elif isinstance(act, session.Send):
+                self._send()
+            elif isinstance(act, session.Abort) and work is not None:
+                self._abort(work, cast(AbortReason, act.reason))
+
+    def _ask(self, act: session.Ask) -> None:
+        work = self._record.work
+        previous = None if act.previous is None or work is None else Previous(work.task, work.kind, act.previous)
+        request = CheckInRequest(
+            serial=act.serial,
+            session=act.session,
+            fingerprints=(self._trains_with().fingerprint,),
+            kinds=self._kinds,
+            conditions=_said(self._conditions()),
+            previous=previous,
+            wait_s=0.0 if previous else self._wait_s,
+        )
+        try:
+            answer = self._to_server().check_in(request)
+        except Unreachable as error:
+            self._unheard(str(error))
+        except Refused as refused:
+            self._turned_away(refused)
+        else:
+            self._trouble = ""
+            self._answered(act, answer)
+
+    def _answered(self, act: session.Ask, answer: CheckInAnswer) -> None:
+        """Take what an answer says in its order: the end of the last session, then work or a window, and models."""
+        if answer.settled is not None:
+            self._carry_out(session.Settled(answer.settled.session, answer.settled.outcome))
+        if self._record.row.phase is Phase.ASKED:
+            if answer.assignment is not None:
+                self._consider(act, answer.assignment)
+            else:
+                window = answer.retry_after_s or self._record.row.window
+                self._apply(session.Told(_ordered(window)))
+                self._tell(News("waiting", answer.reason))
+        if self._keeps_model:
+            for task, released in answer.released.items():
+                self._take_model(task, released)
+
+    def _consider(self, act: session.Ask, work: Assignment) -> None:
+        """Look at what is asked for, and do it where that is within the floor."""
+        if work.session != act.session or self._record.row.unsettled:
+            self._apply(session.Assigned(Offer(work.session), self._today()))
+            return
+        try:
+            plan, offer = self._offer(work)
+        except Unreachable as error:
+            self._unheard(str(error))
+            return
+        before = self._record.begun.get(work.task, Begun())
+        begun = Begun(work.version, before.times + 1 if before.version == work.version else 1)
+        actions = self._apply(
+            session.Assigned(offer, self._today()),
+            work=work,
+            **({} if plan is None else {"begun": {**self._record.begun, work.task: begun}}),
+        )
+        for one in actions:
+            if isinstance(one, session.Abort):
+                self._abort(work, cast(AbortReason, one.reason))
+            elif isinstance(one, session.Train) and plan is not None:
+                self._work(work, plan)
+
+    def _offer(self, work: Assignment) -> tuple[Plan | None, Offer]:
+        """What an assignment asks for, from its real plan; without a plan, why it cannot be done. Raises Unreachable."""
+        size = work.plan.bytes + work.broadcast.bytes
+        asked = Offer(work.session, bytes=size, contributors=work.contributors)
+        if size > self._floor.bytes:
+            return None, asked
+        if work.kind not in self._kinds or work.plan.bytes > MAX_PLAN:
+            return None, replace(asked, unfit="plan")
+        training = self._trains_with()
+        try:
+            plan = training.plan(work.plan.sha256, lambda: self._object(work.plan))
+            if plan.description.fingerprint != training.fingerprint:
+                self._note_trouble("the plan is of another model, or of other data, than this device's file defines")
+                return None, replace(asked, unfit="floor-task")
+            if plan.pacing.requires != ANY and plan.pacing.requires.unmet(self._conditions()) is not None:
+                return None, replace(asked, unfit="conditions")
+            asked = replace(asked, contributors=min(work.contributors, plan.min_contributors))
+            if work.kind == "evaluate":
+                return plan, asked
+            inputs, targets = self._own("train")
+            steps = plan.algorithm.client.step_count(len(inputs))
+            return plan, replace(
+                asked,
+                steps=steps,
+                seconds=steps * self._record.seconds,
+                bytes=asked.bytes + plan.first_hop.nbytes,
+                memory=training.memory(plan, inputs, targets),
+            )
+        except Unreachable:
+            raise
+        except SumusError as error:
+            self._note_trouble(str(error))
+            return None, replace(asked, unfit=_reason(error))
+
+    def _work(self, work: Assignment, plan: Plan) -> None:
+        """Train or evaluate; whatever goes wrong ends this round, and not the device."""
+        self._tell(_news("training", work))
+        try:
+            training = self._trains_with()
+            broadcast = training.broadcast(plan, work.broadcast.sha256, self._object(work.broadcast))
+            done = self._done(work, plan, broadcast)
+            pending = None
+            if done.state:
+                kept = self._store.put(encode_tree(unnested(done.state)))
+                pending = KeptState(kept, training.fingerprint)
+            report = self._store.put(done.report)
+        except ExperimentError:
+            raise  # the folder, not the round
+        except Exception as error:
+            self._note_trouble(_in_words(error))
+            failures = self._record.failures + 1
+            self._carry_out(session.Failed(_reason(error)), failures=failures)
+            self._sleep_within(_longer(self._record.row.window, failures))
+            return
+        self._tell(
+            replace(
+                _news("trained" if work.kind == "train" else "evaluated", work),
+                examples=done.examples,
+                seconds=done.seconds,
+                measured={name: total / count for name, (total, count) in done.measured.items() if count},
+            )
+        )
+        self._carry_out(
+            session.Trained(),
+            report=report,
+            pending=pending,
+            failures=0,
+            seconds=done.seconds / done.steps if done.steps else self._record.seconds,
+            counts=counted(self._record.counts, "trained" if work.kind == "train" else "evaluated"),
+        )
+
+    def _done(self, work: Assignment, plan: Plan, broadcast: Any) -> Any:
+        from sumus.device.training import Errand
+
+        training, inputs_and_targets = self._trains_with(), self._own(work.kind)
+        errand = Errand(
+            self._client,
+            *inputs_and_targets,
+            work.version,
+            bytes.fromhex(work.seed),
+            self._keys,
+            self._record.begun[work.task].times - 1,
+            self._state(self._record, work.task),
+        )
+        compute = training.train if work.kind == "train" else training.evaluate
+        return compute(plan, broadcast, errand)
+
+    def _send(self) -> None:
+        """Send the report, the same bytes each time."""
+        record = self._record
+        work, report = record.work, record.report
+        if work is None or report is None:
+            raise ExperimentError(
+                "the device's record names a report that it does not hold: delete its folder, and enrol again"
+            )
+        try:
+            self._to_server().report(work, self._store.get(report))
+        except Unreachable as error:
+            self._unheard(str(error))
+        except Refused as refused:
+            code = refused.problem.code
+            self._note_trouble(f"the report was refused: {refused}")
+            if code in REFUSALS:
+                self._carry_out(session.Settled(work.session, "discarded"))
+            elif code == "unknown_session":
+                self._carry_out(session.NotKnown())
+            else:
+                self._carry_out(session.NoAnswer(_ordered(refused.problem.retry_after_s or (0.0, 0.0))))
+        else:
+            self._trouble = ""
+            self._carry_out(session.Settled(work.session, "counted"))
+
+    def _abort(self, work: Assignment, reason: AbortReason) -> None:
+        """Tell the server, if it hears."""
+        self._tell(replace(_news("aborted", work), said=f"{reason}{f': {self._trouble}' if self._trouble else ''}"))
+        with suppress(Unreachable, Refused):  # it finds out when the session's time is over
+            self._to_server().abort(work, reason)
+
+    def _take_model(self, task: str, released: Released) -> None:
+        """Fetch the model that a task's devices answer with, unless it is here."""
+        kept = self._record.models.get(task)
+        if kept == KeptModel(released.version, released.model.sha256) or released.model.bytes > self._floor.bytes:
+            return
+        try:
+            if kept is None or kept.object != released.model.sha256:
+                body = self._object(released.model)
+                self._trains_with().model(body)
+                self._store.put(body)
+        except (Unreachable, Refused, ParticipantError) as error:
+            self._note_trouble(f"model {released.version} could not be taken: {error}")
+            return
+        models = {**self._record.models, task: KeptModel(released.version, released.model.sha256)}
+        self._write(replace(self._record, models=models, latest=task))
+        self._tell(News("model", "to predict with", task, "train", released.version))
+
+    # ── when the server does not answer, or answers no ───────────────────────────────────────────────────────────────
+
+    def _is_enrolled(self) -> bool:
+        """Enrolled, now at least; or a wait begins."""
+        try:
+            self.enrol()
+        except Unreachable as error:
+            self._unanswered += 1
+            self._sleep_within(_longer((0.0, 0.0), self._unanswered))
+            self._note_trouble(str(error))
+            return False
+        self._unanswered = 0
+        return True
+
+    def _unheard(self, said: str, window: Window = (0.0, 0.0)) -> None:
+        """There was no answer, or none that helps."""
+        self._note_trouble(said)
+        self._carry_out(session.NoAnswer(_ordered(window)))
+
+    def _turned_away(self, refused: Refused) -> None:
+        """A check-in was refused."""
+        problem, record = refused.problem, self._record
+        self._unheard(str(refused), problem.retry_after_s or (0.0, 0.0))
+        if problem.code == "replayed":  # this memory is older than the server's: go far beyond
+            row = replace(self._record.row, serial=2 * record.row.serial + 1000)
+            self._write(replace(self._record, row=row))
+        elif problem.code == "unknown_device" and self._link.token is not None:
+            self._requests = None
+            self._write(replace(self._record, membership=None))
+        elif problem.code in FINAL:
+            raise ExperimentError(f"{FINAL[problem.code]} ({problem.detail or problem.code})")
+
+    def _interrupted(self) -> None:
+        """Ctrl-C: what was being trained will not come."""
+        self._record = self._store.read()
+        if self._record.row.phase is Phase.TRAINING:
+            self._carry_out(session.Failed("stopped"))
+
+    def _note_trouble(self, said: str) -> None:
+        self._trouble = said
+        self._tell(News("trouble", said))
+
+    # ── what it has ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _trains_with(self) -> "Training":
+        if self._training is None:
+            if isinstance(self._task, Task):
+                from sumus.device.training import Training
+
+                self._training = Training(self._task, self._examples, self._executor)
+            else:
+                self._training = self._task
+        return self._training
+
+    def _own(self, kind: str) -> "tuple[Tensor, Tensor]":
+        """Its examples for a kind of work; kept, unless a function gives them."""
+        held_out = kind == "evaluate" and self._held_out is not None
+        which, examples = ("held out", self._held_out) if held_out else ("own", self._examples)
+        if which in self._read:
+            return self._read[which]
+        pair = self._trains_with().read(self._client, examples)
+        if not callable(examples):
+            self._read[which] = pair
+        return pair
+
+    def _state(self, record: Record, task: str) -> ClientState:
+        """What it keeps of a task, if that is of this task's leaves."""
+        kept = record.states.get(task)
+        if kept is None or kept.fingerprint != self._trains_with().fingerprint:
+            return {}
+        return nested(decode_tree(self._store.get(kept.object)))
+
+    def _last_model(self, task: str | None) -> tuple[bytes, ClientState]:
+        """A model that was kept, and what the client keeps beside it; another process may be replacing both."""
+        for last in (False, True):
+            record = self._store.read()
+            name = task or record.latest
+            if (kept := record.models.get(name)) is None:
+                raise ExperimentError("this device has no model to predict with yet: let it check in once")
+            try:
+                return self._store.get(kept.object), self._state(record, name)
+            except ExperimentError:
+                if last:
+                    raise
+        raise AssertionError
+
+    def _conditions(self) -> Conditions:
+        return replace(self._sensors.read(), version=self._version)
+
+    def _object(self, body: Any) -> bytes:
+        """An object of the server's, asked for a few times."""
+        for left in reversed(range(TRIES)):
+            try:
+                return self._to_server().object(body)
+            except Unreachable:
+                if not left:
+                    raise
+            except Refused as refused:
+                raise Unreachable(f"the server does not give what it announced: {refused}") from refused
+        raise AssertionError
+
+    def _to_server(self) -> Requests:
+        if self._requests is None:
+            record = self._record
+            server = self._link.server or (record.membership.server if record.membership else "")
+            if self._transport is None:
+                if not server:
+                    raise ExperimentError("this device knows no server: give it an address or a link")
+                self._transport = HttpTransport(server, self._authority(replace(self._link, server=server)) or None)
+            if (key := self._store.key()) is None:
+                self._store.put_key(key := self._keys("device", self._client))
+            self._requests = Requests(self._transport, key, record.membership.population if record.membership else "")
+        return self._requests
+
+    def _authority(self, link: Link) -> str:
+        """Who vouches for the server: as it was pinned, now or before."""
+        if link.pin is not None and pin_of(self._record.authority) != link.pin:
+            self._write(replace(self._record, authority=fetch_authority(link)))
+        return self._record.authority
+
+    def _write(self, record: Record) -> None:
+        self._store.write(record)
+        self._record = record
+
+    def _sleep_within(self, window: Window) -> None:
+        """Nothing is due before a moment in it."""
+        first, last = window
+        row = self._record.row
+        share = share_of(self._keys("sleep", self._client, row.serial, row.tries))
+        self._due = self._clock() + first + share * (last - first)
+
+    def _tell(self, news: News) -> None:
+        self._watch(news)
+
+
+def forget(store: DeviceStore, requests: Requests | None) -> Forgotten:
+    """Take back a device's consent. requests: to its server; None where it is not enrolled."""
+    record = store.read()
+    if requests is not None:
+        try:
+            requests.withdraw()
+        except Refused as refused:
+            if refused.problem.code != "unknown_device":  # that it is forgotten already
+                raise Unreachable(f"the server did not take it: {refused}; nothing was erased, try again") from refused
+    store.erase()
+    sent = record.counts.get("counted", 0)
+    erased = ["here: its key, what it kept from rounds, models and counts"]
+    if requests is not None:
+        erased.append("at the server: its key and identity; it can send nothing more under them")
+    remains = ["its examples: they never left this device, and are its owner's to delete"]
+    if sent:
+        remains.append(
+            f"models that were made with its {sent} counted reports: what is in a sum cannot be taken out of it"
+        )
+    return Forgotten(tuple(erased), tuple(remains))
+
+
+def _news(what: Any, work: Assignment | None) -> News:
+    return News(what) if work is None else News(what, "", work.task, work.kind, work.version)
+
+
+def _said(conditions: Conditions) -> DeviceConditions:
+    return DeviceConditions(
+        conditions.charging, conditions.unmetered, conditions.idle, conditions.battery, conditions.version
+    )
+
+
+def _ordered(window: Window) -> Window:
+    first, last = window
+    return min(first, last), max(first, last)
+
+
+def _longer(window: Window, times: int) -> Window:
+    """A window after so many failures in a row."""
+    first = min(session.LONGEST / 2, session.PATIENCE * 2.0 ** max(0, times - 1))
+    return max(window[0], first), max(window[1], 2 * first)
+
+
+def _reason(error: Exception) -> AbortReason:
+    """What the server may know of an error."""
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            return reason
+    return "memory" if type(error).__name__ == "OutOfMemoryError" else "other"
+
+
+_REASONS: tuple[tuple[type[Exception], AbortReason], ...] = (
+    (DivergedError, "diverged"),
+    (BeyondBoundError, "diverged"),
+    (DataError, "data"),
+    (TaskError, "task"),
+    (PlanError, "plan"),
+    (ParticipantError, "plan"),
+    (UsageError, "plan"),
+    (MemoryError, "memory"),
+)
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
+
+
+def _said_of_enrolment(refused: Refused) -> str:
+    words = {
+        "bad_token": "the server does not know this token: ask for a new link",
+        "token_used": "this link was used already, or its time is over: ask for a new one",
+        "quota": "the server takes no more devices: ask who runs it",
+        "revoked": "the server has barred this device: ask who runs it",
+    }
+    code = refused.problem.code
+    return f"{words.get(code, 'the server does not enrol this device')} ({refused.problem.detail or code})"

@@ -1,0 +1,131 @@
+"""Enrolment links: where a server is, what lets a device in, and how it is known.
+
+    https://sumus.example.org:8443/#enrol=TOKEN&pin=HEX
+
+What stands after # is never sent to anyone. The token lets in whoever has it, so it is read from a file, from standard input or
+from the environment, and never from a command line, which everyone on the machine can read. `pin` is the SHA-256 of the server's
+authority, a certificate in DER: with it, that authority alone vouches for the server.
+"""
+
+import hashlib
+import ipaddress
+import re
+import ssl
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+from sumus.errors import ExperimentError
+from sumus.transport.http import unverified
+
+VARIABLE = "SUMUS_TOKEN"
+"""The environment's variable that may hold a token, or a whole link."""
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,512}")
+
+
+@dataclass(frozen=True)
+class Link:
+    """server: scheme://host:port; empty where only a token is known.  pin: of its authority, hexadecimal."""
+
+    server: str
+    token: str | None = field(default=None, repr=False)
+    pin: str | None = None
+
+
+def read_link(text: str, insecure: bool = False) -> Link:
+    """A link, a server's address, or a token alone. insecure: take http:// to other machines too.
+
+    Raises ExperimentError, which never repeats the token.
+    """
+    text = text.strip()
+    if _TOKEN.fullmatch(text):
+        return Link("", text)
+    parsed = urlsplit(text)
+    try:
+        host, port = parsed.hostname, parsed.port
+    except ValueError:
+        host, port = None, None
+    if parsed.scheme not in ("http", "https") or not host:
+        raise ExperimentError("a server's address is https://HOST:PORT, with what its link says after # or without")
+    if parsed.path not in ("", "/") or parsed.query or parsed.username:
+        raise ExperimentError(
+            f"{parsed.scheme}://{host}: a server's address has no path, no query and no user: give https://HOST:PORT"
+        )
+    if parsed.scheme == "http" and not (insecure or is_loopback(host)):
+        raise ExperimentError(
+            f"http://{host} is not encrypted: use https://, or --insecure where the network itself is (insecure=True)"
+        )
+    said = dict(parse_qsl(parsed.fragment))
+    token, pin = said.get("enrol"), said.get("pin")
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise ExperimentError("the token of this link is not whole: copy the link again, to its end")
+    if pin is not None and not re.fullmatch(r"[0-9a-f]{64}", pin):
+        raise ExperimentError("the pin of this link is not whole: copy the link again, to its end")
+    if pin is not None and parsed.scheme == "http":
+        raise ExperimentError("a pin is of an https:// server: copy the link again")
+    name = f"[{host}]" if ":" in host else host
+    return Link(f"{parsed.scheme}://{name}" + (f":{port}" if port else ""), token, pin)
+
+
+def link_of_command(text: str, insecure: bool = False) -> Link:
+    """A server's address from a command line: refused with a token in it."""
+    if "://" not in text:
+        raise ExperimentError(f"{text!r} is no server's address: give https://HOST:PORT")
+    link = read_link(text, insecure)
+    if link.token is not None:
+        raise ExperimentError(
+            "a command line is no place for a token, everyone on this machine can read it: put the link into a file and give "
+            f"--token-file FILE, or - for standard input, or set {VARIABLE}; then ask for another token"
+        )
+    return link
+
+
+def given(text: str | None, file: str | None, environment: Mapping[str, str], insecure: bool = False) -> Link:
+    """What a command was told: the address on its line, and a token or a whole link from a file ("-" for standard input), or from
+    the environment."""
+    link = Link("") if text is None else link_of_command(text, insecure)
+    if file is None:
+        secret = environment.get(VARIABLE)
+    elif file == "-":
+        secret = sys.stdin.readline()
+    else:
+        try:
+            secret = Path(file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExperimentError(f"--token-file {file} cannot be read: {error}") from error
+    if not secret or not secret.strip():
+        return link
+    more = read_link(secret, insecure)
+    if link.server and more.server and more.server != link.server:
+        raise ExperimentError(
+            f"the link is of {more.server}, and the address given is {link.server}: leave the address out"
+        )
+    return replace(link, server=link.server or more.server, token=more.token, pin=more.pin or link.pin)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def fetch_authority(link: Link, patience: float = 30.0) -> str:
+    """The certificate, PEM, that the pin is of. Asks the server, whoever that is, and believes the hash."""
+    text = unverified(link.server, "/v1/authority", patience).decode("ascii", "replace").strip()
+    if pin_of(text) != link.pin:
+        raise ExperimentError(
+            f"{link.server} is not the server of this link: its authority has another fingerprint; ask who gave you the link"
+        )
+    return text
+
+
+def pin_of(authority: str) -> str | None:
+    """The SHA-256 of a certificate in PEM, hexadecimal; None where it is none."""
+    try:
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(authority.strip())).hexdigest()
+    except ValueError:
+        return None

@@ -1,0 +1,134 @@
+"""What a device asks of its server: each request of `sumus.wire.messages` as a method, signed where it must be.
+
+An answer that is an error raises `Refused` with the server's code; where none comes, or none that can be read, `Unreachable`.
+"""
+
+import hashlib
+from typing import TypeVar
+
+from sumus.errors import ParticipantError
+from sumus.transport.transport import PATIENCE, Answer, Transport, Unreachable
+from sumus.wire.messages import (
+    AGAIN,
+    ENDPOINTS,
+    MAX_CONTROL,
+    PROTOCOL,
+    Abort,
+    AbortReason,
+    Assignment,
+    Body,
+    Challenge,
+    CheckInAnswer,
+    CheckInRequest,
+    Counted,
+    Enrolment,
+    EnrolmentRequest,
+    Nothing,
+    Problem,
+    Refused,
+    enrolment_text,
+    read,
+    signed_text,
+    write,
+)
+from sumus.wire.signing import device_id, public_key_of, sign, to_base64url
+
+M = TypeVar("M")
+
+_ENDPOINTS = {endpoint.name: endpoint for endpoint in ENDPOINTS}
+UPLOADING = 600.0
+"""Seconds for a report, or a model, to be on its way."""
+
+
+class Requests:
+    """Requests of one device. key: its private key, 32 bytes.  population: that it is enrolled in, empty before."""
+
+    def __init__(self, transport: Transport, key: bytes, population: str = "") -> None:
+        self.population = population
+        self._transport, self._key = transport, key
+        self._public_key = public_key_of(key)
+        self.device = device_id(self._public_key)
+
+    def enrol(self, token: str) -> Enrolment:
+        """Make the device known; again with the same key changes nothing."""
+        challenge = read_answer(Challenge, self._ask("challenge", write(Nothing())))
+        public_key = to_base64url(self._public_key)
+        signature = sign(self._key, enrolment_text(challenge.nonce, public_key, token))
+        request = EnrolmentRequest(token, public_key, challenge.nonce, to_base64url(signature))
+        enrolment = read_answer(Enrolment, self._ask("enrol", write(request)))
+        if enrolment.device != self.device:
+            raise Unreachable("the server gave the device an id that is not its key's: is this a sumus server?")
+        self.population = enrolment.population
+        return enrolment
+
+    def check_in(self, request: CheckInRequest) -> CheckInAnswer:
+        """Ask for work."""
+        return read_answer(CheckInAnswer, self._ask("check_in", write(request), patience=request.wait_s + PATIENCE))
+
+    def report(self, work: Assignment, body: bytes) -> Counted:
+        """Send what came of it; returns once that is counted."""
+        return read_answer(Counted, self._ask("report", body, _of(work), patience=UPLOADING))
+
+    def abort(self, work: Assignment, reason: AbortReason) -> None:
+        """Say that no report will come."""
+        self._ask("abort", write(Abort(reason)), _of(work))
+
+    def withdraw(self) -> None:
+        """Take back the consent: the server forgets the device."""
+        self._ask("withdraw", write(Nothing()))
+
+    def object(self, body: Body) -> bytes:
+        """The bytes under a hash: these, or Unreachable."""
+        answer = self._ask("object", b"", {"sha256": body.sha256}, patience=UPLOADING, most=body.bytes)
+        if hashlib.sha256(answer.body).hexdigest() != body.sha256:
+            raise Unreachable(f"what the server gives as object {body.sha256[:12]}… is something else")
+        return answer.body
+
+    def _ask(
+        self,
+        name: str,
+        body: bytes,
+        where: dict[str, str] | None = None,
+        patience: float = PATIENCE,
+        most: int = MAX_CONTROL,
+    ) -> Answer:
+        endpoint = _ENDPOINTS[name]
+        path = endpoint.path.format(**(where or {}))
+        headers = {"Sumus-Protocol": str(PROTOCOL)}
+        if endpoint.body is bytes:
+            headers["Content-Type"] = "application/octet-stream"
+        elif endpoint.body is not None:
+            headers["Content-Type"] = "application/json"
+        if endpoint.signed:
+            text = signed_text(endpoint.method, path, self.population, self.device, body)
+            headers |= {"Sumus-Device": self.device, "Sumus-Signature": to_base64url(sign(self._key, text))}
+        answer = self._transport.request(endpoint.method, path, body, headers, patience, max(most, MAX_CONTROL))
+        if answer.status != endpoint.status:
+            raise _refused(answer)
+        return answer
+
+
+def read_answer(form: type[M], answer: Answer) -> M:
+    """An answer's message."""
+    try:
+        return read(form, answer.body)
+    except ParticipantError as error:
+        raise Unreachable(f"what the server answers cannot be read: {error}") from error
+
+
+def _refused(answer: Answer) -> Exception:
+    """The server's error; where the answer is none of a sumus server's, nobody of ours was reached."""
+    try:
+        problem = read(Problem, answer.body)
+    except ParticipantError:
+        return Unreachable(f"it answers {answer.status}, and not as a sumus server does")
+    return Refused(problem.code, problem.detail, problem.retry_after_s)
+
+
+def _of(work: Assignment) -> dict[str, str]:
+    return {"task": work.task, "kind": work.kind, "session": work.session}
+
+
+def may_be_repeated(refused: Refused) -> bool:
+    """Whether the same request may be answered otherwise later."""
+    return refused.problem.code in AGAIN

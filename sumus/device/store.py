@@ -1,0 +1,272 @@
+"""What a device remembers: one record, written whole, and the objects that it names.
+
+    name = store.put(report)                        bytes, under their hash
+    store.write(replace(record, row=row, report=name))
+    store.read()                                    what was written last, in this process or in the next
+
+A record holds the protocol's row, and what it is about: so what a client keeps from a round is kept or undone in the very
+write that settles the round. Objects are put before the record that names them, and go when no record does.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from sumus.errors import ExperimentError
+from sumus.protocol.session import DeviceState
+from sumus.storage.files import sync, write_whole
+from sumus.wire.messages import Assignment
+
+NEW = DeviceState()
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Where a device is enrolled. server: scheme://host:port.  device: its id."""
+
+    server: str
+    population: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptState:
+    """What a client keeps of a task's rounds. object: a tree.  fingerprint: of the task, without which it means nothing."""
+
+    object: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptModel:
+    """The model that a task's devices answer with. object: a tree of shared leaves."""
+
+    version: int
+    object: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """How often work on a version was begun."""
+
+    version: int = -1
+    times: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """All that a device remembers, besides its key; objects by their hashes.
+
+    membership: None before it is enrolled.  authority: certificates in PEM that alone vouch for the server; empty for those of
+    the system.  row: where it stands.  work: what it was given, until its end is known.  report: of that, encoded.  pending: what
+    the client is to keep if it is counted.  states, models, begun: by task.  latest: the task whose model came last.
+    failures: in a row.  seconds: that a local step took, the last time.  counts: of what it has done so far, by word.
+    """
+
+    membership: Membership | None = None
+    authority: str = ""
+    row: DeviceState = NEW
+    work: Assignment | None = None
+    report: str | None = None
+    pending: KeptState | None = None
+    states: Mapping[str, KeptState] = field(default_factory=dict[str, KeptState])
+    models: Mapping[str, KeptModel] = field(default_factory=dict[str, KeptModel])
+    latest: str = ""
+    begun: Mapping[str, Begun] = field(default_factory=dict[str, Begun])
+    failures: int = 0
+    seconds: float = 0.0
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def objects(self) -> frozenset[str]:
+        """The objects that it names."""
+        named = {self.report, self.pending and self.pending.object}
+        named |= {kept.object for kept in (*self.states.values(), *self.models.values())}
+        return frozenset(name for name in named if name)
+
+
+class DeviceStore(Protocol):
+    """A device's memory. What is written survives a crash at any moment; all of a write does, or nothing of it."""
+
+    def read(self) -> Record:
+        """The record that was written last; an empty one at first."""
+        ...
+
+    def write(self, record: Record) -> None:
+        """Replace the record. Durable when it returns; then objects that it does not name are gone."""
+        ...
+
+    def put(self, body: bytes) -> str:
+        """Keep an object for the record that is written next; its SHA-256 in hexadecimal. Durable when it returns."""
+        ...
+
+    def get(self, name: str) -> bytes:
+        """An object that the record names. ExperimentError where it is gone or damaged."""
+        ...
+
+    def key(self) -> bytes | None:
+        """The device's private key, 32 bytes; None where it has none."""
+        ...
+
+    def put_key(self, key: bytes) -> None:
+        """Keep the private key, once and for all."""
+        ...
+
+    def erase(self) -> None:
+        """Forget everything, the key last."""
+        ...
+
+    def close(self) -> None:
+        """Let another process have it."""
+        ...
+
+
+class MemoryStore:
+    """A device's memory in this process."""
+
+    def __init__(self) -> None:
+        self._record = Record()
+        self._objects: dict[str, bytes] = {}
+        self._key: bytes | None = None
+
+    def read(self) -> Record:
+        return self._record
+
+    def write(self, record: Record) -> None:
+        self._record = record
+        self._objects = {name: self._objects[name] for name in record.objects}
+
+    def put(self, body: bytes) -> str:
+        name = hashlib.sha256(body).hexdigest()
+        self._objects[name] = body
+        return name
+
+    def get(self, name: str) -> bytes:
+        return self._objects[name]
+
+    def key(self) -> bytes | None:
+        return self._key
+
+    def put_key(self, key: bytes) -> None:
+        self._key = key
+
+    def erase(self) -> None:
+        self._record, self._objects, self._key = Record(), {}, None
+
+    def close(self) -> None:
+        """There is no other process."""
+
+
+class FolderStore:
+    """A device's memory in a folder that only its owner may read (0700, files 0600).
+
+    One process may have it; to `look` is to read what another one may be writing. Raises ExperimentError, with what to do.
+    """
+
+    def __init__(self, folder: str | Path, look: bool = False) -> None:
+        self.folder = Path(folder)
+        self._objects = self.folder / "objects"
+        self._lock: int | None = None
+        if look:
+            if not (self.folder / "record.json").is_file():
+                raise ExperimentError(f"{folder} is no device's folder: give the one that `sumus join` was given")
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+            self._objects.mkdir(mode=0o700, exist_ok=True)
+            self._lock = _locked(self.folder)
+        except OSError as error:
+            raise ExperimentError(
+                f"a device cannot keep anything in {folder}: {error.strerror or error}; give a folder that is yours"
+            ) from error
+        self._clear(self.read())
+
+    def read(self) -> Record:
+        path = self.folder / "record.json"
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Record)
+        except FileNotFoundError:
+            return Record()
+        except msgspec.DecodeError as error:
+            raise ExperimentError(
+                f"{path} is damaged ({error}): delete {self.folder}, and enrol this device anew with another token"
+            ) from error
+
+    def write(self, record: Record) -> None:
+        write_whole(self.folder / "record.json", msgspec.json.encode(record), lasting=True, private=True)
+        self._clear(record)
+
+    def put(self, body: bytes) -> str:
+        name = hashlib.sha256(body).hexdigest()
+        path = self._objects / name
+        if not path.exists():
+            write_whole(path, body, lasting=True, private=True)
+        return name
+
+    def get(self, name: str) -> bytes:
+        path = self._objects / name
+        try:
+            body = path.read_bytes()
+        except FileNotFoundError:
+            body = b""
+        if hashlib.sha256(body).hexdigest() != name:
+            raise ExperimentError(
+                f"{path} is gone or damaged: delete {self.folder}, and enrol this device anew with another token"
+            )
+        return body
+
+    def key(self) -> bytes | None:
+        try:
+            return (self.folder / "key").read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def put_key(self, key: bytes) -> None:
+        write_whole(self.folder / "key", key, lasting=True, private=True)
+
+    def erase(self) -> None:
+        self.write(Record())
+        (self.folder / "key").unlink(missing_ok=True)
+        (self.folder / "record.json").unlink(missing_ok=True)
+        sync(self.folder)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _clear(self, record: Record) -> None:
+        """Delete objects that the record does not name, and what a crash left half written."""
+        for path in self._objects.iterdir():
+            if path.name not in record.objects:
+                with suppress(OSError):  # it only takes room
+                    path.unlink()
+
+
+def _locked(folder: Path) -> int | None:
+    """An open file that no other process has; None on systems without such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ExperimentError(
+            f"another process is this device: end what runs on {folder}, or give each device a folder of its own"
+        ) from error
+    return descriptor
+
+
+def counted(counts: Mapping[str, int], *words: str) -> dict[str, int]:
+    """One more of each."""
+    return {**counts, **{word: counts.get(word, 0) + 1 for word in words}}

@@ -1,0 +1,56 @@
+"""Evaluation on devices is a sum like any other: of metrics, and of histograms that show the spread over people.
+
+    hop = evaluation_hop(description, most=100)                   the first hop of such a sum
+    update = evaluation_report(client, program.evaluate(...), examples)
+    means, histograms = evaluation_of(total, hop)                 what a server may know
+
+A device reports each metric as (sum, count), and in which of twenty bins its own mean lies; so nobody learns what any one of
+them measured, as long as the sum is of enough people.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from sumus.aggregate import Aggregate, Part, Update
+from sumus.first_hop import FirstHop
+from sumus.fixed_point import FixedPoint
+from sumus.task import Description
+from sumus.types import Floats
+
+BINS = 20
+LOSS_EDGES: Floats = np.concatenate([[0.0], 2.0 ** np.linspace(-8, 6, BINS - 1), [math.inf]])
+"""Of the loss, float64 `(BINS + 1,)`: from 2^−8 to 2^6, each bin 1.7 times the one before; the outer two take the rest."""
+EDGES: Floats = np.linspace(0.0, 1.0, BINS + 1)
+"""Of every other metric, as a share from 0 to 1; the outer two bins take the rest."""
+
+HISTOGRAM = Part("histogram", weight="uniform", denominator="count", transformed=False, bound=1.0)
+
+
+def evaluation_hop(description: Description, most: int) -> FirstHop:
+    """What it takes to count evaluations in. most: contributors of one sum."""
+    names = ("loss", *description.metrics)
+    layout = tuple(sorted((name, (BINS,)) for name in names))
+    return FirstHop((HISTOGRAM,), (layout,), FixedPoint.fit(most, max_weight=1, bound=1.0), None, None, names)
+
+
+def evaluation_report(client: object, measured: Mapping[str, tuple[float, int]], examples: int) -> Update:
+    """What one device measured. measured: (sum, count) by metric, the loss too.  examples: that it was measured on."""
+    bins = {name: _in_bin(name, total / count if count else math.nan) for name, (total, count) in measured.items()}
+    return Update(client, {HISTOGRAM.name: bins}, examples, dict(measured))
+
+
+def evaluation_of(total: Aggregate, hop: FirstHop) -> tuple[dict[str, float], dict[str, list[int]]]:
+    """By metric, the mean over everything it was counted on, and how many devices lie in each bin."""
+    counted = hop.sums.decode(HISTOGRAM, total.sums[HISTOGRAM.name])
+    return total.metric_means(), {name: [round(n) for n in leaf.tolist()] for name, leaf in counted.items()}
+
+
+def _in_bin(name: str, mean: float) -> Floats:
+    """One where the device's own mean lies; all zeros, float32, where it is no number."""
+    one = np.zeros(BINS, np.float32)
+    if not math.isnan(mean):
+        edges = LOSS_EDGES if name == "loss" else EDGES
+        one[min(max(int(np.searchsorted(edges, mean, side="right")) - 1, 0), BINS - 1)] = 1.0
+    return one

@@ -1,0 +1,326 @@
+"""The device plane over HTTP: `wire.messages.ENDPOINTS`, each read, checked and handed to the server.
+
+    app = device_app(server, blobs, room)         an ASGI application
+
+Nothing is believed before it is checked: the length before the body is read, the signature before the body is decoded, the form
+before it is counted. Every answer that is an error has a code of the closed list.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from sumus.errors import ParticipantError
+from sumus.server.limits import Limits, Room
+from sumus.server.openapi import openapi
+from sumus.server.runs import Run
+from sumus.server.server import LOG, Server
+from sumus.storage.blobs import Blobs
+from sumus.wire.messages import (
+    ENDPOINTS,
+    MAX_CONTROL,
+    PROTOCOL,
+    Abort,
+    CheckInRequest,
+    EnrolmentRequest,
+    Nothing,
+    Problem,
+    Refused,
+    Window,
+    read,
+    signed_text,
+    write,
+)
+from sumus.wire.reports import decode_report, most_bytes
+
+GRACE = 10.0
+"""Seconds that any body may take; beyond, it must come at LEAST_RATE."""
+LEAST_RATE = 32 * 2**10
+"""Bytes a second."""
+SMALL = 64 * 2**10
+"""Bodies up to so many bytes are checked where they are read, without a thread."""
+IMMUTABLE = "public, max-age=31536000, immutable"
+
+Answering = Callable[[Request], Awaitable[Response]]
+
+
+class DevicePlane:
+    """The endpoints. blobs: where plans and models lie.  room: memory for bodies.  limits: requests a second.
+    authority: the certificate that devices pin, PEM, if the server made its own."""
+
+    def __init__(
+        self, server: Server, blobs: Blobs, room: Room, limits: Limits, authority: bytes | None = None
+    ) -> None:
+        self._server, self._blobs, self._room, self._limits = server, blobs, room, limits
+        self._authority = authority
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="bodies")
+
+    # ── enrolment ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def challenge(self, request: Request) -> Any:
+        """A nonce to sign."""
+        self._limits.enrolment(_source(request), time.monotonic())
+        await self._message(request, Nothing)
+        return self._server.roll.challenge(self._server.clock())
+
+    async def enrol(self, request: Request) -> Any:
+        """A device makes itself known."""
+        self._limits.enrolment(_source(request), time.monotonic())
+        asked = await self._message(request, EnrolmentRequest)
+        enrolment, new = await self._in_thread(self._server.roll.enrol, asked, self._server.clock())
+        self._server.counts.events["enrolments", "new" if new else "again"] += 1
+        return enrolment
+
+    async def withdraw(self, request: Request) -> Any:
+        """A device takes its consent back."""
+        device, body = await self._signed(request)
+        read(Nothing, body)
+        await self._in_thread(self._server.roll.withdraw, device)
+        await self._server.command(lambda now: self._server.forget(device, now))
+        return Nothing()
+
+    # ── work ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def check_in(self, request: Request) -> Any:
+        """A device asks for work."""
+        device, body = await self._signed(request)
+        self._limits.check_in(self._server.population, device, time.monotonic())
+        return await self._server.check_in(device, read(CheckInRequest, body))
+
+    async def abort(self, request: Request) -> Any:
+        """A device gave up."""
+        device, body = await self._signed(request)
+        run, session = self._run(request.path_params)
+        return await self._server.abort(device, run, session, read(Abort, body).reason)
+
+    async def report(self, request: Request) -> Any:
+        """An update arrives: into memory that was reserved for it, checked whole, then counted."""
+        run, session = self._run(request.path_params)
+        length = _length(request, most_bytes(run.hop))
+        device = request.headers.get("sumus-device", "")
+        body = self._room.take(length)
+        await _fill(request, body)
+        self._server.counts.bytes_in += length
+        check = self._checked, request, device, run, body
+        update = await self._in_thread(*check) if length > SMALL else check[0](*check[1:])
+        return await self._server.report(device, run, session, update)
+
+    async def object(self, request: Request) -> Response:
+        """A plan or a model, under its hash."""
+        sha256 = request.path_params["sha256"]
+        if not any(sha256 in task.training.objects for task in self._server.tasks):
+            raise Refused("not_found", "no plan and no model of this server has this hash, or it is long past")
+        headers = {"etag": f'"{sha256}"', "cache-control": IMMUTABLE, "content-type": "application/octet-stream"}
+        if f'"{sha256}"' in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        if (path := self._blobs.path(sha256)) is not None:
+            self._server.counts.bytes_out += path.stat().st_size
+            return FileResponse(path, headers=headers)
+        body = await self._in_thread(self._blobs.get, sha256)
+        self._server.counts.bytes_out += len(body)
+        return _ranged(body, request.headers.get("range", ""), headers)
+
+    async def authority(self, request: Request) -> Response:
+        """The certificate that devices pin."""
+        if self._authority is None:
+            raise Refused("not_found", "this server's certificate is not its own")
+        return Response(self._authority, media_type="application/x-pem-file")
+
+    async def openapi(self, request: Request) -> Response:
+        """What this plane is, for machines."""
+        return Response(json.dumps(openapi()), media_type="application/json")
+
+    async def alive(self, request: Request) -> Response:
+        """The process answers."""
+        return Response(b"{}", media_type="application/json")
+
+    async def ready(self, request: Request) -> Response:
+        """It can decide: recovered, and its storage works."""
+        if self._server.trouble:
+            raise Refused("not_ready", "starting, or its storage fails", (1.0, 3.0))
+        return Response(b"{}", media_type="application/json")
+
+    # ── what the endpoints share ─────────────────────────────────────────────────────────────────────────────────────
+
+    def routes(self) -> list[BaseRoute]:
+        """All of the plane."""
+        mine: list[BaseRoute] = [
+            Route(each.path, self._answering(each.name, each.signed), methods=[each.method]) for each in ENDPOINTS
+        ]
+        for path, what in (
+            ("/v1/authority", self.authority),
+            ("/v1/openapi.json", self.openapi),
+            ("/healthz", self.alive),
+        ):
+            mine.append(Route(path, _explained(what), methods=["GET"]))
+        return [*mine, Route("/readyz", _explained(self.ready), methods=["GET"])]
+
+    def _answering(self, name: str, signed: bool) -> Answering:
+        """An endpoint whose answer is a message, or a response."""
+        endpoint = cast(Callable[[Request], Awaitable[Any]], getattr(self, name))
+
+        async def answer(request: Request) -> Response:
+            if name != "object":
+                if request.headers.get("sumus-protocol", "") != str(PROTOCOL):
+                    raise Refused("old_protocol", f"this server speaks version {PROTOCOL}: upgrade the older side")
+                if self._server.trouble:
+                    raise Refused("not_ready", "starting, or its storage fails", (1.0, 3.0))
+            found = await endpoint(request)
+            return found if isinstance(found, Response) else Response(write(found), media_type="application/json")
+
+        return _explained(answer)
+
+    async def _message(self, request: Request, form: type[Any]) -> Any:
+        return read(form, await _control(request))
+
+    async def _signed(self, request: Request) -> tuple[str, bytes]:
+        """Who sent a request, and its body."""
+        device, body = request.headers.get("sumus-device", ""), await _control(request)
+        self._authenticate(request, device, body)
+        return device, body
+
+    def _authenticate(self, request: Request, device: str, body: bytes | memoryview) -> None:
+        text = signed_text(request.method, _path(request), self._server.population, device, body)
+        self._server.roll.authenticate(device, request.headers.get("sumus-signature", ""), text, self._server.clock())
+
+    def _checked(self, request: Request, device: str, run: Run, body: memoryview) -> Any:
+        """The update of a report's body, of this device and this plan; what it says can be counted."""
+        self._authenticate(request, device, body)
+        update = decode_report(bytes(body), device, run.hop)
+        run.hop.check(update)
+        return update
+
+    def _run(self, params: Mapping[str, Any]) -> tuple[Run, str]:
+        """The run and the session of a path."""
+        kind = params["kind"]
+        run = self._server.run(params["task"], kind) if kind in ("train", "evaluate") else None
+        if run is None or not 0 < len(params["session"]) <= 64:
+            raise Refused("unknown_session", "no such session was given to this device")
+        return run, params["session"]
+
+    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+
+def device_app(server: Server, blobs: Blobs, room: Room, limits: Limits, authority: bytes | None = None) -> Starlette:
+    """The device plane as an ASGI application."""
+
+    async def not_there(request: Request, error: Exception) -> Response:
+        code = "method" if isinstance(error, HTTPException) and error.status_code == 405 else "not_found"
+        return problem(Refused(code, "this server has no such path, or not with this method"))
+
+    plane = DevicePlane(server, blobs, room, limits, authority)
+    return Starlette(routes=plane.routes(), exception_handlers={404: not_there, 405: not_there})
+
+
+def problem(refused: Refused) -> Response:
+    """An answer that is an error."""
+    said: Problem = refused.problem
+    headers = {"retry-after": str(max(1, round(said.retry_after_s[0])))} if said.retry_after_s is not None else {}
+    return Response(write(said), refused.status, headers, "application/problem+json")
+
+
+def _explained(endpoint: Answering) -> Any:
+    """What goes wrong, said in the closed list's words."""
+
+    async def explained(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        try:
+            response = await endpoint(request)
+        except Refused as refused:
+            response = problem(refused)
+        except ParticipantError as error:
+            code = error.code if request.method == "PUT" else "malformed"
+            response = problem(Refused(code, str(error)))
+        except Exception as error:
+            LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
+            again: Window = (5.0, 30.0)
+            response = problem(Refused("failed", "a defect of the server, which is in its log", again))
+        await response(scope, receive, send)
+
+    return _Asgi(explained)
+
+
+class _Asgi:
+    """An endpoint in raw ASGI: Starlette wraps functions, and leaves objects as they are."""
+
+    def __init__(self, call: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._call = call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._call(scope, receive, send)
+
+
+def _source(request: Request) -> str:
+    """The address that a request comes from."""
+    return request.client.host if request.client is not None else ""
+
+
+def _path(request: Request) -> str:
+    """The path as the device wrote it."""
+    raw = cast(bytes | None, request.scope.get("raw_path"))
+    return raw.decode("latin-1") if raw else request.url.path
+
+
+def _length(request: Request, most: int) -> int:
+    """How long a body says it is: refused before it is read, where that is too long, or not said."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Refused("encoding", "bodies are sent as they are: leave Content-Encoding out")
+    said = request.headers.get("content-length", "")
+    if not (said.isascii() and said.isdecimal() and len(said) <= 18):
+        raise Refused("length_required", "say Content-Length")
+    if int(said) > most:
+        raise Refused("too_large", f"{said} bytes, and at most {most} are read here")
+    return int(said)
+
+
+async def _fill(request: Request, into: memoryview) -> None:
+    """Read a body of exactly this length. Refused where it is another, or takes too long."""
+    got = 0
+    try:
+        async with asyncio.timeout(GRACE + len(into) / LEAST_RATE):
+            while True:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused("malformed", "the connection ended before the body did")
+                chunk = cast(bytes, message.get("body", b""))
+                if got + len(chunk) > len(into):
+                    raise Refused("malformed", "the body is longer than it said")
+                into[got : got + len(chunk)] = chunk
+                got += len(chunk)
+                if not message.get("more_body", False):
+                    break
+    except TimeoutError:
+        raise Refused("slow", f"the body came slower than {LEAST_RATE} bytes a second") from None
+    if got != len(into):
+        raise Refused("malformed", f"the body has {got} bytes, and said {len(into)}")
+
+
+async def _control(request: Request) -> bytes:
+    """A JSON body."""
+    body = bytearray(_length(request, MAX_CONTROL))
+    await _fill(request, memoryview(body))
+    return bytes(body)
+
+
+def _ranged(body: bytes, asked: str, headers: Mapping[str, str]) -> Response:
+    """A body, or the one range of it that was asked for."""
+    whole = {**headers, "accept-ranges": "bytes"}
+    first, dash, last = asked.removeprefix("bytes=").partition("-")
+    if not (asked.startswith("bytes=") and dash and (first.isdecimal() or (not first and last.isdecimal()))):
+        return Response(body, headers=whole)
+    begin = int(first) if first else max(0, len(body) - int(last))
+    end = min(len(body), int(last) + 1 if first and last.isdecimal() else len(body))
+    if begin >= end:
+        return Response(status_code=416, headers={**whole, "content-range": f"bytes */{len(body)}"})
+    return Response(body[begin:end], 206, {**whole, "content-range": f"bytes {begin}-{end - 1}/{len(body)}"})

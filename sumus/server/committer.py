@@ -1,0 +1,90 @@
+"""One thread that decides: it takes everything that waits, all at once, and hands it to `turn`.
+
+    committer = Committer(turn)
+    committer.start()
+    answer = await committer.ask(item)          whatever `turn` answers the item with
+    committer.stop()
+
+So a hundred check-ins are one transaction, and uploads that arrive while the disk is busy are the next one: the batch grows with
+the load, by itself.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class Waiting(Generic[T]):
+    """Something to be decided, and where its answer goes. since: when it came, on the monotonic clock."""
+
+    item: T
+    answer: "Future[Any]" = field(default_factory=lambda: Future[Any]())
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.answer.cancelled()
+
+    def say(self, answer: Any) -> None:
+        """Answer; an exception is raised where the answer is awaited."""
+        if not self.answer.set_running_or_notify_cancel():
+            return
+        if isinstance(answer, BaseException):
+            self.answer.set_exception(answer)
+        else:
+            self.answer.set_result(answer)
+
+
+class Committer(Generic[T]):
+    """turn(waiting) → seconds until it wants to be called with nothing that waits. It answers each, now or later; it raises nothing."""
+
+    def __init__(self, turn: Callable[[Sequence[Waiting[T]]], float]) -> None:
+        self._turn = turn
+        self._waiting: list[Waiting[T]] = []
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._work, name="committer", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the turn that is on its way; what came since is answered by a last one."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def put(self, item: T) -> Waiting[T]:
+        """Let something wait for the next turn."""
+        waiting = Waiting(item)
+        with self._wake:
+            self._waiting.append(waiting)
+            self._wake.notify()
+        return waiting
+
+    async def ask(self, item: T) -> Any:
+        """The answer to an item. If this is cancelled, the item may be decided all the same."""
+        return await asyncio.wrap_future(self.put(item).answer)
+
+    def _work(self) -> None:
+        pause = 0.0
+        while True:
+            with self._wake:
+                if not self._waiting and not self._stopping:
+                    self._wake.wait(pause)
+                taken, self._waiting = self._waiting, []
+                stopping = self._stopping
+            pause = self._turn(taken)
+            if stopping and not self._waiting:
+                return

@@ -1,0 +1,254 @@
+"""Who may take part. A device makes its own key, a token lets it in once, and from then on its signature is all that it shows.
+
+    roll = Roll(identities, {"phones": 10_000})
+    token = roll.new_token("phones", now)                        shown once; only its hash is kept
+    enrolment, new = roll.enrol(request, now)                    the same key again: the same answer, no token's use spent
+    identity = roll.authenticate(device, signature, text, now)
+
+For whatever a device sends, these raise `messages.Refused` with a code of its closed list, and nothing else. `now` is in
+seconds of the server's clock.
+"""
+
+import hmac
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+
+from sumus.errors import ExperimentError, ParticipantError
+from sumus.storage.identities import Identities, Identity, IdentityRows, Token
+from sumus.wire.messages import Challenge, Enrolment, EnrolmentRequest, Refused, enrolment_text
+from sumus.wire.signing import device_id, from_base64url, read_public_key, to_base64url, verify
+
+DAY = 86400.0
+CHALLENGE_S = 300.0
+"""Seconds in which a challenge is to be answered."""
+TOKEN_S = 7 * DAY
+"""Seconds that a token lasts, where nothing else is said; and for as long afterwards who comes with it is told so."""
+_BATCH = 1000
+"""Rows that are written in one transaction."""
+_ID = re.compile("[0-9a-f]{64}")
+
+
+class Roll:
+    """The devices that are enrolled, by population.
+
+    quotas: by population, how many may be.  secret: what challenges are made with; replicas that answer each other's share
+    it, and a server with a new one makes devices ask again.  random: bytes that nobody can guess.
+    remembered: devices kept in memory, so that their requests read no database.  fresh_s: seconds until one is read again,
+    and so until a revocation by another process holds here; one by this process holds at once.
+
+    Any thread may call.
+    """
+
+    def __init__(
+        self,
+        identities: Identities,
+        quotas: Mapping[str, int],
+        secret: bytes | None = None,
+        random: Callable[[int], bytes] = secrets.token_bytes,
+        remembered: int = 100_000,
+        fresh_s: float = 60.0,
+    ) -> None:
+        self._identities = identities
+        self._quotas = dict(quotas)
+        self._secret = random(32) if secret is None else secret
+        self._random = random
+        self._most = remembered
+        self._fresh = fresh_s
+        self._lock = threading.Lock()
+        self._known: OrderedDict[str, tuple[Identity, float]] = OrderedDict()
+        self._changes = 0
+        self._heard: dict[str, float] = {}
+
+    # ── coming in ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def new_token(self, population: str, now: float, uses: int = 1, lasts: float = TOKEN_S) -> str:
+        """A token for so many devices and seconds, 43 letters. Who has it may enrol: show it once, and keep it out of logs."""
+        if population not in self._quotas:
+            raise ExperimentError(f"no population {population!r} here: give one of {', '.join(sorted(self._quotas))}")
+        if uses < 1 or not 0 < lasts <= 3650 * DAY:
+            raise ExperimentError(
+                f"a token for {uses} devices and {lasts:g} seconds: at least one, and up to ten years"
+            )
+        token = to_base64url(self._random(32))
+        with self._identities.transaction() as rows:
+            for old in rows.tokens():
+                if old.expires + TOKEN_S < now:
+                    rows.drop_token(old.hash)
+            rows.put_token(Token(_hash(token), population, uses, now + lasts))
+        return token
+
+    def challenge(self, now: float) -> Challenge:
+        """A nonce to sign. Nothing is kept of it: it is the time, under a MAC."""
+        time = round(now * 1000).to_bytes(8, "big", signed=True)
+        return Challenge(to_base64url(time + self._mac(time)), CHALLENGE_S)
+
+    def enrol(self, request: EnrolmentRequest, now: float) -> tuple[Enrolment, bool]:
+        """Let a device in, and whether it is new. A key that is enrolled stays where it is, whatever the token; one that
+        withdrew comes back as a new one does, under its old id.
+
+        Refused: malformed, old_nonce, bad_signature, revoked, bad_token, token_used, quota.
+        """
+        with _well_formed("malformed"):
+            key, signature = read_public_key(request.public_key), from_base64url(request.signature)
+            text = enrolment_text(request.nonce, request.public_key, request.token)
+        self._check_nonce(request.nonce, now)
+        if not verify(key, signature, text):
+            raise Refused("bad_signature", "the enrolment is not signed by the key that it gives")
+        device = device_id(key)
+        with self._identities.transaction() as rows:
+            row = rows.identity(device)
+            if row is not None and row.state == "revoked":
+                raise _revoked()
+            if row is not None and row.state == "enrolled":
+                return Enrolment(device, row.population), False
+            token = self._spend(rows, _hash(request.token), now)
+            rows.put_identity(Identity(device, token.population, key, "enrolled", now, _day(now)))
+        self._forget(device)
+        return Enrolment(device, token.population), True
+
+    def _mac(self, time: bytes) -> bytes:
+        return hmac.digest(self._secret, b"sumus challenge" + time, "sha256")[:24]
+
+    def _check_nonce(self, nonce: str, now: float) -> None:
+        with _well_formed("old_nonce"):
+            body = from_base64url(nonce)
+        known = hmac.compare_digest(self._mac(body[:8]), body[8:])
+        if not known or abs(now - int.from_bytes(body[:8], "big", signed=True) / 1000) > CHALLENGE_S:
+            raise Refused("old_nonce", "the challenge is over, or of another server: ask for a new one")
+
+    def _spend(self, rows: IdentityRows, hash: str, now: float) -> Token:
+        token = rows.token(hash)
+        if token is None or token.population not in self._quotas:
+            raise Refused("bad_token", "no enrolment token of this server: ask who runs it for one")
+        if token.uses < 1 or token.expires < now:
+            raise Refused("token_used", "the enrolment token's uses are up, or its time: ask for a new one")
+        if rows.count(token.population) >= self._quotas[token.population]:
+            raise Refused("quota", f"the population {token.population} is full")
+        rows.put_token(replace(token, uses=token.uses - 1))
+        return token
+
+    def count(self, population: str) -> int:
+        """Devices that are enrolled in a population."""
+        with self._identities.transaction() as rows:
+            return rows.count(population)
+
+    # ── being in ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def find(self, device: str, now: float) -> Identity:
+        """The device that a request says it is of: its population, and the key that must have signed. Strangers can so be
+        refused before a body is read. Refused: unknown_device, revoked."""
+        row = self._remember(device, now) if _ID.fullmatch(device) else None
+        if row is None or row.state == "withdrawn":
+            raise Refused("unknown_device", "not enrolled here: enrol with a token")
+        if row.state == "revoked":
+            raise _revoked()
+        return row
+
+    def authenticate(self, device: str, signature: str, text: bytes, now: float) -> Identity:
+        """The device that signed this text. signature: base64url.  Refused: unknown_device, revoked, bad_signature."""
+        row = self.find(device, now)
+        with _well_formed("bad_signature"):
+            signed = from_base64url(signature)
+        if not verify(row.public_key, signed, text):
+            raise Refused("bad_signature", "not signed by this device, or not over this request")
+        return self._hear(row, _day(now))
+
+    def _remember(self, device: str, now: float) -> Identity | None:
+        with self._lock:
+            if device in self._known:
+                row, read = self._known[device]
+                if 0 <= now - read <= self._fresh:
+                    self._known.move_to_end(device)
+                    return row
+            changes = self._changes
+        with self._identities.transaction() as rows:
+            row = rows.identity(device)
+        with self._lock:
+            if row is not None and changes == self._changes:  # else it may be of before a revocation
+                self._known[device] = row, now
+                self._known.move_to_end(device)
+                while len(self._known) > self._most:
+                    self._known.popitem(last=False)
+        return row
+
+    def _hear(self, row: Identity, day: float) -> Identity:
+        if row.seen >= day:
+            return row
+        heard = replace(row, seen=day)
+        with self._lock:
+            self._heard[row.id] = day
+            while len(self._heard) > self._most:
+                del self._heard[next(iter(self._heard))]
+            if (known := self._known.get(row.id)) is not None and known[0] is row:
+                self._known[row.id] = heard, known[1]
+        return heard
+
+    def write_seen(self) -> int:
+        """Write down on which day devices were heard of, and how many those are: call it now and then. A crash forgets some."""
+        with self._lock:
+            heard, self._heard = list(self._heard.items()), {}
+        for first in range(0, len(heard), _BATCH):
+            with self._identities.transaction() as rows:
+                for device, day in heard[first : first + _BATCH]:
+                    row = rows.identity(device)
+                    if row is not None and row.state == "enrolled" and row.seen < day:
+                        rows.put_identity(replace(row, seen=day))
+        return len(heard)
+
+    # ── leaving ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def revoke(self, device: str) -> None:
+        """Shut a device out, for good. Refused with not_found where there is none; once more is no error."""
+        with self._changed(device) as rows:
+            row = rows.identity(device)
+            if row is None:
+                raise Refused("not_found", "no device has this id")
+            rows.put_identity(replace(row, state="revoked"))
+
+    def withdraw(self, device: str) -> None:
+        """A device leaves. Of it remain its id, its population, when it enrolled, and that it left; its key is erased. Once
+        more is no error, and one that was revoked stays so."""
+        with self._changed(device) as rows:
+            row = rows.identity(device)
+            if row is not None and row.state == "enrolled":
+                rows.put_identity(replace(row, state="withdrawn", public_key=b"", seen=0.0))
+
+    @contextmanager
+    def _changed(self, device: str) -> Generator[IdentityRows, None, None]:
+        with self._identities.transaction() as rows:
+            yield rows
+        self._forget(device)
+
+    def _forget(self, device: str) -> None:
+        with self._lock:
+            self._changes += 1
+            self._known.pop(device, None)
+            self._heard.pop(device, None)
+
+
+def _hash(token: str) -> str:
+    """Tokens are 256 random bits: a plain hash of one cannot be turned back."""
+    return sha256(token.encode()).hexdigest()
+
+
+def _day(now: float) -> float:
+    """The beginning of the day, which is as much as is kept of when a device was heard of."""
+    return now // DAY * DAY
+
+
+def _revoked() -> Refused:
+    return Refused("revoked", "this device was shut out")
+
+
+@contextmanager
+def _well_formed(code: str) -> Generator[None, None, None]:
+    try:
+        yield
+    except ParticipantError as error:
+        raise Refused(code, str(error)) from error

@@ -1,0 +1,62 @@
+"""The device plane as an OpenAPI document, made from the table of endpoints and the messages themselves."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from sumus.wire.messages import ENDPOINTS, EVERYWHERE, PROTOCOL, STATUS, Endpoint, Problem
+
+_HEADERS = {
+    "Sumus-Protocol": ("the version that the device speaks", True, "^[0-9]{1,4}$"),
+    "Sumus-Device": ("its id", False, "^[0-9a-f]{64}$"),
+    "Sumus-Signature": ("over the request, base64url", False, "^[A-Za-z0-9_-]{86}$"),
+}
+
+
+def openapi() -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    forms = {form for each in ENDPOINTS for form in (each.body, each.answer) if form not in (None, bytes)} | {Problem}
+    ordered = sorted(forms, key=lambda form: form.__name__)
+    _, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    paths: dict[str, dict[str, Any]] = {}
+    for each in ENDPOINTS:
+        paths.setdefault(each.path, {})[each.method.lower()] = _operation(each)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "sumus, the device plane", "version": str(PROTOCOL)},
+        "paths": paths,
+        "components": {"schemas": components},
+    }
+
+
+def _operation(each: Endpoint) -> dict[str, Any]:
+    codes: dict[int, list[str]] = {}
+    for code in (*EVERYWHERE, *each.codes):
+        codes.setdefault(STATUS[code], []).append(code)
+    answers: dict[str, Any] = {str(each.status): {"description": "as asked", "content": _content(each.answer)}}
+    for status, those in sorted(codes.items()):
+        answers[str(status)] = {
+            "description": ", ".join(those),
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    operation: dict[str, Any] = {"operationId": each.name, "parameters": _parameters(each), "responses": answers}
+    if each.body is not None:
+        operation["requestBody"] = {"required": True, "content": _content(each.body)}
+    return operation
+
+
+def _content(form: type) -> dict[str, Any]:
+    if form is bytes:
+        return {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{form.__name__}"}}}
+
+
+def _parameters(each: Endpoint) -> list[dict[str, Any]]:
+    in_path = re.findall(r"{(\w+)}", each.path)
+    found = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in in_path]
+    for name, (what, always, pattern) in _HEADERS.items():
+        if each.method != "GET" and (always or each.signed):
+            schema = {"type": "string", "pattern": pattern}
+            found.append({"name": name, "in": "header", "required": True, "description": what, "schema": schema})
+    return found

@@ -1,0 +1,445 @@
+"""A task's runs on a server: in one its devices train, in the other they evaluate. Both are the same rounds.
+
+    run = TrainingRun("health", plan, initial, store, blobs, ring, sums)
+    run.begin(now)                       its first model, and what a crash left undone
+    run.offer(session, now)              an assignment for a session that the coordinator gave
+    run.carry_out(actions, now)          what was decided: a sum becomes a model, or is destroyed
+
+A sum becomes a model in steps that may each be the last: what the model depends on besides the sum (the seed that transforms are
+undone by, how many people there are) is written before it is used, models are objects under their own hash, and one transaction
+publishes. So doing it again gives the same bits, and nobody sees two models of one round.
+"""
+
+import json
+import math
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from sumus.aggregate import Aggregate
+from sumus.errors import ExperimentError, SumusError
+from sumus.evaluation import evaluation_hop, evaluation_of
+from sumus.first_hop import FirstHop
+from sumus.optimizers import ServerState
+from sumus.pacing import Pacing
+from sumus.plan import Plan
+from sumus.protocol.round import Abandon, Action, Close, Session, State
+from sumus.protocol.rows import changed
+from sumus.server.coordinator import Coordinator
+from sumus.server.sums import SealedSums
+from sumus.spec import canonical_json
+from sumus.storage.blobs import Blobs
+from sumus.storage.keyring import KeyRing
+from sumus.storage.store import OF_THE_RUN, Model, Rows, Store
+from sumus.tree import nested, unnested
+from sumus.types import Tree
+from sumus.wire.messages import Assignment, Body, Kind, Released
+from sumus.wire.tensors import decode_tree, encode_tree
+
+Seeds: TypeAlias = Callable[[int], bytes]
+"""32 bytes for a sum, by its round's number: from the system's generator, or keyed in simulation and tests."""
+
+
+class Unusable(Exception):
+    """No model can be made of a sum, however often it is tried."""
+
+
+PATIENCE = 3600.0
+"""Seconds to a round's end where the plan gives none: on a server a device that is gone must not hold a round for ever."""
+KEPT_ROUNDS = 100
+"""Rounds whose rows are kept, before the newest."""
+KEPT_MODELS = 100
+"""Versions that are kept, before the newest; the released one and the first stay."""
+
+
+def any_seed(number: int) -> bytes:
+    """A seed that nobody can guess."""
+    return secrets.token_bytes(32)
+
+
+def served(pacing: Pacing, least: int) -> Pacing:
+    """A plan's pacing as a server keeps it: no sum of fewer people is used, and every round has an end."""
+    deadline = PATIENCE if pacing.deadline is None else pacing.deadline
+    if pacing.buffered:
+        return replace(pacing, deadline=deadline)
+    return replace(pacing, deadline=deadline, least=max(pacing.least, min(1.0, least / pacing.cohort)))
+
+
+class Run:
+    """What training and evaluation share. task: its name on the wire.  least: contributors of a sum that is used.
+
+    trouble: why no model can be made, empty where all is well; then the run is paused.
+    """
+
+    kind: Kind
+
+    def __init__(
+        self,
+        task: str,
+        pacing: Pacing,
+        hop: FirstHop,
+        store: Store,
+        ring: KeyRing,
+        sums: Blobs,
+        seeds: Seeds,
+        least: int,
+    ) -> None:
+        self.task, self.hop, self.store, self.least = task, hop, store, least
+        self.coordinator = Coordinator(pacing, 0, store=store)
+        self.sums = SealedSums(self.coordinator, hop, ring, sums)
+        self.trouble = ""
+        self._seeds = seeds
+        self._seed_of: dict[int, bytes] = {}
+
+    @property
+    def pacing(self) -> Pacing:
+        """Of its rounds, as served."""
+        return self.coordinator.pacing
+
+    def recover(self, now: float) -> None:
+        """Take up what another process left, or this one after its storage failed."""
+        self.sums.restart()
+        self._seed_of.clear()
+        self.carry_out(self.coordinator.recover(now), now)
+        self.sums.sweep()
+
+    def carry_out(self, actions: Iterable[Action], now: float) -> None:
+        """Do what was decided about sums. What else was decided is answers to devices."""
+        for action in actions:
+            if isinstance(action, Close):
+                self._close(action.number, now)
+            elif isinstance(action, Abandon):
+                self.sums.destroy(action.number)
+
+    def tick(self, now: float) -> None:
+        """Let time have gone by: sessions expire, deadlines pass, the next round opens."""
+        for decided in (self.coordinator.expire(now), self.coordinator.tick(now)):
+            self.carry_out(decided, now)
+
+    def offer(self, session: Session, now: float) -> Assignment:
+        """What a device is told that was given a session."""
+        raise NotImplementedError
+
+    def conclude(self, number: int, now: float) -> None:
+        """Make of a round's sum what it is for, and publish that. Raises Unusable; after anything else it may be done again."""
+        raise NotImplementedError
+
+    def seed(self, number: int) -> bytes:
+        """What all who report into a sum share: of a round; of the run, where a sum takes reports of several models."""
+        where = OF_THE_RUN if self.pacing.buffered else number
+        if where not in self._seed_of:
+            with self.store.transaction() as rows:
+                seed = self._noted(rows, where, "seed", lambda: self._seeds(0 if self.pacing.buffered else number))
+            self._seed_of = {where: seed}
+        return self._seed_of[where]
+
+    def _close(self, number: int, now: float) -> None:
+        """A sum that cannot be used ends its round and pauses the run, and says why: trying again would give the same."""
+        try:
+            self.conclude(number, now)
+        except Unusable as error:
+            self.trouble = f"round {number} gave no model: {error}"
+            self.coordinator.paused = True
+            self.carry_out(self.coordinator.cancel(number, now), now)
+
+    def _assignment(self, session: Session, version: int, plan: Body, broadcast: Body, now: float) -> Assignment:
+        left = max(0.0, session.expires - now)
+        return Assignment(
+            task=self.task,
+            kind=self.kind,
+            session=session.id.rpartition("/")[2],
+            version=version,
+            plan=plan,
+            broadcast=broadcast,
+            seed=self.seed(session.round).hex(),
+            contributors=self.least,
+            expires_in_s=left if math.isfinite(left) else None,
+        )
+
+    def _published(self, number: int) -> None:
+        """What to forget once a round's result is durable."""
+        self.sums.destroy(number)
+        with self.store.transaction() as rows:
+            rows.forget_rounds_before(rows.run().newest - KEPT_ROUNDS)
+
+    def _noted(self, rows: Rows, number: int, name: str, make: Callable[[], bytes]) -> bytes:
+        """What a round remembers under a name, made by whoever is the first to need it."""
+        if (body := rows.note(number, name)) is None:
+            rows.put_note(number, name, body := make())
+        return body
+
+
+class TrainingRun(Run):
+    """Devices train, and a round's sum becomes the next model.
+
+    plan: with its data declared.  releases: whether a new model is at once the one that devices answer with; else an admin
+    promotes it.  version, shown: the newest model, and the one that devices answer with.  objects: hashes of what they may fetch.
+    """
+
+    kind: Kind = "train"
+
+    def __init__(
+        self,
+        task: str,
+        plan: Plan,
+        store: Store,
+        blobs: Blobs,
+        ring: KeyRing,
+        sums: Blobs,
+        seeds: Seeds = any_seed,
+        releases: bool = True,
+    ) -> None:
+        pacing = served(plan.pacing, plan.min_contributors)
+        super().__init__(task, pacing, plan.first_hop, store, ring, sums, seeds, plan.min_contributors)
+        self.plan, self.blobs, self.releases = plan, blobs, releases
+        self.plan_body = Body(blobs.put(plan.to_json().encode()), len(plan.to_json().encode()))
+        self.version, self.shown = 0, 0
+        self.objects = frozenset[str]()
+        self._at: tuple[str, str, ServerState] | None = None
+        self._models: dict[int, Model] = {}
+
+    def begin(self, initial: Tree, now: float) -> None:
+        """Write the first model, where there is none. initial: every shared leaf. Another plan than before goes on from the
+        newest model, with its own optimizer's first state; the round that is open ends, since its sum is of the old plan."""
+        with self.store.transaction() as rows:
+            run, head = rows.run(), rows.model(rows.run().version)
+        if head is None:
+            first = self._model(0, self.plan.algorithm.start(initial, self.plan.description), None, None, now)
+            with self.store.transaction() as rows:
+                rows.put_model(first)
+        elif head.plan != self.plan.id:
+            with self.store.transaction() as rows:
+                rounds = [row.number for row in rows.rounds() if row.state not in (State.PUBLISHED, State.ABANDONED)]
+            for number in rounds:
+                self.carry_out(self.coordinator.cancel(number, now), now)
+            self._add(self.plan.algorithm.start(self._shared(head), self.plan.description), head, now, run.released)
+
+    def recover(self, now: float) -> None:
+        self._models.clear()
+        self._look()
+        super().recover(now)
+
+    def offer(self, session: Session, now: float) -> Assignment:
+        broadcast = self.body(self.model(session.version).broadcast)
+        return self._assignment(session, session.version, self.plan_body, broadcast, now)
+
+    def conclude(self, number: int, now: float) -> None:
+        seed = self.seed(number)
+        with self.store.transaction() as rows:
+            version = rows.run().version
+            people = int(self._noted(rows, number, "people", lambda: str(self.coordinator.population).encode()))
+            late = [row.staleness for row in map(rows.session, rows.counted_in(number)) if row is not None]
+        total, state = self.sums.total(number), self.state(self.model(version))
+        after = self._after(total, state, seed, people)
+        measured = {"train": total.metric_means(), "staleness": {str(s): late.count(s) for s in sorted(set(late))}}
+        made = self._model(version + 1, after, version, number, now, int(total.count), measured)
+
+        def also(rows: Rows) -> None:
+            rows.put_model(made)
+            if self.releases:
+                rows.put_run(changed(rows.run(), released=made.version))
+
+        self.coordinator.publish(number, now, also)
+        self._at = made.broadcast, made.memory, after
+        self._look()
+        self._published(number)
+        self._forget_models()
+
+    def _after(self, total: Aggregate, state: ServerState, seed: bytes, people: int) -> ServerState:
+        """The server's state after a sum."""
+        if int(total.count) < self.least:
+            raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
+        algorithm = self.plan.algorithm
+        try:
+            combined = algorithm.combine(total, self.plan.description, self.plan.sums, seed, people)
+            return algorithm.step(combined, state)
+        except SumusError as error:
+            raise Unusable(str(error)) from error
+
+    def _look(self) -> None:
+        """Read what is newest, what is shown, and what may be fetched."""
+        with self.store.transaction() as rows:
+            run, models = rows.run(), rows.models()
+        self.version, self.shown = run.version, run.released
+        self.objects = frozenset({self.plan_body.sha256, *(m.broadcast for m in models), *(m.model for m in models)})
+
+    def _forget_models(self) -> None:
+        """Drop versions that are long past, and what only they point to."""
+        with self.store.transaction() as rows:
+            models = rows.models()
+            old = [m for m in models if 0 < m.version < self.version - KEPT_MODELS and m.version != self.shown]
+            for model in old:
+                rows.drop_model(model.version)
+        kept = {sha for m in models if m not in old for sha in (m.broadcast, m.memory, m.model)}
+        for sha in {sha for m in old for sha in (m.broadcast, m.memory, m.model)} - kept:
+            self.blobs.delete(sha)
+
+    def model(self, version: int) -> Model:
+        """A version's row."""
+        if version not in self._models:
+            with self.store.transaction() as rows:
+                found = rows.model(version)
+            if found is None:
+                raise ExperimentError(f"task {self.task} has no model {version}; ask for one of those that are listed")
+            self._models = {**dict(list(self._models.items())[-50:]), version: found}
+        return self._models[version]
+
+    def state(self, model: Model) -> ServerState:
+        """What the server kept of a version: what it broadcasts, and its optimizer's memory."""
+        if self._at is None or self._at[:2] != (model.broadcast, model.memory):
+            trees = [nested(decode_tree(self.blobs.get(which))) for which in (model.broadcast, model.memory)]
+            self._at = model.broadcast, model.memory, ServerState(trees[0], trees[1])
+        return self._at[2]
+
+    def released(self) -> Released:
+        """The model that devices answer with."""
+        return Released(self.shown, self.body(self.model(self.shown).model))
+
+    def promote(self, version: int) -> None:
+        """Let devices answer with this version."""
+        self.model(version)
+        with self.store.transaction() as rows:
+            rows.put_run(changed(rows.run(), released=version))
+        self._look()
+
+    def roll_back(self, version: int, now: float) -> Model:
+        """Train on from an earlier version: it becomes the newest, under a new number, and what trains on the others is ended.
+
+        A noise epoch begins with it: what was spent and published stays so.
+        """
+        earlier = self.model(version)
+        with self.store.transaction() as rows:
+            out = rows.sessions_out()
+            rounds = [row.number for row in rows.rounds() if row.state not in (State.PUBLISHED, State.ABANDONED)]
+        self.carry_out(self.coordinator.drop(out, "closed", now), now)
+        for number in rounds:
+            self.carry_out(self.coordinator.cancel(number, now), now)
+        return self._add(self.state(earlier), earlier, now, None, epoch=1)
+
+    def note_evaluation(self, version: int, measured: Mapping[str, Any]) -> None:
+        """Write beside a version what devices measured of it."""
+        model = self.model(version)
+        metrics = {**json.loads(model.metrics), "evaluate": measured}
+        noted = replace(model, metrics=canonical_json(metrics))
+        with self.store.transaction() as rows:
+            rows.put_model(noted)
+        self._models[version] = noted
+
+    def _add(self, state: ServerState, parent: Model, now: float, released: int | None, epoch: int = 0) -> Model:
+        """A version that is of no round. released: what devices answer with from now on; None for this one."""
+        with self.store.transaction() as rows:
+            run = rows.run()
+        made = self._model(run.version + 1, state, parent.version, None, now)
+        with self.store.transaction() as rows:
+            rows.put_model(made)
+            shown = made.version if released is None else released
+            rows.put_run(changed(rows.run(), version=made.version, released=shown, epoch=run.epoch + epoch))
+        self._look()
+        return made
+
+    def _model(
+        self,
+        version: int,
+        state: ServerState,
+        parent: int | None,
+        number: int | None,
+        now: float,
+        contributors: int = 0,
+        measured: Mapping[str, Any] | None = None,
+    ) -> Model:
+        """A row, with what it points to kept."""
+        kept = [
+            self.blobs.put(encode_tree(tree))
+            for tree in (unnested(state.broadcast), unnested(state.memory), self.plan.algorithm.release(state))
+        ]
+        return Model(
+            version=version,
+            round=number,
+            parent=parent,
+            broadcast=kept[0],
+            memory=kept[1],
+            model=kept[2],
+            plan=self.plan.id,
+            contributors=contributors,
+            metrics=canonical_json(measured or {}),
+            at=now,
+        )
+
+    def _shared(self, model: Model) -> Tree:
+        """The shared leaves of a version."""
+        broadcast = self.state(model).broadcast
+        return {**broadcast["params"], **broadcast.get("buffers", {})}
+
+    def body(self, sha256: str) -> Body:
+        """An object as devices are told of it."""
+        size = self.blobs.size(sha256)
+        if size is None:
+            raise ExperimentError(f"object {sha256} is gone from the server's blobs: put the folder back as it was")
+        return Body(sha256, size)
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """How devices are asked what a model is worth. cohort: devices that measure it.  every: how many versions apart.
+    deadline: seconds."""
+
+    cohort: int
+    every: int = 1
+    deadline: float = 600.0
+
+
+class EvaluationRun(Run):
+    """Devices measure a model of the training run, and a round's sum becomes that version's metrics."""
+
+    kind: Kind = "evaluate"
+
+    def __init__(
+        self, training: TrainingRun, how: Evaluating, store: Store, ring: KeyRing, sums: Blobs, seeds: Seeds = any_seed
+    ) -> None:
+        least = min(training.least, how.cohort)
+        pacing = served(Pacing(how.cohort, deadline=how.deadline), least)
+        hop = evaluation_hop(training.plan.description, how.cohort)
+        super().__init__(training.task, pacing, hop, store, ring, sums, seeds, least)
+        self.training, self._how = training, how
+        self._measured = -1
+        self._asked: tuple[int, int] | None = None
+
+    def recover(self, now: float) -> None:
+        with self.store.transaction() as rows:
+            self._measured = int(rows.note(OF_THE_RUN, "measured") or -1)
+        self._asked = None
+        super().recover(now)
+
+    def wanted(self) -> bool:
+        """Whether there is a model to measure that was not measured yet."""
+        return self._newest() > self._measured
+
+    def offer(self, session: Session, now: float) -> Assignment:
+        version = self._version(session.round)
+        broadcast = self.training.body(self.training.model(version).broadcast)
+        return self._assignment(session, version, self.training.plan_body, broadcast, now)
+
+    def conclude(self, number: int, now: float) -> None:
+        version, total = self._version(number), self.sums.total(number)
+        if int(total.count) < self.least:
+            raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
+        means, histograms = evaluation_of(total, self.hop)
+        measured = {"means": means, "histograms": histograms, "devices": int(total.count)}
+        self.training.note_evaluation(version, measured)
+        note = str(version).encode()
+        self.coordinator.publish(number, now, lambda rows: rows.put_note(OF_THE_RUN, "measured", note))
+        self._measured = version
+        self._published(number)
+
+    def _version(self, number: int) -> int:
+        """The model that a round measures: the newest when its first device was asked."""
+        if self._asked is None or self._asked[0] != number:
+            with self.store.transaction() as rows:
+                version = int(self._noted(rows, number, "model", lambda: str(self._newest()).encode()))
+            self._asked = number, version
+        return self._asked[1]
+
+    def _newest(self) -> int:
+        newest = self.training.version
+        return newest - newest % self._how.every

@@ -1,0 +1,513 @@
+"""A server: the tasks of a population, and one thread that decides what becomes of every request.
+
+    server = Server("watches", tasks, roll)
+    server.start()
+    answer = await server.check_in(device, request)
+    counted = await server.report(device, task, kind, session, update)
+
+What the thread does in a turn, in this order: what an admin wants; check-ins, task by task, the most urgent first; reports, all
+that wait as one commit; what devices gave up; what time has brought. A request is answered when what it says is durable. Where
+storage fails, everybody who waits is told to come again, and the runs are recovered before anything else is decided.
+"""
+
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from sumus.aggregate import Update
+from sumus.errors import SumusError
+from sumus.protocol.round import Accept, Action, Assign, CheckIn, Later, Refuse, Session, Settle
+from sumus.server.committer import Committer, Waiting
+from sumus.server.identity import Roll
+from sumus.server.runs import EvaluationRun, Run, TrainingRun
+from sumus.storage.store import Fenced
+from sumus.wire.messages import (
+    Assignment,
+    CheckInAnswer,
+    CheckInRequest,
+    Counted,
+    Kind,
+    Nothing,
+    Refused,
+    Settlement,
+)
+
+LOG = logging.getLogger("sumus.server")
+TICK = 0.5
+"""Seconds between looks at what time has brought."""
+GROUP = 0.05
+"""Seconds from the end of a commit to the next one, so that under load a commit is of many reports."""
+AGAIN = (1.0, 3.0)
+"""The window to come back in where storage fails."""
+MOST_HELD = 4096
+"""Check-ins held open at once; beyond that they are answered with their windows."""
+MOST_SERIALS = 100_000
+"""Devices of which the last serial is remembered."""
+
+
+@dataclass
+class ServedTask:
+    """What a server runs for a task. name: on the wire.  priority: the higher, the earlier its devices are asked.
+    fingerprint: of devices that can do it.  evaluation: None where nobody measures."""
+
+    name: str
+    training: TrainingRun
+    evaluation: EvaluationRun | None = None
+    priority: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """What a device's own task must describe itself as."""
+        return self.training.plan.description.fingerprint
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Its runs."""
+        return (self.training,) if self.evaluation is None else (self.training, self.evaluation)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A check-in of an authenticated device."""
+
+    device: str
+    request: CheckInRequest
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A report that has arrived whole and was checked. session: of the rows."""
+
+    run: Run
+    session: str
+    update: Update
+
+
+@dataclass(frozen=True)
+class Aborted:
+    """A device gave up."""
+
+    run: Run
+    session: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """Something an admin wants, done between other decisions. do(now) → the answer."""
+
+    do: Callable[[float], Any]
+
+
+Item: TypeAlias = Asked | Reported | Aborted | Command
+
+
+@dataclass(eq=False)
+class _Asking:
+    """A check-in while it is decided."""
+
+    waiting: Waiting[Item]
+    device: str
+    request: CheckInRequest
+    until: float
+    settled: Settlement | None = None
+    later: Later | None = None
+    known: bool = False
+
+
+@dataclass
+class Counts:
+    """What happened since the start, for /metrics and status; no device is named. events: by (what, which).  bytes_in, bytes_out:
+    of bodies.  batches: commits.  waited: seconds from a report's arrival to its answer, added up."""
+
+    events: Counter[tuple[str, str]] = field(default_factory=lambda: Counter[tuple[str, str]]())
+    bytes_in: int = 0
+    bytes_out: int = 0
+    batches: int = 0
+    waited: float = 0.0
+
+
+class Server:
+    """population: its name.  clock: seconds that never go back, also over restarts (`storage_clock`).
+
+    trouble: why nothing can be decided now; empty where all is well.
+    """
+
+    def __init__(
+        self,
+        population: str,
+        tasks: Sequence[ServedTask],
+        roll: Roll,
+        clock: Callable[[], float] = time.time,
+        group: float = GROUP,
+    ) -> None:
+        self.population, self.roll, self.clock = population, roll, clock
+        self.tasks = sorted(tasks, key=lambda task: (-task.priority, task.name))
+        self.counts = Counts()
+        self.trouble = "starting"
+        self.began = time.monotonic()
+        self.listeners: list[Callable[[], None]] = []
+        self._group = group
+        self._committer = Committer[Item](self._turn)
+        self._held: list[_Asking] = []
+        self._serials: OrderedDict[str, int] = OrderedDict()
+        self._out: dict[str, tuple[Run, str, int]] = {}
+        self._reports: dict[tuple[int, str], list[Waiting[Item]]] = {}
+        self._waiting_reports: list[Waiting[Item]] = []
+        self._next_commit = self._next_tick = self._checkins_since = 0.0
+        self._checkins = 0
+        self._seen: object = None
+        self._stopping = False
+
+    def start(self) -> None:
+        """Recover, and decide from now on; `trouble` is empty when this returns, unless storage fails."""
+        self._committer.start()
+        self.ask_to_do(lambda now: None).result()
+
+    def stop(self) -> None:
+        """Answer what waits, and end. What is staged is committed first."""
+        self._stopping = True
+        self._committer.stop()
+
+    def run(self, task: str, kind: Kind) -> Run | None:
+        """A task's run of this kind."""
+        found = next((each for each in self.tasks if each.name == task), None)
+        return None if found is None else found.training if kind == "train" else found.evaluation
+
+    async def check_in(self, device: str, request: CheckInRequest) -> CheckInAnswer:
+        """Answer a device; up to `request.wait_s` later, if there is no work now."""
+        return await self._committer.ask(Asked(device, request))
+
+    async def report(self, device: str, run: Run, session: str, update: Update) -> Counted:
+        """Count a report that the run's first hop has checked. Refused where it is not, and will not be."""
+        return await self._committer.ask(Reported(run, f"{device}/{session}", update))
+
+    async def abort(self, device: str, run: Run, session: str, reason: str) -> Nothing:
+        """Note that no report will come."""
+        return await self._committer.ask(Aborted(run, f"{device}/{session}", reason))
+
+    def forget(self, device: str, now: float) -> None:
+        """Forget what is known of a device, and not that it was counted. On the deciding thread."""
+        for run in self._runs():
+            if device in self._out and self._out[device][0] is run:
+                self._drop(run, [self._out[device][1]], "withdrawn", now)
+            with run.store.transaction() as rows:
+                rows.forget_device(device)
+        self._serials.pop(device, None)
+        self._count_people()
+
+    async def command(self, do: Callable[[float], Any]) -> Any:
+        """Let the deciding thread do something, given the time, and answer with what it returns."""
+        return await self._committer.ask(Command(do))
+
+    def ask_to_do(self, do: Callable[[float], Any]) -> "Future[Any]":
+        """The same, from a thread."""
+        return self._committer.put(Command(do)).answer
+
+    # ── a turn ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _turn(self, taken: Sequence[Waiting[Item]]) -> float:
+        """Decide on everything that waits; seconds until the next turn is due."""
+        now = self.clock()
+        waiting = [one for one in taken if not one.gone]
+        try:
+            if self.trouble:
+                self._recover(now)
+            for one in waiting:
+                if isinstance(one.item, Command):
+                    self._command(one, one.item, now)
+            asked = [self._asking(one, one.item) for one in waiting if isinstance(one.item, Asked)]
+            self._check_in(asked, now)
+            self._waiting_reports += [one for one in waiting if isinstance(one.item, Reported)]
+            if time.monotonic() >= self._next_commit or self._stopping:
+                self._take_reports(now)
+            for one in waiting:
+                if isinstance(one.item, Aborted):
+                    self._drop(one.item.run, [one.item.session], one.item.reason, now)
+                    one.say(Nothing())
+            if time.monotonic() >= self._next_tick:
+                self._tick(now)
+            self._look_again(now)
+        except Exception as error:
+            self._fail(error, waiting)
+            return AGAIN[0]
+        return self._pause()
+
+    def _pause(self) -> float:
+        """Seconds until something is due though nothing comes."""
+        due = [self._next_tick, *(each.until for each in self._held)]
+        if self._waiting_reports:
+            due.append(self._next_commit)
+        return max(0.0, min(due) - time.monotonic())
+
+    def _recover(self, now: float) -> None:
+        """Take up what was left undone; who was out, is."""
+        self._out.clear()
+        self._count_people()
+        for run in self._runs():
+            run.recover(now)
+            run.tick(now)
+            with run.store.transaction() as rows:
+                sessions = [row for row in map(rows.session, rows.sessions_out()) if row is not None]
+            self._out |= {row.device: (run, row.id, row.serial) for row in sessions}
+        self.trouble = ""
+        LOG.info("recovered")
+
+    def _fail(self, error: Exception, waiting: Iterable[Waiting[Item]]) -> None:
+        """Storage failed, or we did: whoever waits is told to come again, and everything is read anew."""
+        fenced = isinstance(error, Fenced)
+        self.trouble = "another process writes to this run" if fenced else f"{type(error).__name__}: {error}"
+        LOG.error("nothing can be decided now: %s", self.trouble, exc_info=not isinstance(error, SumusError | OSError))
+        self.counts.events["failures", type(error).__name__] += 1
+        left = [*waiting, *self._waiting_reports, *(each.waiting for each in self._held)]
+        left += [one for those in self._reports.values() for one in those]
+        self._waiting_reports, self._held, self._reports = [], [], {}
+        for one in left:
+            if not one.answer.done():
+                one.say(Refused("not_ready", "the server's storage fails; your report is not counted yet", AGAIN))
+
+    def _command(self, one: Waiting[Item], command: Command, now: float) -> None:
+        try:
+            one.say(command.do(now))
+        except SumusError as error:
+            one.say(error)
+
+    def _runs(self) -> list[Run]:
+        """All training runs, the most urgent first, then all evaluations."""
+        training: list[Run] = [task.training for task in self.tasks]
+        return training + [task.evaluation for task in self.tasks if task.evaluation is not None]
+
+    # ── check-ins ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _asking(self, waiting: Waiting[Item], asked: Asked) -> _Asking:
+        self._checkins += 1
+        return _Asking(waiting, asked.device, asked.request, waiting.since + asked.request.wait_s)
+
+    def _check_in(self, asked: Sequence[_Asking], now: float) -> None:
+        """Answer check-ins, or hold them."""
+        left = [one for one in asked if self._is_news(one)]
+        left = self._settle_previous(left, now)
+        for run in self._runs():
+            left = self._ask_run(run, left, now)
+        for one in left:
+            if not one.known:
+                one.waiting.say(
+                    Refused(
+                        "wrong_task",
+                        "no task of this server has the fingerprint of your client's file: is it of this release?",
+                    )
+                )
+            elif one.until > time.monotonic() and len(self._held) < MOST_HELD and one.settled is None:
+                self._held.append(one)
+            else:
+                self._say_later(one)
+
+    def _is_news(self, one: _Asking) -> bool:
+        """Whether a check-in is the latest of its device; an older one is answered."""
+        last = self._serials.get(one.device, -1)
+        if one.request.serial < last:
+            one.waiting.say(Refused("replayed", f"a check-in with serial {last} was answered since"))
+            return False
+        self._serials[one.device] = one.request.serial
+        self._serials.move_to_end(one.device)
+        while len(self._serials) > MOST_SERIALS:
+            self._serials.popitem(last=False)
+        return True
+
+    def _settle_previous(self, asked: Sequence[_Asking], now: float) -> list[_Asking]:
+        """Say what became of earlier sessions; who is still to report them is answered with that. The others."""
+        left = list[_Asking]()
+        for one in asked:
+            previous = one.request.previous
+            if previous is None:
+                left.append(one)
+                continue
+            run, outcome = self.run(previous.task, previous.kind), "discarded"
+            if run is not None:
+                id = f"{one.device}/{previous.session}"
+                event = CheckIn(f"{one.device}/{one.request.session}", one.request.serial, previous=id, works=False)
+                actions = run.coordinator.check_in(one.device, event, now)
+                outcome = next((action.outcome for action in actions if isinstance(action, Settle)), "discarded")
+            one.settled = Settlement(previous.session, outcome)  # pyright: ignore[reportArgumentType]
+            self.counts.events["settled", outcome] += 1
+            if outcome == "unknown":
+                one.waiting.say(CheckInAnswer(one.settled))
+            else:
+                left.append(one)
+        return left
+
+    def _ask_run(self, run: Run, asked: Sequence[_Asking], now: float) -> list[_Asking]:
+        """Let a run give work to those who can do it; who got none."""
+        task = next(task for task in self.tasks if run in task.runs)
+        wanted = run.kind == "train" or (isinstance(run, EvaluationRun) and run.wanted())
+        able = [one for one in asked if task.fingerprint in one.request.fingerprints]
+        for one in able:
+            one.known = True
+        able = [one for one in able if wanted and run.kind in one.request.kinds and self._may(run, task, one)]
+        if not able:
+            return list(asked)
+        events = [
+            (
+                one.device,
+                CheckIn(f"{one.device}/{one.request.session}", one.request.serial, one.request.conditions.value()),
+            )
+            for one in able
+        ]
+        given = set[int]()
+        for one, actions in zip(able, run.coordinator.check_in_all(events, now), strict=True):
+            for action in actions:
+                if isinstance(action, Assign):
+                    given.add(id(one))
+                    self._give(run, one, action.session, now)
+                elif isinstance(action, Later) and (one.later is None or action.window < one.later.window):
+                    one.later = action
+            run.carry_out(actions, now)
+        return [one for one in asked if id(one) not in given]
+
+    def _may(self, run: Run, task: ServedTask, one: _Asking) -> bool:
+        """Whether a run may give this device work: not where the same request was given other work before."""
+        out = self._out.get(one.device)
+        if out is not None and out[2] == one.request.serial and out[0] is not run:
+            return False
+        return one.request.keeps_state or not task.training.plan.keeps_state
+
+    def _give(self, run: Run, one: _Asking, session: Session, now: float) -> None:
+        """Answer with work. Whoever had other work has forgotten it."""
+        out = self._out.get(one.device)
+        if out is not None and out[0] is not run:
+            self._drop(out[0], [out[1]], "forgotten", now)
+        self._out[one.device] = run, session.id, session.serial
+        self.counts.events["check-ins", "assigned"] += 1
+        offered: Assignment = run.offer(session, now)
+        one.waiting.say(CheckInAnswer(one.settled, offered, released=self._released(one)))
+
+    def _say_later(self, one: _Asking) -> None:
+        window, reason = (AGAIN, "nothing to do") if one.later is None else (one.later.window, one.later.reason)
+        self.counts.events["check-ins", reason] += 1
+        one.waiting.say(CheckInAnswer(one.settled, None, window, reason, self._released(one)))
+
+    def _released(self, one: _Asking) -> dict[str, Any]:
+        """The models that this device's tasks answer with."""
+        return {
+            task.name: task.training.released() for task in self.tasks if task.fingerprint in one.request.fingerprints
+        }
+
+    def _look_again(self, now: float) -> None:
+        """Decide anew on check-ins that are held: where there is room now, and where their time is over."""
+        self._held = [one for one in self._held if not one.waiting.gone]
+        if not self._held:
+            return
+        moment = time.monotonic()
+        over = [one for one in self._held if one.until <= moment or self._stopping]
+        seen = [
+            (run.coordinator.current.number, run.coordinator.room() > 0, self._is_wanted(run)) for run in self._runs()
+        ]
+        if seen != self._seen:
+            self._seen = seen
+            held, self._held = self._held, []
+            self._check_in(held, now)
+        elif over:
+            self._held = [one for one in self._held if one not in over]
+            for one in over:
+                self._say_later(one)
+
+    def _is_wanted(self, run: Run) -> bool:
+        return not isinstance(run, EvaluationRun) or run.wanted()
+
+    # ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_reports(self, now: float) -> None:
+        """Stage what has come, and commit it, run by run."""
+        taken, self._waiting_reports = self._waiting_reports, []
+        for run in self._runs():
+            mine = [one for one in taken if isinstance(one.item, Reported) and one.item.run is run and not one.gone]
+            if mine:
+                self._stage(run, mine, now)
+            if run.coordinator.staged:
+                self._commit(run, now)
+                self._next_commit = time.monotonic() + self._group
+
+    def _stage(self, run: Run, reports: Sequence[Waiting[Item]], now: float) -> None:
+        items = [one.item for one in reports if isinstance(one.item, Reported)]
+        for one, item in zip(reports, items, strict=True):
+            self._reports.setdefault((id(run), item.session), []).append(one)
+        answers = run.sums.report_all([(item.session, item.update) for item in items], now)
+        for item, actions in zip(items, answers, strict=True):
+            if not actions:
+                self._answer(
+                    run, item.session, Refused("unknown_session", "it was never given to this device, or is long over")
+                )
+            self._say(run, actions, duplicate=True)
+            run.carry_out(actions, now)
+
+    def _commit(self, run: Run, now: float) -> None:
+        """Commit until nothing more can be counted: what a full buffer left goes into the next one."""
+        staged = -1
+        while run.coordinator.staged and len(run.coordinator.staged) != staged:
+            staged = len(run.coordinator.staged)
+            actions = run.sums.commit(now)
+            self.counts.batches += 1
+            self._say(run, actions)
+            run.carry_out(actions, now)
+        run.tick(now)
+
+    def _say(self, run: Run, actions: Iterable[Action], duplicate: bool = False) -> None:
+        """Answer reports."""
+        for action in actions:
+            if isinstance(action, Accept):
+                self.counts.events["reports", "duplicate" if duplicate else "counted"] += 1
+                self._answer(run, action.session, Counted(duplicate=duplicate))
+            elif isinstance(action, Refuse):
+                self.counts.events["reports", action.reason] += 1
+                code = action.reason if action.reason in ("stale", "phase") else "closed"
+                self._answer(run, action.session, Refused(code, action.reason))
+
+    def _answer(self, run: Run, session: str, answer: Any) -> None:
+        device = session.partition("/")[0]
+        if self._out.get(device, (None, "", 0))[:2] == (run, session):
+            del self._out[device]
+        for one in self._reports.pop((id(run), session), ()):
+            self.counts.waited += time.monotonic() - one.since
+            one.say(answer)
+
+    def _drop(self, run: Run, sessions: Sequence[str], reason: str, now: float) -> None:
+        self.counts.events["dropped", reason] += len(sessions)
+        run.carry_out(run.coordinator.drop(sessions, reason, now), now)
+        for session in sessions:
+            self._out.pop(session.partition("/")[0], None)
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _tick(self, now: float) -> None:
+        moment = time.monotonic()
+        rate = self._checkins / max(1e-3, moment - self._checkins_since)
+        self._count_people()
+        for run in self._runs():
+            run.coordinator.arriving += 0.2 * (rate - run.coordinator.arriving)
+            run.tick(now)
+            if run.coordinator.staged:
+                self._commit(run, now)
+        self._checkins, self._checkins_since, self._next_tick = 0, moment, moment + TICK
+        for listener in self.listeners:
+            listener()
+
+    def _count_people(self) -> None:
+        people = self.roll.count(self.population)
+        for run in self._runs():
+            run.coordinator.population = people
+
+
+def storage_clock(tasks: Sequence[ServedTask]) -> Callable[[], float]:
+    """Seconds that no row is later than, and that no change of the machine's clock moves: they go on from the machine's time now,
+    or from the latest row, if that is later."""
+    latest = 0.0
+    for task in tasks:
+        for run in task.runs:
+            with run.store.transaction() as rows:
+                latest = max([latest, *(row.since for row in rows.rounds())])
+    begun, start = time.monotonic(), max(time.time(), latest)
+    return lambda: start + time.monotonic() - begun

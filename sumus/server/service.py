@@ -1,0 +1,323 @@
+"""A server with all that belongs to it: what it keeps, what it decides, and what it answers on.
+
+service = open_service({"health": bundle}, Where(data=Path("DIR")))
+service.server.start()
+… service.device_app, an ASGI application
+service.close()
+
+DIR/sumus.db    rows (or a PostgreSQL)          DIR/blobs    plans and models          DIR/sums    sealed partial sums
+DIR/keys        the key ring                    DIR/head.json    what was published last, outside the database
+DIR/lock        held while a server runs
+"""
+
+import fcntl
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from starlette.applications import Starlette
+
+from sumus.errors import ExperimentError
+from sumus.plan import Plan
+from sumus.protocol.rows import changed
+from sumus.server.app import device_app
+from sumus.server.identity import Roll
+from sumus.server.limits import Limits, Room
+from sumus.server.runs import Evaluating, EvaluationRun, Seeds, TrainingRun, any_seed
+from sumus.server.server import GROUP, ServedTask, Server, storage_clock
+from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, open_blobs
+from sumus.storage.files import write_whole
+from sumus.storage.identities import Identities, MemoryIdentities
+from sumus.storage.keyring import KeyRing
+from sumus.storage.memory import MemoryStore
+from sumus.storage.sql import SqlStore
+from sumus.storage.store import OF_THE_RUN, Model, Store
+from sumus.types import Tree
+from sumus.wire.bundle import Bundle
+from sumus.wire.tensors import decode_tree
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where a server keeps what it keeps.
+
+    data: its folder; None for memory, which is gone with the process.  database: a URL, by default SQLite in the folder.
+    keys: a folder for the key ring, better on another volume.  blobs: a folder or a URL for plans and models.
+    """
+
+    data: Path | None = None
+    database: str | None = None
+    keys: Path | None = None
+    blobs: str | None = None
+
+
+@dataclass(frozen=True)
+class Conduct:
+    """How a server goes about its tasks.
+
+    population: its name.  quota: devices that may enrol.  evaluate: how models are measured on devices; None for not at all.
+    releases: whether a new model is at once the one that devices answer with.  warm_start: whether a task whose leaves or data
+    have changed begins with what of the old model fits.  priority: by task.  memory: bytes for bodies on their way.
+    group: see `server.GROUP`.  limits: requests a second.  seeds: by task and round's number, what sums share.
+    """
+
+    population: str = "default"
+    quota: int = 1_000_000
+    evaluate: Evaluating | None = None
+    releases: bool = True
+    warm_start: bool = False
+    priority: Mapping[str, int] = field(default_factory=dict[str, int])
+    memory: int = 256 * 2**20
+    group: float = GROUP
+    limits: Limits | None = None
+    seeds: Callable[[str], Seeds] = lambda task: any_seed
+
+
+class Service:
+    """What `open_service` opens. notes: what the operator should know."""
+
+    def __init__(self, server: Server, blobs: Blobs, app: Starlette, notes: tuple[str, ...], stack: ExitStack) -> None:
+        self.server, self.blobs, self.device_app, self.notes, self._stack = server, blobs, app, notes, stack
+
+    def close(self) -> None:
+        """Answer what waits, and let go of everything."""
+        self.server.stop()
+        self._stack.close()
+
+
+class _Kept:
+    """Where rows, blobs and keys lie."""
+
+    def __init__(self, where: Where, stack: ExitStack) -> None:
+        self.data = where.data
+        self._stores: dict[str, MemoryStore] = {}
+        self._sums: dict[str, MemoryBlobs] = {}
+        self._sql: SqlStore | None = None
+        if where.data is None:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-")))
+            self.blobs: Blobs = MemoryBlobs()
+            self.identities: Identities = MemoryIdentities()
+            self.ring = KeyRing(scratch / "keys")
+            return
+        _make(where.data)
+        stack.callback(_lock(where.data / "lock"))
+        self._sql = SqlStore.open(where.database or f"sqlite:///{where.data}/sumus.db", "tasks")
+        stack.callback(self._sql.close)
+        self.blobs = open_blobs(where.blobs or where.data / "blobs")
+        self.identities = self._sql.identities()
+        self.ring = KeyRing(where.keys or where.data / "keys")
+
+    def store(self, run: str) -> Store:
+        """Rows of a run."""
+        if self._sql is None:
+            return self._stores.setdefault(run, MemoryStore())
+        return self._sql.beside(run)
+
+    def sums(self, run: str) -> Blobs:
+        """Sealed sums of a run."""
+        if self.data is None:
+            return self._sums.setdefault(run, MemoryBlobs())
+        _make(self.data / "sums")
+        return DirectoryBlobs(self.data / "sums" / run)
+
+
+def open_service(
+    bundles: Mapping[str, Bundle],
+    where: Where = Where(),
+    conduct: Conduct = Conduct(),
+    authority: bytes | None = None,
+) -> Service:
+    """Everything of a server for these tasks, by name. What it kept before goes on. ExperimentError where it cannot be.
+
+    authority: the certificate that devices pin, PEM, where the server made its own.
+    """
+    with ExitStack() as stack:
+        kept, notes, tasks = _Kept(where, stack), list[str](), list[ServedTask]()
+        beginnings: list[Callable[[float], None]] = []
+        for name, bundle in bundles.items():
+            task, begin = _task(name, bundle, kept, conduct, notes)
+            tasks.append(task)
+            beginnings.append(begin)
+        clock = storage_clock(tasks)
+        if where.data is not None:
+            _check_head(where.data / "head.json", tasks)
+        for begin in beginnings:
+            begin(clock())
+        roll = Roll(kept.identities, {conduct.population: conduct.quota})
+        server = Server(conduct.population, tasks, roll, clock, conduct.group)
+        if where.data is not None:
+            server.listeners.append(_head_writer(where.data / "head.json", tasks))
+        app = device_app(server, kept.blobs, Room(conduct.memory), conduct.limits or Limits(), authority)
+        return Service(server, kept.blobs, app, tuple(notes), stack.pop_all())
+
+
+def _task(
+    name: str, bundle: Bundle, kept: _Kept, conduct: Conduct, notes: list[str]
+) -> tuple[ServedTask, Callable[[float], None]]:
+    """A task as it is served, and how it begins: it goes on where leaves and data are as before, else it is another version."""
+    plan = bundle.plan
+    plan.check_deployable()
+    if not _NAME.fullmatch(name):
+        raise ExperimentError(f"a task is called {name!r}: give it letters, digits, `.`, `_` and `-`, at most 64")
+    if plan.pacing.deadline is None:
+        notes.append(
+            f"{name}: the plan gives rounds no deadline; on a server each ends after an hour: Pacing(deadline=)"
+        )
+    number, before = _version(name, plan, kept.store("tasks"))
+    wire = name if number == 1 else f"{name}.{number}"
+    training = TrainingRun(
+        wire,
+        plan,
+        kept.store(f"{wire}.train"),
+        kept.blobs,
+        kept.ring,
+        kept.sums(f"{wire}.train"),
+        conduct.seeds(name),
+        conduct.releases,
+    )
+    shared: Tree = {
+        leaf: bundle.model[leaf] for leaf in (*plan.description.trained_layout, *plan.description.buffer_layout)
+    }
+    evaluation = None
+    if conduct.evaluate is not None:
+        evaluation = EvaluationRun(
+            training,
+            conduct.evaluate,
+            kept.store(f"{wire}.evaluate"),
+            kept.ring,
+            kept.sums(f"{wire}.evaluate"),
+            any_seed,
+        )
+
+    def begin(now: float) -> None:
+        first = shared
+        if number > 1:
+            notes.append(
+                f"{name}: its leaves or its data have changed: this is version {number} of the task, a new model"
+            )
+        if number > 1 and conduct.warm_start:
+            first, taken = _warm(shared, before, kept)
+            notes.append(f"{name}: {taken} of {len(shared)} leaves begin with the old model's values")
+        training.begin(first, now)
+
+    return ServedTask(wire, training, evaluation, conduct.priority.get(name, 0)), begin
+
+
+def _version(name: str, plan: Plan, store: Store) -> tuple[int, str]:
+    """Which version of a task this is, and the wire's name of the one before it."""
+    fingerprint = plan.description.fingerprint
+    with store.transaction() as rows:
+        note = rows.note(OF_THE_RUN, name)
+        known: list[str] = [] if note is None else json.loads(note)
+        if fingerprint not in known:
+            known.append(fingerprint)
+            rows.put_note(OF_THE_RUN, name, json.dumps(known).encode())
+    number = known.index(fingerprint) + 1
+    return number, name if number <= 2 else f"{name}.{number - 1}"
+
+
+def _warm(shared: Tree, before: str, kept: _Kept) -> tuple[Tree, int]:
+    """First values, where leaves of the same name and shape are those of the version before; how many are."""
+    with kept.store(f"{before}.train").transaction() as rows:
+        model: Model | None = rows.model(rows.run().version)
+    if model is None:
+        return shared, 0
+    old = decode_tree(kept.blobs.get(model.model))
+    fits = {leaf for leaf, value in shared.items() if leaf in old and old[leaf].shape == value.shape}
+    return {leaf: old[leaf].astype(value.dtype) if leaf in fits else value for leaf, value in shared.items()}, len(fits)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExperimentError(f"nothing can be kept in {folder}: {error.strerror}; give another folder") from error
+
+
+def _lock(path: Path) -> Callable[[], None]:
+    """Hold a file, so that no second server uses the folder; what lets it go."""
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise ExperimentError(
+            f"{path} cannot be written: {error.strerror}; give a folder of the server's own"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ExperimentError(f"another server runs on {path.parent}: stop it first, or give another folder") from None
+    return file.close
+
+
+# ── what was published, outside the database ─────────────────────────────────────────────────────────────────────────
+
+
+def _heads(tasks: list[ServedTask]) -> dict[str, Any]:
+    heads: dict[str, Any] = {}
+    for task in tasks:
+        with task.training.store.transaction() as rows:
+            run = rows.run()
+        heads[task.name] = {"version": run.version, "epoch": run.epoch}
+    return heads
+
+
+def _check_head(path: Path, tasks: list[ServedTask]) -> None:
+    """Refuse a database that is older than what was published: what it spends again was spent before."""
+    if not path.exists():
+        return
+    try:
+        known = cast(dict[str, dict[str, int]], json.loads(path.read_text()))
+    except ValueError as error:
+        raise ExperimentError(
+            f"{path} is damaged: put it back, or `sumus reconcile` to go on from the database"
+        ) from error
+    for name, at in _heads(tasks).items():
+        head = known.get(name) or at
+        if (head["epoch"], head["version"]) > (at["epoch"], at["version"]):
+            raise ExperimentError(
+                f"the database is at version {at['version']} of {name}, and version {head['version']} was published: it was put "
+                "back from a backup. `sumus reconcile` begins a new epoch from it, in which nothing counts as unspent"
+            )
+
+
+def _head_writer(path: Path, tasks: list[ServedTask]) -> Callable[[], None]:
+    """Writes what was published, when it has changed."""
+    written: dict[str, Any] = {}
+
+    def write() -> None:
+        now = {task.name: {"version": task.training.version} for task in tasks}
+        if now != written:
+            write_whole(path, json.dumps(_heads(tasks)).encode(), lasting=True)
+            written.clear()
+            written.update(now)
+
+    return write
+
+
+def reconcile(where: Where, names: list[str]) -> dict[str, int]:
+    """Go on from a database that was put back: each task's noise epoch grows beyond what was published. Its epoch, by task."""
+    if where.data is None:
+        raise ExperimentError("there is nothing to reconcile in memory: give the server's folder")
+    path = where.data / "head.json"
+    known: dict[str, dict[str, int]] = {}
+    with suppress(OSError, ValueError):
+        known = json.loads(path.read_text())
+    epochs: dict[str, int] = {}
+    with ExitStack() as stack:
+        kept = _Kept(where, stack)
+        for name in sorted({*names, *known}):
+            with kept.store(f"{name}.train").transaction() as rows:
+                run = rows.run()
+                epochs[name] = max(run.epoch, known.get(name, {}).get("epoch", 0)) + 1
+                rows.put_run(changed(run, epoch=epochs[name]))
+                known[name] = {"version": run.version, "epoch": epochs[name]}
+        write_whole(path, json.dumps(known).encode(), lasting=True)
+    return epochs

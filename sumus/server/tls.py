@@ -1,0 +1,214 @@
+"""`--tls auto`: a certificate for a server that has none, from an authority that can make no other.
+
+    certificates = issue(folder, ["fl.example", "192.0.2.7"], now)
+    certificates.pin                                             SHA-256 of the authority
+    enrolment_link("https://fl.example:8443", token, certificates.pin)
+
+The authority signs one leaf. Its key is never written, and is gone when `issue` returns; were it not, name constraints would
+still keep it to these names. So a device may trust it and nobody else, and knows it by the hash in the link that enrols it.
+"""
+
+import ipaddress
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeAlias
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from sumus.errors import ExperimentError, UsageError
+from sumus.storage.files import write_whole
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+LASTS = timedelta(days=398)
+"""From a certificate's first moment to its last: what browsers take at most."""
+EARLY = timedelta(hours=1)
+"""How far back it begins, for devices whose clocks are late."""
+RENEWED = timedelta(days=30)
+"""How long before its end another takes its place."""
+_LABEL = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """What a server shows. chain, key: files, PEM.  authority: a file for whoever trusts it.  pin: SHA-256 of the authority, in
+    hexadecimal.  until: when another takes its place.  new: why it was made just now; "" where it was there before."""
+
+    authority: Path
+    chain: Path
+    key: Path
+    pin: str
+    names: tuple[str, ...]
+    until: datetime
+    new: str = ""
+
+
+def issue(folder: Path, names: Sequence[str], now: datetime) -> Certificates:
+    """The certificates in a folder; made where there are none for exactly these host names and addresses, or their end is near.
+
+    With a new authority comes a new pin, and devices that know the old one stay away until they are told: say `new` loudly.
+    UsageError for names that no certificate can have.
+    """
+    wanted = tuple(sorted({_normal(name) for name in names}))
+    if not wanted:
+        raise UsageError("a certificate needs a name: give the host names or addresses that devices use")
+    certificates = Certificates(folder / "authority.pem", folder / "leaf.pem", folder / "leaf.key", "", wanted, now)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = _found(certificates, now)
+        if isinstance(found, Certificates):
+            return found
+        authority, leaf, key = _made(wanted, now)
+        trusted = authority.public_bytes(Encoding.PEM)
+        write_whole(certificates.key, key, lasting=True, private=True)
+        write_whole(certificates.authority, trusted, lasting=True)
+        write_whole(certificates.chain, leaf.public_bytes(Encoding.PEM) + trusted, lasting=True)
+    except OSError as error:
+        raise ExperimentError(
+            f"no certificates can be kept in {folder}: {error.strerror or error}; see to the disk and the folder's owner"
+        ) from error
+    return replace(certificates, pin=fingerprint(authority), until=leaf.not_valid_after_utc - RENEWED, new=found)
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of a certificate's DER, in hexadecimal."""
+    return certificate.fingerprint(SHA256()).hex()
+
+
+def enrolment_link(url: str, token: str, pin: str = "") -> str:
+    """A link that a device enrols with. Token and pin are in its fragment, which browsers do not send, so it is in no server's
+    log. pin: of a server with `--tls auto`."""
+    return f"{url.rstrip('/')}/#enrol={token}" + (f"&pin={pin}" if pin else "")
+
+
+def _found(of: Certificates, now: datetime) -> Certificates | str:
+    """What lies there; or why it does not do. The chain says which authority it is, and its own file follows."""
+    if not of.chain.exists() and not of.key.exists():
+        return "there was none"
+    try:
+        if (mode := of.key.stat().st_mode) & 0o077:
+            raise ExperimentError(
+                f"{of.key} is open to other users (mode {mode & 0o777:o}): delete {shlex.quote(str(of.key.parent))}, and tell "
+                "devices the new pin; or run `chmod 600` on it, if nobody can have read it"
+            )
+        leaf, authority = x509.load_pem_x509_certificates(of.chain.read_bytes())
+        leaf.verify_directly_issued_by(authority)
+        authority.verify_directly_issued_by(authority)
+        key = load_pem_private_key(of.key.read_bytes(), None)
+        if key.public_key() != leaf.public_key():
+            return "its files did not belong together"
+        had = _names(leaf)
+    except (FileNotFoundError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        return "its files were damaged"
+    if had != of.names:
+        return f"it was for {', '.join(had)}, and is wanted for {', '.join(of.names)}"
+    if (until := leaf.not_valid_after_utc - RENEWED) <= now:
+        return f"the old one ends on {leaf.not_valid_after_utc:%Y-%m-%d}"
+    trusted = authority.public_bytes(Encoding.PEM)
+    if not of.authority.exists() or of.authority.read_bytes() != trusted:
+        write_whole(of.authority, trusted, lasting=True)
+    return replace(of, pin=fingerprint(authority), until=until)
+
+
+def _made(names: Sequence[str], now: datetime) -> tuple[x509.Certificate, x509.Certificate, bytes]:
+    """An authority, the one leaf that it will ever sign, and the leaf's key, PEM."""
+    secret, key = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())
+    serial = x509.random_serial_number()
+    issuer = _subject(f"sumus authority {serial:x}")
+    known_by = x509.SubjectKeyIdentifier.from_public_key(secret.public_key())
+    authority = (
+        _begun(issuer, issuer, secret, now)
+        .serial_number(serial)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(key_cert_sign=True), critical=True)
+        .add_extension(_constraints(names), critical=True)
+        .add_extension(known_by, critical=False)
+        .sign(secret, SHA256())
+    )
+    leaf = (
+        _begun(_subject("sumus server"), issuer, key, now)
+        .serial_number(x509.random_serial_number())
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(known_by), critical=False)
+        .sign(secret, SHA256())
+    )
+    return authority, leaf, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _begun(
+    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey, now: datetime
+) -> x509.CertificateBuilder:
+    begins = now.replace(microsecond=0) - EARLY
+    return x509.CertificateBuilder(
+        issuer,
+        subject,
+        key.public_key(),
+        not_valid_before=begins,
+        not_valid_after=begins + LASTS - timedelta(seconds=1),
+    )
+
+
+def _subject(name: str) -> x509.Name:
+    """Not like a host's name, since programs take a common name for one."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _usage(digital_signature: bool = False, key_cert_sign: bool = False) -> x509.KeyUsage:
+    return x509.KeyUsage(digital_signature, False, False, False, False, key_cert_sign, False, False, False)
+
+
+def _constraints(names: Sequence[str]) -> x509.NameConstraints:
+    """These names, what lies under the host names among them, and no others. Where there are only hosts, or only addresses, all
+    of the other kind are excluded, which would else be free."""
+    hosts = [x509.DNSName(name) for name in names if _address(name) is None]
+    addresses = [x509.IPAddress(ipaddress.ip_network(ip)) for name in names if (ip := _address(name)) is not None]
+    excluded = [] if hosts else [x509.DNSName("")]
+    return x509.NameConstraints(
+        [*hosts, *addresses], excluded + ([] if addresses else [x509.IPAddress(net) for net in _EVERYWHERE]) or None
+    )
+
+
+def _general(name: str) -> x509.GeneralName:
+    ip = _address(name)
+    return x509.DNSName(name) if ip is None else x509.IPAddress(ip)
+
+
+def _names(leaf: x509.Certificate) -> tuple[str, ...]:
+    held = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return tuple(sorted(str(name.value) for name in held))
+
+
+def _address(name: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(name)
+    except ValueError:
+        return None
+
+
+def _normal(name: str) -> str:
+    """A host name or an address in its usual spelling."""
+    plain = name.strip().lower().removesuffix(".")
+    if (ip := _address(plain.removeprefix("[").removesuffix("]"))) is not None:
+        if ip.is_unspecified or "%" in plain:
+            raise UsageError(f"no device can reach {name}: give the address that devices use")
+        return str(ip)
+    labels = plain.split(".")
+    if len(plain) > 253 or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
+        raise UsageError(
+            f"{name!r} is no host name: letters, digits and hyphens between dots, without port or wildcard; others in xn-- form"
+        )
+    return plain

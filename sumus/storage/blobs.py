@@ -1,0 +1,185 @@
+"""Bytes by their SHA-256: models, plans and broadcasts, which never change.
+
+blobs = open_blobs("/srv/blobs")                    a folder; or "s3://bucket/prefix"
+name = blobs.put(body)                              durable when it returns; putting it again changes nothing
+body = blobs.get(name)                              the same bytes, or an error
+"""
+
+import hashlib
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from sumus.errors import ExperimentError, UsageError
+from sumus.storage.files import sync
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+class Blobs(Protocol):
+    """Bytes by name; the name is their SHA-256 in hexadecimal. Nothing is ever put in place of what is there."""
+
+    def put(self, body: bytes | memoryview) -> str:
+        """Keep them, durably when this returns; their name. ExperimentError where they cannot be kept."""
+        ...
+
+    def get(self, sha256: str) -> bytes:
+        """The bytes of a name. ExperimentError where they are missing, or not those that were put."""
+        ...
+
+    def size(self, sha256: str) -> int | None:
+        """How many there are under a name; None where it is not here."""
+        ...
+
+    def delete(self, sha256: str) -> None:
+        """Keep them no longer, if they are here."""
+        ...
+
+    def path(self, sha256: str) -> Path | None:
+        """A local file that holds them; None where there is none. What is read from it is not checked."""
+        ...
+
+    def __iter__(self) -> Iterator[str]:
+        """All names, in no order."""
+        ...
+
+
+class MemoryBlobs:
+    """Blobs that are gone with the process."""
+
+    def __init__(self) -> None:
+        self._bodies: dict[str, bytes] = {}
+
+    def put(self, body: bytes | memoryview) -> str:
+        name = named(body)
+        self._bodies[place(name)] = bytes(body)
+        return name
+
+    def get(self, sha256: str) -> bytes:
+        return checked(sha256, self._bodies.get(place(sha256)))
+
+    def size(self, sha256: str) -> int | None:
+        body = self._bodies.get(place(sha256))
+        return None if body is None else len(body)
+
+    def delete(self, sha256: str) -> None:
+        self._bodies.pop(place(sha256), None)
+
+    def path(self, sha256: str) -> Path | None:
+        place(sha256)
+        return None
+
+    def __iter__(self) -> Iterator[str]:
+        return places(list(self._bodies))
+
+
+class DirectoryBlobs:
+    """A file a blob, `ab/abcd…`, in a folder, which is made below one that exists. A crash may leave a `.new` file, and never
+    half a blob."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder)
+        try:
+            self._folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ExperimentError(
+                f"blobs cannot lie in {folder}: {error.strerror}; give a folder below one that exists"
+            ) from error
+
+    def put(self, body: bytes | memoryview) -> str:
+        name = named(body)
+        path = self._path(name)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            if not self._holds(path, name):
+                new = path.with_name(f"{name}.{uuid.uuid4().hex}.new")
+                try:
+                    new.write_bytes(body)
+                    sync(new)
+                    new.replace(path)
+                finally:
+                    with suppress(OSError):
+                        new.unlink(missing_ok=True)
+            for folder in (path.parent, self._folder):  # who put it first may not have come so far
+                sync(folder)
+        except OSError as error:
+            raise ExperimentError(
+                f"{path} cannot be written: {error.strerror or error}; what was there is as it was"
+            ) from error
+        return name
+
+    def get(self, sha256: str) -> bytes:
+        path = self._path(sha256)
+        try:
+            return checked(sha256, path.read_bytes())
+        except FileNotFoundError:
+            return checked(sha256, None)
+        except OSError as error:
+            raise ExperimentError(f"{path} cannot be read: {error.strerror or error}; see to the disk") from error
+
+    def size(self, sha256: str) -> int | None:
+        try:
+            return self._path(sha256).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def delete(self, sha256: str) -> None:
+        self._path(sha256).unlink(missing_ok=True)
+
+    def path(self, sha256: str) -> Path | None:
+        path = self._path(sha256)
+        return path if path.is_file() else None
+
+    def __iter__(self) -> Iterator[str]:
+        return places(path.relative_to(self._folder).as_posix() for path in self._folder.glob("??/*"))
+
+    def _path(self, name: str) -> Path:
+        return self._folder / place(name)
+
+    def _holds(self, path: Path, name: str) -> bool:
+        """Whether the file is there and right; a damaged one is written again."""
+        try:
+            whole = named(path.read_bytes()) == name
+        except FileNotFoundError:
+            return False
+        if whole:
+            sync(path)
+        return whole
+
+
+def open_blobs(where: str | Path) -> Blobs:
+    """Blobs in a folder, or in an object store, `s3://BUCKET/PREFIX`, of which sumus/storage/objects.py says more."""
+    if isinstance(where, Path) or "://" not in where:
+        return DirectoryBlobs(where)
+    from sumus.storage.objects import open_objects  # takes a while to import, and few want it
+
+    return open_objects(where)
+
+
+def named(body: bytes | memoryview) -> str:
+    """The name of a blob."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def place(name: str) -> str:
+    """Where a blob lies in a folder. UsageError for what is no name: it may come from a request."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r:.80} names no blob: a name is a SHA-256 in hexadecimal, 64 digits in lower case")
+    return f"{name[:2]}/{name}"
+
+
+def places(keys: Iterable[str]) -> Iterator[str]:
+    """Of what lies where blobs lie, the names of those that are."""
+    return (key[3:] for key in keys if _NAME.fullmatch(key[3:]) and place(key[3:]) == key)
+
+
+def checked(name: str, body: bytes | None) -> bytes:
+    """What was read of a blob. ExperimentError where it is not what was put."""
+    if body is None:
+        raise ExperimentError(f"blob {name} is missing: put it back from a backup")
+    if named(body) != name:
+        raise ExperimentError(f"blob {name} is damaged: its bytes have another hash; put it back from a backup")
+    return body

@@ -1,0 +1,133 @@
+"""Over HTTP and HTTPS: connections to one server are kept open; its certificate may be checked against one authority alone.
+
+transport = HttpTransport("https://sumus.example.org:8443", authority=pem)
+"""
+
+import http.client
+import ssl
+import time
+from collections.abc import Mapping
+
+import urllib3
+from urllib3.exceptions import HTTPError, SSLError
+from urllib3.util import parse_url
+
+from sumus.errors import ExperimentError
+from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable
+
+CONNECTING = 10.0
+"""Seconds for a connection to stand, at most."""
+_BLOCK = 2**16
+
+
+class HttpTransport:
+    """A `Transport` to a server at scheme://host:port. Proxies of the environment are not used, redirections not followed.
+
+    authority: certificates in PEM; the server's must come from one of them, or be one, and the system's count for nothing.
+    connections: that are kept open for the next request; threads beyond open further ones.
+    """
+
+    def __init__(self, url: str, authority: str | None = None, connections: int = 4) -> None:
+        self.url = url
+        parsed = parse_url(url)
+        port = parsed.port or (443 if parsed.scheme == "https" else 80)
+        if parsed.scheme == "https":
+            self._pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(
+                parsed.host or "", port, maxsize=connections, ssl_context=_context(authority)
+            )
+        else:
+            self._pool = urllib3.HTTPConnectionPool(parsed.host or "", port, maxsize=connections)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] = {},
+        patience: float = PATIENCE,
+        most: int = MOST,
+    ) -> Answer:
+        """Ask once, and read no more than `most` bytes."""
+        until = time.monotonic() + patience
+        try:
+            response = self._pool.urlopen(
+                method,
+                path,
+                body=body or (None if method in ("GET", "HEAD") else b""),
+                headers={"Accept-Encoding": "identity", **headers},
+                timeout=urllib3.Timeout(connect=min(CONNECTING, patience), read=patience),
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except SSLError as error:
+            raise Unreachable(
+                f"the certificate of {self.url} is not to be trusted: {error}; is this the server that you were invited to?"
+            ) from error
+        except HTTPError as error:
+            raise Unreachable(f"{self.url} cannot be reached: {_said(error)}") from error
+        whole = False
+        try:
+            read = self._read(response, until, most)
+            whole = True
+        except HTTPError as error:
+            raise Unreachable(f"the answer of {self.url} was cut off: {_said(error)}") from error
+        finally:
+            if not whole:
+                response.close()  # what is left of it must not be taken for the next answer
+            response.release_conn()
+        return Answer(response.status, {name.lower(): value for name, value in response.headers.items()}, read)
+
+    def _read(self, response: urllib3.BaseHTTPResponse, until: float, most: int) -> bytes:
+        body = bytearray()
+        while block := response.read1(_BLOCK):
+            body += block
+            if len(body) > most:
+                raise Unreachable(f"{self.url} answers with more than {most} bytes, which is too much here")
+            if time.monotonic() > until:
+                raise Unreachable(f"the answer of {self.url} took too long")
+        return bytes(body)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._pool.close()
+
+
+def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**16) -> bytes:
+    """What an HTTPS server says under a path, whoever it is: for what is compared with a hash that is known already."""
+    parsed = parse_url(url)
+    anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anyone.check_hostname = False
+    anyone.verify_mode = ssl.CERT_NONE
+    connection = http.client.HTTPSConnection(parsed.host or "", parsed.port or 443, timeout=patience, context=anyone)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read(most)
+    except (OSError, http.client.HTTPException) as error:
+        raise Unreachable(f"{url} cannot be reached: {_said(error)}") from error
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise Unreachable(f"{url}{path} answers {response.status}: is this a sumus server?")
+    return body
+
+
+def _context(authority: str | None) -> ssl.SSLContext:
+    if authority is None:
+        return ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a server's own certificate may be the one that is trusted
+    try:
+        context.load_verify_locations(cadata=authority)
+    except (ssl.SSLError, ValueError) as error:
+        raise ExperimentError(f"the authority is no certificate in PEM: {error}") from error
+    return context
+
+
+def _said(error: Exception) -> str:
+    """The reason within urllib3's reasons, in one line."""
+    inner = getattr(error, "reason", None) or error
+    return " ".join(str(inner).split()) or type(inner).__name__

@@ -1,0 +1,223 @@
+"""Within a process: an ASGI application as a server would run it, without sockets.
+
+    with InProcess(app) as transport:
+        transport.request("GET", "/healthz")
+
+The application runs on an event loop in a thread of its own, and is given real requests in bytes, piece by piece; any number of
+threads may ask at once.
+"""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from concurrent.futures import CancelledError
+from typing import Any, TypeAlias
+
+from sumus.errors import ExperimentError
+from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable
+
+Message: TypeAlias = MutableMapping[str, Any]
+App: TypeAlias = Callable[
+    [Any, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
+]
+
+_BLOCK = 2**16
+
+
+class InProcess:
+    """A `Transport` to an application. Its lifespan is started here, and ended by `close`.
+
+    failures: what it raised while it answered; the caller is told 500, as over HTTP.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.failures: list[Exception] = []
+        self._app = app
+        self._running: set[asyncio.Future[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sumus-in-process", daemon=True)
+        self._thread.start()
+        self._closed = False
+        try:
+            self._lifespan = asyncio.run_coroutine_threadsafe(self._begin(), self._loop).result()
+        except BaseException:
+            self._stop()
+            raise
+
+    def __enter__(self) -> "InProcess":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] = {},
+        patience: float = PATIENCE,
+        most: int = MOST,
+    ) -> Answer:
+        """Ask once, and keep no more than `most` bytes."""
+        if self._closed:
+            raise Unreachable("the application is closed")
+        asked = asyncio.run_coroutine_threadsafe(self._ask(method, path, body, headers, patience, most), self._loop)
+        try:
+            return asked.result()
+        except CancelledError as error:
+            raise Unreachable("the application was closed before it answered") from error
+        except BaseException:
+            asked.cancel()  # also where whoever asks is interrupted
+            raise
+
+    async def _ask(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], patience: float, most: int
+    ) -> Answer:
+        call = _Call(body, most)
+        running = asyncio.ensure_future(self._app(_scope(method, path, body, headers), call.receive, call.send))
+        self._running.add(running)
+        running.add_done_callback(self._ended)
+        running.add_done_callback(call.ended)
+        try:
+            await asyncio.wait_for(call.whole.wait(), patience)
+        except TimeoutError as error:
+            raise Unreachable("the application did not answer in time") from error
+        finally:
+            call.gone.set()
+            if not call.answered:
+                running.cancel()
+        if call.answered:  # what it does beyond, it does without anyone waiting
+            return Answer(call.status, call.headers, bytes(call.body))
+        if len(call.body) > most:
+            raise Unreachable(f"the application answers with more than {most} bytes, which is too much here")
+        if call.status:
+            raise Unreachable("the answer of the application was cut off")
+        return Answer(500, {}, b"Internal Server Error")
+
+    def _ended(self, running: asyncio.Future[None]) -> None:
+        """An application's call is over."""
+        self._running.discard(running)
+        if not running.cancelled() and isinstance(error := running.exception(), Exception):
+            self.failures.append(error)
+
+    async def _begin(self) -> "_Lifespan":
+        lifespan = _Lifespan(self._app)
+        await lifespan.begin()
+        return lifespan
+
+    def close(self) -> None:
+        """End the application's lifespan, the loop and its thread."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        finally:
+            self._stop()
+
+    async def _end(self) -> None:
+        asking = asyncio.all_tasks() - {asyncio.current_task(), self._lifespan.task}
+        for task in asking:
+            task.cancel()
+        if asking:
+            await asyncio.wait(asking)
+        await self._lifespan.end()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+def _scope(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> dict[str, Any]:
+    plain, _, query = path.partition("?")
+    sent = {"host": "in-process", **({"content-length": str(len(body))} if body or method in ("PUT", "POST") else {})}
+    sent |= {name.lower(): value for name, value in headers.items()}
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": plain,
+        "raw_path": plain.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in sent.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("in-process", 80),
+        "state": {},
+    }
+
+
+class _Call:
+    """One request as the application sees it, and what came of it. whole: set once nothing more is to come."""
+
+    def __init__(self, body: bytes, most: int) -> None:
+        self.status, self.answered = 0, False
+        self.headers: dict[str, str] = {}
+        self.body = bytearray()
+        self.gone, self.whole = asyncio.Event(), asyncio.Event()
+        self._blocks = [body[start : start + _BLOCK] for start in range(0, len(body), _BLOCK)] or [b""]
+        self._most = most
+
+    async def receive(self) -> Message:
+        if self._blocks:
+            block = self._blocks.pop(0)
+            return {"type": "http.request", "body": block, "more_body": bool(self._blocks)}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {
+                name.decode("latin-1").lower(): value.decode("latin-1") for name, value in message["headers"]
+            }
+        elif message["type"] == "http.response.body" and not self.whole.is_set():
+            self.body += message.get("body", b"")
+            if len(self.body) > self._most:
+                self.whole.set()
+            elif not message.get("more_body", False):
+                self.answered = True
+                self.whole.set()
+
+    def ended(self, task: asyncio.Future[None]) -> None:
+        """The application has returned, or raised."""
+        self.whole.set()
+
+
+class _Lifespan:
+    """The application's start and end; one that knows no lifespan needs none."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._said: asyncio.Queue[Message] = asyncio.Queue()
+        self._heard: asyncio.Queue[Message] = asyncio.Queue()
+        self.task: asyncio.Future[None] | None = None
+
+    async def begin(self) -> None:
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": {}}
+        self.task = asyncio.ensure_future(self._app(scope, self._said.get, self._heard.put))
+        if (message := await self._phase("startup")) is not None and message["type"] == "lifespan.startup.failed":
+            raise ExperimentError(f"the application did not start: {message.get('message', '')}")
+
+    async def end(self) -> None:
+        if self.task is not None and not self.task.done():
+            await self._phase("shutdown")
+            await asyncio.wait([self.task])
+
+    async def _phase(self, name: str) -> Message | None:
+        """What the application answers; None where it has ended without."""
+        assert self.task is not None
+        await self._said.put({"type": f"lifespan.{name}"})
+        answer = asyncio.ensure_future(self._heard.get())
+        await asyncio.wait([answer, self.task], return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        self.task.exception()  # it knows no lifespan
+        return None

@@ -1,0 +1,55 @@
+"""What carries a request to a server and brings back its answer; its implementations pass one contract suite.
+
+    answer = transport.request("GET", "/healthz")
+    answer.status, answer.headers, answer.body
+
+An answer comes whole or not at all. Where none comes, nobody knows whether the request arrived: whoever asks must be able to
+ask the same again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sumus.errors import SumusError
+
+PATIENCE = 30.0
+"""Seconds to wait for an answer, where nobody says how many."""
+MOST = 2**20
+"""The longest body of an answer, in bytes, where nobody says."""
+
+
+class Unreachable(SumusError):
+    """No whole answer came: the server is not there, or is slow, or what it said is cut off or too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answers. headers: by name in lower case.  body: as it was sent, not decoded."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes = b""
+
+
+class Transport(Protocol):
+    """A way to one server; several threads may use it at once."""
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] = {},
+        patience: float = PATIENCE,
+        most: int = MOST,
+    ) -> Answer:
+        """Ask once; redirections are answers like others. path: with its query, as it goes over the wire.
+
+        patience: seconds to the whole answer.  most: bytes of its body, more are not read. Raises Unreachable.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what was begun for it; it is not used again."""
+        ...

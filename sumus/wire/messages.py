@@ -1,0 +1,356 @@
+"""What devices and servers say to each other besides tensors: small JSON objects, each a record here, and every request as a row.
+
+    asked = read(CheckInRequest, body)            whatever is not this form raises ParticipantError
+    body = write(CheckInAnswer(...))
+
+`ENDPOINTS` is the whole of the device plane: the server's routes, the OpenAPI document and docs/wire.md are made or checked from
+it. Unknown fields are ignored, so that a newer side may say more. Durations are in seconds; no message holds a moment of time.
+
+Every request of an enrolled device is signed (`signed_text`), so it needs no token that could be stolen, and repeating one gives
+the same answer again: check-ins carry a serial that grows, and reports and aborts a session.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from sumus.errors import ParticipantError
+from sumus.pacing import Conditions
+
+PROTOCOL = 1
+"""Version of this page of the protocol; a server that is spoken to in another says which it speaks."""
+MAX_CONTROL = 64 * 2**10
+"""The longest JSON body that is read, in bytes."""
+
+Kind: TypeAlias = Literal["train", "evaluate"]
+# In Python `$` is also before a last line feed, in JavaScript it is not; `$(?!\n)` is the end of the text in both.
+Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
+Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$(?!\n)")]
+Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+Base64: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,512}$(?!\n)")]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
+Window: TypeAlias = tuple[Seconds, Seconds]
+
+# ── enrolment ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Challenge(msgspec.Struct, frozen=True):
+    """A nonce to sign, for a little while."""
+
+    nonce: Base64
+    expires_in_s: Seconds
+
+
+class EnrolmentRequest(msgspec.Struct, frozen=True):
+    """A device makes itself known. public_key: Ed25519, 32 bytes.  signature: over `enrolment_text`.  Both base64url, not
+    padded."""
+
+    token: Base64
+    public_key: Base64
+    nonce: Base64
+    signature: Base64
+
+
+class Enrolment(msgspec.Struct, frozen=True):
+    """device: its id from now on, SHA-256 of its public key in hexadecimal. The same key again gives the same id."""
+
+    device: Hash
+    population: Name
+
+
+# ── check-ins ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class DeviceConditions(msgspec.Struct, frozen=True):
+    """See `sumus.Conditions`."""
+
+    charging: bool = False
+    unmetered: bool = False
+    idle: bool = False
+    battery: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    version: Count = 0
+
+    def value(self) -> Conditions:
+        """As the plan's pacing asks for them."""
+        return Conditions(self.charging, self.unmetered, self.idle, self.battery, self.version)
+
+
+class Previous(msgspec.Struct, frozen=True):
+    """A session whose end a device does not know."""
+
+    task: Name
+    kind: Kind
+    session: Word
+
+
+class CheckInRequest(msgspec.Struct, frozen=True):
+    """A device asks for work. serial: grows with every new request of this device.  session: an id for the work it may be given.
+    fingerprints: of the tasks whose code it has.  kinds: of work that it does.  keeps_state: whether it remembers what a client
+    keeps between rounds.  wait_s: how long the server may hold the request open until there is work."""
+
+    serial: Count
+    session: Word
+    fingerprints: Annotated[tuple[Hash, ...], msgspec.Meta(max_length=64)]
+    kinds: Annotated[tuple[Kind, ...], msgspec.Meta(max_length=2)] = ("train", "evaluate")
+    conditions: DeviceConditions = DeviceConditions()
+    keeps_state: bool = True
+    previous: Previous | None = None
+    wait_s: Annotated[float, msgspec.Meta(ge=0.0, le=60.0)] = 0.0
+
+
+class Settlement(msgspec.Struct, frozen=True):
+    """What became of the session that was asked for; "unknown": send its report again."""
+
+    session: Word
+    outcome: Literal["counted", "discarded", "unknown"]
+
+
+class Body(msgspec.Struct, frozen=True):
+    """Bytes under /v1/objects, by what they are."""
+
+    sha256: Hash
+    bytes: Count
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """Work. version: of the model that it begins from, from 0; schedules count it.  broadcast: that model, with whatever else the
+    algorithm sends.  seed: of the sum, public, 32 bytes in hexadecimal.  contributors: least, in a sum that is used.
+    expires_in_s: None for no end."""
+
+    task: Name
+    kind: Kind
+    session: Word
+    version: Count
+    plan: Body
+    broadcast: Body
+    seed: Hash
+    contributors: Count
+    expires_in_s: Seconds | None = None
+
+
+class Released(msgspec.Struct, frozen=True):
+    """The model that a task's devices answer with."""
+
+    version: Count
+    model: Body
+
+
+class CheckInAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """settled: of `previous`.  assignment: work, or None.  retry_after_s: the window to come back in, where there is none.
+    reason: why there is none, for the curious.  released: by task, of those whose code the device has."""
+
+    settled: Settlement | None = None
+    assignment: Assignment | None = None
+    retry_after_s: Window | None = None
+    reason: str = ""
+    released: dict[Name, Released] = {}
+
+
+# ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """The report is in the sum, and that is durable. duplicate: it was before, and this one was not added; never left
+    out, so that `{}` from somebody in between is not taken for this."""
+
+    duplicate: bool
+    status: Literal["counted"] = "counted"
+
+
+AbortReason: TypeAlias = Literal[
+    "floor-steps",
+    "floor-seconds",
+    "floor-bytes",
+    "floor-contributors",
+    "floor-rounds",
+    "floor-memory",
+    "floor-task",
+    "conditions",
+    "diverged",
+    "data",
+    "task",
+    "plan",
+    "memory",
+    "stopped",
+    "other",
+]
+
+
+class Abort(msgspec.Struct, frozen=True):
+    """No report will come. No free text: what a device says of itself is one of these."""
+
+    reason: AbortReason
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """{}."""
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+STATUS = {
+    "malformed": 400,  # not of the form that this page gives
+    "bad_report": 400,  # not of the plan's form: parts, leaves, shapes, dtypes, metrics
+    "not_finite": 400,  # NaN or infinity
+    "out_of_bounds": 400,  # beyond the plan's bound
+    "bad_token": 401,  # no enrolment token of this server
+    "bad_signature": 401,  # not signed by this device, or not over this request
+    "unknown_device": 401,  # not enrolled here
+    "revoked": 403,  # enrolled, and barred since
+    "quota": 403,  # the population is full
+    "not_found": 404,  # no such path or object
+    "unknown_session": 404,  # never given to this device, or long over
+    "method": 405,
+    "slow": 408,  # the body took too long
+    "old_nonce": 409,  # not a challenge of this server, or its time is over: ask for another
+    "closed": 409,  # the report is not counted and will not be: its round is over, or its time is
+    "stale": 409,  # its model is too old
+    "phase": 409,  # not now: the round takes no reports yet
+    "replayed": 409,  # a check-in older than one that was answered
+    "token_used": 410,  # the token's uses are up, or its time
+    "length_required": 411,
+    "too_large": 413,
+    "encoding": 415,  # Content-Encoding is not accepted
+    "wrong_task": 422,  # no task of this server has any of these fingerprints
+    "old_protocol": 426,  # speak the version that the answer names
+    "rate": 429,
+    "failed": 500,  # a defect of the server
+    "not_ready": 503,  # starting, recovering, or its storage fails
+    "busy": 503,  # no room for the body in memory
+}
+"""Every code that an error answer may carry, and its HTTP status."""
+AGAIN = frozenset({"slow", "rate", "not_ready", "busy", "failed"})
+"""Codes after which the same request may be sent again."""
+
+Code: TypeAlias = str
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An answer that is an error, as application/problem+json. code: a key of `STATUS`.  detail: for a person.
+    protocol: what the server speaks, of `old_protocol`."""
+
+    code: Code
+    detail: str = ""
+    retry_after_s: Window | None = None
+    protocol: int | None = None
+
+
+class Refused(Exception):
+    """A request is answered with an error."""
+
+    def __init__(self, code: str, detail: str = "", retry_after_s: Window | None = None) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.problem = Problem(code, detail, retry_after_s, PROTOCOL if code == "old_protocol" else None)
+
+    @property
+    def status(self) -> int:
+        return STATUS[self.problem.code]
+
+
+# ── the device plane ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A request. body: its form; bytes for tensors, None for none.  answer: of success, with `status`.  signed: by the device.
+    codes: of the errors that it may bring, besides those of every request."""
+
+    name: str
+    method: str
+    path: str
+    body: type | None
+    answer: type
+    signed: bool
+    codes: tuple[str, ...]
+    status: int = 200
+
+
+EVERYWHERE = (
+    "malformed",
+    "old_protocol",
+    "rate",
+    "not_ready",
+    "failed",
+    "length_required",
+    "too_large",
+    "encoding",
+    "slow",
+)
+_WHO = ("bad_signature", "unknown_device", "revoked")
+
+ENDPOINTS = (
+    Endpoint("challenge", "POST", "/v1/enrolments/challenge", Nothing, Challenge, False, ()),
+    Endpoint(
+        "enrol",
+        "POST",
+        "/v1/enrolments",
+        EnrolmentRequest,
+        Enrolment,
+        False,
+        ("bad_token", "bad_signature", "old_nonce", "token_used", "quota", "revoked"),
+    ),
+    Endpoint("withdraw", "POST", "/v1/withdrawals", Nothing, Nothing, True, _WHO),
+    Endpoint(
+        "check_in", "POST", "/v1/checkins", CheckInRequest, CheckInAnswer, True, (*_WHO, "replayed", "wrong_task")
+    ),
+    Endpoint("object", "GET", "/v1/objects/{sha256}", None, bytes, False, ("not_found",)),
+    Endpoint(
+        "report",
+        "PUT",
+        "/v1/tasks/{task}/{kind}/{session}",
+        bytes,
+        Counted,
+        True,
+        (*_WHO, "bad_report", "not_finite", "out_of_bounds", "unknown_session", "closed", "stale", "phase", "busy"),
+    ),
+    Endpoint(
+        "abort", "POST", "/v1/tasks/{task}/{kind}/{session}/abort", Abort, Nothing, True, (*_WHO, "unknown_session")
+    ),
+)
+
+# ── reading, writing, signing ────────────────────────────────────────────────────────────────────────────────────────
+
+M = TypeVar("M")
+
+
+def read(form: type[M], body: bytes | memoryview) -> M:
+    """The message of these bytes. ParticipantError where they are not of this form, or more than `MAX_CONTROL`."""
+    if len(body) > MAX_CONTROL:
+        raise ParticipantError(None, f"{len(body)} bytes, and a {form.__name__} has at most {MAX_CONTROL}")
+    try:
+        return msgspec.json.decode(body, type=form)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
+        raise ParticipantError(None, f"not a {form.__name__}: {error}") from error
+
+
+def write(message: Any) -> bytes:
+    """A message as bytes."""
+    return msgspec.json.encode(message)
+
+
+def signed_text(method: str, path: str, population: str, device: str, body: bytes | bytearray | memoryview) -> bytes:
+    """What a device signs of a request: who asks what of whom, and the SHA-256 of the body. path: as it is sent, percent
+    signs, query and all.
+
+    Two requests have two texts: ParticipantError for words with blanks, control characters or letters beyond ASCII.
+    """
+    digest = hashlib.sha256(body).hexdigest()
+    return _lines(f"sumus {PROTOCOL}", f"{_word(method)} {_word(path)}", _word(population), _word(device), digest)
+
+
+def enrolment_text(nonce: str, public_key: str, token: str) -> bytes:
+    """What a device signs to enrol: the server's nonce, its own key and the token. ParticipantError as with `signed_text`."""
+    return _lines(f"sumus {PROTOCOL} enrolment", _word(nonce), _word(public_key), _word(token))
+
+
+def _lines(*lines: str) -> bytes:
+    return "\n".join(lines).encode()
+
+
+def _word(text: str) -> str:
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ParticipantError(None, f"{text!r:.80} cannot be signed: printable ASCII without blanks only")
+    return text
