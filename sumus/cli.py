@@ -2,18 +2,15 @@
 
 import dataclasses
 import importlib
-import importlib.util
 import io
 import itertools
 import json
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -27,6 +24,7 @@ from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
 from sumus.experiment import Experiment
 from sumus.plan import Plan
 from sumus.simulator.interrupt import terminate_like_ctrl_c
+from sumus.userfile import experiment_or_plan, load_experiment, load_plan, split
 
 if TYPE_CHECKING:
     from sumus.fleet import Fleet
@@ -120,7 +118,7 @@ def simulate(
     experiment = load_experiment(file)
     _simulate(
         experiment if fleet is None else dataclasses.replace(experiment, fleet=fleet_of(fleet)),
-        Path(_split(file)[0]).stem,
+        Path(split(file)[0]).stem,
         rounds,
         seed,
         out,
@@ -229,7 +227,7 @@ def rehearse(
     from sumus.simulator.picture import check_path
     from sumus.simulator.rehearsal import rehearse as rehearsed
 
-    _, value = _experiment_or_plan(file)
+    _, value = experiment_or_plan(file)
     plan, own, own_seed = (value, PERFECT, 0) if isinstance(value, Plan) else (value.plan, value.fleet, value.seed)
     kind = own if fleet is None else fleet_of(fleet)
     if plot is not None:
@@ -313,99 +311,6 @@ def _progress_of_days(days: float) -> Generator[Callable[[float], None], None, N
 
 
 # ── what the commands share ──────────────────────────────────────────────────────────────────────────────────────────
-
-
-def load_experiment(file: str) -> Experiment:
-    """The experiment that a file defines as `experiment`, or under the name after the colon."""
-    module, name = _load(file)
-    value = _named(file, module, name or "experiment")
-    if value is None:
-        path = _split(file)[0]
-        raise ExperimentError(
-            f"{path} defines no {name or 'experiment'!r}: add `{name or 'experiment'} = sumus.Experiment(...)`, or name "
-            f"another as {path}:NAME"
-        )
-    if not isinstance(value, Experiment):
-        raise ExperimentError(f"{name or 'experiment'!r} in {file} is a {type(value).__name__}, not a sumus.Experiment")
-    return value
-
-
-def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any], int]:
-    """A file's plan, someone to try it on, and a seed: from `experiment`, or from `plan` and a device's `examples`."""
-    module, value = _experiment_or_plan(file)
-    if isinstance(value, Experiment):
-        return value.plan, value.population, value.seed
-    examples = _named(file, module, "examples")
-    if examples is None:
-        raise ExperimentError(
-            f"{file} defines a plan and no `examples` to try it on: add `examples = (inputs, targets)`"
-        )
-    return value, {"examples": examples}, 0
-
-
-def _experiment_or_plan(file: str) -> tuple[ModuleType, Experiment | Plan]:
-    module, name = _load(file)
-    value = _named(file, module, name) if name else _named(file, module, "experiment") or _named(file, module, "plan")
-    if not isinstance(value, Experiment | Plan):
-        raise ExperimentError(
-            f"{file} defines neither `experiment = sumus.Experiment(...)` nor `plan = sumus.Plan(...)`"
-        )
-    return module, value
-
-
-def _load(file: str) -> tuple[ModuleType, str | None]:
-    text, name = _split(file)
-    path = Path(text).resolve()
-    if not path.is_file():
-        raise ExperimentError(
-            f"there is no file {text}: give the path of a Python file, such as examples/linear_regression.py"
-        )
-    module_name = f"sumus_file_{path.stem}"  # never a name that something else imports
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    if spec is None or spec.loader is None:
-        raise ExperimentError(f"{text} is no Python file: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    sys.path.insert(0, str(path.parent))
-    sys.argv = [text]
-    with _blaming(text):
-        spec.loader.exec_module(module)
-    return module, name
-
-
-def _split(file: str) -> tuple[str, str | None]:
-    """FILE.py[:NAME] as file and name; a colon may also be in the path."""
-    text, colon, name = file.rpartition(":")
-    return (text, name or None) if colon and not Path(file).is_file() and Path(text).is_file() else (file, None)
-
-
-@contextmanager
-def _blaming(text: str) -> Generator[None, None, None]:
-    """Say of an exception in the user's own file which line it was, in one sentence."""
-    try:
-        yield
-    except SumusError:
-        raise
-    except SystemExit as error:
-        raise ExperimentError(
-            f"{text} ended the program ({error}): guard it with `if __name__ == '__main__':`"
-        ) from error
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if frame.filename == str(Path(text).resolve())]
-        line = own[-1].lineno if own else None
-        if isinstance(error, SyntaxError):
-            text, line = (error.filename or text) if error.filename != str(Path(text).resolve()) else text, error.lineno
-        where = f"{text}, line {line}" if line else text
-        raise ExperimentError(f"{where}: {type(error).__name__}: {error}") from error
-
-
-def _named(file: str, module: ModuleType, name: str) -> Any:
-    value = getattr(module, name, None)
-    if not callable(value) or isinstance(value, Experiment | Plan):
-        return value
-    with _blaming(_split(file)[0]):
-        return value()
 
 
 def _simulate(

@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
     ("training",),
-    ("storage", "transport"),
+    ("storage", "transport", "userfile"),
     ("simulator", "server", "edge", "device"),
     ("demos", "web"),
     ("cli", "__main__"),

@@ -117,13 +117,14 @@ class News:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a device stands. counts: of what it did so far.  models: versions by task.  trouble: what went wrong last, if not
-    mended since."""
+    """Where a device stands. checkins: so far.  counts: of what it did.  models: versions by task.  trouble: what went wrong
+    last, if that is not mended since."""
 
     device: str
     server: str
     population: str
     phase: str
+    checkins: int
     counts: Mapping[str, int]
     models: Mapping[str, int]
     trouble: str
@@ -317,10 +318,15 @@ class Device:
             member.server,
             member.population,
             record.row.phase.value,
+            record.row.serial,
             record.counts,
             {task: kept.version for task, kept in record.models.items()},
             self._trouble,
         )
+
+    def kept(self, task: str) -> ClientState:
+        """What it keeps of a task's rounds: control variates, leaves of its own."""
+        return self._state(self._record, task)
 
     # ── the table, and what it decides ───────────────────────────────────────────────────────────────────────────────
 
@@ -336,7 +342,8 @@ class Device:
                 became: Literal["counted", "discarded"] = "counted" if kept else "discarded"
                 if kept and work is not None and record.pending is not None:
                     record = replace(record, states={**record.states, work.task: record.pending})
-                record = replace(record, counts=counted(record.counts, became))
+                in_models = ("in models",) if kept and work is not None and work.kind == "train" else ()
+                record = replace(record, counts=counted(record.counts, became, *in_models))
                 news.append(_news(became, work))
             elif isinstance(act, session.Abort):
                 record = replace(record, counts=counted(record.counts, "aborted"))
@@ -705,14 +712,14 @@ def forget(store: DeviceStore, requests: Requests | None) -> Forgotten:
             if refused.problem.code != "unknown_device":  # that it is forgotten already
                 raise Unreachable(f"the server did not take it: {refused}; nothing was erased, try again") from refused
     store.erase()
-    sent = record.counts.get("counted", 0)
+    sent = record.counts.get("in models", 0)
     erased = ["here: its key, what it kept from rounds, models and counts"]
     if requests is not None:
         erased.append("at the server: its key and identity; it can send nothing more under them")
     remains = ["its examples: they never left this device, and are its owner's to delete"]
     if sent:
         remains.append(
-            f"models that were made with its {sent} counted reports: what is in a sum cannot be taken out of it"
+            f"models: {sent} of its reports went into sums that they were made of, and what is in a sum cannot be taken out"
         )
     return Forgotten(tuple(erased), tuple(remains))
 

@@ -78,7 +78,7 @@ class Training:
     """One program, its executors, and the plans that it was asked for last.
 
     examples: of the first device, which say what all of them look like.  executor: "auto" captures the step as a graph where
-    that pays and gives what autograd gives; or a name of `--executor`.  seed: of personal and frozen leaves, which no server sends.
+    that pays and gives what autograd gives; or a name of `--executor`.  seed: of leaves that no server sends.
     """
 
     def __init__(self, task: Task, examples: Any, executor: str = "auto", device: str = "cpu", seed: int = 0) -> None:

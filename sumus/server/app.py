@@ -69,13 +69,13 @@ class DevicePlane:
 
     async def challenge(self, request: Request) -> Any:
         """A nonce to sign."""
-        self._limits.enrolment(_source(request), time.monotonic())
+        self._limits.enrolment(source(request), time.monotonic())
         await self._message(request, Nothing)
         return self._server.roll.challenge(self._server.clock())
 
     async def enrol(self, request: Request) -> Any:
         """A device makes itself known."""
-        self._limits.enrolment(_source(request), time.monotonic())
+        self._limits.enrolment(source(request), time.monotonic())
         asked = await self._message(request, EnrolmentRequest)
         enrolment, new = await self._in_thread(self._server.roll.enrol, asked, self._server.clock())
         self._server.counts.events["enrolments", "new" if new else "again"] += 1
@@ -162,8 +162,8 @@ class DevicePlane:
             ("/v1/openapi.json", self.openapi),
             ("/healthz", self.alive),
         ):
-            mine.append(Route(path, _explained(what), methods=["GET"]))
-        return [*mine, Route("/readyz", _explained(self.ready), methods=["GET"])]
+            mine.append(Route(path, explained(what, self._refused), methods=["GET"]))
+        return [*mine, Route("/readyz", explained(self.ready, self._refused), methods=["GET"])]
 
     def _answering(self, name: str, signed: bool) -> Answering:
         """An endpoint whose answer is a message, or a response."""
@@ -178,14 +178,17 @@ class DevicePlane:
             found = await endpoint(request)
             return found if isinstance(found, Response) else Response(write(found), media_type="application/json")
 
-        return _explained(answer)
+        return explained(answer, self._refused)
+
+    def _refused(self, code: str) -> None:
+        self._server.counts.events["refused", code] += 1
 
     async def _message(self, request: Request, form: type[Any]) -> Any:
-        return read(form, await _control(request))
+        return read(form, await control(request))
 
     async def _signed(self, request: Request) -> tuple[str, bytes]:
         """Who sent a request, and its body."""
-        device, body = request.headers.get("sumus-device", ""), await _control(request)
+        device, body = request.headers.get("sumus-device", ""), await control(request)
         self._authenticate(request, device, body)
         return device, body
 
@@ -230,25 +233,30 @@ def problem(refused: Refused) -> Response:
     return Response(write(said), refused.status, headers, "application/problem+json")
 
 
-def _explained(endpoint: Answering) -> Any:
-    """What goes wrong, said in the closed list's words."""
+def explained(endpoint: Answering, refused: Callable[[str], None]) -> Any:
+    """What goes wrong, said in the closed list's words. refused: is told the code."""
 
-    async def explained(scope: Scope, receive: Receive, send: Send) -> None:
+    async def explain(scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive, send)
         try:
             response = await endpoint(request)
-        except Refused as refused:
-            response = problem(refused)
-        except ParticipantError as error:
-            code = error.code if request.method == "PUT" else "malformed"
-            response = problem(Refused(code, str(error)))
         except Exception as error:
-            LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-            again: Window = (5.0, 30.0)
-            response = problem(Refused("failed", "a defect of the server, which is in its log", again))
+            no = _refusal(request, error)
+            refused(no.problem.code)
+            response = problem(no)
         await response(scope, receive, send)
 
-    return _Asgi(explained)
+    return _Asgi(explain)
+
+
+def _refusal(request: Request, error: Exception) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, ParticipantError):
+        return Refused(error.code if request.method == "PUT" else "malformed", str(error))
+    LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
+    again: Window = (5.0, 30.0)
+    return Refused("failed", "a defect of the server, which is in its log", again)
 
 
 class _Asgi:
@@ -261,7 +269,7 @@ class _Asgi:
         await self._call(scope, receive, send)
 
 
-def _source(request: Request) -> str:
+def source(request: Request) -> str:
     """The address that a request comes from."""
     return request.client.host if request.client is not None else ""
 
@@ -306,7 +314,7 @@ async def _fill(request: Request, into: memoryview) -> None:
         raise Refused("malformed", f"the body has {got} bytes, and said {len(into)}")
 
 
-async def _control(request: Request) -> bytes:
+async def control(request: Request) -> bytes:
     """A JSON body."""
     body = bytearray(_length(request, MAX_CONTROL))
     await _fill(request, memoryview(body))

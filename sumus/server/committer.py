@@ -10,6 +10,7 @@ the load, by itself.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -44,13 +45,15 @@ class Waiting(Generic[T]):
 
 
 class Committer(Generic[T]):
-    """turn(waiting) → seconds until it wants to be called with nothing that waits. It answers each, now or later; it raises nothing."""
+    """turn(waiting) → seconds until it wants to be called with nothing that waits. It answers each, now or later, and never
+    raises."""
 
     def __init__(self, turn: Callable[[Sequence[Waiting[T]]], float]) -> None:
         self._turn = turn
         self._waiting: list[Waiting[T]] = []
         self._wake = threading.Condition()
         self._stopping = False
+        self._turn_began: float | None = None
         self._thread = threading.Thread(target=self._work, name="committer", daemon=True)
 
     def start(self) -> None:
@@ -64,6 +67,14 @@ class Committer(Generic[T]):
             self._wake.notify()
         if self._thread.ident is not None:
             self._thread.join()
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds that the present turn has lasted; 0 between turns, infinite where the thread has ended unasked."""
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping:
+            return math.inf
+        began = self._turn_began
+        return 0.0 if began is None else time.monotonic() - began
 
     def put(self, item: T) -> Waiting[T]:
         """Let something wait for the next turn."""
@@ -85,6 +96,8 @@ class Committer(Generic[T]):
                     self._wake.wait(pause)
                 taken, self._waiting = self._waiting, []
                 stopping = self._stopping
+            self._turn_began = time.monotonic()
             pause = self._turn(taken)
+            self._turn_began = None
             if stopping and not self._waiting:
                 return

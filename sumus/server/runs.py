@@ -69,7 +69,7 @@ def served(pacing: Pacing, least: int) -> Pacing:
 class Run:
     """What training and evaluation share. task: its name on the wire.  least: contributors of a sum that is used.
 
-    trouble: why no model can be made, empty where all is well; then the run is paused.
+    trouble: why no model can be made, empty where all is well; then the run is paused.  A pause outlasts the process.
     """
 
     kind: Kind
@@ -101,6 +101,9 @@ class Run:
         """Take up what another process left, or this one after its storage failed."""
         self.sums.restart()
         self._seed_of.clear()
+        with self.store.transaction() as rows:
+            paused = rows.note(OF_THE_RUN, "paused")
+        self.coordinator.paused, self.trouble = paused is not None, (paused or b"").decode()
         self.carry_out(self.coordinator.recover(now), now)
         self.sums.sweep()
 
@@ -111,6 +114,26 @@ class Run:
                 self._close(action.number, now)
             elif isinstance(action, Abandon):
                 self.sums.destroy(action.number)
+
+    def pause(self, trouble: str = "") -> None:
+        """Begin no round and give no work, until `resume`; what was given may still be reported."""
+        with self.store.transaction() as rows:
+            rows.put_note(OF_THE_RUN, "paused", trouble.encode())
+        self.coordinator.paused, self.trouble = True, trouble
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+        with self.store.transaction() as rows:
+            rows.put_note(OF_THE_RUN, "paused", None)
+        self.coordinator.paused, self.trouble = False, ""
+
+    def cancel(self, now: float) -> int | None:
+        """End the newest round without a model; its number, or None where none is on its way."""
+        row = self.coordinator.current
+        if row.state in (State.PLANNED, State.PUBLISHED, State.ABANDONED):
+            return None
+        self.carry_out(self.coordinator.cancel(row.number, now), now)
+        return row.number
 
     def tick(self, now: float) -> None:
         """Let time have gone by: sessions expire, deadlines pass, the next round opens."""
@@ -139,8 +162,7 @@ class Run:
         try:
             self.conclude(number, now)
         except Unusable as error:
-            self.trouble = f"round {number} gave no model: {error}"
-            self.coordinator.paused = True
+            self.pause(f"round {number} gave no model: {error}")
             self.carry_out(self.coordinator.cancel(number, now), now)
 
     def _assignment(self, session: Session, version: int, plan: Body, broadcast: Body, now: float) -> Assignment:
@@ -390,7 +412,8 @@ class Evaluating:
 
 
 class EvaluationRun(Run):
-    """Devices measure a model of the training run, and a round's sum becomes that version's metrics."""
+    """Devices measure a model of the training run, and a round's sum becomes that version's metrics. measured: the version that
+    was measured last, −1 for none."""
 
     kind: Kind = "evaluate"
 
@@ -402,18 +425,18 @@ class EvaluationRun(Run):
         hop = evaluation_hop(training.plan.description, how.cohort)
         super().__init__(training.task, pacing, hop, store, ring, sums, seeds, least)
         self.training, self._how = training, how
-        self._measured = -1
+        self.measured = -1
         self._asked: tuple[int, int] | None = None
 
     def recover(self, now: float) -> None:
         with self.store.transaction() as rows:
-            self._measured = int(rows.note(OF_THE_RUN, "measured") or -1)
+            self.measured = int(rows.note(OF_THE_RUN, "measured") or -1)
         self._asked = None
         super().recover(now)
 
     def wanted(self) -> bool:
         """Whether there is a model to measure that was not measured yet."""
-        return self._newest() > self._measured
+        return self._newest() > self.measured
 
     def offer(self, session: Session, now: float) -> Assignment:
         version = self._version(session.round)
@@ -429,7 +452,7 @@ class EvaluationRun(Run):
         self.training.note_evaluation(version, measured)
         note = str(version).encode()
         self.coordinator.publish(number, now, lambda rows: rows.put_note(OF_THE_RUN, "measured", note))
-        self._measured = version
+        self.measured = version
         self._published(number)
 
     def _version(self, number: int) -> int:

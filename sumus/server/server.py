@@ -168,6 +168,16 @@ class Server:
         self._committer.start()
         self.ask_to_do(lambda now: None).result()
 
+    def drain(self) -> None:
+        """Hold no check-in from now on: whoever waits is answered. Reports are taken as ever."""
+        self._stopping = True
+        self._committer.put(Command(lambda now: None))
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds that the present turn has lasted, infinite where the thread has ended unasked."""
+        return self._committer.stuck_s
+
     def stop(self) -> None:
         """Answer what waits, and end. What is staged is committed first."""
         self._stopping = True
@@ -190,15 +200,15 @@ class Server:
         """Note that no report will come."""
         return await self._committer.ask(Aborted(run, f"{device}/{session}", reason))
 
-    def forget(self, device: str, now: float) -> None:
+    def forget(self, device: str, now: float, reason: str = "withdrawn") -> None:
         """Forget what is known of a device, and not that it was counted. On the deciding thread."""
         for run in self._runs():
             if device in self._out and self._out[device][0] is run:
-                self._drop(run, [self._out[device][1]], "withdrawn", now)
+                self._drop(run, [self._out[device][1]], reason, now)
             with run.store.transaction() as rows:
                 rows.forget_device(device)
         self._serials.pop(device, None)
-        self._count_people()
+        self.count_people()
 
     async def command(self, do: Callable[[float], Any]) -> Any:
         """Let the deciding thread do something, given the time, and answer with what it returns."""
@@ -247,7 +257,7 @@ class Server:
     def _recover(self, now: float) -> None:
         """Take up what was left undone; who was out, is."""
         self._out.clear()
-        self._count_people()
+        self.count_people()
         for run in self._runs():
             run.recover(now)
             run.tick(now)
@@ -485,7 +495,7 @@ class Server:
     def _tick(self, now: float) -> None:
         moment = time.monotonic()
         rate = self._checkins / max(1e-3, moment - self._checkins_since)
-        self._count_people()
+        self.count_people()
         for run in self._runs():
             run.coordinator.arriving += 0.2 * (rate - run.coordinator.arriving)
             run.tick(now)
@@ -495,7 +505,8 @@ class Server:
         for listener in self.listeners:
             listener()
 
-    def _count_people(self) -> None:
+    def count_people(self) -> None:
+        """Look how many devices are enrolled. On the deciding thread."""
         people = self.roll.count(self.population)
         for run in self._runs():
             run.coordinator.population = people

@@ -81,10 +81,20 @@ class Conduct:
 
 
 class Service:
-    """What `open_service` opens. notes: what the operator should know."""
+    """What `open_service` opens. room: memory for bodies.  ring: wraps rounds' keys.  notes: what the operator should know."""
 
-    def __init__(self, server: Server, blobs: Blobs, app: Starlette, notes: tuple[str, ...], stack: ExitStack) -> None:
-        self.server, self.blobs, self.device_app, self.notes, self._stack = server, blobs, app, notes, stack
+    def __init__(
+        self,
+        server: Server,
+        blobs: Blobs,
+        room: Room,
+        ring: KeyRing,
+        app: Starlette,
+        notes: tuple[str, ...],
+        stack: ExitStack,
+    ) -> None:
+        self.server, self.blobs, self.room, self.ring = server, blobs, room, ring
+        self.device_app, self.notes, self._stack = app, notes, stack
 
     def close(self) -> None:
         """Answer what waits, and let go of everything."""
@@ -154,8 +164,9 @@ def open_service(
         server = Server(conduct.population, tasks, roll, clock, conduct.group)
         if where.data is not None:
             server.listeners.append(_head_writer(where.data / "head.json", tasks))
-        app = device_app(server, kept.blobs, Room(conduct.memory), conduct.limits or Limits(), authority)
-        return Service(server, kept.blobs, app, tuple(notes), stack.pop_all())
+        room = Room(conduct.memory)
+        app = device_app(server, kept.blobs, room, conduct.limits or Limits(), authority)
+        return Service(server, kept.blobs, room, kept.ring, app, tuple(notes), stack.pop_all())
 
 
 def _task(

@@ -8,13 +8,21 @@ body = blobs.get(name)                              the same bytes, or an error
 import hashlib
 import re
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
+from urllib.parse import urlsplit
+
+from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
+from obstore.store import S3Store
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.storage.files import sync
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore, RetryConfig
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -54,26 +62,26 @@ class MemoryBlobs:
         self._bodies: dict[str, bytes] = {}
 
     def put(self, body: bytes | memoryview) -> str:
-        name = named(body)
-        self._bodies[place(name)] = bytes(body)
+        name = _named(body)
+        self._bodies[_key(name)] = bytes(body)
         return name
 
     def get(self, sha256: str) -> bytes:
-        return checked(sha256, self._bodies.get(place(sha256)))
+        return _checked(sha256, self._bodies.get(_key(sha256)))
 
     def size(self, sha256: str) -> int | None:
-        body = self._bodies.get(place(sha256))
+        body = self._bodies.get(_key(sha256))
         return None if body is None else len(body)
 
     def delete(self, sha256: str) -> None:
-        self._bodies.pop(place(sha256), None)
+        self._bodies.pop(_key(sha256), None)
 
     def path(self, sha256: str) -> Path | None:
-        place(sha256)
+        _key(sha256)
         return None
 
     def __iter__(self) -> Iterator[str]:
-        return places(list(self._bodies))
+        return _names(list(self._bodies))
 
 
 class DirectoryBlobs:
@@ -90,7 +98,7 @@ class DirectoryBlobs:
             ) from error
 
     def put(self, body: bytes | memoryview) -> str:
-        name = named(body)
+        name = _named(body)
         path = self._path(name)
         try:
             path.parent.mkdir(exist_ok=True)
@@ -114,9 +122,9 @@ class DirectoryBlobs:
     def get(self, sha256: str) -> bytes:
         path = self._path(sha256)
         try:
-            return checked(sha256, path.read_bytes())
+            return _checked(sha256, path.read_bytes())
         except FileNotFoundError:
-            return checked(sha256, None)
+            return _checked(sha256, None)
         except OSError as error:
             raise ExperimentError(f"{path} cannot be read: {error.strerror or error}; see to the disk") from error
 
@@ -134,15 +142,15 @@ class DirectoryBlobs:
         return path if path.is_file() else None
 
     def __iter__(self) -> Iterator[str]:
-        return places(path.relative_to(self._folder).as_posix() for path in self._folder.glob("??/*"))
+        return _names(path.relative_to(self._folder).as_posix() for path in self._folder.glob("??/*"))
 
     def _path(self, name: str) -> Path:
-        return self._folder / place(name)
+        return self._folder / _key(name)
 
     def _holds(self, path: Path, name: str) -> bool:
         """Whether the file is there and right; a damaged one is written again."""
         try:
-            whole = named(path.read_bytes()) == name
+            whole = _named(path.read_bytes()) == name
         except FileNotFoundError:
             return False
         if whole:
@@ -150,36 +158,112 @@ class DirectoryBlobs:
         return whole
 
 
+class ObjectBlobs:
+    """An object a blob, `ab/abcd…`, in an object store such as S3; a store may have a prefix, below which they lie.
+
+    Not all servers refuse to put an object in place of another, and here that does no harm: it is the same.
+    """
+
+    def __init__(self, store: "ObjectStore") -> None:
+        self._store = store
+
+    def put(self, body: bytes | memoryview) -> str:
+        name = _named(body)
+        with _reached("written"):
+            try:
+                self._store.put(_key(name), body, mode="create")
+            except AlreadyExistsError:
+                if _named(self._read(name)) != name:
+                    self._store.put(_key(name), body)
+            except NotSupportedError:
+                self._store.put(_key(name), body)
+        return name
+
+    def get(self, sha256: str) -> bytes:
+        with _reached("read"):
+            try:
+                body = self._read(sha256)
+            except FileNotFoundError:
+                body = None
+        return _checked(sha256, body)
+
+    def size(self, sha256: str) -> int | None:
+        with _reached("read"):
+            try:
+                return self._store.head(_key(sha256))["size"]
+            except FileNotFoundError:
+                return None
+
+    def delete(self, sha256: str) -> None:
+        with _reached("written"), suppress(FileNotFoundError):
+            self._store.delete(_key(sha256))
+
+    def path(self, sha256: str) -> Path | None:
+        _key(sha256)
+        return None
+
+    def __iter__(self) -> Iterator[str]:
+        with _reached("read"):
+            for some in cast(Any, self._store).list():
+                yield from _names(found["path"] for found in some)
+
+    def _read(self, name: str) -> bytes:
+        return self._store.get(_key(name)).bytes().to_bytes()
+
+
 def open_blobs(where: str | Path) -> Blobs:
-    """Blobs in a folder, or in an object store, `s3://BUCKET/PREFIX`, of which sumus/storage/objects.py says more."""
+    """Blobs in a folder, or at `s3://BUCKET/PREFIX`. UsageError for any other URL, and for one with a password in it.
+
+    Where S3 is and who may use it says the environment, as AWS has it: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, …; AWS_ALLOW_HTTP where it has no certificate.
+    """
     if isinstance(where, Path) or "://" not in where:
         return DirectoryBlobs(where)
-    from sumus.storage.objects import open_objects  # takes a while to import, and few want it
+    parts = urlsplit(where)
+    if not where.startswith("s3://") or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
+        shown = where.partition("?")[0] if "@" not in where else "an address with a password in it"
+        raise UsageError(
+            f"blobs cannot lie at {shown}: give a folder, or s3://BUCKET/PREFIX, and keys in the environment"
+        )
+    retries: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+    with _reached("opened"):
+        return ObjectBlobs(S3Store.from_url(where, retry_config=retries, client_options={"timeout": "30s"}))
 
-    return open_objects(where)
+
+@contextmanager
+def _reached(what: str) -> Generator[None, None, None]:
+    """Says what went wrong on the way to an object store in one line."""
+    try:
+        yield
+    except (BaseError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ExperimentError(
+            f"the object store cannot be {what} ({reason}): is it there, and do AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in the environment say where and who?"
+        ) from error
 
 
-def named(body: bytes | memoryview) -> str:
+def _named(body: bytes | memoryview) -> str:
     """The name of a blob."""
     return hashlib.sha256(body).hexdigest()
 
 
-def place(name: str) -> str:
+def _key(name: str) -> str:
     """Where a blob lies in a folder. UsageError for what is no name: it may come from a request."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r:.80} names no blob: a name is a SHA-256 in hexadecimal, 64 digits in lower case")
     return f"{name[:2]}/{name}"
 
 
-def places(keys: Iterable[str]) -> Iterator[str]:
+def _names(keys: Iterable[str]) -> Iterator[str]:
     """Of what lies where blobs lie, the names of those that are."""
-    return (key[3:] for key in keys if _NAME.fullmatch(key[3:]) and place(key[3:]) == key)
+    return (key[3:] for key in keys if _NAME.fullmatch(key[3:]) and _key(key[3:]) == key)
 
 
-def checked(name: str, body: bytes | None) -> bytes:
+def _checked(name: str, body: bytes | None) -> bytes:
     """What was read of a blob. ExperimentError where it is not what was put."""
     if body is None:
         raise ExperimentError(f"blob {name} is missing: put it back from a backup")
-    if named(body) != name:
+    if _named(body) != name:
         raise ExperimentError(f"blob {name} is damaged: its bytes have another hash; put it back from a backup")
     return body

@@ -55,7 +55,7 @@ _NETWORK = (
 
 
 def network_disk(path: Path, mounts: str | None = None) -> str | None:
-    """The kind of file system of a path, if that is another machine's. mounts: as Linux lists them; elsewhere nothing is known."""
+    """The kind of file system of a path, if it is another machine's. mounts: as Linux lists them; elsewhere none is known."""
     if mounts is None:
         listed = Path("/proc/self/mounts")
         mounts = listed.read_text() if listed.exists() else ""

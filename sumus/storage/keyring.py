@@ -117,8 +117,13 @@ class KeyRing:
 
     def unwrap(self, wrapped: bytes, about: str) -> bytes:
         """The data key that was wrapped. SealError where it does not open, or its key is destroyed."""
-        key_id = int.from_bytes(wrapped[:_ID], "big")
+        key_id = self.id_of(wrapped)
         return unseal(_present(self._read(key_id), key_id, about), wrapped[_ID:], about)
+
+    @staticmethod
+    def id_of(wrapped: bytes) -> int:
+        """The id of the key that a data key was wrapped under."""
+        return int.from_bytes(wrapped[:_ID], "big")
 
     def rotate(self) -> int:
         """Add a newest key, one that survives a loss of power, and return its id. Calls at the same time may share one."""

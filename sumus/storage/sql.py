@@ -30,8 +30,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, UsageError
 from sumus.protocol.round import Device, Round, Session, State
+from sumus.storage.backup import copy_to
 from sumus.storage.cached import CachedTable, Row
 from sumus.storage.files import network_disk
 from sumus.storage.identities import Identity, IdentityRows, Token
@@ -92,6 +93,7 @@ class SqlStore:
 
         ExperimentError where it cannot be opened, was written by a newer sumus, or is SQLite on another machine's disk.
         """
+        engine: Engine | None = None
         try:
             engine = create_engine(url, connect_args={"options": _PATIENCE} if url.startswith("postgresql") else {})
             if engine.dialect.name == "sqlite":
@@ -99,12 +101,16 @@ class SqlStore:
                 _make_durable(engine)
             with engine.begin() as connection:
                 bring_up_to_date(connection)
-        except (SQLAlchemyError, ModuleNotFoundError) as error:
+            return SqlStore(engine, run).beside(run)
+        except (SQLAlchemyError, ModuleNotFoundError, ExperimentError) as error:
+            if engine is not None:
+                engine.dispose()
+            if isinstance(error, ExperimentError):
+                raise
             reason = str(error).splitlines()[0]
             raise ExperimentError(
                 f"the database cannot be opened ({reason}): is it there, and may you write to it?"
             ) from error
-        return SqlStore(engine, run).beside(run)
 
     def transaction(self) -> AbstractContextManager[Rows]:
         return self._transaction()
@@ -131,6 +137,19 @@ class SqlStore:
     def rows(self, connection: Connection) -> "_SqlRows":
         """The rows of this run, as a transaction of this connection sees them."""
         return _SqlRows(connection, self._run)
+
+    def backup(self, path: Path) -> None:
+        """Copy all runs of an SQLite database to a new file, as they are at one moment, while transactions go on.
+
+        What opens sums is left out, and never written there: keys and seeds of rounds, and where the sums lie. So a round that
+        is not over is lost with what is put back. UsageError on PostgreSQL, which has a program for it.
+        """
+        if self._engine.dialect.name != "sqlite":
+            raise UsageError(
+                "this database is PostgreSQL: use pg_dump --exclude-table-data=note --exclude-table-data=shard, since a backup "
+                "must not hold what opens the sums of rounds"
+            )
+        copy_to(path, str(self._engine.url.database))
 
     def close(self) -> None:
         """Let go of all connections."""

@@ -323,7 +323,7 @@ def read(form: type[M], body: bytes | memoryview) -> M:
     try:
         return msgspec.json.decode(body, type=form)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
-        raise ParticipantError(None, f"not a {form.__name__}: {error}") from error
+        raise ParticipantError(None, f"not a {form.__name__}: {error!s:.200}") from error
 
 
 def write(message: Any) -> bytes:

@@ -220,8 +220,8 @@ def test_a_file_of_the_command_line_travels_by_value(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SCRIPT)
     code = f"""
         import sys
-        from sumus.cli import _load
-        _load({str(tmp_path / "mine.py")!r})
+        from sumus.userfile import load
+        load({str(tmp_path / "mine.py")!r})
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=tmp_path)
     assert run.stderr == ""

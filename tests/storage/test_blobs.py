@@ -13,8 +13,7 @@ from obstore.store import MemoryStore as ObjectsInMemory
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.storage import blobs as module
-from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, open_blobs
-from sumus.storage.objects import ObjectBlobs
+from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, ObjectBlobs, open_blobs
 
 BODY = b"\0 a model " * 1000
 NAME = hashlib.sha256(BODY).hexdigest()

@@ -1,12 +1,14 @@
 """The database's form, and the steps that lead to it. They go forward only: a database is never made older.
 
-There is no command for it: whoever opens a database brings it up to date, or refuses a newer one. A step is a file in `versions/`, which says what it does by itself: `tables.py` shows where they lead, and a test compares. Its
-revision is a number; `FORM` is the last.
+There is no command for it: whoever opens a database brings it up to date, or refuses a newer one. A step is a file in
+`versions/` that says by itself what it does; `tables.py` shows where they all lead, and a test compares. Its revision is a
+number, and `FORM` the last one.
 """
 
 from pathlib import Path
+from threading import Lock
 
-from sqlalchemy import Connection, column, inspect, select, table, text
+from sqlalchemy import Connection, inspect, text
 
 from sumus.errors import ExperimentError
 from sumus.storage.tables import TABLES
@@ -16,16 +18,18 @@ FORM = "0001"
 VERSION_TABLE = "sumus_version"
 _LOCK = 0x73756D7572
 """Of PostgreSQL: one process at a time makes these steps."""
+_ONE = Lock()
+"""One thread at a time: alembic's steps say `op`, which there is one of."""
 
 
 def bring_up_to_date(connection: Connection) -> None:
-    """Make what is not there yet, within the connection's transaction. ExperimentError where the database is newer, or another's."""
+    """Make what is not there yet, within the connection's transaction. ExperimentError where it is newer, or not ours."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
     there = set(inspect(connection).get_table_names())
     form = (
-        connection.execute(select(column("version_num")).select_from(table(VERSION_TABLE))).scalar()
-        if (VERSION_TABLE in there)
+        connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+        if VERSION_TABLE in there
         else None
     )
     if form == FORM:
@@ -51,4 +55,5 @@ def _step(connection: Connection, form: str | None) -> None:
             f"the database was written by a newer sumus (its form is {form}, and {FORM} is the last that this one knows): "
             "install that version again, or put back a backup from before"
         )
-    command.upgrade(config, FORM)
+    with _ONE:
+        command.upgrade(config, FORM)

@@ -1,0 +1,144 @@
+"""Whether every promise was kept: rows and models against what devices say they sent, and against a computation of our own."""
+
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from benchmarks.kills.fleet import Book
+from sumus.aggregate import RunningSum
+from sumus.protocol.round import State
+from sumus.storage.blobs import Blobs
+from sumus.storage.store import Model, Store
+from sumus.tree import unnested
+from sumus.wire.bundle import Bundle
+from sumus.wire.tensors import encode_tree
+
+
+@dataclass
+class Found:
+    """The four figures: acknowledged reports that are not counted, reports that are counted twice, models that are as
+    recomputed, of how many, and the most models of one round. wrong: all that is not as it should be."""
+
+    lost: int = 0
+    twice: int = 0
+    equal: int = 0
+    models: int = 0
+    most: int = 0
+    acknowledged: int = 0
+    rounds: int = 0
+    wrong: list[str] = field(default_factory=list[str])
+
+    @property
+    def good(self) -> bool:
+        """Whether everything is as it should be."""
+        right = self.lost == self.twice == 0 and self.equal == self.models and self.most <= 1
+        return right and not self.wrong
+
+    def plus(self, other: "Found") -> "Found":
+        """Both."""
+        return Found(
+            self.lost + other.lost,
+            self.twice + other.twice,
+            self.equal + other.equal,
+            self.models + other.models,
+            max(self.most, other.most),
+            self.acknowledged + other.acknowledged,
+            self.rounds + other.rounds,
+            self.wrong + other.wrong,
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"{self.lost} acknowledged updates lost, {self.twice} counted twice, {self.equal} of {self.models} models equal to "
+            f"the recomputed ones, {self.most} published per round"
+        )
+
+
+class Ledger:
+    """What a server's rows have said, over all its lives: they forget old rounds, and this does not."""
+
+    def __init__(self) -> None:
+        self.counted: dict[int, list[str]] = {}
+        self.states: dict[int, State] = {}
+        self.models: dict[int, Model] = {}
+        self.wrong: list[str] = []
+
+    def read(self, store: Store) -> None:
+        """Read rows as they are now; nothing that was final may have changed."""
+        with store.transaction() as rows:
+            for row in rows.rounds():
+                counted, before = list(rows.counted_in(row.number)), self.states.get(row.number)
+                if len(counted) != row.counted:
+                    self._wrong(f"round {row.number} has {len(counted)} sessions and counts {row.counted}")
+                if before in (State.PUBLISHED, State.ABANDONED) and row.state is not before:
+                    self._wrong(f"round {row.number} was {before} and is {row.state}")
+                if self.counted.get(row.number, []) != counted[: len(self.counted.get(row.number, []))]:
+                    self._wrong(f"sessions of round {row.number} are not those that were in it")
+                self.counted[row.number], self.states[row.number] = counted, row.state
+            for model in rows.models():
+                if self.models.setdefault(model.version, model) != model:
+                    self._wrong(f"model {model.version} has changed")
+
+    def _wrong(self, what: str) -> None:
+        if what not in self.wrong:
+            self.wrong.append(what)
+
+    def audit(self, bundle: Bundle, book: Book, people: int, blobs: Blobs | None = None) -> Found:
+        """Every promise. people: enrolled.  blobs: where the models lie."""
+        found = Found(acknowledged=len(book.acknowledged), rounds=len(self.counted), wrong=list(self.wrong))
+        places = Counter(id.partition("#")[0] for those in self.counted.values() for id in those)
+        found.lost = len(book.acknowledged - set(places))
+        found.twice = sum(number - 1 for number in places.values())
+        if strange := set(places) - set(book.sent):
+            found.wrong.append(f"{len(strange)} sessions are counted that nobody sent: {min(strange)}")
+        if told := book.discarded & set(places):
+            found.wrong.append(f"{len(told)} sessions are counted, and their devices were told that they are not")
+        of_rounds = Counter(model.round for model in self.models.values() if model.round is not None)
+        found.most = max(of_rounds.values(), default=0)
+        published = {number for number, state in self.states.items() if state is State.PUBLISHED}
+        if published != set(of_rounds):
+            found.wrong.append(f"rounds {sorted(published ^ set(of_rounds))} are published without a model, or the reverse")
+        self._recompute(bundle, book, people, found)
+        for version, hashes in book.broadcasts.items():
+            if len(hashes) > 1 or (version in self.models and hashes != {self.models[version].broadcast}):
+                found.wrong.append(f"devices were given other models {version} than the one that is published")
+        for model in () if blobs is None else sorted(self.models.values(), key=lambda one: one.version)[-50:]:
+            for name in (model.broadcast, model.memory, model.model):
+                blobs.get(name)
+        return found
+
+    def _recompute(self, bundle: Bundle, book: Book, people: int, found: Found) -> None:
+        """All models, from the first one on, from what devices say that they sent."""
+        plan, hop = bundle.plan, bundle.plan.first_hop
+        state = plan.algorithm.start(bundle.model, plan.description)
+        for version in range(max(self.models, default=-1) + 1):
+            model = self.models.get(version)
+            if model is None:
+                found.wrong.append(f"there is no model {version}")
+                return
+            if version > 0:
+                total, seeds = RunningSum(), dict[str, None]()
+                for id in self.counted.get(-1 if model.round is None else model.round, []):
+                    sent = book.sent[id.partition("#")[0]]
+                    hop.count_in(sent.update, total, version - 1 - sent.work.version if plan.pacing.buffered else 0)
+                    seeds[sent.work.seed] = None
+                if len(seeds) != 1 or model.contributors != int(total.total.count) or model.parent != version - 1:
+                    found.wrong.append(f"model {version} is of {len(seeds)} seeds and {model.contributors} people")
+                    seeds.setdefault("00" * 32)
+                seed = bytes.fromhex(next(iter(seeds)))
+                combined = plan.algorithm.combine(total.total, plan.description, plan.sums, seed, people)
+                state = plan.algorithm.step(combined, state)
+            mine = [unnested(state.broadcast), unnested(state.memory), plan.algorithm.release(state)]
+            hashes = [hashlib.sha256(encode_tree(tree)).hexdigest() for tree in mine]
+            found.models += 1
+            found.equal += hashes == [model.broadcast, model.memory, model.model]
+
+
+def left_behind(store: Store) -> list[str]:
+    """Keys of sums that are no longer needed, which so open nothing only if nobody reads them: there must be none."""
+    left = defaultdict[str, list[int]](list)
+    with store.transaction() as rows:
+        for row in rows.rounds():
+            if row.state in (State.PUBLISHED, State.ABANDONED) and rows.note(row.number, "key") is not None:
+                left["keys"].append(row.number)
+    return [f"{what} of rounds {numbers} are left behind" for what, numbers in left.items()]

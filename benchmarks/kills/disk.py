@@ -1,0 +1,73 @@
+"""What a thief of the disk would find: files that hold a piece of what somebody sent, or of a sum."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from sumus.aggregate import RunningSum, Update
+from sumus.first_hop import FirstHop
+from sumus.types import Array
+
+WINDOW = 64
+"""Bytes of a piece. Whoever has 127 bytes in a row of a vector has one of its pieces whole."""
+
+
+class Markers:
+    """Pieces of vectors, all of them. A piece that repeats a few bytes, as padding does, marks nothing."""
+
+    def __init__(self, vectors: Iterable[Array]) -> None:
+        pieces = set[bytes]()
+        for vector in vectors:
+            body = np.ascontiguousarray(vector).tobytes()
+            for first in range(0, len(body) - WINDOW + 1, WINDOW):
+                piece = body[first : first + WINDOW]
+                if len(set(piece)) > 12:
+                    pieces.add(piece)
+        self._pieces = pieces
+        beginnings = [int.from_bytes(piece[:8], "little") for piece in pieces]
+        self._beginnings = np.unique(np.array(beginnings, np.uint64))
+
+    def __len__(self) -> int:
+        return len(self._pieces)
+
+    def found_in(self, body: bytes) -> bool:
+        """Whether these bytes hold one of them, wherever it begins."""
+        for offset in range(8):
+            words = np.frombuffer(body, np.uint64, max(0, (len(body) - offset) // 8), offset)
+            if words.size == 0 or self._beginnings.size == 0:
+                return False
+            at = np.minimum(np.searchsorted(self._beginnings, words), self._beginnings.size - 1)
+            for word in np.flatnonzero(self._beginnings[at] == words):
+                first = offset + 8 * int(word)
+                if body[first : first + WINDOW] in self._pieces:
+                    return True
+        return False
+
+
+def vectors_of(updates: Sequence[Update], hop: FirstHop) -> Iterator[Array]:
+    """Each update as it was sent and as it is added, and the sum of any of them in a row: of all partial sums, and of what two of
+    them differ by."""
+    partial: list[dict[str, Array]] = [{}]
+    total = RunningSum()
+    for update in updates:
+        yield from (leaf for tree in update.parts.values() for leaf in tree.values())
+        hop.count_in(update, total)
+        partial.append({f"{part} {name}": leaf.copy() for part, tree in total.total.sums.items() for name, leaf in tree.items()})
+    for one, other in combinations(partial, 2):
+        yield from (leaf - one[name] if one else leaf for name, leaf in other.items())
+
+
+def found_on_disk(roots: Iterable[Path], markers: Markers) -> list[str]:
+    """The names of all files below these that hold a marker. A file that goes away meanwhile is looked at no more."""
+    found = list[str]()
+    for root in roots:
+        for path in sorted(root.rglob("*")):
+            try:
+                body = path.read_bytes() if path.is_file() else b""
+            except FileNotFoundError:
+                continue
+            if markers.found_in(body):
+                found.append(str(path.relative_to(root)))
+    return found

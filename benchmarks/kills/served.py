@@ -1,0 +1,351 @@
+"""A server process that is made to be killed.
+
+    python -m benchmarks.kills.served LOG        reads jobs, a JSON line each; serves each in a process of its own, until that dies
+
+The parent has imported everything and started nothing: a job is a fork, in milliseconds. The child is a whole server: storage,
+recovery, and the device plane over HTTP on loopback, on a port that the system chooses. `Life` is the other end of it.
+
+A job may say where the process kills itself (`Points`), and which bug is planted in it (`PLANTED`). None of this is in the product.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg  # noqa: F401 (for PostgreSQL: here, so that children need not)
+import uvicorn
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+import sumus.server.sums as sums_module
+from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, optimizers, sgd
+from sumus.protocol.round import Accept, Commit, Report, decide
+from sumus.server.coordinator import Coordinator
+from sumus.server.limits import Limits, Rate
+from sumus.server.runs import Run
+from sumus.server.server import Server
+from sumus.server.service import Conduct, Service, Where, open_service
+from sumus.server.sums import SealedSums
+from sumus.storage import sql
+from sumus.storage.keyring import KeyRing
+from sumus.task import Data, Description, Leaf
+from sumus.update import chain, clip_by_global_norm, quantize, rotate
+
+TASK, COHORT = "campaign", 4
+SHAPES = {"a": (40, 25), "b": (1500,), "c": (7,)}
+_ROOT = Path(__file__).parents[2]
+_MUCH = Rate(1e6, 10**6)
+QUIET = Conduct(limits=Limits(_MUCH, _MUCH, _MUCH))
+"""No limits of requests: these devices are in a hurry."""
+
+
+def bundle(kind: str) -> Bundle:
+    """What is served. kind: "synchronous", "buffered", or "plain": as the first, and what is sent is floats.
+
+    The codes of a rotated update mean nothing under another seed, and Adam remembers: so a seed that is drawn anew, or an
+    optimizer's state that is lost, gives other bits.
+    """
+    leaves = tuple(Leaf(name, shape, "float32", "shared", True) for name, shape in SHAPES.items())
+    task = Description(TASK, leaves, "loss", (), Data((3,), "float32", (), "int64", 2))
+    codes = chain(clip_by_global_norm(1.0), rotate(), quantize(8))
+    if kind == "buffered":
+        plan = Plan(task, fedbuff(sgd(0.1), codes, optimizers.adam(0.1)), Pacing(COHORT, concurrency=12), 2)
+    else:
+        algorithm = fedavg(sgd(0.1), None if kind == "plain" else codes, optimizers.adam(0.1))
+        plan = Plan(task, algorithm, Pacing(COHORT, over_select=1.5), 2)
+    rng = np.random.default_rng(7)
+    return Bundle(plan, {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()})
+
+
+# ── where it dies ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Points:
+    """Moments of the deciding thread: before and after each statement, commit, write, rename, fsync, deletion, and use of a key.
+
+    at: the process kills itself at this one.  passed: those that have been, by name. They are counted while `armed`.
+    """
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.armed, self.passed = at, False, list[str]()
+
+    def here(self, what: str) -> None:
+        """A moment, and perhaps the last one."""
+        if not self.armed or threading.current_thread().name != "committer":
+            return
+        if len(self.passed) == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.passed.append(what)
+
+    def watch(self, owner: Any, name: str) -> None:
+        """Let every call of a function be two moments."""
+        real = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.here(f"before {name}")
+            result = real(*args, **kwargs)
+            self.here(f"after {name}")
+            return result
+
+        setattr(owner, name, watched)
+
+    def watch_all(self) -> None:
+        """Everything that leaves a trace."""
+        for owner, name in (
+            (os, "fsync"), (os, "link"), (Path, "write_bytes"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir"),
+            (KeyRing, "wrap"), (KeyRing, "unwrap"), (sums_module, "seal"), (sums_module, "unseal"),
+        ):  # fmt: skip
+            self.watch(owner, name)
+
+        def word(statement: str) -> str:
+            return " ".join(statement.split()[:3])
+
+        def before(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+            self.here(f"before {word(statement)}")
+
+        def after(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+            self.here(f"after {word(statement)}")
+
+        def connected(dialect: Any, *_: Any) -> None:
+            if not hasattr(dialect, "watched"):
+                dialect.watched = True
+                self.watch(dialect, "do_commit")
+
+        event.listen(Engine, "before_cursor_execute", before)
+        event.listen(Engine, "after_cursor_execute", after)
+        event.listen(Engine, "do_connect", connected)
+
+
+def _arm(points: Points, closing: int | None, recovering: bool) -> None:
+    """Count moments from the arrival of a round's last report until the next round is open; or while the process recovers."""
+    take, recover = Server._take_reports, Server._recover
+
+    def while_closing(server: Server, now: float) -> None:
+        row = server.tasks[0].training.coordinator.current
+        points.armed = row.number == closing and row.counted + len(server._waiting_reports) >= COHORT
+        take(server, now)
+        _disarm(points)
+
+    def while_recovering(server: Server, now: float) -> None:
+        points.armed = recovering
+        recover(server, now)
+        _disarm(points)
+
+    Server._take_reports, Server._recover = while_closing, while_recovering
+
+
+def _disarm(points: Points) -> None:
+    if points.armed:
+        points.armed = False
+        _say({"survived": points.passed})
+
+
+# ── bugs that the campaign must find ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _acknowledges_early() -> None:
+    """A report is answered when it is staged, and not when it is committed."""
+    stage = Server._stage
+
+    def early(server: Server, run: Run, reports: Any, now: float) -> None:
+        stage(server, run, reports, now)
+        server._say(run, [Accept(session) for session in run.coordinator.staged])
+        threading.Event().wait(0.02)  # so long the commit takes on a slow disk
+
+    Server._stage = early
+
+
+def _counts_again() -> None:
+    """A report that comes again is counted again: no row is in its way."""
+
+    def rules(facts: Any, asked: Any) -> Any:
+        if isinstance(asked, Report | Commit):
+            again = tuple(replace(s, state="out") if s.state == "counted" else s for s in facts.sessions)
+            facts = replace(facts, sessions=again)
+        return decide(facts, asked)
+
+    init, count = Coordinator.__init__, sql._SqlRows._count
+
+    def begin(self: Coordinator, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **{**kwargs, "rules": rules})
+
+    def without_key(rows: Any) -> None:
+        known = [id for id in rows._unchecked if rows._connection.execute(
+            sql.select(sql.COUNTED.c.sum).where(sql.COUNTED.c.run == rows._name, sql.COUNTED.c.session == id)).first()]  # fmt: skip
+        rows._unchecked = {
+            f"{id}#{os.urandom(4).hex()}" if id in known and number is not None else id: number
+            for id, number in rows._unchecked.items()
+        }
+        count(rows)
+
+    Coordinator.__init__, sql._SqlRows._count = begin, without_key
+
+
+def _forgets_seeds() -> None:
+    """What a sum's seed was is not written down: after a restart it is drawn anew."""
+    noted, remembered = Run._noted, dict[tuple[int, int], bytes]()
+
+    def forgetful(run: Run, rows: Any, number: int, name: str, make: Callable[[], bytes]) -> bytes:
+        if name != "seed":
+            return noted(run, rows, number, name, make)
+        return remembered.setdefault((id(run), number), make())
+
+    Run._noted = forgetful
+
+
+def _seals_nothing() -> None:
+    """Partial sums lie on the disk as they are."""
+
+    def as_it_is(key: bytes, body: Any, about: str) -> bytes:
+        return bytes(body)
+
+    sums_module.seal = sums_module.unseal = as_it_is
+
+
+PLANTED: Mapping[str, Callable[[], None]] = {
+    "acknowledges-early": _acknowledges_early,
+    "counts-again": _counts_again,
+    "forgets-seeds": _forgets_seeds,
+    "seals-nothing": _seals_nothing,
+}
+
+# ── the process ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Job:
+    """A server's life. dies: at this moment of closing round `closing`, or where that is None of its recovery.  points: whether
+    moments are watched.  planted: a bug.  enrols: tokens to give out."""
+
+    data: str
+    database: str | None
+    kind: str
+    closing: int | None = None
+    dies: int | None = None
+    points: bool = False
+    planted: str = ""
+    enrols: int = 0
+
+
+def opened(job: Job) -> Service:
+    """The server of a job, not started."""
+    return open_service({TASK: bundle(job.kind)}, Where(Path(job.data), job.database), QUIET)
+
+
+def _serve(job: Job) -> None:
+    if job.planted:
+        PLANTED[job.planted]()
+    if job.points:
+        points = Points(job.dies)
+        points.watch_all()
+        _arm(points, job.closing, job.closing is None)
+    service = opened(job)
+    token = service.server.roll.new_token("default", service.server.clock(), uses=job.enrols) if job.enrols else ""
+    listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+    _say({"pid": os.getpid(), "port": listening.getsockname()[1], "token": token})
+    threading.Thread(target=service.server.start, daemon=True).start()
+    config = uvicorn.Config(service.device_app, log_level="info", access_log=True, lifespan="off")
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _say(what: Mapping[str, Any]) -> None:
+    os.write(1, json.dumps(what).encode() + b"\n")
+
+
+def main(log: str) -> None:
+    """One job after the other."""
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 2)
+    for line in iter(sys.stdin.readline, ""):
+        job = Job(**json.loads(line))
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                _serve(job)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        _say({"ended": status})
+
+
+class Life:
+    """Lives of a server, one at a time, from outside. log: a file for what they say."""
+
+    def __init__(self, log: Path) -> None:
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.kills.served", str(log)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT, env=environment,
+        )  # fmt: skip
+        self._log = log
+        self.pid: int | None = None
+        self.survived: Sequence[str] | None = None
+        self.kills = self.deaths = 0
+
+    def begin(self, job: Job) -> dict[str, Any]:
+        """Start it; returns where it listens, perhaps before it has recovered."""
+        self.survived = None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(job)) + "\n")
+        self._process.stdin.flush()
+        while "pid" not in (said := self._hear()):
+            if "ended" in said:
+                raise ChildProcessError(f"the server did not start: {self._log.read_text()[-2000:]}")
+        self.pid = said["pid"]
+        return said
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for its end."""
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.ended()
+
+    def ended(self) -> None:
+        """Wait until it has died."""
+        while "ended" not in self._hear():
+            pass
+        self.pid = None
+        self.kills += 1
+
+    def passed(self) -> Sequence[str] | None:
+        """Wait for what comes first: the moments that it has survived; or None, for its end."""
+        while self.survived is None:
+            if "ended" in self._hear():
+                self.pid = None
+                self.deaths += 1
+                return None
+        return self.survived
+
+    def close(self) -> None:
+        """End everything."""
+        self.kill()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+        self._process.stdout.close()
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ChildProcessError(f"servers cannot be started: {self._log.read_text()[-2000:]}")
+        said: dict[str, Any] = json.loads(line)
+        if "survived" in said:
+            self.survived = said["survived"]
+        return said
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

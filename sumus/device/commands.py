@@ -1,0 +1,210 @@
+"""The command line of a device: join, predict, forget."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from sumus.errors import ExperimentError, Interrupted
+from sumus.protocol.session import Floor
+from sumus.userfile import Client, load_client, split
+
+if TYPE_CHECKING:
+    from sumus.device.device import News
+
+ClientFile = Annotated[
+    str,
+    typer.Option(
+        "--client", metavar="FILE.py[:NAME]", help="A file that defines `task` (or `plan`) and `examples` (or NAME)."
+    ),
+]
+Folder = Annotated[Path, typer.Option(help="The device's folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")]
+
+
+def join(
+    client: ClientFile,
+    url: Annotated[
+        str | None, typer.Argument(metavar="[URL]", help="The server, https://HOST:PORT; a link gives it too.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for the device's key and memory; by default one of this user's.")
+    ] = None,
+    token_file: Annotated[
+        str | None,
+        typer.Option(help="File with a token or a link, - for standard input; else SUMUS_TOKEN may hold it."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The device's name, in its messages to you.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="End after so many counted reports.")] = None,
+    once: Annotated[bool, typer.Option(help="Check in once, do what there is to do, and end.")] = False,
+    evaluate_only: Annotated[bool, typer.Option(help="Measure models, and never train.")] = False,
+    always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False,
+    floor: Annotated[
+        list[str] | None,
+        typer.Option(help="What this device consents to, as rounds=100; see sumus.Device. May be given several times."),
+    ] = None,
+    executor: Annotated[str, typer.Option(help="auto, or one of those of simulate.")] = "auto",
+    insecure: Annotated[bool, typer.Option(help="Take http:// to another machine.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take part in a server's rounds with the examples of a file, until Ctrl-C."""
+    from sumus.device.conditions import Always
+    from sumus.device.device import Device
+    from sumus.device.link import given
+
+    link = given(url, token_file, os.environ, insecure)
+    consents, own, where = floor_of(floor or []), load_client(client), folder or folder_of(client)
+    tell = _Lines(as_json)
+    device = Device(
+        f"{link.server}/#pin={link.pin}" if link.pin else link.server or None,
+        own.task,
+        own.examples,
+        folder=where,
+        token=link.token,
+        held_out=own.held_out,
+        floor=consents,
+        sensors=Always() if always else None,
+        name=name or Path(split(client)[0]).stem,
+        trains=not evaluate_only,
+        executor=executor,
+        insecure=insecure,
+        watch=tell,
+    )
+    with device:
+        before = device.status.checkins
+        try:
+            device.run(rounds, (lambda status: status.checkins > before) if once else None)
+        except KeyboardInterrupt:
+            done = device.status.counts.get("counted", 0)
+            raise Interrupted(f"stopped; {done} reports counted so far; run the same again to go on") from None
+
+
+def predict(
+    client: ClientFile,
+    folder: Annotated[Path | None, typer.Option(help="The device's folder; by default that of `join`.")] = None,
+    inputs: Annotated[
+        Path | None, typer.Option(help="Inputs to predict for, .npy; by default the file's examples.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the outputs to a file, .npy.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The task whose model predicts, where the server has several.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict with the last model that the device was given; asks nobody, needs no network."""
+    from sumus.device.device import Device
+    from sumus.device.store import FolderStore
+
+    store, own = FolderStore(folder or folder_of(client), look=True), load_client(client)
+    device = Device(None, own.task, own.examples, store=store)
+    outputs = device.predict(_inputs(own) if inputs is None else _loaded(inputs), task)
+    if output is not None:
+        try:
+            with output.open("wb") as file:
+                np.save(file, outputs)
+        except OSError as error:
+            raise ExperimentError(f"{output} cannot be written: {error.strerror or error}") from error
+        print(f"{output}: outputs {list(outputs.shape)}")
+    elif as_json:
+        print(json.dumps({"outputs": outputs.tolist()}))
+    else:
+        for row in outputs:
+            print(" ".join(f"{value:g}" for value in np.ravel(row)))
+
+
+def forget(folder: Folder) -> None:
+    """Withdraw this device's consent: the server forgets it, and what it kept is erased."""
+    from sumus.device.device import forget as forgotten
+    from sumus.device.requests import Requests
+    from sumus.device.store import FolderStore
+    from sumus.transport.http import HttpTransport
+
+    if not folder.is_dir():
+        raise ExperimentError(f"{folder} is no device's folder: give the one that `sumus join` was given")
+    store = FolderStore(folder)
+    record, key = store.read(), store.key()
+    requests = None
+    if record.membership is not None and key is not None:
+        transport = HttpTransport(record.membership.server, record.authority or None)
+        requests = Requests(transport, key, record.membership.population)
+    done = forgotten(store, requests)
+    store.close()
+    for word, said in (("erased", done.erased), ("remains", done.remains)):
+        for line in said:
+            print(f"{word:8} {line}")
+
+
+def floor_of(words: list[str]) -> Floor:
+    """A floor in words: `rounds=100`."""
+    given: dict[str, Any] = {}
+    known = {field.name: type(field.default) for field in dataclasses.fields(Floor)}
+    for word in words:
+        name, _, value = (part.strip() for part in word.partition("="))
+        try:
+            given[name] = known[name](value)
+        except (KeyError, ValueError):
+            raise ExperimentError(f"--floor {word!r}: write NAME=NUMBER, with a name of {', '.join(known)}") from None
+    return Floor(**given)
+
+
+def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where a device of this user is kept, by its file's name, when no folder is given."""
+    base = environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "sumus" / Path(split(client)[0]).stem
+
+
+def _inputs(own: Client) -> Any:
+    """The inputs of a file's examples, as they are stored."""
+    from sumus.training.examples import as_pair
+
+    return as_pair("this device", own.examples if own.held_out is None else own.held_out)[0]
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ExperimentError(f"--inputs {path} is no array of numbers: {error}; write it with numpy.save") from error
+
+
+class _Lines:
+    """A line for each report that the server answered, and for what its owner should know."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json = as_json
+        self._done: News | None = None
+        self._last = ""
+
+    def __call__(self, news: "News") -> None:
+        if self._as_json:
+            if news.what != "training":
+                print(
+                    json.dumps({name: value for name, value in dataclasses.asdict(news).items() if value}), flush=True
+                )
+            return
+        if news.what in ("trained", "evaluated"):
+            self._done = news
+        elif news.what in ("counted", "discarded"):
+            print(
+                f"{_work_of(self._done or news)}: {'counted' if news.what == 'counted' else 'not counted'}", flush=True
+            )
+            self._done = None
+        elif news.what == "enrolled":
+            print(news.said, flush=True)
+        elif news.what in ("aborted", "trouble", "waiting") and news.said and news.said != self._last:
+            print(f"{news.what}: {news.said}", file=sys.stderr, flush=True)
+        self._last = news.said or self._last
+
+
+def _work_of(news: "News") -> str:
+    if not news.examples:  # of the process before
+        return f"model {news.version}, {news.task}"
+    verb = "trained" if news.what == "trained" else "evaluated"
+    measured = ", ".join(f"{name} {value:.4f}" for name, value in news.measured.items())
+    return f"model {news.version}, {news.task}: {verb} on {news.examples} examples in {news.seconds:.1f} s, {measured}"

@@ -1,0 +1,223 @@
+"""What a server does, and what it waits for, as data: for `sumus status`, the admin's page and /metrics.
+
+    now = await look(server)                       a ServerStatus; also while storage fails
+    now.tasks[0].runs[0].waiting                   "3 of 7 reports; 4 devices train"
+
+Sums over devices only: no device is named, and no moment at which one did something.
+"""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sumus.protocol.round import Round, State
+from sumus.server.runs import EvaluationRun, Run, TrainingRun
+from sumus.server.server import ServedTask, Server
+from sumus.storage.store import Model
+from sumus.wire.messages import Refused
+
+CLEAR_MODE = "clear mode: the server sees each update in memory"
+"""Until masks hide them."""
+PATIENCE = 15.0
+"""Seconds that a look waits for the thread that decides."""
+
+
+class RunStatus(msgspec.Struct, frozen=True):
+    """A run's newest round. since_s: that it has been in this state.  goal: reports that its sum takes, and fewest, that it must
+    have.  given, out, dropped, counted: sessions.  left_s: to its deadline.  trouble: why no model could be made.
+    waiting: in a sentence, why nothing more has happened yet."""
+
+    kind: str
+    round: int
+    state: str
+    since_s: float
+    goal: int
+    fewest: int
+    given: int
+    out: int
+    dropped: int
+    counted: int
+    left_s: float | None
+    paused: bool
+    trouble: str
+    waiting: str
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    """A version. round: that it is of, if it is of one.  age_s: since it was made.  staleness: reports, by how many versions
+    late they were.  train: means of local training.  evaluate: what devices measured of it: means, histograms, devices."""
+
+    version: int
+    round: int | None
+    parent: int | None
+    plan: str
+    contributors: int
+    age_s: float
+    staleness: dict[str, int] = {}
+    train: dict[str, float] = {}
+    evaluate: dict[str, Any] = {}
+
+
+class TaskStatus(msgspec.Struct, frozen=True):
+    """A task. version: the newest model, and released: the one that devices answer with.  evaluated: the newest model that
+    devices have measured."""
+
+    name: str
+    plan: str
+    priority: int
+    min_contributors: int
+    epoch: int
+    version: int
+    released: int
+    model: ModelStatus
+    evaluated: ModelStatus | None
+    runs: tuple[RunStatus, ...]
+
+
+class ServerStatus(msgspec.Struct, frozen=True):
+    """A server. trouble: why it decides nothing; then there are no tasks.  devices: that are enrolled.  up_s: since it started.
+    bytes_in, bytes_out: of bodies.  commits, acknowledged_s: of reports, and the seconds that they waited, added up.
+    lent: bytes of memory in which bodies are arriving.  events: how often what happened, by what and which."""
+
+    population: str
+    trouble: str
+    devices: int
+    up_s: float
+    bytes_in: int
+    bytes_out: int
+    commits: int
+    acknowledged_s: float
+    lent: int
+    mode: str
+    events: dict[str, dict[str, int]]
+    tasks: tuple[TaskStatus, ...] = ()
+
+
+async def look(server: Server, lent: int = 0) -> ServerStatus:
+    """The status now. lent: bytes of memory that bodies arrive in."""
+    tasks, trouble = tuple[TaskStatus, ...](), server.trouble
+    try:
+        tasks = await asyncio.wait_for(
+            server.command(lambda now: tuple(_task(task, now) for task in server.tasks)), PATIENCE
+        )
+        trouble = server.trouble
+    except Refused as refused:
+        trouble = server.trouble or refused.problem.detail
+    except TimeoutError:
+        trouble = f"the present decision has taken {server.stuck_s:.0f} s: is the disk or the database slow?"
+    counts = server.counts
+    return ServerStatus(
+        population=server.population,
+        trouble=trouble,
+        devices=server.tasks[0].training.coordinator.population if server.tasks else 0,
+        up_s=time.monotonic() - server.began,
+        bytes_in=counts.bytes_in,
+        bytes_out=counts.bytes_out,
+        commits=counts.batches,
+        acknowledged_s=counts.waited,
+        lent=lent,
+        mode=CLEAR_MODE,
+        events=_by_what(dict(counts.events)),
+        tasks=tasks,
+    )
+
+
+def lineage(run: TrainingRun, now: float) -> tuple[ModelStatus, ...]:
+    """All versions of a task that are kept, the oldest first. On the deciding thread."""
+    with run.store.transaction() as rows:
+        return tuple(model_status(model, now) for model in rows.models())
+
+
+def model_status(model: Model, now: float) -> ModelStatus:
+    """A version's row, as it is shown."""
+    measured: Mapping[str, Any] = json.loads(model.metrics)
+    return ModelStatus(
+        version=model.version,
+        round=model.round,
+        parent=model.parent,
+        plan=model.plan,
+        contributors=model.contributors,
+        age_s=max(0.0, now - model.at),
+        staleness=measured.get("staleness", {}),
+        train=measured.get("train", {}),
+        evaluate=measured.get("evaluate", {}),
+    )
+
+
+def _task(task: ServedTask, now: float) -> TaskStatus:
+    training = task.training
+    with training.store.transaction() as rows:
+        run = rows.run()
+    models = lineage(training, now)
+    return TaskStatus(
+        name=task.name,
+        plan=training.plan.id,
+        priority=task.priority,
+        min_contributors=training.least,
+        epoch=run.epoch,
+        version=run.version,
+        released=run.released,
+        model=next(model for model in reversed(models) if model.version == run.version),
+        evaluated=next((model for model in reversed(models) if model.evaluate), None),
+        runs=tuple(_run(each, now) for each in task.runs),
+    )
+
+
+def _run(run: Run, now: float) -> RunStatus:
+    row, pacing, coordinator = run.coordinator.current, run.pacing, run.coordinator
+    left = None
+    if row.state is State.OPEN and not pacing.buffered and pacing.deadline is not None:
+        left = max(0.0, row.since + pacing.deadline - now)
+    return RunStatus(
+        kind=run.kind,
+        round=row.number,
+        state=row.state.value,
+        since_s=max(0.0, now - row.since) if row.since else 0.0,
+        goal=pacing.cohort,
+        fewest=pacing.cohort if pacing.buffered else pacing.fewest,
+        given=row.given,
+        out=row.out,
+        dropped=row.dropped,
+        counted=row.counted,
+        left_s=None if left is None or math.isinf(left) else left,
+        paused=coordinator.paused,
+        trouble=run.trouble,
+        waiting=why(run, row, coordinator.population),
+    )
+
+
+def why(run: Run, row: Round, people: int) -> str:
+    """What a run waits for, in a sentence. people: devices that are enrolled."""
+    if run.coordinator.paused:
+        return f"paused: {run.trouble}" if run.trouble else "paused by an admin"
+    if isinstance(run, EvaluationRun) and not run.wanted():
+        return "every model that is to be measured has been"
+    if row.state is State.CLOSING:
+        return "its model is being made"
+    if row.state is not State.OPEN:
+        return "about to begin"
+    goal, fewest = run.pacing.cohort, run.pacing.cohort if run.pacing.buffered else run.pacing.fewest
+    if people < fewest and not run.pacing.buffered:
+        return f"needs {fewest - people} more: {_devices(people)} of at least {fewest} enrolled"
+    if not row.given:
+        return f"no device has asked for work yet; {people} {'is' if people == 1 else 'are'} enrolled"
+    reports = f"{row.counted} of {goal} reports"
+    if row.out:
+        return f"{reports}; {_devices(row.out)} {'trains' if row.out == 1 else 'train'}"
+    return f"{reports}; waits for devices to ask for work"
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count} devices"
+
+
+def _by_what(events: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (what, which), times in sorted(events.items()):
+        found.setdefault(what, {})[which] = times
+    return found

@@ -1,0 +1,425 @@
+"""The simulator: every client of a round on this machine or on a cluster, the same algebra as everywhere else.
+
+for each round:   who is in its sum, and when (`timeline`) → train all whose reports on this model are ever counted
+                  finish the round's sum → the next model → evaluate → settle client states, remember
+"""
+
+import functools
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sumus.aggregate import Aggregate
+from sumus.errors import DataError, ExperimentError, Interrupted, SumusError
+from sumus.experiment import Experiment
+from sumus.metrics import is_lower_better
+from sumus.optimizers import ServerState
+from sumus.rng import generator, key
+from sumus.simulator.checkpoint import Checkpoint
+from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, RunLength, checked, choose, processes
+from sumus.simulator.crew import crew_of, described
+from sumus.simulator.evaluation import Evaluation
+from sumus.simulator.fleet_report import Attendance
+from sumus.simulator.history import History, RoundRecord, Tally
+from sumus.simulator.interrupt import undisturbed, whole
+from sumus.simulator.population import as_population
+from sumus.simulator.progress import Progress, Show
+from sumus.simulator.recall import recall_of_this_user
+from sumus.simulator.share import Crew, Errand, Group, Result, Setting, Sums, Trainer, public_seed
+from sumus.simulator.timeline import Counted, Played, Timeline, Work
+from sumus.simulator.traces import devices_of, trace_digest
+from sumus.spec import canonical_json, to_json
+from sumus.storage.client_states import ClientStates
+from sumus.task import Task
+from sumus.training.executor import Assignment
+from sumus.training.program import Program
+from sumus.tree import nbytes, sha256
+from sumus.types import Tree
+from sumus.work import ClientState
+
+
+def _waves(counted: Sequence[Counted]) -> Iterator[list[Counted]]:
+    """Each client at most once in a wave: who has work on one model twice begins with what was kept of the first."""
+    for again in range(1 + max((one.again for one in counted), default=0)):
+        if wave := [one for one in counted if one.again == again]:
+            yield wave
+
+
+def _writable(out: Path | None) -> Path | None:
+    """The folder, made; or an error now rather than after the first rounds."""
+    if out is None:
+        return None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise ExperimentError(f"nothing can be written to {out}: {error.strerror}; give another folder") from error
+    return out
+
+
+class Simulation:
+    """One run: its model, its people, and where it stands (`self.at`, replaced once a round, as a whole)."""
+
+    def __init__(
+        self, experiment: Experiment, device: str, out: Path | None, restart: bool, states: ClientStates
+    ) -> None:
+        task = experiment.plan.task
+        if not isinstance(task, Task):
+            raise ExperimentError(
+                "this plan holds a task's description without its code; simulate the file it came from"
+            )
+        self.experiment = experiment
+        self.population = as_population(experiment.population)
+        self.program = Program(task, device, experiment.seed)
+        first = self.population.pick(0)  # tried before anything long begins
+        data = self.program.learn_schema(first, *self.program.reader.read(self.population, first))
+        self.plan = experiment.plan.with_data(data)
+        self.task = self.plan.description
+        self.setting = Setting(self.plan, self.population, experiment.seed, AUTOGRAD.executor)
+        self.trainer = Trainer(self.setting, self.program)
+        self.crew: Crew = self.trainer
+        self.how = ""
+        self.sizes: dict[Any, int] = {}
+        self.out = _writable(out)
+        self.again = "run the same again, without restart," if restart else "run the same again"
+        self.notes: dict[str, None] = {}
+        self.states = states
+        identity = {
+            "plan": self.plan.id,
+            "seed": experiment.seed,
+            "population": self.population.described,
+            "fleet": canonical_json(to_json(replace(experiment.fleet, trace=None))) + trace_digest(experiment.fleet),
+        }
+        self.at = Checkpoint(identity, self.plan.algorithm.start(self.program.initial_shared, self.task))
+        self.timeline = self._timeline()
+        self.evaluation = Evaluation(experiment.evaluate, self.population, self.program, experiment.seed)
+        earlier = Checkpoint.read(out) if out is not None and not restart else None
+        if earlier is not None and out is not None and earlier.rounds:
+            earlier.check_same(identity, out, experiment.rounds)
+            self.at = earlier
+        elif not self.states.empty and not restart:
+            raise ExperimentError(
+                "client_states= holds the states of another run, or of one that was cut off before its first checkpoint: "
+                "give an empty store, or restart=True (--restart) to delete them"
+            )
+        self._relive(self.at.rounds)
+        self.states.restore(self.at.clients)  # last: whatever can be wrong was found before states are forgotten
+
+    def run(
+        self,
+        checkpoint_every: int,
+        progress: Progress,
+        executor: Choice | None,
+        workers: int | str | None,
+        insecure: bool,
+    ) -> History:
+        """All rounds that are left."""
+        try:
+            with progress.watching(self.experiment, self.done) as show:
+                self._staff(executor, workers, insecure)
+                with closing(self.crew):
+                    self._rounds(checkpoint_every, show)
+            history = self._history("target" if self._reached_target() else "rounds")
+            if self.out is not None:
+                self._write(self._checkpoint())
+                history.write(self.out)
+            return history
+        except KeyboardInterrupt:
+            with undisturbed():
+                checkpoint = self._checkpoint()
+                kept = f", kept in {self.out}: {self.again} to go on" if self._write(checkpoint) else ""
+                message = f"stopped after round {self.done} of {self.experiment.rounds}{kept}"
+                raise Interrupted(message, self._history("interrupted"), checkpoint) from None
+        except Exception as error:
+            with undisturbed():
+                checkpoint = self._checkpoint()
+                if isinstance(error, SumusError):
+                    error.history, error.checkpoint = self._history("error"), checkpoint
+                self._write(checkpoint)
+            raise
+
+    def _staff(self, wanted: Choice | None, workers: int | str | None, insecure: bool) -> None:
+        """Decide how clients are trained, and by how many processes, and start these."""
+        work, broadcast = self.plan.algorithm.client, self.at.state.broadcast
+        cohort = 1 if self.plan.algorithm.aggregator.one_by_one else self.plan.pacing.cohort
+        run = RunLength.of(self.program, work, *self._tried(1, 1), clients=self._left)
+        if wanted == AUTOGRAD:
+            chosen = Chosen(AUTOGRAD, "as asked for")
+        elif wanted is not None:
+            chosen = checked(wanted, self.program, work, self._tried(cohort, 4), broadcast)
+        elif self.at.executor:
+            chosen = Chosen(Choice.parse(self.at.executor), "as in the rounds before")
+        else:
+            several = partial(self._tried, cohort)
+            chosen = choose(self.program, work, several, broadcast, run, recall_of_this_user())
+        if self.at.executor not in ("", str(chosen.choice)):
+            self.notes[f"the rounds before were trained by {self.at.executor}, these by {chosen.choice}"] = None
+        self.at = replace(self.at, executor=str(chosen.choice))
+        self.setting = replace(self.setting, executor=chosen.choice.executor)
+        self.trainer = Trainer(self.setting, self.program)
+        count = workers or processes(run.seconds_with(chosen), cohort, self.program.device.type)
+        count = (
+            min(count, self.plan.pacing.cohort) if isinstance(count, int) else count
+        )  # more would have nothing to do
+        self.crew, alone = crew_of(self.trainer, self.setting, count, insecure)
+        if alone:
+            self.notes[alone] = None
+        self.how = f"{chosen.choice} {described(1 if alone else count)}: {chosen.reason}"
+
+    @property
+    def _left(self) -> int:
+        """How often a client is still to train."""
+        return (self.experiment.rounds - self.done) * self.plan.pacing.cohort
+
+    def _tried(self, cohort: int, most: int) -> list[Assignment]:
+        """The first clients as they would train, to try executors on; one whose examples cannot be read is left out."""
+        tried: list[Assignment] = []
+        for client in (self.population.pick(index) for index in range(min(cohort, most))):
+            with suppress(DataError):  # the round that picks it will say so
+                examples = self.program.reader.read(self.population, client)
+                tried.append(Assignment(client, *examples, {}, key("tried", client)))
+        return tried
+
+    def _rounds(self, checkpoint_every: int, show: Show) -> None:
+        """Play them, and keep what there is now and then."""
+        saved = self.done
+        while self.done < self.experiment.rounds and not self._reached_target():
+            self._round(self.done, self.at)
+            show(self.at.rounds[-1])
+            if self.done - saved >= checkpoint_every:
+                self._write(self._checkpoint())
+                saved = self.done
+
+    @property
+    def done(self) -> int:
+        """Whole rounds so far."""
+        return len(self.at.rounds)
+
+    def _timeline(self) -> Timeline:
+        """Who will take part, and when."""
+        experiment, population = self.experiment, self.population
+
+        def examples(position: int) -> int:
+            client = population.pick(position)
+            if client not in self.sizes:
+                self.sizes[client] = len(self.program.reader.read(population, client)[0])
+            return self.sizes[client]
+
+        @functools.cache
+        def mean() -> float:
+            return sum(map(examples, range(len(population)))) / len(population)
+
+        up, down = self.plan.first_hop.nbytes, self._broadcast_bytes(self.at.state)
+        work = Work(
+            lambda position: self.plan.algorithm.client.step_count(examples(position)),
+            lambda position: examples(position) / mean(),
+            down,
+            up,
+        )
+        devices = devices_of(experiment.fleet, len(population), generator(experiment.seed, "devices"))
+        pacing, least = self.plan.pacing, self.plan.algorithm.aggregator.least
+        if not pacing.buffered:
+            pacing = replace(pacing, least=max(pacing.least, min(1.0, least / pacing.cohort)))
+        self.attendance = Attendance(devices, work, pacing.checkins)
+        return Timeline(pacing, experiment.fleet, devices, work, experiment.seed, population.pick)
+
+    def _relive(self, rounds: Sequence[RoundRecord]) -> None:
+        """Let the timeline go to where the run stands."""
+        version = 0
+        for number in range(len(rounds)):
+            self.attendance.note(played := self.timeline.ended(number))
+            if played.published:
+                self.timeline.based_on(version)
+                version += 1
+
+    @staticmethod
+    def _broadcast_bytes(state: ServerState) -> int:
+        return sum(nbytes(tree) for tree in state.broadcast.values())
+
+    def _round(self, number: int, at: Checkpoint) -> None:
+        """Round `number`, counted from 0, from where the run stood before it; then `self.at` is where it stands after."""
+        began = time.perf_counter()
+        played = self.timeline.ended(number)
+        counted = self.timeline.based_on(at.version) if played.published else []
+        settled: dict[str, bool] = {}
+        try:
+            after = self._played(counted, played, began, at, settled)
+        except BaseException:
+            with undisturbed():
+                for one in counted:
+                    self.states.discarded(str(self.population.pick(one.position)))
+            raise
+        with whole():
+            for client, yes in settled.items():
+                (self.states.counted if yes else self.states.discarded)(client)
+            self.attendance.note(played)
+            self.at = after
+
+    def _played(
+        self, counted: list[Counted], played: Played, began: float, at: Checkpoint, settled: dict[str, bool]
+    ) -> Checkpoint:
+        """Train, sum, step, evaluate. settled: for each client that trained, whether what it keeps is to be kept."""
+        state, pending = at.state, Sums()
+        tallies = {number: tally.copy() for number, tally in at.tallies.items()}
+        pending.add(at.pending)
+        if self.plan.algorithm.aggregator.one_by_one:  # the model travels
+            places = {self.population.pick(one.position): one for one in counted}
+            for client in self.population.in_order(list(places)):
+                state = self._sum_and_step([places[client]], played.number, state, Sums(), tallies, settled)
+        elif played.published:
+            state = self._sum_and_step(counted, played.number, state, pending, tallies, settled)
+        tally = tallies.pop(played.number, Tally())
+        loss = tally.loss / tally.seen if tally.clients else math.nan
+        evaluations, spreads = self._evaluate(played.number, state, settled)
+        record = RoundRecord(
+            round=played.number + 1,
+            clients=tally.clients,
+            dropped=sum(played.dropped.values()) if self.plan.pacing.buffered else played.given - tally.clients,
+            examples=tally.examples,
+            loss=loss,
+            metrics=next(iter(evaluations.values()), {} if self.evaluation.wanted else {"loss": loss}),
+            bytes_up=played.bytes_up,
+            bytes_down=played.bytes_down,
+            seconds=time.perf_counter() - began,
+            at=played.ended,
+            staleness=dict(sorted(tally.staleness.items())),
+            reasons=dict(sorted(played.dropped.items())),
+            evaluations=evaluations,
+            spreads=spreads,
+        )
+        pending.pop(played.number, None)
+        return replace(
+            at,
+            state=state,
+            version=at.version + played.published,
+            pending=pending.totals,
+            tallies=tallies,
+            rounds=(*at.rounds, record),
+        )
+
+    def _sum_and_step(
+        self,
+        counted: Sequence[Counted],
+        number: int,
+        state: ServerState,
+        sums: Sums,
+        tallies: dict[int, Tally],
+        settled: dict[str, bool],
+    ) -> ServerState:
+        """Let clients train from a state, add what they report to the sums that it is counted in, take the step of one."""
+        algorithm, people = self.plan.algorithm, len(self.population)
+        public = public_seed(self.plan, self.experiment.seed, number)
+        alone = list[Aggregate]()
+        for wave in _waves(counted):
+            results = self._trained(wave, number, state, sums)
+            for one in wave:  # in the order in which they were accepted, whoever was trained first
+                result = results[self.population.pick(one.position)]
+                settled[str(result.client)] = result.became == "counted"
+                if result.became == "counted":
+                    tally = tallies.setdefault(one.into, Tally())
+                    tally.count(result.examples, result.metrics["loss"], one.staleness)
+                    alone += [result.alone] if result.alone is not None else []
+        if algorithm.aggregator.needs_each_update:
+            combined = algorithm.combine_each(alone, self.task, self.plan.sums, public, people)
+        else:
+            combined = algorithm.combine(sums[number].total, self.task, self.plan.sums, public, people)
+        if not combined:  # attackers' reports were refused, and too few are left
+            tallies.pop(number, None)
+            here = {str(self.population.pick(one.position)) for one in counted if one.into == number}
+            settled.update(dict.fromkeys(here & settled.keys(), False))
+        return algorithm.step(combined, state)
+
+    def _trained(self, wave: Sequence[Counted], number: int, state: ServerState, sums: Sums) -> dict[Any, Result]:
+        """Train clients, each once; what they keep is pending."""
+        results, again = dict[Any, Result](), wave[0].again > 0
+        for result in self.crew.train(number, state.broadcast, self._groups(wave), sums):
+            if result.state:
+                if again:
+                    self.states.discarded(str(result.client))  # of the wave before: this is what came after it
+                self.states.propose(str(result.client), result.state)
+            results[result.client] = result.settled
+            self.sizes[result.client] = result.examples
+            self._note(result)
+        return results
+
+    def _groups(self, wave: Sequence[Counted]) -> Iterator[Group]:
+        """Who trains together, and what they kept, in the order to deal them; a group's states are read as it is asked for."""
+        clients = [self.population.pick(one.position) for one in wave]
+        if self.trainer.executor.needs_sizes:
+            unknown = [client for client in clients if client not in self.sizes]
+            self.sizes |= zip(unknown, self.crew.sizes(unknown), strict=True)
+            places = self.trainer.executor.groups([self.sizes[client] for client in clients])
+        else:
+            places = [[place] for place in range(len(clients))]
+            if self.crew is not self.trainer:  # the largest first, so that at the end nobody waits long for the last
+                places.sort(key=lambda place: -self.sizes.get(clients[place[0]], math.inf))
+        return ([self._errand(clients[place], wave[place]) for place in group] for group in places)
+
+    def _errand(self, client: Any, one: Counted) -> Errand:
+        kept = self.states.pending(str(client)) if one.again else None
+        state = self.states.get(str(client)) if kept is None else kept
+        return Errand(client, state, one.again, one.most_steps, one.into, one.staleness)
+
+    def _evaluate(self, number: int, state: ServerState, settled: Mapping[str, bool]) -> tuple[Any, Any]:
+        """What there is to measure after this round, each client with the state that it will have."""
+
+        def state_of(client: str) -> ClientState:
+            pending = self.states.pending(client) if settled.get(client) else None
+            return self.states.get(client) if pending is None else pending
+
+        if (number + 1) % self.experiment.evaluate.every and number + 1 != self.experiment.rounds:
+            return {}, {}
+        return self.evaluation.measure(self._published(state), state_of)
+
+    def _reached_target(self) -> bool:
+        target = self.experiment.evaluate.target
+        if not target or not self.at.rounds or self.done % self.experiment.evaluate.every:
+            return False  # an earlier, shorter run may have measured its last round out of turn
+        measured = self.at.rounds[-1].metrics
+        return all(
+            name in measured and (measured[name] <= goal if self._is_lower_better(name) else measured[name] >= goal)
+            for name, goal in target.items()
+        )
+
+    def _is_lower_better(self, name: str) -> bool:
+        return is_lower_better(name, self.program.task.metrics.get(name))
+
+    def _note(self, result: Result) -> None:
+        """What the user should know of a client's report."""
+        if result.became == "refused":
+            self.notes["some attackers' reports were refused: not finite, or beyond the plan's bound"] = None
+        cap = self.plan.algorithm.update.weight_cap or self.plan.sums.max_weight
+        weighted = any(part.weight == "examples" for part in self.plan.algorithm.aggregator.parts)
+        if result.became == "counted" and weighted and result.examples > cap:
+            self.notes[f"clients with more than {cap} examples weigh {cap}: raise max_weight of the plan's sums"] = None
+
+    def _published(self, state: ServerState) -> Tree:
+        return self.plan.algorithm.release(state)
+
+    def _checkpoint(self) -> Checkpoint:
+        return replace(self.at, clients=self.states.snapshot())
+
+    def _write(self, checkpoint: Checkpoint) -> Path | None:
+        return checkpoint.write(self.out) if self.out is not None and checkpoint.rounds else None
+
+    def _history(self, stopped: str) -> History:
+        model = self._published(self.at.state)
+        if refused := getattr(self.trainer.executor, "refused", None):
+            self.notes[f"some clients were trained by autograd: {refused}"] = None
+        return History(
+            rounds=self.at.rounds,
+            model=self.program.state_dict(model),
+            model_sha256=sha256(model),
+            plan_id=self.plan.id,
+            seed=self.experiment.seed,
+            stopped=stopped,
+            notes=tuple(self.notes),
+            executor=self.how,
+            fleet=self.attendance.report(),
+        )

@@ -1,0 +1,172 @@
+"""The population through real bytes: a real server, and a real device for each client, in this process and without sockets.
+
+    history = simulate(..., through="wire")
+
+Who takes part, what is evaluated and what is recorded is as in any simulation; but a client checks in, fetches the plan and the
+model, trains, signs its report and sends it, and the server counts, commits and publishes. The same keys give the same bits as without.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sumus.device.device import Device, News
+from sumus.device.keys import keyed
+from sumus.device.store import MemoryStore
+from sumus.device.training import Training
+from sumus.errors import ExperimentError
+from sumus.experiment import Experiment
+from sumus.fleet import PERFECT
+from sumus.optimizers import ServerState
+from sumus.protocol.session import Floor
+from sumus.server.limits import Limits, Rate
+from sumus.server.service import Conduct, Service, open_service
+from sumus.simulator.choice import Choice
+from sumus.simulator.history import Tally
+from sumus.simulator.share import Sums, public_seed
+from sumus.simulator.simulation import Simulation
+from sumus.simulator.timeline import Counted
+from sumus.storage.client_states import ClientStates
+from sumus.task import Task
+from sumus.transport.inprocess import InProcess
+from sumus.wire.bundle import Bundle
+
+MOST = 10_000
+"""Clients, each of which is a device that is enrolled."""
+NO_FLOOR = Floor(10**9, 1e9, 2**62, 10**9, 2, 2**62)
+"""In a simulation devices consent to everything that a server may ask."""
+_PLENTY = Rate(1e9, 10**9)
+_ALWAYS = 1e6
+"""Seconds by which the devices' clock goes on before each wakes: whatever it waits for is over."""
+
+
+class WireSimulation(Simulation):
+    """A run whose clients are devices of a server."""
+
+    def __init__(
+        self, experiment: Experiment, device: str, out: Path | None, restart: bool, states: ClientStates
+    ) -> None:
+        _check(experiment)
+        super().__init__(experiment, device, out, restart, states)
+        self.plan.check_deployable()
+        if self.done:
+            raise ExperimentError(
+                f"{out} holds a run, and one through the wire begins anew each time: give another folder, restart=True "
+                "(--restart), or go on without through="
+            )
+        self._stack = ExitStack()
+        self._now = 0.0
+        self._devices: dict[Any, Device] = {}
+        self._stores: dict[Any, MemoryStore] = {}
+        self._said: dict[Any, list[News]] = {}
+
+    def _staff(self, wanted: Choice | None, workers: int | str | None, insecure: bool) -> None:
+        if workers not in (None, 1):
+            raise ExperimentError("through the wire, clients train one after the other: leave workers= out")
+        task, seed, first = self.experiment.plan.task, self.experiment.seed, self.population.pick(0)
+        assert isinstance(task, Task), "a simulation has its task's code"
+        executor = "auto" if wanted is None else str(wanted)
+        self._training = Training(task, self.population[first], executor, str(self.program.device), seed)
+        self._service = self._serve(seed)
+        self._transport = self._stack.enter_context(InProcess(self._service.device_app))
+        self.how = f"{executor}, on devices, through the wire"
+
+    def _serve(self, seed: int) -> Service:
+        def seeds(task: str) -> Any:
+            return partial(public_seed, self.plan, seed)
+
+        limits = Limits(_PLENTY, _PLENTY, _PLENTY)
+        conduct = Conduct(self.task.name, MOST, group=0.0, limits=limits, seeds=seeds)
+        bundle = Bundle(self.plan, self.program.initial)
+        service = open_service({self.task.name: bundle}, conduct=conduct)
+        self._stack.callback(service.close)
+        service.server.start()
+        return service
+
+    def _rounds(self, checkpoint_every: int, show: Any) -> None:
+        with self._stack:
+            server = self._service.server
+            token = server.roll.new_token(server.population, server.clock(), uses=len(self.population))
+            for client in self.population:
+                self._device(client, token).enrol()
+            server.ask_to_do(lambda now: server.count_people()).result()
+            super()._rounds(checkpoint_every, show)
+
+    def _device(self, client: Any, token: str | None = None) -> Device:
+        """A client's device."""
+        if client not in self._devices:
+            self._stores[client] = MemoryStore()
+            self._devices[client] = Device(
+                "http://127.0.0.1",
+                self._training,
+                lambda: self.population[client],
+                token=token,
+                floor=NO_FLOOR,
+                name=client,
+                evaluates=False,
+                keeps_model=False,
+                wait_s=0.0,
+                watch=lambda news: self._said.setdefault(client, []).append(news),
+                keys=keyed(self.experiment.seed),
+                transport=self._transport,
+                store=self._stores[client],
+                clock=lambda: self._now,
+                today=lambda: self.done,
+            )
+        return self._devices[client]
+
+    def _sum_and_step(
+        self,
+        counted: Sequence[Counted],
+        number: int,
+        state: ServerState,
+        sums: Sums,
+        tallies: dict[int, Tally],
+        settled: dict[str, bool],
+    ) -> ServerState:
+        """Let the round's devices take part, one after the other; the server's state after it."""
+        training = self._service.server.tasks[0].training
+        before = training.version
+        for one in counted:
+            client = self.population.pick(one.position)
+            news = self._taken_part(client)
+            loss = news.measured["loss"]
+            tallies.setdefault(one.into, Tally()).count(news.examples, (loss * news.examples, news.examples), 0)
+            kept = self._devices[client].kept(self.task.name)
+            if kept:
+                self.states.propose(str(client), kept)
+            settled[str(client)] = True
+        self._service.server.ask_to_do(lambda now: None).result()  # what follows the last report is done
+        if training.version != before + 1:
+            raise ExperimentError(
+                f"round {number} gave no model: {training.trouble or 'the server waits for more reports'}"
+            )
+        return training.state(training.model(training.version))
+
+    def _taken_part(self, client: Any) -> News:
+        """A device's whole round: it asks, trains, reports and is told that it is counted."""
+        said = self._said[client] = []
+        for _ in range(3):  # a device that was out of a round may have to hear its end first
+            self._now += _ALWAYS
+            self._devices[client].wake()
+            if any(news.what == "counted" for news in said):
+                return next(news for news in said if news.what == "trained")
+        last = next((news.said for news in reversed(said) if news.said), "it was given no work")
+        raise ExperimentError(f"client {client!r} did not take part in round {self.done + 1}: {last}")
+
+
+def _check(experiment: Experiment) -> None:
+    """Refuse what only a virtual clock can play."""
+    pacing = experiment.plan.pacing
+    if experiment.fleet != PERFECT or pacing.buffered or pacing.over_select != 1.0:
+        raise ExperimentError(
+            "through the wire, all chosen devices finish, one after the other: leave out fleet=, over_select= and concurrency=, "
+            "or simulate without through="
+        )
+    if len(experiment.population) > MOST:
+        raise ExperimentError(
+            f"through the wire every client is a device that is enrolled, and {len(experiment.population)} are too many: "
+            f"simulate up to {MOST}, or without through="
+        )

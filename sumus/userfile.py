@@ -1,0 +1,144 @@
+"""Users' files: what they define for the command line, under a name or as a function that makes it. What is wrong with one is
+said in a sentence that names the line.
+
+    experiment = load_experiment("health.py:smaller")
+    client = load_client("health.py")
+"""
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sumus.errors import ExperimentError, SumusError
+from sumus.experiment import Experiment
+from sumus.plan import Plan
+from sumus.task import Task
+
+
+def load_experiment(file: str) -> Experiment:
+    """The experiment that a file defines as `experiment`, or under the name after the colon."""
+    module, name = load(file)
+    value = named(file, module, name or "experiment")
+    if value is None:
+        path = split(file)[0]
+        raise ExperimentError(
+            f"{path} defines no {name or 'experiment'!r}: add `{name or 'experiment'} = sumus.Experiment(...)`, or name "
+            f"another as {path}:NAME"
+        )
+    if not isinstance(value, Experiment):
+        raise ExperimentError(f"{name or 'experiment'!r} in {file} is a {type(value).__name__}, not a sumus.Experiment")
+    return value
+
+
+def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any], int]:
+    """A file's plan, someone to try it on, and a seed: from `experiment`, or from `plan` and a device's `examples`."""
+    module, value = experiment_or_plan(file)
+    if isinstance(value, Experiment):
+        return value.plan, value.population, value.seed
+    examples = named(file, module, "examples")
+    if examples is None:
+        raise ExperimentError(
+            f"{file} defines a plan and no `examples` to try it on: add `examples = (inputs, targets)`"
+        )
+    return value, {"examples": examples}, 0
+
+
+@dataclass(frozen=True)
+class Client:
+    """What a device takes part with. held_out: examples to evaluate on, None for the same ones."""
+
+    task: Task
+    examples: Any
+    held_out: Any = None
+
+
+def load_client(file: str) -> Client:
+    """A device's file: its `examples` (or those under the name after the colon), `held_out` if there are any, and a task: `task`,
+    or that of `plan` or `experiment`."""
+    module, name = load(file)
+    found = (named(file, module, which) for which in ("task", "plan", "experiment"))
+    value = next((value for value in found if isinstance(value, Task | Plan | Experiment)), None)
+    value = value.plan if isinstance(value, Experiment) else value
+    task = value.task if isinstance(value, Plan) else value
+    if not isinstance(task, Task):
+        raise ExperimentError(f"{file} defines no `task = sumus.Task(...)`, and no plan or experiment that has one")
+    examples = named(file, module, name or "examples")
+    if examples is None:
+        raise ExperimentError(
+            f"{file} defines no `{name or 'examples'}`: add `{name or 'examples'} = (inputs, targets)`, what this device holds"
+        )
+    return Client(task, examples, named(file, module, "held_out"))
+
+
+def experiment_or_plan(file: str) -> tuple[ModuleType, Experiment | Plan]:
+    """A file's module, and its experiment or its plan."""
+    module, name = load(file)
+    value = named(file, module, name) if name else named(file, module, "experiment") or named(file, module, "plan")
+    if not isinstance(value, Experiment | Plan):
+        raise ExperimentError(
+            f"{file} defines neither `experiment = sumus.Experiment(...)` nor `plan = sumus.Plan(...)`"
+        )
+    return module, value
+
+
+def load(file: str) -> tuple[ModuleType, str | None]:
+    """The module that a file makes, and the name after the colon."""
+    text, name = split(file)
+    path = Path(text).resolve()
+    if not path.is_file():
+        raise ExperimentError(
+            f"there is no file {text}: give the path of a Python file, such as examples/linear_regression.py"
+        )
+    module_name = f"sumus_file_{path.stem}"  # never a name that something else imports
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ExperimentError(f"{text} is no Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    sys.path.insert(0, str(path.parent))
+    sys.argv = [text]
+    with blaming(text):
+        spec.loader.exec_module(module)
+    return module, name
+
+
+def split(file: str) -> tuple[str, str | None]:
+    """FILE.py[:NAME] as file and name; a colon may also be in the path."""
+    text, colon, name = file.rpartition(":")
+    return (text, name or None) if colon and not Path(file).is_file() and Path(text).is_file() else (file, None)
+
+
+@contextmanager
+def blaming(text: str) -> Generator[None, None, None]:
+    """Say of an exception in the user's own file which line it was, in one sentence."""
+    try:
+        yield
+    except SumusError:
+        raise
+    except SystemExit as error:
+        raise ExperimentError(
+            f"{text} ended the program ({error}): guard it with `if __name__ == '__main__':`"
+        ) from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename == str(Path(text).resolve())]
+        line = own[-1].lineno if own else None
+        if isinstance(error, SyntaxError):
+            text, line = (error.filename or text) if error.filename != str(Path(text).resolve()) else text, error.lineno
+        where = f"{text}, line {line}" if line else text
+        raise ExperimentError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+def named(file: str, module: ModuleType, name: str) -> Any:
+    """What a file defines under a name, made if it is a function; None where there is nothing."""
+    value = getattr(module, name, None)
+    if not callable(value) or isinstance(value, Experiment | Plan):
+        return value
+    with blaming(split(file)[0]):
+        return value()

@@ -1,0 +1,166 @@
+"""Devices that say what a test tells them to say, signed as real ones do; and a plan small enough to count by hand.
+
+    bundle = tiny(cohort=3)
+    device = ScriptedDevice(transport, 1)
+    device.enrol(token)
+    work = device.work(bundle.plan)                  an assignment; None where there is none
+    device.report(work, update_of(bundle.plan, 1, value=2.0))
+
+What the server answers is returned as its message; where that is an error, `Refused` is raised with its code.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+import sumus
+from sumus.aggregate import Update
+from sumus.plan import Plan
+from sumus.task import Data, Description, Leaf
+from sumus.transport.transport import Answer, Transport
+from sumus.wire.bundle import Bundle
+from sumus.wire.messages import (
+    Abort,
+    Assignment,
+    Challenge,
+    CheckInAnswer,
+    CheckInRequest,
+    Counted,
+    Enrolment,
+    EnrolmentRequest,
+    Kind,
+    Nothing,
+    Previous,
+    Problem,
+    Refused,
+    enrolment_text,
+    read,
+    signed_text,
+    write,
+)
+from sumus.wire.reports import encode_report
+from sumus.wire.signing import device_id, public_key_of, sign, to_base64url
+
+MOST = 2**30
+
+
+def tiny(cohort: int = 3, size: int = 4, least: int = 2, name: str = "tiny", lr: float = 0.1, **pacing: Any) -> Bundle:
+    """FedAvg of one leaf `w` of zeros, float32 `(size,)`: the next model is the mean of what is reported, weighted by examples."""
+    description = Description(
+        name,
+        (Leaf("w", (size,), "float32", "shared", True),),
+        "loss",
+        (),
+        Data((3,), "float32", (), "int64", 2),
+    )
+    plan = Plan(description, sumus.fedavg(sumus.sgd(lr=lr)), sumus.Pacing(cohort, **pacing), min_contributors=least)
+    return Bundle(plan, {"w": np.zeros(size, np.float32)})
+
+
+def update_of(plan: Plan, client: object, value: float = 1.0, examples: int = 10, loss: float = 0.5) -> Update:
+    """An update of a plan's form, every number of it `value`."""
+    hop = plan.first_hop
+    parts = {
+        part.name: {leaf: np.full(shape, value, np.float32) for leaf, shape in layout}
+        for part, layout in zip(hop.parts, hop.layouts, strict=True)
+    }
+    return Update(client, parts, examples, {"loss": (loss * examples, examples)})
+
+
+class ScriptedDevice:
+    """One device. number: its key comes from it, so that it is the same device in another process.  serial: of its last
+    check-in.  session: that it asked for last."""
+
+    def __init__(self, transport: Transport, number: int, population: str = "default", serial: int = 0) -> None:
+        self.transport, self.population, self.serial = transport, population, serial
+        self._seed = hashlib.sha256(f"scripted device {number}".encode()).digest()
+        self.key = public_key_of(self._seed)
+        self.id = device_id(self.key)
+        self.session = ""
+
+    def enrol(self, token: str) -> Enrolment:
+        """Become known to the server."""
+        challenge = said(Challenge, self._plain("/v1/enrolments/challenge", Nothing()))
+        public_key = to_base64url(self.key)
+        signature = self._sign(enrolment_text(challenge.nonce, public_key, token))
+        asked = EnrolmentRequest(token, public_key, challenge.nonce, signature)
+        return said(Enrolment, self._plain("/v1/enrolments", asked))
+
+    def check_in(
+        self,
+        *plans: Plan,
+        wait_s: float = 0.0,
+        previous: Assignment | None = None,
+        kinds: tuple[Kind, ...] = ("train", "evaluate"),
+        again: bool = False,
+    ) -> CheckInAnswer:
+        """Ask for work of these plans. previous: whose end is not known.  again: with the serial and session of last time."""
+        if not again:
+            self.serial += 1
+            self.session = f"s{self.serial}"
+        request = CheckInRequest(
+            self.serial,
+            self.session,
+            tuple(plan.description.fingerprint for plan in plans),
+            kinds,
+            previous=None if previous is None else Previous(previous.task, previous.kind, previous.session),
+            wait_s=wait_s,
+        )
+        patience = 30.0 + wait_s
+        return said(CheckInAnswer, self.request("POST", "/v1/checkins", write(request), patience))
+
+    def work(self, *plans: Plan, wait_s: float = 0.0) -> Assignment | None:
+        """What there is to do."""
+        return self.check_in(*plans, wait_s=wait_s).assignment
+
+    def report(self, work: Assignment, update: Update) -> Counted:
+        """Send what came of it."""
+        return said(Counted, self.request("PUT", path_of(work), encode_report(update)))
+
+    def abort(self, work: Assignment, reason: Any = "other") -> Nothing:
+        """Give up."""
+        return said(Nothing, self.request("POST", f"{path_of(work)}/abort", write(Abort(reason))))
+
+    def withdraw(self) -> Nothing:
+        """Leave."""
+        return said(Nothing, self.request("POST", "/v1/withdrawals", write(Nothing())))
+
+    def object(self, sha256: str) -> bytes:
+        """Fetch a plan or a model."""
+        return self.transport.request("GET", f"/v1/objects/{sha256}", most=MOST).body
+
+    def request(self, method: str, path: str, body: bytes, patience: float = 30.0) -> Answer:
+        """Any request, signed."""
+        signature = self._sign(signed_text(method, path, self.population, self.id, body))
+        headers = {"Sumus-Protocol": "1", "Sumus-Device": self.id, "Sumus-Signature": signature}
+        return self.transport.request(method, path, body, headers, patience=patience)
+
+    def _plain(self, path: str, message: Any) -> Answer:
+        return self.transport.request("POST", path, write(message), {"Sumus-Protocol": "1"})
+
+    def _sign(self, text: bytes) -> str:
+        return to_base64url(sign(self._seed, text))
+
+
+def path_of(work: Assignment) -> str:
+    """Where a report goes."""
+    return f"/v1/tasks/{work.task}/{work.kind}/{work.session}"
+
+
+def said(form: type[Any], answer: Answer) -> Any:
+    """The message of an answer."""
+    if answer.status == 200:
+        return read(form, answer.body)
+    problem = read(Problem, answer.body)
+    raise Refused(problem.code, problem.detail, problem.retry_after_s)
+
+
+def train_round(devices: list[ScriptedDevice], plan: Plan, values: list[float], wait_s: float = 5.0) -> list[Counted]:
+    """Let devices ask one after the other, and then report one after the other."""
+    works = [device.work(plan, wait_s=wait_s) for device in devices]
+    return [
+        device.report(work, update_of(plan, device.id, value))
+        for device, work, value in zip(devices, works, values, strict=True)
+        if work is not None
+    ]
