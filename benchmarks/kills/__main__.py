@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +78,8 @@ class Campaign:
         found = self.ledger.audit(self.bundle, self.book, len(self.devices), DirectoryBlobs(f"{self.job.data}/blobs"))
         store = SqlStore.open(self.url, f"{TASK}.train")
         found.wrong += self.wrong + left_behind(store)
+        if failed := self.book.answers.get("failed"):
+            found.wrong.append(f"{failed} requests met a defect of the server")
         store.close()
         for device in self.devices:
             device.close()
@@ -86,7 +88,7 @@ class Campaign:
 
 def at_random(campaign: Campaign, kills: int, rng: random.Random) -> Found:
     """Kills at any moment while devices work, then peace until every one of them is told what became of its last report."""
-    enough = threading.Event()
+    enough, over = threading.Event(), campaign.book.over
     with ThreadPoolExecutor(len(campaign.devices)) as pool:
         working = [pool.submit(device.run, enough.is_set) for device in campaign.devices]
         try:
@@ -96,23 +98,16 @@ def at_random(campaign: Campaign, kills: int, rng: random.Random) -> Found:
                 campaign.read()
                 campaign.begin()
             time.sleep(0.5)
+            enough.set()
+            wait(working, PATIENCE, FIRST_EXCEPTION)
         finally:
             enough.set()
-        _wait_for(working, campaign)
-    return campaign.end()
-
-
-def _wait_for(working: Sequence[object], campaign: Campaign) -> None:
-    until = time.monotonic() + PATIENCE
-    while not all(one.done() for one in working):  # pyright: ignore[reportAttributeAccessIssue]
-        if time.monotonic() > until:
-            campaign.wrong.append(f"{sum(device.unsettled is not None for device in campaign.devices)} devices wait")
-            for device in campaign.devices:
-                device.unsettled = None
-            break
-        time.sleep(0.02)
+            over.set()
     for one in working:
-        one.result()  # pyright: ignore[reportAttributeAccessIssue]
+        one.result()
+    if waiting := [device.number for device in campaign.devices if device.unsettled is not None]:
+        campaign.wrong.append(f"devices {waiting} were not told what became of their reports")
+    return campaign.end()
 
 
 class Steps:

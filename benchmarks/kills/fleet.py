@@ -24,7 +24,7 @@ PATIENCE = 10.0
 @dataclass
 class Book:
     """What devices say. sent: by session of the rows, `DEVICE/SESSION`.  acknowledged, discarded: sessions that devices were told
-    so of.  broadcasts: hashes that they were given, by version.  answers: how often which."""
+    so of.  broadcasts: hashes that they were given, by version.  answers: how often which.  over: set to let nobody try again."""
 
     sent: dict[str, "Sent"] = field(default_factory=dict[str, "Sent"])
     acknowledged: set[str] = field(default_factory=set[str])
@@ -32,6 +32,7 @@ class Book:
     broadcasts: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     answers: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     lock: threading.Lock = field(default_factory=threading.Lock)
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Scripted:
     def run(self, done: Callable[[], bool], wait: float = 0.5) -> None:
         """Work until it is enough, and until nothing is unsettled."""
         tries = 0
-        while self.unsettled is not None or not done():
+        while (self.unsettled is not None or not done()) and not self.book.over.is_set():
             if self.unsettled is not None and tries < 6 and not self.send():
                 tries += 1
                 continue

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,8 @@ from sumus.update import chain, clip_by_global_norm, quantize, rotate
 
 TASK, COHORT = "campaign", 4
 SHAPES = {"a": (40, 25), "b": (1500,), "c": (7,)}
+SAID = 9
+"""The descriptor of what was standard output; what the server itself prints goes into the log."""
 _ROOT = Path(__file__).parents[2]
 _MUCH = Rate(1e6, 10**6)
 QUIET = Conduct(limits=Limits(_MUCH, _MUCH, _MUCH))
@@ -259,13 +262,19 @@ def _serve(job: Job) -> None:
 
 
 def _say(what: Mapping[str, Any]) -> None:
-    os.write(1, json.dumps(what).encode() + b"\n")
+    os.write(SAID, json.dumps(what).encode() + b"\n")
 
 
 def main(log: str) -> None:
     """One job after the other."""
     with open(log, "ab", buffering=0) as file:
+        os.dup2(1, SAID)
+        os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    with tempfile.TemporaryDirectory() as folder:  # opened once: children find everything imported and compiled
+        service = opened(Job(folder, None, "synchronous"))
+        uvicorn.Config(service.device_app, lifespan="off").load()
+        service.close()
     for line in iter(sys.stdin.readline, ""):
         job = Job(**json.loads(line))
         pid = os.fork()
@@ -308,12 +317,9 @@ class Life:
 
     def kill(self) -> None:
         """SIGKILL, and wait for its end."""
-        if self.pid is not None:
-            os.kill(self.pid, signal.SIGKILL)
-            self.ended()
-
-    def ended(self) -> None:
-        """Wait until it has died."""
+        if self.pid is None:
+            return
+        os.kill(self.pid, signal.SIGKILL)
         while "ended" not in self._hear():
             pass
         self.pid = None

@@ -244,10 +244,10 @@ class FolderStore:
 
     def _clear(self, record: Record) -> None:
         """Delete objects that the record does not name, and what a crash left half written."""
-        for path in self._objects.iterdir():
-            if path.name not in record.objects:
-                with suppress(OSError):  # it only takes room
-                    path.unlink()
+        unnamed = [path for path in self._objects.iterdir() if path.name not in record.objects]
+        for path in (*unnamed, *self.folder.glob("*.new")):
+            with suppress(OSError):  # it only takes room
+                path.unlink()
 
 
 def _locked(folder: Path) -> int | None:

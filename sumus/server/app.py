@@ -63,6 +63,7 @@ class DevicePlane:
     ) -> None:
         self._server, self._blobs, self._room, self._limits = server, blobs, room, limits
         self._authority = authority
+        self._sending: set[str] = set()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="bodies")
 
     # ── enrolment ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -108,8 +109,16 @@ class DevicePlane:
         run, session = self._run(request.path_params)
         length = _length(request, most_bytes(run.hop))
         device = request.headers.get("sumus-device", "")
-        body = self._room.take(length)
-        await _fill(request, body)
+        await self._find(device)
+        self._limits.request(device, time.monotonic())
+        if device in self._sending:
+            raise Refused("busy", "another report of this device is on its way: let it end first", (1.0, 5.0))
+        self._sending.add(device)
+        try:
+            body = self._room.take(length)
+            await _fill(request, body)
+        finally:
+            self._sending.discard(device)
         self._server.counts.bytes_in += length
         check = self._checked, request, device, run, body
         update = await self._in_thread(*check) if length > SMALL else check[0](*check[1:])
@@ -189,8 +198,14 @@ class DevicePlane:
     async def _signed(self, request: Request) -> tuple[str, bytes]:
         """Who sent a request, and its body."""
         device, body = request.headers.get("sumus-device", ""), await control(request)
+        await self._find(device)
         self._authenticate(request, device, body)
         return device, body
+
+    async def _find(self, device: str) -> None:
+        """Refuse who is not enrolled. Who is not in memory is looked up in a thread, since a database may keep one waiting."""
+        if not self._server.roll.remembers(device, self._server.clock()):
+            await self._in_thread(self._server.roll.find, device, self._server.clock())
 
     def _authenticate(self, request: Request, device: str, body: bytes | memoryview) -> None:
         text = signed_text(request.method, _path(request), self._server.population, device, body)

@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -150,6 +150,12 @@ class Roll:
             raise _revoked()
         return row
 
+    def remembers(self, device: str, now: float) -> bool:
+        """Whether `find` would read no database."""
+        with self._lock:
+            known = self._known.get(device)
+        return known is not None and 0 <= now - known[1] <= self._fresh
+
     def authenticate(self, device: str, signature: str, text: bytes, now: float) -> Identity:
         """The device that signed this text. signature: base64url.  Refused: unknown_device, revoked, bad_signature."""
         row = self.find(device, now)
@@ -202,6 +208,11 @@ class Roll:
         return len(heard)
 
     # ── leaving ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def devices(self, after: str = "", limit: int = 100) -> Sequence[Identity]:
+        """Devices by their id, from the first one after another on, also those that left or were shut out."""
+        with self._identities.transaction() as rows:
+            return rows.identities(after, limit)
 
     def revoke(self, device: str) -> None:
         """Shut a device out, for good. Refused with not_found where there is none; once more is no error."""

@@ -1,8 +1,9 @@
 """Where a server listens: two planes of HTTP on one event loop, each on a socket of its own.
 
-    async with Planes([(device_socket, device_config), (admin_socket, admin_config)]):
-        …                                          both answer
-    …                                              both have answered what they were asked, and are closed
+    with opened_at(Listen(host="0.0.0.0", tls=["auto"], names=["fl.example"]), data / "tls") as at:
+        async with at.planes(device_app, admin_app):
+            …                                          both answer
+        …                                              both have answered what they were asked, and are closed
 
 uvicorn reads and writes. What it leaves open is bounded here: the length of a request's head, and the time that it takes.
 """
@@ -12,6 +13,8 @@ import ipaddress
 import socket
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +22,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, UsageError
+from sumus.server.tls import issue
 
 HEAD_S = 10.0
 """Seconds for a request's line and headers to come."""
@@ -29,46 +33,157 @@ KEEP_ALIVE_S = 15
 """Seconds that an idle connection is kept."""
 GRACE_S = 20
 """Seconds for what is on its way when a server stops."""
+BACKLOG = 2048
+"""Connections that wait to be taken."""
+ANY = ("0.0.0.0", "::", "")
+"""Every address of a machine."""
 
 
-def bound(host: str, port: int, what: str) -> socket.socket:
-    """A socket at an address, port 0 for any. what: the option that names it, for the error."""
+@dataclass(frozen=True)
+class Listen:
+    """Where a server listens, and what devices call it; see `sumus.serve`."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8081
+    tls: Sequence[str | Path] = ()
+    names: Sequence[str] = ()
+    url: str | None = None
+    proxies: str = "127.0.0.1"
+    insecure: bool = False
+
+
+@dataclass(frozen=True)
+class At:
+    """Where it listens. url, admin_url: what devices and the admin call it.  authority: a certificate that devices pin, PEM, and
+    its hash, where the server made its own.  notes: what is new about it."""
+
+    sockets: tuple[socket.socket, socket.socket]
+    certificates: tuple[tuple[Path, Path] | None, tuple[Path, Path] | None]
+    url: str
+    admin_url: str
+    authority: bytes | None
+    pin: str
+    notes: tuple[str, ...]
+    proxies: str
+
+    def planes(self, device_app: Any, admin_app: Any) -> "Planes":
+        """The two applications on their sockets."""
+        apps = zip(self.sockets, (device_app, admin_app), self.certificates, strict=True)
+        return Planes([(listening, _config(app, self.proxies, certificate)) for listening, app, certificate in apps])
+
+
+@contextmanager
+def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
+    """Sockets that listen, with their certificate. folder: for one that the server makes.
+
+    UsageError where others would read along, and nobody has said that they may.
+    """
+    with _bound(listen.host, listen.port, "--port") as device:
+        with _bound(listen.admin_host, listen.admin_port, "--admin-port") as admin:
+            local = _is_local(device), _is_local(admin)
+            if not all(local) and not listen.tls and not listen.insecure:
+                which = listen.admin_host if local[0] else listen.host
+                raise UsageError(
+                    f"others reach {which}, and without TLS they read along: give --tls auto --name HOSTNAME, or a "
+                    "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
+                )
+            certificate, authority, pin, notes = _certificate(listen, folder)
+            admins = None if local[1] else certificate
+            name = listen.names[0] if listen.names else ""
+            yield At(
+                (device, admin),
+                (certificate, admins),
+                listen.url or _url(certificate is not None, name or _called(listen.host), device),
+                _url(admins is not None, listen.admin_host if local[1] else name or _called(listen.admin_host), admin),
+                authority,
+                pin,
+                notes,
+                listen.proxies,
+            )
+
+
+def _bound(host: str, port: int, option: str) -> socket.socket:
+    """A socket that listens; port 0 for any. option: that gives another, for the error."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise _explained(host, port, option, error) from error
+    try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
+        listening.listen(BACKLOG)
     except OSError as error:
-        raise ExperimentError(
-            f"nothing can listen on {host}:{port}: {error.strerror or error}; give another with {what}"
-        ) from error
+        listening.close()
+        raise _explained(host, port, option, error) from error
     return listening
 
 
-def is_local(listening: socket.socket) -> bool:
+def _explained(host: str, port: int, option: str, error: OSError) -> ExperimentError:
+    return ExperimentError(
+        f"nothing can listen on {host}:{port}: {error.strerror or error}; give another with {option}"
+    )
+
+
+def _is_local(listening: socket.socket) -> bool:
     """Whether only this machine reaches it."""
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def config(app: Any, proxies: str, certificate: tuple[Path, Path] | None = None) -> uvicorn.Config:
-    """How an application is served. proxies: addresses of reverse proxies that are believed about who asks, with commas.
-    certificate: its chain and its key, PEM."""
+def _certificate(listen: Listen, folder: Path) -> tuple[tuple[Path, Path] | None, bytes | None, str, tuple[str, ...]]:
+    """Chain and key; the authority and its hash, where the server made its own; what is new about it."""
+    match list(listen.tls):
+        case []:
+            return None, None, "", ()
+        case ["auto"]:
+            names = list(listen.names) or ([] if listen.host in ANY else [listen.host])
+            if not names:
+                raise UsageError("--tls auto makes a certificate for names: give --name HOSTNAME, as devices call it")
+            made = issue(folder, names, datetime.now(UTC))
+            notes = (f"a new certificate ({made.new}): devices that knew another need a new link",) if made.new else ()
+            return (made.chain, made.key), made.authority.read_bytes(), made.pin, notes
+        case [chain, key]:
+            for file in (chain, key):
+                if not Path(file).is_file():
+                    raise UsageError(f"there is no file {file}: give a certificate's chain and its key, --tls CERT KEY")
+            return (Path(chain), Path(key)), None, "", ()
+        case _:
+            raise UsageError("--tls takes `auto`, or a certificate's chain and its key: --tls CERT KEY")
+
+
+def _url(encrypted: bool, host: str, listening: socket.socket) -> str:
+    port = listening.getsockname()[1]
+    return f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _called(host: str) -> str:
+    return socket.gethostname() if host in ANY else host
+
+
+def _config(app: Any, proxies: str, certificate: tuple[Path, Path] | None) -> uvicorn.Config:
     chain, key = certificate or (None, None)
-    return uvicorn.Config(
-        app,
-        loop="none",
-        http=BoundedHeads,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        forwarded_allow_ips=proxies,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=GRACE_S,
-        ssl_certfile=chain,
-        ssl_keyfile=key,
-    )
+    try:
+        how = uvicorn.Config(
+            app,
+            loop="none",
+            http=BoundedHeads,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            forwarded_allow_ips=proxies,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+            ssl_certfile=chain,
+            ssl_keyfile=key,
+        )
+        how.load()
+    except OSError as error:
+        raise UsageError(f"{chain} with {key} is no certificate: {error.strerror or error}; give PEM files") from error
+    return how
 
 
 class Planes:
@@ -126,7 +241,8 @@ class BoundedHeads(HttpToolsProtocol):
         self._begin()
 
     def data_received(self, data: bytes) -> None:
-        if self._late is None and (self.cycle is None or self.cycle.response_complete):
+        before: Any = self.cycle  # None, of a new connection
+        if self._late is None and (before is None or before.response_complete):
             self._begin()
         super().data_received(data)
         if self._late is not None:

@@ -41,6 +41,8 @@ TICK = 0.5
 """Seconds between looks at what time has brought."""
 GROUP = 0.05
 """Seconds from the end of a commit to the next one, so that under load a commit is of many reports."""
+SEEN = 60.0
+"""Seconds between writings of which devices were heard of, by day."""
 AGAIN = (1.0, 3.0)
 """The window to come back in where storage fails."""
 MOST_HELD = 4096
@@ -158,7 +160,7 @@ class Server:
         self._out: dict[str, tuple[Run, str, int]] = {}
         self._reports: dict[tuple[int, str], list[Waiting[Item]]] = {}
         self._waiting_reports: list[Waiting[Item]] = []
-        self._next_commit = self._next_tick = self._checkins_since = 0.0
+        self._next_commit = self._next_tick = self._next_seen = self._checkins_since = 0.0
         self._checkins = 0
         self._seen: object = None
         self._stopping = False
@@ -182,6 +184,7 @@ class Server:
         """Answer what waits, and end. What is staged is committed first."""
         self._stopping = True
         self._committer.stop()
+        self.roll.write_seen()
 
     def run(self, task: str, kind: Kind) -> Run | None:
         """A task's run of this kind."""
@@ -502,6 +505,9 @@ class Server:
             if run.coordinator.staged:
                 self._commit(run, now)
         self._checkins, self._checkins_since, self._next_tick = 0, moment, moment + TICK
+        if moment >= self._next_seen:
+            self._next_seen = moment + SEEN
+            self.roll.write_seen()
         for listener in self.listeners:
             listener()
 

@@ -7,6 +7,8 @@ A transaction is durable when it ends: SQLite writes ahead and waits for the dis
 come one after the other: SQLite has one writer, and on PostgreSQL each begins by locking the run's row.
 """
 
+import sqlite3
+import time
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
@@ -77,6 +79,8 @@ _HERE = IDENTITY.c.population == bindparam("population")
 _ENROLLED = select(func.count()).select_from(IDENTITY).where(_HERE, IDENTITY.c.state == "enrolled")
 _IDENTITIES_LOCK = 0x73756D7573
 """Of PostgreSQL, for transactions of identities: "sumus"."""
+_BUSY = 30
+"""Seconds that SQLite has one transaction wait for another."""
 _PATIENCE = "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000"
 """Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it."""
 
@@ -332,14 +336,28 @@ def _make_durable(engine: Engine) -> None:
 
     def connected(connection: Any, record: object) -> None:
         connection.isolation_level = None  # sqlite3 itself begins nothing
-        for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+        for pragma in (f"busy_timeout={_BUSY * 1000}", "synchronous=FULL", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
+        _write_ahead(connection)
 
     def begun(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", begun)
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn it on. Of several that do so at once SQLite lets one, and has the others not wait, but fail."""
+    until = time.monotonic() + _BUSY
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _round(found: Row) -> Round:

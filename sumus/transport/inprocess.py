@@ -21,6 +21,8 @@ App: TypeAlias = Callable[
     [Any, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
 
+GRACE = 1.0
+"""Seconds that requests may still take while it is closed."""
 _BLOCK = 2**16
 
 
@@ -84,9 +86,7 @@ class InProcess:
         except TimeoutError as error:
             raise Unreachable("the application did not answer in time") from error
         finally:
-            call.gone.set()
-            if not call.answered:
-                running.cancel()
+            call.gone.set()  # as a server sees who has left; what it does then is its own affair
         if call.answered:  # what it does beyond, it does without anyone waiting
             return Answer(call.status, call.headers, bytes(call.body))
         if len(call.body) > most:
@@ -117,11 +117,14 @@ class InProcess:
             self._stop()
 
     async def _end(self) -> None:
-        asking = asyncio.all_tasks() - {asyncio.current_task(), self._lifespan.task}
-        for task in asking:
-            task.cancel()
-        if asking:
-            await asyncio.wait(asking)
+        for asking in asyncio.all_tasks() - {asyncio.current_task(), self._lifespan.task, *self._running}:
+            asking.cancel()
+        if self._running:
+            _, late = await asyncio.wait(set(self._running), timeout=GRACE)
+            for running in late:
+                running.cancel()
+            if late:
+                await asyncio.wait(late)
         await self._lifespan.end()
 
     def _stop(self) -> None:

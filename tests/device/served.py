@@ -1,6 +1,7 @@
 """A server of a test's own: it checks signatures and forms, and answers as it is told to. It takes no sums."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from sumus.protocol.session import Floor
 from sumus.transport.transport import Answer
 from sumus.tree import unnested
 from sumus.wire.messages import (
+    STATUS,
     Assignment,
     Body,
     Challenge,
@@ -32,7 +34,6 @@ from sumus.wire.messages import (
     Problem,
     Released,
     Settlement,
-    STATUS,
     enrolment_text,
     read,
     signed_text,
@@ -62,6 +63,7 @@ def a_task(**changes: Any) -> sumus.Task:
     )
 
 
+TEN = Pacing(cohort=10)
 FEDAVG = sumus.fedavg(sumus.sgd(lr=0.1, epochs=2, batch_size=5))
 SCAFFOLD = sumus.scaffold(sumus.sgd(lr=0.1, epochs=1, batch_size=5))
 
@@ -70,7 +72,8 @@ SCAFFOLD = sumus.scaffold(sumus.sgd(lr=0.1, epochs=1, batch_size=5))
 class Served:
     """A `Transport` to a server with one task. algorithm: of its plan.
 
-    fates: by request (check_in, report, abort, object, withdraw, enrol), what is answered instead, from the front; None for as usual.
+    fates: by request (check_in, report, abort, object, withdraw, enrol), what is answered instead, from the front; None for as
+    usual, and a function is given what would be.
     works: how many more assignments it gives.  asked: every request that it had, by name.  counted: the reports by session.
     """
 
@@ -86,7 +89,7 @@ class Served:
     counted: dict[str, bytes] = field(default_factory=dict)
     keys: dict[str, bytes] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=lambda: {"token"})
-    pacing: Pacing = Pacing(cohort=10)
+    pacing: Pacing = TEN
     task: Any = None
     on_report: Callable[[str], None] = lambda session: None
 
@@ -152,8 +155,6 @@ class Served:
         match = re.fullmatch(r"/v1/tasks/(\w+)/(train|evaluate)/([A-Za-z0-9_-]+)(/abort)?", path)
         assert match, path
         if match[4]:
-            import json
-
             return "abort", json.loads(body)["reason"], match
         assert method == "PUT"
         return "report", body, match
@@ -204,7 +205,15 @@ class Served:
         self.works -= 1
         self.sessions[asked.session] = "assigned"
         work = Assignment(
-            "a", self.kind, asked.session, self.version, self.plan_body, self.broadcast, SEED.hex(), self.contributors, 600.0  # type: ignore
+            "a",
+            self.kind,
+            asked.session,
+            self.version,
+            self.plan_body,
+            self.broadcast,
+            SEED.hex(),
+            self.contributors,
+            600.0,  # type: ignore
         )
         return Answer(200, {}, write(CheckInAnswer(settled, work, None, "", released)))
 

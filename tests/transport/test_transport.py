@@ -1,7 +1,6 @@
 """One contract for what carries requests: what was said arrives, and an answer comes whole or not at all."""
 
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -143,11 +142,11 @@ def test_an_authority_that_is_none_is_said_to_be() -> None:
 def test_the_application_lives_as_long_as_its_transport(echo: Echo) -> None:
     transport = InProcess(echo)
     assert (echo.began, echo.ended) == (1, 0)
-    waiting = threading.Thread(target=lambda: pytest.raises(Unreachable, transport.request, "GET", "/never"))
-    waiting.start()
-    assert echo.hung.wait(20)
-    transport.close()
-    waiting.join()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(transport.request, "GET", "/never")
+        assert echo.hung.wait(20)
+        transport.close()
+        assert isinstance(waiting.exception(), Unreachable)
     assert (echo.began, echo.ended) == (1, 1)
     with pytest.raises(Unreachable, match="closed"):
         transport.request("GET", "/echo")
@@ -190,7 +189,7 @@ def test_faults_are_as_frequent_as_they_are_asked_to_be_and_the_same_for_a_seed(
             echo.bodies.clear()
             transport = FaultyTransport(inner, faults, generator(3), slept.append)
             came = [_outcome(transport, number) for number in range(300)]
-            assert all(30 < transport.met[name] < 90 for name in ("lost", "unanswered", "answer_cut"))
+            assert all(15 < transport.met[name] < 90 for name in ("lost", "unanswered", "answer_cut"))
             assert len(slept) == transport.met["delayed"]
             assert all(0 <= seconds <= 8 for seconds in slept)
             whole = [body for body in echo.bodies if len(body) == 100]

@@ -1,0 +1,327 @@
+"""The admin plane: what whoever runs a server may see and change, on a port of its own.
+
+    app = admin_app(service, access, invite)              an ASGI application
+
+    POST /v1/admin/login               {"code"} → {"session"}, once             access.py
+    GET  /v1/admin/status              status.ServerStatus
+    GET  /v1/admin/models/TASK         its lineage
+    POST /v1/admin/models/TASK/VERB    promote, rollback {"version"}; pause, resume, cancel {"kind"}
+    POST /v1/admin/tokens              {"uses", "lasts_s"} → {"link"}
+    GET  /v1/admin/devices?after=ID    who is enrolled, a hundred at a time
+    POST /v1/admin/devices/ID/revoke
+    GET  /metrics, /healthz, /readyz   for machines, without a session: sums and states only
+
+All but the last row, and login, want `Authorization: Bearer SESSION`; there are no cookies, so no page of somebody else's can use
+a session. Every change is a line in the log of `sumus.admin`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sumus.errors import UsageError
+from sumus.server.access import Access
+from sumus.server.app import control, explained, problem, source
+from sumus.server.identity import DAY, TOKEN_S
+from sumus.server.metrics import CONTENT_TYPE, exposition
+from sumus.server.runs import Run, TrainingRun
+from sumus.server.service import Service
+from sumus.server.status import ModelStatus, lineage, look
+from sumus.wire.messages import Count, Kind, Nothing, Refused, read, write
+
+AUDIT = logging.getLogger("sumus.admin")
+PLANE = "sumus-plane"
+"""A header that tells this plane from the other."""
+PAGE = 100
+"""Devices in one answer."""
+HEADERS = {
+    PLANE: "admin",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+M = TypeVar("M")
+
+
+class Login(msgspec.Struct, frozen=True):
+    """The code of a link."""
+
+    code: str
+
+
+class LoggedIn(msgspec.Struct, frozen=True):
+    """What the next requests show."""
+
+    session: str
+
+
+class Which(msgspec.Struct, frozen=True):
+    """A version of a task's model."""
+
+    version: Count
+
+
+class Of(msgspec.Struct, frozen=True):
+    """Of a task's runs, this one."""
+
+    kind: Kind = "train"
+
+
+class NewToken(msgspec.Struct, frozen=True):
+    """A link for so many devices and seconds."""
+
+    uses: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 1
+    lasts_s: Annotated[float, msgspec.Meta(gt=0, le=3650 * DAY)] = TOKEN_S
+
+
+class Link(msgspec.Struct, frozen=True):
+    """Who has it may enrol."""
+
+    link: str
+
+
+class Lineage(msgspec.Struct, frozen=True):
+    """A task's versions, the oldest first. version: the newest.  released: that devices answer with."""
+
+    task: str
+    version: int
+    released: int
+    models: tuple[ModelStatus, ...]
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What was changed. version: that is now the newest, or released.  round: that was ended."""
+
+    version: int | None = None
+    round: int | None = None
+
+
+class DeviceRow(msgspec.Struct, frozen=True):
+    """A device. enrolled, seen: in days since 1970."""
+
+    id: str
+    state: str
+    enrolled: int
+    seen: int
+
+
+class Devices(msgspec.Struct, frozen=True):
+    """Some devices by their id. after: where the next ones begin, if there are any."""
+
+    devices: tuple[DeviceRow, ...]
+    after: str | None = None
+
+
+class AdminPlane:
+    """The endpoints. invite: the link of an enrolment token."""
+
+    def __init__(self, service: Service, access: Access, invite: Callable[[str], str]) -> None:
+        self._service, self._server, self._access, self._invite = service, service.server, access, invite
+
+    async def login(self, request: Request) -> LoggedIn:
+        """A session for a code."""
+        asked = await _message(request, Login)
+        session = self._access.exchange(asked.code, source(request), self._server.clock())
+        self._audit("login", request)
+        return LoggedIn(session)
+
+    async def logout(self, request: Request) -> Nothing:
+        """End this session."""
+        self._access.revoke(self._session(request))
+        return Nothing()
+
+    async def status(self, request: Request) -> Any:
+        """What the server does."""
+        return await look(self._server, self._service.room.lent)
+
+    async def models(self, request: Request) -> Lineage:
+        """A task's versions."""
+        run = self._training(request)
+
+        def found(now: float) -> Lineage:
+            return Lineage(run.task, run.version, run.shown, lineage(run, now))
+
+        return await self._server.command(found)
+
+    async def promote(self, request: Request) -> Done:
+        """Let devices answer with a version."""
+        run, version = self._training(request), (await _message(request, Which)).version
+        await self._command(lambda now: run.promote(version))
+        self._audit("promote", request, task=run.task, version=version)
+        return Done(version=version)
+
+    async def rollback(self, request: Request) -> Done:
+        """Train on from an earlier version."""
+        run, version = self._training(request), (await _message(request, Which)).version
+        made = await self._command(lambda now: run.roll_back(version, now).version)
+        self._audit("rollback", request, task=run.task, to=version, version=made)
+        return Done(version=made)
+
+    async def pause(self, request: Request) -> Done:
+        """Begin no round, and give no work."""
+        run = await self._run(request)
+        await self._command(lambda now: run.pause())
+        self._audit("pause", request, task=run.task, kind=run.kind)
+        return Done()
+
+    async def resume(self, request: Request) -> Done:
+        """Go on."""
+        run = await self._run(request)
+        await self._command(lambda now: run.resume())
+        self._audit("resume", request, task=run.task, kind=run.kind)
+        return Done()
+
+    async def cancel(self, request: Request) -> Done:
+        """End the open round without a model."""
+        run = await self._run(request)
+        number = await self._command(run.cancel)
+        if number is None:
+            raise Refused("not_found", f"no round of {run.task} is on its way")
+        self._audit("cancel", request, task=run.task, kind=run.kind, round=number)
+        return Done(round=number)
+
+    async def tokens(self, request: Request) -> Link:
+        """A link for new devices."""
+        asked, roll = await _message(request, NewToken), self._server.roll
+        token = await asyncio.to_thread(
+            roll.new_token, self._server.population, self._server.clock(), asked.uses, asked.lasts_s
+        )
+        self._audit("token", request, uses=asked.uses, lasts_s=asked.lasts_s)
+        return Link(self._invite(token))
+
+    async def devices(self, request: Request) -> Devices:
+        """Who is enrolled, or was."""
+        found = await asyncio.to_thread(self._server.roll.devices, request.query_params.get("after", ""), PAGE)
+        rows = tuple(DeviceRow(row.id, row.state, int(row.enrolled // DAY), int(row.seen // DAY)) for row in found)
+        return Devices(rows, rows[-1].id if len(rows) == PAGE else None)
+
+    async def revoke(self, request: Request) -> Nothing:
+        """Shut a device out."""
+        device = request.path_params["device"]
+        await asyncio.to_thread(self._server.roll.revoke, device)
+        await self._server.command(lambda now: self._server.forget(device, now, "revoked"))
+        self._audit("revoke", request)
+        return Nothing()
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        return Response(exposition(await look(self._server, self._service.room.lent)), media_type=CONTENT_TYPE)
+
+    async def alive(self, request: Request) -> Nothing:
+        """The process answers."""
+        return Nothing()
+
+    async def ready(self, request: Request) -> Nothing:
+        """It can decide."""
+        if self._server.trouble:
+            raise Refused("not_ready", self._server.trouble, (1.0, 3.0))
+        return Nothing()
+
+    # ── what the endpoints share ─────────────────────────────────────────────────────────────────────────────────────
+
+    def routes(self) -> list[BaseRoute]:
+        """All of the plane."""
+        task = "/v1/admin/models/{task}"
+        open_to_all = [
+            ("GET", "/healthz", self.alive),
+            ("GET", "/readyz", self.ready),
+            ("GET", "/metrics", self.metrics),
+            ("POST", "/v1/admin/login", self.login),
+        ]
+        verbs = (self.promote, self.rollback, self.pause, self.resume, self.cancel)
+        of_admins = [
+            ("POST", "/v1/admin/logout", self.logout),
+            ("GET", "/v1/admin/status", self.status),
+            ("GET", task, self.models),
+            *(("POST", f"{task}/{verb.__name__}", verb) for verb in verbs),
+            ("POST", "/v1/admin/tokens", self.tokens),
+            ("GET", "/v1/admin/devices", self.devices),
+            ("POST", "/v1/admin/devices/{device}/revoke", self.revoke),
+        ]
+        routes: list[BaseRoute] = [
+            Route(path, _answering(what), methods=[method]) for method, path, what in open_to_all
+        ]
+        return routes + [
+            Route(path, _answering(self._for_admins(what)), methods=[method]) for method, path, what in of_admins
+        ]
+
+    def _for_admins(self, endpoint: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Any]]:
+        async def answer(request: Request) -> Any:
+            self._session(request)
+            return await endpoint(request)
+
+        return answer
+
+    def _session(self, request: Request) -> str:
+        return self._access.check(request.headers.get("authorization", ""), source(request), self._server.clock())
+
+    def _training(self, request: Request) -> TrainingRun:
+        run = self._server.run(request.path_params["task"], "train")
+        if not isinstance(run, TrainingRun):
+            raise self._no_task(request)
+        return run
+
+    async def _run(self, request: Request) -> Run:
+        run = self._server.run(request.path_params["task"], (await _message(request, Of)).kind)
+        if run is None:
+            raise self._no_task(request)
+        return run
+
+    def _no_task(self, request: Request) -> Refused:
+        names = ", ".join(task.name for task in self._server.tasks)
+        return Refused("not_found", f"no such run of a task {request.path_params['task']!r:.80}; there are {names}")
+
+    async def _command(self, do: Callable[[float], Any]) -> Any:
+        """Let the deciding thread change something. Refused where that cannot be."""
+        try:
+            return await self._server.command(do)
+        except UsageError as error:
+            raise Refused("not_found", str(error)) from error
+
+    def _audit(self, what: str, request: Request, **said: Any) -> None:
+        AUDIT.info("%s", what, extra={"said": {"from": source(request), **said}})
+
+
+def admin_app(service: Service, access: Access, invite: Callable[[str], str]) -> ASGIApp:
+    """The admin plane as an ASGI application."""
+
+    async def not_there(request: Request, error: Exception) -> Response:
+        code = "method" if isinstance(error, HTTPException) and error.status_code == 405 else "not_found"
+        return problem(Refused(code, "the admin plane has no such path, or not with this method"))
+
+    plane = AdminPlane(service, access, invite)
+    app = Starlette(routes=plane.routes(), exception_handlers={404: not_there, 405: not_there})
+
+    async def marked(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_HEADERS]
+            await send(message)
+
+        await app(scope, receive, send_marked)
+
+    return marked
+
+
+def _answering(endpoint: Callable[[Request], Awaitable[Any]]) -> Any:
+    async def answer(request: Request) -> Response:
+        found = await endpoint(request)
+        return found if isinstance(found, Response) else Response(write(found), media_type="application/json")
+
+    return explained(answer, lambda code: None)
+
+
+async def _message(request: Request, form: type[M]) -> M:
+    return read(form, await control(request))

@@ -1,0 +1,122 @@
+"""What a running server says: how to reach it, and a line for each new model."""
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from sumus.errors import ExperimentError
+from sumus.server.access import CODE_S
+from sumus.server.identity import DAY, TOKEN_S
+from sumus.server.runs import EvaluationRun, TrainingRun
+from sumus.server.server import Server
+from sumus.server.status import CLEAR_MODE
+from sumus.storage.store import Model
+
+LOG = logging.getLogger("sumus.serve")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Where a server answers. url: for devices.  login: a link for its admin, which works once.  enrolment: a link for devices,
+    if one was asked for and not written to a file.  tasks: ids of plans, by task."""
+
+    url: str
+    admin_url: str
+    login: str
+    enrolment: str | None
+    pin: str
+    tasks: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def shown(self) -> str:
+        """What an operator sees when it begins."""
+        lines = [f"sumus serves {_count(len(self.tasks), 'task')} at {self.url}; {CLEAR_MODE}"]
+        lines += [f"  task     {name}: plan {id}" for name, id in self.tasks.items()]
+        lines.append(f"  admin    {self.login}   (once, within {CODE_S / 60:.0f} minutes; `sumus link` makes another)")
+        if self.enrolment is not None:
+            lines.append(f"  devices  {self.enrolment}   (within {TOKEN_S / DAY:.0f} days)")
+        lines += [f"  note     {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+class Progress:
+    """Looks, on the deciding thread, at what has become of each task; a line for each new model. rounds: models after which a
+    task only measures what it has, and the server ends."""
+
+    def __init__(self, server: Server, say: Callable[[str], None], rounds: int | None, end: Callable[[], None]) -> None:
+        self._server, self._say, self._rounds, self._end = server, say, rounds, end
+        self._versions = {task.name: task.training.version for task in server.tasks}
+        self._measured = {task.name: task.evaluation.measured for task in server.tasks if task.evaluation is not None}
+        self._troubles: dict[tuple[str, str], str] = {}
+
+    def look(self) -> None:
+        """Say what is new, and end it when it is time."""
+        for task in self._server.tasks:
+            for version in range(self._versions[task.name] + 1, task.training.version + 1):
+                self._say(_model_line(task.name, task.training.model(version), task.training))
+            self._versions[task.name] = task.training.version
+            if task.evaluation is not None and task.evaluation.measured > self._measured[task.name]:
+                self._measured[task.name] = task.evaluation.measured
+                self._say(_measured_line(task.name, task.training.model(task.evaluation.measured)))
+            for each in task.runs:
+                if each.trouble != self._troubles.get((task.name, each.kind), ""):
+                    self._troubles[task.name, each.kind] = each.trouble
+                    if each.trouble:
+                        LOG.warning("%s is paused: %s", each.task, each.trouble)
+        if self._rounds is not None and all(
+            [self._done(task.training, task.evaluation) for task in self._server.tasks]
+        ):
+            self._end()
+
+    def _done(self, training: TrainingRun, evaluation: EvaluationRun | None) -> bool:
+        if self._rounds is None or training.version < self._rounds:
+            return False
+        training.coordinator.paused = True
+        return evaluation is None or not evaluation.wanted()
+
+
+def _model_line(task: str, model: Model, training: TrainingRun) -> str:
+    if model.round is None or model.parent is None:
+        return f"{task}  version {model.version}, made from version {model.parent}"
+    with suppress(ExperimentError):
+        seconds = model.at - training.model(model.parent).at
+        loss = json.loads(model.metrics)["train"].get("loss")
+        told = "" if loss is None else f"  loss {loss:.4f}"
+        return f"{task}  version {model.version}  {_count(model.contributors, 'device')}{told}  {seconds:.1f} s"
+    return f"{task}  version {model.version}"
+
+
+def _measured_line(task: str, model: Model) -> str:
+    measured = json.loads(model.metrics)["evaluate"]
+    means = "  ".join(f"{name} {value:.4f}" for name, value in measured["means"].items())
+    return f"{task}  version {model.version} measured on {_count(measured['devices'], 'device')}  {means}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def spoken(say: Callable[[str], None] | None) -> Generator[Callable[[str], None], None, None]:
+    """Says lines in a thread of its own: a terminal that is held must hold nothing else."""
+    if say is None:
+        yield lambda line: None
+        return
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def speak() -> None:
+        while (line := lines.get()) is not None:
+            with suppress(OSError, ValueError):
+                say(line)
+
+    thread = threading.Thread(target=speak, name="voice", daemon=True)
+    thread.start()
+    try:
+        yield lines.put
+    finally:
+        lines.put(None)
+        thread.join(1.0)

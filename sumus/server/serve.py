@@ -1,0 +1,240 @@
+"""`sumus serve`: a server as a process, from opening its folder to its last answer.
+
+    sumus.serve(plan, data="DIR")                              until Ctrl-C
+    sumus.serve("PLAN.sumus", data="DIR", host="0.0.0.0", tls="auto", names=["fl.example"], tokens=100)
+
+It stops as it began: nobody new is let in, who waits is answered, what was sent is committed. Whatever ends it otherwise loses
+nothing that was acknowledged.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import uvloop
+
+from sumus.errors import UsageError
+from sumus.plan import Plan
+from sumus.server.access import Access, login_link
+from sumus.server.admin import admin_app
+from sumus.server.logs import Form, log_to
+from sumus.server.planes import Listen, Planes, opened_at
+from sumus.server.progress import Opened, Progress, spoken
+from sumus.server.runs import Evaluating
+from sumus.server.service import Conduct, Service, Where, open_service
+from sumus.server.tls import enrolment_link
+from sumus.server.upkeep import keep_house, watch
+from sumus.storage.files import write_whole
+from sumus.wire.bundle import Bundle
+from sumus.wire.messages import Refused
+
+LOG = logging.getLogger("sumus.serve")
+
+What: TypeAlias = Plan | Bundle | str | Path
+"""A plan with its task's code, a bundle, or a bundle's file."""
+
+
+@dataclass(frozen=True)
+class Tell:
+    """What a server says, and whom it lets in. tokens: devices that the link it prints is for, 0 for no link.
+    token_file: where that link is written, and then not printed.  rounds: models after which it stops.  say: a line of progress;
+    None for silence.  ready: is called once both planes answer."""
+
+    tokens: int = 0
+    token_file: Path | None = None
+    rounds: int | None = None
+    say: Callable[[str], None] | None = None
+    ready: Callable[[Opened], None] = field(default=lambda opened: None)
+
+
+def serve(
+    *what: What,
+    data: str | Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    admin_host: str = "127.0.0.1",
+    admin_port: int = 8081,
+    database: str | None = None,
+    keys: str | Path | None = None,
+    blobs: str | None = None,
+    tls: str | Path | Sequence[str | Path] = (),
+    names: Sequence[str] = (),
+    url: str | None = None,
+    proxies: str = "127.0.0.1",
+    insecure: bool = False,
+    population: str = "default",
+    quota: int = 1_000_000,
+    evaluate: int | None = None,
+    every: int = 1,
+    promote: Literal["auto", "manual"] = "auto",
+    warm_start: bool = False,
+    priority: Mapping[str, int] = {},
+    tokens: int = 0,
+    token_file: str | Path | None = None,
+    rounds: int | None = None,
+    seed: int = 0,
+    log: Form = "text",
+    quiet: bool = False,
+) -> None:
+    """Serve tasks until the process is told to stop, or each has `rounds` models.
+
+    what: a plan of your own file, a bundle, or the file of one; each a task, by its name.
+    data: the server's folder; None for memory, which is gone with the process.  database: a URL, by default SQLite in it.
+    keys: a folder for the key ring, better on another volume.  blobs: a folder or a URL for models.
+    host, port, admin_host, admin_port: where devices and the admin find it, port 0 for any.  tls: "auto", or a certificate's
+    chain and its key.  names: host names and addresses that devices use.  url: what they call it, behind a proxy.
+    proxies: addresses of proxies that are believed about who asks.  insecure: without TLS also where others reach it.
+    population, quota: who may enrol, and how many.  evaluate: devices that measure a model, every so many versions.
+    promote: whether devices answer with a new model at once.  warm_start, priority: see `Conduct`.
+    tokens: make a link that so many devices may enrol with, and print it, or write it to token_file.
+    seed: of a plan's first model.  log: "text" or "json", on standard error.
+    """
+    pair = [tls] if isinstance(tls, str | Path) else list(tls)
+    conduct = Conduct(
+        population,
+        quota,
+        None if evaluate is None else Evaluating(evaluate, every),
+        promote == "auto",
+        warm_start,
+        dict(priority),
+    )
+    say = None if quiet else _print
+    handler = log_to(sys.stderr, log)
+    try:
+        run(
+            bundles_of(what, seed),
+            Where(None if data is None else Path(data), database, None if keys is None else Path(keys), blobs),
+            conduct,
+            Listen(host, port, admin_host, admin_port, pair, names, url, proxies, insecure),
+            Tell(
+                tokens,
+                None if token_file is None else Path(token_file),
+                rounds,
+                say,
+                lambda opened: _print(opened.shown()),
+            ),
+        )
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def bundles_of(what: Sequence[What], seed: int = 0) -> dict[str, Bundle]:
+    """Tasks by name."""
+    if not what:
+        raise UsageError("there is nothing to serve: give a plan, or the file of a bundle")
+    found: dict[str, Bundle] = {}
+    for each in what:
+        bundle = each if isinstance(each, Bundle) else _planned(each, seed) if isinstance(each, Plan) else _read(each)
+        name = bundle.plan.description.name
+        if name in found:
+            raise UsageError(f"two tasks are called {name!r}: give one another Task(name=)")
+        found[name] = bundle
+    return found
+
+
+def _planned(plan: Plan, seed: int) -> Bundle:
+    plan.check_deployable()
+    task: Any = plan.task
+    if task is plan.description:
+        raise UsageError("this plan was read from JSON and has no first model: serve the bundle that it came in")
+    from sumus.training.program import Program
+
+    return Bundle(plan, Program(task, seed=seed).initial)
+
+
+def _read(path: str | Path) -> Bundle:
+    try:
+        return Bundle.from_bytes(Path(path).read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read: {error.strerror or error}; make a bundle with `sumus pack`"
+        ) from error
+
+
+def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: Listen, tell: Tell) -> None:
+    """Serve, until the process is told to stop."""
+    with ExitStack() as stack:
+        folder = where.data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-")))
+        at = stack.enter_context(opened_at(listen, folder / "tls"))
+        service = open_service(bundles, where, conduct, at.authority)
+        access = Access(folder / "admin")
+        write_whole(folder / "admin" / "url", at.admin_url.encode(), private=True)
+        over = threading.Event()
+        stack.callback(over.set)
+        stack.callback(service.close)
+        threading.Thread(target=watch, args=(service.server, over), name="watchdog", daemon=True).start()
+
+        def invite(token: str) -> str:
+            return enrolment_link(at.url, token, at.pin)
+
+        def opened() -> Opened:
+            now, enrolment = service.server.clock(), None
+            if tell.tokens:
+                enrolment = invite(service.server.roll.new_token(conduct.population, now, tell.tokens))
+                if tell.token_file is not None:
+                    write_whole(tell.token_file, f"{enrolment}\n".encode(), private=True)
+                    enrolment = None
+            tasks = {task.name: task.training.plan.id for task in service.server.tasks}
+            login = login_link(at.admin_url, access.new_code(now))
+            return Opened(at.url, at.admin_url, login, enrolment, at.pin, tasks, (*at.notes, *service.notes))
+
+        planes = at.planes(service.device_app, admin_app(service, access, invite))
+        say = stack.enter_context(spoken(tell.say))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_answer(service, planes, tell, say, opened))
+
+
+async def _answer(
+    service: Service, planes: Planes, tell: Tell, say: Callable[[str], None], opened: Callable[[], Opened]
+) -> None:
+    """Both planes, from the first answer to the last. Until the server has recovered, that is "not ready"."""
+    server, over = service.server, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if over.is_set():
+            planes.hurry()
+        over.set()
+
+    def enough() -> None:
+        loop.call_soon_threadsafe(over.set)
+
+    with _signals(loop, end):
+        async with planes:
+            try:
+                await asyncio.to_thread(server.start)
+            except Refused as refused:
+                LOG.error("not ready yet: %s; trying again", refused.problem.detail)
+            progress = Progress(server, say, tell.rounds, enough)
+            server.listeners.append(progress.look)
+            house = asyncio.create_task(keep_house(service))
+            tell.ready(await asyncio.to_thread(opened))
+            await over.wait()
+            say("stopping: who waits is answered, and what was sent is committed")
+            house.cancel()
+            server.drain()
+
+
+@contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Generator[None, None, None]:
+    """Ctrl-C and SIGTERM end it; where this is not the main thread, they are somebody else's."""
+    mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    for each in mine:
+        loop.add_signal_handler(each, end)
+    try:
+        yield
+    finally:
+        for each in mine:
+            loop.remove_signal_handler(each)
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,57 @@
+"""What a server does beside its work: it turns its keys, writes down who was heard of, and watches that it is not stuck."""
+
+import asyncio
+import faulthandler
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sumus.errors import SumusError
+from sumus.server.runs import Run
+from sumus.server.server import Server
+from sumus.server.service import Service
+from sumus.storage.keyring import KeyRing
+from sumus.wire.messages import Refused
+
+LOG = logging.getLogger("sumus.upkeep")
+STUCK_S = 120.0
+"""Seconds after which one decision is taken for stuck, and the process ends: it may hold a lock that others wait for."""
+EXIT_STUCK = 70
+HOUR = 3600.0
+
+
+def keys_turned(ring: KeyRing, runs: Sequence[Run]) -> list[int]:
+    """Add a key, and destroy those that no round needs any more; their ids. On the deciding thread."""
+    needed = [ring.rotate()]
+    for each in runs:
+        with each.store.transaction() as rows:
+            wrapped = [rows.note(row.number, "key") for row in rows.rounds()]
+        needed += [ring.id_of(key) for key in wrapped if key is not None]
+    return ring.destroy_before(min(needed))
+
+
+async def keep_house(service: Service, pause: float = HOUR) -> None:
+    """At the start and once a day turn the keys; once an hour write down on which day devices were heard of."""
+    hour = 0
+    while True:
+        try:
+            if hour % 24 == 0:
+                runs = [each for task in service.server.tasks for each in task.runs]
+                await service.server.command(lambda now, runs=runs: keys_turned(service.ring, runs))
+            await asyncio.to_thread(service.server.roll.write_seen)
+            hour += 1
+        except (SumusError, Refused, OSError) as error:
+            LOG.warning("keys could not be turned: %s; again in an hour", error)
+        await asyncio.sleep(pause)
+
+
+def watch(server: Server, over: threading.Event, limit: float = STUCK_S, end: Callable[[int], Any] = os._exit) -> None:
+    """End the process if one decision takes too long: it may be in a transaction, and others wait for it."""
+    while not over.wait(limit / 20):
+        if server.stuck_s > limit:
+            LOG.critical("a decision has taken more than %.0f s: the process ends, so that nobody waits for it", limit)
+            faulthandler.dump_traceback()
+            end(EXIT_STUCK)
+            return

@@ -1,0 +1,709 @@
+"""A device against a server that is told what to answer: whatever is lost, and wherever it restarts, a report is settled once, and
+what the client keeps with it; and nothing is done that its owner has not agreed to."""
+
+import itertools
+import json
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sumus
+from sumus.aggregate import RunningSum
+from sumus.device.conditions import Always, Unknown
+from sumus.device.device import Device, News
+from sumus.device.store import DeviceStore, FolderStore, MemoryStore, Record
+from sumus.device.training import Training
+from sumus.errors import ExperimentError
+from sumus.evaluation import evaluation_hop, evaluation_of
+from sumus.pacing import Conditions
+from sumus.protocol.session import Floor, Phase
+from sumus.rng import generator, key
+from sumus.transport.faulty import Faults, FaultyTransport
+from sumus.transport.transport import Answer, Unreachable
+from sumus.tree import nested
+from sumus.wire.messages import CheckInRequest
+from sumus.wire.reports import decode_report
+from sumus.wire.tensors import decode_tree, encode_tree
+from tests.device.served import FREE, SCAFFOLD, SEED, Served, a_device, a_task, refused, some_examples
+
+LOST = Unreachable("lost")
+
+
+def words(news: list[News]) -> list[str]:
+    return [one.what for one in news if one.what not in ("waiting", "model")]
+
+
+# ── rounds ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_round_as_it_should_be() -> None:
+    server, news = Served(), list[News]()
+    device = a_device(server, watch=news.append)
+    device.run(rounds=1)
+    assert [name for name, _ in server.asked] == ["challenge", "enrol", "check_in", "object", "object", "report"]
+    assert words(news) == ["enrolled", "training", "trained", "counted"]
+    assert (news[2].examples, news[2].version, set(news[2].measured)) == (12, 3, {"loss"})
+    status = device.status
+    assert (status.population, status.phase, status.trouble) == ("people", "idle", "")
+    assert status.counts == {"trained": 1, "counted": 1, "in models": 1}
+
+
+def test_what_it_reports_is_what_the_simulator_would_count() -> None:
+    """The same words make the same keys, and these the same bits."""
+    server = Served(version=0)
+    a_device(server).run(rounds=1)
+    (body,) = server.counted.values()
+    reported = decode_report(body, "alice", server.plan.first_hop)
+    task = a_task(model=lambda: _as_broadcast(server))
+    history = sumus.simulate(
+        task,
+        server.algorithm,
+        {"alice": some_examples()},
+        1,
+        sumus.Pacing(cohort=1),
+        seed=7,
+        executor="autograd",
+        progress=False,
+    )
+    after = {name: tensor.numpy() for name, tensor in history.model.items()}
+    total = RunningSum()
+    hop = replace(server.plan, pacing=sumus.Pacing(cohort=1), sums=sumus.FixedPoint.fit(1, max_weight=2**16)).first_hop
+    hop.count_in(reported, into=total)
+    combined = server.algorithm.combine(total.total, server.plan.description, hop.sums, SEED, 1)
+    mine = server.algorithm.release(server.algorithm.step(combined, server.state))
+    assert {name: leaf.tobytes() for name, leaf in mine.items()} == {n: leaf.tobytes() for n, leaf in after.items()}
+
+
+def _as_broadcast(server: Served) -> nn.Module:
+    module = nn.Linear(4, 1)
+    module.load_state_dict(
+        {name: torch.from_numpy(np.array(leaf)) for name, leaf in server.state.broadcast["params"].items()}
+    )
+    return module
+
+
+def test_an_evaluation_is_of_its_own_examples_or_of_those_held_out() -> None:
+    for held_out, count in ((None, 12), (some_examples(5, 7), 7)):
+        server = Served(kind="evaluate")
+        device = a_device(server, held_out=held_out, trains=False)
+        device.run(rounds=1)
+        (asked,) = server.named("check_in")
+        assert asked.kinds == ("evaluate",)
+        hop = evaluation_hop(server.plan.description, 10)
+        (body,) = server.counted.values()
+        update = decode_report(body, "alice", hop)
+        means, histograms = evaluation_of(hop.count_in(update), hop)
+        assert (update.examples, set(means)) == (count, {"loss", "error"})
+        assert sum(histograms["error"]) == 1
+        assert device.status.counts == {"evaluated": 1, "counted": 1}
+
+
+def test_where_there_is_no_work_it_comes_back_within_the_window() -> None:
+    server = Served(works=0)
+    device = a_device(server)
+    assert 5.0 <= device.wake() <= 10.0
+    assert len(server.named("check_in")) == 1
+    assert device.wake() > 0
+    assert len(server.named("check_in")) == 1, "nothing is due yet"
+
+
+def test_many_devices_of_a_process_share_one_program() -> None:
+    made = itertools.count()
+
+    def model() -> nn.Module:
+        next(made)
+        return nn.Linear(4, 1)
+
+    task = a_task(model=model)
+    training = Training(task, some_examples(), "autograd")
+    before, server = next(made), Served(works=20)
+    server.tokens = {f"token{client}" for client in range(20)}
+    for client in range(20):
+        device = a_device(
+            server,
+            task=training,
+            examples=lambda client=client: some_examples(client),
+            name=client,
+            token=f"token{client}",
+            store=MemoryStore(),
+        )
+        device.run(rounds=1)
+    assert next(made) == before + 1
+    assert len(server.counted) == len(set(server.counted.values())) == 20
+
+
+# ── what is lost ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def lose_the_answer(usual: Callable[[], Answer]) -> Any:
+    usual()
+    return LOST
+
+
+@pytest.mark.parametrize(
+    "fates",
+    [
+        [LOST, LOST],
+        [lose_the_answer],
+        [
+            refused("busy", (30.0, 60.0)),
+            refused("rate"),
+            refused("failed"),
+            refused("slow"),
+            Answer(502, {}, b"<html>"),
+        ],
+        [LOST] * 5,
+        [lose_the_answer] * 5,
+        [Answer(200, {}, b"")],
+        [refused("bad_signature")],
+    ],
+    ids=[
+        "lost",
+        "unanswered",
+        "busy",
+        "lost for long",
+        "unanswered for long",
+        "answered with nothing",
+        "garbled on the way",
+    ],
+)
+def test_a_report_is_sent_until_it_is_answered(fates: list[Any]) -> None:
+    server, news = Served(works=2), list[News]()
+    server.fates["report"] = list(fates)
+    device = a_device(server, watch=news.append)
+    device.run(rounds=2)
+    assert not server.fates["report"]
+    assert [one.what for one in news if one.what in ("counted", "discarded")] == ["counted", "counted"]
+    assert len(server.counted) == 2
+
+
+@pytest.mark.parametrize("code", ["closed", "stale", "phase", "bad_report", "not_finite", "out_of_bounds", "too_large"])
+def test_a_report_that_is_refused_is_over(code: str) -> None:
+    server, news = Served(works=2), list[News]()
+    server.fates["report"] = [refused(code)]
+    device = a_device(server, watch=news.append)
+    device.run(rounds=1)
+    assert words(news)[1:] == ["training", "trained", "trouble", "discarded", "training", "trained", "counted"]
+    assert len(server.named("report")) == 2
+
+
+def test_a_session_that_nobody_knows_is_asked_for_and_its_report_not_sent_again() -> None:
+    server = Served(works=2)
+    server.fates["report"] = [refused("unknown_session")]
+    device = a_device(server)
+    server.on_report = lambda session: None
+    device.wake()
+    server.sessions.clear()  # the server was set back
+    device.run(rounds=1)
+    assert [name for name, _ in server.asked].count("report") == 2
+    asked = server.named("check_in")
+    assert asked[1].previous.session == asked[0].session
+    assert device.status.counts["discarded"] == 1
+
+
+@pytest.mark.parametrize("outcome", ["counted", "discarded"])
+def test_a_check_in_brings_the_end_of_the_last_session_and_then_work(outcome: str) -> None:
+    server, news = Served(works=2, algorithm=SCAFFOLD), list[News]()
+    server.fates["report"] = [LOST] * 4
+    device = a_device(server, watch=news.append)
+    device.wake()
+    session = server.named("check_in")[0].session
+    if outcome == "counted":
+        server.fates["report"] = [lose_the_answer] + [LOST] * 3
+    else:
+        server.sessions[session] = "discarded"
+    device.run(rounds=1 + (outcome == "counted"))
+    assert [one.what for one in news if one.what in ("counted", "discarded")] == [outcome, "counted"]
+    assert len(server.named("report")) == 5
+
+
+def test_a_check_in_that_is_lost_is_another_one_the_next_time() -> None:
+    server = Served()
+    server.fates["check_in"] = [LOST, lose_the_answer]
+    server.works = 2
+    device = a_device(server)
+    device.run(rounds=1)
+    asked: list[CheckInRequest] = server.named("check_in")
+    assert [request.serial for request in asked] == [1, 2, 3]
+    assert len({request.session for request in asked}) == 3
+
+
+def test_a_memory_older_than_the_servers_goes_beyond_it() -> None:
+    server = Served()
+    device = a_device(server)
+    device.enrol()
+    server.serials[device.status.device] = 500
+    device.run(rounds=1)
+    assert [request.serial for request in server.named("check_in")] == [1, 1003]
+
+
+def test_what_the_server_gives_must_be_what_its_hash_says() -> None:
+    server = Served(works=2)
+    server.fates["object"] = [Answer(200, {}, b"{}")] * 3 + [None, Answer(200, {}, b"{}"), Answer(200, {}, b"x"), None]
+    device = a_device(server)
+    device.run(rounds=1)
+    assert len(server.named("object")) == 3 + 4
+    assert device.status.counts["counted"] == 1
+
+
+FAULTS = Faults(lost=0.1, unanswered=0.15, twice=0.1, cut=0.05, answer_cut=0.1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_over_a_bad_network_every_report_is_settled_once_and_the_state_with_it(seed: int, tmp_path: Path) -> None:
+    """SCAFFOLD's server keeps the mean of all controls: a client must hold that of its last counted report, and no other."""
+    server = Served(works=10**6, algorithm=SCAFFOLD)
+    network = FaultyTransport(server, FAULTS, generator(seed, "network"))
+    held = Tracked()
+    device = a_device(network, store=held)
+    device.run(rounds=12)
+    assert len(server.counted) >= 12
+    assert sum(network.met.values()) > 10
+    held.check(server)
+
+
+class Tracked(MemoryStore):
+    """A memory that notes which state goes with which report."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proposed: dict[str, str] = {}
+
+    def write(self, record: Record) -> None:
+        if record.pending is not None and record.work is not None:
+            self.proposed[record.work.session] = record.pending.object
+        super().write(record)
+
+    def check(self, server: Served) -> None:
+        record = self.read()
+        ends = [session for session in server.counted if self.proposed[session] == record.states["a"].object]
+        told = list(server.counted)[-2:]  # of the last, the answer may still be on its way
+        assert ends
+        assert ends[0] in told
+
+
+# ── crashes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class Crashing:
+    """A `DeviceStore` that ends the process before or after its nth write."""
+
+    def __init__(self, inner: DeviceStore, at: int, before: bool) -> None:
+        self.inner, self._left, self._before = inner, at, before
+
+    def write(self, record: Record) -> None:
+        self._crash(lambda: self.inner.write(record))
+
+    def put(self, body: bytes) -> str:
+        name: list[str] = []
+        self._crash(lambda: name.append(self.inner.put(body)))
+        return name[0]
+
+    def put_key(self, key: bytes) -> None:
+        self._crash(lambda: self.inner.put_key(key))
+
+    def _crash(self, write: Callable[[], Any]) -> None:
+        self._left -= 1
+        if not self._left and self._before:
+            raise Crash
+        write()
+        if not self._left:
+            raise Crash
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_it_may_crash_at_every_write_and_every_session_is_settled_once(kind: str, before: bool, tmp_path: Path) -> None:
+    task = Training(a_task(), some_examples(), "autograd")
+    for at in range(1, 100):
+        server, memory = Served(works=10**6, algorithm=SCAFFOLD, releases=True), MemoryStore()
+        folder = tmp_path / f"{before}{at}"
+        opened: DeviceStore = memory if kind == "memory" else FolderStore(folder)
+        crashing, news = Crashing(opened, at, before), list[News]()
+        crashed = False
+        try:
+            a_device(server, task=task, store=crashing, watch=news.append).run(rounds=2)
+        except Crash:
+            crashed = True
+        opened.close()
+        opened = memory if kind == "memory" else FolderStore(folder)
+        device = a_device(server, task=task, store=opened, watch=news.append)
+        assert device.status.phase in Phase
+        device.run(until=lambda status: status.counts.get("counted", 0) >= 3)
+        record = opened.read()
+        settled = record.counts.get("counted", 0) + record.counts.get("discarded", 0)
+        assert record.counts["counted"] == len(server.counted), "each counted report was kept, once"
+        assert settled <= record.counts["trained"]
+        assert len(server.keys) == 1, "it enrolled once, with one key"
+        assert record.states["a"].object in record.objects
+        state = nested(decode_tree(opened.get(record.states["a"].object)))
+        assert state["control"]["weight"].shape == (1, 4)
+        opened.close()
+        if not crashed:
+            assert at > 15
+            return
+    raise AssertionError("it writes and writes")
+
+
+def test_the_report_of_a_process_that_ended_is_sent_by_the_next(tmp_path: Path) -> None:
+    server = Served()
+    server.fates["report"] = [lose_the_answer]
+    first = a_device(server, folder=tmp_path)
+    first.wake()
+    assert first.status.phase == "reporting"
+    first.close()
+    news = list[News]()
+    with a_device(server, folder=tmp_path, watch=news.append) as second:
+        assert second.wake() > 0, "it does not come back at once"
+        second.run(rounds=1)
+    assert words(news) == ["counted"]
+    reports = server.named("report")
+    assert reports[0] == reports[1]
+
+
+def test_ctrl_c_in_mid_training_is_told(tmp_path: Path) -> None:
+    server = Served()
+
+    def interrupting(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    device = a_device(server)
+    device._done = interrupting  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        device.run()
+    assert server.named("abort") == ["stopped"]
+    assert device.status.phase == "idle"
+
+
+def test_it_ends_when_it_is_told_to() -> None:
+    server = Served(works=0)
+    waiting = threading.Event()
+    device = a_device(server, sleep=None, watch=lambda news: waiting.set() if news.what == "waiting" else None)
+    thread = threading.Thread(target=device.run)
+    thread.start()
+    assert waiting.wait(20)
+    device.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+# ── consent ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("floor", "reason"),
+    [
+        (Floor(contributors=11), "floor-contributors"),
+        (Floor(steps=5), "floor-steps"),
+        (Floor(bytes=100), "floor-bytes"),
+        (Floor(memory=10), "floor-memory"),
+        (Floor(rounds=0), "floor-rounds"),
+    ],
+)
+def test_whatever_the_server_asks_for_the_floor_holds(floor: Floor, reason: str) -> None:
+    server = Served()
+    device = a_device(server, floor=floor)
+    device.wake()
+    assert server.named("abort") == [reason]
+    assert not server.counted
+    assert device.status.counts == {"aborted": 1}
+    if reason == "floor-bytes":
+        assert not server.named("object"), "nothing was fetched"
+
+
+def test_a_server_that_promises_more_people_than_its_plan_asks_for_is_not_believed() -> None:
+    server = Served(contributors=1000)
+    device = a_device(server, floor=Floor(contributors=11))
+    device.wake()
+    assert server.named("abort") == ["floor-contributors"]
+
+
+def test_rounds_a_day_are_counted_by_the_devices_own_calendar() -> None:
+    server, day = Served(works=6), [1]
+    device = a_device(server, floor=replace(FREE, rounds=2), today=lambda: day[0])
+    device.run(until=lambda status: status.checkins == 4)
+    assert (len(server.counted), server.named("abort")) == (2, ["floor-rounds"] * 2)
+    day[0] = -3650
+    device.run(rounds=1)
+    assert len(server.counted) == 3
+
+
+def test_a_plan_of_another_model_is_refused() -> None:
+    server = Served(task=a_task(model=lambda: nn.Linear(4, 1, bias=False)))
+    own = a_device(server)
+    server.plan = replace(server.plan, task=Training(a_task(), some_examples()).description)  # what it pretends
+    own.wake()
+    assert server.named("abort") == ["floor-task"]
+    assert "of another model, or of other data" in own.status.trouble
+
+
+@pytest.mark.parametrize(("body", "reason"), [(b"{}", "plan"), (b"\xff", "plan"), (b"[1, 2", "plan")])
+def test_a_plan_that_is_none_is_refused(body: bytes, reason: str) -> None:
+    server = Served()
+    server.plan_body = server.keep(body)
+    device = a_device(server)
+    device.wake()
+    assert server.named("abort") == [reason]
+
+
+@pytest.mark.parametrize("broadcast", ["another shape", "another leaf", "no tensors"])
+def test_a_broadcast_that_is_not_the_plans_is_refused(broadcast: str) -> None:
+    server = Served()
+    trees: dict[str, Any] = {
+        "another shape": {"params/weight": np.zeros((2, 4), np.float32), "params/bias": np.zeros(1, np.float32)},
+        "another leaf": {"params/weights": np.zeros((1, 4), np.float32), "params/bias": np.zeros(1, np.float32)},
+    }
+    body = encode_tree(trees[broadcast]) if broadcast in trees else b"no tensors at all"
+    server.broadcast = server.keep(body)
+    device = a_device(server)
+    device.wake()
+    assert server.named("abort") == ["plan"]
+
+
+def test_conditions_of_the_plan_are_looked_at_before_anything_is_trained() -> None:
+    pacing = sumus.Pacing(cohort=10, requires=Conditions(charging=True))
+    for sensors, aborted in ((Always(), []), (Unknown(), ["conditions"])):
+        server = Served(pacing=pacing)
+        device = a_device(server, sensors=sensors)
+        device.wake()
+        assert server.named("abort") == aborted
+        (asked,) = server.named("check_in")
+        assert asked.conditions.charging == (not aborted)
+
+
+def test_without_its_own_conditions_it_says_nothing_to_anyone() -> None:
+    server, news = Served(), list[News]()
+    device = a_device(server, sensors=Unknown(), requires=Conditions(idle=True), watch=news.append)
+    assert device.wake() > 0
+    assert server.asked == []
+    assert news == [News("waiting", "until it is idle")]
+
+
+# ── what goes wrong on the device ────────────────────────────────────────────────────────────────────────────────────
+
+
+def failing(kind: type[Exception]) -> Callable[[Any, Any], Any]:
+    calls = itertools.count()
+
+    def loss(outputs: Any, targets: Any) -> Any:
+        if next(calls) > 2:
+            raise kind("mine")
+        return ((outputs - targets) ** 2).mean(1)
+
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "said"),
+    [
+        (
+            {"task": a_task(loss=lambda outputs, targets: (outputs - targets).mean(1) * 1e38 * 1e38)},
+            "diverged",
+            "diverged",
+        ),
+        ({"task": a_task(loss=failing(RuntimeError))}, "task", "RuntimeError: mine"),
+    ],
+)
+def test_an_error_in_training_ends_its_round_and_not_the_device(
+    changes: dict[str, Any], reason: str, said: str
+) -> None:
+    server, news = Served(works=4), list[News]()
+    device = a_device(server, watch=news.append, **changes)
+    waits = []
+    for _ in range(4):
+        waits.append(device.wake())
+        device._clock.sleep(waits[-1])  # type: ignore[attr-defined]
+    assert server.named("abort") == [reason] * 4
+    assert said in device.status.trouble
+    assert waits == sorted(waits)
+    assert waits[-1] > 100, "no crash loop"
+
+
+def test_examples_that_cannot_be_loaded_are_said_to_be() -> None:
+    given = [some_examples()]
+
+    def examples() -> Any:
+        if given:
+            return given.pop()
+        raise OSError("the disk is gone")
+
+    server = Served()
+    device = a_device(server, task=Training(a_task(), examples()), examples=examples)
+    device.wake()
+    assert server.named("abort") == ["data"]
+    assert "loading its examples failed: OSError: the disk is gone" in device.status.trouble
+
+
+def test_examples_that_do_not_fit_the_task_are_an_error_before_anything_is_asked() -> None:
+    server = Served()
+    device = a_device(server, examples=(np.zeros((3, 5), np.float32), np.zeros((3, 1), np.float32)))
+    with pytest.raises(sumus.TaskError):
+        device.run()
+    assert server.named("check_in") == []
+
+
+# ── enrolment ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_enrolment_is_done_once_and_lasts(tmp_path: Path) -> None:
+    server = Served(works=0)
+    with a_device(server, folder=tmp_path) as device:
+        first = device.enrol()
+        assert device.enrol() == first
+    with a_device(server, folder=tmp_path, token=None) as device:
+        assert device.enrol() == first
+    assert len(server.named("enrol")) == 1
+
+
+def test_an_enrolment_whose_answer_was_lost_is_repeated_with_the_same_key() -> None:
+    server = Served(works=0)
+    server.fates["enrol"] = [lose_the_answer, refused("rate")]
+    device = a_device(server)
+    assert device.wake() >= 15
+    device.run(until=lambda status: status.checkins == 1)
+    assert len(server.keys) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("bad_token", "ask for a new link"), ("token_used", "used already"), ("quota", "no more devices")],
+)
+def test_an_enrolment_that_is_refused_says_what_to_do(code: str, said: str) -> None:
+    server = Served()
+    server.fates["enrol"] = [refused(code)]
+    with pytest.raises(ExperimentError, match=said):
+        a_device(server).run()
+
+
+def test_without_a_token_it_is_said_to_need_one() -> None:
+    with pytest.raises(ExperimentError, match="not enrolled: give it a link or a token"):
+        a_device(Served(), token=None).wake()
+
+
+@pytest.mark.parametrize("code", ["revoked", "wrong_task", "old_protocol"])
+def test_what_a_person_must_mend_is_an_error_and_waits(code: str) -> None:
+    server = Served()
+    server.fates["check_in"] = [refused(code)]
+    device = a_device(server)
+    with pytest.raises(ExperimentError, match="said so"):
+        device.run()
+    assert device.wake() > 0, "and who calls again waits"
+
+
+def test_a_server_that_has_forgotten_it_is_asked_again_with_its_token() -> None:
+    server = Served()
+    device = a_device(server)
+    device.enrol()
+    server.keys.clear()
+    server.tokens = {"token"}
+    device.run(rounds=1)
+    assert len(server.named("enrol")) == 2
+    server.keys.clear()
+    device = a_device(server, token=None, store=device._store)
+    with pytest.raises(ExperimentError, match="does not know this device"):
+        device.run()
+
+
+# ── predicting, and leaving ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def centred(inputs: Any, targets: Any) -> tuple[Any, Any]:
+    return np.asarray(inputs) - 1.0, targets
+
+
+def test_it_predicts_with_the_last_model_also_offline_and_in_another_process(tmp_path: Path) -> None:
+    task = a_task(prepare=centred)
+    server = Served(works=0, releases=True, task=task)
+    with a_device(server, folder=tmp_path, task=task) as device:
+        with pytest.raises(ExperimentError, match="no model to predict with yet"):
+            device.predict(some_examples()[0])
+        device.wake()
+        assert device.status.models == {"a": 3}
+    later = Device(None, task, some_examples(), store=FolderStore(tmp_path, look=True))
+    inputs = some_examples(9, 1100)[0]
+    model = server.state.broadcast["params"]
+    np.testing.assert_allclose(
+        later.predict(inputs), (inputs - 1.0) @ model["weight"].T + model["bias"], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_newer_model_takes_the_place_of_the_last_and_a_broken_one_does_not() -> None:
+    server, news = Served(works=0, releases=True), list[News]()
+    device = a_device(server, watch=news.append)
+    device.wake()
+    first = device.predict(some_examples()[0])
+    broken = {name: np.full_like(leaf, np.nan) for name, leaf in server.state.broadcast["params"].items()}
+    for version, tree in (
+        (4, broken),
+        (5, {name: leaf + 1 for name, leaf in server.state.broadcast["params"].items()}),
+    ):
+        server.version, server.model = version, server.keep(encode_tree(tree))
+        device._clock.sleep(100)  # type: ignore[attr-defined]
+        device.wake()
+        assert np.array_equal(device.predict(some_examples()[0]), first) == (version == 4)
+    assert device.status.models == {"a": 5}
+    assert "the model holds NaN or infinity" in [n.said for n in news if n.what == "trouble"][0]
+
+
+def test_personal_leaves_are_kept_here_and_predict_here() -> None:
+    task = a_task(model=lambda: nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1)), leaves={"1.*": "personal"})
+    server = Served(works=2, releases=True, task=task)
+    device = a_device(server, task=task)
+    device.wake()
+    before = device.predict(some_examples()[0])
+    record = device._store.read()
+    kept = nested(decode_tree(device._store.get(record.states["a"].object)))
+    assert set(kept) == {"personal"}
+    decode_report(next(iter(server.counted.values())), "alice", server.plan.first_hop)
+    device.run(rounds=1)
+    assert not np.array_equal(device.predict(some_examples()[0]), before), "the shared model is the same one"
+
+
+def test_it_is_forgotten_there_and_here_and_what_is_not_is_said(tmp_path: Path) -> None:
+    server = Served(releases=True)
+    with a_device(server, folder=tmp_path) as device:
+        device.run(rounds=1)
+        done = device.forget()
+        assert server.keys == {}
+        assert device.status.counts == {}
+        assert any("1 of its reports" in line for line in done.remains)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"lock"}
+
+
+def test_what_the_server_has_not_heard_is_not_forgotten_here(tmp_path: Path) -> None:
+    server = Served()
+    server.fates["withdraw"] = [LOST, refused("not_ready"), lose_the_answer]
+    with a_device(server, folder=tmp_path) as device:
+        device.run(rounds=1)
+        for _ in range(3):
+            with pytest.raises(Unreachable):
+                device.forget()
+            assert (tmp_path / "key").exists()
+        device.forget()
+        assert not (tmp_path / "key").exists()
+
+
+def test_news_are_json_and_hold_no_secret() -> None:
+    server, news = Served(works=2), list[News]()
+    server.fates["report"] = [LOST]
+    a_device(server, watch=news.append).run(rounds=1)
+    text = json.dumps([vars(one) for one in news])
+    assert "token" not in text
+    assert key(7, "device", "alice").hex() not in text
+    assert not math.isnan(news[2].measured.get("loss", math.nan))

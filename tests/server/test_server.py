@@ -1,0 +1,450 @@
+"""A server's tasks: who is given which work, what becomes of it, and what remains after a restart."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+import sumus
+from sumus.errors import ExperimentError
+from sumus.evaluation import evaluation_report
+from sumus.plan import Plan
+from sumus.server.runs import Evaluating
+from sumus.server.service import Conduct, Service, Where, open_service
+from sumus.task import Leaf
+from sumus.transport.inprocess import InProcess
+from sumus.tree import nested
+from sumus.wire.bundle import Bundle
+from sumus.wire.messages import Counted, Refused, Settlement, read
+from sumus.wire.reports import encode_report
+from sumus.wire.tensors import decode_tree
+from tests.server.devices import ScriptedDevice, path_of, tiny, update_of
+
+Start = Callable[..., "Running"]
+
+
+class Running:
+    """A server in this process. number: of the next device."""
+
+    def __init__(self, service: Service, transport: InProcess) -> None:
+        self.service, self.server, self.transport = service, service.server, transport
+        self.number = 0
+
+    def device(self, number: int | None = None) -> ScriptedDevice:
+        """One that is enrolled."""
+        device = ScriptedDevice(self.transport, self.number if number is None else number)
+        self.number += 1
+        token = self.server.roll.new_token(self.server.population, self.server.clock())
+        device.enrol(token)
+        return device
+
+    def models(self, task: str = "tiny") -> list[Any]:
+        """All versions of a task, once all is done that is to do."""
+        self.server.ask_to_do(lambda now: None).result()
+        training = next(each.training for each in self.server.tasks if each.name == task)
+        with training.store.transaction() as rows:
+            return list(rows.models())
+
+    def weights(self, device: ScriptedDevice, version: int = -1, task: str = "tiny") -> Any:
+        """What a version's `w` is, as devices fetch it."""
+        return nested(decode_tree(device.object(self.models(task)[version].broadcast)))["params"]["w"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a server on a folder, on SQLite; it may be started again."""
+    with ExitStack() as stack:
+
+        def started(bundles: Mapping[str, Bundle], stop: "Running | None" = None, **conduct: Any) -> Running:
+            if stop is not None:
+                stop.transport.close()
+                stop.service.close()
+            service = open_service(bundles, Where(tmp_path / "data"), Conduct(group=0.0, **conduct))
+            service.server.start()
+            running = Running(service, InProcess(service.device_app))
+            stack.callback(service.close)
+            stack.callback(running.transport.close)
+            return running
+
+        yield started
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """What these give, each in a thread; an exception is what it gives."""
+    given: list[Any] = [None] * len(calls)
+
+    def run(place: int) -> None:
+        try:
+            given[place] = calls[place]()
+        except Refused as refused:
+            given[place] = refused.problem.code
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return given
+
+
+def settled(work: Any, outcome: Any) -> Settlement:
+    """What a server says of a session's end."""
+    return Settlement(work.session, outcome)
+
+
+def round_of(running: Running, devices: list[ScriptedDevice], plan: Plan, *values: float) -> None:
+    """Let these devices take part in a round."""
+    given = [device.work(plan, wait_s=20.0) for device in devices]
+    assert all(given)
+    reports = [
+        lambda device=device, work=work, value=value: device.report(work, update_of(plan, device.id, value))
+        for device, work, value in zip(devices, given, values, strict=True)
+    ]
+    assert [counted.status for counted in together(*reports)] == ["counted"] * len(devices)
+
+
+# ── rounds ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_round_gives_the_mean_of_what_was_reported(start: Start) -> None:
+    bundle = tiny(3)
+    running = start({"tiny": bundle})
+    devices = [running.device() for _ in range(3)]
+    round_of(running, devices, bundle.plan, 1.0, 2.0, 6.0)
+    round_of(running, devices, bundle.plan, 1.0, 1.0, 1.0)
+    assert [model.contributors for model in running.models()] == [0, 3, 3]
+    np.testing.assert_allclose(running.weights(devices[0], 1), -3.0)
+    np.testing.assert_allclose(running.weights(devices[0], 2), -4.0)
+    assert json.loads(running.models()[1].metrics) == {"staleness": {"0": 3}, "train": {"loss": 0.5}}
+
+
+def test_a_buffer_takes_reports_of_older_models_and_says_how_stale_they_were(start: Start) -> None:
+    bundle = tiny(2, concurrency=4)
+    running = start({"tiny": bundle})
+    devices = [running.device() for _ in range(4)]
+    work = [device.work(bundle.plan) for device in devices]
+    for device, given in zip(devices, work, strict=True):
+        assert given is not None
+        together(lambda device=device, given=given: device.report(given, update_of(bundle.plan, device.id)))
+    assert [model.contributors for model in running.models()] == [0, 2, 2]
+    assert json.loads(running.models()[2].metrics)["staleness"] == {"1": 2}
+
+
+def test_whoever_waits_is_woken_when_there_is_work(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    first, second, third = (running.device() for _ in range(3))
+    given = [device.work(bundle.plan) for device in (first, second)]
+    waiting: list[Any] = []
+    thread = threading.Thread(target=lambda: waiting.append(third.work(bundle.plan, wait_s=30.0)))
+    thread.start()
+    together(
+        *(
+            lambda d=d, w=w: d.report(w, update_of(bundle.plan, d.id))
+            for d, w in zip((first, second), given, strict=True)
+        )
+    )
+    thread.join()
+    assert waiting[0].version == 1
+
+
+def test_who_asks_in_vain_is_told_when_to_come_back(start: Start) -> None:
+    bundle = tiny(2, requires=sumus.Conditions(charging=True))
+    running = start({"tiny": bundle})
+    answer = running.device().check_in(bundle.plan)
+    assert answer.assignment is None
+    assert (answer.reason, answer.retry_after_s is not None) == ("charging", True)
+
+
+def test_the_same_request_is_given_the_same_work(start: Start) -> None:
+    bundle = tiny(2)
+    device = start({"tiny": bundle}).device()
+    first, second = device.check_in(bundle.plan), device.check_in(bundle.plan, again=True)
+    assert first.assignment is not None
+    assert second.assignment is not None
+    assert first.assignment.session == second.assignment.session
+
+
+def test_an_old_request_is_answered_no_more(start: Start) -> None:
+    bundle = tiny(2)
+    device = start({"tiny": bundle}).device()
+    device.work(bundle.plan)
+    device.serial -= 2
+    with pytest.raises(Refused, match="replayed"):
+        device.work(bundle.plan)
+
+
+def test_who_asks_what_became_of_a_session_is_told(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    one, other = running.device(), running.device()
+    work = [one.work(bundle.plan), other.work(bundle.plan)]
+    assert one.check_in(bundle.plan, previous=work[0]).settled == settled(work[0], "unknown")
+    reports = [
+        lambda d=d, w=w: d.report(w, update_of(bundle.plan, d.id)) for d, w in zip((one, other), work, strict=True)
+    ]
+    together(*reports)
+    answer = one.check_in(bundle.plan, previous=work[0])
+    assert answer.settled == settled(work[0], "counted")
+    assert answer.assignment is not None, "and is given work in the same answer"
+    gone = msgspec.structs.replace(work[0], session="never-given")
+    assert other.check_in(bundle.plan, previous=gone).settled == settled(gone, "discarded")
+
+
+def test_who_gives_up_makes_room(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    one, other, third = (running.device() for _ in range(3))
+    work = [one.work(bundle.plan), other.work(bundle.plan)]
+    assert work[0] is not None
+    one.abort(work[0], "data")
+    with pytest.raises(Refused, match="closed"):
+        one.report(work[0], update_of(bundle.plan, one.id))
+    assert running.server.counts.events["dropped", "data"] == 1
+    assert third.check_in(bundle.plan).assignment is None, "nobody of a synchronous round's chosen devices is replaced"
+
+
+def test_too_few_reports_make_no_model(start: Start) -> None:
+    bundle = tiny(3, least=3)
+    running = start({"tiny": bundle})
+    devices = [running.device() for _ in range(3)]
+    work = [device.work(bundle.plan) for device in devices]
+    assert work[0] is not None
+    assert work[1] is not None
+    assert work[2] is not None
+    devices[2].abort(work[2])
+    together(
+        *(
+            lambda d=d, w=w: d.report(w, update_of(bundle.plan, d.id))
+            for d, w in zip(devices[:2], work[:2], strict=True)
+        )
+    )
+    assert len(running.models()) == 1
+    round_of(running, devices, bundle.plan, 1.0, 1.0, 1.0)
+    assert len(running.models()) == 2
+
+
+# ── several tasks, and evaluation ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_more_urgent_task_is_given_first(start: Start) -> None:
+    plain, urgent = tiny(2), tiny(2, name="urgent", lr=0.5)
+    running = start({"plain": plain, "urgent": urgent}, priority={"urgent": 5})
+    devices = [running.device() for _ in range(3)]
+    given = [device.work(plain.plan, urgent.plan) for device in devices]
+    assert [work and work.task for work in given] == ["urgent", "urgent", "plain"]
+
+
+def test_a_device_that_forgot_its_work_is_given_other_work_and_holds_no_place(start: Start) -> None:
+    plain, urgent = tiny(2, size=3), tiny(1 + 1, name="urgent", size=5)
+    running = start({"plain": plain, "urgent": urgent}, priority={"urgent": 5})
+    device = running.device()
+    assert device.work(plain.plan).task == "plain"  # pyright: ignore[reportOptionalMemberAccess]
+    assert device.work(plain.plan, urgent.plan).task == "urgent"  # pyright: ignore[reportOptionalMemberAccess]
+    assert running.server.counts.events["dropped", "forgotten"] == 1
+
+
+def test_a_device_with_another_task_is_told_so(start: Start) -> None:
+    running = start({"tiny": tiny(2)})
+    with pytest.raises(Refused, match="wrong_task"):
+        running.device().work(tiny(2, size=7).plan)
+
+
+def test_evaluation_is_a_sum_too_and_lies_beside_the_model(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle}, evaluate=Evaluating(3))
+    devices = [running.device() for _ in range(3)]
+    work = [device.check_in(bundle.plan, kinds=("evaluate",)).assignment for device in devices]
+    assert [given and (given.kind, given.version) for given in work] == [("evaluate", 0)] * 3
+    bodies = [encode_report(evaluation_report(d.id, {"loss": (10.0 * n, 10)}, 10)) for n, d in enumerate(devices, 1)]
+    calls = [
+        lambda d=d, w=w, b=b: read(Counted, d.request("PUT", path_of(w), b).body)
+        for d, w, b in zip(devices, work, bodies, strict=True)
+    ]
+    answers = together(*calls)
+    assert [answer.status for answer in answers] == ["counted"] * 3
+    running.server.ask_to_do(lambda now: None).result()
+    measured = json.loads(running.models()[0].metrics)["evaluate"]
+    assert measured["means"] == {"loss": 2.0}
+    assert measured["devices"] == 3
+    assert sum(measured["histograms"]["loss"]) == 3
+    assert devices[0].check_in(bundle.plan, kinds=("evaluate",)).assignment is None, "a model is measured once"
+
+
+# ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_roll_back_trains_on_from_an_earlier_model_under_a_new_number(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    devices = [running.device() for _ in range(2)]
+    for value in (1.0, 1.0):
+        round_of(running, devices, bundle.plan, value, value)
+    work = devices[0].work(bundle.plan, wait_s=20.0)
+    assert work is not None
+    training = running.server.tasks[0].training
+    running.server.ask_to_do(lambda now: training.roll_back(1, now)).result()
+    with pytest.raises(Refused, match="closed"):
+        devices[0].report(work, update_of(bundle.plan, devices[0].id))
+    round_of(running, devices, bundle.plan, 5.0, 5.0)
+    models = running.models()
+    assert [(m.version, m.parent, m.round is None) for m in models[-2:]] == [(3, 1, True), (4, 3, False)]
+    np.testing.assert_allclose(running.weights(devices[0]), -6.0)
+    with training.store.transaction() as rows:
+        assert rows.run().epoch == 1
+
+
+def test_devices_answer_with_the_model_that_was_promoted(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle}, releases=False)
+    devices = [running.device() for _ in range(2)]
+    round_of(running, devices, bundle.plan, 1.0, 1.0)
+    assert devices[0].check_in(bundle.plan).released["tiny"].version == 0
+    training = running.server.tasks[0].training
+    running.server.ask_to_do(lambda now: training.promote(1)).result()
+    assert devices[1].check_in(bundle.plan).released["tiny"].version == 1
+    with pytest.raises(ExperimentError, match="no model 7"):
+        running.server.ask_to_do(lambda now: training.promote(7)).result()
+
+
+def test_only_plans_and_models_may_be_fetched(start: Start) -> None:
+    bundle = replace(tiny(2), plan=replace(tiny(2).plan, algorithm=sumus.fedadam(sumus.sgd(lr=0.1), 0.1)))
+    running = start({"tiny": bundle})
+    device = running.device()
+    model = running.models()[0]
+    assert device.object(model.broadcast)
+    assert running.transport.request("GET", f"/v1/objects/{model.memory}").status == 404
+    assert running.transport.request("GET", f"/v1/objects/{'0' * 64}").status == 404
+
+
+# ── another time ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_restart_goes_on_where_it_was(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    devices = [running.device(number) for number in range(2)]
+    round_of(running, devices, bundle.plan, 1.0, 3.0)
+    work = [device.work(bundle.plan, wait_s=20.0) for device in devices]
+    thread = threading.Thread(target=lambda: together(lambda: devices[0].report(work[0], update_of(bundle.plan, 0))))  # pyright: ignore[reportArgumentType]
+    thread.start()
+    thread.join()
+    again = start({"tiny": bundle}, stop=running)
+    devices = [ScriptedDevice(again.transport, number, serial=10) for number in range(2)]
+    assert devices[0].check_in(bundle.plan, previous=work[0]).settled == settled(work[0], "counted")
+    assert work[1] is not None
+    devices[1].report(work[1], update_of(bundle.plan, 1, 5.0))
+    again.server.ask_to_do(lambda now: None).result()
+    assert [model.contributors for model in again.models()] == [0, 2, 2]
+    np.testing.assert_allclose(again.weights(devices[0]), -5.0)
+
+
+def test_no_two_servers_on_one_folder(start: Start) -> None:
+    start({"tiny": tiny(2)})
+    with pytest.raises(ExperimentError, match="another server runs"):
+        start({"tiny": tiny(2)})
+
+
+def test_another_plan_for_the_same_task_goes_on_from_its_model(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    devices = [running.device(number) for number in range(2)]
+    round_of(running, devices, bundle.plan, 1.0, 1.0)
+    work = devices[0].work(bundle.plan, wait_s=20.0)
+    other = replace(bundle, plan=replace(bundle.plan, algorithm=sumus.fedadam(sumus.sgd(lr=0.2), 0.1)))
+    again = start({"tiny": other}, stop=running)
+    devices = [ScriptedDevice(again.transport, number, serial=10) for number in range(2)]
+    answer = devices[0].check_in(other.plan, previous=work)
+    assert answer.settled == settled(work, "discarded"), "its sum was of the old plan"
+    assert [(model.version, model.parent) for model in again.models()] == [(0, None), (1, 0), (2, 1)]
+    np.testing.assert_allclose(again.weights(devices[0]), -1.0)
+    round_of(again, devices, other.plan, 1.0, 1.0)
+    assert again.models()[-1].plan == other.plan.id
+
+
+@pytest.mark.parametrize("warm", [False, True], ids=["anew", "from the old model"])
+def test_a_task_whose_leaves_changed_is_another_version_of_it(start: Start, warm: bool) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    devices = [running.device(number) for number in range(2)]
+    round_of(running, devices, bundle.plan, 1.0, 1.0)
+    description = bundle.plan.description
+    wider = replace(description, leaves=(*description.leaves, Leaf("b", (2,), "float32", "shared", True)))
+    larger = Bundle(
+        Plan(wider, bundle.plan.algorithm, bundle.plan.pacing, 2), {**bundle.model, "b": np.ones(2, np.float32)}
+    )
+    again = start({"tiny": larger}, stop=running, warm_start=warm)
+    assert [task.name for task in again.server.tasks] == ["tiny.2"]
+    assert any("version 2 of the task" in note for note in again.service.notes)
+    device = ScriptedDevice(again.transport, 0, serial=10)
+    params = nested(decode_tree(device.object(again.models("tiny.2")[0].broadcast)))["params"]
+    np.testing.assert_allclose(params["w"], -1.0 if warm else 0.0)
+    np.testing.assert_allclose(params["b"], 1.0)
+    with pytest.raises(Refused, match="wrong_task"):
+        device.work(bundle.plan)
+
+
+def test_a_database_that_is_older_than_what_was_published_is_not_served(start: Start, tmp_path: Path) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    running.service.close()
+    head = tmp_path / "data" / "head.json"
+    head.write_text(json.dumps({"tiny": {"version": 5, "epoch": 0}}))
+    with pytest.raises(ExperimentError, match="version 5 was published.*sumus reconcile"):
+        start({"tiny": bundle})
+
+
+def test_a_plan_that_cannot_be_served_says_why(start: Start) -> None:
+    with pytest.raises(sumus.PlanError, match="min_contributors"):
+        start({"tiny": tiny(2, least=1)})
+    with pytest.raises(ExperimentError, match="letters, digits"):
+        start({"../tiny": tiny(2)})
+
+
+# ── when something breaks ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_storage_that_fails_is_said_and_nothing_is_lost(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    devices = [running.device() for _ in range(2)]
+    work = [device.work(bundle.plan) for device in devices]
+    assert work[0] is not None
+    training = running.server.tasks[0].training
+
+    def full(body: object) -> str:
+        raise ExperimentError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.sums._blobs, "put", full)  # pyright: ignore[reportPrivateUsage]
+        with pytest.raises(Refused, match="not_ready"):
+            devices[0].report(work[0], update_of(bundle.plan, 0))
+        assert running.transport.request("GET", "/readyz").status in (200, 503)
+    running.server.ask_to_do(lambda now: None).result()
+    assert running.transport.request("GET", "/readyz").status == 200
+    reports = [
+        lambda d=d, w=w: d.report(w, update_of(bundle.plan, d.id, 2.0)) for d, w in zip(devices, work, strict=True)
+    ]
+    assert [counted.status for counted in together(*reports)] == ["counted"] * 2
+    running.server.ask_to_do(lambda now: None).result()
+    np.testing.assert_allclose(running.weights(devices[0]), -2.0)
+
+
+def test_a_sum_that_gives_no_model_pauses_the_run_and_says_why(start: Start) -> None:
+    bundle = tiny(2)
+    plan = replace(bundle.plan, algorithm=sumus.fedavg(sumus.sgd(lr=0.1), server=sumus.optimizers.sgd(1e38)))
+    running = start({"tiny": Bundle(plan, bundle.model)})
+    devices = [running.device() for _ in range(2)]
+    round_of(running, devices, plan, 200.0, 200.0)
+    training = running.server.tasks[0].training
+    running.server.ask_to_do(lambda now: None).result()
+    assert "ran to NaN or infinity" in training.trouble
+    assert devices[0].check_in(plan).reason == "paused"
+    assert len(running.models()) == 1
