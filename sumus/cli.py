@@ -23,12 +23,14 @@ import sumus
 from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
 from sumus.experiment import Experiment
 from sumus.plan import Plan
+from sumus.server import commands as server_commands
 from sumus.simulator.interrupt import terminate_like_ctrl_c
 from sumus.userfile import experiment_or_plan, load_experiment, load_plan, split
 
 if TYPE_CHECKING:
     from sumus.fleet import Fleet
     from sumus.simulator.history import History
+    from sumus.wire.bundle import Bundle
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -269,6 +271,13 @@ def pack(
     seed: Seed = None,
 ) -> None:
     """Write what a server needs to run a plan without its code: the plan as data, and the initial model."""
+    bundle = packed(file, seed)
+    output.write_bytes(content := bundle.to_bytes())
+    _out.print(f"{output}: plan {bundle.plan.id}, {_bytes(len(content))}", soft_wrap=True)
+
+
+def packed(file: str, seed: int | None) -> "Bundle":
+    """A file's plan with its first model, as a server takes it."""
     from sumus.simulator.check import check as check_plan
     from sumus.training.program import Program
     from sumus.wire.bundle import Bundle
@@ -276,9 +285,10 @@ def pack(
     plan, population, own_seed = load_plan(file)
     plan = plan.with_data(check_plan(plan, population).data)
     plan.check_deployable()
-    bundle = Bundle(plan, Program(cast(Any, plan.task), seed=own_seed if seed is None else seed).initial)
-    output.write_bytes(content := bundle.to_bytes())
-    _out.print(f"{output}: plan {plan.id}, {_bytes(len(content))}", soft_wrap=True)
+    return Bundle(plan, Program(cast(Any, plan.task), seed=own_seed if seed is None else seed).initial)
+
+
+server_commands.register(app, packed)
 
 
 def fleet_of(text: str) -> "Fleet":

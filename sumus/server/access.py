@@ -32,6 +32,8 @@ from sumus.wire.signing import to_base64url
 CODE_S = 15 * 60.0
 SESSION_S = 12 * 3600.0
 """Seconds that a code and a session last."""
+PLANE = "sumus-plane"
+"""A header of every answer of the admin plane, so that whoever asks the other one by mistake sees it."""
 ATTEMPTS = Rate(1 / 60, 10)
 _SECRET = re.compile("[A-Za-z0-9_-]{43}")
 

@@ -29,7 +29,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sumus.errors import UsageError
-from sumus.server.access import Access
+from sumus.server.access import PLANE, Access
 from sumus.server.app import control, explained, problem, source
 from sumus.server.identity import DAY, TOKEN_S
 from sumus.server.metrics import CONTENT_TYPE, exposition
@@ -39,8 +39,6 @@ from sumus.server.status import ModelStatus, lineage, look
 from sumus.wire.messages import Count, Kind, Nothing, Refused, read, write
 
 AUDIT = logging.getLogger("sumus.admin")
-PLANE = "sumus-plane"
-"""A header that tells this plane from the other."""
 PAGE = 100
 """Devices in one answer."""
 HEADERS = {

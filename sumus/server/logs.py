@@ -7,19 +7,14 @@ from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 Form = Literal["text", "json"]
-QUIET = ("uvicorn.error", "uvicorn.asgi", "asyncio")
-"""Loggers of which only warnings are of interest to an operator."""
 
 
 def log_to(stream: TextIO, form: Form = "text", level: int = logging.INFO) -> logging.Handler:
-    """Let everything that is logged go to a stream, also what uvicorn says; the handler, for whoever takes it away again."""
+    """Let everything that is logged go to a stream, of libraries only warnings; the handler, for whoever takes it away again."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Json() if form == "json" else _Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(level)
-    for name in QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("sumus").setLevel(level)
     return handler
 
 

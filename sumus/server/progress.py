@@ -36,7 +36,9 @@ class Opened:
         """What an operator sees when it begins."""
         lines = [f"sumus serves {_count(len(self.tasks), 'task')} at {self.url}; {CLEAR_MODE}"]
         lines += [f"  task     {name}: plan {id}" for name, id in self.tasks.items()]
-        lines.append(f"  admin    {self.login}   (once, within {CODE_S / 60:.0f} minutes; `sumus link` makes another)")
+        lines.append(
+            f"  admin    {self.login}   (once, within {CODE_S / 60:.0f} minutes; `sumus admin link` makes another)"
+        )
         if self.enrolment is not None:
             lines.append(f"  devices  {self.enrolment}   (within {TOKEN_S / DAY:.0f} days)")
         lines += [f"  note     {note}" for note in self.notes]
@@ -67,9 +69,8 @@ class Progress:
                     self._troubles[task.name, each.kind] = each.trouble
                     if each.trouble:
                         LOG.warning("%s is paused: %s", each.task, each.trouble)
-        if self._rounds is not None and all(
-            [self._done(task.training, task.evaluation) for task in self._server.tasks]
-        ):
+        done = [self._done(task.training, task.evaluation) for task in self._server.tasks]
+        if all(done):
             self._end()
 
     def _done(self, training: TrainingRun, evaluation: EvaluationRun | None) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from sumus.aggregate import Aggregate, RunningSum, Update
 from sumus.errors import ExperimentError
 from sumus.first_hop import FirstHop
-from sumus.protocol.round import Action, Session, Stage
+from sumus.protocol.round import Action, Session, Stage, State
 from sumus.server.coordinator import Coordinator
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing, new_key, seal, unseal
@@ -101,10 +101,15 @@ class SealedSums:
             self._remove(shard.file)
 
     def sweep(self) -> list[str]:
-        """Remove blobs that no row points to, as crashes leave them: of none is a commit on its way, since commits are
-        transactions too, and these come one after the other."""
+        """Forget the keys of sums that are over, and remove blobs that no row points to, as crashes leave them: of none is a
+        commit on its way, since commits are transactions too, and these come one after the other."""
+        wanted = set[str]()
         with self._coordinator.store.transaction() as rows:
-            wanted = {shard.file for row in rows.rounds() for shard in rows.shards(row.number)}
+            for row in rows.rounds():
+                if row.state in (State.PUBLISHED, State.ABANDONED):
+                    rows.put_note(row.number, "key", None)
+                else:
+                    wanted |= {shard.file for shard in rows.shards(row.number)}
             left = sorted(set(self._blobs) - wanted)
             for name in left:
                 self._remove(name)

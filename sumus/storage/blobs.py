@@ -6,6 +6,7 @@ body = blobs.get(name)                              the same bytes, or an error
 """
 
 import hashlib
+import os
 import re
 import uuid
 from collections.abc import Generator, Iterable, Iterator
@@ -105,7 +106,8 @@ class DirectoryBlobs:
             if not self._holds(path, name):
                 new = path.with_name(f"{name}.{uuid.uuid4().hex}.new")
                 try:
-                    new.write_bytes(body)
+                    with open(new, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+                        file.write(body)
                     sync(new)
                     new.replace(path)
                 finally:

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Delete, Insert, Select, Table, and_, bindparam, delete, insert, select, true
+from sqlalchemy import Connection, Delete, Insert, Select, Table, and_, any_, bindparam, delete, insert, select, true
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg
+
+from sumus.storage.tables import TEXT
 
 Row: TypeAlias = tuple[Any, ...]
 """A table's columns, in their order; without `run`. Its key comes first."""
@@ -23,6 +26,7 @@ class CachedTable:
     def __init__(self, connection: Connection, table: Table, run: str | None = None, once: bool = False) -> None:
         self._connection = connection
         self._said = _statements(table, connection.dialect.name, once)
+        self._run = () if run is None else (run,)
         self._of = {} if run is None else {"run": run}
         self._stored: dict[Row, Row | None] = {}
         self._put: dict[Row, Row | None] = {}
@@ -62,18 +66,15 @@ class CachedTable:
         """Write what was put, and is not there already."""
         put, self._put = self._put, {}
         changes = {key: row for key, row in put.items() if key not in self._stored or self._stored[key] != row}
-        if gone := [self._named(self._said.key, key) for key, row in changes.items() if row is None]:
-            self._connection.execute(self._said.drop, gone)
-        if new := [self._named(self._said.columns, row) for row in changes.values() if row is not None]:
-            self._connection.execute(self._said.put, new)
+        if gone := [self._run + key for key, row in changes.items() if row is None]:
+            self._connection.exec_driver_sql(self._said.drop, gone)
+        if new := [self._run + row for row in changes.values() if row is not None]:
+            self._connection.exec_driver_sql(self._said.put, new)
         self._stored |= changes
 
     def forget(self) -> None:
         """Know nothing any more: rows were changed by another way."""
         self._put, self._stored = {}, {}
-
-    def _named(self, names: tuple[str, ...], values: Row) -> dict[str, Any]:
-        return {**self._of, **dict(zip(names, values, strict=True))}
 
     def _learn(self, found: Iterable[Any]) -> list[Row]:
         rows = [tuple(row) for row in found]
@@ -83,12 +84,13 @@ class CachedTable:
 
 @dataclass(frozen=True)
 class _Statements:
-    columns: tuple[str, ...]
+    """Of a table. put, drop: as the driver takes them, with values in the order of the columns, `run` before them."""
+
     key: tuple[str, ...]
     one: Select[Any]
     many: Select[Any]
-    put: Insert
-    drop: Delete
+    put: str
+    drop: str
 
 
 @cache
@@ -98,14 +100,23 @@ def _statements(table: Table, dialect: str, once: bool) -> _Statements:
     key = [column for column in columns if column.primary_key]
     mine = and_(true(), *(table.c.run == bindparam("run") for _ in range("run" in table.c)))
     this = and_(mine, *(column == bindparam(column.name) for column in key))
-    these = and_(mine, *(column.in_(bindparam("keys", expanding=True)) for column in key))
+    if dialect == "postgresql":  # one parameter, so one plan for however many there are
+        these = (column == any_(bindparam("keys", type_=postgresql.ARRAY(TEXT))) for column in key)
+    else:
+        these = (column.in_(bindparam("keys", expanding=True)) for column in key)
     return _Statements(
-        tuple(column.name for column in columns),
         tuple(column.name for column in key),
         select(*columns).where(this),
-        select(*columns).where(these),
-        insert(table) if once else _upsert(table, dialect),
-        delete(table).where(this),
+        select(*columns).where(mine, *these),
+        _text(insert(table) if once else _upsert(table, dialect), dialect),
+        _text(delete(table).where(this), dialect),
+    )
+
+
+def _text(statement: Insert | Delete, dialect: str) -> str:
+    """Of a statement that is said of many rows at once, which SQLAlchemy does not have to look at one by one."""
+    return str(
+        statement.compile(dialect=psycopg.dialect(paramstyle="format") if dialect == "postgresql" else sqlite.dialect())
     )
 
 

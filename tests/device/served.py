@@ -1,7 +1,6 @@
 """A server of a test's own: it checks signatures and forms, and answers as it is told to. It takes no sums."""
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from sumus.device.conditions import Always
 from sumus.device.device import Device
 from sumus.device.keys import keyed
 from sumus.device.training import Training
+from sumus.errors import ParticipantError
 from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.protocol.session import Floor
@@ -22,6 +22,7 @@ from sumus.transport.transport import Answer
 from sumus.tree import unnested
 from sumus.wire.messages import (
     STATUS,
+    Abort,
     Assignment,
     Body,
     Challenge,
@@ -122,7 +123,10 @@ class Served:
         patience: float = 30.0,
         most: int = 2**20,
     ) -> Answer:
-        name, what, where = self._understood(method, path, body)
+        try:
+            name, what, where = self._understood(method, path, body)
+        except ParticipantError:  # cut off on its way
+            return refused("malformed")
         device = headers.get("Sumus-Device", "")
         assert headers["Sumus-Protocol"] == "1"
         self.asked.append((name, what))
@@ -155,7 +159,7 @@ class Served:
         match = re.fullmatch(r"/v1/tasks/(\w+)/(train|evaluate)/([A-Za-z0-9_-]+)(/abort)?", path)
         assert match, path
         if match[4]:
-            return "abort", json.loads(body)["reason"], match
+            return "abort", read(Abort, body).reason, match
         assert method == "PUT"
         return "report", body, match
 

@@ -1,5 +1,5 @@
-"""A device against a server that is told what to answer: whatever is lost, and wherever it restarts, a report is settled once, and
-what the client keeps with it; and nothing is done that its owner has not agreed to."""
+"""A device against a server that is told what to answer: whatever is lost, and wherever it restarts, a report is settled once,
+and what the client keeps with it; and nothing is done that its owner has not agreed to."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ from sumus.device.training import Training
 from sumus.errors import ExperimentError
 from sumus.evaluation import evaluation_hop, evaluation_of
 from sumus.pacing import Conditions
-from sumus.protocol.session import Floor, Phase
+from sumus.protocol.session import Floor
 from sumus.rng import generator, key
 from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.transport import Answer, Unreachable
@@ -217,7 +217,7 @@ def test_a_check_in_brings_the_end_of_the_last_session_and_then_work(outcome: st
     device.wake()
     session = server.named("check_in")[0].session
     if outcome == "counted":
-        server.fates["report"] = [lose_the_answer] + [LOST] * 3
+        server.fates["report"] = [lose_the_answer, LOST, LOST]
     else:
         server.sessions[session] = "discarded"
     device.run(rounds=1 + (outcome == "counted"))
@@ -262,7 +262,7 @@ def test_over_a_bad_network_every_report_is_settled_once_and_the_state_with_it(s
     """SCAFFOLD's server keeps the mean of all controls: a client must hold that of its last counted report, and no other."""
     server = Served(works=10**6, algorithm=SCAFFOLD)
     network = FaultyTransport(server, FAULTS, generator(seed, "network"))
-    held = Tracked()
+    held = Tracked(MemoryStore())
     device = a_device(network, store=held)
     device.run(rounds=12)
     assert len(server.counted) >= 12
@@ -270,24 +270,25 @@ def test_over_a_bad_network_every_report_is_settled_once_and_the_state_with_it(s
     held.check(server)
 
 
-class Tracked(MemoryStore):
-    """A memory that notes which state goes with which report."""
+class Tracked:
+    """A `DeviceStore` that notes which state goes with which report."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.proposed: dict[str, str] = {}
+    def __init__(self, inner: DeviceStore, proposed: dict[str, str] | None = None) -> None:
+        self.inner, self.proposed = inner, {} if proposed is None else proposed
 
     def write(self, record: Record) -> None:
         if record.pending is not None and record.work is not None:
             self.proposed[record.work.session] = record.pending.object
-        super().write(record)
+        self.inner.write(record)
 
     def check(self, server: Served) -> None:
-        record = self.read()
-        ends = [session for session in server.counted if self.proposed[session] == record.states["a"].object]
-        told = list(server.counted)[-2:]  # of the last, the answer may still be on its way
-        assert ends
-        assert ends[0] in told
+        """It holds what goes with the last report that was counted, and was told all of them."""
+        record, last = self.inner.read(), list(server.counted)[-1]
+        assert record.states["a"].object == self.proposed[last]
+        assert record.counts["counted"] == len(server.counted)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
 
 # ── crashes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -332,28 +333,22 @@ def test_it_may_crash_at_every_write_and_every_session_is_settled_once(kind: str
     task = Training(a_task(), some_examples(), "autograd")
     for at in range(1, 100):
         server, memory = Served(works=10**6, algorithm=SCAFFOLD, releases=True), MemoryStore()
-        folder = tmp_path / f"{before}{at}"
-        opened: DeviceStore = memory if kind == "memory" else FolderStore(folder)
-        crashing, news = Crashing(opened, at, before), list[News]()
-        crashed = False
+        proposed: dict[str, str] = {}
+
+        def opened(memory: MemoryStore = memory, folder: Path = tmp_path / f"{at}") -> DeviceStore:
+            return memory if kind == "memory" else FolderStore(folder)
+
+        store, crashed = opened(), False
         try:
-            a_device(server, task=task, store=crashing, watch=news.append).run(rounds=2)
+            a_device(server, task=task, store=Crashing(Tracked(store, proposed), at, before)).run(rounds=2)
         except Crash:
             crashed = True
-        opened.close()
-        opened = memory if kind == "memory" else FolderStore(folder)
-        device = a_device(server, task=task, store=opened, watch=news.append)
-        assert device.status.phase in Phase
-        device.run(until=lambda status: status.counts.get("counted", 0) >= 3)
-        record = opened.read()
-        settled = record.counts.get("counted", 0) + record.counts.get("discarded", 0)
-        assert record.counts["counted"] == len(server.counted), "each counted report was kept, once"
-        assert settled <= record.counts["trained"]
+        store.close()
+        store = Tracked(opened(), proposed)
+        a_device(server, task=task, store=store).run(until=lambda status: status.counts.get("counted", 0) >= 3)
+        store.check(server)
         assert len(server.keys) == 1, "it enrolled once, with one key"
-        assert record.states["a"].object in record.objects
-        state = nested(decode_tree(opened.get(record.states["a"].object)))
-        assert state["control"]["weight"].shape == (1, 4)
-        opened.close()
+        store.close()
         if not crashed:
             assert at > 15
             return
@@ -530,7 +525,7 @@ def test_an_error_in_training_ends_its_round_and_not_the_device(
         device._clock.sleep(waits[-1])  # type: ignore[attr-defined]
     assert server.named("abort") == [reason] * 4
     assert said in device.status.trouble
-    assert waits == sorted(waits)
+    assert 15 <= waits[0] <= 60
     assert waits[-1] > 100, "no crash loop"
 
 
@@ -657,7 +652,7 @@ def test_a_newer_model_takes_the_place_of_the_last_and_a_broken_one_does_not() -
         device.wake()
         assert np.array_equal(device.predict(some_examples()[0]), first) == (version == 4)
     assert device.status.models == {"a": 5}
-    assert "the model holds NaN or infinity" in [n.said for n in news if n.what == "trouble"][0]
+    assert "the model holds NaN or infinity" in next(n.said for n in news if n.what == "trouble")
 
 
 def test_personal_leaves_are_kept_here_and_predict_here() -> None:

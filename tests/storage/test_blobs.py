@@ -89,6 +89,7 @@ def test_a_blob_is_a_file_under_the_beginning_of_its_name(tmp_path: Path) -> Non
     path = tmp_path / NAME[:2] / NAME
     assert (blobs.path(NAME), path.read_bytes()) == (path, BODY)
     assert [each for each in tmp_path.rglob("*") if each.is_file()] == [path]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(DirectoryBlobs(tmp_path)) == [NAME]
 
 

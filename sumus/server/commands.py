@@ -1,0 +1,402 @@
+"""The command line of whoever runs a server: serve, status, admin, backup, restore, reconcile."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from typer.core import TyperCommand
+
+from sumus.errors import ExperimentError, UsageError
+from sumus.server.display import ago, means, shown
+
+if TYPE_CHECKING:
+    from sumus.server.remote import Remote
+    from sumus.wire.bundle import Bundle
+
+_out = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
+
+Pack = Callable[[str, int | None], "Bundle"]
+"""FILE.py[:NAME] and a seed as a bundle; whoever has the simulator gives it."""
+
+
+class LogForm(StrEnum):
+    """How a log is written."""
+
+    text = "text"
+    json = "json"
+
+
+class Promote(StrEnum):
+    """Whether devices answer with a new model at once."""
+
+    auto = "auto"
+    manual = "manual"
+
+
+class RunKind(StrEnum):
+    """Which of a task's runs."""
+
+    train = "train"
+    evaluate = "evaluate"
+
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="The admin's address, as `sumus serve` prints it.")]
+TaskName = Annotated[str, typer.Argument(metavar="TASK", help="The task's name.")]
+Version = Annotated[int, typer.Argument(metavar="VERSION", min=0, help="Of the task's model.")]
+OfRun = Annotated[RunKind, typer.Option(help="Which of the task's runs.")]
+Authority = Annotated[
+    Path | None, typer.Option(help="Certificate of the server's own authority, PEM, for https with --tls auto.")
+]
+LinkFile = Annotated[Path | None, typer.Option(help="File with a login link, - for standard input.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Data = Annotated[Path, typer.Option(help="The server's folder.")]
+Database = Annotated[str | None, typer.Option(help="The database's URL, if it is not in the folder.")]
+BlobsAt = Annotated[str | None, typer.Option("--blobs", help="Where models lie, if it is not in the folder.")]
+
+admin = typer.Typer(no_args_is_help=True, help="Look at a running server's models and devices, and change them.")
+
+
+def register(app: typer.Typer, pack: Pack) -> None:
+    """Add the commands."""
+
+    @app.command(cls=_Serve)
+    def serve(  # pyright: ignore[reportUnusedFunction]
+        what: Annotated[
+            list[str], typer.Argument(metavar="FILE.py[:NAME]|PLAN.sumus …", help="A file, or what `sumus pack` made.")
+        ],
+        data: Annotated[Path, typer.Option(help="Folder for all that the server keeps.")],
+        host: Annotated[
+            str, typer.Option(help="Address for devices; 0.0.0.0 for all that this machine has.")
+        ] = "127.0.0.1",
+        port: Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any.")] = 8080,
+        admin_host: Annotated[str, typer.Option(help="Address for the admin and for /metrics.")] = "127.0.0.1",
+        admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for the admin, 0 for any.")] = 8081,
+        tls: Annotated[
+            list[str] | None,
+            typer.Option(metavar="auto | CERT KEY", help="Make a certificate, or use this chain and its key (PEM)."),
+        ] = None,
+        name: Annotated[
+            list[str] | None, typer.Option(help="Host name or address that devices use; several times for several.")
+        ] = None,
+        url: Annotated[str | None, typer.Option(help="What devices call it, where a proxy stands before it.")] = None,
+        proxies: Annotated[
+            str, typer.Option(help="Addresses of proxies that are believed about who asks, with commas.")
+        ] = "127.0.0.1",
+        insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it.")] = False,
+        database: Annotated[
+            str | None, typer.Option(help="Its URL, postgresql+psycopg://…; by default SQLite in the folder.")
+        ] = None,
+        keys: Annotated[Path | None, typer.Option(help="Folder for the key ring, better on another volume.")] = None,
+        blobs: Annotated[str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models.")] = None,
+        population: Annotated[str, typer.Option(help="The population's name.")] = "default",
+        quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 1_000_000,
+        tokens: Annotated[int, typer.Option(min=0, help="Make a link that so many devices may enrol with.")] = 0,
+        token_file: Annotated[Path | None, typer.Option(help="Write that link to a file, and do not print it.")] = None,
+        evaluate: Annotated[int | None, typer.Option(min=1, help="Let so many devices measure a model.")] = None,
+        every: Annotated[int, typer.Option(min=1, help="Versions from one that is measured to the next.")] = 1,
+        promote: Annotated[
+            Promote, typer.Option(help="Whether devices answer with a new model at once.")
+        ] = Promote.auto,
+        priority: Annotated[
+            list[str] | None, typer.Option(metavar="TASK=N", help="The higher, the earlier a task's devices are asked.")
+        ] = None,
+        warm_start: Annotated[
+            bool, typer.Option(help="Where leaves or data have changed, begin with what of the old model fits.")
+        ] = False,
+        rounds: Annotated[int | None, typer.Option(min=1, help="Stop once every task has so many models.")] = None,
+        seed: Annotated[int | None, typer.Option(help="Seed of a file's first model.")] = None,
+        log: Annotated[LogForm, typer.Option(help="How the log on standard error is written.")] = LogForm.text,
+        quiet: Annotated[bool, typer.Option(help="Print no line for each model.")] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print one JSON object when it answers, and nothing else.")
+        ] = False,
+    ) -> None:
+        """Serve tasks to real devices, until Ctrl-C."""
+        from sumus.server.logs import log_to
+        from sumus.server.planes import Listen
+        from sumus.server.runs import Evaluating
+        from sumus.server.serve import Tell, bundles_of, run
+        from sumus.server.service import Conduct, Where
+
+        first = priorities_of(priority or [])
+        bundles = bundles_of([pack(each, seed) if is_file_of_code(each) else each for each in what])
+        if unknown := first.keys() - bundles.keys():
+            raise UsageError(
+                f"--priority {min(unknown)}: there is no such task here; there are {', '.join(sorted(bundles))}"
+            )
+        log_to(sys.stderr, log.value)
+        run(
+            bundles,
+            Where(data, database, keys, blobs),
+            Conduct(
+                population,
+                quota,
+                None if evaluate is None else Evaluating(evaluate, every),
+                promote is Promote.auto,
+                warm_start,
+                first,
+            ),
+            Listen(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
+            Tell(
+                tokens,
+                token_file,
+                rounds,
+                None if quiet or as_json else lambda line: print(line, flush=True),
+                lambda opened: print(json.dumps(dataclasses.asdict(opened)) if as_json else opened.shown(), flush=True),
+            ),
+        )
+
+    for command in (status, backup, restore, reconcile):
+        app.command()(command)
+    for command in (login, logout, link, models, promote, rollback, pause, resume, cancel, token, devices, revoke):
+        admin.command()(command)
+    app.add_typer(admin, name="admin")
+
+
+class _Serve(TyperCommand):
+    """--tls takes one word, or two."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        at = next((place for place, word in enumerate(args) if word == "--tls"), None)
+        if at is not None and args[at + 1 : at + 2] not in ([], ["auto"]):
+            args = [*args[: at + 2], "--tls", *args[at + 2 :]]
+        return super().parse_args(ctx, args)
+
+
+def is_file_of_code(what: str) -> bool:
+    """Whether an argument of `serve` is FILE.py[:NAME], and no bundle."""
+    path = Path(what)
+    return path.suffix == ".py" or (not path.is_file() and Path(what.rpartition(":")[0]).suffix == ".py")
+
+
+def priorities_of(words: list[str]) -> dict[str, int]:
+    """Priorities in words: `health=2`."""
+    found: dict[str, int] = {}
+    for word in words:
+        name, _, number = word.rpartition("=")
+        try:
+            found[name] = int(number)
+        except ValueError:
+            raise UsageError(f"--priority {word!r}: write TASK=N, with a whole number") from None
+    return found
+
+
+# ── looking, and changing ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def status(
+    url: Url,
+    watch: Annotated[bool, typer.Option(help="Look again every two seconds, until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+    authority: Authority = None,
+) -> None:
+    """Show what a running server does, and what it waits for."""
+    remote = _remote(url, authority)
+    now = remote.ask("GET", "/v1/admin/status")
+    if as_json:
+        print(json.dumps(now, indent=1))
+        return
+    if not watch:
+        _out.print(shown(now))
+        return
+    try:
+        with Live(shown(now), console=_out, auto_refresh=False) as live:
+            while True:
+                time.sleep(2.0)
+                live.update(shown(remote.ask("GET", "/v1/admin/status")), refresh=True)
+    except KeyboardInterrupt:
+        return
+
+
+def login(url: Url, link_file: LinkFile = None, authority: Authority = None) -> None:
+    """Log in with the link that the server printed; it is asked for, or in a file, or in SUMUS_LOGIN."""
+    remote = _remote(url, authority, ask=False)
+    remote.log_in(_secret(link_file))
+    print(f"logged in at {remote.url} for 12 hours")
+
+
+def logout(url: Url, authority: Authority = None) -> None:
+    """End your session."""
+    _remote(url, authority, ask=False).log_out()
+
+
+def link(data: Data) -> None:
+    """Make a new login link; for whoever owns the server's folder."""
+    from sumus.server.access import CODE_S, Access, login_link
+
+    try:
+        url = (data / "admin" / "url").read_text()
+    except OSError as error:
+        raise ExperimentError(f"no server has run on {data}: give the folder of `sumus serve --data`") from error
+    print(login_link(url, Access(data / "admin").new_code(time.time())))
+    print(f"once, within {CODE_S / 60:.0f} minutes", file=sys.stderr)
+
+
+def models(url: Url, task: TaskName, as_json: AsJson = False, authority: Authority = None) -> None:
+    """List a task's models: what each was made from, of how many reports, and what was measured."""
+    found = _remote(url, authority).ask("GET", f"/v1/admin/models/{task}")
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("version", "from", "round", "contributors", "age", "trained", "measured on devices", ""):
+        table.add_column(column, justify="right" if column in ("version", "from", "round", "contributors") else "left")
+    for model in found["models"]:
+        table.add_row(
+            str(model["version"]),
+            "-" if model["parent"] is None else str(model["parent"]),
+            "-" if model["round"] is None else str(model["round"]),
+            str(model["contributors"]),
+            ago(model["age_s"]),
+            means(model.get("train", {})),
+            means(model.get("evaluate", {}).get("means", {})),
+            "released" if model["version"] == found["released"] else "",
+        )
+    _out.print(table)
+
+
+def promote(url: Url, task: TaskName, version: Version, authority: Authority = None) -> None:
+    """Let devices answer with a version."""
+    _remote(url, authority).ask("POST", f"/v1/admin/models/{task}/promote", {"version": version})
+    print(f"devices answer with version {version} of {task}")
+
+
+def rollback(url: Url, task: TaskName, version: Version, authority: Authority = None) -> None:
+    """Train on from an earlier version, under a new number; what trains on others ends."""
+    made = _remote(url, authority).ask("POST", f"/v1/admin/models/{task}/rollback", {"version": version})["version"]
+    print(f"{task} goes on from version {version}, which is version {made} now")
+
+
+def pause(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
+    """Begin no round and give no work, until `resume`; what devices have begun is still counted."""
+    _remote(url, authority).ask("POST", f"/v1/admin/models/{task}/pause", {"kind": kind.value})
+    print(f"{task} is paused")
+
+
+def resume(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
+    """Go on after a pause."""
+    _remote(url, authority).ask("POST", f"/v1/admin/models/{task}/resume", {"kind": kind.value})
+    print(f"{task} goes on")
+
+
+def cancel(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
+    """End the open round without a model."""
+    number = _remote(url, authority).ask("POST", f"/v1/admin/models/{task}/cancel", {"kind": kind.value})["round"]
+    print(f"round {number} of {task} is ended, without a model")
+
+
+def token(
+    url: Url,
+    uses: Annotated[int, typer.Option(min=1, help="Devices that may enrol with it.")] = 1,
+    days: Annotated[float, typer.Option(min=0.001, help="How long it lasts.")] = 7.0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write it to a file, and do not print it.")
+    ] = None,
+    authority: Authority = None,
+) -> None:
+    """Make a link that devices enrol with."""
+    from sumus.storage.files import write_whole
+
+    made = _remote(url, authority).ask("POST", "/v1/admin/tokens", {"uses": uses, "lasts_s": days * 86400})["link"]
+    if output is None:
+        print(made)
+    else:
+        write_whole(output, f"{made}\n".encode(), private=True)
+        print(f"{output}: for {uses} devices")
+
+
+def devices(
+    url: Url,
+    after: Annotated[str, typer.Option(help="Begin behind this id.")] = "",
+    as_json: AsJson = False,
+    authority: Authority = None,
+) -> None:
+    """List enrolled devices, a hundred at a time."""
+    found = _remote(url, authority).ask("GET", f"/v1/admin/devices?after={after}")
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    today = int(time.time() // 86400)
+    for row in found["devices"]:
+        seen = f"heard of {today - row['seen']} days ago" if row["seen"] else ""
+        print(f"{row['id']}  {row['state']:9}  enrolled {today - row['enrolled']} days ago  {seen}".rstrip())
+    if found["after"]:
+        print(f"more: --after {found['after']}", file=sys.stderr)
+
+
+def revoke(
+    url: Url, device: Annotated[str, typer.Argument(metavar="DEVICE", help="Its id.")], authority: Authority = None
+) -> None:
+    """Shut a device out, for good."""
+    _remote(url, authority).ask("POST", f"/v1/admin/devices/{device}/revoke")
+    print("revoked")
+
+
+def _remote(url: str, authority: Path | None, ask: bool = True) -> "Remote":
+    """A server, logged in if there is a way."""
+    from sumus.server.access import Logins, config_folder
+    from sumus.server.remote import Remote
+
+    remote = Remote(url, Logins(config_folder(os.environ)), authority)
+    if ask and not remote.logged_in and ("SUMUS_LOGIN" in os.environ or sys.stdin.isatty()):
+        remote.log_in(_secret(None))
+    return remote
+
+
+def _secret(file: Path | None) -> str:
+    """A login link: from a file, the environment, the keyboard or standard input. Never from a command."""
+    if file is not None and str(file) != "-":
+        try:
+            return file.read_text()
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
+    if file is None and "SUMUS_LOGIN" in os.environ:
+        return os.environ["SUMUS_LOGIN"]
+    if sys.stdin.isatty():
+        return typer.prompt("login link", hide_input=True)
+    return sys.stdin.readline()
+
+
+# ── folders ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def backup(
+    data: Data,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder, made here, for the copy.")],
+    blobs: BlobsAt = None,
+) -> None:
+    """Copy a server's database and models, also while it runs; without keys, and without sums of open rounds."""
+    from sumus.server.backup import back_up
+
+    print(back_up(data, output, blobs).shown())
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `sumus backup` made.")],
+    data: Data,
+    blobs: BlobsAt = None,
+) -> None:
+    """Put a backup into a server's folder, and begin a new epoch from it."""
+    from sumus.server.backup import restore as restored
+
+    print(restored(folder, data, blobs).shown())
+
+
+def reconcile(data: Data, database: Database = None, blobs: BlobsAt = None) -> None:
+    """Go on from a database that was put back: a new epoch begins, in which nothing counts as unspent."""
+    from sumus.server.service import Where
+    from sumus.server.service import reconcile as reconciled
+
+    epochs = reconciled(Where(data, database, None, blobs), [])
+    for task, epoch in epochs.items():
+        print(f"{task}: epoch {epoch}")

@@ -1,0 +1,83 @@
+"""How a status looks in a terminal."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+_COLUMNS = ("task", "", "round", "state", "reports", "train", "dropped", "since", "left", "what it waits for")
+_NUMBERS = ("round", "reports", "train", "dropped")
+
+
+def shown(now: dict[str, Any]) -> Group:
+    """A ServerStatus, as JSON gives it."""
+    devices, up = now["devices"], ago(now["up_s"])
+    lines: list[Any] = [
+        Text(
+            f"population {now['population']}: {devices:,} {'device' if devices == 1 else 'devices'} enrolled, "
+            f"{amount(now['bytes_in'])} in, {amount(now['bytes_out'])} out, up for {up}"
+        ),
+        Text(now["mode"], "yellow"),
+    ]
+    if now["trouble"]:
+        lines.append(Text(f"waiting for storage: {now['trouble']}", "red"))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right" if column in _NUMBERS else "left")
+    for task in now["tasks"]:
+        for run in task["runs"]:
+            table.add_row(*_row(task["name"], run))
+    lines += [Text(), table, Text()]
+    for task in now["tasks"]:
+        lines += map(Text, _of_task(task))
+    if refused := now["events"].get("refused"):
+        lines.append(Text("refused: " + ", ".join(f"{code} {times:,}" for code, times in refused.items())))
+    return Group(*lines)
+
+
+def _row(task: str, run: dict[str, Any]) -> Iterator[str | Text]:
+    yield from (task, run["kind"], str(run["round"]), "paused" if run["paused"] else run["state"])
+    yield from (f"{run['counted']}/{run['goal']}", str(run["out"]), str(run["dropped"]), ago(run["since_s"]))
+    yield "" if run["left_s"] is None else ago(run["left_s"])
+    yield Text(run["waiting"], "red" if run["trouble"] else "")
+
+
+def _of_task(task: dict[str, Any]) -> Iterator[str]:
+    """Its newest model, and the newest that was measured."""
+    model, measured = task["model"], task["evaluated"]
+    said = [f"{task['name']}: version {model['version']} of {model['contributors']} reports, {ago(model['age_s'])} ago"]
+    if model["train"]:
+        said.append(f"local training: {means(model['train'])}")
+    late = {versions: reports for versions, reports in model["staleness"].items() if versions != "0"}
+    if late:
+        said.append("late: " + ", ".join(f"{reports} by {versions}" for versions, reports in late.items()))
+    if task["released"] != task["version"]:
+        said.append(f"devices answer with version {task['released']}")
+    yield "; ".join(said)
+    if measured is not None:
+        found = measured["evaluate"]
+        yield f"    version {measured['version']} measured on {found['devices']} devices: {means(found['means'])}"
+
+
+def means(values: dict[str, float]) -> str:
+    """Metrics in a line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def ago(seconds: float) -> str:
+    """A duration, short."""
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def amount(count: float) -> str:
+    """Bytes, short."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
