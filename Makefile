@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench faults faults-short clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: .venv/ready  ## make .venv with everything
 
@@ -33,6 +33,12 @@ format: .venv/ready  ## put the style right
 
 bench: .venv/ready  ## measure: cost of rounds and populations, in one table
 	$(BIN)/python -m benchmarks.cost
+
+faults: .venv/ready  ## kill servers at random and at every failpoint, hundreds of times, and audit what they promised
+	$(BIN)/python -m benchmarks.kills
+
+faults-short: .venv/ready  ## a sample of these, and the controls
+	$(BIN)/python -m benchmarks.kills --short
 
 clean:  ## remove what make made
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -20,11 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 import sumus
+from sumus.device import commands as device_commands
 from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
 from sumus.experiment import Experiment
+from sumus.interrupt import terminate_like_ctrl_c
 from sumus.plan import Plan
 from sumus.server import commands as server_commands
-from sumus.simulator.interrupt import terminate_like_ctrl_c
 from sumus.userfile import experiment_or_plan, load_experiment, load_plan, split
 
 if TYPE_CHECKING:
@@ -145,14 +147,21 @@ def demo(
     device: Device = "cpu",
     executor: How = "auto",
     workers: Workers = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Play health's people in the simulator, without a server.")
+    ] = False,
 ) -> None:
     """Train on real data that comes inside packages, person by person.
 
-    health: exercises from a watch, ten people. keyboard: the next word, one author a client. digits: images by label.
+    health: exercises from a watch; ten people, each a device of a server on this machine, or --simulate. keyboard: the next word,
+    one author a client, simulated. digits: images by label, simulated.
     """
     module = importlib.import_module(f"sumus.demos.{name}")
     _out.print(f"{name}: {cast(str, module.__doc__).splitlines()[0]}", soft_wrap=True)
     folder = out or Path("runs") / f"demo-{name}"
+    if name is Demo.health and not simulate:
+        _play(module, folder, rounds, as_json)
+        return
     _simulate(
         module.experiment(),
         name,
@@ -165,6 +174,27 @@ def demo(
         executor=executor,
         workers=_workers(workers),
     )
+
+
+def _play(module: ModuleType, folder: Path, rounds: int | None, as_json: bool) -> None:
+    """A demo with a server and its devices."""
+    from sumus.demos.display import show
+
+    name = module.__name__.rpartition(".")[2]
+    done = show(name, module.PEOPLE, folder, rounds or module.ROUNDS, module.EVERY, _err if as_json else _out, _err)
+    if as_json:
+        last = done.models[-1]
+        result = {
+            "rounds": last.version,
+            "metrics": done.means,
+            "histograms": done.histograms,
+            "model_sha256": last.model,
+            "plan": last.plan,
+            "seconds": done.seconds,
+            "counted": done.counted,
+            "out": str(folder),
+        }
+        print(json.dumps(result, sort_keys=True))
 
 
 def _workers(text: str | None) -> int | str | None:
@@ -289,6 +319,8 @@ def packed(file: str, seed: int | None) -> "Bundle":
 
 
 server_commands.register(app, packed)
+for command in (device_commands.join, device_commands.predict, device_commands.forget):
+    app.command()(command)
 
 
 def fleet_of(text: str) -> "Fleet":
@@ -333,8 +365,8 @@ def _simulate(
     **options: Any,
 ) -> None:
     """Run an experiment and show what came of it. options: those of `sumus.run`."""
+    from sumus.interrupt import undisturbed
     from sumus.simulator.history import strict
-    from sumus.simulator.interrupt import undisturbed
     from sumus.simulator.simulate import run
 
     experiment = dataclasses.replace(

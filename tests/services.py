@@ -55,3 +55,23 @@ def postgresql() -> Iterator[str]:
             run("pg_ctl", "-w", "-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def restart_postgresql(url: str) -> None:
+    """Kill and start again a server of `postgresql`: who was connected is not any more, and what was not committed is gone."""
+    programs, folder = _programs(), Path(url.rpartition("host=")[2])
+    assert programs is not None
+    who: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}
+    command = [
+        str(programs / "pg_ctl"),
+        "-D",
+        f"{folder}/data",
+        "-w",
+        "-m",
+        "immediate",
+        "-l",
+        f"{folder}/log",
+        "restart",
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120, **who)
+    assert done.returncode == 0, f"pg_ctl: {done.stdout}{done.stderr}"

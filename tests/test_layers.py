@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
     ("training",),
-    ("storage", "transport", "userfile"),
+    ("storage", "transport", "userfile", "interrupt"),
     ("simulator", "server", "edge", "device"),
     ("demos", "web"),
     ("cli", "__main__"),

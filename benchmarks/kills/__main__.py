@@ -37,13 +37,12 @@ PATIENCE = 60.0
 
 
 class Campaign:
-    """A server's data, its lives, and the devices. folder: for all of it.  database: a PostgreSQL's URL, or None for SQLite."""
+    """A server's data, its lives, and the devices. folder: for its data.  database: a PostgreSQL's URL, or None for SQLite."""
 
-    def __init__(self, folder: Path, database: str | None, kind: str, planted: str = "", devices: int = DEVICES) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.job = Job(str(folder / "data"), database, kind, planted=planted)
-        self.folder, self.bundle, self.book, self.ledger = folder, bundle(kind), Book(), Ledger()
-        self.address, self.life = Address(), Life(folder / "log")
+    def __init__(self, life: Life, folder: Path, database: str | None, kind: str, planted: str, devices: int) -> None:
+        self.job = Job(str(folder), database, kind, planted=planted)
+        self.life, self.bundle, self.book, self.ledger = life, bundle(kind), Book(), Ledger()
+        self.address, self._died = Address(), life.kills + life.deaths
         self.devices = [
             Scripted(number, self.bundle.plan, self.book, Following(self.address), 0.5 if planted else 0.1)
             for number in range(devices)
@@ -52,6 +51,11 @@ class Campaign:
         token = self.begin(enrols=devices)
         for device in self.devices:
             device.enrol(token)
+
+    @property
+    def deaths(self) -> int:
+        """How often the server has died, besides twice in the end."""
+        return self.life.kills + self.life.deaths - self._died - 2
 
     @property
     def url(self) -> str:
@@ -65,19 +69,23 @@ class Campaign:
         self.address.move(said["port"])
         return said["token"]
 
-    def read(self) -> None:
-        """Read the rows, while nobody else does."""
+    def read(self) -> list[str]:
+        """Read the rows, while nobody else does; what should not be among them."""
         store = SqlStore.open(self.url, f"{TASK}.train")
         self.ledger.read(store)
+        left = left_behind(store)
         store.close()
+        return left
 
     def end(self) -> Found:
-        """The audit, of a server that has come to rest."""
-        self.life.close()
-        self.read()
+        """The audit, once a last life has recovered what the one before it left."""
+        self.life.kill()
+        self.begin(points=True)
+        self.life.passed()
+        self.life.kill()
+        left = self.read()
         found = self.ledger.audit(self.bundle, self.book, len(self.devices), DirectoryBlobs(f"{self.job.data}/blobs"))
-        store = SqlStore.open(self.url, f"{TASK}.train")
-        found.wrong += self.wrong + left_behind(store)
+        found.wrong += self.wrong + left
         if failed := self.book.answers.get("failed"):
             found.wrong.append(f"{failed} requests met a defect of the server")
         store.close()
@@ -93,7 +101,7 @@ def at_random(campaign: Campaign, kills: int, rng: random.Random) -> Found:
         working = [pool.submit(device.run, enough.is_set) for device in campaign.devices]
         try:
             for _ in range(kills):
-                time.sleep(rng.choice((0.03, 0.15, 0.4, 0.7)) * rng.random())
+                _let_go_on(campaign, rng)
                 campaign.life.kill()
                 campaign.read()
                 campaign.begin()
@@ -110,6 +118,15 @@ def at_random(campaign: Campaign, kills: int, rng: random.Random) -> Found:
     return campaign.end()
 
 
+def _let_go_on(campaign: Campaign, rng: random.Random) -> None:
+    """As long as it takes for a few more reports, or hardly at all; and a moment more."""
+    until = time.monotonic() + PATIENCE / 4
+    wanted = len(campaign.book.acknowledged) + rng.choice((0, 1, 3, 6))
+    while len(campaign.book.acknowledged) < wanted and time.monotonic() < until:
+        time.sleep(0.002)
+    time.sleep(0.1 * rng.random())
+
+
 class Steps:
     """Rounds one report after the other, so that the last one of each closes it while moments are watched."""
 
@@ -117,7 +134,7 @@ class Steps:
         self.campaign, self.round = campaign, 0
 
     def begin(self, at: int | None, recovering: bool = False) -> None:
-        """A life that dies at this moment of closing the next round, or of recovering; its devices are told what they wait for."""
+        """A life that dies at this moment of closing the next round, or of recovering."""
         self.campaign.life.kill()
         self.campaign.begin(None if recovering else self.round, at, True)
 
@@ -199,7 +216,7 @@ def on_disk(campaign: Campaign, roots: Sequence[Path]) -> list[str]:
             assert device.unsettled is not None
             updates.append(device.unsettled.update)
             steps._settle(device)
-            found += found_on_disk([campaign.folder, *roots], Markers(vectors_of(updates, hop)))
+            found += found_on_disk([Path(campaign.job.data), *roots], Markers(vectors_of(updates, hop)))
         sent |= set(campaign.book.sent)
     if not sent <= campaign.book.acknowledged:
         campaign.wrong.append("what was searched for was not all counted")
@@ -228,14 +245,13 @@ def database(url: str | None) -> Iterator[str | None]:
 
 
 @contextmanager
-def campaign(url: str | None, kind: str, planted: str = "", devices: int = DEVICES) -> Iterator[Campaign]:
+def campaign(life: Life, url: str | None, kind: str, planted: str = "", devices: int = DEVICES) -> Iterator[Campaign]:
     """A campaign in a folder and a database of its own."""
     with tempfile.TemporaryDirectory(prefix="sumus-kills-") as folder, database(url) as mine:
-        going = Campaign(Path(folder), mine, kind, planted, devices)
         try:
-            yield going
+            yield Campaign(life, Path(folder) / "data", mine, kind, planted, devices)
         finally:
-            going.life.close()
+            life.kill()
 
 
 def stepwise(going: Campaign) -> Campaign:
@@ -245,15 +261,15 @@ def stepwise(going: Campaign) -> Campaign:
     return going
 
 
-def controls(rng: random.Random) -> Iterator[tuple[str, bool, str]]:
+def controls(life: Life, rng: random.Random) -> Iterator[tuple[str, bool, str]]:
     """Each planted bug: its name, whether it was found, and what was seen."""
     for planted, kills in (("acknowledges-early", 8), ("counts-again", 1), ("forgets-seeds", 5)):
-        with campaign(None, "synchronous", planted) as going:
+        with campaign(life, None, "synchronous", planted) as going:
             found = at_random(going, kills, rng)
         seen = {"acknowledges-early": found.lost, "counts-again": found.twice}
         yield planted, bool(seen.get(planted, found.models - found.equal)), str(found)
-    with campaign(None, "plain", "seals-nothing", COHORT) as going:
-        files = on_disk(stepwise(going), [])
+    with campaign(life, None, "plain", "seals-nothing", COHORT) as going:
+        files = on_disk(stepwise(going), [life.log.parent])
     yield "seals-nothing", bool(files), f"pieces of updates in {len(files)} files"
 
 
@@ -264,29 +280,33 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of when servers die, and of the sample (default 0)")
     args = parser.parse_args()
     rng, whole, kills, good = random.Random(args.seed), Found(), 0, True
-    with postgresql() as url:
+    with (
+        tempfile.TemporaryDirectory(prefix="sumus-kills-") as folder,
+        postgresql() as url,
+        Life(Path(folder) / "log") as life,
+    ):
         for name, where in (("SQLite", None), ("PostgreSQL", url)):
             for kind in ("synchronous", "buffered"):
                 began = time.monotonic()
-                with campaign(where, kind) as going:
-                    found = at_random(going, 5 if args.short else 40, rng)
-                    died, answers = going.life.kills - 1, dict(sorted(going.book.answers.items()))
+                with campaign(life, where, kind) as going:
+                    found = at_random(going, 3 if args.short else 40, rng)
+                    died, answers = going.deaths, dict(sorted(going.book.answers.items()))
                 _tell(f"{name}, {kind}, at random", died, found, began, f"answers {answers}")
                 whole, kills = whole.plus(found), kills + died
                 began = time.monotonic()
-                with campaign(where, kind, devices=COHORT) as going:
-                    found, moments = everywhere(stepwise(going), 4 if args.short else None, rng)
-                    died = going.life.deaths
+                with campaign(life, where, kind, devices=COHORT) as going:
+                    found, moments = everywhere(stepwise(going), 2 if args.short else None, rng)
+                    died = going.deaths
                 _tell(f"{name}, {kind}, at failpoints", died, found, began, f"{moments} moments")
                 whole, kills = whole.plus(found), kills + died
-            with campaign(where, "plain", devices=COHORT) as going:
-                data = [] if where is None else [Path(where.rpartition("=")[2]) / "data"]
-                files = on_disk(stepwise(going), data)
+            with campaign(life, where, "plain", devices=COHORT) as going:
+                data = [] if where is None else [Path(where.rpartition("=")[2])]
+                files = on_disk(stepwise(going), [life.log.parent, *data])
             print(f"{name}, on disk: {len(files)} files hold pieces of updates or sums {files}", flush=True)
             good = good and not files
-    for planted, seen, what in controls(rng):
-        print(f"control {planted}: {'found' if seen else 'NOT FOUND'}; {what}", flush=True)
-        good = good and seen
+        for planted, seen, what in controls(life, rng):
+            print(f"control {planted}: {'found' if seen else 'NOT FOUND'}; {what}", flush=True)
+            good = good and seen
     for line in whole.wrong:
         print(line)
     print(f"{kills} kills, {whole.acknowledged} updates acknowledged, {whole.rounds} rounds: {whole}", flush=True)
@@ -294,7 +314,10 @@ def main() -> int:
 
 
 def _tell(what: str, kills: int, found: Found, began: float, more: str) -> None:
-    print(f"{what}: {kills} kills, {found.acknowledged} acknowledged, {found} ({time.monotonic() - began:.0f} s; {more})", flush=True)
+    print(
+        f"{what}: {kills} kills, {found.acknowledged} acknowledged, {found} ({time.monotonic() - began:.0f} s; {more})",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

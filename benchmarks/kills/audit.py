@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.kills.fleet import Book
 from sumus.aggregate import RunningSum
+from sumus.errors import SumusError
 from sumus.protocol.round import State
 from sumus.storage.blobs import Blobs
 from sumus.storage.store import Model, Store
@@ -97,7 +98,11 @@ class Ledger:
         found.most = max(of_rounds.values(), default=0)
         published = {number for number, state in self.states.items() if state is State.PUBLISHED}
         if published != set(of_rounds):
-            found.wrong.append(f"rounds {sorted(published ^ set(of_rounds))} are published without a model, or the reverse")
+            found.wrong.append(
+                f"rounds {sorted(published ^ set(of_rounds))} are published without a model, or the reverse"
+            )
+        if waiting := sorted(number for number, state in self.states.items() if state is State.CLOSING):
+            found.wrong.append(f"rounds {waiting} have closed, and no model came of them")
         self._recompute(bundle, book, people, found)
         for version, hashes in book.broadcasts.items():
             if len(hashes) > 1 or (version in self.models and hashes != {self.models[version].broadcast}):
@@ -126,8 +131,11 @@ class Ledger:
                     found.wrong.append(f"model {version} is of {len(seeds)} seeds and {model.contributors} people")
                     seeds.setdefault("00" * 32)
                 seed = bytes.fromhex(next(iter(seeds)))
-                combined = plan.algorithm.combine(total.total, plan.description, plan.sums, seed, people)
-                state = plan.algorithm.step(combined, state)
+                try:
+                    combined = plan.algorithm.combine(total.total, plan.description, plan.sums, seed, people)
+                    state = plan.algorithm.step(combined, state)
+                except SumusError as error:
+                    found.wrong.append(f"model {version} cannot be made again: {error}")
             mine = [unnested(state.broadcast), unnested(state.memory), plan.algorithm.release(state)]
             hashes = [hashlib.sha256(encode_tree(tree)).hexdigest() for tree in mine]
             found.models += 1

@@ -54,7 +54,9 @@ def vectors_of(updates: Sequence[Update], hop: FirstHop) -> Iterator[Array]:
     for update in updates:
         yield from (leaf for tree in update.parts.values() for leaf in tree.values())
         hop.count_in(update, total)
-        partial.append({f"{part} {name}": leaf.copy() for part, tree in total.total.sums.items() for name, leaf in tree.items()})
+        partial.append(
+            {f"{part} {name}": leaf.copy() for part, tree in total.total.sums.items() for name, leaf in tree.items()}
+        )
     for one, other in combinations(partial, 2):
         yield from (leaf - one[name] if one else leaf for name, leaf in other.items())
 

@@ -87,10 +87,10 @@ class Following:
         try:
             answer = self._inner.request(method, path, body, headers, min(patience, PATIENCE), most)
             if answer.status == 503:
-                self._address.wait(0.02, port)
+                self._address.wait(0.03, port)
             return answer
         except Unreachable:
-            self._address.wait(0.02, port)
+            self._address.wait(0.2, port)
             raise
 
     def close(self) -> None:
@@ -104,11 +104,15 @@ class Scripted:
 
     def __init__(self, number: int, plan: Plan, book: Book, transport: Transport, twice: float = 0.1) -> None:
         self.number, self.plan, self.book, self.twice = number, plan, book, twice
-        self._transport = transport
         self._rng = np.random.default_rng([77, number])
-        self.requests = Requests(transport, self._rng.bytes(32))
+        self._key = self._rng.bytes(32)
+        self.go_to(transport)
         self.serial = 0
         self.unsettled: Sent | None = None
+
+    def go_to(self, transport: Transport) -> None:
+        """Another way to the server."""
+        self._transport, self.requests = transport, Requests(transport, self._key, "default")
 
     def enrol(self, token: str) -> None:
         """Be known, however often one has to ask."""

@@ -1,11 +1,11 @@
 """A server process that is made to be killed.
 
-    python -m benchmarks.kills.served LOG        reads jobs, a JSON line each; serves each in a process of its own, until that dies
+    python -m benchmarks.kills.served LOG        reads jobs, a JSON line each; each is served by a process, until that dies
 
 The parent has imported everything and started nothing: a job is a fork, in milliseconds. The child is a whole server: storage,
 recovery, and the device plane over HTTP on loopback, on a port that the system chooses. `Life` is the other end of it.
 
-A job may say where the process kills itself (`Points`), and which bug is planted in it (`PLANTED`). None of this is in the product.
+A job may say where the process kills itself (`Points`), and which bug is planted in it (`PLANTED`). The product has none of this.
 """
 
 import json
@@ -36,7 +36,6 @@ from sumus.server.limits import Limits, Rate
 from sumus.server.runs import Run
 from sumus.server.server import Server
 from sumus.server.service import Conduct, Service, Where, open_service
-from sumus.server.sums import SealedSums
 from sumus.storage import sql
 from sumus.storage.keyring import KeyRing
 from sumus.task import Data, Description, Leaf
@@ -104,11 +103,14 @@ class Points:
 
     def watch_all(self) -> None:
         """Everything that leaves a trace."""
-        for owner, name in (
-            (os, "fsync"), (os, "link"), (Path, "write_bytes"), (Path, "replace"), (Path, "unlink"), (Path, "mkdir"),
-            (KeyRing, "wrap"), (KeyRing, "unwrap"), (sums_module, "seal"), (sums_module, "unseal"),
-        ):  # fmt: skip
-            self.watch(owner, name)
+        for owner, names in (
+            (os, ("open", "fsync", "link")),
+            (Path, ("write_bytes", "replace", "unlink", "mkdir")),
+            (KeyRing, ("wrap", "unwrap")),
+            (sums_module, ("seal", "unseal")),
+        ):
+            for name in names:
+                self.watch(owner, name)
 
         def word(statement: str) -> str:
             return " ".join(statement.split()[:3])
@@ -183,8 +185,11 @@ def _counts_again() -> None:
         init(self, *args, **{**kwargs, "rules": rules})
 
     def without_key(rows: Any) -> None:
-        known = [id for id in rows._unchecked if rows._connection.execute(
-            sql.select(sql.COUNTED.c.sum).where(sql.COUNTED.c.run == rows._name, sql.COUNTED.c.session == id)).first()]  # fmt: skip
+        known = set[str]()
+        for id in rows._unchecked:
+            here = sql.COUNTED.c.run == rows._name, sql.COUNTED.c.session == id
+            if rows._connection.execute(sql.select(sql.COUNTED.c.sum).where(*here)).first() is not None:
+                known.add(id)
         rows._unchecked = {
             f"{id}#{os.urandom(4).hex()}" if id in known and number is not None else id: number
             for id, number in rows._unchecked.items()
@@ -290,7 +295,8 @@ def main(log: str) -> None:
 
 
 class Life:
-    """Lives of a server, one at a time, from outside. log: a file for what they say."""
+    """Lives of a server, one at a time, from outside. log: a file for what they say.  kills, deaths: how often it was killed, and
+    killed itself."""
 
     def __init__(self, log: Path) -> None:
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
@@ -298,10 +304,16 @@ class Life:
             [sys.executable, "-m", "benchmarks.kills.served", str(log)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT, env=environment,
         )  # fmt: skip
-        self._log = log
+        self.log = log
         self.pid: int | None = None
         self.survived: Sequence[str] | None = None
         self.kills = self.deaths = 0
+
+    def __enter__(self) -> "Life":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def begin(self, job: Job) -> dict[str, Any]:
         """Start it; returns where it listens, perhaps before it has recovered."""
@@ -311,7 +323,7 @@ class Life:
         self._process.stdin.flush()
         while "pid" not in (said := self._hear()):
             if "ended" in said:
-                raise ChildProcessError(f"the server did not start: {self._log.read_text()[-2000:]}")
+                raise ChildProcessError(f"the server did not start: {self.log.read_text()[-2000:]}")
         self.pid = said["pid"]
         return said
 
@@ -337,7 +349,8 @@ class Life:
     def close(self) -> None:
         """End everything."""
         self.kill()
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(10)
         self._process.stdout.close()
@@ -346,7 +359,7 @@ class Life:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ChildProcessError(f"servers cannot be started: {self._log.read_text()[-2000:]}")
+            raise ChildProcessError(f"servers cannot be started: {self.log.read_text()[-2000:]}")
         said: dict[str, Any] = json.loads(line)
         if "survived" in said:
             self.survived = said["survived"]

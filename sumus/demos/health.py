@@ -9,8 +9,10 @@ from torch import nn
 import sumus
 from sumus import preparation
 from sumus.demos import sources
+from sumus.demos.people import People
 
-PEOPLE_NEVER_SEEN = (8, 9, 10)
+PEOPLE = People(training=range(1, 8), unseen=(8, 9, 10), least=3)
+ROUNDS, EVERY = 50, 5
 
 
 class ActivityNet(nn.Module):
@@ -55,8 +57,8 @@ def experiment() -> sumus.Experiment:
         server=sumus.optimizers.averaged(sumus.optimizers.adam(lr=0.01, bias_correction=True), decay=0.8),
     )
     return sumus.Experiment(
-        plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=7)),
-        population=people.without(PEOPLE_NEVER_SEEN),
-        rounds=50,
-        evaluate=sumus.Evaluate(unseen=people.subset(PEOPLE_NEVER_SEEN), every=5),
+        plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=7, deadline=120.0), min_contributors=PEOPLE.least),
+        population=people.without(PEOPLE.unseen),
+        rounds=ROUNDS,
+        evaluate=sumus.Evaluate(unseen=people.subset(PEOPLE.unseen), every=EVERY),
     )

@@ -44,6 +44,7 @@ def join(
     rounds: Annotated[int | None, typer.Option(min=1, help="End after so many counted reports.")] = None,
     once: Annotated[bool, typer.Option(help="Check in once, do what there is to do, and end.")] = False,
     evaluate_only: Annotated[bool, typer.Option(help="Measure models, and never train.")] = False,
+    train_only: Annotated[bool, typer.Option(help="Train, and never measure models.")] = False,
     always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False,
     floor: Annotated[
         list[str] | None,
@@ -72,6 +73,7 @@ def join(
         sensors=Always() if always else None,
         name=name or Path(split(client)[0]).stem,
         trains=not evaluate_only,
+        evaluates=not train_only,
         executor=executor,
         insecure=insecure,
         watch=tell,

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import sumus.protocol.session as session
 from sumus.device.conditions import Sensors, here
@@ -76,13 +77,21 @@ if TYPE_CHECKING:
 
     from sumus.device.training import Training
 
+V = TypeVar("V")
+
 FLOOR, ANY = Floor(), Conditions()
+LONGEST_WAIT = 60.0
+"""Seconds that a check-in may be held open, at most."""
 MAX_PLAN = 2**24
 """The longest plan that is read, in bytes."""
+MOST_TASKS = 16
+"""Tasks of which something is kept: those that came last, however many a server names."""
 TRIES = 3
 """Times that an object is asked for, one after the other, before its round is given up."""
-SOON = 1.0
-"""Seconds within which a device that may wait at the server comes back, once its report is settled."""
+SOON = 0.1
+"""Seconds within which a device that may wait at the server comes back, once its report is settled; and after a restart, where
+the server has never asked it to wait."""
+NEVER_TOLD = session.DeviceState().window
 UNMET = (60.0, 300.0)
 """Seconds to look again, where the device's own conditions are not met."""
 REFUSALS = frozenset(
@@ -203,12 +212,12 @@ class Device:
         self._floor, self._requires, self._sensors, self._version = floor, requires, sensors or here(), version
         self._client, self._keys, self._watch = name, keys, watch
         self._kinds: tuple[Kind, ...] = (*(("train",) if trains else ()), *(("evaluate",) if evaluates else ()))
-        self._keeps_model, self._wait_s = keeps_model, wait_s
+        self._keeps_model, self._wait_s = keeps_model, min(wait_s, LONGEST_WAIT)
         self._given_transport, self._transport = transport, transport
         self._requests: Requests | None = None
         self._training: Training | None = None
         self._read: dict[str, tuple[Tensor, Tensor]] = {}
-        self._stopped = threading.Event()
+        self._stopped, self._making = threading.Event(), threading.Lock()
         self._clock, self._sleep, self._today = clock, sleep or self._stopped.wait, today
         self._begun = self._record.row == session.DeviceState()
         self._due = clock()
@@ -341,9 +350,9 @@ class Device:
                 kept = isinstance(act, session.Keep)
                 became: Literal["counted", "discarded"] = "counted" if kept else "discarded"
                 if kept and work is not None and record.pending is not None:
-                    record = replace(record, states={**record.states, work.task: record.pending})
-                in_models = ("in models",) if kept and work is not None and work.kind == "train" else ()
-                record = replace(record, counts=counted(record.counts, became, *in_models))
+                    record = replace(record, states=_with(record.states, work.task, record.pending))
+                in_sums = ("in sums",) if kept and work is not None and work.kind == "train" else ()
+                record = replace(record, counts=counted(record.counts, became, *in_sums))
                 news.append(_news(became, work))
             elif isinstance(act, session.Abort):
                 record = replace(record, counts=counted(record.counts, "aborted"))
@@ -355,8 +364,9 @@ class Device:
             self._write(record)
         for act in actions:
             if isinstance(act, session.Sleep):
-                soon = self._wait_s > 0 and bool(news) and before.row.phase is Phase.REPORTING
-                self._sleep_within((0.0, SOON) if soon else act.window)
+                settled = bool(news) and before.row.phase is Phase.REPORTING
+                fresh = isinstance(event, session.Restarted) and not row.unsettled and row.window == NEVER_TOLD
+                self._sleep_within((0.0, SOON) if self._wait_s > 0 and (settled or fresh) else act.window)
         for one in news:
             self._tell(one)
         return actions
@@ -406,7 +416,7 @@ class Device:
                 self._apply(session.Told(_ordered(window)))
                 self._tell(News("waiting", answer.reason))
         if self._keeps_model:
-            for task, released in answer.released.items():
+            for task, released in islice(answer.released.items(), MOST_TASKS):
                 self._take_model(task, released)
 
     def _consider(self, act: session.Ask, work: Assignment) -> None:
@@ -424,11 +434,12 @@ class Device:
         actions = self._apply(
             session.Assigned(offer, self._today()),
             work=work,
-            **({} if plan is None else {"begun": {**self._record.begun, work.task: begun}}),
+            **({} if plan is None else {"begun": _with(self._record.begun, work.task, begun)}),
         )
         for one in actions:
             if isinstance(one, session.Abort):
                 self._abort(work, cast(AbortReason, one.reason))
+                self._rest(self._record.failures + 1)
             elif isinstance(one, session.Train) and plan is not None:
                 self._work(work, plan)
 
@@ -462,8 +473,8 @@ class Device:
             )
         except Unreachable:
             raise
-        except SumusError as error:
-            self._note_trouble(str(error))
+        except Exception as error:
+            self._note_trouble(_in_words(error))
             return None, replace(asked, unfit=_reason(error))
 
     def _work(self, work: Assignment, plan: Plan) -> None:
@@ -482,9 +493,8 @@ class Device:
             raise  # the folder, not the round
         except Exception as error:
             self._note_trouble(_in_words(error))
-            failures = self._record.failures + 1
-            self._carry_out(session.Failed(_reason(error)), failures=failures)
-            self._sleep_within(_longer(self._record.row.window, failures))
+            self._carry_out(session.Failed(_reason(error)))
+            self._rest(self._record.failures + 1)
             return
         self._tell(
             replace(
@@ -563,7 +573,7 @@ class Device:
         except (Unreachable, Refused, ParticipantError) as error:
             self._note_trouble(f"model {released.version} could not be taken: {error}")
             return
-        models = {**self._record.models, task: KeptModel(released.version, released.model.sha256)}
+        models = _with(self._record.models, task, KeptModel(released.version, released.model.sha256))
         self._write(replace(self._record, models=models, latest=task))
         self._tell(News("model", "to predict with", task, "train", released.version))
 
@@ -599,6 +609,11 @@ class Device:
         elif problem.code in FINAL:
             raise ExperimentError(f"{FINAL[problem.code]} ({problem.detail or problem.code})")
 
+    def _rest(self, failures: int) -> None:
+        """After so many rounds in a row that came to nothing here, wait: each time longer."""
+        self._write(replace(self._record, failures=failures))
+        self._sleep_within(_longer(self._record.row.window, failures))
+
     def _interrupted(self) -> None:
         """Ctrl-C: what was being trained will not come."""
         self._record = self._store.read()
@@ -612,14 +627,15 @@ class Device:
     # ── what it has ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _trains_with(self) -> "Training":
-        if self._training is None:
-            if isinstance(self._task, Task):
-                from sumus.device.training import Training
+        with self._making:  # who predicts may be another thread
+            if self._training is None:
+                if isinstance(self._task, Task):
+                    from sumus.device.training import Training
 
-                self._training = Training(self._task, self._examples, self._executor)
-            else:
-                self._training = self._task
-        return self._training
+                    self._training = Training(self._task, self._examples, self._executor)
+                else:
+                    self._training = self._task
+            return self._training
 
     def _own(self, kind: str) -> "tuple[Tensor, Tensor]":
         """Its examples for a kind of work; kept, unless a function gives them."""
@@ -712,16 +728,22 @@ def forget(store: DeviceStore, requests: Requests | None) -> Forgotten:
             if refused.problem.code != "unknown_device":  # that it is forgotten already
                 raise Unreachable(f"the server did not take it: {refused}; nothing was erased, try again") from refused
     store.erase()
-    sent = record.counts.get("in models", 0)
+    sent = record.counts.get("in sums", 0)
     erased = ["here: its key, what it kept from rounds, models and counts"]
     if requests is not None:
         erased.append("at the server: its key and identity; it can send nothing more under them")
     remains = ["its examples: they never left this device, and are its owner's to delete"]
     if sent:
         remains.append(
-            f"models: {sent} of its reports went into sums that they were made of, and what is in a sum cannot be taken out"
+            f"models: {sent} of its reports went into sums that models are made of, and what is in a sum cannot be taken out"
         )
     return Forgotten(tuple(erased), tuple(remains))
+
+
+def _with(kept: Mapping[str, V], task: str, value: V) -> dict[str, V]:
+    """A mapping by task with one changed, as the newest."""
+    others = [(name, one) for name, one in kept.items() if name != task]
+    return dict([*others[1 - MOST_TASKS :], (task, value)])
 
 
 def _news(what: Any, work: Assignment | None) -> News:

@@ -10,14 +10,16 @@
     GET  /v1/admin/devices?after=ID    who is enrolled, a hundred at a time
     POST /v1/admin/devices/ID/revoke
     GET  /metrics, /healthz, /readyz   for machines, without a session: sums and states only
+    GET  /                             a page that shows the status, to whoever opens a login link
 
-All but the last row, and login, want `Authorization: Bearer SESSION`; there are no cookies, so no page of somebody else's can use
-a session. Every change is a line in the log of `sumus.admin`.
+All but the last two rows, and login, want `Authorization: Bearer SESSION`; there are no cookies, so no page of somebody else's
+can use a session. Every change is a line in the log of `sumus.admin`.
 """
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from importlib import resources
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -39,7 +41,7 @@ from sumus.server.status import ModelStatus, lineage, look
 from sumus.wire.messages import Count, Kind, Nothing, Refused, read, write
 
 AUDIT = logging.getLogger("sumus.admin")
-PAGE = 100
+MOST_DEVICES = 100
 """Devices in one answer."""
 HEADERS = {
     PLANE: "admin",
@@ -49,6 +51,11 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+_PAGE = (
+    ("/", "index.html", "text/html"),
+    ("/page.js", "page.js", "text/javascript"),
+    ("/page.css", "page.css", "text/css"),
+)
 _HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 M = TypeVar("M")
 
@@ -201,9 +208,9 @@ class AdminPlane:
 
     async def devices(self, request: Request) -> Devices:
         """Who is enrolled, or was."""
-        found = await asyncio.to_thread(self._server.roll.devices, request.query_params.get("after", ""), PAGE)
+        found = await asyncio.to_thread(self._server.roll.devices, request.query_params.get("after", ""), MOST_DEVICES)
         rows = tuple(DeviceRow(row.id, row.state, int(row.enrolled // DAY), int(row.seen // DAY)) for row in found)
-        return Devices(rows, rows[-1].id if len(rows) == PAGE else None)
+        return Devices(rows, rows[-1].id if len(rows) == MOST_DEVICES else None)
 
     async def revoke(self, request: Request) -> Nothing:
         """Shut a device out."""
@@ -237,6 +244,7 @@ class AdminPlane:
             ("GET", "/readyz", self.ready),
             ("GET", "/metrics", self.metrics),
             ("POST", "/v1/admin/login", self.login),
+            *(("GET", path, _page(name, kind)) for path, name, kind in _PAGE),
         ]
         verbs = (self.promote, self.rollback, self.pause, self.resume, self.cancel)
         of_admins = [
@@ -319,6 +327,16 @@ def _answering(endpoint: Callable[[Request], Awaitable[Any]]) -> Any:
         return found if isinstance(found, Response) else Response(write(found), media_type="application/json")
 
     return explained(answer, lambda code: None)
+
+
+def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
+    """A file that lies in the package; it holds no secret."""
+    body = resources.files("sumus.server").joinpath("page", name).read_bytes()
+
+    async def answer(request: Request) -> Response:
+        return Response(body, media_type=kind)
+
+    return answer
 
 
 async def _message(request: Request, form: type[M]) -> M:

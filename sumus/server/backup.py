@@ -1,7 +1,126 @@
 """Backup and restore of a server's folder.
 
-    back_up(data, folder)              also while it runs: rows as they are at one moment, and every model they point to
-    restore(folder, data)              into a folder without a server: a new epoch begins, and open rounds are given up
+    back_up(Where(data), folder)       also while it runs: rows as they are at one moment, and every model they point to
+    restore(folder, Where(data))       where no database is: a new epoch begins, and rounds that were open are given up
 
-What would open a sum stays where it is: no key, no seed and no sum of an open round is in a backup.
+What would open a sum stays where it is: no key, no seed and no sum of an open round is in a backup. A device whose report was
+counted after the backup is not asked for it again: the model that it is in is gone with the rest of that time.
 """
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from sumus.errors import ExperimentError
+from sumus.server.service import Where, reconcile
+from sumus.storage.blobs import Blobs, DirectoryBlobs, open_blobs
+from sumus.storage.files import sync, write_whole
+from sumus.storage.sql import SqlStore
+
+DATABASE, MODELS, ABOUT = "sumus.db", "blobs", "backup.json"
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What is in a backup, or was put back. tasks: versions, by task.  epochs: by task, where it was put back.
+    objects, nbytes: plans and models."""
+
+    tasks: Mapping[str, int]
+    objects: int
+    nbytes: int
+    epochs: Mapping[str, int] | None = None
+
+    def shown(self) -> str:
+        """For a terminal."""
+        lines = [f"{self.objects:,} plans and models, {self.nbytes / 1e6:.1f} MB"]
+        for task, version in self.tasks.items():
+            epoch = "" if self.epochs is None else f", epoch {self.epochs[task]}"
+            lines.append(f"{task}: version {version}{epoch}")
+        return "\n".join(lines)
+
+
+def back_up(where: Where, folder: Path) -> Copied:
+    """Copy a server's rows, and the plans and models that they point to, to a new folder. ExperimentError where it cannot be."""
+    if where.data is None or not (where.database or (where.data / DATABASE).exists()):
+        raise ExperimentError(f"there is no server's database in {where.data}: give the folder of `sumus serve --data`")
+    try:
+        folder.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise ExperimentError(f"{folder} cannot be made: {error.strerror}; give the backup a new folder") from error
+    with closing(SqlStore.open(where.database or f"sqlite:///{where.data}/{DATABASE}", "tasks")) as store:
+        store.backup(folder / DATABASE)
+    tasks, wanted, needed = _pointed_to(folder / DATABASE)
+    objects, nbytes = _copy(
+        open_blobs(where.blobs or where.data / MODELS), DirectoryBlobs(folder / MODELS), wanted, needed
+    )
+    copied = Copied(tasks, objects, nbytes)
+    about = {"tasks": dict(tasks), "objects": objects, "bytes": nbytes}
+    write_whole(folder / ABOUT, json.dumps(about).encode(), lasting=True)
+    return copied
+
+
+def restore(folder: Path, where: Where) -> Copied:
+    """Put a backup into a server's folder that has no database. ExperimentError where it cannot be."""
+    if not (folder / ABOUT).exists():
+        raise ExperimentError(f"{folder} is no whole backup: give what `sumus backup -o` made")
+    if where.data is None or where.database is not None:
+        raise ExperimentError("a backup is put into a folder: give the server's, without a database's URL")
+    where.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (where.data / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ExperimentError(f"a server runs on {where.data}: stop it first") from None
+        if (where.data / DATABASE).exists():
+            raise ExperimentError(
+                f"there is a database in {where.data}: move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away, and keep keys/ "
+                "and head.json where they are"
+            )
+        tasks, wanted, needed = _pointed_to(folder / DATABASE)
+        into = open_blobs(where.blobs or where.data / MODELS)
+        objects, nbytes = _copy(DirectoryBlobs(folder / MODELS), into, wanted, needed)
+        new = where.data / f"{DATABASE}.new"
+        try:
+            shutil.copyfile(folder / DATABASE, new)
+            new.chmod(0o600)
+            sync(new)
+            new.replace(where.data / DATABASE)
+            sync(where.data)
+        except OSError as error:
+            raise ExperimentError(
+                f"{where.data} cannot be written: {error.strerror or error}; see to its disk"
+            ) from error
+    return Copied(tasks, objects, nbytes, reconcile(where))
+
+
+def _pointed_to(database: Path) -> tuple[dict[str, int], list[str], set[str]]:
+    """Versions by task, the objects that a database's rows point to, and those of them without which nothing goes on."""
+    tasks, wanted, needed = dict[str, int](), dict[str, None](), set[str]()
+    with closing(SqlStore.open(f"sqlite:///{database}", "tasks")) as store:
+        for name in store.runs():
+            with store.beside(name).transaction() as rows:
+                run, models = rows.run(), rows.models()
+            for model in models:
+                objects = (model.broadcast, model.memory, model.model)
+                wanted |= dict.fromkeys((*objects, model.plan))
+                if model.version in (run.version, run.released):
+                    needed |= {*objects}
+            if models:
+                tasks[name.rpartition(".")[0]] = run.version
+    return tasks, list(wanted), needed
+
+
+def _copy(source: Blobs, target: Blobs, wanted: Iterable[str], needed: set[str]) -> tuple[int, int]:
+    """Copy objects; how many, and their bytes. What a server forgot while it was copied may be missing, and nothing else."""
+    objects = nbytes = 0
+    for name in wanted:
+        if name not in needed and source.size(name) is None:
+            continue
+        body = source.get(name)
+        target.put(body)
+        objects, nbytes = objects + 1, nbytes + len(body)
+    return objects, nbytes

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -60,7 +61,12 @@ Authority = Annotated[
 LinkFile = Annotated[Path | None, typer.Option(help="File with a login link, - for standard input.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Data = Annotated[Path, typer.Option(help="The server's folder.")]
-Database = Annotated[str | None, typer.Option(help="The database's URL, if it is not in the folder.")]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SUMUS_DATABASE", help="Its URL, postgresql+psycopg://HOST/NAME; by default SQLite in the folder."
+    ),
+]
 BlobsAt = Annotated[str | None, typer.Option("--blobs", help="Where models lie, if it is not in the folder.")]
 
 admin = typer.Typer(no_args_is_help=True, help="Look at a running server's models and devices, and change them.")
@@ -93,9 +99,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
             str, typer.Option(help="Addresses of proxies that are believed about who asks, with commas.")
         ] = "127.0.0.1",
         insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it.")] = False,
-        database: Annotated[
-            str | None, typer.Option(help="Its URL, postgresql+psycopg://…; by default SQLite in the folder.")
-        ] = None,
+        database: Database = None,
         keys: Annotated[Path | None, typer.Option(help="Folder for the key ring, better on another volume.")] = None,
         blobs: Annotated[str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models.")] = None,
         population: Annotated[str, typer.Option(help="The population's name.")] = "default",
@@ -137,7 +141,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
         log_to(sys.stderr, log.value)
         run(
             bundles,
-            Where(data, database, keys, blobs),
+            Where(data, without_secret(database), keys, blobs),
             Conduct(
                 population,
                 quota,
@@ -167,8 +171,8 @@ class _Serve(TyperCommand):
     """--tls takes one word, or two."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        at = next((place for place, word in enumerate(args) if word == "--tls"), None)
-        if at is not None and args[at + 1 : at + 2] not in ([], ["auto"]):
+        at = args.index("--tls") if "--tls" in args else len(args)
+        if args[at + 1 : at + 2] != ["auto"] and args[at + 2 : at + 3] and not args[at + 2].startswith("-"):
             args = [*args[: at + 2], "--tls", *args[at + 2 :]]
         return super().parse_args(ctx, args)
 
@@ -177,6 +181,18 @@ def is_file_of_code(what: str) -> bool:
     """Whether an argument of `serve` is FILE.py[:NAME], and no bundle."""
     path = Path(what)
     return path.suffix == ".py" or (not path.is_file() and Path(what.rpartition(":")[0]).suffix == ".py")
+
+
+def without_secret(database: str | None) -> str | None:
+    """A database's URL. UsageError for one whose password stands in the command, where others read it."""
+    parts = urlsplit(database or "")
+    told = database != os.environ.get("SUMUS_DATABASE")
+    if told and (parts.password or "password=" in parts.query):
+        raise UsageError(
+            "the database's password stands in the command, which others read: give it in PGPASSWORD or a .pgpass file, or the "
+            "whole URL in SUMUS_DATABASE"
+        )
+    return database
 
 
 def priorities_of(words: list[str]) -> dict[str, int]:
@@ -373,12 +389,14 @@ def _secret(file: Path | None) -> str:
 def backup(
     data: Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder, made here, for the copy.")],
+    database: Database = None,
     blobs: BlobsAt = None,
 ) -> None:
     """Copy a server's database and models, also while it runs; without keys, and without sums of open rounds."""
     from sumus.server.backup import back_up
+    from sumus.server.service import Where
 
-    print(back_up(data, output, blobs).shown())
+    print(back_up(Where(data, without_secret(database), None, blobs), output).shown())
 
 
 def restore(
@@ -388,8 +406,9 @@ def restore(
 ) -> None:
     """Put a backup into a server's folder, and begin a new epoch from it."""
     from sumus.server.backup import restore as restored
+    from sumus.server.service import Where
 
-    print(restored(folder, data, blobs).shown())
+    print(restored(folder, Where(data, None, None, blobs)).shown())
 
 
 def reconcile(data: Data, database: Database = None, blobs: BlobsAt = None) -> None:
@@ -397,6 +416,5 @@ def reconcile(data: Data, database: Database = None, blobs: BlobsAt = None) -> N
     from sumus.server.service import Where
     from sumus.server.service import reconcile as reconciled
 
-    epochs = reconciled(Where(data, database, None, blobs), [])
-    for task, epoch in epochs.items():
+    for task, epoch in reconciled(Where(data, without_secret(database), None, blobs)).items():
         print(f"{task}: epoch {epoch}")

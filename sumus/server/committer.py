@@ -13,21 +13,52 @@ import asyncio
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 
+class _Post:
+    """Brings answers to an event loop: however many there are, it is woken once until it has looked."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._said: deque[tuple[asyncio.Future[Any], Any]] = deque()
+        self._woken = False
+
+    def send(self, to: "asyncio.Future[Any]", answer: Any) -> None:
+        """From the deciding thread."""
+        self._said.append((to, answer))
+        if not self._woken:
+            self._woken = True
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._woken = False  # before it is looked: what comes later wakes it again
+        while self._said:
+            to, answer = self._said.popleft()
+            if not to.done():
+                _settle(to, answer)
+
+
 @dataclass(eq=False)
 class Waiting(Generic[T]):
-    """Something to be decided, and where its answer goes. since: when it came, on the monotonic clock."""
+    """Something to be decided, and where its answer goes: to a thread, or by the post to an event loop.
+
+    since: when it came, on the monotonic clock.  answered: whether something was said.
+    """
 
     item: T
-    answer: "Future[Any]" = field(default_factory=lambda: Future[Any]())
+    answer: "Future[Any] | asyncio.Future[Any]" = field(default_factory=lambda: Future[Any]())
+    post: _Post | None = None
     since: float = field(default_factory=time.monotonic)
+    answered: bool = False
 
     @property
     def gone(self) -> bool:
@@ -35,13 +66,22 @@ class Waiting(Generic[T]):
         return self.answer.cancelled()
 
     def say(self, answer: Any) -> None:
-        """Answer; an exception is raised where the answer is awaited."""
-        if not self.answer.set_running_or_notify_cancel():
+        """Answer; an exception is raised where the answer is awaited. What is said later is not heard."""
+        if self.answered:
             return
-        if isinstance(answer, BaseException):
-            self.answer.set_exception(answer)
-        else:
-            self.answer.set_result(answer)
+        self.answered = True
+        if isinstance(self.answer, Future):
+            if self.answer.set_running_or_notify_cancel():
+                _settle(self.answer, answer)
+        elif self.post is not None:
+            self.post.send(self.answer, answer)
+
+
+def _settle(future: "Future[Any] | asyncio.Future[Any]", answer: Any) -> None:
+    if isinstance(answer, BaseException):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 class Committer(Generic[T]):
@@ -51,6 +91,7 @@ class Committer(Generic[T]):
     def __init__(self, turn: Callable[[Sequence[Waiting[T]]], float]) -> None:
         self._turn = turn
         self._waiting: list[Waiting[T]] = []
+        self._post: _Post | None = None
         self._wake = threading.Condition()
         self._stopping = False
         self._turn_began: float | None = None
@@ -76,17 +117,25 @@ class Committer(Generic[T]):
         began = self._turn_began
         return 0.0 if began is None else time.monotonic() - began
 
-    def put(self, item: T) -> Waiting[T]:
-        """Let something wait for the next turn."""
-        waiting = Waiting(item)
-        with self._wake:
-            self._waiting.append(waiting)
-            self._wake.notify()
-        return waiting
+    def put(self, item: T) -> "Future[Any]":
+        """Let something wait for the next turn; its answer."""
+        answer: Future[Any] = Future()
+        self._put(Waiting(item, answer))
+        return answer
 
     async def ask(self, item: T) -> Any:
         """The answer to an item. If this is cancelled, the item may be decided all the same."""
-        return await asyncio.wrap_future(self.put(item).answer)
+        loop, post = asyncio.get_running_loop(), self._post
+        if post is None or post.loop is not loop:
+            self._post = post = _Post(loop)
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._put(Waiting(item, answer, post))
+        return await answer
+
+    def _put(self, waiting: Waiting[T]) -> None:
+        with self._wake:
+            self._waiting.append(waiting)
+            self._wake.notify()
 
     def _work(self) -> None:
         pause = 0.0

@@ -47,6 +47,7 @@ class _Snapshot(Collector):
             "sumus_acknowledged_seconds", "That reports waited for their answer, added up.", value=status.acknowledged_s
         )
         yield GaugeMetricFamily("sumus_body_bytes", "Of memory that bodies arrive in.", value=status.lent)
+        yield GaugeMetricFamily("sumus_checkins_held", "Check-ins that are held open.", value=status.held)
         for what, (name, help, label) in _COUNTED.items():
             family = CounterMetricFamily(f"sumus_{name}", help, labels=[label])
             for which, times in status.events.get(what, {}).items():

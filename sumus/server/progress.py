@@ -17,6 +17,7 @@ from sumus.server.status import CLEAR_MODE
 from sumus.storage.store import Model
 
 LOG = logging.getLogger("sumus.serve")
+ENOUGH = "it has all the models that it was to have"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Progress:
             for each in task.runs:
                 if each.trouble != self._troubles.get((task.name, each.kind), ""):
                     self._troubles[task.name, each.kind] = each.trouble
-                    if each.trouble:
+                    if each.trouble not in ("", ENOUGH):
                         LOG.warning("%s is paused: %s", each.task, each.trouble)
         done = [self._done(task.training, task.evaluation) for task in self._server.tasks]
         if all(done):
@@ -76,7 +77,7 @@ class Progress:
     def _done(self, training: TrainingRun, evaluation: EvaluationRun | None) -> bool:
         if self._rounds is None or training.version < self._rounds:
             return False
-        training.coordinator.paused = True
+        training.coordinator.paused, training.trouble = True, training.trouble or ENOUGH
         return evaluation is None or not evaluation.wanted()
 
 

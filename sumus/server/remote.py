@@ -60,15 +60,13 @@ class Remote:
         if known:
             session = self._logins.session(self.url)
             if session is None:
+                self._check(self._request("GET", "/healthz", {}, b"")[1])
                 raise ExperimentError(f"you are not logged in at {self.url}: run `sumus admin login {self.url}`")
             headers["Authorization"] = f"Bearer {session}"
         status, plane, said = self._request(
             method, path, headers, b"" if method == "GET" else json.dumps(body or {}).encode()
         )
-        if plane != "admin":
-            raise ExperimentError(
-                f"{self.url} is not the admin's address of a sumus server: give the one that `sumus serve` prints after `admin`"
-            )
+        self._check(plane)
         if status == 200:
             return said
         if known and said.get("code") == "bad_token":
@@ -78,6 +76,12 @@ class Remote:
                 "makes a new link with `sumus admin link`"
             )
         raise ExperimentError(f"{self.url} says no: {said.get('detail') or said.get('code') or status}")
+
+    def _check(self, plane: str) -> None:
+        if plane != "admin":
+            raise ExperimentError(
+                f"{self.url} is not the admin's address of a sumus server: give the one that `sumus serve` prints after `admin`"
+            )
 
     def _request(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, str, Any]:
         parts = urlsplit(self.url)

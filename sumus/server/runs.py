@@ -104,6 +104,7 @@ class Run:
         with self.store.transaction() as rows:
             paused = rows.note(OF_THE_RUN, "paused")
         self.coordinator.paused, self.trouble = paused is not None, (paused or b"").decode()
+        self.sums.probe()
         self.carry_out(self.coordinator.recover(now), now)
         self.sums.sweep()
 
@@ -128,11 +129,12 @@ class Run:
         self.coordinator.paused, self.trouble = False, ""
 
     def cancel(self, now: float) -> int | None:
-        """End the newest round without a model; its number, or None where none is on its way."""
+        """End the newest round without a model, and begin the next; its number, or None where none is on its way."""
         row = self.coordinator.current
         if row.state in (State.PLANNED, State.PUBLISHED, State.ABANDONED):
             return None
         self.carry_out(self.coordinator.cancel(row.number, now), now)
+        self.tick(now)
         return row.number
 
     def tick(self, now: float) -> None:
@@ -197,6 +199,7 @@ class TrainingRun(Run):
 
     plan: with its data declared.  releases: whether a new model is at once the one that devices answer with; else an admin
     promotes it.  version, shown: the newest model, and the one that devices answer with.  objects: hashes of what they may fetch.
+    people: how many devices there are, for parts that are divided by it.
     """
 
     kind: Kind = "train"
@@ -218,8 +221,10 @@ class TrainingRun(Run):
         self.plan_body = Body(blobs.put(plan.to_json().encode()), len(plan.to_json().encode()))
         self.version, self.shown = 0, 0
         self.objects = frozenset[str]()
+        self.people: Callable[[], int] = lambda: self.coordinator.population
         self._at: tuple[str, str, ServerState] | None = None
         self._models: dict[int, Model] = {}
+        self._bodies: dict[str, Body] = {}
 
     def begin(self, initial: Tree, now: float) -> None:
         """Write the first model, where there is none. initial: every shared leaf. Another plan than before goes on from the
@@ -247,10 +252,10 @@ class TrainingRun(Run):
         return self._assignment(session, session.version, self.plan_body, broadcast, now)
 
     def conclude(self, number: int, now: float) -> None:
-        seed = self.seed(number)
+        seed, known = self.seed(number), self.people()
         with self.store.transaction() as rows:
             version = rows.run().version
-            people = int(self._noted(rows, number, "people", lambda: str(self.coordinator.population).encode()))
+            people = int(self._noted(rows, number, "people", lambda: str(known).encode()))
             late = [row.staleness for row in map(rows.session, rows.counted_in(number)) if row is not None]
         total, state = self.sums.total(number), self.state(self.model(version))
         after = self._after(total, state, seed, people)
@@ -285,6 +290,7 @@ class TrainingRun(Run):
             run, models = rows.run(), rows.models()
         self.version, self.shown = run.version, run.released
         self.objects = frozenset({self.plan_body.sha256, *(m.broadcast for m in models), *(m.model for m in models)})
+        self._bodies = {sha: body for sha, body in self._bodies.items() if sha in self.objects}
 
     def _forget_models(self) -> None:
         """Drop versions that are long past, and what only they point to."""
@@ -394,11 +400,13 @@ class TrainingRun(Run):
         return {**broadcast["params"], **broadcast.get("buffers", {})}
 
     def body(self, sha256: str) -> Body:
-        """An object as devices are told of it."""
-        size = self.blobs.size(sha256)
-        if size is None:
-            raise ExperimentError(f"object {sha256} is gone from the server's blobs: put the folder back as it was")
-        return Body(sha256, size)
+        """An object as devices are told of it. Where it lies is asked once: it may be far away."""
+        if sha256 not in self._bodies:
+            size = self.blobs.size(sha256)
+            if size is None:
+                raise ExperimentError(f"object {sha256} is gone from the server's blobs: put the folder back as it was")
+            self._bodies[sha256] = Body(sha256, size)
+        return self._bodies[sha256]
 
 
 @dataclass(frozen=True)

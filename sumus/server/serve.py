@@ -9,12 +9,13 @@ nothing that was acknowledged.
 
 import asyncio
 import logging
+import resource
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -161,15 +162,18 @@ def _read(path: str | Path) -> Bundle:
 
 def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: Listen, tell: Tell) -> None:
     """Serve, until the process is told to stop."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # each device that waits holds a file open
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with ExitStack() as stack:
         folder = where.data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-")))
         at = stack.enter_context(opened_at(listen, folder / "tls"))
-        service = open_service(bundles, where, conduct, at.authority)
-        access = Access(folder / "admin")
-        write_whole(folder / "admin" / "url", at.admin_url.encode(), private=True)
         over = threading.Event()
         stack.callback(over.set)
+        service = open_service(bundles, where, conduct, at.authority)
         stack.callback(service.close)
+        access = Access(folder / "admin")
+        write_whole(folder / "admin" / "url", at.admin_url.encode(), private=True)
         threading.Thread(target=watch, args=(service.server, over), name="watchdog", daemon=True).start()
 
         def invite(token: str) -> str:
@@ -205,7 +209,8 @@ async def _answer(
         over.set()
 
     def enough() -> None:
-        loop.call_soon_threadsafe(over.set)
+        with suppress(RuntimeError):  # it is over already
+            loop.call_soon_threadsafe(over.set)
 
     with _signals(loop, end):
         async with planes:
@@ -216,11 +221,13 @@ async def _answer(
             progress = Progress(server, say, tell.rounds, enough)
             server.listeners.append(progress.look)
             house = asyncio.create_task(keep_house(service))
-            tell.ready(await asyncio.to_thread(opened))
-            await over.wait()
-            say("stopping: who waits is answered, and what was sent is committed")
-            house.cancel()
-            server.drain()
+            try:
+                tell.ready(await asyncio.to_thread(opened))
+                await over.wait()
+                say("stopping: who waits is answered, and what was sent is committed")
+            finally:
+                house.cancel()
+                server.drain()
 
 
 @contextmanager

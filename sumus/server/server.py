@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from sumus.aggregate import Update
 from sumus.errors import SumusError
-from sumus.protocol.round import Accept, Action, Assign, CheckIn, Later, Refuse, Session, Settle
+from sumus.protocol.round import Accept, Action, Assign, CheckIn, Close, Later, Refuse, Session, Settle
 from sumus.server.committer import Committer, Waiting
 from sumus.server.identity import Roll
 from sumus.server.runs import EvaluationRun, Run, TrainingRun
@@ -60,11 +60,10 @@ class ServedTask:
     training: TrainingRun
     evaluation: EvaluationRun | None = None
     priority: int = 0
+    fingerprint: str = field(init=False)
 
-    @property
-    def fingerprint(self) -> str:
-        """What a device's own task must describe itself as."""
-        return self.training.plan.description.fingerprint
+    def __post_init__(self) -> None:
+        self.fingerprint = self.training.plan.description.fingerprint
 
     @property
     def runs(self) -> tuple[Run, ...]:
@@ -149,6 +148,8 @@ class Server:
     ) -> None:
         self.population, self.roll, self.clock = population, roll, clock
         self.tasks = sorted(tasks, key=lambda task: (-task.priority, task.name))
+        for task in tasks:
+            task.training.people = self._people
         self.counts = Counts()
         self.trouble = "starting"
         self.began = time.monotonic()
@@ -174,6 +175,11 @@ class Server:
         """Hold no check-in from now on: whoever waits is answered. Reports are taken as ever."""
         self._stopping = True
         self._committer.put(Command(lambda now: None))
+
+    @property
+    def held(self) -> int:
+        """Check-ins that are held open now."""
+        return len(self._held)
 
     @property
     def stuck_s(self) -> float:
@@ -219,7 +225,7 @@ class Server:
 
     def ask_to_do(self, do: Callable[[float], Any]) -> "Future[Any]":
         """The same, from a thread."""
-        return self._committer.put(Command(do)).answer
+        return self._committer.put(Command(do))
 
     # ── a turn ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -280,8 +286,7 @@ class Server:
         left += [one for those in self._reports.values() for one in those]
         self._waiting_reports, self._held, self._reports = [], [], {}
         for one in left:
-            if not one.answer.done():
-                one.say(Refused("not_ready", "the server's storage fails; your report is not counted yet", AGAIN))
+            one.say(Refused("not_ready", "the server's storage fails; your report is not counted yet", AGAIN))
 
     def _command(self, one: Waiting[Item], command: Command, now: float) -> None:
         try:
@@ -303,6 +308,8 @@ class Server:
     def _check_in(self, asked: Sequence[_Asking], now: float) -> None:
         """Answer check-ins, or hold them."""
         left = [one for one in asked if self._is_news(one)]
+        for one in left:
+            one.later = None
         left = self._settle_previous(left, now)
         for run in self._runs():
             left = self._ask_run(run, left, now)
@@ -314,7 +321,12 @@ class Server:
                         "no task of this server has the fingerprint of your client's file: is it of this release?",
                     )
                 )
-            elif one.until > time.monotonic() and len(self._held) < MOST_HELD and one.settled is None:
+            elif (
+                one.until > time.monotonic()
+                and self._may_change(one)
+                and len(self._held) < MOST_HELD
+                and one.settled is None
+            ):
                 self._held.append(one)
             else:
                 self._say_later(one)
@@ -398,8 +410,15 @@ class Server:
         offered: Assignment = run.offer(session, now)
         one.waiting.say(CheckInAnswer(one.settled, offered, released=self._released(one)))
 
+    def _may_change(self, one: _Asking) -> bool:
+        """Whether what becomes of rounds may bring this device work: not where it is itself not ready, or has had its share."""
+        return one.later is None or one.later.reason in ("closed", "full", "paused", "separation")
+
     def _say_later(self, one: _Asking) -> None:
+        """Answer without work. Who may be held comes back at once: it is cheaper to hold it than to guess when there is work."""
         window, reason = (AGAIN, "nothing to do") if one.later is None else (one.later.window, one.later.reason)
+        if one.request.wait_s and self._may_change(one) and len(self._held) < MOST_HELD:
+            window = min(window, AGAIN)
         self.counts.events["check-ins", reason] += 1
         one.waiting.say(CheckInAnswer(one.settled, None, window, reason, self._released(one)))
 
@@ -466,6 +485,8 @@ class Server:
             self.counts.batches += 1
             self._say(run, actions)
             run.carry_out(actions, now)
+            if any(isinstance(action, Close) for action in actions):
+                self._next_tick = 0.0  # whoever watches is told of the model in this turn
         run.tick(now)
 
     def _say(self, run: Run, actions: Iterable[Action], duplicate: bool = False) -> None:
@@ -513,9 +534,12 @@ class Server:
 
     def count_people(self) -> None:
         """Look how many devices are enrolled. On the deciding thread."""
-        people = self.roll.count(self.population)
+        people = self._people()
         for run in self._runs():
             run.coordinator.population = people
+
+    def _people(self) -> int:
+        return self.roll.count(self.population)
 
 
 def storage_clock(tasks: Sequence[ServedTask]) -> Callable[[], float]:

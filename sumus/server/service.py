@@ -24,6 +24,7 @@ from starlette.applications import Starlette
 
 from sumus.errors import ExperimentError
 from sumus.plan import Plan
+from sumus.protocol.round import Round, State
 from sumus.protocol.rows import changed
 from sumus.server.app import device_app
 from sumus.server.identity import Roll
@@ -36,7 +37,7 @@ from sumus.storage.identities import Identities, MemoryIdentities
 from sumus.storage.keyring import KeyRing
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
-from sumus.storage.store import OF_THE_RUN, Model, Store
+from sumus.storage.store import OF_THE_RUN, Model, Rows, Store
 from sumus.types import Tree
 from sumus.wire.bundle import Bundle
 from sumus.wire.tensors import decode_tree
@@ -124,6 +125,10 @@ class _Kept:
         self.identities = self._sql.identities()
         self.ring = KeyRing(where.keys or where.data / "keys")
 
+    def runs(self) -> list[str]:
+        """All runs that have rows."""
+        return sorted(self._stores) if self._sql is None else self._sql.runs()
+
     def store(self, run: str) -> Store:
         """Rows of a run."""
         if self._sql is None:
@@ -148,6 +153,10 @@ def open_service(
 
     authority: the certificate that devices pin, PEM, where the server made its own.
     """
+    if not _NAME.fullmatch(conduct.population):
+        raise ExperimentError(
+            f"a population is called {conduct.population!r}: give it letters, digits, `.`, `_` and `-`, at most 64"
+        )
     with ExitStack() as stack:
         kept, notes, tasks = _Kept(where, stack), list[str](), list[ServedTask]()
         beginnings: list[Callable[[float], None]] = []
@@ -313,8 +322,9 @@ def _head_writer(path: Path, tasks: list[ServedTask]) -> Callable[[], None]:
     return write
 
 
-def reconcile(where: Where, names: list[str]) -> dict[str, int]:
-    """Go on from a database that was put back: each task's noise epoch grows beyond what was published. Its epoch, by task."""
+def reconcile(where: Where) -> dict[str, int]:
+    """Go on from a database that was put back. Each task's noise epoch grows beyond what was published, and rounds that were open
+    are given up, since their sums are of another time. The epochs, by task."""
     if where.data is None:
         raise ExperimentError("there is nothing to reconcile in memory: give the server's folder")
     path = where.data / "head.json"
@@ -324,11 +334,33 @@ def reconcile(where: Where, names: list[str]) -> dict[str, int]:
     epochs: dict[str, int] = {}
     with ExitStack() as stack:
         kept = _Kept(where, stack)
-        for name in sorted({*names, *known}):
-            with kept.store(f"{name}.train").transaction() as rows:
-                run = rows.run()
-                epochs[name] = max(run.epoch, known.get(name, {}).get("epoch", 0)) + 1
-                rows.put_run(changed(run, epoch=epochs[name]))
-                known[name] = {"version": run.version, "epoch": epochs[name]}
+        for name in kept.runs():
+            task, _, kind = name.rpartition(".")
+            with kept.store(name).transaction() as rows:
+                _give_up(rows)
+                if kind == "train" and rows.model(rows.run().version) is not None:
+                    run = rows.run()
+                    epochs[task] = max(run.epoch, known.get(task, {}).get("epoch", 0)) + 1
+                    rows.put_run(changed(run, epoch=epochs[task]))
+                    known[task] = {"version": run.version, "epoch": epochs[task]}
         write_whole(path, json.dumps(known).encode(), lasting=True)
     return epochs
+
+
+def _give_up(rows: Rows) -> None:
+    """Abandon what is open: nobody has its sums."""
+    ended = [row for row in rows.rounds() if row.state not in (State.PLANNED, State.PUBLISHED, State.ABANDONED)]
+    for row in ended:
+        rows.put_round(changed(row, state=State.ABANDONED, reason="restored"))
+        rows.drop_shards(row.number)
+        rows.put_note(row.number, "key", None)
+    for session in map(rows.session, rows.sessions_out()):
+        if session is not None:
+            rows.put_session(changed(session, state="dropped", reason="restored"))
+    if ended:
+        newest = rows.run().newest
+        last = rows.round(newest)
+        rows.put_round(
+            Round(newest + 1, since=0.0 if last is None else last.since, fence=0 if last is None else last.fence)
+        )
+        rows.put_run(changed(rows.run(), newest=newest + 1))

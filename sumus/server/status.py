@@ -82,7 +82,8 @@ class TaskStatus(msgspec.Struct, frozen=True):
 class ServerStatus(msgspec.Struct, frozen=True):
     """A server. trouble: why it decides nothing; then there are no tasks.  devices: that are enrolled.  up_s: since it started.
     bytes_in, bytes_out: of bodies.  commits, acknowledged_s: of reports, and the seconds that they waited, added up.
-    lent: bytes of memory in which bodies are arriving.  events: how often what happened, by what and which."""
+    lent: bytes of memory in which bodies are arriving.  held: check-ins that are held open.  events: how often what happened, by
+    what and which."""
 
     population: str
     trouble: str
@@ -93,6 +94,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     commits: int
     acknowledged_s: float
     lent: int
+    held: int
     mode: str
     events: dict[str, dict[str, int]]
     tasks: tuple[TaskStatus, ...] = ()
@@ -100,11 +102,14 @@ class ServerStatus(msgspec.Struct, frozen=True):
 
 async def look(server: Server, lent: int = 0) -> ServerStatus:
     """The status now. lent: bytes of memory that bodies arrive in."""
-    tasks, trouble = tuple[TaskStatus, ...](), server.trouble
+    tasks, people, trouble = tuple[TaskStatus, ...](), 0, server.trouble
+
+    def looked(now: float) -> tuple[tuple[TaskStatus, ...], int]:
+        people = server.roll.count(server.population)
+        return tuple(_task(task, people, now) for task in server.tasks), people
+
     try:
-        tasks = await asyncio.wait_for(
-            server.command(lambda now: tuple(_task(task, now) for task in server.tasks)), PATIENCE
-        )
+        tasks, people = await asyncio.wait_for(server.command(looked), PATIENCE)
         trouble = server.trouble
     except Refused as refused:
         trouble = server.trouble or refused.problem.detail
@@ -114,13 +119,14 @@ async def look(server: Server, lent: int = 0) -> ServerStatus:
     return ServerStatus(
         population=server.population,
         trouble=trouble,
-        devices=server.tasks[0].training.coordinator.population if server.tasks else 0,
+        devices=people,
         up_s=time.monotonic() - server.began,
         bytes_in=counts.bytes_in,
         bytes_out=counts.bytes_out,
         commits=counts.batches,
         acknowledged_s=counts.waited,
         lent=lent,
+        held=server.held,
         mode=CLEAR_MODE,
         events=_by_what(dict(counts.events)),
         tasks=tasks,
@@ -149,7 +155,7 @@ def model_status(model: Model, now: float) -> ModelStatus:
     )
 
 
-def _task(task: ServedTask, now: float) -> TaskStatus:
+def _task(task: ServedTask, people: int, now: float) -> TaskStatus:
     training = task.training
     with training.store.transaction() as rows:
         run = rows.run()
@@ -164,12 +170,12 @@ def _task(task: ServedTask, now: float) -> TaskStatus:
         released=run.released,
         model=next(model for model in reversed(models) if model.version == run.version),
         evaluated=next((model for model in reversed(models) if model.evaluate), None),
-        runs=tuple(_run(each, now) for each in task.runs),
+        runs=tuple(_run(each, people, now) for each in task.runs),
     )
 
 
-def _run(run: Run, now: float) -> RunStatus:
-    row, pacing, coordinator = run.coordinator.current, run.pacing, run.coordinator
+def _run(run: Run, people: int, now: float) -> RunStatus:
+    row, pacing = run.coordinator.current, run.pacing
     left = None
     if row.state is State.OPEN and not pacing.buffered and pacing.deadline is not None:
         left = max(0.0, row.since + pacing.deadline - now)
@@ -185,9 +191,9 @@ def _run(run: Run, now: float) -> RunStatus:
         dropped=row.dropped,
         counted=row.counted,
         left_s=None if left is None or math.isinf(left) else left,
-        paused=coordinator.paused,
+        paused=run.coordinator.paused,
         trouble=run.trouble,
-        waiting=why(run, row, coordinator.population),
+        waiting=why(run, row, people),
     )
 
 

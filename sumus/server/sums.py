@@ -100,6 +100,10 @@ class SealedSums:
         for shard in shards:
             self._remove(shard.file)
 
+    def probe(self) -> None:
+        """Write something, and remove it. ExperimentError where a commit could not be written either."""
+        self._remove(self._blobs.put(b"written and removed"))
+
     def sweep(self) -> list[str]:
         """Forget the keys of sums that are over, and remove blobs that no row points to, as crashes leave them: of none is a
         commit on its way, since commits are transactions too, and these come one after the other."""

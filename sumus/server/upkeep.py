@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from sumus.errors import SumusError
 from sumus.server.runs import Run
 from sumus.server.server import Server
@@ -33,7 +35,8 @@ def keys_turned(ring: KeyRing, runs: Sequence[Run]) -> list[int]:
 
 
 async def keep_house(service: Service, pause: float = HOUR) -> None:
-    """At the start and once a day turn the keys; once an hour write down on which day devices were heard of."""
+    """At the start and once a day turn the keys; once an hour write down on which day devices were heard of. What fails is done
+    again soon."""
     hour = 0
     while True:
         try:
@@ -41,10 +44,12 @@ async def keep_house(service: Service, pause: float = HOUR) -> None:
                 runs = [each for task in service.server.tasks for each in task.runs]
                 await service.server.command(lambda now, runs=runs: keys_turned(service.ring, runs))
             await asyncio.to_thread(service.server.roll.write_seen)
+        except (SumusError, Refused, OSError, SQLAlchemyError) as error:
+            LOG.warning("keys could not be turned: %s; again soon", str(error).splitlines()[0])
+            await asyncio.sleep(pause / 60)
+        else:
             hour += 1
-        except (SumusError, Refused, OSError) as error:
-            LOG.warning("keys could not be turned: %s; again in an hour", error)
-        await asyncio.sleep(pause)
+            await asyncio.sleep(pause)
 
 
 def watch(server: Server, over: threading.Event, limit: float = STUCK_S, end: Callable[[int], Any] = os._exit) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError
-from sumus.simulator.interrupt import undisturbed
+from sumus.interrupt import undisturbed
 from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Sums, Trainer
 from sumus.simulator.travel import dumps
 from sumus.simulator.worker import Failure, trainer_of

@@ -17,6 +17,7 @@ from typing import Any
 from sumus.aggregate import Aggregate
 from sumus.errors import DataError, ExperimentError, Interrupted, SumusError
 from sumus.experiment import Experiment
+from sumus.interrupt import undisturbed, whole
 from sumus.metrics import is_lower_better
 from sumus.optimizers import ServerState
 from sumus.rng import generator, key
@@ -26,7 +27,6 @@ from sumus.simulator.crew import crew_of, described
 from sumus.simulator.evaluation import Evaluation
 from sumus.simulator.fleet_report import Attendance
 from sumus.simulator.history import History, RoundRecord, Tally
-from sumus.simulator.interrupt import undisturbed, whole
 from sumus.simulator.population import as_population
 from sumus.simulator.progress import Progress, Show
 from sumus.simulator.recall import recall_of_this_user

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from sumus.errors import ExperimentError
-from sumus.simulator.interrupt import undisturbed, unheard, whole
+from sumus.interrupt import undisturbed, unheard, whole
 from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Sums, Trainer
 from sumus.simulator.travel import Spans, dumps, packed
 from sumus.simulator.worker import Begin, Deal, End, Failure, Message, Sizes

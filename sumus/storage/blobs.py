@@ -23,7 +23,7 @@ from sumus.errors import ExperimentError, UsageError
 from sumus.storage.files import sync
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore, RetryConfig
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -217,7 +217,7 @@ def open_blobs(where: str | Path) -> Blobs:
     """Blobs in a folder, or at `s3://BUCKET/PREFIX`. UsageError for any other URL, and for one with a password in it.
 
     Where S3 is and who may use it says the environment, as AWS has it: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, …; AWS_ALLOW_HTTP where it has no certificate.
+    AWS_SECRET_ACCESS_KEY, …; AWS_ALLOW_HTTP=true where it has no certificate.
     """
     if isinstance(where, Path) or "://" not in where:
         return DirectoryBlobs(where)
@@ -228,8 +228,9 @@ def open_blobs(where: str | Path) -> Blobs:
             f"blobs cannot lie at {shown}: give a folder, or s3://BUCKET/PREFIX, and keys in the environment"
         )
     retries: RetryConfig = {"max_retries": 3, "retry_timeout": timedelta(seconds=30)}
+    client: ClientConfig = {"timeout": "30s", "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true"}
     with _reached("opened"):
-        return ObjectBlobs(S3Store.from_url(where, retry_config=retries, client_options={"timeout": "30s"}))
+        return ObjectBlobs(S3Store.from_url(where, retry_config=retries, client_options=client))
 
 
 @contextmanager

@@ -28,7 +28,6 @@ from sqlalchemy import (
     event,
     func,
     select,
-    text,
 )
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
@@ -38,7 +37,7 @@ from sumus.storage.backup import copy_to
 from sumus.storage.cached import CachedTable, Row
 from sumus.storage.files import network_disk
 from sumus.storage.identities import Identity, IdentityRows, Token
-from sumus.storage.migrations import bring_up_to_date
+from sumus.storage.migrations import alone, bring_up_to_date
 from sumus.storage.store import Fenced, Model, Rows, Run, Shard
 from sumus.storage.tables import COUNTED, DEVICE, IDENTITY, MODEL, NOTE, ROUND, RUN, SESSION, SHARD, TOKEN
 
@@ -77,8 +76,6 @@ _IDENTITIES = (
 )
 _HERE = IDENTITY.c.population == bindparam("population")
 _ENROLLED = select(func.count()).select_from(IDENTITY).where(_HERE, IDENTITY.c.state == "enrolled")
-_IDENTITIES_LOCK = 0x73756D7573
-"""Of PostgreSQL, for transactions of identities: "sumus"."""
 _BUSY = 30
 """Seconds that SQLite has one transaction wait for another."""
 _PATIENCE = "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000"
@@ -134,6 +131,11 @@ class SqlStore:
             store.rows(connection).begin()
         return store
 
+    def runs(self) -> list[str]:
+        """The names of all runs in the database."""
+        with self._engine.begin() as connection:
+            return list(connection.execute(select(RUN.c.run).order_by(RUN.c.run)).scalars())
+
     def identities(self) -> "SqlIdentities":
         """The devices and tokens in the same database."""
         return SqlIdentities(self._engine)
@@ -178,6 +180,7 @@ class _SqlRows:
 
     def begin(self) -> None:
         """Write the first rows, where there are none."""
+        alone(self._connection)
         if self._runs.get() is None:
             self._runs.put(_RUN_VALUES(Run()))
             if self._rounds.get(0) is None:
@@ -377,8 +380,7 @@ class SqlIdentities:
     @contextmanager
     def _transaction(self) -> Generator[IdentityRows, None, None]:
         with self._engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:which)"), {"which": _IDENTITIES_LOCK})
+            alone(connection)
             rows = _SqlIdentityRows(connection)
             yield rows
             rows.flush()

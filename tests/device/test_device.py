@@ -29,7 +29,7 @@ from sumus.rng import generator, key
 from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.transport import Answer, Unreachable
 from sumus.tree import nested
-from sumus.wire.messages import CheckInRequest
+from sumus.wire.messages import CheckInAnswer, CheckInRequest, write
 from sumus.wire.reports import decode_report
 from sumus.wire.tensors import decode_tree, encode_tree
 from tests.device.served import FREE, SCAFFOLD, SEED, Served, a_device, a_task, refused, some_examples
@@ -53,7 +53,7 @@ def test_a_round_as_it_should_be() -> None:
     assert (news[2].examples, news[2].version, set(news[2].measured)) == (12, 3, {"loss"})
     status = device.status
     assert (status.population, status.phase, status.trouble) == ("people", "idle", "")
-    assert status.counts == {"trained": 1, "counted": 1, "in models": 1}
+    assert status.counts == {"trained": 1, "counted": 1, "in sums": 1}
 
 
 def test_what_it_reports_is_what_the_simulator_would_count() -> None:
@@ -369,6 +369,20 @@ def test_the_report_of_a_process_that_ended_is_sent_by_the_next(tmp_path: Path) 
     assert words(news) == ["counted"]
     reports = server.named("report")
     assert reports[0] == reports[1]
+
+
+@pytest.mark.parametrize(("told", "least", "most"), [(None, 0.0, 1.0), ((200.0, 300.0), 200.0, 300.0)])
+def test_a_process_that_begins_anew_waits_as_long_as_the_server_last_wanted(
+    tmp_path: Path, told: tuple[float, float] | None, least: float, most: float
+) -> None:
+    server = Served(works=1)
+    if told is not None:
+        server.fates["check_in"] = [Answer(200, {}, write(CheckInAnswer(retry_after_s=told)))]
+    with a_device(server, folder=tmp_path) as device:
+        device.wake()
+    with a_device(server, folder=tmp_path) as device:
+        assert least <= device.wake() <= most
+        assert len(server.named("check_in")) == 1
 
 
 def test_ctrl_c_in_mid_training_is_told(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from sumus.server.tls import enrolment_link, issue
 from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
-from tests.device.served import FEDAVG, SCAFFOLD, a_device, a_task, some_examples
+from tests.device.served import FEDAVG, FREE, SCAFFOLD, a_device, a_task, some_examples
 from tests.transport.echoing import listening
 
 PEOPLE = 4
@@ -93,16 +93,29 @@ def test_rounds_are_trained_measured_and_published(training: Training, algorithm
     with serving(training, algorithm, evaluate=Evaluating(3)) as service, InProcess(service.device_app) as transport:
         token, run = a_token(service), service.server.tasks[0].training
         devices = [
-            a_device(transport, task=training, examples=some_examples(n), name=n, token=token, wait_s=0.0)
-            for n in range(PEOPLE)
+            a_device(
+                transport,
+                task=training,
+                examples=some_examples(n),
+                name=n,
+                token=token,
+                wait_s=0.0,
+                trains=n < PEOPLE,
+                evaluates=n >= PEOPLE,
+            )
+            for n in range(PEOPLE + 3)
         ]
+        for device in devices:
+            device.enrol()
+        service.server.ask_to_do(lambda now: service.server.count_people()).result()
         in_turn(devices, lambda: run.version >= 8)
         assert transport.failures == []
-        assert all(device.status.counts["in models"] >= 8 for device in devices)
-        assert sum(device.status.counts.get("evaluated", 0) for device in devices) >= 3
+        assert sum(device.status.counts.get("in sums", 0) for device in devices) >= PEOPLE * 8
+        assert all(device.status.counts["evaluated"] for device in devices[PEOPLE:])
         in_turn(devices, lambda: all(device.status.models["a"] >= 8 for device in devices))
         inputs, targets = some_examples(99, 50)
-        assert np.mean((devices[0].predict(inputs) > 0.5) == (targets > 0.5)) > 0.9
+        first = training.predict(training.program.initial_shared, {}, some_examples(), inputs)
+        assert np.mean((devices[0].predict(inputs) - targets) ** 2) < np.mean((first - targets) ** 2) / 2
         measured = [json.loads(run.model(version).metrics).get("evaluate") for version in range(run.version)]
         assert any(one and one["devices"] == 3 for one in measured)
 
@@ -123,7 +136,7 @@ def test_over_a_bad_network_what_devices_were_told_is_what_the_server_counted(tr
         assert transport.failures == []
         counted = {device.status.device: device.status.counts["counted"] for device in devices}
         with run.store.transaction() as rows:
-            told = {row.id: row.rounds for row in map(rows.device, counted) if row is not None}
+            told = {row.id: row.times_counted for row in map(rows.device, counted) if row is not None}
         assert counted == told
 
 
@@ -172,7 +185,7 @@ def test_join_predict_and_forget_over_https_with_a_pinned_authority(training: Tr
             listening(service.device_app, ssl_certfile=str(certificates.chain), ssl_keyfile=str(certificates.key))
         )
         link = enrolment_link(f"https://127.0.0.1:{port}", a_token(service), certificates.pin)
-        other = Device(link, training, some_examples(1), floor=Floor(contributors=0), wait_s=2.0)
+        other = Device(link, training, some_examples(1), floor=FREE, wait_s=2.0)
         beside = threading.Thread(target=other.run)
         beside.start()
         try:

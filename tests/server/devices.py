@@ -46,7 +46,7 @@ MOST = 2**30
 
 
 def tiny(cohort: int = 3, size: int = 4, least: int = 2, name: str = "tiny", lr: float = 0.1, **pacing: Any) -> Bundle:
-    """FedAvg of one leaf `w` of zeros, float32 `(size,)`: the next model is the mean of what is reported, weighted by examples."""
+    """FedAvg of one leaf `w` of zeros, float32 `(size,)`: the next model is less the mean of what is reported, by examples."""
     description = Description(
         name,
         (Leaf("w", (size,), "float32", "shared", True),),

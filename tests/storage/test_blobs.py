@@ -167,6 +167,8 @@ def test_a_server_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPat
     for verb in (lambda: blobs.put(BODY), lambda: blobs.get(NAME), lambda: blobs.size(NAME), lambda: list(blobs)):
         with pytest.raises(ExperimentError, match="the object store .*: is it there") as refused:
             verb()
+        assert "127.0.0.1:9" in str(refused.value)
+        assert "retries" in str(refused.value)
         assert "a secret word" not in str(refused.value)
         assert "\n" not in str(refused.value)
 

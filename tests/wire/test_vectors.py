@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sumus.aggregate import Aggregate, Part, Update
+from sumus.evaluation import EDGES, LOSS_EDGES, evaluation_report
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.rng import key, signs
@@ -79,6 +80,12 @@ WORDS: tuple[tuple[Any, ...], ...] = (
     ("é",),
 )
 
+MEASURED: tuple[dict[str, tuple[float, int]], ...] = (
+    {"loss": (12.5, 8), "accuracy": (5.0, 8)},
+    {"loss": (0.0, 4), "accuracy": (4.0, 4)},
+    {"loss": (1e6, 1), "accuracy": (0.0, 0)},
+)
+
 SECRETS = (
     "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60",
     "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb",
@@ -132,8 +139,22 @@ def made() -> dict[str, Any]:
         "reports": reports,
         "keys": keys,
         "signs": some,
+        "edges": {
+            name: edges[np.isfinite(edges)].tolist() for name, edges in (("loss", LOSS_EDGES), ("others", EDGES))
+        },
+        "evaluations": [shown_evaluation(measured) for measured in MEASURED],
         "requests": [shown_request(bytes.fromhex(secret), *request) for secret in SECRETS for request in REQUESTS],
         "enrolments": [shown_enrolment(bytes.fromhex(secret)) for secret in SECRETS],
+    }
+
+
+def shown_evaluation(measured: dict[str, tuple[float, int]]) -> dict[str, Any]:
+    """A report of an evaluation. bins: by metric, counted from 0; none where nothing was measured."""
+    update = evaluation_report("carol", measured, 10)
+    return {
+        "measured": {name: list(pair) for name, pair in measured.items()},
+        "bins": {name: np.flatnonzero(leaf).tolist() for name, leaf in update.parts["histogram"].items()},
+        "body": encode_report(update).hex(),
     }
 
 
@@ -169,7 +190,9 @@ def shown_enrolment(secret: bytes) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind", ["version", "trees", "reports", "keys", "signs", "requests", "enrolments"])
+@pytest.mark.parametrize(
+    "kind", ["version", "trees", "reports", "keys", "signs", "edges", "evaluations", "requests", "enrolments"]
+)
 def test_the_code_makes_the_bytes_of_the_page(kind: str) -> None:
     assert json.loads(PATH.read_text(encoding="utf-8"))[kind] == json.loads(json.dumps(made()[kind]))
 

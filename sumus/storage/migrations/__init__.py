@@ -16,16 +16,21 @@ from sumus.storage.tables import TABLES
 FORM = "0001"
 """The revision that this version of sumus works with."""
 VERSION_TABLE = "sumus_version"
-_LOCK = 0x73756D7572
-"""Of PostgreSQL: one process at a time makes these steps."""
+_LOCK = 0x73756D7573
+"""Of PostgreSQL, for `alone`: "sumus"."""
 _ONE = Lock()
 """One thread at a time: alembic's steps say `op`, which there is one of."""
 
 
-def bring_up_to_date(connection: Connection) -> None:
-    """Make what is not there yet, within the connection's transaction. ExperimentError where it is newer, or not ours."""
+def alone(connection: Connection) -> None:
+    """Wait for other transactions that are to be alone, and keep them waiting. In SQLite every one is."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+
+
+def bring_up_to_date(connection: Connection) -> None:
+    """Make what is not there yet, within the connection's transaction. ExperimentError where it is newer, or not ours."""
+    alone(connection)
     there = set(inspect(connection).get_table_names())
     form = (
         connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from sumus.simulator.interrupt import terminate_like_ctrl_c, undisturbed, whole
+from sumus.interrupt import terminate_like_ctrl_c, undisturbed, whole
 
 
 @pytest.fixture(autouse=True)

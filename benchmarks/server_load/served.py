@@ -1,0 +1,174 @@
+"""Servers to put load on, each a process: ours, and bare ones that do no more than receive.
+
+    python -m benchmarks.server_load.served JOB         ours; JOB is a `Job` as JSON
+    python -m benchmarks.server_load.served             bare: `PUT` receives a body in raw ASGI and answers; `POST` reads a check-in
+
+Each prints its URL once it answers, and ends on SIGTERM. Ours is `sumus serve` with its limits of requests opened, no torch.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from benchmarks.server_load.devices import Device
+from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, sgd
+from sumus.server.limits import Limits, Rate
+from sumus.server.planes import Listen
+from sumus.server.serve import Tell, run
+from sumus.server.service import Conduct, Where
+from sumus.storage.identities import Identity
+from sumus.storage.sql import SqlStore
+from sumus.task import Data, Description, Leaf
+from sumus.wire.messages import Assignment, Body, CheckInAnswer, CheckInRequest, read, write
+
+MUCH = Rate(1e9, 10**9)
+OPEN = Limits(MUCH, MUCH, MUCH)
+"""No limits of requests: a generator is one address, and its devices are in a hurry."""
+_TICKS = os.sysconf("SC_CLK_TCK")
+_ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What ours serves. data: its folder.  database: a URL, None for SQLite in it.  sizes: float32 a model, a task each.
+    cohort: of synchronous rounds, 0 for one buffer that never fills.  devices: that are enrolled, from number 0."""
+
+    data: str
+    database: str | None
+    sizes: tuple[int, ...]
+    cohort: int
+    devices: int
+
+
+def bundle(size: int, cohort: int) -> Bundle:
+    """FedAvg of one leaf of so many float32; or FedBuff, with room for everybody."""
+    leaf = Leaf("w", (size,), "float32", "shared", True)
+    task = Description(f"load{size}", (leaf,), "loss", (), Data((3,), "float32", (), "int64", 2))
+    if cohort:
+        plan = Plan(task, fedavg(sgd(0.1)), Pacing(cohort), min_contributors=2)
+    else:
+        plan = Plan(task, fedbuff(sgd(0.1)), Pacing(10**6, concurrency=10**6), min_contributors=2)
+    return Bundle(plan, {"w": np.zeros(size, np.float32)})
+
+
+def bundles(job: Job) -> dict[str, Bundle]:
+    """Tasks by name."""
+    return {f"load{size}": bundle(size, job.cohort) for size in job.sizes}
+
+
+def enrol(job: Job) -> None:
+    """Write the devices into the database, as their enrolment would have."""
+    store = SqlStore.open(job.database or f"sqlite:///{job.data}/sumus.db", "tasks")
+    with store.identities().transaction() as rows:
+        for number in range(job.devices):
+            device = Device(number)
+            rows.put_identity(Identity(device.id, "default", device.public, "enrolled", 0.0, 0.0))
+    store.close()
+
+
+def serve(job: Job) -> None:
+    """Ours, until SIGTERM."""
+    Path(job.data).mkdir(exist_ok=True)
+    enrol(job)
+    where, conduct = Where(Path(job.data), job.database), Conduct(limits=OPEN)
+    tell = Tell(ready=lambda opened: print(opened.url, flush=True))
+    run(bundles(job), where, conduct, Listen(port=0, admin_port=0), tell)
+
+
+async def receive(scope: Any, receive: Any, send: Any) -> None:
+    """The bound of an upload: every byte of it in Python, and nothing done with it."""
+    more = True
+    while more:
+        more = (await receive()).get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+
+async def decode(request: Request) -> Response:
+    """The bound of a check-in: its form is checked, and the answer is as long as one with work."""
+    asked = read(CheckInRequest, await request.body())
+    some = Body("0" * 64, 1)
+    work = Assignment("load", "train", asked.session, 0, some, some, "0" * 64, 2, 1.0)
+    return Response(write(CheckInAnswer(assignment=work)), media_type="application/json")
+
+
+def serve_bare() -> None:
+    """The bare ones, until SIGTERM."""
+    framed = Starlette(routes=[Route("/v1/checkins", decode, methods=["POST"])])
+
+    async def app(scope: Any, receiving: Any, send: Any) -> None:
+        await (receive if scope["method"] == "PUT" else framed)(scope, receiving, send)
+
+    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    how = uvicorn.Config(app, loop="none", http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+    print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(uvicorn.Server(how).serve([listening]))
+
+
+# ── the other end ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Process:
+    """A server that runs. port: where it listens."""
+
+    def __init__(self, child: "subprocess.Popen[str]", port: int) -> None:
+        self.child, self.port = child, port
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of processor time that it has used."""
+        used = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(used[11]) + int(used[12])) / _TICKS
+
+    @property
+    def rss(self) -> int:
+        """Bytes of memory that it holds."""
+        return int(Path(f"/proc/{self.child.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def kill(self) -> None:
+        """As a power cut would."""
+        self.child.send_signal(signal.SIGKILL)
+        self.child.wait()
+
+
+@contextmanager
+def process(job: Job | None = None) -> Generator[Process, None, None]:
+    """A server for the length of a block: ours, or bare ones."""
+    arguments: Sequence[str] = () if job is None else (json.dumps(asdict(job)),)
+    command = [sys.executable, "-m", "benchmarks.server_load.served", *arguments]
+    with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            url = child.stdout.readline().strip()
+            if not url:
+                raise SystemExit("the server did not start; see above")
+            yield Process(child, urlsplit(url).port or 0)
+        finally:
+            child.terminate()
+            child.wait()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        serve(Job(**json.loads(sys.argv[1])))
+    else:
+        serve_bare()

@@ -1,0 +1,266 @@
+"""A demo as it would be in earnest: a server and a process for each person, on this machine's loopback, over HTTP.
+
+    result = play("health", folder, rounds=50, watch=…)
+
+What runs is what anybody would run: `sumus pack`, `sumus serve`, and for each person `sumus join` with a file of four lines that
+holds that person's examples and nobody else's. The server has none of the code and no PyTorch; it ends by itself after the last
+round, and with it the devices.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sumus.demos.people import People
+from sumus.errors import ExperimentError
+from sumus.server.access import Logins
+from sumus.server.remote import Remote
+from sumus.storage.blobs import DirectoryBlobs
+from sumus.storage.sql import SqlStore
+from sumus.storage.store import Model
+
+LOOK = 0.3
+"""Seconds between looks at the server's status."""
+BEGIN = 120.0
+"""Seconds for the server to answer."""
+FILE = '''"""The file of one device: the task, which everybody has, and this person's own examples."""
+
+from sumus.demos.{module} import experiment as everybody
+
+experiment = everybody()
+examples = {where}[{who!r}]
+'''
+
+
+@dataclass(frozen=True)
+class Look:
+    """How far it is. counted: of goal reports of this round.  waiting: why there is not more.  measured: means on people never
+    seen, of the model that was measured last."""
+
+    version: int
+    counted: int
+    goal: int
+    waiting: str
+    loss: float | None
+    measured: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of it. models: a row each, the first one too.  histograms: people never seen, by metric and bin.  model: a file
+    of the last model's leaves."""
+
+    seconds: float
+    models: Sequence[Model]
+    means: Mapping[str, float]
+    histograms: Mapping[str, Sequence[int]]
+    bytes_up: int
+    bytes_down: int
+    model: Path
+    history: Path
+    counted: int = 0
+    problems: Sequence[str] = field(default_factory=list[str])
+
+
+def play(module: str, people: People, folder: Path, rounds: int, every: int, watch: Callable[[Look], None]) -> Outcome:
+    """Serve a demo's experiment to its people until there are so many models. every: versions between measurements.
+
+    folder: for the model, the history and each process's log.
+    """
+    began = time.monotonic()
+    shutil.rmtree(folder / "logs", ignore_errors=True)
+    (folder / "logs").mkdir(parents=True)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-demo-")))
+        source = Path(__file__).with_name(f"{module}.py")
+        _command(folder, "pack", str(source), "-o", str(scratch / "plan.sumus"))
+        server, opened = stack.enter_context(_server(scratch, folder, people, rounds, every))
+        devices = [
+            stack.enter_context(_device(scratch, folder, module, opened["url"], people, who, who in people.unseen))
+            for who in (*people.training, *people.unseen)
+        ]
+        last = _watched(opened, scratch, server, devices, folder, watch)
+        return _outcome(scratch, folder, module, last, time.monotonic() - began)
+
+
+# ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _command(folder: Path, *arguments: str) -> None:
+    """Run a command of sumus to its end."""
+    done = subprocess.run([sys.executable, "-m", "sumus", *arguments], capture_output=True, text=True, check=False)
+    (folder / "logs" / f"{arguments[0]}.log").write_text(done.stdout + done.stderr)
+    if done.returncode:
+        raise ExperimentError(f"`sumus {arguments[0]}` failed: {done.stderr.strip().splitlines()[-1]}")
+
+
+@contextmanager
+def _process(log: Path, *arguments: str, output: int | None = None) -> Generator[subprocess.Popen[str], None, None]:
+    """A command of sumus that runs until it ends, or is not needed any more."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sumus", *arguments],
+            stdout=output or file,
+            stderr=file,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the demo, which ends them
+        )
+        try:
+            yield process
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Let a process end, soon."""
+    for how, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        if process.poll() is not None:
+            return
+        process.send_signal(how)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+
+
+@contextmanager
+def _server(
+    scratch: Path, folder: Path, people: People, rounds: int, every: int
+) -> Generator[tuple[subprocess.Popen[str], Mapping[str, Any]], None, None]:
+    """The server, and what it says of itself once it answers."""
+    many = len(people.training) + len(people.unseen)
+    arguments = [
+        "serve",
+        str(scratch / "plan.sumus"),
+        "--data",
+        str(scratch / "server"),
+        "--port",
+        "0",
+        "--admin-port",
+        "0",
+    ]
+    arguments += ["--tokens", str(many), "--token-file", str(scratch / "link"), "--rounds", str(rounds)]
+    arguments += ["--evaluate", str(len(people.unseen)), "--every", str(every), "--json"]
+    log = folder / "logs" / "server.log"
+    with _process(log, *arguments, output=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise ExperimentError(f"the server did not begin: {_last_line(log)}")
+        yield process, json.loads(line)
+
+
+@contextmanager
+def _device(
+    scratch: Path, folder: Path, module: str, url: str, people: People, who: Any, unseen: bool
+) -> Generator[subprocess.Popen[str], None, None]:
+    """A person's device."""
+    where = "experiment.evaluate.unseen" if unseen else "experiment.population"
+    file = scratch / f"person_{who}.py"
+    file.write_text(FILE.format(module=module, where=where, who=who))
+    arguments = [
+        "join",
+        url,
+        "--client",
+        str(file),
+        "--folder",
+        str(scratch / f"device-{who}"),
+        "--name",
+        f"person {who}",
+    ]
+    arguments += [
+        "--token-file",
+        str(scratch / "link"),
+        "--always",
+        "--json",
+        "--floor",
+        f"contributors={people.least}",
+    ]
+    arguments += ["--floor", "rounds=1000000", *(["--evaluate-only"] if unseen else ["--train-only"])]
+    with _process(folder / "logs" / f"person-{who}.log", *arguments) as process:
+        yield process
+
+
+def _watched(
+    opened: Mapping[str, Any],
+    scratch: Path,
+    server: subprocess.Popen[str],
+    devices: Sequence[subprocess.Popen[str]],
+    folder: Path,
+    watch: Callable[[Look], None],
+) -> Mapping[str, Any]:
+    """Look until the server ends; what it said last."""
+    remote = Remote(opened["admin_url"], Logins(scratch / "admin"))
+    remote.log_in(opened["login"])
+    status: Mapping[str, Any] = {}
+    while server.poll() is None:
+        with suppress(ExperimentError):  # it may just have ended
+            status = remote.ask("GET", "/v1/admin/status")
+            watch(_look(status["tasks"][0]))
+        for device in devices:
+            if device.poll() not in (None, 0):
+                log = min(folder.glob("logs/person-*.log"), key=lambda path: -path.stat().st_mtime)
+                raise ExperimentError(f"a device ended: {_last_line(log)}; see {folder / 'logs'}")
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(LOOK)
+    if server.returncode:
+        raise ExperimentError(f"the server ended: {_last_line(folder / 'logs' / 'server.log')}")
+    return status
+
+
+def _look(task: Mapping[str, Any]) -> Look:
+    run, measured = task["runs"][0], task["evaluated"] or {}
+    return Look(
+        task["version"],
+        run["counted"],
+        run["goal"],
+        run["waiting"],
+        task["model"]["train"].get("loss"),
+        measured.get("evaluate", {}).get("means", {}),
+    )
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+# ── what came of it ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _outcome(scratch: Path, folder: Path, module: str, status: Mapping[str, Any], seconds: float) -> Outcome:
+    """Read the server's folder, now that nobody uses it, and keep what is worth keeping."""
+    task = status["tasks"][0]["name"]
+    store = SqlStore.open(f"sqlite:///{scratch}/server/sumus.db", f"{task}.train")
+    with store.transaction() as rows:
+        models = list(rows.models())
+    store.close()
+    last = models[-1]
+    weights, history = folder / "model.safetensors", folder / "history.jsonl"
+    weights.write_bytes(DirectoryBlobs(scratch / "server" / "blobs").get(last.model))
+    lines = [
+        {"version": m.version, "contributors": m.contributors, "at": m.at, **json.loads(m.metrics)} for m in models
+    ]
+    history.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    measured = next((line["evaluate"] for line in reversed(lines) if "evaluate" in line), {})
+    return Outcome(
+        seconds,
+        models,
+        measured.get("means", {}),
+        measured.get("histograms", {}),
+        status["bytes_in"],
+        status["bytes_out"],
+        weights,
+        history,
+        sum(model.contributors for model in models),
+    )

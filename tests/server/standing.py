@@ -1,0 +1,115 @@
+"""A server in this process and devices that speak to it, so that a test may break what is below; and the audit."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.kills.audit import Found, Ledger, left_behind
+from benchmarks.kills.fleet import Book, Scripted
+from benchmarks.kills.served import COHORT, QUIET, TASK, bundle
+from sumus.server.service import Service, Where, open_service
+from sumus.transport.inprocess import InProcess
+from sumus.transport.transport import Answer, Transport
+from sumus.wire.messages import Assignment
+
+
+class Standing:
+    """service: started.  devices: enrolled, each with a transport of its own to it, which `reach` makes of service and number."""
+
+    def __init__(
+        self, where: Where, kind: str, devices: int, twice: float, reach: Callable[[Service, int], Transport]
+    ) -> None:
+        self.bundle, self.book, self.ledger = bundle(kind), Book(), Ledger()
+        self._where, self._reach = where, reach
+        self.service = self._opened()
+        token = self.service.server.roll.new_token("default", self.service.server.clock(), uses=devices)
+        self.devices = [
+            Scripted(number, self.bundle.plan, self.book, reach(self.service, number), twice)
+            for number in range(devices)
+        ]
+        for device in self.devices:
+            device.enrol(token)
+
+    def _opened(self) -> Service:
+        service = open_service({TASK: self.bundle}, self._where, QUIET)
+        service.server.start()
+        return service
+
+    def open_again(self) -> None:
+        """The next life of the server."""
+        self.close()
+        self.service = self._opened()
+        for device in self.devices:
+            device.go_to(self._reach(self.service, device.number))
+
+    def assignment(self, device: Scripted) -> Assignment:
+        """Work for a device, as soon as there is some."""
+        for _ in range(50):
+            answer = device.check_in(5.0)
+            if answer is not None and answer.assignment is not None:
+                return answer.assignment
+        raise AssertionError("there is no work")
+
+    def train(self) -> None:
+        """Every device that has nothing unsettled has an update."""
+        for device in self.devices:
+            if device.unsettled is None:
+                device.train(self.assignment(device))
+
+    def round(self) -> None:
+        """Every device reports, and is told."""
+        self.train()
+        for device in self.devices:
+            assert device.send()
+
+    def work(self, until: Callable[[], bool]) -> None:
+        """All devices at once, until this holds and nothing is unsettled."""
+        with ThreadPoolExecutor(len(self.devices)) as pool:
+            for running in [pool.submit(device.run, until) for device in self.devices]:
+                running.result()
+
+    def look_again(self) -> None:
+        """Let the server decide on something now, as it would by itself a little later."""
+        self.service.server.ask_to_do(lambda now: None).exception()
+
+    def ready(self) -> Answer:
+        """What a load balancer is told."""
+        with InProcess(self.service.device_app) as transport:
+            return transport.request("GET", "/readyz")
+
+    def audit(self) -> Found:
+        """Every promise, as a campaign of kills asks for them, once nothing is on its way."""
+        self.look_again()
+        store = self.service.server.tasks[0].training.store
+        self.ledger.read(store)
+        found = self.ledger.audit(self.bundle, self.book, len(self.devices), self.service.blobs)
+        found.wrong += left_behind(store)
+        return found
+
+    def close(self) -> None:
+        """End all of it."""
+        for device in self.devices:
+            device.close()
+        self.service.close()
+
+
+def in_process(service: Service, number: int) -> Transport:
+    """Straight to it, without sockets."""
+    return InProcess(service.device_app)
+
+
+@contextmanager
+def standing(
+    where: Where | Path,
+    kind: str = "synchronous",
+    devices: int = COHORT,
+    twice: float = 0.0,
+    reach: Callable[[Service, int], Transport] = in_process,
+) -> Iterator[Standing]:
+    """A server in this process, and devices."""
+    found = Standing(where if isinstance(where, Where) else Where(where), kind, devices, twice, reach)
+    try:
+        yield found
+    finally:
+        found.close()

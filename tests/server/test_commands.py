@@ -1,0 +1,107 @@
+"""What an operator types, and what is printed."""
+
+import json
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from sumus.cli import app
+from sumus.server.planes import Listen
+from sumus.server.progress import Opened
+from sumus.server.serve import Tell, run
+from sumus.server.service import Conduct, Where
+from sumus.transport.http import HttpTransport
+from tests.server.devices import ScriptedDevice, tiny, train_round
+
+PLAN = tiny().plan
+
+
+class Operator:
+    """A server that ends after two models, and who types at a terminal beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data = folder / "data"
+        opened: queue.Queue[Opened] = queue.Queue()
+        tell = Tell(tokens=3, rounds=2, ready=opened.put)
+        arguments = {"tiny": tiny()}, Where(self.data), Conduct(), Listen(port=0, admin_port=0), tell
+        self.thread = threading.Thread(target=run, args=arguments)
+        self.thread.start()
+        self.opened = opened.get(timeout=30)
+        self.url = self.opened.admin_url
+        self.transport = HttpTransport(self.opened.url)
+        token = (self.opened.enrolment or "").partition("#enrol=")[2]
+        self.devices = [ScriptedDevice(self.transport, number) for number in range(3)]
+        for device in self.devices:
+            device.enrol(token)
+
+    def round(self) -> None:
+        train_round(self.devices, PLAN, [1.0] * 3)
+
+    def types(self, *words: str, stdin: str = "", code: int = 0) -> str:
+        result = CliRunner().invoke(app, words, input=stdin)
+        if result.exit_code != code and result.exception is not None:
+            raise result.exception
+        return result.output
+
+
+@pytest.fixture
+def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operator]:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    operator = Operator(tmp_path)
+    yield operator
+    for _ in range(2):
+        if operator.thread.is_alive():
+            operator.types(
+                "admin", "login", operator.url, stdin=operator.types("admin", "link", "--data", str(operator.data))
+            )
+            operator.types("admin", "resume", operator.url, "tiny")
+            operator.round()
+    operator.thread.join(60)
+    operator.transport.close()
+    assert not operator.thread.is_alive()
+
+
+def test_logging_in_looking_and_changing(operator: Operator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    types, url = operator.types, operator.url
+    assert "logged in" in types("admin", "login", url, stdin=operator.opened.login)
+    assert "3 devices enrolled" in types("status", url)
+    assert json.loads(types("status", url, "--json"))["tasks"][0]["name"] == "tiny"
+    assert types("admin", "pause", url, "tiny") == "tiny is paused\n"
+    assert "paused by an admin" in types("status", url)
+    assert types("admin", "resume", url, "tiny") == "tiny goes on\n"
+    operator.round()
+    versions: list[Any] = []
+    while len(versions) < 2:
+        versions = json.loads(types("admin", "models", url, "tiny", "--json"))["models"]
+    assert "released" in types("admin", "models", url, "tiny")
+    assert types("admin", "promote", url, "tiny", "0") == "devices answer with version 0 of tiny\n"
+    assert "devices answer with version 0" in types("status", url)
+    link = tmp_path / "link"
+    types("admin", "token", url, "--uses", "2", "-o", str(link))
+    assert link.read_text().startswith(f"{operator.opened.url}/#enrol=")
+    assert link.stat().st_mode & 0o777 == 0o600
+    assert types("admin", "devices", url).count("enrolled") == 6
+    assert "round 1 of tiny is ended" in types("admin", "cancel", url, "tiny")
+    types("admin", "logout", url)
+    with monkeypatch.context() as patch:
+        patch.setenv("SUMUS_LOGIN", types("admin", "link", "--data", str(operator.data)).splitlines()[0])
+        assert "3 devices enrolled" in types("status", url)
+    types("admin", "revoke", url, operator.devices[2].id)
+    assert types("admin", "rollback", url, "tiny", "0") == "tiny goes on from version 0, which is version 2 now\n"
+    operator.thread.join(60)
+
+
+def test_a_backup_is_made_while_it_runs_and_put_back(operator: Operator, tmp_path: Path) -> None:
+    operator.round()
+    backup = tmp_path / "backup"
+    assert "plans and models" in operator.types("backup", "--data", str(operator.data), "-o", str(backup))
+    operator.round()
+    operator.thread.join(60)
+    said = operator.types("restore", str(backup), "--data", str(tmp_path / "new"))
+    assert "epoch 1" in said
+    assert operator.types("reconcile", "--data", str(tmp_path / "new")) == "tiny: epoch 2\n"
