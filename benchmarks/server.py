@@ -126,7 +126,7 @@ class Bench:
 
 def fingerprints(job: Job) -> tuple[str, ...]:
     """Of its tasks."""
-    return tuple(bundle(size, job.cohort).plan.description.fingerprint for size in job.sizes)
+    return tuple(bundle(size, job).plan.description.fingerprint for size in job.sizes)
 
 
 # ── what is measured ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -216,7 +216,7 @@ def committer(job: Job, updates: int) -> float:
 def committer_alone(bench: Bench) -> list[list[str]]:
     """The committer without HTTP."""
     found = [
-        bench.load.begin(committer, bench.job([LARGE], bench.scale.enough(100)), bench.scale.enough(100)).result()
+        bench.load.begin(committer, bench.job([LARGE], bench.scale.enough(100) + 1), bench.scale.enough(100)).result()
         for _ in range(bench.scale.turns)
     ]
     rate = f"**{three_digits(statistics.median(found))}** /s"
@@ -237,7 +237,7 @@ def round_latency(bench: Bench) -> list[list[str]]:
 def downloads(bench: Bench) -> list[list[str]]:
     """A model, and whether it is still the same."""
     scale, whole, same = bench.scale, Compared(), Compared()
-    job = bench.job([LARGE], 1)
+    job = bench.job([LARGE], 2)
     with process(job) as server:
         sha256 = bench.load.begin(generator.work_for, server.port, 0, 0, fingerprints(job)[0]).result().broadcast.sha256
         for _ in range(scale.turns):
@@ -266,7 +266,7 @@ def memory(bench: Bench) -> list[list[str]]:
         wrong = {status: n for status, n in coming.result().answers.items() if status != 200}
         quarters = [max(part) for part in np.array_split(np.array(seen), 4) if part.size]
         slow = [number for number in range(scale.soak, scale.soak + scale.slow) if number % len(sizes) == 2]
-        held = generator.halves(server.port, slow * 0 + slow, 0, sizes[2])
+        held = generator.halves(server.port, slow, 0, sizes[2])
         time.sleep(1.0)
         with_slow = server.rss
         for each in held:

@@ -20,7 +20,7 @@ from sumus.plan import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "README.zh.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 API = ROOT / "docs" / "api.md"
@@ -71,7 +71,15 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_pages_that_promise_code_have_some() -> None:
-    for page in (ROOT / "README.md", ROOT / "docs" / "idea.md", ROOT / "docs" / "sharp-edges.md", API):
+    docs = ROOT / "docs"
+    for page in (
+        ROOT / "README.md",
+        ROOT / "README.zh.md",
+        docs / "idea.md",
+        docs / "device.md",
+        docs / "sharp-edges.md",
+        API,
+    ):
         assert blocks(page, *RUNNABLE), f"{name_of(page)} has no Python block that a test runs"
 
 
@@ -150,7 +158,7 @@ def test_names_in_text_exist(page: Path) -> None:
     """Every `sumus.x.y` in inline code, as far as it is a path of names."""
     for code in re.findall(r"`([^`\n]+)`", prose(page)):
         for dotted in re.findall(r"(?<![\w/.])sumus\.([A-Za-z_][\w.]*\w)(?!\.)", code):
-            if dotted == "X":  # stands for any name, in the first line of api.md
+            if dotted in ("X", "db"):  # any name, in the first line of api.md; a file
                 continue
             importable = dotted.split(".")[0] in {path.stem for path in (ROOT / "sumus").iterdir()}
             assert importable or hasattr_path(dotted), f"{name_of(page)}: there is no sumus.{dotted}"
@@ -211,10 +219,21 @@ def test_glossary_explains_each_word_once() -> None:
 
 
 def commands() -> dict[str, Any]:
-    """The subcommands of `sumus`, by name."""
+    """The commands of `sumus`, by name; those of a group by both words, `admin token`."""
     from sumus.cli import app
 
-    return dict(vars(typer.main.get_command(app))["commands"])
+    def within(group: Any, before: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, command in vars(group)["commands"].items():
+            found |= within(command, f"{name} ") if "commands" in vars(command) else {before + name: command}
+        return found
+
+    return within(typer.main.get_command(app), "")
+
+
+def command_of(words: list[str]) -> str | None:
+    """The command that a line's words begin with."""
+    return next((name for name in (" ".join(words[:2]), words[0]) if name in commands()), None)
 
 
 def options(command: Any) -> set[str]:
@@ -232,7 +251,7 @@ def shell_lines(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_in_text_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for line in shell_lines(page):
         program, *arguments = shlex.split(line, comments=True)
         program = program.rpartition("/")[2]
@@ -240,17 +259,18 @@ def test_commands_in_text_exist(page: Path) -> None:
             assert set(arguments) <= targets, f"{name_of(page)}: `{line}` is no target of the Makefile"
         elif program == "sumus":
             assert arguments, f"{name_of(page)}: `{line}` names no command"
-            assert arguments[0] in commands(), f"{name_of(page)}: `{line}` is no command"
-            given = {argument.partition("=")[0] for argument in arguments[1:] if argument.startswith("-")}
-            unknown = given - options(commands()[arguments[0]])
+            name = command_of(arguments)
+            assert name is not None, f"{name_of(page)}: `{line}` is no command"
+            given = {argument.partition("=")[0] for argument in arguments[1:] if argument.startswith("-")} - {"-"}
+            unknown = given - options(commands()[name])
             assert not unknown, f"{name_of(page)}: `{line}` has no {sorted(unknown)}"
         else:
             assert program in ("python", "pip", "cd", "git"), f"{name_of(page)}: `{line}` is checked by no test"
 
 
 def test_api_lists_every_command_and_option() -> None:
-    rows = re.findall(r"^\| `sumus (\w+)[^`]*` \|([^|]*)\|", section(API, "Command line"), re.MULTILINE)
-    listed = {command: set(re.findall(r"`(-[\w-]+)`", cell)) for command, cell in rows}
+    rows = re.findall(r"^\| `sumus ([^`]*)` \|([^|]*)\|", section(API, "Command line"), re.MULTILINE)
+    listed = {command_of(words.split()): set(re.findall(r"`(-[\w-]+)`", cell)) for words, cell in rows}
     long = {
         name: {option for option in options(command) if option.startswith("--")} for name, command in commands().items()
     }
@@ -268,11 +288,12 @@ def test_api_lists_every_demo() -> None:
 def test_help_lists_the_commands() -> None:
     from sumus.cli import app
 
-    shown = CliRunner().invoke(app, ["--help"])
-    assert shown.exit_code == 0
     for name in commands():
-        assert re.search(rf"^\W*{name}\b", shown.output, re.MULTILINE)
-        assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
+        *group, last = name.split()
+        shown = CliRunner().invoke(app, [*group, "--help"])
+        assert shown.exit_code == 0
+        assert re.search(rf"^\W*{last}\b", shown.output, re.MULTILINE), name
+        assert CliRunner().invoke(app, [*group, last, "--help"]).exit_code == 0
 
 
 # ── links ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -311,10 +332,29 @@ def test_index_lists_every_page() -> None:
 
 
 def test_readme_fits_two_screens_and_says_what_is_hidden() -> None:
+    from sumus.server.status import CLEAR_MODE
+
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 110
-    said = "clear mode: in the simulator everything is in one process; nothing is hidden from whoever runs it"
-    assert said in " ".join(text.split())
+    assert len(text.splitlines()) <= 120
+    assert CLEAR_MODE in " ".join(text.split())
+
+
+def test_both_readmes_have_the_same_code_and_the_same_rows() -> None:
+    """What a translation may not change: commands, programs, links to files, and how many rows a table has."""
+    english, chinese = ROOT / "README.md", ROOT / "README.zh.md"
+
+    def bare(code: str) -> str:
+        return re.sub(r"\s*#.*", "", code)
+
+    for language in (*RUNNABLE, *SHELL):
+        ours, theirs = ([bare(code) for _, code in blocks(page, language)] for page in (english, chinese))
+        assert ours == theirs
+    for pattern in (r"\]\(([^)#\s]+)", r"^\|.*\|$", r"`([^`\n]+)`"):
+        found = [re.findall(pattern, prose(page), re.MULTILINE) for page in (english, chinese)]
+        if pattern.startswith("^"):
+            assert len(found[0]) == len(found[1])
+        else:
+            assert sorted(set(found[0]) - {"README.zh.md"}) == sorted(set(found[1]) - {"README.md"})
 
 
 # ── what belongs to one machine ──────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,6 @@
 """A server process that is made to be killed.
 
-    python -m benchmarks.kills.served LOG        reads jobs, a JSON line each; each is served by a process, until that dies
+    python -m benchmarks.kills.served LOG LINE        reads jobs, a JSON line each; each is served by a process, until that dies
 
 The parent has imported everything and started nothing: a job is a fork, in milliseconds. The child is a whole server: storage,
 recovery, and the device plane over HTTP on loopback, on a port that the system chooses. `Life` is the other end of it.
@@ -250,6 +250,12 @@ def opened(job: Job) -> Service:
     return open_service({TASK: bundle(job.kind)}, Where(Path(job.data), job.database), QUIET)
 
 
+def _end_with(line: int) -> None:
+    """Die when whoever holds the other end of this pipe has died."""
+    os.read(line, 1)
+    os._exit(1)
+
+
 def _serve(job: Job) -> None:
     if job.planted:
         PLANTED[job.planted]()
@@ -270,8 +276,8 @@ def _say(what: Mapping[str, Any]) -> None:
     os.write(SAID, json.dumps(what).encode() + b"\n")
 
 
-def main(log: str) -> None:
-    """One job after the other."""
+def main(log: str, line: int) -> None:
+    """One job after the other. log: a file.  line: a pipe's descriptor."""
     with open(log, "ab", buffering=0) as file:
         os.dup2(1, SAID)
         os.dup2(file.fileno(), 1)
@@ -280,12 +286,13 @@ def main(log: str) -> None:
         service = opened(Job(folder, None, "synchronous"))
         uvicorn.Config(service.device_app, lifespan="off").load()
         service.close()
-    for line in iter(sys.stdin.readline, ""):
-        job = Job(**json.loads(line))
+    for said in iter(sys.stdin.readline, ""):
+        job = Job(**json.loads(said))
         pid = os.fork()
         if pid == 0:
             try:
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                threading.Thread(target=_end_with, args=(line,), daemon=True).start()
                 _serve(job)
             except BaseException:
                 traceback.print_exc()
@@ -300,10 +307,12 @@ class Life:
 
     def __init__(self, log: Path) -> None:
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
+        line, self._line = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.kills.served", str(log)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT, env=environment,
+            [sys.executable, "-m", "benchmarks.kills.served", str(log), str(line)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT, env=environment, pass_fds=[line],
         )  # fmt: skip
+        os.close(line)
         self.log = log
         self.pid: int | None = None
         self.survived: Sequence[str] | None = None
@@ -354,6 +363,7 @@ class Life:
         self._process.stdin.close()
         self._process.wait(10)
         self._process.stdout.close()
+        os.close(self._line)
 
     def _hear(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -367,4 +377,4 @@ class Life:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

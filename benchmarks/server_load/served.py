@@ -49,7 +49,8 @@ _ROOT = Path(__file__).parents[2]
 @dataclass(frozen=True)
 class Job:
     """What ours serves. data: its folder.  database: a URL, None for SQLite in it.  sizes: float32 a model, a task each.
-    cohort: of synchronous rounds, 0 for one buffer that never fills.  devices: that are enrolled, from number 0."""
+    cohort: of synchronous rounds; 0 for a buffer that is full when every device has reported.  devices: that are enrolled, from
+    number 0; at least two."""
 
     data: str
     database: str | None
@@ -58,20 +59,20 @@ class Job:
     devices: int
 
 
-def bundle(size: int, cohort: int) -> Bundle:
+def bundle(size: int, job: Job) -> Bundle:
     """FedAvg of one leaf of so many float32; or FedBuff, with room for everybody."""
     leaf = Leaf("w", (size,), "float32", "shared", True)
     task = Description(f"load{size}", (leaf,), "loss", (), Data((3,), "float32", (), "int64", 2))
-    if cohort:
-        plan = Plan(task, fedavg(sgd(0.1)), Pacing(cohort), min_contributors=2)
+    if job.cohort:
+        plan = Plan(task, fedavg(sgd(0.1)), Pacing(job.cohort), min_contributors=2)
     else:
-        plan = Plan(task, fedbuff(sgd(0.1)), Pacing(10**6, concurrency=10**6), min_contributors=2)
+        plan = Plan(task, fedbuff(sgd(0.1)), Pacing(job.devices, concurrency=10**6), min_contributors=2)
     return Bundle(plan, {"w": np.zeros(size, np.float32)})
 
 
 def bundles(job: Job) -> dict[str, Bundle]:
     """Tasks by name."""
-    return {f"load{size}": bundle(size, job.cohort) for size in job.sizes}
+    return {f"load{size}": bundle(size, job) for size in job.sizes}
 
 
 def enrol(job: Job) -> None:

@@ -12,7 +12,7 @@ from sumus.demos import sources
 from sumus.demos.people import People
 
 PEOPLE = People(training=range(1, 8), unseen=(8, 9, 10), least=3)
-ROUNDS, EVERY = 50, 5
+ROUNDS, EVERY = 40, 5
 
 
 class ActivityNet(nn.Module):
@@ -47,14 +47,14 @@ def experiment() -> sumus.Experiment:
         metrics={"accuracy": sumus.metrics.accuracy},
         # on each watch: five-second windows, in units of typical movement (g, rad/s)
         prepare=preparation.steps(
-            preparation.windows(length=256, stride=64),
+            preparation.windows(length=256, stride=128),
             preparation.standardize(center=[0, 0.4, -0.1, 0, 0, 0], scale=[0.9, 0.5, 0.5, 1.0, 2.5, 1.0]),
         ),
         name="watch-activity",
     )
     algorithm = sumus.fedavg(
-        client=sumus.sgd(lr=0.05, epochs=2, batch_size=32),
-        server=sumus.optimizers.averaged(sumus.optimizers.adam(lr=0.01, bias_correction=True), decay=0.8),
+        client=sumus.sgd(lr=0.05, epochs=2, batch_size=16),
+        server=sumus.optimizers.averaged(sumus.optimizers.adam(lr=0.02, bias_correction=True), decay=0.8),
     )
     return sumus.Experiment(
         plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=7, deadline=120.0), min_contributors=PEOPLE.least),

@@ -186,8 +186,9 @@ class _Lines:
     def __call__(self, news: "News") -> None:
         if self._as_json:
             if news.what != "training":
+                said = {field.name: getattr(news, field.name) for field in dataclasses.fields(news)}
                 print(
-                    json.dumps({name: value for name, value in dataclasses.asdict(news).items() if value}), flush=True
+                    json.dumps({name: value for name, value in said.items() if value not in ("", -1, {})}), flush=True
                 )
             return
         if news.what in ("trained", "evaluated"):

@@ -13,10 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from sumus.aggregate import BUFFERS, Update
 from sumus.device.keys import Keys
@@ -36,6 +35,9 @@ from sumus.wire.reports import encode_report
 from sumus.wire.tensors import decode_tree
 from sumus.work import PERSONAL, ClientState, ClientWork
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 ROUNDS = 100
 """That a device is expected to train, when it is weighed whether capturing its step pays."""
 _PLANS = 8
@@ -47,8 +49,8 @@ class Errand:
     before.  state: what it kept."""
 
     client: Any
-    inputs: Tensor
-    targets: Tensor
+    inputs: "Tensor"
+    targets: "Tensor"
     version: int
     seed: bytes
     keys: Keys
@@ -97,7 +99,7 @@ class Training:
 
     # ── what is asked for ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def read(self, client: Any, examples: Any) -> tuple[Tensor, Tensor]:
+    def read(self, client: Any, examples: Any) -> "tuple[Tensor, Tensor]":
         """A device's examples, prepared and checked. examples: or a function that gives them."""
         return self.program.reader.convert(client, _loaded(client, examples))
 
@@ -112,7 +114,7 @@ class Training:
                 self._plans = {**dict(list(self._plans.items())[1 - _PLANS :]), sha256: plan}
             return self._plans[sha256]
 
-    def memory(self, plan: Plan, inputs: Tensor, targets: Tensor) -> int:
+    def memory(self, plan: Plan, inputs: "Tensor", targets: "Tensor") -> int:
         """Bytes that a local step of a plan takes at least."""
         work = plan.algorithm.client
         what = (repr(work), min(work.batch_size or len(inputs), len(inputs)))

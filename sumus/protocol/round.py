@@ -354,6 +354,8 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
     late = row.state is State.OPEN and not pacing.buffered and _past_deadline(facts)
     if device is None or late or row.state is not (State.SELECTING if facts.masked else State.OPEN):
         return "closed"
+    if 0 < facts.population < (pacing.cohort if pacing.buffered else pacing.fewest):
+        return "few"  # whatever they do, no sum of theirs would be used
     if device.last_sum is not None and row.number - device.last_sum < pacing.separation:
         return "separation"
     if pacing.most_rounds is not None and device.times_counted >= pacing.most_rounds:

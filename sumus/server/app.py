@@ -80,6 +80,7 @@ class DevicePlane:
         asked = await self._message(request, EnrolmentRequest)
         enrolment, new = await self._in_thread(self._server.roll.enrol, asked, self._server.clock())
         self._server.counts.events["enrolments", "new" if new else "again"] += 1
+        self._server.people_changed = True
         return enrolment
 
     async def withdraw(self, request: Request) -> Any:
@@ -214,7 +215,7 @@ class DevicePlane:
     def _checked(self, request: Request, device: str, run: Run, body: memoryview) -> Any:
         """The update of a report's body, of this device and this plan; what it says can be counted."""
         self._authenticate(request, device, body)
-        update = decode_report(bytes(body), device, run.hop)
+        update = decode_report(body, device, run.hop)
         run.hop.check(update)
         return update
 

@@ -51,12 +51,18 @@ def back_up(where: Where, folder: Path) -> Copied:
         folder.mkdir(mode=0o700, parents=True)
     except OSError as error:
         raise ExperimentError(f"{folder} cannot be made: {error.strerror}; give the backup a new folder") from error
-    with closing(SqlStore.open(where.database or f"sqlite:///{where.data}/{DATABASE}", "tasks")) as store:
+    try:
+        return _backed_up(where, where.data, folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _backed_up(where: Where, data: Path, folder: Path) -> Copied:
+    with closing(SqlStore.open(where.database or f"sqlite:///{data}/{DATABASE}", "tasks")) as store:
         store.backup(folder / DATABASE)
     tasks, wanted, needed = _pointed_to(folder / DATABASE)
-    objects, nbytes = _copy(
-        open_blobs(where.blobs or where.data / MODELS), DirectoryBlobs(folder / MODELS), wanted, needed
-    )
+    objects, nbytes = _copy(open_blobs(where.blobs or data / MODELS), DirectoryBlobs(folder / MODELS), wanted, needed)
     copied = Copied(tasks, objects, nbytes)
     about = {"tasks": dict(tasks), "objects": objects, "bytes": nbytes}
     write_whole(folder / ABOUT, json.dumps(about).encode(), lasting=True)

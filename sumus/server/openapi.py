@@ -1,7 +1,7 @@
 """The device plane as an OpenAPI document, made from the table of endpoints and the messages themselves."""
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -26,8 +26,22 @@ def openapi() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "sumus, the device plane", "version": str(PROTOCOL)},
         "paths": paths,
-        "components": {"schemas": components},
+        "components": {"schemas": _plain(components)},
     }
+
+
+def _plain(schema: Any) -> Any:
+    """The same, with tuples of equal members as arrays of a fixed length, which more readers understand."""
+    if isinstance(schema, list):
+        return [_plain(each) for each in cast(list[Any], schema)]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {name: _plain(each) for name, each in cast(dict[str, Any], schema).items()}
+    members = plain.get("prefixItems", [])
+    if members and all(each == members[0] for each in members):
+        del plain["prefixItems"]
+        plain["items"] = members[0]
+    return plain
 
 
 def _operation(each: Endpoint) -> dict[str, Any]:

@@ -141,8 +141,10 @@ def _certificate(listen: Listen, folder: Path) -> tuple[tuple[Path, Path] | None
             names = list(listen.names) or ([] if listen.host in ANY else [listen.host])
             if not names:
                 raise UsageError("--tls auto makes a certificate for names: give --name HOSTNAME, as devices call it")
+            before = folder.exists()
             made = issue(folder, names, datetime.now(UTC))
-            notes = (f"a new certificate ({made.new}): devices that knew another need a new link",) if made.new else ()
+            news = (f"a new certificate ({made.new}): devices that know another need a new link",)
+            notes = news if before and made.new else ()
             return (made.chain, made.key), made.authority.read_bytes(), made.pin, notes
         case [chain, key]:
             for file in (chain, key):

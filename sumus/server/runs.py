@@ -30,7 +30,7 @@ from sumus.server.coordinator import Coordinator
 from sumus.server.sums import SealedSums
 from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs
-from sumus.storage.keyring import KeyRing
+from sumus.storage.keyring import KeyRing, SealError
 from sumus.storage.store import OF_THE_RUN, Model, Rows, Store
 from sumus.tree import nested, unnested
 from sumus.types import Tree
@@ -163,7 +163,7 @@ class Run:
         """A sum that cannot be used ends its round and pauses the run, and says why: trying again would give the same."""
         try:
             self.conclude(number, now)
-        except Unusable as error:
+        except (Unusable, SealError) as error:
             self.pause(f"round {number} gave no model: {error}")
             self.carry_out(self.coordinator.cancel(number, now), now)
 

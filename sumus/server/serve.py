@@ -30,7 +30,7 @@ from sumus.server.logs import Form, log_to
 from sumus.server.planes import Listen, Planes, opened_at
 from sumus.server.progress import Opened, Progress, spoken
 from sumus.server.runs import Evaluating
-from sumus.server.service import Conduct, Service, Where, open_service
+from sumus.server.service import Conduct, Service, Where, make_private, open_service
 from sumus.server.tls import enrolment_link
 from sumus.server.upkeep import keep_house, watch
 from sumus.storage.files import write_whole
@@ -167,6 +167,7 @@ def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: L
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with ExitStack() as stack:
         folder = where.data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-")))
+        make_private(folder)
         at = stack.enter_context(opened_at(listen, folder / "tls"))
         over = threading.Event()
         stack.callback(over.set)

@@ -135,7 +135,7 @@ class Counts:
 class Server:
     """population: its name.  clock: seconds that never go back, also over restarts (`storage_clock`).
 
-    trouble: why nothing can be decided now; empty where all is well.
+    trouble: why nothing can be decided now; empty where all is well.  people_changed: whether somebody has enrolled or left.
     """
 
     def __init__(
@@ -154,6 +154,7 @@ class Server:
         self.trouble = "starting"
         self.began = time.monotonic()
         self.listeners: list[Callable[[], None]] = []
+        self.people_changed = True
         self._group = group
         self._committer = Committer[Item](self._turn)
         self._held: list[_Asking] = []
@@ -236,6 +237,8 @@ class Server:
         try:
             if self.trouble:
                 self._recover(now)
+            if self.people_changed:
+                self.count_people()
             for one in waiting:
                 if isinstance(one.item, Command):
                     self._command(one, one.item, now)
@@ -412,7 +415,7 @@ class Server:
 
     def _may_change(self, one: _Asking) -> bool:
         """Whether what becomes of rounds may bring this device work: not where it is itself not ready, or has had its share."""
-        return one.later is None or one.later.reason in ("closed", "full", "paused", "separation")
+        return one.later is None or one.later.reason in ("closed", "few", "full", "paused", "separation")
 
     def _say_later(self, one: _Asking) -> None:
         """Answer without work. Who may be held comes back at once: it is cheaper to hold it than to guess when there is work."""
@@ -534,6 +537,7 @@ class Server:
 
     def count_people(self) -> None:
         """Look how many devices are enrolled. On the deciding thread."""
+        self.people_changed = False
         people = self._people()
         for run in self._runs():
             run.coordinator.population = people

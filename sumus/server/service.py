@@ -117,7 +117,7 @@ class _Kept:
             self.identities: Identities = MemoryIdentities()
             self.ring = KeyRing(scratch / "keys")
             return
-        _make(where.data)
+        make_private(where.data)
         stack.callback(_lock(where.data / "lock"))
         self._sql = SqlStore.open(where.database or f"sqlite:///{where.data}/sumus.db", "tasks")
         stack.callback(self._sql.close)
@@ -139,7 +139,7 @@ class _Kept:
         """Sealed sums of a run."""
         if self.data is None:
             return self._sums.setdefault(run, MemoryBlobs())
-        _make(self.data / "sums")
+        make_private(self.data / "sums")
         return DirectoryBlobs(self.data / "sums" / run)
 
 
@@ -254,7 +254,8 @@ def _warm(shared: Tree, before: str, kept: _Kept) -> tuple[Tree, int]:
     return {leaf: old[leaf].astype(value.dtype) if leaf in fits else value for leaf, value in shared.items()}, len(fits)
 
 
-def _make(folder: Path) -> None:
+def make_private(folder: Path) -> None:
+    """A folder of the server's own, where there is none."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

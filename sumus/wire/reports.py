@@ -15,7 +15,7 @@ from sumus.aggregate import Update
 from sumus.errors import ParticipantError
 from sumus.first_hop import FirstHop
 from sumus.types import Array, Tree
-from sumus.wire.tensors import MAX_HEADER, decode_tree, encode_tree
+from sumus.wire.tensors import MAX_HEADER, encode_tree, view_tree
 
 MOST_EXAMPLES = 2**53
 """What a JavaScript number counts to."""
@@ -30,15 +30,15 @@ def encode_report(update: Update) -> bytes:
     return encode_tree(slots | {"examples": np.array(update.examples, np.int64)})
 
 
-def decode_report(body: bytes, device: object, hop: FirstHop) -> Update:
+def decode_report(body: bytes | memoryview, device: object, hop: FirstHop) -> Update:
     """The update of these bytes, of a plan's parts, leaves, shapes and metrics. device: who sent it, for errors.
 
-    Raises ParticipantError; whether the numbers can be counted is for `hop.count_in` to say.
+    Its arrays lie in the body. Raises ParticipantError; whether the numbers can be counted is for `hop.count_in` to say.
     """
     try:
         if len(body) > most_bytes(hop):
             raise ParticipantError(None, f"{len(body)} bytes, and a report of this plan has at most {most_bytes(hop)}")
-        slots = decode_tree(body)
+        slots = view_tree(body)
         examples = _examples(slots.pop("examples", None))
         parts: dict[str, dict[str, Array]] = {part.name: {} for part in hop.parts}
         metrics: dict[str, tuple[float, int]] = {}

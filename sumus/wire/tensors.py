@@ -3,8 +3,11 @@
 What comes in is untrusted: the header is capped, and the caller says which names, dtypes and shapes it expects.
 """
 
+import json
+import math
 import struct
 from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
@@ -15,6 +18,7 @@ from sumus.errors import ParticipantError
 from sumus.types import Array, Tree
 
 MAX_HEADER = 1 << 20
+_NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"}
 
 
 def encode_tree(tree: Tree) -> bytes:
@@ -40,7 +44,54 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
     return tree
 
 
-def _check_header(body: bytes) -> None:
+def view_tree(body: bytes | memoryview) -> dict[str, Array]:
+    """The same without a copy: the arrays lie in the body, which lives as long as they do, and cannot be written to.
+
+    Stricter than `decode_tree`: signed integers and floats only, no metadata, no name twice.
+    """
+    _check_header(body)
+    begin = 8 + struct.unpack("<Q", body[:8])[0]
+    tree: dict[str, Array] = {}
+    try:
+        text = str(body[8:begin], "utf-8")
+        header: Any = json.loads(text, object_pairs_hook=_once, parse_int=_natural) if text[0] == "{" else None
+        at = 0
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            name.encode()  # half a surrogate pair is no letter
+            dtype, shape = np.dtype(_NUMBERS[entry["dtype"]]), _numbers(entry["shape"])
+            until = at + math.prod(shape) * dtype.itemsize
+            if len(entry) != 3 or _numbers(entry["data_offsets"]) != [at, until] or begin + until > len(body):
+                raise ValueError(f"leaf `{name}` is not where it should be, or says more than where that is")
+            tree[name] = np.ndarray(shape, dtype, body, begin + at)
+            tree[name].flags.writeable = False
+            at = until
+        if begin + at != len(body):
+            raise ValueError(f"{len(body)} bytes, and its leaves end at {begin + at}")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ParticipantError(None, f"not safetensors: {error!s:.200}") from error
+    return tree
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("the header says something twice")
+    return found
+
+
+def _natural(digits: str) -> int:
+    if len(digits) > 15 or digits[0] == "-":
+        raise ValueError(f"{digits:.20} is no size")
+    return int(digits)
+
+
+def _numbers(found: Any) -> list[int]:
+    if type(found) is not list or len(found) > 32 or not all(type(each) is int for each in cast(list[Any], found)):
+        raise ValueError("shapes and offsets are short lists of whole numbers")
+    return cast(list[int], found)
+
+
+def _check_header(body: bytes | memoryview) -> None:
     length = struct.unpack("<Q", body[:8])[0] if len(body) >= 8 else 0
     if not 0 < length <= min(MAX_HEADER, len(body) - 8):
         raise ParticipantError(None, f"the tensor header is missing or over {MAX_HEADER} bytes: not a body of ours")

@@ -29,7 +29,7 @@ from sumus.rng import generator, key
 from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.transport import Answer, Unreachable
 from sumus.tree import nested
-from sumus.wire.messages import CheckInAnswer, CheckInRequest, write
+from sumus.wire.messages import CheckInAnswer, CheckInRequest, Released, write
 from sumus.wire.reports import decode_report
 from sumus.wire.tensors import decode_tree, encode_tree
 from tests.device.served import FREE, SCAFFOLD, SEED, Served, a_device, a_task, refused, some_examples
@@ -450,6 +450,27 @@ def test_rounds_a_day_are_counted_by_the_devices_own_calendar() -> None:
     day[0] = -3650
     device.run(rounds=1)
     assert len(server.counted) == 3
+
+
+def test_who_is_asked_for_too_much_again_and_again_comes_less_and_less_often() -> None:
+    server = Served(works=8)
+    device, waits = a_device(server, floor=Floor(steps=5)), list[float]()
+    for _ in range(8):
+        waits.append(device.wake())
+        device._clock.sleep(waits[-1])  # type: ignore[attr-defined]
+    assert len(server.named("abort")) == 8
+    assert waits[-1] >= 1800
+
+
+def test_a_server_that_names_many_tasks_does_not_fill_the_disk() -> None:
+    server = Served(works=0)
+    device = a_device(server)
+    for first in (0, 100):
+        released = {f"t{first + number}": Released(1, server.model) for number in range(40)}
+        server.fates["check_in"] = [Answer(200, {}, write(CheckInAnswer(None, None, (1.0, 2.0), "", released)))]
+        device._clock.sleep(100)  # type: ignore[attr-defined]
+        device.wake()
+        assert set(device.status.models) == {f"t{first + number}" for number in range(16)}
 
 
 def test_a_plan_of_another_model_is_refused() -> None:

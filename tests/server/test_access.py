@@ -204,10 +204,10 @@ def test_a_damaged_file_says_what_to_do(tmp_path: Path, body: bytes) -> None:
 
 
 def test_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("HOME", "/people/someone")
     assert config_folder({"XDG_CONFIG_HOME": "/elsewhere"}) == Path("/elsewhere/sumus")
     for environ in ({}, {"XDG_CONFIG_HOME": ""}, {"XDG_CONFIG_HOME": "relative"}):
-        assert config_folder(environ) == Path("/home/someone/.config/sumus")
+        assert config_folder(environ) == Path("/people/someone/.config/sumus")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,9 @@ def running() -> Iterator[Running]:
     service = open_service({"tiny": BUNDLE}, conduct=Conduct(group=0.0))
     service.server.start()
     with InProcess(service.device_app) as transport:
-        yield Running(service, transport)
+        running = Running(service, transport)
+        running.device(1000)  # alone, nobody is given work
+        yield running
     service.close()
 
 

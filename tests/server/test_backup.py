@@ -144,3 +144,42 @@ def test_a_restore_disturbs_nothing(tmp_path: Path, grown: tuple[list[ScriptedDe
         back_up(Where(data), backup)
     with pytest.raises(ExperimentError, match="no server's database"):
         back_up(Where(tmp_path / "other"), tmp_path / "b")
+
+
+def test_where_the_key_ring_is_lost_reconciling_gives_up_what_it_opened(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with served(data) as (service, transport):
+        devices = enrolled(service, transport)
+        work = devices[0].work(PLAN)
+        assert work is not None
+        devices[0].report(work, update_of(PLAN, 0))
+    for key in (data / "keys").iterdir():
+        key.unlink()
+    assert reconcile(Where(data)) == {"tiny": 1}
+    with served(data) as (service, transport):
+        again = remembered(service, devices, transport)
+        assert len(train_round(again, PLAN, [1.0, 1.0, 1.0])) == 3
+        settle(service)
+        assert service.server.tasks[0].training.version == 1
+
+
+def test_a_round_whose_key_is_lost_ends_and_says_so(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with served(data) as (service, transport):
+        devices = enrolled(service, transport)
+        works = [device.work(PLAN) for device in devices]
+        assert works[0] is not None
+        devices[0].report(works[0], update_of(PLAN, 0))
+        devices[1].report(works[1], update_of(PLAN, 1))  # pyright: ignore[reportArgumentType]
+    for key in (data / "keys").iterdir():
+        key.unlink()
+    with served(data) as (service, transport):
+        again = remembered(service, devices, transport)
+        assert works[2] is not None
+        again[2].abort(works[2])
+        settle(service)
+        training = service.server.tasks[0].training
+        assert "the key of round 0 does not open" in training.trouble
+        assert training.coordinator.paused
+        service.server.ask_to_do(lambda now: training.resume()).result()
+        assert len(train_round(again, PLAN, [1.0, 1.0, 1.0])) == 3

@@ -1,23 +1,42 @@
 """Rounds, sums and stores together, driven in any order, with crashes at any transaction: what a machine finds that people do not
 think of. Beside them runs what devices know, from which everything is computed again."""
 
+import atexit
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hypothesis import settings
+import pytest
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from sumus.aggregate import Part, RunningSum, Update
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.pacing import Conditions, Pacing
-from sumus.protocol.round import ORDER, Abandon, Accept, Action, Assign, CheckIn, Close, Refuse, State
-from sumus.server.coordinator import Coordinator
+from sumus.protocol.round import (
+    ORDER,
+    Abandon,
+    Accept,
+    Action,
+    Assign,
+    CheckIn,
+    Close,
+    Decision,
+    Facts,
+    Refuse,
+    Report,
+    Stage,
+    State,
+    decide,
+)
+from sumus.server.coordinator import Coordinator, Rules
 from sumus.server.sums import SealedSums
 from sumus.storage.blobs import MemoryBlobs
 from sumus.storage.keyring import KeyRing
@@ -29,6 +48,10 @@ from sumus.wire.tensors import encode_aggregate
 HOP = FirstHop(
     (Part("params"),), ((("w", (5,)),),), FixedPoint.fit(8, max_weight=100, bound=8.0), None, None, ("loss",)
 )
+_LONG = settings(max_examples=40, stateful_step_count=30)
+_SHORT = settings(max_examples=5, stateful_step_count=20)
+_FOLDER = tempfile.mkdtemp(prefix="sumus-rounds-")
+atexit.register(shutil.rmtree, _FOLDER)
 DEVICES = st.integers(0, 5).map(str)
 
 
@@ -63,14 +86,15 @@ class Rounds(RuleBasedStateMachine):
     """sent: what devices sent, by session.  told: what they were told of it.  seen: the states that rounds have been in."""
 
     pacing = Pacing(3, over_select=1.4, deadline=20.0)
+    decides: Rules = staticmethod(decide)
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder = Path(tempfile.mkdtemp(dir=_FOLDER))
         self.store, self.blobs, self.ring = (
             Crashing(self.new_store()),
             MemoryBlobs(),
-            KeyRing(Path(self.folder.name) / "keys"),
+            KeyRing(self.folder / "keys"),
         )
         self.now = 0.0
         self.serials: dict[str, int] = {}
@@ -84,14 +108,14 @@ class Rounds(RuleBasedStateMachine):
         return MemoryStore()
 
     def teardown(self) -> None:
-        self.folder.cleanup()
+        shutil.rmtree(self.folder)
 
     # what a server does
 
     def make_anew(self) -> None:
         """A new process on what is durable; where it dies while it recovers, another one."""
         while True:
-            self.coordinator = Coordinator(self.pacing, 6, store=self.store)
+            self.coordinator = Coordinator(self.pacing, 6, rules=self.decides, store=self.store)
             self.sums = SealedSums(self.coordinator, HOP, self.ring, self.blobs)
             try:
                 self.carry_out(self.coordinator.recover(self.now))
@@ -176,6 +200,13 @@ class Rounds(RuleBasedStateMachine):
         self.do(lambda: self.sums.commit(self.now))
         self.do(lambda: self.coordinator.tick(self.now))
 
+    @rule(number=st.integers(0, 2**32), dies=st.none() | st.tuples(st.integers(0, 5), st.booleans()))
+    def a_round_goes_by(self, number: int, dies: tuple[int, bool] | None) -> None:
+        for device in "012345":
+            self.checks_in(device, None)
+            self.reports(device, number + int(device))
+        self.commits(dies)
+
     @rule(dies=st.tuples(st.integers(0, 4), st.booleans()))
     def crashes(self, dies: tuple[int, bool]) -> None:
         self.store.dies = dies  # and perhaps again while it recovers
@@ -233,15 +264,15 @@ class Buffers(Rounds):
 class OnSqlite:
     """The same rows in a file, which a new process opens anew."""
 
-    folder: Any
+    folder: Path
 
     def new_store(self) -> Store:
-        self.sql = SqlStore.open(f"sqlite:///{self.folder.name}/run.db")
+        self.sql = SqlStore.open(f"sqlite:///{self.folder}/run.db")
         return self.sql
 
     def teardown(self) -> None:
         self.sql.close()
-        self.folder.cleanup()
+        shutil.rmtree(self.folder)
 
 
 class RoundsOnSqlite(OnSqlite, Rounds):
@@ -252,8 +283,32 @@ class BuffersOnSqlite(OnSqlite, Buffers):
     """Buffered."""
 
 
-_LONG = settings(max_examples=60, stateful_step_count=40)
-_SHORT = settings(max_examples=8, stateful_step_count=30)
+def _early(facts: Facts, event: Any) -> Decision:
+    """A bug: a report that is staged is acknowledged."""
+    decision = decide(facts, event)
+    staged = [action.session for action in decision.actions if isinstance(event, Report) and isinstance(action, Stage)]
+    return replace(decision, actions=(*decision.actions, *(Accept(session) for session in staged)))
+
+
+class AcknowledgesEarly(Rounds):
+    decides = staticmethod(_early)
+
+
+class LeavesKeys(Rounds):
+    """A bug: what is over is not forgotten where the process died before it came to that."""
+
+    def make_anew(self) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SealedSums, "sweep", lambda sums: [])
+            super().make_anew()
+
+
+@pytest.mark.parametrize("bug", [AcknowledgesEarly, LeavesKeys])
+def test_the_machine_finds_a_bug(bug: type[Rounds]) -> None:
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(bug, settings=settings(_LONG, phases=[Phase.generate], print_blob=False))
+
+
 TestRounds = Rounds.TestCase
 TestRounds.settings = _LONG
 TestBuffers = Buffers.TestCase

@@ -179,6 +179,8 @@ def test_it_makes_its_own_certificate_and_the_link_says_which(tmp_path: Path) ->
     assert running.opened.url.startswith("https://localhost:")
     assert f"&pin={running.opened.pin}" in (running.opened.enrolment or "")
     assert running.opened.admin_url.startswith("http://127.0.0.1:")
+    assert not any("certificate" in note for note in running.opened.notes), "nobody knows another"
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
     authority = (tmp_path / "data" / "tls" / "authority.pem").read_text()
     assert HttpTransport(running.opened.url, authority).request("GET", "/v1/authority").body.decode() == authority
     running.finish(HttpTransport(running.opened.url, authority))

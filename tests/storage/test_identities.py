@@ -103,9 +103,8 @@ def test_devices_are_listed_page_by_page_in_the_order_of_their_ids(people: Ident
         assert [row.id for row in rows.identities()] == sorted(ids)
 
 
+@pytest.mark.parametrize("people", ["sqlite", "postgresql"], indirect=True)
 def test_a_token_of_three_uses_lets_three_in_whoever_comes_at_once(people: Identities) -> None:
-    if isinstance(people, MemoryIdentities):
-        pytest.skip("it is one thread's")
     with people.transaction() as rows:
         rows.put_token(replace(TOKEN, uses=3))
 

@@ -15,11 +15,12 @@ from sumus.aggregate import Aggregate, Part, Update
 from sumus.errors import ParticipantError
 from sumus.fixed_point import FixedPoint
 from sumus.types import Array, Tree
-from sumus.wire.tensors import MAX_HEADER, decode_aggregate, decode_tree, encode_aggregate, encode_tree
+from sumus.wire.tensors import MAX_HEADER, decode_aggregate, decode_tree, encode_aggregate, encode_tree, view_tree
 
 DTYPES = ["float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool"]
 PARTS = (Part("params"), Part("steps", content="scalar", weight="uniform"))
-READERS: list[Callable[[bytes], Any]] = [decode_tree, decode_aggregate]
+SIGNED = ["float32", "float64", "float16", "int8", "int16", "int32", "int64"]
+READERS: list[Callable[[bytes], Any]] = [decode_tree, decode_aggregate, view_tree]
 
 
 @st.composite
@@ -60,6 +61,20 @@ def body_of(header: Any, data: bytes = b"") -> bytes:
 def test_a_tree_comes_back_bit_for_bit(tree: Tree) -> None:
     assert same(decode_tree(encode_tree(tree)), tree)
     assert encode_tree(decode_tree(encode_tree(tree))) == encode_tree(tree)
+
+
+@given(trees())
+def test_a_tree_is_seen_in_its_body_without_a_copy(tree: Tree) -> None:
+    signed = {name: leaf for name, leaf in tree.items() if leaf.dtype.name in SIGNED}
+    body = bytearray(encode_tree(signed))
+    seen = view_tree(memoryview(body))
+    assert same(seen, signed)
+    for name, leaf in seen.items():
+        assert not leaf.flags.writeable
+        assert leaf.size == 0 or np.shares_memory(leaf, np.frombuffer(body, np.uint8)), name
+    if len(signed) < len(tree):
+        with pytest.raises(ParticipantError, match="not safetensors"):
+            view_tree(encode_tree(tree))
 
 
 @given(trees())
@@ -168,6 +183,8 @@ def test_a_leaf_that_does_not_fit_its_bytes_is_refused(dtype: Any, shape: Any, o
     body = body_of({"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}, bytes(8))
     with pytest.raises(ParticipantError):
         decode_tree(body, {"w": ("float32", (2,))})
+    with pytest.raises(ParticipantError, match="not safetensors"):
+        view_tree(body)
 
 
 def slots(**changes: Any) -> dict[str, Array]:
@@ -207,12 +224,33 @@ def test_a_body_that_is_no_aggregate_is_refused(what: str, said: str, bad: Tree)
     decode_aggregate(encode_tree(slots()))
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b' {"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[-0,8]}}',
+        b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":1}}',
+        b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"w":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+        b'{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        b'{"w":{"dtype":"F32","shape":[' + b"1," * 32 + b'2],"data_offsets":[0,8]}}',
+        b'{"__metadata__":{"a":"b"},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+        b'{"w":{"dtype":"U32","shape":[2],"data_offsets":[0,8]}}',
+    ],
+)
+def test_a_view_is_of_the_one_form_that_we_write(header: bytes) -> None:
+    view_tree(body_of(b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)))
+    with pytest.raises(ParticipantError, match="not safetensors"):
+        view_tree(body_of(header, bytes(8)))
+
+
 def survives(reader: Callable[[bytes], Any], body: bytes) -> None:
-    """It reads the body or refuses it; any other exception fails the test."""
+    """It reads the body or refuses it; any other exception fails the test. What is seen is what the library reads."""
     try:
-        reader(body)
+        read = reader(body)
     except ParticipantError:
         return
+    if reader is view_tree:
+        assert same(read, decode_tree(body))
 
 
 @given(st.binary(max_size=200))
