@@ -38,7 +38,15 @@ from sumus.wire.messages import CheckInRequest
 MIB = 2**20
 SMALL, LARGE = 2**16, 2**20
 """Parameters: float32, so 256 KiB and 4 MiB."""
-HEADER = ["", "gate", "figure", "answered within, median and 99 %", "the bound", "of the bound", "server, ms of a core each"]
+HEADER = [
+    "",
+    "gate",
+    "figure",
+    "answered within: median, 99 %",
+    "bound",
+    "of it",
+    "ms of a core each: server, generator",
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class Compared:
             " ms, ".join(map(three_digits, within)) + " ms",
             "" if bound is None else three_digits(bound),
             "" if bound is None else times(ours / bound),
-            f"{statistics.median(self.cpu) * 1e3:.2f}",
+            ", ".join(f"{statistics.median(each) * 1e3:.2f}" for each in (self.cpu, [load.cost for load in self.ours])),
         ]
 
 
@@ -115,10 +123,12 @@ class Bench:
             self.notes.append(f"{what}: {wrong} of {len(load.latencies)}")
         return load
 
-    def measured(self, server: Process, what: str, into: Compared, function: Callable[..., Load], *with_: object) -> Load:
+    def measured(
+        self, server: Process, what: str, into: Compared, function: Callable[..., Load], *asked: object
+    ) -> Load:
         """One turn on the server."""
         used = server.cpu
-        load = self.do(what, function, server.port, *with_)
+        load = self.do(what, function, server.port, *asked)
         into.ours.append(load)
         into.cpu.append((server.cpu - used) / len(load.latencies))
         return load
@@ -127,6 +137,11 @@ class Bench:
 def fingerprints(job: Job) -> tuple[str, ...]:
     """Of its tasks."""
     return tuple(bundle(size, job).plan.description.fingerprint for size in job.sizes)
+
+
+def _alone(what: str, gate: str, figure: str) -> list[str]:
+    """A row without a bound."""
+    return [what, gate, figure, *[""] * (len(HEADER) - 3)]
 
 
 # ── what is measured ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -152,12 +167,15 @@ def check_ins(bench: Bench) -> list[list[str]]:
         for turn in range(scale.turns):
             many = [number % 998 + 2 for number in range(scale.enough(12_000))]
             serial = 1 + turn
-            later.bound.append(bench.do("bound", generator.check_ins, bench.bare.port, many, serial, ("0" * 64,), 64, scale.seconds))
-            bench.measured(server, "later", later, generator.check_ins, many, serial, fingerprints(job), 64, scale.seconds)
+            asked = many, serial, fingerprints(job), 64, scale.seconds
+            later.bound.append(bench.do("bound", generator.check_ins, bench.bare.port, *asked))
+            bench.measured(server, "later", later, generator.check_ins, *asked)
     return [
-        known.row("check-ins answered with work, 64 connections", "≥ 2,000/s, 99 % < 100 ms", lambda l: l.rate, "/s"),
-        fresh.row("the same, of devices not heard of before", "", lambda l: l.rate, "/s"),
-        later.row("check-ins answered with “later”", "≥ 6,000/s", lambda l: l.rate, "/s"),
+        known.row(
+            "check-ins answered with work, 64 connections", "≥ 2,000/s, 99 % < 100 ms", lambda load: load.rate, "/s"
+        ),
+        fresh.row("the same, of devices not heard of before", "", lambda load: load.rate, "/s"),
+        later.row("check-ins answered with “later”", "≥ 6,000/s", lambda load: load.rate, "/s"),
     ]
 
 
@@ -220,7 +238,7 @@ def committer_alone(bench: Bench) -> list[list[str]]:
         for _ in range(bench.scale.turns)
     ]
     rate = f"**{three_digits(statistics.median(found))}** /s"
-    return [["the committer alone, updates of 4.00 MiB", "≥ 200/s", rate, "", "", "", ""]]
+    return [_alone("the committer alone, updates of 4.00 MiB", "≥ 200/s", rate)]
 
 
 def round_latency(bench: Bench) -> list[list[str]]:
@@ -231,7 +249,7 @@ def round_latency(bench: Bench) -> list[list[str]]:
             generator.rounds, server.port, 8, LARGE, fingerprints(job)[0], bench.scale.rounds
         ).result()
     shown = f"**{three_digits(statistics.median(took))}** s, {three_digits(max(took))} s at most"
-    return [["a round of 8 devices and 1,048,576 parameters, from reports to the next model", "", shown, "", "", "", ""]]
+    return [_alone("a round of 8 devices and 1,048,576 parameters, from the reports to the next model", "", shown)]
 
 
 def downloads(bench: Bench) -> list[list[str]]:
@@ -244,19 +262,21 @@ def downloads(bench: Bench) -> list[list[str]]:
             bench.measured(server, "downloads", whole, generator.downloads, sha256, False, 8, scale.seconds)
             bench.measured(server, "unchanged", same, generator.downloads, sha256, True, 64, scale.seconds)
     return [
-        whole.row("download of a model of 4.00 MiB", "≥ 800 MB/s", lambda l: l.received / l.seconds / 1e6, "MB/s"),
-        same.row("the same, unchanged (304)", "≥ 6,000/s", lambda l: l.rate, "/s"),
+        whole.row(
+            "download of a model of 4.00 MiB", "≥ 800 MB/s", lambda load: load.received / load.seconds / 1e6, "MB/s"
+        ),
+        same.row("the same, unchanged (304)", "≥ 6,000/s", lambda load: load.rate, "/s"),
     ]
 
 
 def memory(bench: Bench) -> list[list[str]]:
     """Resident memory while many reports of three sizes come, and while slow connections stay open."""
     scale, sizes = bench.scale, [SMALL // 4, SMALL // 2, SMALL]
-    job = bench.job(sizes, scale.soak + scale.slow)
+    job = bench.job(sizes, scale.soak + 3 * scale.slow)
     with process(job) as server:
         before = server.rss
-        for task, size in enumerate(sizes):
-            mine = range(task, scale.soak + scale.slow, len(sizes))
+        for task in range(len(sizes)):
+            mine = range(task, scale.soak + 3 * scale.slow, len(sizes))
             bench.do("check-ins", generator.check_ins, server.port, mine, 0, (fingerprints(job)[task],), 64)
         coming, seen = bench.load.begin(generator.uploads, server.port, range(scale.soak), 0, sizes, 32), list[int]()
         while not coming.done():
@@ -265,7 +285,7 @@ def memory(bench: Bench) -> list[list[str]]:
                 coming.exception(0.05)
         wrong = {status: n for status, n in coming.result().answers.items() if status != 200}
         quarters = [max(part) for part in np.array_split(np.array(seen), 4) if part.size]
-        slow = [number for number in range(scale.soak, scale.soak + scale.slow) if number % len(sizes) == 2]
+        slow = [number for number in range(scale.soak, scale.soak + 3 * scale.slow) if number % len(sizes) == 2]
         held = generator.halves(server.port, slow, 0, sizes[2])
         time.sleep(1.0)
         with_slow = server.rss
@@ -275,8 +295,16 @@ def memory(bench: Bench) -> list[list[str]]:
         bench.notes.append(f"soak: {wrong}")
     shown = " → ".join(three_digits(float(each) / 1e6) for each in [before, *quarters])
     return [
-        [f"memory over {scale.soak:,} uploads of 64 to 256 KiB, at the start and in each quarter", "≤ 512 MB, no growth", f"**{shown}** MB", "", "", "", ""],
-        [f"memory with {len(held)} connections that have sent half a report", "≤ 512 MB", f"**{three_digits(with_slow / 1e6)}** MB", "", "", "", ""],
+        _alone(
+            f"memory over {scale.soak:,} uploads of 64 to 256 KiB: at the start, and the most in each quarter",
+            "≤ 512 MB, no growth",
+            f"**{shown}** MB",
+        ),
+        _alone(
+            f"memory with {len(held)} connections that have sent half a report",
+            "≤ 512 MB",
+            f"**{three_digits(with_slow / 1e6)}** MB",
+        ),
     ]
 
 
@@ -297,7 +325,9 @@ def recovery(bench: Bench) -> list[list[str]]:
             bench.do("uploads", generator.uploads, server.port, range(16, 17), 0, [LARGE], 1)
             first.append(time.perf_counter() - began)
     shown = f"**{three_digits(statistics.median(ready))}** s, {three_digits(statistics.median(first))} s"
-    return [["from the start after kill −9 in mid-round to /readyz, and to the first report that is acknowledged", "", shown, "", "", "", ""]]
+    return [
+        _alone("from the start after kill −9 in mid-round to /readyz, and to the first report acknowledged", "", shown)
+    ]
 
 
 def _is_ready(port: int) -> bool:
@@ -343,9 +373,8 @@ def main() -> None:
                 for row in found:
                     print(row, flush=True)
     store = "PostgreSQL" if args.database == "postgresql" else "SQLite"
-    caption = (
-        f"`python -m benchmarks.server`: {store}; median of {args.turns} turns of {args.seconds:g} s"
-        + "".join(f"; {note}" for note in bench.notes)
+    caption = f"`python -m benchmarks.server`: {store}; median of {args.turns} turns of {args.seconds:g} s" + "".join(
+        f"; {note}" for note in bench.notes
     )
     write_table(f"server-{args.database}", caption, HEADER, rows, args.write)
 

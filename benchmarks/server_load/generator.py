@@ -39,6 +39,11 @@ class Load:
         """Answers a second."""
         return len(self.latencies) / self.seconds
 
+    @property
+    def cost(self) -> float:
+        """Seconds of the generator's processor time, each."""
+        return self.cpu / len(self.latencies)
+
     def percentile(self, which: float) -> float:
         """Of latencies, in seconds."""
         return float(np.percentile(self.latencies, which))

@@ -1,7 +1,7 @@
 """Servers to put load on, each a process: ours, and bare ones that do no more than receive.
 
     python -m benchmarks.server_load.served JOB         ours; JOB is a `Job` as JSON
-    python -m benchmarks.server_load.served             bare: `PUT` receives a body in raw ASGI and answers; `POST` reads a check-in
+    python -m benchmarks.server_load.served             bare: `PUT` receives a body in raw ASGI, `POST` reads a check-in
 
 Each prints its URL once it answers, and ends on SIGTERM. Ours is `sumus serve` with its limits of requests opened, no torch.
 """
@@ -119,7 +119,9 @@ def serve_bare() -> None:
         await (receive if scope["method"] == "PUT" else framed)(scope, receiving, send)
 
     listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    how = uvicorn.Config(app, loop="none", http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+    how = uvicorn.Config(
+        app, loop="none", http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
+    )
     print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(uvicorn.Server(how).serve([listening]))

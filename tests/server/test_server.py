@@ -165,7 +165,8 @@ def test_who_asks_in_vain_is_told_when_to_come_back(start: Start) -> None:
 
 def test_the_same_request_is_given_the_same_work(start: Start) -> None:
     bundle = tiny(2)
-    device = start({"tiny": bundle}).device()
+    running = start({"tiny": bundle})
+    device, _ = running.device(), running.device()
     first, second = device.check_in(bundle.plan), device.check_in(bundle.plan, again=True)
     assert first.assignment is not None
     assert second.assignment is not None
@@ -211,6 +212,15 @@ def test_who_gives_up_makes_room(start: Start) -> None:
     assert third.check_in(bundle.plan).assignment is None, "nobody of a synchronous round's chosen devices is replaced"
 
 
+def test_whoever_is_alone_is_given_no_work(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    device = running.device()
+    assert device.check_in(bundle.plan).reason == "few", "no sum of one is ever used"
+    running.device()
+    assert device.work(bundle.plan) is not None
+
+
 def test_too_few_reports_make_no_model(start: Start) -> None:
     bundle = tiny(3, least=3)
     running = start({"tiny": bundle})
@@ -245,7 +255,7 @@ def test_the_more_urgent_task_is_given_first(start: Start) -> None:
 def test_a_device_that_forgot_its_work_is_given_other_work_and_holds_no_place(start: Start) -> None:
     plain, urgent = tiny(2, size=3), tiny(1 + 1, name="urgent", size=5)
     running = start({"plain": plain, "urgent": urgent}, priority={"urgent": 5})
-    device = running.device()
+    device, _ = running.device(), running.device()
     assert device.work(plain.plan).task == "plain"  # pyright: ignore[reportOptionalMemberAccess]
     assert device.work(plain.plan, urgent.plan).task == "urgent"  # pyright: ignore[reportOptionalMemberAccess]
     assert running.server.counts.events["dropped", "forgotten"] == 1

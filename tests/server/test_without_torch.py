@@ -1,4 +1,4 @@
-"""A server needs no torch: a bundle is served from an environment that has the `server` extra alone, and real devices train it."""
+"""A server needs no torch: it serves a bundle from an environment with the `server` extra alone, and real devices train."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +99,9 @@ def take_part(link: str, file: Path) -> None:
     floor = Floor(contributors=2)
 
     def run(number: int) -> None:
-        device = Device(link, client.task, client.examples, floor=floor, sensors=Always(), name=number, executor="autograd")
+        device = Device(
+            link, client.task, client.examples, floor=floor, sensors=Always(), name=number, executor="autograd"
+        )
         try:
             device.run(rounds=ROUNDS)
         except BaseException as error:
