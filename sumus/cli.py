@@ -314,7 +314,7 @@ def packed(file: str, seed: int | None) -> "Bundle":
 
     plan, population, own_seed = load_plan(file)
     plan = plan.with_data(check_plan(plan, population).data)
-    plan.check_deployable()
+    plan.check_deployable(spools=True)  # whether a server does is its own choice
     return Bundle(plan, Program(cast(Any, plan.task), seed=own_seed if seed is None else seed).initial)
 
 

@@ -67,10 +67,12 @@ class Plan:
             if rule.where == where and (message := rule.broken(self)):
                 yield rule.name, message
 
-    def check_deployable(self) -> None:
-        """Raise PlanError for the first rule that forbids real devices."""
+    def check_deployable(self, spools: bool = False) -> None:
+        """Raise PlanError for the first rule that forbids real devices. spools: for a server that keeps each update, sealed,
+        until its round is over."""
         for rule, message in self.violations("deployed"):
-            raise PlanError(rule, message)
+            if not (spools and rule == "needs-each-update"):
+                raise PlanError(rule, message)
 
     def with_data(self, data: Data) -> "Plan":
         """The same plan, with its task's data declared."""
@@ -182,8 +184,8 @@ def _cohort_too_small(plan: Plan) -> str | None:
 def _needs_each(plan: Plan) -> str | None:
     if plan.algorithm.aggregator.needs_each_update:
         return (
-            f"{plan.algorithm.aggregator!r} needs every update apart, and a server only keeps their sum: simulate it, or "
-            "use mean with clip_by_global_norm"
+            f"{plan.algorithm.aggregator!r} needs every update apart, and a server only keeps their sum: simulate it, use mean "
+            "with clip_by_global_norm, or serve it with --spool, where each lies sealed on the disk for its round"
         )
     return None
 

@@ -117,6 +117,12 @@ def register(app: typer.Typer, pack: Pack) -> None:
         warm_start: Annotated[
             bool, typer.Option(help="Where leaves or data have changed, begin with what of the old model fits.")
         ] = False,
+        spool: Annotated[
+            bool,
+            typer.Option(
+                help="Serve plans that need each update apart; it lies sealed on the disk until its round is over."
+            ),
+        ] = False,
         rounds: Annotated[int | None, typer.Option(min=1, help="Stop once every task has so many models.")] = None,
         seed: Annotated[int | None, typer.Option(help="Seed of a file's first model.")] = None,
         log: Annotated[LogForm, typer.Option(help="How the log on standard error is written.")] = LogForm.text,
@@ -148,6 +154,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
                 None if evaluate is None else Evaluating(evaluate, every),
                 promote is Promote.auto,
                 warm_start,
+                spool,
                 first,
             ),
             Listen(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),

@@ -86,10 +86,10 @@ def _settle(future: "Future[Any] | asyncio.Future[Any]", answer: Any) -> None:
 
 class Committer(Generic[T]):
     """turn(waiting) → seconds until it wants to be called with nothing that waits. It answers each, now or later, and never
-    raises."""
+    raises. gather: seconds from one turn to the next, so that under load a turn is of many."""
 
-    def __init__(self, turn: Callable[[Sequence[Waiting[T]]], float]) -> None:
-        self._turn = turn
+    def __init__(self, turn: Callable[[Sequence[Waiting[T]]], float], gather: float = 0.0) -> None:
+        self._turn, self._gather = turn, gather
         self._waiting: list[Waiting[T]] = []
         self._post: _Post | None = None
         self._wake = threading.Condition()
@@ -138,15 +138,18 @@ class Committer(Generic[T]):
             self._wake.notify()
 
     def _work(self) -> None:
-        pause = 0.0
+        pause = last = 0.0
         while True:
             with self._wake:
                 if not self._waiting and not self._stopping:
                     self._wake.wait(pause)
+            if (left := last + self._gather - time.monotonic()) > 0:
+                time.sleep(left)  # not on the condition: each that comes would wake it
+            with self._wake:
                 taken, self._waiting = self._waiting, []
                 stopping = self._stopping
             self._turn_began = time.monotonic()
             pause = self._turn(taken)
-            self._turn_began = None
+            self._turn_began, last = None, time.monotonic()
             if stopping and not self._waiting:
                 return

@@ -13,7 +13,6 @@ from sumus.server.access import CODE_S
 from sumus.server.identity import DAY, TOKEN_S
 from sumus.server.runs import EvaluationRun, TrainingRun
 from sumus.server.server import Server
-from sumus.server.status import CLEAR_MODE
 from sumus.storage.store import Model
 
 LOG = logging.getLogger("sumus.serve")
@@ -22,10 +21,11 @@ ENOUGH = "it has all the models that it was to have"
 
 @dataclass(frozen=True)
 class Opened:
-    """Where a server answers. url: for devices.  login: a link for its admin, which works once.  enrolment: a link for devices,
-    if one was asked for and not written to a file.  tasks: ids of plans, by task."""
+    """Where a server answers. url: for devices.  mode: what it sees of updates.  login: a link for its admin, which works once.
+    enrolment: a link for devices, if one was asked for and not written to a file.  tasks: ids of plans, by task."""
 
     url: str
+    mode: str
     admin_url: str
     login: str
     enrolment: str | None
@@ -35,7 +35,7 @@ class Opened:
 
     def shown(self) -> str:
         """What an operator sees when it begins."""
-        lines = [f"sumus serves {_count(len(self.tasks), 'task')} at {self.url}; {CLEAR_MODE}"]
+        lines = [f"sumus serves {_count(len(self.tasks), 'task')} at {self.url}; {self.mode}"]
         lines += [f"  task     {name}: plan {id}" for name, id in self.tasks.items()]
         lines.append(
             f"  admin    {self.login}   (once, within {CODE_S / 60:.0f} minutes; `sumus admin link` makes another)"

@@ -84,10 +84,11 @@ class Run:
         sums: Blobs,
         seeds: Seeds,
         least: int,
+        spools: bool = False,
     ) -> None:
         self.task, self.hop, self.store, self.least = task, hop, store, least
         self.coordinator = Coordinator(pacing, 0, store=store)
-        self.sums = SealedSums(self.coordinator, hop, ring, sums)
+        self.sums = SealedSums(self.coordinator, hop, ring, sums, spools)
         self.trouble = ""
         self._seeds = seeds
         self._seed_of: dict[int, bytes] = {}
@@ -216,7 +217,8 @@ class TrainingRun(Run):
         releases: bool = True,
     ) -> None:
         pacing = served(plan.pacing, plan.min_contributors)
-        super().__init__(task, pacing, plan.first_hop, store, ring, sums, seeds, plan.min_contributors)
+        spools = plan.algorithm.aggregator.needs_each_update
+        super().__init__(task, pacing, plan.first_hop, store, ring, sums, seeds, plan.min_contributors, spools)
         self.plan, self.blobs, self.releases = plan, blobs, releases
         self.plan_body = Body(blobs.put(plan.to_json().encode()), len(plan.to_json().encode()))
         self.version, self.shown = 0, 0
@@ -258,7 +260,7 @@ class TrainingRun(Run):
             people = int(self._noted(rows, number, "people", lambda: str(known).encode()))
             late = [row.staleness for row in map(rows.session, rows.counted_in(number)) if row is not None]
         total, state = self.sums.total(number), self.state(self.model(version))
-        after = self._after(total, state, seed, people)
+        after = self._after(number, total, state, seed, people)
         measured = {"train": total.metric_means(), "staleness": {str(s): late.count(s) for s in sorted(set(late))}}
         made = self._model(version + 1, after, version, number, now, int(total.count), measured)
 
@@ -273,13 +275,17 @@ class TrainingRun(Run):
         self._published(number)
         self._forget_models()
 
-    def _after(self, total: Aggregate, state: ServerState, seed: bytes, people: int) -> ServerState:
+    def _after(self, number: int, total: Aggregate, state: ServerState, seed: bytes, people: int) -> ServerState:
         """The server's state after a sum."""
         if int(total.count) < self.least:
             raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
         algorithm = self.plan.algorithm
         try:
-            combined = algorithm.combine(total, self.plan.description, self.plan.sums, seed, people)
+            if self.sums.spools:
+                apart = self.sums.each(number)
+                combined = algorithm.combine_each(apart, self.plan.description, self.plan.sums, seed, people)
+            else:
+                combined = algorithm.combine(total, self.plan.description, self.plan.sums, seed, people)
             return algorithm.step(combined, state)
         except SumusError as error:
             raise Unusable(str(error)) from error
@@ -428,7 +434,12 @@ class EvaluationRun(Run):
     def __init__(
         self, training: TrainingRun, how: Evaluating, store: Store, ring: KeyRing, sums: Blobs, seeds: Seeds = any_seed
     ) -> None:
-        least = min(training.least, how.cohort)
+        least = training.least
+        if how.cohort < least:
+            raise ExperimentError(
+                f"{how.cohort} devices to measure a model of {training.task}, and its plan publishes no metric of fewer than "
+                f"{least} (min_contributors): ask more of them"
+            )
         pacing = served(Pacing(how.cohort, deadline=how.deadline), least)
         hop = evaluation_hop(training.plan.description, how.cohort)
         super().__init__(training.task, pacing, hop, store, ring, sums, seeds, least)

@@ -31,6 +31,7 @@ from sumus.server.planes import Listen, Planes, opened_at
 from sumus.server.progress import Opened, Progress, spoken
 from sumus.server.runs import Evaluating
 from sumus.server.service import Conduct, Service, Where, make_private, open_service
+from sumus.server.status import mode_of
 from sumus.server.tls import enrolment_link
 from sumus.server.upkeep import keep_house, watch
 from sumus.storage.files import write_whole
@@ -77,6 +78,7 @@ def serve(
     every: int = 1,
     promote: Literal["auto", "manual"] = "auto",
     warm_start: bool = False,
+    spool: bool = False,
     priority: Mapping[str, int] = {},
     tokens: int = 0,
     token_file: str | Path | None = None,
@@ -94,7 +96,8 @@ def serve(
     chain and its key.  names: host names and addresses that devices use.  url: what they call it, behind a proxy.
     proxies: addresses of proxies that are believed about who asks.  insecure: without TLS also where others reach it.
     population, quota: who may enrol, and how many.  evaluate: devices that measure a model, every so many versions.
-    promote: whether devices answer with a new model at once.  warm_start, priority: see `Conduct`.
+    promote: whether devices answer with a new model at once.  warm_start, spool, priority: see
+    `Conduct`.
     tokens: make a link that so many devices may enrol with, and print it, or write it to token_file.
     seed: of a plan's first model.  log: "text" or "json", on standard error.
     """
@@ -105,6 +108,7 @@ def serve(
         None if evaluate is None else Evaluating(evaluate, every),
         promote == "auto",
         warm_start,
+        spool,
         dict(priority),
     )
     say = None if quiet else _print
@@ -142,7 +146,7 @@ def bundles_of(what: Sequence[What], seed: int = 0) -> dict[str, Bundle]:
 
 
 def _planned(plan: Plan, seed: int) -> Bundle:
-    plan.check_deployable()
+    plan.check_deployable(spools=True)
     task: Any = plan.task
     if task is plan.description:
         raise UsageError("this plan was read from JSON and has no first model: serve the bundle that it came in")
@@ -189,7 +193,16 @@ def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: L
                     enrolment = None
             tasks = {task.name: task.training.plan.id for task in service.server.tasks}
             login = login_link(at.admin_url, access.new_code(now))
-            return Opened(at.url, at.admin_url, login, enrolment, at.pin, tasks, (*at.notes, *service.notes))
+            return Opened(
+                at.url,
+                mode_of(service.server),
+                at.admin_url,
+                login,
+                enrolment,
+                at.pin,
+                tasks,
+                (*at.notes, *service.notes),
+            )
 
         planes = at.planes(service.device_app, admin_app(service, access, invite))
         say = stack.enter_context(spoken(tell.say))

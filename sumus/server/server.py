@@ -41,6 +41,8 @@ TICK = 0.5
 """Seconds between looks at what time has brought."""
 GROUP = 0.05
 """Seconds from the end of a commit to the next one, so that under load a commit is of many reports."""
+GATHER = 0.002
+"""Seconds from the end of a turn to the next one: what a turn costs is shared by all that came meanwhile."""
 SEEN = 60.0
 """Seconds between writings of which devices were heard of, by day."""
 AGAIN = (1.0, 3.0)
@@ -156,7 +158,7 @@ class Server:
         self.listeners: list[Callable[[], None]] = []
         self.people_changed = True
         self._group = group
-        self._committer = Committer[Item](self._turn)
+        self._committer = Committer[Item](self._turn, min(group, GATHER))
         self._held: list[_Asking] = []
         self._serials: OrderedDict[str, int] = OrderedDict()
         self._out: dict[str, tuple[Run, str, int]] = {}

@@ -66,6 +66,7 @@ class Conduct:
     population: its name.  quota: devices that may enrol.  evaluate: how models are measured on devices; None for not at all.
     releases: whether a new model is at once the one that devices answer with.  warm_start: whether a task whose leaves or data
     have changed begins with what of the old model fits.  priority: by task.  memory: bytes for bodies on their way.
+    spool: whether plans are served that need each update apart, which then lies sealed on the disk until its round is over.
     group: see `server.GROUP`.  limits: requests a second.  seeds: by task and round's number, what sums share.
     """
 
@@ -74,6 +75,7 @@ class Conduct:
     evaluate: Evaluating | None = None
     releases: bool = True
     warm_start: bool = False
+    spool: bool = False
     priority: Mapping[str, int] = field(default_factory=dict[str, int])
     memory: int = 256 * 2**20
     group: float = GROUP
@@ -183,7 +185,7 @@ def _task(
 ) -> tuple[ServedTask, Callable[[float], None]]:
     """A task as it is served, and how it begins: it goes on where leaves and data are as before, else it is another version."""
     plan = bundle.plan
-    plan.check_deployable()
+    plan.check_deployable(conduct.spool)
     if not _NAME.fullmatch(name):
         raise ExperimentError(f"a task is called {name!r}: give it letters, digits, `.`, `_` and `-`, at most 64")
     if plan.pacing.deadline is None:

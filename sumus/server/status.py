@@ -23,6 +23,7 @@ from sumus.wire.messages import Refused
 
 CLEAR_MODE = "clear mode: the server sees each update in memory"
 """Until masks hide them."""
+SPOOL = "; sealed spool: each update of {} lies on its disk, sealed, until its round is over"
 PATIENCE = 15.0
 """Seconds that a look waits for the thread that decides."""
 
@@ -127,10 +128,16 @@ async def look(server: Server, lent: int = 0) -> ServerStatus:
         acknowledged_s=counts.waited,
         lent=lent,
         held=server.held,
-        mode=CLEAR_MODE,
+        mode=mode_of(server),
         events=_by_what(dict(counts.events)),
         tasks=tasks,
     )
+
+
+def mode_of(server: Server) -> str:
+    """What the server sees of updates, in words."""
+    spooled = [task.name for task in server.tasks if task.training.sums.spools]
+    return CLEAR_MODE + (SPOOL.format(", ".join(spooled)) if spooled else "")
 
 
 def lineage(run: TrainingRun, now: float) -> tuple[ModelStatus, ...]:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import cast
 
 from sumus.aggregate import Aggregate, RunningSum, Update
 from sumus.errors import ExperimentError
@@ -31,10 +32,13 @@ class SealedSums:
     """The sums of a run's rounds, as one process adds to them.
 
     hop: of the plan.  ring: wraps each round's key.  blobs: for this run's sealed sums alone, the same for all processes.
+    spools: whether each report is sealed apart, as a sum of one, and added at the round's end: for aggregators that need each.
     """
 
-    def __init__(self, coordinator: Coordinator, hop: FirstHop, ring: KeyRing, blobs: Blobs) -> None:
-        self._coordinator, self._hop, self._ring, self._blobs = coordinator, hop, ring, blobs
+    def __init__(
+        self, coordinator: Coordinator, hop: FirstHop, ring: KeyRing, blobs: Blobs, spools: bool = False
+    ) -> None:
+        self._coordinator, self._hop, self._ring, self._blobs, self.spools = coordinator, hop, ring, blobs, spools
         self._held: dict[str, Update] = {}
         self._begin_anew()
 
@@ -75,21 +79,30 @@ class SealedSums:
 
     def total(self, number: int) -> Aggregate:
         """A round's sum over all processes' shards. ExperimentError where it is not all there."""
+        total = RunningSum()
+        for part in self._opened(number):
+            total.add(part)
+        return total.total
+
+    def each(self, number: int) -> list[Aggregate]:
+        """A round's reports apart, where they are spooled, in the order of their sessions' ids."""
+        return self._opened(number)
+
+    def _opened(self, number: int) -> list[Aggregate]:
+        """What lies of a round, unsealed, by the shards' names."""
         with self._coordinator.store.transaction() as rows:
             row, shards, wrapped = rows.round(number), rows.shards(number), rows.note(number, "key")
-        total = RunningSum()
-        for shard in shards:
-            if wrapped is None:
-                raise ExperimentError(f"the key of round {number} is gone, and its sum with it: abandon the round")
-            key = self._ring.unwrap(wrapped, _key_of(number))
-            total.add(decode_aggregate(unseal(key, self._blobs.get(shard.file), _content(shard))))
-        counted = 0 if row is None else row.counted
-        if int(total.total.count) != counted:
+        if shards and wrapped is None:
+            raise ExperimentError(f"the key of round {number} is gone, and its sum with it: abandon the round")
+        key = b"" if wrapped is None else self._ring.unwrap(wrapped, _key_of(number))
+        parts = [decode_aggregate(unseal(key, self._blobs.get(shard.file), _content(shard))) for shard in shards]
+        counted, there = 0 if row is None else row.counted, sum(int(part.count) for part in parts)
+        if there != counted:
             raise ExperimentError(
-                f"the sum of round {number} is of {int(total.total.count)} reports, and {counted} are counted: rows and files "
-                "are not of one time; put back both from the same backup, or abandon the round"
+                f"the sum of round {number} is of {there} reports, and {counted} are counted: rows and files are not of one time; "
+                "put back both from the same backup, or give up the open rounds with `sumus reconcile`"
             )
-        return total.total
+        return parts
 
     def destroy(self, number: int) -> None:
         """Forget a round's key, and remove its sums: what of them may be left anywhere is unreadable."""
@@ -132,6 +145,11 @@ class SealedSums:
     def _add(self, rows: Rows, counted: Sequence[Session]) -> list[tuple[Shard, RunningSum]]:
         """Within the transaction: the new sums, as blobs, and rows that point to them."""
         written: list[tuple[Shard, RunningSum]] = []
+        if self.spools:
+            for session in counted:
+                one = self._hop.count_in(self._held[session.id], staleness=session.staleness)
+                self._seal(rows, Shard(cast(int, session.sum), session.id, 1, 1, ""), one)
+            return written
         for number in sorted({session.sum for session in counted if session.sum is not None}):
             before, running = self._shards.get(number, (Shard(number, self._name, 0, 0, ""), RunningSum()))
             after = RunningSum()
@@ -140,12 +158,15 @@ class SealedSums:
                 if session.sum == number:
                     self._hop.count_in(self._held[session.id], after, session.staleness)
             seq, count = before.seq + 1, int(after.total.count)
-            shard = Shard(number, self._name, seq, count, "")
-            sealed = seal(self._key(rows, number), encode_aggregate(after.total), _content(shard))
-            shard = replace(shard, file=self._blobs.put(sealed))
-            rows.put_shard(shard)
-            written.append((shard, after))
+            written.append((self._seal(rows, Shard(number, self._name, seq, count, ""), after.total), after))
         return written
+
+    def _seal(self, rows: Rows, shard: Shard, content: Aggregate) -> Shard:
+        """A shard with its content sealed as a blob, which its row points to."""
+        sealed = seal(self._key(rows, shard.round), encode_aggregate(content), _content(shard))
+        shard = replace(shard, file=self._blobs.put(sealed))
+        rows.put_shard(shard)
+        return shard
 
     def _key(self, rows: Rows, number: int) -> bytes:
         """A round's key, made by whoever is the first to need it."""

@@ -3,7 +3,8 @@
     history = simulate(..., through="wire")
 
 Who takes part, what is evaluated and what is recorded is as in any simulation; but a client checks in, fetches the plan and the
-model, trains, signs its report and sends it, and the server counts, commits and publishes. The same keys give the same bits as without.
+model, trains, signs its report and sends it, and the server counts, commits and publishes. The same keys give the same bits as
+without.
 """
 
 from collections.abc import Sequence

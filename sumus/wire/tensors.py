@@ -86,9 +86,10 @@ def _natural(digits: str) -> int:
 
 
 def _numbers(found: Any) -> list[int]:
-    if type(found) is not list or len(found) > 32 or not all(type(each) is int for each in cast(list[Any], found)):
+    numbers = cast(list[Any], found if type(found) is list else [None])
+    if len(numbers) > 32 or not all(type(each) is int for each in numbers):
         raise ValueError("shapes and offsets are short lists of whole numbers")
-    return cast(list[int], found)
+    return numbers
 
 
 def _check_header(body: bytes | memoryview) -> None:

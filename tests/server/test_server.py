@@ -458,3 +458,40 @@ def test_a_sum_that_gives_no_model_pauses_the_run_and_says_why(start: Start) -> 
     assert "ran to NaN or infinity" in training.trouble
     assert devices[0].check_in(plan).reason == "paused"
     assert len(running.models()) == 1
+
+
+# ── updates apart ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def of_median(cohort: int = 3) -> Bundle:
+    """A plan whose rule needs every update apart."""
+    bundle = tiny(cohort)
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.1), aggregator=sumus.robust.median(sumus.Part("params", weight="uniform")))
+    return Bundle(replace(bundle.plan, algorithm=algorithm), bundle.model)
+
+
+def test_a_rule_that_needs_each_update_is_served_only_where_that_is_wanted(start: Start) -> None:
+    with pytest.raises(sumus.PlanError, match="--spool"):
+        start({"tiny": of_median()})
+
+
+def test_spooled_updates_are_sealed_and_give_the_median(start: Start, tmp_path: Path) -> None:
+    bundle = of_median()
+    running = start({"tiny": bundle}, spool=True)
+    devices = [running.device(number) for number in range(3)]
+    given = [device.work(bundle.plan) for device in devices]
+    together(lambda: devices[0].report(given[0], update_of(bundle.plan, 0, 100.0)))  # pyright: ignore[reportArgumentType]
+    sealed = [path.read_bytes() for path in (tmp_path / "data" / "sums").rglob("*") if path.is_file()]
+    assert len(sealed) == 1
+    for each in (np.full(4, 100.0, np.float32), np.full(4, 100 << bundle.plan.sums.fraction_bits, np.int64)):
+        assert each.tobytes() not in sealed[0]
+    again = start({"tiny": bundle}, stop=running, spool=True)
+    devices = [ScriptedDevice(again.transport, number, serial=10) for number in range(3)]
+    calls = [
+        lambda d=d, w=w, v=v: d.report(w, update_of(bundle.plan, d.id, v))
+        for d, w, v in zip(devices[1:], given[1:], (1.0, 2.0), strict=True)
+    ]
+    assert [answer.status for answer in together(*calls)] == ["counted"] * 2
+    again.models()
+    np.testing.assert_allclose(again.weights(devices[0]), -2.0)
+    assert not [path for path in (tmp_path / "data" / "sums").rglob("*") if path.is_file()], "nothing is left of them"
