@@ -52,6 +52,13 @@ class Demo(StrEnum):
     digits = "digits"
 
 
+class Through(StrEnum):
+    """What a simulation's clients send goes through."""
+
+    memory = "memory"
+    wire = "wire"
+
+
 File = Annotated[str, typer.Argument(metavar="FILE.py[:NAME]", help="A file that defines `experiment` (or NAME).")]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds, instead of those of the experiment.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all randomness, instead of the experiment's.")]
@@ -117,6 +124,10 @@ def simulate(
     workers: Workers = None,
     insecure: Annotated[bool, typer.Option(help="Use a Ray cluster even if it lets everyone in.")] = False,
     fleet: FleetText = None,
+    through: Annotated[
+        Through,
+        typer.Option(help="wire: each client is a device of a real server, in this process; the same model, slower."),
+    ] = Through.memory,
 ) -> None:
     """Run the experiment of a file."""
     experiment = load_experiment(file)
@@ -134,6 +145,7 @@ def simulate(
         executor=executor,
         workers=_workers(workers),
         insecure=insecure,
+        through=through.value,
     )
 
 

@@ -98,6 +98,15 @@ REFUSALS = frozenset(
     {"malformed", "bad_report", "not_finite", "out_of_bounds", "closed", "stale", "phase", "too_large", "encoding"}
 )
 """Codes after which a report is not counted, and will not be."""
+WAITS: Mapping[str, str] = {
+    "cap": "for nothing more: it has had all the rounds that the plan gives it",
+    "closed": "for the next round",
+    "few": "until enough devices are enrolled for a sum",
+    "full": "for the next round: this one has all its devices",
+    "paused": "until the server's operator lets it go on",
+    "separation": "until others have had their turn",
+}
+"""What a server's reasons mean to a device's owner; others are conditions of its own."""
 FINAL: Mapping[str, str] = {
     "revoked": "the server has barred this device: ask who runs it; predictions go on working",
     "wrong_task": "the server has no task with this model and these data: update the file that defines them",
@@ -414,7 +423,7 @@ class Device:
             else:
                 window = answer.retry_after_s or self._record.row.window
                 self._apply(session.Told(_ordered(window)))
-                self._tell(News("waiting", answer.reason))
+                self._tell(News("waiting", WAITS.get(answer.reason, answer.reason)))
         if self._keeps_model:
             for task, released in islice(answer.released.items(), MOST_TASKS):
                 self._take_model(task, released)

@@ -193,16 +193,8 @@ def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: L
                     enrolment = None
             tasks = {task.name: task.training.plan.id for task in service.server.tasks}
             login = login_link(at.admin_url, access.new_code(now))
-            return Opened(
-                at.url,
-                mode_of(service.server),
-                at.admin_url,
-                login,
-                enrolment,
-                at.pin,
-                tasks,
-                (*at.notes, *service.notes),
-            )
+            mode, notes = mode_of(service.server), (*at.notes, *service.notes)
+            return Opened(at.url, mode, at.admin_url, login, enrolment, at.pin, tasks, notes)
 
         planes = at.planes(service.device_app, admin_app(service, access, invite))
         say = stack.enter_context(spoken(tell.say))

@@ -99,8 +99,8 @@ class SealedSums:
         counted, there = 0 if row is None else row.counted, sum(int(part.count) for part in parts)
         if there != counted:
             raise ExperimentError(
-                f"the sum of round {number} is of {there} reports, and {counted} are counted: rows and files are not of one time; "
-                "put back both from the same backup, or give up the open rounds with `sumus reconcile`"
+                f"the sum of round {number} is of {there} reports, and {counted} are counted: rows and files are not of one "
+                "time; put back both from the same backup, or give up the open rounds with `sumus reconcile`"
             )
         return parts
 
