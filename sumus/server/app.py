@@ -49,6 +49,8 @@ LEAST_RATE = 32 * 2**10
 """Bytes a second."""
 SMALL = 64 * 2**10
 """Bodies up to so many bytes are checked where they are read, without a thread."""
+LARGE, RECENT = 8 * 2**20, 4
+"""Objects of up to so many bytes are sent from memory, where so many of those asked for last are kept; larger ones from their files."""
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 Answering = Callable[[Request], Awaitable[Response]]
@@ -64,6 +66,7 @@ class DevicePlane:
         self._server, self._blobs, self._room, self._limits = server, blobs, room, limits
         self._authority = authority
         self._sending: set[str] = set()
+        self._recent: dict[str, bytes] = {}
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="bodies")
 
     # ── enrolment ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -133,10 +136,15 @@ class DevicePlane:
         headers = {"etag": f'"{sha256}"', "cache-control": IMMUTABLE, "content-type": "application/octet-stream"}
         if f'"{sha256}"' in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        if (path := self._blobs.path(sha256)) is not None:
-            self._server.counts.bytes_out += path.stat().st_size
+        path = self._blobs.path(sha256)
+        if path is not None and (size := path.stat().st_size) > LARGE:
+            self._server.counts.bytes_out += size
             return FileResponse(path, headers=headers)
-        body = await self._in_thread(self._blobs.get, sha256)
+        if (body := self._recent.pop(sha256, None)) is None:
+            body = await self._in_thread(self._blobs.get, sha256)
+        self._recent[sha256] = body
+        while len(self._recent) > RECENT:
+            del self._recent[next(iter(self._recent))]
         self._server.counts.bytes_out += len(body)
         return _ranged(body, request.headers.get("range", ""), headers)
 

@@ -1,9 +1,5 @@
-"""A process that checks devices in, commits their reports and tells them so on its output, until it is killed.
+"""A run's sums without a server around them, and devices that always send the same."""
 
-python -m tests.server.committing URL RUN FOLDER FIRST [acknowledges-early]       the last: a bug that kills must find
-"""
-
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +9,7 @@ from sumus.aggregate import Aggregate, Part, RunningSum, Update
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.pacing import Conditions, Pacing
-from sumus.protocol.round import Accept, Assign, CheckIn
+from sumus.protocol.round import Assign, CheckIn
 from sumus.server.coordinator import Coordinator
 from sumus.server.sums import SealedSums
 from sumus.storage.blobs import DirectoryBlobs
@@ -54,22 +50,3 @@ def take_in(coordinator: Coordinator, sums: SealedSums, device: str) -> str:
     assert any(isinstance(action, Assign) for action in actions)
     sums.report(session, update(device), 0.0)
     return session
-
-
-def main(url: str, run: str, folder: str, first: int, planted: str = "") -> None:
-    """Serve until the end."""
-    coordinator, sums = opened(url, run, Path(folder))
-    coordinator.tick(0.0)
-    rng = np.random.default_rng()
-    while True:
-        batch = [take_in(coordinator, sums, str(first + number)) for number in range(int(rng.integers(1, 5)))]
-        first += len(batch)
-        if planted == "acknowledges-early":
-            print(*batch, sep="\n", flush=True)
-        for action in sums.commit(0.0):
-            if isinstance(action, Accept):
-                print(action.session, flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]), *sys.argv[5:])

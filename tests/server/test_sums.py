@@ -1,14 +1,10 @@
 """Acknowledged means counted: whatever is killed or fails, and whenever; and nothing on a disk tells what anyone sent."""
 
 import os
-import random
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,16 +17,10 @@ from sumus.server.coordinator import Coordinator
 from sumus.server.sums import SealedSums
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.keyring import SealError
-from sumus.storage.sql import SqlStore
 from sumus.wire.tensors import encode_aggregate
 from tests.server.committing import HOP, opened, recomputed, take_in, update
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/run.db" if request.param == "sqlite" else request.getfixturevalue("postgres")
 
 
 @pytest.fixture
@@ -189,49 +179,6 @@ def test_a_destroyed_sum_is_gone_and_its_files_open_nothing(
     assert not list(tmp_path.glob("sums/??/*"))
     with pytest.raises(ExperimentError, match="key of round 0 is gone"):
         sums.total(0)
-
-
-# ── kills ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def killed(url: str, run: str, folder: Path, kills: int, *planted: str) -> tuple[set[str], list[str], Aggregate]:
-    """Start, kill, start again; who was told, who is counted, and the sum."""
-    told, rng = set[str](), random.Random(0)
-    for number in range(kills):
-        command = [
-            sys.executable,
-            "-m",
-            "tests.server.committing",
-            url,
-            run,
-            str(folder),
-            str(10_000 * number),
-            *planted,
-        ]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            first = process.stdout.readline()  # it is at work
-            time.sleep(rng.uniform(0.0, 0.25))
-            process.kill()
-            told |= {line.strip() for line in [first, *process.stdout] if line.endswith("\n")}
-    coordinator, sums = opened(url, run, folder)
-    found = {session.partition("/")[0] for session in told}, counted(coordinator), sums.total(0)
-    cast(SqlStore, coordinator.store).close()
-    return found
-
-
-def test_kills_lose_nothing_that_was_acknowledged_and_count_nothing_twice(url: str, tmp_path: Path) -> None:
-    told, there, total = killed(url, f"kills {tmp_path}", tmp_path, 6)
-    assert len(told) > 6
-    assert told <= set(there)
-    assert len(there) == len(set(there))
-    assert same(total, recomputed(there))
-
-
-def test_kills_find_a_server_that_acknowledges_before_it_commits(tmp_path: Path) -> None:
-    told, there, total = killed(f"sqlite:///{tmp_path}/run.db", "run", tmp_path, 6, "acknowledges-early")
-    assert not told <= set(there)
-    assert same(total, recomputed(there)), "what is counted is still whole"
 
 
 # ── what a thief of the disk sees ────────────────────────────────────────────────────────────────────────────────────
