@@ -24,9 +24,9 @@ def recipe(what: str, demo: Callable[[], sumus.Experiment], metric: str = "accur
     return learning.Recipe(what, ROUNDS[demo], experiment, metric)
 
 
-ROUNDS = {health.experiment: 50, keyboard.experiment: 60, digits.experiment: 40}
+ROUNDS = {health.experiment: health.ROUNDS, keyboard.experiment: 60, digits.experiment: 40}
 RECIPES = {
-    "health": recipe("health: FedAdam 0.01, mean of models 0.8", health.experiment),
+    "health": recipe("health: FedAdam 0.02, mean of models 0.8", health.experiment),
     "keyboard": recipe("keyboard: FedAdam 0.01", keyboard.experiment, "top1"),
     "digits": recipe("digits: FedAvgM", digits.experiment),
 }

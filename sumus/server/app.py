@@ -50,7 +50,7 @@ LEAST_RATE = 32 * 2**10
 SMALL = 64 * 2**10
 """Bodies up to so many bytes are checked where they are read, without a thread."""
 LARGE, RECENT = 8 * 2**20, 4
-"""Objects of up to so many bytes are sent from memory, where so many of those asked for last are kept; larger ones from their files."""
+"""Objects of up to so many bytes are sent from memory, where so many of the last ones are kept; larger ones from their files."""
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 Answering = Callable[[Request], Awaitable[Response]]
