@@ -88,6 +88,8 @@ MOST_TASKS = 16
 """Tasks of which something is kept: those that came last, however many a server names."""
 TRIES = 3
 """Times that an object is asked for, one after the other, before its round is given up."""
+LEAST = 1.0
+"""Seconds that a window which a server gives is wide at least, counted from now."""
 SOON = 0.1
 """Seconds within which a device that may wait at the server comes back, once its report is settled; and after a restart, where
 the server has never asked it to wait."""
@@ -767,7 +769,7 @@ def _said(conditions: Conditions) -> DeviceConditions:
 
 def _ordered(window: Window) -> Window:
     first, last = window
-    return min(first, last), max(first, last)
+    return min(first, last), max(first, last, LEAST)
 
 
 def _longer(window: Window, times: int) -> Window:

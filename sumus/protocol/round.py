@@ -511,7 +511,7 @@ def _closed_if_over(facts: Facts, row: Round, sessions: list[Session], actions: 
         pacing, over = facts.pacing, False
         if not pacing.buffered:
             all_given = (
-                facts.masked or room(pacing, facts.population, row) == 0
+                facts.masked or room(pacing, facts.population, row) <= 0
             )  # masked: who takes part is settled before
             over = _past_deadline(facts) or (row.given > 0 and row.out == 0 and all_given)
         if row.counted == pacing.cohort or (over and row.counted >= pacing.fewest):

@@ -89,9 +89,11 @@ class DevicePlane:
     async def withdraw(self, request: Request) -> Any:
         """A device takes its consent back."""
         device, body = await self._signed(request)
+        self._limits.request(device, time.monotonic())
         read(Nothing, body)
+        await self._server.command(lambda now: self._server.forget(device, now))  # first: then it can be asked again
         await self._in_thread(self._server.roll.withdraw, device)
-        await self._server.command(lambda now: self._server.forget(device, now))
+        self._server.people_changed = True
         return Nothing()
 
     # ── work ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -105,6 +107,7 @@ class DevicePlane:
     async def abort(self, request: Request) -> Any:
         """A device gave up."""
         device, body = await self._signed(request)
+        self._limits.request(device, time.monotonic())
         run, session = self._run(request.path_params)
         return await self._server.abort(device, run, session, read(Abort, body).reason)
 

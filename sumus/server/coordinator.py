@@ -32,7 +32,7 @@ from sumus.protocol.round import (
 )
 from sumus.protocol.rows import changed
 from sumus.storage.memory import MemoryStore
-from sumus.storage.store import Fenced, Rows, Store
+from sumus.storage.store import Fenced, Rows, Store, TakenOver
 
 Rules: TypeAlias = Callable[[Facts, Event], Decision]
 Adding: TypeAlias = Callable[[Rows, Sequence[Session]], None]
@@ -44,6 +44,7 @@ _SMOOTH = 0.3
 class Coordinator:
     """The rounds of a run. staged: sessions whose update waits in memory.
 
+    fence: that this process took over with, None before it did; TakenOver is raised once another has since.
     population: devices known.  arriving: check-ins a second of late.  rules: `decide`, or what is to be tried in its place.
     """
 
@@ -61,6 +62,7 @@ class Coordinator:
         self.store = MemoryStore() if store is None else store
         self.paused = False
         self.arriving = 0.0
+        self.fence: int | None = None
         self.staged: dict[str, None] = {}
         self._rules = rules
 
@@ -178,9 +180,13 @@ class Coordinator:
         actions: list[Action] = []
         with self.store.transaction() as rows:
             run = rows.run()
+            if self.fence is not None and run.fence != self.fence:
+                raise TakenOver
             rows.put_run(changed(run, fence=run.fence + 1))
+            self.fence = None
             for row in rows.rounds():
                 actions += self._apply(rows, Recovered(run.fence + 1), changed(self._facts(rows, now), round=row))
+        self.fence = run.fence + 1
         return tuple(actions)
 
     def forget_rounds_before(self, number: int) -> None:
@@ -202,6 +208,8 @@ class Coordinator:
 
     def _facts(self, rows: Rows, now: float, sessions: Iterable[str] = (), device: Device | None = None) -> Facts:
         run = rows.run()
+        if self.fence is not None and run.fence != self.fence:
+            raise TakenOver
         known = (rows.session(session) for session in sessions)
         return Facts(
             self.pacing,

@@ -70,6 +70,7 @@ class Run:
     """What training and evaluation share. task: its name on the wire.  least: contributors of a sum that is used.
 
     trouble: why no model can be made, empty where all is well; then the run is paused.  A pause outlasts the process.
+    unfinished: rounds whose sum could not be read, or whose model not be written; they are tried again, or an admin cancels them.
     """
 
     kind: Kind
@@ -90,6 +91,7 @@ class Run:
         self.coordinator = Coordinator(pacing, 0, store=store)
         self.sums = SealedSums(self.coordinator, hop, ring, sums, spools)
         self.trouble = ""
+        self.unfinished: list[int] = []
         self._seeds = seeds
         self._seed_of: dict[int, bytes] = {}
 
@@ -102,9 +104,8 @@ class Run:
         """Take up what another process left, or this one after its storage failed."""
         self.sums.restart()
         self._seed_of.clear()
-        with self.store.transaction() as rows:
-            paused = rows.note(OF_THE_RUN, "paused")
-        self.coordinator.paused, self.trouble = paused is not None, (paused or b"").decode()
+        self.unfinished.clear()
+        self._read_pause()
         self.sums.probe()
         self.carry_out(self.coordinator.recover(now), now)
         self.sums.sweep()
@@ -129,8 +130,36 @@ class Run:
             rows.put_note(OF_THE_RUN, "paused", None)
         self.coordinator.paused, self.trouble = False, ""
 
+    def give_up(self, error: Exception, now: float) -> None:
+        """The key ring or the sums of the open rounds are lost: end them, and pause, until somebody has looked."""
+        self.pause(f"its open rounds were given up: {error}")
+        self.end_all(now)
+        self.sums.restart()
+
+    def end_all(self, now: float) -> None:
+        """End all work that is out, and every round that is not over."""
+        with self.store.transaction() as rows:
+            out = rows.sessions_out()
+            rounds = [row.number for row in rows.rounds() if row.state not in (State.PUBLISHED, State.ABANDONED)]
+        self.carry_out(self.coordinator.drop(out, "closed", now), now)
+        for number in rounds:
+            self.carry_out(self.coordinator.cancel(number, now), now)
+
+    def finish(self, now: float) -> None:
+        """Try again to close what could not be closed."""
+        waiting, self.unfinished = self.unfinished, []
+        for number in waiting:
+            self._close(number, now)
+        if waiting and not self.unfinished:
+            self._read_pause()
+
     def cancel(self, now: float) -> int | None:
-        """End the newest round without a model, and begin the next; its number, or None where none is on its way."""
+        """End the round that is on its way, or could not be closed, without a model, and begin the next; its number, or None
+        where there is none."""
+        for number in self.unfinished:
+            self.unfinished.remove(number)
+            self.carry_out(self.coordinator.cancel(number, now), now)
+            return number
         row = self.coordinator.current
         if row.state in (State.PLANNED, State.PUBLISHED, State.ABANDONED):
             return None
@@ -167,6 +196,17 @@ class Run:
         except (Unusable, SealError) as error:
             self.pause(f"round {number} gave no model: {error}")
             self.carry_out(self.coordinator.cancel(number, now), now)
+        except (
+            ExperimentError
+        ) as error:  # a file that is missing may be put back, a full disk be emptied: nothing is lost yet
+            self.unfinished.append(number)
+            self.coordinator.paused, self.trouble = True, f"round {number} cannot be closed yet: {error}"
+
+    def _read_pause(self) -> None:
+        """Be paused as it is written."""
+        with self.store.transaction() as rows:
+            paused = rows.note(OF_THE_RUN, "paused")
+        self.coordinator.paused, self.trouble = paused is not None, (paused or b"").decode()
 
     def _assignment(self, session: Session, version: int, plan: Body, broadcast: Body, now: float) -> Assignment:
         left = max(0.0, session.expires - now)
@@ -238,10 +278,7 @@ class TrainingRun(Run):
             with self.store.transaction() as rows:
                 rows.put_model(first)
         elif head.plan != self.plan.id:
-            with self.store.transaction() as rows:
-                rounds = [row.number for row in rows.rounds() if row.state not in (State.PUBLISHED, State.ABANDONED)]
-            for number in rounds:
-                self.carry_out(self.coordinator.cancel(number, now), now)
+            self.end_all(now)  # what is out would report by the old plan
             self._add(self.plan.algorithm.start(self._shared(head), self.plan.description), head, now, run.released)
 
     def recover(self, now: float) -> None:
@@ -343,20 +380,15 @@ class TrainingRun(Run):
         A noise epoch begins with it: what was spent and published stays so.
         """
         earlier = self.model(version)
-        with self.store.transaction() as rows:
-            out = rows.sessions_out()
-            rounds = [row.number for row in rows.rounds() if row.state not in (State.PUBLISHED, State.ABANDONED)]
-        self.carry_out(self.coordinator.drop(out, "closed", now), now)
-        for number in rounds:
-            self.carry_out(self.coordinator.cancel(number, now), now)
+        self.end_all(now)
         return self._add(self.state(earlier), earlier, now, None, epoch=1)
 
     def note_evaluation(self, version: int, measured: Mapping[str, Any]) -> None:
-        """Write beside a version what devices measured of it."""
-        model = self.model(version)
-        metrics = {**json.loads(model.metrics), "evaluate": measured}
-        noted = replace(model, metrics=canonical_json(metrics))
+        """Write beside a version what devices measured of it, unless it is forgotten since."""
         with self.store.transaction() as rows:
+            if (model := rows.model(version)) is None:
+                return
+            noted = replace(model, metrics=canonical_json({**json.loads(model.metrics), "evaluate": measured}))
             rows.put_model(noted)
         self._models[version] = noted
 

@@ -15,16 +15,18 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from sumus.aggregate import Update
-from sumus.errors import SumusError
+from sumus.errors import ExperimentError, SumusError
 from sumus.protocol.round import Accept, Action, Assign, CheckIn, Close, Later, Refuse, Session, Settle
 from sumus.server.committer import Committer, Waiting
 from sumus.server.identity import Roll
 from sumus.server.runs import EvaluationRun, Run, TrainingRun
-from sumus.storage.store import Fenced
+from sumus.storage.keyring import SealError
+from sumus.storage.store import TakenOver
 from sumus.wire.messages import (
     Assignment,
     CheckInAnswer,
@@ -43,8 +45,11 @@ GROUP = 0.05
 """Seconds from the end of a commit to the next one, so that under load a commit is of many reports."""
 GATHER = 0.002
 """Seconds from the end of a turn to the next one: what a turn costs is shared by all that came meanwhile."""
+FINISH = 10.0
+"""Seconds between attempts to close what could not be closed."""
 SEEN = 60.0
 """Seconds between writings of which devices were heard of, by day."""
+TAKEN_OVER = "another server has taken over this database: stop one of the two"
 AGAIN = (1.0, 3.0)
 """The window to come back in where storage fails."""
 MOST_HELD = 4096
@@ -157,6 +162,7 @@ class Server:
         self.began = time.monotonic()
         self.listeners: list[Callable[[], None]] = []
         self.people_changed = True
+        self._taken_over = False
         self._group = group
         self._committer = Committer[Item](self._turn, min(group, GATHER))
         self._held: list[_Asking] = []
@@ -164,7 +170,7 @@ class Server:
         self._out: dict[str, tuple[Run, str, int]] = {}
         self._reports: dict[tuple[int, str], list[Waiting[Item]]] = {}
         self._waiting_reports: list[Waiting[Item]] = []
-        self._next_commit = self._next_tick = self._next_seen = self._checkins_since = 0.0
+        self._next_commit = self._next_tick = self._next_seen = self._next_finish = self._checkins_since = 0.0
         self._checkins = 0
         self._seen: object = None
         self._stopping = False
@@ -237,6 +243,8 @@ class Server:
         now = self.clock()
         waiting = [one for one in taken if not one.gone]
         try:
+            if self._taken_over:
+                raise TakenOver
             if self.trouble:
                 self._recover(now)
             if self.people_changed:
@@ -283,8 +291,8 @@ class Server:
 
     def _fail(self, error: Exception, waiting: Iterable[Waiting[Item]]) -> None:
         """Storage failed, or we did: whoever waits is told to come again, and everything is read anew."""
-        fenced = isinstance(error, Fenced)
-        self.trouble = "another process writes to this run" if fenced else f"{type(error).__name__}: {error}"
+        self._taken_over = isinstance(error, TakenOver)
+        self.trouble = TAKEN_OVER if self._taken_over else f"{type(error).__name__}: {error}"
         LOG.error("nothing can be decided now: %s", self.trouble, exc_info=not isinstance(error, SumusError | OSError))
         self.counts.events["failures", type(error).__name__] += 1
         left = [*waiting, *self._waiting_reports, *(each.waiting for each in self._held)]
@@ -360,8 +368,15 @@ class Server:
             if run is not None:
                 id = f"{one.device}/{previous.session}"
                 event = CheckIn(f"{one.device}/{one.request.session}", one.request.serial, previous=id, works=False)
-                actions = run.coordinator.check_in(one.device, event, now)
-                outcome = next((action.outcome for action in actions if isinstance(action, Settle)), "discarded")
+                found = [
+                    action.outcome
+                    for action in run.coordinator.check_in(one.device, event, now)
+                    if isinstance(action, Settle)
+                ]
+                if not found:
+                    one.waiting.say(Refused("replayed", "a later check-in of this device was answered"))
+                    continue
+                outcome = found[0]
             one.settled = Settlement(previous.session, outcome)  # pyright: ignore[reportArgumentType]
             self.counts.events["settled", outcome] += 1
             if outcome == "unknown":
@@ -389,6 +404,9 @@ class Server:
         ]
         given = set[int]()
         for one, actions in zip(able, run.coordinator.check_in_all(events, now), strict=True):
+            if not actions:
+                given.add(id(one))
+                one.waiting.say(Refused("replayed", "a later check-in of this device was answered, or this one was"))
             for action in actions:
                 if isinstance(action, Assign):
                     given.add(id(one))
@@ -411,8 +429,16 @@ class Server:
         if out is not None and out[0] is not run:
             self._drop(out[0], [out[1]], "forgotten", now)
         self._out[one.device] = run, session.id, session.serial
+        try:
+            offered: Assignment = run.offer(session, now)
+        except (
+            ExperimentError
+        ) as error:  # its model is forgotten, or a file is gone: that is this device's bad luck alone
+            LOG.error("%s has no work to give: %s", run.task, error)
+            self._drop(run, [session.id], "forgotten", now)
+            self._say_later(one)
+            return
         self.counts.events["check-ins", "assigned"] += 1
-        offered: Assignment = run.offer(session, now)
         one.waiting.say(CheckInAnswer(one.settled, offered, released=self._released(one)))
 
     def _may_change(self, one: _Asking) -> bool:
@@ -428,10 +454,13 @@ class Server:
         one.waiting.say(CheckInAnswer(one.settled, None, window, reason, self._released(one)))
 
     def _released(self, one: _Asking) -> dict[str, Any]:
-        """The models that this device's tasks answer with."""
-        return {
-            task.name: task.training.released() for task in self.tasks if task.fingerprint in one.request.fingerprints
-        }
+        """The models that this device's tasks answer with, as far as they are there."""
+        found = dict[str, Any]()
+        for task in self.tasks:
+            if task.fingerprint in one.request.fingerprints:
+                with suppress(ExperimentError):
+                    found[task.name] = task.training.released()
+        return found
 
     def _look_again(self, now: float) -> None:
         """Decide anew on check-ins that are held: where there is room now, and where their time is over."""
@@ -441,7 +470,13 @@ class Server:
         moment = time.monotonic()
         over = [one for one in self._held if one.until <= moment or self._stopping]
         seen = [
-            (run.coordinator.current.number, run.coordinator.room() > 0, self._is_wanted(run)) for run in self._runs()
+            (
+                run.coordinator.current.number,
+                run.coordinator.room() > 0,
+                self._is_wanted(run),
+                run.coordinator.population,
+            )
+            for run in self._runs()
         ]
         if seen != self._seen:
             self._seen = seen
@@ -486,13 +521,23 @@ class Server:
         staged = -1
         while run.coordinator.staged and len(run.coordinator.staged) != staged:
             staged = len(run.coordinator.staged)
-            actions = run.sums.commit(now)
+            try:
+                actions = run.sums.commit(now)
+            except SealError as error:  # the ring has no key for this round's any more
+                self._give_up(run, error, now)
+                return
             self.counts.batches += 1
             self._say(run, actions)
             run.carry_out(actions, now)
             if any(isinstance(action, Close) for action in actions):
                 self._next_tick = 0.0  # whoever watches is told of the model in this turn
         run.tick(now)
+
+    def _give_up(self, run: Run, error: Exception, now: float) -> None:
+        """End what a run has begun, since nothing can be added to it; the reports that wait are not counted."""
+        run.give_up(error, now)
+        for session in [session for which, session in self._reports if which == id(run)]:
+            self._answer(run, session, Refused("closed", "its round was given up"))
 
     def _say(self, run: Run, actions: Iterable[Action], duplicate: bool = False) -> None:
         """Answer reports."""
@@ -517,7 +562,9 @@ class Server:
         self.counts.events["dropped", reason] += len(sessions)
         run.carry_out(run.coordinator.drop(sessions, reason, now), now)
         for session in sessions:
-            self._out.pop(session.partition("/")[0], None)
+            device = session.partition("/")[0]
+            if self._out.get(device, (None, "", 0))[:2] == (run, session):
+                del self._out[device]
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -528,8 +575,12 @@ class Server:
         for run in self._runs():
             run.coordinator.arriving += 0.2 * (rate - run.coordinator.arriving)
             run.tick(now)
+            if run.unfinished and moment >= self._next_finish:
+                run.finish(now)
             if run.coordinator.staged:
                 self._commit(run, now)
+        if moment >= self._next_finish:
+            self._next_finish = moment + FINISH
         self._checkins, self._checkins_since, self._next_tick = 0, moment, moment + TICK
         if moment >= self._next_seen:
             self._next_seen = moment + SEEN

@@ -188,6 +188,10 @@ def _task(
     plan.check_deployable(conduct.spool)
     if not _NAME.fullmatch(name):
         raise ExperimentError(f"a task is called {name!r}: give it letters, digits, `.`, `_` and `-`, at most 64")
+    if re.search(r"\.\d+$", name):
+        raise ExperimentError(
+            f"a task is called {name!r}: an end like `.2` is for versions of a task; call it otherwise"
+        )
     if plan.pacing.deadline is None:
         notes.append(
             f"{name}: the plan gives rounds no deadline; on a server each ends after an hour: Pacing(deadline=)"
@@ -219,6 +223,7 @@ def _task(
         )
 
     def begin(now: float) -> None:
+        _version(name, plan, kept.store("tasks"), write=True)
         first = shared
         if number > 1:
             notes.append(
@@ -232,15 +237,16 @@ def _task(
     return ServedTask(wire, training, evaluation, conduct.priority.get(name, 0)), begin
 
 
-def _version(name: str, plan: Plan, store: Store) -> tuple[int, str]:
-    """Which version of a task this is, and the wire's name of the one before it."""
+def _version(name: str, plan: Plan, store: Store, write: bool = False) -> tuple[int, str]:
+    """Which version of a task this is, and the wire's name of the one before it. write: remember a new one."""
     fingerprint = plan.description.fingerprint
     with store.transaction() as rows:
         note = rows.note(OF_THE_RUN, name)
         known: list[str] = [] if note is None else json.loads(note)
         if fingerprint not in known:
             known.append(fingerprint)
-            rows.put_note(OF_THE_RUN, name, json.dumps(known).encode())
+            if write:
+                rows.put_note(OF_THE_RUN, name, json.dumps(known).encode())
     number = known.index(fingerprint) + 1
     return number, name if number <= 2 else f"{name}.{number - 1}"
 

@@ -215,7 +215,7 @@ def why(run: Run, row: Round, people: int) -> str:
     if row.state is not State.OPEN:
         return "about to begin"
     goal, fewest = run.pacing.cohort, run.pacing.cohort if run.pacing.buffered else run.pacing.fewest
-    if people < fewest and not run.pacing.buffered:
+    if people < fewest:
         return f"needs {fewest - people} more: {_devices(people)} of at least {fewest} enrolled"
     if not row.given:
         return f"no device has asked for work yet; {people} {'is' if people == 1 else 'are'} enrolled"

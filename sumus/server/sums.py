@@ -55,7 +55,7 @@ class SealedSums:
         answers = self._coordinator.report_all([session for session, _ in reports], now)
         for (session, update), actions in zip(reports, answers, strict=True):
             if any(isinstance(action, Stage) for action in actions):
-                self._held[session] = update
+                self._held.setdefault(session, update)  # what came first is what counts
         return answers
 
     def commit(self, now: float) -> tuple[Action, ...]:

@@ -71,6 +71,10 @@ class Fenced(Exception):
     """A row was written by somebody else since it was read. Raised as the transaction ends, at the latest; it leaves nothing."""
 
 
+class TakenOver(Fenced):
+    """Another process leads the run since."""
+
+
 class Rows(Protocol):
     """One transaction. What was written in it is read in it. Rows that were never written: `run()` and round 0 as they begin.
 

@@ -495,3 +495,117 @@ def test_spooled_updates_are_sealed_and_give_the_median(start: Start, tmp_path: 
     again.models()
     np.testing.assert_allclose(again.weights(devices[0]), -2.0)
     assert not [path for path in (tmp_path / "data" / "sums").rglob("*") if path.is_file()], "nothing is left of them"
+
+
+# ── what readers found ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_another_plan_counts_no_report_of_the_old_one_in_buffers_either(start: Start) -> None:
+    bundle = tiny(2, concurrency=4)
+    running = start({"tiny": bundle})
+    devices = [running.device(number) for number in range(2)]
+    work = [device.work(bundle.plan) for device in devices]
+    other = replace(bundle, plan=replace(bundle.plan, algorithm=sumus.fedadam(sumus.sgd(lr=0.2), 0.1)))
+    again = start({"tiny": other}, stop=running)
+    devices = [ScriptedDevice(again.transport, number, serial=10) for number in range(2)]
+    for device, given in zip(devices, work, strict=True):
+        with pytest.raises(Refused, match="closed"):
+            device.report(given, update_of(other.plan, device.id))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_second_server_on_a_database_takes_over_and_the_first_says_so(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    bundle = tiny(2)
+    services = [
+        open_service({"tiny": bundle}, Where(tmp_path / name, url), Conduct(group=0.0)) for name in ("one", "two")
+    ]
+    for service in services:
+        service.server.start()
+    with pytest.raises(Refused, match="not_ready"):
+        services[0].server.ask_to_do(lambda now: services[0].server.tasks[0].training.tick(now)).result()
+    with pytest.raises(Refused, match="not_ready"):
+        services[0].server.ask_to_do(lambda now: None).result()
+    assert "taken over" in services[0].server.trouble
+    services[1].server.ask_to_do(lambda now: None).result()
+    assert services[1].server.trouble == ""
+    for service in services:
+        service.close()
+
+
+def test_a_name_that_looks_like_a_version_is_refused(start: Start) -> None:
+    with pytest.raises(ExperimentError, match="versions of a task"):
+        start({"tiny.2": tiny(2)})
+
+
+def test_a_start_that_fails_uses_up_no_version(start: Start) -> None:
+    running = start({"tiny": tiny(2, least=2)})
+    running.service.close()
+    with pytest.raises(ExperimentError, match="no metric of fewer"):
+        start({"tiny": tiny(2, size=9)}, evaluate=Evaluating(1))
+    again = start({"tiny": tiny(2, size=11)})
+    assert [task.name for task in again.server.tasks] == ["tiny.2"]
+
+
+def test_a_round_whose_devices_are_all_done_ends_though_somebody_has_left(start: Start) -> None:
+    bundle = tiny(3, over_select=4 / 3)
+    running = start({"tiny": bundle})
+    devices = [running.device() for _ in range(4)]
+    work = [device.work(bundle.plan) for device in devices]
+    devices[3].withdraw()
+    devices[2].withdraw()
+    calls = [
+        lambda d=d, w=w: d.report(w, update_of(bundle.plan, d.id)) for d, w in zip(devices[:2], work[:2], strict=True)
+    ]
+    together(*calls)
+    assert [model.contributors for model in running.models()] == [0, 2]
+
+
+def test_whoever_waits_for_others_is_woken_when_they_have_come(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    first = running.device()
+    waiting: list[Any] = []
+    thread = threading.Thread(target=lambda: waiting.append(first.work(bundle.plan, wait_s=30.0)))
+    thread.start()
+    running.device()
+    thread.join()
+    assert waiting[0] is not None
+
+
+def test_of_two_reports_of_one_session_the_first_is_counted(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    devices = [running.device() for _ in range(2)]
+    sessions = [f"{device.id}/{device.work(bundle.plan).session}" for device in devices]  # pyright: ignore[reportOptionalMemberAccess]
+    sums = running.server.tasks[0].training.sums
+
+    def both(now: float) -> None:
+        for value in (1.0, 9.0):
+            sums.report_all([(session, update_of(bundle.plan, session, value)) for session in sessions], now)
+        running.server.tasks[0].training.carry_out(sums.commit(now), now)
+
+    running.server.ask_to_do(both).result()
+    np.testing.assert_allclose(running.weights(devices[0]), -1.0)
+
+
+def test_a_sum_that_is_missing_stops_its_task_alone_until_it_is_back_or_given_up(start: Start, tmp_path: Path) -> None:
+    broken, whole = tiny(2), tiny(2, size=5)
+    running = start({"broken": broken, "whole": whole})
+    devices = [running.device() for _ in range(2)]
+    run = running.server.tasks[0].training
+    assert run.task == "broken"
+    given = [device.work(broken.plan) for device in devices]
+    together(lambda: devices[0].report(given[0], update_of(broken.plan, 0)))  # pyright: ignore[reportArgumentType]
+    real, lost = run.sums.total, ExperimentError("blob 00 is missing: put it back from a backup")
+
+    def missing(number: int) -> Any:
+        raise lost
+
+    run.sums.total = missing  # pyright: ignore[reportAttributeAccessIssue]
+    devices[1].report(given[1], update_of(broken.plan, 1))  # pyright: ignore[reportArgumentType]
+    running.server.ask_to_do(lambda now: None).result()
+    assert "cannot be closed yet" in run.trouble
+    round_of(running, devices, whole.plan, 1.0, 1.0)
+    run.sums.total = real  # pyright: ignore[reportAttributeAccessIssue]
+    running.server.ask_to_do(lambda now: run.finish(now)).result()
+    assert (run.trouble, len(running.models("broken"))) == ("", 2)
