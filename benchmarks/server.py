@@ -32,7 +32,7 @@ from benchmarks.server_load.devices import Device
 from benchmarks.server_load.generator import Load
 from benchmarks.server_load.served import Job, Process, bundle, bundles, enrol, process
 from sumus.aggregate import Update
-from sumus.server.service import Where, open_service
+from sumus.operations.service import Where, open_service
 from sumus.wire.messages import CheckInRequest
 
 MIB = 2**20

@@ -28,8 +28,8 @@ from benchmarks import digits
 from benchmarks.results import write_table
 from sumus.device.conditions import Always
 from sumus.device.training import Training
-from sumus.server.access import Logins
-from sumus.server.remote import Remote
+from sumus.operations.access import Logins
+from sumus.operations.remote import Remote
 from sumus.training.program import Program
 
 DEVICES, SPREAD, TARGET = 20, 10.0, 0.9
@@ -69,8 +69,7 @@ def ran(name: str, slowest: float, limit: float, target: float = TARGET, say: Ca
         speeds = slowest * SPREAD ** (np.arange(DEVICES) / (DEVICES - 1) - 1.0)
         stop = threading.Event()
         devices = [
-            _device(link, training, people[number], number, seconds)
-            for number, seconds in enumerate(speeds.tolist())
+            _device(link, training, people[number], number, seconds) for number, seconds in enumerate(speeds.tolist())
         ]
         for device in devices:
             device.enrol()

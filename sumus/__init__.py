@@ -61,7 +61,7 @@ _PUBLIC = {
     "Fleet": "sumus.fleet",
     "FleetReport": "sumus.simulator.fleet_report",
     "rehearse": "sumus.simulator.rehearsal",
-    "serve": "sumus.server.serve",
+    "serve": "sumus.operations.serve",
     "Device": "sumus.device.device",
     "Floor": "sumus.protocol.session",
     "DirectoryClientStates": "sumus.storage.client_states",

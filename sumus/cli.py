@@ -25,8 +25,8 @@ from sumus.device import commands as device_commands
 from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
 from sumus.experiment import Experiment
 from sumus.interrupt import terminate_like_ctrl_c
+from sumus.operations import commands as server_commands
 from sumus.plan import Plan
-from sumus.server import commands as server_commands
 from sumus.userfile import experiment_or_plan, load_experiment, load_plan, split
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wire", "secagg", "protocol"),
     ("training",),
     ("storage", "transport", "userfile", "interrupt"),
-    ("simulator", "server", "edge", "device"),
+    ("simulator", "server", "operations", "edge", "device"),
     ("demos", "web"),
     ("cli", "__main__"),
 )  # fmt: skip

@@ -30,12 +30,12 @@ from sqlalchemy.engine import Engine
 
 import sumus.server.sums as sums_module
 from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, optimizers, sgd
+from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.protocol.round import Accept, Commit, Report, decide
 from sumus.server.coordinator import Coordinator
 from sumus.server.limits import Limits, Rate
 from sumus.server.runs import Run
 from sumus.server.server import Server
-from sumus.server.service import Conduct, Service, Where, open_service
 from sumus.storage import sql
 from sumus.storage.keyring import KeyRing
 from sumus.task import Data, Description, Leaf

@@ -30,10 +30,10 @@ from starlette.routing import Route
 
 from benchmarks.server_load.devices import Device
 from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, sgd
+from sumus.operations.listening import Listen
+from sumus.operations.serve import Tell, run
+from sumus.operations.service import Conduct, Where
 from sumus.server.limits import Limits, Rate
-from sumus.server.planes import Listen
-from sumus.server.serve import Tell, run
-from sumus.server.service import Conduct, Where
 from sumus.storage.identities import Identity
 from sumus.storage.sql import SqlStore
 from sumus.task import Data, Description, Leaf

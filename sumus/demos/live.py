@@ -23,8 +23,8 @@ from typing import Any
 
 from sumus.demos.people import People
 from sumus.errors import ExperimentError
-from sumus.server.access import Logins
-from sumus.server.remote import Remote
+from sumus.operations.access import Logins
+from sumus.operations.remote import Remote
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import Model

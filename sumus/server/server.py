@@ -3,7 +3,7 @@
     server = Server("watches", tasks, roll)
     server.start()
     answer = await server.check_in(device, request)
-    counted = await server.report(device, task, kind, session, update)
+    counted = await server.report(device, server.run("health", "train"), session, update)
 
 What the thread does in a turn, in this order: what an admin wants; check-ins, task by task, the most urgent first; reports, all
 that wait as one commit; what devices gave up; what time has brought. A request is answered when what it says is durable. Where
@@ -211,7 +211,7 @@ class Server:
         return await self._committer.ask(Asked(device, request))
 
     async def report(self, device: str, run: Run, session: str, update: Update) -> Counted:
-        """Count a report that the run's first hop has checked. Refused where it is not, and will not be."""
+        """Count a report that the run's first hop has checked. Refused where it is not, and will not be; or cannot be now."""
         return await self._committer.ask(Reported(run, f"{device}/{session}", update))
 
     async def abort(self, device: str, run: Run, session: str, reason: str) -> Nothing:

@@ -20,10 +20,10 @@ from sumus.device.training import Training
 from sumus.errors import ExperimentError
 from sumus.experiment import Experiment
 from sumus.fleet import PERFECT
+from sumus.operations.service import Conduct, Service, open_service
 from sumus.optimizers import ServerState
 from sumus.protocol.session import Floor
 from sumus.server.limits import Limits, Rate
-from sumus.server.service import Conduct, Service, open_service
 from sumus.simulator.choice import Choice
 from sumus.simulator.history import Tally
 from sumus.simulator.share import Sums, public_seed

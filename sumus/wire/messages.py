@@ -208,7 +208,7 @@ STATUS = {
     "old_nonce": 409,  # not a challenge of this server, or its time is over: ask for another
     "closed": 409,  # the report is not counted and will not be: its round is over, or its time is
     "stale": 409,  # its model is too old
-    "phase": 409,  # not now: the round takes no reports yet
+    "phase": 409,  # not counted: its round was in a phase that takes none
     "replayed": 409,  # a check-in older than one that was answered
     "token_used": 410,  # the token's uses are up, or its time
     "length_required": 411,

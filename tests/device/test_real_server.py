@@ -18,12 +18,12 @@ from sumus.device.commands import floor_of, folder_of, forget, join, predict
 from sumus.device.device import Device
 from sumus.device.training import Training
 from sumus.errors import ExperimentError
+from sumus.operations.service import Conduct, Service, open_service
+from sumus.operations.tls import enrolment_link, issue
 from sumus.plan import Plan
 from sumus.protocol.session import Floor
 from sumus.rng import generator
 from sumus.server.runs import Evaluating
-from sumus.server.service import Conduct, Service, open_service
-from sumus.server.tls import enrolment_link, issue
 from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from sumus.server.service import Service
+from sumus.operations.service import Service
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.kills.audit import Found, Ledger, left_behind
 from benchmarks.kills.fleet import Book, Scripted
 from benchmarks.kills.served import COHORT, QUIET, TASK, bundle
-from sumus.server.service import Service, Where, open_service
+from sumus.operations.service import Service, Where, open_service
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer, Transport
 from sumus.wire.messages import Assignment

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sumus.operations.service import Conduct, open_service
 from sumus.server.limits import Limits, Rate
-from sumus.server.service import Conduct, open_service
 from sumus.transport.inprocess import InProcess
 from sumus.wire.messages import ENDPOINTS, STATUS, Assignment, Endpoint, Problem, read, signed_text
 from sumus.wire.reports import encode_report

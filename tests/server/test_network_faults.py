@@ -15,10 +15,10 @@ from benchmarks.kills.served import QUIET
 from sumus import Bundle, Pacing, Plan, scaffold, sgd
 from sumus.aggregate import Update
 from sumus.device.requests import Requests, may_be_repeated
+from sumus.operations.service import Service, Where, open_service
 from sumus.protocol import session as device
 from sumus.protocol.round import State
 from sumus.rng import generator
-from sumus.server.service import Service, Where, open_service
 from sumus.task import Data, Description, Leaf
 from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.http import HttpTransport

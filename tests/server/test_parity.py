@@ -15,7 +15,7 @@ from sumus.device.keys import keyed
 from sumus.device.store import MemoryStore
 from sumus.device.training import Training
 from sumus.experiment import Experiment
-from sumus.server.service import Conduct, Where, open_service
+from sumus.operations.service import Conduct, Where, open_service
 from sumus.simulator.share import public_seed
 from sumus.simulator.wire import NO_FLOOR
 from sumus.training.program import Program

@@ -15,9 +15,9 @@ import pytest
 import sumus
 from sumus.errors import ExperimentError
 from sumus.evaluation import evaluation_report
+from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.plan import Plan
 from sumus.server.runs import Evaluating
-from sumus.server.service import Conduct, Service, Where, open_service
 from sumus.task import Leaf
 from sumus.transport.inprocess import InProcess
 from sumus.tree import nested

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import pytest
 from sqlalchemy import event
 
-from sumus.server.service import Where
+from sumus.operations.service import Where
 from tests.server.standing import Standing, standing
 from tests.services import postgresql, restart_postgresql
 

@@ -23,7 +23,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.server.tls import issue
+from sumus.operations.tls import issue
 
 HEAD_S = 10.0
 """Seconds for a request's line and headers to come."""

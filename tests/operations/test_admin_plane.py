@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sumus.server.access import Access
-from sumus.server.admin import admin_app
-from sumus.server.service import Conduct, Service, Where, open_service
+from sumus.operations.access import Access
+from sumus.operations.admin_plane import admin_app
+from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer
 from tests.server.devices import ScriptedDevice, tiny, train_round

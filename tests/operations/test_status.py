@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from sumus.evaluation import evaluation_report
-from sumus.server.display import shown
+from sumus.operations.display import shown
+from sumus.operations.service import Conduct, Service, open_service
+from sumus.operations.status import CLEAR_MODE, ServerStatus, look
 from sumus.server.runs import Evaluating
-from sumus.server.service import Conduct, Service, open_service
-from sumus.server.status import CLEAR_MODE, ServerStatus, look
 from sumus.transport.inprocess import InProcess
 from tests.server.devices import ScriptedDevice, tiny, update_of
 

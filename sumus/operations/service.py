@@ -26,7 +26,7 @@ from sumus.errors import ExperimentError
 from sumus.plan import Plan
 from sumus.protocol.round import Round, State
 from sumus.protocol.rows import changed
-from sumus.server.app import device_app
+from sumus.server.device_plane import device_app
 from sumus.server.identity import Roll
 from sumus.server.limits import Limits, Room
 from sumus.server.runs import Evaluating, EvaluationRun, Seeds, TrainingRun, any_seed

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from sumus.cli import app
-from sumus.server.planes import Listen
-from sumus.server.progress import Opened
-from sumus.server.serve import Tell, run
-from sumus.server.service import Conduct, Where
+from sumus.operations.listening import Listen
+from sumus.operations.progress import Opened
+from sumus.operations.serve import Tell, run
+from sumus.operations.service import Conduct, Where
 from sumus.transport.http import HttpTransport
 from tests.server.devices import ScriptedDevice, tiny, train_round
 

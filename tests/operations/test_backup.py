@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sumus.errors import ExperimentError
-from sumus.server.backup import back_up, restore
-from sumus.server.service import Conduct, Service, Where, open_service, reconcile
+from sumus.operations.backup import back_up, restore
+from sumus.operations.service import Conduct, Service, Where, open_service, reconcile
 from sumus.transport.inprocess import InProcess
 from sumus.wire.messages import Assignment
 from tests.server.devices import ScriptedDevice, tiny, train_round, update_of

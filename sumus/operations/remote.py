@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.server.access import PLANE, Logins, code_of, origin
+from sumus.operations.access import PLANE, Logins, code_of, origin
 
 PATIENCE = 30.0
 MOST = 64 * 2**20

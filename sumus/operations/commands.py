@@ -18,10 +18,10 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.server.display import ago, means, shown
+from sumus.operations.display import ago, means, shown
 
 if TYPE_CHECKING:
-    from sumus.server.remote import Remote
+    from sumus.operations.remote import Remote
     from sumus.wire.bundle import Bundle
 
 _out = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
@@ -132,11 +132,11 @@ def register(app: typer.Typer, pack: Pack) -> None:
         ] = False,
     ) -> None:
         """Serve tasks to real devices, until Ctrl-C."""
-        from sumus.server.logs import log_to
-        from sumus.server.planes import Listen
+        from sumus.operations.listening import Listen
+        from sumus.operations.logs import log_to
+        from sumus.operations.serve import Tell, bundles_of, run
+        from sumus.operations.service import Conduct, Where
         from sumus.server.runs import Evaluating
-        from sumus.server.serve import Tell, bundles_of, run
-        from sumus.server.service import Conduct, Where
 
         first = priorities_of(priority or [])
         bundles = bundles_of([pack(each, seed) if is_file_of_code(each) else each for each in what])
@@ -255,7 +255,7 @@ def logout(url: Url, authority: Authority = None) -> None:
 
 def link(data: Data) -> None:
     """Make a new login link; for whoever owns the server's folder."""
-    from sumus.server.access import CODE_S, Access, login_link
+    from sumus.operations.access import CODE_S, Access, login_link
 
     try:
         url = (data / "admin" / "url").read_text()
@@ -367,8 +367,8 @@ def revoke(
 
 def _remote(url: str, authority: Path | None, ask: bool = True) -> "Remote":
     """A server, logged in if there is a way."""
-    from sumus.server.access import Logins, config_folder
-    from sumus.server.remote import Remote
+    from sumus.operations.access import Logins, config_folder
+    from sumus.operations.remote import Remote
 
     remote = Remote(url, Logins(config_folder(os.environ)), authority)
     if ask and not remote.logged_in and ("SUMUS_LOGIN" in os.environ or sys.stdin.isatty()):
@@ -400,8 +400,8 @@ def backup(
     blobs: BlobsAt = None,
 ) -> None:
     """Copy a server's database and models, also while it runs; without keys, and without sums of open rounds."""
-    from sumus.server.backup import back_up
-    from sumus.server.service import Where
+    from sumus.operations.backup import back_up
+    from sumus.operations.service import Where
 
     print(back_up(Where(data, without_secret(database), None, blobs), output).shown())
 
@@ -412,16 +412,16 @@ def restore(
     blobs: BlobsAt = None,
 ) -> None:
     """Put a backup into a server's folder, and begin a new epoch from it."""
-    from sumus.server.backup import restore as restored
-    from sumus.server.service import Where
+    from sumus.operations.backup import restore as restored
+    from sumus.operations.service import Where
 
     print(restored(folder, Where(data, None, None, blobs)).shown())
 
 
 def reconcile(data: Data, database: Database = None, blobs: BlobsAt = None) -> None:
     """Go on from a database that was put back: a new epoch begins, in which nothing counts as unspent."""
-    from sumus.server.service import Where
-    from sumus.server.service import reconcile as reconciled
+    from sumus.operations.service import Where
+    from sumus.operations.service import reconcile as reconciled
 
     for task, epoch in reconciled(Where(data, without_secret(database), None, blobs)).items():
         print(f"{task}: epoch {epoch}")

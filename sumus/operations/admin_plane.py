@@ -31,13 +31,13 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sumus.errors import UsageError
-from sumus.server.access import PLANE, Access
-from sumus.server.app import control, explained, problem, source
+from sumus.operations.access import PLANE, Access
+from sumus.operations.metrics import CONTENT_TYPE, exposition
+from sumus.operations.service import Service
+from sumus.operations.status import ModelStatus, lineage, look
+from sumus.server.device_plane import control, explained, problem, source
 from sumus.server.identity import DAY, TOKEN_S
-from sumus.server.metrics import CONTENT_TYPE, exposition
 from sumus.server.runs import Run, TrainingRun
-from sumus.server.service import Service
-from sumus.server.status import ModelStatus, lineage, look
 from sumus.wire.messages import Count, Kind, Nothing, Refused, read, write
 
 AUDIT = logging.getLogger("sumus.admin")
@@ -331,7 +331,7 @@ def _answering(endpoint: Callable[[Request], Awaitable[Any]]) -> Any:
 
 def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
     """A file that lies in the package; it holds no secret."""
-    body = resources.files("sumus.server").joinpath("page", name).read_bytes()
+    body = resources.files("sumus.operations").joinpath("page", name).read_bytes()
 
     async def answer(request: Request) -> Response:
         return Response(body, media_type=kind)

@@ -23,17 +23,17 @@ from typing import Any, Literal, TypeAlias
 import uvloop
 
 from sumus.errors import UsageError
+from sumus.operations.access import Access, login_link
+from sumus.operations.admin_plane import admin_app
+from sumus.operations.listening import Listen, Planes, opened_at
+from sumus.operations.logs import Form, log_to
+from sumus.operations.progress import Opened, Progress, spoken
+from sumus.operations.service import Conduct, Service, Where, make_private, open_service
+from sumus.operations.status import mode_of
+from sumus.operations.tls import enrolment_link
+from sumus.operations.upkeep import keep_house, watch
 from sumus.plan import Plan
-from sumus.server.access import Access, login_link
-from sumus.server.admin import admin_app
-from sumus.server.logs import Form, log_to
-from sumus.server.planes import Listen, Planes, opened_at
-from sumus.server.progress import Opened, Progress, spoken
 from sumus.server.runs import Evaluating
-from sumus.server.service import Conduct, Service, Where, make_private, open_service
-from sumus.server.status import mode_of
-from sumus.server.tls import enrolment_link
-from sumus.server.upkeep import keep_house, watch
 from sumus.storage.files import write_whole
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Refused

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sumus.errors import ExperimentError
-from sumus.server.service import Where, reconcile
+from sumus.operations.service import Where, reconcile
 from sumus.storage.blobs import Blobs, DirectoryBlobs, open_blobs
 from sumus.storage.files import sync, write_whole
 from sumus.storage.sql import SqlStore

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.server import tls
-from sumus.server.tls import LASTS, RENEWED, Certificates, enrolment_link, fingerprint, issue
+from sumus.operations import tls
+from sumus.operations.tls import LASTS, RENEWED, Certificates, enrolment_link, fingerprint, issue
 
 NOW = datetime.now(UTC)
 """OpenSSL looks at the system's clock."""

@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.server.access import Logins
-from sumus.server.commands import is_file_of_code, priorities_of, without_secret
-from sumus.server.planes import Listen, Planes, opened_at
-from sumus.server.progress import Opened
-from sumus.server.remote import Remote
-from sumus.server.serve import Tell, bundles_of, run
-from sumus.server.service import Conduct, Where, open_service
-from sumus.server.upkeep import EXIT_STUCK, keys_turned, watch
+from sumus.operations.access import Logins
+from sumus.operations.commands import is_file_of_code, priorities_of, without_secret
+from sumus.operations.listening import Listen, Planes, opened_at
+from sumus.operations.progress import Opened
+from sumus.operations.remote import Remote
+from sumus.operations.serve import Tell, bundles_of, run
+from sumus.operations.service import Conduct, Where, open_service
+from sumus.operations.upkeep import EXIT_STUCK, keys_turned, watch
 from sumus.transport.http import HttpTransport
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
@@ -225,7 +225,7 @@ def test_what_cannot_be_listened_on_is_said(tmp_path: Path) -> None:
 def test_a_head_that_is_too_long_or_too_slow_ends_its_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("sumus.server.planes.HEAD_S", 30.0 if len(sent) > 100 else 0.2)
+    monkeypatch.setattr("sumus.operations.listening.HEAD_S", 30.0 if len(sent) > 100 else 0.2)
 
     def talk(port: int) -> bytes:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sumus.aggregate import Update
-from sumus.server import app as module
+from sumus.operations.service import Conduct, open_service
+from sumus.server import device_plane as module
 from sumus.server.limits import Limits, Rate
 from sumus.server.openapi import openapi
-from sumus.server.service import Conduct, open_service
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer
 from sumus.wire.messages import (

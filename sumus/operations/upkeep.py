@@ -11,9 +11,9 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from sumus.errors import SumusError
+from sumus.operations.service import Service
 from sumus.server.runs import Run
 from sumus.server.server import Server
-from sumus.server.service import Service
 from sumus.storage.keyring import KeyRing
 from sumus.wire.messages import Refused
 
