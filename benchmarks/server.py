@@ -221,7 +221,7 @@ def committer(job: Job, updates: int) -> float:
         await asyncio.gather(*(bring() for _ in range(32)))
         return updates / (time.perf_counter() - began)
 
-    Path(job.data).mkdir()
+    Path(job.data).mkdir(mode=0o700)
     enrol(job)
     service = open_service(bundles(job), Where(Path(job.data), job.database))
     service.server.start()

@@ -51,7 +51,8 @@ def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any], int]:
 
 @dataclass(frozen=True)
 class Client:
-    """What a device takes part with. held_out: examples to evaluate on, None for the same ones."""
+    """What a device takes part with. examples: or a function that gives them, not asked yet.  held_out: such examples to evaluate on,
+    None for the same ones."""
 
     task: Task
     examples: Any
@@ -68,12 +69,12 @@ def load_client(file: str) -> Client:
     task = value.task if isinstance(value, Plan) else value
     if not isinstance(task, Task):
         raise ExperimentError(f"{file} defines no `task = sumus.Task(...)`, and no plan or experiment that has one")
-    examples = named(file, module, name or "examples")
+    examples = getattr(module, name or "examples", None)
     if examples is None:
         raise ExperimentError(
             f"{file} defines no `{name or 'examples'}`: add `{name or 'examples'} = (inputs, targets)`, what this device holds"
         )
-    return Client(task, examples, named(file, module, "held_out"))
+    return Client(task, examples, getattr(module, "held_out", None))
 
 
 def experiment_or_plan(file: str) -> tuple[ModuleType, Experiment | Plan]:

@@ -87,7 +87,7 @@ def enrol(job: Job) -> None:
 
 def serve(job: Job) -> None:
     """Ours, until SIGTERM."""
-    Path(job.data).mkdir(exist_ok=True)
+    Path(job.data).mkdir(mode=0o700, exist_ok=True)
     enrol(job)
     where, conduct = Where(Path(job.data), job.database), Conduct(limits=OPEN)
     tell = Tell(ready=lambda opened: print(opened.url, flush=True))

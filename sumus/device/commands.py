@@ -1,17 +1,19 @@
 """The command line of a device: join, predict, forget."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
-from sumus.errors import ExperimentError, Interrupted
+from sumus.errors import ExperimentError, Interrupted, UsageError
 from sumus.protocol.session import Floor
 from sumus.userfile import Client, load_client, split
 
@@ -24,7 +26,7 @@ ClientFile = Annotated[
         "--client", metavar="FILE.py[:NAME]", help="A file that defines `task` (or `plan`) and `examples` (or NAME)."
     ),
 ]
-Folder = Annotated[Path, typer.Option(help="The device's folder.")]
+Folder = Annotated[Path | None, typer.Option(help="The device's folder; by default that of `join`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")]
 
 
@@ -58,10 +60,10 @@ def join(
     from sumus.device.conditions import Always
     from sumus.device.device import Device
     from sumus.device.link import given
+    from sumus.transport.transport import Unreachable
 
     link = given(url, token_file, os.environ, insecure)
     consents, own, where = floor_of(floor or []), load_client(client), folder or folder_of(client)
-    tell = _Lines(as_json)
     device = Device(
         f"{link.server}/#pin={link.pin}" if link.pin else link.server or None,
         own.task,
@@ -76,20 +78,22 @@ def join(
         evaluates=not train_only,
         executor=executor,
         insecure=insecure,
-        watch=tell,
+        watch=_Lines(where, as_json),
     )
     with device:
         before = device.status.checkins
         try:
-            device.run(rounds, (lambda status: status.checkins > before) if once else None)
+            device.run(rounds, (lambda status: status.checkins > before or status.unanswered > 0) if once else None)
         except KeyboardInterrupt:
             done = device.status.counts.get("counted", 0)
             raise Interrupted(f"stopped; {done} reports counted so far; run the same again to go on") from None
+        if once and device.status.unanswered:
+            raise Unreachable(f"the check-in came to nothing: {device.status.trouble}; run the same again later")
 
 
 def predict(
     client: ClientFile,
-    folder: Annotated[Path | None, typer.Option(help="The device's folder; by default that of `join`.")] = None,
+    folder: Folder = None,
     inputs: Annotated[
         Path | None, typer.Option(help="Inputs to predict for, .npy; by default the file's examples.")
     ] = None,
@@ -105,7 +109,7 @@ def predict(
 
     store, own = FolderStore(folder or folder_of(client), look=True), load_client(client)
     device = Device(None, own.task, own.examples, store=store)
-    outputs = device.predict(_inputs(own) if inputs is None else _loaded(inputs), task)
+    outputs = device.predict(_inputs(own) if inputs is None else _read(inputs), task)
     if output is not None:
         try:
             with output.open("wb") as file:
@@ -120,23 +124,29 @@ def predict(
             print(" ".join(f"{value:g}" for value in np.ravel(row)))
 
 
-def forget(folder: Folder) -> None:
+def forget(
+    client: Annotated[
+        str | None, typer.Option("--client", metavar="FILE.py", help="The file that `join` was given; it is not run.")
+    ] = None,
+    folder: Folder = None,
+) -> None:
     """Withdraw this device's consent: the server forgets it, and what it kept is erased."""
     from sumus.device.device import forget as forgotten
     from sumus.device.requests import Requests
     from sumus.device.store import FolderStore
     from sumus.transport.http import HttpTransport
 
-    if not folder.is_dir():
-        raise ExperimentError(f"{folder} is no device's folder: give the one that `sumus join` was given")
-    store = FolderStore(folder)
-    record, key = store.read(), store.key()
-    requests = None
-    if record.membership is not None and key is not None:
-        transport = HttpTransport(record.membership.server, record.authority or None)
-        requests = Requests(transport, key, record.membership.population)
-    done = forgotten(store, requests)
-    store.close()
+    if folder is None and client is None:
+        raise UsageError("which device? Give --client FILE.py as to `sumus join`, or --folder DIR, which it printed")
+    where = folder or folder_of(client or "")
+    FolderStore(where, look=True)  # a device's, or nothing of it is touched
+    with closing(FolderStore(where)) as store:
+        record, key = store.read(), store.key()
+        requests = None
+        if record.membership is not None and key is not None:
+            transport = HttpTransport(record.membership.server, record.authority or None)
+            requests = Requests(transport, key, record.membership.population)
+        done = forgotten(store, requests)
     for word, said in (("erased", done.erased), ("remains", done.remains)):
         for line in said:
             print(f"{word:8} {line}")
@@ -156,19 +166,22 @@ def floor_of(words: list[str]) -> Floor:
 
 
 def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where a device of this user is kept, by its file's name, when no folder is given."""
+    """Where a device of this user is kept when no folder is given: by its file's name, and by a hash of where that file is, for files
+    of one name."""
     base = environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(base) / "sumus" / Path(split(client)[0]).stem
+    file = Path(split(client)[0]).resolve()
+    return Path(base) / "sumus" / f"{file.stem}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
 
 
 def _inputs(own: Client) -> Any:
     """The inputs of a file's examples, as they are stored."""
+    from sumus.device.training import loaded
     from sumus.training.examples import as_pair
 
-    return as_pair("this device", own.examples if own.held_out is None else own.held_out)[0]
+    return as_pair("this device", loaded("this device", own.examples if own.held_out is None else own.held_out))[0]
 
 
-def _loaded(path: Path) -> Any:
+def _read(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -178,8 +191,8 @@ def _loaded(path: Path) -> Any:
 class _Lines:
     """A line for each report that the server answered, and for what its owner should know."""
 
-    def __init__(self, as_json: bool) -> None:
-        self._as_json = as_json
+    def __init__(self, folder: Path, as_json: bool) -> None:
+        self._folder, self._as_json = folder, as_json
         self._done: News | None = None
         self._last = ""
 
@@ -187,6 +200,7 @@ class _Lines:
         if self._as_json:
             if news.what != "training":
                 said = {field.name: getattr(news, field.name) for field in dataclasses.fields(news)}
+                said["folder"] = str(self._folder) if news.what == "enrolled" else ""
                 print(
                     json.dumps({name: value for name, value in said.items() if value not in ("", -1, {})}), flush=True
                 )
@@ -199,7 +213,7 @@ class _Lines:
             )
             self._done = None
         elif news.what == "enrolled":
-            print(news.said, flush=True)
+            print(f"{news.said}; kept in {self._folder}", flush=True)
         elif news.what in ("aborted", "trouble", "waiting") and news.said and news.said != self._last:
             print(f"{news.what}: {news.said}", file=sys.stderr, flush=True)
         self._last = news.said or self._last

@@ -138,7 +138,7 @@ class News:
 @dataclass(frozen=True)
 class Status:
     """Where a device stands. checkins: so far.  counts: of what it did.  models: versions by task.  trouble: what went wrong
-    last, if that is not mended since."""
+    last, if that is not mended since.  unanswered: requests, one after the other, that the server did not answer."""
 
     device: str
     server: str
@@ -148,6 +148,7 @@ class Status:
     counts: Mapping[str, int]
     models: Mapping[str, int]
     trouble: str
+    unanswered: int
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,8 @@ class Device:
         self._begun = self._record.row == session.DeviceState()
         self._due = clock()
         self._unanswered = 0
+        self._unknown = False
+        self._fetched = self._record.authority
         self._trouble = ""
 
     # ── what it is asked to do ───────────────────────────────────────────────────────────────────────────────────────
@@ -240,7 +243,7 @@ class Device:
     def enrol(self) -> str:
         """Make it known to its server, with its token, where it is not; its id. Again changes nothing."""
         requests, member = self._to_server(), self._record.membership
-        if member is None:
+        if member is None or self._unknown:
             if self._link.token is None:
                 raise ExperimentError(
                     "this device is not enrolled: give it a link or a token, from whoever runs the server"
@@ -252,10 +255,9 @@ class Device:
                     raise Unreachable(f"the server cannot enrol this device now: {refused}") from refused
                 raise ExperimentError(_said_of_enrolment(refused)) from refused
             member = Membership(self._link.server, enrolment.population, enrolment.device)
-            self._write(replace(self._record, membership=member))
+            self._write(replace(self._record, membership=member, authority=self._fetched))
+            self._unknown, self._unanswered = False, 0
             self._tell(News("enrolled", f"enrolled in {enrolment.population} as {enrolment.device[:12]}…"))
-        elif self._link.server not in ("", member.server):  # it has moved
-            self._write(replace(self._record, membership=replace(member, server=self._link.server)))
         return requests.device
 
     def wake(self) -> float:
@@ -342,6 +344,7 @@ class Device:
             record.counts,
             {task: kept.version for task, kept in record.models.items()},
             self._trouble,
+            self._unanswered,
         )
 
     def kept(self, task: str) -> ClientState:
@@ -391,7 +394,7 @@ class Device:
             elif isinstance(act, session.Send):
                 self._send()
             elif isinstance(act, session.Abort) and work is not None:
-                self._abort(work, cast(AbortReason, act.reason))
+                self._abort(work, cast(AbortReason, act.reason), self._trouble)
 
     def _ask(self, act: session.Ask) -> None:
         work = self._record.work
@@ -412,7 +415,7 @@ class Device:
         except Refused as refused:
             self._turned_away(refused)
         else:
-            self._trouble = ""
+            self._heard()
             self._answered(act, answer)
 
     def _answered(self, act: session.Ask, answer: CheckInAnswer) -> None:
@@ -449,7 +452,9 @@ class Device:
         )
         for one in actions:
             if isinstance(one, session.Abort):
-                self._abort(work, cast(AbortReason, one.reason))
+                self._abort(
+                    work, cast(AbortReason, one.reason), _beyond(one.reason, offer, self._floor) or self._trouble
+                )
                 self._rest(self._record.failures + 1)
             elif isinstance(one, session.Train) and plan is not None:
                 self._work(work, plan)
@@ -562,12 +567,12 @@ class Device:
             else:
                 self._carry_out(session.NoAnswer(_ordered(refused.problem.retry_after_s or (0.0, 0.0))))
         else:
-            self._trouble = ""
+            self._heard()
             self._carry_out(session.Settled(work.session, "counted"))
 
-    def _abort(self, work: Assignment, reason: AbortReason) -> None:
-        """Tell the server, if it hears."""
-        self._tell(replace(_news("aborted", work), said=f"{reason}{f': {self._trouble}' if self._trouble else ''}"))
+    def _abort(self, work: Assignment, reason: AbortReason, why: str) -> None:
+        """Tell the server, if it hears. why: for the owner alone."""
+        self._tell(replace(_news("aborted", work), said=f"{reason}: {why}" if why else reason))
         with suppress(Unreachable, Refused):  # it finds out when the session's time is over
             self._to_server().abort(work, reason)
 
@@ -599,11 +604,20 @@ class Device:
             self._sleep_within(_longer((0.0, 0.0), self._unanswered))
             self._note_trouble(str(error))
             return False
-        self._unanswered = 0
         return True
+
+    def _heard(self) -> None:
+        """The server answered, and knows this device: where it was asked at another address than before, it has moved there."""
+        self._trouble, self._unanswered = "", 0
+        member = self._record.membership
+        if member is not None:
+            member = replace(member, server=self._link.server or member.server)
+        if (member, self._fetched) != (self._record.membership, self._record.authority):
+            self._write(replace(self._record, membership=member, authority=self._fetched))
 
     def _unheard(self, said: str, window: Window = (0.0, 0.0)) -> None:
         """There was no answer, or none that helps."""
+        self._unanswered += 1
         self._note_trouble(said)
         self._carry_out(session.NoAnswer(_ordered(window)))
 
@@ -615,8 +629,7 @@ class Device:
             row = replace(self._record.row, serial=2 * record.row.serial + 1000)
             self._write(replace(self._record, row=row))
         elif problem.code == "unknown_device" and self._link.token is not None:
-            self._requests = None
-            self._write(replace(self._record, membership=None))
+            self._unknown = True
         elif problem.code in FINAL:
             raise ExperimentError(f"{FINAL[problem.code]} ({problem.detail or problem.code})")
 
@@ -698,21 +711,27 @@ class Device:
     def _to_server(self) -> Requests:
         if self._requests is None:
             record = self._record
-            server = self._link.server or (record.membership.server if record.membership else "")
+            member = record.membership
+            server = self._link.server or (member.server if member else "")
+            if member is not None and self._link.token is not None and server != member.server:
+                raise ExperimentError(
+                    f"this folder is a device of {member.server}: give another --folder for {server}, or forget it first; where that "
+                    "server has moved, give its new address alone, without a token"
+                )
             if self._transport is None:
                 if not server:
                     raise ExperimentError("this device knows no server: give it an address or a link")
                 self._transport = HttpTransport(server, self._authority(replace(self._link, server=server)) or None)
             if (key := self._store.key()) is None:
                 self._store.put_key(key := self._keys("device", self._client))
-            self._requests = Requests(self._transport, key, record.membership.population if record.membership else "")
+            self._requests = Requests(self._transport, key, member.population if member else "")
         return self._requests
 
     def _authority(self, link: Link) -> str:
-        """Who vouches for the server: as it was pinned, now or before."""
-        if link.pin is not None and pin_of(self._record.authority) != link.pin:
-            self._write(replace(self._record, authority=fetch_authority(link)))
-        return self._record.authority
+        """Who vouches for the server: as it was pinned, now or before; kept once that server knows this device."""
+        if link.pin is not None and pin_of(self._fetched) != link.pin:
+            self._fetched = fetch_authority(link)
+        return self._fetched
 
     def _write(self, record: Record) -> None:
         self._store.write(record)
@@ -776,6 +795,31 @@ def _longer(window: Window, times: int) -> Window:
     """A window after so many failures in a row."""
     first = min(session.LONGEST / 2, session.PATIENCE * 2.0 ** max(0, times - 1))
     return max(window[0], first), max(window[1], 2 * first)
+
+
+def _beyond(reason: str, offer: Offer, floor: Floor) -> str:
+    """What of an offer is beyond the floor, and how to consent to it; empty for other reasons."""
+    name = reason.removeprefix("floor-")
+    if name == reason or not hasattr(floor, name):
+        return ""
+    consented = getattr(floor, name)
+    if name == "contributors":
+        return (
+            f"the server's sums have at least {offer.contributors} contributors, and you consent to {consented} and more: join with "
+            f"--floor contributors={offer.contributors}"
+        )
+    if name == "rounds":
+        return f"you consent to {consented} rounds a day, and these were begun: wait, or join with a greater --floor rounds"
+    asked = math.ceil(getattr(offer, name))
+    return f"{_ASKED[name].format(asked)}, and you consent to {consented}: join with --floor {name}={asked}"
+
+
+_ASKED = {
+    "steps": "the round takes {} local steps",
+    "seconds": "the round takes some {} seconds of training here",
+    "bytes": "the round takes {} bytes, plan, model and report together",
+    "memory": "a local step takes at least {} bytes of memory",
+}
 
 
 def _reason(error: Exception) -> AbortReason:

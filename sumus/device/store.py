@@ -10,6 +10,7 @@ write that settles the round. Objects are put before the record that names them,
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ from sumus.storage.files import sync, write_whole
 from sumus.wire.messages import Assignment
 
 NEW = DeviceState()
+KEY_BYTES = 32
+_OBJECT = re.compile(r"[0-9a-f]{64}(\.new)?")
+_HALF_WRITTEN = ("record.json.new", "key.new")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +170,8 @@ class MemoryStore:
 class FolderStore:
     """A device's memory in a folder that only its owner may read (0700, files 0600).
 
-    One process may have it; to `look` is to read what another one may be writing. Raises ExperimentError, with what to do.
+    One process may have it; to `look` is to read what another one may be writing. A folder in which something else lies is left
+    as it is. Raises ExperimentError, with what to do.
     """
 
     def __init__(self, folder: str | Path, look: bool = False) -> None:
@@ -179,6 +184,10 @@ class FolderStore:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not _is_a_devices(self.folder):
+                raise ExperimentError(
+                    f"{folder} holds something else, and is no device's folder: give a new one, or the one of this device"
+                )
             self.folder.chmod(0o700)
             self._objects.mkdir(mode=0o700, exist_ok=True)
             self._lock = _locked(self.folder)
@@ -243,11 +252,26 @@ class FolderStore:
             self._lock = None
 
     def _clear(self, record: Record) -> None:
-        """Delete objects that the record does not name, and what a crash left half written."""
-        unnamed = [path for path in self._objects.iterdir() if path.name not in record.objects]
-        for path in (*unnamed, *self.folder.glob("*.new")):
+        """Delete objects that the record does not name, and what a crash left half written; nothing else."""
+        own = [path for path in self._objects.iterdir() if _OBJECT.fullmatch(path.name)]
+        unnamed = [path for path in own if path.name not in record.objects]
+        for path in (*unnamed, *(self.folder / name for name in _HALF_WRITTEN)):
             with suppress(OSError):  # it only takes room
                 path.unlink()
+
+
+def _is_a_devices(folder: Path) -> bool:
+    """Whether a folder is a device's, or may become one: with a record or a key, or with nothing but what these leave behind."""
+    record, key, objects = folder / "record.json", folder / "key", folder / "objects"
+    if record.is_file():
+        try:
+            return "row" in msgspec.json.decode(record.read_bytes(), type=dict[str, msgspec.Raw])
+        except msgspec.DecodeError:
+            return key.is_file()  # damaged
+    if key.is_file():
+        return key.stat().st_size == KEY_BYTES
+    left = {path.name for path in folder.iterdir()} <= {"lock", "objects", *_HALF_WRITTEN}
+    return left and not (objects.exists() and any(objects.iterdir()))
 
 
 def _locked(folder: Path) -> int | None:

@@ -101,7 +101,7 @@ class Training:
 
     def read(self, client: Any, examples: Any) -> "tuple[Tensor, Tensor]":
         """A device's examples, prepared and checked. examples: or a function that gives them."""
-        return self.program.reader.convert(client, _loaded(client, examples))
+        return self.program.reader.convert(client, loaded(client, examples))
 
     def plan(self, sha256: str, body: Callable[[], bytes]) -> Plan:
         """The plan with this hash. body: its JSON, asked for where it was not seen before. PlanError where it is none."""
@@ -185,7 +185,7 @@ class Training:
     def predict(self, model: Tree, state: ClientState, examples: Any, inputs: Any) -> Array:
         """The model's outputs for inputs as this device stores them; they are prepared like its examples. One row for each that
         the preparation gives."""
-        _, targets = as_pair("this device", _loaded("this device", examples))
+        _, targets = as_pair("this device", loaded("this device", examples))
         filled = np.repeat(np.asarray(targets)[:1], len(inputs), axis=0)  # preparations take targets too
         with self._one_at_a_time:
             prepared, _ = self.program.reader.convert("the inputs", (inputs, filled))
@@ -219,7 +219,7 @@ class Training:
         return wanted if wanted == AUTOGRAD else checked(wanted, self.program, work, [first], broadcast).choice
 
 
-def _loaded(client: Any, examples: Any) -> Any:
+def loaded(client: Any, examples: Any) -> Any:
     """Examples, or what a function gives that loads them."""
     if not callable(examples) or hasattr(examples, "__getitem__"):
         return examples

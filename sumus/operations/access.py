@@ -41,6 +41,7 @@ _SECRET = re.compile("[A-Za-z0-9_-]{43}")
 class Access:
     """Codes and sessions, as hashes in a folder of the server's own.
 
+    `now`: by the machine's clock, which `sumus admin link` reads too; what ends too far ahead of it is not valid.
     random: bytes that nobody can guess.  attempts: how often each neighbourhood of addresses may try to log in, or show what is
     no session; who has one is not disturbed by others' guesses.
     """
@@ -176,7 +177,8 @@ def _place(folder: Path, secret: str) -> Path:
 
 
 def _valid(folder: Path, secret: str, now: float) -> bool:
-    return _SECRET.fullmatch(secret) is not None and now < _until(_place(folder, secret))
+    """What would last more than twice a session is of before the clock was put back."""
+    return _SECRET.fullmatch(secret) is not None and now < _until(_place(folder, secret)) <= now + 2 * SESSION_S
 
 
 def _until(path: Path) -> float:

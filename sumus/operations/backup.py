@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sumus.errors import ExperimentError
-from sumus.operations.service import Where, reconcile
+from sumus.operations.service import Where, make_private, reconcile
 from sumus.storage.blobs import Blobs, DirectoryBlobs, open_blobs
 from sumus.storage.files import sync, write_whole
 from sumus.storage.sql import SqlStore
@@ -75,7 +75,7 @@ def restore(folder: Path, where: Where) -> Copied:
         raise ExperimentError(f"{folder} is no whole backup: give what `sumus backup -o` made")
     if where.data is None or where.database is not None:
         raise ExperimentError("a backup is put into a folder: give the server's, without a database's URL")
-    where.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(where.data)
     with (where.data / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,8 +83,8 @@ def restore(folder: Path, where: Where) -> Copied:
             raise ExperimentError(f"a server runs on {where.data}: stop it first") from None
         if (where.data / DATABASE).exists():
             raise ExperimentError(
-                f"there is a database in {where.data}: move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away, and keep keys/ "
-                "and head.json where they are"
+                f"there is a database in {where.data}: move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away, and keep keys/, "
+                "head.json and departed.txt where they are"
             )
         tasks, wanted, needed = _pointed_to(folder / DATABASE)
         into = open_blobs(where.blobs or where.data / MODELS)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import typer
 from rich.console import Console
@@ -104,6 +104,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
         blobs: Annotated[str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models.")] = None,
         population: Annotated[str, typer.Option(help="The population's name.")] = "default",
         quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 1_000_000,
+        memory: Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")] = 256,
         tokens: Annotated[int, typer.Option(min=0, help="Make a link that so many devices may enrol with.")] = 0,
         token_file: Annotated[Path | None, typer.Option(help="Write that link to a file, and do not print it.")] = None,
         evaluate: Annotated[int | None, typer.Option(min=1, help="Let so many devices measure a model.")] = None,
@@ -156,6 +157,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
                 warm_start,
                 spool,
                 first,
+                memory * 2**20,
             ),
             Listen(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
             Tell(
@@ -267,7 +269,7 @@ def link(data: Data) -> None:
 
 def models(url: Url, task: TaskName, as_json: AsJson = False, authority: Authority = None) -> None:
     """List a task's models: what each was made from, of how many reports, and what was measured."""
-    found = _remote(url, authority).ask("GET", f"/v1/admin/models/{task}")
+    found = _remote(url, authority).ask("GET", f"/v1/admin/models/{_part(task)}")
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -290,31 +292,35 @@ def models(url: Url, task: TaskName, as_json: AsJson = False, authority: Authori
 
 def promote(url: Url, task: TaskName, version: Version, authority: Authority = None) -> None:
     """Let devices answer with a version."""
-    _remote(url, authority).ask("POST", f"/v1/admin/models/{task}/promote", {"version": version})
+    _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/promote", {"version": version})
     print(f"devices answer with version {version} of {task}")
 
 
 def rollback(url: Url, task: TaskName, version: Version, authority: Authority = None) -> None:
     """Train on from an earlier version, under a new number; what trains on others ends."""
-    made = _remote(url, authority).ask("POST", f"/v1/admin/models/{task}/rollback", {"version": version})["version"]
+    made = _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/rollback", {"version": version})[
+        "version"
+    ]
     print(f"{task} goes on from version {version}, which is version {made} now")
 
 
 def pause(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
     """Begin no round and give no work, until `resume`; what devices have begun is still counted."""
-    _remote(url, authority).ask("POST", f"/v1/admin/models/{task}/pause", {"kind": kind.value})
+    _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/pause", {"kind": kind.value})
     print(f"{task} is paused")
 
 
 def resume(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
     """Go on after a pause."""
-    _remote(url, authority).ask("POST", f"/v1/admin/models/{task}/resume", {"kind": kind.value})
+    _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/resume", {"kind": kind.value})
     print(f"{task} goes on")
 
 
 def cancel(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
     """End the open round without a model."""
-    number = _remote(url, authority).ask("POST", f"/v1/admin/models/{task}/cancel", {"kind": kind.value})["round"]
+    number = _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/cancel", {"kind": kind.value})[
+        "round"
+    ]
     print(f"round {number} of {task} is ended, without a model")
 
 
@@ -345,7 +351,7 @@ def devices(
     authority: Authority = None,
 ) -> None:
     """List enrolled devices, a hundred at a time."""
-    found = _remote(url, authority).ask("GET", f"/v1/admin/devices?after={after}")
+    found = _remote(url, authority).ask("GET", f"/v1/admin/devices?after={_part(after)}")
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -361,8 +367,13 @@ def revoke(
     url: Url, device: Annotated[str, typer.Argument(metavar="DEVICE", help="Its id.")], authority: Authority = None
 ) -> None:
     """Shut a device out, for good."""
-    _remote(url, authority).ask("POST", f"/v1/admin/devices/{device}/revoke")
+    _remote(url, authority).ask("POST", f"/v1/admin/devices/{_part(device)}/revoke")
     print("revoked")
+
+
+def _part(word: str) -> str:
+    """A word as one part of an address, whatever it holds."""
+    return quote(word, safe="")
 
 
 def _remote(url: str, authority: Path | None, ask: bool = True) -> "Remote":

@@ -57,7 +57,7 @@ class Listen:
 @dataclass(frozen=True)
 class At:
     """Where it listens. url, admin_url: what devices and the admin call it.  authority: a certificate that devices pin, PEM, and
-    its hash, where the server made its own.  notes: what is new about it."""
+    its hash, where the server made its own.  notes: what is new about it.  renewal: from when on a start makes another."""
 
     sockets: tuple[socket.socket, socket.socket]
     certificates: tuple[tuple[Path, Path] | None, tuple[Path, Path] | None]
@@ -67,6 +67,7 @@ class At:
     pin: str
     notes: tuple[str, ...]
     proxies: str
+    renewal: datetime | None
 
     def planes(self, device_app: Any, admin_app: Any) -> "Planes":
         """The two applications on their sockets."""
@@ -89,7 +90,7 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
                     f"others reach {which}, and without TLS they read along: give --tls auto --name HOSTNAME, or a "
                     "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
                 )
-            certificate, authority, pin, notes = _certificate(listen, folder)
+            certificate, authority, pin, notes, renewal = _certificate(listen, folder)
             admins = None if local[1] else certificate
             name = listen.names[0] if listen.names else ""
             yield At(
@@ -101,6 +102,7 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
                 pin,
                 notes,
                 listen.proxies,
+                renewal,
             )
 
 
@@ -132,11 +134,13 @@ def _is_local(listening: socket.socket) -> bool:
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def _certificate(listen: Listen, folder: Path) -> tuple[tuple[Path, Path] | None, bytes | None, str, tuple[str, ...]]:
-    """Chain and key; the authority and its hash, where the server made its own; what is new about it."""
+def _certificate(
+    listen: Listen, folder: Path
+) -> tuple[tuple[Path, Path] | None, bytes | None, str, tuple[str, ...], datetime | None]:
+    """Chain and key; the authority and its hash, where the server made its own; what is new about it; when it is renewed."""
     match list(listen.tls):
         case []:
-            return None, None, "", ()
+            return None, None, "", (), None
         case ["auto"]:
             names = list(listen.names) or ([] if listen.host in ANY else [listen.host])
             if not names:
@@ -145,12 +149,12 @@ def _certificate(listen: Listen, folder: Path) -> tuple[tuple[Path, Path] | None
             made = issue(folder, names, datetime.now(UTC))
             news = (f"a new certificate ({made.new}): devices that know another need a new link",)
             notes = news if before and made.new else ()
-            return (made.chain, made.key), made.authority.read_bytes(), made.pin, notes
+            return (made.chain, made.key), made.authority.read_bytes(), made.pin, notes, made.until
         case [chain, key]:
             for file in (chain, key):
                 if not Path(file).is_file():
                     raise UsageError(f"there is no file {file}: give a certificate's chain and its key, --tls CERT KEY")
-            return (Path(chain), Path(key)), None, "", ()
+            return (Path(chain), Path(key)), None, "", (), None
         case _:
             raise UsageError("--tls takes `auto`, or a certificate's chain and its key: --tls CERT KEY")
 

@@ -14,9 +14,11 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -74,6 +76,7 @@ def serve(
     insecure: bool = False,
     population: str = "default",
     quota: int = 1_000_000,
+    memory: int = 256,
     evaluate: int | None = None,
     every: int = 1,
     promote: Literal["auto", "manual"] = "auto",
@@ -95,7 +98,8 @@ def serve(
     host, port, admin_host, admin_port: where devices and the admin find it, port 0 for any.  tls: "auto", or a certificate's
     chain and its key.  names: host names and addresses that devices use.  url: what they call it, behind a proxy.
     proxies: addresses of proxies that are believed about who asks.  insecure: without TLS also where others reach it.
-    population, quota: who may enrol, and how many.  evaluate: devices that measure a model, every so many versions.
+    population, quota: who may enrol, and how many.  memory: MiB for reports on their way.
+    evaluate: devices that measure a model, every so many versions.
     promote: whether devices answer with a new model at once.  warm_start, spool, priority: see
     `Conduct`.
     tokens: make a link that so many devices may enrol with, and print it, or write it to token_file.
@@ -110,6 +114,7 @@ def serve(
         warm_start,
         spool,
         dict(priority),
+        memory * 2**20,
     )
     say = None if quiet else _print
     handler = log_to(sys.stderr, log)
@@ -192,18 +197,23 @@ def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: L
                     write_whole(tell.token_file, f"{enrolment}\n".encode(), private=True)
                     enrolment = None
             tasks = {task.name: task.training.plan.id for task in service.server.tasks}
-            login = login_link(at.admin_url, access.new_code(now))
+            login = login_link(at.admin_url, access.new_code(time.time()))
             mode, notes = mode_of(service.server), (*at.notes, *service.notes)
             return Opened(at.url, mode, at.admin_url, login, enrolment, at.pin, tasks, notes)
 
         planes = at.planes(service.device_app, admin_app(service, access, invite))
         say = stack.enter_context(spoken(tell.say))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_answer(service, planes, tell, say, opened))
+            runner.run(_answer(service, planes, tell, say, opened, at.renewal))
 
 
 async def _answer(
-    service: Service, planes: Planes, tell: Tell, say: Callable[[str], None], opened: Callable[[], Opened]
+    service: Service,
+    planes: Planes,
+    tell: Tell,
+    say: Callable[[str], None],
+    opened: Callable[[], Opened],
+    renewal: datetime | None,
 ) -> None:
     """Both planes, from the first answer to the last. Until the server has recovered, that is "not ready"."""
     server, over = service.server, asyncio.Event()
@@ -226,7 +236,7 @@ async def _answer(
                 LOG.error("not ready yet: %s; trying again", refused.problem.detail)
             progress = Progress(server, say, tell.rounds, enough)
             server.listeners.append(progress.look)
-            house = asyncio.create_task(keep_house(service))
+            house = asyncio.create_task(keep_house(service, renewal=renewal))
             try:
                 tell.ready(await asyncio.to_thread(opened))
                 await over.wait()

@@ -7,12 +7,13 @@ service.close()
 
 DIR/sumus.db    rows (or a PostgreSQL)          DIR/blobs    plans and models          DIR/sums    sealed partial sums
 DIR/keys        the key ring                    DIR/head.json    what was published last, outside the database
-DIR/lock        held while a server runs
+DIR/lock        held while a server runs        DIR/departed.txt    who left or was shut out, outside the database
 """
 
 import fcntl
 import json
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -23,6 +24,7 @@ from typing import Any, cast
 from starlette.applications import Starlette
 
 from sumus.errors import ExperimentError
+from sumus.operations.departures import Departures
 from sumus.plan import Plan
 from sumus.protocol.round import Round, State
 from sumus.protocol.rows import changed
@@ -40,9 +42,11 @@ from sumus.storage.sql import SqlStore
 from sumus.storage.store import OF_THE_RUN, Model, Rows, Store
 from sumus.types import Tree
 from sumus.wire.bundle import Bundle
+from sumus.wire.reports import most_bytes
 from sumus.wire.tensors import decode_tree
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+DEPARTED = "departed.txt"
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,13 @@ class _Kept:
             return
         make_private(where.data)
         stack.callback(_lock(where.data / "lock"))
+        if where.database is None:
+            _private_file(where.data / "sumus.db")
         self._sql = SqlStore.open(where.database or f"sqlite:///{where.data}/sumus.db", "tasks")
         stack.callback(self._sql.close)
         self.blobs = open_blobs(where.blobs or where.data / "blobs")
         self.identities = self._sql.identities()
+        Departures(where.data / DEPARTED).hold(self.identities)
         self.ring = KeyRing(where.keys or where.data / "keys")
 
     def runs(self) -> list[str]:
@@ -171,7 +178,11 @@ def open_service(
             _check_head(where.data / "head.json", tasks)
         for begin in beginnings:
             begin(clock())
-        roll = Roll(kept.identities, {conduct.population: conduct.quota})
+        quotas = {conduct.population: conduct.quota}
+        if where.data is None:
+            roll = Roll(kept.identities, quotas)
+        else:
+            roll = Roll(kept.identities, quotas, left=Departures(where.data / DEPARTED).note)
         server = Server(conduct.population, tasks, roll, clock, conduct.group)
         if where.data is not None:
             server.listeners.append(_head_writer(where.data / "head.json", tasks))
@@ -208,6 +219,11 @@ def _task(
         conduct.seeds(name),
         conduct.releases,
     )
+    if (most := most_bytes(training.hop)) > conduct.memory:
+        raise ExperimentError(
+            f"a report of {name} may have {_mib(most)} MiB, and all on their way may hold {_mib(conduct.memory)}: none would be "
+            f"taken. Give it --memory {_mib(2 * most)}, or train fewer leaves"
+        )
     shared: Tree = {
         leaf: bundle.model[leaf] for leaf in (*plan.description.trained_layout, *plan.description.buffer_layout)
     }
@@ -262,12 +278,29 @@ def _warm(shared: Tree, before: str, kept: _Kept) -> tuple[Tree, int]:
     return {leaf: old[leaf].astype(value.dtype) if leaf in fits else value for leaf, value in shared.items()}, len(fits)
 
 
+def _mib(nbytes: int) -> int:
+    return -(-nbytes // 2**20)
+
+
 def make_private(folder: Path) -> None:
-    """A folder of the server's own, where there is none."""
+    """A folder of the server's own, where there is none. ExperimentError for one that others may open."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mode = folder.stat().st_mode
     except OSError as error:
         raise ExperimentError(f"nothing can be kept in {folder}: {error.strerror}; give another folder") from error
+    if mode & 0o077:
+        raise ExperimentError(
+            f"{folder} is open to other users (mode {mode & 0o777:o}), and a server keeps there who is enrolled: run "
+            f"`chmod 700 {shlex.quote(str(folder))}`, or give a new folder"
+        )
+
+
+def _private_file(path: Path) -> None:
+    """A database that is its owner's alone from the first byte on; what SQLite puts beside it has the same mode."""
+    with suppress(OSError):  # which SQLite then says
+        path.touch(0o600)
+        path.chmod(0o600)
 
 
 def _lock(path: Path) -> Callable[[], None]:

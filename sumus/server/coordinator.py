@@ -107,7 +107,7 @@ class Coordinator:
     def check_in_all(self, asked: Sequence[tuple[str, CheckIn]], now: float) -> list[tuple[Action, ...]]:
         """Answer many devices in one transaction, each after the one before it."""
         with self.store.transaction() as rows:
-            rows.read_ahead([device for device, _ in asked])
+            rows.read_ahead([device for device, _ in asked], [event.session for _, event in asked])
             return [self._check_in(rows, device, event, now) for device, event in asked]
 
     def report(self, session: str, now: float) -> tuple[Action, ...]:
@@ -204,6 +204,11 @@ class Coordinator:
 
     def _check_in(self, rows: Rows, device: str, event: CheckIn, now: float) -> tuple[Action, ...]:
         known = rows.device(device) or Device(device)
+        used = rows.session(event.session)
+        if (used is not None and used.serial != event.serial) or (
+            used is None and rows.sum_of(event.session) is not None
+        ):
+            return ()  # a word that the device has used before: whoever asks so is not one of ours
         return self._apply(rows, event, self._facts(rows, now, device=known))
 
     def _facts(self, rows: Rows, now: float, sessions: Iterable[str] = (), device: Device | None = None) -> Facts:

@@ -65,7 +65,7 @@ class DevicePlane:
     ) -> None:
         self._server, self._blobs, self._room, self._limits = server, blobs, room, limits
         self._authority = authority
-        self._sending: set[str] = set()
+        self._sending: set[tuple[str, str]] = set()
         self._recent: dict[str, bytes] = {}
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="bodies")
 
@@ -73,7 +73,6 @@ class DevicePlane:
 
     async def challenge(self, request: Request) -> Any:
         """A nonce to sign."""
-        self._limits.enrolment(source(request), time.monotonic())
         await self._message(request, Nothing)
         return self._server.roll.challenge(self._server.clock())
 
@@ -117,15 +116,15 @@ class DevicePlane:
         length = _length(request, most_bytes(run.hop))
         device = request.headers.get("sumus-device", "")
         await self._find(device)
-        self._limits.request(device, time.monotonic())
-        if device in self._sending:
+        sender = device, source(request)  # who only knows a device's id must not keep it from sending
+        if sender in self._sending:
             raise Refused("busy", "another report of this device is on its way: let it end first", (1.0, 5.0))
-        self._sending.add(device)
+        self._sending.add(sender)
         try:
             body = self._room.take(length)
             await _fill(request, body)
         finally:
-            self._sending.discard(device)
+            self._sending.discard(sender)
         self._server.counts.bytes_in += length
         check = self._checked, request, device, run, body
         update = await self._in_thread(*check) if length > SMALL else check[0](*check[1:])
@@ -226,7 +225,12 @@ class DevicePlane:
     def _checked(self, request: Request, device: str, run: Run, body: memoryview) -> Any:
         """The update of a report's body, of this device and this plan; what it says can be counted."""
         self._authenticate(request, device, body)
+        self._limits.request(device, time.monotonic())
         update = decode_report(body, device, run.hop)
+        if (
+            run.kind == "train" and update.metrics.get("loss", (0.0, 0))[1] < 1
+        ):  # else a mean of few is published as one of many
+            raise ParticipantError(device, "a report of training tells its loss, over at least one prediction")
         run.hop.check(update)
         return update
 
@@ -302,9 +306,10 @@ def source(request: Request) -> str:
 
 
 def _path(request: Request) -> str:
-    """The path as the device wrote it."""
-    raw = cast(bytes | None, request.scope.get("raw_path"))
-    return raw.decode("latin-1") if raw else request.url.path
+    """The path as the device wrote it, query and all."""
+    raw = cast(bytes | None, request.scope.get("raw_path")) or request.url.path.encode()
+    query = cast(bytes, request.scope.get("query_string", b""))
+    return (raw + b"?" + query if query else raw).decode("latin-1")
 
 
 def _length(request: Request, most: int) -> int:

@@ -41,6 +41,7 @@ class Roll:
     it, and a server with a new one makes devices ask again.  random: bytes that nobody can guess.
     remembered: devices kept in memory, so that their requests read no database.  fresh_s: seconds until one is read again,
     and so until a revocation by another process holds here; one by this process holds at once.
+    left: is told who is revoked or withdrawn before it is so, to write it down elsewhere.
 
     Any thread may call.
     """
@@ -53,6 +54,7 @@ class Roll:
         random: Callable[[int], bytes] = secrets.token_bytes,
         remembered: int = 100_000,
         fresh_s: float = 60.0,
+        left: Callable[[Identity], None] = lambda row: None,
     ) -> None:
         self._identities = identities
         self._quotas = dict(quotas)
@@ -60,6 +62,7 @@ class Roll:
         self._random = random
         self._most = remembered
         self._fresh = fresh_s
+        self._left = left
         self._lock = threading.Lock()
         self._known: OrderedDict[str, tuple[Identity, float]] = OrderedDict()
         self._changes = 0
@@ -90,7 +93,7 @@ class Roll:
 
     def enrol(self, request: EnrolmentRequest, now: float) -> tuple[Enrolment, bool]:
         """Let a device in, and whether it is new. A key that is enrolled stays where it is, whatever the token; one that
-        withdrew comes back as a new one does, under its old id.
+        withdrew does not come back: its owner makes a new one.
 
         Refused: malformed, old_nonce, bad_signature, revoked, bad_token, token_used, quota.
         """
@@ -105,6 +108,10 @@ class Roll:
             row = rows.identity(device)
             if row is not None and row.state == "revoked":
                 raise _revoked()
+            if (
+                row is not None and row.state == "withdrawn"
+            ):  # else it could be in one sum as often as it leaves and returns
+                raise Refused("revoked", "this key has left; who comes back makes a new one")
             if row is not None and row.state == "enrolled":
                 return Enrolment(device, row.population), False
             token = self._spend(rows, _hash(request.token), now)
@@ -220,7 +227,8 @@ class Roll:
             row = rows.identity(device)
             if row is None:
                 raise Refused("not_found", "no device has this id")
-            rows.put_identity(replace(row, state="revoked"))
+            if row.state != "revoked":
+                self._leave(rows, replace(row, state="revoked"))
 
     def withdraw(self, device: str) -> None:
         """A device leaves. Of it remain its id, its population, when it enrolled, and that it left; its key is erased. Once
@@ -228,7 +236,11 @@ class Roll:
         with self._changed(device) as rows:
             row = rows.identity(device)
             if row is not None and row.state == "enrolled":
-                rows.put_identity(replace(row, state="withdrawn", public_key=b"", seen=0.0))
+                self._leave(rows, replace(row, state="withdrawn", public_key=b"", seen=0.0))
+
+    def _leave(self, rows: IdentityRows, row: Identity) -> None:
+        self._left(row)
+        rows.put_identity(row)
 
     @contextmanager
     def _changed(self, device: str) -> Generator[IdentityRows, None, None]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from sumus.aggregate import Aggregate
-from sumus.errors import ExperimentError, SumusError
+from sumus.errors import ExperimentError, ParticipantError, SumusError
 from sumus.evaluation import evaluation_hop, evaluation_of
 from sumus.first_hop import FirstHop
 from sumus.optimizers import ServerState
@@ -141,9 +141,9 @@ class Run:
         with self.store.transaction() as rows:
             out = rows.sessions_out()
             rounds = [row.number for row in rows.rounds() if row.state not in (State.PUBLISHED, State.ABANDONED)]
-        self.carry_out(self.coordinator.drop(out, "closed", now), now)
-        for number in rounds:
+        for number in rounds:  # first: else the last of those who are dropped would close its round
             self.carry_out(self.coordinator.cancel(number, now), now)
+        self.carry_out(self.coordinator.drop(out, "closed", now), now)
 
     def finish(self, now: float) -> None:
         """Try again to close what could not be closed."""
@@ -193,7 +193,7 @@ class Run:
         """A sum that cannot be used ends its round and pauses the run, and says why: trying again would give the same."""
         try:
             self.conclude(number, now)
-        except (Unusable, SealError) as error:
+        except (Unusable, SealError, ParticipantError) as error:
             self.pause(f"round {number} gave no model: {error}")
             self.carry_out(self.coordinator.cancel(number, now), now)
         except (
@@ -298,7 +298,10 @@ class TrainingRun(Run):
             late = [row.staleness for row in map(rows.session, rows.counted_in(number)) if row is not None]
         total, state = self.sums.total(number), self.state(self.model(version))
         after = self._after(number, total, state, seed, people)
-        measured = {"train": total.metric_means(), "staleness": {str(s): late.count(s) for s in sorted(set(late))}}
+        train = {
+            name: mean for name, mean in total.metric_means().items() if name == "loss"
+        }  # which every report holds
+        measured = {"train": train, "staleness": {str(s): late.count(s) for s in sorted(set(late))}}
         made = self._model(version + 1, after, version, number, now, int(total.count), measured)
 
         def also(rows: Rows) -> None:
@@ -324,8 +327,10 @@ class TrainingRun(Run):
             else:
                 combined = algorithm.combine(total, self.plan.description, self.plan.sums, seed, people)
             return algorithm.step(combined, state)
-        except SumusError as error:
-            raise Unusable(str(error)) from error
+        except Exception as error:  # whatever a plan makes of a sum, it must not take the server with it
+            raise Unusable(
+                str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
+            ) from error
 
     def _look(self) -> None:
         """Read what is newest, what is shown, and what may be fetched."""
@@ -381,7 +386,10 @@ class TrainingRun(Run):
         """
         earlier = self.model(version)
         self.end_all(now)
-        return self._add(self.state(earlier), earlier, now, None, epoch=1)
+        state = self.state(earlier)
+        if earlier.plan != self.plan.id:  # its optimizer's memory means nothing to this one
+            state = self.plan.algorithm.start(self._shared(earlier), self.plan.description)
+        return self._add(state, earlier, now, None, epoch=1)
 
     def note_evaluation(self, version: int, measured: Mapping[str, Any]) -> None:
         """Write beside a version what devices measured of it, unless it is forgotten since."""
@@ -396,7 +404,8 @@ class TrainingRun(Run):
         """A version that is of no round. released: what devices answer with from now on; None for this one."""
         with self.store.transaction() as rows:
             run = rows.run()
-        made = self._model(run.version + 1, state, parent.version, None, now)
+        kept = {name: value for name, value in json.loads(parent.metrics).items() if name == "evaluate"}
+        made = self._model(run.version + 1, state, parent.version, None, now, measured=kept)
         with self.store.transaction() as rows:
             rows.put_model(made)
             shown = made.version if released is None else released
@@ -480,14 +489,22 @@ class EvaluationRun(Run):
         self._asked: tuple[int, int] | None = None
 
     def recover(self, now: float) -> None:
+        plan = self.training.plan.id.encode()
         with self.store.transaction() as rows:
             self.measured = int(rows.note(OF_THE_RUN, "measured") or -1)
+            before = rows.note(OF_THE_RUN, "plan")
+        if before != plan:  # what is open may be of other metrics
+            self.end_all(now)
+            with self.store.transaction() as rows:
+                rows.put_note(OF_THE_RUN, "plan", plan)
         self._asked = None
         super().recover(now)
 
     def wanted(self) -> bool:
-        """Whether there is a model to measure that was not measured yet."""
-        return self._newest() > self.measured
+        """Whether there is a model to measure that was not measured yet, be it under another number: two sums over the same model
+        would tell what the devices measured that are in one of them alone."""
+        newest = self._newest()
+        return newest > self.measured and "evaluate" not in json.loads(self.training.model(newest).metrics)
 
     def offer(self, session: Session, now: float) -> Assignment:
         version = self._version(session.round)
@@ -499,6 +516,8 @@ class EvaluationRun(Run):
         if int(total.count) < self.least:
             raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
         means, histograms = evaluation_of(total, self.hop)
+        enough = [name for name, bins in histograms.items() if sum(bins) >= self.least]  # a device may leave one out
+        means, histograms = ({name: each[name] for name in enough if name in each} for each in (means, histograms))
         measured = {"means": means, "histograms": histograms, "devices": int(total.count)}
         self.training.note_evaluation(version, measured)
         note = str(version).encode()

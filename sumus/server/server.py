@@ -220,6 +220,9 @@ class Server:
 
     def forget(self, device: str, now: float, reason: str = "withdrawn") -> None:
         """Forget what is known of a device, and not that it was counted. On the deciding thread."""
+        for one in [each for each in self._held if each.device == device]:
+            self._held.remove(one)
+            one.waiting.say(Refused("unknown_device", "it has left, or was shut out"))
         for run in self._runs():
             if device in self._out and self._out[device][0] is run:
                 self._drop(run, [self._out[device][1]], reason, now)
@@ -345,7 +348,12 @@ class Server:
                 self._say_later(one)
 
     def _is_news(self, one: _Asking) -> bool:
-        """Whether a check-in is the latest of its device; an older one is answered."""
+        """Whether a check-in is the latest of its device, and that is still let in; others are answered."""
+        try:
+            self.roll.find(one.device, self.clock())
+        except Refused as refused:
+            one.waiting.say(refused)
+            return False
         last = self._serials.get(one.device, -1)
         if one.request.serial < last:
             one.waiting.say(Refused("replayed", f"a check-in with serial {last} was answered since"))

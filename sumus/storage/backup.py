@@ -23,6 +23,7 @@ def copy_to(path: Path, database: str) -> None:
     new = path.with_name(path.name + ".new")
     try:
         new.unlink(missing_ok=True)
+        new.touch(0o600)
         _make(new)
         with closing(sqlite3.connect(database, isolation_level=None, timeout=30.0)) as connection:
             connection.execute("ATTACH ? AS backup", [str(new)])

@@ -117,6 +117,10 @@ class _Transaction:
         old = self._store.sums.get(number, ()) if number >= self._forget else ()
         return list(dict.fromkeys([*old, *(id for id, its in self._counted.items() if its == number)]))
 
+    def sum_of(self, id: str) -> int | None:
+        number = self._counted.get(id, self._store.counted.get(id))
+        return number if number is not None and number >= self._forget else None
+
     def put_run(self, run: Run) -> None:
         self._run = run
 

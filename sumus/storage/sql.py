@@ -226,6 +226,7 @@ class _SqlRows:
 
     def read_ahead(self, devices: Sequence[str] = (), sessions: Sequence[str] = ()) -> None:
         self._sessions.read(sessions)
+        self._counted.read(sessions)
         of_sessions = (found[1] for id in sessions if (found := self._sessions.get(id)) is not None)
         ids = [*devices, *of_sessions]
         self._devices.read(ids)
@@ -235,6 +236,12 @@ class _SqlRows:
     def counted_in(self, number: int) -> Sequence[str]:
         self._count()
         return [found[0] for found in self._counted.find(_COUNTED, {"number": number})]
+
+    def sum_of(self, id: str) -> int | None:
+        if (pending := self._unchecked.get(id)) is not None:
+            return pending
+        found = self._counted.get(id)
+        return None if found is None else found[1]
 
     def put_run(self, run: Run) -> None:
         self._runs.put(_RUN_VALUES(run))

@@ -118,6 +118,10 @@ class Rows(Protocol):
         """Sessions whose reports are in a round's sum, in the order in which they were counted."""
         ...
 
+    def sum_of(self, id: str) -> int | None:
+        """The round that a session was counted in; None where it was not, or that is forgotten."""
+        ...
+
     def put_run(self, run: Run) -> None:
         """Write where the run stands."""
         ...

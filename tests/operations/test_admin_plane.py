@@ -2,13 +2,14 @@
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sumus.operations.access import Access
+from sumus.operations.access import CODE_S, SESSION_S, Access
 from sumus.operations.admin_plane import admin_app
 from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.transport.inprocess import InProcess
@@ -26,7 +27,7 @@ class Admin:
         self.session = ""
 
     def log_in(self) -> None:
-        code = self.access.new_code(self.service.server.clock())
+        code = self.access.new_code(time.time())
         self.session = self.ask("POST", "/v1/admin/login", {"code": code})["session"]
 
     def answer(self, method: str, path: str, body: Any = None) -> Answer:
@@ -88,12 +89,29 @@ def test_nothing_is_shown_or_changed_without_a_session(admin: Admin, method: str
 
 
 def test_a_code_is_good_for_one_session_which_may_be_ended(admin: Admin) -> None:
-    code = admin.access.new_code(admin.service.server.clock())
+    code = admin.access.new_code(time.time())
     admin.session = admin.ask("POST", "/v1/admin/login", {"code": code})["session"]
     assert admin.ask("GET", "/v1/admin/status")["population"] == "default"
     assert admin.refused("POST", "/v1/admin/login", {"code": code}) == "bad_token"
     admin.ask("POST", "/v1/admin/logout")
     assert admin.refused("GET", "/v1/admin/status") == "bad_token"
+
+
+def test_a_link_is_good_where_the_server_s_clock_is_ahead_of_the_machine_s(
+    admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = admin.service.server.clock
+    monkeypatch.setattr(admin.service.server, "clock", lambda: clock() + 3 * SESSION_S)
+    admin.log_in()
+    assert admin.ask("GET", "/v1/admin/status")["population"] == "default"
+
+
+def test_codes_and_sessions_end_by_the_machine_s_clock(admin: Admin) -> None:
+    late = admin.access.new_code(time.time() - CODE_S)
+    assert admin.refused("POST", "/v1/admin/login", {"code": late}) == "bad_token"
+    for then in (time.time() - SESSION_S, time.time() + 3 * SESSION_S):
+        admin.session = admin.access.exchange(admin.access.new_code(then), "192.0.2.1", then)
+        assert admin.refused("GET", "/v1/admin/status") == "bad_token"
 
 
 def test_every_answer_says_which_plane_it_is_of_and_lets_no_page_do_anything(admin: Admin) -> None:

@@ -131,7 +131,7 @@ def test_an_old_database_beside_a_newer_head_does_not_start_until_it_is_reconcil
 
 def test_a_restore_disturbs_nothing(tmp_path: Path, grown: tuple[list[ScriptedDevice], Assignment]) -> None:
     backup, data = tmp_path / "backup", tmp_path / "data"
-    with pytest.raises(ExperimentError, match="move sumus.db, .* away"):
+    with pytest.raises(ExperimentError, match="move sumus.db, .* keep keys/, head.json and departed.txt"):
         restore(backup, Where(data))
     with served(data):
         with pytest.raises(ExperimentError, match="a server runs on .*: stop it first"):
@@ -183,3 +183,100 @@ def test_a_round_whose_key_is_lost_ends_and_says_so(tmp_path: Path) -> None:
         assert training.coordinator.paused
         service.server.ask_to_do(lambda now: training.resume()).result()
         assert len(train_round(again, PLAN, [1.0, 1.0, 1.0])) == 3
+
+
+# ── who is out stays out ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def states(service: Service) -> dict[str, tuple[str, bytes]]:
+    return {row.id: (row.state, row.public_key) for row in service.server.roll.devices()}
+
+
+def test_who_was_revoked_or_left_after_the_backup_does_not_come_back_with_it(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with served(data) as (service, transport):
+        revoked, left, stays = enrolled(service, transport)
+        token = service.server.roll.new_token("default", service.server.clock(), uses=9)
+        back_up(Where(data), tmp_path / "backup")
+        later = ScriptedDevice(transport, 3)
+        later.enrol(token)
+        for device in (revoked, later):
+            service.server.roll.revoke(device.id)
+            service.server.roll.revoke(device.id)
+        left.withdraw()
+    departed = data / "departed.txt"
+    assert departed.stat().st_mode & 0o777 == 0o600
+    assert sorted(departed.read_text().split()) == sorted(
+        f"revoked {revoked.id} default revoked {later.id} default withdrawn {left.id} default".split()
+    )
+    with departed.open("a") as file:
+        file.write(f"\nrevoked {stays.id[:9]}")  # a crash within a line
+    for path in data.glob("sumus.db*"):
+        path.unlink()
+    restore(tmp_path / "backup", Where(data))
+    for _ in range(2):
+        with served(data) as (service, transport):
+            found = states(service)
+            assert {id: state for id, (state, _) in found.items()} == {
+                revoked.id: "revoked",
+                left.id: "withdrawn",
+                stays.id: "enrolled",
+                later.id: "revoked",
+            }
+            assert found[left.id][1] == b""
+            for number in (0, 3):
+                with pytest.raises(Exception, match="revoked"):
+                    ScriptedDevice(transport, number).enrol(token)
+
+
+def test_a_database_put_back_by_other_means_lets_nobody_in_again(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with served(data) as (service, transport):
+        devices = enrolled(service, transport)
+        back_up(Where(data), tmp_path / "backup")
+        service.server.roll.revoke(devices[0].id)
+    put_back(data, tmp_path / "backup" / "sumus.db")
+    with served(data) as (service, _):
+        assert states(service)[devices[0].id][0] == "revoked"
+
+
+def test_whoever_cannot_be_written_down_is_not_let_out(tmp_path: Path) -> None:
+    with served(tmp_path / "data") as (service, transport):
+        device = enrolled(service, transport)[0]
+        (tmp_path / "data" / "departed.txt").mkdir()
+        with pytest.raises(ExperimentError, match=r"departed.txt cannot be written"):
+            service.server.roll.revoke(device.id)
+        assert states(service)[device.id][0] == "enrolled"
+
+
+# ── whose the files are ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_kept_is_its_owner_s_alone(tmp_path: Path) -> None:
+    data, backup = tmp_path / "data", tmp_path / "backup"
+    with served(data) as (service, transport):
+        enrolled(service, transport)
+        files = [path for path in data.iterdir() if path.name.startswith("sumus.db")]
+        assert len(files) == 3
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+        back_up(Where(data), backup)
+    assert {path.stat().st_mode & 0o777 for path in (data, backup)} == {0o700}
+    assert (backup / "sumus.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_folder_that_others_may_open_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "my data"
+    with served(data):
+        back_up(Where(data), tmp_path / "backup")
+    data.chmod(0o755)
+    said = r"open to other users \(mode 755\).*`chmod 700 '.*my data'`"
+    with pytest.raises(ExperimentError, match=said):
+        open_service({"tiny": tiny()}, Where(data))
+    with pytest.raises(ExperimentError, match=said):
+        reconcile(Where(data))
+    with pytest.raises(ExperimentError, match=said):
+        restore(tmp_path / "backup", Where(data))
+    data.chmod(0o700)
+    (data / "sumus.db").chmod(0o644)
+    with served(data):
+        assert (data / "sumus.db").stat().st_mode & 0o777 == 0o600

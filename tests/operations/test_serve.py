@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from sumus.operations.progress import Opened
 from sumus.operations.remote import Remote
 from sumus.operations.serve import Tell, bundles_of, run
 from sumus.operations.service import Conduct, Where, open_service
-from sumus.operations.upkeep import EXIT_STUCK, keys_turned, watch
+from sumus.operations.upkeep import EXIT_STUCK, keep_house, keys_turned, say_renewal, watch
 from sumus.transport.http import HttpTransport
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
@@ -289,6 +290,38 @@ def test_a_process_that_is_stuck_ends(caplog: pytest.LogCaptureFixture) -> None:
     over.set()
     watch(SimpleNamespace(stuck_s=99.0), over, 0.01, codes.append)  # pyright: ignore[reportArgumentType]
     assert codes == [EXIT_STUCK]
+
+
+def test_a_certificate_s_end_is_said_in_its_last_month(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened_at(Listen(port=0, admin_port=0, tls=["auto"], names=["localhost"]), tmp_path / "tls") as at:
+        assert at.renewal is not None
+    with opened_at(Listen(port=0, admin_port=0), tmp_path / "tls") as without:
+        assert without.renewal is None
+    say_renewal(at.renewal, at.renewal - timedelta(seconds=1))
+    assert not caplog.records
+    say_renewal(datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 3, 2, tzinfo=UTC))
+    assert "ends on 2026-03-31: restart to renew it; a new pin comes with it" in caplog.text
+
+
+def test_keeping_house_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = open_service({"tiny": tiny()}, conduct=Conduct(group=0.0))
+    service.server.start()
+
+    async def kept() -> None:
+        said = asyncio.Event()
+        monkeypatch.setattr("sumus.operations.upkeep.say_renewal", lambda renewal, now: said.set())
+        house = asyncio.create_task(keep_house(service, renewal=datetime(2026, 3, 1, tzinfo=UTC)))
+        await said.wait()
+        house.cancel()
+
+    asyncio.run(asyncio.wait_for(kept(), 30))
+    service.close()
+
+
+def test_a_plan_whose_reports_could_never_be_taken_is_not_served() -> None:
+    with pytest.raises(ExperimentError, match=r"a report of tiny may have 2 MiB, .* hold 1: .*--memory \d"):
+        open_service({"tiny": tiny()}, conduct=Conduct(memory=2**20))
+    open_service({"tiny": tiny()}, conduct=Conduct(memory=3 * 2**20)).close()
 
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────────

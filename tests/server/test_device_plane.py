@@ -3,6 +3,7 @@
 import gzip
 import json
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,7 +84,7 @@ def honest_still_work(running: Running, *begun: tuple[ScriptedDevice, Any]) -> N
 
 def body_of(parts: dict[str, Any] | None = None, examples: int = 10, metrics: Any = None) -> bytes:
     tree = {"w": np.ones(4, np.float32)} if parts is None else parts
-    return encode_report(Update("x", {"params": tree}, examples, metrics or {}))
+    return encode_report(Update("x", {"params": tree}, examples, {"loss": (5.0, 10)} if metrics is None else metrics))
 
 
 def header_of(entries: dict[str, Any]) -> bytes:
@@ -186,7 +187,8 @@ def test_a_body_that_comes_too_slowly_is_given_up(
 
 
 def test_there_is_no_room_for_more_than_there_is_memory_for(device: ScriptedDevice) -> None:
-    service = open_service({"tiny": BUNDLE}, conduct=Conduct(group=0.0, memory=64))
+    service = open_service({"tiny": BUNDLE}, conduct=Conduct(group=0.0))
+    service.room.bytes = 64
     service.server.start()
     with InProcess(service.device_app) as transport:
         own = ScriptedDevice(transport, 7)
@@ -247,8 +249,9 @@ def test_who_leaves_is_forgotten_and_may_come_again(running: Running, device: Sc
         device.work(BUNDLE.plan)
     with running.server.tasks[0].training.store.transaction() as rows:
         assert rows.device(device.id) is None
-    device.enrol(running.server.roll.new_token("default", running.server.clock()))
-    device.work(BUNDLE.plan)
+    with pytest.raises(Refused, match="makes a new one"):
+        device.enrol(running.server.roll.new_token("default", running.server.clock()))
+    assert running.device(77).work(BUNDLE.plan) is not None
 
 
 def test_enrolment_needs_a_token_that_is_not_used_up(running: Running) -> None:
@@ -349,3 +352,68 @@ def test_the_openapi_document_has_every_endpoint_with_every_code(running: Runnin
     names = set(served["components"]["schemas"])
     references = [part.split('"')[0] for part in json.dumps(served).split("#/components/schemas/")[1:]]
     assert set(references) <= names
+
+
+# ── what a hostile user found ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_word_that_was_used_before_is_refused_and_harms_nobody_else(running: Running) -> None:
+    devices = [running.device(), running.device()]
+    given = [each.work(BUNDLE.plan, wait_s=10.0) for each in devices]
+    honest_still_work(running, *zip(devices, given, strict=True))
+    devices[0].serial, devices[0].session = 7, "s1"
+    again = CheckInRequest(7, "s1", (BUNDLE.plan.description.fingerprint,))
+    assert refused(devices[0], "POST", "/v1/checkins", write(again)) == "replayed"
+    assert running.server.trouble == ""
+    assert devices[1].work(BUNDLE.plan, wait_s=10.0) is not None
+
+
+def test_who_knows_a_devices_id_keeps_it_from_nothing() -> None:
+    service = open_service({"tiny": BUNDLE}, conduct=Conduct(group=0.0, limits=Limits(device=Rate(0.001, 4))))
+    service.server.start()
+    with InProcess(service.device_app) as transport:
+        running = Running(service, transport)
+        devices = [running.device(), running.device()]
+        given = [each.work(BUNDLE.plan) for each in devices]
+        for _ in range(10):
+            found = refused(devices[0], "PUT", path_of(given[0]), body_of(), sumus_signature="A" * 86)  # pyright: ignore[reportArgumentType]
+            assert found == "bad_signature"
+        honest_still_work(running, *zip(devices, given, strict=True))
+    service.close()
+
+
+def test_a_report_of_training_tells_its_loss(running: Running, device: ScriptedDevice) -> None:
+    work = device.work(BUNDLE.plan)
+    assert work is not None
+    assert refused(device, "PUT", path_of(work), body_of(metrics={})) == "bad_report"
+    assert refused(device, "PUT", path_of(work), body_of(metrics={"loss": (0.0, 0)})) == "bad_report"
+    honest_still_work(running, (device, work))
+
+
+def test_a_query_is_signed_too(device: ScriptedDevice) -> None:
+    body, path = check_in(), "/v1/checkins?later=1"
+    plain = device._sign(signed_text("POST", "/v1/checkins", device.population, device.id, body))  # pyright: ignore[reportPrivateUsage]
+    assert refused(device, "POST", path, body, sumus_signature=plain) == "bad_signature"
+    assert device.request("POST", path, body).status == 200
+
+
+def test_who_is_shut_out_while_it_waits_is_given_nothing(running: Running) -> None:
+    devices = [running.device(), running.device()]
+    given = [each.work(BUNDLE.plan) for each in devices]
+    third, said = running.device(), list[Any]()
+
+    def wait() -> None:
+        try:
+            said.append(third.work(BUNDLE.plan, wait_s=30.0))
+        except Refused as refusal:
+            said.append(refusal.problem.code)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not running.server.held:
+        running.server.ask_to_do(lambda now: None).result()
+    running.server.roll.revoke(third.id)
+    running.server.ask_to_do(lambda now: running.server.forget(third.id, now)).result()
+    thread.join()
+    assert said == ["unknown_device"]
+    honest_still_work(running, *zip(devices, given, strict=True))

@@ -609,3 +609,95 @@ def test_a_sum_that_is_missing_stops_its_task_alone_until_it_is_back_or_given_up
     run.sums.total = real  # pyright: ignore[reportAttributeAccessIssue]
     running.server.ask_to_do(lambda now: run.finish(now)).result()
     assert (run.trouble, len(running.models("broken"))) == ("", 2)
+
+
+def with_adam(bundle: Bundle) -> Bundle:
+    """The same task, with another optimizer at the server."""
+    return replace(bundle, plan=replace(bundle.plan, algorithm=sumus.fedadam(sumus.sgd(lr=0.1), 0.1)))
+
+
+@pytest.mark.parametrize("how", ["another plan", "a roll back"])
+def test_what_ends_a_round_publishes_none_of_it(start: Start, how: str) -> None:
+    bundle = tiny(3)
+    running = start({"tiny": bundle})
+    devices = [running.device(number) for number in range(3)]
+    given = [device.work(bundle.plan) for device in devices]
+    calls = [
+        lambda d=d, w=w: d.report(w, update_of(bundle.plan, d.id, 9.0))
+        for d, w in zip(devices[:2], given[:2], strict=True)
+    ]
+    assert [answer.status for answer in together(*calls)] == ["counted"] * 2
+    if how == "a roll back":
+        training = running.server.tasks[0].training
+        running.server.ask_to_do(lambda now: training.roll_back(0, now)).result()
+    else:
+        running = start({"tiny": with_adam(bundle)}, stop=running)
+    assert [(model.version, model.round) for model in running.models()] == [(0, None), (1, None)]
+    np.testing.assert_allclose(running.weights(ScriptedDevice(running.transport, 0)), 0.0)
+
+
+def test_a_roll_back_to_a_model_of_another_optimizer_goes_on(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    round_of(running, [running.device(number) for number in range(2)], bundle.plan, 1.0, 1.0)
+    adam = with_adam(bundle)
+    again = start({"tiny": adam}, stop=running)
+    training = again.server.tasks[0].training
+    again.server.ask_to_do(lambda now: training.roll_back(1, now)).result()
+    devices = [ScriptedDevice(again.transport, number, serial=10) for number in range(2)]
+    round_of(again, devices, adam.plan, 1.0, 1.0)
+    assert [model.parent for model in again.models()] == [None, 0, 1, 1, 3]
+    assert training.trouble == ""
+
+
+def measured_by(running: Running, devices: list[ScriptedDevice], plan: Plan, *losses: float | None) -> list[Any]:
+    """Let these devices evaluate; None for a figure that is left out."""
+    work = [device.check_in(plan, kinds=("evaluate",)).assignment for device in devices]
+    bodies = [
+        encode_report(
+            evaluation_report(d.id, {"loss": (0.0 if loss is None else loss * 10, 0 if loss is None else 10)}, 10)
+        )
+        for d, loss in zip(devices, losses, strict=True)
+    ]
+    calls = [
+        lambda d=d, w=w, b=b: read(Counted, d.request("PUT", path_of(w), b).body)
+        for d, w, b in zip(devices, work, bodies, strict=True)
+    ]
+    return together(*calls)
+
+
+def test_a_figure_that_too_few_have_given_is_in_no_metric(start: Start) -> None:
+    bundle = tiny(3, least=3)
+    running = start({"tiny": bundle}, evaluate=Evaluating(3))
+    devices = [running.device() for _ in range(3)]
+    measured_by(running, devices, bundle.plan, 1.0, None, None)
+    found = json.loads(running.models()[0].metrics)["evaluate"]
+    assert (found["means"], found["histograms"], found["devices"]) == ({}, {}, 3)
+
+
+def test_a_model_that_was_measured_is_not_measured_again_under_another_number(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle}, evaluate=Evaluating(2))
+    devices = [running.device() for _ in range(3)]
+    measured_by(running, devices[:2], bundle.plan, 1.0, 2.0)
+    training = running.server.tasks[0].training
+    running.server.ask_to_do(lambda now: training.roll_back(0, now)).result()
+    assert devices[2].check_in(bundle.plan, kinds=("evaluate",)).assignment is None
+    assert json.loads(running.models()[1].metrics) == {"evaluate": json.loads(running.models()[0].metrics)["evaluate"]}
+
+
+def test_another_metric_in_the_plan_ends_the_evaluation_that_is_open(start: Start) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle}, evaluate=Evaluating(2))
+    devices = [running.device(number) for number in range(2)]
+    work = [device.check_in(bundle.plan, kinds=("evaluate",)).assignment for device in devices]
+    body = encode_report(evaluation_report(devices[0].id, {"loss": (1.0, 1)}, 1))
+    together(lambda: devices[0].request("PUT", path_of(work[0]), body))  # pyright: ignore[reportArgumentType]
+    task = replace(bundle.plan.description, metrics=("accuracy",))
+    other = replace(bundle, plan=replace(bundle.plan, task=task))
+    again = start({"tiny": other}, stop=running, evaluate=Evaluating(2))
+    devices = [ScriptedDevice(again.transport, number, serial=10) for number in range(2)]
+    assert devices[0].check_in(other.plan, previous=work[0]).settled is not None
+    given = devices[1].check_in(other.plan, kinds=("evaluate",)).assignment
+    assert (given and given.kind) == "evaluate"
+    assert again.server.trouble == ""

@@ -1,0 +1,74 @@
+"""Who has left a server or was shut out, outside its database: one that is put back from a backup must not let them in again.
+
+    departures = Departures(data / "departed.txt")
+    departures.note(identity)              written when it happens, and on the disk when this returns
+    departures.hold(identities)            what a database does not know of it is written there
+
+A line a device: `revoked` or `withdrawn`, its id, its population. An id is the hash of a key; nothing else of it is kept.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from sumus.errors import ExperimentError
+from sumus.storage.files import sync
+from sumus.storage.identities import Identities, Identity, IdentityRows
+
+_LINE = re.compile(r"(revoked|withdrawn) ([0-9a-f]{64}) (\S+)")
+_BATCH = 1000
+"""Rows that are looked at in one transaction."""
+
+
+class Departures:
+    """Lines in a file, which only grows. It is its owner's alone. A crash may leave half a line, which says nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def note(self, row: Identity) -> None:
+        """Add a device that is revoked or withdrawn. ExperimentError where that cannot be."""
+        there = self._path.exists()
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            with open(descriptor, "ab") as file:
+                file.write(f"\n{row.state} {row.id} {row.population}\n".encode())
+                file.flush()
+                os.fsync(descriptor)
+            if not there:
+                sync(self._path.parent)
+        except OSError as error:
+            raise ExperimentError(
+                f"{self._path} cannot be written: {error.strerror or error}; nobody is let out before it is"
+            ) from error
+
+    def hold(self, identities: Identities) -> None:
+        """Make a database's rows say so of each. Once more changes nothing."""
+        left = list(self._read())
+        for first in range(0, len(left), _BATCH):
+            with identities.transaction() as rows:
+                for state, device, population in left[first : first + _BATCH]:
+                    _depart(rows, state, device, population)
+
+    def _read(self) -> Iterator[tuple[str, str, str]]:
+        try:
+            lines = self._path.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise ExperimentError(
+                f"{self._path} cannot be read: {error.strerror or error}; it says who must not come back: see to the disk"
+            ) from error
+        for line in lines:
+            if (found := _LINE.fullmatch(line)) is not None:
+                yield found[1], found[2], found[3]
+
+
+def _depart(rows: IdentityRows, state: str, device: str, population: str) -> None:
+    row = rows.identity(device) or Identity(device, population, b"", "enrolled", 0.0, 0.0)
+    if state == "revoked" and row.state != "revoked":
+        rows.put_identity(replace(row, state="revoked"))
+    elif state == "withdrawn" and row.state == "enrolled":
+        rows.put_identity(replace(row, state="withdrawn", public_key=b"", seen=0.0))
