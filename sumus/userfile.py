@@ -51,8 +51,8 @@ def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any], int]:
 
 @dataclass(frozen=True)
 class Client:
-    """What a device takes part with. examples: or a function that gives them, not asked yet.  held_out: such examples to evaluate on,
-    None for the same ones."""
+    """What a device takes part with. examples: or a function that gives them, not asked yet.  held_out: such examples to evaluate
+    on, None for the same ones."""
 
     task: Task
     examples: Any

@@ -166,8 +166,7 @@ def floor_of(words: list[str]) -> Floor:
 
 
 def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where a device of this user is kept when no folder is given: by its file's name, and by a hash of where that file is, for files
-    of one name."""
+    """Where a device of this user is kept when no folder is given: by its file's name, and a hash of where that file is."""
     base = environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     file = Path(split(client)[0]).resolve()
     return Path(base) / "sumus" / f"{file.stem}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"

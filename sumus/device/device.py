@@ -219,6 +219,13 @@ class Device:
         self._link = replace(link, token=token or link.token)
         self._store = store or (MemoryStore() if folder is None else FolderStore(Path(folder).expanduser()))
         self._record = self._store.read()
+        if (member := self._record.membership) is not None and _is_of_another(self._link, member.server):
+            if store is None:
+                self._store.close()
+            raise ExperimentError(
+                f"this folder is a device of {member.server}: give another --folder for {self._link.server}, or forget it first; "
+                "where that server has moved, give its new address alone, without a token"
+            )
         self._task, self._examples, self._held_out = task, examples, held_out
         self._executor = executor
         self._floor, self._requires, self._sensors, self._version = floor, requires, sensors or here(), version
@@ -713,11 +720,6 @@ class Device:
             record = self._record
             member = record.membership
             server = self._link.server or (member.server if member else "")
-            if member is not None and self._link.token is not None and server != member.server:
-                raise ExperimentError(
-                    f"this folder is a device of {member.server}: give another --folder for {server}, or forget it first; where that "
-                    "server has moved, give its new address alone, without a token"
-                )
             if self._transport is None:
                 if not server:
                     raise ExperimentError("this device knows no server: give it an address or a link")
@@ -770,6 +772,11 @@ def forget(store: DeviceStore, requests: Requests | None) -> Forgotten:
     return Forgotten(tuple(erased), tuple(remains))
 
 
+def _is_of_another(link: Link, server: str) -> bool:
+    """Whether a link lets in at another server than a device's own. An address alone says that this one has moved."""
+    return link.token is not None and link.server not in ("", server)
+
+
 def _with(kept: Mapping[str, V], task: str, value: V) -> dict[str, V]:
     """A mapping by task with one changed, as the newest."""
     others = [(name, one) for name, one in kept.items() if name != task]
@@ -805,8 +812,8 @@ def _beyond(reason: str, offer: Offer, floor: Floor) -> str:
     consented = getattr(floor, name)
     if name == "contributors":
         return (
-            f"the server's sums have at least {offer.contributors} contributors, and you consent to {consented} and more: join with "
-            f"--floor contributors={offer.contributors}"
+            f"the server's sums have at least {offer.contributors} contributors, and you consent to {consented} and more: join "
+            f"with --floor contributors={offer.contributors}"
         )
     if name == "rounds":
         return f"you consent to {consented} rounds a day, and these were begun: wait, or join with a greater --floor rounds"

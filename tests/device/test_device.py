@@ -4,6 +4,7 @@ and what the client keeps with it; and nothing is done that its owner has not ag
 import itertools
 import json
 import math
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ import sumus
 from sumus.aggregate import RunningSum
 from sumus.device.conditions import Always, Unknown
 from sumus.device.device import Device, News
+from sumus.device.keys import keyed
 from sumus.device.store import DeviceStore, FolderStore, MemoryStore, Record
 from sumus.device.training import Training
 from sumus.errors import ExperimentError
@@ -32,7 +34,7 @@ from sumus.tree import nested
 from sumus.wire.messages import CheckInAnswer, CheckInRequest, Released, write
 from sumus.wire.reports import decode_report
 from sumus.wire.tensors import decode_tree, encode_tree
-from tests.device.served import FREE, SCAFFOLD, SEED, Served, a_device, a_task, refused, some_examples
+from tests.device.served import FREE, SCAFFOLD, SEED, Clock, Served, a_device, a_task, refused, some_examples
 
 LOST = Unreachable("lost")
 
@@ -415,20 +417,34 @@ def test_it_ends_when_it_is_told_to() -> None:
 
 
 @pytest.mark.parametrize(
-    ("floor", "reason"),
+    ("floor", "reason", "said"),
     [
-        (Floor(contributors=11), "floor-contributors"),
-        (Floor(steps=5), "floor-steps"),
-        (Floor(bytes=100), "floor-bytes"),
-        (Floor(memory=10), "floor-memory"),
-        (Floor(rounds=0), "floor-rounds"),
+        (
+            Floor(contributors=11),
+            "floor-contributors",
+            "the server's sums have at least 10 contributors, and you consent to 11 and more: join with --floor contributors=10",
+        ),
+        (
+            Floor(steps=5),
+            "floor-steps",
+            "the round takes 6 local steps, and you consent to 5: join with --floor steps=6",
+        ),
+        (
+            Floor(bytes=100),
+            "floor-bytes",
+            r"the round takes (\d+) bytes, .*, and you consent to 100: join with --floor bytes=\1",
+        ),
+        (Floor(memory=10), "floor-memory", r"a local step takes at least (\d+) bytes .* --floor memory=\1"),
+        (Floor(rounds=0), "floor-rounds", "you consent to 0 rounds a day, .* or join with a greater --floor rounds"),
     ],
 )
-def test_whatever_the_server_asks_for_the_floor_holds(floor: Floor, reason: str) -> None:
-    server = Served()
-    device = a_device(server, floor=floor)
+def test_whatever_the_server_asks_for_the_floor_holds(floor: Floor, reason: str, said: str) -> None:
+    server, news = Served(), list[News]()
+    device = a_device(server, floor=floor, watch=news.append)
     device.wake()
     assert server.named("abort") == [reason]
+    (aborted,) = (one.said for one in news if one.what == "aborted")
+    assert re.fullmatch(f"{reason}: {said}", aborted)
     assert not server.counted
     assert device.status.counts == {"aborted": 1}
     if reason == "floor-bytes":
@@ -647,6 +663,47 @@ def test_a_server_that_has_forgotten_it_is_asked_again_with_its_token() -> None:
     device = a_device(server, token=None, store=device._store)
     with pytest.raises(ExperimentError, match="does not know this device"):
         device.run()
+
+
+def test_a_device_of_one_server_gives_nothing_to_another(tmp_path: Path) -> None:
+    server, other = Served(), Served()
+    server.fates["report"] = [LOST]
+    with a_device(server, folder=tmp_path) as device:
+        device.wake()
+    before = FolderStore(tmp_path, look=True).read()
+    assert before.row.unsettled
+    for where, token in (("https://other.example/#enrol=token", None), ("https://other.example", "token")):
+        with pytest.raises(ExperimentError, match="a device of https://example.org: give another --folder"):
+            at(other, where, tmp_path, token)
+    assert other.asked == []
+    assert FolderStore(tmp_path, look=True).read() == before
+    with a_device(server, folder=tmp_path) as device:  # with the token still in the environment, and the folder let go
+        device.run(rounds=1)
+    assert len(server.counted) == 1
+
+
+def test_a_server_that_has_moved_is_followed_once_it_knows_the_device(tmp_path: Path) -> None:
+    server, other = Served(works=0), Served(works=0)
+    with a_device(server, folder=tmp_path) as device:
+        device.wake()
+    with at(other, "https://other.example", tmp_path, None) as device:
+        with pytest.raises(ExperimentError, match="does not know this device"):
+            device.run()
+    kept = FolderStore(tmp_path, look=True)
+    assert kept.read().membership.server == "https://example.org"  # type: ignore[union-attr]
+    with at(server, "https://moved.example", tmp_path, None) as device:
+        device.run(until=lambda status: status.checkins >= 3)
+    assert kept.read().membership.server == "https://moved.example"  # type: ignore[union-attr]
+    assert len(server.keys) == 1
+
+
+def at(server: Served, where: str, folder: Path, token: str | None) -> Device:
+    """A device that is told where its server is."""
+    clock = Clock()
+    return Device(
+        where, a_task(), some_examples(), folder=folder, token=token, transport=server, floor=FREE, sensors=Always(),
+        keys=keyed(7), name="alice", clock=clock, sleep=clock.sleep, executor="autograd",
+    )  # fmt: skip
 
 
 # ── predicting, and leaving ──────────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,7 @@
 """Devices with a real server: in this process, and over HTTPS with the command line."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,8 +17,9 @@ from typer.testing import CliRunner
 import sumus
 from sumus.device.commands import floor_of, folder_of, forget, join, predict
 from sumus.device.device import Device
+from sumus.device.store import FolderStore
 from sumus.device.training import Training
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, UsageError
 from sumus.operations.service import Conduct, Service, open_service
 from sumus.operations.tls import enrolment_link, issue
 from sumus.plan import Plan
@@ -26,6 +28,7 @@ from sumus.rng import generator
 from sumus.server.runs import Evaluating
 from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.inprocess import InProcess
+from sumus.transport.transport import Unreachable
 from sumus.wire.bundle import Bundle
 from tests.device.served import FEDAVG, FREE, SCAFFOLD, a_device, a_task, some_examples
 from tests.transport.echoing import listening
@@ -262,5 +265,65 @@ def test_a_floor_is_given_in_words() -> None:
 
 
 def test_without_a_folder_it_is_one_of_this_users(tmp_path: Path) -> None:
-    assert folder_of("some/mine.py", {"XDG_DATA_HOME": str(tmp_path)}) == tmp_path / "sumus" / "mine"
-    assert folder_of("mine.py", {}) == Path.home() / ".local/share/sumus/mine"
+    folder = folder_of("some/mine.py", {"XDG_DATA_HOME": str(tmp_path)})
+    assert folder.parent == tmp_path / "sumus"
+    assert re.fullmatch("mine-[0-9a-f]{8}", folder.name)
+    assert folder_of("mine.py", {}).parent == Path.home() / ".local/share/sumus"
+
+
+def test_files_of_one_name_in_two_projects_are_two_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = tmp_path / "one" / "client.py", tmp_path / "other" / "client.py"
+    one.parent.mkdir()
+    one.write_text(FILE)
+    assert folder_of(str(one)) != folder_of(str(other))
+    monkeypatch.chdir(one.parent)
+    assert folder_of("client.py") == folder_of(f"{one}:mine") == folder_of(str(one))
+
+
+def test_one_check_in_that_nobody_answers_is_an_error(training: Training, tmp_path: Path) -> None:
+    file, folder = tmp_path / "mine.py", tmp_path / "device"
+    file.write_text(FILE)
+    words = ("join", "--client", str(file), "--folder", str(folder), "--once")
+    with serving(training) as service:
+        with listening(service.device_app) as port:
+            at = f"http://127.0.0.1:{port}"
+            link = enrolment_link(at, a_token(service))
+            out, _ = said(*words, SUMUS_TOKEN=link)
+            assert (
+                out
+                == f"enrolled in default as {FolderStore(folder, look=True).read().membership.device[:12]}…; kept in {folder}\n"
+            )  # type: ignore[union-attr]
+    before = FolderStore(folder, look=True).read().row.serial
+    with pytest.raises(Unreachable, match="the check-in came to nothing: .*; run the same again later"):
+        said(*words)
+    assert FolderStore(folder, look=True).read().row.serial == before + 1
+    new = (*words[:-2], str(tmp_path / "new"), "--once")
+    with pytest.raises(Unreachable, match="the check-in came to nothing: "):
+        said(*new, SUMUS_TOKEN=link)
+
+
+def test_a_device_is_forgotten_by_its_file(training: Training, tmp_path: Path) -> None:
+    file, data = tmp_path / "mine.py", {"XDG_DATA_HOME": str(tmp_path / "data")}
+    file.write_text(FILE)
+    with serving(training) as service, listening(service.device_app) as port:
+        link = enrolment_link(f"http://127.0.0.1:{port}", a_token(service))
+        out, _ = said("join", "--client", str(file), "--once", "--json", SUMUS_TOKEN=link, **data)
+        (enrolled,) = (json.loads(line) for line in out.splitlines() if '"enrolled"' in line)
+        folder = folder_of(str(file), data)
+        assert enrolled["folder"] == str(folder)
+        assert said("forget", "--client", str(file), **data)[0].startswith("erased ")
+        assert not (folder / "key").exists()
+        assert service.server.roll.count("default") == 0
+    with pytest.raises(UsageError, match="which device"):
+        said("forget")
+
+
+def test_forgetting_a_folder_of_something_else_touches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "objects").mkdir()
+    (tmp_path / "objects" / "mine").write_text("mine")
+    mode = tmp_path.stat().st_mode
+    with pytest.raises(ExperimentError, match="is no device's folder"):
+        said("forget", "--folder", str(tmp_path))
+    assert (tmp_path / "objects" / "mine").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["objects"]
+    assert tmp_path.stat().st_mode == mode

@@ -163,6 +163,48 @@ def test_a_folder_of_no_device_is_said_to_be(tmp_path: Path, place: str) -> None
         FolderStore(tmp_path / place, look=True)
 
 
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"notes.txt": b"mine"},
+        {"objects/mine": b"mine"},
+        {f"objects/{'0' * 64}": b"mine"},
+        {"record.json": b'{"songs": []}', f"objects/{'0' * 64}": b"mine"},
+        {"record.json": b"[1", "draft.new": b"mine"},
+        {"key": b"to the house"},
+    ],
+    ids=["a file", "objects", "objects by hash", "a record", "a record that is none", "a key"],
+)
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, there: dict[str, bytes]) -> None:
+    for name, body in there.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(body)
+    tmp_path.chmod(0o755)
+    with pytest.raises(ExperimentError, match="holds something else, and is no device's folder: give a new one"):
+        FolderStore(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == there
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_what_is_not_a_devices_stays_beside_it(tmp_path: Path) -> None:
+    a_folder(tmp_path).close()
+    (tmp_path / "objects" / "notes.txt").write_bytes(b"mine")
+    (tmp_path / "draft.new").write_bytes(b"mine")
+    (tmp_path / "record.json.new").write_bytes(b"half")
+    store = FolderStore(tmp_path)
+    store.erase()
+    store.close()
+    assert files_in(tmp_path) == {"lock", "draft.new", "objects/notes.txt"}
+
+
+@pytest.mark.parametrize("left", [("lock",), ("lock", "key"), ("lock", "key.new")], ids=" ".join)
+def test_what_a_first_enrolment_left_is_a_devices(tmp_path: Path, left: tuple[str, ...]) -> None:
+    FolderStore(tmp_path).close()
+    for name in left:
+        (tmp_path / name).write_bytes(bytes(32) if name == "key" else b"")
+    FolderStore(tmp_path).close()
+
+
 def test_damage_is_said_with_what_to_do(tmp_path: Path) -> None:
     store = a_folder(tmp_path)
     record = store.read()

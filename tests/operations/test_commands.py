@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sumus.cli import app
+from sumus.operations import commands
 from sumus.operations.listening import Listen
 from sumus.operations.progress import Opened
 from sumus.operations.serve import Tell, run
@@ -105,3 +106,28 @@ def test_a_backup_is_made_while_it_runs_and_put_back(operator: Operator, tmp_pat
     said = operator.types("restore", str(backup), "--data", str(tmp_path / "new"))
     assert "epoch 1" in said
     assert operator.types("reconcile", "--data", str(tmp_path / "new")) == "tiny: epoch 2\n"
+
+
+def test_whatever_a_word_holds_it_is_one_part_of_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Asked:
+        def ask(self, method: str, path: str, body: Any = None) -> Any:
+            asked.append(path)
+            return {"models": [], "devices": [], "after": "", "released": 0, "version": 1, "round": 1}
+
+    monkeypatch.setattr(commands, "_remote", lambda *_: Asked())
+    for words in (
+        ("models", "url", "my task"),
+        ("pause", "url", "a/b?c#d"),
+        ("devices", "url", "--after", "a&b"),
+        ("revoke", "url", "../x"),
+    ):
+        result = CliRunner().invoke(commands.admin, words, catch_exceptions=False)
+        assert result.exit_code == 0
+    assert asked == [
+        "/v1/admin/models/my%20task",
+        "/v1/admin/models/a%2Fb%3Fc%23d/pause",
+        "/v1/admin/devices?after=a%26b",
+        "/v1/admin/devices/..%2Fx/revoke",
+    ]
