@@ -132,7 +132,12 @@ def test_the_rules_of_a_device_are_its_own() -> None:
 
 def test_the_limits_are_the_code_s() -> None:
     rows = {row[0]: row for row in rows_after("## Limits")}
-    assert (MAX_CONTROL, tensors.MAX_HEADER, device_plane.LEAST_RATE, listening.MOST_HEAD) == (2**16, 2**20, 2**15, 2**15)
+    assert (MAX_CONTROL, tensors.MAX_HEADER, device_plane.LEAST_RATE, listening.MOST_HEAD) == (
+        2**16,
+        2**20,
+        2**15,
+        2**15,
+    )
     assert (device_plane.GRACE, listening.HEAD_S) == (10.0, 10.0)
     assert rows["a JSON body"][1] == "64 KiB"
     assert rows["a body's time"][1] == "10 seconds, and one more for each 32 KiB"
