@@ -27,6 +27,7 @@ def need(name: str) -> None:
 def test_a_demo_learns_from_its_first_rounds(name: str, tmp_path: Path) -> None:
     need(name)
     command = [sys.executable, "-m", "sumus", "demo", name, "--rounds", "3", "--json"]
+    command += ["--simulate"] if name == "health" else []
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -37,6 +38,22 @@ def test_a_demo_learns_from_its_first_rounds(name: str, tmp_path: Path) -> None:
     ]
     assert losses[-1] < losses[0]
     assert (tmp_path / result["out"] / "plot.png").exists()
+
+
+def test_the_watch_demo_is_a_server_and_a_process_for_each_person(tmp_path: Path) -> None:
+    need("health")
+    command = [sys.executable, "-m", "sumus", "demo", "health", "--rounds", "5", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["rounds"], result["counted"]) == (5, 35)
+    assert sum(result["histograms"]["accuracy"]) == 3
+    out = tmp_path / result["out"]
+    models = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert [model["contributors"] for model in models] == [0, 7, 7, 7, 7, 7]
+    assert models[-1]["train"]["loss"] < models[1]["train"]["loss"]
+    assert (out / "model.safetensors").stat().st_size > 100_000
+    assert len(list((out / "logs").glob("person-*.log"))) == 10
 
 
 def test_the_watch_demo_trains_on_seven_people_and_asks_three_others() -> None:
