@@ -49,7 +49,12 @@ def _result(done: Outcome, people: People, out: Console) -> None:
         out.print(_measured(done.means, done.histograms))
     out.print(f"\ntraffic  {_mega(done.bytes_down)} down, {_mega(done.bytes_up)} up, all devices together")
     out.print("mode     clear mode: the server sees each update in memory; on its disk are only sealed sums")
-    for label, file in (("weights", done.model), ("history", done.history), ("logs", done.model.parent / "logs")):
+    for label, file in (
+        ("weights", done.model),
+        ("plot", done.plot),
+        ("history", done.history),
+        ("logs", done.model.parent / "logs"),
+    ):
         out.print(f"{label:8} {file}", soft_wrap=True)
 
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sumus.demos.people import People
 from sumus.errors import ExperimentError
 from sumus.operations.access import Logins
 from sumus.operations.remote import Remote
+from sumus.simulator.picture import figure, save
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import Model
@@ -58,7 +59,7 @@ class Look:
 @dataclass(frozen=True)
 class Outcome:
     """What came of it. models: a row each, the first one too.  histograms: people never seen, by metric and bin.  model: a file
-    of the last model's leaves."""
+    of the last model's leaves.  history: a line a model.  plot: loss and metrics over rounds.  counted: reports in all."""
 
     seconds: float
     models: Sequence[Model]
@@ -68,8 +69,8 @@ class Outcome:
     bytes_down: int
     model: Path
     history: Path
-    counted: int = 0
-    problems: Sequence[str] = field(default_factory=list[str])
+    plot: Path
+    counted: int
 
 
 def play(module: str, people: People, folder: Path, rounds: int, every: int, watch: Callable[[Look], None]) -> Outcome:
@@ -262,5 +263,24 @@ def _outcome(scratch: Path, folder: Path, module: str, status: Mapping[str, Any]
         status["bytes_out"],
         weights,
         history,
+        _plotted(lines, folder / "plot.png"),
         sum(model.contributors for model in models),
     )
+
+
+def _plotted(models: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """A picture: the loss of local training, and what people never seen measured."""
+    picture = figure(7.0, 4.0)
+    axis = picture.subplots()
+    for kind, name, label in (
+        ("train", "loss", "loss of local training"),
+        ("evaluate", "accuracy", "accuracy, never seen"),
+    ):
+        found = [(model["version"], model[kind]) for model in models if model.get(kind)]
+        points = [(version, each.get("means", each).get(name)) for version, each in found]
+        axis.plot(
+            [v for v, y in points if y is not None], [y for _, y in points if y is not None], marker=".", label=label
+        )
+    axis.set(xlabel="round", ylim=(0, None))
+    axis.legend(frameon=False)
+    return save(picture, path)

@@ -53,6 +53,7 @@ def test_the_watch_demo_is_a_server_and_a_process_for_each_person(tmp_path: Path
     assert [model["contributors"] for model in models] == [0, 7, 7, 7, 7, 7]
     assert models[-1]["train"]["loss"] < models[1]["train"]["loss"]
     assert (out / "model.safetensors").stat().st_size > 100_000
+    assert (out / "plot.png").exists()
     assert len(list((out / "logs").glob("person-*.log"))) == 10
 
 
