@@ -8,6 +8,7 @@ import pytest
 
 from sumus import errors
 from sumus.errors import (
+    BeyondBoundError,
     DataError,
     DivergedError,
     ExperimentError,
@@ -29,6 +30,7 @@ EXAMPLES: list[SumusError] = [
     ExperimentError("one"),
     ParticipantError("alice", "too large"),
     ParticipantError(None, "too large"),
+    BeyondBoundError("alice", "too large"),
     DivergedError(7, "params", "fc.weight"),
     Interrupted("stopped", history=[1, 2], checkpoint={"a": 1}),
     Interrupted("stopped"),

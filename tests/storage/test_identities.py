@@ -23,14 +23,14 @@ def people(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Identitie
         return
     url = f"sqlite:///{tmp_path}/run.db" if request.param == "sqlite" else request.getfixturevalue("postgres")
     store = SqlStore.open(url)
-    yield store.identities()
-    store.close()
-    if request.param == "postgresql":  # the server is the whole suite's
+    if request.param == "postgresql":  # the server is the whole suite's, and other tests let devices in
         engine = create_engine(url)
         with engine.begin() as connection:
             connection.execute(text("DELETE FROM token"))
             connection.execute(text("DELETE FROM identity"))
         engine.dispose()
+    yield store.identities()
+    store.close()
 
 
 def everything(people: Identities) -> dict[str, Any]:
