@@ -12,7 +12,7 @@ from sumus.demos import sources
 from sumus.demos.people import People
 
 PEOPLE = People(training=range(1, 8), unseen=(8, 9, 10), least=3)
-ROUNDS, EVERY = 40, 5
+ROUNDS, EVERY = 30, 5
 
 
 class ActivityNet(nn.Module):
