@@ -114,5 +114,5 @@ class Pacing:
 
     @property
     def fewest(self) -> int:
-        """Reports below which a round is abandoned."""
-        return max(1, math.ceil(self.least * self.cohort - 1e-9))
+        """Reports that a sum must have: below, a round is abandoned, and a buffer waits."""
+        return self.cohort if self.buffered else max(1, math.ceil(self.least * self.cohort - 1e-9))

@@ -391,7 +391,7 @@ def reconcile(where: Where) -> dict[str, int]:
 
 def _give_up(rows: Rows) -> None:
     """Abandon what is open: nobody has its sums."""
-    ended = [row for row in rows.rounds() if row.state not in (State.PLANNED, State.PUBLISHED, State.ABANDONED)]
+    ended = [row for row in rows.rounds() if row.state is not State.PLANNED and not row.over]
     for row in ended:
         rows.put_round(changed(row, state=State.ABANDONED, reason="restored"))
         rows.drop_shards(row.number)

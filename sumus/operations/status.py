@@ -192,7 +192,7 @@ def _run(run: Run, people: int, now: float) -> RunStatus:
         state=row.state.value,
         since_s=max(0.0, now - row.since) if row.since else 0.0,
         goal=pacing.cohort,
-        fewest=pacing.cohort if pacing.buffered else pacing.fewest,
+        fewest=pacing.fewest,
         given=row.given,
         out=row.out,
         dropped=row.dropped,
@@ -214,7 +214,7 @@ def why(run: Run, row: Round, people: int) -> str:
         return "its model is being made"
     if row.state is not State.OPEN:
         return "about to begin"
-    goal, fewest = run.pacing.cohort, run.pacing.cohort if run.pacing.buffered else run.pacing.fewest
+    goal, fewest = run.pacing.cohort, run.pacing.fewest
     if people < fewest:
         return f"needs {fewest - people} more: {_devices(people)} of at least {fewest} enrolled"
     if not row.given:

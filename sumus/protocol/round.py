@@ -73,6 +73,11 @@ class Round:
     reason: str = ""
 
     @property
+    def over(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.state in (State.PUBLISHED, State.ABANDONED)
+
+    @property
     def out(self) -> int:
         """Sessions that may still report."""
         return self.given - self.dropped - self.counted
@@ -354,7 +359,7 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
     late = row.state is State.OPEN and not pacing.buffered and _past_deadline(facts)
     if device is None or late or row.state is not (State.SELECTING if facts.masked else State.OPEN):
         return "closed"
-    if 0 < facts.population < (pacing.cohort if pacing.buffered else pacing.fewest):
+    if 0 < facts.population < pacing.fewest:
         return "few"  # whatever they do, no sum of theirs would be used
     if device.last_sum is not None and row.number - device.last_sum < pacing.separation:
         return "separation"

@@ -32,7 +32,7 @@ from sumus.protocol.round import (
 )
 from sumus.protocol.rows import changed
 from sumus.storage.memory import MemoryStore
-from sumus.storage.store import Fenced, Rows, Store, TakenOver
+from sumus.storage.store import Fenced, Rows, Run, Store, TakenOver
 
 Rules: TypeAlias = Callable[[Facts, Event], Decision]
 Adding: TypeAlias = Callable[[Rows, Sequence[Session]], None]
@@ -179,9 +179,7 @@ class Coordinator:
         self.staged.clear()
         actions: list[Action] = []
         with self.store.transaction() as rows:
-            run = rows.run()
-            if self.fence is not None and run.fence != self.fence:
-                raise TakenOver
+            run = self._led(rows)
             rows.put_run(changed(run, fence=run.fence + 1))
             self.fence = None
             for row in rows.rounds():
@@ -212,9 +210,7 @@ class Coordinator:
         return self._apply(rows, event, self._facts(rows, now, device=known))
 
     def _facts(self, rows: Rows, now: float, sessions: Iterable[str] = (), device: Device | None = None) -> Facts:
-        run = rows.run()
-        if self.fence is not None and run.fence != self.fence:
-            raise TakenOver
+        run = self._led(rows)
         known = (rows.session(session) for session in sessions)
         return Facts(
             self.pacing,
@@ -229,6 +225,13 @@ class Coordinator:
             self.arriving,
             run.lasts,
         )
+
+    def _led(self, rows: Rows) -> Run:
+        """Where the run stands. TakenOver where another process leads it."""
+        run = rows.run()
+        if self.fence is not None and run.fence != self.fence:
+            raise TakenOver
+        return run
 
     def _apply(self, rows: Rows, event: Event, facts: Facts) -> tuple[Action, ...]:
         decision = self._rules(facts, event)

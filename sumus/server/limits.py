@@ -90,7 +90,7 @@ class Buckets:
 class Limits:
     """What one device, one neighbourhood of addresses and one population may ask for.
 
-    device: requests of each.  source: enrolments, and challenges for them, from each /24 (IPv6: /48).  population: check-ins of
+    device: requests of each.  source: enrolments from each /24 (IPv6: /48).  population: check-ins of
     each.  random: from 0 to 1; it moves windows, so that those who come back as early as they may do not come together.
     most: names kept, of devices as of sources.
     """
@@ -116,7 +116,7 @@ class Limits:
         self._check(self._populations.take(population, now), "this population")
 
     def enrolment(self, address: str, now: float) -> None:
-        """An enrolment, or a challenge for one. address: of the peer, not of a proxy."""
+        """An enrolment. address: of the peer, not of a proxy."""
         self._check(self._sources.take(neighbourhood(address), now), "this network")
 
     def _check(self, window: Window | None, who: str) -> None:

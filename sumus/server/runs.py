@@ -13,7 +13,7 @@ publishes. So doing it again gives the same bits, and nobody sees two models of 
 import json
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -27,7 +27,7 @@ from sumus.plan import Plan
 from sumus.protocol.round import Abandon, Action, Close, Session, State
 from sumus.protocol.rows import changed
 from sumus.server.coordinator import Coordinator
-from sumus.server.sums import SealedSums
+from sumus.server.sums import SealedSums, merged
 from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing, SealError
@@ -140,30 +140,32 @@ class Run:
         """End all work that is out, and every round that is not over."""
         with self.store.transaction() as rows:
             out = rows.sessions_out()
-            rounds = [row.number for row in rows.rounds() if row.state not in (State.PUBLISHED, State.ABANDONED)]
+            rounds = [row.number for row in rows.rounds() if not row.over]
+        if self.unfinished:
+            self.unfinished.clear()
+            self._read_pause()
         for number in rounds:  # first: else the last of those who are dropped would close its round
             self.carry_out(self.coordinator.cancel(number, now), now)
         self.carry_out(self.coordinator.drop(out, "closed", now), now)
 
     def finish(self, now: float) -> None:
-        """Try again to close what could not be closed."""
+        """Try again to close what could not be closed; once there is nothing of that, be paused only as it is written."""
         waiting, self.unfinished = self.unfinished, []
         for number in waiting:
             self._close(number, now)
-        if waiting and not self.unfinished:
+        if not self.unfinished:
             self._read_pause()
 
     def cancel(self, now: float) -> int | None:
         """End the round that is on its way, or could not be closed, without a model, and begin the next; its number, or None
         where there is none."""
-        for number in self.unfinished:
-            self.unfinished.remove(number)
-            self.carry_out(self.coordinator.cancel(number, now), now)
-            return number
-        row = self.coordinator.current
-        if row.state in (State.PLANNED, State.PUBLISHED, State.ABANDONED):
+        stuck = bool(self.unfinished)
+        row = self.coordinator.round(self.unfinished.pop(0)) if stuck else self.coordinator.current
+        if row is None or row.state is State.PLANNED or row.over:
             return None
         self.carry_out(self.coordinator.cancel(row.number, now), now)
+        if stuck:
+            self.finish(now)
         self.tick(now)
         return row.number
 
@@ -171,6 +173,10 @@ class Run:
         """Let time have gone by: sessions expire, deadlines pass, the next round opens."""
         for decided in (self.coordinator.expire(now), self.coordinator.tick(now)):
             self.carry_out(decided, now)
+
+    def wanted(self) -> bool:
+        """Whether there is anything that devices could do."""
+        return True
 
     def offer(self, session: Session, now: float) -> Assignment:
         """What a device is told that was given a session."""
@@ -190,15 +196,18 @@ class Run:
         return self._seed_of[where]
 
     def _close(self, number: int, now: float) -> None:
-        """A sum that cannot be used ends its round and pauses the run, and says why: trying again would give the same."""
+        """A sum that cannot be used ends its round and pauses the run, and says why: trying again would give the same. Models
+        come in the order of their rounds: behind one that cannot be closed yet, others wait."""
+        if self.unfinished:
+            self.unfinished.append(number)
+            return
         try:
             self.conclude(number, now)
         except (Unusable, SealError, ParticipantError) as error:
             self.pause(f"round {number} gave no model: {error}")
             self.carry_out(self.coordinator.cancel(number, now), now)
-        except (
-            ExperimentError
-        ) as error:  # a file that is missing may be put back, a full disk be emptied: nothing is lost yet
+        except ExperimentError as error:
+            # a file that is missing may be put back, a full disk be emptied: nothing is lost yet
             self.unfinished.append(number)
             self.coordinator.paused, self.trouble = True, f"round {number} cannot be closed yet: {error}"
 
@@ -296,11 +305,10 @@ class TrainingRun(Run):
             version = rows.run().version
             people = int(self._noted(rows, number, "people", lambda: str(known).encode()))
             late = [row.staleness for row in map(rows.session, rows.counted_in(number)) if row is not None]
-        total, state = self.sums.total(number), self.state(self.model(version))
-        after = self._after(number, total, state, seed, people)
-        train = {
-            name: mean for name, mean in total.metric_means().items() if name == "loss"
-        }  # which every report holds
+        apart = self.sums.shards(number) if self.sums.spools else None
+        total = self.sums.total(number) if apart is None else merged(apart)
+        after = self._after(total, apart, self.state(self.model(version)), seed, people)
+        train = {name: mean for name, mean in total.metric_means().items() if name == "loss"}  # every report holds it
         measured = {"train": train, "staleness": {str(s): late.count(s) for s in sorted(set(late))}}
         made = self._model(version + 1, after, version, number, now, int(total.count), measured)
 
@@ -315,14 +323,15 @@ class TrainingRun(Run):
         self._published(number)
         self._forget_models()
 
-    def _after(self, number: int, total: Aggregate, state: ServerState, seed: bytes, people: int) -> ServerState:
-        """The server's state after a sum."""
+    def _after(
+        self, total: Aggregate, apart: Sequence[Aggregate] | None, state: ServerState, seed: bytes, people: int
+    ) -> ServerState:
+        """The server's state after a sum. apart: its reports, where the plan needs each."""
         if int(total.count) < self.least:
             raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
         algorithm = self.plan.algorithm
         try:
-            if self.sums.spools:
-                apart = self.sums.each(number)
+            if apart is not None:
                 combined = algorithm.combine_each(apart, self.plan.description, self.plan.sums, seed, people)
             else:
                 combined = algorithm.combine(total, self.plan.description, self.plan.sums, seed, people)

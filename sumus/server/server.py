@@ -47,8 +47,6 @@ GATHER = 0.002
 """Seconds from the end of a turn to the next one: what a turn costs is shared by all that came meanwhile."""
 FINISH = 10.0
 """Seconds between attempts to close what could not be closed."""
-SEEN = 60.0
-"""Seconds between writings of which devices were heard of, by day."""
 TAKEN_OVER = "another server has taken over this database: stop one of the two"
 AGAIN = (1.0, 3.0)
 """The window to come back in where storage fails."""
@@ -170,7 +168,7 @@ class Server:
         self._out: dict[str, tuple[Run, str, int]] = {}
         self._reports: dict[tuple[int, str], list[Waiting[Item]]] = {}
         self._waiting_reports: list[Waiting[Item]] = []
-        self._next_commit = self._next_tick = self._next_seen = self._next_finish = self._checkins_since = 0.0
+        self._next_commit = self._next_tick = self._next_finish = self._checkins_since = 0.0
         self._checkins = 0
         self._seen: object = None
         self._stopping = False
@@ -396,7 +394,7 @@ class Server:
     def _ask_run(self, run: Run, asked: Sequence[_Asking], now: float) -> list[_Asking]:
         """Let a run give work to those who can do it; who got none."""
         task = next(task for task in self.tasks if run in task.runs)
-        wanted = run.kind == "train" or (isinstance(run, EvaluationRun) and run.wanted())
+        wanted = run.wanted()
         able = [one for one in asked if task.fingerprint in one.request.fingerprints]
         for one in able:
             one.known = True
@@ -481,7 +479,7 @@ class Server:
             (
                 run.coordinator.current.number,
                 run.coordinator.room() > 0,
-                self._is_wanted(run),
+                run.wanted(),
                 run.coordinator.population,
             )
             for run in self._runs()
@@ -494,9 +492,6 @@ class Server:
             self._held = [one for one in self._held if one not in over]
             for one in over:
                 self._say_later(one)
-
-    def _is_wanted(self, run: Run) -> bool:
-        return not isinstance(run, EvaluationRun) or run.wanted()
 
     # ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -579,7 +574,6 @@ class Server:
     def _tick(self, now: float) -> None:
         moment = time.monotonic()
         rate = self._checkins / max(1e-3, moment - self._checkins_since)
-        self.count_people()
         for run in self._runs():
             run.coordinator.arriving += 0.2 * (rate - run.coordinator.arriving)
             run.tick(now)
@@ -590,9 +584,6 @@ class Server:
         if moment >= self._next_finish:
             self._next_finish = moment + FINISH
         self._checkins, self._checkins_since, self._next_tick = 0, moment, moment + TICK
-        if moment >= self._next_seen:
-            self._next_seen = moment + SEEN
-            self.roll.write_seen()
         for listener in self.listeners:
             listener()
 

@@ -12,7 +12,7 @@ same bits.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import cast
@@ -20,7 +20,7 @@ from typing import cast
 from sumus.aggregate import Aggregate, RunningSum, Update
 from sumus.errors import ExperimentError
 from sumus.first_hop import FirstHop
-from sumus.protocol.round import Action, Session, Stage, State
+from sumus.protocol.round import Action, Session, Stage
 from sumus.server.coordinator import Coordinator
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing, new_key, seal, unseal
@@ -79,17 +79,10 @@ class SealedSums:
 
     def total(self, number: int) -> Aggregate:
         """A round's sum over all processes' shards. ExperimentError where it is not all there."""
-        total = RunningSum()
-        for part in self._opened(number):
-            total.add(part)
-        return total.total
+        return merged(self.shards(number))
 
-    def each(self, number: int) -> list[Aggregate]:
-        """A round's reports apart, where they are spooled, in the order of their sessions' ids."""
-        return self._opened(number)
-
-    def _opened(self, number: int) -> list[Aggregate]:
-        """What lies of a round, unsealed, by the shards' names."""
+    def shards(self, number: int) -> list[Aggregate]:
+        """What lies of a round, unsealed, by the shards' names: where reports are spooled, each of them."""
         with self._coordinator.store.transaction() as rows:
             row, shards, wrapped = rows.round(number), rows.shards(number), rows.note(number, "key")
         if shards and wrapped is None:
@@ -123,7 +116,7 @@ class SealedSums:
         wanted = set[str]()
         with self._coordinator.store.transaction() as rows:
             for row in rows.rounds():
-                if row.state in (State.PUBLISHED, State.ABANDONED):
+                if row.over:
                     rows.put_note(row.number, "key", None)
                 else:
                     wanted |= {shard.file for shard in rows.shards(row.number)}
@@ -179,6 +172,14 @@ class SealedSums:
     def _remove(self, name: str) -> None:
         with suppress(OSError, ExperimentError):  # it is sealed, and nothing points to it
             self._blobs.delete(name)
+
+
+def merged(parts: Iterable[Aggregate]) -> Aggregate:
+    """The sum of sums."""
+    total = RunningSum()
+    for part in parts:
+        total.add(part)
+    return total.total
 
 
 def _key_of(number: int) -> str:

@@ -46,7 +46,6 @@ from sumus.simulator.calendar import Calendar
 from sumus.storage.memory import MemoryStore
 from sumus.types import Array, Floats
 
-ENDED = (State.PUBLISHED, State.ABANDONED)
 _FREE = Floor(rounds=2**62, seconds=math.inf, steps=2**62, bytes=2**62, contributors=0)
 _ALL = Conditions(True, True, True, 1.0, 2**31)
 _MANY = 10_000
@@ -639,7 +638,7 @@ class Timeline:
 
     def _look_at_rounds(self) -> None:
         """Open what is planned, watch deadlines, note what is over."""
-        while (row := self._store.rounds.get(self._oldest)) is not None and row.state in ENDED:
+        while (row := self._store.rounds.get(self._oldest)) is not None and row.over:
             self._note(row)
             self._oldest += 1
             self._server.forget_rounds_before(self._oldest - 1)

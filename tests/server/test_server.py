@@ -701,3 +701,52 @@ def test_another_metric_in_the_plan_ends_the_evaluation_that_is_open(start: Star
     given = devices[1].check_in(other.plan, kinds=("evaluate",)).assignment
     assert (given and given.kind) == "evaluate"
     assert again.server.trouble == ""
+
+
+def without_its_sums(running: Running, patch: pytest.MonkeyPatch) -> Any:
+    """The training run, whose sums cannot be read for now."""
+    run = running.server.tasks[0].training
+
+    def missing(number: int) -> Any:
+        raise ExperimentError("blob 00 is missing: put it back from a backup")
+
+    patch.setattr(run.sums, "total", missing)
+    return run
+
+
+def test_behind_a_sum_that_cannot_be_read_yet_others_wait_and_none_is_lost(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny(2, concurrency=4)
+    running = start({"tiny": bundle})
+    devices = [running.device() for _ in range(4)]
+    given = [device.work(bundle.plan) for device in devices]
+    with monkeypatch.context() as patch:
+        run = without_its_sums(running, patch)
+        for pair in (0, 2):
+            calls = [
+                lambda d=d, w=w: d.report(w, update_of(bundle.plan, d.id))
+                for d, w in zip(devices[pair : pair + 2], given[pair : pair + 2], strict=True)
+            ]
+            assert [answer.status for answer in together(*calls)] == ["counted"] * 2
+        running.server.ask_to_do(lambda now: None).result()
+        assert run.unfinished == [0, 1]
+    running.server.ask_to_do(run.finish).result()
+    assert [model.contributors for model in running.models()] == [0, 2, 2]
+    assert (run.unfinished, run.trouble, run.coordinator.paused) == ([], "", False)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "rolled back"])
+def test_a_round_that_cannot_be_closed_may_be_given_up_and_the_next_begins(
+    start: Start, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    bundle = tiny(2)
+    running = start({"tiny": bundle})
+    devices = [running.device() for _ in range(2)]
+    with monkeypatch.context() as patch:
+        run = without_its_sums(running, patch)
+        round_of(running, devices, bundle.plan, 1.0, 1.0)
+        running.server.ask_to_do(run.cancel if how == "cancelled" else lambda now: run.roll_back(0, now)).result()
+    assert (run.unfinished, run.trouble, run.coordinator.paused) == ([], "", False)
+    round_of(running, devices, bundle.plan, 3.0, 3.0)
+    np.testing.assert_allclose(running.weights(devices[0]), -3.0)
