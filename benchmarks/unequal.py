@@ -138,10 +138,10 @@ def _serve(folder: Path, stack: ExitStack) -> dict[str, Any]:
 
 
 def _device(link: str, training: Training, examples: Any, number: int, seconds: float) -> sumus.Device:
-    """One that is as slow as it is: its examples take their time, which it asks for twice a round."""
+    """One that is as slow as it is: its examples take their time, which it asks for in each round."""
 
     def slowly() -> Any:
-        time.sleep(seconds / 2)
+        time.sleep(seconds)
         return examples
 
     return sumus.Device(

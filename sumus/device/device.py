@@ -431,7 +431,10 @@ class Device:
             self._carry_out(session.Settled(answer.settled.session, answer.settled.outcome))
         if self._record.row.phase is Phase.ASKED:
             if answer.assignment is not None:
-                self._consider(act, answer.assignment)
+                try:
+                    self._consider(act, answer.assignment)
+                finally:
+                    self._let_go()
             else:
                 window = answer.retry_after_s or self._record.row.window
                 self._apply(session.Told(_ordered(window)))
@@ -669,15 +672,19 @@ class Device:
             return self._training
 
     def _own(self, kind: str) -> "tuple[Tensor, Tensor]":
-        """Its examples for a kind of work; kept, unless a function gives them."""
+        """Its examples for a kind of work; kept, or where a function gives them, until this work is done."""
         held_out = kind == "evaluate" and self._held_out is not None
         which, examples = ("held out", self._held_out) if held_out else ("own", self._examples)
         if which in self._read:
             return self._read[which]
-        pair = self._trains_with().read(self._client, examples)
-        if not callable(examples):
-            self._read[which] = pair
+        self._read[which] = pair = self._trains_with().read(self._client, examples)
         return pair
+
+    def _let_go(self) -> None:
+        """Forget the examples that a function gave: it is asked again for the next work."""
+        for which, examples in (("own", self._examples), ("held out", self._held_out)):
+            if callable(examples):
+                self._read.pop(which, None)
 
     def _state(self, record: Record, task: str) -> ClientState:
         """What it keeps of a task, if that is of this task's leaves."""

@@ -58,6 +58,21 @@ def test_a_round_as_it_should_be() -> None:
     assert status.counts == {"trained": 1, "counted": 1, "in sums": 1}
 
 
+def test_a_function_is_asked_for_examples_once_a_round_and_anew_in_the_next() -> None:
+    asked = list[int]()
+
+    def examples() -> Any:
+        asked.append(len(asked))
+        return some_examples()
+
+    server = Served(works=3)
+    device = a_device(server, examples=examples)
+    device.run(rounds=1)
+    first = len(asked)  # its task is tried on them too, at the start
+    device.run(rounds=2)
+    assert len(asked) - first == 2
+
+
 def test_what_it_reports_is_what_the_simulator_would_count() -> None:
     """The same words make the same keys, and these the same bits."""
     server = Served(version=0)
