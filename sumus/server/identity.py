@@ -180,8 +180,7 @@ class Roll:
                     self._known.move_to_end(device)
                     return row
             changes = self._changes
-        with self._identities.transaction() as rows:
-            row = rows.identity(device)
+        row = self._identities.find(device)
         with self._lock:
             if row is not None and changes == self._changes:  # else it may be of before a revocation
                 self._known[device] = row, now

@@ -85,6 +85,10 @@ class Identities(Protocol):
         """Begin one; it ends with the block. They come one after the other."""
         ...
 
+    def find(self, id: str) -> Identity | None:
+        """A device's row, as the last transaction that has ended left it: this waits for none that is on its way."""
+        ...
+
 
 class MemoryIdentities:
     """`Identities`, gone with the process."""
@@ -95,6 +99,9 @@ class MemoryIdentities:
 
     def transaction(self) -> "_Transaction":
         return _Transaction(self)
+
+    def find(self, id: str) -> Identity | None:
+        return self._identities.get(id)
 
     def rows(self) -> tuple[dict[str, Token], dict[str, Identity]]:
         """Copies of all rows."""

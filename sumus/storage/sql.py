@@ -76,6 +76,8 @@ _IDENTITIES = (
 )
 _HERE = IDENTITY.c.population == bindparam("population")
 _ENROLLED = select(func.count()).select_from(IDENTITY).where(_HERE, IDENTITY.c.state == "enrolled")
+_READS = "sumus_reads"
+"""Of a connection that writes nothing."""
 _BUSY = 30
 """Seconds that SQLite has one transaction wait for another."""
 _PATIENCE = "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000"
@@ -342,7 +344,8 @@ def _refuse_network_disk(file: str | None) -> None:
 
 
 def _make_durable(engine: Engine) -> None:
-    """One writer at a time, from the beginning of a transaction on; what is committed is on the disk; what is deleted is gone."""
+    """One writer at a time, from the beginning of a transaction on, unless it only reads; what is committed is on the disk; what
+    is deleted is gone."""
 
     def connected(connection: Any, record: object) -> None:
         connection.isolation_level = None  # sqlite3 itself begins nothing
@@ -351,7 +354,7 @@ def _make_durable(engine: Engine) -> None:
         _write_ahead(connection)
 
     def begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get(_READS) else "BEGIN IMMEDIATE")
 
     event.listen(engine, "connect", connected)
     event.listen(engine, "begin", begun)
@@ -391,6 +394,10 @@ class SqlIdentities:
             rows = _SqlIdentityRows(connection)
             yield rows
             rows.flush()
+
+    def find(self, id: str) -> Identity | None:
+        with self._engine.connect().execution_options(**{_READS: True}) as connection:
+            return _SqlIdentityRows(connection).identity(id)
 
 
 class _SqlIdentityRows:

@@ -79,6 +79,18 @@ def test_a_transaction_that_fails_leaves_nothing(people: Identities) -> None:
     assert everything(people) == before
 
 
+def test_a_device_is_found_as_it_was_left_while_others_write(people: Identities) -> None:
+    assert people.find(ALICE.id) is None
+    with people.transaction() as rows:
+        rows.put_identity(ALICE)
+    with people.transaction() as rows:
+        rows.put_identity(replace(ALICE, state="revoked"))
+        assert rows.count("phones") == 0, "it is written"
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(people.find, ALICE.id).result(10) == ALICE
+    assert people.find(ALICE.id) == replace(ALICE, state="revoked")
+
+
 def test_only_who_is_enrolled_in_a_population_counts(people: Identities) -> None:
     with people.transaction() as rows:
         for place, (population, state) in enumerate(
