@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sumus.aggregate import Aggregate, Part, RunningSum, Update
-from sumus.errors import ParticipantError, PlanError
+from sumus.errors import BeyondBoundError, ParticipantError, PlanError
 from sumus.fixed_point import FixedPoint
 from sumus.spec import record
 from sumus.tree import layout
@@ -67,6 +67,40 @@ class FirstHop:
         """Refuse what `count_in` would, adding nothing: for whoever holds updates before they are added."""
         self._check_form(update)
         self.sums.check(update, self.parts)
+
+    def largest(self, part: Part, count: int) -> int:
+        """The largest |integer| that a sum of so many updates can hold in a part's leaves."""
+        multiplies = self.weight_cap is None or not part.in_chain
+        weight = part.largest_weight(self.sums.max_weight) if multiplies else 1
+        if part.in_chain and self.code_bits is not None:
+            return count * weight * (2 ** (self.code_bits - 1) - 1)
+        bound = self.sums.bound if part.bound is None else part.bound
+        return count * math.ceil(weight * bound * 2.0 ** self.sums.bits(part))
+
+    def check_sum(self, total: Aggregate, sender: object, count: int) -> None:
+        """Refuse what cannot be a sum of so many updates of this plan."""
+        if int(total.count) != count:
+            raise ParticipantError(sender, f"its sum is of {int(total.count)} reports, and it names {count}")
+        if set(total.sums) != {part.name for part in self.parts} or set(total.metrics) - set(self.metrics):
+            raise ParticipantError(
+                sender, f"it sums {sorted(total.sums)} and {sorted(total.metrics)}: not of this plan"
+            )
+        for part, shapes in zip(self.parts, self.layouts, strict=True):
+            tree, most = total.sums[part.name], self.largest(part, count)
+            if layout(tree) != dict(shapes):
+                raise ParticipantError(sender, f"`{part.name}` has other leaves or shapes than the plan's")
+            if not 0 <= int(total.weights[part.name]) <= count * self._most_weight(part):
+                raise ParticipantError(sender, f"`{part.name}` weighs more than {count} reports can")
+            for name, leaf in tree.items():
+                if leaf.size and max(-int(leaf.min()), int(leaf.max())) > most:
+                    raise BeyondBoundError(sender, f"`{part.name}[{name}]` is beyond what {count} reports add up to")
+        most = count * self.sums.most_metric
+        if any(max(-int(pair.min()), int(pair.max())) > most or int(pair[1]) < 0 for pair in total.metrics.values()):
+            raise BeyondBoundError(sender, f"a metric is beyond what {count} reports add up to")
+
+    def _most_weight(self, part: Part) -> int:
+        counted = self.sums.max_weight if self.weight_cap is None else max(self.weight_cap, self.sums.max_weight)
+        return part.largest_weight(counted)
 
     def _check_form(self, update: Update) -> None:
         if set(update.parts) != (counted := {part.name for part in self.parts}):

@@ -172,11 +172,16 @@ class FixedPoint:
             return BeyondBoundError(client, said)
         raise AssertionError("a block reaches further than every leaf")
 
+    @property
+    def most_metric(self) -> int:
+        """The largest |integer| that one report adds to a metric."""
+        return 2**61 // self.max_count
+
     def _metric(self, value: float, count: int) -> NDArray[np.int64]:
         """(value · 2^20, count) as integers, held within what a sum of `max_count` can hold; nothing for what is no number."""
         if not math.isfinite(value):
             return np.zeros(2, np.int64)
-        limit = 2**61 // self.max_count
+        limit = self.most_metric
         whole = round(min(max(value * 2**METRIC_BITS, -limit), limit))
         return np.array([whole, min(max(count, 0), limit)], np.int64)
 

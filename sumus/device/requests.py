@@ -11,7 +11,6 @@ from sumus.transport.transport import PATIENCE, Answer, Transport, Unreachable
 from sumus.wire.messages import (
     AGAIN,
     ENDPOINTS,
-    MAX_CONTROL,
     PROTOCOL,
     Abort,
     AbortReason,
@@ -23,9 +22,13 @@ from sumus.wire.messages import (
     Counted,
     Enrolment,
     EnrolmentRequest,
+    Kind,
     Nothing,
     Problem,
     Refused,
+    RelayAnswer,
+    RelayRequest,
+    Tasks,
     enrolment_text,
     read,
     signed_text,
@@ -69,6 +72,19 @@ class Requests:
         """Send what came of it; returns once that is counted."""
         return read_answer(Counted, self._ask("report", body, _of(work), patience=UPLOADING))
 
+    def tasks(self) -> Tasks:
+        """Of an edge: what there is to do."""
+        return read_answer(Tasks, self._ask("tasks", b""))
+
+    def relay(self, request: RelayRequest) -> RelayAnswer:
+        """Of an edge: speak for its devices."""
+        return read_answer(RelayAnswer, self._ask("relay", write(request)))
+
+    def report_sum(self, task: str, kind: Kind, body: bytes) -> Counted:
+        """Of an edge: send what it has added; returns once that is counted."""
+        answer = self._ask("report_sum", body, {"task": task, "kind": kind}, patience=UPLOADING)
+        return read_answer(Counted, answer)
+
     def abort(self, work: Assignment, reason: AbortReason) -> None:
         """Say that no report will come."""
         self._ask("abort", write(Abort(reason)), _of(work))
@@ -90,7 +106,7 @@ class Requests:
         body: bytes,
         where: dict[str, str] | None = None,
         patience: float = PATIENCE,
-        most: int = MAX_CONTROL,
+        most: int = 0,
     ) -> Answer:
         endpoint = _ENDPOINTS[name]
         path = endpoint.path.format(**(where or {}))
@@ -102,7 +118,7 @@ class Requests:
         if endpoint.signed:
             text = signed_text(endpoint.method, path, self.population, self.device, body)
             headers |= {"Sumus-Device": self.device, "Sumus-Signature": to_base64url(sign(self._key, text))}
-        answer = self._transport.request(endpoint.method, path, body, headers, patience, max(most, MAX_CONTROL))
+        answer = self._transport.request(endpoint.method, path, body, headers, patience, max(most, endpoint.most))
         if answer.status != endpoint.status:
             raise _refused(answer)
         return answer

@@ -31,7 +31,7 @@ from sumus.protocol.rows import changed
 from sumus.server.device_plane import device_app
 from sumus.server.identity import Roll
 from sumus.server.limits import Limits, Room
-from sumus.server.runs import Evaluating, EvaluationRun, Seeds, TrainingRun, any_seed
+from sumus.server.runs import Evaluating, EvaluationRun, Run, Seeds, TrainingRun, any_seed
 from sumus.server.server import GROUP, ServedTask, Server, storage_clock
 from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, open_blobs
 from sumus.storage.files import write_whole
@@ -109,7 +109,7 @@ class Service:
         self._stack.close()
 
 
-class _Kept:
+class Kept:
     """Where rows, blobs and keys lie."""
 
     def __init__(self, where: Where, stack: ExitStack) -> None:
@@ -167,13 +167,13 @@ def open_service(
             f"a population is called {conduct.population!r}: give it letters, digits, `.`, `_` and `-`, at most 64"
         )
     with ExitStack() as stack:
-        kept, notes, tasks = _Kept(where, stack), list[str](), list[ServedTask]()
+        kept, notes, tasks = Kept(where, stack), list[str](), list[ServedTask]()
         beginnings: list[Callable[[float], None]] = []
         for name, bundle in bundles.items():
             task, begin = _task(name, bundle, kept, conduct, notes)
             tasks.append(task)
             beginnings.append(begin)
-        clock = storage_clock(tasks)
+        clock = storage_clock(run.store for task in tasks for run in task.runs)
         if where.data is not None:
             _check_head(where.data / "head.json", tasks)
         for begin in beginnings:
@@ -192,7 +192,7 @@ def open_service(
 
 
 def _task(
-    name: str, bundle: Bundle, kept: _Kept, conduct: Conduct, notes: list[str]
+    name: str, bundle: Bundle, kept: Kept, conduct: Conduct, notes: list[str]
 ) -> tuple[ServedTask, Callable[[float], None]]:
     """A task as it is served, and how it begins: it goes on where leaves and data are as before, else it is another version."""
     plan = bundle.plan
@@ -227,16 +227,10 @@ def _task(
     shared: Tree = {
         leaf: bundle.model[leaf] for leaf in (*plan.description.trained_layout, *plan.description.buffer_layout)
     }
-    evaluation = None
+    runs: tuple[Run, ...] = (training,)
     if conduct.evaluate is not None:
-        evaluation = EvaluationRun(
-            training,
-            conduct.evaluate,
-            kept.store(f"{wire}.evaluate"),
-            kept.ring,
-            kept.sums(f"{wire}.evaluate"),
-            any_seed,
-        )
+        run = f"{wire}.evaluate"
+        runs += (EvaluationRun(training, conduct.evaluate, kept.store(run), kept.ring, kept.sums(run), any_seed),)
 
     def begin(now: float) -> None:
         _version(name, plan, kept.store("tasks"), write=True)
@@ -250,7 +244,8 @@ def _task(
             notes.append(f"{name}: {taken} of {len(shared)} leaves begin with the old model's values")
         training.begin(first, now)
 
-    return ServedTask(wire, training, evaluation, conduct.priority.get(name, 0)), begin
+    fingerprint, priority = plan.description.fingerprint, conduct.priority.get(name, 0)
+    return ServedTask(wire, runs, fingerprint, plan.keeps_state, priority), begin
 
 
 def _version(name: str, plan: Plan, store: Store, write: bool = False) -> tuple[int, str]:
@@ -267,7 +262,7 @@ def _version(name: str, plan: Plan, store: Store, write: bool = False) -> tuple[
     return number, name if number <= 2 else f"{name}.{number - 1}"
 
 
-def _warm(shared: Tree, before: str, kept: _Kept) -> tuple[Tree, int]:
+def _warm(shared: Tree, before: str, kept: Kept) -> tuple[Tree, int]:
     """First values, where leaves of the same name and shape are those of the version before; how many are."""
     with kept.store(f"{before}.train").transaction() as rows:
         model: Model | None = rows.model(rows.run().version)
@@ -375,7 +370,7 @@ def reconcile(where: Where) -> dict[str, int]:
         known = json.loads(path.read_text())
     epochs: dict[str, int] = {}
     with ExitStack() as stack:
-        kept = _Kept(where, stack)
+        kept = Kept(where, stack)
         for name in kept.runs():
             task, _, kind = name.rpartition(".")
             with kept.store(name).transaction() as rows:

@@ -24,9 +24,10 @@ one than `Session.round`, in which it was given.
 `TABLE` is the whole of it. The diagram in docs/protocol.md is drawn from it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from typing import Any, TypeAlias
 
 from sumus.pacing import Conditions, Pacing
@@ -87,9 +88,10 @@ class Round:
 class Session:
     """A row: one device's work for one round. Its id makes everything that is sent for it idempotent.
 
-    serial: of the check-in that it answered.  round: that it was given in.  version: models published then, so the model that it
-    began from.  expires: by the store's clock.  state: "out", "counted" or "dropped".  sum, staleness: where it was counted, and
-    how many versions late; fixed then.
+    parent: the edge that asked for it, and alone may report it; empty where the device itself did.  serial: of the check-in that
+    it answered.  round: that it was given in.  version: models published then, so the model that it began from.  expires: by the
+    store's clock.  state: "out", "counted" or "dropped".  sum, staleness: where it was counted, and how many versions late; fixed
+    then.
     """
 
     id: str
@@ -102,6 +104,7 @@ class Session:
     reason: str = ""
     sum: int | None = None
     staleness: int = 0
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,23 +157,31 @@ _DAY = 86400.0
 @dataclass(frozen=True, slots=True)
 class CheckIn:
     """A device asks for work. session: an id for the one it may be given.  serial: grows with every check-in of a device.
-    previous: the session that it does not know the end of.  works: whether it asks for work too, or for that end alone."""
+    previous: the session that it does not know the end of.  works: whether it asks for work too, or for that end alone.
+    parent: the edge that asks for it."""
 
     session: str
     serial: int
     conditions: Conditions = NOTHING_SAID
     previous: str | None = None
     works: bool = True
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """An update arrived, whole and of the plan's form."""
+    """What the sessions of the facts have done arrived, whole and of the plan's form: a device's update; or the sum of an edge,
+    the `parent`."""
+
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Staged updates are about to be in the sum: decided in the transaction that adds them."""
+    """Staged reports are about to be in the sum: decided in the transaction that adds them. together: how many sessions each
+    report is of, in the order of the facts; empty where each is of one."""
+
+    together: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +338,9 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
         return Decision(actions=tuple(settled))
     if before is not None and event.serial == before.serial:  # the same request again
         return Decision(actions=(*settled, Assign(before))) if outcome(before, facts) == "unknown" else NOTHING
+    if before is not None and before.parent != event.parent and outcome(before, facts) == "unknown":
+        wait = Later(window(facts.pacing, facts.population, facts.arriving, _time_left(before, facts)), "parent")
+        return Decision(actions=(*settled, wait))  # it may be in the sum of that edge, and must not be in two
     row, left = facts.round, list[Session]()
     if before is not None:  # if it is out, it is over, or the device has forgotten it
         left, row = _gone(before, "forgotten", row, facts)
@@ -337,7 +351,9 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
         return _closed_if_over(facts, row, left, [*settled, later])
     assert facts.device is not None
     expires = facts.now + _lifetime(facts, row)
-    given = Session(event.session, facts.device.id, event.serial, row.number, facts.version, expires)
+    given = Session(
+        event.session, facts.device.id, event.serial, row.number, facts.version, expires, parent=event.parent
+    )
     return _closed_if_over(facts, changed(row, given=row.given + 1), [*left, given], [*settled, Assign(given)])
 
 
@@ -382,6 +398,11 @@ def _lifetime(facts: Facts, row: Round) -> float:
     return facts.pacing.deadline if facts.pacing.buffered else row.since + facts.pacing.deadline - facts.now
 
 
+def _time_left(session: Session, facts: Facts) -> float:
+    """Seconds until a session is over, whatever comes of it, as far as that can be told."""
+    return session.expires - facts.now if session.expires < float("inf") else facts.lasts
+
+
 def _until_next(facts: Facts, row: Round, reason: str) -> float:
     """Seconds until there may be work for this device again, as far as that can be told."""
     if reason == "cap":
@@ -394,15 +415,33 @@ def _until_next(facts: Facts, row: Round, reason: str) -> float:
 
 def _report(facts: Facts, event: Report) -> Decision:
     """Stage what can be counted; say at once what cannot, and what is counted already."""
-    if not facts.sessions:
-        return NOTHING  # nobody knows it
-    (session,) = facts.sessions
-    if outcome(session, facts) == "counted":
-        return Decision(actions=(Accept(session.id),))
-    if (reason := _uncountable(session, facts)) is not None:
-        gone, row = _gone(session, reason, facts.round, facts)
-        return _closed_if_over(facts, row, gone, [Refuse(session.id, reason)])
-    return Decision(actions=(Stage(session.id),))
+    if not facts.sessions or any(session.parent != event.parent for session in facts.sessions):
+        return NOTHING  # nobody knows it, or somebody else was to report it
+    if all(outcome(session, facts) == "counted" for session in facts.sessions):
+        return Decision(actions=tuple(Accept(session.id) for session in facts.sessions))
+    if (reason := _why_not(facts.sessions, facts)) is not None:
+        row, written, refused = _refused(facts.sessions, reason, facts.round, facts)
+        return _closed_if_over(facts, row, written, refused)
+    return Decision(actions=tuple(Stage(session.id) for session in facts.sessions))
+
+
+def _refused(
+    sessions: Sequence[Session], reason: str, row: Round, facts: Facts
+) -> tuple[Round, list[Session], list[Action]]:
+    """What a report that is not counted leaves: the round, its sessions, and what is said."""
+    written = list[Session]()
+    for session in sessions:
+        gone, row = _gone(session, reason, row, facts)
+        written += gone
+    return row, written, [Refuse(session.id, reason) for session in sessions]
+
+
+def _why_not(sessions: Sequence[Session], facts: Facts) -> str | None:
+    """Why a report of these will never be counted; None where it may be: a sum cannot be taken apart, so it is counted whole or
+    not at all."""
+    if len(sessions) > 1 and any(outcome(session, facts) == "counted" for session in sessions):
+        return "closed"  # some of it is in another sum already
+    return next((reason for session in sessions if (reason := _uncountable(session, facts)) is not None), None)
 
 
 def _uncountable(session: Session, facts: Facts) -> str | None:
@@ -425,31 +464,39 @@ def _gone(session: Session, reason: str, row: Round, facts: Facts) -> tuple[list
 
 
 def _commit(facts: Facts, event: Commit) -> Decision:
-    """Count in what is staged, up to the cohort, where the round is open; the last of it closes the round.
+    """Count in what is staged, up to the cohort, where the round is open; the last of it closes the round. An edge's sum may go
+    beyond that, as far as devices were chosen.
 
     What is left of it waits for the next buffer.
     """
     row, written, actions = facts.round, list[Session](), list[Action]()
-    most = facts.pacing.cohort if row.state is State.OPEN else 0
-    for session in facts.sessions:
-        if outcome(session, facts) == "counted":
-            actions.append(Accept(session.id))
-        elif (reason := _uncountable(session, facts)) is not None:
-            gone, row = _gone(session, reason, row, facts)
-            written += gone
-            actions.append(Refuse(session.id, reason))
-        elif row.counted < most:
-            row = changed(row, counted=row.counted + 1)
-            stale = facts.version - session.version
-            written.append(changed(session, state="counted", sum=row.number, staleness=stale))
-            actions.append(Accept(session.id))
-        elif facts.pacing.buffered:
-            actions.append(Stage(session.id))
+    for sessions in _reports(facts, event):
+        count = len(sessions)
+        fits = row.state is State.OPEN and (
+            row.counted < facts.pacing.cohort and row.counted + count <= facts.pacing.chosen
+        )
+        if all(outcome(session, facts) == "counted" for session in sessions):
+            actions += [Accept(session.id) for session in sessions]
+        elif (reason := _why_not(sessions, facts)) is None and fits:
+            row = changed(row, counted=row.counted + count)
+            for session in sessions:
+                stale = facts.version - session.version
+                written.append(changed(session, state="counted", sum=row.number, staleness=stale))
+                actions.append(Accept(session.id))
+        elif reason is None and facts.pacing.buffered:
+            actions += [Stage(session.id) for session in sessions]
         else:
-            gone, row = _gone(session, "closed", row, facts)
+            row, gone, refused = _refused(sessions, reason or "closed", row, facts)
             written += gone
-            actions.append(Refuse(session.id, "closed"))
+            actions += refused
     return _closed_if_over(facts, row, written, actions)
+
+
+def _reports(facts: Facts, event: Commit) -> Iterator[tuple[Session, ...]]:
+    """The sessions of each report."""
+    left = iter(facts.sessions)
+    for count in event.together or (1,) * len(facts.sessions):
+        yield tuple(islice(left, count))
 
 
 def _dropped(facts: Facts, event: Dropped) -> Decision:
@@ -519,7 +566,7 @@ def _closed_if_over(facts: Facts, row: Round, sessions: list[Session], actions: 
                 facts.masked or room(pacing, facts.population, row) <= 0
             )  # masked: who takes part is settled before
             over = _past_deadline(facts) or (row.given > 0 and row.out == 0 and all_given)
-        if row.counted == pacing.cohort or (over and row.counted >= pacing.fewest):
+        if row.counted >= pacing.cohort or (over and row.counted >= pacing.fewest):
             ended = _moved(changed(facts, round=row), State.UNMASKING if facts.masked else State.CLOSING)
             return Decision(ended.rounds, tuple(sessions), (*actions, *ended.actions))
         if over:

@@ -6,7 +6,7 @@ staged is in memory alone.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from sumus.pacing import Pacing
 from sumus.protocol.round import (
@@ -21,6 +21,7 @@ from sumus.protocol.round import (
     Facts,
     Published,
     Recovered,
+    Refuse,
     Report,
     Round,
     Session,
@@ -41,8 +42,15 @@ _SMOOTH = 0.3
 """How much the latest round weighs in how long rounds last."""
 
 
+class Arrived(NamedTuple):
+    """A report: of one session; or of those that an edge, the parent, has added."""
+
+    sessions: tuple[str, ...]
+    parent: str = ""
+
+
 class Coordinator:
-    """The rounds of a run. staged: sessions whose update waits in memory.
+    """The rounds of a run. staged: reports that wait in memory: the sessions of each, by the first of them.
 
     fence: that this process took over with, None before it did; TakenOver is raised once another has since.
     population: devices known.  arriving: check-ins a second of late.  rules: `decide`, or what is to be tried in its place.
@@ -63,8 +71,9 @@ class Coordinator:
         self.paused = False
         self.arriving = 0.0
         self.fence: int | None = None
-        self.staged: dict[str, None] = {}
+        self.staged: dict[str, tuple[str, ...]] = {}
         self._rules = rules
+        self._waits_with: dict[str, tuple[str, ...]] = {}
 
     @property
     def current(self) -> Round:
@@ -112,32 +121,34 @@ class Coordinator:
 
     def report(self, session: str, now: float) -> tuple[Action, ...]:
         """Take in an update that has arrived whole. Of a session that nobody knows: nothing."""
-        return self.report_all([session], now)[0]
+        return self.report_all([Arrived((session,))], now)[0]
 
-    def report_all(self, sessions: Sequence[str], now: float) -> list[tuple[Action, ...]]:
+    def report_all(self, reports: Sequence[Arrived], now: float) -> list[tuple[Action, ...]]:
         """Take in many in one transaction."""
         with self.store.transaction() as rows:
-            rows.read_ahead(sessions=sessions)
-            answers = [self._apply(rows, Report(), self._facts(rows, now, [session])) for session in sessions]
-        for actions in answers:
-            self._stage(actions)
-        return answers
+            rows.read_ahead(sessions=[session for report in reports for session in report.sessions])
+            return [self._report(rows, report, now) for report in reports]
 
     def commit(self, now: float, add: Adding = lambda rows, counted: None) -> tuple[Action, ...]:
         """Add what is staged to the sum. add: is given the sessions that are counted now, within the transaction."""
-        waiting = list(self.staged)
+        waiting = dict(self.staged)
         with self.store.transaction() as rows:
-            rows.read_ahead(sessions=waiting)
-            facts, actions = self._facts(rows, now, waiting), tuple[Action, ...]()
+            rows.read_ahead(sessions=[session for sessions in waiting.values() for session in sessions])
+            whole = {first: sessions for first, sessions in waiting.items() if all(map(rows.session, sessions))}
+            facts = self._facts(rows, now, [session for sessions in whole.values() for session in sessions])
+            actions = tuple[Action, ...]()
             if facts.sessions:
-                decision = self._rules(facts, Commit())
+                decision = self._rules(facts, Commit(tuple(map(len, whole.values()))))
                 _write(rows, decision, facts)
                 add(rows, [session for session in decision.sessions if session.state == "counted"])
                 actions = decision.actions
-        for session in waiting:
-            self.staged.pop(session, None)
-        self._stage(actions)
-        return actions
+        again = {action.session for action in actions if isinstance(action, Stage)}
+        self.staged = {first: sessions for first, sessions in waiting.items() if first in again}
+        self._waits_with = {session: sessions for sessions in self.staged.values() for session in sessions}
+        gone = [
+            sessions for first, sessions in waiting.items() if first not in whole
+        ]  # with a device that has left since
+        return (*actions, *(Refuse(session, "closed") for sessions in gone for session in sessions))
 
     def drop(self, sessions: Iterable[str], reason: str, now: float) -> tuple[Action, ...]:
         """Sessions that will not report."""
@@ -177,6 +188,7 @@ class Coordinator:
     def recover(self, now: float) -> tuple[Action, ...]:
         """Begin anew with what was written: what was staged is gone, and unfinished rounds are taken up."""
         self.staged.clear()
+        self._waits_with.clear()
         actions: list[Action] = []
         with self.store.transaction() as rows:
             run = self._led(rows)
@@ -199,6 +211,20 @@ class Coordinator:
             if row is None or (row.state, row.fence) != (facts.round.state, facts.round.fence):
                 raise Fenced
             _write(rows, decision, facts)
+
+    def _report(self, rows: Rows, report: Arrived, now: float) -> tuple[Action, ...]:
+        """Nothing of what nobody knows, nor of what is in part in another report that waits."""
+        sessions = report.sessions
+        facts = self._facts(rows, now, sessions)
+        if len(facts.sessions) != len(sessions) or any(
+            self._waits_with.get(session, sessions) != sessions for session in sessions
+        ):
+            return ()
+        actions = self._apply(rows, Report(report.parent), facts)
+        if any(isinstance(action, Stage) for action in actions):
+            self.staged[sessions[0]] = sessions
+            self._waits_with |= dict.fromkeys(sessions, sessions)
+        return actions
 
     def _check_in(self, rows: Rows, device: str, event: CheckIn, now: float) -> tuple[Action, ...]:
         known = rows.device(device) or Device(device)
@@ -237,11 +263,6 @@ class Coordinator:
         decision = self._rules(facts, event)
         _write(rows, decision, facts)
         return decision.actions
-
-    def _stage(self, actions: tuple[Action, ...]) -> None:
-        for action in actions:
-            if isinstance(action, Stage):
-                self.staged[action.session] = None
 
 
 def _newest(rows: Rows) -> Round:

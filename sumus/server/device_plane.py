@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
+from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -20,6 +21,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
+from sumus.aggregate import Aggregate
 from sumus.errors import ParticipantError
 from sumus.server.limits import Limits, Room
 from sumus.server.openapi import openapi
@@ -36,12 +38,17 @@ from sumus.wire.messages import (
     Nothing,
     Problem,
     Refused,
+    RelayAnswer,
+    Relayed,
+    RelayedAnswer,
+    RelayRequest,
+    Tasks,
     Window,
     read,
     signed_text,
     write,
 )
-from sumus.wire.reports import decode_report, most_bytes
+from sumus.wire.reports import decode_report, decode_sum, most_bytes, most_sum_bytes
 
 GRACE = 10.0
 """Seconds that any body may take; beyond, it must come at LEAST_RATE."""
@@ -51,6 +58,7 @@ SMALL = 64 * 2**10
 """Bodies up to so many bytes are checked where they are read, without a thread."""
 LARGE, RECENT = 8 * 2**20, 4
 """Objects of up to so many bytes are sent from memory, where so many of the last ones are kept; larger ones from their files."""
+MOST = {endpoint.name: endpoint.most for endpoint in ENDPOINTS}
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 Answering = Callable[[Request], Awaitable[Response]]
@@ -113,8 +121,15 @@ class DevicePlane:
     async def report(self, request: Request) -> Any:
         """An update arrives: into memory that was reserved for it, checked whole, then counted."""
         run, session = self._run(request.path_params)
-        length = _length(request, most_bytes(run.hop))
         device = request.headers.get("sumus-device", "")
+        body = await self._body(request, device, most_bytes(run.hop))
+        check = self._checked, request, device, run, body
+        update = await self._in_thread(*check) if len(body) > SMALL else check[0](*check[1:])
+        return await self._server.report(device, run, session, update)
+
+    async def _body(self, request: Request, device: str, most: int) -> memoryview:
+        """A report's body, in memory that was reserved for it."""
+        length = _length(request, most)
         await self._find(device)
         sender = device, source(request)  # who only knows a device's id must not keep it from sending
         if sender in self._sending:
@@ -126,14 +141,64 @@ class DevicePlane:
         finally:
             self._sending.discard(sender)
         self._server.counts.bytes_in += length
-        check = self._checked, request, device, run, body
-        update = await self._in_thread(*check) if length > SMALL else check[0](*check[1:])
-        return await self._server.report(device, run, session, update)
+        return body
+
+    # ── edges ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def tasks(self, request: Request) -> Any:
+        """What there is to do, for an edge."""
+        await self._edge(request)
+        return await self._server.command(lambda now: Tasks(tuple(self._server.served())))
+
+    async def relay(self, request: Request) -> Any:
+        """An edge speaks for its devices."""
+        edge, body = await self._edge(request)
+        asked = read(RelayRequest, body)
+        server = self._server
+        if await self._in_thread(server.roll.note_members, edge, asked.members, server.clock()):
+            server.people_changed = True
+        for each in asked.ended:
+            run = server.run(each.task, each.kind)
+            if run is not None:
+                await server.end(edge, run, f"{each.device}/{each.session}", each.reason)
+        return RelayAnswer(tuple(await asyncio.gather(*(self._relayed(edge, each) for each in asked.asked))))
+
+    async def _relayed(self, edge: str, asked: Relayed) -> RelayedAnswer:
+        try:
+            answer = await self._server.relay(edge, asked.device, replace(asked.request, wait_s=0.0))
+        except Refused as refused:
+            return RelayedAnswer(asked.device, code=refused.problem.code)
+        return RelayedAnswer(asked.device, replace(answer, released={}))
+
+    async def report_sum(self, request: Request) -> Any:
+        """What an edge has added: as a report, but of many."""
+        run = self._run_of(request.path_params)
+        edge = request.headers.get("sumus-device", "")
+        body = await self._body(request, edge, most_sum_bytes(run.hop, run.most_together))
+
+        def checked() -> tuple[tuple[str, ...], Aggregate]:
+            self._authenticate(request, edge, body)
+            self._limits.request(edge, time.monotonic())
+            return decode_sum(body, edge, run.hop, run.most_together)
+
+        sessions, total = await self._in_thread(checked)
+        return await self._server.report_sum(edge, run, sessions, total)
+
+    async def _edge(self, request: Request) -> tuple[str, bytes]:
+        """Which edge sent a request, and its body."""
+        endpoint = "relay" if request.method == "POST" else "tasks"
+        edge, body = await self._signed(request, MOST[endpoint])
+        self._limits.request(edge, time.monotonic())
+        if not self._server.roll.find(edge, self._server.clock()).speaks_for:
+            raise Refused("not_edge", "it was enrolled as a device: give an edge a token of its own")
+        return edge, body
+
+    # ── objects, and what everybody may ask ──────────────────────────────────────────────────────────────────────────
 
     async def object(self, request: Request) -> Response:
         """A plan or a model, under its hash."""
         sha256 = request.path_params["sha256"]
-        if not any(sha256 in task.training.objects for task in self._server.tasks):
+        if not any(sha256 in run.objects for task in self._server.tasks for run in task.runs):
             raise Refused("not_found", "no plan and no model of this server has this hash, or it is long past")
         headers = {"etag": f'"{sha256}"', "cache-control": IMMUTABLE, "content-type": "application/octet-stream"}
         if f'"{sha256}"' in request.headers.get("if-none-match", ""):
@@ -206,9 +271,10 @@ class DevicePlane:
     async def _message(self, request: Request, form: type[Any]) -> Any:
         return read(form, await control(request))
 
-    async def _signed(self, request: Request) -> tuple[str, bytes]:
+    async def _signed(self, request: Request, most: int = MAX_CONTROL) -> tuple[str, bytes]:
         """Who sent a request, and its body."""
-        device, body = request.headers.get("sumus-device", ""), await control(request)
+        device = request.headers.get("sumus-device", "")
+        body = await control(request, most) if request.method != "GET" else b""
         await self._find(device)
         self._authenticate(request, device, body)
         return device, body
@@ -236,11 +302,17 @@ class DevicePlane:
 
     def _run(self, params: Mapping[str, Any]) -> tuple[Run, str]:
         """The run and the session of a path."""
-        kind = params["kind"]
-        run = self._server.run(params["task"], kind) if kind in ("train", "evaluate") else None
-        if run is None or not 0 < len(params["session"]) <= 64:
+        run = self._run_of(params)
+        if not 0 < len(params["session"]) <= 64:
             raise Refused("unknown_session", "no such session was given to this device")
         return run, params["session"]
+
+    def _run_of(self, params: Mapping[str, Any]) -> Run:
+        kind = params["kind"]
+        run = self._server.run(params["task"], kind) if kind in ("train", "evaluate") else None
+        if run is None:
+            raise Refused("unknown_session", "no such session was given to this device")
+        return run
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
@@ -254,7 +326,9 @@ def device_app(server: Server, blobs: Blobs, room: Room, limits: Limits, authori
         return problem(Refused(code, "this server has no such path, or not with this method"))
 
     plane = DevicePlane(server, blobs, room, limits, authority)
-    return Starlette(routes=plane.routes(), exception_handlers={404: not_there, 405: not_there})
+    app = Starlette(routes=plane.routes(), exception_handlers={404: not_there, 405: not_there})
+    app.router.redirect_slashes = False
+    return app
 
 
 def problem(refused: Refused) -> Response:
@@ -346,9 +420,9 @@ async def _fill(request: Request, into: memoryview) -> None:
         raise Refused("malformed", f"the body has {got} bytes, and said {len(into)}")
 
 
-async def control(request: Request) -> bytes:
+async def control(request: Request, most: int = MAX_CONTROL) -> bytes:
     """A JSON body."""
-    body = bytearray(_length(request, MAX_CONTROL))
+    body = bytearray(_length(request, most))
     await _fill(request, memoryview(body))
     return bytes(body)
 

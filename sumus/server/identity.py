@@ -70,8 +70,9 @@ class Roll:
 
     # ── coming in ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def new_token(self, population: str, now: float, uses: int = 1, lasts: float = TOKEN_S) -> str:
-        """A token for so many devices and seconds, 43 letters. Who has it may enrol: show it once, and keep it out of logs."""
+    def new_token(self, population: str, now: float, uses: int = 1, lasts: float = TOKEN_S, speaks_for: int = 0) -> str:
+        """A token for so many devices and seconds, 43 letters. Who has it may enrol: show it once, and keep it out of logs.
+        speaks_for: of an edge's, for how many devices it may speak."""
         if population not in self._quotas:
             raise ExperimentError(f"no population {population!r} here: give one of {', '.join(sorted(self._quotas))}")
         if uses < 1 or not 0 < lasts <= 3650 * DAY:
@@ -83,7 +84,7 @@ class Roll:
             for old in rows.tokens():
                 if old.expires + TOKEN_S < now:
                     rows.drop_token(old.hash)
-            rows.put_token(Token(_hash(token), population, uses, now + lasts))
+            rows.put_token(Token(_hash(token), population, uses, now + lasts, speaks_for))
         return token
 
     def challenge(self, now: float) -> Challenge:
@@ -115,7 +116,7 @@ class Roll:
             if row is not None and row.state == "enrolled":
                 return Enrolment(device, row.population), False
             token = self._spend(rows, _hash(request.token), now)
-            rows.put_identity(Identity(device, token.population, key, "enrolled", now, _day(now)))
+            rows.put_identity(Identity(device, token.population, key, "enrolled", now, _day(now), token.speaks_for))
         self._forget(device)
         return Enrolment(device, token.population), True
 
@@ -171,6 +172,20 @@ class Roll:
         if not verify(row.public_key, signed, text):
             raise Refused("bad_signature", "not signed by this device, or not over this request")
         return self._hear(row, _day(now))
+
+    def note_members(self, edge: str, members: int, now: float) -> bool:
+        """Write down how many devices an edge has, and whether that is another number than before. Refused: not_edge, where it
+        may not speak for so many."""
+        row = self.find(edge, now)
+        if members > row.speaks_for:
+            raise Refused("not_edge", f"its token lets it speak for {row.speaks_for} devices, and it has {members}")
+        if members == row.members:
+            return False
+        with self._changed(edge) as rows:
+            found = rows.identity(edge)
+            if found is not None and found.state == "enrolled":
+                rows.put_identity(replace(found, members=members))
+        return True
 
     def _remember(self, device: str, now: float) -> Identity | None:
         with self._lock:

@@ -24,7 +24,7 @@ from sumus.first_hop import FirstHop
 from sumus.optimizers import ServerState
 from sumus.pacing import Pacing
 from sumus.plan import Plan
-from sumus.protocol.round import Abandon, Action, Close, Session, State
+from sumus.protocol.round import Abandon, Action, Close, Later, Session, State
 from sumus.protocol.rows import changed
 from sumus.server.coordinator import Coordinator
 from sumus.server.sums import SealedSums, merged
@@ -34,7 +34,7 @@ from sumus.storage.keyring import KeyRing, SealError
 from sumus.storage.store import OF_THE_RUN, Model, Rows, Store
 from sumus.tree import nested, unnested
 from sumus.types import Tree
-from sumus.wire.messages import Assignment, Body, Kind, Released
+from sumus.wire.messages import Assignment, Body, CheckInRequest, Kind, Released
 from sumus.wire.tensors import decode_tree, encode_tree
 
 Seeds: TypeAlias = Callable[[int], bytes]
@@ -71,9 +71,15 @@ class Run:
 
     trouble: why no model can be made, empty where all is well; then the run is paused.  A pause outlasts the process.
     unfinished: rounds whose sum could not be read, or whose model not be written; they are tried again, or an admin cancels them.
+    plan_body: the plan.  objects: hashes of what devices may fetch.  most_together: reports that an edge's sum may hold, 0 where
+    no edge may take part.  people: how many devices there are, for parts that are divided by it.  changes: grows with what may
+    bring work to devices that wait, besides what the coordinator knows.
     """
 
     kind: Kind
+    plan_body: Body
+    objects: frozenset[str] = frozenset()
+    most_together = 0
 
     def __init__(
         self,
@@ -92,6 +98,8 @@ class Run:
         self.sums = SealedSums(self.coordinator, hop, ring, sums, spools)
         self.trouble = ""
         self.unfinished: list[int] = []
+        self.people: Callable[[], int] = lambda: self.coordinator.population
+        self.changes = 0
         self._seeds = seeds
         self._seed_of: dict[int, bytes] = {}
 
@@ -178,6 +186,17 @@ class Run:
         """Whether there is anything that devices could do."""
         return True
 
+    def admits(self, device: str, request: CheckInRequest, now: float) -> Later | None:
+        """None where the round decides whether this check-in is given work; else what is said before it is asked."""
+        return None
+
+    def dropped(self, sessions: Iterable[str], reason: str) -> None:
+        """Be told of sessions that will not report."""
+
+    def released(self) -> Released | None:
+        """The model that devices answer with."""
+        return None
+
     def offer(self, session: Session, now: float) -> Assignment:
         """What a device is told that was given a session."""
         raise NotImplementedError
@@ -248,8 +267,7 @@ class TrainingRun(Run):
     """Devices train, and a round's sum becomes the next model.
 
     plan: with its data declared.  releases: whether a new model is at once the one that devices answer with; else an admin
-    promotes it.  version, shown: the newest model, and the one that devices answer with.  objects: hashes of what they may fetch.
-    people: how many devices there are, for parts that are divided by it.
+    promotes it.  version, shown: the newest model, and the one that devices answer with.
     """
 
     kind: Kind = "train"
@@ -270,9 +288,8 @@ class TrainingRun(Run):
         super().__init__(task, pacing, plan.first_hop, store, ring, sums, seeds, plan.min_contributors, spools)
         self.plan, self.blobs, self.releases = plan, blobs, releases
         self.plan_body = Body(blobs.put(plan.to_json().encode()), len(plan.to_json().encode()))
+        self.most_together = 0 if spools else pacing.chosen
         self.version, self.shown = 0, 0
-        self.objects = frozenset[str]()
-        self.people: Callable[[], int] = lambda: self.coordinator.population
         self._at: tuple[str, str, ServerState] | None = None
         self._models: dict[int, Model] = {}
         self._bodies: dict[str, Body] = {}
@@ -494,6 +511,7 @@ class EvaluationRun(Run):
         hop = evaluation_hop(training.plan.description, how.cohort)
         super().__init__(training.task, pacing, hop, store, ring, sums, seeds, least)
         self.training, self._how = training, how
+        self.plan_body, self.most_together = training.plan_body, pacing.chosen
         self.measured = -1
         self._asked: tuple[int, int] | None = None
 

@@ -19,14 +19,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sumus.aggregate import Update
-from sumus.errors import ExperimentError, SumusError
+from sumus.aggregate import Aggregate, Update
+from sumus.errors import ExperimentError, SumusError, UsageError
 from sumus.protocol.round import Accept, Action, Assign, CheckIn, Close, Later, Refuse, Session, Settle
 from sumus.server.committer import Committer, Waiting
+from sumus.server.coordinator import Arrived
 from sumus.server.identity import Roll
 from sumus.server.runs import EvaluationRun, Run, TrainingRun
+from sumus.spec import canonical_json, to_json
 from sumus.storage.keyring import SealError
-from sumus.storage.store import TakenOver
+from sumus.storage.store import Store, TakenOver
 from sumus.wire.messages import (
     Assignment,
     CheckInAnswer,
@@ -35,6 +37,8 @@ from sumus.wire.messages import (
     Kind,
     Nothing,
     Refused,
+    Released,
+    Served,
     Settlement,
 )
 
@@ -48,6 +52,7 @@ GATHER = 0.002
 FINISH = 10.0
 """Seconds between attempts to close what could not be closed."""
 TAKEN_OVER = "another server has taken over this database: stop one of the two"
+KINDS: tuple[Kind, ...] = ("train", "evaluate")
 AGAIN = (1.0, 3.0)
 """The window to come back in where storage fails."""
 MOST_HELD = 4096
@@ -58,48 +63,64 @@ MOST_SERIALS = 100_000
 
 @dataclass
 class ServedTask:
-    """What a server runs for a task. name: on the wire.  priority: the higher, the earlier its devices are asked.
-    fingerprint: of devices that can do it.  evaluation: None where nobody measures."""
+    """What a server runs for a task. name: on the wire.  runs: one of each kind, at most.  fingerprint: of devices that can do
+    it.  keeps_state: whether it asks of them that they remember.  priority: the higher, the earlier its devices are asked."""
 
     name: str
-    training: TrainingRun
-    evaluation: EvaluationRun | None = None
+    runs: tuple[Run, ...]
+    fingerprint: str
+    keeps_state: bool = False
     priority: int = 0
-    fingerprint: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.fingerprint = self.training.plan.description.fingerprint
+    def run(self, kind: Kind) -> Run | None:
+        """Its run of a kind."""
+        return next((run for run in self.runs if run.kind == kind), None)
 
     @property
-    def runs(self) -> tuple[Run, ...]:
-        """Its runs."""
-        return (self.training,) if self.evaluation is None else (self.training, self.evaluation)
+    def training(self) -> TrainingRun:
+        """The run in which models are made: not at an edge."""
+        found = next((run for run in self.runs if isinstance(run, TrainingRun)), None)
+        if found is None:
+            raise UsageError("an edge makes no models: ask the server above it")
+        return found
+
+    @property
+    def evaluation(self) -> EvaluationRun | None:
+        """The run in which they are measured; None where nobody does."""
+        return next((run for run in self.runs if isinstance(run, EvaluationRun)), None)
+
+    @property
+    def released(self) -> Released | None:
+        """The model that devices answer with."""
+        return next((released for run in self.runs if (released := run.released()) is not None), None)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A check-in of an authenticated device."""
+    """A check-in of a device: authenticated, or passed on by its edge, the `parent`."""
 
     device: str
     request: CheckInRequest
+    parent: str = ""
 
 
 @dataclass(frozen=True)
 class Reported:
-    """A report that has arrived whole and was checked. session: of the rows."""
+    """A report that has arrived whole and was checked: of a session of the rows; or an edge's, of many."""
 
     run: Run
-    session: str
-    update: Update
+    report: Arrived
+    content: Update | Aggregate
 
 
 @dataclass(frozen=True)
 class Aborted:
-    """A device gave up."""
+    """A device gave up, or an edge says so of one of its own, as the `parent`."""
 
     run: Run
     session: str
     reason: str
+    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +141,7 @@ class _Asking:
     device: str
     request: CheckInRequest
     until: float
+    parent: str = ""
     settled: Settlement | None = None
     later: Later | None = None
     known: bool = False
@@ -154,7 +176,8 @@ class Server:
         self.population, self.roll, self.clock = population, roll, clock
         self.tasks = sorted(tasks, key=lambda task: (-task.priority, task.name))
         for task in tasks:
-            task.training.people = self._people
+            for run in task.runs:
+                run.people = self._people
         self.counts = Counts()
         self.trouble = "starting"
         self.began = time.monotonic()
@@ -202,7 +225,7 @@ class Server:
     def run(self, task: str, kind: Kind) -> Run | None:
         """A task's run of this kind."""
         found = next((each for each in self.tasks if each.name == task), None)
-        return None if found is None else found.training if kind == "train" else found.evaluation
+        return None if found is None else found.run(kind)
 
     async def check_in(self, device: str, request: CheckInRequest) -> CheckInAnswer:
         """Answer a device; up to `request.wait_s` later, if there is no work now."""
@@ -210,7 +233,19 @@ class Server:
 
     async def report(self, device: str, run: Run, session: str, update: Update) -> Counted:
         """Count a report that the run's first hop has checked. Refused where it is not, and will not be; or cannot be now."""
-        return await self._committer.ask(Reported(run, f"{device}/{session}", update))
+        return await self._committer.ask(Reported(run, Arrived((f"{device}/{session}",)), update))
+
+    async def relay(self, edge: str, device: str, request: CheckInRequest) -> CheckInAnswer:
+        """Answer a device by way of its edge."""
+        return await self._committer.ask(Asked(device, request, edge))
+
+    async def report_sum(self, edge: str, run: Run, sessions: tuple[str, ...], total: Aggregate) -> Counted:
+        """Count what an edge has added of these sessions' reports, all of it or nothing."""
+        return await self._committer.ask(Reported(run, Arrived(sessions, edge), total))
+
+    async def end(self, edge: str, run: Run, session: str, reason: str) -> Nothing:
+        """Note that no report of an edge's device will come."""
+        return await self._committer.ask(Aborted(run, session, reason, edge))
 
     async def abort(self, device: str, run: Run, session: str, reason: str) -> Nothing:
         """Note that no report will come."""
@@ -228,6 +263,33 @@ class Server:
                 rows.forget_device(device)
         self._serials.pop(device, None)
         self.count_people()
+
+    def take_up(self, task: ServedTask, now: float) -> None:
+        """Serve one more task, or another version of one. On the deciding thread."""
+        self.tasks = [each for each in self.tasks if each.name != task.name] + [task]
+        for run in task.runs:
+            run.people = self._people
+            self._recover_run(run, now)
+        self.count_people()
+
+    def served(self) -> list[Served]:
+        """What an edge must know of each run that it may take part in. On the deciding thread."""
+        return [
+            Served(
+                task.name,
+                run.kind,
+                task.fingerprint,
+                task.keeps_state,
+                run.plan_body,
+                canonical_json(to_json(run.hop)),
+                run.least,
+                run.most_together,
+                task.released,
+            )
+            for task in self.tasks
+            for run in task.runs
+            if run.most_together
+        ]
 
     async def command(self, do: Callable[[float], Any]) -> Any:
         """Let the deciding thread do something, given the time, and answer with what it returns."""
@@ -260,8 +322,7 @@ class Server:
                 self._take_reports(now)
             for one in waiting:
                 if isinstance(one.item, Aborted):
-                    self._drop(one.item.run, [one.item.session], one.item.reason, now)
-                    one.say(Nothing())
+                    self._abort(one, one.item, now)
             if time.monotonic() >= self._next_tick:
                 self._tick(now)
             self._look_again(now)
@@ -282,13 +343,16 @@ class Server:
         self._out.clear()
         self.count_people()
         for run in self._runs():
-            run.recover(now)
-            run.tick(now)
-            with run.store.transaction() as rows:
-                sessions = [row for row in map(rows.session, rows.sessions_out()) if row is not None]
-            self._out |= {row.device: (run, row.id, row.serial) for row in sessions}
+            self._recover_run(run, now)
         self.trouble = ""
         LOG.info("recovered")
+
+    def _recover_run(self, run: Run, now: float) -> None:
+        run.recover(now)
+        run.tick(now)
+        with run.store.transaction() as rows:
+            sessions = [row for row in map(rows.session, rows.sessions_out()) if row is not None]
+        self._out |= {row.device: (run, row.id, row.serial) for row in sessions}
 
     def _fail(self, error: Exception, waiting: Iterable[Waiting[Item]]) -> None:
         """Storage failed, or we did: whoever waits is told to come again, and everything is read anew."""
@@ -310,14 +374,13 @@ class Server:
 
     def _runs(self) -> list[Run]:
         """All training runs, the most urgent first, then all evaluations."""
-        training: list[Run] = [task.training for task in self.tasks]
-        return training + [task.evaluation for task in self.tasks if task.evaluation is not None]
+        return [run for kind in KINDS for task in self.tasks if (run := task.run(kind)) is not None]
 
     # ── check-ins ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _asking(self, waiting: Waiting[Item], asked: Asked) -> _Asking:
         self._checkins += 1
-        return _Asking(waiting, asked.device, asked.request, waiting.since + asked.request.wait_s)
+        return _Asking(waiting, asked.device, asked.request, waiting.since + asked.request.wait_s, asked.parent)
 
     def _check_in(self, asked: Sequence[_Asking], now: float) -> None:
         """Answer check-ins, or hold them."""
@@ -348,7 +411,7 @@ class Server:
     def _is_news(self, one: _Asking) -> bool:
         """Whether a check-in is the latest of its device, and that is still let in; others are answered."""
         try:
-            self.roll.find(one.device, self.clock())
+            self.roll.find(one.parent or one.device, self.clock())
         except Refused as refused:
             one.waiting.say(refused)
             return False
@@ -398,13 +461,18 @@ class Server:
         able = [one for one in asked if task.fingerprint in one.request.fingerprints]
         for one in able:
             one.known = True
-        able = [one for one in able if wanted and run.kind in one.request.kinds and self._may(run, task, one)]
+        able = [one for one in able if wanted and run.kind in one.request.kinds and self._may(run, task, one, now)]
         if not able:
             return list(asked)
         events = [
             (
                 one.device,
-                CheckIn(f"{one.device}/{one.request.session}", one.request.serial, one.request.conditions.value()),
+                CheckIn(
+                    f"{one.device}/{one.request.session}",
+                    one.request.serial,
+                    one.request.conditions.value(),
+                    parent=one.parent,
+                ),
             )
             for one in able
         ]
@@ -417,17 +485,27 @@ class Server:
                 if isinstance(action, Assign):
                     given.add(id(one))
                     self._give(run, one, action.session, now)
-                elif isinstance(action, Later) and (one.later is None or action.window < one.later.window):
-                    one.later = action
+                elif isinstance(action, Later):
+                    self._note_later(one, action)
             run.carry_out(actions, now)
         return [one for one in asked if id(one) not in given]
 
-    def _may(self, run: Run, task: ServedTask, one: _Asking) -> bool:
+    def _may(self, run: Run, task: ServedTask, one: _Asking, now: float) -> bool:
         """Whether a run may give this device work: not where the same request was given other work before."""
         out = self._out.get(one.device)
         if out is not None and out[2] == one.request.serial and out[0] is not run:
             return False
-        return one.request.keeps_state or not task.training.plan.keeps_state
+        if task.keeps_state and not one.request.keeps_state:
+            return False
+        later = run.admits(one.device, one.request, now)
+        if later is not None:
+            self._note_later(one, later)
+        return later is None
+
+    def _note_later(self, one: _Asking, later: Later) -> None:
+        """Of what runs say to a device, the earliest counts."""
+        if one.later is None or later.window < one.later.window:
+            one.later = later
 
     def _give(self, run: Run, one: _Asking, session: Session, now: float) -> None:
         """Answer with work. Whoever had other work has forgotten it."""
@@ -449,7 +527,15 @@ class Server:
 
     def _may_change(self, one: _Asking) -> bool:
         """Whether what becomes of rounds may bring this device work: not where it is itself not ready, or has had its share."""
-        return one.later is None or one.later.reason in ("closed", "few", "full", "paused", "separation")
+        return one.later is None or one.later.reason in (
+            "asking",
+            "closed",
+            "few",
+            "full",
+            "parent",
+            "paused",
+            "separation",
+        )
 
     def _say_later(self, one: _Asking) -> None:
         """Answer without work. Who may be held comes back at once: it is cheaper to hold it than to guess when there is work."""
@@ -465,7 +551,8 @@ class Server:
         for task in self.tasks:
             if task.fingerprint in one.request.fingerprints:
                 with suppress(ExperimentError):
-                    found[task.name] = task.training.released()
+                    if (released := task.released) is not None:
+                        found[task.name] = released
         return found
 
     def _look_again(self, now: float) -> None:
@@ -481,6 +568,7 @@ class Server:
                 run.coordinator.room() > 0,
                 run.wanted(),
                 run.coordinator.population,
+                run.changes,
             )
             for run in self._runs()
         ]
@@ -509,12 +597,14 @@ class Server:
     def _stage(self, run: Run, reports: Sequence[Waiting[Item]], now: float) -> None:
         items = [one.item for one in reports if isinstance(one.item, Reported)]
         for one, item in zip(reports, items, strict=True):
-            self._reports.setdefault((id(run), item.session), []).append(one)
-        answers = run.sums.report_all([(item.session, item.update) for item in items], now)
+            self._reports.setdefault((id(run), item.report.sessions[0]), []).append(one)
+        answers = run.sums.report_all([(item.report, item.content) for item in items], now)
         for item, actions in zip(items, answers, strict=True):
             if not actions:
                 self._answer(
-                    run, item.session, Refused("unknown_session", "it was never given to this device, or is long over")
+                    run,
+                    item.report.sessions[0],
+                    Refused("unknown_session", "it was never given to this device, or is long over"),
                 )
             self._say(run, actions, duplicate=True)
             run.carry_out(actions, now)
@@ -561,8 +651,15 @@ class Server:
             self.counts.waited += time.monotonic() - one.since
             one.say(answer)
 
+    def _abort(self, one: Waiting[Item], item: Aborted, now: float) -> None:
+        row = item.run.coordinator.session(item.session)
+        if row is not None and row.parent == item.parent:
+            self._drop(item.run, [item.session], item.reason, now)
+        one.say(Nothing())
+
     def _drop(self, run: Run, sessions: Sequence[str], reason: str, now: float) -> None:
         self.counts.events["dropped", reason] += len(sessions)
+        run.dropped(sessions, reason)
         run.carry_out(run.coordinator.drop(sessions, reason, now), now)
         for session in sessions:
             device = session.partition("/")[0]
@@ -598,13 +695,12 @@ class Server:
         return self.roll.count(self.population)
 
 
-def storage_clock(tasks: Sequence[ServedTask]) -> Callable[[], float]:
+def storage_clock(stores: Iterable[Store]) -> Callable[[], float]:
     """Seconds that no row is later than, and that no change of the machine's clock moves: they go on from the machine's time now,
     or from the latest row, if that is later."""
     latest = 0.0
-    for task in tasks:
-        for run in task.runs:
-            with run.store.transaction() as rows:
-                latest = max([latest, *(row.since for row in rows.rounds())])
+    for store in stores:
+        with store.transaction() as rows:
+            latest = max([latest, *(row.since for row in rows.rounds())])
     begun, start = time.monotonic(), max(time.time(), latest)
     return lambda: start + time.monotonic() - begun

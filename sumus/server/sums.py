@@ -21,7 +21,7 @@ from sumus.aggregate import Aggregate, RunningSum, Update
 from sumus.errors import ExperimentError
 from sumus.first_hop import FirstHop
 from sumus.protocol.round import Action, Session, Stage
-from sumus.server.coordinator import Coordinator
+from sumus.server.coordinator import Arrived, Coordinator
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing, new_key, seal, unseal
 from sumus.storage.store import Rows, Shard
@@ -39,7 +39,7 @@ class SealedSums:
         self, coordinator: Coordinator, hop: FirstHop, ring: KeyRing, blobs: Blobs, spools: bool = False
     ) -> None:
         self._coordinator, self._hop, self._ring, self._blobs, self.spools = coordinator, hop, ring, blobs, spools
-        self._held: dict[str, Update] = {}
+        self._held: dict[str, Update | Aggregate] = {}
         self._begin_anew()
 
     def report(self, session: str, update: Update, now: float) -> tuple[Action, ...]:
@@ -48,14 +48,15 @@ class SealedSums:
         Raises ParticipantError for one that cannot be counted, and then nothing has changed.
         """
         self._hop.check(update)
-        return self.report_all([(session, update)], now)[0]
+        return self.report_all([(Arrived((session,)), update)], now)[0]
 
-    def report_all(self, reports: Sequence[tuple[str, Update]], now: float) -> list[tuple[Action, ...]]:
-        """Take in many, which the first hop has checked: what is said of each."""
-        answers = self._coordinator.report_all([session for session, _ in reports], now)
-        for (session, update), actions in zip(reports, answers, strict=True):
+    def report_all(self, reports: Sequence[tuple[Arrived, Update | Aggregate]], now: float) -> list[tuple[Action, ...]]:
+        """Take in many, which the first hop has checked: what is said of each. They are a session's update, or the sum that an
+        edge made of those of many."""
+        answers = self._coordinator.report_all([report for report, _ in reports], now)
+        for (report, content), actions in zip(reports, answers, strict=True):
             if any(isinstance(action, Stage) for action in actions):
-                self._held.setdefault(session, update)  # what came first is what counts
+                self._held.setdefault(report.sessions[0], content)  # what came first is what counts
         return answers
 
     def commit(self, now: float) -> tuple[Action, ...]:
@@ -140,8 +141,9 @@ class SealedSums:
         written: list[tuple[Shard, RunningSum]] = []
         if self.spools:
             for session in counted:
-                one = self._hop.count_in(self._held[session.id], staleness=session.staleness)
-                self._seal(rows, Shard(cast(int, session.sum), session.id, 1, 1, ""), one)
+                one = RunningSum()
+                self._count_in(session, one)
+                self._seal(rows, Shard(cast(int, session.sum), session.id, 1, 1, ""), one.total)
             return written
         for number in sorted({session.sum for session in counted if session.sum is not None}):
             before, running = self._shards.get(number, (Shard(number, self._name, 0, 0, ""), RunningSum()))
@@ -149,10 +151,18 @@ class SealedSums:
             after.add(running.total)
             for session in counted:
                 if session.sum == number:
-                    self._hop.count_in(self._held[session.id], after, session.staleness)
+                    self._count_in(session, after)
             seq, count = before.seq + 1, int(after.total.count)
             written.append((self._seal(rows, Shard(number, self._name, seq, count, ""), after.total), after))
         return written
+
+    def _count_in(self, session: Session, into: RunningSum) -> None:
+        """Add what a session's report holds; of an edge's that is with the first of its sessions."""
+        content = self._held.get(session.id)
+        if isinstance(content, Aggregate):
+            into.add(content)
+        elif content is not None:
+            self._hop.count_in(content, into, session.staleness)
 
     def _seal(self, rows: Rows, shard: Shard, content: Aggregate) -> Shard:
         """A shard with its content sealed as a blob, which its row points to."""

@@ -21,18 +21,20 @@ State = Literal["enrolled", "revoked", "withdrawn"]
 @dataclass(frozen=True, slots=True)
 class Token:
     """Lets devices enrol. hash: SHA-256 of it, in hexadecimal.  population: that they enrol in.  uses: that are left.
-    expires: seconds of the server's clock."""
+    expires: seconds of the server's clock.  speaks_for: devices that who enrols with it may speak for; 0 for none."""
 
     hash: str
     population: str
     uses: int
     expires: float
+    speaks_for: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """An enrolled device. id: SHA-256 of its public key, in hexadecimal.  public_key: Ed25519, 32 bytes.  enrolled, seen: when,
-    and when it was heard of last, in seconds of the server's clock."""
+    and when it was heard of last, in seconds of the server's clock.  speaks_for: how many other devices it may speak for, 0 where
+    it is no edge.  members: how many it said that it has."""
 
     id: str
     population: str
@@ -40,6 +42,13 @@ class Identity:
     state: State
     enrolled: float
     seen: float
+    speaks_for: int = 0
+    members: int = 0
+
+    @property
+    def people(self) -> int:
+        """Devices that take part through it: itself, or an edge's."""
+        return (self.members if self.speaks_for else 1) if self.state == "enrolled" else 0
 
 
 class IdentityRows(Protocol):
@@ -74,7 +83,7 @@ class IdentityRows(Protocol):
         ...
 
     def count(self, population: str) -> int:
-        """Devices that are enrolled in a population."""
+        """Devices that are enrolled in a population, here or at its edges."""
         ...
 
 
@@ -148,4 +157,4 @@ class _Transaction:
         self._identities[row.id] = row
 
     def count(self, population: str) -> int:
-        return sum(row.population == population and row.state == "enrolled" for row in self._identities.values())
+        return sum(row.people for row in self._identities.values() if row.population == population)

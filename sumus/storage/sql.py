@@ -23,6 +23,7 @@ from sqlalchemy import (
     Select,
     Table,
     bindparam,
+    case,
     create_engine,
     delete,
     event,
@@ -75,7 +76,8 @@ _IDENTITIES = (
     select(IDENTITY).where(IDENTITY.c.id > bindparam("after")).order_by(IDENTITY.c.id).limit(bindparam("limit"))
 )
 _HERE = IDENTITY.c.population == bindparam("population")
-_ENROLLED = select(func.count()).select_from(IDENTITY).where(_HERE, IDENTITY.c.state == "enrolled")
+_PEOPLE = case((IDENTITY.c.speaks_for > 0, IDENTITY.c.members), else_=1)
+_ENROLLED = select(func.coalesce(func.sum(_PEOPLE), 0)).where(_HERE, IDENTITY.c.state == "enrolled")
 _READS = "sumus_reads"
 """Of a connection that writes nothing."""
 _BUSY = 30
@@ -438,4 +440,4 @@ class _SqlIdentityRows:
 
     def count(self, population: str) -> int:
         self._identities.flush()
-        return self._connection.execute(_ENROLLED, {"population": population}).scalar_one()
+        return int(self._connection.execute(_ENROLLED, {"population": population}).scalar_one())

@@ -45,6 +45,7 @@ SESSION = Table(
     Column("reason", TEXT, nullable=False),
     Column("sum", BigInteger),
     Column("staleness", BigInteger, nullable=False),
+    Column("parent", TEXT, nullable=False),
     Index("session_expires", "run", "state", "expires"),
     Index("session_device", "run", "device"),
 )
@@ -108,6 +109,7 @@ TOKEN = Table(
     Column("population", TEXT, nullable=False),
     Column("uses", BigInteger, nullable=False),
     Column("expires", Double, nullable=False),
+    Column("speaks_for", BigInteger, nullable=False),
 )
 IDENTITY = Table(
     "identity",
@@ -118,5 +120,7 @@ IDENTITY = Table(
     Column("state", TEXT, nullable=False),
     Column("enrolled", Double, nullable=False),
     Column("seen", Double, nullable=False),
+    Column("speaks_for", BigInteger, nullable=False),
+    Column("members", BigInteger, nullable=False),
     Index("identity_population", "population", "state"),
 )

@@ -23,6 +23,8 @@ PROTOCOL = 1
 """Version of this page of the protocol; a server that is spoken to in another says which it speaks."""
 MAX_CONTROL = 64 * 2**10
 """The longest JSON body that is read, in bytes."""
+MAX_RELAY, MOST_RELAYED = 2**20, 256
+"""Of an edge, that speaks for many devices: the longest, and how many it may speak for at once."""
 
 Kind: TypeAlias = Literal["train", "evaluate"]
 # In Python `$` is also before a last line feed, in JavaScript it is not; `$(?!\n)` is the end of the text in both.
@@ -149,17 +151,6 @@ class CheckInAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     released: dict[Name, Released] = {}
 
 
-# ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Counted(msgspec.Struct, frozen=True):
-    """The report is in the sum, and that is durable. duplicate: it was before, and this one was not added; never left
-    out, so that `{}` from somebody in between is not taken for this."""
-
-    duplicate: bool
-    status: Literal["counted"] = "counted"
-
-
 AbortReason: TypeAlias = Literal[
     "floor-steps",
     "floor-seconds",
@@ -177,6 +168,81 @@ AbortReason: TypeAlias = Literal[
     "stopped",
     "other",
 ]
+
+
+# ── edges ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Served(msgspec.Struct, frozen=True):
+    """A run that an edge may take part in. fingerprint: of devices that can do it.  keeps_state: whether it asks of them that
+    they remember.  hop: how reports become integers, as canonical JSON.  contributors: least, in a sum that is used.  most:
+    reports that one sum of an edge may hold.  released: the model that devices answer with."""
+
+    task: Name
+    kind: Kind
+    fingerprint: Hash
+    keeps_state: bool
+    plan: Body
+    hop: str
+    contributors: Count
+    most: Count
+    released: Released | None = None
+
+
+class Tasks(msgspec.Struct, frozen=True):
+    """All that is to be done for a population."""
+
+    runs: tuple[Served, ...]
+
+
+class Relayed(msgspec.Struct, frozen=True):
+    """A device's check-in, as its edge passes it on; nothing is held open for it."""
+
+    device: Hash
+    request: CheckInRequest
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A session of an edge's device of which no report will come."""
+
+    task: Name
+    kind: Kind
+    device: Hash
+    session: Word
+    reason: AbortReason
+
+
+class RelayRequest(msgspec.Struct, frozen=True):
+    """An edge speaks for its devices, each of which it knows. members: how many those are, altogether."""
+
+    members: Count
+    asked: Annotated[tuple[Relayed, ...], msgspec.Meta(max_length=MOST_RELAYED)] = ()
+    ended: Annotated[tuple[Ended, ...], msgspec.Meta(max_length=MOST_RELAYED)] = ()
+
+
+class RelayedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """To one of them: an answer, or the code of an error."""
+
+    device: Hash
+    answer: CheckInAnswer | None = None
+    code: str = ""
+
+
+class RelayAnswer(msgspec.Struct, frozen=True):
+    """To each who asked, in the same order."""
+
+    answers: tuple[RelayedAnswer, ...]
+
+
+# ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """The report is in the sum, and that is durable. duplicate: it was before, and this one was not added; never left
+    out, so that `{}` from somebody in between is not taken for this."""
+
+    duplicate: bool
+    status: Literal["counted"] = "counted"
 
 
 class Abort(msgspec.Struct, frozen=True):
@@ -201,6 +267,7 @@ STATUS = {
     "unknown_device": 401,  # not enrolled here
     "revoked": 403,  # enrolled, and barred since
     "quota": 403,  # the population is full
+    "not_edge": 403,  # it may not speak for others, or not for so many
     "not_found": 404,  # no such path or object
     "unknown_session": 404,  # never given to this device, or long over
     "method": 405,
@@ -256,7 +323,7 @@ class Refused(Exception):
 @dataclass(frozen=True)
 class Endpoint:
     """A request. body: its form; bytes for tensors, None for none.  answer: of success, with `status`.  signed: by the device.
-    codes: of the errors that it may bring, besides those of every request."""
+    codes: of the errors that it may bring, besides those of every request.  most: bytes of a JSON body."""
 
     name: str
     method: str
@@ -266,6 +333,7 @@ class Endpoint:
     signed: bool
     codes: tuple[str, ...]
     status: int = 200
+    most: int = MAX_CONTROL
 
 
 EVERYWHERE = (
@@ -280,6 +348,7 @@ EVERYWHERE = (
     "slow",
 )
 _WHO = ("bad_signature", "unknown_device", "revoked")
+_REPORT = (*_WHO, "bad_report", "not_finite", "out_of_bounds", "unknown_session", "closed", "stale", "phase", "busy")
 
 ENDPOINTS = (
     Endpoint("challenge", "POST", "/v1/enrolments/challenge", Nothing, Challenge, False, ()),
@@ -304,11 +373,14 @@ ENDPOINTS = (
         bytes,
         Counted,
         True,
-        (*_WHO, "bad_report", "not_finite", "out_of_bounds", "unknown_session", "closed", "stale", "phase", "busy"),
+        _REPORT,
     ),
     Endpoint(
         "abort", "POST", "/v1/tasks/{task}/{kind}/{session}/abort", Abort, Nothing, True, (*_WHO, "unknown_session")
     ),
+    Endpoint("tasks", "GET", "/v1/tasks", None, Tasks, True, (*_WHO, "not_edge"), most=MAX_RELAY),
+    Endpoint("relay", "POST", "/v1/relays", RelayRequest, RelayAnswer, True, (*_WHO, "not_edge"), most=MAX_RELAY),
+    Endpoint("report_sum", "PUT", "/v1/tasks/{task}/{kind}", bytes, Counted, True, (*_REPORT, "not_edge")),
 )
 
 # ── reading, writing, signing ────────────────────────────────────────────────────────────────────────────────────────
@@ -317,12 +389,13 @@ M = TypeVar("M")
 _FORMS = {form for endpoint in ENDPOINTS for form in (endpoint.body, endpoint.answer) if form not in (None, bytes)}
 _READERS: dict[Any, msgspec.json.Decoder[Any]] = {form: msgspec.json.Decoder(form) for form in (*_FORMS, Problem)}
 """Made here: msgspec (0.22) crashes where threads are the first to read a form and do so at the same time."""
+_MOST: dict[Any, int] = {form: endpoint.most for endpoint in ENDPOINTS for form in (endpoint.body, endpoint.answer)}
 
 
 def read(form: type[M], body: bytes | memoryview) -> M:
-    """The message of these bytes. ParticipantError where they are not of this form, or more than `MAX_CONTROL`."""
-    if len(body) > MAX_CONTROL:
-        raise ParticipantError(None, f"{len(body)} bytes, and a {form.__name__} has at most {MAX_CONTROL}")
+    """The message of these bytes. ParticipantError where they are not of this form, or more than it may have."""
+    if len(body) > (most := _MOST.get(form, MAX_CONTROL)):
+        raise ParticipantError(None, f"{len(body)} bytes, and a {form.__name__} has at most {most}")
     try:
         reader = _READERS.get(form)
         return msgspec.json.decode(body, type=form) if reader is None else reader.decode(body)

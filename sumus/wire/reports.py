@@ -1,17 +1,24 @@
-"""A report as bytes: what a device sends after training, in one body that its signature covers.
+"""A report as bytes: what a device sends after training, or an edge after adding, in one body that its signature covers.
 
     body   = encode_report(update)                     on the device
     update = decode_report(body, device, hop)          at the first hop; whatever else it holds is refused
 
-The body is safetensors with the names `part/PART/LEAF`, `examples` (int64) and `metric/NAME` (float64: sum and count).
+    body = encode_sum(sessions, total, hop)            on an edge
+    sessions, total = decode_sum(body, edge, hop, 10)  at the next hop
+
+A report is safetensors with the names `part/PART/LEAF`, `examples` (int64) and `metric/NAME` (float64: sum and count). A sum has
+the slots of an aggregate, `sum/PART/LEAF` in the narrowest of int8, int16, int32 and int64 that holds every sum of so many
+reports, and `sessions`: what it is of, as ASCII in int8, one `DEVICE/SESSION` a line.
 """
 
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sumus.aggregate import Update
+from sumus.aggregate import Aggregate, Update
 from sumus.errors import ParticipantError
 from sumus.first_hop import FirstHop
 from sumus.types import Array, Tree
@@ -19,6 +26,10 @@ from sumus.wire.tensors import MAX_HEADER, encode_tree, view_tree
 
 MOST_EXAMPLES = 2**53
 """What a JavaScript number counts to."""
+_SESSIONS = "sessions"
+_NAME = 65
+"""Letters of a device's id, or of a session's, at most, and what stands between."""
+_SESSION = re.compile(r"[0-9a-f]{64}/[A-Za-z0-9_-]{1,64}")
 
 
 def encode_report(update: Update) -> bytes:
@@ -59,6 +70,69 @@ def decode_report(body: bytes | memoryview, device: object, hop: FirstHop) -> Up
 def most_bytes(hop: FirstHop) -> int:
     """The longest body that is read: floats may have eight bytes."""
     return 2 * hop.nbytes + 16 * len(hop.metrics) + 8 + MAX_HEADER
+
+
+def encode_sum(sessions: Sequence[str], total: Aggregate, hop: FirstHop) -> bytes:
+    """Canonical bytes of the sum of these sessions' reports."""
+    slots = dict(total.slots())
+    for part, shapes in zip(hop.parts, hop.layouts, strict=True):
+        narrow = _narrowest(hop.largest(part, len(sessions)))
+        for name in (f"sum/{part.name}/{leaf}" for leaf, _ in shapes):
+            slots[name] = slots[name].astype(narrow)
+    return encode_tree(slots | {_SESSIONS: np.frombuffer("\n".join(sessions).encode("ascii"), np.int8)})
+
+
+def decode_sum(body: bytes | memoryview, edge: object, hop: FirstHop, most: int) -> tuple[tuple[str, ...], Aggregate]:
+    """The sessions that these bytes are of, at most so many, and their sum, which can be one of this plan. edge: who sent it, for
+    errors. Raises ParticipantError."""
+    try:
+        slots = view_tree(body)
+        sessions = _sessions(slots.pop(_SESSIONS, None), most)
+        total = Aggregate.from_slots(_widened(slots, sessions, hop))
+    except ParticipantError as error:
+        raise ParticipantError(edge, str(error)) from error
+    hop.check_sum(total, edge, len(sessions))
+    return sessions, total
+
+
+def most_sum_bytes(hop: FirstHop, most: int) -> int:
+    """The longest body of a sum of at most so many reports."""
+    widths = [_narrowest(hop.largest(part, most)).itemsize for part in hop.parts]
+    sizes = [sum(math.prod(shape) for _, shape in leaves) for leaves in hop.layouts]
+    fixed = 8 + 8 * len(hop.parts) + 16 * len(hop.metrics) + 2 * _NAME * most + MAX_HEADER
+    return fixed + sum(width * size for width, size in zip(widths, sizes, strict=True))
+
+
+def _narrowest(largest: int) -> np.dtype[Any]:
+    return next(dtype for dtype in map(np.dtype, ("i1", "i2", "i4", "i8")) if largest <= np.iinfo(dtype).max)
+
+
+def _sessions(slot: Array | None, most: int) -> tuple[str, ...]:
+    if slot is None or slot.dtype != np.int8 or slot.ndim != 1 or not 0 < slot.size <= 2 * _NAME * most:
+        raise ParticipantError(None, f"`{_SESSIONS}` must name from 1 to {most} sessions")
+    sessions = tuple(slot.tobytes().decode("ascii", "replace").split("\n"))
+    if len(set(sessions)) != len(sessions) or len(sessions) > most or not all(map(_SESSION.fullmatch, sessions)):
+        raise ParticipantError(None, f"`{_SESSIONS}` must name from 1 to {most} sessions, each once, as DEVICE/SESSION")
+    return sessions
+
+
+def _widened(slots: Tree, sessions: Sequence[str], hop: FirstHop) -> Tree:
+    """The slots of an aggregate, each in int64, where each is as wide as it is planned."""
+    planned: dict[str, tuple[Any, tuple[int, ...]]] = {"count": (np.int64, ())}
+    for part, shapes in zip(hop.parts, hop.layouts, strict=True):
+        narrow = _narrowest(hop.largest(part, len(sessions)))
+        planned |= {f"sum/{part.name}/{leaf}": (narrow, shape) for leaf, shape in shapes}
+        planned[f"weight/{part.name}"] = (np.int64, ())
+    metrics = {f"metric/{name}": (np.int64, (2,)) for name in hop.metrics if f"metric/{name}" in slots}
+    found = {name: (slot.dtype, slot.shape) for name, slot in slots.items()}
+    if wrong := sorted(set(found) ^ set(planned | metrics)):
+        raise ParticipantError(None, f"slot `{wrong[0]}` is missing, or is none of a sum of this plan")
+    for name, (dtype, shape) in (planned | metrics).items():
+        if slots[name].dtype != dtype or slots[name].shape != shape:
+            raise ParticipantError(
+                None, f"slot `{name}` is {found[name]}, and the plan's is {np.dtype(dtype)}, {shape}"
+            )
+    return {name: slot.astype(np.int64) for name, slot in slots.items()}
 
 
 def _examples(slot: Array | None) -> int:

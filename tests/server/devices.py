@@ -10,6 +10,8 @@ What the server answers is returned as its message; where that is an error, `Ref
 """
 
 import hashlib
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,24 @@ def update_of(plan: Plan, client: object, value: float = 1.0, examples: int = 10
         for part, layout in zip(hop.parts, hop.layouts, strict=True)
     }
     return Update(client, parts, examples, {"loss": (loss * examples, examples)})
+
+
+def together(*calls: Callable[[], Any]) -> list[Any]:
+    """What these give, each in a thread; an exception is what it gives."""
+    given: list[Any] = [None] * len(calls)
+
+    def run(place: int) -> None:
+        try:
+            given[place] = calls[place]()
+        except Refused as refused:
+            given[place] = refused.problem.code
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return given
 
 
 class ScriptedDevice:

@@ -31,8 +31,8 @@ from sumus.wire.messages import (
 )
 from sumus.wire.reports import encode_report
 from sumus.wire.signing import sign, to_base64url
-from tests.server.devices import ScriptedDevice, path_of, tiny, update_of
-from tests.server.test_server import Running, together
+from tests.server.devices import ScriptedDevice, path_of, tiny, together, update_of
+from tests.server.test_server import Running
 
 BUNDLE = tiny(2)
 WORD = "s1"

@@ -17,6 +17,7 @@ from sumus.errors import ExperimentError
 from sumus.evaluation import evaluation_report
 from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.plan import Plan
+from sumus.server.coordinator import Arrived
 from sumus.server.runs import Evaluating
 from sumus.task import Leaf
 from sumus.transport.inprocess import InProcess
@@ -25,7 +26,7 @@ from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Counted, Refused, Settlement, read
 from sumus.wire.reports import encode_report
 from sumus.wire.tensors import decode_tree
-from tests.server.devices import ScriptedDevice, path_of, tiny, update_of
+from tests.server.devices import ScriptedDevice, path_of, tiny, together, update_of
 
 Start = Callable[..., "Running"]
 
@@ -74,24 +75,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
             return running
 
         yield started
-
-
-def together(*calls: Callable[[], Any]) -> list[Any]:
-    """What these give, each in a thread; an exception is what it gives."""
-    given: list[Any] = [None] * len(calls)
-
-    def run(place: int) -> None:
-        try:
-            given[place] = calls[place]()
-        except Refused as refused:
-            given[place] = refused.problem.code
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return given
 
 
 def settled(work: Any, outcome: Any) -> Settlement:
@@ -581,7 +564,7 @@ def test_of_two_reports_of_one_session_the_first_is_counted(start: Start, monkey
 
     def both(now: float) -> None:
         for value in (1.0, 9.0):
-            sums.report_all([(session, update_of(bundle.plan, session, value)) for session in sessions], now)
+            sums.report_all([(Arrived((one,)), update_of(bundle.plan, one, value)) for one in sessions], now)
         running.server.tasks[0].training.carry_out(sums.commit(now), now)
 
     running.server.ask_to_do(both).result()

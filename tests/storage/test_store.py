@@ -21,7 +21,7 @@ from sqlalchemy import event
 from sumus.errors import ExperimentError
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol.round import Assign, CheckIn, Close, Device, Round, Session, State
-from sumus.server.coordinator import Coordinator
+from sumus.server.coordinator import Arrived, Coordinator
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import Fenced, Model, Rows, Run, Shard, Store
@@ -546,7 +546,7 @@ def test_many_check_ins_are_few_statements(
         )
         assert len(said) <= 12, "\n".join(said)
     said.clear()
-    server.report_all([f"{who:03}/2" for who in range(100)], 2.0)
+    server.report_all([Arrived((f"{who:03}/2",)) for who in range(100)], 2.0)
     server.commit(3.0)
     assert len(said) <= 20, "\n".join(said)
     assert server.current.number == 1

@@ -1,0 +1,338 @@
+"""An edge's run: devices work for a round of the server above, and what they report becomes one sum for it.
+
+    relay = Relay()                        of all its runs: who asks, and what came down
+    run = AdderRun(served, relay, store, ring, sums)
+    run.give(device, request, work, now)   work came down for a device
+    run.sums_to_send                       rounds that are closed, as bodies
+    run.delivered(number, now)             the server above has counted one; or run.refused(number, why, now)
+
+An edge's round is a server's, with a pacing of its own: its cohort are the devices that the server above has given work to. It
+closes when they all have ended; or before the time is over in which the server above counts its sum.
+"""
+
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple, cast, get_args
+
+import msgspec
+
+from sumus.first_hop import FirstHop
+from sumus.pacing import Pacing
+from sumus.protocol.round import Later, Round, Session, State
+from sumus.server.runs import Run, any_seed
+from sumus.spec import build, canonical_json
+from sumus.storage.blobs import Blobs
+from sumus.storage.keyring import KeyRing
+from sumus.storage.store import Rows, Store
+from sumus.wire.messages import AbortReason, Assignment, CheckInAnswer, CheckInRequest, Kind, Released, Served
+from sumus.wire.reports import encode_sum
+
+MOST = 1_000_000
+"""Devices in an edge's round, where the server above has not ended it yet."""
+MARGIN = 0.2
+"""The share of the time that the server above gives which is kept for the sum's own way."""
+LINGER = 20.0
+"""Seconds for which more devices are awaited, once all who were given work have ended."""
+ASKING = (0.3, 1.0)
+"""The window to come back in while a check-in is on its way up."""
+NOT_NOW = Later(ASKING, "asking")
+MOST_OBJECTS = 12
+"""Plans and models that are kept for devices to fetch."""
+REASONS = frozenset(get_args(AbortReason))
+MOST_SENT_AWAY = 100_000
+"""Devices of which it is remembered when they may ask again."""
+PICK_UP = 60.0
+"""Seconds after which work that came down for a device, and that it has not fetched, is given back."""
+
+
+class Granted(NamedTuple):
+    """Work that came down for a device. since: when, by the server's clock."""
+
+    work: Assignment
+    serial: int
+    since: float
+
+
+class Relay:
+    """What all runs of an edge share: by device, the last check-in that is to be passed on; work that came down and waits to be
+    fetched; and who is to come later. On the deciding thread.
+
+    ended: sessions of which no report will come, by (task, kind, device and session), with the reason.
+    wake: is called when there is something to pass on.
+    """
+
+    def __init__(self) -> None:
+        self.asking: dict[str, CheckInRequest] = {}
+        self.granted: dict[str, Granted] = {}
+        self.ended: dict[tuple[str, Kind, str], str] = {}
+        self.wake: Callable[[], None] = lambda: None
+        self._later: OrderedDict[str, tuple[int, float, Later]] = OrderedDict()
+        self._next = math.inf
+
+    def clear(self) -> None:
+        """Know of nobody who asks, and of no work that waits."""
+        self.asking.clear()
+        self.granted.clear()
+
+    def ask(self, device: str, request: CheckInRequest, now: float) -> Later:
+        """Pass a check-in on, unless that was done, and what came down says when it may be done again."""
+        serial, until, later = self._later.get(device, (-1, now, NOT_NOW))
+        if serial == request.serial and now < until:
+            return later
+        if device not in self.granted:
+            self.asking[device] = request
+            self.wake()
+        return NOT_NOW
+
+    def send_away(self, device: str, request: CheckInRequest, answer: CheckInAnswer, now: float) -> None:
+        """A device is to come later."""
+        window = answer.retry_after_s or ASKING
+        self._later[device] = request.serial, now + window[0], Later(window, answer.reason)
+        self._next = min(self._next, now + window[0])
+        self._later.move_to_end(device)
+        while len(self._later) > MOST_SENT_AWAY:
+            self._later.popitem(last=False)
+
+    def is_due(self, now: float) -> bool:
+        """Whether somebody who was to come later may ask again by now."""
+        if now < self._next:
+            return False
+        left = [until for _, until, _ in self._later.values() if until > now]
+        self._next = min(left, default=math.inf)
+        return True
+
+    def end(self, work: Assignment, session: str, reason: str = "other") -> None:
+        """No report will come of this. session: as rows name it."""
+        self.note_ended(work.task, work.kind, [session], reason)
+
+    def note_ended(self, task: str, kind: Kind, sessions: Iterable[str], reason: str = "other") -> None:
+        """The same, of many."""
+        said = reason if reason in REASONS else "other"
+        self.ended |= {(task, kind, session): said for session in sessions}
+        if self.ended:
+            self.wake()
+
+
+class Waiting(NamedTuple):
+    """A sum that goes up. sessions: how many it is of."""
+
+    number: int
+    task: str
+    kind: Kind
+    body: bytes
+    sessions: int
+
+
+class AdderRun(Run):
+    """A run of the server above, as this edge takes part in it.
+
+    served: what that server says of it.  sums_to_send: by round's number.
+    linger: seconds for which more devices are awaited, once all who were given work have ended.
+    """
+
+    def __init__(
+        self, served: Served, relay: Relay, store: Store, ring: KeyRing, sums: Blobs, linger: float = LINGER
+    ) -> None:
+        self.kind = served.kind
+        hop = cast(FirstHop, build(json.loads(served.hop)))
+        super().__init__(served.task, Pacing(MOST), hop, store, ring, sums, any_seed, 1)
+        self.served, self.plan_body, self.most_together = served, served.plan, served.most
+        self.sums_to_send: dict[int, Waiting] = {}
+        self._relay, self._linger = relay, linger
+        self._work: tuple[int, Assignment] | None = None
+        self._latest = 0.0
+        self._recent: list[str] = []
+        self._full = False
+
+    # ── what the server asks of every run ────────────────────────────────────────────────────────────────────────────
+
+    def recover(self, now: float) -> None:
+        self._relay.clear()
+        self.sums_to_send.clear()
+        self._work, self._latest = None, now
+        super().recover(now)
+        if (work := self._of(self.coordinator.current.number)) is not None:
+            self._keep(work.plan.sha256, work.broadcast.sha256)
+        self._pace(now)
+
+    def serve(self, served: Served) -> None:
+        """The server above has said anew what this run is."""
+        self.served = served
+        if served.released is not None:
+            self._keep(served.plan.sha256, served.released.model.sha256)
+
+    def _keep(self, *objects: str) -> None:
+        """Let devices fetch these, and those before them, up to a few."""
+        self._recent = [*(each for each in self._recent if each not in objects), *objects][-MOST_OBJECTS:]
+        self.objects = frozenset(self._recent)
+
+    def released(self) -> Released | None:
+        return self.served.released
+
+    def admits(self, device: str, request: CheckInRequest, now: float) -> Later | None:
+        """None where work for this very check-in has come down. Else it is to be passed on, unless what the device did last is
+        still on its way up: the server above would take that for forgotten."""
+        granted = self._relay.granted.get(device)
+        if granted is not None and (granted.serial, granted.work.session) == (request.serial, request.session):
+            return None if self._is_mine(granted) else NOT_NOW
+        with self.store.transaction() as rows:
+            known, closing = rows.device(device), _newest(rows).state is State.CLOSING
+            last = None if known is None else known.session
+            row = None if last is None else rows.round(last.round)
+        if last is not None and last.serial == request.serial:
+            return None  # the same check-in again
+        if closing or (last is not None and last.state == "counted" and row is not None and not row.over):
+            return Later(ASKING, "closed")
+        return self._relay.ask(device, request, now)
+
+    def offer(self, session: Session, now: float) -> Assignment:
+        self._relay.granted.pop(session.device, None)
+        work = self._of(session.round)
+        assert work is not None, "a session is given in a round that has work"
+        left = None if work.expires_in_s is None else max(0.0, self._ends(session.round) - now)
+        return msgspec.structs.replace(work, session=session.id.rpartition("/")[2], expires_in_s=left)
+
+    def conclude(self, number: int, now: float) -> None:
+        """Keep the sum for the uplink; the round stays as it is until the server above has answered."""
+        with self.store.transaction() as rows:
+            sessions, out = rows.counted_in(number), rows.sessions_out()
+        self._relay.note_ended(self.task, self.kind, out)
+        total = self.sums.total(number)
+        body = encode_sum(sessions, total, self.hop)
+        self.sums_to_send[number] = Waiting(number, self.task, self.kind, body, len(sessions))
+        self._relay.wake()
+
+    def tick(self, now: float) -> None:
+        self.changes += self._relay.is_due(now)  # who is held may ask again
+        self._take_back(lambda granted: now - granted.since > PICK_UP)
+        self._pace(now)
+        super().tick(now)
+
+    # ── what the uplink brings ───────────────────────────────────────────────────────────────────────────────────────
+
+    def give(self, device: str, request: CheckInRequest, work: Assignment, now: float) -> None:
+        """Work came down for a device, and waits here to be fetched."""
+        self.changes += 1
+        if self._fits(work, now):
+            self._relay.granted[device] = Granted(work, request.serial, now)
+            self._latest, self._full = now, False
+        else:  # it is of another round than the one that is open here
+            self._relay.end(work, f"{device}/{work.session}")
+        self._pace(now)
+
+    def send_away(self, reason: str, now: float) -> None:
+        """Somebody was given no work."""
+        self.changes += 1
+        self._full |= reason in ("full", "closed")
+        self._pace(now)
+
+    def dropped(self, sessions: Iterable[str], reason: str) -> None:
+        self._relay.note_ended(self.task, self.kind, sessions, reason)
+
+    def delivered(self, number: int, now: float) -> None:
+        """The server above has counted a sum."""
+        if self.sums_to_send.pop(number, None) is not None:
+            self.coordinator.publish(number, now)
+            self._published(number)
+            self.tick(now)
+
+    def refused(self, number: int, why: str, now: float) -> None:
+        """It has not, and will not."""
+        if self.sums_to_send.pop(number, None) is not None:
+            self.trouble = f"the sum of round {number} was not counted above: {why}"
+            self.carry_out(self.coordinator.cancel(number, now), now)
+            self.tick(now)
+
+    # ── of a round ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _fits(self, work: Assignment, now: float) -> bool:
+        """Whether work is of the round that is open here, or opens it. What is of an earlier one of the server's above ends."""
+        row = self.coordinator.current
+        if row.state is State.PLANNED:
+            super().tick(now)
+            row = self.coordinator.current
+        if row.state is not State.OPEN:
+            return False
+        if (mine := self._of(row.number)) is None:
+            self._note(row.number, work, now)
+            return True
+        if _same(mine, work):
+            return row.given + self._waiting() < self.most_together
+        self._end(now)
+        return self.coordinator.current.state is State.PLANNED and self._fits(work, now)
+
+    def _end(self, now: float) -> None:
+        """No more devices come into this round: it closes when those that work have ended, or at once where none does."""
+        with self.store.transaction() as rows:
+            out = rows.sessions_out()
+        self._take_back(lambda granted: True)
+        self._full = True
+        self._pace(now)
+        self.dropped(out, "closed")
+        self.carry_out(self.coordinator.drop(out, "closed", now), now)
+        super().tick(now)
+
+    def _take_back(self, which: Callable[[Granted], bool]) -> None:
+        """Give back work that nobody has fetched."""
+        granted = self._relay.granted
+        for device in [device for device, each in granted.items() if self._is_mine(each) and which(each)]:
+            self._relay.end(work := granted.pop(device).work, f"{device}/{work.session}")
+
+    def _waiting(self) -> int:
+        """Work of this run that waits to be fetched."""
+        return sum(map(self._is_mine, self._relay.granted.values()))
+
+    def _is_mine(self, granted: Granted) -> bool:
+        return (granted.work.task, granted.work.kind) == (self.task, self.kind)
+
+    def _pace(self, now: float) -> None:
+        """The pacing of the round that is open: whether more devices may come into it, and its end."""
+        row = self.coordinator.current
+        if row.state is not State.OPEN or self._of(row.number) is None:
+            return
+        expected = row.given + self._waiting()
+        lingers = not self._full and now - self._latest < self._linger and expected < self.most_together
+        cohort = max(1, expected + (1 if lingers or not expected else 0))
+        ends = self._ends(row.number)
+        deadline = None if ends == float("inf") else max(1e-3, ends - row.since)
+        self.coordinator.pacing = replace(self.coordinator.pacing, cohort=cohort, deadline=deadline)
+
+    def _note(self, number: int, work: Assignment, now: float) -> None:
+        """Write down what a round of ours is for, and when it ends."""
+        left = float("inf") if work.expires_in_s is None else work.expires_in_s * (1 - MARGIN)
+        note = {"work": json.loads(msgspec.json.encode(work)), "ends": None if left == float("inf") else now + left}
+        with self.store.transaction() as rows:
+            rows.put_note(number, "work", canonical_json(note).encode())
+        self._work = None
+        self._keep(work.plan.sha256, work.broadcast.sha256)
+
+    def _of(self, number: int) -> Assignment | None:
+        """The work that a round is for; None where it has none yet."""
+        if self._work is None or self._work[0] != number:
+            with self.store.transaction() as rows:
+                note = rows.note(number, "work")
+            if note is None:
+                return None
+            self._work = number, msgspec.convert(json.loads(note)["work"], Assignment)
+        return self._work[1]
+
+    def _ends(self, number: int) -> float:
+        """When it must be over."""
+        with self.store.transaction() as rows:
+            note = rows.note(number, "work")
+        ends = None if note is None else json.loads(note)["ends"]
+        return float("inf") if ends is None else float(ends)
+
+
+def _newest(rows: Rows) -> Round:
+    row = rows.round(rows.run().newest)
+    assert row is not None, "the newest round is never forgotten"
+    return row
+
+
+def _same(one: Assignment, other: Assignment) -> bool:
+    """Whether two are of one round of the server's above."""
+    return msgspec.structs.replace(one, session=other.session, expires_in_s=other.expires_in_s) == other

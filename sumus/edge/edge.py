@@ -1,0 +1,152 @@
+"""An edge with all that belongs to it: what it keeps, its server for devices, and its way up.
+
+    edge = open_edge(link, Where(data=Path("DIR")))
+    edge.start()                           with the server above, or as it was when that was heard last
+    … edge.device_app, an ASGI application
+    edge.close()
+
+DIR/upstream    the edge's key and membership          DIR/blobs    plans and models, for devices
+DIR/sumus.db, DIR/sums, DIR/keys    as on a server
+"""
+
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+from starlette.applications import Starlette
+
+from sumus.device.keys import system
+from sumus.device.link import Link, fetch_authority
+from sumus.device.requests import Requests
+from sumus.device.store import DeviceStore, FolderStore, Membership, MemoryStore
+from sumus.edge.adder import LINGER, AdderRun, Relay
+from sumus.edge.uplink import Uplink
+from sumus.errors import ExperimentError
+from sumus.operations.service import Conduct, Kept, Where
+from sumus.server.device_plane import device_app
+from sumus.server.identity import Roll
+from sumus.server.limits import Limits, Room
+from sumus.server.server import ServedTask, Server, storage_clock
+from sumus.transport.http import HttpTransport
+from sumus.transport.transport import Transport, Unreachable
+from sumus.wire.messages import AGAIN, Refused, Served
+
+HERE, USUAL = Where(), Conduct()
+
+
+class Edge:
+    """What `open_edge` opens. uplink: its way up."""
+
+    def __init__(self, server: Server, uplink: Uplink, app: Starlette, stack: ExitStack) -> None:
+        self.server, self.uplink, self.device_app, self._stack = server, uplink, app, stack
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=uplink.run, args=(self._over,), name="uplink", daemon=True)
+
+    def start(self) -> None:
+        """Take up what there was to do, and from now on pass on and add."""
+        self.server.start()
+        self.server.ask_to_do(self.uplink.remember).result()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer what waits, and let go of everything. What was added and has not gone up goes up after the next start."""
+        self._over.set()
+        self.uplink.wake()
+        if self._thread.ident is not None:
+            self._thread.join()
+        self.server.stop()
+        self._stack.close()
+
+
+def open_edge(
+    link: Link,
+    where: Where = HERE,
+    conduct: Conduct = USUAL,
+    authority: bytes | None = None,
+    linger: float = LINGER,
+    transport: Transport | None = None,
+    keys: Sequence[bytes] = (),
+) -> Edge:
+    """An edge of the server that a link is of; it enrols, the first time, with the link's token.
+
+    conduct: of it, quota, memory, group and limits are used; its population is that of the server above.
+    linger: see `AdderRun`.  keys: for tests, the key of the edge.  ExperimentError where it cannot be.
+    """
+    with ExitStack() as stack:
+        kept = Kept(where, stack)
+        memory: DeviceStore = MemoryStore() if where.data is None else FolderStore(where.data / "upstream")
+        stack.callback(memory.close)
+        requests = _enrolled(link, memory, transport, keys)
+        clock = storage_clock(map(kept.store, kept.runs()))
+        roll = Roll(kept.identities, {requests.population: conduct.quota})
+        server = Server(requests.population, [], roll, clock, conduct.group)
+        relay = Relay()
+
+        def take_up(runs: Sequence[Served], now: float) -> None:
+            """On the deciding thread."""
+            known = {
+                (run.task, run.kind): run for task in server.tasks for run in task.runs if isinstance(run, AdderRun)
+            }
+            for name in dict.fromkeys(served.task for served in runs):
+                mine = [served for served in runs if served.task == name]
+                here = [known.get((name, served.kind)) for served in mine]
+                if all(run is not None and run.served.hop == served.hop and run.plan_body == served.plan
+                       for run, served in zip(here, mine, strict=True)):  # fmt: skip
+                    for run, served in zip(here, mine, strict=True):
+                        if run is not None:
+                            run.serve(served)
+                    continue
+                for run in here:
+                    if run is not None:  # its reports were by another plan
+                        run.end_all(now)
+                new = [
+                    AdderRun(
+                        served,
+                        relay,
+                        kept.store(f"{name}.{served.kind}"),
+                        kept.ring,
+                        kept.sums(f"{name}.{served.kind}"),
+                        linger,
+                    )
+                    for served in mine
+                ]
+                server.take_up(ServedTask(name, tuple(new), mine[0].fingerprint, mine[0].keeps_state), now)
+                for run, served in zip(new, mine, strict=True):
+                    run.serve(served)
+
+        uplink = Uplink(requests, server, kept.blobs, kept.store("uplink"), relay, take_up)
+        app = device_app(server, kept.blobs, Room(conduct.memory), conduct.limits or Limits(), authority)
+        return Edge(server, uplink, app, stack.pop_all())
+
+
+def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None, keys: Sequence[bytes]) -> Requests:
+    """Requests to the server above, which knows this edge."""
+    record = memory.read()
+    member, authority = record.membership, record.authority
+    if transport is None:
+        address = link.server or (member.server if member else "")
+        if not address:
+            raise ExperimentError("this edge knows no server above it: give its address or a link")
+        if link.pin is not None:
+            authority = fetch_authority(replace(link, server=address))
+        transport = HttpTransport(address, authority or None)
+    if (key := memory.key()) is None:
+        memory.put_key(key := keys[0] if keys else system("edge"))
+    requests = Requests(transport, key, member.population if member else "")
+    if member is not None:
+        return requests
+    if link.token is None:
+        raise ExperimentError(
+            "this edge is not enrolled: give it a link or a token, from whoever runs the server above"
+        )
+    try:
+        enrolment = requests.enrol(link.token)
+    except Refused as refused:
+        if refused.problem.code in AGAIN:
+            raise Unreachable(f"the server above cannot enrol this edge now: {refused}") from refused
+        raise ExperimentError(f"the server above does not enrol this edge: {refused}; ask who runs it") from refused
+    memory.write(
+        replace(record, membership=Membership(link.server, enrolment.population, enrolment.device), authority=authority)
+    )
+    return requests

@@ -1,0 +1,245 @@
+"""An edge's way up: it passes on who asks for work, brings what they are given, and sends what was added.
+
+    uplink = Uplink(requests, server, blobs, rows, relay, take_up)
+    uplink.learn()                         what there is to do, from the server above; else as it was last time
+    uplink.turn()                          one round trip; seconds until the next, at most
+    uplink.run(over)                       until then
+
+The server above may be away: devices' reports are taken and kept meanwhile, and go up when it is back.
+"""
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from itertools import islice
+from typing import Any, NamedTuple, cast
+
+import msgspec
+
+from sumus.device.requests import Requests
+from sumus.edge.adder import AdderRun, Relay, Waiting
+from sumus.server.server import Server
+from sumus.storage.blobs import Blobs
+from sumus.storage.store import OF_THE_RUN, Store
+from sumus.transport.transport import Unreachable
+from sumus.wire.messages import (
+    AGAIN,
+    MOST_RELAYED,
+    AbortReason,
+    Body,
+    CheckInAnswer,
+    CheckInRequest,
+    Ended,
+    Kind,
+    Refused,
+    Relayed,
+    RelayRequest,
+    Served,
+    Tasks,
+)
+
+LOG = logging.getLogger("sumus.edge")
+REFRESH = 60.0
+"""Seconds from asking what there is to do to asking again."""
+GATHER = 0.05
+"""Seconds for which check-ins are gathered, so that many go up together."""
+SOON, LATE = 1.0, 60.0
+"""Seconds after which what did not reach the server above is tried again: the first time, and at most."""
+TO_MEND = frozenset({"not_edge", "revoked", "unknown_device", "bad_signature", "old_protocol"})
+"""Codes after which a person must do something, and nothing is given up meanwhile."""
+
+
+class _Taken(NamedTuple):
+    """What is to go up."""
+
+    members: int
+    asked: dict[str, CheckInRequest]
+    ended: dict[tuple[str, Kind, str], str]
+    sums: list[tuple[AdderRun, Waiting]]
+
+
+class Uplink:
+    """requests: of the edge, to the server above.  blobs: where plans and models are kept for devices.  rows: where what there is
+    to do is remembered.  relay: of the server's runs.  take_up: makes runs of what there is to do.
+
+    trouble: why the server above does not hear; empty where it does.  sent, bytes_up: sums that it has counted, and their bytes.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        server: Server,
+        blobs: Blobs,
+        rows: Store,
+        relay: Relay,
+        take_up: Callable[[Sequence[Served], float], None],
+    ) -> None:
+        self._requests, self._server, self._blobs, self._rows = requests, server, blobs, rows
+        self._waiting, self._take_up = relay, take_up
+        relay.wake = self.wake
+        self._wanted = threading.Event()
+        self._said = -1
+        self._failures = 0
+        self._learnt = False
+        self.trouble = ""
+        self.sent = self.bytes_up = 0
+
+    def wake(self) -> None:
+        """There is something to do; from any thread."""
+        self._wanted.set()
+
+    def run(self, over: threading.Event) -> None:
+        """Until it is over."""
+        pause = 0.0
+        while not over.is_set():
+            self._wanted.wait(pause)
+            if over.wait(GATHER):
+                return
+            self._wanted.clear()
+            pause = self.turn()
+            if self._failures and over.wait(pause):
+                return
+
+    def turn(self) -> float:
+        """Everything once. Seconds until the next is due, though nothing comes."""
+        try:
+            if not self._learnt:
+                self.learn()
+            self._go_up()
+        except Unreachable as error:
+            return self._unheard(str(error))
+        except Refused as refused:
+            return self._unheard(str(refused))
+        if self.trouble:
+            LOG.info("the server above answers again")
+        self.trouble, self._failures = "", 0
+        return REFRESH
+
+    def learn(self) -> None:
+        """What there is to do; and the models that devices answer with."""
+        tasks = self._requests.tasks()
+        for served in tasks.runs:
+            self._fetch(served.plan)
+            if served.released is not None:
+                self._fetch(served.released.model)
+        with self._rows.transaction() as rows:
+            rows.put_note(OF_THE_RUN, "served", msgspec.json.encode(tasks))
+        self._on_server(lambda now: self._take_up(tasks.runs, now)).result()
+        self._learnt = True
+        self._sweep()
+
+    def remember(self, now: float) -> bool:
+        """What there was to do when the server above was heard last; whether that is known."""
+        with self._rows.transaction() as rows:
+            note = rows.note(OF_THE_RUN, "served")
+        if note is None:
+            return False
+        self._take_up(msgspec.json.decode(note, type=Tasks).runs, now)
+        return True
+
+    def _unheard(self, why: str) -> float:
+        if self.trouble != why:
+            LOG.warning("the server above: %s; what was added is kept, and sent later", why)
+        self.trouble = why
+        self._failures += 1
+        return min(LATE, SOON * 2.0 ** (self._failures - 1)) * random.uniform(0.75, 1.25)
+
+    def _on_server(self, do: Callable[[float], Any]) -> "Future[Any]":
+        return self._server.ask_to_do(do)
+
+    def _go_up(self) -> None:
+        taken: _Taken = self._on_server(self._take).result()
+        try:
+            self._relay(taken)
+        except (Unreachable, Refused):
+            self._on_server(lambda now: self._put_back(taken)).result()
+            raise
+        for run, waiting in taken.sums:
+            self._send(run, waiting)
+
+    def _runs(self) -> list[AdderRun]:
+        return [run for task in self._server.tasks for run in task.runs if isinstance(run, AdderRun)]
+
+    def _take(self, now: float) -> _Taken:
+        relay, members = self._waiting, self._server.roll.count(self._server.population)
+        asked = {device: relay.asking.pop(device) for device in list(islice(relay.asking, MOST_RELAYED))}
+        ended = {which: relay.ended.pop(which) for which in list(islice(relay.ended, MOST_RELAYED))}
+        if relay.asking or relay.ended:
+            self.wake()
+        sums = [(run, waiting) for run in self._runs() for waiting in run.sums_to_send.values()]
+        return _Taken(members, asked, ended, sums)
+
+    def _put_back(self, taken: _Taken) -> None:
+        self._waiting.asking = taken.asked | self._waiting.asking
+        self._waiting.ended = taken.ended | self._waiting.ended
+
+    def _relay(self, taken: _Taken) -> None:
+        """Pass on who asks; bring what they are told, and what they need for it."""
+        if not (taken.asked or taken.ended or taken.members != self._said):
+            return
+        asked = tuple(Relayed(device, _passed_on(request)) for device, request in taken.asked.items())
+        ended = tuple(
+            Ended(task, kind, *_parts(session), cast(AbortReason, reason))
+            for (task, kind, session), reason in taken.ended.items()
+        )
+        answers = self._requests.relay(RelayRequest(taken.members, asked, ended)).answers
+        self._said = taken.members
+        for each in answers:
+            if each.answer is not None and (work := each.answer.assignment) is not None:
+                self._fetch(work.plan)
+                self._fetch(work.broadcast)
+
+        def bring(now: float) -> None:
+            runs = {(run.task, run.kind): run for run in self._runs()}
+            for (device, request), each in zip(taken.asked.items(), answers, strict=True):
+                answer = each.answer or CheckInAnswer(reason=each.code)
+                work = answer.assignment
+                run = None if work is None else runs.get((work.task, work.kind))
+                if run is not None and work is not None:
+                    run.give(device, request, work, now)
+                else:
+                    self._waiting.send_away(device, request, answer, now)
+                    for each_run in runs.values():
+                        each_run.send_away(answer.reason, now)
+
+        self._on_server(bring).result()
+
+    def _send(self, run: AdderRun, waiting: Waiting) -> None:
+        """Send a sum; what the server above will never count is given up, and said."""
+        try:
+            self._requests.report_sum(waiting.task, waiting.kind, waiting.body)
+        except Refused as refused:
+            code = refused.problem.code
+            if code in AGAIN or code in TO_MEND:
+                raise
+            LOG.warning("round %d of %s was not counted above: %s", waiting.number, waiting.task, refused)
+            why = str(refused)
+            self._on_server(lambda now: run.refused(waiting.number, why, now)).result()
+        else:
+            self.sent += 1
+            self.bytes_up += len(waiting.body)
+            self._on_server(lambda now: run.delivered(waiting.number, now)).result()
+        self._learnt = False  # there may be a new model to answer with
+
+    def _fetch(self, body: Body) -> None:
+        """Have an object here."""
+        if self._blobs.size(body.sha256) is None:
+            self._blobs.put(self._requests.object(body))
+
+    def _sweep(self) -> None:
+        """Let go of what no device may fetch any more."""
+        kept = frozenset[str]().union(*(run.objects for run in self._runs()))
+        for sha256 in set(self._blobs) - kept:
+            self._blobs.delete(sha256)
+
+
+def _passed_on(request: CheckInRequest) -> CheckInRequest:
+    """A check-in as it goes up: what became of the device's earlier work was said here, and nothing is held open."""
+    return msgspec.structs.replace(request, previous=None, wait_s=0.0)
+
+
+def _parts(session: str) -> tuple[str, str]:
+    device, _, word = session.partition("/")
+    return device, word
