@@ -13,9 +13,12 @@ shown. "Answered" means that what was promised is on the disk.
 
 import argparse
 import asyncio
+import hashlib
+import os
 import statistics
 import tempfile
 import time
+import timeit
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Generator, Sequence
@@ -24,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from benchmarks.figures import three_digits, times
 from benchmarks.results import write_table
@@ -336,7 +341,29 @@ def _is_ready(port: int) -> bool:
     return False
 
 
-PARTS = (check_ins, uploads, committer_alone, round_latency, downloads, memory, recovery)
+def machine(bench: Bench) -> list[list[str]]:
+    """What a request is made of, on this machine, beside what it took on the one that the gates were set on."""
+    body, twice = os.urandom(4 * MIB), os.urandom(8 * MIB)
+    values, total = np.random.default_rng(0).normal(size=LARGE).astype(np.float32), np.zeros(LARGE)
+    key, seal = Ed25519PrivateKey.generate(), AESGCM(os.urandom(32))
+    text = os.urandom(250)
+    signature, public = key.sign(text), key.public_key()
+    works: tuple[tuple[str, float, Callable[[], object]], ...] = (
+        ("Ed25519, a signature checked", 0.06, lambda: public.verify(signature, text)),
+        ("SHA-256 of 4 MiB", 2.03, lambda: hashlib.sha256(body).digest()),
+        ("AES-GCM over 8 MiB", 0.45, lambda: seal.encrypt(bytes(12), twice, b"")),
+        ("float32 added to float64, 1,048,576 of them", 0.44, lambda: np.add(total, values, out=total)),
+    )
+    rows: list[list[str]] = []
+    for what, there, work in works:
+        took = min(timeit.repeat(work, number=5, repeat=7)) / 5 * 1e3
+        rows.append(
+            _alone(f"this machine: {what}", f"{there} ms there", f"{three_digits(took)} ms, × {times(took / there)}")
+        )
+    return rows
+
+
+PARTS = (machine, check_ins, uploads, committer_alone, round_latency, downloads, memory, recovery)
 
 
 @contextmanager

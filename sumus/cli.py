@@ -28,6 +28,7 @@ from sumus.interrupt import terminate_like_ctrl_c
 from sumus.operations import commands as server_commands
 from sumus.plan import Plan
 from sumus.userfile import experiment_or_plan, load_experiment, load_plan, split
+from sumus.virtual import commands as virtual_commands
 
 if TYPE_CHECKING:
     from sumus.fleet import Fleet
@@ -333,6 +334,7 @@ def packed(file: str, seed: int | None) -> "Bundle":
 server_commands.register(app, packed)
 for command in (device_commands.join, device_commands.predict, device_commands.forget):
     app.command()(command)
+app.command()(virtual_commands.worker)
 
 
 def fleet_of(text: str) -> "Fleet":
