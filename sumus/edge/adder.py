@@ -42,6 +42,8 @@ NOT_NOW = Later(ASKING, "asking")
 MOST_OBJECTS = 12
 """Plans and models that are kept for devices to fetch."""
 REASONS = frozenset(get_args(AbortReason))
+ASK_AGAIN = 5.0
+"""Seconds after which a check-in that is held here is passed on again, though its window is longer: it goes up with others."""
 MOST_SENT_AWAY = 100_000
 """Devices of which it is remembered when they may ask again."""
 PICK_UP = 60.0
@@ -61,28 +63,30 @@ class Relay:
     fetched; and who is to come later. On the deciding thread.
 
     ended: sessions of which no report will come, by (task, kind, device and session), with the reason.
-    wake: is called when there is something to pass on.
+    going_up: check-ins that are on their way.  wake: is called when there is something to pass on.  members: devices that the edge has.
     """
 
     def __init__(self) -> None:
         self.asking: dict[str, CheckInRequest] = {}
+        self.going_up: dict[str, CheckInRequest] = {}
         self.granted: dict[str, Granted] = {}
         self.ended: dict[tuple[str, Kind, str], str] = {}
         self.wake: Callable[[], None] = lambda: None
+        self.members = 0
         self._later: OrderedDict[str, tuple[int, float, Later]] = OrderedDict()
         self._next = math.inf
 
     def clear(self) -> None:
         """Know of nobody who asks, and of no work that waits."""
-        self.asking.clear()
-        self.granted.clear()
+        for each in (self.asking, self.going_up, self.granted):
+            each.clear()
 
     def ask(self, device: str, request: CheckInRequest, now: float) -> Later:
         """Pass a check-in on, unless that was done, and what came down says when it may be done again."""
         serial, until, later = self._later.get(device, (-1, now, NOT_NOW))
         if serial == request.serial and now < until:
             return later
-        if device not in self.granted:
+        if device not in self.granted and self.going_up.get(device) != request:
             self.asking[device] = request
             self.wake()
         return NOT_NOW
@@ -90,11 +94,18 @@ class Relay:
     def send_away(self, device: str, request: CheckInRequest, answer: CheckInAnswer, now: float) -> None:
         """A device is to come later."""
         window = answer.retry_after_s or ASKING
-        self._later[device] = request.serial, now + window[0], Later(window, answer.reason)
-        self._next = min(self._next, now + window[0])
+        until = math.inf if answer.reason == "replayed" else now + min(window[0], ASK_AGAIN)
+        self._later[device] = request.serial, until, Later(window, answer.reason)
+        self._next = min(self._next, until)
         self._later.move_to_end(device)
         while len(self._later) > MOST_SENT_AWAY:
             self._later.popitem(last=False)
+
+    def note_members(self, members: int) -> None:
+        """How many devices the edge has: the server above is told where that has changed."""
+        if members != self.members:
+            self.members = members
+            self.wake()
 
     def is_due(self, now: float) -> bool:
         """Whether somebody who was to come later may ask again by now."""
@@ -172,6 +183,13 @@ class AdderRun(Run):
     def released(self) -> Released | None:
         return self.served.released
 
+    def waits_for(self, row: Round) -> str:
+        if row.state is State.CLOSING:
+            return "its sum is on its way to the server above"
+        if row.state is State.OPEN and self._of(row.number) is None:
+            return "no work has come down yet"
+        return ""
+
     def admits(self, device: str, request: CheckInRequest, now: float) -> Later | None:
         """None where work for this very check-in has come down. Else it is to be passed on, unless what the device did last is
         still on its way up: the server above would take that for forgotten."""
@@ -207,6 +225,7 @@ class AdderRun(Run):
 
     def tick(self, now: float) -> None:
         self.changes += self._relay.is_due(now)  # who is held may ask again
+        self._relay.note_members(self.coordinator.population)
         self._take_back(lambda granted: now - granted.since > PICK_UP)
         self._pace(now)
         super().tick(now)
@@ -216,6 +235,10 @@ class AdderRun(Run):
     def give(self, device: str, request: CheckInRequest, work: Assignment, now: float) -> None:
         """Work came down for a device, and waits here to be fetched."""
         self.changes += 1
+        with self.store.transaction() as rows:
+            taken = rows.session(f"{device}/{work.session}")
+        if taken is not None:  # it asked twice, and has fetched it since
+            return
         if self._fits(work, now):
             self._relay.granted[device] = Granted(work, request.serial, now)
             self._latest, self._full = now, False

@@ -10,20 +10,19 @@ DIR/sumus.db, DIR/sums, DIR/keys    as on a server
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-
-from starlette.applications import Starlette
 
 from sumus.device.keys import system
 from sumus.device.link import Link, fetch_authority
 from sumus.device.requests import Requests
 from sumus.device.store import DeviceStore, FolderStore, Membership, MemoryStore
 from sumus.edge.adder import LINGER, AdderRun, Relay
-from sumus.edge.uplink import Uplink
+from sumus.edge.uplink import Uplink, quiet
 from sumus.errors import ExperimentError
-from sumus.operations.service import Conduct, Kept, Where
+from sumus.operations.service import Conduct, Kept, Service, Where
+from sumus.operations.status import AboveStatus
 from sumus.server.device_plane import device_app
 from sumus.server.identity import Roll
 from sumus.server.limits import Limits, Room
@@ -35,19 +34,26 @@ from sumus.wire.messages import AGAIN, Refused, Served
 HERE, USUAL = Where(), Conduct()
 
 
-class Edge:
-    """What `open_edge` opens. uplink: its way up."""
+class Edge(Service):
+    """What `open_edge` opens. uplink: its way up.  upstream: the address of the server above."""
 
-    def __init__(self, server: Server, uplink: Uplink, app: Starlette, stack: ExitStack) -> None:
-        self.server, self.uplink, self.device_app, self._stack = server, uplink, app, stack
+    def __init__(self, service: Service, uplink: Uplink, upstream: str, stack: ExitStack) -> None:
+        super().__init__(
+            service.server, service.blobs, service.room, service.ring, service.device_app, service.notes, stack
+        )
+        self.uplink, self.upstream = uplink, upstream
         self._over = threading.Event()
         self._thread = threading.Thread(target=uplink.run, args=(self._over,), name="uplink", daemon=True)
 
     def start(self) -> None:
         """Take up what there was to do, and from now on pass on and add."""
-        self.server.start()
+        super().start()
         self.server.ask_to_do(self.uplink.remember).result()
         self._thread.start()
+
+    def above(self) -> AboveStatus:
+        link = self.uplink
+        return AboveStatus(self.upstream, link.trouble, link.sent, link.bytes_up, link.waiting)
 
     def close(self) -> None:
         """Answer what waits, and let go of everything. What was added and has not gone up goes up after the next start."""
@@ -55,8 +61,7 @@ class Edge:
         self.uplink.wake()
         if self._thread.ident is not None:
             self._thread.join()
-        self.server.stop()
-        self._stack.close()
+        super().close()
 
 
 def open_edge(
@@ -67,17 +72,19 @@ def open_edge(
     linger: float = LINGER,
     transport: Transport | None = None,
     keys: Sequence[bytes] = (),
+    say: Callable[[str], None] | None = None,
 ) -> Edge:
     """An edge of the server that a link is of; it enrols, the first time, with the link's token.
 
     conduct: of it, quota, memory, group and limits are used; its population is that of the server above.
-    linger: see `AdderRun`.  keys: for tests, the key of the edge.  ExperimentError where it cannot be.
+    linger: see `AdderRun`.  say: is told of each sum that went up.  transport, keys: for tests, the way up and the edge's key.
+    ExperimentError where it cannot be.
     """
     with ExitStack() as stack:
         kept = Kept(where, stack)
         memory: DeviceStore = MemoryStore() if where.data is None else FolderStore(where.data / "upstream")
         stack.callback(memory.close)
-        requests = _enrolled(link, memory, transport, keys)
+        requests, upstream = _enrolled(link, memory, transport, keys)
         clock = storage_clock(map(kept.store, kept.runs()))
         roll = Roll(kept.identities, {requests.population: conduct.quota})
         server = Server(requests.population, [], roll, clock, conduct.group)
@@ -115,17 +122,21 @@ def open_edge(
                 for run, served in zip(new, mine, strict=True):
                     run.serve(served)
 
-        uplink = Uplink(requests, server, kept.blobs, kept.store("uplink"), relay, take_up)
-        app = device_app(server, kept.blobs, Room(conduct.memory), conduct.limits or Limits(), authority)
-        return Edge(server, uplink, app, stack.pop_all())
+        uplink = Uplink(requests, server, kept.blobs, kept.store("uplink"), relay, take_up, say or quiet)
+        room = Room(conduct.memory)
+        app = device_app(server, kept.blobs, room, conduct.limits or Limits(), authority)
+        service = Service(server, kept.blobs, room, kept.ring, app, (), ExitStack())
+        return Edge(service, uplink, upstream, stack.pop_all())
 
 
-def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None, keys: Sequence[bytes]) -> Requests:
-    """Requests to the server above, which knows this edge."""
+def _enrolled(
+    link: Link, memory: DeviceStore, transport: Transport | None, keys: Sequence[bytes]
+) -> tuple[Requests, str]:
+    """Requests to the server above, which knows this edge; and where that is."""
     record = memory.read()
     member, authority = record.membership, record.authority
+    address = link.server or (member.server if member else "")
     if transport is None:
-        address = link.server or (member.server if member else "")
         if not address:
             raise ExperimentError("this edge knows no server above it: give its address or a link")
         if link.pin is not None:
@@ -135,7 +146,7 @@ def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None, keys
         memory.put_key(key := keys[0] if keys else system("edge"))
     requests = Requests(transport, key, member.population if member else "")
     if member is not None:
-        return requests
+        return requests, address
     if link.token is None:
         raise ExperimentError(
             "this edge is not enrolled: give it a link or a token, from whoever runs the server above"
@@ -149,4 +160,4 @@ def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None, keys
     memory.write(
         replace(record, membership=Membership(link.server, enrolment.population, enrolment.device), authority=authority)
     )
-    return requests
+    return requests, address

@@ -51,6 +51,10 @@ TO_MEND = frozenset({"not_edge", "revoked", "unknown_device", "bad_signature", "
 """Codes after which a person must do something, and nothing is given up meanwhile."""
 
 
+def quiet(line: str) -> None:
+    """Nobody listens."""
+
+
 class _Taken(NamedTuple):
     """What is to go up."""
 
@@ -63,8 +67,10 @@ class _Taken(NamedTuple):
 class Uplink:
     """requests: of the edge, to the server above.  blobs: where plans and models are kept for devices.  rows: where what there is
     to do is remembered.  relay: of the server's runs.  take_up: makes runs of what there is to do.
+    say: is told of each sum that went up.
 
     trouble: why the server above does not hear; empty where it does.  sent, bytes_up: sums that it has counted, and their bytes.
+    waiting: sums that are on their way.
     """
 
     def __init__(
@@ -75,16 +81,18 @@ class Uplink:
         rows: Store,
         relay: Relay,
         take_up: Callable[[Sequence[Served], float], None],
+        say: Callable[[str], None] = quiet,
     ) -> None:
         self._requests, self._server, self._blobs, self._rows = requests, server, blobs, rows
-        self._waiting, self._take_up = relay, take_up
+        self._relay, self._take_up = relay, take_up
         relay.wake = self.wake
+        self._say = say
         self._wanted = threading.Event()
         self._said = -1
         self._failures = 0
         self._learnt = False
         self.trouble = ""
-        self.sent = self.bytes_up = 0
+        self.sent = self.bytes_up = self.waiting = 0
 
     def wake(self) -> None:
         """There is something to do; from any thread."""
@@ -151,20 +159,23 @@ class Uplink:
 
     def _go_up(self) -> None:
         taken: _Taken = self._on_server(self._take).result()
+        self.waiting = len(taken.sums)
         try:
-            self._relay(taken)
+            self._pass_on(taken)
         except (Unreachable, Refused):
             self._on_server(lambda now: self._put_back(taken)).result()
             raise
         for run, waiting in taken.sums:
             self._send(run, waiting)
+            self.waiting -= 1
 
     def _runs(self) -> list[AdderRun]:
         return [run for task in self._server.tasks for run in task.runs if isinstance(run, AdderRun)]
 
     def _take(self, now: float) -> _Taken:
-        relay, members = self._waiting, self._server.roll.count(self._server.population)
+        relay, members = self._relay, self._server.roll.count(self._server.population)
         asked = {device: relay.asking.pop(device) for device in list(islice(relay.asking, MOST_RELAYED))}
+        relay.going_up |= asked
         ended = {which: relay.ended.pop(which) for which in list(islice(relay.ended, MOST_RELAYED))}
         if relay.asking or relay.ended:
             self.wake()
@@ -172,10 +183,11 @@ class Uplink:
         return _Taken(members, asked, ended, sums)
 
     def _put_back(self, taken: _Taken) -> None:
-        self._waiting.asking = taken.asked | self._waiting.asking
-        self._waiting.ended = taken.ended | self._waiting.ended
+        self._relay.going_up.clear()
+        self._relay.asking = taken.asked | self._relay.asking
+        self._relay.ended = taken.ended | self._relay.ended
 
-    def _relay(self, taken: _Taken) -> None:
+    def _pass_on(self, taken: _Taken) -> None:
         """Pass on who asks; bring what they are told, and what they need for it."""
         if not (taken.asked or taken.ended or taken.members != self._said):
             return
@@ -193,6 +205,7 @@ class Uplink:
 
         def bring(now: float) -> None:
             runs = {(run.task, run.kind): run for run in self._runs()}
+            self._relay.going_up.clear()
             for (device, request), each in zip(taken.asked.items(), answers, strict=True):
                 answer = each.answer or CheckInAnswer(reason=each.code)
                 work = answer.assignment
@@ -200,7 +213,7 @@ class Uplink:
                 if run is not None and work is not None:
                     run.give(device, request, work, now)
                 else:
-                    self._waiting.send_away(device, request, answer, now)
+                    self._relay.send_away(device, request, answer, now)
                     for each_run in runs.values():
                         each_run.send_away(answer.reason, now)
 
@@ -220,6 +233,8 @@ class Uplink:
         else:
             self.sent += 1
             self.bytes_up += len(waiting.body)
+            told = f"{waiting.sessions} report{'' if waiting.sessions == 1 else 's'}"
+            self._say(f"{waiting.task}  a sum of {told} went up, {len(waiting.body):,} bytes")
             self._on_server(lambda now: run.delivered(waiting.number, now)).result()
         self._learnt = False  # there may be a new model to answer with
 

@@ -6,7 +6,7 @@
     GET  /v1/admin/status              status.ServerStatus
     GET  /v1/admin/models/TASK         its lineage
     POST /v1/admin/models/TASK/VERB    promote, rollback {"version"}; pause, resume, cancel {"kind"}
-    POST /v1/admin/tokens              {"uses", "lasts_s"} → {"link"}
+    POST /v1/admin/tokens              {"uses", "lasts_s", "speaks_for"} → {"link"}
     GET  /v1/admin/devices?after=ID    who is enrolled, a hundred at a time
     POST /v1/admin/devices/ID/revoke
     GET  /metrics, /healthz, /readyz   for machines, without a session: sums and states only
@@ -89,6 +89,7 @@ class NewToken(msgspec.Struct, frozen=True):
     """A link for so many devices and seconds."""
 
     uses: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 1
+    speaks_for: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0
     lasts_s: Annotated[float, msgspec.Meta(gt=0, le=3650 * DAY)] = TOKEN_S
 
 
@@ -150,7 +151,7 @@ class AdminPlane:
 
     async def status(self, request: Request) -> Any:
         """What the server does."""
-        return await look(self._server, self._service.room.lent)
+        return await look(self._server, self._service.room.lent, self._service.above())
 
     async def models(self, request: Request) -> Lineage:
         """A task's versions."""
@@ -202,9 +203,14 @@ class AdminPlane:
         """A link for new devices."""
         asked, roll = await _message(request, NewToken), self._server.roll
         token = await asyncio.to_thread(
-            roll.new_token, self._server.population, self._server.clock(), asked.uses, asked.lasts_s
+            roll.new_token,
+            self._server.population,
+            self._server.clock(),
+            asked.uses,
+            asked.lasts_s,
+            asked.speaks_for,
         )
-        self._audit("token", request, uses=asked.uses, lasts_s=asked.lasts_s)
+        self._audit("token", request, uses=asked.uses, lasts_s=asked.lasts_s, speaks_for=asked.speaks_for)
         return Link(self._invite(token))
 
     async def devices(self, request: Request) -> Devices:
@@ -223,7 +229,10 @@ class AdminPlane:
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
-        return Response(exposition(await look(self._server, self._service.room.lent)), media_type=CONTENT_TYPE)
+        return Response(
+            exposition(await look(self._server, self._service.room.lent, self._service.above())),
+            media_type=CONTENT_TYPE,
+        )
 
     async def alive(self, request: Request) -> Nothing:
         """The process answers."""

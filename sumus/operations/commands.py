@@ -75,7 +75,7 @@ admin = typer.Typer(no_args_is_help=True, help="Look at a running server's model
 def register(app: typer.Typer, pack: Pack) -> None:
     """Add the commands."""
 
-    @app.command(cls=_Serve)
+    @app.command(cls=WithTls)
     def serve(  # pyright: ignore[reportUnusedFunction]
         what: Annotated[
             list[str], typer.Argument(metavar="FILE.py[:NAME]|PLAN.sumus …", help="A file, or what `sumus pack` made.")
@@ -107,6 +107,10 @@ def register(app: typer.Typer, pack: Pack) -> None:
         memory: Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")] = 256,
         tokens: Annotated[int, typer.Option(min=0, help="Make a link that so many devices may enrol with.")] = 0,
         token_file: Annotated[Path | None, typer.Option(help="Write that link to a file, and do not print it.")] = None,
+        edges: Annotated[
+            int, typer.Option(min=0, help="Make a link that so many edges may enrol with, in --edge-file.")
+        ] = 0,
+        edge_file: Annotated[Path | None, typer.Option(help="Where that link is written.")] = None,
         evaluate: Annotated[int | None, typer.Option(min=1, help="Let so many devices measure a model.")] = None,
         every: Annotated[int, typer.Option(min=1, help="Versions from one that is measured to the next.")] = 1,
         promote: Annotated[
@@ -139,6 +143,8 @@ def register(app: typer.Typer, pack: Pack) -> None:
         from sumus.operations.service import Conduct, Where
         from sumus.server.runs import Evaluating
 
+        if bool(edges) != (edge_file is not None):
+            raise UsageError("--edges N and --edge-file FILE go together: a link for edges is written, and not printed")
         first = priorities_of(priority or [])
         bundles = bundles_of([pack(each, seed) if is_file_of_code(each) else each for each in what])
         if unknown := first.keys() - bundles.keys():
@@ -164,6 +170,8 @@ def register(app: typer.Typer, pack: Pack) -> None:
                 tokens,
                 token_file,
                 rounds,
+                edges,
+                edge_file,
                 None if quiet or as_json else lambda line: print(line, flush=True),
                 lambda opened: print(json.dumps(dataclasses.asdict(opened)) if as_json else opened.shown(), flush=True),
             ),
@@ -176,7 +184,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
     app.add_typer(admin, name="admin")
 
 
-class _Serve(TyperCommand):
+class WithTls(TyperCommand):
     """--tls takes one word, or two."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -328,20 +336,26 @@ def token(
     url: Url,
     uses: Annotated[int, typer.Option(min=1, help="Devices that may enrol with it.")] = 1,
     days: Annotated[float, typer.Option(min=0.001, help="How long it lasts.")] = 7.0,
+    edge: Annotated[
+        int | None, typer.Option(min=1, metavar="DEVICES", help="For an edge that may speak for so many devices.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write it to a file, and do not print it.")
     ] = None,
     authority: Authority = None,
 ) -> None:
-    """Make a link that devices enrol with."""
+    """Make a link that devices enrol with, or an edge."""
     from sumus.storage.files import write_whole
 
-    made = _remote(url, authority).ask("POST", "/v1/admin/tokens", {"uses": uses, "lasts_s": days * 86400})["link"]
+    speaks = {} if edge is None else {"speaks_for": edge}
+    made = _remote(url, authority).ask("POST", "/v1/admin/tokens", {"uses": uses, "lasts_s": days * 86400} | speaks)[
+        "link"
+    ]
     if output is None:
         print(made)
     else:
         write_whole(output, f"{made}\n".encode(), private=True)
-        print(f"{output}: for {uses} devices")
+        print(f"{output}: for {uses} {'edges' if edge else 'devices'}")
 
 
 def devices(

@@ -21,6 +21,10 @@ def shown(now: dict[str, Any]) -> Group:
         ),
         Text(now["mode"], "yellow"),
     ]
+    if (above := now["above"]) is not None:
+        waiting = f"; {above['waiting']} on their way" if above["waiting"] else ""
+        told = f"an edge of {above['server']}: {above['sums']} sums sent, {amount(above['bytes'])}{waiting}"
+        lines.append(Text(f"{told}; it does not hear: {above['trouble']}" if above["trouble"] else told))
     if now["trouble"]:
         lines.append(Text(f"waiting for storage: {now['trouble']}", "red"))
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -47,6 +51,9 @@ def _row(task: str, run: dict[str, Any]) -> Iterator[str | Text]:
 def _of_task(task: dict[str, Any]) -> Iterator[str]:
     """Its newest model, and the newest that was measured."""
     model, measured = task["model"], task["evaluated"]
+    if model is None:
+        yield f"{task['name']}: devices answer with version {task['released']}"
+        return
     said = [f"{task['name']}: version {model['version']} of {model['contributors']} reports, {ago(model['age_s'])} ago"]
     if model["train"]:
         said.append(f"local training: {means(model['train'])}")

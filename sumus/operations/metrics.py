@@ -48,6 +48,13 @@ class _Snapshot(Collector):
         )
         yield GaugeMetricFamily("sumus_body_bytes", "Of memory that bodies arrive in.", value=status.lent)
         yield GaugeMetricFamily("sumus_checkins_held", "Check-ins that are held open.", value=status.held)
+        if (above := status.above) is not None:
+            yield GaugeMetricFamily(
+                "sumus_above_reached", "Whether the server above hears this edge.", value=float(not above.trouble)
+            )
+            yield CounterMetricFamily("sumus_above_sums", "Sums that the server above has counted.", value=above.sums)
+            yield CounterMetricFamily("sumus_above_sent_bytes", "Of these sums.", value=above.bytes)
+            yield GaugeMetricFamily("sumus_above_waiting", "Sums that are on their way up.", value=above.waiting)
         for what, (name, help, label) in _COUNTED.items():
             family = CounterMetricFamily(f"sumus_{name}", help, labels=[label])
             for which, times in status.events.get(what, {}).items():
@@ -68,12 +75,13 @@ def _of_tasks(tasks: tuple[TaskStatus, ...]) -> Iterator[Metric]:
     for task in tasks:
         version.add_metric([task.name], task.version)
         released.add_metric([task.name], task.released)
-        contributors.add_metric([task.name], task.model.contributors)
-        age.add_metric([task.name], task.model.age_s)
-        for late, reports in task.model.staleness.items():
-            stale.add_metric([task.name, late], reports)
-        for name, value in task.model.train.items():
-            measured.add_metric([task.name, "train", name], value)
+        if task.model is not None:
+            contributors.add_metric([task.name], task.model.contributors)
+            age.add_metric([task.name], task.model.age_s)
+            for late, reports in task.model.staleness.items():
+                stale.add_metric([task.name, late], reports)
+            for name, value in task.model.train.items():
+                measured.add_metric([task.name, "train", name], value)
         if task.evaluated is not None:
             for name, value in task.evaluated.evaluate["means"].items():
                 measured.add_metric([task.name, "evaluate", name], value)

@@ -52,26 +52,28 @@ class Progress:
 
     def __init__(self, server: Server, say: Callable[[str], None], rounds: int | None, end: Callable[[], None]) -> None:
         self._server, self._say, self._rounds, self._end = server, say, rounds, end
-        self._versions = {task.name: task.training.version for task in server.tasks}
-        self._measured = {task.name: task.evaluation.measured for task in server.tasks if task.evaluation is not None}
+        self._makers = [task for task in server.tasks if isinstance(task.runs[0], TrainingRun)]
+        self._versions = {task.name: task.training.version for task in self._makers}
+        self._measured = {task.name: task.evaluation.measured for task in self._makers if task.evaluation is not None}
         self._troubles: dict[tuple[str, str], str] = {}
 
     def look(self) -> None:
         """Say what is new, and end it when it is time."""
-        for task in self._server.tasks:
+        for task in self._makers:
             for version in range(self._versions[task.name] + 1, task.training.version + 1):
                 self._say(_model_line(task.name, task.training.model(version), task.training))
             self._versions[task.name] = task.training.version
             if task.evaluation is not None and task.evaluation.measured > self._measured[task.name]:
                 self._measured[task.name] = task.evaluation.measured
                 self._say(_measured_line(task.name, task.training.model(task.evaluation.measured)))
+        for task in self._server.tasks:
             for each in task.runs:
                 if each.trouble != self._troubles.get((task.name, each.kind), ""):
                     self._troubles[task.name, each.kind] = each.trouble
                     if each.trouble not in ("", ENOUGH):
                         LOG.warning("%s is paused: %s", each.task, each.trouble)
-        done = [self._done(task.training, task.evaluation) for task in self._server.tasks]
-        if all(done):
+        done = [self._done(task.training, task.evaluation) for task in self._makers]
+        if done and all(done):
             self._end()
 
     def _done(self, training: TrainingRun, evaluation: EvaluationRun | None) -> bool:

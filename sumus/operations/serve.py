@@ -41,6 +41,8 @@ from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Refused
 
 LOG = logging.getLogger("sumus.serve")
+MOST_BEHIND_AN_EDGE = 10_000
+"""Devices that an edge may speak for, that enrolled with a link made at a start."""
 
 What: TypeAlias = Plan | Bundle | str | Path
 """A plan with its task's code, a bundle, or a bundle's file."""
@@ -49,12 +51,15 @@ What: TypeAlias = Plan | Bundle | str | Path
 @dataclass(frozen=True)
 class Tell:
     """What a server says, and whom it lets in. tokens: devices that the link it prints is for, 0 for no link.
-    token_file: where that link is written, and then not printed.  rounds: models after which it stops.  say: a line of progress;
-    None for silence.  ready: is called once both planes answer."""
+    token_file: where that link is written, and then not printed.  rounds: models after which it stops.
+    edges: edges that another link is for, written to edge_file.  say: a line of progress; None for silence.  ready: is called
+    once both planes answer."""
 
     tokens: int = 0
     token_file: Path | None = None
     rounds: int | None = None
+    edges: int = 0
+    edge_file: Path | None = None
     say: Callable[[str], None] | None = None
     ready: Callable[[Opened], None] = field(default=lambda opened: None)
 
@@ -128,8 +133,8 @@ def serve(
                 tokens,
                 None if token_file is None else Path(token_file),
                 rounds,
-                say,
-                lambda opened: _print(opened.shown()),
+                say=say,
+                ready=lambda opened: _print(opened.shown()),
             ),
         )
     finally:
@@ -171,16 +176,22 @@ def _read(path: str | Path) -> Bundle:
 
 def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: Listen, tell: Tell) -> None:
     """Serve, until the process is told to stop."""
+    keep(lambda authority: open_service(bundles, where, conduct, authority), where.data, listen, tell)
+
+
+def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Listen, tell: Tell) -> None:
+    """Open a service, and keep it running until the process is told to stop. opens: given the certificate that devices pin, where
+    it is made here.  data: its folder; None for one that goes with the process."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # each device that waits holds a file open
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with ExitStack() as stack:
-        folder = where.data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-")))
+        folder = data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-")))
         make_private(folder)
         at = stack.enter_context(opened_at(listen, folder / "tls"))
         over = threading.Event()
         stack.callback(over.set)
-        service = open_service(bundles, where, conduct, at.authority)
+        service = opens(at.authority)
         stack.callback(service.close)
         access = Access(folder / "admin")
         write_whole(folder / "admin" / "url", at.admin_url.encode(), private=True)
@@ -192,11 +203,15 @@ def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: L
         def opened() -> Opened:
             now, enrolment = service.server.clock(), None
             if tell.tokens:
-                enrolment = invite(service.server.roll.new_token(conduct.population, now, tell.tokens))
+                enrolment = invite(service.server.roll.new_token(service.server.population, now, tell.tokens))
                 if tell.token_file is not None:
                     write_whole(tell.token_file, f"{enrolment}\n".encode(), private=True)
                     enrolment = None
-            tasks = {task.name: task.training.plan.id for task in service.server.tasks}
+            if tell.edges and tell.edge_file is not None:
+                roll, population = service.server.roll, service.server.population
+                made = invite(roll.new_token(population, now, tell.edges, speaks_for=MOST_BEHIND_AN_EDGE))
+                write_whole(tell.edge_file, f"{made}\n".encode(), private=True)
+            tasks = {task.name: task.runs[0].plan_body.sha256 for task in service.server.tasks}
             login = login_link(at.admin_url, access.new_code(time.time()))
             mode, notes = mode_of(service.server), (*at.notes, *service.notes)
             return Opened(at.url, mode, at.admin_url, login, enrolment, at.pin, tasks, notes)
@@ -231,7 +246,7 @@ async def _answer(
     with _signals(loop, end):
         async with planes:
             try:
-                await asyncio.to_thread(server.start)
+                await asyncio.to_thread(service.start)
             except Refused as refused:
                 LOG.error("not ready yet: %s; trying again", refused.problem.detail)
             progress = Progress(server, say, tell.rounds, enough)

@@ -1,7 +1,7 @@
 """A server with all that belongs to it: what it keeps, what it decides, and what it answers on.
 
 service = open_service({"health": bundle}, Where(data=Path("DIR")))
-service.server.start()
+service.start()
 … service.device_app, an ASGI application
 service.close()
 
@@ -25,6 +25,7 @@ from starlette.applications import Starlette
 
 from sumus.errors import ExperimentError
 from sumus.operations.departures import Departures
+from sumus.operations.status import AboveStatus
 from sumus.plan import Plan
 from sumus.protocol.round import Round, State
 from sumus.protocol.rows import changed
@@ -102,6 +103,14 @@ class Service:
     ) -> None:
         self.server, self.blobs, self.room, self.ring = server, blobs, room, ring
         self.device_app, self.notes, self._stack = app, notes, stack
+
+    def start(self) -> None:
+        """Recover, and decide from now on."""
+        self.server.start()
+
+    def above(self) -> AboveStatus | None:
+        """Of an edge, the server above it."""
+        return None
 
     def close(self) -> None:
         """Answer what waits, and let go of everything."""

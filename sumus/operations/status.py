@@ -65,8 +65,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
 
 
 class TaskStatus(msgspec.Struct, frozen=True):
-    """A task. version: the newest model, and released: the one that devices answer with.  evaluated: the newest model that
-    devices have measured."""
+    """A task. version: the newest model, and released: the one that devices answer with.  model: the newest; None at an edge,
+    which makes none.  evaluated: the newest model that devices have measured."""
 
     name: str
     plan: str
@@ -75,16 +75,27 @@ class TaskStatus(msgspec.Struct, frozen=True):
     epoch: int
     version: int
     released: int
-    model: ModelStatus
+    model: ModelStatus | None
     evaluated: ModelStatus | None
     runs: tuple[RunStatus, ...]
+
+
+class AboveStatus(msgspec.Struct, frozen=True):
+    """Of an edge, the server above it. trouble: why that does not hear; empty where it does.  sums, bytes: that it has counted.
+    waiting: sums that are on their way."""
+
+    server: str
+    trouble: str
+    sums: int
+    bytes: int
+    waiting: int
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
     """A server. trouble: why it decides nothing; then there are no tasks.  devices: that are enrolled.  up_s: since it started.
     bytes_in, bytes_out: of bodies.  commits, acknowledged_s: of reports, and the seconds that they waited, added up.
     lent: bytes of memory in which bodies are arriving.  held: check-ins that are held open.  events: how often what happened, by
-    what and which."""
+    what and which.  above: of an edge."""
 
     population: str
     trouble: str
@@ -99,9 +110,10 @@ class ServerStatus(msgspec.Struct, frozen=True):
     mode: str
     events: dict[str, dict[str, int]]
     tasks: tuple[TaskStatus, ...] = ()
+    above: AboveStatus | None = None
 
 
-async def look(server: Server, lent: int = 0) -> ServerStatus:
+async def look(server: Server, lent: int = 0, above: AboveStatus | None = None) -> ServerStatus:
     """The status now. lent: bytes of memory that bodies arrive in."""
     tasks, people, trouble = tuple[TaskStatus, ...](), 0, server.trouble
 
@@ -131,16 +143,17 @@ async def look(server: Server, lent: int = 0) -> ServerStatus:
         mode=mode_of(server),
         events=_by_what(dict(counts.events)),
         tasks=tasks,
+        above=above,
     )
 
 
 def mode_of(server: Server) -> str:
     """What the server sees of updates, in words."""
-    spooled = [task.name for task in server.tasks if task.training.sums.spools]
+    spooled = [task.name for task in server.tasks if any(run.sums.spools for run in task.runs)]
     return CLEAR_MODE + (SPOOL.format(", ".join(spooled)) if spooled else "")
 
 
-def lineage(run: TrainingRun, now: float) -> tuple[ModelStatus, ...]:
+def lineage(run: Run, now: float) -> tuple[ModelStatus, ...]:
     """All versions of a task that are kept, the oldest first. On the deciding thread."""
     with run.store.transaction() as rows:
         return tuple(model_status(model, now) for model in rows.models())
@@ -163,19 +176,22 @@ def model_status(model: Model, now: float) -> ModelStatus:
 
 
 def _task(task: ServedTask, people: int, now: float) -> TaskStatus:
-    training = task.training
-    with training.store.transaction() as rows:
+    main = task.runs[0]
+    with main.store.transaction() as rows:
         run = rows.run()
-    models = lineage(training, now)
+    models = lineage(main, now)
+    shown = task.released
+    makes = isinstance(main, TrainingRun)
+    released = 0 if shown is None else shown.version
     return TaskStatus(
         name=task.name,
-        plan=training.plan.id,
+        plan=main.plan_body.sha256,
         priority=task.priority,
-        min_contributors=training.least,
+        min_contributors=main.least,
         epoch=run.epoch,
-        version=run.version,
-        released=run.released,
-        model=next(model for model in reversed(models) if model.version == run.version),
+        version=run.version if makes else released,
+        released=released,
+        model=next((model for model in reversed(models) if model.version == run.version), None),
         evaluated=next((model for model in reversed(models) if model.evaluate), None),
         runs=tuple(_run(each, people, now) for each in task.runs),
     )
@@ -208,6 +224,8 @@ def why(run: Run, row: Round, people: int) -> str:
     """What a run waits for, in a sentence. people: devices that are enrolled."""
     if run.coordinator.paused:
         return f"paused: {run.trouble}" if run.trouble else "paused by an admin"
+    if told := run.waits_for(row):
+        return told
     if isinstance(run, EvaluationRun) and not run.wanted():
         return "every model that is to be measured has been"
     if row.state is State.CLOSING:

@@ -24,7 +24,7 @@ from sumus.first_hop import FirstHop
 from sumus.optimizers import ServerState
 from sumus.pacing import Pacing
 from sumus.plan import Plan
-from sumus.protocol.round import Abandon, Action, Close, Later, Session, State
+from sumus.protocol.round import Abandon, Action, Close, Later, Round, Session, State
 from sumus.protocol.rows import changed
 from sumus.server.coordinator import Coordinator
 from sumus.server.sums import SealedSums, merged
@@ -196,6 +196,10 @@ class Run:
     def released(self) -> Released | None:
         """The model that devices answer with."""
         return None
+
+    def waits_for(self, row: Round) -> str:
+        """In a sentence, what its newest round waits for, where that is not what rounds wait for everywhere."""
+        return ""
 
     def offer(self, session: Session, now: float) -> Assignment:
         """What a device is told that was given a session."""

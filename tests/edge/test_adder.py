@@ -1,19 +1,26 @@
 """What devices report to an edge is one sum for the server above, and the model is the one that they had made without it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sumus.aggregate import RunningSum
 from sumus.device.link import Link
+from sumus.device.requests import Requests
 from sumus.edge.edge import Edge, open_edge
 from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.plan import Plan
 from sumus.transport.inprocess import InProcess
+from sumus.transport.transport import Answer, Unreachable
 from sumus.tree import sha256
 from sumus.wire.bundle import Bundle
+from sumus.wire.messages import CheckInRequest, Counted, Ended, Refused, Relayed, RelayRequest
+from sumus.wire.reports import encode_sum
 from sumus.wire.tensors import decode_tree
 from tests.server.devices import ScriptedDevice, tiny, together, update_of
 
@@ -30,14 +37,14 @@ class Tree:
         self.service.server.start()
         self.top = stack.enter_context(InProcess(self.service.device_app))
 
-    def edge(self, above: "Service | Edge | None" = None, transport: InProcess | None = None, **more: object) -> Edge:
+    def edge(self, above: "Service | Edge | None" = None, transport: Any = None, **more: object) -> Edge:
         """One more edge, below the server or another edge."""
         server = (above or self.service).server
         token = server.roll.new_token(server.population, server.clock(), speaks_for=100)
         edge = open_edge(
             Link("http://127.0.0.1:1", token),
             conduct=Conduct(group=0.0),
-            transport=transport or self.top,
+            transport=transport or self.top,  # pyright: ignore[reportArgumentType]
             linger=0.3,
             **more,  # pyright: ignore[reportArgumentType]
         )
@@ -111,3 +118,251 @@ def test_the_model_is_the_one_without_edges(stack: ExitStack, shape: str) -> Non
     for _ in range(2):
         take_part(bundle.plan, list(enumerate(people)))
     assert tree.model(2) == flat(bundle, 2)
+
+
+# ── the way up is gone, or the edge was ──────────────────────────────────────────────────────────────────────────────
+
+
+class Cut:
+    """A transport that can be cut."""
+
+    def __init__(self, inner: InProcess) -> None:
+        self.inner, self.cut, self.requests = inner, False, list[tuple[str, str, bytes]]()
+        self.loses_answers = False
+
+    def request(self, method: str, path: str, body: bytes = b"", *more: Any) -> Answer:
+        if self.cut:
+            raise Unreachable("the line is cut")
+        answer = self.inner.request(method, path, body, *more)
+        self.requests.append((method, path, body))
+        if self.loses_answers and method == "PUT":
+            raise Unreachable("the answer is lost")
+        return answer
+
+    def close(self) -> None:
+        pass
+
+    def sums(self) -> list[bytes]:
+        """Bodies of sums that went up."""
+        return [body for method, _, body in self.requests if method == "PUT"]
+
+
+@pytest.fixture
+def tree(stack: ExitStack) -> Tree:
+    return Tree(tiny(cohort=3), stack)
+
+
+def wait_until(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not happened():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def test_while_the_server_above_is_away_reports_are_taken_and_go_up_once(stack: ExitStack, tree: Tree) -> None:
+    way = Cut(tree.top)
+    edge = tree.edge(transport=way)
+    people = devices(edge, tree.below(edge), range(3))
+    plan = tree.bundle.plan
+    works = together(*(partial(device.work, plan, wait_s=20.0) for device in people))
+    way.cut = True
+    together(*(partial(d.report, w, update_of(plan, n)) for n, (d, w) in enumerate(zip(people, works, strict=True))))
+    wait_until(lambda: edge.uplink.trouble != "", "it was not tried")
+    assert (edge.above().trouble, edge.above().waiting) == ("the line is cut", 1)
+    assert tree.service.server.tasks[0].training.version == 0
+    way.cut = False
+    edge.uplink.wake()
+    assert tree.model(1)
+    wait_until(lambda: edge.above().waiting == 0, "it is not known to be counted")
+    assert (edge.above().trouble, edge.uplink.sent, len(way.sums())) == ("", 1, 1)
+
+
+def test_a_sum_whose_answer_is_lost_is_counted_once(stack: ExitStack, tree: Tree) -> None:
+    way = Cut(tree.top)
+    way.loses_answers = True
+    edge = tree.edge(transport=way)
+    people = list(enumerate(devices(edge, tree.below(edge), range(3))))
+    take_part(tree.bundle.plan, people)
+    tree.model(1)
+    wait_until(lambda: len(way.sums()) > 1, "it was not sent again")
+    way.loses_answers = False
+    take_part(tree.bundle.plan, people)
+    tree.model(2)
+    run = tree.service.server.tasks[0].training
+    assert [run.model(version).contributors for version in (1, 2)] == [3, 3]
+    assert len(set(way.sums())) == 2, "the same bytes again"
+
+
+def test_an_edge_that_was_killed_sends_the_sum_that_it_had(stack: ExitStack, tree: Tree, tmp_path: Path) -> None:
+    way, where = Cut(tree.top), Where(tmp_path / "edge")
+    edge = tree.edge(transport=way, where=where)
+    people = devices(edge, tree.below(edge), range(3))
+    plan = tree.bundle.plan
+    works = together(*(partial(device.work, plan, wait_s=20.0) for device in people))
+    way.cut = True
+    together(*(partial(d.report, w, update_of(plan, n)) for n, (d, w) in enumerate(zip(people, works, strict=True))))
+    edge.close()
+    again = open_edge(Link("http://127.0.0.1:1"), where, Conduct(group=0.0), transport=tree.top, linger=0.3)
+    stack.callback(again.close)
+    again.start()
+    assert tree.model(1)
+    assert tree.service.server.tasks[0].training.model(1).contributors == 3
+    people[0].transport = tree.below(again)
+    assert people[0].report(works[0], update_of(plan, 0)).duplicate
+
+
+def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(stack: ExitStack, tree: Tree) -> None:
+    way = Cut(tree.top)
+    edge = tree.edge(transport=way)
+    people = devices(edge, tree.below(edge), range(3))
+    plan = tree.bundle.plan
+    works = together(*(partial(device.work, plan, wait_s=20.0) for device in people))
+    way.cut = True
+    together(*(partial(d.report, w, update_of(plan, n)) for n, (d, w) in enumerate(zip(people, works, strict=True))))
+    run = tree.service.server.tasks[0].training
+    tree.service.server.ask_to_do(run.cancel).result()  # the round is over, as after a deadline
+    way.cut = False
+    edge.uplink.wake()
+    (mine,) = edge.server.tasks[0].runs
+    wait_until(lambda: "was not counted above" in mine.trouble, "nobody was told")
+    row = mine.coordinator.round(0)
+    assert row is not None
+    assert (row.state.value, row.counted) == ("abandoned", 3)
+    take_part(plan, list(enumerate(people)))  # and the next round is as ever
+    tree.model(1)
+
+
+def test_a_device_that_moves_is_counted_once(stack: ExitStack, tree: Tree) -> None:
+    way = Cut(tree.top)
+    one, other = tree.edge(transport=way), tree.edge()
+    plan = tree.bundle.plan
+    (mover,) = devices(one, tree.below(one), range(1))
+    stayers = devices(other, tree.below(other), range(1, 3))
+    work = mover.work(plan, wait_s=20.0)
+    assert work is not None
+    mover.transport = tree.below(other)
+    mover.enrol(other.server.roll.new_token("default", other.server.clock()))
+    answer = mover.check_in(plan, wait_s=1.0)
+    assert (answer.assignment, answer.reason) == (None, "parent"), "the other edge may have its report"
+    works = together(*(partial(device.work, plan, wait_s=20.0) for device in stayers))
+    together(*(partial(d.report, w, update_of(plan, 1)) for d, w in zip(stayers, works, strict=True)))
+    mover.transport = tree.below(one)
+    mover.report(work, update_of(plan, 0))
+    tree.model(1)
+    assert tree.service.server.tasks[0].training.model(1).contributors == 3
+    mover.transport = tree.below(other)
+    assert mover.work(plan, wait_s=20.0) is not None
+
+
+# ── what is not believed ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def requests(tree: Tree) -> Requests:
+    """An edge's, that a test speaks for."""
+    server = tree.service.server
+    mine = Requests(tree.top, bytes(range(32)))  # pyright: ignore[reportArgumentType]
+    mine.enrol(server.roll.new_token("default", server.clock(), speaks_for=3))
+    return mine
+
+
+def relayed(device: str, plan: Plan, serial: int = 1) -> Relayed:
+    return Relayed(device, CheckInRequest(serial, f"s{serial}", (plan.description.fingerprint,)))
+
+
+def sum_of(plan: Plan, sessions: Sequence[str], value: float = 1.0) -> bytes:
+    total = RunningSum()
+    for session in sessions:
+        plan.first_hop.count_in(update_of(plan, session, value), total)
+    return encode_sum(sessions, total.total, plan.first_hop)
+
+
+def refused(what: Callable[[], object]) -> str:
+    with pytest.raises(Refused) as error:
+        what()
+    return error.value.problem.code
+
+
+def test_who_is_no_edge_speaks_for_nobody(tree: Tree) -> None:
+    server = tree.service.server
+    device = Requests(tree.top, bytes(32))  # pyright: ignore[reportArgumentType]
+    device.enrol(server.roll.new_token("default", server.clock()))
+    assert refused(device.tasks) == "not_edge"
+    assert refused(lambda: device.relay(RelayRequest(0))) == "not_edge"
+
+
+def test_an_edge_speaks_for_no_more_than_its_token_says(tree: Tree, requests: Requests) -> None:
+    requests.relay(RelayRequest(3))
+    assert tree.service.server.roll.count("default") == 3
+    assert refused(lambda: requests.relay(RelayRequest(4))) == "not_edge"
+
+
+def test_a_sum_is_counted_whole_or_not_at_all_and_once(tree: Tree, requests: Requests) -> None:
+    plan, ids = tree.bundle.plan, ["a" * 64, "b" * 64]
+    answers = requests.relay(RelayRequest(3, tuple(relayed(id, plan) for id in ids))).answers
+    assert [answer.answer is not None and answer.answer.assignment is not None for answer in answers] == [True, True]
+    sessions = [f"{id}/s1" for id in ids]
+
+    def send(*which: str) -> Counted:
+        return requests.report_sum("tiny", "train", sum_of(plan, which))
+
+    assert refused(lambda: send(*sessions, f"{'c' * 64}/s1")) == "unknown_session"
+    assert not send(*sessions).duplicate
+    assert send(*sessions).duplicate
+    assert send(sessions[0]).duplicate, "it is counted; nothing is added"
+    run = tree.service.server.tasks[0].training
+    assert run.coordinator.current.counted == 2
+    (third,) = devices(tree.service, tree.top, range(1))
+    third.report(third.work(plan, wait_s=5.0), update_of(plan, 0))  # pyright: ignore[reportArgumentType]
+    tree.model(1)
+    assert run.model(1).contributors == 3
+
+
+def test_nobody_reports_for_another_edge_or_for_a_device(tree: Tree, requests: Requests) -> None:
+    plan, server = tree.bundle.plan, tree.service.server
+    requests.relay(RelayRequest(1, (relayed("a" * 64, plan),)))
+    thief = Requests(tree.top, bytes(range(1, 33)))  # pyright: ignore[reportArgumentType]
+    thief.enrol(server.roll.new_token("default", server.clock(), speaks_for=2))
+    body = sum_of(plan, [f"{'a' * 64}/s1"])
+    assert refused(lambda: thief.report_sum("tiny", "train", body)) == "unknown_session"
+    (device,) = devices(tree.service, tree.top, range(1))
+    work = device.work(plan, wait_s=5.0)
+    assert work is not None
+    body = sum_of(plan, [f"{device.id}/{work.session}"])
+    assert refused(lambda: thief.report_sum("tiny", "train", body)) == "unknown_session"
+    thief.relay(RelayRequest(1, (), (Ended("tiny", "train", device.id, work.session, "other"),)))
+    assert not device.report(work, update_of(plan, 0)).duplicate, "it was not ended by somebody else"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ("beyond the bound", "out_of_bounds"),
+        ("another count", "bad_report"),
+        ("too many", "bad_report"),
+        ("not safetensors", "bad_report"),
+        ("a session twice", "bad_report"),
+    ],
+)
+def test_what_is_no_sum_of_this_plan_is_refused(tree: Tree, requests: Requests, wrong: str, code: str) -> None:
+    plan = tree.bundle.plan
+    ids = ["a" * 64, "b" * 64]
+    requests.relay(RelayRequest(3, tuple(relayed(id, plan) for id in ids)))
+    sessions = [f"{id}/s1" for id in ids]
+    total = RunningSum()
+    for session in sessions:
+        plan.first_hop.count_in(update_of(plan, session), total)
+    found = total.total
+    if wrong == "beyond the bound":
+        found.sums["params"]["w"][0] = plan.first_hop.largest(plan.first_hop.parts[0], 2) + 1
+        body = encode_sum(sessions, found, plan.first_hop)
+    elif wrong == "another count":
+        body = encode_sum(sessions[:1], found, plan.first_hop)
+    elif wrong == "too many":
+        body = encode_sum([f"{n:064x}/s1" for n in range(4)], found, plan.first_hop)
+    elif wrong == "a session twice":
+        body = encode_sum([sessions[0], sessions[0]], found, plan.first_hop)
+    else:
+        body = b"\0" * 100
+    assert refused(lambda: requests.report_sum("tiny", "train", body)) == code
+    assert not requests.report_sum("tiny", "train", sum_of(plan, sessions)).duplicate, "nothing was lost"

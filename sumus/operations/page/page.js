@@ -34,7 +34,9 @@ function show(now) {
   const said = document.getElementById("said");
   said.textContent = now.trouble
     ? `waiting for storage: ${now.trouble}`
-    : `population ${now.population}: ${now.devices} devices enrolled, ${now.bytes_in} bytes in, ${now.bytes_out} bytes out`;
+    : `population ${now.population}: ${now.devices} devices enrolled, ${now.bytes_in} bytes in, ${now.bytes_out} bytes out`
+      + (now.above ? `; an edge of ${now.above.server}: ${now.above.sums} sums sent` : "")
+      + (now.above && now.above.trouble ? `; it does not hear: ${now.above.trouble}` : "");
   said.className = now.trouble ? "trouble" : "";
   document.getElementById("mode").textContent = now.mode;
   document.querySelector("table").hidden = false;
@@ -45,7 +47,8 @@ function show(now) {
   document.getElementById("models").replaceChildren(...now.tasks.map((task) => {
     const line = document.createElement("li");
     const measured = task.evaluated;
-    line.textContent = `${task.name}: version ${task.version} of ${task.model.contributors} reports`
+    line.textContent = `${task.name}: version ${task.version}`
+      + (task.model ? ` of ${task.model.contributors} reports` : "")
       + (task.released === task.version ? "" : `, devices answer with version ${task.released}`)
       + (measured ? `; version ${measured.version} measured on ${measured.evaluate.devices} devices: ${means(measured.evaluate.means)}` : "");
     return line;

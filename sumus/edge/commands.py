@@ -1,0 +1,86 @@
+"""The command line of an edge."""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sumus.operations.commands import LogForm, WithTls
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(cls=WithTls)
+    def edge(  # pyright: ignore[reportUnusedFunction]
+        data: Annotated[Path, typer.Option(help="Folder for all that the edge keeps.")],
+        upstream: Annotated[
+            str | None, typer.Option(metavar="URL", help="The server above, https://HOST:PORT; a link gives it too.")
+        ] = None,
+        link_file: Annotated[
+            str | None,
+            typer.Option(
+                help="File with the edge's token or link, - for standard input; else SUMUS_TOKEN may hold it. The server above "
+                "makes one with `sumus admin token --edge`."
+            ),
+        ] = None,
+        host: Annotated[
+            str, typer.Option(help="Address for devices; 0.0.0.0 for all that this machine has.")
+        ] = "127.0.0.1",
+        port: Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any.")] = 8090,
+        admin_host: Annotated[str, typer.Option(help="Address for the admin and for /metrics.")] = "127.0.0.1",
+        admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for the admin, 0 for any.")] = 8091,
+        tls: Annotated[
+            list[str] | None,
+            typer.Option(metavar="auto | CERT KEY", help="Make a certificate, or use this chain and its key (PEM)."),
+        ] = None,
+        name: Annotated[
+            list[str] | None, typer.Option(help="Host name or address that devices use; several times for several.")
+        ] = None,
+        url: Annotated[str | None, typer.Option(help="What devices call it, where a proxy stands before it.")] = None,
+        proxies: Annotated[
+            str, typer.Option(help="Addresses of proxies that are believed about who asks, with commas.")
+        ] = "127.0.0.1",
+        insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it, or it reaches.")] = False,
+        quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 100_000,
+        memory: Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")] = 64,
+        linger: Annotated[
+            float, typer.Option(min=0.0, help="Seconds to await more devices, once all that work have ended.")
+        ] = 20.0,
+        tokens: Annotated[int, typer.Option(min=0, help="Make a link that so many devices may enrol with.")] = 0,
+        token_file: Annotated[Path | None, typer.Option(help="Write that link to a file, and do not print it.")] = None,
+        log: Annotated[LogForm, typer.Option(help="How the log on standard error is written.")] = LogForm.text,
+        quiet: Annotated[bool, typer.Option(help="Print no line for each sum that went up.")] = False,
+        as_json: Annotated[
+            bool, typer.Option("--json", help="Print one JSON object when it answers, and nothing else.")
+        ] = False,
+    ) -> None:
+        """Add what devices report, and send one sum to the server above, until Ctrl-C."""
+        from sumus.device.link import given
+        from sumus.edge.edge import open_edge
+        from sumus.operations.listening import Listen
+        from sumus.operations.logs import log_to
+        from sumus.operations.serve import Tell, keep
+        from sumus.operations.service import Conduct, Where
+
+        link = given(upstream, link_file, os.environ, insecure)
+        log_to(sys.stderr, log.value)
+        say = None if quiet or as_json else lambda line: print(line, flush=True)
+        conduct = Conduct(quota=quota, memory=memory * 2**20)
+        keep(
+            lambda authority: open_edge(link, Where(data), conduct, authority, linger, say=say),
+            data,
+            Listen(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
+            Tell(
+                tokens,
+                token_file,
+                say=say,
+                ready=lambda opened: print(
+                    json.dumps(dataclasses.asdict(opened)) if as_json else opened.shown(), flush=True
+                ),
+            ),
+        )
