@@ -22,6 +22,7 @@ from rich.text import Text
 
 import sumus
 from sumus.device import commands as device_commands
+from sumus.edge import commands as edge_commands
 from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
 from sumus.experiment import Experiment
 from sumus.interrupt import terminate_like_ctrl_c
@@ -332,6 +333,7 @@ def packed(file: str, seed: int | None) -> "Bundle":
 
 
 server_commands.register(app, packed)
+edge_commands.register(app)
 for command in (device_commands.join, device_commands.predict, device_commands.forget):
     app.command()(command)
 app.command()(virtual_commands.worker)

@@ -63,7 +63,8 @@ class Relay:
     fetched; and who is to come later. On the deciding thread.
 
     ended: sessions of which no report will come, by (task, kind, device and session), with the reason.
-    going_up: check-ins that are on their way.  wake: is called when there is something to pass on.  members: devices that the edge has.
+    going_up: check-ins that are on their way.  wake: is called when there is something to pass on.
+    members: devices that the edge has.
     """
 
     def __init__(self) -> None:
