@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sumus.demos.live import Look, Outcome, play
+from sumus.demos.live import Look, Outcome, behind_edge, play
 from sumus.demos.people import People
 from sumus.evaluation import EDGES, LOSS_EDGES
 
@@ -16,6 +16,7 @@ def show(module: str, people: People, folder: Path, rounds: int, every: int, out
     """Play a demo, with a bar for its rounds on `err` and its result on `out`."""
     out.print(
         f"server   sumus serve PLAN.sumus: SQLite in a temporary folder, loopback; no code of the model, no PyTorch\n"
+        f"edge     sumus edge: {len(behind_edge(people))} of the devices are behind it: of them the server gets one sum a round\n"
         f"devices  {len(people.training)} × sumus join, each with one person's examples; {len(people.unseen)} more people, never "
         "seen in training, measure the models",
         soft_wrap=True,

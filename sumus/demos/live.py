@@ -1,10 +1,11 @@
-"""A demo as it would be in earnest: a server and a process for each person, on this machine's loopback, over HTTP.
+"""A demo as it would be in earnest: a server, an edge and a process for each person, on this machine's loopback, over HTTP.
 
     result = play("health", folder, rounds=50, watch=…)
 
-What runs is what anybody would run: `sumus pack`, `sumus serve`, and for each person `sumus join` with a file of four lines that
-holds that person's examples and nobody else's. The server has none of the code and no PyTorch; it ends by itself after the last
-round, and with it the devices.
+What runs is what anybody would run: `sumus pack`, `sumus serve`, `sumus edge`, and for each person `sumus join` with a file of
+four lines that holds that person's examples and nobody else's. Every second one of those who train joins the edge, of which the
+server gets one sum a round. Server and edge have none of the code and no PyTorch; the server ends by itself after the last round,
+and with it the others.
 """
 
 import json
@@ -86,12 +87,29 @@ def play(module: str, people: People, folder: Path, rounds: int, every: int, wat
         source = Path(__file__).with_name(f"{module}.py")
         _command(folder, "pack", str(source), "-o", str(scratch / "plan.sumus"))
         server, opened = stack.enter_context(_server(scratch, folder, people, rounds, every))
+        behind = behind_edge(people)
+        near = stack.enter_context(_edge(scratch, folder, opened["url"], len(behind)))
         devices = [
-            stack.enter_context(_device(scratch, folder, module, opened["url"], people, who, who in people.unseen))
+            stack.enter_context(
+                _device(
+                    scratch,
+                    folder,
+                    module,
+                    *((near, "edge-link") if who in behind else (opened["url"], "link")),
+                    people,
+                    who,
+                    who in people.unseen,
+                )
+            )
             for who in (*people.training, *people.unseen)
         ]
         last = _watched(opened, scratch, server, devices, folder, watch)
         return _outcome(scratch, folder, module, last, time.monotonic() - began)
+
+
+def behind_edge(people: People) -> Sequence[Any]:
+    """Who joins the edge."""
+    return people.training[1::2]
 
 
 # ── processes ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -153,19 +171,36 @@ def _server(
     arguments += ["--tokens", str(many), "--token-file", str(scratch / "link"), "--rounds", str(rounds)]
     arguments += ["--evaluate", str(len(people.unseen)), "--every", str(every), "--json"]
     log = folder / "logs" / "server.log"
+    arguments += ["--edges", "1", "--edge-file", str(scratch / "for-edges")]
     with _process(log, *arguments, output=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise ExperimentError(f"the server did not begin: {_last_line(log)}")
-        yield process, json.loads(line)
+        yield process, _said(process, log, "server")
+
+
+@contextmanager
+def _edge(scratch: Path, folder: Path, url: str, many: int) -> Generator[str, None, None]:
+    """An edge below the server; its address, once it answers."""
+    arguments = ["edge", "--upstream", url, "--link-file", str(scratch / "for-edges"), "--data", str(scratch / "edge")]
+    arguments += ["--port", "0", "--admin-port", "0", "--json"]
+    arguments += ["--tokens", str(many), "--token-file", str(scratch / "edge-link")]
+    log = folder / "logs" / "edge.log"
+    with _process(log, *arguments, output=subprocess.PIPE) as process:
+        yield _said(process, log, "edge")["url"]
+
+
+def _said(process: subprocess.Popen[str], log: Path, what: str) -> Mapping[str, Any]:
+    """What a process says of itself once it answers."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise ExperimentError(f"the {what} did not begin: {_last_line(log)}")
+    return json.loads(line)
 
 
 @contextmanager
 def _device(
-    scratch: Path, folder: Path, module: str, url: str, people: People, who: Any, unseen: bool
+    scratch: Path, folder: Path, module: str, url: str, link: str, people: People, who: Any, unseen: bool
 ) -> Generator[subprocess.Popen[str], None, None]:
-    """A person's device."""
+    """A person's device. link: a file, of the server or of the edge."""
     where = "experiment.evaluate.unseen" if unseen else "experiment.population"
     file = scratch / f"person_{who}.py"
     file.write_text(FILE.format(module=module, where=where, who=who))
@@ -181,7 +216,7 @@ def _device(
     ]
     arguments += [
         "--token-file",
-        str(scratch / "link"),
+        str(scratch / link),
         "--always",
         "--json",
         "--floor",

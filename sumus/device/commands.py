@@ -54,6 +54,9 @@ def join(
     ] = None,
     executor: Annotated[str, typer.Option(help="auto, or one of those of simulate.")] = "auto",
     insecure: Annotated[bool, typer.Option(help="Take http:// to another machine.")] = False,
+    move: Annotated[
+        bool, typer.Option(help="The link is of another edge of the same population: move there, with the same key.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Take part in a server's rounds with the examples of a file, until Ctrl-C."""
@@ -78,6 +81,7 @@ def join(
         evaluates=not train_only,
         executor=executor,
         insecure=insecure,
+        moves=move,
         watch=_Lines(where, as_json),
     )
     with device:

@@ -181,6 +181,8 @@ class Device:
     executor: see `sumus.run`.  name: in messages to its owner, and in keyed randomness.
     trains, evaluates: kinds of work that it takes.  keeps_model: whether it fetches the models to predict with.
     wait_s: how long the server may hold a check-in open.  insecure: take http:// to other machines.
+    moves: whether a link of another server is one of another edge of the same population, or of the server above, to which this
+        device moves with its key.
     watch: is told what happens.
     keys, transport, store, clock, sleep, today: for tests and simulation; the system's by default.
 
@@ -207,6 +209,7 @@ class Device:
         keeps_model: bool = True,
         wait_s: float = 20.0,
         insecure: bool = False,
+        moves: bool = False,
         watch: Callable[[News], None] = _quiet,
         keys: Keys = system,
         transport: Transport | None = None,
@@ -218,14 +221,14 @@ class Device:
         link = Link("") if server is None else read_link(server, insecure)
         self._link = replace(link, token=token or link.token)
         self._store = store or (MemoryStore() if folder is None else FolderStore(Path(folder).expanduser()))
-        self._record = self._store.read()
+        self._record, self._unknown = self._store.read(), False
         if (member := self._record.membership) is not None and _is_of_another(self._link, member.server):
-            if store is None:
-                self._store.close()
-            raise ExperimentError(
-                f"this folder is a device of {member.server}: give another --folder for {self._link.server}, or forget it first; "
-                "where that server has moved, give its new address alone, without a token"
-            )
+            why = _stays(self._record, member, self._link) if moves else _belongs(member, self._link)
+            if why:
+                if store is None:
+                    self._store.close()
+                raise ExperimentError(why)
+            self._unknown = True
         self._task, self._examples, self._held_out = task, examples, held_out
         self._executor = executor
         self._floor, self._requires, self._sensors, self._version = floor, requires, sensors or here(), version
@@ -241,8 +244,7 @@ class Device:
         self._begun = self._record.row == session.DeviceState()
         self._due = clock()
         self._unanswered = 0
-        self._unknown = False
-        self._fetched = self._record.authority
+        self._fetched = "" if self._unknown else self._record.authority
         self._trouble = ""
 
     # ── what it is asked to do ───────────────────────────────────────────────────────────────────────────────────────
@@ -261,6 +263,11 @@ class Device:
                 if refused.problem.code in AGAIN:
                     raise Unreachable(f"the server cannot enrol this device now: {refused}") from refused
                 raise ExperimentError(_said_of_enrolment(refused)) from refused
+            if member is not None and enrolment.population != member.population:
+                raise ExperimentError(
+                    f"{self._link.server} is of the population {enrolment.population}, and this device is of "
+                    f"{member.population}: give another --folder"
+                )
             member = Membership(self._link.server, enrolment.population, enrolment.device)
             self._write(replace(self._record, membership=member, authority=self._fetched))
             self._unknown, self._unanswered = False, 0
@@ -782,6 +789,23 @@ def forget(store: DeviceStore, requests: Requests | None) -> Forgotten:
 def _is_of_another(link: Link, server: str) -> bool:
     """Whether a link lets in at another server than a device's own. An address alone says that this one has moved."""
     return link.token is not None and link.server not in ("", server)
+
+
+def _belongs(member: Membership, link: Link) -> str:
+    return (
+        f"this folder is a device of {member.server}: give another --folder for {link.server}, or forget it first; where that "
+        "server has moved, give its new address alone, without a token; where this is another edge of the same population, --move"
+    )
+
+
+def _stays(record: Record, member: Membership, link: Link) -> str:
+    """Why a device cannot move; empty where it can."""
+    if record.row.session:
+        return (
+            f"what became of its last report is known at {member.server} alone: let it check in there once more before it "
+            f"moves to {link.server}"
+        )
+    return ""
 
 
 def _with(kept: Mapping[str, V], task: str, value: V) -> dict[str, V]:

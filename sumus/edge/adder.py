@@ -318,7 +318,8 @@ class AdderRun(Run):
         if row.state is not State.OPEN or self._of(row.number) is None:
             return
         expected = row.given + self._waiting()
-        lingers = not self._full and now - self._latest < self._linger and expected < self.most_together
+        most = min(self.most_together, self.coordinator.population or MOST)
+        lingers = not self._full and now - self._latest < self._linger and expected < most
         cohort = max(1, expected + (1 if lingers or not expected else 0))
         ends = self._ends(row.number)
         deadline = None if ends == float("inf") else max(1e-3, ends - row.since)

@@ -40,7 +40,7 @@ def test_a_demo_learns_from_its_first_rounds(name: str, tmp_path: Path) -> None:
     assert (tmp_path / result["out"] / "plot.png").exists()
 
 
-def test_the_watch_demo_is_a_server_and_a_process_for_each_person(tmp_path: Path) -> None:
+def test_the_watch_demo_is_a_server_an_edge_and_a_process_for_each_person(tmp_path: Path) -> None:
     need("health")
     command = [sys.executable, "-m", "sumus", "demo", "health", "--rounds", "5", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=600, check=False)
@@ -55,6 +55,7 @@ def test_the_watch_demo_is_a_server_and_a_process_for_each_person(tmp_path: Path
     assert (out / "model.safetensors").stat().st_size > 100_000
     assert (out / "plot.png").exists()
     assert len(list((out / "logs").glob("person-*.log"))) == 10
+    assert (out / "logs" / "edge.log").exists()
 
 
 def test_the_watch_demo_trains_on_seven_people_and_asks_three_others() -> None:

@@ -712,12 +712,29 @@ def test_a_server_that_has_moved_is_followed_once_it_knows_the_device(tmp_path: 
     assert len(server.keys) == 1
 
 
-def at(server: Served, where: str, folder: Path, token: str | None) -> Device:
+def test_a_device_moves_to_another_edge_with_its_key_once_it_knows_what_became_of_its_report(tmp_path: Path) -> None:
+    one, other = Served(), Served()
+    one.fates["report"] = [LOST]
+    with a_device(one, folder=tmp_path) as device:
+        device.wake()
+    link = "https://other.example/#enrol=token"
+    with pytest.raises(ExperimentError, match="what became of its last report is known at https://example.org alone"):
+        at(other, link, tmp_path, None, moves=True)
+    with a_device(one, folder=tmp_path) as device:
+        device.run(rounds=1)
+    with at(other, link, tmp_path, None, moves=True) as device:
+        device.run(rounds=1)
+    assert (len(one.counted), len(other.counted)) == (1, 1)
+    assert one.keys == other.keys, "it is the same device"
+    assert FolderStore(tmp_path, look=True).read().membership.server == "https://other.example"  # type: ignore[union-attr]
+
+
+def at(server: Served, where: str, folder: Path, token: str | None, moves: bool = False) -> Device:
     """A device that is told where its server is."""
     clock = Clock()
     return Device(
         where, a_task(), some_examples(), folder=folder, token=token, transport=server, floor=FREE, sensors=Always(),
-        keys=keyed(7), name="alice", clock=clock, sleep=clock.sleep, executor="autograd",
+        keys=keyed(7), name="alice", clock=clock, sleep=clock.sleep, moves=moves, executor="autograd",
     )  # fmt: skip
 
 

@@ -1,0 +1,104 @@
+"""The command line of a worker's owner."""
+
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sumus.errors import ExperimentError, UsageError
+from sumus.userfile import load, named, split
+
+if TYPE_CHECKING:
+    from sumus.virtual.policy import Policy
+
+VARIABLE = "SUMUS_WORKER_TOKEN"
+"""The environment's variable that may hold the token."""
+
+
+def worker(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.py[:NAME]", help="A file that defines `tensors` (or NAME), by name, and perhaps `policy`."
+        ),
+    ],
+    listen: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where it listens, port 0 for any.")] = "127.0.0.1:0",
+    token_file: Annotated[
+        str | None,
+        typer.Option(
+            help=f"File with the token, made if it is not there; - for standard input; else {VARIABLE} may hold it."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The worker's name, for its callers; by default NAME, or the file's.")
+    ] = None,
+    tls: Annotated[
+        tuple[Path, Path] | None, typer.Option(metavar="CERT KEY", help="A certificate's chain and its key, PEM.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it.")] = False,
+) -> None:
+    """Let callers compute with the tensors of a file, under its policy, until Ctrl-C."""
+    from sumus.virtual.serving import serve
+
+    host, port = address(listen)
+    path, part = split(file)
+    token = token_of(token_file, os.environ)
+    tensors, policy = load_tensors(file)
+    serve(
+        tensors,
+        policy,
+        token=token,
+        name=name or part or Path(path).stem,
+        host=host,
+        port=port,
+        tls=tls,
+        insecure=insecure,
+    )
+
+
+def load_tensors(file: str) -> tuple[Mapping[str, Any], "Policy"]:
+    """An owner's file: `tensors`, or what is under the name after the colon, and `policy` if there is one."""
+    from sumus.virtual.policy import Policy
+
+    module, name = load(file)
+    tensors, policy = named(file, module, name or "tensors"), named(file, module, "policy")
+    if not isinstance(tensors, Mapping):
+        raise ExperimentError(
+            f'{file} defines no `{name or "tensors"}`: add `{name or "tensors"} = {{"inputs": inputs, …}}`, what this worker '
+            "offers"
+        )
+    if policy is not None and not isinstance(policy, Policy):
+        raise ExperimentError(f"`policy` in {file} is a {type(policy).__name__}, not a sumus.virtual.Policy")
+    return tensors, policy or Policy()
+
+
+def address(listen: str) -> tuple[str, int]:
+    """HOST:PORT."""
+    host, colon, port = listen.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"--listen {listen!r}: write HOST:PORT, such as 127.0.0.1:0")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def token_of(file: str | None, environment: Mapping[str, str]) -> str:
+    """The token, from a file, standard input or the environment; a file that is not there is made, with a new one."""
+    from sumus.storage.files import write_whole
+    from sumus.virtual.remote import read_token
+
+    if file is None:
+        if not environment.get(VARIABLE):
+            raise UsageError(
+                f"who may use this worker? Give --token-file FILE (made if it is not there), or set {VARIABLE}"
+            )
+        return environment[VARIABLE]
+    if file == "-":
+        return sys.stdin.readline().strip()
+    path = Path(file)
+    if not path.exists():
+        write_whole(path, f"{secrets.token_urlsafe(32)}\n".encode(), private=True)
+        print(f"{path}: a new token; give it to whoever may use this worker", file=sys.stderr, flush=True)
+    return read_token(path)

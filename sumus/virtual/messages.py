@@ -1,0 +1,302 @@
+"""What a caller asks of a worker and what it answers, as bytes: a small JSON object, and behind it at most one tensor.
+
+    body = write(Asked(1, Call("add", (Ref(3), 1.0))))
+    asked, tensor = read(Asked, body)                    whatever is not this form raises ParticipantError
+
+A body is the letters `svw1`, the length of the JSON (4 bytes, little-endian), the JSON, and then nothing or safetensors with one
+leaf. Of an operation there travels its registered name; of a tensor its number at the worker. No code, no pickle.
+"""
+
+import math
+import struct
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, cast
+
+import msgspec
+import numpy as np
+
+from sumus.errors import ParticipantError
+from sumus.types import Array
+from sumus.wire.tensors import MAX_HEADER, decode_tree, encode_tree
+
+MAGIC = b"svw1"
+MAX_CONTROL = 2**20
+"""The longest JSON that is read, in bytes."""
+OVERHEAD = len(MAGIC) + 4 + MAX_CONTROL + MAX_HEADER
+"""What a body may have beyond its tensor's own bytes."""
+MOST_FORGOTTEN = 10_000
+LEAF = "tensor"
+
+DtypeName: TypeAlias = Literal[
+    "float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"
+]  # fmt: skip
+Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Whole: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=64)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(max_length=256)]
+Code: TypeAlias = Literal[
+    "malformed",
+    "not_allowed",
+    "unknown_tensor",
+    "unknown_name",
+    "too_large",
+    "too_many",
+    "private",
+    "not_yours",
+    "impossible",
+    "replayed",
+    "bad_token",
+    "unknown_caller",
+    "busy",
+    "slow",
+    "not_found",
+    "failed",
+]
+
+STATUS: dict[str, int] = {
+    "malformed": 400,  # not of the form that is given here
+    "not_allowed": 403,  # an operation that the policy does not allow, or does not know
+    "unknown_tensor": 404,  # no tensor with this number is there for this caller
+    "unknown_name": 404,  # the owner offers no tensor of this name
+    "too_large": 413,  # a tensor, or a body, beyond the policy's limit
+    "too_many": 403,  # more tensors, or more bytes, than one caller may hold
+    "private": 403,  # it depends on the owner's data, and may not be fetched
+    "not_yours": 403,  # the owner's data would be changed
+    "impossible": 422,  # torch cannot do this with these tensors
+    "replayed": 409,  # an older request than the last one
+    "bad_token": 401,
+    "unknown_caller": 401,  # never begun, ended, or idle for too long
+    "busy": 503,  # as many callers, or bodies, as there may be
+    "slow": 408,  # the body took too long
+    "not_found": 404,  # no such path
+    "failed": 500,  # a defect of the worker
+}
+"""Every code of a refusal, and its HTTP status."""
+
+# ── values ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Ref(msgspec.Struct, frozen=True, tag="ref"):
+    """A tensor of the caller at this worker."""
+
+    id: Id
+
+
+class Dtype(msgspec.Struct, frozen=True, tag="dtype"):
+    """A dtype."""
+
+    name: DtypeName
+
+
+class Slice(msgspec.Struct, frozen=True, tag="slice"):
+    """start:stop:step."""
+
+    start: Whole | None = None
+    stop: Whole | None = None
+    step: Whole | None = None
+
+
+class Dots(msgspec.Struct, frozen=True, tag="dots"):
+    """The ellipsis of an index."""
+
+
+class NotFinite(msgspec.Struct, frozen=True, tag="float"):
+    """A float that JSON has no number for."""
+
+    text: Literal["inf", "-inf", "nan"]
+
+
+class Items(msgspec.Struct, frozen=True, tag="items"):
+    """Several values. as_list: which for an index is not the same as a tuple."""
+
+    items: tuple["Value", ...]
+    as_list: bool = False
+
+
+Value: TypeAlias = bool | Whole | float | Text | Ref | Dtype | Slice | Dots | NotFinite | Items | None
+
+# ── what is asked ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Send(msgspec.Struct, frozen=True, tag="send"):
+    """Keep the tensor behind this message. learns: whether it requires a gradient."""
+
+    learns: bool = False
+
+
+class Offered(msgspec.Struct, frozen=True, tag="offered"):
+    """Use a tensor of the owner's."""
+
+    name: Name
+
+
+class Call(msgspec.Struct, frozen=True, tag="call"):
+    """Do an operation. graph: whether autograd records it."""
+
+    operation: Text
+    arguments: tuple[Value, ...]
+    named: dict[Text, Value] = {}
+    graph: bool = True
+
+
+class Backward(msgspec.Struct, frozen=True, tag="backward"):
+    """Gradients of a tensor, added to those of the leaves that it was computed from."""
+
+    id: Id
+    gradient: Id | None = None
+    keep: bool = False
+
+
+class Gradient(msgspec.Struct, frozen=True, tag="gradient"):
+    """The gradient of a leaf, or Nothing."""
+
+    id: Id
+
+
+class SetGradient(msgspec.Struct, frozen=True, tag="set_gradient"):
+    """Another gradient for a leaf, or none."""
+
+    id: Id
+    to: Id | None = None
+
+
+class Learn(msgspec.Struct, frozen=True, tag="learn"):
+    """Whether a leaf requires a gradient."""
+
+    id: Id
+    learns: bool
+
+
+class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
+    """The numbers themselves."""
+
+    id: Id
+
+
+class Count(msgspec.Struct, frozen=True, tag="count"):
+    """How much the caller holds."""
+
+
+Ask: TypeAlias = Send | Offered | Call | Backward | Gradient | SetGradient | Learn | Fetch | Count
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A request. serial: grows with each; the same one again gets the same answer, and is done once.  forget: tensors that the
+    caller has no pointer to any more, deleted before."""
+
+    serial: Id
+    ask: Ask
+    forget: Annotated[tuple[Id, ...], msgspec.Meta(max_length=MOST_FORGOTTEN)] = ()
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """A new caller at a worker of another process."""
+
+
+# ── what is answered ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Made(msgspec.Struct, frozen=True, tag="made"):
+    """A tensor that is there now. learns: whether it requires a gradient.  leaf: as autograd has it."""
+
+    id: Id
+    shape: tuple[Id, ...]
+    dtype: DtypeName
+    learns: bool = False
+    leaf: bool = True
+
+
+class MadeSeveral(msgspec.Struct, frozen=True, tag="several"):
+    """The results of an operation that has several."""
+
+    made: tuple[Made, ...]
+
+
+class Fetched(msgspec.Struct, frozen=True, tag="fetched"):
+    """The tensor is behind this message. learns: whether it requires a gradient there."""
+
+    learns: bool = False
+
+
+class Held(msgspec.Struct, frozen=True, tag="held"):
+    """How much a caller holds: tensors, and bytes of them and of what autograd keeps for them, counted from above."""
+
+    tensors: Id
+    bytes: Id
+
+
+class Begun(msgspec.Struct, frozen=True, tag="begun"):
+    """caller: a secret, to be shown with every request.  names: of the tensors that the owner offers."""
+
+    caller: Name
+    worker: Name
+    names: tuple[Name, ...]
+
+
+class Nothing(msgspec.Struct, frozen=True, tag="nothing"):
+    """It is done, and there is nothing to say."""
+
+
+class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
+    """It is not done. code: a key of `STATUS`.  detail: for a person."""
+
+    code: Code
+    detail: str = ""
+
+
+class Said(msgspec.Struct, frozen=True):
+    """An answer."""
+
+    answer: Made | MadeSeveral | Fetched | Held | Begun | Nothing | Refusal
+
+
+# ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+M = TypeVar("M")
+_READERS: dict[Any, msgspec.json.Decoder[Any]] = {form: msgspec.json.Decoder(form) for form in (Asked, Begin, Said)}
+"""Made here: msgspec (0.22) crashes where threads are the first to read a form and do so at the same time."""
+
+
+def write(message: Any, tensor: Array | None = None) -> bytes:
+    """A message as bytes."""
+    control = msgspec.json.encode(message)
+    behind = b"" if tensor is None else encode_tree({LEAF: tensor})
+    return b"".join((MAGIC, struct.pack("<I", len(control)), control, behind))
+
+
+def read(form: type[M], body: bytes) -> tuple[M, bytes]:
+    """The message of these bytes, and what is behind it. ParticipantError where they are not of this form."""
+    if body[: len(MAGIC)] != MAGIC or len(body) < len(MAGIC) + 4:
+        raise ParticipantError(
+            None, "this is not what sumus workers say to each other: is it another program, or version?"
+        )
+    (length,) = cast(tuple[int], struct.unpack_from("<I", body, len(MAGIC)))
+    begin = len(MAGIC) + 4
+    if length > MAX_CONTROL or begin + length > len(body):
+        raise ParticipantError(None, f"a message of {length} bytes is cut off, or over {MAX_CONTROL}")
+    try:
+        return _READERS[form].decode(memoryview(body)[begin : begin + length]), body[begin + length :]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
+        raise ParticipantError(None, f"not a {form.__name__}: {error!s:.200}") from error
+
+
+def read_tensor(behind: bytes) -> Array:
+    """The tensor behind a message: an array of its own, which may be written to."""
+    tree = decode_tree(behind)
+    if tree.keys() != {LEAF}:
+        raise ParticipantError(None, f"behind a message is one tensor, not {len(tree)}")
+    found = np.array(tree[LEAF])
+    if found.dtype.name not in DTYPE_NAMES:
+        raise ParticipantError(
+            None, f"a tensor of {found.dtype.name} does not travel: use one of {', '.join(DTYPE_NAMES)}"
+        )
+    return found
+
+
+DTYPE_NAMES: tuple[str, ...] = DtypeName.__args__  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def number(value: float) -> float | NotFinite:
+    """A float as a value."""
+    if math.isfinite(value):
+        return value
+    return NotFinite("nan" if math.isnan(value) else "inf" if value > 0 else "-inf")

@@ -1,0 +1,372 @@
+"""A tensor that is at a worker, as torch sees it here: a shape, a dtype, and no numbers.
+
+    x = alice.send(torch.tensor([[1.0, 2.0]]))
+    y = torch.nn.functional.linear(x, w)            computed at alice, since w is there too; a pointer to the result
+    y.get()                                         the numbers
+
+torch asks every tensor of a subclass what a function means for it (`__torch_function__`), so nothing of torch is replaced. Each
+operation is one request; what shape and dtype are is known here. A pointer that is let go of is deleted there, with the next
+request.
+"""
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumus.errors import UsageError
+from sumus.virtual.messages import (
+    Backward,
+    Call,
+    Dots,
+    Dtype,
+    Gradient,
+    Items,
+    Learn,
+    Made,
+    MadeSeveral,
+    Nothing,
+    Ref,
+    SetGradient,
+    Slice,
+    Value,
+    number,
+)
+from sumus.virtual.operations import DTYPE_NAMES, DTYPES, OPERATIONS, SPELLINGS, Operation, tensors_in
+
+if TYPE_CHECKING:
+    from sumus.virtual.worker import Worker
+
+_KNOWN_HERE = frozenset({
+    "shape", "dtype", "device", "layout", "ndim", "itemsize", "nbytes", "is_sparse", "is_sparse_csr", "is_quantized", "is_meta",
+    "is_cuda", "is_cpu", "is_mkldnn", "is_nested", "size", "dim", "numel", "nelement", "ndimension", "element_size", "__len__",
+    "is_floating_point", "is_complex", "is_signed", "get_device", "is_same_size",
+})  # fmt: skip
+_SEVERAL_SIZES = frozenset({"view", "reshape", "expand", "repeat", "permute"})
+"""Called with a shape, or with its numbers one by one."""
+_NO_MATTER = frozenset({"_stacklevel", "memory_format", "norm_type", "non_blocking"})
+"""Arguments that change no number, or none without another that is not taken."""
+
+
+class PointerError(UsageError):
+    """Tensors that are at different places, or numbers asked of one that has none here."""
+
+
+class ValuesAndIndices(NamedTuple):
+    """What `max(dim)` and `min(dim)` give."""
+
+    values: "Pointer"
+    indices: "Pointer"
+
+
+class _Hold:
+    """Of a pointer. When it goes, the tensor at the worker may go."""
+
+    def __init__(self, worker: "Worker", number: int) -> None:
+        self.worker, self.number = worker, number
+
+    def __del__(self) -> None:
+        try:
+            self.worker.let_go(self.number)
+        except Exception:  # the interpreter is going down, and everything with it
+            return
+
+
+class Pointer(Tensor):
+    """A tensor that is at a worker. worker: which.  id: its number there."""
+
+    worker: "Worker"
+    id: int
+    _hold: _Hold
+    _learns: bool
+    _leaf: bool
+    _gradient: "tuple[int, Pointer | None]"
+
+    @staticmethod
+    def __new__(cls: "type[Pointer]", worker: "Worker", made: Made) -> "Pointer":
+        make = cast(Callable[..., Pointer], Tensor._make_wrapper_subclass)
+        pointer = make(cls, made.shape, dtype=DTYPES[made.dtype], device="cpu")
+        pointer.worker, pointer.id, pointer._hold = worker, made.id, _Hold(worker, made.id)
+        pointer._gradient = (-1, None)
+        pointer.now(made)
+        return pointer
+
+    def __init__(self, worker: "Worker", made: Made) -> None:
+        super().__init__()
+
+    def now(self, made: Made) -> None:
+        """Take in what autograd has come to think of it there."""
+        self._learns, self._leaf = made.learns, made.leaf
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = _name_of(func)
+        if name in _KNOWN_HERE:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        operation = SPELLINGS.get(func)
+        if operation is None:
+            raise PointerError(
+                f"`{name}` does not work on what is at a worker; fetch it with .get(), or write it with one of "
+                "sumus.virtual.EVERYTHING"
+            )
+        return call(operation, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise PointerError(f"`{func}` needs numbers, and a pointer has none here: fetch it with .get()")
+
+    # ── fetching ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def get(self) -> Tensor:
+        """The numbers, as a tensor here; the one at the worker stays. WorkerRefused where its policy keeps them."""
+        return self.worker.fetch(self)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        learns = ", requires_grad=True" if self._learns else ""
+        return f"Pointer({DTYPE_NAMES[self.dtype]}{list(self.shape)} at {self.worker.name!r}{learns})"
+
+    def __format__(self, format_spec: str) -> str:
+        return repr(self) if not format_spec else _no_numbers(self, "format")
+
+    def item(self) -> NoReturn:
+        _no_numbers(self, "item")
+
+    def tolist(self) -> NoReturn:
+        _no_numbers(self, "tolist")
+
+    def numpy(self, *, force: bool = False) -> NoReturn:
+        _no_numbers(self, "numpy")
+
+    def __array__(self, dtype: Any = None) -> NoReturn:
+        _no_numbers(self, "numpy")
+
+    def __float__(self) -> NoReturn:
+        _no_numbers(self, "float")
+
+    def __int__(self) -> NoReturn:
+        _no_numbers(self, "int")
+
+    def __index__(self) -> NoReturn:
+        _no_numbers(self, "index")
+
+    def __complex__(self) -> NoReturn:
+        _no_numbers(self, "complex")
+
+    def __bool__(self) -> NoReturn:
+        _no_numbers(self, "bool")
+
+    def __contains__(self, element: Any) -> NoReturn:
+        _no_numbers(self, "in")
+
+    def __reduce_ex__(self, proto: Any) -> NoReturn:
+        raise PointerError(
+            f"a pointer is worth nothing in a file or another process: fetch it from {self.worker.name!r} first"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Pointer":
+        with torch.no_grad():
+            copied = cast(Pointer, self.detach().clone()).requires_grad_(self._learns)
+        if hasattr(self, "_is_param"):
+            copied._is_param = True  # pyright: ignore[reportAttributeAccessIssue]
+        memo[id(self)] = copied
+        return copied
+
+    __hash__ = object.__hash__
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[row] for row in range(len(self))])
+
+    # ── gradients ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def backward(
+        self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
+    ) -> None:
+        """Gradients of everything there that this was computed from."""
+        if create_graph or inputs is not None:
+            raise PointerError("backward() at a worker takes gradient and retain_graph alone")
+        if gradient is not None:
+            _same_place(self.worker, gradient)
+        self.worker.ask(Backward(self.id, None if gradient is None else gradient.id, bool(retain_graph)), Nothing)
+        self.worker.gradients_changed += 1
+
+    @property
+    def grad(self) -> Any:
+        """A pointer to the gradient; the same one until it may be another."""
+        if not self._learns or not self._leaf:
+            return None
+        if self._gradient[0] != self.worker.gradients_changed:
+            said = self.worker.ask(Gradient(self.id), (Made, Nothing))
+            found = self.worker.pointer(said) if isinstance(said, Made) else None
+            self._gradient = (self.worker.gradients_changed, found)
+        return self._gradient[1]
+
+    @grad.setter
+    def grad(self, gradient: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if gradient is not None:
+            _same_place(self.worker, gradient)
+        elif self._gradient[0] == self.worker.gradients_changed and self._gradient[1] is None:
+            return
+        self.worker.ask(SetGradient(self.id, None if gradient is None else gradient.id), Nothing)
+        self._gradient = (self.worker.gradients_changed, gradient)
+
+    @property
+    def requires_grad(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._learns
+
+    @requires_grad.setter
+    def requires_grad(self, learns: bool) -> None:
+        self.requires_grad_(learns)
+
+    def requires_grad_(self, mode: bool = True) -> "Pointer":
+        """As of a tensor."""
+        if mode != self._learns:
+            self.now(self.worker.ask(Learn(self.id, mode), Made))
+        return self
+
+    @property
+    def is_leaf(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._leaf
+
+    @property
+    def retains_grad(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return False
+
+    @property
+    def grad_fn(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The graph is at the worker."""
+        return None
+
+    @property
+    def data(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As `detach()`."""
+        return self.detach()
+
+    @data.setter
+    def data(self, other: Any) -> NoReturn:
+        raise PointerError(
+            "the data of a pointer are not exchanged: change them in place, with copy_() under no_grad()"
+        )
+
+    # ── what is spelt otherwise ──────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def T(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.permute(*reversed(range(self.dim())))
+
+    @property
+    def mT(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.transpose(-2, -1)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Another dtype; the device is the worker's."""
+        given = [*args, *kwargs.values()]
+        if any(isinstance(each, str | torch.device) and torch.device(each).type != "cpu" for each in given):
+            raise PointerError("a worker computes on its CPU: leave the device out")
+        dtypes = [each for each in given if isinstance(each, torch.dtype)]
+        return call(OPERATIONS["to"], (self, dtypes[0]), {}) if dtypes else self
+
+    def cpu(self, *args: Any, **kwargs: Any) -> "Pointer":
+        return self
+
+    def float(self, *args: Any, **kwargs: Any) -> Any:
+        return self.to(torch.float32)
+
+    def double(self, *args: Any, **kwargs: Any) -> Any:
+        return self.to(torch.float64)
+
+    def half(self, *args: Any, **kwargs: Any) -> Any:
+        return self.to(torch.float16)
+
+    def int(self, *args: Any, **kwargs: Any) -> Any:
+        return self.to(torch.int32)
+
+    def long(self, *args: Any, **kwargs: Any) -> Any:
+        return self.to(torch.int64)
+
+    def bool(self, *args: Any, **kwargs: Any) -> Any:
+        return self.to(torch.bool)
+
+
+def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Do an operation where its pointers are. PointerError where those are not together."""
+    named = dict(kwargs)
+    if named.pop("inplace", False):
+        operation = OPERATIONS[f"{operation.name}_"]
+    if operation.name in _SEVERAL_SIZES and len(args) > 1 and not isinstance(args[1], list | tuple):
+        args = (args[0], args[1:])
+    for name in [name for name in named if name not in (*operation.takes, *operation.named)]:
+        if name not in _NO_MATTER and named[name] is not None and named[name] is not False:
+            raise PointerError(f"`{operation.name}` at a worker does not take {name}={named[name]!r}")
+        del named[name]
+    if len(args) > len(operation.takes):
+        raise PointerError(
+            f"`{operation.name}` at a worker takes ({', '.join(operation.takes)}), and not {len(args)} arguments"
+        )
+    pointers = [each for each in tensors_in((*args, *named.values())) if isinstance(each, Pointer)]
+    worker = pointers[0].worker
+    asked = Call(
+        operation.name,
+        tuple(_value(worker, each) for each in args),
+        {name: _value(worker, each) for name, each in named.items()},
+        torch.is_grad_enabled(),
+    )
+    said = worker.ask(asked, (Made, MadeSeveral))
+    if isinstance(said, Made):
+        return worker.pointer(said)
+    return ValuesAndIndices(*(worker.pointer(made) for made in said.made))
+
+
+def _value(worker: "Worker", given: Any) -> Value:
+    """An argument as it travels."""
+    match given:
+        case Tensor():
+            return Ref(_same_place(worker, given).id)
+        case None | bool() | int() | str():
+            return given
+        case float():
+            return number(given)
+        case np.generic():
+            return _value(worker, given.item())
+        case torch.dtype() if given in DTYPE_NAMES:
+            return Dtype(cast(Any, DTYPE_NAMES[given]))
+        case slice():
+            return Slice(
+                *(None if end is None else operator.index(end) for end in (given.start, given.stop, given.step))
+            )
+        case list() | tuple():
+            several = cast(list[Any], given)
+            return Items(tuple(_value(worker, each) for each in several), isinstance(given, list))
+        case _ if given is ...:
+            return Dots()
+        case _:
+            raise PointerError(f"{given!r:.80} does not travel to a worker: give numbers, shapes, dtypes and pointers")
+
+
+def _same_place(worker: "Worker", tensor: Any) -> Pointer:
+    """The pointer that this is, if it is at this worker."""
+    if not isinstance(tensor, Pointer):
+        raise PointerError(
+            f"a tensor that is here meets one that is at {worker.name!r}: send it first, with sumus.virtual.send(tensor, worker)"
+        )
+    if tensor.worker is not worker:
+        raise PointerError(
+            f"one tensor is at {worker.name!r} and the other at {tensor.worker.name!r}: bring them together with "
+            "sumus.virtual.move(pointer, worker)"
+        )
+    return tensor
+
+
+def _name_of(function: Any) -> str:
+    """What torch calls a function; of a property its own name."""
+    name = getattr(function, "__name__", repr(function))
+    return getattr(function.__self__, "__name__", name) if name in ("__get__", "__set__") else name
+
+
+def _no_numbers(pointer: Pointer, what: str) -> NoReturn:
+    raise PointerError(
+        f"the numbers are at {pointer.worker.name!r}, so `{what}` has none: fetch them first, with .get()"
+    )

@@ -1,0 +1,100 @@
+"""A worker in another process or on another machine, with the interface of one that is here.
+
+    bob = sumus.virtual.connect("http://127.0.0.1:8090", token=Path("TOKEN"))
+    x = sumus.virtual.send(torch.ones(3), bob)
+
+A request that is not answered is sent again, the same bytes, and done once.
+"""
+
+from pathlib import Path
+
+from sumus.device.link import read_link
+from sumus.errors import ExperimentError, ParticipantError
+from sumus.transport.http import HttpTransport
+from sumus.transport.transport import Transport, Unreachable
+from sumus.virtual.messages import OVERHEAD, Begin, Begun, Refusal, Said, read, write
+from sumus.virtual.worker import Worker, WorkerRefused
+
+ATTEMPTS = 3
+PATIENCE = 60.0
+"""Seconds for an answer."""
+
+
+def connect(
+    url: str,
+    token: str | Path,
+    *,
+    authority: str | None = None,
+    insecure: bool = False,
+    patience: float = PATIENCE,
+    transport: Transport | None = None,
+) -> "RemoteWorker":
+    """The worker at an address, as `sumus worker` prints it; what is sent to it is there until this is closed.
+
+    token: that its owner gave you, or the file it is in.  authority: certificates in PEM that its own must come from; None for
+    the system's.  insecure: take http:// to another machine.  patience: seconds for an operation.  transport: in place of HTTP.
+    """
+    server = read_link(url, insecure).server
+    if not server:
+        raise ExperimentError(f"{url!r:.80} is no worker's address: give http://HOST:PORT, as `sumus worker` prints it")
+    secret = read_token(token) if isinstance(token, Path) else token
+    return RemoteWorker(server, secret, transport or HttpTransport(server, authority), patience)
+
+
+def read_token(file: Path) -> str:
+    """A token in a file that is its owner's alone."""
+    try:
+        if file.stat().st_mode & 0o077:
+            raise ExperimentError(f"{file} holds a secret, and others may read it: chmod 600 {file}")
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"the token's file {file} cannot be read: {error}") from error
+
+
+class RemoteWorker(Worker):
+    """A worker elsewhere. Made by `connect`."""
+
+    def __init__(self, url: str, token: str, transport: Transport, patience: float) -> None:
+        self._url, self._token, self._transport, self._patience = url, token, transport, patience
+        self._caller = ""
+        super().__init__(url, ())
+        said = self._said(self._post("/v1/begin", write(Begin()), 2**20)).answer
+        if isinstance(said, Refusal):
+            raise WorkerRefused(url, said.code, said.detail)
+        if not isinstance(said, Begun):
+            raise self._strange(ParticipantError(None, "it did not begin"))
+        self._caller, self.name, self.names = said.caller, said.worker, said.names
+
+    def __repr__(self) -> str:
+        return f"<worker {self.name!r} at {self._url}>"
+
+    def _exchange(self, body: bytes, most: int) -> bytes:
+        return self._post("/v1/ask", body, most)
+
+    def close(self) -> None:
+        """Let it forget whatever it holds for this caller."""
+        try:
+            self._post("/v1/end", b"", OVERHEAD)
+        except Unreachable:
+            pass  # it forgets who asks nothing
+        finally:
+            self._transport.close()
+
+    def _post(self, path: str, body: bytes, most: int) -> bytes:
+        headers = {"Authorization": f"Bearer {self._token}"} | ({"Sumus-Caller": self._caller} if self._caller else {})
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._transport.request("POST", path, body, headers, self._patience, most).body
+            except Unreachable as error:
+                if attempt == ATTEMPTS - 1:
+                    raise Unreachable(
+                        f"worker {self.name!r} does not answer ({error}): whether the last operation was done is not known, and "
+                        "what it held may be gone; connect again, and send anew"
+                    ) from error
+        raise AssertionError
+
+    def _said(self, body: bytes) -> Said:
+        try:
+            return read(Said, body)[0]
+        except ParticipantError as error:
+            raise self._strange(error) from error

@@ -1,0 +1,316 @@
+"""A worker that others reach: its owner's tensors, under its owner's policy, over HTTP.
+
+    sumus.virtual.serve({"inputs": inputs, "targets": targets}, Policy(fetch="parameters"), token=secret)     until Ctrl-C
+
+Three requests, each with the token: begin, ask, end. Whoever begins is a caller with tensors and limits of its own. The token is
+checked before the body is read, and the body's length before its first byte.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from torch import Tensor
+
+from sumus.device.link import is_loopback
+from sumus.errors import ExperimentError, ParticipantError, UsageError
+from sumus.operations.listening import BACKLOG, GRACE_S, KEEP_ALIVE_S, BoundedHeads, Planes
+from sumus.virtual.messages import OVERHEAD, STATUS, Begin, Begun, Nothing, Refusal, Said, read, write
+from sumus.virtual.policy import Policy
+from sumus.virtual.workbench import LOG, Refused, Workbench
+from sumus.virtual.worker import offered
+
+LEAST_TOKEN = 16
+"""Letters, at least."""
+BEGIN, ASK, END = "/v1/begin", "/v1/ask", "/v1/end"
+CALLER = "sumus-caller"
+"""A header: the secret that `begin` gave."""
+GRACE, LEAST_RATE = 10.0, 32 * 2**10
+"""Seconds that any body may take; beyond, it must come at so many bytes a second."""
+
+
+def serve(
+    tensors: Mapping[str, Tensor],
+    policy: Policy | None = None,
+    *,
+    token: str,
+    name: str = "worker",
+    host: str = "127.0.0.1",
+    port: int = 0,
+    tls: tuple[str | Path, str | Path] | None = None,
+    insecure: bool = False,
+    ready: Callable[[str], None] = lambda url: print(url, flush=True),
+) -> None:
+    """Be a worker for others until the process is told to stop.
+
+    tensors: that are offered, by name.  token: whoever has it is let in; 16 letters or more, and never from a command line.
+    host, port: where it listens, port 0 for any; other machines reach it only where host says so, and then with tls, a
+    certificate's chain and its key (PEM), or insecure.  ready: is told the URL once it answers.
+    """
+    app = worker_app(name, tensors, policy or Policy(), token)
+    if not is_loopback(host) and tls is None and not insecure:
+        raise UsageError(
+            f"others reach {host}, and without TLS they read along: give --tls CERT KEY; or --insecure, behind something "
+            "that encrypts"
+        )
+    with closing(_listening(host, port)) as listening:
+        shown = f"[{host}]" if ":" in host else host
+        url = f"http{'s' if tls else ''}://{shown}:{listening.getsockname()[1]}"
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_until_told(Planes([(listening, _how(app, tls))]), app.state.callers, lambda: ready(url)))
+
+
+async def _until_told(planes: Planes, callers: "Callers", ready: Callable[[], None]) -> None:
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    for each in mine:
+        loop.add_signal_handler(each, over.set)
+    async with planes:
+        sweeping = asyncio.create_task(_sweep(callers))
+        ready()
+        await over.wait()
+        sweeping.cancel()
+
+
+async def _sweep(callers: "Callers") -> None:
+    while True:
+        await asyncio.sleep(callers.policy.idle_s / 4)
+        callers.sweep()
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(BACKLOG)
+        except OSError:
+            listening.close()
+            raise
+    except OSError as error:
+        raise ExperimentError(
+            f"nothing can listen on {host}:{port}: {error.strerror or error}; give another with --listen"
+        ) from error
+    return listening
+
+
+def _how(app: Any, tls: tuple[str | Path, str | Path] | None) -> uvicorn.Config:
+    chain, key = tls or (None, None)
+    try:
+        how = uvicorn.Config(
+            app,
+            loop="none",
+            http=BoundedHeads,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+            ssl_certfile=chain,
+            ssl_keyfile=key,
+        )
+        how.load()
+    except OSError as error:
+        raise UsageError(f"{chain} with {key} is no certificate: {error.strerror or error}; give PEM files") from error
+    return how
+
+
+# ── callers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _Caller:
+    bench: Workbench
+    last: float
+
+
+class Callers:
+    """Who has begun, by the hash of a secret. clock: seconds, which never go back."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], policy: Policy, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.policy = policy
+        self._tensors, self._clock = offered(tensors), clock
+        self._callers: dict[str, _Caller] = {}
+        self._lock = threading.Lock()
+
+    def begin(self) -> str:
+        """A new caller's secret. Refused: busy."""
+        self.sweep()
+        secret = secrets.token_urlsafe(32)
+        with self._lock:
+            if len(self._callers) >= self.policy.callers:
+                raise Refused(
+                    "busy", f"{self.policy.callers} callers are here already, the most: close one, or come later"
+                )
+            self._callers[_hash(secret)] = _Caller(Workbench(self._tensors, self.policy), self._clock())
+        return secret
+
+    def bench(self, secret: str) -> Workbench:
+        """A caller's tensors. Refused: unknown_caller."""
+        self.sweep()
+        with self._lock:
+            caller = self._callers.get(_hash(secret))
+            if caller is None:
+                raise Refused(
+                    "unknown_caller",
+                    f"it does not know you, or you asked nothing for {self.policy.idle_s:g} s; connect again, and send anew",
+                )
+            caller.last = self._clock()
+            return caller.bench
+
+    def end(self, secret: str) -> None:
+        """Forget a caller, tensors and all."""
+        with self._lock:
+            self._callers.pop(_hash(secret), None)
+
+    def sweep(self) -> None:
+        """Forget those who have asked nothing for too long."""
+        before = self._clock() - self.policy.idle_s
+        with self._lock:
+            for at in [at for at, caller in self._callers.items() if caller.last < before]:
+                del self._callers[at]
+
+    def __len__(self) -> int:
+        return len(self._callers)
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+# ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def worker_app(
+    name: str, tensors: Mapping[str, Tensor], policy: Policy, token: str, clock: Callable[[], float] = time.monotonic
+) -> Starlette:
+    """A worker as an ASGI application; `state.callers` is who has begun."""
+    if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(f"the token has {LEAST_TOKEN} letters or more, ASCII, without blanks: make a longer one")
+    callers = Callers(tensors, policy, clock)
+    plane = _Plane(name, tuple(tensors), callers, token)
+    routes = [
+        Route(path, _explained(answer), methods=["POST"])
+        for path, answer in {BEGIN: plane.begin, ASK: plane.ask, END: plane.end}.items()
+    ]
+
+    async def not_there(request: Request, error: Exception) -> Response:
+        return _refusal(
+            Refused("not_found", "there is no such path: this is a sumus worker, for sumus.virtual.connect(url)")
+        )
+
+    app = Starlette(routes=routes, exception_handlers={404: not_there, 405: not_there})
+    app.state.callers = callers
+    return app
+
+
+class _Plane:
+    """The three requests."""
+
+    def __init__(self, name: str, names: tuple[str, ...], callers: Callers, token: str) -> None:
+        self._name, self._names, self._callers = name, names, callers
+        self._token = token.encode()
+        most = 2 * callers.policy.callers  # each asks once at a time, and may ask the same again
+        self._room = most
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="benches")
+
+    async def begin(self, request: Request) -> bytes:
+        """A new caller."""
+        read(Begin, await self._body(request, 2**10))
+        return write(Said(Begun(self._callers.begin(), self._name, self._names)))
+
+    async def ask(self, request: Request) -> bytes:
+        """Whatever a caller asks."""
+        self._authorize(request)
+        bench = self._callers.bench(request.headers.get(CALLER, ""))
+        body = await self._body(request, self._callers.policy.largest + OVERHEAD)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, bench.answer, body)
+
+    async def end(self, request: Request) -> bytes:
+        """A caller goes."""
+        await self._body(request, 2**10)
+        self._callers.end(request.headers.get(CALLER, ""))
+        return write(Said(Nothing()))
+
+    def _authorize(self, request: Request) -> None:
+        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+        if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self._token) or scheme.lower() != "bearer":
+            raise Refused("bad_token", "this is not its token: ask its owner for the one that it was started with")
+
+    async def _body(self, request: Request, most: int) -> bytes:
+        self._authorize(request)
+        said = request.headers.get("content-length", "")
+        if not (said.isascii() and said.isdecimal() and len(said) <= 18):
+            raise Refused("malformed", "say Content-Length")
+        length = int(said)
+        if length > most:
+            raise Refused("too_large", f"{length} bytes, and at most {most} are read: send it in parts")
+        if not self._room:
+            raise Refused("busy", "as many requests are on their way as there may be: ask again")
+        self._room -= 1
+        try:
+            async with asyncio.timeout(GRACE + length / LEAST_RATE):
+                return await _read(request, length)
+        except TimeoutError:
+            raise Refused("slow", f"the body came slower than {LEAST_RATE} bytes a second") from None
+        except ClientDisconnect:
+            raise Refused("malformed", "the connection ended before the body did") from None
+        finally:
+            self._room += 1
+
+
+async def _read(request: Request, length: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > length:
+            break
+    if len(body) != length:
+        raise Refused("malformed", f"the body has {len(body)} bytes, and said {length}")
+    return bytes(body)
+
+
+def _explained(answer: Callable[[Request], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
+    """What goes wrong, in the closed list's words."""
+
+    async def explain(request: Request) -> Response:
+        try:
+            return Response(await answer(request), media_type="application/octet-stream")
+        except Refused as no:
+            return _refusal(no)
+        except ParticipantError as error:
+            return _refusal(Refused("malformed", str(error)))
+        except Exception as error:
+            LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
+            return _refusal(Refused("failed", "a defect of the worker, which is in its log"))
+
+    return explain
+
+
+def _refusal(no: Refused) -> Response:
+    return Response(write(Said(Refusal(no.code, no.detail))), STATUS[no.code], media_type="application/octet-stream")

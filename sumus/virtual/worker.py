@@ -1,0 +1,198 @@
+"""Whoever tensors are sent to, as a caller sees it: in this process, or elsewhere with the same interface.
+
+alice = VirtualWorker("alice")
+carol = VirtualWorker("carol", {"inputs": inputs}, Policy(fetch="parameters"))     with tensors of its own
+
+pointer = alice.send(torch.tensor([1.0, 2.0]))
+carol["inputs"]                                                a pointer to what carol offers
+"""
+
+import threading
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumus.errors import ParticipantError, UsageError
+from sumus.virtual.messages import (
+    MOST_FORGOTTEN,
+    OVERHEAD,
+    Ask,
+    Asked,
+    Count,
+    Fetch,
+    Fetched,
+    Held,
+    Made,
+    Offered,
+    Refusal,
+    Said,
+    Send,
+    read,
+    read_tensor,
+    write,
+)
+from sumus.virtual.operations import DTYPE_NAMES
+from sumus.virtual.pointer import Pointer, PointerError
+from sumus.virtual.policy import Policy
+from sumus.virtual.workbench import Workbench, as_tensor
+
+A = TypeVar("A")
+
+
+class WorkerRefused(UsageError):
+    """A worker says no. worker: its name.  code: one of a closed list (`sumus.virtual.messages.STATUS`)."""
+
+    def __init__(self, worker: str, code: str, detail: str) -> None:
+        super().__init__(f"worker {worker!r} refuses: {detail or code}")
+        self.worker, self.code = worker, code
+
+
+class Worker:
+    """What both kinds share. names: of the tensors that its owner offers. Any thread may use it."""
+
+    name: str
+    names: tuple[str, ...]
+
+    def __init__(self, name: str, names: tuple[str, ...]) -> None:
+        self.name, self.names = name, names
+        self._let_go: deque[int] = deque()  # filled wherever Python collects garbage, so without a lock
+        self._pointers: WeakValueDictionary[int, Pointer] = WeakValueDictionary()
+        self._serial = 0
+        self._one_at_a_time = threading.RLock()
+        self.gradients_changed = 0
+        """Grows with whatever may change a gradient here, so that pointers know when theirs is old."""
+
+    def __repr__(self) -> str:
+        return f"<worker {self.name!r}>"
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End this: whatever the caller has there is deleted."""
+        raise NotImplementedError
+
+    def _exchange(self, body: bytes, most: int) -> bytes:
+        """An answer's bytes. most: how long it may be."""
+        raise NotImplementedError
+
+    def send(self, tensor: Tensor) -> Pointer:
+        """Send a tensor; what is left here is a pointer. It requires a gradient if the tensor does, and is a leaf."""
+        return self.pointer(self.ask(Send(tensor.requires_grad), Made, as_array(tensor)))
+
+    def __getitem__(self, name: str) -> Pointer:
+        """A tensor that the owner offers."""
+        return self.pointer(self.ask(Offered(name), Made))
+
+    def fetch(self, pointer: Pointer) -> Tensor:
+        """The numbers of a tensor; it stays there."""
+        with self._one_at_a_time:
+            said, behind = self._answer(Fetch(pointer.id), None, OVERHEAD + pointer.nbytes)
+        fetched = self._checked(said, Fetched)
+        try:
+            return as_tensor(read_tensor(behind)).requires_grad_(fetched.learns)
+        except ParticipantError as error:
+            raise self._strange(error) from error
+
+    def held(self) -> Held:
+        """How many tensors, and bytes, are held there for this caller."""
+        return self.ask(Count(), Held)
+
+    def ask(self, ask: Ask, wanted: type[A] | tuple[type[A], ...], tensor: Any = None) -> A:
+        """The answer to a request, of a wanted kind. WorkerRefused where it is a refusal."""
+        with self._one_at_a_time:
+            said, _ = self._answer(ask, tensor, OVERHEAD)
+        return self._checked(said, wanted)
+
+    def pointer(self, made: Made) -> Pointer:
+        """A pointer to what is there now; the same one again where there is one."""
+        found = self._pointers.get(made.id)
+        if found is None:
+            found = Pointer(self, made)
+            self._pointers[made.id] = found
+        else:
+            found.now(made)
+        return found
+
+    def let_go(self, number: int) -> None:
+        """Delete a tensor there, with the next request. Called by garbage collection, at any moment."""
+        self._let_go.append(number)
+
+    def _answer(self, ask: Ask, tensor: Any, most: int) -> tuple[Said, bytes]:
+        gone: list[int] = []
+        while self._let_go and len(gone) < MOST_FORGOTTEN:
+            gone.append(self._let_go.popleft())
+        self._serial += 1
+        try:
+            body = self._exchange(write(Asked(self._serial, ask, tuple(gone)), tensor), most)
+        except BaseException:
+            self._let_go.extend(gone)  # deleting twice does no harm
+            raise
+        try:
+            return read(Said, body)
+        except ParticipantError as error:
+            raise self._strange(error) from error
+
+    def _checked(self, said: Said, wanted: type[A] | tuple[type[A], ...]) -> A:
+        if isinstance(said.answer, Refusal):
+            raise WorkerRefused(self.name, said.answer.code, said.answer.detail)
+        if not isinstance(said.answer, wanted):
+            raise self._strange(ParticipantError(None, f"it answers {type(said.answer).__name__}"))
+        return cast(A, said.answer)
+
+    def _strange(self, error: Exception) -> ParticipantError:
+        return ParticipantError(None, f"worker {self.name!r} says what is no answer ({error}): is it of this version?")
+
+
+class VirtualWorker(Worker):
+    """A worker in this process. It has the same policy, and sees the same bytes, as one that is far away.
+
+    tensors: of its own, which are private as those of a device are; what a caller sends is the caller's.
+    """
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor] | None = None, policy: Policy | None = None) -> None:
+        own = offered(tensors or {})
+        super().__init__(name, tuple(own))
+        self._bench: Workbench | None = Workbench(own, policy or Policy())
+
+    def _exchange(self, body: bytes, most: int) -> bytes:
+        if self._bench is None:
+            raise PointerError(f"worker {self.name!r} is closed, and what it held is gone: make another, and send anew")
+        with torch.inference_mode(False):  # a mode of this thread's, which no other worker would see
+            return self._bench.answer(body)
+
+    def close(self) -> None:
+        """Delete whatever it holds."""
+        self._bench = None
+
+
+def offered(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """An owner's tensors, checked. Arrays are taken too."""
+    found: dict[str, Tensor] = {}
+    for name, given in tensors.items():
+        tensor = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
+        if not isinstance(tensor, Tensor) or isinstance(tensor, Pointer) or tensor.device.type != "cpu":
+            raise UsageError(f"a worker offers tensors or arrays by name, and {name!r} is a {type(given).__name__}")
+        if tensor.dtype not in DTYPE_NAMES:
+            raise UsageError(f"the tensor {name!r} is of {tensor.dtype}: use one of {', '.join(DTYPE_NAMES.values())}")
+        found[name] = tensor.detach()
+    return found
+
+
+def as_array(tensor: Tensor) -> Any:
+    """A tensor as it travels."""
+    if isinstance(tensor, Pointer):
+        raise PointerError(f"this is at {tensor.worker.name!r} already: use sumus.virtual.move(pointer, worker)")
+    if tensor.dtype not in DTYPE_NAMES:
+        raise PointerError(f"a tensor of {tensor.dtype} does not travel: use one of {', '.join(DTYPE_NAMES.values())}")
+    if tensor.layout != torch.strided:
+        raise PointerError(f"a tensor of layout {tensor.layout} does not travel: use to_dense()")
+    return tensor.detach().cpu().resolve_neg().numpy()
