@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sumus.operations.commands import LogForm, WithTls
+from sumus.operations.commands import LogForm, WithTls, with_edge_file
 
 
 def register(app: typer.Typer) -> None:
@@ -53,6 +53,11 @@ def register(app: typer.Typer) -> None:
         ] = 20.0,
         tokens: Annotated[int, typer.Option(min=0, help="Make a link that so many devices may enrol with.")] = 0,
         token_file: Annotated[Path | None, typer.Option(help="Write that link to a file, and do not print it.")] = None,
+        edges: Annotated[
+            int,
+            typer.Option(min=0, help="Make a link that so many edges below this one may enrol with, in --edge-file."),
+        ] = 0,
+        edge_file: Annotated[Path | None, typer.Option(help="Where that link is written.")] = None,
         log: Annotated[LogForm, typer.Option(help="How the log on standard error is written.")] = LogForm.text,
         quiet: Annotated[bool, typer.Option(help="Print no line for each sum that went up.")] = False,
         as_json: Annotated[
@@ -67,6 +72,7 @@ def register(app: typer.Typer) -> None:
         from sumus.operations.serve import Tell, keep
         from sumus.operations.service import Conduct, Where
 
+        with_edge_file(edges, edge_file)
         link = given(upstream, link_file, os.environ, insecure)
         log_to(sys.stderr, log.value)
         say = None if quiet or as_json else lambda line: print(line, flush=True)
@@ -78,6 +84,8 @@ def register(app: typer.Typer) -> None:
             Tell(
                 tokens,
                 token_file,
+                edges=edges,
+                edge_file=edge_file,
                 say=say,
                 ready=lambda opened: print(
                     json.dumps(dataclasses.asdict(opened)) if as_json else opened.shown(), flush=True

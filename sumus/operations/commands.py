@@ -143,8 +143,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
         from sumus.operations.service import Conduct, Where
         from sumus.server.runs import Evaluating
 
-        if bool(edges) != (edge_file is not None):
-            raise UsageError("--edges N and --edge-file FILE go together: a link for edges is written, and not printed")
+        with_edge_file(edges, edge_file)
         first = priorities_of(priority or [])
         bundles = bundles_of([pack(each, seed) if is_file_of_code(each) else each for each in what])
         if unknown := first.keys() - bundles.keys():
@@ -192,6 +191,12 @@ class WithTls(TyperCommand):
         if args[at + 1 : at + 2] != ["auto"] and args[at + 2 : at + 3] and not args[at + 2].startswith("-"):
             args = [*args[: at + 2], "--tls", *args[at + 2 :]]
         return super().parse_args(ctx, args)
+
+
+def with_edge_file(edges: int, file: Path | None) -> None:
+    """UsageError for a link for edges without a file, or the other way round."""
+    if bool(edges) != (file is not None):
+        raise UsageError("--edges N and --edge-file FILE go together: a link for edges is written, and not printed")
 
 
 def is_file_of_code(what: str) -> bool:
