@@ -3,16 +3,19 @@
     python -m benchmarks.server_load.served JOB         ours; JOB is a `Job` as JSON
     python -m benchmarks.server_load.served             bare: `PUT` receives a body in raw ASGI, `POST` reads a check-in
 
-Each prints its URL once it answers, and ends on SIGTERM. Ours is `sumus serve` with its limits of requests opened, no torch.
+Each prints its URL, and the admin's, once it answers, and ends on SIGTERM. Ours is `sumus serve` with its limits of requests
+opened, no torch.
 """
 
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,13 +33,16 @@ from starlette.routing import Route
 
 from benchmarks.server_load.devices import Device
 from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, sgd
+from sumus.device.link import read_link
+from sumus.edge.edge import open_edge
 from sumus.operations.listening import Listen
-from sumus.operations.serve import Tell, run
+from sumus.operations.serve import Tell, keep, run
 from sumus.operations.service import Conduct, Where
 from sumus.server.limits import Limits, Rate
 from sumus.storage.identities import Identity
 from sumus.storage.sql import SqlStore
 from sumus.task import Data, Description, Leaf
+from sumus.update import chain, clip_by_global_norm, quantize, rotate
 from sumus.wire.messages import Assignment, Body, CheckInAnswer, CheckInRequest, read, write
 
 MUCH = Rate(1e9, 10**9)
@@ -50,13 +56,17 @@ _ROOT = Path(__file__).parents[2]
 class Job:
     """What ours serves. data: its folder.  database: a URL, None for SQLite in it.  sizes: float32 a model, a task each.
     cohort: of synchronous rounds; 0 for a buffer that is full when every device has reported.  devices: that are enrolled, from
-    number 0; at least two."""
+    number first; at least two.  upstream: a link of the server above, where ours is an edge.  bits: of the codes that are sent,
+    None for floats."""
 
     data: str
     database: str | None
     sizes: tuple[int, ...]
     cohort: int
     devices: int
+    first: int = 0
+    upstream: str = ""
+    bits: int | None = None
 
 
 def bundle(size: int, job: Job) -> Bundle:
@@ -64,7 +74,8 @@ def bundle(size: int, job: Job) -> Bundle:
     leaf = Leaf("w", (size,), "float32", "shared", True)
     task = Description(f"load{size}", (leaf,), "loss", (), Data((3,), "float32", (), "int64", 2))
     if job.cohort:
-        plan = Plan(task, fedavg(sgd(0.1)), Pacing(job.cohort), min_contributors=2)
+        codes = None if job.bits is None else chain(clip_by_global_norm(1.0), rotate(), quantize(job.bits))
+        plan = Plan(task, fedavg(sgd(0.1), codes), Pacing(job.cohort), min_contributors=2)
     else:
         plan = Plan(task, fedbuff(sgd(0.1)), Pacing(job.devices, concurrency=10**6), min_contributors=2)
     return Bundle(plan, {"w": np.zeros(size, np.float32)})
@@ -79,7 +90,7 @@ def enrol(job: Job) -> None:
     """Write the devices into the database, as their enrolment would have."""
     store = SqlStore.open(job.database or f"sqlite:///{job.data}/sumus.db", "tasks")
     with store.identities().transaction() as rows:
-        for number in range(job.devices):
+        for number in range(job.first, job.first + job.devices):
             device = Device(number)
             rows.put_identity(Identity(device.id, "default", device.public, "enrolled", 0.0, 0.0))
     store.close()
@@ -90,8 +101,15 @@ def serve(job: Job) -> None:
     Path(job.data).mkdir(mode=0o700, exist_ok=True)
     enrol(job)
     where, conduct = Where(Path(job.data), job.database), Conduct(limits=OPEN)
-    tell = Tell(ready=lambda opened: print(opened.url, flush=True))
-    run(bundles(job), where, conduct, Listen(port=0, admin_port=0), tell)
+    tell, listen = (
+        Tell(ready=lambda opened: print(opened.url, opened.admin_url, flush=True)),
+        Listen(port=0, admin_port=0),
+    )
+    if job.upstream:
+        link = read_link(job.upstream)
+        keep(lambda authority: open_edge(link, where, conduct, authority), where.data, listen, tell)
+    else:
+        run(bundles(job), where, conduct, listen, tell)
 
 
 async def receive(scope: Any, receive: Any, send: Any) -> None:
@@ -131,10 +149,10 @@ def serve_bare() -> None:
 
 
 class Process:
-    """A server that runs. port: where it listens."""
+    """A server that runs. port: where it listens.  admin: its admin's address."""
 
-    def __init__(self, child: "subprocess.Popen[str]", port: int) -> None:
-        self.child, self.port = child, port
+    def __init__(self, child: "subprocess.Popen[str]", port: int, admin: str) -> None:
+        self.child, self.port, self.admin = child, port, admin
 
     @property
     def cpu(self) -> float:
@@ -146,6 +164,12 @@ class Process:
     def rss(self) -> int:
         """Bytes of memory that it holds."""
         return int(Path(f"/proc/{self.child.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def received(self) -> int:
+        """Bytes of reports that have come in, as its metrics say."""
+        said = urllib.request.urlopen(f"{self.admin}/metrics", timeout=10.0).read().decode()
+        return int(float(re.search(r"^sumus_received_bytes_total (\S+)$", said, re.M)[1]))  # type: ignore[index]
 
     def kill(self) -> None:
         """As a power cut would."""
@@ -161,10 +185,10 @@ def process(job: Job | None = None) -> Generator[Process, None, None]:
     with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None
-            url = child.stdout.readline().strip()
-            if not url:
+            said = child.stdout.readline().split()
+            if not said:
                 raise SystemExit("the server did not start; see above")
-            yield Process(child, urlsplit(url).port or 0)
+            yield Process(child, urlsplit(said[0]).port or 0, said[-1])
         finally:
             child.terminate()
             child.wait()

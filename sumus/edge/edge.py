@@ -48,7 +48,8 @@ class Edge(Service):
     def start(self) -> None:
         """Take up what there was to do, and from now on pass on and add."""
         super().start()
-        self.server.ask_to_do(self.uplink.remember).result()
+        if not self.server.ask_to_do(self.uplink.remember).result():
+            self.uplink.learn()  # the first time, the server above must be there
         self._thread.start()
 
     def above(self) -> AboveStatus:

@@ -391,7 +391,9 @@ class Server:
         for run in self._runs():
             left = self._ask_run(run, left, now)
         for one in left:
-            if not one.known:
+            if not self.tasks:
+                one.waiting.say(Refused("not_ready", "this edge has not heard yet what there is to do", AGAIN))
+            elif not one.known:
                 one.waiting.say(
                     Refused(
                         "wrong_task",

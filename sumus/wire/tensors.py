@@ -23,7 +23,7 @@ _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"
 
 def encode_tree(tree: Tree) -> bytes:
     """Canonical bytes of a tree: safetensors, leaves in sorted order."""
-    ordered = {name: np.array(tree[name], order="C") for name in sorted(tree)}
+    ordered = {name: np.asarray(tree[name], order="C") for name in sorted(tree)}
     return save(ordered)
 
 

@@ -50,7 +50,6 @@ class Tree:
         )
         edge.start()
         self._stack.callback(edge.close)
-        edge.uplink.learn()
         return edge
 
     def below(self, edge: Edge) -> InProcess:

@@ -1,0 +1,202 @@
+"""Edges: what goes up through them, and what they need.
+
+    python -m benchmarks.edges                 1,000 devices, directly and behind 10 edges; and an edge's memory (three minutes)
+    python -m benchmarks.edges --write         also put the tables into docs/results.md
+
+Processes over loopback: a server, edges, and devices that report without training, 8-bit codes. An edge has no PyTorch.
+"""
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.figures import three_digits
+from benchmarks.results import write_table
+from benchmarks.server_load.served import Job, Process, bundle, process
+from sumus.aggregate import Update
+from sumus.device.requests import Requests
+from sumus.server.identity import Roll
+from sumus.storage.sql import SqlStore
+from sumus.transport.http import HttpTransport
+from sumus.wire.messages import Assignment, CheckInRequest
+from sumus.wire.reports import encode_report
+
+PARAMETERS = 2**20
+BITS = 8
+
+
+class Asking:
+    """A device. served: whoever it asks, by port."""
+
+    def __init__(self, number: int, port: int, print_: str) -> None:
+        key = sha256(f"load {number}".encode()).digest()
+        self._transport = HttpTransport(f"http://127.0.0.1:{port}")
+        self._requests, self._print = Requests(self._transport, key, "default"), print_
+        self.work: Assignment | None = None
+
+    def ask(self) -> None:
+        """Until there is work."""
+        serial = 0
+        while self.work is None:
+            serial += 1
+            self.work = self._requests.check_in(
+                CheckInRequest(serial, f"s{serial}", (self._print,), wait_s=30.0)
+            ).assignment
+
+    def report(self, body: bytes) -> None:
+        """Send it, once it has asked."""
+        assert self.work is not None
+        self._requests.report(self.work, body)
+        self._transport.close()
+
+
+def body_of(job: Job) -> bytes:
+    """A report of codes."""
+    plan = bundle(job.sizes[0], job).plan
+    hop = plan.first_hop
+    rng = np.random.default_rng(0)
+    parts = {
+        part.name: {leaf: rng.integers(-127, 128, shape).astype(np.int8) for leaf, shape in layout}
+        for part, layout in zip(hop.parts, hop.layouts, strict=True)
+    }
+    return encode_report(Update("", parts, 10, {"loss": (5.0, 10)}))
+
+
+def link_for_edges(job: Job, port: int, edges: int) -> str:
+    """A link that so many edges may enrol with."""
+    store = SqlStore.open(f"sqlite:///{job.data}/sumus.db", "tasks")
+    token = Roll(store.identities(), {"default": 10**6}).new_token("default", time.time(), edges, speaks_for=10**6)
+    store.close()
+    return f"http://127.0.0.1:{port}/#enrol={token}"
+
+
+@contextmanager
+def tree(
+    folder: Path, size: int, devices: int, edges: int
+) -> Generator[tuple[Job, Process, list[Process]], None, None]:
+    """A server, and as many edges, with so many devices in all."""
+    job = Job(str(folder / "top"), None, (size,), devices, devices if not edges else 2, bits=BITS)
+    each = devices // edges if edges else 0
+    with ExitStack() as stack:
+        top = stack.enter_context(process(job))
+        link = link_for_edges(job, top.port, edges) if edges else ""
+        below = [
+            stack.enter_context(
+                process(Job(str(folder / f"edge{n}"), None, (size,), devices, each, n * each, link, BITS))
+            )
+            for n in range(edges)
+        ]
+        yield job, top, below
+
+
+def a_round(job: Job, ports: Callable[[int], int], devices: int, uploads: int = 16) -> float:
+    """Everybody asks, everybody reports; seconds."""
+    print_, body = bundle(job.sizes[0], job).plan.description.fingerprint, body_of(job)
+    everyone = [Asking(number, ports(number), print_) for number in range(devices)]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(Asking.ask, everyone))
+    with ThreadPoolExecutor(uploads) as pool:
+        list(pool.map(lambda device: device.report(body), everyone))
+    return time.perf_counter() - began
+
+
+def received(job: Job) -> tuple[int, int]:
+    """Models that the server has, and the reports in the last one."""
+    store = SqlStore.open(f"sqlite:///{job.data}/sumus.db", f"load{job.sizes[0]}.train")
+    with store.transaction() as rows:
+        models = rows.models()
+    store.close()
+    return models[-1].version, models[-1].contributors
+
+
+def traffic(folder: Path, devices: int, edges: int) -> list[str]:
+    """A round, and what the server received in it."""
+    with tree(folder, 2**16, devices, edges) as (job, top, below):
+        each = devices // edges if edges else devices
+        before = top.received
+        seconds = a_round(job, lambda number: below[number // each].port if below else top.port, devices)
+        deadline = time.monotonic() + 60
+        while received(job)[0] < 1 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        version, counted = received(job)
+        assert (version, counted) == (1, devices), (version, counted)
+        up = top.received - before
+    return [
+        f"{devices:,} devices, " + (f"behind {edges} edges" if edges else "directly"),
+        f"{edges or devices:,}",
+        f"**{three_digits(up / 1e6)}** MB",
+        three_digits(up / (edges or devices) / 2**16),
+        f"{seconds:.1f} s",
+    ]
+
+
+def memory(folder: Path, devices: int, uploads: int) -> list[str]:
+    """An edge's resident memory while its devices report."""
+    with tree(folder, PARAMETERS, devices, 1) as (job, _, (edge,)):
+        before, seen, over = edge.rss, list[int](), threading.Event()
+
+        def look() -> None:
+            while not over.wait(0.02):
+                seen.append(edge.rss)
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        seconds = a_round(job, lambda number: edge.port, devices, uploads)
+        over.set()
+        looking.join()
+    sizes = [before, max(seen), seen[-1]]
+    return [
+        f"{devices} devices, {PARAMETERS:,} parameters, {uploads} uploads in flight",
+        " → ".join(three_digits(size / 1e6) for size in sizes[:1]) + " MB",
+        f"**{three_digits(max(seen) / 1e6)}** MB",
+        f"{seconds:.1f} s",
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and perhaps write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=int, default=1000)
+    parser.add_argument("--edges", type=int, default=10)
+    parser.add_argument("--members", type=int, default=100, help="devices of the edge whose memory is measured")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/results.md")
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="sumus-edges-") as scratch:
+        rows = [
+            traffic(Path(scratch) / f"{n}", args.devices, n)
+            for n in (0, args.edges)
+            if not _make(Path(scratch) / f"{n}")
+        ]
+        _make(Path(scratch) / "memory")
+        needs = memory(Path(scratch) / "memory", args.members, 4)
+    write_table(
+        "edges-traffic",
+        f"`python -m benchmarks.edges`: a round of {2**16:,} parameters in 8-bit codes, weighted by examples; what the server got",
+        ["", "reports and sums", "bytes", "bytes a parameter of each", "the round"],
+        rows,
+        args.write,
+    )
+    write_table(
+        "edges-memory",
+        "`python -m benchmarks.edges`: an edge's resident memory",
+        ["", "at the start", "at most", "the round"],
+        [needs],
+        args.write,
+    )
+
+
+def _make(folder: Path) -> None:
+    folder.mkdir()
+
+
+if __name__ == "__main__":
+    main()
