@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         needs = memory(Path(scratch) / "memory", args.members, 4)
     write_table(
         "edges-traffic",
-        f"`python -m benchmarks.edges`: a round of {2**16:,} parameters in 8-bit codes, weighted by examples; what the server got",
+        f"`python -m benchmarks.edges`: a round of {2**16:,} parameters in 8-bit codes, weighted by examples; what comes up",
         ["", "reports and sums", "bytes", "bytes a parameter of each", "the round"],
         rows,
         args.write,
