@@ -358,7 +358,7 @@ def machine(bench: Bench) -> list[list[str]]:
     for what, there, work in works:
         took = min(timeit.repeat(work, number=5, repeat=7)) / 5 * 1e3
         rows.append(
-            _alone(f"this machine: {what}", f"{there} ms there", f"{three_digits(took)} ms, × {times(took / there)}")
+            _alone(f"this machine: {what}", f"{there} ms there", f"**{three_digits(took)}** ms, × {times(took / there)}")
         )
     return rows
 
