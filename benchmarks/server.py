@@ -13,7 +13,6 @@ shown. "Answered" means that what was promised is on the disk.
 
 import argparse
 import asyncio
-import hashlib
 import os
 import statistics
 import tempfile
@@ -24,11 +23,13 @@ import urllib.request
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from sqlalchemy import create_engine, make_url
 
 from benchmarks.figures import three_digits, times
 from benchmarks.results import write_table
@@ -38,6 +39,10 @@ from benchmarks.server_load.generator import Load
 from benchmarks.server_load.served import Job, Process, bundle, bundles, enrol, process
 from sumus.aggregate import Update
 from sumus.operations.service import Where, open_service
+from sumus.protocol.round import Device as ProtocolDevice
+from sumus.protocol.round import Session
+from sumus.storage.identities import Identity
+from sumus.storage.sql import SqlStore
 from sumus.wire.messages import CheckInRequest
 
 MIB = 2**20
@@ -111,8 +116,6 @@ class Bench:
     def _database(self) -> str | None:
         if self.scale.database is None:
             return None
-        from sqlalchemy import create_engine, make_url
-
         url, name = make_url(self.scale.database), f"load{self._served}"
         engine = create_engine(url, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
@@ -262,10 +265,10 @@ def downloads(bench: Bench) -> list[list[str]]:
     scale, whole, same = bench.scale, Compared(), Compared()
     job = bench.job([LARGE], 2)
     with process(job) as server:
-        sha256 = bench.load.begin(generator.work_for, server.port, 0, 0, fingerprints(job)[0]).result().broadcast.sha256
+        model = bench.load.begin(generator.work_for, server.port, 0, 0, fingerprints(job)[0]).result().broadcast.sha256
         for _ in range(scale.turns):
-            bench.measured(server, "downloads", whole, generator.downloads, sha256, False, 8, scale.seconds)
-            bench.measured(server, "unchanged", same, generator.downloads, sha256, True, 64, scale.seconds)
+            bench.measured(server, "downloads", whole, generator.downloads, model, False, 8, scale.seconds)
+            bench.measured(server, "unchanged", same, generator.downloads, model, True, 64, scale.seconds)
     return [
         whole.row(
             "download of a model of 4.00 MiB", "≥ 800 MB/s", lambda load: load.received / load.seconds / 1e6, "MB/s"
@@ -350,7 +353,7 @@ def machine(bench: Bench) -> list[list[str]]:
     signature, public = key.sign(text), key.public_key()
     works: tuple[tuple[str, float, Callable[[], object]], ...] = (
         ("Ed25519, a signature checked", 0.06, lambda: public.verify(signature, text)),
-        ("SHA-256 of 4 MiB", 2.03, lambda: hashlib.sha256(body).digest()),
+        ("SHA-256 of 4 MiB", 2.03, lambda: sha256(body).digest()),
         ("AES-GCM over 8 MiB", 0.45, lambda: seal.encrypt(bytes(12), twice, b"")),
         ("float32 added to float64, 1,048,576 of them", 0.44, lambda: np.add(total, values, out=total)),
     )
@@ -358,12 +361,47 @@ def machine(bench: Bench) -> list[list[str]]:
     for what, there, work in works:
         took = min(timeit.repeat(work, number=5, repeat=7)) / 5 * 1e3
         rows.append(
-            _alone(f"this machine: {what}", f"{there} ms there", f"**{three_digits(took)}** ms, × {times(took / there)}")
+            _alone(
+                f"this machine: {what}", f"{there} ms there", f"**{three_digits(took)}** ms, × {times(took / there)}"
+            )
         )
     return rows
 
 
-PARTS = (machine, check_ins, uploads, committer_alone, round_latency, downloads, memory, recovery)
+def rows_of_devices(bench: Bench) -> list[list[str]]:
+    """What the database holds of each device that has taken part once."""
+    many = bench.scale.enough(4000)
+    job = bench.job([1], 2)
+    Path(job.data).mkdir()
+    store = SqlStore.open(job.database or f"sqlite:///{job.data}/sumus.db")
+    before = _size(job)
+    for first in range(0, many, 1000):
+        devices = [sha256(f"{number}".encode()) for number in range(first, min(many, first + 1000))]
+        with store.identities().transaction() as people:
+            for device in devices:
+                people.put_identity(Identity(device.hexdigest(), "default", device.digest(), "enrolled", 1e9, 1e9))
+        with store.transaction() as rows:
+            for id in (device.hexdigest() for device in devices):
+                session = Session(f"{id}/{id[:32]}", id, 1, 0, 0, 1e9, "counted", sum=0)
+                rows.put_session(session)
+                rows.put_device(ProtocolDevice(id, session, 0, session.id, 1))
+    store.close()
+    shown = f"**{three_digits((_size(job) - before) / many)}** MB for a million"
+    return [_alone("rows of a device that has taken part", "", shown)]
+
+
+def _size(job: Job) -> int:
+    """Bytes of the database."""
+    if job.database is None:
+        return sum(path.stat().st_size for path in Path(job.data).glob("sumus.db*"))
+    engine = create_engine(job.database)
+    with engine.connect() as connection:
+        size = connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one()
+    engine.dispose()
+    return int(size)
+
+
+PARTS = (machine, check_ins, uploads, committer_alone, round_latency, downloads, memory, recovery, rows_of_devices)
 
 
 @contextmanager

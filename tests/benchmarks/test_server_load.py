@@ -8,6 +8,6 @@ def test_every_part_measures_something_and_nothing_is_refused() -> None:
     with benching(scale) as bench:
         rows = [row for part in PARTS for row in part(bench)]
     assert bench.notes == []
-    assert len(rows) == 16
+    assert len(rows) == 17
     assert all(len(row) == len(HEADER) and row[0] and "**" in row[2] for row in rows)
     assert len({row[0] for row in rows}) == len(rows)
