@@ -56,12 +56,16 @@ class Found:
 
 
 class Ledger:
-    """What a server's rows have said, over all its lives: they forget old rounds, and this does not."""
+    """What a server's rows have said, over all its lives: they forget old rounds, and this does not.
+
+    late: by session, how many versions late it was counted, where a model may be made while others count for the next one.
+    """
 
     def __init__(self) -> None:
         self.counted: dict[int, list[str]] = {}
         self.states: dict[int, State] = {}
         self.models: dict[int, Model] = {}
+        self.late: dict[str, int] = {}
         self.wrong: list[str] = []
 
     def read(self, store: Store) -> None:
@@ -125,7 +129,11 @@ class Ledger:
                 total, seeds = RunningSum(), dict[str, None]()
                 for id in self.counted.get(-1 if model.round is None else model.round, []):
                     sent = book.sent[id.partition("#")[0]]
-                    hop.count_in(sent.update, total, version - 1 - sent.work.version if plan.pacing.buffered else 0)
+                    most = version - 1 - sent.work.version if plan.pacing.buffered else 0
+                    late = self.late.get(id, most)
+                    if not 0 <= late <= most:
+                        found.wrong.append(f"{id} was counted as {late} versions late, of {most}")
+                    hop.count_in(sent.update, total, late)
                     seeds[sent.work.seed] = None
                 if len(seeds) != 1 or model.contributors != int(total.total.count) or model.parent != version - 1:
                     found.wrong.append(f"model {version} is of {len(seeds)} seeds and {model.contributors} people")

@@ -3,9 +3,10 @@
 What they have noted, and not what a server says, is what the audit counts by.
 """
 
+import random
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,6 +98,31 @@ class Following:
         """Close its connections."""
         if self._inner is not None:
             self._inner.close()
+
+
+class Anywhere:
+    """A `Transport` to several servers: each request goes to any of them."""
+
+    def __init__(self, addresses: Sequence[Address], seed: int) -> None:
+        self._ways = [Following(address) for address in addresses]
+        self._rng = random.Random(seed)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: dict[str, str] = {},  # noqa: B006
+        patience: float = PATIENCE,
+        most: int = MOST,
+    ) -> Answer:
+        """Ask once."""
+        return self._rng.choice(self._ways).request(method, path, body, headers, patience, most)
+
+    def close(self) -> None:
+        """Close its connections."""
+        for way in self._ways:
+            way.close()
 
 
 class Scripted:

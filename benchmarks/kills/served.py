@@ -34,6 +34,7 @@ from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.protocol.round import Accept, Commit, Report, decide
 from sumus.server.coordinator import Coordinator
 from sumus.server.limits import Limits, Rate
+from sumus.server.replica import Replica
 from sumus.server.runs import Run
 from sumus.server.server import Server
 from sumus.storage import sql
@@ -220,11 +221,28 @@ def _seals_nothing() -> None:
     sums_module.seal = sums_module.unseal = as_it_is
 
 
+def _leads_for_ever() -> None:
+    """Who leads once believes for ever that it does, and writes so."""
+    look, recover = Replica.look, Coordinator.recover
+
+    def look_once(replica: Replica) -> int | None:
+        return look(replica) if replica.fence is None else replica.fence
+
+    def unchecked(coordinator: Coordinator, rows: Any) -> Any:
+        return rows.run()
+
+    def recover_anyhow(coordinator: Coordinator, now: float, fence: int | None = None) -> Any:
+        return recover(coordinator, now)
+
+    Replica.look, Coordinator._led, Coordinator.recover = look_once, unchecked, recover_anyhow
+
+
 PLANTED: Mapping[str, Callable[[], None]] = {
     "acknowledges-early": _acknowledges_early,
     "counts-again": _counts_again,
     "forgets-seeds": _forgets_seeds,
     "seals-nothing": _seals_nothing,
+    "leads-for-ever": _leads_for_ever,
 }
 
 # ── the process ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -233,7 +251,8 @@ PLANTED: Mapping[str, Callable[[], None]] = {
 @dataclass(frozen=True)
 class Job:
     """A server's life. dies: at this moment of closing round `closing`, or where that is None of its recovery.  points: whether
-    moments are watched.  planted: a bug.  enrols: tokens to give out."""
+    moments are watched.  planted: a bug.  enrols: tokens to give out.  shares: the folder of what it shares with other servers,
+    where there are some.  lease: seconds for which one leads."""
 
     data: str
     database: str | None
@@ -243,11 +262,17 @@ class Job:
     points: bool = False
     planted: str = ""
     enrols: int = 0
+    shares: str | None = None
+    lease: float = QUIET.lease
 
 
 def opened(job: Job) -> Service:
     """The server of a job, not started."""
-    return open_service({TASK: bundle(job.kind)}, Where(Path(job.data), job.database), QUIET)
+    where = Where(Path(job.data), job.database)
+    if job.shares is not None:
+        where = replace(where, keys=Path(job.shares) / "keys", blobs=f"{job.shares}/blobs")
+        os.environ["PGAPPNAME"] = Path(job.data).name
+    return open_service({TASK: bundle(job.kind)}, where, replace(QUIET, lease=job.lease))
 
 
 def _end_with(line: int) -> None:

@@ -161,11 +161,11 @@ class AdderRun(Run):
 
     # ── what the server asks of every run ────────────────────────────────────────────────────────────────────────────
 
-    def recover(self, now: float) -> None:
+    def recover(self, now: float, fence: int | None) -> None:
         self._relay.clear()
         self.sums_to_send.clear()
         self._work, self._latest = None, now
-        super().recover(now)
+        super().recover(now, fence)
         if (work := self._of(self.coordinator.current.number)) is not None:
             self._keep(work.plan.sha256, work.broadcast.sha256)
         self._pace(now)
@@ -259,8 +259,7 @@ class AdderRun(Run):
     def delivered(self, number: int, now: float) -> None:
         """The server above has counted a sum."""
         if self.sums_to_send.pop(number, None) is not None:
-            self.coordinator.publish(number, now)
-            self._published(number)
+            self._publish(number, now)
             self.tick(now)
 
     def refused(self, number: int, why: str, now: float) -> None:

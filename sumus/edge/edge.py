@@ -21,11 +21,12 @@ from sumus.device.store import DeviceStore, FolderStore, Membership, MemoryStore
 from sumus.edge.adder import LINGER, AdderRun, Relay
 from sumus.edge.uplink import Uplink, quiet
 from sumus.errors import ExperimentError
-from sumus.operations.service import Conduct, Kept, Service, Where
+from sumus.operations.service import Conduct, Kept, Service, Shared, Where
 from sumus.operations.status import AboveStatus
 from sumus.server.device_plane import device_app
 from sumus.server.identity import Roll
 from sumus.server.limits import Limits, Room
+from sumus.server.replica import Replica
 from sumus.server.server import ServedTask, Server, storage_clock
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable
@@ -39,7 +40,14 @@ class Edge(Service):
 
     def __init__(self, service: Service, uplink: Uplink, upstream: str, stack: ExitStack) -> None:
         super().__init__(
-            service.server, service.blobs, service.room, service.ring, service.device_app, service.notes, stack
+            service.server,
+            service.blobs,
+            service.room,
+            service.ring,
+            service.shared,
+            service.device_app,
+            service.notes,
+            stack,
         )
         self.uplink, self.upstream = uplink, upstream
         self._over = threading.Event()
@@ -82,13 +90,16 @@ def open_edge(
     ExperimentError where it cannot be.
     """
     with ExitStack() as stack:
-        kept = Kept(where, stack)
+        kept = Kept(where, stack, shares=False)
+        replica = Replica(kept.leases, kept.name)
+        stack.callback(replica.stop)
         memory: DeviceStore = MemoryStore() if where.data is None else FolderStore(where.data / "upstream")
         stack.callback(memory.close)
         requests, upstream = _enrolled(link, memory, transport, keys)
         clock = storage_clock(map(kept.store, kept.runs()))
-        roll = Roll(kept.identities, {requests.population: conduct.quota})
-        server = Server(requests.population, [], roll, clock, conduct.group)
+        shared = Shared(kept.store("tasks"), kept.ring, kept.blobs)
+        roll = Roll(kept.identities, {requests.population: conduct.quota}, shared.join(replica))
+        server = Server(requests.population, [], roll, replica, clock, conduct.group)
         relay = Relay()
 
         def take_up(runs: Sequence[Served], now: float) -> None:
@@ -126,7 +137,7 @@ def open_edge(
         uplink = Uplink(requests, server, kept.blobs, kept.store("uplink"), relay, take_up, say or quiet)
         room = Room(conduct.memory)
         app = device_app(server, kept.blobs, room, conduct.limits or Limits(), authority)
-        service = Service(server, kept.blobs, room, kept.ring, app, (), ExitStack())
+        service = Service(server, kept.blobs, room, kept.ring, shared, app, (), ExitStack())
         return Edge(service, uplink, upstream, stack.pop_all())
 
 

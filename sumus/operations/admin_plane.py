@@ -300,9 +300,15 @@ class AdminPlane:
         return Refused("not_found", f"no such run of a task {request.path_params['task']!r:.80}; there are {names}")
 
     async def _command(self, do: Callable[[float], Any]) -> Any:
-        """Let the deciding thread change something. Refused where that cannot be."""
+        """Let the deciding thread change something. Refused where that cannot be, or is another replica's to do."""
+
+        def done(now: float) -> Any:
+            if not self._server.leads:
+                raise UsageError(f"replica {self._server.replica.leader} leads: say it to that one")
+            return do(now)
+
         try:
-            return await self._server.command(do)
+            return await self._server.command(done)
         except UsageError as error:
             raise Refused("not_found", str(error)) from error
 

@@ -101,7 +101,9 @@ def register(app: typer.Typer, pack: Pack) -> None:
         insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it.")] = False,
         database: Database = None,
         keys: Annotated[Path | None, typer.Option(help="Folder for the key ring, better on another volume.")] = None,
-        blobs: Annotated[str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models.")] = None,
+        blobs: Annotated[
+            str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models and sealed sums.")
+        ] = None,
         population: Annotated[str, typer.Option(help="The population's name.")] = "default",
         quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 1_000_000,
         memory: Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")] = 256,

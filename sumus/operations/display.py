@@ -25,6 +25,10 @@ def shown(now: dict[str, Any]) -> Group:
         waiting = f"; {above['waiting']} on their way" if above["waiting"] else ""
         told = f"an edge of {above['server']}: {above['sums']} sums sent, {amount(above['bytes'])}{waiting}"
         lines.append(Text(f"{told}; it does not hear: {above['trouble']}" if above["trouble"] else told))
+    replica = now["replica"]
+    if len(replica["there"]) > 1 or not replica["leads"]:
+        leader = "it leads" if replica["leads"] else f"{replica['leader'] or 'nobody'} leads"
+        lines.append(Text(f"replica {replica['name']}, {len(replica['there'])} there; {leader}"))
     if now["trouble"]:
         lines.append(Text(f"waiting for storage: {now['trouble']}", "red"))
     table = Table(box=None, pad_edge=False, header_style="bold")

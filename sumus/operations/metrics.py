@@ -39,6 +39,11 @@ class _Snapshot(Collector):
         status = self._status
         yield GaugeMetricFamily("sumus_up_seconds", "Since the server started.", value=status.up_s)
         yield GaugeMetricFamily("sumus_ready", "Whether it can decide.", value=float(not status.trouble))
+        yield GaugeMetricFamily(
+            "sumus_leader", "Whether it leads those that share rounds.", value=float(status.replica.leads)
+        )
+        yield GaugeMetricFamily("sumus_fence", "Of the leader's lease, as it knows it.", value=status.replica.fence)
+        yield GaugeMetricFamily("sumus_replicas", "That share the rounds.", value=len(status.replica.there))
         yield GaugeMetricFamily("sumus_devices", "Devices that are enrolled.", value=status.devices)
         yield CounterMetricFamily("sumus_received_bytes", "Of reports.", value=status.bytes_in)
         yield CounterMetricFamily("sumus_sent_bytes", "Of plans and models.", value=status.bytes_out)

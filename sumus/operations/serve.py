@@ -99,7 +99,7 @@ def serve(
 
     what: a plan of your own file, a bundle, or the file of one; each a task, by its name.
     data: the server's folder; None for memory, which is gone with the process.  database: a URL, by default SQLite in it.
-    keys: a folder for the key ring, better on another volume.  blobs: a folder or a URL for models.
+    keys: a folder for the key ring, better on another volume.  blobs: a folder or a URL for models and sums.
     host, port, admin_host, admin_port: where devices and the admin find it, port 0 for any.  tls: "auto", or a certificate's
     chain and its key.  names: host names and addresses that devices use.  url: what they call it, behind a proxy.
     proxies: addresses of proxies that are believed about who asks.  insecure: without TLS also where others reach it.

@@ -8,14 +8,22 @@ service.close()
 DIR/sumus.db    rows (or a PostgreSQL)          DIR/blobs    plans and models          DIR/sums    sealed partial sums
 DIR/keys        the key ring                    DIR/head.json    what was published last, outside the database
 DIR/lock        held while a server runs        DIR/departed.txt    who left or was shut out, outside the database
+DIR/replica     its name among those that share the database
+
+Servers share rounds where they share a PostgreSQL, the key ring, and blobs, below which the sums lie then. Whoever comes to
+others that are there has all of these, and serves the same, or does not start.
 """
 
+import dataclasses
 import fcntl
+import hashlib
 import json
 import re
+import secrets
 import shlex
+import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,15 +40,18 @@ from sumus.protocol.rows import changed
 from sumus.server.device_plane import device_app
 from sumus.server.identity import Roll
 from sumus.server.limits import Limits, Room
+from sumus.server.replica import LASTS, Replica
 from sumus.server.runs import Evaluating, EvaluationRun, Run, Seeds, TrainingRun, any_seed
 from sumus.server.server import GROUP, ServedTask, Server, storage_clock
+from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, open_blobs
 from sumus.storage.files import write_whole
 from sumus.storage.identities import Identities, MemoryIdentities
-from sumus.storage.keyring import KeyRing
+from sumus.storage.keyring import KeyRing, SealError, new_key
+from sumus.storage.leases import Leases, MemoryLeases, Present
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
-from sumus.storage.store import OF_THE_RUN, Model, Rows, Store
+from sumus.storage.store import OF_THE_RUN, Model, Rows, Store, TakenOver
 from sumus.types import Tree
 from sumus.wire.bundle import Bundle
 from sumus.wire.reports import most_bytes
@@ -55,7 +66,7 @@ class Where:
     """Where a server keeps what it keeps.
 
     data: its folder; None for memory, which is gone with the process.  database: a URL, by default SQLite in the folder.
-    keys: a folder for the key ring, better on another volume.  blobs: a folder or a URL for plans and models.
+    keys: a folder for the key ring, better on another volume.  blobs: a folder or a URL for plans, models and sealed sums.
     """
 
     data: Path | None = None
@@ -73,6 +84,7 @@ class Conduct:
     have changed begins with what of the old model fits.  priority: by task.  memory: bytes for bodies on their way.
     spool: whether plans are served that need each update apart, which then lies sealed on the disk until its round is over.
     group: see `server.GROUP`.  limits: requests a second.  seeds: by task and round's number, what sums share.
+    lease: seconds for which a replica leads, unless it renews that.
     """
 
     population: str = "default"
@@ -86,10 +98,71 @@ class Conduct:
     group: float = GROUP
     limits: Limits | None = None
     seeds: Callable[[str], Seeds] = lambda task: any_seed
+    lease: float = LASTS
+
+
+class Shared:
+    """What servers of one database share besides rows: a secret, under the key ring, and blobs.
+
+    store: of rows.  It is also how they know that they have the same ring and the same blobs.
+    """
+
+    _NOTE = "/shared"
+    """No task is called so."""
+
+    def __init__(self, store: Store, ring: KeyRing, blobs: Blobs) -> None:
+        self._store, self._ring, self._blobs = store, ring, blobs
+
+    def join(self, replica: Replica) -> bytes:
+        """Be there; the secret. ExperimentError where others are there with another ring, other blobs or other plans."""
+        with self._store.transaction() as rows:  # one after the other, so that each sees those before
+            others = replica.others()
+            for other in others:
+                if other.serves != replica.serves:
+                    raise ExperimentError(
+                        f"replica {other.name} serves other tasks, plans or options from this database: start all with the "
+                        "same, or stop all of them first"
+                    )
+            secret = self._secret(rows, others)
+            if replica.shared:
+                mark = b"replicas share these blobs " + hashlib.sha256(secret).digest()
+                if others and self._blobs.size(hashlib.sha256(mark).hexdigest()) is None:
+                    raise ExperimentError(
+                        f"replica {others[0].name} keeps models and sums elsewhere: give all the same --blobs, a folder or a "
+                        "bucket that all reach"
+                    )
+                self._blobs.put(mark)
+            replica.beat()
+        return secret
+
+    def wrap_again(self, fence: int | None) -> None:
+        """Put the secret under the newest key. TakenOver where another leads."""
+        with self._store.transaction() as rows:
+            if rows.run().fence != fence:
+                raise TakenOver
+            self._write(rows, self._secret(rows, ()))
+
+    def _secret(self, rows: Rows, others: Sequence[Present]) -> bytes:
+        """Another one where the ring has no key for it any more; not while others use it."""
+        wrapped = rows.note(OF_THE_RUN, self._NOTE)
+        try:
+            if wrapped is not None:
+                return self._ring.unwrap(wrapped, self._NOTE)
+        except SealError as error:
+            if others:
+                raise ExperimentError(
+                    f"replica {others[0].name} has another key ring: give all the same --keys, a folder that all reach"
+                ) from error
+        return self._write(rows, new_key())
+
+    def _write(self, rows: Rows, secret: bytes) -> bytes:
+        rows.put_note(OF_THE_RUN, self._NOTE, self._ring.wrap(secret, self._NOTE))
+        return secret
 
 
 class Service:
-    """What `open_service` opens. room: memory for bodies.  ring: wraps rounds' keys.  notes: what the operator should know."""
+    """What `open_service` opens. room: memory for bodies.  ring: wraps rounds' keys.  shared: with other servers.
+    notes: what the operator should know."""
 
     def __init__(
         self,
@@ -97,11 +170,12 @@ class Service:
         blobs: Blobs,
         room: Room,
         ring: KeyRing,
+        shared: Shared,
         app: Starlette,
         notes: tuple[str, ...],
         stack: ExitStack,
     ) -> None:
-        self.server, self.blobs, self.room, self.ring = server, blobs, room, ring
+        self.server, self.blobs, self.room, self.ring, self.shared = server, blobs, room, ring, shared
         self.device_app, self.notes, self._stack = app, notes, stack
 
     def start(self) -> None:
@@ -119,9 +193,9 @@ class Service:
 
 
 class Kept:
-    """Where rows, blobs and keys lie."""
+    """Where rows, blobs and keys lie. shares: whether other servers may use the same database."""
 
-    def __init__(self, where: Where, stack: ExitStack) -> None:
+    def __init__(self, where: Where, stack: ExitStack, shares: bool = True) -> None:
         self.data = where.data
         self._stores: dict[str, MemoryStore] = {}
         self._sums: dict[str, MemoryBlobs] = {}
@@ -131,6 +205,8 @@ class Kept:
             self.blobs: Blobs = MemoryBlobs()
             self.identities: Identities = MemoryIdentities()
             self.ring = KeyRing(scratch / "keys")
+            self.leases: Leases = MemoryLeases(self._stores)
+            self.name = "memory"
             return
         make_private(where.data)
         stack.callback(_lock(where.data / "lock"))
@@ -138,6 +214,9 @@ class Kept:
             _private_file(where.data / "sumus.db")
         self._sql = SqlStore.open(where.database or f"sqlite:///{where.data}/sumus.db", "tasks")
         stack.callback(self._sql.close)
+        self.leases = self._sql.leases(shared=None if shares else False)
+        self.name = _name(where.data / "replica")
+        self._below = where.blobs or where.data
         self.blobs = open_blobs(where.blobs or where.data / "blobs")
         self.identities = self._sql.identities()
         Departures(where.data / DEPARTED).hold(self.identities)
@@ -157,8 +236,10 @@ class Kept:
         """Sealed sums of a run."""
         if self.data is None:
             return self._sums.setdefault(run, MemoryBlobs())
-        make_private(self.data / "sums")
-        return DirectoryBlobs(self.data / "sums" / run)
+        if "://" in str(self._below):
+            return open_blobs(f"{self._below}/sums/{run}")
+        make_private(Path(self._below) / "sums")
+        return DirectoryBlobs(Path(self._below) / "sums" / run)
 
 
 def open_service(
@@ -182,22 +263,26 @@ def open_service(
             task, begin = _task(name, bundle, kept, conduct, notes)
             tasks.append(task)
             beginnings.append(begin)
-        clock = storage_clock(run.store for task in tasks for run in task.runs)
+        replica = Replica(kept.leases, kept.name, _serves(tasks, conduct), conduct.lease)
+        stack.callback(replica.stop)
+        shared = Shared(kept.store("tasks"), kept.ring, kept.blobs)
+        secret = shared.join(replica)
+        clock = storage_clock((run.store for task in tasks for run in task.runs), kept.leases.now)
         if where.data is not None:
             _check_head(where.data / "head.json", tasks)
         for begin in beginnings:
             begin(clock())
         quotas = {conduct.population: conduct.quota}
         if where.data is None:
-            roll = Roll(kept.identities, quotas)
+            roll = Roll(kept.identities, quotas, secret)
         else:
-            roll = Roll(kept.identities, quotas, left=Departures(where.data / DEPARTED).note)
-        server = Server(conduct.population, tasks, roll, clock, conduct.group)
+            roll = Roll(kept.identities, quotas, secret, left=Departures(where.data / DEPARTED).note)
+        server = Server(conduct.population, tasks, roll, replica, clock, conduct.group)
         if where.data is not None:
             server.listeners.append(_head_writer(where.data / "head.json", tasks))
         room = Room(conduct.memory)
         app = device_app(server, kept.blobs, room, conduct.limits or Limits(), authority)
-        return Service(server, kept.blobs, room, kept.ring, app, tuple(notes), stack.pop_all())
+        return Service(server, kept.blobs, room, kept.ring, shared, app, tuple(notes), stack.pop_all())
 
 
 def _task(
@@ -280,6 +365,21 @@ def _warm(shared: Tree, before: str, kept: Kept) -> tuple[Tree, int]:
     old = decode_tree(kept.blobs.get(model.model))
     fits = {leaf for leaf, value in shared.items() if leaf in old and old[leaf].shape == value.shape}
     return {leaf: old[leaf].astype(value.dtype) if leaf in fits else value for leaf, value in shared.items()}, len(fits)
+
+
+def _serves(tasks: Sequence[ServedTask], conduct: Conduct) -> str:
+    """A hash of what servers that share rounds must have in common."""
+    evaluate = None if conduct.evaluate is None else dataclasses.asdict(conduct.evaluate)
+    plans = {task.name: [task.training.plan.id, task.priority] for task in tasks}
+    text = canonical_json([conduct.population, evaluate, conduct.releases, plans])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _name(path: Path) -> str:
+    """A folder's name among others, made when it is first used."""
+    if not path.exists():
+        write_whole(path, f"{socket.gethostname()}-{secrets.token_hex(2)}".encode(), lasting=True)
+    return path.read_text()
 
 
 def _mib(nbytes: int) -> int:
@@ -380,6 +480,8 @@ def reconcile(where: Where) -> dict[str, int]:
     epochs: dict[str, int] = {}
     with ExitStack() as stack:
         kept = Kept(where, stack)
+        if kept.leases.shared and (there := [each.name for each in kept.leases.present(LASTS)]):
+            raise ExperimentError(f"replica {there[0]} works on this database: stop all of them first")
         for name in kept.runs():
             task, _, kind = name.rpartition(".")
             with kept.store(name).transaction() as rows:

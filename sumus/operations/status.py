@@ -64,6 +64,17 @@ class ModelStatus(msgspec.Struct, frozen=True):
     evaluate: dict[str, Any] = {}
 
 
+class ReplicaStatus(msgspec.Struct, frozen=True):
+    """One of the servers that share the rounds. name: its own.  leads: whether it is the one that makes models.  leader: who is.
+    fence: of the leader's lease.  there: all of them, by name."""
+
+    name: str
+    leads: bool
+    leader: str
+    fence: int
+    there: tuple[str, ...]
+
+
 class TaskStatus(msgspec.Struct, frozen=True):
     """A task. version: the newest model, and released: the one that devices answer with.  model: the newest; None at an edge,
     which makes none.  evaluated: the newest model that devices have measured."""
@@ -109,6 +120,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     held: int
     mode: str
     events: dict[str, dict[str, int]]
+    replica: ReplicaStatus
     tasks: tuple[TaskStatus, ...] = ()
     above: AboveStatus | None = None
 
@@ -142,6 +154,13 @@ async def look(server: Server, lent: int = 0, above: AboveStatus | None = None) 
         held=server.held,
         mode=mode_of(server),
         events=_by_what(dict(counts.events)),
+        replica=ReplicaStatus(
+            name=server.replica.name,
+            leads=server.leads,
+            leader=server.replica.leader,
+            fence=server.replica.last_fence,
+            there=server.replica.there,
+        ),
         tasks=tasks,
         above=above,
     )

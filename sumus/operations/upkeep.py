@@ -26,14 +26,29 @@ EXIT_STUCK = 70
 HOUR = 3600.0
 
 
-def keys_turned(ring: KeyRing, runs: Sequence[Run]) -> list[int]:
-    """Add a key, and destroy those that no round needs any more; their ids. On the deciding thread."""
-    needed = [ring.rotate()]
+def keys_turned(
+    ring: KeyRing, runs: Sequence[Run], wrap_again: Callable[[], object] = lambda: None, spare: int = 0
+) -> list[int]:
+    """Add a key, and destroy those that no round needs any more; their ids. On the deciding thread.
+
+    wrap_again: puts under the newest key what lies under an older one, besides the rounds' keys.  spare: newest keys that are
+    kept besides, since another replica, whose disk shows it the folder a little later, may still use them.
+    """
+    needed = [ring.rotate() - spare]
+    wrap_again()
     for each in runs:
         with each.store.transaction() as rows:
             wrapped = [rows.note(row.number, "key") for row in rows.rounds()]
         needed += [ring.id_of(key) for key in wrapped if key is not None]
     return ring.destroy_before(min(needed))
+
+
+def turn_keys(service: Service) -> None:
+    """On one server of those that share the ring."""
+    server = service.server
+    if server.leads:
+        runs = [each for task in server.tasks for each in task.runs]
+        keys_turned(service.ring, runs, lambda: service.shared.wrap_again(server.replica.fence), server.replica.shared)
 
 
 def say_renewal(renewal: datetime, now: datetime) -> None:
@@ -52,8 +67,7 @@ async def keep_house(service: Service, pause: float = HOUR, renewal: datetime | 
     while True:
         try:
             if hour % 24 == 0:
-                runs = [each for task in service.server.tasks for each in task.runs]
-                await service.server.command(lambda now, runs=runs: keys_turned(service.ring, runs))
+                await service.server.command(lambda now: turn_keys(service))
             await asyncio.to_thread(service.server.roll.write_seen)
         except (SumusError, Refused, OSError, SQLAlchemyError) as error:
             LOG.warning("keys could not be turned: %s; again soon", str(error).splitlines()[0])

@@ -5,7 +5,8 @@ returned: not before. The server drives it; the simulator's virtual clock and th
 staged is in memory alone.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
 from sumus.pacing import Pacing
@@ -38,6 +39,8 @@ from sumus.storage.store import Fenced, Rows, Run, Store, TakenOver
 Rules: TypeAlias = Callable[[Facts, Event], Decision]
 Adding: TypeAlias = Callable[[Rows, Sequence[Session]], None]
 Also: TypeAlias = Callable[[Rows], None]
+FOLLOWS = -1
+"""In place of a fence, where another process leads: then this one takes what devices ask and report, and nothing else."""
 _SMOOTH = 0.3
 """How much the latest round weighs in how long rounds last."""
 
@@ -52,7 +55,8 @@ class Arrived(NamedTuple):
 class Coordinator:
     """The rounds of a run. staged: reports that wait in memory: the sessions of each, by the first of them.
 
-    fence: that this process took over with, None before it did; TakenOver is raised once another has since.
+    fence: that this process leads with; FOLLOWS where another does; None where nobody has said, and then it is not compared.
+    TakenOver is raised once another leads.
     population: devices known.  arriving: check-ins a second of late.  rules: `decide`, or what is to be tried in its place.
     """
 
@@ -158,18 +162,18 @@ class Coordinator:
 
     def expire(self, now: float) -> tuple[Action, ...]:
         """Drop the sessions that are out beyond their time."""
-        with self.store.transaction() as rows:
+        with self.leading() as rows:
             facts = self._facts(rows, now, rows.overdue(now))
             return self._apply(rows, Dropped(), facts) if facts.sessions else ()
 
     def tick(self, now: float) -> tuple[Action, ...]:
         """Let time have gone by."""
-        with self.store.transaction() as rows:
+        with self.leading() as rows:
             return self._apply(rows, Tick(), self._facts(rows, now))
 
     def publish(self, number: int, now: float, also: Also = lambda rows: None) -> tuple[Action, ...]:
         """A round's model is there. also: what else is written, within the transaction, if this publishes it."""
-        with self.store.transaction() as rows:
+        with self.leading() as rows:
             row = rows.round(number)
             assert row is not None, "a round whose model is being made is not forgotten"
             waits = any(other.number < number and other.state is State.CLOSING for other in rows.rounds())
@@ -181,27 +185,61 @@ class Coordinator:
 
     def cancel(self, number: int, now: float) -> tuple[Action, ...]:
         """End a round without a model."""
-        with self.store.transaction() as rows:
+        with self.leading() as rows:
             row = rows.round(number)
             return () if row is None else self._apply(rows, Cancelled(), changed(self._facts(rows, now), round=row))
 
-    def recover(self, now: float) -> tuple[Action, ...]:
-        """Begin anew with what was written: what was staged is gone, and unfinished rounds are taken up."""
+    def recover(self, now: float, fence: int | None = None) -> tuple[Action, ...]:
+        """Lead, and begin anew with what was written: what was staged is gone, and unfinished rounds are taken up.
+
+        fence: of the lease; None where there is no lease: one more than was there.
+        """
         self.staged.clear()
         self._waits_with.clear()
         actions: list[Action] = []
         with self.store.transaction() as rows:
-            run = self._led(rows)
-            rows.put_run(changed(run, fence=run.fence + 1))
+            run = self._led(rows) if fence is None else rows.run()
+            mine = run.fence + 1 if fence is None else fence
+            if run.fence > mine:
+                raise TakenOver
+            rows.put_run(changed(run, fence=mine))
             self.fence = None
             for row in rows.rounds():
-                actions += self._apply(rows, Recovered(run.fence + 1), changed(self._facts(rows, now), round=row))
-        self.fence = run.fence + 1
+                actions += self._apply(rows, Recovered(mine), changed(self._facts(rows, now), round=row))
+        self.fence = mine
         return tuple(actions)
+
+    def follow(self) -> None:
+        """Let another process lead; what was staged is gone."""
+        self.staged.clear()
+        self._waits_with.clear()
+        self.fence = FOLLOWS
+
+    @contextmanager
+    def transaction(self) -> Generator[Rows, None, None]:
+        """One of this process, whether it leads or not. TakenOver where it did lead, and another does since."""
+        with self.store.transaction() as rows:
+            self._led(rows)
+            yield rows
+
+    @contextmanager
+    def leading(self) -> Generator[Rows, None, None]:
+        """One of whoever leads. TakenOver where another does."""
+        if self.fence == FOLLOWS:
+            raise TakenOver
+        with self.transaction() as rows:
+            yield rows
+
+    def last_sessions(self, devices: Sequence[str]) -> list[Session]:
+        """The last session of each of these devices that was ever given one."""
+        with self.store.transaction() as rows:
+            rows.read_ahead(devices)
+            known = [rows.device(device) for device in devices]
+        return [device.session for device in known if device is not None and device.session is not None]
 
     def forget_rounds_before(self, number: int) -> None:
         """Keep no rows of older rounds."""
-        with self.store.transaction() as rows:
+        with self.leading() as rows:
             rows.forget_rounds_before(number)
 
     def write(self, decision: Decision, facts: Facts) -> None:
@@ -253,9 +291,9 @@ class Coordinator:
         )
 
     def _led(self, rows: Rows) -> Run:
-        """Where the run stands. TakenOver where another process leads it."""
+        """Where the run stands. TakenOver where this process led it, and another does since."""
         run = rows.run()
-        if self.fence is not None and run.fence != self.fence:
+        if self.fence not in (None, FOLLOWS, run.fence):
             raise TakenOver
         return run
 

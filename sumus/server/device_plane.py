@@ -198,7 +198,7 @@ class DevicePlane:
     async def object(self, request: Request) -> Response:
         """A plan or a model, under its hash."""
         sha256 = request.path_params["sha256"]
-        if not any(sha256 in run.objects for task in self._server.tasks for run in task.runs):
+        if not await self._server.has(sha256):
             raise Refused("not_found", "no plan and no model of this server has this hash, or it is long past")
         headers = {"etag": f'"{sha256}"', "cache-control": IMMUTABLE, "content-type": "application/octet-stream"}
         if f'"{sha256}"' in request.headers.get("if-none-match", ""):

@@ -1,7 +1,8 @@
 """A task's runs on a server: in one its devices train, in the other they evaluate. Both are the same rounds.
 
     run = TrainingRun("health", plan, initial, store, blobs, ring, sums)
-    run.begin(now)                       its first model, and what a crash left undone
+    run.begin(initial, now)              its first model
+    run.recover(now, fence)              what a crash left undone; or, with None, as one that another process leads
     run.offer(session, now)              an assignment for a session that the coordinator gave
     run.carry_out(actions, now)          what was decided: a sum becomes a model, or is destroyed
 
@@ -11,6 +12,7 @@ publishes. So doing it again gives the same bits, and nobody sees two models of 
 """
 
 import json
+import logging
 import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +28,7 @@ from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.protocol.round import Abandon, Action, Close, Later, Round, Session, State
 from sumus.protocol.rows import changed
-from sumus.server.coordinator import Coordinator
+from sumus.server.coordinator import FOLLOWS, Also, Coordinator
 from sumus.server.sums import SealedSums, merged
 from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs
@@ -37,6 +39,7 @@ from sumus.types import Tree
 from sumus.wire.messages import Assignment, Body, CheckInRequest, Kind, Released
 from sumus.wire.tensors import decode_tree, encode_tree
 
+LOG = logging.getLogger("sumus.server")
 Seeds: TypeAlias = Callable[[int], bytes]
 """32 bytes for a sum, by its round's number: from the system's generator, or keyed in simulation and tests."""
 
@@ -102,39 +105,69 @@ class Run:
         self.changes = 0
         self._seeds = seeds
         self._seed_of: dict[int, bytes] = {}
+        self._given_up: set[int] = set()
 
     @property
     def pacing(self) -> Pacing:
         """Of its rounds, as served."""
         return self.coordinator.pacing
 
-    def recover(self, now: float) -> None:
-        """Take up what another process left, or this one after its storage failed."""
+    @property
+    def leads(self) -> bool:
+        """Whether this process makes models of sums; else another does, and this one hears of it in `look`."""
+        return self.coordinator.fence != FOLLOWS
+
+    def recover(self, now: float, fence: int | None) -> None:
+        """Take up what another process left, or this one after its storage failed. fence: of the lease; None where another
+        process leads."""
         self.sums.restart()
         self._seed_of.clear()
+        self._given_up.clear()
         self.unfinished.clear()
         self._read_pause()
         self.sums.probe()
-        self.carry_out(self.coordinator.recover(now), now)
+        if fence is None:
+            self.coordinator.follow()
+            return
+        actions = self.coordinator.recover(now, fence)
+        if not self._ended_what_was_open(now):
+            self.carry_out(actions, now)
         self.sums.sweep()
 
     def carry_out(self, actions: Iterable[Action], now: float) -> None:
-        """Do what was decided about sums. What else was decided is answers to devices."""
-        for action in actions:
+        """Do what was decided about sums, where this process leads; who does finds it in the rows. What else was decided is
+        answers to devices."""
+        for action in actions if self.leads else ():
             if isinstance(action, Close):
-                self._close(action.number, now)
+                self._close_all(action.number, now)
             elif isinstance(action, Abandon):
-                self.sums.destroy(action.number)
+                self._destroy(action.number)
+
+    def take_up(self, now: float) -> None:
+        """Do what other processes' transactions have decided about sums."""
+        with self.coordinator.leading() as rows:
+            rounds = rows.rounds()
+        self._given_up &= {row.number for row in rounds}
+        for row in rounds:
+            if row.state is State.ABANDONED and row.number not in self._given_up:
+                self._destroy(row.number)
+        self._close_all(rounds[-1].number, now)
+
+    def look(self) -> None:
+        """Hear what whoever leads has done."""
+        self._read_pause()
+        with self.store.transaction() as rows:
+            self.sums.keep_open(rows)
 
     def pause(self, trouble: str = "") -> None:
         """Begin no round and give no work, until `resume`; what was given may still be reported."""
-        with self.store.transaction() as rows:
+        with self.coordinator.leading() as rows:
             rows.put_note(OF_THE_RUN, "paused", trouble.encode())
         self.coordinator.paused, self.trouble = True, trouble
 
     def resume(self) -> None:
         """Go on after a pause."""
-        with self.store.transaction() as rows:
+        with self.coordinator.leading() as rows:
             rows.put_note(OF_THE_RUN, "paused", None)
         self.coordinator.paused, self.trouble = False, ""
 
@@ -178,7 +211,11 @@ class Run:
         return row.number
 
     def tick(self, now: float) -> None:
-        """Let time have gone by: sessions expire, deadlines pass, the next round opens."""
+        """Let time have gone by: sessions expire, deadlines pass, the next round opens. Where another process sees to that, look
+        what it has done."""
+        if not self.leads:
+            self.look()
+            return
         for decided in (self.coordinator.expire(now), self.coordinator.tick(now)):
             self.carry_out(decided, now)
 
@@ -213,10 +250,18 @@ class Run:
         """What all who report into a sum share: of a round; of the run, where a sum takes reports of several models."""
         where = OF_THE_RUN if self.pacing.buffered else number
         if where not in self._seed_of:
-            with self.store.transaction() as rows:
+            with self.coordinator.transaction() as rows:
                 seed = self._noted(rows, where, "seed", lambda: self._seeds(0 if self.pacing.buffered else number))
             self._seed_of = {where: seed}
         return self._seed_of[where]
+
+    def _close_all(self, last: int, now: float) -> None:
+        """Make models of the rounds that have closed, up to this one, in their order: some may be other processes' doing."""
+        with self.coordinator.leading() as rows:
+            closing = [row.number for row in rows.rounds() if row.state is State.CLOSING and row.number <= last]
+        for number in closing:
+            if number not in self.unfinished:
+                self._close(number, now)
 
     def _close(self, number: int, now: float) -> None:
         """A sum that cannot be used ends its round and pauses the run, and says why: trying again would give the same. Models
@@ -233,6 +278,15 @@ class Run:
             # a file that is missing may be put back, a full disk be emptied: nothing is lost yet
             self.unfinished.append(number)
             self.coordinator.paused, self.trouble = True, f"round {number} cannot be closed yet: {error}"
+            LOG.warning("%s: %s", self.task, self.trouble)
+
+    def _ended_what_was_open(self, now: float) -> bool:
+        """End the rounds that are open, where nothing can come of them any more; whether that was so."""
+        return False
+
+    def _destroy(self, number: int) -> None:
+        self.sums.destroy(number)
+        self._given_up.add(number)
 
     def _read_pause(self) -> None:
         """Be paused as it is written."""
@@ -254,10 +308,20 @@ class Run:
             expires_in_s=left if math.isfinite(left) else None,
         )
 
-    def _published(self, number: int) -> None:
-        """What to forget once a round's result is durable."""
+    def _publish(self, number: int, now: float, also: Also = lambda rows: None) -> None:
+        """Publish a round's result; once it is durable, forget what led to it. also: see `Coordinator.publish`."""
+        done = False
+
+        def written(rows: Rows) -> None:
+            nonlocal done
+            also(rows)
+            done = True
+
+        self.coordinator.publish(number, now, written)
+        if not done:
+            raise ExperimentError("a round before it is not published yet")
         self.sums.destroy(number)
-        with self.store.transaction() as rows:
+        with self.coordinator.leading() as rows:
             rows.forget_rounds_before(rows.run().newest - KEPT_ROUNDS)
 
     def _noted(self, rows: Rows, number: int, name: str, make: Callable[[], bytes]) -> bytes:
@@ -306,23 +370,32 @@ class TrainingRun(Run):
         if head is None:
             first = self._model(0, self.plan.algorithm.start(initial, self.plan.description), None, None, now)
             with self.store.transaction() as rows:
-                rows.put_model(first)
+                if not rows.models():  # another process may begin at the same time
+                    rows.put_model(first)
         elif head.plan != self.plan.id:
             self.end_all(now)  # what is out would report by the old plan
             self._add(self.plan.algorithm.start(self._shared(head), self.plan.description), head, now, run.released)
 
-    def recover(self, now: float) -> None:
-        self._models.clear()
-        self._look()
-        super().recover(now)
+    def recover(self, now: float, fence: int | None) -> None:
+        self.see()
+        super().recover(now, fence)
+
+    def look(self) -> None:
+        super().look()
+        self.see()
 
     def offer(self, session: Session, now: float) -> Assignment:
-        broadcast = self.body(self.model(session.version).broadcast)
+        model = self.model(session.version)
+        if model.plan != self.plan.id:
+            raise ExperimentError(
+                f"{self.task} is served with another plan since, by another server: stop one of the two"
+            )
+        broadcast = self.body(model.broadcast)
         return self._assignment(session, session.version, self.plan_body, broadcast, now)
 
     def conclude(self, number: int, now: float) -> None:
         seed, known = self.seed(number), self.people()
-        with self.store.transaction() as rows:
+        with self.coordinator.leading() as rows:
             version = rows.run().version
             people = int(self._noted(rows, number, "people", lambda: str(known).encode()))
             late = [row.staleness for row in map(rows.session, rows.counted_in(number)) if row is not None]
@@ -338,10 +411,9 @@ class TrainingRun(Run):
             if self.releases:
                 rows.put_run(changed(rows.run(), released=made.version))
 
-        self.coordinator.publish(number, now, also)
+        self._publish(number, now, also)
         self._at = made.broadcast, made.memory, after
-        self._look()
-        self._published(number)
+        self.see()
         self._forget_models()
 
     def _after(
@@ -362,17 +434,18 @@ class TrainingRun(Run):
                 str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
             ) from error
 
-    def _look(self) -> None:
+    def see(self) -> None:
         """Read what is newest, what is shown, and what may be fetched."""
         with self.store.transaction() as rows:
             run, models = rows.run(), rows.models()
+        self._models = {model.version: model for model in models}
         self.version, self.shown = run.version, run.released
         self.objects = frozenset({self.plan_body.sha256, *(m.broadcast for m in models), *(m.model for m in models)})
         self._bodies = {sha: body for sha, body in self._bodies.items() if sha in self.objects}
 
     def _forget_models(self) -> None:
         """Drop versions that are long past, and what only they point to."""
-        with self.store.transaction() as rows:
+        with self.coordinator.leading() as rows:
             models = rows.models()
             old = [m for m in models if 0 < m.version < self.version - KEPT_MODELS and m.version != self.shown]
             for model in old:
@@ -388,7 +461,7 @@ class TrainingRun(Run):
                 found = rows.model(version)
             if found is None:
                 raise ExperimentError(f"task {self.task} has no model {version}; ask for one of those that are listed")
-            self._models = {**dict(list(self._models.items())[-50:]), version: found}
+            self._models[version] = found
         return self._models[version]
 
     def state(self, model: Model) -> ServerState:
@@ -405,9 +478,9 @@ class TrainingRun(Run):
     def promote(self, version: int) -> None:
         """Let devices answer with this version."""
         self.model(version)
-        with self.store.transaction() as rows:
+        with self.coordinator.leading() as rows:
             rows.put_run(changed(rows.run(), released=version))
-        self._look()
+        self.see()
 
     def roll_back(self, version: int, now: float) -> Model:
         """Train on from an earlier version: it becomes the newest, under a new number, and what trains on the others is ended.
@@ -423,7 +496,7 @@ class TrainingRun(Run):
 
     def note_evaluation(self, version: int, measured: Mapping[str, Any]) -> None:
         """Write beside a version what devices measured of it, unless it is forgotten since."""
-        with self.store.transaction() as rows:
+        with self.coordinator.leading() as rows:
             if (model := rows.model(version)) is None:
                 return
             noted = replace(model, metrics=canonical_json({**json.loads(model.metrics), "evaluate": measured}))
@@ -436,11 +509,11 @@ class TrainingRun(Run):
             run = rows.run()
         kept = {name: value for name, value in json.loads(parent.metrics).items() if name == "evaluate"}
         made = self._model(run.version + 1, state, parent.version, None, now, measured=kept)
-        with self.store.transaction() as rows:
+        with self.coordinator.leading() as rows:
             rows.put_model(made)
             shown = made.version if released is None else released
             rows.put_run(changed(rows.run(), version=made.version, released=shown, epoch=run.epoch + epoch))
-        self._look()
+        self.see()
         return made
 
     def _model(
@@ -519,17 +592,29 @@ class EvaluationRun(Run):
         self.measured = -1
         self._asked: tuple[int, int] | None = None
 
-    def recover(self, now: float) -> None:
+    def recover(self, now: float, fence: int | None) -> None:
+        self._read_measured()
+        self._asked = None
+        super().recover(now, fence)
+
+    def look(self) -> None:
+        super().look()
+        self._read_measured()
+
+    def _ended_what_was_open(self, now: float) -> bool:
         plan = self.training.plan.id.encode()
         with self.store.transaction() as rows:
-            self.measured = int(rows.note(OF_THE_RUN, "measured") or -1)
             before = rows.note(OF_THE_RUN, "plan")
-        if before != plan:  # what is open may be of other metrics
-            self.end_all(now)
-            with self.store.transaction() as rows:
-                rows.put_note(OF_THE_RUN, "plan", plan)
-        self._asked = None
-        super().recover(now)
+        if before == plan:
+            return False
+        self.end_all(now)  # it may be of other metrics
+        with self.coordinator.leading() as rows:
+            rows.put_note(OF_THE_RUN, "plan", plan)
+        return True
+
+    def _read_measured(self) -> None:
+        with self.store.transaction() as rows:
+            self.measured = _measured(rows)
 
     def wanted(self) -> bool:
         """Whether there is a model to measure that was not measured yet, be it under another number: two sums over the same model
@@ -552,18 +637,26 @@ class EvaluationRun(Run):
         measured = {"means": means, "histograms": histograms, "devices": int(total.count)}
         self.training.note_evaluation(version, measured)
         note = str(version).encode()
-        self.coordinator.publish(number, now, lambda rows: rows.put_note(OF_THE_RUN, "measured", note))
+        self._publish(number, now, lambda rows: rows.put_note(OF_THE_RUN, "measured", note))
         self.measured = version
-        self._published(number)
 
     def _version(self, number: int) -> int:
         """The model that a round measures: the newest when its first device was asked."""
         if self._asked is None or self._asked[0] != number:
-            with self.store.transaction() as rows:
-                version = int(self._noted(rows, number, "model", lambda: str(self._newest()).encode()))
+            with self.coordinator.transaction() as rows:
+                newest = self._newest()
+                if rows.note(number, "model") is None and newest <= _measured(rows):
+                    raise ExperimentError(
+                        f"version {newest} of {self.task} was measured since, on devices of another server"
+                    )
+                version = int(self._noted(rows, number, "model", lambda: str(newest).encode()))
             self._asked = number, version
         return self._asked[1]
 
     def _newest(self) -> int:
         newest = self.training.version
         return newest - newest % self._how.every
+
+
+def _measured(rows: Rows) -> int:
+    return int(rows.note(OF_THE_RUN, "measured") or -1)

@@ -8,11 +8,14 @@
 What the thread does in a turn, in this order: what an admin wants; check-ins, task by task, the most urgent first; reports, all
 that wait as one commit; what devices gave up; what time has brought. A request is answered when what it says is durable. Where
 storage fails, everybody who waits is told to come again, and the runs are recovered before anything else is decided.
+
+Several servers may share a database. Each does all of this, but for time and models: those are the leader's, and the others
+look at what it has done.
 """
 
 import logging
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -25,6 +28,7 @@ from sumus.protocol.round import Accept, Action, Assign, CheckIn, Close, Later, 
 from sumus.server.committer import Committer, Waiting
 from sumus.server.coordinator import Arrived
 from sumus.server.identity import Roll
+from sumus.server.replica import Replica
 from sumus.server.runs import EvaluationRun, Run, TrainingRun
 from sumus.spec import canonical_json, to_json
 from sumus.storage.keyring import SealError
@@ -55,10 +59,12 @@ TAKEN_OVER = "another server has taken over this database: stop one of the two"
 KINDS: tuple[Kind, ...] = ("train", "evaluate")
 AGAIN = (1.0, 3.0)
 """The window to come back in where storage fails."""
+SOON = (0.1, 0.3)
+"""And for what another server may have made just now."""
 MOST_HELD = 4096
 """Check-ins held open at once; beyond that they are answered with their windows."""
-MOST_SERIALS = 100_000
-"""Devices of which the last serial is remembered."""
+COUNTING = 0.05
+"""The share of time for which devices are counted, where other servers may let some in."""
 
 
 @dataclass
@@ -160,7 +166,8 @@ class Counts:
 
 
 class Server:
-    """population: its name.  clock: seconds that never go back, also over restarts (`storage_clock`).
+    """population: its name.  replica: this process, among those that share the rounds.  clock: seconds that never go back, also
+    over restarts (`storage_clock`).
 
     trouble: why nothing can be decided now; empty where all is well.  people_changed: whether somebody has enrolled or left.
     """
@@ -170,10 +177,11 @@ class Server:
         population: str,
         tasks: Sequence[ServedTask],
         roll: Roll,
+        replica: Replica,
         clock: Callable[[], float] = time.time,
         group: float = GROUP,
     ) -> None:
-        self.population, self.roll, self.clock = population, roll, clock
+        self.population, self.roll, self.replica, self.clock = population, roll, replica, clock
         self.tasks = sorted(tasks, key=lambda task: (-task.priority, task.name))
         for task in tasks:
             for run in task.runs:
@@ -187,11 +195,12 @@ class Server:
         self._group = group
         self._committer = Committer[Item](self._turn, min(group, GATHER))
         self._held: list[_Asking] = []
-        self._serials: OrderedDict[str, int] = OrderedDict()
+        self._fence: int | None = None
         self._out: dict[str, tuple[Run, str, int]] = {}
         self._reports: dict[tuple[int, str], list[Waiting[Item]]] = {}
         self._waiting_reports: list[Waiting[Item]] = []
-        self._next_commit = self._next_tick = self._next_finish = self._checkins_since = 0.0
+        self._next_commit = self._next_tick = self._next_finish = self._next_count = self._checkins_since = 0.0
+        self._saw = 0.0
         self._checkins = 0
         self._seen: object = None
         self._stopping = False
@@ -199,7 +208,11 @@ class Server:
     def start(self) -> None:
         """Recover, and decide from now on; `trouble` is empty when this returns, unless storage fails."""
         self._committer.start()
+        self.replica.start(self._look_soon)
         self.ask_to_do(lambda now: None).result()
+
+    def _look_soon(self) -> None:
+        self._committer.put(Command(lambda now: None))
 
     def drain(self) -> None:
         """Hold no check-in from now on: whoever waits is answered. Reports are taken as ever."""
@@ -221,6 +234,11 @@ class Server:
         self._stopping = True
         self._committer.stop()
         self.roll.write_seen()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process makes models, and lets time go by. On the deciding thread."""
+        return self._fence is not None
 
     def run(self, task: str, kind: Kind) -> Run | None:
         """A task's run of this kind."""
@@ -251,17 +269,40 @@ class Server:
         """Note that no report will come."""
         return await self._committer.ask(Aborted(run, f"{device}/{session}", reason))
 
+    async def has(self, sha256: str) -> bool:
+        """Whether devices may fetch an object. What another server has made since is looked for in the rows."""
+        asked = time.monotonic()
+        if self._knows(sha256) or not self.replica.shared:
+            return self._knows(sha256)
+        if not await self.command(lambda now: self._see(asked)):
+            raise Refused("busy", "it may be new: ask again", SOON)
+        return self._knows(sha256)
+
+    def _knows(self, sha256: str) -> bool:
+        return any(sha256 in run.objects for task in self.tasks for run in task.runs)
+
+    def _see(self, since: float) -> bool:
+        """Look at the models, unless that was done since; False where that was so short a time ago that it is not done again."""
+        if self._saw < since:
+            if time.monotonic() < self._saw + SOON[0]:
+                return False
+            self._saw = time.monotonic()
+            for task in self.tasks:
+                task.training.see()
+        return True
+
     def forget(self, device: str, now: float, reason: str = "withdrawn") -> None:
         """Forget what is known of a device, and not that it was counted. On the deciding thread."""
         for one in [each for each in self._held if each.device == device]:
             self._held.remove(one)
             one.waiting.say(Refused("unknown_device", "it has left, or was shut out"))
         for run in self._runs():
-            if device in self._out and self._out[device][0] is run:
-                self._drop(run, [self._out[device][1]], reason, now)
-            with run.store.transaction() as rows:
+            out = [session.id for session in run.coordinator.last_sessions([device]) if session.state == "out"]
+            if out:
+                self._drop(run, out, reason, now)
+            with run.coordinator.transaction() as rows:
                 rows.forget_device(device)
-        self._serials.pop(device, None)
+        self.replica.leases.forget_serial(device)
         self.count_people()
 
     def take_up(self, task: ServedTask, now: float) -> None:
@@ -306,9 +347,9 @@ class Server:
         now = self.clock()
         waiting = [one for one in taken if not one.gone]
         try:
-            if self._taken_over:
-                raise TakenOver
-            if self.trouble:
+            if self._taken_over or self.replica.trouble:
+                raise TakenOver(self.replica.trouble or TAKEN_OVER)
+            if self.trouble or self.replica.fence != self._fence:
                 self._recover(now)
             if self.people_changed:
                 self.count_people()
@@ -328,7 +369,7 @@ class Server:
             self._look_again(now)
         except Exception as error:
             self._fail(error, waiting)
-            return AGAIN[0]
+            return 0.0 if isinstance(error, TakenOver) and not self._taken_over else AGAIN[0]
         return self._pause()
 
     def _pause(self) -> float:
@@ -339,32 +380,41 @@ class Server:
         return max(0.0, min(due) - time.monotonic())
 
     def _recover(self, now: float) -> None:
-        """Take up what was left undone; who was out, is."""
-        self._out.clear()
+        """Take up what was left undone, or hear that another server leads."""
+        self._send_back([])  # what is staged will not be
+        self._fence = self.replica.look()
         self.count_people()
         for run in self._runs():
             self._recover_run(run, now)
         self.trouble = ""
-        LOG.info("recovered")
+        if self._fence is None:
+            LOG.info("replica %s leads", self.replica.leader)
+        else:
+            LOG.info("recovered; fence %d", self._fence)
 
     def _recover_run(self, run: Run, now: float) -> None:
-        run.recover(now)
+        run.recover(now, self._fence)
         run.tick(now)
-        with run.store.transaction() as rows:
-            sessions = [row for row in map(rows.session, rows.sessions_out()) if row is not None]
-        self._out |= {row.device: (run, row.id, row.serial) for row in sessions}
 
     def _fail(self, error: Exception, waiting: Iterable[Waiting[Item]]) -> None:
-        """Storage failed, or we did: whoever waits is told to come again, and everything is read anew."""
-        self._taken_over = isinstance(error, TakenOver)
-        self.trouble = TAKEN_OVER if self._taken_over else f"{type(error).__name__}: {error}"
-        LOG.error("nothing can be decided now: %s", self.trouble, exc_info=not isinstance(error, SumusError | OSError))
+        """Storage failed, or we did, or another leads: whoever waits is told to come again, and everything is read anew."""
+        known = isinstance(error, SumusError | OSError)
+        if isinstance(error, TakenOver):
+            known, self._taken_over = True, not self.replica.shared or bool(self.replica.trouble)
+            self.trouble = str(error) or (TAKEN_OVER if self._taken_over else "another replica leads since")
+        else:
+            self.trouble = f"{type(error).__name__}: {error}"
+        LOG.error("nothing can be decided now: %s", self.trouble, exc_info=not known)
         self.counts.events["failures", type(error).__name__] += 1
-        left = [*waiting, *self._waiting_reports, *(each.waiting for each in self._held)]
-        left += [one for those in self._reports.values() for one in those]
-        self._waiting_reports, self._held, self._reports = [], [], {}
-        for one in left:
-            one.say(Refused("not_ready", "the server's storage fails; your report is not counted yet", AGAIN))
+        held, self._held = self._held, []
+        self._send_back([*waiting, *self._waiting_reports, *(each.waiting for each in held)])
+        self._waiting_reports = []
+
+    def _send_back(self, waiting: Iterable[Waiting[Item]]) -> None:
+        """Tell these to come again, and who has reported what is not counted yet."""
+        staged, self._reports = self._reports, {}
+        for one in [*waiting, *(one for those in staged.values() for one in those)]:
+            one.say(Refused("not_ready", "the server begins anew; your report is not counted yet", AGAIN))
 
     def _command(self, one: Waiting[Item], command: Command, now: float) -> None:
         try:
@@ -384,7 +434,8 @@ class Server:
 
     def _check_in(self, asked: Sequence[_Asking], now: float) -> None:
         """Answer check-ins, or hold them."""
-        left = [one for one in asked if self._is_news(one)]
+        left = self._news(asked)
+        self._read_out([one.device for one in left])
         for one in left:
             one.later = None
         left = self._settle_previous(left, now)
@@ -410,22 +461,35 @@ class Server:
             else:
                 self._say_later(one)
 
-    def _is_news(self, one: _Asking) -> bool:
-        """Whether a check-in is the latest of its device, and that is still let in; others are answered."""
-        try:
-            self.roll.find(one.parent or one.device, self.clock())
-        except Refused as refused:
-            one.waiting.say(refused)
-            return False
-        last = self._serials.get(one.device, -1)
-        if one.request.serial < last:
-            one.waiting.say(Refused("replayed", f"a check-in with serial {last} was answered since"))
-            return False
-        self._serials[one.device] = one.request.serial
-        self._serials.move_to_end(one.device)
-        while len(self._serials) > MOST_SERIALS:
-            self._serials.popitem(last=False)
-        return True
+    def _news(self, asked: Sequence[_Asking]) -> list[_Asking]:
+        """Check-ins that are the latest of their devices, which are still let in; others are answered."""
+        left = list[_Asking]()
+        for one in asked:
+            try:
+                self.roll.find(one.parent or one.device, self.clock())
+                left.append(one)
+            except Refused as refused:
+                one.waiting.say(refused)
+        if not left:
+            return left
+        serials = dict[str, int]()
+        for one in left:
+            serials[one.device] = max(one.request.serial, serials.get(one.device, 0))
+        last = self.replica.leases.raise_serials(serials)
+        for one in left:
+            if one.request.serial < last[one.device]:
+                one.waiting.say(Refused("replayed", f"a check-in with serial {last[one.device]} was answered since"))
+        return [one for one in left if one.request.serial >= last[one.device]]
+
+    def _read_out(self, devices: Sequence[str]) -> None:
+        """Read what work devices have, of which run, where there are several; it may be of another server."""
+        self._out = {}
+        runs = self._runs()
+        for run in runs if devices and len(runs) > 1 else ():
+            for session in run.coordinator.last_sessions(devices):
+                before = self._out.get(session.device)
+                if session.state == "out" and (before is None or before[2] < session.serial):
+                    self._out[session.device] = run, session.id, session.serial
 
     def _settle_previous(self, asked: Sequence[_Asking], now: float) -> list[_Asking]:
         """Say what became of earlier sessions; who is still to report them is answered with that. The others."""
@@ -495,7 +559,7 @@ class Server:
     def _may(self, run: Run, task: ServedTask, one: _Asking, now: float) -> bool:
         """Whether a run may give this device work: not where the same request was given other work before."""
         out = self._out.get(one.device)
-        if out is not None and out[2] == one.request.serial and out[0] is not run:
+        if out is not None and out[2] >= one.request.serial and out[0] is not run:
             return False
         if task.keeps_state and not one.request.keeps_state:
             return False
@@ -619,6 +683,8 @@ class Server:
             try:
                 actions = run.sums.commit(now)
             except SealError as error:  # the ring has no key for this round's any more
+                if not self.leads:
+                    raise  # it is this replica's ring
                 self._give_up(run, error, now)
                 return
             self.counts.batches += 1
@@ -646,9 +712,6 @@ class Server:
                 self._answer(run, action.session, Refused(code, action.reason))
 
     def _answer(self, run: Run, session: str, answer: Any) -> None:
-        device = session.partition("/")[0]
-        if self._out.get(device, (None, "", 0))[:2] == (run, session):
-            del self._out[device]
         for one in self._reports.pop((id(run), session), ()):
             self.counts.waited += time.monotonic() - one.since
             one.say(answer)
@@ -663,10 +726,6 @@ class Server:
         self.counts.events["dropped", reason] += len(sessions)
         run.dropped(sessions, reason)
         run.carry_out(run.coordinator.drop(sessions, reason, now), now)
-        for session in sessions:
-            device = session.partition("/")[0]
-            if self._out.get(device, (None, "", 0))[:2] == (run, session):
-                del self._out[device]
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -676,12 +735,18 @@ class Server:
         for run in self._runs():
             run.coordinator.arriving += 0.2 * (rate - run.coordinator.arriving)
             run.tick(now)
+            if self.replica.shared and self.leads:
+                run.take_up(now)
             if run.unfinished and moment >= self._next_finish:
                 run.finish(now)
             if run.coordinator.staged:
                 self._commit(run, now)
         if moment >= self._next_finish:
             self._next_finish = moment + FINISH
+        if self.replica.shared and moment >= self._next_count:
+            self.count_people()
+            took = time.monotonic() - moment
+            self._next_count = moment + took / COUNTING
         self._checkins, self._checkins_since, self._next_tick = 0, moment, moment + TICK
         for listener in self.listeners:
             listener()
@@ -697,12 +762,12 @@ class Server:
         return self.roll.count(self.population)
 
 
-def storage_clock(stores: Iterable[Store]) -> Callable[[], float]:
-    """Seconds that no row is later than, and that no change of the machine's clock moves: they go on from the machine's time now,
-    or from the latest row, if that is later."""
+def storage_clock(stores: Iterable[Store], of_all: Callable[[], float] = time.time) -> Callable[[], float]:
+    """Seconds that no row is later than, and that no change of a machine's clock moves: they go on from the time now, by the
+    clock of all who share the rows, or from the latest row, if that is later."""
     latest = 0.0
     for store in stores:
         with store.transaction() as rows:
             latest = max([latest, *(row.since for row in rows.rounds())])
-    begun, start = time.monotonic(), max(time.time(), latest)
+    begun, start = time.monotonic(), max(of_all(), latest)
     return lambda: start + time.monotonic() - begun

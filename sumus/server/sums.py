@@ -100,7 +100,7 @@ class SealedSums:
 
     def destroy(self, number: int) -> None:
         """Forget a round's key, and remove its sums: what of them may be left anywhere is unreadable."""
-        with self._coordinator.store.transaction() as rows:
+        with self._coordinator.leading() as rows:
             rows.put_note(number, "key", None)
             shards = rows.shards(number)
         self._shards.pop(number, None)
@@ -113,9 +113,9 @@ class SealedSums:
 
     def sweep(self) -> list[str]:
         """Forget the keys of sums that are over, and remove blobs that no row points to, as crashes leave them: of none is a
-        commit on its way, since commits are transactions too, and these come one after the other."""
+        commit on its way, since commits are transactions too, and these come one after the other, whichever process's."""
         wanted = set[str]()
-        with self._coordinator.store.transaction() as rows:
+        with self._coordinator.leading() as rows:
             for row in rows.rounds():
                 if row.over:
                     rows.put_note(row.number, "key", None)
@@ -125,6 +125,12 @@ class SealedSums:
             for name in left:
                 self._remove(name)
         return left
+
+    def keep_open(self, rows: Rows) -> None:
+        """Hold no sum of a round that is over, as another process may have ended it."""
+        if self._shards:
+            wanted = {row.number for row in rows.rounds() if not row.over}
+            self._shards = {number: held for number, held in self._shards.items() if number in wanted}
 
     def restart(self) -> None:
         """Hold nothing, and be a shard that nobody has added to, as in a new process."""

@@ -9,7 +9,7 @@ come one after the other: SQLite has one writer, and on PostgreSQL each begins b
 
 import sqlite3
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from operator import attrgetter
 from pathlib import Path
@@ -29,7 +29,9 @@ from sqlalchemy import (
     event,
     func,
     select,
+    update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from sumus.errors import ExperimentError, UsageError
@@ -38,9 +40,24 @@ from sumus.storage.backup import copy_to
 from sumus.storage.cached import CachedTable, Row
 from sumus.storage.files import network_disk
 from sumus.storage.identities import Identity, IdentityRows, Token
+from sumus.storage.leases import Lease, Present, Serials, after
 from sumus.storage.migrations import alone, bring_up_to_date
 from sumus.storage.store import Fenced, Model, Rows, Run, Shard
-from sumus.storage.tables import COUNTED, DEVICE, IDENTITY, MODEL, NOTE, ROUND, RUN, SESSION, SHARD, TOKEN
+from sumus.storage.tables import (
+    COUNTED,
+    DEVICE,
+    IDENTITY,
+    LEASE,
+    MODEL,
+    NOTE,
+    REPLICA,
+    ROUND,
+    RUN,
+    SERIAL,
+    SESSION,
+    SHARD,
+    TOKEN,
+)
 
 _RUN_VALUES = attrgetter("newest", "version", "fence", "lasts", "epoch", "released")
 _ROUND_VALUES = attrgetter("number", "state.value", "since", "fence", "given", "dropped", "counted", "reason")
@@ -78,6 +95,11 @@ _IDENTITIES = (
 _HERE = IDENTITY.c.population == bindparam("population")
 _PEOPLE = case((IDENTITY.c.speaks_for > 0, IDENTITY.c.members), else_=1)
 _ENROLLED = select(func.coalesce(func.sum(_PEOPLE), 0)).where(_HERE, IDENTITY.c.state == "enrolled")
+_LEASE = select(LEASE.c.holder, LEASE.c.fence, LEASE.c.expires).where(LEASE.c.name == "leader")
+_RUNS_LOCKED = select(RUN.c.run).order_by(RUN.c.run).with_for_update()
+_PRESENT = select(REPLICA.c.name, REPLICA.c.serves).where(REPLICA.c.seen > bindparam("since")).order_by(REPLICA.c.name)
+_LONG_GONE = 100.0
+"""Seconds after which nobody asks for a replica that is gone."""
 _READS = "sumus_reads"
 """Of a connection that writes nothing."""
 _BUSY = 30
@@ -100,7 +122,8 @@ class SqlStore:
         """
         engine: Engine | None = None
         try:
-            engine = create_engine(url, connect_args={"options": _PATIENCE} if url.startswith("postgresql") else {})
+            options = {"options": _PATIENCE} if url.startswith("postgresql") else {}
+            engine = create_engine(url, connect_args=options, hide_parameters=True)  # a log names no device
             if engine.dialect.name == "sqlite":
                 _refuse_network_disk(engine.url.database)
                 _make_durable(engine)
@@ -143,6 +166,10 @@ class SqlStore:
     def identities(self) -> "SqlIdentities":
         """The devices and tokens in the same database."""
         return SqlIdentities(self._engine)
+
+    def leases(self, clock: Callable[[], float] = time.time, shared: bool | None = None) -> "SqlLeases":
+        """Who leads all runs of the same database. clock: of SQLite.  shared: by default on PostgreSQL."""
+        return SqlLeases(self._engine, clock, self._engine.dialect.name == "postgresql" if shared is None else shared)
 
     def rows(self, connection: Connection) -> "_SqlRows":
         """The rows of this run, as a transaction of this connection sees them."""
@@ -441,3 +468,94 @@ class _SqlIdentityRows:
     def count(self, population: str) -> int:
         self._identities.flush()
         return int(self._connection.execute(_ENROLLED, {"population": population}).scalar_one())
+
+
+class SqlLeases:
+    """`Leases` in a database."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float], shared: bool) -> None:
+        self._engine, self._clock, self._shared = engine, clock, shared
+        self._serials = Serials()
+        new = {"name": "leader", "holder": "", "fence": 0, "expires": 0.0}
+        with engine.begin() as connection:
+            connection.execute(_insert(engine, LEASE).values(new).on_conflict_do_nothing())
+
+    @property
+    def shared(self) -> bool:
+        return self._shared
+
+    def now(self) -> float:
+        if self._engine.dialect.name != "postgresql":
+            return self._clock()
+        with self._engine.connect() as connection:
+            return self._now(connection)
+
+    def hold(self, holder: str, lasts: float, begins: bool = False) -> Lease:
+        with self._engine.connect().execution_options(**{_READS: True}) as connection:
+            row = Lease(*connection.execute(_LEASE).one())
+            if after(row, holder, lasts, self._now(connection), begins, self._shared) is row:
+                return row  # another's: without a lock, so that who waits for the lease is in nobody's way
+        with self._engine.begin() as connection:
+            row = Lease(*connection.execute(_LEASE.with_for_update()).one())
+            mine = after(row, holder, lasts, self._now(connection), begins, self._shared)
+            if mine.fence != row.fence:
+                connection.execute(_RUNS_LOCKED).all()  # as long as that takes, the lease does not run out
+                mine = after(row, holder, lasts, self._now(connection), begins, self._shared)
+                connection.execute(update(RUN).values(fence=mine.fence))
+            connection.execute(update(LEASE).values(holder=mine.holder, fence=mine.fence, expires=mine.expires))
+            return mine
+
+    def leave(self, holder: str) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(delete(REPLICA).where(REPLICA.c.name == holder.rpartition("/")[0]))
+            connection.execute(update(LEASE).where(LEASE.c.holder == holder).values(expires=0.0))
+
+    def beat(self, name: str, serves: str) -> None:
+        with self._engine.begin() as connection:
+            now = self._now(connection)
+            put = _insert(self._engine, REPLICA).values(name=name, serves=serves, seen=now)
+            new = {"serves": put.excluded.serves, "seen": put.excluded.seen}
+            connection.execute(put.on_conflict_do_update(index_elements=[REPLICA.c.name], set_=new))
+            connection.execute(delete(REPLICA).where(REPLICA.c.seen < now - _LONG_GONE))
+
+    def present(self, within: float) -> Sequence[Present]:
+        with self._engine.connect().execution_options(**{_READS: True}) as connection:
+            found = connection.execute(_PRESENT, {"since": self._now(connection) - within}).all()
+            return [Present(*row) for row in found]
+
+    def raise_serials(self, asked: Mapping[str, int]) -> Mapping[str, int]:
+        if not self._shared:
+            return self._serials.raise_all(asked)
+        with self._engine.begin() as connection:
+            if self._engine.dialect.name == "postgresql":  # a crash may forget some, as one of the process would
+                connection.exec_driver_sql("SET LOCAL synchronous_commit TO off")
+            table, known = CachedTable(connection, SERIAL), dict[str, int]()
+            table.read(asked)
+            for device in asked:
+                known[device] = -1 if (found := table.get(device)) is None else found[1]
+            higher = {device: serial for device, serial in sorted(asked.items()) if serial > known[device]}
+            if higher:
+                put = _insert(self._engine, SERIAL)
+                put = put.on_conflict_do_update(
+                    index_elements=[SERIAL.c.device],
+                    set_={"serial": put.excluded.serial},
+                    where=SERIAL.c.serial < put.excluded.serial,
+                )
+                connection.execute(put, [{"device": device, "serial": serial} for device, serial in higher.items()])
+            return known | higher
+
+    def forget_serial(self, device: str) -> None:
+        if not self._shared:
+            self._serials.forget(device)
+            return
+        with self._engine.begin() as connection:
+            connection.execute(delete(SERIAL).where(SERIAL.c.device == device))
+
+    def _now(self, connection: Connection) -> float:
+        if self._engine.dialect.name != "postgresql":
+            return self._clock()
+        return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
+
+
+def _insert(engine: Engine, table: Table) -> postgresql.Insert | sqlite.Insert:
+    return postgresql.insert(table) if engine.dialect.name == "postgresql" else sqlite.insert(table)

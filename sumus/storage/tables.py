@@ -124,3 +124,25 @@ IDENTITY = Table(
     Column("members", BigInteger, nullable=False),
     Index("identity_population", "population", "state"),
 )
+LEASE = Table(
+    "lease",
+    TABLES,
+    Column("name", TEXT, primary_key=True),
+    Column("holder", TEXT, nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("expires", Double, nullable=False),
+)
+REPLICA = Table(
+    "replica",
+    TABLES,
+    Column("name", TEXT, primary_key=True),
+    Column("serves", TEXT, nullable=False),
+    Column("seen", Double, nullable=False),
+)
+SERIAL = Table(
+    "serial",
+    TABLES,
+    Column("device", TEXT, primary_key=True),
+    Column("serial", BigInteger, nullable=False),
+)
+"""Of devices' last check-ins, where several processes answer them."""

@@ -134,7 +134,7 @@ def test_it_counts_what_happened_and_names_no_device() -> None:
 def test_while_storage_fails_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with served() as it:
 
-        def fails(number: float) -> None:
+        def fails(*asked: object) -> None:
             raise OSError("the disk is full")
 
         with monkeypatch.context() as patch:

@@ -1,11 +1,15 @@
-"""One task, whatever carries it: in memory, through the wire and over HTTP, on memory, SQLite and PostgreSQL, the same bits."""
+"""One task, whatever carries it: in memory, through the wire and over HTTP, on memory, SQLite and PostgreSQL, the same bits; and
+so by three servers that share its rounds."""
 
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 import sumus
+from benchmarks.kills.__main__ import database
 from sumus.device.conditions import Always
 from sumus.device.device import Device
 from sumus.device.keys import keyed
@@ -15,10 +19,14 @@ from sumus.experiment import Experiment
 from sumus.operations.service import Conduct, Where, open_service
 from sumus.simulator.share import public_seed
 from sumus.simulator.wire import NO_FLOOR
+from sumus.storage.blobs import DirectoryBlobs
+from sumus.storage.sql import SqlStore
 from sumus.training.program import Program
+from sumus.transport.transport import Transport
 from sumus.tree import sha256
 from sumus.wire.bundle import Bundle
 from sumus.wire.tensors import decode_tree
+from tests.server.one_replica import Rotating, replica
 from tests.server.over_http import over_http
 from tests.simulator.test_wire import ALGORITHMS, PEOPLE, net, person
 
@@ -30,49 +38,85 @@ def experiment(algorithm: str) -> Experiment:
     return Experiment(sumus.Plan(task, ALGORITHMS[algorithm], sumus.Pacing(len(PEOPLE)), 2), PEOPLE, ROUNDS, seed=SEED)
 
 
-def over_the_network(wanted: Experiment, where: Where) -> str:
-    """The model of a server over HTTP and a device for each client, with a connection of its own."""
+def served(wanted: Experiment) -> tuple[str, Bundle, Training]:
+    """Its name, what is served, and what devices do."""
     training = Training(wanted.plan.task, person(0), "sequential", seed=SEED)  # pyright: ignore[reportArgumentType]
     program = Program(wanted.plan.task, "cpu", SEED)  # pyright: ignore[reportArgumentType]
-    data = program.learn_schema(0, *program.reader.read(PEOPLE, 0))
-    plan = wanted.plan.with_data(data)
-    seeds = partial(public_seed, plan, SEED)
-    conduct = Conduct("people", group=0.0, seeds=lambda task: seeds)
-    name = wanted.plan.algorithm.aggregator.parts[-1].name  # of a database that others use too
-    service = open_service({name: Bundle(plan, program.initial)}, where, conduct)
+    plan = wanted.plan.with_data(program.learn_schema(0, *program.reader.read(PEOPLE, 0)))
+    return "parity", Bundle(plan, program.initial), training
+
+
+def take_part(url: str, token: str, training: Training, transport: Callable[[], Transport | None]) -> None:
+    """A device for each client, until each was counted in every round. transport: of a device; None for one to the URL."""
+    devices = [
+        Device(
+            url,
+            training,
+            person(number),
+            token=token,
+            floor=NO_FLOOR,
+            sensors=Always(),
+            name=number,
+            evaluates=False,
+            wait_s=10.0,
+            keys=keyed(SEED),
+            store=MemoryStore(),
+            transport=transport(),
+        )
+        for number in PEOPLE
+    ]
+    for device in devices:
+        device.enrol()
+    for number in range(1, ROUNDS + 1):
+        for device in devices:
+            device.run(until=lambda status, number=number: status.counts.get("counted", 0) >= number)
+    for device in devices:
+        device.close()
+
+
+def over_the_network(wanted: Experiment, where: Where) -> str:
+    """The model of a server over HTTP and a device for each client, with a connection of its own."""
+    name, bundle, training = served(wanted)
+    seeds = partial(public_seed, bundle.plan, SEED)
+    service = open_service({name: bundle}, where, Conduct("people", group=0.0, seeds=lambda task: seeds))
     try:
         service.server.start()
         with over_http(service) as url:
             token = service.server.roll.new_token("people", service.server.clock(), uses=len(PEOPLE))
-            devices = [
-                Device(
-                    url,
-                    training,
-                    person(number),
-                    token=token,
-                    floor=NO_FLOOR,
-                    sensors=Always(),
-                    name=number,
-                    evaluates=False,
-                    wait_s=10.0,
-                    keys=keyed(SEED),
-                    store=MemoryStore(),
-                )
-                for number in PEOPLE
-            ]
-            for device in devices:
-                device.enrol()
-            for number in range(1, ROUNDS + 1):
-                for device in devices:
-                    device.run(until=lambda status, number=number: status.counts.get("counted", 0) >= number)
-            for device in devices:
-                device.close()
+            take_part(url, token, training, lambda: None)
         run = service.server.tasks[0].training
         service.server.ask_to_do(lambda now: None).result()
         assert run.version == ROUNDS
         return sha256(decode_tree(service.blobs.get(run.model(ROUNDS).model)))
     finally:
         service.close()
+
+
+def over_replicas(wanted: Experiment, folder: Path, database: str) -> str:
+    """The model of three servers that share their rounds, each a process, when each request goes to another of them."""
+    name, bundle, training = served(wanted)
+    folder.mkdir()
+    (folder / "bundle").write_bytes(bundle.to_bytes())
+    job = {"name": name, "bundle": folder / "bundle", "database": database, "shares": folder, "seed": SEED}
+    with ExitStack() as stack:
+        said = [
+            stack.enter_context(replica(**job, data=folder / str(number), enrols=(number == 0) * len(PEOPLE)))
+            for number in range(3)
+        ]
+        urls, ways = [each["url"] for each in said], list[Rotating]()
+
+        def way() -> Rotating:
+            ways.append(Rotating(urls[len(ways) % 3 :] + urls[: len(ways) % 3]))
+            return ways[-1]
+
+        take_part(urls[0], said[0]["token"], training, way)
+        assert all(met > 3 for way in ways for met in way.met), [way.met for way in ways]
+    with closing(SqlStore.open(database, f"{name}.train")) as store, store.transaction() as rows:
+        model, shards = rows.model(rows.run().version), {row.name for row in rows.shards(ROUNDS - 1)}
+    assert model is not None
+    assert model.version == ROUNDS
+    assert len(shards) > 1, "they have all added to it"
+    return sha256(decode_tree(DirectoryBlobs(folder / "blobs").get(model.model)))
 
 
 @pytest.mark.parametrize("algorithm", ["adam, over narrow codes", "scaffold"])
@@ -86,5 +130,8 @@ def test_in_memory_through_the_wire_and_over_http_on_any_store_it_is_the_same_mo
     }
     models["HTTP, memory"] = over_the_network(wanted, Where())
     models["HTTP, SQLite"] = over_the_network(wanted, Where(tmp_path / "sqlite"))
-    models["HTTP, PostgreSQL"] = over_the_network(wanted, Where(tmp_path / algorithm[:4], postgres))
+    with database(postgres) as one, database(postgres) as other:
+        assert other is not None
+        models["HTTP, PostgreSQL"] = over_the_network(wanted, Where(tmp_path / "postgresql", one))
+        models["HTTP, three replicas on PostgreSQL"] = over_replicas(wanted, tmp_path / "replicas", other)
     assert len(set(models.values())) == 1, models

@@ -1,0 +1,32 @@
+"""Who leads, who is there, and with which serial devices asked last."""
+
+from alembic import op
+from sqlalchemy import BigInteger, Column, Double, String
+from sqlalchemy.dialects import postgresql
+
+revision = "0003"
+down_revision = "0002"
+
+_TEXT = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
+
+
+def upgrade() -> None:
+    """Make their tables."""
+    op.create_table(
+        "lease",
+        Column("name", _TEXT, primary_key=True),
+        Column("holder", _TEXT, nullable=False),
+        Column("fence", BigInteger, nullable=False),
+        Column("expires", Double, nullable=False),
+    )
+    op.create_table(
+        "replica",
+        Column("name", _TEXT, primary_key=True),
+        Column("serves", _TEXT, nullable=False),
+        Column("seen", Double, nullable=False),
+    )
+    op.create_table(
+        "serial",
+        Column("device", _TEXT, primary_key=True),
+        Column("serial", BigInteger, nullable=False),
+    )
