@@ -29,7 +29,7 @@ from sumus.types import Json
 FORMAT = 1
 _MAX_JSON = 16 * 2**20
 FITTED = FixedPoint(0, 1.0, 1, 1)
-"""Stands for sums as fine as the overflow rule allows for the plan's cohort."""
+"""Stands for sums as fine as the overflow rule allows for all whom the plan's pacing chooses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,8 @@ class Plan:
 
     task: a `Task`, or only its description on a server that has none of the code.
     min_contributors: a deployed server publishes no model and no metric of fewer people. The simulator does not ask.
-    sums: the integers of the first hop; by default as fine as the overflow rule allows for the cohort.
+    sums: the integers of the first hop; by default as fine as the overflow rule allows for all who are chosen: an edge's sum may
+        go beyond the cohort.
     """
 
     task: Task | Description
@@ -56,7 +57,7 @@ class Plan:
             if cap is not None:  # it multiplied on the device what goes through the chain, and buffers do not
                 parts = [part for part in self.algorithm.parts(self.description) if not part.in_chain]
             largest = max((part.largest_weight(cap or 2**16) for part in parts), default=1)
-            fitted = FixedPoint.fit(self.pacing.cohort, max_weight=largest)
+            fitted = FixedPoint.fit(self.pacing.chosen, max_weight=largest)
             object.__setattr__(self, "sums", fitted)
         for rule, message in self.violations("anywhere"):
             raise PlanError(rule, message)

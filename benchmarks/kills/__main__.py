@@ -25,6 +25,7 @@ from sqlalchemy import create_engine, text
 
 from benchmarks.kills.audit import Found, Ledger, left_behind
 from benchmarks.kills.disk import Markers, found_on_disk, vectors_of
+from benchmarks.kills.edges import battered, branch
 from benchmarks.kills.fleet import Address, Book, Following, Scripted
 from benchmarks.kills.replicas import LEASE, REPLICAS, Crowd, crowd, harassed
 from benchmarks.kills.served import COHORT, TASK, Job, Life, bundle
@@ -357,6 +358,17 @@ def main() -> int:
                 _tell(what, going.kills, found, began, f"{going.woken} leaders woken; another led after {took} s")
                 whole, kills = whole.plus(found), kills + going.kills
             told = [("leads-for-ever", *follows(url, lives, rng))]
+            for kind in ("synchronous", "buffered"):
+                began = time.monotonic()
+                with (
+                    tempfile.TemporaryDirectory(prefix="sumus-kills-") as scratch,
+                    branch(lives[:2], Path(scratch), kind, DEVICES) as below,
+                ):
+                    found = battered(below, 3 if args.short else 40, rng)
+                _tell(
+                    f"an edge, {kind}", below.kills, found, began, f"answers {dict(sorted(below.book.answers.items()))}"
+                )
+                whole, kills = whole.plus(found), kills + below.kills
         for planted, seen, what in (*told, *controls(life, rng)):
             print(f"control {planted}: {'found' if seen else 'NOT FOUND'}; {what}", flush=True)
             good = good and seen

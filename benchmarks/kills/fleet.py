@@ -219,6 +219,15 @@ class Scripted:
             if answer is not None and answer.assignment is not None and self.unsettled is None and not done():
                 self.train(answer.assignment)
 
+    def decline(self) -> None:
+        """Ask for work, which ends what was forgotten, and give it back."""
+        answer = self.check_in()
+        if answer is not None and answer.assignment is not None:
+            try:
+                self.requests.abort(answer.assignment, "other")
+            except (Unreachable, Refused) as error:
+                self._note(error)
+
     def close(self) -> None:
         """Close its connections."""
         self._transport.close()

@@ -30,6 +30,8 @@ from sqlalchemy.engine import Engine
 
 import sumus.server.sums as sums_module
 from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, optimizers, sgd
+from sumus.device.link import read_link
+from sumus.edge.edge import open_edge
 from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.protocol.round import Accept, Commit, Report, decide
 from sumus.server.coordinator import Coordinator
@@ -252,7 +254,8 @@ PLANTED: Mapping[str, Callable[[], None]] = {
 class Job:
     """A server's life. dies: at this moment of closing round `closing`, or where that is None of its recovery.  points: whether
     moments are watched.  planted: a bug.  enrols: tokens to give out.  shares: the folder of what it shares with other servers,
-    where there are some.  lease: seconds for which one leads."""
+    where there are some.  lease: seconds for which one leads.  upstream: a link of the server above, where it is an edge.
+    for_edges: whether the tokens are for edges."""
 
     data: str
     database: str | None
@@ -264,6 +267,8 @@ class Job:
     enrols: int = 0
     shares: str | None = None
     lease: float = QUIET.lease
+    upstream: str = ""
+    for_edges: bool = False
 
 
 def opened(job: Job) -> Service:
@@ -272,6 +277,8 @@ def opened(job: Job) -> Service:
     if job.shares is not None:
         where = replace(where, keys=Path(job.shares) / "keys", blobs=f"{job.shares}/blobs")
         os.environ["PGAPPNAME"] = Path(job.data).name
+    if job.upstream:
+        return open_edge(read_link(job.upstream), where, QUIET, linger=0.3)
     return open_service({TASK: bundle(job.kind)}, where, replace(QUIET, lease=job.lease))
 
 
@@ -289,10 +296,13 @@ def _serve(job: Job) -> None:
         points.watch_all()
         _arm(points, job.closing, job.closing is None)
     service = opened(job)
-    token = service.server.roll.new_token("default", service.server.clock(), uses=job.enrols) if job.enrols else ""
+    token, server = "", service.server
+    if job.enrols:
+        speaks_for = 1000 if job.for_edges else 0
+        token = server.roll.new_token("default", server.clock(), uses=job.enrols, speaks_for=speaks_for)
     listening = socket.create_server(("127.0.0.1", 0), backlog=64)
     _say({"pid": os.getpid(), "port": listening.getsockname()[1], "token": token})
-    threading.Thread(target=service.server.start, daemon=True).start()
+    threading.Thread(target=service.start, daemon=True).start()
     config = uvicorn.Config(service.device_app, log_level="info", access_log=True, lifespan="off")
     uvicorn.Server(config).run(sockets=[listening])
 

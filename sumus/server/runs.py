@@ -356,7 +356,7 @@ class TrainingRun(Run):
         super().__init__(task, pacing, plan.first_hop, store, ring, sums, seeds, plan.min_contributors, spools)
         self.plan, self.blobs, self.releases = plan, blobs, releases
         self.plan_body = Body(blobs.put(plan.to_json().encode()), len(plan.to_json().encode()))
-        self.most_together = 0 if spools else pacing.chosen
+        self.most_together = 0 if spools or plan.sums.max_count < pacing.chosen else pacing.chosen
         self.version, self.shown = 0, 0
         self._at: tuple[str, str, ServerState] | None = None
         self._models: dict[int, Model] = {}
