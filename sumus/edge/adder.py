@@ -21,7 +21,7 @@ import msgspec
 
 from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
-from sumus.protocol.round import Later, Round, Session, State
+from sumus.protocol.round import Later, Round, Session, State, outcome
 from sumus.server.runs import Run, any_seed
 from sumus.spec import build, canonical_json
 from sumus.storage.blobs import Blobs
@@ -51,11 +51,13 @@ PICK_UP = 60.0
 
 
 class Granted(NamedTuple):
-    """Work that came down for a device. since: when, by the server's clock."""
+    """Work that came down for a device. since: when, by the server's clock.  replaces: its session here, that it has forgotten;
+    empty where there is none."""
 
     work: Assignment
     serial: int
     since: float
+    replaces: str = ""
 
 
 class Relay:
@@ -203,8 +205,11 @@ class AdderRun(Run):
             row = None if last is None else rows.round(last.round)
         if last is not None and last.serial == request.serial:
             return None  # the same check-in again
-        if closing or (last is not None and last.state == "counted" and row is not None and not row.over):
+        here = last is not None and row is not None and not row.over
+        if closing or (here and last is not None and last.state == "counted"):
             return Later(ASKING, "closed")
+        if not (here and last is not None and last.state == "out") and not self._has_room():
+            return Later(ASKING, "full")
         return self._relay.ask(device, request, now)
 
     def offer(self, session: Session, now: float) -> Assignment:
@@ -227,7 +232,7 @@ class AdderRun(Run):
     def tick(self, now: float) -> None:
         self.changes += self._relay.is_due(now)  # who is held may ask again
         self._relay.note_members(self.coordinator.population)
-        self._take_back(lambda granted: now - granted.since > PICK_UP)
+        self._take_back(lambda granted: now - granted.since > PICK_UP, now)
         self._pace(now)
         super().tick(now)
 
@@ -237,11 +242,13 @@ class AdderRun(Run):
         """Work came down for a device, and waits here to be fetched."""
         self.changes += 1
         with self.store.transaction() as rows:
-            taken = rows.session(f"{device}/{work.session}")
+            known, taken = rows.device(device), rows.session(f"{device}/{work.session}")
         if taken is not None:  # it asked twice, and has fetched it since
             return
-        if self._fits(work, now):
-            self._relay.granted[device] = Granted(work, request.serial, now)
+        last = None if known is None else known.session
+        replaces = last.id if last is not None and outcome(last, self.coordinator.facts(now)) == "unknown" else ""
+        if self._fits(work, now, bool(replaces)):
+            self._relay.granted[device] = Granted(work, request.serial, now, replaces)
             self._latest, self._full = now, False
         else:  # it is of another round than the one that is open here
             self._relay.end(work, f"{device}/{work.session}")
@@ -271,7 +278,12 @@ class AdderRun(Run):
 
     # ── of a round ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _fits(self, work: Assignment, now: float) -> bool:
+    def _has_room(self) -> bool:
+        """Whether the sum of the round that is open can hold one report more."""
+        row = self.coordinator.current
+        return row.given - row.dropped + self._waiting() < self.most_together
+
+    def _fits(self, work: Assignment, now: float, replaces: bool) -> bool:
         """Whether work is of the round that is open here, or opens it. What is of an earlier one of the server's above ends."""
         row = self.coordinator.current
         if row.state is State.PLANNED:
@@ -283,30 +295,33 @@ class AdderRun(Run):
             self._note(row.number, work, now)
             return True
         if _same(mine, work):
-            return row.given + self._waiting() < self.most_together
+            return replaces or self._has_room()
         self._end(now)
-        return self.coordinator.current.state is State.PLANNED and self._fits(work, now)
+        return self.coordinator.current.state is State.PLANNED and self._fits(work, now, False)
 
     def _end(self, now: float) -> None:
         """No more devices come into this round: it closes when those that work have ended, or at once where none does."""
         with self.store.transaction() as rows:
             out = rows.sessions_out()
-        self._take_back(lambda granted: True)
+        self._take_back(lambda granted: True, now)
         self._full = True
         self._pace(now)
         self.dropped(out, "closed")
         self.carry_out(self.coordinator.drop(out, "closed", now), now)
         super().tick(now)
 
-    def _take_back(self, which: Callable[[Granted], bool]) -> None:
+    def _take_back(self, which: Callable[[Granted], bool], now: float) -> None:
         """Give back work that nobody has fetched."""
         granted = self._relay.granted
         for device in [device for device, each in granted.items() if self._is_mine(each) and which(each)]:
-            self._relay.end(work := granted.pop(device).work, f"{device}/{work.session}")
+            gone = granted.pop(device)
+            self._relay.end(gone.work, f"{device}/{gone.work.session}")
+            if gone.replaces:  # the server above has forgotten it
+                self.carry_out(self.coordinator.drop([gone.replaces], "forgotten", now), now)
 
     def _waiting(self) -> int:
-        """Work of this run that waits to be fetched."""
-        return sum(map(self._is_mine, self._relay.granted.values()))
+        """Work of this run that waits to be fetched, by devices that have no other."""
+        return sum(self._is_mine(each) and not each.replaces for each in self._relay.granted.values())
 
     def _is_mine(self, granted: Granted) -> bool:
         return (granted.work.task, granted.work.kind) == (self.task, self.kind)
@@ -318,7 +333,7 @@ class AdderRun(Run):
             return
         expected = row.given + self._waiting()
         most = min(self.most_together, self.coordinator.population or MOST)
-        lingers = not self._full and now - self._latest < self._linger and expected < most
+        lingers = not self._full and now - self._latest < self._linger and expected - row.dropped < most
         cohort = max(1, expected + (1 if lingers or not expected else 0))
         ends = self._ends(row.number)
         deadline = None if ends == float("inf") else max(1e-3, ends - row.since)
