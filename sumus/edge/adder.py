@@ -266,6 +266,7 @@ class AdderRun(Run):
     def delivered(self, number: int, now: float) -> None:
         """The server above has counted a sum."""
         if self.sums_to_send.pop(number, None) is not None:
+            self.trouble = ""
             self._publish(number, now)
             self.tick(now)
 

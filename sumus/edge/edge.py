@@ -80,13 +80,12 @@ def open_edge(
     authority: bytes | None = None,
     linger: float = LINGER,
     transport: Transport | None = None,
-    keys: Sequence[bytes] = (),
     say: Callable[[str], None] | None = None,
 ) -> Edge:
     """An edge of the server that a link is of; it enrols, the first time, with the link's token.
 
     conduct: of it, quota, memory, group and limits are used; its population is that of the server above.
-    linger: see `AdderRun`.  say: is told of each sum that went up.  transport, keys: for tests, the way up and the edge's key.
+    linger: see `AdderRun`.  say: is told of each sum that went up.  transport: for tests, the way up.
     ExperimentError where it cannot be.
     """
     with ExitStack() as stack:
@@ -95,7 +94,7 @@ def open_edge(
         stack.callback(replica.stop)
         memory: DeviceStore = MemoryStore() if where.data is None else FolderStore(where.data / "upstream")
         stack.callback(memory.close)
-        requests, upstream = _enrolled(link, memory, transport, keys)
+        requests, upstream = _enrolled(link, memory, transport)
         clock = storage_clock(map(kept.store, kept.runs()))
         shared = Shared(kept.store("tasks"), kept.ring, kept.blobs)
         roll = Roll(kept.identities, {requests.population: conduct.quota}, shared.join(replica))
@@ -141,9 +140,7 @@ def open_edge(
         return Edge(service, uplink, upstream, stack.pop_all())
 
 
-def _enrolled(
-    link: Link, memory: DeviceStore, transport: Transport | None, keys: Sequence[bytes]
-) -> tuple[Requests, str]:
+def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None) -> tuple[Requests, str]:
     """Requests to the server above, which knows this edge; and where that is."""
     record = memory.read()
     member, authority = record.membership, record.authority
@@ -155,7 +152,7 @@ def _enrolled(
             authority = fetch_authority(replace(link, server=address))
         transport = HttpTransport(address, authority or None)
     if (key := memory.key()) is None:
-        memory.put_key(key := keys[0] if keys else system("edge"))
+        memory.put_key(key := system("edge"))
     requests = Requests(transport, key, member.population if member else "")
     if member is not None:
         return requests, address
