@@ -313,7 +313,8 @@ class Node:
         training, _ = self._trainings() or (None, None)
         if training is None:
             self._trouble["training"] = (
-                "it waits for a reading with a target: until then nothing says what readings look like, unless data= of the task does"
+                "it waits for a reading with a target: until then nothing says what readings look like, where data= of the "
+                "task does not"
             )
             return
         if self._device is not None:
@@ -335,8 +336,8 @@ class Node:
                 )
 
     def _trainings(self) -> "tuple[Training, ...]":
-        """Two of the same task: one trains, and one predicts meanwhile. Made together, before either computes; none yet where nothing
-        says what readings look like."""
+        """Two of the same task: one trains, and one predicts meanwhile. Made together, before either computes; none yet where
+        nothing says what readings look like."""
         from sumus.device.training import Training
 
         with self._making:

@@ -114,7 +114,7 @@ class Form:
 
     @staticmethod
     def of(value: Any, what: str) -> "Form":
-        """The form of the first value: floats as float32, whole numbers as int64, but bytes and booleans of inputs as they are."""
+        """The form of a first value: floats as float32, whole numbers as int64; bytes and booleans of inputs as they are."""
         array = _array(value, what)
         if array.dtype.kind == "f":
             return Form(array.shape, "float32")
@@ -197,7 +197,7 @@ class Readings:
     def keep(self, readings: Sequence[Reading]) -> list[Became]:
         """Keep readings that `fit`: all or, where it raises, none; on the disk when it returns. What became of each.
 
-        The first target that comes for a key counts; `label` sets another. What the retention lets go of is gone with the same step.
+        The first target that comes for a key counts; `label` sets another. What is too much then goes with the same step.
         """
         became: list[Became] = []
         with self._lock, self._transaction() as database:

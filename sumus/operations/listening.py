@@ -108,8 +108,8 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
 
 @dataclass(frozen=True)
 class OnePlane:
-    """Where one plane listens. url: what it is called.  certificate: its chain and key.  authority: the file of the certificate that
-    vouches for that, where it was made here.  local: whether only this machine reaches it."""
+    """Where one plane listens. url: what it is called.  certificate: its chain and key.  authority: the file of what vouches for
+    that, where it was made here.  local: whether only this machine reaches it."""
 
     socket: socket.socket
     url: str
@@ -124,7 +124,7 @@ class OnePlane:
 
 @contextmanager
 def opened_plane(listen: Listen, folder: Path, option: str = "--listen") -> Generator[OnePlane, None, None]:
-    """A socket that listens at `host` and `port`, with its certificate, as `opened_at` does for two. option: that gives another."""
+    """A socket that listens at `host` and `port`, with its certificate, as `opened_at` has two. option: that gives another."""
     with _bound(listen.host, listen.port, option) as listening:
         local = _is_local(listening)
         if not local and not listen.tls and not listen.insecure:

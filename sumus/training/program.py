@@ -212,8 +212,8 @@ _counting = threading.Lock()
 
 @contextmanager
 def one_thread() -> Generator[None, None, None]:
-    """Torch on one thread: small models run faster so, and sums inside kernels keep their order. The number is the process's: where
-    several threads are in here, the last one gives it back."""
+    """Torch on one thread: small models run faster so, and sums inside kernels keep their order. The number is the process's:
+    where several threads are in here, the last one gives it back."""
     with _counting:
         _inside.append(_inside[0] if _inside else torch.get_num_threads())
         torch.set_num_threads(1)
