@@ -73,7 +73,7 @@ class Broker:
 
 class Subscription:
     """A node's subscription. client: its name at the broker, by which that knows its session.  told: hears of each message.
-    refused: messages of which something was refused, so far.  trouble: why nothing comes, if that is so."""
+    refused: messages of which something was refused, so far."""
 
     def __init__(
         self, broker: Broker, intake: Intake, client: str, told: Callable[[str], None] = lambda line: None
@@ -83,7 +83,8 @@ class Subscription:
             from paho.mqtt.enums import CallbackAPIVersion
         except ImportError as error:
             raise UsageError("MQTT needs the extra: pip install 'sumus[mqtt]'") from error
-        self.refused, self.trouble = 0, "not connected yet"
+        self.refused = 0
+        self._unreached, self._unkept = "not connected yet", ""
         self._broker, self._intake, self._told = broker, intake, told
         self._client = Client(
             CallbackAPIVersion.VERSION2, client, clean_session=False, manual_ack=True, reconnect_on_failure=False
@@ -96,6 +97,11 @@ class Subscription:
         self._client.on_connect, self._client.on_message = self._connected, self._came
         self._client.on_disconnect = self._gone
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing comes, or nothing is kept; empty where all is well."""
+        return self._unkept or self._unreached
+
     def run(self, over: threading.Event) -> None:
         """Take what comes, until it is over; where the connection is lost it is tried again, each time later."""
         wait = FIRST_WAIT
@@ -104,9 +110,9 @@ class Subscription:
                 self._client.connect(*self._broker.address, keepalive=KEEP_ALIVE_S)
                 self._client.loop_forever(retry_first_connection=False)
             except (OSError, ValueError) as error:
-                self.trouble = f"{self._broker.url} is not reached: {error}"
-            wait = FIRST_WAIT if not self.trouble else min(2 * wait, LONGEST_WAIT)
-            self.trouble = self.trouble or f"{self._broker.url} ended the connection"
+                self._unreached = f"{self._broker.url} is not reached: {error}"
+            wait = min(2 * wait, LONGEST_WAIT) if self.trouble else FIRST_WAIT
+            self._unreached = self._unreached or f"{self._broker.url} ended the connection"
             over.wait(wait)
 
     def stop(self) -> None:
@@ -115,14 +121,14 @@ class Subscription:
 
     def _connected(self, client: "Client", data: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            self.trouble = f"{self._broker.url} does not let it in: {reason}"
+            self._unreached = f"{self._broker.url} does not let it in: {reason}"
             return
         client.subscribe([(topic, 1) for topic in self._broker.topics])
-        self.trouble = ""
+        self._unreached = ""
 
     def _gone(self, client: "Client", data: Any, flags: Any, reason: Any, properties: Any) -> None:
-        if reason.is_failure and not self.trouble:
-            self.trouble = f"the connection to {self._broker.url} was lost: {reason}"
+        if reason.is_failure and not self._unreached:
+            self._unreached = f"the connection to {self._broker.url} was lost: {reason}"
 
     def _came(self, client: "Client", data: Any, message: Any) -> None:
         """A message: acknowledged once it is kept, or once it is known that it cannot be, now or ever."""
@@ -134,9 +140,10 @@ class Subscription:
         except BadReading as error:
             bad = str(error)
         except ExperimentError as error:  # the disk, say: it comes again with the next connection
-            self.trouble = str(error)
+            self._unkept = str(error)
             client.disconnect()
             return
+        self._unkept = ""
         if bad:
             self.refused += 1
             self._told(f"{message.topic}: refused, {bad}")
