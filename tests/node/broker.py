@@ -1,7 +1,7 @@
 """An MQTT broker of a test's own: MQTT 3.1.1 over TCP, sessions that outlast connections, QoS 1, and nothing else.
 
-It says what it was asked, and delivers a message again, marked so, until it was acknowledged: by packet identifier, as the standard
-has it (MQTT-4.4.0-1). Clients that really exist speak to it.
+It says what it was asked, and delivers a message again, marked so, until it was acknowledged: by packet identifier, as the
+standard has it (MQTT-4.4.0-1). Clients that really exist speak to it.
 """
 
 import contextlib

@@ -77,7 +77,7 @@ def test_arrays_have_a_row_a_reading() -> None:
         "big": np.array([1, 2], ">i4"),
     }
     for body in (npz(**arrays), zipped({f"{n}.npy": _saved(a) for n, a in arrays.items()})):
-        first, second = read_file("a.npz", body).found
+        _, second = read_file("a.npz", body).found
         assert isinstance(second, dict)
         assert second["inputs"].tolist() == [3, 4, 5]
         assert (second["target"], second["key"], second["order"].tolist(), second["big"]) == (0, "b", [2, 3], 2)

@@ -136,8 +136,9 @@ def test_a_password_from_a_file(readings: Readings, tmp_path: Path) -> None:
     secret.write_text("open sesame\n")
     there = test_broker.Broker(("ali", "open sesame"))
     try:
-        with pytest.raises(ExperimentError, match="others may read it: run `chmod 600"), subscribed(
-            readings, there, user="ali", password_file=secret
+        with (
+            pytest.raises(ExperimentError, match="others may read it: run `chmod 600"),
+            subscribed(readings, there, user="ali", password_file=secret),
         ):
             pass
         secret.chmod(0o600)

@@ -59,7 +59,11 @@ class Here:
     def ask(self, method: str, path: str, body: Any = b"", **headers: str) -> tuple[int, Any]:
         """Status, and what is said. headers: with _ for -; None leaves one out."""
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        names = {"content_type": JSON, "host": "127.0.0.1:8070", **headers} if method == "POST" else {"host": "127.0.0.1", **headers}
+        names = (
+            {"content_type": JSON, "host": "127.0.0.1:8070", **headers}
+            if method == "POST"
+            else {"host": "127.0.0.1", **headers}
+        )
         given = {name.replace("_", "-"): value for name, value in names.items() if value is not None}
         answer = self.network.request(method, path, raw, given)
         return answer.status, json.loads(answer.body)
@@ -136,7 +140,9 @@ def test_a_prediction_says_which_model_it_is_of(here: Here) -> None:
     assert here.post("/predict", {"inputs": [1, 2]}) == (200, {"task": "signs", "version": 7, "outputs": [[3]]})
     tensors = encode_tree({"inputs": np.array([[1, 2], [3, 4]], np.float32)})
     assert here.post("/predict", tensors, content_type=TENSORS)[1]["outputs"] == [[3], [7]]
-    assert here.post("/predict", [{"inputs": [1, 2]}, {"x": 1}])[1]["detail"].startswith("reading 1: it has no 'inputs'")
+    assert here.post("/predict", [{"inputs": [1, 2]}, {"x": 1}])[1]["detail"].startswith(
+        "reading 1: it has no 'inputs'"
+    )
     assert here.post("/predict", {"inputs": [1]})[0] == 422
     assert here.readings.kept.count == 0, "what is asked is not kept"
 
@@ -188,7 +194,12 @@ def test_who_has_no_token_learns_nothing(tmp_path: Path) -> None:
     try:
         assert here.post("/v1/readings", ONE, **shown) == all_well(kept=1)
         for wrong in (None, "", TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", "Bearer ä"):
-            for method, path in (("POST", "/v1/readings"), ("POST", "/v1/labels"), ("POST", "/predict"), ("GET", "/status")):
+            for method, path in (
+                ("POST", "/v1/readings"),
+                ("POST", "/v1/labels"),
+                ("POST", "/predict"),
+                ("GET", "/status"),
+            ):
                 here.clock.now += 10.0
                 headers = {**shown, "authorization": wrong, "content_length": str(2**40) if method == "POST" else None}
                 status, said = here.ask(method, path, **headers)  # type: ignore[arg-type]
@@ -224,5 +235,8 @@ def test_where_nothing_can_be_kept_it_is_not_acknowledged(here: Here) -> None:
 
 def test_a_defect_is_in_the_log_and_not_in_the_answer(here: Here, caplog: pytest.LogCaptureFixture) -> None:
     here.intake.take = lambda raws, key=None: 1 // 0  # type: ignore[method-assign]
-    assert here.post("/v1/readings", ONE) == (500, {"error": "failed", "detail": "a defect of the node, which is in its log"})
+    assert here.post("/v1/readings", ONE) == (
+        500,
+        {"error": "failed", "detail": "a defect of the node, which is in its log"},
+    )
     assert "ZeroDivisionError" in caplog.text

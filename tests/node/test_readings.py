@@ -249,7 +249,9 @@ def test_a_full_disk_keeps_nothing_of_a_batch_and_harms_nothing(tmp_path: Path) 
         database: sqlite3.Connection = vars(readings)["_database"]
         pages = database.execute("PRAGMA page_count").fetchone()[0]
         database.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(ExperimentError, match="database or disk is full; see to the disk. What was there is as it was"):
+        with pytest.raises(
+            ExperimentError, match="database or disk is full; see to the disk. What was there is as it was"
+        ):
             kept(readings, *(reading(number, 0, f"b{number}") for number in range(5000)))
         assert readings.kept == before
         assert first(readings) == [1]
@@ -324,7 +326,9 @@ class Crashing(RuleBasedStateMachine):
         before = log.stat().st_size
         kept(self.readings, *(reading(*one) for one in batch))
         after = log.stat().st_size
-        written = before + round(share * (after - before))  # new bytes only come after old ones, until they are folded in
+        written = before + round(
+            share * (after - before)
+        )  # new bytes only come after old ones, until they are folded in
 
         def cut(folder: Path) -> None:
             with (folder / log.name).open("r+b") as file:
