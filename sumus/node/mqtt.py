@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from sumus.device.link import is_loopback
@@ -93,7 +93,7 @@ class Subscription:
             secret = broker.password_file
             self._client.username_pw_set(broker.user, None if secret is None else read_private(Path(secret)))
         if broker.encrypted:
-            self._client.tls_set_context(ssl.create_default_context(cafile=broker.authority))
+            cast(Any, self._client).tls_set_context(ssl.create_default_context(cafile=broker.authority))
         self._client.on_connect, self._client.on_message = self._connected, self._came
         self._client.on_disconnect = self._gone
 

@@ -62,6 +62,8 @@ SAMPLE = 256
 """Readings that the model is tried on at the start."""
 AGAIN_S = 5.0
 """Seconds until what there is is tried again as a sample."""
+LATER_S = 3600.0
+"""Seconds until a device is tried again that said what only a person can mend: its disk, its server's operator."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Node:
     ) -> None:
         self._folder = Path(data).expanduser()
         self._task, self._least, self._say, self._clock, self._executor = task, least, say, clock, executor
-        self._device_of = {
+        self._device_of: dict[str, Any] = {
             "token": token,
             "held_out": held_out,
             "floor": floor,
@@ -163,8 +165,9 @@ class Node:
             self._watched = (
                 None if watch is None else Watched(Path(watch).expanduser(), self._intake, retention, now=clock)
             )
-            told = lambda line: say(f"mqtt: {line}")  # noqa: E731
-            self._mqtt = None if mqtt is None else Subscription(mqtt, self._intake, self._name_at_broker(), told)
+            self._mqtt = (
+                None if mqtt is None else Subscription(mqtt, self._intake, self._name_at_broker(), self._tell_mqtt)
+            )
             self._at: OnePlane | None = None
             if self._listen is not None:
                 self._at = stack.enter_context(opened_plane(self._listen, self._folder / "tls"))
@@ -286,7 +289,7 @@ class Node:
 
     def _take_part(self) -> None:
         """Take part in rounds, while there are readings with a target; else, only ask for models."""
-        works = False
+        works: bool | None = None
         try:
             while not self._over.is_set():
                 enough = self.readings.kept.labelled >= self._least
@@ -301,6 +304,11 @@ class Node:
                 except DataError as error:  # the model cannot be tried on what there is
                     self._trouble["training"] = str(error)
                     self._over.wait(AGAIN_S)
+                    continue
+                except ExperimentError as error:
+                    self._tell_trouble("training", str(error))
+                    works = None
+                    self._over.wait(LATER_S)
                     continue
                 self._trouble.pop("training", None)
                 self._over.wait(min(seconds, LOOK_S))
@@ -377,12 +385,21 @@ class Node:
         except Exception as error:
             if self._over.is_set():
                 return
-            self._trouble[name] = str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
             if not isinstance(error, SumusError):
                 LOG.error("%s ended: a defect", name, exc_info=error)
-            self._say(f"{name}: {self._trouble[name]}")
+            self._tell_trouble(
+                name, str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
+            )
         finally:
             self._up.set()
+
+    def _tell_trouble(self, name: str, what: str) -> None:
+        if self._trouble.get(name) != what:
+            self._say(f"{name}: {what}")
+        self._trouble[name] = what
+
+    def _tell_mqtt(self, line: str) -> None:
+        self._say(f"mqtt: {line}")
 
     def _keep_house(self) -> None:
         """Look into the folder, let go of what is too old, and say what came."""
@@ -395,14 +412,14 @@ class Node:
                 if now >= next_let_go:
                     self.readings.let_go()
                     next_let_go = now + LET_GO_S
+                if (kept := self.readings.kept).count != said and now >= next_summary:
+                    said, next_summary = kept.count, now + SUMMARY_S
+                    self._say(
+                        f"readings: {kept.count:,} kept, {kept.labelled:,} with a target, {kept.bytes / 1e6:.1f} MB"
+                    )
                 self._trouble.pop("folder", None)
-            except ExperimentError as error:
-                if self._trouble.get("folder") != str(error):
-                    self._say(f"folder: {error}")
-                self._trouble["folder"] = str(error)
-            if (kept := self.readings.kept).count != said and now >= next_summary:
-                said, next_summary = kept.count, now + SUMMARY_S
-                self._say(f"readings: {kept.count:,} kept, {kept.labelled:,} with a target, {kept.bytes / 1e6:.1f} MB")
+            except (ExperimentError, OSError) as error:
+                self._tell_trouble("folder", str(error))
 
     def _answer(self, planes: Any) -> None:
         """HTTP, until it is ended."""

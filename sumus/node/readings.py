@@ -24,6 +24,7 @@ import numpy as np
 
 from sumus.errors import DataError, ExperimentError, UsageError
 from sumus.metrics import IGNORED
+from sumus.storage.files import sync
 from sumus.task import Data
 from sumus.types import Array
 
@@ -119,7 +120,7 @@ class Form:
         if array.dtype.kind == "f":
             return Form(array.shape, "float32")
         return Form(
-            array.shape, array.dtype.name if what == "input" and array.dtype in (np.uint8, np.bool_) else "int64"
+            array.shape, array.dtype.name if what == "input" and array.dtype.name in ("uint8", "bool") else "int64"
         )
 
 
@@ -248,7 +249,7 @@ class Readings:
     def examples(self) -> tuple[Array, Array]:
         """Inputs and targets of the readings that have a target, oldest first: for `sumus.Device`, which asks each round."""
         self.let_go()
-        with self._lock:
+        with self._lock, self._reading():
             if not {"input", "target"} <= set(self._forms):
                 raise DataError("this node", "it has no reading with a target yet")
             inputs, targets = (
@@ -264,7 +265,7 @@ class Readings:
     @property
     def kept(self) -> Kept:
         """How much there is."""
-        with self._lock:
+        with self._lock, self._reading():
             oldest = self._database.execute("SELECT at FROM readings ORDER BY number LIMIT 1").fetchone()
             return Kept(self._kept.count, self._kept.labelled, self._kept.bytes, oldest[0] if oldest else None)
 
@@ -291,6 +292,7 @@ class Readings:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._path.touch(0o600)
+            sync(folder)
             self._path.chmod(0o600)  # what SQLite writes beside it gets the same
             database = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
@@ -332,6 +334,13 @@ class Readings:
                     f"nothing can be kept in {self._path}: {error}; see to the disk. What was there is as it was"
                 ) from error
             raise
+
+    @contextmanager
+    def _reading(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ExperimentError(f"{self._path} cannot be read: {error}; see to the disk") from error
 
     def _same_forms(self, declared: dict[str, Form]) -> dict[str, Form]:
         rows = self._database.execute("SELECT what, form FROM forms").fetchall()

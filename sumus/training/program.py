@@ -2,7 +2,6 @@
 
 import copy
 import re
-import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -205,22 +204,12 @@ def seeded(seed: int) -> Generator[None, None, None]:
         yield
 
 
-_inside: list[int] = []
-"""For each `one_thread` that has begun and not ended, in any thread, what torch had before the first."""
-_counting = threading.Lock()
-
-
 @contextmanager
 def one_thread() -> Generator[None, None, None]:
-    """Torch on one thread: small models run faster so, and sums inside kernels keep their order. The number is the process's:
-    where several threads are in here, the last one gives it back."""
-    with _counting:
-        _inside.append(_inside[0] if _inside else torch.get_num_threads())
-        torch.set_num_threads(1)
+    """Torch on one thread: small models run faster so, and sums inside kernels keep their order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        with _counting:
-            before = _inside.pop()
-            if not _inside:
-                torch.set_num_threads(before)
+        torch.set_num_threads(before)

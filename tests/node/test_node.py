@@ -291,9 +291,11 @@ def test_predictions_do_not_wait_for_training(tmp_path: Path) -> None:
         until(node, lambda status: status.rounds)
 
 
-def test_threads_of_torch_are_given_back_by_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sumus.training.program import one_thread
+def test_threads_of_torch_are_given_back_by_the_last() -> None:
+    """A node's two models compute side by side: torch has one number of threads for both."""
+    from sumus.device import training
 
+    one_thread = vars(training)["_one_thread"]
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
