@@ -167,7 +167,7 @@ def test_the_model_is_that_of_a_device_with_the_same_examples(tmp_path: Path) ->
     node_server, device_server = Patient(releases=True), Patient(releases=True)
     with a_node(tmp_path / "node", node_server, keys=keyed(7), name="alice", least=12) as node:
         node.keep(*rows)
-        until(node, lambda status: status.rounds == 1)
+        until(node, lambda status: status.rounds == 1 and status.models)
     examples = (
         np.array([row["inputs"] for row in rows], np.float32),
         np.array([row["target"] for row in rows], np.float32),
@@ -207,7 +207,7 @@ def test_without_labels_it_takes_models_and_no_work(tmp_path: Path) -> None:
         node.label("a", [1.0])
         with pytest.raises(BadReading, match="no reading under this key"):
             node.label("b", [1.0])
-        assert until(node, lambda status: status.rounds).labelled == 1
+        assert until(node, lambda status: status.rounds and status.models).labelled == 1
 
 
 def test_where_nothing_says_what_readings_look_like_it_waits_for_one(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_where_nothing_says_what_readings_look_like_it_waits_for_one(tmp_path: P
         assert "waits for a reading with a target" in until(node, lambda status: status.trouble).trouble["training"]
         assert server.asked == []
         node.keep(reading(1))
-        assert until(node, lambda status: status.rounds).trouble == {}
+        assert until(node, lambda status: status.rounds and status.models).trouble == {}
     with a_node(tmp_path, server, task=a_task(), keep_count=1) as node:
         node.keep({"inputs": [1, 2, 3, 4]})
         assert node.status.labelled == 0, "the only one with a target has gone"
@@ -233,7 +233,7 @@ def test_a_tasks_preparation_and_a_files(tmp_path: Path) -> None:
 
     with a_node(tmp_path, server, task=task, prepare=prepare) as node:
         node.keep({"climate": [1.0, 2.0, 3.0, 4.0], "hour": 12, "target": [1.0]})
-        until(node, lambda status: status.rounds)
+        until(node, lambda status: status.rounds and status.models)
         model = server.algorithm.release(server.state)
         expected = np.array([[0.1, 0.2, 0.3, 0.4]]) @ model["weight"].T + model["bias"]
         assert np.allclose(node.predict({"climate": [1, 2, 3, 4], "hour": 7}).outputs, expected)
@@ -247,7 +247,7 @@ def test_a_device_that_is_barred_says_so_and_the_rest_goes_on(tmp_path: Path) ->
     server = Patient(releases=True)
     with a_node(tmp_path, server, say=said.append, watch=tmp_path / "incoming") as node:
         node.keep(reading(1))
-        until(node, lambda status: status.rounds)
+        until(node, lambda status: status.rounds and status.models)
         server.fates["check_in"] = [refused("revoked")] * 5
     with a_node(tmp_path, server, say=said.append, watch=tmp_path / "incoming") as node:
         status = until(node, lambda status: status.trouble)
@@ -288,7 +288,7 @@ def test_predictions_do_not_wait_for_training(tmp_path: Path) -> None:
         assert training.wait(30.0)
         assert node.predict(reading(1)).outputs.shape == (1, 1)
         go_on.set()
-        until(node, lambda status: status.rounds)
+        until(node, lambda status: status.rounds and status.models)
 
 
 def test_threads_of_torch_are_given_back_by_the_last() -> None:
@@ -339,7 +339,7 @@ def test_a_folder_is_one_nodes_and_nothing_elses(tmp_path: Path) -> None:
     first.close()
     with a_node(tmp_path / "node") as node:
         node.keep(reading(1))
-        until(node, lambda status: status.rounds)
+        until(node, lambda status: status.rounds and status.models)
     with pytest.raises(ExperimentError, match="this folder is a device of https://example.org"):
         Node("https://example.net/#enrol=other", a_task(data=FORM), tmp_path / "node", listen=None)
     with pytest.raises(ExperimentError, match=r"float32\[4\], and the task's are float32\[5\]"):
