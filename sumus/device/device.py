@@ -312,8 +312,14 @@ class Device:
                 if seconds:
                     self._sleep(seconds)
         except KeyboardInterrupt:
-            self._interrupted()
+            self.give_up()
             raise
+
+    def give_up(self) -> None:
+        """After Ctrl-C: tell the server that what was being trained will not come."""
+        self._record = self._store.read()
+        if self._record.row.phase is Phase.TRAINING:
+            self._carry_out(session.Failed("stopped"))
 
     def stop(self) -> None:
         """Let `run` end as soon as what it does is done; from any thread."""
@@ -667,12 +673,6 @@ class Device:
         """After so many rounds in a row that came to nothing here, wait: each time longer."""
         self._write(replace(self._record, failures=failures))
         self._sleep_within(_longer(self._record.row.window, failures))
-
-    def _interrupted(self) -> None:
-        """Ctrl-C: what was being trained will not come."""
-        self._record = self._store.read()
-        if self._record.row.phase is Phase.TRAINING:
-            self._carry_out(session.Failed("stopped"))
 
     def _note_trouble(self, said: str) -> None:
         self._trouble = said

@@ -51,9 +51,6 @@ if TYPE_CHECKING:
     from sumus.device.training import Training
 
 LOG = logging.getLogger("sumus.node")
-GRACE_S = 3.0
-"""Seconds that training, or a check-in that waits, may still take when a node is closed; then it is left to end by itself, and
-is as if it had been killed: nothing is lost but the work of that round."""
 LET_GO_S = 60.0
 """Seconds between two looks for readings that are too old."""
 SUMMARY_S = 10.0
@@ -200,7 +197,10 @@ class Node:
 
     def start(self) -> "Node":
         """Begin to take readings, to take part and to answer; it answers when this returns."""
-        parts: list[tuple[str, Callable[[], None]]] = [("training", self._take_part), ("folder", self._keep_house)]
+        return self._start(("training", self._take_part))
+
+    def _start(self, *parts_too: tuple[str, Callable[[], None]]) -> "Node":
+        parts = [("folder", self._keep_house), *parts_too]
         if self._mqtt is not None:
             subscription = self._mqtt
             parts.append(("mqtt", lambda: subscription.run(self._over)))
@@ -219,27 +219,35 @@ class Node:
         return self
 
     def run(self, ready: Callable[["Node"], None] = _quiet) -> None:
-        """Be a node until the process is told to stop. ready: is told once it answers."""
-        with self:
+        """Be a node until the process is told to stop. ready: is told once it answers.
+
+        It trains in the thread that calls this, the main one, so that Ctrl-C ends a round that is being trained at once.
+        """
+        try:
+            self._start()
             ready(self)
-            with suppress(KeyboardInterrupt):
-                self._over.wait()
+            self._part("training", self._take_part)
+            self._over.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self.close()
 
     def stop(self) -> None:
         """Let `run` end; from any thread."""
         self._over.set()
 
     def close(self) -> None:
-        """End what it does, and let go of its folder."""
+        """End what it does, and let go of its folder. A round that is being trained, or a check-in that waits at the server, is
+        awaited, unless `run` was interrupted in it."""
         self._over.set()
         if self._device is not None:
             self._device.stop()
         if self._mqtt is not None:
             self._mqtt.stop()
         self._end_http()
-        until = time.monotonic() + GRACE_S
         for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
+            thread.join()
         self._closing.close()
 
     def __enter__(self) -> "Node":
@@ -312,6 +320,10 @@ class Node:
                     continue
                 self._trouble.pop("training", None)
                 self._over.wait(min(seconds, LOOK_S))
+        except KeyboardInterrupt:
+            if self._device is not None:
+                self._device.give_up()
+            raise
         finally:
             if self._device is not None:
                 self._device.close()
@@ -327,12 +339,12 @@ class Node:
             return
         if self._device is not None:
             self._device.close()
-        self._device = self._new_device(training, trains=works, evaluates=works)
+        waits = {} if works else {"wait_s": 0.0}  # at the server for work, and not where it takes none
+        self._device = self._new_device(training, trains=works, evaluates=works, **waits)
 
     def _new_device(self, task: "Task | Training", **more: Any) -> Device:
-        return Device(
-            self._server, task, self.readings.examples, folder=self._folder / "device", **self._device_of, **more
-        )
+        options = {**self._device_of, **more}
+        return Device(self._server, task, self.readings.examples, folder=self._folder / "device", **options)
 
     def _check_enrolled(self) -> None:
         """Whatever a person must mend about the server is said at the start."""
