@@ -43,7 +43,8 @@ class Broker:
             number, self._next = self._next, self._next + 1
             self._waiting[number] = (topic, payload)
             if self._socket is not None and self.topics:
-                self._deliver(number, self._socket)
+                with contextlib.suppress(OSError):  # it has just gone: the message waits
+                    self._deliver(number, self._socket)
         return number
 
     def drop(self) -> None:
