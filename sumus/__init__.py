@@ -64,6 +64,7 @@ _PUBLIC = {
     "serve": "sumus.operations.serve",
     "Device": "sumus.device.device",
     "Floor": "sumus.protocol.session",
+    "Node": "sumus.node.node",
     "DirectoryClientStates": "sumus.storage.client_states",
     "MemoryClientStates": "sumus.storage.client_states",
     "Evaluate": "sumus.experiment",

@@ -26,6 +26,7 @@ from sumus.edge import commands as edge_commands
 from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
 from sumus.experiment import Experiment
 from sumus.interrupt import terminate_like_ctrl_c
+from sumus.node import commands as node_commands
 from sumus.operations import commands as server_commands
 from sumus.plan import Plan
 from sumus.userfile import experiment_or_plan, load_experiment, load_plan, split
@@ -337,6 +338,7 @@ edge_commands.register(app)
 for command in (device_commands.join, device_commands.predict, device_commands.forget):
     app.command()(command)
 app.command()(virtual_commands.worker)
+node_commands.register(app)
 
 
 def fleet_of(text: str) -> "Fleet":

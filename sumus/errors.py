@@ -5,7 +5,8 @@
     │   ├── TaskError              the model, its loss, its metrics or its leaves
     │   ├── DataError              one client's examples (carries `client`)
     │   ├── PlanError              values that do not go together (carries `rule`)
-    │   └── ExperimentError        the population, the file, the folder of a run
+    │   ├── ExperimentError        the population, the file, the folder of a run
+    │   └── BadReading             one reading that came to a node (sumus/node/readings.py)
     ├── ParticipantError       what one participant sent cannot be counted (carries `client`, and a `code` for the wire)
     │   ├── DivergedError          its training ran to NaN or infinity
     │   └── BeyondBoundError       a value is beyond what the plan's sums hold

@@ -63,18 +63,24 @@ def load_client(file: str) -> Client:
     """A device's file: its `examples` (or those under the name after the colon), `held_out` if there are any, and a task: `task`,
     or that of `plan` or `experiment`."""
     module, name = load(file)
-    found = (named(file, module, which) for which in ("task", "plan", "experiment"))
-    value = next((value for value in found if isinstance(value, Task | Plan | Experiment)), None)
-    value = value.plan if isinstance(value, Experiment) else value
-    task = value.task if isinstance(value, Plan) else value
-    if not isinstance(task, Task):
-        raise ExperimentError(f"{file} defines no `task = sumus.Task(...)`, and no plan or experiment that has one")
+    task = task_of(file, module)
     examples = getattr(module, name or "examples", None)
     if examples is None:
         raise ExperimentError(
             f"{file} defines no `{name or 'examples'}`: add `{name or 'examples'} = (inputs, targets)`, what this device holds"
         )
     return Client(task, examples, getattr(module, "held_out", None))
+
+
+def task_of(file: str, module: ModuleType) -> Task:
+    """A file's `task`, or that of its `plan` or `experiment`."""
+    found = (named(file, module, which) for which in ("task", "plan", "experiment"))
+    value = next((value for value in found if isinstance(value, Task | Plan | Experiment)), None)
+    value = value.plan if isinstance(value, Experiment) else value
+    task = value.task if isinstance(value, Plan) else value
+    if not isinstance(task, Task):
+        raise ExperimentError(f"{file} defines no `task = sumus.Task(...)`, and no plan or experiment that has one")
+    return task
 
 
 def experiment_or_plan(file: str) -> tuple[ModuleType, Experiment | Plan]:

@@ -77,6 +77,7 @@ def test_pages_that_promise_code_have_some() -> None:
         ROOT / "README.zh.md",
         docs / "idea.md",
         docs / "device.md",
+        docs / "node.md",
         docs / "sharp-edges.md",
         API,
     ):

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wire", "secagg", "protocol"),
     ("training",),
     ("storage", "transport", "userfile", "interrupt"),
-    ("simulator", "server", "operations", "edge", "device", "virtual"),
+    ("simulator", "server", "operations", "edge", "device", "virtual", "node"),
     ("demos", "web"),
     ("cli", "__main__"),
 )  # fmt: skip

@@ -82,7 +82,7 @@ def join(
         executor=executor,
         insecure=insecure,
         moves=move,
-        watch=_Lines(where, as_json),
+        watch=Lines(where, as_json),
     )
     with device:
         before = device.status.checkins
@@ -191,7 +191,7 @@ def _read(path: Path) -> Any:
         raise ExperimentError(f"--inputs {path} is no array of numbers: {error}; write it with numpy.save") from error
 
 
-class _Lines:
+class Lines:
     """A line for each report that the server answered, and for what its owner should know."""
 
     def __init__(self, folder: Path, as_json: bool) -> None:

@@ -152,6 +152,15 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What a model says. outputs: one row an example.  task, version: of the model."""
+
+    outputs: Array
+    task: str
+    version: int
+
+
+@dataclass(frozen=True)
 class Forgotten:
     """What `forget` erased, and what it could not, in words."""
 
@@ -303,8 +312,14 @@ class Device:
                 if seconds:
                     self._sleep(seconds)
         except KeyboardInterrupt:
-            self._interrupted()
+            self.give_up()
             raise
+
+    def give_up(self) -> None:
+        """After Ctrl-C: tell the server that what was being trained will not come."""
+        self._record = self._store.read()
+        if self._record.row.phase is Phase.TRAINING:
+            self._carry_out(session.Failed("stopped"))
 
     def stop(self) -> None:
         """Let `run` end as soon as what it does is done; from any thread."""
@@ -327,15 +342,19 @@ class Device:
 
         task: whose model, where the server has several tasks for it; by default the one that came last.
         """
+        return self.prediction(inputs, task).outputs
+
+    def prediction(self, inputs: Any, task: str | None = None) -> Prediction:
+        """The same, with the model that it comes from."""
         training = self._trains_with()
-        body, state = self._last_model(task)
+        name, version, body, state = self._last_model(task)
         try:
             model = training.model(body)
         except ParticipantError as error:
             raise ExperimentError(
                 f"the kept model is not of this task: {error}; let the device check in again"
             ) from error
-        return training.predict(model, state, self._examples, inputs)
+        return Prediction(training.predict(model, state, self._examples, inputs), name, version)
 
     def forget(self) -> Forgotten:
         """Take back consent: the server forgets the device, and everything that it kept here is erased. Where the server cannot
@@ -655,12 +674,6 @@ class Device:
         self._write(replace(self._record, failures=failures))
         self._sleep_within(_longer(self._record.row.window, failures))
 
-    def _interrupted(self) -> None:
-        """Ctrl-C: what was being trained will not come."""
-        self._record = self._store.read()
-        if self._record.row.phase is Phase.TRAINING:
-            self._carry_out(session.Failed("stopped"))
-
     def _note_trouble(self, said: str) -> None:
         self._trouble = said
         self._tell(News("trouble", said))
@@ -700,15 +713,16 @@ class Device:
             return {}
         return nested(decode_tree(self._store.get(kept.object)))
 
-    def _last_model(self, task: str | None) -> tuple[bytes, ClientState]:
-        """A model that was kept, and what the client keeps beside it; another process may be replacing both."""
+    def _last_model(self, task: str | None) -> tuple[str, int, bytes, ClientState]:
+        """A model that was kept, of which task and version, and what the client keeps beside it; another process may be replacing
+        all of it."""
         for last in (False, True):
             record = self._store.read()
             name = task or record.latest
             if (kept := record.models.get(name)) is None:
                 raise ExperimentError("this device has no model to predict with yet: let it check in once")
             try:
-                return self._store.get(kept.object), self._state(record, name)
+                return name, kept.version, self._store.get(kept.object), self._state(record, name)
             except ExperimentError:
                 if last:
                     raise

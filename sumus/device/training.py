@@ -11,7 +11,8 @@ computes at a time.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,25 @@ if TYPE_CHECKING:
 ROUNDS = 100
 """That a device is expected to train, when it is weighed whether capturing its step pays."""
 _PLANS = 8
+
+
+_counting, _inside, _number = threading.Lock(), list[None](), ExitStack()
+
+
+@contextmanager
+def _one_thread() -> Generator[None, None, None]:
+    """`one_thread`, for several threads at once: the number is the process's, and the last of them gives it back."""
+    with _counting:
+        if not _inside:
+            _number.enter_context(one_thread())
+        _inside.append(None)
+    try:
+        yield
+    finally:
+        with _counting:
+            _inside.pop()
+            if not _inside:
+                _number.close()
 
 
 @dataclass(frozen=True)
@@ -86,7 +106,7 @@ class Training:
     def __init__(self, task: Task, examples: Any, executor: str = "auto", device: str = "cpu", seed: int = 0) -> None:
         self._wanted = None if executor == "auto" else Choice.parse(executor)
         self._one_at_a_time = threading.RLock()
-        with one_thread():
+        with _one_thread():
             self.program = Program(task, device, seed)
             pair = self.read("this device", examples)
             data = self.program.learn_schema("this device", *pair)
@@ -120,7 +140,7 @@ class Training:
         what = (repr(work), min(work.batch_size or len(inputs), len(inputs)))
         with self._one_at_a_time:
             if what not in self._memory:
-                with one_thread():
+                with _one_thread():
                     self._memory[what] = cost_of(self.program, work, inputs, targets).total
             return self._memory[what]
 
@@ -147,7 +167,7 @@ class Training:
         own = Assignment(
             errand.client, errand.inputs, errand.targets, self._fitting(plan, errand.state), errand.key("training")
         )
-        with self._one_at_a_time, one_thread():
+        with self._one_at_a_time, _one_thread():
             executor = self._executor(plan, broadcast, own)
             (trained,) = executor.run(broadcast, errand.version, [own])
         rng = generator_of(errand.key("transform")) if algorithm.update.links else None
@@ -166,7 +186,7 @@ class Training:
     def evaluate(self, plan: Plan, broadcast: Broadcast, errand: Errand) -> Done:
         """Measure the plan's metrics on the client's examples, with its personal leaves."""
         began = time.perf_counter()
-        with self._one_at_a_time, one_thread():
+        with self._one_at_a_time, _one_thread():
             self._load({**broadcast["params"], **broadcast.get(BUFFERS, {})}, errand.state)
             try:
                 measured = self.program.evaluate(errand.inputs, errand.targets)

@@ -106,6 +106,38 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
             )
 
 
+@dataclass(frozen=True)
+class OnePlane:
+    """Where one plane listens. url: what it is called.  certificate: its chain and key.  authority: the file of what vouches for
+    that, where it was made here.  local: whether only this machine reaches it."""
+
+    socket: socket.socket
+    url: str
+    certificate: tuple[Path, Path] | None
+    authority: Path | None
+    local: bool
+
+    def plane(self, app: Any) -> "Planes":
+        """The application on its socket."""
+        return Planes([(self.socket, _config(app, "", self.certificate))])
+
+
+@contextmanager
+def opened_plane(listen: Listen, folder: Path, option: str = "--listen") -> Generator[OnePlane, None, None]:
+    """A socket that listens at `host` and `port`, with its certificate, as `opened_at` has two. option: that gives another."""
+    with _bound(listen.host, listen.port, option) as listening:
+        local = _is_local(listening)
+        if not local and not listen.tls and not listen.insecure:
+            raise UsageError(
+                f"others reach {listen.host}, and without TLS they read along: give --tls auto --tls-name HOSTNAME, or a "
+                "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
+            )
+        certificate, authority, _, _, _ = _certificate(listen, folder)
+        name = listen.names[0] if listen.names else _called(listen.host)
+        made = folder / "authority.pem" if authority is not None else None
+        yield OnePlane(listening, _url(certificate is not None, name, listening), certificate, made, local)
+
+
 def _bound(host: str, port: int, option: str) -> socket.socket:
     """A socket that listens; port 0 for any. option: that gives another, for the error."""
     try:

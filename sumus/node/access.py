@@ -1,0 +1,42 @@
+"""Who may use a node: whoever has its token, which is in a file of its owner's alone, or in the environment."""
+
+import secrets
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from sumus.errors import ExperimentError, UsageError
+from sumus.storage.files import write_whole
+
+VARIABLE = "SUMUS_NODE_TOKEN"
+"""The environment's variable that may hold the token."""
+LEAST = 16
+"""Letters, at least."""
+
+
+def access_token(file: Path | None, environment: Mapping[str, str]) -> str | None:
+    """The token, from a file or the environment; a file that is not there is made, with a new one. None where neither is."""
+    if file is None:
+        return checked(environment[VARIABLE]) if environment.get(VARIABLE) else None
+    if not file.exists():
+        write_whole(file, f"{secrets.token_urlsafe(32)}\n".encode(), private=True)
+    return checked(read_private(file))
+
+
+def checked(token: str) -> str:
+    """A token that cannot be guessed, and fits into a header."""
+    if len(token) < LEAST or not token.isascii() or not token.isprintable() or " " in token:
+        raise UsageError(f"the access token has {LEAST} letters or more, ASCII, without blanks: make a longer one")
+    return token
+
+
+def read_private(file: Path) -> str:
+    """A secret in a file that is its owner's alone."""
+    try:
+        if file.stat().st_mode & 0o077:
+            raise ExperimentError(
+                f"{file} holds a secret, and others may read it: run `chmod 600 {shlex.quote(str(file))}`, and change it"
+            )
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"the secret in {file} cannot be read: {error}") from error

@@ -1,0 +1,154 @@
+"""The command line of a node."""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sumus.device.commands import Lines, floor_of
+from sumus.errors import ExperimentError, UsageError
+from sumus.operations.commands import WithTls
+from sumus.userfile import load, split, task_of
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(cls=WithTls)
+    def node(  # pyright: ignore[reportUnusedFunction]
+        client: Annotated[
+            str,
+            typer.Option(
+                "--client",
+                metavar="FILE.py",
+                help="A file that defines `task` (or `plan`), and perhaps `prepare(reading)`.",
+            ),
+        ],
+        data: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all that the node keeps.")],
+        url: Annotated[
+            str | None, typer.Argument(metavar="[URL]", help="The server, https://HOST:PORT; a link gives it too.")
+        ] = None,
+        token_file: Annotated[
+            str | None,
+            typer.Option(help="File with a token or a link, - for standard input; else SUMUS_TOKEN may hold it."),
+        ] = None,
+        watch: Annotated[
+            Path | None, typer.Option(metavar="FOLDER", help="Take the files that are put into a folder.")
+        ] = None,
+        mqtt: Annotated[
+            str | None, typer.Option(metavar="URL", help="Take messages of a broker, mqtts://HOST:PORT.")
+        ] = None,
+        mqtt_topic: Annotated[
+            list[str] | None, typer.Option(help="Of these topics; several times for several.")
+        ] = None,
+        mqtt_user: Annotated[str | None, typer.Option(help="As this user.")] = None,
+        mqtt_password_file: Annotated[Path | None, typer.Option(help="With the password in this file.")] = None,
+        mqtt_authority: Annotated[
+            Path | None, typer.Option(help="Certificates, PEM, that the broker's must come from.")
+        ] = None,
+        listen: Annotated[
+            str,
+            typer.Option(metavar="HOST:PORT", help="Where it answers: this machine alone, unless you say otherwise."),
+        ] = "127.0.0.1:8070",
+        access_file: Annotated[
+            Path | None,
+            typer.Option(
+                help="File with the token of whoever may use it, made if it is not there; else SUMUS_NODE_TOKEN may hold it."
+            ),
+        ] = None,
+        tls: Annotated[
+            list[str] | None,
+            typer.Option(metavar="auto | CERT KEY", help="Make a certificate, or use this chain and its key (PEM)."),
+        ] = None,
+        tls_name: Annotated[
+            list[str] | None, typer.Option(help="Host name or address of this machine; several times for several.")
+        ] = None,
+        keep_days: Annotated[float | None, typer.Option(help="Let go of readings after so many days.")] = None,
+        keep_count: Annotated[int | None, typer.Option(min=1, help="Keep so many readings at most.")] = None,
+        keep_bytes: Annotated[int, typer.Option(min=1, help="Keep so many bytes of readings at most.")] = 2**28,
+        least: Annotated[int, typer.Option(min=1, help="Readings with a target before it takes part in rounds.")] = 1,
+        name: Annotated[str | None, typer.Option(help="The node's name, in its messages to you.")] = None,
+        always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False,
+        floor: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="What this node consents to, as rounds=100; see sumus.Device. May be given several times."
+            ),
+        ] = None,
+        executor: Annotated[str, typer.Option(help="auto, or one of those of simulate.")] = "auto",
+        insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it, or it reaches.")] = False,
+        as_json: Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")] = False,
+    ) -> None:
+        """Keep readings as they come, train on them as a device, and answer with the last model, until Ctrl-C."""
+        from sumus.device.conditions import Always
+        from sumus.device.link import given
+        from sumus.node.access import access_token
+        from sumus.node.mqtt import Broker
+        from sumus.node.node import Node
+
+        if mqtt is None and (mqtt_topic or mqtt_user or mqtt_password_file or mqtt_authority):
+            raise UsageError("of which broker? Give --mqtt mqtts://HOST:PORT too")
+        broker = None
+        if mqtt is not None:
+            broker = Broker(mqtt, tuple(mqtt_topic or ()), mqtt_user, mqtt_password_file, mqtt_authority, insecure)
+        link = given(url, token_file, os.environ, insecure)
+        own, consents = load_node(client), floor_of(floor or [])
+
+        def say(line: str) -> None:
+            print(json.dumps({"said": line}) if as_json else line, flush=True)
+
+        def ready(node: Node) -> None:
+            begun = {"url": node.url, **({"authority": str(node.authority)} if node.authority else {})}
+            if as_json:
+                print(json.dumps({**begun, **dataclasses.asdict(node.status)}), flush=True)
+                return
+            status = node.status
+            say(f"answers at {node.url}" + (f", vouched for by {node.authority}" if node.authority else ""))
+            say(f"{status.readings:,} readings in {data}, {status.labelled:,} with a target")
+
+        at = f"{link.server}/#pin={link.pin}" if link.pin else link.server or None
+        Node(
+            at,
+            own["task"],
+            data,
+            prepare=own["prepare"],
+            token=link.token,
+            held_out=own["held_out"],
+            keep_days=keep_days,
+            keep_count=keep_count,
+            keep_bytes=keep_bytes,
+            watch=watch,
+            mqtt=broker,
+            listen=listen,
+            access=access_token(access_file, os.environ),
+            tls=tls or (),
+            names=tls_name or (),
+            least=least,
+            floor=consents,
+            sensors=Always() if always else None,
+            executor=executor,
+            name=name or Path(split(client)[0]).stem,
+            insecure=insecure,
+            news=Lines(data, as_json),
+            say=say,
+        ).run(ready)
+        if not as_json:
+            print("stopped; run the same again to go on", file=sys.stderr)
+
+
+def load_node(file: str) -> dict[str, Any]:
+    """A node's file: its task, `prepare` and `held_out` if there are any."""
+    module, name = load(file)
+    prepare = getattr(module, name or "prepare", None)
+    if name is not None and prepare is None:
+        raise ExperimentError(f"{file} defines no {name!r}: write {name}(reading), which gives (input, target)")
+    if prepare is not None and not callable(prepare):
+        raise ExperimentError(
+            f"`{name or 'prepare'}` in {file} is a {type(prepare).__name__}: write a function of a reading that gives "
+            "(input, target), where the target is None if there is none"
+        )
+    return {"task": task_of(file, module), "prepare": prepare, "held_out": getattr(module, "held_out", None)}

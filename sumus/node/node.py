@@ -1,0 +1,498 @@
+"""A node: what takes readings, keeps them, trains on them, and answers, put together.
+
+    with Node("https://fl.example.org:8443/#enrol=TOKEN&pin=HEX", task, "DATA", watch="incoming") as node:
+        node.keep({"inputs": [1.0, 2.0], "target": 0})
+        node.predict({"inputs": [1.0, 2.0]}).outputs
+        node.url                                     the same over HTTP, on the local network
+    node.run()                                       until the process is told to stop
+
+DATA/readings.db    what was kept          DATA/device    the device's key, record and models
+DATA/tls            a certificate, where it is made here         DATA/mqtt    its name at the broker
+
+Training has a thread, and so have the folder, the broker and HTTP. None of them ends the others: what goes wrong is said in the
+status, and the rest goes on. Predictions have a copy of the model of their own, and do not wait for training.
+"""
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import uvloop
+
+from sumus.device.conditions import Sensors
+from sumus.device.device import ANY, FLOOR, Device, News, Prediction
+from sumus.device.keys import Keys, system
+from sumus.device.link import read_link
+from sumus.device.store import FolderStore
+from sumus.errors import DataError, ExperimentError, SumusError, UsageError
+from sumus.node.access import VARIABLE, checked
+from sumus.node.folder import LOOK_S, Watched
+from sumus.node.formats import Raw
+from sumus.node.intake import Intake, Prepare, Taken
+from sumus.node.mqtt import Broker, Subscription
+from sumus.node.plane import plane_app
+from sumus.node.readings import BadReading, Readings, Retention
+from sumus.operations.listening import Listen, OnePlane, opened_plane
+from sumus.pacing import Conditions
+from sumus.protocol.session import Floor
+from sumus.storage.files import write_whole
+from sumus.task import Task
+from sumus.transport.transport import Transport
+
+if TYPE_CHECKING:
+    from sumus.device.training import Training
+
+LOG = logging.getLogger("sumus.node")
+LET_GO_S = 60.0
+"""Seconds between two looks for readings that are too old."""
+SUMMARY_S = 10.0
+"""Seconds between two lines about what came, at least."""
+SAMPLE = 256
+"""Readings that the model is tried on at the start."""
+AGAIN_S = 5.0
+"""Seconds until what there is is tried again as a sample."""
+LATER_S = 3600.0
+"""Seconds until a device is tried again that said what only a person can mend: its disk, its server's operator."""
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """Where a node stands. readings: kept, labelled: of these, with a target; bytes of them, and the age of the oldest, in
+    seconds. models: versions by task.  rounds: in which its report is in a sum.  server, phase: of its device.
+    trouble: what goes wrong now, by part: training, folder, mqtt."""
+
+    readings: int
+    labelled: int
+    bytes: int
+    oldest_s: float | None
+    models: Mapping[str, int] = field(default_factory=dict[str, int])
+    rounds: int = 0
+    server: str = ""
+    phase: str = ""
+    trouble: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def _quiet(said: Any) -> None:
+    """Nobody watches."""
+
+
+class Node:
+    """One node of one server, with one task.
+
+    server: its address or its link; None for the one that it is enrolled at.  task: what it trains.
+    data: its folder, made if it is not there.
+    prepare: a reading as it came → (input, target or None); by default its `inputs` and `target`.
+    token: lets it in at the server, the first time, where the link holds none.  held_out: examples to evaluate on; else its own.
+    keep_days, keep_count, keep_bytes: how much is kept; the oldest readings go first.
+    watch: a folder whose files are readings.  mqtt: a broker that sends some.
+    listen: HOST:PORT for HTTP, port 0 for any; None for no HTTP.  access: the token that is asked for there; other machines are
+    let in only with one.  tls, names: "auto", or a certificate's chain and its key, and what this machine is called.
+    least: readings with a target before it takes part in rounds.
+    floor, requires, sensors, executor, name, wait_s: as of `sumus.Device`.  insecure: without TLS, also where others reach it, or
+        where it reaches others.
+    news, say: are told what its device does, and lines about what came.
+    keys, transport, clock: for tests.
+    """
+
+    def __init__(
+        self,
+        server: str | None,
+        task: Task,
+        data: str | Path,
+        *,
+        prepare: Prepare | None = None,
+        token: str | None = None,
+        held_out: Any = None,
+        keep_days: float | None = None,
+        keep_count: int | None = None,
+        keep_bytes: int | None = 2**28,
+        watch: str | Path | None = None,
+        mqtt: Broker | None = None,
+        listen: str | None = "127.0.0.1:0",
+        access: str | None = None,
+        tls: str | Path | Sequence[str | Path] = (),
+        names: Sequence[str] = (),
+        least: int = 1,
+        floor: Floor = FLOOR,
+        requires: Conditions = ANY,
+        sensors: Sensors | None = None,
+        executor: str = "auto",
+        name: Any = "this node",
+        wait_s: float = 20.0,
+        insecure: bool = False,
+        news: Callable[[News], None] = _quiet,
+        say: Callable[[str], None] = _quiet,
+        keys: Keys = system,
+        transport: Transport | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder = Path(data).expanduser()
+        self._task, self._least, self._say, self._clock, self._executor = task, least, say, clock, executor
+        self._device_of: dict[str, Any] = {
+            "token": token,
+            "held_out": held_out,
+            "floor": floor,
+            "requires": requires,
+            "sensors": sensors,
+            "name": name,
+            "wait_s": wait_s,
+            "insecure": insecure,
+            "watch": news,
+            "keys": keys,
+            "transport": transport,
+        }
+        self._server = server
+        self._listen = None if listen is None else _address(listen, tls, names, insecure)
+        self._access = None if access is None else checked(access)
+        retention = Retention(keep_days, keep_count, keep_bytes)
+        with ExitStack() as stack:
+            _own_folder(self._folder)
+            declared = task.data if task.prepare is None else None  # else it is of what `prepare=` of the task makes
+            self.readings = Readings(self._folder, declared, retention, clock)
+            stack.callback(self.readings.close)
+            self._intake = Intake(self.readings, prepare)
+            self._watched = (
+                None if watch is None else Watched(Path(watch).expanduser(), self._intake, retention, now=clock)
+            )
+            self._mqtt = (
+                None if mqtt is None else Subscription(mqtt, self._intake, self._name_at_broker(), self._tell_mqtt)
+            )
+            self._at: OnePlane | None = None
+            if self._listen is not None:
+                self._at = stack.enter_context(opened_plane(self._listen, self._folder / "tls"))
+                if not self._at.local and self._access is None:
+                    raise UsageError(
+                        f"others reach {self._listen.host}: give --access-file FILE (made if it is not there), or set {VARIABLE} "
+                        "(access=), so that not everyone may put readings here and ask"
+                    )
+            self._check_enrolled()
+            self._closing = stack.pop_all()
+        self._over, self._up = threading.Event(), threading.Event()
+        self._trouble: dict[str, str] = {}
+        self._making, self._pair = threading.Lock(), tuple["Training", ...]()
+        self._device: Device | None = None
+        self._answering: Device | None = None
+        self._threads: list[threading.Thread] = []
+        self._end_http: Callable[[], Any] = lambda: None
+
+    # ── what it is asked to do ───────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def url(self) -> str:
+        """Where it answers; empty where it does not listen."""
+        return "" if self._at is None else self._at.url
+
+    @property
+    def authority(self) -> Path | None:
+        """The certificate that vouches for it, to be given to whoever asks it, where it made its own."""
+        return None if self._at is None else self._at.authority
+
+    def start(self) -> "Node":
+        """Begin to take readings, to take part and to answer; it answers when this returns."""
+        return self._start(("training", self._take_part))
+
+    def _start(self, *parts_too: tuple[str, Callable[[], None]]) -> "Node":
+        parts = [("folder", self._keep_house), *parts_too]
+        if self._mqtt is not None:
+            subscription = self._mqtt
+            parts.append(("mqtt", lambda: subscription.run(self._over)))
+        if self._at is not None:
+            app = plane_app(self._intake, self._predict, lambda: _as_json(self.status), self._access)
+            planes = self._at.plane(app)
+            parts.append(("http", lambda: self._answer(planes)))
+        else:
+            self._up.set()
+        self._threads = [
+            threading.Thread(target=self._part, args=part, name=f"node-{part[0]}", daemon=True) for part in parts
+        ]
+        for thread in self._threads:
+            thread.start()
+        self._up.wait()
+        return self
+
+    def run(self, ready: Callable[["Node"], None] = _quiet) -> None:
+        """Be a node until the process is told to stop. ready: is told once it answers.
+
+        It trains in the thread that calls this, the main one, so that Ctrl-C ends a round that is being trained at once.
+        """
+        try:
+            self._start()
+            ready(self)
+            self._part("training", self._take_part)
+            self._over.wait()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            self.close()
+
+    def stop(self) -> None:
+        """Let `run` end; from any thread."""
+        self._over.set()
+
+    def close(self) -> None:
+        """End what it does, and let go of its folder. A round that is being trained, or a check-in that waits at the server, is
+        awaited, unless `run` was interrupted in it."""
+        self._over.set()
+        if self._device is not None:
+            self._device.stop()
+        if self._mqtt is not None:
+            self._mqtt.stop()
+        self._end_http()
+        for thread in self._threads:
+            thread.join()
+        self._closing.close()
+
+    def __enter__(self) -> "Node":
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def keep(self, *raws: Raw, key: str | None = None) -> Taken:
+        """Take readings as they come; they are on the disk when it returns. key: of all, so that they are kept once."""
+        return self._intake.take(raws, key)
+
+    def label(self, key: str, target: Any) -> None:
+        """Give a reading its target. BadReading where there is no such reading."""
+        self._intake.label({"key": key, "target": target})
+
+    def predict(self, *raws: Raw) -> Prediction:
+        """What the last model says of readings, one row each. Asks nobody. ExperimentError where there is no model yet."""
+        return self._predict(raws)
+
+    @property
+    def status(self) -> NodeStatus:
+        """Where it stands."""
+        kept, trouble = self.readings.kept, dict(self._trouble)
+        if self._mqtt is not None and self._mqtt.trouble:
+            trouble["mqtt"] = self._mqtt.trouble
+        oldest = None if kept.oldest is None else max(0.0, self._clock() - kept.oldest)
+        begun = NodeStatus(kept.count, kept.labelled, kept.bytes, oldest, trouble=trouble)
+        if (device := self._device) is None:
+            return begun
+        its = device.status
+        if its.trouble:
+            trouble.setdefault("training", its.trouble)
+        return NodeStatus(
+            kept.count,
+            kept.labelled,
+            kept.bytes,
+            oldest,
+            its.models,
+            its.counts.get("in sums", 0),
+            its.server,
+            its.phase,
+            trouble,
+        )
+
+    # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _take_part(self) -> None:
+        """Take part in rounds, while there are readings with a target; else, only ask for models."""
+        works: bool | None = None
+        try:
+            while not self._over.is_set():
+                enough = self.readings.kept.labelled >= self._least
+                try:
+                    if self._device is None or works != enough:
+                        self._change_device(enough)
+                        works = enough
+                    if self._device is None:
+                        self._over.wait(LOOK_S)
+                        continue
+                    seconds = self._device.wake()
+                except DataError as error:  # the model cannot be tried on what there is
+                    self._trouble["training"] = str(error)
+                    self._over.wait(AGAIN_S)
+                    continue
+                except ExperimentError as error:
+                    self._tell_trouble("training", str(error))
+                    works = None
+                    self._over.wait(LATER_S)
+                    continue
+                self._trouble.pop("training", None)
+                self._over.wait(min(seconds, LOOK_S))
+        except KeyboardInterrupt:
+            if self._device is not None:
+                self._device.give_up()
+            raise
+        finally:
+            if self._device is not None:
+                self._device.close()
+
+    def _change_device(self, works: bool) -> None:
+        """A device that takes work, or one that takes only models; none while nothing says what a reading looks like."""
+        training, _ = self._trainings() or (None, None)
+        if training is None:
+            self._trouble["training"] = (
+                "it waits for a reading with a target: until then nothing says what readings look like, where data= of the "
+                "task does not"
+            )
+            return
+        if self._device is not None:
+            self._device.close()
+        waits = {} if works else {"wait_s": 0.0}  # at the server for work, and not where it takes none
+        self._device = self._new_device(training, trains=works, evaluates=works, **waits)
+
+    def _new_device(self, task: "Task | Training", **more: Any) -> Device:
+        options = {**self._device_of, **more}
+        return Device(self._server, task, self.readings.examples, folder=self._folder / "device", **options)
+
+    def _check_enrolled(self) -> None:
+        """Whatever a person must mend about the server is said at the start."""
+        with self._new_device(self._task) as device:
+            link = None if self._server is None else read_link(self._server, self._device_of["insecure"])
+            if not device.status.device and not (self._device_of["token"] or (link and link.token)):
+                raise ExperimentError(
+                    "this node is not enrolled: give it a link or a token, from whoever runs the server"
+                )
+
+    def _trainings(self) -> "tuple[Training, ...]":
+        """Two of the same task: one trains, and one predicts meanwhile. Made together, before either computes; none yet where
+        nothing says what readings look like."""
+        from sumus.device.training import Training
+
+        with self._making:
+            if not self._pair and (sample := self._sample()) is not None:
+                self._pair = tuple(Training(self._task, sample, self._executor) for _ in range(2))
+            return self._pair
+
+    def _sample(self) -> tuple[Any, Any] | None:
+        """Readings, or zeros in their form, where there are none with a target."""
+        if self.readings.kept.labelled:
+            inputs, targets = self.readings.examples()
+            return inputs[:SAMPLE], targets[:SAMPLE]
+        forms = self.readings.forms
+        if not {"input", "target"} <= set(forms):
+            return None
+        inputs, targets = (np.zeros((1, *forms[what].shape), forms[what].dtype) for what in ("input", "target"))
+        return inputs, targets
+
+    # ── predictions ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _predict(self, raws: Sequence[Raw | BadReading]) -> Prediction:
+        inputs = self._intake.inputs(raws)
+        if self._answering is None:
+            pair, sample = self._trainings(), self._sample()
+            folder = self._folder / "device"
+            if not pair or not (folder / "record.json").is_file():
+                raise ExperimentError("there is no model yet: it comes from the server, with the first answer")
+            self._answering = Device(None, pair[1], sample, store=FolderStore(folder, look=True))
+        return self._answering.prediction(inputs)
+
+    # ── the other threads ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _part(self, name: str, work: Callable[[], None]) -> None:
+        """One thread's work: what ends it is said, and ends nothing else."""
+        try:
+            work()
+        except Exception as error:
+            if self._over.is_set():
+                return
+            if not isinstance(error, SumusError):
+                LOG.error("%s ended: a defect", name, exc_info=error)
+            self._tell_trouble(
+                name, str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
+            )
+        finally:
+            self._up.set()
+
+    def _tell_trouble(self, name: str, what: str) -> None:
+        if self._trouble.get(name) != what:
+            self._say(f"{name}: {what}")
+        self._trouble[name] = what
+
+    def _tell_mqtt(self, line: str) -> None:
+        self._say(f"mqtt: {line}")
+
+    def _keep_house(self) -> None:
+        """Look into the folder, let go of what is too old, and say what came."""
+        said, next_let_go, next_summary = self.readings.kept.count, 0.0, 0.0
+        while not self._over.wait(LOOK_S):
+            now = time.monotonic()
+            try:
+                for seen in self._watched.look() if self._watched is not None else ():
+                    self._say(f"folder: {seen.said}")
+                if now >= next_let_go:
+                    self.readings.let_go()
+                    next_let_go = now + LET_GO_S
+                if (kept := self.readings.kept).count != said and now >= next_summary:
+                    said, next_summary = kept.count, now + SUMMARY_S
+                    self._say(
+                        f"readings: {kept.count:,} kept, {kept.labelled:,} with a target, {kept.bytes / 1e6:.1f} MB"
+                    )
+                self._trouble.pop("folder", None)
+            except (ExperimentError, OSError) as error:
+                self._tell_trouble("folder", str(error))
+
+    def _answer(self, planes: Any) -> None:
+        """HTTP, until it is ended."""
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._until_ended(planes))
+
+    async def _until_ended(self, planes: Any) -> None:
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+        def end() -> None:
+            with suppress(RuntimeError):  # it has ended already
+                loop.call_soon_threadsafe(ended.set)
+
+        async with planes:
+            self._end_http = end
+            self._up.set()
+            if not self._over.is_set():
+                await ended.wait()
+
+    def _name_at_broker(self) -> str:
+        """By which the broker knows its session: the same after a restart."""
+        file = self._folder / "mqtt"
+        if not file.exists():
+            write_whole(file, f"sumus-{secrets.token_hex(8)}".encode(), private=True)
+        return file.read_text()
+
+
+def _own_folder(folder: Path) -> None:
+    """A node's own folder, its owner's alone. ExperimentError for one that holds something else."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        others = {path.name for path in folder.iterdir()} - {"device", "tls", "mqtt", "mqtt.new"}
+        if others and not (folder / "readings.db").is_file():
+            raise ExperimentError(f"{folder} holds something else, and is no node's folder: give a new one")
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ExperimentError(
+            f"a node cannot keep anything in {folder}: {error.strerror or error}; give a folder that is yours"
+        ) from error
+
+
+def _address(listen: str, tls: str | Path | Sequence[str | Path], names: Sequence[str], insecure: bool) -> Listen:
+    host, colon, port = listen.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"--listen {listen!r}: write HOST:PORT, such as 127.0.0.1:0")
+    pair = [tls] if isinstance(tls, str | Path) else list(tls)
+    host = host.removeprefix("[").removesuffix("]")
+    return Listen(host, int(port), tls=pair, names=names, insecure=insecure)
+
+
+def _as_json(status: NodeStatus) -> dict[str, Any]:
+    return {
+        "readings": {
+            "kept": status.readings,
+            "labelled": status.labelled,
+            "bytes": status.bytes,
+            "oldest_s": status.oldest_s,
+        },
+        "models": dict(status.models),
+        "rounds": status.rounds,
+        "server": status.server,
+        "phase": status.phase,
+        "trouble": dict(status.trouble),
+    }

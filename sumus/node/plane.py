@@ -1,0 +1,282 @@
+"""A node over HTTP, on its local network: readings in, predictions out.
+
+    app = plane_app(intake, predict, status, token)          an ASGI application
+
+    POST /v1/readings     one, or many: {"inputs": [1, 2], "target": 0}, a list of such, or safetensors with a row a reading
+    POST /v1/labels       {"key": "kitchen/17", "target": 1}, or a list of such
+    POST /predict         readings, without targets
+    GET  /status, /healthz, /readyz
+
+An answer to readings comes when they are on the disk. The token, the rate and the length are looked at before a body is read.
+"""
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from sumus.device.link import is_loopback
+from sumus.errors import DataError, ExperimentError, TaskError
+from sumus.node.formats import MOST_TEXT, Raw, read_json, read_safetensors
+from sumus.node.intake import Intake, Taken
+from sumus.node.readings import LONGEST_KEY, BadReading
+from sumus.server.limits import Buckets, Rate
+
+LOG = logging.getLogger("sumus.node")
+MOST_TENSORS = 32 * 2**20
+"""Bytes of a body of safetensors; of JSON it is `MOST_TEXT`."""
+ROOM = 256 * 2**20
+"""Bytes of memory for bodies that are on their way."""
+JSON_COSTS = 16
+"""Bytes of memory for one of JSON, about."""
+GRACE, LEAST_RATE = 10.0, 32 * 2**10
+"""Seconds that any body may take; beyond, it must come at so many bytes a second."""
+REQUESTS = Rate(200.0, 1000)
+"""Of each address."""
+GUESSES = Rate(1 / 10, 10)
+"""Wrong tokens of each address."""
+MOST_LABELS = 1000
+"""In one body: each is a step on the disk."""
+WAITING = 16
+"""Predictions that may wait for their turn."""
+JSON, TENSORS = "application/json", "application/octet-stream"
+
+
+class Predicted(Protocol):
+    """A prediction: outputs, one row an example, and the task and version of the model that it is of."""
+
+    @property
+    def outputs(self) -> Any: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+
+
+class Refusal(Exception):
+    """An answer that is an error. code: a word.  detail: for a person."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.detail = status, code, detail
+
+
+def plane_app(
+    intake: Intake,
+    predict: Callable[[list[Raw | BadReading]], Predicted],
+    status: Callable[[], Mapping[str, Any]],
+    token: str | None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Starlette:
+    """The application. predict: BadReading, DataError or TaskError for what is no input, ExperimentError where there is no model.
+    token: that every request shows, but for /healthz and /readyz; None lets in whoever reaches it from this machine."""
+    plane = _Plane(intake, predict, status, token, clock)
+    routes = [
+        Route(path, _explained(answer), methods=[method])
+        for method, path, answer in (
+            ("POST", "/v1/readings", plane.readings),
+            ("POST", "/v1/labels", plane.labels),
+            ("POST", "/predict", plane.predict),
+            ("GET", "/status", plane.status),
+            ("GET", "/healthz", plane.healthz),
+            ("GET", "/readyz", plane.readyz),
+        )
+    ]
+
+    async def not_there(request: Request, error: Exception) -> Response:
+        return _refusal(
+            Refusal(404, "not_found", "there is no such path, or not for this method: this is a sumus node")
+        )
+
+    return Starlette(routes=routes, exception_handlers={404: not_there, 405: not_there})
+
+
+class _Plane:
+    """The requests."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        predict: Callable[[list[Raw | BadReading]], Predicted],
+        status: Callable[[], Mapping[str, Any]],
+        token: str | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._intake, self._predict, self._status, self._clock = intake, predict, status, clock
+        self._token = None if token is None else token.encode()
+        self._requests, self._guesses = Buckets(REQUESTS, most=10_000), Buckets(GUESSES, most=10_000)
+        self._room, self._waiting = ROOM, 0
+        self._keeping = ThreadPoolExecutor(2, thread_name_prefix="readings")
+        self._predicting = ThreadPoolExecutor(1, thread_name_prefix="predictions")
+
+    async def readings(self, request: Request) -> Response:
+        """Readings come."""
+        self._admit(request)
+        key = request.headers.get("idempotency-key")
+        if key is not None and not (key.isprintable() and 0 < len(key) <= LONGEST_KEY - 10):
+            raise Refusal(400, "malformed", f"Idempotency-Key is a text of 1 to {LONGEST_KEY - 10} letters")
+        body, kind = await self._body(request, (JSON, TENSORS))
+        taken = await self._in(self._keeping, lambda: self._intake.take(_read(body, kind), key))
+        return _answer(_said(taken), 422 if taken.refused else 200)
+
+    async def labels(self, request: Request) -> Response:
+        """Labels come, for readings that came without."""
+        self._admit(request)
+        body, _ = await self._body(request, (JSON,))
+
+        def label() -> tuple[int, dict[int, str]]:
+            refused, given = dict[int, str](), 0
+            found = read_json(body)
+            if len(found) > MOST_LABELS:
+                raise BadReading(f"{len(found)} labels, and at most {MOST_LABELS} are taken at once")
+            for number, each in enumerate(found):
+                try:
+                    self._intake.label(each)
+                    given += 1
+                except BadReading as bad:
+                    refused[number] = str(bad)
+            return given, refused
+
+        given, refused = await self._in(self._keeping, label)
+        return _answer({"labelled": given, "refused": _listed(refused)}, 422 if refused else 200)
+
+    async def predict(self, request: Request) -> Response:
+        """What the last model says of readings."""
+        self._admit(request)
+        body, kind = await self._body(request, (JSON, TENSORS))
+        if self._waiting >= WAITING:
+            raise Refusal(503, "busy", "as many predictions are asked for as may wait: ask again")
+        self._waiting += 1
+        try:
+            found = await self._in(self._predicting, lambda: self._predict(_read(body, kind)))
+        except ExperimentError as error:
+            raise Refusal(503, "no_model", str(error)) from error
+        finally:
+            self._waiting -= 1
+        return _answer({"task": found.task, "version": found.version, "outputs": found.outputs.tolist()})
+
+    async def status(self, request: Request) -> Response:
+        """Where the node stands."""
+        self._admit(request)
+        return _answer(await self._in(self._keeping, self._status))
+
+    async def healthz(self, request: Request) -> Response:
+        """It answers."""
+        return _answer({"ok": True})
+
+    async def readyz(self, request: Request) -> Response:
+        """Whether it has a model."""
+        ready = bool((await self._in(self._keeping, self._status))["models"])
+        return _answer({"ready": ready, **({} if ready else {"why": "there is no model yet"})}, 200 if ready else 503)
+
+    # ── what is looked at first ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _admit(self, request: Request) -> None:
+        address, now = (request.client.host if request.client else ""), self._clock()
+        if self._requests.take(address, now) is not None:
+            raise Refusal(429, "rate", "too many requests from this address: send many readings in one")
+        if self._token is None:
+            if not is_loopback(
+                request.url.hostname or ""
+            ):  # a page in a browser here, under a name that it made mean this machine
+                raise Refusal(
+                    403, "elsewhere", "without a token only this machine is answered, as localhost or 127.0.0.1"
+                )
+            return
+        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+        if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self._token) or scheme.lower() != "bearer":
+            if self._guesses.take(address, now) is not None:
+                raise Refusal(429, "rate", "too many wrong tokens from this address")
+            raise Refusal(401, "bad_token", "show this node's token: Authorization: Bearer TOKEN")
+
+    async def _body(self, request: Request, kinds: tuple[str, ...]) -> tuple[bytes, str]:
+        """A body and its kind. Where that has to be said, no page of a browser can send one unasked."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in kinds or request.headers.get("content-encoding", "identity") != "identity":
+            raise Refusal(415, "encoding", f"say Content-Type: {' or '.join(kinds)}, and no Content-Encoding")
+        said = request.headers.get("content-length", "")
+        if not (said.isascii() and said.isdecimal() and len(said) <= 18):
+            raise Refusal(411, "length_required", "say Content-Length")
+        length, most = int(said), MOST_TEXT if kind == JSON else MOST_TENSORS
+        if length > most:
+            raise Refusal(413, "too_large", f"{length} bytes, and at most {most} are read: send them in parts")
+        cost = length * (JSON_COSTS if kind == JSON else 4)
+        if cost > self._room:
+            raise Refusal(503, "busy", "no room for the body now: ask again")
+        self._room -= cost
+        try:
+            async with asyncio.timeout(GRACE + length / LEAST_RATE):
+                return await _whole(request, length), kind
+        except TimeoutError:
+            raise Refusal(408, "slow", f"the body came slower than {LEAST_RATE} bytes a second") from None
+        except ClientDisconnect:
+            raise Refusal(400, "malformed", "the connection ended before the body did") from None
+        finally:
+            self._room += cost
+
+    async def _in(self, pool: ThreadPoolExecutor, what: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, what)
+
+
+async def _whole(request: Request, length: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > length:
+            break
+    if len(body) != length:
+        raise Refusal(400, "malformed", f"the body has {len(body)} bytes, and said {length}")
+    return bytes(body)
+
+
+def _read(body: bytes, kind: str) -> list[Raw | BadReading]:
+    return read_json(body) if kind == JSON else read_safetensors(body)
+
+
+def _said(taken: Taken) -> dict[str, Any]:
+    return {
+        "kept": taken.kept,
+        "labelled": taken.labelled,
+        "again": taken.again,
+        "refused": _listed(taken.refused),
+    }
+
+
+def _listed(refused: Mapping[int, str]) -> list[dict[str, Any]]:
+    return [{"reading": number, "why": why} for number, why in refused.items()]
+
+
+def _explained(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """What goes wrong, as an answer with a reason."""
+
+    async def explain(request: Request) -> Response:
+        try:
+            return await answer(request)
+        except Refusal as no:
+            return _refusal(no)
+        except (BadReading, DataError, TaskError) as bad:
+            return _refusal(Refusal(422, "bad_reading", str(bad)))
+        except ExperimentError as error:
+            return _refusal(Refusal(503, "not_kept", str(error)))
+        except Exception as error:
+            LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
+            return _refusal(Refusal(500, "failed", "a defect of the node, which is in its log"))
+
+    return explain
+
+
+def _refusal(no: Refusal) -> Response:
+    return _answer({"error": no.code, "detail": no.detail}, no.status)
+
+
+def _answer(said: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(said), status, media_type=JSON)

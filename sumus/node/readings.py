@@ -1,0 +1,388 @@
+"""What a node keeps: readings, each an input and, from the first or later, its target.
+
+    readings = Readings(folder, retention=Retention(days=30))
+    readings.keep([Reading(input, target, key="kitchen/17")])      on the disk when it returns
+    readings.label("kitchen/18", 1)                                a label that came later
+    inputs, targets = readings.examples()                          those with a target, oldest first
+
+One SQLite file of its owner's alone, which one process has. A reading without a target is kept, and trains nothing until it is
+labelled. All inputs have one shape and dtype, and so have all targets: as the task declares them, or as the first one's.
+"""
+
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from sumus.errors import DataError, ExperimentError, UsageError
+from sumus.metrics import IGNORED
+from sumus.storage.files import sync
+from sumus.task import Data
+from sumus.types import Array
+
+FILE = "readings.db"
+LONGEST_KEY = 200
+OVERHEAD = 80
+"""Bytes that a reading takes on the disk besides its input, target and key, about."""
+DAY = 86400.0
+_SIZE = f"(length(input) + coalesce(length(target), 0) + coalesce(length(CAST(key AS BLOB)), 0) + {OVERHEAD})"
+_TABLES = """
+CREATE TABLE IF NOT EXISTS readings (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, key TEXT UNIQUE, input BLOB NOT NULL, target BLOB
+);
+CREATE INDEX IF NOT EXISTS by_time ON readings (at);
+CREATE TABLE IF NOT EXISTS forms (what TEXT PRIMARY KEY, form TEXT NOT NULL);
+"""
+
+Became: TypeAlias = Literal["kept", "labelled", "again"]
+"""What became of a reading: kept; here already without its target, which it now has; here already."""
+
+
+class BadReading(UsageError):
+    """A reading that cannot be kept, or predicted for: the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One example. input, target: arrays, or numbers; None for a target that is not known yet.  key: under which it is kept once,
+    however often it comes; None for one that is new each time."""
+
+    input: Any
+    target: Any = None
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much is kept: by age since it came, in days, by number, and by bytes. The oldest go first; None for without end."""
+
+    days: float | None = None
+    count: int | None = None
+    bytes: int | None = 2**28
+
+    def __post_init__(self) -> None:
+        for name in ("days", "count", "bytes"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UsageError(f"keep {name}={value!r}: it must be more than nothing")
+
+
+USUAL = Retention()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What there is. labelled: of these, with a target.  oldest: when it came, in seconds since 1970."""
+
+    count: int = 0
+    labelled: int = 0
+    bytes: int = 0
+    oldest: float | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """Shape and dtype of one input, or of one target. classes: of a target, it lies in [0, classes)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    classes: int | None = None
+
+    def fit(self, value: Any, what: str) -> Array:
+        """A value as an array of this form. BadReading where it is none, or not finite."""
+        array = _array(value, what)
+        if array.shape != self.shape:
+            raise BadReading(f"its {what} is of shape {list(array.shape)}, and here they are of {list(self.shape)}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            fitted = array.astype(self.dtype)
+        if fitted.dtype.kind == "f":
+            if not np.isfinite(fitted).all():
+                at = [int(axis[0]) for axis in np.nonzero(~np.isfinite(fitted))] if fitted.ndim else []
+                raise BadReading(f"its {what} holds a NaN or an infinity{f' at {at}' if at else ''}")
+        elif not (fitted == array).all():
+            raise BadReading(f"its {what} is no {self.dtype}: {array.dtype} with other values")
+        if self.classes is not None and bool(((fitted != IGNORED) & ((fitted < 0) | (fitted >= self.classes))).any()):
+            raise BadReading(f"its {what} is no class from 0 to {self.classes - 1}")
+        return fitted
+
+    @staticmethod
+    def of(value: Any, what: str) -> "Form":
+        """The form of a first value: floats as float32, whole numbers as int64; bytes and booleans of inputs as they are."""
+        array = _array(value, what)
+        if array.dtype.kind == "f":
+            return Form(array.shape, "float32")
+        return Form(
+            array.shape, array.dtype.name if what == "input" and array.dtype.name in ("uint8", "bool") else "int64"
+        )
+
+
+def _array(value: Any, what: str) -> Array:
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise BadReading(f"its {what} is no array of numbers: {error!s:.100}") from error
+    if array.dtype.kind not in "biuf":
+        raise BadReading(f"its {what} is no array of numbers: it has the dtype {array.dtype}")
+    return array
+
+
+def forms_of(data: Data | None) -> dict[str, Form]:
+    """The forms that a task's data declare, for inputs and targets."""
+    if data is None:
+        return {}
+    widened = {"float16": "float32", "bfloat16": "float32"}
+    return {
+        "input": Form(tuple(data.inputs), widened.get(data.inputs_dtype, data.inputs_dtype)),
+        "target": Form(tuple(data.targets), widened.get(data.targets_dtype, data.targets_dtype), data.classes),
+    }
+
+
+class Readings:
+    """A node's readings. Any thread may call.
+
+    folder: where they lie.  data: their form, where it is known before the first one comes.  clock: seconds since 1970.
+    ExperimentError where another process has them, where they are of another form, or where nothing can be kept.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        data: Data | None = None,
+        retention: Retention = USUAL,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.retention = retention
+        self._clock, self._lock, self._path = clock, threading.Lock(), Path(folder) / FILE
+        self._database = self._opened()
+        try:
+            self._forms = self._same_forms(forms_of(data))
+            self._kept = self._counted()
+            self.let_go()
+        except BaseException:
+            self._database.close()
+            raise
+
+    # ── what comes ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def fit(self, reading: Reading) -> Reading:
+        """A reading in the form of what is kept here: arrays of one dtype. The first one gives the form. BadReading for what does
+        not fit."""
+        if reading.key is not None and not (0 < len(reading.key) <= LONGEST_KEY and reading.key.isprintable()):
+            raise BadReading(f"its key is no text of 1 to {LONGEST_KEY} letters")
+        with self._lock:
+            forms, fitted = dict(self._forms), dict[str, Array]()
+            for what, value in (("input", reading.input), ("target", reading.target)):
+                if value is not None:
+                    forms.setdefault(what, Form.of(value, what))
+                    fitted[what] = forms[what].fit(value, what)
+            if "input" not in fitted:
+                raise BadReading("it has no input")
+            size, most = sum(array.nbytes for array in fitted.values()) + OVERHEAD, self.retention.bytes
+            if most is not None and size > most:
+                raise BadReading(f"it has {size} bytes, and {most} are kept here altogether")
+            self._forms = forms
+        return Reading(fitted["input"], fitted.get("target"), reading.key)
+
+    def shaped(self, input: Any) -> Array:
+        """An input in the form of what is kept here, as far as that is known. BadReading for what does not fit."""
+        return (self._forms.get("input") or Form.of(input, "input")).fit(input, "input")
+
+    def keep(self, readings: Sequence[Reading]) -> list[Became]:
+        """Keep readings that `fit`: all or, where it raises, none; on the disk when it returns. What became of each.
+
+        The first target that comes for a key counts; `label` sets another. What is too much then goes with the same step.
+        """
+        became: list[Became] = []
+        with self._lock, self._transaction() as database:
+            at = self._clock()
+            for reading in readings:
+                input, target = reading.input.tobytes(), None if reading.target is None else reading.target.tobytes()
+                row = database.execute(
+                    "INSERT OR IGNORE INTO readings (at, key, input, target) VALUES (?, ?, ?, ?)",
+                    (at, reading.key, input, target),
+                )
+                if row.rowcount:
+                    became.append("kept")
+                    key = len((reading.key or "").encode())
+                    self._count(1, target is not None, len(input) + len(target or b"") + key + OVERHEAD)
+                else:
+                    labels = database.execute(
+                        "UPDATE readings SET target = ? WHERE key = ? AND target IS NULL AND ? IS NOT NULL",
+                        (target, reading.key, target),
+                    )
+                    became.append("labelled" if labels.rowcount else "again")
+                    self._count(0, labels.rowcount, len(target or b"") * labels.rowcount)
+            self._keep_forms(database)
+            self._let_go(database, at)
+        return became
+
+    def label(self, key: str, target: Any) -> bool:
+        """Give a reading its target, or another one; whether there is such a reading. On the disk when it returns."""
+        with self._lock:
+            form = self._forms.get("target") or Form.of(target, "target")
+            encoded = form.fit(target, "target").tobytes()
+            with self._transaction() as database:
+                found = database.execute("SELECT length(target) FROM readings WHERE key = ?", (key,)).fetchone()
+                if found is None:
+                    return False
+                database.execute("UPDATE readings SET target = ? WHERE key = ?", (encoded, key))
+                self._forms = {**self._forms, "target": form}
+                self._keep_forms(database)
+                self._count(0, found[0] is None, len(encoded) - (found[0] or 0))
+        return True
+
+    def let_go(self) -> None:
+        """Delete what is too old, or too much."""
+        with self._lock, self._transaction() as database:
+            self._let_go(database, self._clock())
+
+    # ── what there is ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def examples(self) -> tuple[Array, Array]:
+        """Inputs and targets of the readings that have a target, oldest first: for `sumus.Device`, which asks each round."""
+        self.let_go()
+        with self._lock, self._reading():
+            if not {"input", "target"} <= set(self._forms):
+                raise DataError("this node", "it has no reading with a target yet")
+            inputs, targets = (
+                np.empty((self._kept.labelled, *self._forms[what].shape), self._forms[what].dtype)
+                for what in ("input", "target")
+            )
+            rows = self._database.execute("SELECT input, target FROM readings WHERE target IS NOT NULL ORDER BY number")
+            for number, (input, target) in enumerate(rows):
+                inputs[number] = np.frombuffer(input, inputs.dtype).reshape(inputs.shape[1:])
+                targets[number] = np.frombuffer(target, targets.dtype).reshape(targets.shape[1:])
+        return inputs, targets
+
+    @property
+    def kept(self) -> Kept:
+        """How much there is."""
+        with self._lock, self._reading():
+            oldest = self._database.execute("SELECT at FROM readings ORDER BY number LIMIT 1").fetchone()
+            return Kept(self._kept.count, self._kept.labelled, self._kept.bytes, oldest[0] if oldest else None)
+
+    @property
+    def forms(self) -> dict[str, Form]:
+        """Of inputs and targets, as far as they are known."""
+        return dict(self._forms)
+
+    def close(self) -> None:
+        """Let another process have them."""
+        with self._lock:
+            self._database.close()
+
+    def __enter__(self) -> "Readings":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    # ── the file ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _opened(self) -> sqlite3.Connection:
+        folder = self._path.parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._path.touch(0o600)
+            sync(folder)
+            self._path.chmod(0o600)  # what SQLite writes beside it gets the same
+            database = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise ExperimentError(f"nothing can be kept in {folder}: {error}; give a folder that is yours") from error
+        try:
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            database.execute("PRAGMA secure_delete = ON")
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            database.executescript(_TABLES)
+            free, pages = (
+                database.execute(f"PRAGMA {what}").fetchone()[0] for what in ("freelist_count", "page_count")
+            )
+            if free > pages / 2 > 1000:
+                database.execute("VACUUM")
+        except sqlite3.Error as error:
+            database.close()
+            if "locked" in str(error):
+                raise ExperimentError(
+                    f"another process keeps readings in {folder}: end it, or give each node a folder of its own"
+                ) from error
+            raise ExperimentError(f"{self._path} is damaged ({error}): move it away, and begin anew") from error
+        return database
+
+    @contextmanager
+    def _transaction(self) -> Generator[sqlite3.Connection, None, None]:
+        """All of it or nothing, also of what is counted and of the forms."""
+        kept, forms = self._kept, self._forms
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            yield self._database
+            self._database.execute("COMMIT")
+        except BaseException as error:
+            self._kept, self._forms = kept, forms
+            with suppress(sqlite3.Error):  # where it was rolled back already
+                self._database.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise ExperimentError(
+                    f"nothing can be kept in {self._path}: {error}; see to the disk. What was there is as it was"
+                ) from error
+            raise
+
+    @contextmanager
+    def _reading(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise ExperimentError(f"{self._path} cannot be read: {error}; see to the disk") from error
+
+    def _same_forms(self, declared: dict[str, Form]) -> dict[str, Form]:
+        rows = self._database.execute("SELECT what, form FROM forms").fetchall()
+        found = {what: msgspec.json.decode(form, type=Form) for what, form in rows}
+        for what, form in declared.items():
+            before = found.get(what, form)
+            if (before.shape, before.dtype) != (form.shape, form.dtype):
+                raise ExperimentError(
+                    f"the {what}s in {self._path} are {before.dtype}{list(before.shape)}, and the task's are "
+                    f"{form.dtype}{list(form.shape)}: give a new folder, or the task that they were kept for"
+                )
+        return {**found, **declared}
+
+    def _keep_forms(self, database: sqlite3.Connection) -> None:
+        rows = [(what, msgspec.json.encode(form).decode()) for what, form in self._forms.items()]
+        database.executemany("INSERT OR IGNORE INTO forms (what, form) VALUES (?, ?)", rows)
+
+    def _counted(self) -> Kept:
+        row = self._database.execute(
+            f"SELECT count(*), count(target), coalesce(sum{_SIZE}, 0) FROM readings"
+        ).fetchone()
+        return Kept(*row)
+
+    def _count(self, readings: int, labelled: int, bytes: int) -> None:
+        now = self._kept
+        self._kept = Kept(now.count + readings, now.labelled + labelled, now.bytes + bytes)
+
+    def _let_go(self, database: sqlite3.Connection, now: float) -> None:
+        limits, gone = self.retention, list[tuple[int]]()
+        most, bytes = limits.count or math.inf, limits.bytes or math.inf
+        columns = f"SELECT number, target IS NOT NULL, {_SIZE} FROM readings"
+        if limits.days is not None:
+            old = database.execute(f"{columns} WHERE at < ?", (now - limits.days * DAY,)).fetchall()
+            for number, labelled, size in old:
+                self._count(-1, -labelled, -size)
+                gone.append((number,))
+            database.executemany("DELETE FROM readings WHERE number = ?", gone)
+            gone = []
+        if self._kept.count > most or self._kept.bytes > bytes:
+            for number, labelled, size in database.execute(f"{columns} ORDER BY number"):
+                if self._kept.count <= most and self._kept.bytes <= bytes:
+                    break
+                self._count(-1, -labelled, -size)
+                gone.append((number,))
+            database.executemany("DELETE FROM readings WHERE number = ?", gone)
