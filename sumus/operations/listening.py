@@ -10,8 +10,10 @@ uvicorn reads and writes. What it leaves open is bounded here: the length of a r
 
 import asyncio
 import ipaddress
+import signal
 import socket
-from collections.abc import Generator, Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,7 +74,7 @@ class At:
     def planes(self, device_app: Any, admin_app: Any) -> "Planes":
         """The two applications on their sockets."""
         apps = zip(self.sockets, (device_app, admin_app), self.certificates, strict=True)
-        return Planes([(listening, _config(app, self.proxies, certificate)) for listening, app, certificate in apps])
+        return Planes([(listening, config(app, self.proxies, certificate)) for listening, app, certificate in apps])
 
 
 @contextmanager
@@ -81,8 +83,8 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
 
     UsageError where others would read along, and nobody has said that they may.
     """
-    with _bound(listen.host, listen.port, "--port") as device:
-        with _bound(listen.admin_host, listen.admin_port, "--admin-port") as admin:
+    with bound(listen.host, listen.port, "--port") as device:
+        with bound(listen.admin_host, listen.admin_port, "--admin-port") as admin:
             local = _is_local(device), _is_local(admin)
             if not all(local) and not listen.tls and not listen.insecure:
                 which = listen.admin_host if local[0] else listen.host
@@ -96,8 +98,10 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
             yield At(
                 (device, admin),
                 (certificate, admins),
-                listen.url or _url(certificate is not None, name or _called(listen.host), device),
-                _url(admins is not None, listen.admin_host if local[1] else name or _called(listen.admin_host), admin),
+                listen.url or url_at(certificate is not None, name or _called(listen.host), device),
+                url_at(
+                    admins is not None, listen.admin_host if local[1] else name or _called(listen.admin_host), admin
+                ),
                 authority,
                 pin,
                 notes,
@@ -119,13 +123,13 @@ class OnePlane:
 
     def plane(self, app: Any) -> "Planes":
         """The application on its socket."""
-        return Planes([(self.socket, _config(app, "", self.certificate))])
+        return Planes([(self.socket, config(app, "", self.certificate))])
 
 
 @contextmanager
 def opened_plane(listen: Listen, folder: Path, option: str = "--listen") -> Generator[OnePlane, None, None]:
     """A socket that listens at `host` and `port`, with its certificate, as `opened_at` has two. option: that gives another."""
-    with _bound(listen.host, listen.port, option) as listening:
+    with bound(listen.host, listen.port, option) as listening:
         local = _is_local(listening)
         if not local and not listen.tls and not listen.insecure:
             raise UsageError(
@@ -135,10 +139,10 @@ def opened_plane(listen: Listen, folder: Path, option: str = "--listen") -> Gene
         certificate, authority, _, _, _ = _certificate(listen, folder)
         name = listen.names[0] if listen.names else _called(listen.host)
         made = folder / "authority.pem" if authority is not None else None
-        yield OnePlane(listening, _url(certificate is not None, name, listening), certificate, made, local)
+        yield OnePlane(listening, url_at(certificate is not None, name, listening), certificate, made, local)
 
 
-def _bound(host: str, port: int, option: str) -> socket.socket:
+def bound(host: str, port: int, option: str) -> socket.socket:
     """A socket that listens; port 0 for any. option: that gives another, for the error."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -191,7 +195,8 @@ def _certificate(
             raise UsageError("--tls takes `auto`, or a certificate's chain and its key: --tls CERT KEY")
 
 
-def _url(encrypted: bool, host: str, listening: socket.socket) -> str:
+def url_at(encrypted: bool, host: str, listening: socket.socket) -> str:
+    """What a socket is called under a host's name."""
     port = listening.getsockname()[1]
     return f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -200,7 +205,9 @@ def _called(host: str) -> str:
     return socket.gethostname() if host in ANY else host
 
 
-def _config(app: Any, proxies: str, certificate: tuple[Path, Path] | None) -> uvicorn.Config:
+def config(app: Any, proxies: str, certificate: tuple[str | Path, str | Path] | None) -> uvicorn.Config:
+    """How an application is served. proxies: addresses that are believed about who asks, none where that is empty.
+    certificate: chain and key; UsageError where they are none."""
     chain, key = certificate or (None, None)
     try:
         how = uvicorn.Config(
@@ -222,6 +229,19 @@ def _config(app: Any, proxies: str, certificate: tuple[Path, Path] | None) -> uv
     except OSError as error:
         raise UsageError(f"{chain} with {key} is no certificate: {error.strerror or error}; give PEM files") from error
     return how
+
+
+@contextmanager
+def told_to_stop(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Generator[None, None, None]:
+    """Ctrl-C and SIGTERM end it; where this is not the main thread, they are somebody else's."""
+    mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    for each in mine:
+        loop.add_signal_handler(each, end)
+    try:
+        yield
+    finally:
+        for each in mine:
+            loop.remove_signal_handler(each)
 
 
 class Planes:

@@ -10,13 +10,12 @@ nothing that was acknowledged.
 import asyncio
 import logging
 import resource
-import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -27,7 +26,7 @@ import uvloop
 from sumus.errors import UsageError
 from sumus.operations.access import Access, login_link
 from sumus.operations.admin_plane import admin_app
-from sumus.operations.listening import Listen, Planes, opened_at
+from sumus.operations.listening import Listen, Planes, opened_at, told_to_stop
 from sumus.operations.logs import Form, log_to
 from sumus.operations.progress import Opened, Progress, spoken
 from sumus.operations.service import Conduct, Service, Where, make_private, open_service
@@ -243,7 +242,7 @@ async def _answer(
         with suppress(RuntimeError):  # it is over already
             loop.call_soon_threadsafe(over.set)
 
-    with _signals(loop, end):
+    with told_to_stop(loop, end):
         async with planes:
             try:
                 await asyncio.to_thread(service.start)
@@ -259,19 +258,6 @@ async def _answer(
             finally:
                 house.cancel()
                 server.drain()
-
-
-@contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Generator[None, None, None]:
-    """Ctrl-C and SIGTERM end it; where this is not the main thread, they are somebody else's."""
-    mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    for each in mine:
-        loop.add_signal_handler(each, end)
-    try:
-        yield
-    finally:
-        for each in mine:
-            loop.remove_signal_handler(each)
 
 
 def _print(text: str) -> None:

@@ -10,8 +10,6 @@ import asyncio
 import hashlib
 import hmac
 import secrets
-import signal
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,9 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 import uvloop
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -30,8 +26,8 @@ from starlette.routing import Route
 from torch import Tensor
 
 from sumus.device.link import is_loopback
-from sumus.errors import ExperimentError, ParticipantError, UsageError
-from sumus.operations.listening import BACKLOG, GRACE_S, KEEP_ALIVE_S, BoundedHeads, Planes
+from sumus.errors import ParticipantError, UsageError
+from sumus.operations.listening import Planes, bound, config, told_to_stop, url_at
 from sumus.virtual.messages import OVERHEAD, STATUS, Begin, Begun, Nothing, Refusal, Said, read, write
 from sumus.virtual.policy import Policy
 from sumus.virtual.workbench import LOG, Refused, Workbench
@@ -70,72 +66,26 @@ def serve(
             f"others reach {host}, and without TLS they read along: give --tls CERT KEY; or --insecure, behind something "
             "that encrypts"
         )
-    with closing(_listening(host, port)) as listening:
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http{'s' if tls else ''}://{shown}:{listening.getsockname()[1]}"
+    with closing(bound(host, port, "--listen")) as listening:
+        url = url_at(tls is not None, host, listening)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_until_told(Planes([(listening, _how(app, tls))]), app.state.callers, lambda: ready(url)))
+            runner.run(_until_told(Planes([(listening, config(app, "", tls))]), app.state.callers, lambda: ready(url)))
 
 
 async def _until_told(planes: Planes, callers: "Callers", ready: Callable[[], None]) -> None:
     over = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    for each in mine:
-        loop.add_signal_handler(each, over.set)
-    async with planes:
-        sweeping = asyncio.create_task(_sweep(callers))
-        ready()
-        await over.wait()
-        sweeping.cancel()
+    with told_to_stop(asyncio.get_running_loop(), over.set):
+        async with planes:
+            sweeping = asyncio.create_task(_sweep(callers))
+            ready()
+            await over.wait()
+            sweeping.cancel()
 
 
 async def _sweep(callers: "Callers") -> None:
     while True:
         await asyncio.sleep(callers.policy.idle_s / 4)
         callers.sweep()
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-            listening.listen(BACKLOG)
-        except OSError:
-            listening.close()
-            raise
-    except OSError as error:
-        raise ExperimentError(
-            f"nothing can listen on {host}:{port}: {error.strerror or error}; give another with --listen"
-        ) from error
-    return listening
-
-
-def _how(app: Any, tls: tuple[str | Path, str | Path] | None) -> uvicorn.Config:
-    chain, key = tls or (None, None)
-    try:
-        how = uvicorn.Config(
-            app,
-            loop="none",
-            http=BoundedHeads,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-            ssl_certfile=chain,
-            ssl_keyfile=key,
-        )
-        how.load()
-    except OSError as error:
-        raise UsageError(f"{chain} with {key} is no certificate: {error.strerror or error}; give PEM files") from error
-    return how
 
 
 # ── callers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
