@@ -9,7 +9,24 @@ from typing import Annotated
 
 import typer
 
-from sumus.operations.commands import LogForm, WithTls, with_edge_file
+from sumus.operations.commands import (
+    AdminHost,
+    AdminPort,
+    CalledBy,
+    EdgeFile,
+    Host,
+    Log,
+    LogForm,
+    Memory,
+    Names,
+    Port,
+    Proxies,
+    Tls,
+    TokenFile,
+    Tokens,
+    WithTls,
+    with_edge_file,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,37 +45,28 @@ def register(app: typer.Typer) -> None:
                 "makes one with `sumus admin token --edge`."
             ),
         ] = None,
-        host: Annotated[
-            str, typer.Option(help="Address for devices; 0.0.0.0 for all that this machine has.")
-        ] = "127.0.0.1",
-        port: Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any.")] = 8090,
-        admin_host: Annotated[str, typer.Option(help="Address for the admin and for /metrics.")] = "127.0.0.1",
-        admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for the admin, 0 for any.")] = 8091,
-        tls: Annotated[
-            list[str] | None,
-            typer.Option(metavar="auto | CERT KEY", help="Make a certificate, or use this chain and its key (PEM)."),
-        ] = None,
-        name: Annotated[
-            list[str] | None, typer.Option(help="Host name or address that devices use; several times for several.")
-        ] = None,
-        url: Annotated[str | None, typer.Option(help="What devices call it, where a proxy stands before it.")] = None,
-        proxies: Annotated[
-            str, typer.Option(help="Addresses of proxies that are believed about who asks, with commas.")
-        ] = "127.0.0.1",
+        host: Host = "127.0.0.1",
+        port: Port = 8090,
+        admin_host: AdminHost = "127.0.0.1",
+        admin_port: AdminPort = 8091,
+        tls: Tls = None,
+        name: Names = None,
+        url: CalledBy = None,
+        proxies: Proxies = "127.0.0.1",
         insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it, or it reaches.")] = False,
         quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 100_000,
-        memory: Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")] = 64,
+        memory: Memory = 64,
         linger: Annotated[
             float, typer.Option(min=0.0, help="Seconds to await more devices, once all that work have ended.")
         ] = 20.0,
-        tokens: Annotated[int, typer.Option(min=0, help="Make a link that so many devices may enrol with.")] = 0,
-        token_file: Annotated[Path | None, typer.Option(help="Write that link to a file, and do not print it.")] = None,
+        tokens: Tokens = 0,
+        token_file: TokenFile = None,
         edges: Annotated[
             int,
             typer.Option(min=0, help="Make a link that so many edges below this one may enrol with, in --edge-file."),
         ] = 0,
-        edge_file: Annotated[Path | None, typer.Option(help="Where that link is written.")] = None,
-        log: Annotated[LogForm, typer.Option(help="How the log on standard error is written.")] = LogForm.text,
+        edge_file: EdgeFile = None,
+        log: Log = LogForm.text,
         quiet: Annotated[bool, typer.Option(help="Print no line for each sum that went up.")] = False,
         as_json: Annotated[
             bool, typer.Option("--json", help="Print one JSON object when it answers, and nothing else.")

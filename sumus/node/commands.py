@@ -11,7 +11,7 @@ import typer
 
 from sumus.device.commands import Lines, floor_of
 from sumus.errors import ExperimentError, UsageError
-from sumus.operations.commands import WithTls
+from sumus.operations.commands import Tls, WithTls
 from sumus.userfile import load, split, task_of
 
 
@@ -60,10 +60,7 @@ def register(app: typer.Typer) -> None:
                 help="File with the token of whoever may use it, made if it is not there; else SUMUS_NODE_TOKEN may hold it."
             ),
         ] = None,
-        tls: Annotated[
-            list[str] | None,
-            typer.Option(metavar="auto | CERT KEY", help="Make a certificate, or use this chain and its key (PEM)."),
-        ] = None,
+        tls: Tls = None,
         tls_name: Annotated[
             list[str] | None, typer.Option(help="Host name or address of this machine; several times for several.")
         ] = None,

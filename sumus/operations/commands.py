@@ -69,6 +69,27 @@ Database = Annotated[
 ]
 BlobsAt = Annotated[str | None, typer.Option("--blobs", help="Where models lie, if it is not in the folder.")]
 
+# ── options of whatever listens for devices ──────────────────────────────────────────────────────────────────────────
+
+Host = Annotated[str, typer.Option(help="Address for devices; 0.0.0.0 for all that this machine has.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any.")]
+AdminHost = Annotated[str, typer.Option(help="Address for the admin and for /metrics.")]
+AdminPort = Annotated[int, typer.Option(min=0, max=65535, help="Port for the admin, 0 for any.")]
+Tls = Annotated[
+    list[str] | None,
+    typer.Option(metavar="auto | CERT KEY", help="Make a certificate, or use this chain and its key (PEM)."),
+]
+Names = Annotated[
+    list[str] | None, typer.Option(help="Host name or address that devices use; several times for several.")
+]
+CalledBy = Annotated[str | None, typer.Option(help="What devices call it, where a proxy stands before it.")]
+Proxies = Annotated[str, typer.Option(help="Addresses of proxies that are believed about who asks, with commas.")]
+Memory = Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")]
+Tokens = Annotated[int, typer.Option(min=0, help="Make a link that so many devices may enrol with.")]
+TokenFile = Annotated[Path | None, typer.Option(help="Write that link to a file, and do not print it.")]
+EdgeFile = Annotated[Path | None, typer.Option(help="Where that link is written.")]
+Log = Annotated[LogForm, typer.Option(help="How the log on standard error is written.")]
+
 admin = typer.Typer(no_args_is_help=True, help="Look at a running server's models and devices, and change them.")
 
 
@@ -81,23 +102,14 @@ def register(app: typer.Typer, pack: Pack) -> None:
             list[str], typer.Argument(metavar="FILE.py[:NAME]|PLAN.sumus …", help="A file, or what `sumus pack` made.")
         ],
         data: Annotated[Path, typer.Option(help="Folder for all that the server keeps.")],
-        host: Annotated[
-            str, typer.Option(help="Address for devices; 0.0.0.0 for all that this machine has.")
-        ] = "127.0.0.1",
-        port: Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any.")] = 8080,
-        admin_host: Annotated[str, typer.Option(help="Address for the admin and for /metrics.")] = "127.0.0.1",
-        admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for the admin, 0 for any.")] = 8081,
-        tls: Annotated[
-            list[str] | None,
-            typer.Option(metavar="auto | CERT KEY", help="Make a certificate, or use this chain and its key (PEM)."),
-        ] = None,
-        name: Annotated[
-            list[str] | None, typer.Option(help="Host name or address that devices use; several times for several.")
-        ] = None,
-        url: Annotated[str | None, typer.Option(help="What devices call it, where a proxy stands before it.")] = None,
-        proxies: Annotated[
-            str, typer.Option(help="Addresses of proxies that are believed about who asks, with commas.")
-        ] = "127.0.0.1",
+        host: Host = "127.0.0.1",
+        port: Port = 8080,
+        admin_host: AdminHost = "127.0.0.1",
+        admin_port: AdminPort = 8081,
+        tls: Tls = None,
+        name: Names = None,
+        url: CalledBy = None,
+        proxies: Proxies = "127.0.0.1",
         insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it.")] = False,
         database: Database = None,
         keys: Annotated[Path | None, typer.Option(help="Folder for the key ring, better on another volume.")] = None,
@@ -106,13 +118,13 @@ def register(app: typer.Typer, pack: Pack) -> None:
         ] = None,
         population: Annotated[str, typer.Option(help="The population's name.")] = "default",
         quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 1_000_000,
-        memory: Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")] = 256,
-        tokens: Annotated[int, typer.Option(min=0, help="Make a link that so many devices may enrol with.")] = 0,
-        token_file: Annotated[Path | None, typer.Option(help="Write that link to a file, and do not print it.")] = None,
+        memory: Memory = 256,
+        tokens: Tokens = 0,
+        token_file: TokenFile = None,
         edges: Annotated[
             int, typer.Option(min=0, help="Make a link that so many edges may enrol with, in --edge-file.")
         ] = 0,
-        edge_file: Annotated[Path | None, typer.Option(help="Where that link is written.")] = None,
+        edge_file: EdgeFile = None,
         evaluate: Annotated[int | None, typer.Option(min=1, help="Let so many devices measure a model.")] = None,
         every: Annotated[int, typer.Option(min=1, help="Versions from one that is measured to the next.")] = 1,
         promote: Annotated[
@@ -132,7 +144,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
         ] = False,
         rounds: Annotated[int | None, typer.Option(min=1, help="Stop once every task has so many models.")] = None,
         seed: Annotated[int | None, typer.Option(help="Seed of a file's first model.")] = None,
-        log: Annotated[LogForm, typer.Option(help="How the log on standard error is written.")] = LogForm.text,
+        log: Log = LogForm.text,
         quiet: Annotated[bool, typer.Option(help="Print no line for each model.")] = False,
         as_json: Annotated[
             bool, typer.Option("--json", help="Print one JSON object when it answers, and nothing else.")
