@@ -83,6 +83,7 @@ def tree(
     folder: Path, size: int, devices: int, edges: int
 ) -> Generator[tuple[Job, Process, list[Process]], None, None]:
     """A server, and as many edges, with so many devices in all."""
+    folder.mkdir(exist_ok=True)
     job = Job(str(folder / "top"), None, (size,), devices, devices if not edges else 2, bits=BITS)
     each = devices // edges if edges else 0
     with ExitStack() as stack:
@@ -153,10 +154,9 @@ def memory(folder: Path, devices: int, uploads: int) -> list[str]:
         seconds = a_round(job, lambda number: edge.port, devices, uploads)
         over.set()
         looking.join()
-    sizes = [before, max(seen), seen[-1]]
     return [
         f"{devices} devices, {PARAMETERS:,} parameters, {uploads} uploads in flight",
-        " → ".join(three_digits(size / 1e6) for size in sizes[:1]) + " MB",
+        f"{three_digits(before / 1e6)} MB",
         f"**{three_digits(max(seen) / 1e6)}** MB",
         f"{seconds:.1f} s",
     ]
@@ -171,12 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/results.md")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="sumus-edges-") as scratch:
-        rows = [
-            traffic(Path(scratch) / f"{n}", args.devices, n)
-            for n in (0, args.edges)
-            if not _make(Path(scratch) / f"{n}")
-        ]
-        _make(Path(scratch) / "memory")
+        rows = [traffic(Path(scratch) / f"{n}", args.devices, n) for n in (0, args.edges)]
         needs = memory(Path(scratch) / "memory", args.members, 4)
     write_table(
         "edges-traffic",
@@ -192,10 +187,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         [needs],
         args.write,
     )
-
-
-def _make(folder: Path) -> None:
-    folder.mkdir()
 
 
 if __name__ == "__main__":

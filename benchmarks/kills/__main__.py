@@ -13,10 +13,9 @@ import argparse
 import random
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from sqlalchemy import create_engine, text
 from benchmarks.kills.audit import Found, Ledger, left_behind
 from benchmarks.kills.disk import Markers, found_on_disk, vectors_of
 from benchmarks.kills.edges import battered, branch
-from benchmarks.kills.fleet import Address, Book, Following, Scripted
+from benchmarks.kills.fleet import PEACE, Address, Book, Following, Scripted, let_go_on, while_they_work
 from benchmarks.kills.replicas import LEASE, REPLICAS, Crowd, crowd, harassed
 from benchmarks.kills.served import COHORT, TASK, Job, Life, bundle
 from sumus.aggregate import Update
@@ -37,8 +36,6 @@ from sumus.wire.messages import Assignment
 from tests.services import postgresql
 
 DEVICES = 12
-PATIENCE = 60.0
-"""Seconds for devices to come to an end once nothing is killed any more."""
 
 
 class Campaign:
@@ -99,36 +96,18 @@ class Campaign:
 
 
 def at_random(campaign: Campaign, kills: int, rng: random.Random) -> Found:
-    """Kills at any moment while devices work, then peace until every one of them is told what became of its last report."""
-    enough, over = threading.Event(), campaign.book.over
-    with ThreadPoolExecutor(len(campaign.devices)) as pool:
-        working = [pool.submit(device.run, enough.is_set) for device in campaign.devices]
-        try:
-            for _ in range(kills):
-                _let_go_on(campaign, rng)
-                campaign.life.kill()
-                campaign.read()
-                campaign.begin()
-            time.sleep(0.5)
-            enough.set()
-            wait(working, PATIENCE, FIRST_EXCEPTION)
-        finally:
-            enough.set()
-            over.set()
-    for one in working:
-        one.result()
-    if waiting := [device.number for device in campaign.devices if device.unsettled is not None]:
-        campaign.wrong.append(f"devices {waiting} were not told what became of their reports")
+    """Kills at any moment while devices work, then peace."""
+
+    def disturb() -> None:
+        for _ in range(kills):
+            let_go_on(campaign.book, rng)
+            campaign.life.kill()
+            campaign.read()
+            campaign.begin()
+        time.sleep(0.5)
+
+    campaign.wrong += while_they_work(campaign.devices, campaign.book, disturb)
     return campaign.end()
-
-
-def _let_go_on(campaign: Campaign, rng: random.Random) -> None:
-    """As long as it takes for a few more reports, or hardly at all; and a moment more."""
-    until = time.monotonic() + PATIENCE / 4
-    wanted = len(campaign.book.acknowledged) + rng.choice((0, 1, 3, 6))
-    while len(campaign.book.acknowledged) < wanted and time.monotonic() < until:
-        time.sleep(0.002)
-    time.sleep(0.1 * rng.random())
 
 
 class Steps:
@@ -161,7 +140,7 @@ class Steps:
         return passed
 
     def _asked(self, device: Scripted) -> Assignment:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + PEACE
         while time.monotonic() < until:
             answer = device.check_in(2.0)
             if answer is not None and answer.assignment is not None:
@@ -169,7 +148,7 @@ class Steps:
         raise TimeoutError(f"no work in round {self.round}")
 
     def _settle(self, device: Scripted) -> None:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + PEACE
         while device.unsettled is not None and not device.send():
             if time.monotonic() > until:
                 raise TimeoutError(f"a report of round {self.round} is not answered")

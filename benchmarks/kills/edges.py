@@ -5,22 +5,18 @@ sum came up too late, and says so.
 """
 
 import random
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.kills.audit import Found, Ledger, left_behind
-from benchmarks.kills.fleet import Address, Book, Following, Scripted
+from benchmarks.kills.fleet import PEACE, Address, Book, Following, Scripted, let_go_on, while_they_work
 from benchmarks.kills.served import TASK, Job, Life, bundle
 from sumus.protocol.round import State
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
-
-PATIENCE = 60.0
 
 
 class Branch:
@@ -84,7 +80,7 @@ class Branch:
 
     def end(self) -> Found:
         """The audit."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + PEACE
         while not self.arrived() and time.monotonic() < until:
             for device in self.devices:  # work whose answer was lost would be awaited for most of its time
                 device.decline()
@@ -127,26 +123,13 @@ def branch(lives: Sequence[Life], folder: Path, kind: str, devices: int) -> Iter
 
 
 def battered(going: Branch, hits: int, rng: random.Random) -> Found:
-    """Hits while devices work, then peace until every one of them is told what became of its last report."""
-    enough, over = threading.Event(), going.book.over
-    with ThreadPoolExecutor(len(going.devices)) as pool:
-        working = [pool.submit(device.run, enough.is_set) for device in going.devices]
-        try:
-            for _ in range(hits):
-                until = time.monotonic() + PATIENCE / 4
-                wanted = len(going.book.acknowledged) + rng.choice((0, 1, 3, 6))
-                while len(going.book.acknowledged) < wanted and time.monotonic() < until:
-                    time.sleep(0.002)
-                time.sleep(0.3 * rng.random())
-                going.hit(rng)
-            time.sleep(0.5)
-            enough.set()
-            wait(working, PATIENCE, FIRST_EXCEPTION)
-        finally:
-            enough.set()
-            over.set()
-    for one in working:
-        one.result()
-    if waiting := [device.number for device in going.devices if device.unsettled is not None]:
-        going.wrong.append(f"devices {waiting} were not told what became of their reports")
+    """Hits while devices work, then peace."""
+
+    def disturb() -> None:
+        for _ in range(hits):
+            let_go_on(going.book, rng, 0.3)
+            going.hit(rng)
+        time.sleep(0.5)
+
+    going.wrong += while_they_work(going.devices, going.book, disturb)
     return going.end()

@@ -5,8 +5,10 @@ What they have noted, and not what a server says, is what the audit counts by.
 
 import random
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +22,8 @@ from sumus.wire.messages import Assignment, CheckInAnswer, CheckInRequest, Previ
 from sumus.wire.reports import encode_report
 
 PATIENCE = 10.0
+PEACE = 60.0
+"""Seconds for devices to come to an end once nothing is killed any more."""
 
 
 @dataclass
@@ -257,3 +261,31 @@ class Scripted:
             except Refused as refused:
                 if not may_be_repeated(refused):
                     raise
+
+
+def while_they_work(devices: Sequence[Scripted], book: Book, disturb: Callable[[], object]) -> list[str]:
+    """Let devices work while they are disturbed, and then in peace, until each is told what became of its last report. What went
+    wrong in that."""
+    enough = threading.Event()
+    with ThreadPoolExecutor(len(devices)) as pool:
+        working = [pool.submit(device.run, enough.is_set) for device in devices]
+        try:
+            disturb()
+            enough.set()
+            wait(working, PEACE, FIRST_EXCEPTION)
+        finally:
+            enough.set()
+            book.over.set()
+    for one in working:
+        one.result()
+    waiting = [device.number for device in devices if device.unsettled is not None]
+    return [f"devices {waiting} were not told what became of their reports"] if waiting else []
+
+
+def let_go_on(book: Book, rng: random.Random, more: float = 0.1) -> None:
+    """Wait as long as it takes for a few more reports, or hardly at all; and a moment, of so many seconds at most."""
+    until = time.monotonic() + PEACE / 4
+    wanted = len(book.acknowledged) + rng.choice((0, 1, 3, 6))
+    while len(book.acknowledged) < wanted and time.monotonic() < until:
+        time.sleep(0.002)
+    time.sleep(more * rng.random())

@@ -8,17 +8,15 @@ the leader made the models before.
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sqlalchemy import create_engine, text
 
 from benchmarks.kills.audit import Found, Ledger, left_behind
-from benchmarks.kills.fleet import Address, Anywhere, Book, Scripted
+from benchmarks.kills.fleet import PEACE, Address, Anywhere, Book, Scripted, let_go_on, while_they_work
 from benchmarks.kills.served import COHORT, TASK, Job, Life, bundle
 from sumus.protocol.round import State
 from sumus.storage.blobs import DirectoryBlobs
@@ -27,7 +25,6 @@ from sumus.storage.sql import SqlStore
 REPLICAS = 3
 LEASE = 1.0
 """Seconds, so that a campaign need not wait long."""
-PATIENCE = 60.0
 _WITNESS = """
 CREATE TABLE written (place bigserial, version bigint, by text, holder text, fence bigint);
 CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -115,7 +112,7 @@ class Crowd:
         """Until somebody has taken the lease; how long that took is noted."""
         began = time.monotonic()
         while self.leads()[1] == fence:
-            if time.monotonic() - began > PATIENCE:
+            if time.monotonic() - began > PEACE:
                 raise TimeoutError("nobody has taken the lease")
             time.sleep(0.01)
         self.took.append(time.monotonic() - began)
@@ -145,7 +142,7 @@ class Crowd:
         self.wait_for_another(fence)
         self.signal(leader, signal.SIGCONT)
         self.woken += 1
-        until, wanted = time.monotonic() + PATIENCE / 4, len(self.book.acknowledged) + 8 * COHORT
+        until, wanted = time.monotonic() + PEACE / 4, len(self.book.acknowledged) + 8 * COHORT
         while len(self.book.acknowledged) < wanted and time.monotonic() < until:
             time.sleep(0.01)
 
@@ -160,7 +157,7 @@ class Crowd:
 
     def end(self) -> Found:
         """The audit, once whoever leads has done what there was to do."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + PEACE
         while (left := self.read()) or State.CLOSING in self.ledger.states.values():
             if time.monotonic() > until:
                 break
@@ -201,33 +198,14 @@ def crowd(
 
 
 def harassed(going: Crowd, hits: int, rng: random.Random) -> Found:
-    """Hits while devices work, the last of them a leader that wakes, then peace until every device is told what became of its
-    last report."""
-    enough, over = threading.Event(), going.book.over
-    with ThreadPoolExecutor(len(going.devices)) as pool:
-        working = [pool.submit(device.run, enough.is_set) for device in going.devices]
-        try:
-            for _ in range(hits):
-                _let_go_on(going, rng)
-                going.hit(rng)
-                going.read()
-            going.wake_a_leader()
-            enough.set()
-            wait(working, PATIENCE, FIRST_EXCEPTION)
-        finally:
-            enough.set()
-            over.set()
-    for one in working:
-        one.result()
-    if waiting := [device.number for device in going.devices if device.unsettled is not None]:
-        going.wrong.append(f"devices {waiting} were not told what became of their reports")
+    """Hits while devices work, the last of them a leader that wakes, then peace."""
+
+    def disturb() -> None:
+        for _ in range(hits):
+            let_go_on(going.book, rng)
+            going.hit(rng)
+            going.read()
+        going.wake_a_leader()
+
+    going.wrong += while_they_work(going.devices, going.book, disturb)
     return going.end()
-
-
-def _let_go_on(going: Crowd, rng: random.Random) -> None:
-    """As long as it takes for a few more reports."""
-    until = time.monotonic() + PATIENCE / 4
-    wanted = len(going.book.acknowledged) + rng.choice((0, 1, 3, 6))
-    while len(going.book.acknowledged) < wanted and time.monotonic() < until:
-        time.sleep(0.002)
-    time.sleep(0.1 * rng.random())
