@@ -23,7 +23,7 @@ from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
 from sumus.protocol.round import Later, Round, Session, State, outcome
 from sumus.server.runs import Run, any_seed
-from sumus.spec import build, canonical_json
+from sumus.spec import build
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
 from sumus.storage.store import Rows, Store
@@ -118,16 +118,20 @@ class Relay:
         self._next = min(left, default=math.inf)
         return True
 
-    def end(self, work: Assignment, session: str, reason: str = "other") -> None:
-        """No report will come of this. session: as rows name it."""
-        self.note_ended(work.task, work.kind, [session], reason)
-
     def note_ended(self, task: str, kind: Kind, sessions: Iterable[str], reason: str = "other") -> None:
-        """The same, of many."""
+        """No report will come of these."""
         said = reason if reason in REASONS else "other"
         self.ended |= {(task, kind, session): said for session in sessions}
         if self.ended:
             self.wake()
+
+
+class Purpose(msgspec.Struct, frozen=True):
+    """What a round of an edge's is for: work of the server above, as its first device got it; and when it must be over, by the
+    edge's clock, None for never."""
+
+    work: Assignment
+    ends: float | None
 
 
 class Waiting(NamedTuple):
@@ -153,24 +157,29 @@ class AdderRun(Run):
         self.kind = served.kind
         hop = cast(FirstHop, build(json.loads(served.hop)))
         super().__init__(served.task, Pacing(MOST), hop, store, ring, sums, any_seed, 1)
-        self.served, self.plan_body, self.most_together = served, served.plan, served.most
+        self.plan_body, self.most_together = served.plan, served.most
         self.sums_to_send: dict[int, Waiting] = {}
         self._relay, self._linger = relay, linger
-        self._work: tuple[int, Assignment] | None = None
+        self._purpose: tuple[int, Purpose] | None = None
         self._latest = 0.0
         self._recent: list[str] = []
         self._full = False
+        self.serve(served)
 
     # ── what the server asks of every run ────────────────────────────────────────────────────────────────────────────
 
     def recover(self, now: float, fence: int | None) -> None:
         self._relay.clear()
         self.sums_to_send.clear()
-        self._work, self._latest = None, now
+        self._purpose, self._latest = None, now
         super().recover(now, fence)
-        if (work := self._of(self.coordinator.current.number)) is not None:
-            self._keep(work.plan.sha256, work.broadcast.sha256)
+        if (purpose := self._of(self.coordinator.current.number)) is not None:
+            self._keep(purpose.work.plan.sha256, purpose.work.broadcast.sha256)
         self._pace(now)
+
+    def is_of(self, served: Served) -> bool:
+        """Whether reports are counted as they say now."""
+        return (self.served.hop, self.served.plan) == (served.hop, served.plan)
 
     def serve(self, served: Served) -> None:
         """The server above has said anew what this run is."""
@@ -200,24 +209,24 @@ class AdderRun(Run):
         if granted is not None and (granted.serial, granted.work.session) == (request.serial, request.session):
             return None if self._is_mine(granted) else NOT_NOW
         with self.store.transaction() as rows:
-            known, closing = rows.device(device), _newest(rows).state is State.CLOSING
+            known, newest = rows.device(device), _newest(rows)
             last = None if known is None else known.session
             row = None if last is None else rows.round(last.round)
         if last is not None and last.serial == request.serial:
             return None  # the same check-in again
-        here = last is not None and row is not None and not row.over
-        if closing or (here and last is not None and last.state == "counted"):
+        state = "" if last is None or row is None or row.over else last.state
+        if newest.state is State.CLOSING or state == "counted":
             return Later(ASKING, "closed")
-        if not (here and last is not None and last.state == "out") and not self._has_room():
+        if state != "out" and not self._has_room(newest):
             return Later(ASKING, "full")
         return self._relay.ask(device, request, now)
 
     def offer(self, session: Session, now: float) -> Assignment:
         self._relay.granted.pop(session.device, None)
-        work = self._of(session.round)
-        assert work is not None, "a session is given in a round that has work"
-        left = None if work.expires_in_s is None else max(0.0, self._ends(session.round) - now)
-        return msgspec.structs.replace(work, session=session.id.rpartition("/")[2], expires_in_s=left)
+        purpose = self._of(session.round)
+        assert purpose is not None, "a session is given in a round that has work"
+        left = None if purpose.ends is None else max(0.0, purpose.ends - now)
+        return msgspec.structs.replace(purpose.work, session=session.id.rpartition("/")[2], expires_in_s=left)
 
     def conclude(self, number: int, now: float) -> None:
         """Keep the sum for the uplink; the round stays as it is until the server above has answered."""
@@ -251,7 +260,7 @@ class AdderRun(Run):
             self._relay.granted[device] = Granted(work, request.serial, now, replaces)
             self._latest, self._full = now, False
         else:  # it is of another round than the one that is open here
-            self._relay.end(work, f"{device}/{work.session}")
+            self._relay.note_ended(self.task, self.kind, [f"{device}/{work.session}"])
         self._pace(now)
 
     def send_away(self, reason: str, now: float) -> None:
@@ -279,9 +288,8 @@ class AdderRun(Run):
 
     # ── of a round ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _has_room(self) -> bool:
+    def _has_room(self, row: Round) -> bool:
         """Whether the sum of the round that is open can hold one report more."""
-        row = self.coordinator.current
         return row.given - row.dropped + self._waiting() < self.most_together
 
     def _fits(self, work: Assignment, now: float, replaces: bool) -> bool:
@@ -295,8 +303,8 @@ class AdderRun(Run):
         if (mine := self._of(row.number)) is None:
             self._note(row.number, work, now)
             return True
-        if _same(mine, work):
-            return replaces or self._has_room()
+        if _same(mine.work, work):
+            return replaces or self._has_room(row)
         self._end(now)
         return self.coordinator.current.state is State.PLANNED and self._fits(work, now, False)
 
@@ -316,7 +324,7 @@ class AdderRun(Run):
         granted = self._relay.granted
         for device in [device for device, each in granted.items() if self._is_mine(each) and which(each)]:
             gone = granted.pop(device)
-            self._relay.end(gone.work, f"{device}/{gone.work.session}")
+            self._relay.note_ended(self.task, self.kind, [f"{device}/{gone.work.session}"])
             if gone.replaces:  # the server above has forgotten it
                 self.carry_out(self.coordinator.drop([gone.replaces], "forgotten", now), now)
 
@@ -330,41 +338,33 @@ class AdderRun(Run):
     def _pace(self, now: float) -> None:
         """The pacing of the round that is open: whether more devices may come into it, and its end."""
         row = self.coordinator.current
-        if row.state is not State.OPEN or self._of(row.number) is None:
+        purpose = self._of(row.number)
+        if row.state is not State.OPEN or purpose is None:
             return
         expected = row.given + self._waiting()
         most = min(self.most_together, self.coordinator.population or MOST)
         lingers = not self._full and now - self._latest < self._linger and expected - row.dropped < most
         cohort = max(1, expected + (1 if lingers or not expected else 0))
-        ends = self._ends(row.number)
-        deadline = None if ends == float("inf") else max(1e-3, ends - row.since)
+        deadline = None if purpose.ends is None else max(1e-3, purpose.ends - row.since)
         self.coordinator.pacing = replace(self.coordinator.pacing, cohort=cohort, deadline=deadline)
 
     def _note(self, number: int, work: Assignment, now: float) -> None:
         """Write down what a round of ours is for, and when it ends."""
-        left = float("inf") if work.expires_in_s is None else work.expires_in_s * (1 - MARGIN)
-        note = {"work": json.loads(msgspec.json.encode(work)), "ends": None if left == float("inf") else now + left}
+        ends = None if work.expires_in_s is None else now + work.expires_in_s * (1 - MARGIN)
         with self.store.transaction() as rows:
-            rows.put_note(number, "work", canonical_json(note).encode())
-        self._work = None
+            rows.put_note(number, "work", msgspec.json.encode(Purpose(work, ends)))
+        self._purpose = None
         self._keep(work.plan.sha256, work.broadcast.sha256)
 
-    def _of(self, number: int) -> Assignment | None:
-        """The work that a round is for; None where it has none yet."""
-        if self._work is None or self._work[0] != number:
+    def _of(self, number: int) -> Purpose | None:
+        """What a round is for; None where it has no work yet."""
+        if self._purpose is None or self._purpose[0] != number:
             with self.store.transaction() as rows:
                 note = rows.note(number, "work")
             if note is None:
                 return None
-            self._work = number, msgspec.convert(json.loads(note)["work"], Assignment)
-        return self._work[1]
-
-    def _ends(self, number: int) -> float:
-        """When it must be over."""
-        with self.store.transaction() as rows:
-            note = rows.note(number, "work")
-        ends = None if note is None else json.loads(note)["ends"]
-        return float("inf") if ends is None else float(ends)
+            self._purpose = number, msgspec.json.decode(note, type=Purpose)
+        return self._purpose[1]
 
 
 def _newest(rows: Rows) -> Round:

@@ -103,35 +103,20 @@ def open_edge(
 
         def take_up(runs: Sequence[Served], now: float) -> None:
             """On the deciding thread."""
-            known = {
-                (run.task, run.kind): run for task in server.tasks for run in task.runs if isinstance(run, AdderRun)
-            }
             for name in dict.fromkeys(served.task for served in runs):
                 mine = [served for served in runs if served.task == name]
-                here = [known.get((name, served.kind)) for served in mine]
-                if all(run is not None and run.served.hop == served.hop and run.plan_body == served.plan
-                       for run, served in zip(here, mine, strict=True)):  # fmt: skip
+                here = [run for run in (server.run(name, served.kind) for served in mine) if isinstance(run, AdderRun)]
+                if len(here) == len(mine) and all(map(AdderRun.is_of, here, mine)):
                     for run, served in zip(here, mine, strict=True):
-                        if run is not None:
-                            run.serve(served)
+                        run.serve(served)
                     continue
-                for run in here:
-                    if run is not None:  # its reports were by another plan
-                        run.end_all(now)
-                new = [
-                    AdderRun(
-                        served,
-                        relay,
-                        kept.store(f"{name}.{served.kind}"),
-                        kept.ring,
-                        kept.sums(f"{name}.{served.kind}"),
-                        linger,
-                    )
-                    for served in mine
-                ]
+                for run in here:  # its reports were by another plan
+                    run.end_all(now)
+                new = (adder(f"{name}.{served.kind}", served) for served in mine)
                 server.take_up(ServedTask(name, tuple(new), mine[0].fingerprint, mine[0].keeps_state), now)
-                for run, served in zip(new, mine, strict=True):
-                    run.serve(served)
+
+        def adder(run: str, served: Served) -> AdderRun:
+            return AdderRun(served, relay, kept.store(run), kept.ring, kept.sums(run), linger)
 
         uplink = Uplink(requests, server, kept.blobs, kept.store("uplink"), relay, take_up, say or quiet)
         room = Room(conduct.memory)
