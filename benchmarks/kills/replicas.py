@@ -48,8 +48,9 @@ WHERE by <> holder OR fence < highest
 
 
 class Crowd:
-    """Replicas and devices. folder: for all of their data.  database: a PostgreSQL's URL.  took: seconds from a leader's end to
-    the next one's lease.  woken: leaders that were stopped, and went on when another led."""
+    """Replicas and devices. folder: for all of their data.  database: a PostgreSQL's URL.  planted: a bug, which it goes on to
+    look for until one has written that did not lead.  took: seconds from a leader's end to the next one's lease.  woken: leaders
+    that were stopped, and went on when another led."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class Crowd:
         self.took, self.woken, self.kills, self.wrong = list[float](), 0, 0, list[str]()
         self.addresses = [Address() for _ in lives]
         self._engine = create_engine(database, isolation_level="AUTOCOMMIT")
-        self._blobs, self._stopped = folder / "blobs", set[int]()
+        self._blobs, self._stopped, self._control = folder / "blobs", set[int](), bool(planted)
         self._jobs = list[Job]()
         for number in range(len(lives)):
             data = folder / f"r{number}"
@@ -145,6 +146,14 @@ class Crowd:
         until, wanted = time.monotonic() + PEACE / 4, len(self.book.acknowledged) + 8 * COHORT
         while len(self.book.acknowledged) < wanted and time.monotonic() < until:
             time.sleep(0.01)
+        until = time.monotonic() + PEACE
+        while self._control and not self.stale() and time.monotonic() < until:  # it writes by chance
+            time.sleep(0.1)
+
+    def stale(self) -> int:
+        """How many models a server wrote that did not lead."""
+        with self._engine.connect() as connection:
+            return connection.execute(text(_STALE)).scalar_one()
 
     def read(self) -> list[str]:
         """Read the rows; what should not be among them once all is over."""
@@ -168,9 +177,8 @@ class Crowd:
         found.wrong += self.wrong + left
         if failed := self.book.answers.get("failed"):
             found.wrong.append(f"{failed} requests met a defect of a server")
-        with self._engine.connect() as connection:
-            if stale := connection.execute(text(_STALE)).scalar_one():
-                found.wrong.append(f"{stale} models were written by a server that did not lead")
+        if stale := self.stale():
+            found.wrong.append(f"{stale} models were written by a server that did not lead")
         return found
 
     def close(self) -> None:
