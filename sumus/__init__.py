@@ -55,6 +55,7 @@ _PUBLIC = {
     # who takes part, and what runs?
     "Pacing": "sumus.pacing",
     "Plan": "sumus.plan",
+    "Edges": "sumus.site",
     "Bundle": "sumus.wire.bundle",
     "Experiment": "sumus.experiment",
     "Conditions": "sumus.pacing",

@@ -15,6 +15,8 @@ A round, wherever it runs (`…` stands for what the docstrings name):
                 state    = algorithm.step(combined, state)       the next broadcast
                 model    = algorithm.release(state)              the next model
 
+An edge with rounds of its own combines too, and sends a sum of what its model has moved by: sumus/site.py.
+
 *Who takes part, and when* is `Pacing`; it belongs to the round and not to the algorithm. Shared leaves without a gradient
 (running statistics) go beside all this as a part of their own, `buffers`: averaged, never transformed or optimized.
 """
@@ -25,7 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sumus.aggregate import BUFFERS, Aggregate, Aggregator, Part, Update, over, times
-from sumus.errors import DivergedError, ParticipantError, PlanError, UsageError, expect
+from sumus.errors import BeyondBoundError, DivergedError, ParticipantError, PlanError, UsageError, expect
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.optimizers import ServerOptimizer, ServerState
@@ -158,6 +160,31 @@ class Algorithm:
         totals = {part: times(tree, int(weights[part])) for part, tree in chosen.items()}
         return self._divided(totals, weights, len(alone), task, population)
 
+    def as_sum(
+        self,
+        moved: Mapping[str, Tree],
+        weights: Mapping[str, int],
+        count: int,
+        metrics: Tree,
+        task: Description,
+        sums: FixedPoint,
+        seed: bytes,
+    ) -> Aggregate:
+        """The sum that `combine` makes these of, up to its rounding: what a site sends.
+
+        moved: float64 trees by part.  weights: each part's.  count: contributors.  metrics: as integers.
+        Raises BeyondBoundError where it is beyond what so many reports can add up to; integer codes end there instead.
+        """
+        hop, context = self.first_hop(task, sums), Context(task.trained_layout, seed)
+        summed: dict[str, Tree] = {}
+        for part in self.parts(task):
+            values = times(moved[part.name], part.divisor(weights[part.name], count, 0))
+            lifted = self.update.lift(values, context) if part.in_chain else values
+            coded = part.in_chain and self.update.code_bits is not None
+            summed[part.name] = _whole(part, lifted, 0 if coded else sums.bits(part), hop.largest(part, count), coded)
+        whole = {name: np.array(weight, np.int64) for name, weight in weights.items()}
+        return Aggregate(summed, whole, np.array(count, np.int64), metrics)
+
     def step(self, combined: Mapping[str, Tree], state: ServerState) -> ServerState:
         """The server optimizer's step, and the buffers' average; where nothing was combined, the state stays."""
         if not combined:
@@ -238,6 +265,17 @@ def _check_layout(tree: Tree, expected: Layout, what: Callable[[], str]) -> None
     found = {name: getattr(leaf, "shape", None) for name, leaf in tree.items()}
     if found != {name: tuple(shape) for name, shape in expected.items()}:
         raise UsageError(f"{what()} {found}, and its layout says {dict(expected)}: mend the transform, or its layout")
+
+
+def _whole(part: Part, values: Tree, bits: int, largest: int, ends: bool) -> Tree:
+    """Values as integers over 2^bits, at most so large: what is larger ends there, or is refused."""
+    scaled = tree_map(lambda leaf: np.rint(np.ldexp(leaf, bits)), values)
+    for name, leaf in scaled.items():
+        if not ends and leaf.size and not max(-float(leaf.min()), float(leaf.max())) <= largest:
+            raise BeyondBoundError(
+                None, f"`{part.name}[{name}]` has moved further than so many reports of this plan can move it"
+            )
+    return tree_map(lambda leaf: np.clip(leaf, -largest, largest).astype(np.int64), scaled)
 
 
 def _forms(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:

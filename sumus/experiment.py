@@ -1,6 +1,6 @@
 """What the simulator runs: a plan, people to run it on, and what to look at on the way."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,8 @@ class Experiment:
     population: client id → examples, read only when the client is picked.
     rounds: how many. seed: of everything random; two runs with one seed give one model, bit for bit.
     fleet: what the devices are like; by default all of them finish, and every report arrives.
+    sites: the edge that each client reports through: a function of a client's id; or how many there are, each with as many
+        clients, in the population's order. What edges do is the plan's to say. By default there are none.
     """
 
     plan: Plan
@@ -63,6 +65,7 @@ class Experiment:
     evaluate: Evaluate = Evaluate()
     seed: int = 0
     fleet: Fleet = PERFECT
+    sites: int | Callable[[Any], Hashable] = 0
 
     def __post_init__(self) -> None:
         expect(self.plan, Plan, "plan=")
@@ -78,6 +81,17 @@ class Experiment:
             raise ExperimentError(f"rounds={self.rounds}: an experiment needs at least one round")
         if not len(self.population):
             raise ExperimentError("the population is empty: give at least one client")
+        if not callable(self.sites):
+            expect(self.sites, int, "sites=")
+            if not 0 <= self.sites <= len(self.population):
+                raise ExperimentError(
+                    f"sites={self.sites}: give from 1 to {len(self.population)}, as many as there are clients, or a function "
+                    "of a client's id"
+                )
+        if self.plan.edges.rounds > 1 and not self.sites:
+            raise ExperimentError(
+                f"the plan lets edges do {self.plan.edges.rounds} rounds of their own, and there are none: give sites= (--sites)"
+            )
         if self.plan.pacing.cohort > len(self.population):
             raise ExperimentError(
                 f"a cohort of {self.plan.pacing.cohort} is larger than the population of {len(self.population)}: "

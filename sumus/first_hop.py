@@ -10,6 +10,7 @@ which nothing a device says is believed: names, shapes, dtypes and magnitudes mu
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -76,6 +77,16 @@ class FirstHop:
             return count * weight * (2 ** (self.code_bits - 1) - 1)
         bound = self.sums.bound if part.bound is None else part.bound
         return count * math.ceil(weight * bound * 2.0 ** self.sums.bits(part))
+
+    def sum_dtype(self, part: Part, count: int) -> np.dtype[np.signedinteger[Any]]:
+        """The narrowest integers that hold every sum of so many updates in a part's leaves."""
+        largest = self.largest(part, count)
+        return next(dtype for dtype in map(np.dtype, ("i1", "i2", "i4", "i8")) if largest <= np.iinfo(dtype).max)
+
+    def sum_nbytes(self, count: int) -> int:
+        """Bytes of the leaves of a sum of so many updates."""
+        sizes = [sum(math.prod(shape) for _, shape in leaves) for leaves in self.layouts]
+        return sum(self.sum_dtype(part, count).itemsize * size for part, size in zip(self.parts, sizes, strict=True))
 
     def check_sum(self, total: Aggregate, sender: object, count: int) -> None:
         """Refuse what cannot be a sum of so many updates of this plan."""

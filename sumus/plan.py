@@ -21,6 +21,7 @@ from sumus.errors import PlanError, expect
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.pacing import Pacing
+from sumus.site import Edges
 from sumus.spec import call_with, canonical_json, is_custom, to_json
 from sumus.task import Data, Description, Task, description_of
 from sumus.tree import nbytes
@@ -28,6 +29,7 @@ from sumus.types import Json
 
 FORMAT = 1
 _MAX_JSON = 16 * 2**20
+ADDING = Edges()
 FITTED = FixedPoint(0, 1.0, 1, 1)
 """Stands for sums as fine as the overflow rule allows for all whom the plan's pacing chooses."""
 
@@ -40,6 +42,7 @@ class Plan:
     min_contributors: a deployed server publishes no model and no metric of fewer people. The simulator does not ask.
     sums: the integers of the first hop; by default as fine as the overflow rule allows for all who are chosen: an edge's sum may
         go beyond the cohort.
+    edges: what devices' edges do, where they report through some.
     """
 
     task: Task | Description
@@ -47,11 +50,13 @@ class Plan:
     pacing: Pacing
     min_contributors: int = 10
     sums: FixedPoint = FITTED
+    edges: Edges = ADDING
 
     def __post_init__(self) -> None:
         expect(self.task, (Task, Description), "task=")
         expect(self.algorithm, Algorithm, "algorithm=")
         expect(self.pacing, Pacing, "pacing=")
+        expect(self.edges, Edges, "edges=")
         if self.sums is FITTED:
             cap, parts = self.algorithm.update.weight_cap, self.algorithm.aggregator.parts
             if cap is not None:  # it multiplied on the device what goes through the chain, and buffers do not
@@ -113,6 +118,7 @@ class Plan:
                 "pacing": to_json(self.pacing),
                 "min_contributors": to_json(self.min_contributors),
                 "sums": to_json(self.sums),
+                "edges": to_json(self.edges),
             }
         )
 
@@ -265,6 +271,71 @@ def _undeclared_data(plan: Plan) -> str | None:
     return None
 
 
+def _site_parts(plan: Plan) -> str | None:
+    algorithm = plan.algorithm
+    if plan.edges.rounds == 1:
+        return None
+    sent, down = [part.name for part in algorithm.aggregator.parts], algorithm.client.receives
+    if sent != ["params"] or tuple(down) != ("params",):
+        return (
+            f"a site sends what its model has moved by, and this algorithm sends {sorted(sent)} and broadcasts {sorted(down)}: "
+            "let edges add, with Edges(rounds=1), or use fedavg, fedprox or a server optimizer of params"
+        )
+    if not isinstance(denominator := algorithm.aggregator.parts[0].denominator, str) or denominator == "population":
+        return (
+            f"params are divided by {denominator!r}, whoever takes part, and a site has its own people: divide by weight or "
+            "count, or let edges add, with Edges(rounds=1)"
+        )
+    return None
+
+
+def _site_sum(plan: Plan) -> str | None:
+    aggregator = plan.algorithm.aggregator
+    if plan.edges.rounds > 1 and (aggregator.needs_each_update or aggregator.one_by_one):
+        return f"{aggregator!r} works on no sum, and a site sends one: use mean, or Edges(rounds=1)"
+    return None
+
+
+def _site_state(plan: Plan) -> str | None:
+    if plan.edges.rounds > 1 and plan.keeps_state:
+        return (
+            "clients keep a state from round to round of the server, and a site has rounds of its own: let edges add, with "
+            "Edges(rounds=1), or use an algorithm without client state and no personal leaves"
+        )
+    return None
+
+
+def _site_buffer(plan: Plan) -> str | None:
+    if plan.edges.rounds > 1 and plan.pacing.buffered:
+        return (
+            "a site's rounds are of one model of the server, and with concurrency= devices work on several: use synchronous "
+            "rounds, or Edges(rounds=1)"
+        )
+    return None
+
+
+def _site_lifts(plan: Plan) -> str | None:
+    if plan.edges.rounds > 1 and not plan.algorithm.update.lifts:
+        stage = next(stage for stage in plan.algorithm.update.links if not stage.lifts)
+        return f"{stage!r} can be inverted and not lifted, as a site's sum must be: give its Transform a lift="
+    return None
+
+
+def _noise_at_sites(plan: Plan) -> str | None:
+    if plan.edges.rounds > 1 and plan.edges.noise_at == "edges":
+        return (
+            "noise of sites, each round of theirs, is composed by no privacy ledger of this sumus: take noise_at='top', or "
+            "Edges(rounds=1)"
+        )
+    return None
+
+
+def _noise_at_edges(plan: Plan) -> str | None:
+    if plan.edges.noise_at == "edges":
+        return "no edge of this sumus adds noise, and no ledger composes it: take noise_at='top', which is shown and adds none yet"
+    return None
+
+
 RULES: tuple[Rule, ...] = (
     Rule("sum-count", "anywhere", _sums_too_few),
     Rule("chain-unused", "anywhere", _chain_unused),
@@ -274,6 +345,13 @@ RULES: tuple[Rule, ...] = (
     Rule("weight-first", "anywhere", _weight_first),
     Rule("weight-twice", "anywhere", _weight_twice),
     Rule("part-fits", "anywhere", _part_fits),
+    Rule("site-parts", "anywhere", _site_parts),
+    Rule("site-sum", "anywhere", _site_sum),
+    Rule("site-state", "anywhere", _site_state),
+    Rule("site-buffer", "anywhere", _site_buffer),
+    Rule("site-lifts", "anywhere", _site_lifts),
+    Rule("noise-at-sites", "anywhere", _noise_at_sites),
+    Rule("noise-at-edges", "deployed", _noise_at_edges),
     Rule("needs-each-update", "deployed", _needs_each),
     Rule("one-by-one", "deployed", _one_by_one),
     Rule("min-contributors", "deployed", _too_few_people),

@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "tree"),
     ("rng", "spec"),
     ("metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "optimizers", "pacing",
-     "update", "robust", "algorithm", "plan", "evaluation", "fleet", "experiment", "preparation"),
+     "update", "robust", "algorithm", "site", "plan", "evaluation", "fleet", "experiment", "preparation"),
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
     ("training",),

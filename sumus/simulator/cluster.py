@@ -54,10 +54,12 @@ class Cluster:
             self.close()
             raise
 
-    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], sums: Sums) -> Iterator[Result]:
+    def train(
+        self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
+    ) -> Iterator[Result]:
         """Deal groups to the actors, one ahead; then let them add up what they have."""
         waiting, owed = iter(groups), dict[Any, Any]()
-        sent = self._ray.put(dumps(broadcast))
+        sent = self._ray.put(dumps((public, broadcast)))
         self._told([actor.begin.remote(number, sent) for actor in self._actors])
         for actor in self._actors * AHEAD:
             self._deal(actor, waiting, owed)
@@ -161,13 +163,14 @@ class _Actor:
         return self._trainer.proof(step=False)
 
     @_answering
-    def begin(self, number: int, broadcast: bytes) -> None:
-        self._number, self._broadcast = number, pickle.loads(broadcast)
+    def begin(self, number: int, sent: bytes) -> None:
+        self._number, (self._public, self._broadcast) = number, pickle.loads(sent)
         self._sums = Sums()
 
     @_answering
     def train(self, group: bytes) -> list[Result]:
-        return list(self._trainer.train(self._number, self._broadcast, [pickle.loads(group)], self._sums))
+        groups = [pickle.loads(group)]
+        return list(self._trainer.train(self._number, self._public, self._broadcast, groups, self._sums))
 
     @_answering
     def sizes(self, clients: bytes) -> list[int]:

@@ -22,9 +22,10 @@ class RoundRecord:
     """One round. clients, examples: whose report was counted. dropped: clients whose report was not. loss: of local
     training, averaged over its examples; NaN where nobody was counted. metrics: see `Evaluate`; empty where the round was
     not evaluated. evaluations: all sources, by name. spreads: metrics over clients, by source. bytes_up, bytes_down: of all
-    clients together. epsilon: what privacy cost so far, None without privacy. seconds: this round's wall time. at: the simulated
-    seconds at its end. staleness: reports by how many versions they were late. reasons: of work that ended in its
-    time without being counted, also of rounds before."""
+    clients together. bytes_above: of the leaves of the sums that edges send up, 0 where there are none. epsilon: what privacy
+    cost so far, None without privacy. seconds: this round's wall time. at: the simulated seconds at its end. staleness: reports
+    by how many versions they were late. reasons: of work that ended in its time without being counted, also of rounds
+    before."""
 
     round: int
     clients: int
@@ -35,6 +36,7 @@ class RoundRecord:
     bytes_down: int
     seconds: float
     dropped: int = 0
+    bytes_above: int = 0
     epsilon: float | None = None
     at: float = 0.0
     staleness: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -78,6 +80,15 @@ class Tally:
         self.loss += loss[0]
         self.seen += loss[1]
         self.staleness[late] = self.staleness.get(late, 0) + 1
+
+    def add(self, other: "Tally") -> None:
+        """What another one counted."""
+        self.clients += other.clients
+        self.examples += other.examples
+        self.loss += other.loss
+        self.seen += other.seen
+        for late, count in other.staleness.items():
+            self.staleness[late] = self.staleness.get(late, 0) + count
 
     def copy(self) -> "Tally":
         """Another one like it."""

@@ -2,7 +2,7 @@
 
     trainer = Trainer(setting, program)
     sums = Sums()
-    for result in trainer.train(number, broadcast, groups, sums): ...
+    for result in trainer.train(number, public, broadcast, groups, sums): ...
 
 It is the same in the simulator's own process, in a process beside it and on a cluster. Sums are integers, and everything random
 is keyed by seed, round and client: who trains whom, where and in which order changes nothing.
@@ -35,7 +35,7 @@ ELSEWHERE = "another process computes something else: are there settings that on
 class Errand:
     """One client's work in a round, whose report is counted.
 
-    state: what it kept from earlier rounds.  again: how often it had work on this model before.  most_steps: that it has time
+    state: what it kept from earlier rounds.  again: how often it had work in this round before.  most_steps: that it has time
     for.  into: the number of the sum that its report goes into.  staleness: of the report, in versions.
     """
 
@@ -112,9 +112,12 @@ class CannotTravel(Exception):
 class Crew(Protocol):
     """Where the clients of a round are trained: in one process or in many, with the same results."""
 
-    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], sums: Sums) -> Iterator[Result]:
+    def train(
+        self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
+    ) -> Iterator[Result]:
         """Train clients on the model of round `number`, from 0. `sums` are whole when the iterator ends.
 
+        public: what all who report share (`public_seed`).
         groups: taken one by one, as there is room for them; no client is in them twice. Results come in any order.
         Raises what a client's training raises, in the same words wherever it was.
         """
@@ -143,14 +146,15 @@ class Trainer:
         self._setting = setting
         self._hop = setting.plan.first_hop
 
-    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], sums: Sums) -> Iterator[Result]:
+    def train(
+        self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
+    ) -> Iterator[Result]:
         """Train clients; a group is one call of the executor, and where groups do not matter to it, all of them are."""
         errands: dict[Any, Errand] = {}
         runs = groups if self.executor.needs_sizes else (chain.from_iterable(groups),)
         trained = chain.from_iterable(
             self.executor.run(broadcast, number, self._assignments(number, run, errands)) for run in runs
         )
-        public = public_seed(self._setting.plan, self._setting.seed, number)
         for one in self._setting.population.sent(trained):
             errand = errands.pop(one.client)
             yield self._counted(one, number, public, errand, sums[errand.into])

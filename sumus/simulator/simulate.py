@@ -1,6 +1,6 @@
 """The simulator's two entrances: an experiment, or what it takes to make one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,12 +8,13 @@ from sumus.algorithm import Algorithm
 from sumus.experiment import Evaluate, Examples, Experiment
 from sumus.fleet import PERFECT, Fleet
 from sumus.pacing import Pacing
-from sumus.plan import Plan
+from sumus.plan import ADDING, Plan
 from sumus.simulator.choice import Choice
 from sumus.simulator.crew import check_workers
 from sumus.simulator.history import History
 from sumus.simulator.progress import Progress, progress_of
 from sumus.simulator.simulation import Simulation
+from sumus.site import Edges
 from sumus.storage.client_states import ClientStates, DirectoryClientStates, MemoryClientStates
 from sumus.task import Task
 from sumus.training.program import one_thread, seeded
@@ -28,17 +29,20 @@ def simulate(
     evaluate: Evaluate | None = None,
     seed: int = 0,
     fleet: Fleet = PERFECT,
+    sites: int | Callable[[Any], Hashable] = 0,
+    edges: Edges = ADDING,
     **options: Any,
 ) -> History:
     """Train `task` by `algorithm` on `population`. `options` are those of `run`.
 
-    Without `pacing`, every client takes part in every round, up to 100 of them.
+    Without `pacing`, every client takes part in every round, up to 100 of them. sites, edges: the edges that clients report
+    through (`Experiment`), and what these do (`Plan`).
     """
     pacing = pacing or Pacing(cohort=max(1, min(len(population), 100)))
     least = max(2, min(10, pacing.cohort)) if options.get("through") == "wire" else 10  # a server asks for it
     with seeded(seed):  # it may make the model
-        plan = Plan(task, algorithm, pacing, least)
-    return run(Experiment(plan, population, rounds, evaluate or Evaluate(), seed, fleet), **options)
+        plan = Plan(task, algorithm, pacing, least, edges=edges)
+    return run(Experiment(plan, population, rounds, evaluate or Evaluate(), seed, fleet, sites), **options)
 
 
 def run(

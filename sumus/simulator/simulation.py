@@ -7,7 +7,8 @@ for each round:   who is in its sum, and when (`timeline`) → train all whose r
 import functools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -33,13 +34,14 @@ from sumus.simulator.recall import recall_of_this_user
 from sumus.simulator.share import Crew, Errand, Group, Result, Setting, Sums, Trainer, public_seed
 from sumus.simulator.timeline import Counted, Played, Timeline, Work
 from sumus.simulator.traces import devices_of, trace_digest
+from sumus.site import Site
 from sumus.spec import canonical_json, to_json
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
 from sumus.training.executor import Assignment
 from sumus.training.program import Program
 from sumus.tree import nbytes, sha256
-from sumus.types import Tree
+from sumus.types import Broadcast, Tree
 from sumus.work import ClientState
 
 
@@ -48,6 +50,11 @@ def _waves(counted: Sequence[Counted]) -> Iterator[list[Counted]]:
     for again in range(1 + max((one.again for one in counted), default=0)):
         if wave := [one for one in counted if one.again == again]:
             yield wave
+
+
+def _part_of(most_steps: int | None, rounds: int) -> int | None:
+    """What a client has time for in each of so many rounds."""
+    return None if most_steps is None else -(-most_steps // rounds)
 
 
 def _writable(out: Path | None) -> Path | None:
@@ -96,6 +103,8 @@ class Simulation:
             "population": self.population.described,
             "fleet": canonical_json(to_json(replace(experiment.fleet, trace=None))) + trace_digest(experiment.fleet),
         }
+        if experiment.sites:
+            identity["sites"] = key(*(str(self._site(at)) for at in range(len(self.population)))).hex()
         self.at = Checkpoint(identity, self.plan.algorithm.start(self.program.initial_shared, self.task))
         self.timeline = self._timeline()
         self.evaluation = Evaluation(experiment.evaluate, self.population, self.program, experiment.seed)
@@ -215,12 +224,13 @@ class Simulation:
         def mean() -> float:
             return sum(map(examples, range(len(population)))) / len(population)
 
+        rounds = self.plan.edges.rounds  # a site's devices have that many times the work
         up, down = self.plan.first_hop.nbytes, self._broadcast_bytes(self.at.state)
         work = Work(
-            lambda position: self.plan.algorithm.client.step_count(examples(position)),
+            lambda position: self.plan.algorithm.client.step_count(examples(position)) * rounds,
             lambda position: examples(position) / mean(),
-            down,
-            up,
+            down * rounds,
+            up * rounds,
         )
         devices = devices_of(experiment.fleet, len(population), generator(experiment.seed, "devices"))
         pacing, least = self.plan.pacing, self.plan.algorithm.aggregator.least
@@ -286,6 +296,7 @@ class Simulation:
             metrics=next(iter(evaluations.values()), {} if self.evaluation.wanted else {"loss": loss}),
             bytes_up=played.bytes_up,
             bytes_down=played.bytes_down,
+            bytes_above=self._bytes_above(counted),
             seconds=time.perf_counter() - began,
             at=played.ended,
             staleness=dict(sorted(tally.staleness.items())),
@@ -316,15 +327,11 @@ class Simulation:
         algorithm, people = self.plan.algorithm, len(self.population)
         public = public_seed(self.plan, self.experiment.seed, number)
         alone = list[Aggregate]()
-        for wave in _waves(counted):
-            results = self._trained(wave, number, state, sums)
-            for one in wave:  # in the order in which they were accepted, whoever was trained first
-                result = results[self.population.pick(one.position)]
-                settled[str(result.client)] = result.became == "counted"
-                if result.became == "counted":
-                    tally = tallies.setdefault(one.into, Tally())
-                    tally.count(result.examples, result.metrics["loss"], one.staleness)
-                    alone += [result.alone] if result.alone is not None else []
+        if self.plan.edges.rounds > 1:
+            self._through_sites(counted, number, public, state.broadcast, sums, tallies, settled)
+        else:
+            for wave in _waves(counted):
+                alone += self._reported(wave, number, public, state.broadcast, sums, tallies, settled)
         if algorithm.aggregator.needs_each_update:
             combined = algorithm.combine_each(alone, self.task, self.plan.sums, public, people)
         else:
@@ -335,10 +342,78 @@ class Simulation:
             settled.update(dict.fromkeys(here & settled.keys(), False))
         return algorithm.step(combined, state)
 
-    def _trained(self, wave: Sequence[Counted], number: int, state: ServerState, sums: Sums) -> dict[Any, Result]:
+    def _through_sites(
+        self,
+        counted: Sequence[Counted],
+        number: int,
+        public: bytes,
+        broadcast: Broadcast,
+        sums: Sums,
+        tallies: dict[int, Tally],
+        settled: dict[str, bool],
+    ) -> None:
+        """Let each site's clients do its rounds among themselves, and add what it sends up. Its last round is what is told of."""
+        rounds = self.plan.edges.rounds
+        for members in self._by_site(counted).values():
+            site, count = Site.of(self.plan.algorithm, self.task, self.plan.sums, public, broadcast), 0
+            told = dict[int, Tally]()
+            for done in range(rounds):
+                own, told = Sums(), dict[int, Tally]()
+                wave = [replace(one, again=done, most_steps=_part_of(one.most_steps, rounds)) for one in members]
+                self._reported(wave, number, site.seed_now, site.at, own, told, settled)
+                count = count or int(own[number].total.count)
+                site = site.after(own[number].total)
+            if count:
+                sums[number].add(site.total(count))
+            for into, tally in told.items():
+                tallies.setdefault(into, Tally()).add(tally)
+
+    def _by_site(self, counted: Sequence[Counted]) -> Mapping[tuple[Hashable, int], list[Counted]]:
+        """Whose reports come through which edge, and into which sum."""
+        found = defaultdict[tuple[Hashable, int], list[Counted]](list)
+        for one in counted:
+            found[self._site(one.position), one.into].append(one)
+        return found
+
+    def _site(self, position: int) -> Hashable:
+        """The edge of the client at this place of the population."""
+        sites = self.experiment.sites
+        if callable(sites):
+            return sites(self.population.pick(position))
+        return position * sites // len(self.population)
+
+    def _bytes_above(self, counted: Sequence[Counted]) -> int:
+        if not self.experiment.sites:
+            return 0
+        return sum(self.plan.first_hop.sum_nbytes(len(members)) for members in self._by_site(counted).values())
+
+    def _reported(
+        self,
+        wave: Sequence[Counted],
+        number: int,
+        public: bytes,
+        broadcast: Broadcast,
+        sums: Sums,
+        tallies: dict[int, Tally],
+        settled: dict[str, bool],
+    ) -> list[Aggregate]:
+        """Let clients train, each once, and report; aggregates of one, where they are needed apart."""
+        alone, results = list[Aggregate](), self._trained(wave, number, public, broadcast, sums)
+        for one in wave:  # in the order in which they were accepted, whoever was trained first
+            result = results[self.population.pick(one.position)]
+            settled[str(result.client)] = result.became == "counted"
+            if result.became == "counted":
+                tally = tallies.setdefault(one.into, Tally())
+                tally.count(result.examples, result.metrics["loss"], one.staleness)
+                alone += [result.alone] if result.alone is not None else []
+        return alone
+
+    def _trained(
+        self, wave: Sequence[Counted], number: int, public: bytes, broadcast: Broadcast, sums: Sums
+    ) -> dict[Any, Result]:
         """Train clients, each once; what they keep is pending."""
         results, again = dict[Any, Result](), wave[0].again > 0
-        for result in self.crew.train(number, state.broadcast, self._groups(wave), sums):
+        for result in self.crew.train(number, public, broadcast, self._groups(wave), sums):
             if result.state:
                 if again:
                     self.states.discarded(str(result.client))  # of the wave before: this is what came after it

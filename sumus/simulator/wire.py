@@ -166,6 +166,11 @@ def _check(experiment: Experiment) -> None:
             "through the wire, all chosen devices finish, one after the other: leave out fleet=, over_select= and concurrency=, "
             "or simulate without through="
         )
+    if experiment.plan.edges.rounds > 1:
+        raise ExperimentError(
+            "through the wire, devices report to the server, and this plan's edges do rounds of their own: simulate without "
+            "through=, or let edges add, with Edges(rounds=1)"
+        )
     if len(experiment.population) > MOST:
         raise ExperimentError(
             f"through the wire every client is a device that is enrolled, and {len(experiment.population)} are too many: "

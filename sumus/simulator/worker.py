@@ -29,9 +29,10 @@ LOOK_EVERY = 2.0
 
 @dataclass(frozen=True)
 class Begin:
-    """A round: its number, from 0, and what the server sends."""
+    """A round: its number, from 0, what all who report share, and what the server sends."""
 
     number: int
+    public: bytes
     broadcast: Broadcast
 
 
@@ -106,7 +107,7 @@ def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]
                 outbox.put(dumps(results))
                 results.clear()
 
-        for result in trainer.train(message.number, message.broadcast, dealt(), sums):
+        for result in trainer.train(message.number, message.public, message.broadcast, dealt(), sums):
             results.append(result)
         outbox.put(dumps(sums.totals))
 

@@ -49,13 +49,15 @@ class Workers:
             self.close()
             raise
 
-    def train(self, number: int, broadcast: Broadcast, groups: Iterable[Group], sums: Sums) -> Iterator[Result]:
+    def train(
+        self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
+    ) -> Iterator[Result]:
         """Deal groups to the workers, and train what this process has time for."""
         waiting, heard = iter(groups), list[Result]()
-        begin = dumps(Begin(number, broadcast))
+        begin = dumps(Begin(number, public, broadcast))
         for child in self._children:
             child.send_bytes(begin)
-        for result in self._trainer.train(number, broadcast, self._own(waiting, heard), sums):
+        for result in self._trainer.train(number, public, broadcast, self._own(waiting, heard), sums):
             yield result
             yield from heard
             heard.clear()

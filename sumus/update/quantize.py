@@ -50,6 +50,12 @@ def quantize(bits: int = 8, range: float | None = None) -> Transform:
     def invert(total: Tree, context: Context) -> Tree:
         return tree_map(lambda codes: codes * step(context), total)
 
+    def lift(values: Tree, context: Context) -> Tree:
+        return tree_map(lambda leaf: leaf / step(context), values)
+
     return Transform(
-        apply=apply, invert=invert, props=Props(keeps_norm=False, code_bits=bits, has_range=range is not None)
+        apply=apply,
+        invert=invert,
+        lift=lift,
+        props=Props(keeps_norm=False, code_bits=bits, has_range=range is not None),
     )

@@ -4,6 +4,7 @@
 
 `apply` runs on the device, on one update. `invert` runs on the server, once, on the *sum* of what devices sent, in reverse
 order: so it must be linear. What is not linear on a sum (top-k, a scale per client) is a codec, undone before adding.
+`lift` runs on a site, whose own sum was inverted: it gives a sum that `invert` takes for these values.
 """
 
 import dataclasses
@@ -63,13 +64,15 @@ def same_shapes(shapes: Layout) -> Layout:
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Transform(Value):
-    """apply(update, context) → update on the device; invert(sum, context) → sum on the server, float64 and linear.
+    """apply(update, context) → update on the device; invert(sum, context) → sum on the server, float64 and linear;
+    lift(values, context) → a sum on a site, float64, with invert(lift(values)) = values: nothing is clipped, rounded or drawn.
 
     layout: the shapes after `apply`, from the shapes before.  stages: the links of a chain, None where it is none.
     """
 
     apply: Callable[[Tree, Context], Tree] = unchanged
     invert: Callable[[Tree, Context], Tree] = unchanged
+    lift: Callable[[Tree, Context], Tree] = unchanged
     layout: Callable[[Layout], Layout] = same_shapes
     props: Props = Props()
     stages: tuple["Transform", ...] | None = None
@@ -83,6 +86,11 @@ class Transform(Value):
     def weight_cap(self) -> int | None:
         """The cap of an explicit `weight` stage, if there is one."""
         return next((s.props.weight_cap for s in self.links if s.props.weight_cap is not None), None)
+
+    @property
+    def lifts(self) -> bool:
+        """Whether each of its stages that inverts anything can also lift."""
+        return all(stage.invert is unchanged or stage.lift is not unchanged for stage in self.links)
 
     @property
     def code_bits(self) -> int | None:
@@ -117,9 +125,14 @@ def chain(*transforms: Transform) -> Transform:
             total = stage.invert(total, own)
         return total
 
+    def lift(values: Tree, context: Context) -> Tree:
+        for stage, own in walk(context):
+            values = stage.lift(values, own)
+        return values
+
     def layout(shapes: Layout) -> Layout:
         for stage in stages:
             shapes = stage.layout(shapes)
         return shapes
 
-    return Transform(apply=apply, invert=invert, layout=layout, stages=stages)
+    return Transform(apply=apply, invert=invert, lift=lift, layout=layout, stages=stages)

@@ -11,7 +11,6 @@ the slots of an aggregate, `sum/PART/LEAF` in the narrowest of int8, int16, int3
 reports, and `sessions`: what it is of, as ASCII in int8, one `DEVICE/SESSION` a line.
 """
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -76,7 +75,7 @@ def encode_sum(sessions: Sequence[str], total: Aggregate, hop: FirstHop) -> byte
     """Canonical bytes of the sum of these sessions' reports."""
     slots = dict(total.slots())
     for part, shapes in zip(hop.parts, hop.layouts, strict=True):
-        narrow = _narrowest(hop.largest(part, len(sessions)))
+        narrow = hop.sum_dtype(part, len(sessions))
         for name in (f"sum/{part.name}/{leaf}" for leaf, _ in shapes):
             slots[name] = slots[name].astype(narrow)
     return encode_tree(slots | {_SESSIONS: np.frombuffer("\n".join(sessions).encode("ascii"), np.int8)})
@@ -97,14 +96,8 @@ def decode_sum(body: bytes | memoryview, edge: object, hop: FirstHop, most: int)
 
 def most_sum_bytes(hop: FirstHop, most: int) -> int:
     """The longest body of a sum of at most so many reports."""
-    widths = [_narrowest(hop.largest(part, most)).itemsize for part in hop.parts]
-    sizes = [sum(math.prod(shape) for _, shape in leaves) for leaves in hop.layouts]
     fixed = 8 + 8 * len(hop.parts) + 16 * len(hop.metrics) + 2 * _NAME * most + MAX_HEADER
-    return fixed + sum(width * size for width, size in zip(widths, sizes, strict=True))
-
-
-def _narrowest(largest: int) -> np.dtype[Any]:
-    return next(dtype for dtype in map(np.dtype, ("i1", "i2", "i4", "i8")) if largest <= np.iinfo(dtype).max)
+    return fixed + hop.sum_nbytes(most)
 
 
 def _sessions(slot: Array | None, most: int) -> tuple[str, ...]:
@@ -120,7 +113,7 @@ def _widened(slots: Tree, sessions: Sequence[str], hop: FirstHop) -> Tree:
     """The slots of an aggregate, each in int64, where each is as wide as it is planned."""
     planned: dict[str, tuple[Any, tuple[int, ...]]] = {"count": (np.int64, ())}
     for part, shapes in zip(hop.parts, hop.layouts, strict=True):
-        narrow = _narrowest(hop.largest(part, len(sessions)))
+        narrow = hop.sum_dtype(part, len(sessions))
         planned |= {f"sum/{part.name}/{leaf}": (narrow, shape) for leaf, shape in shapes}
         planned[f"weight/{part.name}"] = (np.int64, ())
     metrics = {f"metric/{name}": (np.int64, (2,)) for name in hop.metrics if f"metric/{name}" in slots}
