@@ -332,7 +332,7 @@ def _noise_at_sites(plan: Plan) -> str | None:
 
 def _noise_at_edges(plan: Plan) -> str | None:
     if plan.edges.noise_at == "edges":
-        return "no edge of this sumus adds noise, and no ledger composes it: take noise_at='top', which is shown and adds none yet"
+        return "no edge of this sumus adds noise, and no ledger composes it: take noise_at='top', which is shown, and adds none"
     return None
 
 

@@ -86,6 +86,20 @@ def custom() -> Transform:
     return Transform(apply=lambda tree, context: tree)
 
 
+@sumus.registered("update/test-plan-halved")
+def halved(lifts: bool) -> Transform:
+    def twice(tree: Any, context: Any) -> Any:
+        return {name: leaf * 2 for name, leaf in tree.items()}
+
+    def half(tree: Any, context: Any) -> Any:
+        return {name: leaf / 2 for name, leaf in tree.items()}
+
+    return Transform(apply=half, invert=twice, lift=half) if lifts else Transform(apply=half, invert=twice)
+
+
+SITES = sumus.Edges(rounds=4)
+OWN_HEADS = dataclasses.replace(TASK, leaves=(TASK.leaves[0], dataclasses.replace(TASK.leaves[1], role="personal")))
+
 # ── the rules, from both sides ───────────────────────────────────────────────────────────────────────────────────────
 
 BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Plan]]]] = {
@@ -176,6 +190,51 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
             lambda: plan(algorithm=sumus.fedbuff(sumus.sgd(0.1)), sums=FixedPoint.fit(64, 1024)),
         ],
     ),
+    "site-parts": (
+        [
+            lambda: plan(algorithm=sumus.scaffold(sumus.sgd(0.1)), edges=SITES),
+            lambda: plan(algorithm=sumus.fednova(sumus.sgd(0.1)), edges=SITES),
+            lambda: plan(algorithm=combined_by(mean(Part("params", denominator="population"))), edges=SITES),
+            lambda: plan(algorithm=combined_by(mean(Part("params", denominator=sumus.Fixed(64)))), edges=SITES),
+        ],
+        [
+            lambda: plan(algorithm=sumus.scaffold(sumus.sgd(0.1))),
+            lambda: plan(algorithm=sumus.fedadam(sumus.sgd(0.1), 0.1), edges=SITES),
+            lambda: plan(algorithm=sumus.fedprox(sumus.sgd(0.1), 0.1), edges=SITES),
+            lambda: plan(algorithm=uniform(chain()), edges=SITES),
+        ],
+    ),
+    "site-sum": (
+        [
+            lambda: plan(algorithm=combined_by(robust.median()), edges=SITES),
+            lambda: plan(algorithm=sumus.cyclic(sumus.sgd(0.1)), edges=SITES),
+        ],
+        [lambda: plan(edges=SITES)],
+    ),
+    "site-state": (
+        [lambda: plan(task=OWN_HEADS, edges=SITES)],
+        [lambda: plan(task=OWN_HEADS)],
+    ),
+    "site-buffer": (
+        [lambda: plan(pacing=BUFFER, edges=SITES)],
+        [lambda: plan(pacing=BUFFER, edges=sumus.Edges(1))],
+    ),
+    "site-lifts": (
+        [lambda: plan(chain(rotate(), halved(lifts=False)), edges=SITES)],
+        [
+            lambda: plan(chain(rotate(), halved(lifts=True)), edges=SITES),
+            lambda: plan(chain(rotate(), halved(lifts=False))),
+            lambda: plan(chain(clip_by_global_norm(1.0), rotate(), quantize(8)), edges=SITES),
+        ],
+    ),
+    "noise-at-sites": (
+        [lambda: plan(edges=sumus.Edges(2, noise_at="edges"))],
+        [lambda: plan(edges=sumus.Edges(2, noise_at="top"))],
+    ),
+    "noise-at-edges": (
+        [lambda: plan(edges=sumus.Edges(noise_at="edges"))],
+        [lambda: plan(edges=sumus.Edges(noise_at="top"))],
+    ),
     "needs-each-update": (
         [
             lambda: plan(algorithm=combined_by(robust.median())),
@@ -236,7 +295,7 @@ def test_what_keeps_a_rule_is_a_plan(rule: str) -> None:
         assert broken_rules(make) == []
 
 
-DEPLOYED = ("needs-each-update", "one-by-one", "min-contributors", "custom-name", "undeclared-data")
+DEPLOYED = ("noise-at-edges", "needs-each-update", "one-by-one", "min-contributors", "custom-name", "undeclared-data")
 
 
 @pytest.mark.parametrize("rule", BROKEN_AND_KEPT)
@@ -287,6 +346,9 @@ def test_a_refusal_ends_with_the_rules_name() -> None:
         ("positive", lambda: Part("params", bound=-1.0)),
         ("positive", lambda: Part("params", bound=math.inf)),
         ("positive", lambda: Part("params", bound=math.nan)),
+        ("positive", lambda: sumus.Edges(0)),
+        ("edge-words", lambda: sumus.Edges(noise_at="bottom")),  # pyright: ignore[reportArgumentType]
+        ("wrong-type", lambda: sumus.Edges(2.0)),  # pyright: ignore[reportArgumentType]
         ("part-words", lambda: sumus.fedavg(sumus.sgd(0.1), weight="exmaples")),  # pyright: ignore[reportArgumentType]
     ],
 )
@@ -369,12 +431,14 @@ def test_every_field_is_part_of_the_id() -> None:
         plan(cohort=65).id,
         plan(min_contributors=11).id,
         plan(sums=FixedPoint.fit(99)).id,
+        plan(edges=SITES).id,
+        plan(edges=sumus.Edges(noise_at="edges")).id,
         plan(algorithm=with_part(chain(), Part("steps"))).id,
         plan(algorithm=with_part(chain(), Part("steps", bound=2.0))).id,
         plan(algorithm=with_part(chain(), Part("steps", weight=sumus.staleness.polynomial(0.5)))).id,
         plan(algorithm=with_part(chain(), Part("steps", weight=sumus.staleness.polynomial(1.0)))).id,
     }
-    assert len(ids) == 10
+    assert len(ids) == 12
 
 
 def test_a_task_and_its_description_are_the_same_plan() -> None:

@@ -23,6 +23,7 @@ from sumus.fixed_point import FixedPoint
 from sumus.fleet import Fleet
 from sumus.optimizers import ServerOptimizer
 from sumus.pacing import Conditions, Pacing
+from sumus.site import Edges
 from sumus.spec import Spec, build, canonical_json, describe, is_custom, record, registered, to_json
 from sumus.task import Data, Description, Leaf
 from sumus.update import Props, Transform, chain, clip_by_global_norm, quantize, rotate, weight
@@ -49,6 +50,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "client/prox": lambda: fedprox.prox(sumus.adam(0.1), 0.5),
     "client/sgd": lambda: sumus.sgd(0.1, momentum=0.9, nesterov=True, clip_norm=1.0),
     "data": lambda: DATA,
+    "edges": lambda: Edges(4, "top"),
     "first-hop": lambda: (
         sumus.Plan(
             Description("digits", (LEAF, STATISTIC), "cross_entropy", ("accuracy",), DATA),

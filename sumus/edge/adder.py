@@ -157,7 +157,7 @@ class AdderRun(Run):
         self.kind = served.kind
         hop = cast(FirstHop, build(json.loads(served.hop)))
         super().__init__(served.task, Pacing(MOST), hop, store, ring, sums, any_seed, 1)
-        self.plan_body, self.most_together = served.plan, served.most
+        self.plan_body, self.most_together, self.edge_rounds = served.plan, served.most, served.rounds
         self.sums_to_send: dict[int, Waiting] = {}
         self._relay, self._linger = relay, linger
         self._purpose: tuple[int, Purpose] | None = None
@@ -209,7 +209,7 @@ class AdderRun(Run):
         if granted is not None and (granted.serial, granted.work.session) == (request.serial, request.session):
             return None if self._is_mine(granted) else NOT_NOW
         with self.store.transaction() as rows:
-            known, newest = rows.device(device), _newest(rows)
+            known, newest = rows.device(device), newest_of(rows)
             last = None if known is None else known.session
             row = None if last is None else rows.round(last.round)
         if last is not None and last.serial == request.serial:
@@ -342,11 +342,14 @@ class AdderRun(Run):
         if row.state is not State.OPEN or purpose is None:
             return
         expected = row.given + self._waiting()
-        most = min(self.most_together, self.coordinator.population or MOST)
-        lingers = not self._full and now - self._latest < self._linger and expected - row.dropped < most
-        cohort = max(1, expected + (1 if lingers or not expected else 0))
+        awaited = not self._full and (not expected or now - self._latest < self._linger)
+        cohort = max(1, expected, self._most() + row.dropped if awaited else 0)
         deadline = None if purpose.ends is None else max(1e-3, purpose.ends - row.since)
         self.coordinator.pacing = replace(self.coordinator.pacing, cohort=cohort, deadline=deadline)
+
+    def _most(self) -> int:
+        """Devices that may come into the round that is open."""
+        return min(self.most_together, self.coordinator.population or MOST)
 
     def _note(self, number: int, work: Assignment, now: float) -> None:
         """Write down what a round of ours is for, and when it ends."""
@@ -367,7 +370,7 @@ class AdderRun(Run):
         return self._purpose[1]
 
 
-def _newest(rows: Rows) -> Round:
+def newest_of(rows: Rows) -> Round:
     row = rows.round(rows.run().newest)
     assert row is not None, "the newest round is never forgotten"
     return row

@@ -19,6 +19,7 @@ from sumus.device.link import Link, fetch_authority
 from sumus.device.requests import Requests
 from sumus.device.store import DeviceStore, FolderStore, Membership, MemoryStore
 from sumus.edge.adder import LINGER, AdderRun, Relay
+from sumus.edge.site import SiteRun
 from sumus.edge.uplink import Uplink, quiet
 from sumus.errors import ExperimentError
 from sumus.operations.service import Conduct, Kept, Service, Shared, Where
@@ -116,6 +117,8 @@ def open_edge(
                 server.take_up(ServedTask(name, tuple(new), mine[0].fingerprint, mine[0].keeps_state), now)
 
         def adder(run: str, served: Served) -> AdderRun:
+            if served.rounds > 1:
+                return SiteRun(served, relay, kept.store(run), kept.ring, kept.sums(run), kept.blobs, linger)
             return AdderRun(served, relay, kept.store(run), kept.ring, kept.sums(run), linger)
 
         uplink = Uplink(requests, server, kept.blobs, kept.store("uplink"), relay, take_up, say or quiet)

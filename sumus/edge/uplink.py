@@ -20,6 +20,7 @@ import msgspec
 
 from sumus.device.requests import Requests
 from sumus.edge.adder import AdderRun, Relay, Waiting
+from sumus.errors import SumusError
 from sumus.server.server import Server
 from sumus.storage.blobs import Blobs
 from sumus.storage.store import OF_THE_RUN, Store
@@ -118,7 +119,7 @@ class Uplink:
             self._go_up()
         except Unreachable as error:
             return self._unheard(str(error))
-        except Refused as refused:
+        except (Refused, SumusError) as refused:
             return self._unheard(str(refused))
         if self.trouble:
             LOG.info("the server above answers again")

@@ -326,6 +326,7 @@ class Server:
                 run.least,
                 run.most_together,
                 task.released,
+                run.edge_rounds,
             )
             for task in self.tasks
             for run in task.runs

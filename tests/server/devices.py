@@ -47,8 +47,11 @@ from sumus.wire.signing import device_id, public_key_of, sign, to_base64url
 MOST = 2**30
 
 
-def tiny(cohort: int = 3, size: int = 4, least: int = 2, name: str = "tiny", lr: float = 0.1, **pacing: Any) -> Bundle:
-    """FedAvg of one leaf `w` of zeros, float32 `(size,)`: the next model is less the mean of what is reported, by examples."""
+def tiny(
+    cohort: int = 3, size: int = 4, least: int = 2, name: str = "tiny", lr: float = 0.1, rounds: int = 1, **pacing: Any
+) -> Bundle:
+    """FedAvg of one leaf `w` of zeros, float32 `(size,)`: the next model is less the mean of what is reported, by examples.
+    rounds: of edges' own."""
     description = Description(
         name,
         (Leaf("w", (size,), "float32", "shared", True),),
@@ -56,7 +59,8 @@ def tiny(cohort: int = 3, size: int = 4, least: int = 2, name: str = "tiny", lr:
         (),
         Data((3,), "float32", (), "int64", 2),
     )
-    plan = Plan(description, sumus.fedavg(sumus.sgd(lr=lr)), sumus.Pacing(cohort, **pacing), min_contributors=least)
+    algorithm, edges = sumus.fedavg(sumus.sgd(lr=lr)), sumus.Edges(rounds)
+    plan = Plan(description, algorithm, sumus.Pacing(cohort, **pacing), min_contributors=least, edges=edges)
     return Bundle(plan, {"w": np.zeros(size, np.float32)})
 
 

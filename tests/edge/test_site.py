@@ -1,0 +1,307 @@
+"""A site: an edge whose devices do rounds of its own before their sum goes up. It does what a simulated one does, bit for bit."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import sumus
+from sumus.device.conditions import Always
+from sumus.device.device import Device
+from sumus.device.keys import keyed
+from sumus.device.link import Link
+from sumus.device.store import MemoryStore
+from sumus.device.training import Training
+from sumus.edge.edge import Edge, open_edge
+from sumus.edge.site import SiteRun
+from sumus.experiment import Experiment
+from sumus.operations.service import Conduct, Service, Where, open_service
+from sumus.plan import Plan
+from sumus.simulator.share import public_seed
+from sumus.simulator.wire import NO_FLOOR
+from sumus.training.program import Program
+from sumus.tree import sha256
+from sumus.wire.bundle import Bundle
+from sumus.wire.messages import Assignment
+from sumus.wire.tensors import decode_tree
+from tests.edge.test_adder import Cut, Tree, wait_until
+from tests.edge.test_adder import devices as scripted
+from tests.server.devices import ScriptedDevice, tiny, together, update_of
+from tests.server.over_http import over_http
+from tests.simulator.test_wire import ALGORITHMS, PEOPLE, net, person
+
+SEED, ROUNDS, OWN, SITES = 3, 2, 3, 2
+
+
+def experiment(algorithm: str) -> Experiment:
+    task = sumus.Task(net, sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy}, name="sites")
+    plan = sumus.Plan(task, ALGORITHMS[algorithm], sumus.Pacing(len(PEOPLE)), 2, edges=sumus.Edges(OWN))
+    return Experiment(plan, PEOPLE, ROUNDS, seed=SEED, sites=SITES)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]:
+    """A server of it over HTTP, its address, and what devices do."""
+    training = Training(wanted.plan.task, person(0), "sequential", seed=SEED)  # pyright: ignore[reportArgumentType]
+    program = Program(wanted.plan.task, "cpu", SEED)  # pyright: ignore[reportArgumentType]
+    plan = wanted.plan.with_data(program.learn_schema(0, *program.reader.read(PEOPLE, 0)))
+    seeds = partial(public_seed, plan, SEED)
+    conduct = Conduct("people", group=0.0, seeds=lambda task: seeds)
+    service = open_service({"sites": Bundle(plan, program.initial)}, Where(), conduct)
+    stack.callback(service.close)
+    service.server.start()
+    return service, stack.enter_context(over_http(service)), training
+
+
+def site(service: Service, url: str, stack: ExitStack) -> tuple[Edge, str]:
+    """One below it, and its address."""
+    token = service.server.roll.new_token("people", service.server.clock(), speaks_for=100)
+    edge = open_edge(Link(url, token), conduct=Conduct(group=0.0), linger=20.0)
+    stack.callback(edge.close)
+    edge.start()
+    return edge, stack.enter_context(over_http(edge))
+
+
+def devices(edge: Edge, url: str, numbers: range, training: Training) -> list[Device]:
+    token = edge.server.roll.new_token("people", edge.server.clock(), uses=len(numbers))
+    found = [
+        Device(
+            url,
+            training,
+            person(number),
+            token=token,
+            floor=NO_FLOOR,
+            sensors=Always(),
+            name=number,
+            evaluates=False,
+            wait_s=10.0,
+            keys=keyed(SEED),
+            store=MemoryStore(),
+        )
+        for number in numbers
+    ]
+    for device in found:
+        device.enrol()
+    return found
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "adam, over narrow codes"])
+def test_a_site_does_what_a_simulated_one_does(stack: ExitStack, algorithm: str) -> None:
+    wanted = experiment(algorithm)
+    service, url, training = serve(wanted, stack)
+    edges = [site(service, url, stack) for _ in range(SITES)]
+    each = len(PEOPLE) // SITES
+    people = [
+        device
+        for place, (edge, below) in enumerate(edges)
+        for device in devices(edge, below, range(place * each, (place + 1) * each), training)
+    ]
+    for number in range(1, ROUNDS * OWN + 1):
+        for device in people:
+            device.run(until=lambda status, number=number: status.counts.get("counted", 0) >= number)
+    run = service.server.tasks[0].training
+    wait_until(lambda: run.version == ROUNDS, "the sums did not go up")
+    real = sha256(decode_tree(service.blobs.get(run.model(ROUNDS).model)))
+    assert real == sumus.run(wanted, executor="sequential", workers=1).model_sha256
+    wait_until(lambda: [edge.uplink.sent for edge, _ in edges] == [ROUNDS] * SITES, "a sum for all of its own rounds")
+    assert run.model(ROUNDS).contributors == len(PEOPLE)
+
+
+# ── rounds of its own, step by step ──────────────────────────────────────────────────────────────────────────────────
+
+PLENTY = 20.0
+
+
+@pytest.fixture
+def tree(stack: ExitStack) -> Tree:
+    return Tree(tiny(cohort=3, rounds=3), stack)
+
+
+def own_round(plan: Plan, people: Sequence[ScriptedDevice], value: float) -> list[Assignment]:
+    """All ask, and all report the same."""
+    works = together(*(partial(device.work, plan, wait_s=PLENTY) for device in people))
+    assert all(work is not None for work in works)
+    together(
+        *(partial(d.report, w, update_of(plan, d.id, value, 10)) for d, w in zip(people, works, strict=True)),
+    )
+    return works
+
+
+def model_of(tree: Tree, version: int) -> list[float]:
+    """Of the server, once it is there."""
+    tree.model(version)
+    run = tree.service.server.tasks[0].training
+    return decode_tree(tree.service.blobs.get(run.model(version).model))["w"].tolist()
+
+
+def run_of(edge: Edge) -> SiteRun:
+    (run,) = edge.server.tasks[0].runs
+    assert isinstance(run, SiteRun)
+    return run
+
+
+def test_each_round_begins_from_the_sites_own_model_and_nobody_above_is_asked(tree: Tree) -> None:
+    way = Cut(tree.top)
+    edge, plan = tree.edge(transport=way), tree.bundle.plan
+    people = scripted(edge, tree.below(edge), range(3))
+    given = [own_round(plan, people, 1.0)[0]]
+    asked = sum(path == "/v1/relays" for _, path, _ in way.requests)
+    given += [own_round(plan, people, value)[0] for value in (2.0, 4.0)]
+    assert model_of(tree, 1) == [-7.0] * 4
+    assert sum(path == "/v1/relays" for _, path, _ in way.requests) == asked
+    wait_until(lambda: len(way.sums()) == 1, "a sum is of three rounds")
+    models = [decode_tree(people[0].object(work.broadcast.sha256))["params/w"].tolist() for work in given]
+    assert models == [[0.0] * 4, [-1.0] * 4, [-3.0] * 4]
+    assert len({work.seed for work in given}) == 3
+    assert {work.version for work in given} == {0}
+    assert {work.plan for work in given} == {given[0].plan}
+    assert tree.service.server.tasks[0].training.model(1).contributors == 3
+    own_round(plan, people, 1.0)  # and so on
+    run = run_of(edge)
+    wait_until(lambda: run.waits_for(run.coordinator.current).startswith("its own round 2 of 3"), "it does not say")
+
+
+def test_while_the_server_above_is_away_a_site_goes_on_and_delivers_once(tree: Tree) -> None:
+    way = Cut(tree.top)
+    edge, plan = tree.edge(transport=way), tree.bundle.plan
+    people = scripted(edge, tree.below(edge), range(3))
+    own_round(plan, people, 1.0)
+    way.cut = True
+    for value in (2.0, 4.0):
+        own_round(plan, people, value)
+    wait_until(lambda: edge.above().waiting == 1, "it was not tried")
+    run = run_of(edge)
+    assert run.waits_for(run.coordinator.current) == "its sum is on its way to the server above"
+    answer = people[0].check_in(plan, wait_s=0.2)
+    assert (answer.assignment, answer.reason) == (None, "closed")
+    way.cut = False
+    edge.uplink.wake()
+    assert model_of(tree, 1) == [-7.0] * 4
+    assert len(set(way.sums())) == 1
+
+
+def test_a_site_that_was_killed_goes_on_where_it_was_and_sends_the_same_bytes(
+    stack: ExitStack, tree: Tree, tmp_path: Path
+) -> None:
+    way, where, plan = Cut(tree.top), Where(tmp_path / "edge"), tree.bundle.plan
+    edge = tree.edge(transport=way, where=where)
+    people = scripted(edge, tree.below(edge), range(3))
+    own_round(plan, people, 1.0)
+    work = people[0].work(plan, wait_s=PLENTY)
+    assert work is not None
+    people[0].report(work, update_of(plan, people[0].id, 2.0, 10))
+    way.cut = True
+    edge.close()
+
+    def again() -> Edge:
+        edge = open_edge(Link("http://127.0.0.1:1"), where, Conduct(group=0.0), transport=way, linger=0.3)  # pyright: ignore[reportArgumentType]
+        stack.callback(edge.close)
+        edge.start()
+        for device in people:
+            device.transport = tree.below(edge)
+        return edge
+
+    edge = again()
+    assert people[0].report(work, update_of(plan, people[0].id, 2.0, 10)).duplicate
+    own_round(plan, people[1:], 2.0)
+    own_round(plan, people, 4.0)
+    wait_until(lambda: 2 in run_of(edge).sums_to_send, "the rounds have not ended")
+    bodies = [run_of(edge).sums_to_send[2].body]
+    edge.close()
+    edge = again()
+    bodies += [run_of(edge).sums_to_send[2].body]
+    assert bodies[0] == bodies[1]
+    way.cut = False
+    edge.uplink.wake()
+    assert model_of(tree, 1) == [-7.0] * 4
+
+
+def test_fewer_than_the_plan_asks_for_make_no_model_of_the_sites(stack: ExitStack) -> None:
+    tree = Tree(tiny(cohort=4, rounds=3, least=3), stack)
+    edge, plan = tree.edge(), tree.bundle.plan
+    (below,) = scripted(edge, tree.below(edge), range(1))
+    direct = scripted(tree.service, tree.top, range(1, 4))
+    own_round(plan, [below, *direct], 1.0)
+    assert model_of(tree, 1) == [-1.0] * 4
+    wait_until(lambda: edge.uplink.sent == 1, "what it added goes up as it was")
+
+
+def test_who_does_not_come_back_holds_a_site_no_longer_than_it_lingers(tree: Tree) -> None:
+    edge, plan = tree.edge(), tree.bundle.plan
+    people = scripted(edge, tree.below(edge), range(3))
+    own_round(plan, people, 1.0)
+    own_round(plan, people[:2], 2.0)
+    own_round(plan, people[:2], 4.0)
+    assert model_of(tree, 1) == [-7.0] * 4
+    assert tree.service.server.tasks[0].training.model(1).contributors == 3
+
+
+def test_rounds_that_nobody_comes_to_end_at_their_share_of_the_time(stack: ExitStack) -> None:
+    tree = Tree(tiny(cohort=3, rounds=3, deadline=6.0), stack)
+    edge, plan = tree.edge(), tree.bundle.plan
+    people = scripted(edge, tree.below(edge), range(3))
+    own_round(plan, people, 1.0)
+    assert model_of(tree, 1) == [-1.0] * 4
+    assert run_of(edge).trouble == ""
+
+
+def test_a_later_round_of_too_few_ends_it_and_the_sum_is_of_the_rounds_before(tree: Tree) -> None:
+    edge, plan = tree.edge(), tree.bundle.plan
+    people = scripted(edge, tree.below(edge), range(3))
+    own_round(plan, people, 1.0)
+    own_round(plan, people[:1], 50.0)
+    assert model_of(tree, 1) == [-1.0] * 4
+    row = run_of(edge).coordinator.round(1)
+    assert row is not None
+    assert (row.state.value, row.counted) == ("abandoned", 1)
+
+
+def test_only_who_was_in_the_first_round_is_in_the_others(tree: Tree) -> None:
+    edge, plan = tree.edge(), tree.bundle.plan
+    people = scripted(edge, tree.below(edge), range(3))
+    (late,) = scripted(edge, tree.below(edge), range(3, 4))
+    own_round(plan, people, 1.0)
+    answer = late.check_in(plan, wait_s=0.2)
+    assert (answer.assignment, answer.reason) == (None, "closed")
+    work = people[0].work(plan, wait_s=PLENTY)
+    assert work is not None
+    people[0].report(work, update_of(plan, people[0].id, 2.0, 10))
+    answer = people[0].check_in(plan, wait_s=0.2)
+    assert (answer.assignment, answer.reason) == (None, "closed"), "once in a round"
+
+
+def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(tree: Tree) -> None:
+    way = Cut(tree.top)
+    edge, plan = tree.edge(transport=way), tree.bundle.plan
+    people = scripted(edge, tree.below(edge), range(3))
+    own_round(plan, people, 1.0)
+    way.cut = True
+    for value in (2.0, 4.0):
+        own_round(plan, people, value)
+    run = tree.service.server.tasks[0].training
+    tree.service.server.ask_to_do(run.cancel).result()  # the round is over, as after a deadline
+    way.cut = False
+    edge.uplink.wake()
+    wait_until(lambda: "was not counted above" in run_of(edge).trouble, "nobody was told")
+    for value in (1.0, 1.0, 1.0):  # and the next rounds are as ever
+        own_round(plan, people, value)
+    assert model_of(tree, 1) == [-3.0] * 4
+    assert run_of(edge).trouble == ""
+
+
+def test_a_site_above_an_edge(tree: Tree) -> None:
+    upper = tree.edge()
+    lower = tree.edge(upper, tree.below(upper))
+    plan = tree.bundle.plan
+    people = scripted(lower, tree.below(lower), range(2)) + scripted(upper, tree.below(upper), range(2, 3))
+    for value in (1.0, 2.0, 4.0):
+        own_round(plan, people, value)
+    assert model_of(tree, 1) == [-7.0] * 4
+    wait_until(lambda: (lower.uplink.sent, upper.uplink.sent) == (3, 1), "sums of other rounds")
