@@ -102,8 +102,8 @@ def algorithm(way: str, rule: str, rate: float) -> sumus.Algorithm:
     return sumus.fedbuff(client, server=server, staleness=staleness.polynomial(0.5))
 
 
-def experiment(run: Run) -> sumus.Experiment:
-    """What is run."""
+def stretches() -> tuple[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]], tuple[np.ndarray, np.ndarray]]:
+    """Clients by person and stretch of time, and the windows of the people who are never seen; standardized."""
     windows, labels, person, unseen = data.hapt()
     training = windows[~np.isin(person, unseen)]
     center, scale = training.mean((0, 1)), training.std((0, 1))
@@ -114,11 +114,17 @@ def experiment(run: Run) -> sumus.Experiment:
         for number, some in enumerate(np.array_split(rows, STRETCHES)):
             people[int(one), number] = windows[some], labels[some]
     held_out = np.isin(person, unseen)
+    return people, (windows[held_out], labels[held_out])
+
+
+def experiment(run: Run) -> sumus.Experiment:
+    """What is run."""
+    people, unseen = stretches()
     task = sumus.Task(SmallNet, sumus.losses.cross_entropy, metrics={"accuracy": sumus.metrics.accuracy}, name="hapt")
     pacing = WAYS[run.way]
     plan = sumus.Plan(task, algorithm(run.way, run.rule, run.rate), pacing)
     every = max(1, round(AT_ONCE / pacing.cohort))
-    evaluate = sumus.Evaluate(central=(windows[held_out], labels[held_out]), every=every)
+    evaluate = sumus.Evaluate(central=unseen, every=every)
     fleet = sumus.Fleet(seconds=60, spread=run.spread, jitter=0.1)
     rounds = UPLOADS // pacing.cohort // every * every
     return sumus.Experiment(plan, people, rounds, evaluate, run.seed, fleet)

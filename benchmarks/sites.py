@@ -1,0 +1,165 @@
+"""Edges with rounds of their own: what they save upstream, and what it costs where sites differ.
+
+    python -m benchmarks.sites                  three seeds of each (about a quarter of an hour on two cores)
+    python -m benchmarks.sites --seeds 1        one seed
+    python -m benchmarks.sites --write          also put table and picture into docs/
+
+Activities from a phone at the waist: 21 people, each cut into ten stretches of time, are 210 clients of one to three activities;
+9 people are never seen. Seven sites of 30 clients: three people each, who do all that people do; or clients of like activities,
+so that a site has never seen most of them. A round takes 70 clients, and devices train as often whatever edges do: with κ₂ rounds
+of their own between two sums there are 1/κ₂ as many sums. After Liu et al. 2020, arXiv:1905.06641.
+"""
+
+import argparse
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+import sumus
+from benchmarks import data
+from benchmarks.asynchronous import SmallNet, median, stretches
+from benchmarks.figures import DOCS
+from benchmarks.results import write_table
+from sumus.simulator.picture import colormap, figure, save
+
+SITES, COHORT = 7, 70
+WORK = 96
+"""Rounds that devices train in, whoever's they are."""
+OWN: tuple[int, ...] = (1, 2, 4, 8)
+TARGET = 0.75
+ARRANGED = ("three people each", "of like activities")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. own: rounds of an edge's own between two of its sums."""
+
+    arranged: str
+    own: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What came of it, at each evaluation: rounds that devices trained in, bytes of sums that went up, accuracy. up: bytes that
+    devices sent, altogether."""
+
+    work: Sequence[int]
+    above: Sequence[int]
+    accuracy: Sequence[float]
+    up: int
+
+    @property
+    def last(self) -> float:
+        """Accuracy over the last quarter."""
+        return float(np.mean(self.accuracy[-max(1, len(self.accuracy) // 4) :]))
+
+    def reached(self, target: float) -> tuple[float, float]:
+        """Rounds of devices and bytes upstream, at which the accuracy is there; infinite where it never is."""
+        for work, above, accuracy in zip(self.work, self.above, self.accuracy, strict=True):
+            if accuracy >= target:
+                return work, above
+        return np.inf, np.inf
+
+
+def experiment(run: Run) -> sumus.Experiment:
+    """What is run."""
+    people, unseen = stretches()
+    if run.arranged == ARRANGED[0]:
+        persons = sorted({person for person, _ in people})
+        order = {client: persons.index(client[0]) * 10 + client[1] for client in people}
+    else:
+        alike = sorted(people, key=lambda client: (float(np.mean(people[client][1])), client))
+        order = {client: place for place, client in enumerate(alike)}
+    task = sumus.Task(SmallNet, sumus.losses.cross_entropy, metrics={"accuracy": sumus.metrics.accuracy}, name="hapt")
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.1, epochs=1, batch_size=32, clip_norm=5.0))
+    plan = sumus.Plan(task, algorithm, sumus.Pacing(COHORT), edges=sumus.Edges(run.own))
+    evaluate = sumus.Evaluate(central=unseen)
+    rounds = WORK // run.own
+    return sumus.Experiment(
+        plan, people, rounds, evaluate, run.seed, sites=lambda client: order[client] * SITES // len(people)
+    )
+
+
+def play(run: Run) -> Curve:
+    """Run it, in one process."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    history = sumus.run(experiment(run), executor="autograd", workers=1, progress=False)
+    records = history.rounds
+    above = np.cumsum([record.bytes_above for record in records]).tolist()
+    work = [record.round * run.own for record in records]
+    accuracy = [record.metrics["accuracy"] for record in records]
+    return Curve(work, above, accuracy, sum(record.bytes_up for record in records))
+
+
+def rows(found: Mapping[Run, Curve]) -> list[list[str]]:
+    """A row for each arrangement and κ₂: medians over seeds."""
+    table: list[list[str]] = []
+    for arranged in ARRANGED:
+        plain: float | None = None
+        for own in OWN:
+            curves = [curve for run, curve in found.items() if (run.arranged, run.own) == (arranged, own)]
+            last, above = median([curve.last for curve in curves]), median([curve.above[-1] for curve in curves])
+            work, there = (median([curve.reached(TARGET)[which] for curve in curves]) for which in (0, 1))
+            plain = last if plain is None else plain
+            spread = f"{min(curve.last for curve in curves):.3f} to {max(curve.last for curve in curves):.3f}"
+            table.append(
+                [
+                    arranged,
+                    str(own),
+                    f"{above / 1e6:.1f}",
+                    f"{median([curve.up for curve in curves]) / 1e6:.0f}",
+                    f"{last:.3f} ({spread})",
+                    f"{last - plain:+.3f}",
+                    f"{work:.0f}" if np.isfinite(work) else "never",
+                    f"{there / 1e6:.1f}" if np.isfinite(there) else "never",
+                ]
+            )
+    return table
+
+
+def plot(found: Mapping[Run, Curve]) -> None:
+    """Accuracy against what went up, of the first seed."""
+    picture = figure(10.0, 4.0)
+    axes = picture.subplots(1, len(ARRANGED), squeeze=False)[0]
+    colors = dict(zip(OWN, colormap("viridis", len(OWN) + 1), strict=False))
+    for axis, arranged in zip(axes, ARRANGED, strict=True):
+        for run, curve in found.items():
+            if (run.arranged, run.seed) == (arranged, 0):
+                megabytes = [sent / 1e6 for sent in curve.above]
+                axis.plot(megabytes, curve.accuracy, label=f"κ₂ = {run.own}", color=colors[run.own], linewidth=1)
+        axis.set(xscale="log", xlabel="MB from edges to the server", ylabel="accuracy", title=f"sites {arranged}")
+    axes[0].legend(frameon=False, fontsize=8)
+    save(picture, DOCS / "sites.png")
+
+
+def main() -> None:
+    """Run, print, and perhaps write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each (default 3)")
+    parser.add_argument("--write", action="store_true", help="put table and picture into docs/")
+    args = parser.parse_args()
+    data.hapt()  # says so where there is none
+    runs = [Run(arranged, own, seed) for seed in range(args.seeds) for arranged in ARRANGED for own in OWN]
+    found = dict[Run, Curve]()
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
+        for number, (run, curve) in enumerate(zip(runs, pool.map(play, runs), strict=True), 1):
+            print(f"{number} of {len(runs)}: {run}: accuracy {curve.last:.3f}", flush=True)
+            found[run] = curve
+    header = ["sites", "κ₂", "MB from edges up", "MB from devices", "accuracy at the end (least to most)"]
+    header += ["against κ₂ = 1", f"device rounds to {TARGET:.2f}", f"MB from edges to {TARGET:.2f}"]
+    caption = (
+        f"`python -m benchmarks.sites`: 210 clients behind {SITES} edges, {COHORT} a round, {WORK} rounds of work on devices in "
+        f"every row, {args.seeds} seeds, medians; accuracy on unseen people over the last quarter"
+    )
+    write_table("sites", caption, header, rows(found), args.write)
+    if args.write:
+        plot(found)
+
+
+if __name__ == "__main__":
+    main()
