@@ -127,6 +127,12 @@ def simulate(
     workers: Workers = None,
     insecure: Annotated[bool, typer.Option(help="Use a Ray cluster even if it lets everyone in.")] = False,
     fleet: FleetText = None,
+    sites: Annotated[
+        int | None, typer.Option(min=1, help="Edges that clients report through, with as many clients each.")
+    ] = None,
+    edge_rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of an edge's own between two of its sums; 1: it only adds.")
+    ] = None,
     through: Annotated[
         Through,
         typer.Option(help="wire: each client is a device of a real server, in this process; the same model, slower."),
@@ -134,8 +140,14 @@ def simulate(
 ) -> None:
     """Run the experiment of a file."""
     experiment = load_experiment(file)
+    changed: dict[str, Any] = {} if fleet is None else {"fleet": fleet_of(fleet)}
+    if sites is not None:
+        changed["sites"] = sites
+    if edge_rounds is not None:
+        edges = dataclasses.replace(experiment.plan.edges, rounds=edge_rounds)
+        changed["plan"] = dataclasses.replace(experiment.plan, edges=edges)
     _simulate(
-        experiment if fleet is None else dataclasses.replace(experiment, fleet=fleet_of(fleet)),
+        dataclasses.replace(experiment, **changed),
         Path(split(file)[0]).stem,
         rounds,
         seed,
@@ -450,6 +462,8 @@ def _show(history: "History", out: Path | None) -> None:
         f"\ntraffic  {_bytes(sum(r.bytes_down for r in history.rounds))} down, "
         f"{_bytes(sum(r.bytes_up for r in history.rounds))} up, all clients together"
     )
+    if above := sum(record.bytes_above for record in history.rounds):
+        _out.print(f"edges    {_bytes(above)} in sums to the server")
     if dropped := sum(record.dropped for record in history.rounds):
         asked = dropped + sum(record.clients for record in history.rounds)
         reasons = sum((Counter(record.reasons) for record in history.rounds), Counter[str]())

@@ -26,6 +26,7 @@ from sumus.task import Description
 from sumus.tree import tree_map
 from sumus.types import Broadcast, Tree
 
+MOST_ROUNDS = 1000
 _SEED = b"sumus site round "
 
 
@@ -44,8 +45,8 @@ class Edges:
 
     def __post_init__(self) -> None:
         expect(self.rounds, int, "Edges(rounds=)")
-        if self.rounds < 1:
-            raise PlanError("positive", f"Edges(rounds={self.rounds}): an edge does 1 round or more")
+        if not 1 <= self.rounds <= MOST_ROUNDS:
+            raise PlanError("edge-words", f"Edges(rounds={self.rounds}): from 1 to {MOST_ROUNDS} rounds")
         if self.noise_at not in ("top", "edges"):
             raise PlanError("edge-words", f"Edges(noise_at={self.noise_at!r}): it is 'top' or 'edges'")
 

@@ -346,7 +346,8 @@ def test_a_refusal_ends_with_the_rules_name() -> None:
         ("positive", lambda: Part("params", bound=-1.0)),
         ("positive", lambda: Part("params", bound=math.inf)),
         ("positive", lambda: Part("params", bound=math.nan)),
-        ("positive", lambda: sumus.Edges(0)),
+        ("edge-words", lambda: sumus.Edges(0)),
+        ("edge-words", lambda: sumus.Edges(1001)),
         ("edge-words", lambda: sumus.Edges(noise_at="bottom")),  # pyright: ignore[reportArgumentType]
         ("wrong-type", lambda: sumus.Edges(2.0)),  # pyright: ignore[reportArgumentType]
         ("part-words", lambda: sumus.fedavg(sumus.sgd(0.1), weight="exmaples")),  # pyright: ignore[reportArgumentType]

@@ -23,6 +23,7 @@ from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
 from sumus.protocol.round import Later, Round, Session, State, outcome
 from sumus.server.runs import Run, any_seed
+from sumus.site import Edges
 from sumus.spec import build
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
@@ -157,7 +158,8 @@ class AdderRun(Run):
         self.kind = served.kind
         hop = cast(FirstHop, build(json.loads(served.hop)))
         super().__init__(served.task, Pacing(MOST), hop, store, ring, sums, any_seed, 1)
-        self.plan_body, self.most_together, self.edge_rounds = served.plan, served.most, served.rounds
+        self.plan_body, self.most_together = served.plan, served.most
+        self.edges = Edges(served.rounds, served.noise_at)
         self.sums_to_send: dict[int, Waiting] = {}
         self._relay, self._linger = relay, linger
         self._purpose: tuple[int, Purpose] | None = None
@@ -371,6 +373,7 @@ class AdderRun(Run):
 
 
 def newest_of(rows: Rows) -> Round:
+    """The round that is open, or about to be, or about to be over."""
     row = rows.round(rows.run().newest)
     assert row is not None, "the newest round is never forgotten"
     return row

@@ -77,7 +77,7 @@ class SiteRun(AdderRun):
         self._plan = Plan.from_json(bytes(blobs.get(served.plan.sha256)).decode())
         self._standing: Standing | None = None
         super().__init__(served, relay, store, ring, sums, linger)
-        self.edge_rounds = 1  # of what stands below: its edges add
+        self.edges = replace(self.edges, rounds=1)  # of what stands below: they add
 
     # ── what the server asks of every run ────────────────────────────────────────────────────────────────────────────
 

@@ -53,7 +53,13 @@ def _row(task: str, run: dict[str, Any]) -> Iterator[str | Text]:
 
 
 def _of_task(task: dict[str, Any]) -> Iterator[str]:
-    """Its newest model, and the newest that was measured."""
+    """Its newest model, the newest that was measured, and what edges do."""
+    yield from _of_models(task)
+    own = f"; edges do {task['edge_rounds']} rounds of their own between two sums" if task["edge_rounds"] > 1 else ""
+    yield f"    no noise is added yet; its place is {'the top' if task['noise_at'] == 'top' else 'at edges'}{own}"
+
+
+def _of_models(task: dict[str, Any]) -> Iterator[str]:
     model, measured = task["model"], task["evaluated"]
     if model is None:
         yield f"{task['name']}: devices answer with version {task['released']}"

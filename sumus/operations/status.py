@@ -77,7 +77,8 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
 
 class TaskStatus(msgspec.Struct, frozen=True):
     """A task. version: the newest model, and released: the one that devices answer with.  model: the newest; None at an edge,
-    which makes none.  evaluated: the newest model that devices have measured."""
+    which makes none.  evaluated: the newest model that devices have measured.  edge_rounds, noise_at: what the plan asks of edges
+    (`Edges`)."""
 
     name: str
     plan: str
@@ -88,6 +89,8 @@ class TaskStatus(msgspec.Struct, frozen=True):
     released: int
     model: ModelStatus | None
     evaluated: ModelStatus | None
+    edge_rounds: int
+    noise_at: str
     runs: tuple[RunStatus, ...]
 
 
@@ -212,6 +215,8 @@ def _task(task: ServedTask, people: int, now: float) -> TaskStatus:
         released=released,
         model=next((model for model in reversed(models) if model.version == run.version), None),
         evaluated=next((model for model in reversed(models) if model.evaluate), None),
+        edge_rounds=main.edges.rounds,
+        noise_at=main.edges.noise_at,
         runs=tuple(_run(each, people, now) for each in task.runs),
     )
 

@@ -25,7 +25,7 @@ from sumus.evaluation import evaluation_hop, evaluation_of
 from sumus.first_hop import FirstHop
 from sumus.optimizers import ServerState
 from sumus.pacing import Pacing
-from sumus.plan import Plan
+from sumus.plan import ADDING, Plan
 from sumus.protocol.round import Abandon, Action, Close, Later, Round, Session, State
 from sumus.protocol.rows import changed
 from sumus.server.coordinator import FOLLOWS, Also, Coordinator
@@ -75,7 +75,7 @@ class Run:
     trouble: why no model can be made, empty where all is well; then the run is paused.  A pause outlasts the process.
     unfinished: rounds whose sum could not be read, or whose model not be written; they are tried again, or an admin cancels them.
     plan_body: the plan.  objects: hashes of what devices may fetch.  most_together: reports that an edge's sum may hold, 0 where
-    no edge may take part.  edge_rounds: of an edge's own, between two of its sums.  people: how many devices there are, for parts
+    no edge may take part.  edges: what edges do.  people: how many devices there are, for parts
     that are divided by it.  changes: grows with what may bring work to devices that wait, besides what the coordinator knows.
     """
 
@@ -83,7 +83,7 @@ class Run:
     plan_body: Body
     objects: frozenset[str] = frozenset()
     most_together = 0
-    edge_rounds = 1
+    edges = ADDING
 
     def __init__(
         self,
@@ -358,7 +358,7 @@ class TrainingRun(Run):
         self.plan, self.blobs, self.releases = plan, blobs, releases
         self.plan_body = Body(blobs.put(plan.to_json().encode()), len(plan.to_json().encode()))
         self.most_together = 0 if spools or plan.sums.max_count < pacing.chosen else pacing.chosen
-        self.edge_rounds = plan.edges.rounds
+        self.edges = plan.edges
         self.version, self.shown = 0, 0
         self._at: tuple[str, str, ServerState] | None = None
         self._models: dict[int, Model] = {}

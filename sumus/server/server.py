@@ -326,7 +326,8 @@ class Server:
                 run.least,
                 run.most_together,
                 task.released,
-                run.edge_rounds,
+                run.edges.rounds,
+                run.edges.noise_at,
             )
             for task in self.tasks
             for run in task.runs

@@ -231,6 +231,7 @@ class Simulation:
             lambda position: examples(position) / mean(),
             down * rounds,
             up * rounds,
+            rounds,
         )
         devices = devices_of(experiment.fleet, len(population), generator(experiment.seed, "devices"))
         pacing, least = self.plan.pacing, self.plan.algorithm.aggregator.least

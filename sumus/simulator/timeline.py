@@ -60,17 +60,19 @@ _SLICE = 10.0
 class Work:
     """What a round asks of each device, by position. steps: of its training.  share: its examples over the mean client's.
 
-    down, up: bytes of a broadcast and of a report.
+    down, up: bytes of broadcasts and of reports.  times: how often it trains, in rounds of its edge's own; steps, down and up are
+    of all of these.
     """
 
     steps: Callable[[int], int] = lambda position: 1
     share: Callable[[int], float] = lambda position: 1.0
     down: int = 0
     up: int = 0
+    times: int = 1
 
     def seconds(self, devices: Devices) -> Floats:
         """What a round takes each device, transfers and all. Shape `(n,)`."""
-        total = devices.seconds
+        total = devices.seconds * self.times
         for nbytes, rate in ((self.down, devices.down), (self.up, devices.up)):
             if nbytes and np.isfinite(rate).any():
                 total = total + nbytes / rate
@@ -448,7 +450,7 @@ class Timeline:
                 words = ("round", number, "client", self._name(who), "fleet", *([again] if again else []))
                 rng = generator(self._seed, *words)
             fate = fleet.fate(work.steps(who), rng)
-        seconds = float(devices.seconds[who])
+        seconds = float(devices.seconds[who]) * work.times
         if seconds and fleet.by == "examples":
             seconds *= work.share(who)
         if seconds and fleet.jitter:

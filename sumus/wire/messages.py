@@ -177,7 +177,7 @@ class Served(msgspec.Struct, frozen=True):
     """A run that an edge may take part in. fingerprint: of devices that can do it.  keeps_state: whether it asks of them that
     they remember.  hop: how reports become integers, as canonical JSON.  contributors: least, in a sum that is used.  most:
     reports that one sum of an edge may hold.  released: the model that devices answer with.  rounds: of an edge's own, between
-    two of its sums; with more than 1 it is a site, and needs the plan."""
+    two of its sums; with more than 1 it is a site, and needs the plan.  noise_at: where noise is added, once there is some."""
 
     task: Name
     kind: Kind
@@ -188,7 +188,8 @@ class Served(msgspec.Struct, frozen=True):
     contributors: Count
     most: Count
     released: Released | None = None
-    rounds: Annotated[int, msgspec.Meta(ge=1, le=2**20)] = 1
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    noise_at: Literal["top", "edges"] = "top"
 
 
 class Tasks(msgspec.Struct, frozen=True):

@@ -20,6 +20,9 @@ Make = Callable[..., sumus.Experiment]
 Cut = Sequence[Sequence[Any]]
 
 
+PUBLIC = bytes(32)
+
+
 class InPairs(SequentialExecutor):
     """Says that groups matter to it, and remembers them."""
 
@@ -45,7 +48,9 @@ def trained(trainer: Trainer, cut: Cut, number: int = 0) -> tuple[RunningSum, li
     plan = trainer._setting.plan
     broadcast = plan.algorithm.start(trainer.program.initial_shared, plan.description).broadcast
     sums = Sums()
-    results = list(trainer.train(number, broadcast, [[Errand(client) for client in group] for group in cut], sums))
+    results = list(
+        trainer.train(number, PUBLIC, broadcast, [[Errand(client) for client in group] for group in cut], sums)
+    )
     return sums[0], results
 
 
@@ -83,13 +88,13 @@ def test_an_errand_says_how_long_which_sum_and_how_stale(anywhere: Make) -> None
         Errand(5, into=8, most_steps=1),
         Errand(6, again=1, into=8),
     ]
-    results = {result.client: result for result in one.train(0, broadcast, [group], sums)}
+    results = {result.client: result for result in one.train(0, PUBLIC, broadcast, [group], sums)}
     assert {client: result.into for client, result in results.items()} == {3: 7, 4: 8, 5: 8, 6: 8}
     assert {number: int(sums[number].total.count) for number in sums} == {7: 1, 8: 3}
     assert int(sums[7].total.weights["params"]) == 1024
     assert int(sums[8].total.weights["params"]) == 1024 + 512 + 1024
     assert results[5].metrics["loss"][1] == 8
-    again = {result.client: result for result in one.train(0, broadcast, [[Errand(6)]], Sums())}
+    again = {result.client: result for result in one.train(0, PUBLIC, broadcast, [[Errand(6)]], Sums())}
     assert again[6].metrics != results[6].metrics, "a client's second work on one model has other batches"
 
 
@@ -123,7 +128,7 @@ def test_groups_are_taken_only_as_they_are_trained(anywhere: Make) -> None:
 
     one = trainer(anywhere("fedavg"))
     broadcast = {"params": one.program.initial_shared}
-    for done, _ in enumerate(one.train(0, broadcast, groups(), Sums()), 1):
+    for done, _ in enumerate(one.train(0, PUBLIC, broadcast, groups(), Sums()), 1):
         assert len(taken) == done
 
 

@@ -122,10 +122,10 @@ def test_whole_groups_go_to_one_process_and_sizes_are_asked_of_all(anywhere: Mak
     assert max(map(len, groups)) > 1
     broadcast = setting.plan.algorithm.start(trainer.program.initial_shared, setting.plan.description).broadcast
     alone, shared = Sums(), Sums()
-    results = {result.client: result.metrics for result in trainer.train(0, broadcast, groups, alone)}
+    results = {result.client: result.metrics for result in trainer.train(0, bytes(32), broadcast, groups, alone)}
     with contextlib.closing(Workers(trainer, setting, 3)) as workers:
         assert workers.sizes(clients) == sizes
-        again = {result.client: result.metrics for result in workers.train(0, broadcast, groups, shared)}
+        again = {result.client: result.metrics for result in workers.train(0, bytes(32), broadcast, groups, shared)}
     assert again == results
     assert sha256(shared[0].total.slots()) == sha256(alone[0].total.slots())
 

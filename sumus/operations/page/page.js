@@ -50,7 +50,9 @@ function show(now) {
     line.textContent = `${task.name}: version ${task.version}`
       + (task.model ? ` of ${task.model.contributors} reports` : "")
       + (task.released === task.version ? "" : `, devices answer with version ${task.released}`)
-      + (measured ? `; version ${measured.version} measured on ${measured.evaluate.devices} devices: ${means(measured.evaluate.means)}` : "");
+      + (measured ? `; version ${measured.version} measured on ${measured.evaluate.devices} devices: ${means(measured.evaluate.means)}` : "")
+      + `; no noise is added yet, its place is ${task.noise_at === "top" ? "the top" : "at edges"}`
+      + (task.edge_rounds > 1 ? `; edges do ${task.edge_rounds} rounds of their own between two sums` : "");
     return line;
   }));
 }
