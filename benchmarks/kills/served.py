@@ -50,7 +50,7 @@ SAID = 9
 """The descriptor of what was standard output; what the server itself prints goes into the log."""
 _ROOT = Path(__file__).parents[2]
 _MUCH = Rate(1e6, 10**6)
-QUIET = Conduct(limits=Limits(_MUCH, _MUCH, _MUCH))
+QUIET = Conduct(limits=Limits(_MUCH, _MUCH, _MUCH, _MUCH))
 """No limits of requests: these devices are in a hurry."""
 
 

@@ -46,7 +46,7 @@ from sumus.update import chain, clip_by_global_norm, quantize, rotate
 from sumus.wire.messages import Assignment, Body, CheckInAnswer, CheckInRequest, read, write
 
 MUCH = Rate(1e9, 10**9)
-OPEN = Limits(MUCH, MUCH, MUCH)
+OPEN = Limits(MUCH, MUCH, MUCH, MUCH)
 """No limits of requests: a generator is one address, and its devices are in a hurry."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _ROOT = Path(__file__).parents[2]

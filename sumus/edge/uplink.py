@@ -39,6 +39,7 @@ from sumus.wire.messages import (
     RelayRequest,
     Served,
     Tasks,
+    Window,
 )
 
 LOG = logging.getLogger("sumus.edge")
@@ -117,10 +118,10 @@ class Uplink:
             if not self._learnt:
                 self.learn()
             self._go_up()
-        except Unreachable as error:
+        except Refused as refused:
+            return self._unheard(str(refused), refused.problem.retry_after_s)
+        except (Unreachable, SumusError) as error:
             return self._unheard(str(error))
-        except (Refused, SumusError) as refused:
-            return self._unheard(str(refused))
         if self.trouble:
             LOG.info("the server above answers again")
         self.trouble, self._failures = "", 0
@@ -148,11 +149,14 @@ class Uplink:
         self._take_up(msgspec.json.decode(note, type=Tasks).runs, now)
         return True
 
-    def _unheard(self, why: str) -> float:
+    def _unheard(self, why: str, window: Window | None = None) -> float:
+        """Seconds until the next attempt. window: that the server above has named."""
         if self.trouble != why:
             LOG.warning("the server above: %s; what was added is kept, and sent later", why)
         self.trouble = why
         self._failures += 1
+        if window is not None:
+            return random.uniform(*window)
         return min(LATE, SOON * 2.0 ** (self._failures - 1)) * random.uniform(0.75, 1.25)
 
     def _on_server(self, do: Callable[[float], Any]) -> "Future[Any]":

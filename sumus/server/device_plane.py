@@ -33,6 +33,7 @@ from sumus.wire.messages import (
     MAX_CONTROL,
     PROTOCOL,
     Abort,
+    CheckInAnswer,
     CheckInRequest,
     EnrolmentRequest,
     Nothing,
@@ -165,8 +166,12 @@ class DevicePlane:
 
     async def _relayed(self, edge: str, asked: Relayed) -> RelayedAnswer:
         try:
+            self._limits.check_in(self._server.population, asked.device, time.monotonic())
             answer = await self._server.relay(edge, asked.device, replace(asked.request, wait_s=0.0))
         except Refused as refused:
+            if refused.problem.code == "rate":
+                later = CheckInAnswer(retry_after_s=refused.problem.retry_after_s, reason="rate")
+                return RelayedAnswer(asked.device, later)
             return RelayedAnswer(asked.device, code=refused.problem.code)
         return RelayedAnswer(asked.device, replace(answer, released={}))
 
@@ -178,7 +183,7 @@ class DevicePlane:
 
         def checked() -> tuple[tuple[str, ...], Aggregate]:
             self._authenticate(request, edge, body)
-            self._limits.request(edge, time.monotonic())
+            self._limits.edge_request(edge, time.monotonic())
             return decode_sum(body, edge, run.hop, run.most_together)
 
         sessions, total = await self._in_thread(checked)
@@ -188,7 +193,7 @@ class DevicePlane:
         """Which edge sent a request, and its body."""
         endpoint = "relay" if request.method == "POST" else "tasks"
         edge, body = await self._signed(request, MOST[endpoint])
-        self._limits.request(edge, time.monotonic())
+        self._limits.edge_request(edge, time.monotonic())
         if not self._server.roll.find(edge, self._server.clock()).speaks_for:
             raise Refused("not_edge", "it was enrolled as a device: give an edge a token of its own")
         return edge, body

@@ -88,11 +88,11 @@ class Buckets:
 
 
 class Limits:
-    """What one device, one neighbourhood of addresses and one population may ask for.
+    """What one device, one edge, one neighbourhood of addresses and one population may ask for.
 
-    device: requests of each.  source: enrolments from each /24 (IPv6: /48).  population: check-ins of
-    each.  random: from 0 to 1; it moves windows, so that those who come back as early as they may do not come together.
-    most: names kept, of devices as of sources.
+    device: requests of each, also by way of an edge.  source: enrolments from each /24 (IPv6: /48).  population: check-ins of
+    each.  edge: requests of each, whomever they are for.  random: from 0 to 1; it moves windows, so that those who come back as
+    early as they may do not come together.  most: names kept, of devices as of sources.
     """
 
     def __init__(
@@ -100,18 +100,24 @@ class Limits:
         device: Rate = Rate(2.0, 60),
         source: Rate = Rate(2.0, 200),
         population: Rate = Rate(2000.0, 10_000),
+        edge: Rate = Rate(30.0, 300),
         random: Callable[[], float] = dice.random,
         most: int = 50_000,
     ) -> None:
-        self._devices, self._sources, self._populations = (Buckets(rate, most) for rate in (device, source, population))
+        rates = (device, edge, source, population)
+        self._devices, self._edges, self._sources, self._populations = (Buckets(rate, most) for rate in rates)
         self._random = random
 
     def request(self, device: str, now: float) -> None:
         """Any request of a device, once it is known to be of it: else others could use up what it may ask."""
         self._check(self._devices.take(device, now), "this device")
 
+    def edge_request(self, edge: str, now: float) -> None:
+        """Any request of an edge, once it is known to be of it."""
+        self._check(self._edges.take(edge, now), "this edge")
+
     def check_in(self, population: str, device: str, now: float) -> None:
-        """A check-in: also a request."""
+        """A check-in, directly or by way of an edge: also a request of the device."""
         self.request(device, now)
         self._check(self._populations.take(population, now), "this population")
 

@@ -78,7 +78,7 @@ class WireSimulation(Simulation):
         def seeds(task: str) -> Any:
             return partial(public_seed, self.plan, seed)
 
-        limits = Limits(_PLENTY, _PLENTY, _PLENTY)
+        limits = Limits(_PLENTY, _PLENTY, _PLENTY, _PLENTY)
         conduct = Conduct(self.task.name, MOST, group=0.0, limits=limits, seeds=seeds)
         bundle = Bundle(self.plan, self.program.initial)
         service = open_service({self.task.name: bundle}, conduct=conduct)

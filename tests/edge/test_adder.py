@@ -15,11 +15,12 @@ from sumus.device.requests import Requests
 from sumus.edge.edge import Edge, open_edge
 from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.plan import Plan
+from sumus.server.limits import Limits, Rate
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer, Unreachable
 from sumus.tree import sha256
 from sumus.wire.bundle import Bundle
-from sumus.wire.messages import CheckInRequest, Counted, Ended, Refused, Relayed, RelayRequest
+from sumus.wire.messages import CheckInAnswer, CheckInRequest, Counted, Ended, Refused, Relayed, RelayRequest
 from sumus.wire.reports import encode_sum
 from sumus.wire.tensors import decode_tree
 from tests.server.devices import ScriptedDevice, tiny, together, update_of
@@ -30,9 +31,9 @@ PEOPLE = 8
 class Tree:
     """A server, with edges below it."""
 
-    def __init__(self, bundle: Bundle, stack: ExitStack) -> None:
+    def __init__(self, bundle: Bundle, stack: ExitStack, limits: Limits | None = None) -> None:
         self.bundle, self._stack = bundle, stack
-        self.service = open_service({"tiny": bundle}, Where(), Conduct(group=0.0))
+        self.service = open_service({"tiny": bundle}, Where(), Conduct(group=0.0, limits=limits))
         stack.callback(self.service.close)
         self.service.server.start()
         self.top = stack.enter_context(InProcess(self.service.device_app))
@@ -251,6 +252,44 @@ def test_a_device_that_moves_is_counted_once(stack: ExitStack, tree: Tree) -> No
     assert tree.service.server.tasks[0].training.model(1).contributors == 3
     mover.transport = tree.below(other)
     assert mover.work(plan, wait_s=20.0) is not None
+
+
+# ── how much at once ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_edge_that_is_told_to_come_later_keeps_to_the_window(stack: ExitStack) -> None:
+    tree = Tree(tiny(cohort=3), stack, Limits(edge=Rate(2.0, 4)))
+    way = Cut(tree.top)
+    edge = tree.edge(transport=way)
+    people = list(enumerate(devices(edge, tree.below(edge), range(3))))
+    began = time.monotonic()
+    for round in range(2):
+        take_part(tree.bundle.plan, people)
+        tree.model(round + 1)
+    took = time.monotonic() - began
+    assert len(way.requests) - sum(path.startswith("/v1/objects") for _, path, _ in way.requests) <= 4 + 3 * took + 3
+    assert edge.uplink.trouble == "" or edge.uplink.trouble.startswith("rate")
+
+
+def test_a_device_that_asks_too_much_by_way_of_an_edge_takes_nothing_from_others(stack: ExitStack) -> None:
+    tree = Tree(tiny(cohort=2), stack, Limits(device=Rate(0.001, 2)))
+    server = tree.service.server
+    mine = Requests(tree.top, bytes(range(32)))  # pyright: ignore[reportArgumentType]
+    mine.enrol(server.roll.new_token("default", server.clock(), speaks_for=3))
+    ids = ["a" * 64, "b" * 64]
+
+    def asked(id: str, serial: int) -> CheckInAnswer:
+        (told,) = mine.relay(RelayRequest(2, (relayed(id, tree.bundle.plan, serial),))).answers
+        assert told.answer is not None
+        return told.answer
+
+    for serial in (1, 2):
+        asked(ids[0], serial)
+    later = asked(ids[0], 3)
+    assert (later.assignment, later.reason) == (None, "rate")
+    assert later.retry_after_s is not None
+    assert later.retry_after_s[0] > 100
+    assert asked(ids[1], 1).assignment is not None
 
 
 # ── what is not believed ─────────────────────────────────────────────────────────────────────────────────────────────

@@ -45,7 +45,7 @@ FIELDS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    service = open_service({"tiny": BUNDLE}, conduct=Conduct(group=0.0, limits=Limits(MUCH, MUCH, MUCH)))
+    service = open_service({"tiny": BUNDLE}, conduct=Conduct(group=0.0, limits=Limits(MUCH, MUCH, MUCH, MUCH)))
     service.server.start()
     with InProcess(service.device_app) as transport:
         yield Running(service, transport)
