@@ -1,5 +1,6 @@
 """What devices report to an edge is one sum for the server above, and the model is the one that they had made without it."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -252,6 +253,82 @@ def test_a_device_that_moves_is_counted_once(stack: ExitStack, tree: Tree) -> No
     assert tree.service.server.tasks[0].training.model(1).contributors == 3
     mover.transport = tree.below(other)
     assert mover.work(plan, wait_s=20.0) is not None
+
+
+# ── a day without a way up ───────────────────────────────────────────────────────────────────────────────────────────
+
+HOUR, DAY = 3600.0, 86400.0
+
+
+def let_a_day_go_by(*of: Service | Edge) -> None:
+    """Their clocks go on by a day, an hour at a time, and what is due is done."""
+    for _ in range(24):
+        for each in of:
+            clock = each.server.clock
+            each.server.clock = lambda clock=clock: clock() + HOUR
+            for task in each.server.tasks:
+                for run in task.runs:
+                    each.server.ask_to_do(run.tick).result()
+            if isinstance(each, Edge):
+                each.uplink.wake()
+
+
+def cut_off_for_a_day(tree: Tree, meanwhile: Callable[[], object] = lambda: None) -> tuple[Edge, Cut]:
+    """An edge whose two devices report while it has no way up, and which then has one again."""
+    way = Cut(tree.top)
+    edge, plan = tree.edge(transport=way), tree.bundle.plan
+    people = devices(edge, tree.below(edge), range(10, 12))
+    works = together(*(partial(device.work, plan, wait_s=20.0) for device in people))
+    way.cut = True
+    together(*(partial(d.report, w, update_of(plan, n)) for n, (d, w) in enumerate(zip(people, works, strict=True))))
+    meanwhile()
+    wait_until(lambda: edge.uplink.trouble == "the line is cut", "it was not tried")
+    let_a_day_go_by(tree.service, edge)
+    assert people[0].check_in(plan).assignment is None, "there is no work that it could give"
+    way.cut = False
+    edge.uplink.wake()
+    return edge, way
+
+
+def test_who_was_cut_off_for_a_day_delivers_once_where_the_round_still_goes_on(stack: ExitStack) -> None:
+    tree = Tree(tiny(cohort=2, deadline=3 * DAY), stack)
+    edge, way = cut_off_for_a_day(tree)
+    tree.model(1)
+    wait_until(lambda: edge.uplink.waiting == 0, "it is not known to be counted")
+    assert (edge.uplink.sent, len(way.sums()), edge.uplink.trouble) == (1, 1, "")
+    assert tree.service.server.tasks[0].training.model(1).contributors == 2
+
+
+def test_who_was_cut_off_for_a_day_is_told_so_where_the_round_is_over(stack: ExitStack) -> None:
+    tree = Tree(tiny(cohort=2, deadline=HOUR), stack)
+    edge, _ = cut_off_for_a_day(tree)
+    (mine,) = edge.server.tasks[0].runs
+    wait_until(lambda: "was not counted above" in mine.trouble, "nobody was told")
+    assert tree.service.server.tasks[0].training.version == 0
+    take_part(tree.bundle.plan, list(enumerate(devices(edge, tree.below(edge), range(2)))))
+    tree.model(1)
+
+
+@pytest.mark.parametrize("most_stale", [None, 1])
+def test_a_buffer_counts_what_was_cut_off_for_a_day_as_stale_as_it_is_or_says_that_it_is_stale(
+    stack: ExitStack, most_stale: int | None
+) -> None:
+    tree = Tree(tiny(cohort=2, concurrency=6, most_stale=most_stale, deadline=3 * DAY), stack)
+    others = list(enumerate(devices(tree.service, tree.top, range(2))))
+
+    def meanwhile() -> None:
+        for _ in range(3):
+            take_part(tree.bundle.plan, others)
+        tree.model(3)
+
+    edge, _ = cut_off_for_a_day(tree, meanwhile)
+    run, (mine,) = tree.service.server.tasks[0].training, edge.server.tasks[0].runs
+    if most_stale is None:
+        tree.model(4)
+        assert json.loads(run.model(4).metrics)["staleness"] == {"3": 2}
+    else:
+        wait_until(lambda: "stale" in mine.trouble, "nobody was told")
+        assert run.version == 3
 
 
 # ── how much at once ─────────────────────────────────────────────────────────────────────────────────────────────────
