@@ -1,4 +1,4 @@
-"""Servers and edges as processes, over HTTP: the same model as without edges, also where an edge is killed in mid-round."""
+"""Servers and edges as processes: the same model as without edges, or as with simulated sites, also where one is killed."""
 
 import json
 import subprocess
@@ -10,14 +10,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_adder import flat
 
+import sumus
+from sumus.device.conditions import Always
+from sumus.device.device import Device
+from sumus.device.store import MemoryStore
+from sumus.device.training import Training
+from sumus.experiment import Experiment
+from sumus.simulator.wire import NO_FLOOR
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
+from sumus.training.program import Program
 from sumus.transport.http import HttpTransport
 from sumus.tree import sha256
+from sumus.wire.bundle import Bundle
 from sumus.wire.tensors import decode_tree
 from tests.server.devices import ScriptedDevice, tiny, together, update_of
+from tests.simulator.test_wire import PEOPLE as CLIENTS
+from tests.simulator.test_wire import person
 
 PEOPLE = 8
 
@@ -34,8 +46,7 @@ class Process:
                 "-m",
                 "sumus",
                 *map(str, words),
-                "--port",
-                "0",
+                *(() if "--port" in words else ("--port", "0")),
                 "--admin-port",
                 "0",
                 "--json",
@@ -136,10 +147,65 @@ def test_two_levels_of_edges_one_of_them_killed_in_mid_round(stack: ExitStack, t
         else:
             together(*reports)
     server.wait()
-    store = SqlStore.open(f"sqlite:///{tmp_path}/top/sumus.db", "tiny.train")
-    with store.transaction() as rows:
-        models = rows.models()
-    store.close()
-    assert [model.contributors for model in models] == [0, PEOPLE, PEOPLE]
-    assert sha256(decode_tree(DirectoryBlobs(tmp_path / "top" / "blobs").get(models[-1].model))) == flat(bundle, 2)
+    contributors, model = last_model(tmp_path / "top", "tiny")
+    assert contributors == [0, PEOPLE, PEOPLE]
+    assert model == flat(bundle, 2)
     assert upper.opened["mode"].startswith("clear mode")
+
+
+def last_model(data: Path, task: str) -> tuple[list[int], str]:
+    """How many people are in each of a server's models, and a hash of the last."""
+    with closing(SqlStore.open(f"sqlite:///{data}/sumus.db", f"{task}.train")) as store, store.transaction() as rows:
+        models = rows.models()
+    last = DirectoryBlobs(data / "blobs").get(models[-1].model)
+    return [model.contributors for model in models], sha256(decode_tree(last))
+
+
+def net() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+
+
+def test_sites_one_of_them_killed_between_its_rounds_do_what_simulated_ones_do(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    """Nothing is drawn on devices here: each step is over all examples."""
+    task = sumus.Task(net, sumus.losses.cross_entropy, name="sites")
+    algorithm, pacing = sumus.fedadam(sumus.sgd(lr=0.3, epochs=2), 0.1), sumus.Pacing(6, deadline=120.0)
+    wanted = Experiment(sumus.Plan(task, algorithm, pacing, 2, edges=sumus.Edges(3)), CLIENTS, 2, sites=2)
+    program = Program(task, "cpu", wanted.seed)
+    plan = wanted.plan.with_data(program.learn_schema(0, *program.reader.read(CLIENTS, 0)))
+    (tmp_path / "sites.sumus").write_bytes(Bundle(plan, program.initial).to_bytes())
+    words = ("--rounds", 2, "--edges", 2, "--edge-file", tmp_path / "link")
+    server = stack.enter_context(process("serve", tmp_path / "sites.sumus", "--data", tmp_path / "top", *words))
+
+    def site(data: Path, *more: object) -> Process:
+        words = ("edge", "--data", data, "--link-file", tmp_path / "link")
+        return stack.enter_context(process(*words, "--tokens", 3, "--token-file", data.with_suffix(".link"), *more))
+
+    def begun(data: Path, numbers: range) -> list[Device]:
+        url, _, token = data.with_suffix(".link").read_text().strip().partition("/#enrol=")
+        return [device(url, token, number) for number in numbers]
+
+    training = Training(task, person(0), "sequential")
+
+    def device(url: str, token: str, number: int) -> Device:
+        more = {"sensors": Always(), "store": MemoryStore(), "name": number, "evaluates": False, "wait_s": 10.0}
+        return Device(url, training, person(number), token=token, floor=NO_FLOOR, **more)  # pyright: ignore[reportArgumentType]
+
+    near, far = tmp_path / "near", tmp_path / "far"
+    first = site(near)
+    site(far)
+    port = first.opened["url"].rpartition(":")[2]
+    people = begun(near, range(3)) + begun(far, range(3, 6))
+    for one in people:
+        one.enrol()
+    for counted in range(1, 7):
+        if counted == 2:
+            first.kill()
+            first = site(near, "--port", port)
+        for one in people:
+            one.run(until=lambda status, counted=counted: status.counts.get("counted", 0) >= counted)
+    server.wait()
+    contributors, model = last_model(tmp_path / "top", "sites")
+    assert contributors == [0, 6, 6]
+    assert model == sumus.run(wanted, executor="sequential", workers=1).model_sha256
