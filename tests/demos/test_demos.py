@@ -26,12 +26,12 @@ def need(name: str) -> None:
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_demo_learns_from_its_first_rounds(name: str, tmp_path: Path) -> None:
     need(name)
-    command = [sys.executable, "-m", "sumus", "demo", name, "--rounds", "3", "--json"]
+    command = [sys.executable, "-m", "sumus", "demo", name, "--rounds", "2", "--json"]
     command += ["--simulate"] if name == "health" else []
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["rounds"] == 3
+    assert result["rounds"] == 2
     assert {"health": "accuracy", "keyboard": "top1", "digits": "accuracy"}[name] in result["metrics"]
     losses = [
         json.loads(line)["loss"] for line in (tmp_path / result["out"] / "history.jsonl").read_text().splitlines()

