@@ -128,11 +128,12 @@ class Relay:
 
 
 class Purpose(msgspec.Struct, frozen=True):
-    """What a round of an edge's is for: work of the server above, as its first device got it; and when it must be over, by the
-    edge's clock, None for never."""
+    """What a round of an edge's is for. work: of the server above, as its first device got it.  ends: when the round must be
+    over, by the edge's clock, and sent: when its sum must go up; None for never."""
 
     work: Assignment
     ends: float | None
+    sent: float | None
 
 
 class Waiting(NamedTuple):
@@ -355,9 +356,10 @@ class AdderRun(Run):
 
     def _note(self, number: int, work: Assignment, now: float) -> None:
         """Write down what a round of ours is for, and when it ends."""
-        ends = None if work.expires_in_s is None else now + work.expires_in_s * (1 - MARGIN)
+        sent = None if work.expires_in_s is None else now + work.expires_in_s * (1 - MARGIN)
         with self.store.transaction() as rows:
-            rows.put_note(number, "work", msgspec.json.encode(Purpose(work, ends)))
+            purpose = Purpose(work, share_of(sent, self.served.rounds, now), sent)
+            rows.put_note(number, "work", msgspec.json.encode(purpose))
         self._purpose = None
         self._keep(work.plan.sha256, work.broadcast.sha256)
 
@@ -370,6 +372,11 @@ class AdderRun(Run):
                 return None
             self._purpose = number, msgspec.json.decode(note, type=Purpose)
         return self._purpose[1]
+
+
+def share_of(until: float | None, rounds: int, now: float) -> float | None:
+    """When the first of so many rounds must be over, that share the time from now."""
+    return None if until is None else now + max(0.0, until - now) / rounds
 
 
 def newest_of(rows: Rows) -> Round:

@@ -17,7 +17,7 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from sumus.edge.adder import ASKING, LINGER, AdderRun, Purpose, Relay, Waiting, newest_of
+from sumus.edge.adder import ASKING, LINGER, AdderRun, Purpose, Relay, Waiting, newest_of, share_of
 from sumus.errors import ParticipantError
 from sumus.plan import Plan
 from sumus.protocol.round import Abandon, Action, Later, Round, Session
@@ -38,13 +38,12 @@ _NOTE = "standing"
 class Standing(msgspec.Struct, frozen=True):
     """Where a site is between two sums, from the end of the first round on.
 
-    purpose: the work of the server above, and the end of the round that comes.  ends: of all of them; None for never.
+    purpose: the work of the server above, and the end of the round that comes.
     sessions: of the server above, that the sum will be of.  model: what the site's devices begin from now.  done: rounds.
     last: the number of the last.  weights, metrics: see `Site`.  over: no round comes any more, and the sum goes up.
     """
 
     purpose: Purpose
-    ends: float | None
     sessions: tuple[str, ...]
     model: Body
     done: int
@@ -156,7 +155,7 @@ class SiteRun(AdderRun):
             out = rows.sessions_out() if standing is None else ()
         self._take_back(lambda granted: True, now)
         after = self._site(purpose.work, standing).after(total)
-        done = self._moved(purpose, standing, sessions, after, number, now)
+        done = self._moved(purpose, sessions, after, number, now)
         self._publish(number, now, lambda rows: rows.put_note(OF_THE_RUN, _NOTE, msgspec.json.encode(done)))
         self._relay.note_ended(self.task, self.kind, out)
         self._standing, self._latest, self._full = done, now, False
@@ -213,7 +212,6 @@ class SiteRun(AdderRun):
     def _moved(
         self,
         purpose: Purpose,
-        before: Standing | None,
         sessions: tuple[str, ...],
         site: Site,
         number: int,
@@ -221,11 +219,9 @@ class SiteRun(AdderRun):
     ) -> Standing:
         """Where the site is after a round, its model kept. The time that is left is shared among the rounds that are."""
         body = encode_tree(unnested(site.at))
-        ends, left = purpose.ends if before is None else before.ends, self.served.rounds - site.done
-        until = None if ends is None else now + max(0.0, ends - now) / max(1, left)
+        left = self.served.rounds - site.done
         return Standing(
-            Purpose(purpose.work, until),
-            ends,
+            msgspec.structs.replace(purpose, ends=share_of(purpose.sent, max(1, left), now)),
             sessions,
             Body(self._blobs.put(body), len(body)),
             site.done,

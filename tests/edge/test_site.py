@@ -252,6 +252,21 @@ def test_rounds_that_nobody_comes_to_end_at_their_share_of_the_time(stack: ExitS
     assert run_of(edge).trouble == ""
 
 
+def test_who_has_work_and_vanishes_costs_a_round_its_share_of_the_time_and_not_the_others_theirs(
+    stack: ExitStack,
+) -> None:
+    tree = Tree(tiny(cohort=3, rounds=3, deadline=9.0), stack)
+    edge, plan = tree.edge(), tree.bundle.plan
+    people = scripted(edge, tree.below(edge), range(3))
+    works = together(*(partial(device.work, plan, wait_s=PLENTY) for device in people))
+    assert works[2].expires_in_s < 3.0
+    together(*(partial(d.report, w, update_of(plan, d.id, 1.0)) for d, w in zip(people[:2], works[:2], strict=True)))
+    for value in (2.0, 4.0):
+        own_round(plan, people[:2], value)
+    assert model_of(tree, 1) == [-7.0] * 4
+    assert tree.service.server.tasks[0].training.model(1).contributors == 2
+
+
 def test_a_later_round_of_too_few_ends_it_and_the_sum_is_of_the_rounds_before(tree: Tree) -> None:
     edge, plan = tree.edge(), tree.bundle.plan
     people = scripted(edge, tree.below(edge), range(3))
