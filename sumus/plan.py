@@ -314,6 +314,17 @@ def _site_buffer(plan: Plan) -> str | None:
     return None
 
 
+def _site_codes(plan: Plan) -> str | None:
+    update, parts = plan.algorithm.update, plan.algorithm.aggregator.parts
+    multiplies = update.weight_cap is None and all(part.weight == "examples" for part in parts if part.in_chain)
+    if plan.edges.rounds > 1 and update.code_bits is not None and not multiplies:
+        return (
+            f"a sum of codes that nothing multiplies has no room for what {plan.edges.rounds} rounds move a model by: weigh by "
+            "examples, without a weight stage; or leave out quantize, or take Edges(rounds=1)"
+        )
+    return None
+
+
 def _site_lifts(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and not plan.algorithm.update.lifts:
         stage = next(stage for stage in plan.algorithm.update.links if not stage.lifts)
@@ -349,6 +360,7 @@ RULES: tuple[Rule, ...] = (
     Rule("site-sum", "anywhere", _site_sum),
     Rule("site-state", "anywhere", _site_state),
     Rule("site-buffer", "anywhere", _site_buffer),
+    Rule("site-codes", "anywhere", _site_codes),
     Rule("site-lifts", "anywhere", _site_lifts),
     Rule("noise-at-sites", "anywhere", _noise_at_sites),
     Rule("noise-at-edges", "deployed", _noise_at_edges),

@@ -219,6 +219,17 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
         [lambda: plan(pacing=BUFFER, edges=SITES)],
         [lambda: plan(pacing=BUFFER, edges=sumus.Edges(1))],
     ),
+    "site-codes": (
+        [
+            lambda: plan(chain(weight(), quantize(8, range=1.0)), edges=SITES),
+            lambda: plan(algorithm=uniform(quantize(8, range=1.0)), edges=SITES),
+        ],
+        [
+            lambda: plan(quantize(8, range=1.0), edges=SITES),
+            lambda: plan(weight(), edges=SITES),
+            lambda: plan(algorithm=uniform(quantize(8, range=1.0))),
+        ],
+    ),
     "site-lifts": (
         [lambda: plan(chain(rotate(), halved(lifts=False)), edges=SITES)],
         [

@@ -113,7 +113,7 @@ def test_it_is_hierarchical_fedavg(by: str) -> None:
 def test_the_server_combines_a_sites_sum_to_what_its_model_has_moved_by(
     name: str, by: str, people: int, seed: int, scale: float
 ) -> None:
-    if name == "weighted first" and by == "uniform":
+    if by == "uniform" and name in ("weighted first", "8-bit codes"):
         return
     made, rng = plan(CHAINS[name], by), np.random.default_rng(seed)
     sizes = rng.integers(1, 40, people).tolist()

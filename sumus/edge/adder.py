@@ -66,8 +66,8 @@ class Relay:
     fetched; and who is to come later. On the deciding thread.
 
     ended: sessions of which no report will come, by (task, kind, device and session), with the reason.
-    going_up: check-ins that are on their way.  wake: is called when there is something to pass on.
-    members: devices that the edge has.
+    going_up: check-ins that are on their way.  wake: is called when there is something to pass on.  holds: whether what a device
+    has done is in a sum that has not gone up yet.  members: devices that the edge has.
     """
 
     def __init__(self) -> None:
@@ -76,6 +76,7 @@ class Relay:
         self.granted: dict[str, Granted] = {}
         self.ended: dict[tuple[str, Kind, str], str] = {}
         self.wake: Callable[[], None] = lambda: None
+        self.holds: Callable[[str], bool] = lambda device: False
         self.members = 0
         self._later: OrderedDict[str, tuple[int, float, Later]] = OrderedDict()
         self._next = math.inf
@@ -86,7 +87,10 @@ class Relay:
             each.clear()
 
     def ask(self, device: str, request: CheckInRequest, now: float) -> Later:
-        """Pass a check-in on, unless that was done, and what came down says when it may be done again."""
+        """Pass a check-in on, unless that was done, and what came down says when it may be done again. Whoever is held must wait:
+        to the server above a device that asks anew has forgotten its work, and with that the whole sum would be refused."""
+        if self.holds(device):
+            return Later(ASKING, "closed")
         serial, until, later = self._later.get(device, (-1, now, NOT_NOW))
         if serial == request.serial and now < until:
             return later
@@ -180,6 +184,14 @@ class AdderRun(Run):
             self._keep(purpose.work.plan.sha256, purpose.work.broadcast.sha256)
         self._pace(now)
 
+    def holds(self, device: str) -> bool:
+        """Whether what a device has done is in a sum that has not gone up yet."""
+        with self.store.transaction() as rows:
+            known = rows.device(device)
+            last = None if known is None else known.session
+            row = None if last is None or last.sum is None else rows.round(last.sum)
+        return row is not None and not row.over
+
     def is_of(self, served: Served) -> bool:
         """Whether reports are counted as they say now."""
         return (self.served.hop, self.served.plan) == (served.hop, served.plan)
@@ -247,6 +259,7 @@ class AdderRun(Run):
         self._take_back(lambda granted: now - granted.since > PICK_UP, now)
         self._pace(now)
         super().tick(now)
+        self._pace(now)  # of a round that has just begun
 
     # ── what the uplink brings ───────────────────────────────────────────────────────────────────────────────────────
 

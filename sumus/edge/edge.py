@@ -9,6 +9,7 @@ DIR/upstream    the edge's key and membership          DIR/blobs    plans and mo
 DIR/sumus.db, DIR/sums, DIR/keys    as on a server
 """
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from sumus.device.store import DeviceStore, FolderStore, Membership, MemoryStore
 from sumus.edge.adder import LINGER, AdderRun, Relay
 from sumus.edge.site import SiteRun
 from sumus.edge.uplink import Uplink, quiet
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, PlanError
 from sumus.operations.service import Conduct, Kept, Service, Shared, Where
 from sumus.operations.status import AboveStatus
 from sumus.server.device_plane import device_app
@@ -33,6 +34,7 @@ from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable
 from sumus.wire.messages import AGAIN, Refused, Served
 
+LOG = logging.getLogger("sumus.edge")
 HERE, USUAL = Where(), Conduct()
 
 
@@ -113,7 +115,11 @@ def open_edge(
                     continue
                 for run in here:  # its reports were by another plan
                     run.end_all(now)
-                new = (adder(f"{name}.{served.kind}", served) for served in mine)
+                try:
+                    new = [adder(f"{name}.{served.kind}", served) for served in mine]
+                except PlanError as error:  # a site's plan holds something that is not registered here
+                    LOG.warning("task %s is left out: %s", name, error)
+                    continue
                 server.take_up(ServedTask(name, tuple(new), mine[0].fingerprint, mine[0].keeps_state), now)
 
         def adder(run: str, served: Served) -> AdderRun:

@@ -18,10 +18,10 @@ import msgspec
 import numpy as np
 
 from sumus.edge.adder import ASKING, LINGER, AdderRun, Purpose, Relay, Waiting, newest_of, share_of
-from sumus.errors import ParticipantError
+from sumus.errors import ExperimentError
 from sumus.plan import Plan
 from sumus.protocol.round import Abandon, Action, Later, Round, Session
-from sumus.server.runs import LOG
+from sumus.server.runs import LOG, Unusable
 from sumus.site import Site, seed_of
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
@@ -83,10 +83,13 @@ class SiteRun(AdderRun):
     def recover(self, now: float, fence: int | None) -> None:
         with self.store.transaction() as rows:
             note = rows.note(OF_THE_RUN, _NOTE)
-        self._standing = None if note is None else msgspec.json.decode(note, type=Standing)
-        if self._standing is not None and self._standing.purpose.work.plan != self.served.plan:
-            self._forget()
+        before = None if note is None else msgspec.json.decode(note, type=Standing)
+        other = before is not None and before.purpose.work.plan != self.served.plan
+        self._standing = None if other else before
         super().recover(now, fence)
+        if other:  # it is of another plan, and so is what is open
+            super().end_all(now)
+            self._forget()
         if (standing := self._standing) is not None:
             self._keep_for(standing)
             if standing.over:
@@ -104,8 +107,9 @@ class SiteRun(AdderRun):
     def end_all(self, now: float) -> None:
         if self._standing is not None:
             self._relay.note_ended(self.task, self.kind, self._standing.sessions)
-            self._forget()
+        self._standing = None
         super().end_all(now)
+        self._forget()  # last: a start in between ends what is open
 
     def waits_for(self, row: Round) -> str:
         standing = self._standing
@@ -141,9 +145,14 @@ class SiteRun(AdderRun):
 
     def conclude(self, number: int, now: float) -> None:
         """Let the round's sum move the site's model; or add, where that may not be."""
-        standing, total = self._standing, self.sums.total(number)
+        standing = self._standing
+        if standing is not None and number <= standing.last:
+            return  # that was done, and its sum goes up from there
         purpose = self._of(number)
-        assert purpose is not None, "a round that has reports has work"
+        if purpose is None:  # its work was of another plan
+            self.carry_out(self.coordinator.cancel(number, now), now)
+            return
+        total = self.sums.total(number)
         if int(total.count) < self._plan.min_contributors:
             if standing is None:
                 super().conclude(number, now)
@@ -154,7 +163,11 @@ class SiteRun(AdderRun):
             sessions = tuple(rows.counted_in(number)) if standing is None else standing.sessions
             out = rows.sessions_out() if standing is None else ()
         self._take_back(lambda granted: True, now)
-        after = self._site(purpose.work, standing).after(total)
+        site = self._site(purpose.work, standing)
+        try:
+            after = site.after(total)
+        except Exception as error:  # whatever a plan makes of a sum, it must not take the edge with it
+            raise Unusable(f"{type(error).__name__}: {error}") from error
         done = self._moved(purpose, sessions, after, number, now)
         self._publish(number, now, lambda rows: rows.put_note(OF_THE_RUN, _NOTE, msgspec.json.encode(done)))
         self._relay.note_ended(self.task, self.kind, out)
@@ -162,6 +175,14 @@ class SiteRun(AdderRun):
         self._keep_for(done)
         if done.over:
             self._send_up(done, now)
+
+    def holds(self, device: str) -> bool:
+        return super().holds(device) or (self._standing is not None and device in self._standing.devices)
+
+    def tick(self, now: float) -> None:
+        if self._standing is not None and self._standing.over and self._standing.last not in self.sums_to_send:
+            self._send_up(self._standing, now)
+        super().tick(now)
 
     def dropped(self, sessions: Iterable[str], reason: str) -> None:
         if self._standing is None:  # else they are the site's own
@@ -244,7 +265,10 @@ class SiteRun(AdderRun):
         number = standing.last
         try:
             total = self._site(standing.purpose.work, standing).total(len(standing.sessions))
-        except ParticipantError as error:
+        except ExperimentError as error:  # a file that is missing may be put back
+            self.trouble = f"the sum of rounds up to {number} cannot go up yet: {error}"
+            return
+        except Exception as error:
             LOG.warning("%s: %s", self.task, error)
             self.trouble = f"the sum of rounds up to {number} cannot be counted above: {error}"
             self._relay.note_ended(self.task, self.kind, standing.sessions)

@@ -87,7 +87,7 @@ class Uplink:
     ) -> None:
         self._requests, self._server, self._blobs, self._rows = requests, server, blobs, rows
         self._relay, self._take_up = relay, take_up
-        relay.wake = self.wake
+        relay.wake, relay.holds = self.wake, self._holds
         self._say = say
         self._wanted = threading.Event()
         self._said = -1
@@ -138,7 +138,7 @@ class Uplink:
             rows.put_note(OF_THE_RUN, "served", msgspec.json.encode(tasks))
         self._on_server(lambda now: self._take_up(tasks.runs, now)).result()
         self._learnt = True
-        self._sweep()
+        self._on_server(self._sweep).result()  # where models of a site's own are made
 
     def remember(self, now: float) -> bool:
         """What there was to do when the server above was heard last; whether that is known."""
@@ -248,7 +248,10 @@ class Uplink:
         if self._blobs.size(body.sha256) is None:
             self._blobs.put(self._requests.object(body))
 
-    def _sweep(self) -> None:
+    def _holds(self, device: str) -> bool:
+        return any(run.holds(device) for run in self._runs())
+
+    def _sweep(self, now: float) -> None:
         """Let go of what no device may fetch any more."""
         kept = frozenset[str]().union(*(run.objects for run in self._runs()))
         for sha256 in set(self._blobs) - kept:

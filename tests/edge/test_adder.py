@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sumus.edge.edge import Edge, open_edge
 from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.plan import Plan
 from sumus.server.limits import Limits, Rate
+from sumus.server.runs import Evaluating
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer, Unreachable
 from sumus.tree import sha256
@@ -32,9 +33,13 @@ PEOPLE = 8
 class Tree:
     """A server, with edges below it."""
 
-    def __init__(self, bundle: Bundle, stack: ExitStack, limits: Limits | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, stack: ExitStack, limits: Limits | None = None, evaluates: bool = False, *others: Bundle
+    ) -> None:
         self.bundle, self._stack = bundle, stack
-        self.service = open_service({"tiny": bundle}, Where(), Conduct(group=0.0, limits=limits))
+        conduct = Conduct(group=0.0, limits=limits, evaluate=Evaluating(2) if evaluates else None)
+        served = {"tiny": bundle, **{other.plan.description.name: other for other in others}}
+        self.service = open_service(served, Where(), conduct)
         stack.callback(self.service.close)
         self.service.server.start()
         self.top = stack.enter_context(InProcess(self.service.device_app))
@@ -253,6 +258,41 @@ def test_a_device_that_moves_is_counted_once(stack: ExitStack, tree: Tree) -> No
     assert tree.service.server.tasks[0].training.model(1).contributors == 3
     mover.transport = tree.below(other)
     assert mover.work(plan, wait_s=20.0) is not None
+
+
+# ── several runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("beside", ["evaluation", "another task"])
+def test_who_is_in_a_sum_that_has_not_gone_up_gets_no_other_work_by_way_of_this_edge(
+    stack: ExitStack, beside: str, rounds: int
+) -> None:
+    """To the server above it would have forgotten what it did, and the sum would be refused for it."""
+    bundle, other = tiny(cohort=3, rounds=rounds), tiny(cohort=3, rounds=rounds, name="other", lr=0.5)
+    others = [other] if beside == "another task" else []
+    tree = Tree(bundle, stack, None, beside == "evaluation", *others)
+    edge = tree.edge()
+    plans = [each.plan for each in (bundle, *others)]
+    runs = [run for task in edge.server.tasks for run in task.runs]
+    top = [task.training for task in tree.service.server.tasks]
+    over = time.monotonic() + 40
+
+    def live(device: ScriptedDevice) -> None:
+        """It asks, and does what it is given; it measures nothing."""
+        while all(run.version < 4 for run in top) and not any(run.trouble for run in runs):
+            assert time.monotonic() < over, [run.version for run in top]
+            with suppress(Refused):  # it came too late for the round
+                work = device.work(*plans, wait_s=0.5)
+                if work is not None and work.kind == "train":
+                    plan = next(plan for plan in plans if plan.description.name == work.task)
+                    device.report(work, update_of(plan, device.id))
+                elif work is not None:
+                    device.abort(work)
+
+    together(*(partial(live, device) for device in devices(edge, tree.below(edge), range(3))))
+    assert [run.trouble for run in runs] == [""] * len(runs)
+    assert any(run.version >= 4 for run in top)
 
 
 # ── a day without a way up ───────────────────────────────────────────────────────────────────────────────────────────
