@@ -334,8 +334,8 @@ def test_who_was_cut_off_for_a_day_delivers_once_where_the_round_still_goes_on(s
     tree = Tree(tiny(cohort=2, deadline=3 * DAY), stack)
     edge, way = cut_off_for_a_day(tree)
     tree.model(1)
-    wait_until(lambda: edge.uplink.waiting == 0, "it is not known to be counted")
-    assert (edge.uplink.sent, len(way.sums()), edge.uplink.trouble) == (1, 1, "")
+    wait_until(lambda: (edge.uplink.waiting, edge.uplink.trouble) == (0, ""), "it is not known to be counted")
+    assert (edge.uplink.sent, len(way.sums())) == (1, 1)
     assert tree.service.server.tasks[0].training.model(1).contributors == 2
 
 
