@@ -9,6 +9,7 @@ which nothing a device says is believed: names, shapes, dtypes and magnitudes mu
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +53,7 @@ class FirstHop:
     def nbytes(self) -> int:
         """Bytes of a report's body, where its floats have four."""
         coded = 4 if self.code_bits is None else 1 if self.code_bits <= 8 else 2
-        sizes = [sum(math.prod(shape) for _, shape in leaves) for leaves in self.layouts]
-        return sum(size * (coded if part.in_chain else 4) for part, size in zip(self.parts, sizes, strict=True))
+        return sum(size * (coded if part.in_chain else 4) for part, size in self._sizes())
 
     def count_in(self, update: Update, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
         """An update as an aggregate of one; or, added `into` a running sum, that sum so far.
@@ -85,8 +85,7 @@ class FirstHop:
 
     def sum_nbytes(self, count: int) -> int:
         """Bytes of the leaves of a sum of so many updates."""
-        sizes = [sum(math.prod(shape) for _, shape in leaves) for leaves in self.layouts]
-        return sum(self.sum_dtype(part, count).itemsize * size for part, size in zip(self.parts, sizes, strict=True))
+        return sum(self.sum_dtype(part, count).itemsize * size for part, size in self._sizes())
 
     def check_sum(self, total: Aggregate, sender: object, count: int) -> None:
         """Refuse what cannot be a sum of so many updates of this plan."""
@@ -108,6 +107,11 @@ class FirstHop:
         most = count * self.sums.most_metric
         if any(max(-int(pair.min()), int(pair.max())) > most or int(pair[1]) < 0 for pair in total.metrics.values()):
             raise BeyondBoundError(sender, f"a metric is beyond what {count} reports add up to")
+
+    def _sizes(self) -> Iterator[tuple[Part, int]]:
+        """Numbers of each part, as it is sent."""
+        for part, leaves in zip(self.parts, self.layouts, strict=True):
+            yield part, sum(math.prod(shape) for _, shape in leaves)
 
     def _most_weight(self, part: Part) -> int:
         counted = self.sums.max_weight if self.weight_cap is None else max(self.weight_cap, self.sums.max_weight)

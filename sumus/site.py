@@ -12,7 +12,7 @@ these between two of the server's. A site averages plainly; the server's optimiz
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from sumus.task import Description
 from sumus.tree import tree_map
 from sumus.types import Broadcast, Tree
 
+NoiseAt: TypeAlias = Literal["top", "edges"]
 MOST_ROUNDS = 1000
 _SEED = b"sumus site round "
 
@@ -41,13 +42,13 @@ class Edges:
     """
 
     rounds: int = 1
-    noise_at: Literal["top", "edges"] = "top"
+    noise_at: NoiseAt = "top"
 
     def __post_init__(self) -> None:
         expect(self.rounds, int, "Edges(rounds=)")
         if not 1 <= self.rounds <= MOST_ROUNDS:
             raise PlanError("edge-words", f"Edges(rounds={self.rounds}): from 1 to {MOST_ROUNDS} rounds")
-        if self.noise_at not in ("top", "edges"):
+        if self.noise_at not in get_args(NoiseAt):
             raise PlanError("edge-words", f"Edges(noise_at={self.noise_at!r}): it is 'top' or 'edges'")
 
 

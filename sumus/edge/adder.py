@@ -22,12 +22,13 @@ import msgspec
 from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
 from sumus.protocol.round import Later, Round, Session, State, outcome
+from sumus.server.coordinator import newest_of
 from sumus.server.runs import Run, any_seed
 from sumus.site import Edges
 from sumus.spec import build
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
-from sumus.storage.store import Rows, Store
+from sumus.storage.store import Store
 from sumus.wire.messages import AbortReason, Assignment, CheckInAnswer, CheckInRequest, Kind, Released, Served
 from sumus.wire.reports import encode_sum
 
@@ -89,12 +90,12 @@ class Relay:
     def ask(self, device: str, request: CheckInRequest, now: float) -> Later:
         """Pass a check-in on, unless that was done, and what came down says when it may be done again. Whoever is held must wait:
         to the server above a device that asks anew has forgotten its work, and with that the whole sum would be refused."""
-        if self.holds(device):
-            return Later(ASKING, "closed")
         serial, until, later = self._later.get(device, (-1, now, NOT_NOW))
         if serial == request.serial and now < until:
             return later
-        if device not in self.granted and self.going_up.get(device) != request:
+        if device not in self.granted and request not in (self.going_up.get(device), self.asking.get(device)):
+            if self.holds(device):
+                return Later(ASKING, "closed")
             self.asking[device] = request
             self.wake()
         return NOT_NOW
@@ -390,13 +391,6 @@ class AdderRun(Run):
 def share_of(until: float | None, rounds: int, now: float) -> float | None:
     """When the first of so many rounds must be over, that share the time from now."""
     return None if until is None else now + max(0.0, until - now) / rounds
-
-
-def newest_of(rows: Rows) -> Round:
-    """The round that is open, or about to be, or about to be over."""
-    row = rows.round(rows.run().newest)
-    assert row is not None, "the newest round is never forgotten"
-    return row
 
 
 def _same(one: Assignment, other: Assignment) -> bool:

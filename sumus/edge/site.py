@@ -17,11 +17,12 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from sumus.edge.adder import ASKING, LINGER, AdderRun, Purpose, Relay, Waiting, newest_of, share_of
+from sumus.edge.adder import ASKING, LINGER, AdderRun, Purpose, Relay, Waiting, share_of
 from sumus.errors import ExperimentError
 from sumus.plan import Plan
 from sumus.protocol.round import Abandon, Action, Later, Round, Session
-from sumus.server.runs import LOG, Unusable
+from sumus.server.coordinator import newest_of
+from sumus.server.runs import LOG, Unusable, usable
 from sumus.site import Site, seed_of
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
@@ -164,10 +165,8 @@ class SiteRun(AdderRun):
             out = rows.sessions_out() if standing is None else ()
         self._take_back(lambda granted: True, now)
         site = self._site(purpose.work, standing)
-        try:
+        with usable():
             after = site.after(total)
-        except Exception as error:  # whatever a plan makes of a sum, it must not take the edge with it
-            raise Unusable(f"{type(error).__name__}: {error}") from error
         done = self._moved(purpose, sessions, after, number, now)
         self._publish(number, now, lambda rows: rows.put_note(OF_THE_RUN, _NOTE, msgspec.json.encode(done)))
         self._relay.note_ended(self.task, self.kind, out)
@@ -230,14 +229,7 @@ class SiteRun(AdderRun):
         at, weights = self._model(standing.model), standing.weights
         return replace(site, at=at, done=standing.done, weights=weights, metrics=metrics)
 
-    def _moved(
-        self,
-        purpose: Purpose,
-        sessions: tuple[str, ...],
-        site: Site,
-        number: int,
-        now: float,
-    ) -> Standing:
+    def _moved(self, purpose: Purpose, sessions: tuple[str, ...], site: Site, number: int, now: float) -> Standing:
         """Where the site is after a round, its model kept. The time that is left is shared among the rounds that are."""
         body = encode_tree(unnested(site.at))
         left = self.served.rounds - site.done
@@ -264,11 +256,14 @@ class SiteRun(AdderRun):
         """Keep the sum for the uplink."""
         number = standing.last
         try:
-            total = self._site(standing.purpose.work, standing).total(len(standing.sessions))
+            site = self._site(standing.purpose.work, standing)
         except ExperimentError as error:  # a file that is missing may be put back
             self.trouble = f"the sum of rounds up to {number} cannot go up yet: {error}"
             return
-        except Exception as error:
+        try:
+            with usable():
+                total = site.total(len(standing.sessions))
+        except Unusable as error:
             LOG.warning("%s: %s", self.task, error)
             self.trouble = f"the sum of rounds up to {number} cannot be counted above: {error}"
             self._relay.note_ended(self.task, self.kind, standing.sessions)

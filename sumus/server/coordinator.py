@@ -83,7 +83,7 @@ class Coordinator:
     def current(self) -> Round:
         """The newest row."""
         with self.store.transaction() as rows:
-            return _newest(rows)
+            return newest_of(rows)
 
     @property
     def version(self) -> int:
@@ -279,7 +279,7 @@ class Coordinator:
         return Facts(
             self.pacing,
             now,
-            _newest(rows),
+            newest_of(rows),
             run.version,
             tuple(row for row in known if row is not None),
             device,
@@ -303,7 +303,8 @@ class Coordinator:
         return decision.actions
 
 
-def _newest(rows: Rows) -> Round:
+def newest_of(rows: Rows) -> Round:
+    """The round that is open, or about to be, or about to be over."""
     row = rows.round(rows.run().newest)
     assert row is not None, "the newest round is never forgotten"
     return row

@@ -15,7 +15,8 @@ import json
 import logging
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -46,6 +47,15 @@ Seeds: TypeAlias = Callable[[int], bytes]
 
 class Unusable(Exception):
     """No model can be made of a sum, however often it is tried."""
+
+
+@contextmanager
+def usable() -> Generator[None, None, None]:
+    """Whatever a plan makes of a sum, it must not take the server with it: what goes wrong in here is Unusable."""
+    try:
+        yield
+    except Exception as error:
+        raise Unusable(str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}") from error
 
 
 PATIENCE = 3600.0
@@ -425,16 +435,12 @@ class TrainingRun(Run):
         if int(total.count) < self.least:
             raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
         algorithm = self.plan.algorithm
-        try:
+        with usable():
             if apart is not None:
                 combined = algorithm.combine_each(apart, self.plan.description, self.plan.sums, seed, people)
             else:
                 combined = algorithm.combine(total, self.plan.description, self.plan.sums, seed, people)
             return algorithm.step(combined, state)
-        except Exception as error:  # whatever a plan makes of a sum, it must not take the server with it
-            raise Unusable(
-                str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
-            ) from error
 
     def see(self) -> None:
         """Read what is newest, what is shown, and what may be fetched."""

@@ -18,6 +18,7 @@ import msgspec
 
 from sumus.errors import ParticipantError
 from sumus.pacing import Conditions
+from sumus.site import MOST_ROUNDS, NoiseAt
 
 PROTOCOL = 1
 """Version of this page of the protocol; a server that is spoken to in another says which it speaks."""
@@ -188,8 +189,8 @@ class Served(msgspec.Struct, frozen=True):
     contributors: Count
     most: Count
     released: Released | None = None
-    rounds: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
-    noise_at: Literal["top", "edges"] = "top"
+    rounds: Annotated[int, msgspec.Meta(ge=1, le=MOST_ROUNDS)] = 1
+    noise_at: NoiseAt = "top"
 
 
 class Tasks(msgspec.Struct, frozen=True):
