@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -71,12 +71,6 @@ class Tree:
             assert time.monotonic() < deadline, f"there are {run.version} models"
             time.sleep(0.01)
         return sha256(decode_tree(self.service.blobs.get(run.model(version).model)))
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 def devices(of: Service | Edge, transport: InProcess, numbers: range) -> list[ScriptedDevice]:

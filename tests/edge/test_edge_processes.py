@@ -9,27 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from test_adder import flat
 
 import sumus
-from sumus.device.conditions import Always
 from sumus.device.device import Device
-from sumus.device.store import MemoryStore
-from sumus.device.training import Training
 from sumus.experiment import Experiment
-from sumus.simulator.wire import NO_FLOOR
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
-from sumus.training.program import Program
 from sumus.transport.http import HttpTransport
 from sumus.tree import sha256
-from sumus.wire.bundle import Bundle
 from sumus.wire.tensors import decode_tree
+from tests.server.clients import clients, served, train
 from tests.server.devices import ScriptedDevice, tiny, together, update_of
 from tests.simulator.test_wire import PEOPLE as CLIENTS
-from tests.simulator.test_wire import person
 
 PEOPLE = 8
 
@@ -77,12 +70,6 @@ def process(*words: object) -> Iterator[Process]:
         yield mine
     finally:
         mine.kill()
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
 
 
 def test_two_levels_of_edges_one_of_them_killed_in_mid_round(stack: ExitStack, tmp_path: Path) -> None:
@@ -172,9 +159,8 @@ def test_sites_one_of_them_killed_between_its_rounds_do_what_simulated_ones_do(
     task = sumus.Task(net, sumus.losses.cross_entropy, name="sites")
     algorithm, pacing = sumus.fedadam(sumus.sgd(lr=0.3, epochs=2), 0.1), sumus.Pacing(6, deadline=120.0)
     wanted = Experiment(sumus.Plan(task, algorithm, pacing, 2, edges=sumus.Edges(3)), CLIENTS, 2, sites=2)
-    program = Program(task, "cpu", wanted.seed)
-    plan = wanted.plan.with_data(program.learn_schema(0, *program.reader.read(CLIENTS, 0)))
-    (tmp_path / "sites.sumus").write_bytes(Bundle(plan, program.initial).to_bytes())
+    bundle, training = served(wanted)
+    (tmp_path / "sites.sumus").write_bytes(bundle.to_bytes())
     words = ("--rounds", 2, "--edges", 2, "--edge-file", tmp_path / "link")
     server = stack.enter_context(process("serve", tmp_path / "sites.sumus", "--data", tmp_path / "top", *words))
 
@@ -184,27 +170,21 @@ def test_sites_one_of_them_killed_between_its_rounds_do_what_simulated_ones_do(
 
     def begun(data: Path, numbers: range) -> list[Device]:
         url, _, token = data.with_suffix(".link").read_text().strip().partition("/#enrol=")
-        return [device(url, token, number) for number in numbers]
-
-    training = Training(task, person(0), "sequential")
-
-    def device(url: str, token: str, number: int) -> Device:
-        more = {"sensors": Always(), "store": MemoryStore(), "name": number, "evaluates": False, "wait_s": 10.0}
-        return Device(url, training, person(number), token=token, floor=NO_FLOOR, **more)  # pyright: ignore[reportArgumentType]
+        return clients(url, token, training, numbers, wanted.seed)
 
     near, far = tmp_path / "near", tmp_path / "far"
     first = site(near)
     site(far)
     port = first.opened["url"].rpartition(":")[2]
     people = begun(near, range(3)) + begun(far, range(3, 6))
-    for one in people:
-        one.enrol()
-    for counted in range(1, 7):
-        if counted == 2:
+
+    def between(number: int) -> None:
+        nonlocal first
+        if number == 2:
             first.kill()
             first = site(near, "--port", port)
-        for one in people:
-            one.run(until=lambda status, counted=counted: status.counts.get("counted", 0) >= counted)
+
+    train(people, 6, between)
     server.wait()
     contributors, model = last_model(tmp_path / "top", "sites")
     assert contributors == [0, 6, 6]

@@ -1,6 +1,6 @@
 """A site: an edge whose devices do rounds of its own before their sum goes up. It does what a simulated one does, bit for bit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 
 import sumus
-from sumus.device.conditions import Always
 from sumus.device.device import Device
-from sumus.device.keys import keyed
 from sumus.device.link import Link
-from sumus.device.store import MemoryStore
 from sumus.device.training import Training
 from sumus.edge.edge import Edge, open_edge
 from sumus.edge.site import SiteRun
@@ -20,17 +17,15 @@ from sumus.experiment import Experiment
 from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.plan import Plan
 from sumus.simulator.share import public_seed
-from sumus.simulator.wire import NO_FLOOR
-from sumus.training.program import Program
 from sumus.tree import sha256
-from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Assignment
 from sumus.wire.tensors import decode_tree
 from tests.edge.test_adder import Cut, Tree, wait_until
 from tests.edge.test_adder import devices as scripted
+from tests.server.clients import clients, served, train
 from tests.server.devices import ScriptedDevice, tiny, together, update_of
 from tests.server.over_http import over_http
-from tests.simulator.test_wire import ALGORITHMS, PEOPLE, net, person
+from tests.simulator.test_wire import ALGORITHMS, PEOPLE, net
 
 SEED, ROUNDS, OWN, SITES = 3, 2, 3, 2
 
@@ -41,20 +36,12 @@ def experiment(algorithm: str) -> Experiment:
     return Experiment(plan, PEOPLE, ROUNDS, seed=SEED, sites=SITES)
 
 
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
 def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]:
     """A server of it over HTTP, its address, and what devices do."""
-    training = Training(wanted.plan.task, person(0), "sequential", seed=SEED)  # pyright: ignore[reportArgumentType]
-    program = Program(wanted.plan.task, "cpu", SEED)  # pyright: ignore[reportArgumentType]
-    plan = wanted.plan.with_data(program.learn_schema(0, *program.reader.read(PEOPLE, 0)))
-    seeds = partial(public_seed, plan, SEED)
+    bundle, training = served(wanted)
+    seeds = partial(public_seed, bundle.plan, SEED)
     conduct = Conduct("people", group=0.0, seeds=lambda task: seeds)
-    service = open_service({"sites": Bundle(plan, program.initial)}, Where(), conduct)
+    service = open_service({"sites": bundle}, Where(), conduct)
     stack.callback(service.close)
     service.server.start()
     return service, stack.enter_context(over_http(service)), training
@@ -71,25 +58,7 @@ def site(service: Service, url: str, stack: ExitStack) -> tuple[Edge, str]:
 
 def devices(edge: Edge, url: str, numbers: range, training: Training) -> list[Device]:
     token = edge.server.roll.new_token("people", edge.server.clock(), uses=len(numbers))
-    found = [
-        Device(
-            url,
-            training,
-            person(number),
-            token=token,
-            floor=NO_FLOOR,
-            sensors=Always(),
-            name=number,
-            evaluates=False,
-            wait_s=10.0,
-            keys=keyed(SEED),
-            store=MemoryStore(),
-        )
-        for number in numbers
-    ]
-    for device in found:
-        device.enrol()
-    return found
+    return clients(url, token, training, numbers, SEED)
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "adam, over narrow codes"])
@@ -103,9 +72,7 @@ def test_a_site_does_what_a_simulated_one_does(stack: ExitStack, algorithm: str)
         for place, (edge, below) in enumerate(edges)
         for device in devices(edge, below, range(place * each, (place + 1) * each), training)
     ]
-    for number in range(1, ROUNDS * OWN + 1):
-        for device in people:
-            device.run(until=lambda status, number=number: status.counts.get("counted", 0) >= number)
+    train(people, ROUNDS * OWN)
     run = service.server.tasks[0].training
     wait_until(lambda: run.version == ROUNDS, "the sums did not go up")
     real = sha256(decode_tree(service.blobs.get(run.model(ROUNDS).model)))
@@ -132,6 +99,18 @@ def own_round(plan: Plan, people: Sequence[ScriptedDevice], value: float) -> lis
         *(partial(d.report, w, update_of(plan, d.id, value, 10)) for d, w in zip(people, works, strict=True)),
     )
     return works
+
+
+def cut_off_after_its_first_round(tree: Tree) -> tuple[Edge, Cut, list[ScriptedDevice]]:
+    """A site that has done its rounds and could not say so; its way up, and its three devices."""
+    way = Cut(tree.top)
+    edge, plan = tree.edge(transport=way), tree.bundle.plan
+    people = scripted(edge, tree.below(edge), range(3))
+    own_round(plan, people, 1.0)
+    way.cut = True
+    for value in (2.0, 4.0):
+        own_round(plan, people, value)
+    return edge, way, people
 
 
 def model_of(tree: Tree, version: int) -> list[float]:
@@ -169,13 +148,8 @@ def test_each_round_begins_from_the_sites_own_model_and_nobody_above_is_asked(tr
 
 
 def test_while_the_server_above_is_away_a_site_goes_on_and_delivers_once(tree: Tree) -> None:
-    way = Cut(tree.top)
-    edge, plan = tree.edge(transport=way), tree.bundle.plan
-    people = scripted(edge, tree.below(edge), range(3))
-    own_round(plan, people, 1.0)
-    way.cut = True
-    for value in (2.0, 4.0):
-        own_round(plan, people, value)
+    edge, way, people = cut_off_after_its_first_round(tree)
+    plan = tree.bundle.plan
     wait_until(lambda: edge.above().waiting == 1, "it was not tried")
     run = run_of(edge)
     wait_until(lambda: "on its way" in run.waits_for(run.coordinator.current), "it does not say")
@@ -293,13 +267,8 @@ def test_only_who_was_in_the_first_round_is_in_the_others(tree: Tree) -> None:
 
 
 def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(tree: Tree) -> None:
-    way = Cut(tree.top)
-    edge, plan = tree.edge(transport=way), tree.bundle.plan
-    people = scripted(edge, tree.below(edge), range(3))
-    own_round(plan, people, 1.0)
-    way.cut = True
-    for value in (2.0, 4.0):
-        own_round(plan, people, value)
+    edge, way, people = cut_off_after_its_first_round(tree)
+    plan = tree.bundle.plan
     run = tree.service.server.tasks[0].training
     tree.service.server.ask_to_do(run.cancel).result()  # the round is over, as after a deadline
     way.cut = False

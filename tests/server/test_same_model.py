@@ -10,25 +10,19 @@ import pytest
 
 import sumus
 from benchmarks.kills.__main__ import database
-from sumus.device.conditions import Always
-from sumus.device.device import Device
-from sumus.device.keys import keyed
-from sumus.device.store import MemoryStore
 from sumus.device.training import Training
 from sumus.experiment import Experiment
 from sumus.operations.service import Conduct, Where, open_service
 from sumus.simulator.share import public_seed
-from sumus.simulator.wire import NO_FLOOR
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
-from sumus.training.program import Program
 from sumus.transport.transport import Transport
 from sumus.tree import sha256
-from sumus.wire.bundle import Bundle
 from sumus.wire.tensors import decode_tree
+from tests.server.clients import clients, served, train
 from tests.server.one_replica import Rotating, replica
 from tests.server.over_http import over_http
-from tests.simulator.test_wire import ALGORITHMS, PEOPLE, net, person
+from tests.simulator.test_wire import ALGORITHMS, PEOPLE, net
 
 SEED, ROUNDS = 3, 3
 
@@ -38,45 +32,17 @@ def experiment(algorithm: str) -> Experiment:
     return Experiment(sumus.Plan(task, ALGORITHMS[algorithm], sumus.Pacing(len(PEOPLE)), 2), PEOPLE, ROUNDS, seed=SEED)
 
 
-def served(wanted: Experiment) -> tuple[str, Bundle, Training]:
-    """Its name, what is served, and what devices do."""
-    training = Training(wanted.plan.task, person(0), "sequential", seed=SEED)  # pyright: ignore[reportArgumentType]
-    program = Program(wanted.plan.task, "cpu", SEED)  # pyright: ignore[reportArgumentType]
-    plan = wanted.plan.with_data(program.learn_schema(0, *program.reader.read(PEOPLE, 0)))
-    return "parity", Bundle(plan, program.initial), training
-
-
 def take_part(url: str, token: str, training: Training, transport: Callable[[], Transport | None]) -> None:
     """A device for each client, until each was counted in every round. transport: of a device; None for one to the URL."""
-    devices = [
-        Device(
-            url,
-            training,
-            person(number),
-            token=token,
-            floor=NO_FLOOR,
-            sensors=Always(),
-            name=number,
-            evaluates=False,
-            wait_s=10.0,
-            keys=keyed(SEED),
-            store=MemoryStore(),
-            transport=transport(),
-        )
-        for number in PEOPLE
-    ]
-    for device in devices:
-        device.enrol()
-    for number in range(1, ROUNDS + 1):
-        for device in devices:
-            device.run(until=lambda status, number=number: status.counts.get("counted", 0) >= number)
+    devices = clients(url, token, training, PEOPLE, SEED, transport)
+    train(devices, ROUNDS)
     for device in devices:
         device.close()
 
 
 def over_the_network(wanted: Experiment, where: Where) -> str:
     """The model of a server over HTTP and a device for each client, with a connection of its own."""
-    name, bundle, training = served(wanted)
+    (bundle, training), name = served(wanted), wanted.plan.description.name
     seeds = partial(public_seed, bundle.plan, SEED)
     service = open_service({name: bundle}, where, Conduct("people", group=0.0, seeds=lambda task: seeds))
     try:
@@ -94,7 +60,7 @@ def over_the_network(wanted: Experiment, where: Where) -> str:
 
 def over_replicas(wanted: Experiment, folder: Path, database: str) -> str:
     """The model of three servers that share their rounds, each a process, when each request goes to another of them."""
-    name, bundle, training = served(wanted)
+    (bundle, training), name = served(wanted), wanted.plan.description.name
     folder.mkdir()
     (folder / "bundle").write_bytes(bundle.to_bytes())
     job = {"name": name, "bundle": folder / "bundle", "database": database, "shares": folder, "seed": SEED}

@@ -1,0 +1,68 @@
+"""Real devices for the clients of an experiment, whose randomness is keyed as the simulator's.
+
+bundle, training = served(wanted)
+devices = clients(url, token, training, range(6))
+train(devices, 3)                                   until each was counted three times
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from sumus.device.conditions import Always
+from sumus.device.device import Device
+from sumus.device.keys import keyed
+from sumus.device.store import MemoryStore
+from sumus.device.training import Training
+from sumus.experiment import Experiment
+from sumus.simulator.wire import NO_FLOOR
+from sumus.training.program import Program
+from sumus.transport.transport import Transport
+from sumus.wire.bundle import Bundle
+from tests.simulator.test_wire import PEOPLE, person
+
+
+def served(wanted: Experiment) -> tuple[Bundle, Training]:
+    """What is served, and what devices do."""
+    task, seed = wanted.plan.task, wanted.seed
+    training = Training(task, person(0), "sequential", seed=seed)  # pyright: ignore[reportArgumentType]
+    program = Program(task, "cpu", seed)  # pyright: ignore[reportArgumentType]
+    plan = wanted.plan.with_data(program.learn_schema(0, *program.reader.read(PEOPLE, 0)))
+    return Bundle(plan, program.initial), training
+
+
+def clients(
+    url: str,
+    token: str,
+    training: Training,
+    numbers: Iterable[int],
+    seed: int,
+    transport: Callable[[], Transport | None] = lambda: None,
+) -> list[Device]:
+    """A device for each of these clients, enrolled. transport: of a device; None for one to the URL."""
+    found = [
+        Device(
+            url,
+            training,
+            person(number),
+            token=token,
+            floor=NO_FLOOR,
+            sensors=Always(),
+            name=number,
+            evaluates=False,
+            wait_s=10.0,
+            keys=keyed(seed),
+            store=MemoryStore(),
+            transport=transport(),
+        )
+        for number in numbers
+    ]
+    for device in found:
+        device.enrol()
+    return found
+
+
+def train(devices: Sequence[Device], rounds: int, before: Callable[[int], object] = lambda number: None) -> None:
+    """Let one after the other be counted, that many times. before: is told the number of each time, from 1, as it begins."""
+    for number in range(1, rounds + 1):
+        before(number)
+        for device in devices:
+            device.run(until=lambda status, number=number: status.counts.get("counted", 0) >= number)
