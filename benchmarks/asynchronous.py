@@ -11,10 +11,8 @@ most 100 devices work at once, in whatever way. Step sizes are tuned for each wa
 """
 
 import argparse
-import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +22,7 @@ from torch import nn
 import sumus
 from benchmarks import data
 from benchmarks.figures import DOCS
+from benchmarks.pool import played
 from benchmarks.results import write_table
 from sumus import optimizers, staleness
 from sumus.simulator.picture import colormap, figure, save
@@ -144,12 +143,8 @@ def play(run: Run) -> Curve:
     return Curve(seconds, sent, accuracy, by_speed[0], by_speed[-1], history.fleet.wasted_share)
 
 
-def played(runs: Sequence[Run]) -> Iterator[tuple[Run, Curve]]:
-    """All of them, a process a core."""
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
-        for number, (run, curve) in enumerate(zip(runs, pool.map(play, runs), strict=True), 1):
-            print(f"{number} of {len(runs)}: {run}: {curve.reached(TUNED_FOR)}", flush=True)
-            yield run, curve
+def _said(curve: Curve) -> object:
+    return curve.reached(TUNED_FOR)
 
 
 def tuned() -> dict[tuple[str, str], float]:
@@ -158,7 +153,7 @@ def tuned() -> dict[tuple[str, str], float]:
         Run(way, rule, rate, SPREADS[0], TUNING_SEED) for way in WAYS for rule, grid in GRIDS.items() for rate in grid
     ]
     best: dict[tuple[str, str], tuple[float, float]] = {}
-    for run, curve in played(runs):
+    for run, curve in played(play, runs, _said):
         reached = curve.reached(TUNED_FOR)
         score = reached[0] if reached else 1e9 - float(np.mean(curve.accuracy[-3:]))
         best[run.way, run.rule] = min(best.get((run.way, run.rule), (np.inf, 0.0)), (score, run.rate))
@@ -252,7 +247,7 @@ def main() -> None:
         for rule in GRIDS
         for way in WAYS
     ]
-    found: dict[Run, Curve] = dict(played(runs))
+    found: dict[Run, Curve] = dict(played(play, runs, _said))
     header = ["speeds", "server", "way", "rate", *(f"seconds to {target:.2f}" for target in TARGETS)]
     header += [f"of plain synchronous, at {TUNED_FOR:.2f}", f"uploads to {TUNED_FOR:.2f}", "wasted work"]
     header += ["contributions of a device, fastest / slowest tenth"]

@@ -11,10 +11,8 @@ of their own between two sums there are 1/κ₂ as many sums. After Liu et al. 2
 """
 
 import argparse
-import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +21,7 @@ import sumus
 from benchmarks import data
 from benchmarks.asynchronous import SmallNet, median, stretches
 from benchmarks.figures import DOCS
+from benchmarks.pool import played
 from benchmarks.results import write_table
 from sumus.simulator.picture import colormap, figure, save
 
@@ -145,11 +144,7 @@ def main() -> None:
     args = parser.parse_args()
     data.hapt()  # says so where there is none
     runs = [Run(arranged, own, seed) for seed in range(args.seeds) for arranged in ARRANGED for own in OWN]
-    found = dict[Run, Curve]()
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
-        for number, (run, curve) in enumerate(zip(runs, pool.map(play, runs), strict=True), 1):
-            print(f"{number} of {len(runs)}: {run}: accuracy {curve.last:.3f}", flush=True)
-            found[run] = curve
+    found = dict(played(play, runs, lambda curve: f"accuracy {curve.last:.3f}"))
     header = ["sites", "κ₂", "MB from edges up", "MB from devices", "accuracy at the end (least to most)"]
     header += ["against κ₂ = 1", f"device rounds to {TARGET:.2f}", f"MB from edges to {TARGET:.2f}"]
     caption = (

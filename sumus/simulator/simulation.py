@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,16 @@ def _writable(out: Path | None) -> Path | None:
     except OSError as error:
         raise ExperimentError(f"nothing can be written to {out}: {error.strerror}; give another folder") from error
     return out
+
+
+@dataclass(frozen=True)
+class Received:
+    """What clients have reported while a round is played. sums, tallies: of rounds, by number.  settled: for each client that
+    trained, whether what it keeps is to be kept."""
+
+    sums: Sums
+    tallies: dict[int, Tally]
+    settled: dict[str, bool]
 
 
 class Simulation:
@@ -279,12 +289,13 @@ class Simulation:
         state, pending = at.state, Sums()
         tallies = {number: tally.copy() for number, tally in at.tallies.items()}
         pending.add(at.pending)
+        received = Received(pending, tallies, settled)
         if self.plan.algorithm.aggregator.one_by_one:  # the model travels
             places = {self.population.pick(one.position): one for one in counted}
             for client in self.population.in_order(list(places)):
-                state = self._sum_and_step([places[client]], played.number, state, Sums(), tallies, settled)
+                state = self._sum_and_step([places[client]], played.number, state, replace(received, sums=Sums()))
         elif played.published:
-            state = self._sum_and_step(counted, played.number, state, pending, tallies, settled)
+            state = self._sum_and_step(counted, played.number, state, received)
         tally = tallies.pop(played.number, Tally())
         loss = tally.loss / tally.seen if tally.clients else math.nan
         evaluations, spreads = self._evaluate(played.number, state, settled)
@@ -320,27 +331,25 @@ class Simulation:
         counted: Sequence[Counted],
         number: int,
         state: ServerState,
-        sums: Sums,
-        tallies: dict[int, Tally],
-        settled: dict[str, bool],
+        received: Received,
     ) -> ServerState:
         """Let clients train from a state, add what they report to the sums that it is counted in, take the step of one."""
         algorithm, people = self.plan.algorithm, len(self.population)
         public = public_seed(self.plan, self.experiment.seed, number)
         alone = list[Aggregate]()
         if self.plan.edges.rounds > 1:
-            self._through_sites(counted, number, public, state.broadcast, sums, tallies, settled)
+            self._through_sites(counted, number, public, state.broadcast, received)
         else:
             for wave in _waves(counted):
-                alone += self._reported(wave, number, public, state.broadcast, sums, tallies, settled)
+                alone += self._reported(wave, number, public, state.broadcast, received)
         if algorithm.aggregator.needs_each_update:
             combined = algorithm.combine_each(alone, self.task, self.plan.sums, public, people)
         else:
-            combined = algorithm.combine(sums[number].total, self.task, self.plan.sums, public, people)
+            combined = algorithm.combine(received.sums[number].total, self.task, self.plan.sums, public, people)
         if not combined:  # attackers' reports were refused, and too few are left
-            tallies.pop(number, None)
+            received.tallies.pop(number, None)
             here = {str(self.population.pick(one.position)) for one in counted if one.into == number}
-            settled.update(dict.fromkeys(here & settled.keys(), False))
+            received.settled.update(dict.fromkeys(here & received.settled.keys(), False))
         return algorithm.step(combined, state)
 
     def _through_sites(
@@ -349,25 +358,24 @@ class Simulation:
         number: int,
         public: bytes,
         broadcast: Broadcast,
-        sums: Sums,
-        tallies: dict[int, Tally],
-        settled: dict[str, bool],
+        received: Received,
     ) -> None:
         """Let each site's clients do its rounds among themselves, and add what it sends up. Its last round is what is told of."""
         rounds = self.plan.edges.rounds
         for members in self._by_site(counted).values():
             site, count = Site.of(self.plan.algorithm, self.task, self.plan.sums, public, broadcast), 0
-            told = dict[int, Tally]()
+            told = dict[int, Tally]()  # of the last round
             for done in range(rounds):
-                own, told = Sums(), dict[int, Tally]()
+                told.clear()
+                own = Received(Sums(), told, received.settled)
                 wave = [replace(one, again=done, most_steps=_part_of(one.most_steps, rounds)) for one in members]
-                self._reported(wave, number, site.seed_now, site.at, own, told, settled)
-                count = count or int(own[number].total.count)
-                site = site.after(own[number].total)
+                self._reported(wave, number, site.seed_now, site.at, own)
+                count = count or int(own.sums[number].total.count)
+                site = site.after(own.sums[number].total)
             if count:
-                sums[number].add(site.total(count))
+                received.sums[number].add(site.total(count))
             for into, tally in told.items():
-                tallies.setdefault(into, Tally()).add(tally)
+                received.tallies.setdefault(into, Tally()).add(tally)
 
     def _by_site(self, counted: Sequence[Counted]) -> Mapping[tuple[Hashable, int], list[Counted]]:
         """Whose reports come through which edge, and into which sum."""
@@ -394,17 +402,15 @@ class Simulation:
         number: int,
         public: bytes,
         broadcast: Broadcast,
-        sums: Sums,
-        tallies: dict[int, Tally],
-        settled: dict[str, bool],
+        received: Received,
     ) -> list[Aggregate]:
         """Let clients train, each once, and report; aggregates of one, where they are needed apart."""
-        alone, results = list[Aggregate](), self._trained(wave, number, public, broadcast, sums)
+        alone, results = list[Aggregate](), self._trained(wave, number, public, broadcast, received.sums)
         for one in wave:  # in the order in which they were accepted, whoever was trained first
             result = results[self.population.pick(one.position)]
-            settled[str(result.client)] = result.became == "counted"
+            received.settled[str(result.client)] = result.became == "counted"
             if result.became == "counted":
-                tally = tallies.setdefault(one.into, Tally())
+                tally = received.tallies.setdefault(one.into, Tally())
                 tally.count(result.examples, result.metrics["loss"], one.staleness)
                 alone += [result.alone] if result.alone is not None else []
         return alone

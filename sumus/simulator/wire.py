@@ -26,8 +26,8 @@ from sumus.protocol.session import Floor
 from sumus.server.limits import Limits, Rate
 from sumus.simulator.choice import Choice
 from sumus.simulator.history import Tally
-from sumus.simulator.share import Sums, public_seed
-from sumus.simulator.simulation import Simulation
+from sumus.simulator.share import public_seed
+from sumus.simulator.simulation import Received, Simulation
 from sumus.simulator.timeline import Counted
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
@@ -123,9 +123,7 @@ class WireSimulation(Simulation):
         counted: Sequence[Counted],
         number: int,
         state: ServerState,
-        sums: Sums,
-        tallies: dict[int, Tally],
-        settled: dict[str, bool],
+        received: Received,
     ) -> ServerState:
         """Let the round's devices take part, one after the other; the server's state after it."""
         training = self._service.server.tasks[0].training
@@ -134,11 +132,13 @@ class WireSimulation(Simulation):
             client = self.population.pick(one.position)
             news = self._taken_part(client)
             loss = news.measured["loss"]
-            tallies.setdefault(one.into, Tally()).count(news.examples, (loss * news.examples, news.examples), 0)
+            received.tallies.setdefault(one.into, Tally()).count(
+                news.examples, (loss * news.examples, news.examples), 0
+            )
             kept = self._devices[client].kept(self.task.name)
             if kept:
                 self.states.propose(str(client), kept)
-            settled[str(client)] = True
+            received.settled[str(client)] = True
         self._service.server.ask_to_do(lambda now: None).result()  # what follows the last report is done
         if training.version != before + 1:
             raise ExperimentError(

@@ -1,0 +1,18 @@
+"""Runs that do not depend on each other, a process a core."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+R = TypeVar("R")
+C = TypeVar("C")
+
+
+def played(play: Callable[[R], C], runs: Sequence[R], said: Callable[[C], object]) -> Iterator[tuple[R, C]]:
+    """Each run and what came of it, in their order; said: what is printed of that."""
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
+        for number, (run, found) in enumerate(zip(runs, pool.map(play, runs), strict=True), 1):
+            print(f"{number} of {len(runs)}: {run}: {said(found)}", flush=True)
+            yield run, found
