@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from msgspec.structs import replace
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -26,7 +27,7 @@ from sumus.errors import ParticipantError
 from sumus.server.limits import Limits, Room
 from sumus.server.openapi import openapi
 from sumus.server.runs import Run
-from sumus.server.server import LOG, Server
+from sumus.server.server import AGAIN, LOG, Server
 from sumus.storage.blobs import Blobs
 from sumus.wire.messages import (
     ENDPOINTS,
@@ -364,6 +365,9 @@ def _refusal(request: Request, error: Exception) -> Refused:
         return error
     if isinstance(error, ParticipantError):
         return Refused(error.code if request.method == "PUT" else "malformed", str(error))
+    if isinstance(error, SQLAlchemyError | OSError):
+        LOG.error("storage fails: %s: %s", type(error).__name__, str(error).partition("\n")[0])
+        return Refused("not_ready", "the server's storage does not answer", AGAIN)
     LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
     again: Window = (5.0, 30.0)
     return Refused("failed", "a defect of the server, which is in its log", again)

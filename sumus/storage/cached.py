@@ -1,11 +1,28 @@
 """A table's rows as one transaction sees them: read once, written together at its end."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, Delete, Insert, Select, Table, and_, any_, bindparam, delete, insert, select, true
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Delete,
+    Double,
+    Insert,
+    Select,
+    Table,
+    and_,
+    any_,
+    bindparam,
+    delete,
+    func,
+    select,
+    true,
+    tuple_,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql import psycopg
 
@@ -13,6 +30,7 @@ from sumus.storage.tables import TEXT
 
 Row: TypeAlias = tuple[Any, ...]
 """A table's columns, in their order; without `run`. Its key comes first."""
+Put: TypeAlias = postgresql.Insert | sqlite.Insert
 _AT_ONCE = 500
 """Keys in one statement, fewer than any database's limit of parameters."""
 
@@ -67,9 +85,9 @@ class CachedTable:
         put, self._put = self._put, {}
         changes = {key: row for key, row in put.items() if key not in self._stored or self._stored[key] != row}
         if gone := [self._run + key for key, row in changes.items() if row is None]:
-            self._connection.exec_driver_sql(self._said.drop, gone)
+            self._said.drop.say(self._connection, gone)
         if new := [self._run + row for row in changes.values() if row is not None]:
-            self._connection.exec_driver_sql(self._said.put, new)
+            self._said.put.say(self._connection, new)
         self._stored |= changes
 
     def forget(self) -> None:
@@ -82,15 +100,46 @@ class CachedTable:
         return rows
 
 
+class OfRows:
+    """A statement that is said of many rows at once, which SQLAlchemy does not have to look at one by one.
+
+    On PostgreSQL it takes an array for each column. Of a list of rows psycopg would make a pipeline, and as long as one is not at
+    its end PostgreSQL does not count a process as idle: one that is stopped there would hold its locks for ever
+    (docs/decisions/0027-rows-in-arrays.md).
+    """
+
+    def __init__(
+        self, dialect: str, make: Callable[[Select[Any] | None], Insert | Delete], columns: Sequence[Column[Any]]
+    ) -> None:
+        """make(rows) → the statement; rows: a query of the columns' arrays, None where values take their place."""
+        self._in_arrays = dialect == "postgresql"
+        self._numbers = [isinstance(column.type, Double) for column in columns]
+        if self._in_arrays:
+            arrays = (bindparam(column.name, type_=postgresql.ARRAY(column.type)) for column in columns)
+            rows = func.unnest(*arrays).table_valued(*(column.name for column in columns)).render_derived()
+            self._text = str(make(select(rows)).compile(dialect=psycopg.dialect(paramstyle="format")))
+        else:
+            self._text = str(make(None).compile(dialect=sqlite.dialect()))
+
+    def say(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """Say it. rows: one at least; values in the columns' order."""
+        if not self._in_arrays:
+            connection.exec_driver_sql(self._text, list(rows))
+            return
+        columns = zip(self._numbers, zip(*rows, strict=True), strict=True)  # psycopg takes no whole number among others
+        arrays = tuple(list(map(float, values)) if numbers else list(values) for numbers, values in columns)
+        connection.exec_driver_sql(self._text, arrays)
+
+
 @dataclass(frozen=True)
 class _Statements:
-    """Of a table. put, drop: as the driver takes them, with values in the order of the columns, `run` before them."""
+    """Of a table. put, drop: of rows with `run` before all other columns."""
 
     key: tuple[str, ...]
     one: Select[Any]
     many: Select[Any]
-    put: str
-    drop: str
+    put: OfRows
+    drop: OfRows
 
 
 @cache
@@ -98,30 +147,40 @@ def _statements(table: Table, dialect: str, once: bool) -> _Statements:
     """Made once: SQLAlchemy keeps what it made of a statement with it."""
     columns = [column for column in table.columns if column.name != "run"]
     key = [column for column in columns if column.primary_key]
+    whole_key = [column for column in table.columns if column.primary_key]
     mine = and_(true(), *(table.c.run == bindparam("run") for _ in range("run" in table.c)))
     this = and_(mine, *(column == bindparam(column.name) for column in key))
     if dialect == "postgresql":  # one parameter, so one plan for however many there are
         these = (column == any_(bindparam("keys", type_=postgresql.ARRAY(TEXT))) for column in key)
     else:
         these = (column.in_(bindparam("keys", expanding=True)) for column in key)
+
+    def drop(rows: Select[Any] | None) -> Delete:
+        return delete(table).where(this if rows is None else tuple_(*whole_key).in_(rows))
+
     return _Statements(
         tuple(column.name for column in key),
         select(*columns).where(this),
         select(*columns).where(mine, *these),
-        _text(insert(table) if once else _upsert(table, dialect), dialect),
-        _text(delete(table).where(this), dialect),
+        put_rows(table, dialect, once),
+        OfRows(dialect, drop, whole_key),
     )
 
 
-def _text(statement: Insert | Delete, dialect: str) -> str:
-    """Of a statement that is said of many rows at once, which SQLAlchemy does not have to look at one by one."""
-    return str(
-        statement.compile(dialect=psycopg.dialect(paramstyle="format") if dialect == "postgresql" else sqlite.dialect())
-    )
+def put_rows(
+    table: Table, dialect: str, once: bool = False, where: Callable[[Put], ColumnElement[bool]] | None = None
+) -> OfRows:
+    """Write rows, in place of those that are there. once: none is.  where: of a row that is to take another's place."""
 
+    def put(rows: Select[Any] | None) -> Put:
+        new: Put = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
+        if rows is not None:
+            new = new.from_select([column.name for column in table.columns], rows)
+        if once:
+            return new
+        others = {column.name: new.excluded[column.name] for column in table.columns if not column.primary_key}
+        return new.on_conflict_do_update(
+            index_elements=list(table.primary_key), set_=others, where=None if where is None else where(new)
+        )
 
-def _upsert(table: Table, dialect: str) -> Insert:
-    """Write a row, in place of the one that is there."""
-    put = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
-    others = {column.name: put.excluded[column.name] for column in table.columns if not column.primary_key}
-    return put.on_conflict_do_update(index_elements=list(table.primary_key), set_=others)
+    return OfRows(dialect, put, list(table.columns))

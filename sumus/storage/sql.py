@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sumus.errors import ExperimentError, UsageError
 from sumus.protocol.round import Device, Round, Session, State
 from sumus.storage.backup import copy_to
-from sumus.storage.cached import CachedTable, Row
+from sumus.storage.cached import CachedTable, OfRows, Put, Row, put_rows
 from sumus.storage.files import network_disk
 from sumus.storage.identities import Identity, IdentityRows, Token
 from sumus.storage.leases import Lease, Present, Serials, after
@@ -535,13 +536,7 @@ class SqlLeases:
                 known[device] = -1 if (found := table.get(device)) is None else found[1]
             higher = {device: serial for device, serial in sorted(asked.items()) if serial > known[device]}
             if higher:
-                put = _insert(self._engine, SERIAL)
-                put = put.on_conflict_do_update(
-                    index_elements=[SERIAL.c.device],
-                    set_={"serial": put.excluded.serial},
-                    where=SERIAL.c.serial < put.excluded.serial,
-                )
-                connection.execute(put, [{"device": device, "serial": serial} for device, serial in higher.items()])
+                _raise_serials(self._engine.dialect.name).say(connection, list(higher.items()))
             return known | higher
 
     def forget_serial(self, device: str) -> None:
@@ -557,5 +552,11 @@ class SqlLeases:
         return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
 
 
-def _insert(engine: Engine, table: Table) -> postgresql.Insert | sqlite.Insert:
+@cache
+def _raise_serials(dialect: str) -> OfRows:
+    """Of (device, serial): only where it is higher than the one that is there."""
+    return put_rows(SERIAL, dialect, where=lambda put: SERIAL.c.serial < put.excluded.serial)
+
+
+def _insert(engine: Engine, table: Table) -> Put:
     return postgresql.insert(table) if engine.dialect.name == "postgresql" else sqlite.insert(table)

@@ -15,8 +15,10 @@ from typing import Any, TypeAlias
 import pytest
 from sqlalchemy import event
 
+from benchmarks.kills.fleet import Scripted
 from sumus.operations.service import Where
-from tests.server.standing import Standing, standing
+from sumus.wire.messages import Refused
+from tests.server.standing import Standing, in_process, standing
 from tests.services import postgresql, restart_postgresql
 
 Fault: TypeAlias = Callable[[Standing], AbstractContextManager[None]]
@@ -106,6 +108,18 @@ def meet(at: Standing, fault: Fault) -> None:
 def test_where_nothing_can_be_written_nothing_is_lost(tmp_path: Path, fault: Fault, kind: str) -> None:
     with standing(tmp_path / "data", kind) as at:
         meet(at, fault)
+
+
+def test_who_enrols_meanwhile_is_told_to_come_again(tmp_path: Path) -> None:
+    with standing(tmp_path / "data") as at:
+        server = at.service.server
+        token = server.roll.new_token("default", server.clock())
+        new = Scripted(9, at.bundle.plan, at.book, in_process(at.service, 9))
+        with the_database_is_read_only(at), pytest.raises(Refused) as refused:
+            new.requests.enrol(token)
+        assert refused.value.problem.code == "not_ready", "and not that the server has a defect"
+        new.enrol(token)
+        new.close()
 
 
 @pytest.fixture

@@ -193,14 +193,35 @@ def test_where_processes_do_not_share_whoever_comes_takes_it(tmp_path: Path) -> 
 
 STOPPED = """
     import os, signal
+    import psycopg
+    from sumus.protocol.round import Round
     from sumus.storage.sql import SqlStore
     from sumus.storage.store import Run
+
+    wait, waits = psycopg.Connection.wait, []
+
+    def stop_at_the_third(*arguments, **options):
+        answer = wait(*arguments, **options)
+        waits.append(answer)
+        if len(waits) == 3:
+            stop()
+        return answer
+
+    def stop():
+        os.kill(os.getpid(), signal.SIGSTOP)
+
     store = SqlStore.open({url!r}, "one")
     print(store.leases().hold("a/1", {lasts}).fence, flush=True)
     try:
         with store.transaction() as rows:
             rows.put_run(Run(newest=77, fence=rows.run().fence))
-            os.kill(os.getpid(), signal.SIGSTOP)
+            rows.put_round(Round(1))
+            rows.put_round(Round(2))
+            rows.put_note(1, "a", b"note")
+            if {writing}:
+                psycopg.Connection.wait = stop_at_the_third
+            else:
+                stop()
     except Exception:
         print("failed", flush=True)
     else:
@@ -209,9 +230,9 @@ STOPPED = """
 """
 
 
-def stopped(url: str, lasts: float) -> "subprocess.Popen[str]":
-    """A leader that is stopped in a transaction."""
-    program = textwrap.dedent(STOPPED.format(url=url, lasts=lasts))
+def stopped(url: str, lasts: float, writing: bool) -> "subprocess.Popen[str]":
+    """A leader that is stopped in a transaction, or between two messages of what it writes there."""
+    program = textwrap.dedent(STOPPED.format(url=url, lasts=lasts, writing=writing))
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == "1\n"
@@ -219,13 +240,16 @@ def stopped(url: str, lasts: float) -> "subprocess.Popen[str]":
     return process
 
 
-def test_a_leader_that_is_stopped_in_a_transaction_does_not_block_the_others_and_never_writes(database: str) -> None:
+@pytest.mark.parametrize("writing", [False, True], ids=["between", "writing"])
+def test_a_leader_that_is_stopped_in_a_transaction_does_not_block_the_others_and_never_writes(
+    database: str, writing: bool
+) -> None:
     store = SqlStore.open(database, "one")
-    process = stopped(database, 0.5)
+    process = stopped(database, 0.5, writing)
     try:
         began, leases = time.monotonic(), store.leases()
         while (lease := leases.hold("b/1", FOR_EVER)).holder != "b/1":
-            assert time.monotonic() - began < 30.0
+            assert time.monotonic() - began < 30.0, "nothing lets go of it"
         assert lease.fence == 2
         assert time.monotonic() - began < 9.0, "PostgreSQL lets go of it after 5 s"
         with store.transaction() as rows:
