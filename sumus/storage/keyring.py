@@ -17,14 +17,17 @@ import os
 import re
 import secrets
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from sumus.errors import ExperimentError, SumusError, UsageError
 from sumus.storage.files import sync
@@ -32,6 +35,8 @@ from sumus.types import Array
 
 _KEY, _NONCE, _TAG, _ID = 32, 12, 16, 4
 """Lengths in bytes."""
+_MOST = 2**31 - 1
+"""Bytes of a body, at most."""
 
 
 class SealError(SumusError):
@@ -51,16 +56,28 @@ def seal(key: bytes, body: bytes | memoryview | Array, about: str) -> bytes:
 
     Random nonces are good for 2³² bodies a key (NIST SP 800-38D, 8.3).
     """
-    cipher, nonce, plain = _cipher(key), secrets.token_bytes(_NONCE), np.frombuffer(body, np.uint8).data
-    try:
-        return nonce + cipher.encrypt(nonce, plain, about.encode())
-    except OverflowError:
-        raise UsageError(f"{about} has {plain.nbytes} bytes, too many for one seal: seal parts below 2 GiB") from None
+    return bytes(seal_pieces(key, (body,), about))
+
+
+def seal_pieces(key: bytes, pieces: Sequence[bytes | memoryview | Array], about: str) -> memoryview:
+    """The same of a body that lies in pieces, one after another: no more memory than what comes out."""
+    nonce, plain = secrets.token_bytes(_NONCE), [np.frombuffer(piece, np.uint8).data for piece in pieces]
+    cipher = Cipher(AES(_whole(key)), GCM(nonce)).encryptor()
+    if (length := sum(map(len, plain))) > _MOST:
+        raise UsageError(f"{about} has {length} bytes, too many for one seal: seal parts below 2 GiB")
+    sealed = memoryview(bytearray(_NONCE + length + _TAG))
+    cipher.authenticate_additional_data(about.encode())
+    sealed[:_NONCE], at = nonce, _NONCE
+    for piece in plain:
+        at += cipher.update_into(piece, sealed[at:])
+    cipher.finalize()
+    sealed[at:] = cipher.tag
+    return sealed
 
 
 def unseal(key: bytes, sealed: bytes | memoryview, about: str) -> bytes:
     """The body that was sealed. SealError where key, sealed body or `about` is another, be it by one bit."""
-    cipher, view = _cipher(key), memoryview(sealed)
+    cipher, view = AESGCM(_whole(key)), memoryview(sealed)
     try:
         if len(view) < _NONCE + _TAG:
             raise InvalidTag
@@ -209,10 +226,10 @@ class KeyRing:
                 new.unlink(missing_ok=True)
 
 
-def _cipher(key: bytes) -> AESGCM:
+def _whole(key: bytes) -> bytes:
     if len(key) != _KEY:
         raise UsageError(f"a key has {_KEY} bytes, not {len(key)}: make one with new_key()")
-    return AESGCM(key)
+    return key
 
 
 def _present(key: bytes | None, key_id: int, about: str) -> bytes:

@@ -11,20 +11,53 @@ from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from sumus.aggregate import Aggregate
 from sumus.errors import ParticipantError
 from sumus.types import Array, Tree
 
 MAX_HEADER = 1 << 20
+_DTYPES = {
+    "uint64": "U64",
+    "int64": "I64",
+    "float64": "F64",
+    "float32": "F32",
+    "uint32": "U32",
+    "int32": "I32",
+    "float16": "F16",
+    "uint16": "U16",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+"""What may be sent, in the order of leaves."""
 _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"}
 
 
 def encode_tree(tree: Tree) -> bytes:
-    """Canonical bytes of a tree: safetensors, leaves in sorted order."""
-    ordered = {name: np.asarray(tree[name], order="C") for name in sorted(tree)}
-    return save(ordered)
+    """Canonical bytes of a tree: safetensors, leaves in the order of docs/wire.md."""
+    return b"".join(tree_pieces(tree))
+
+
+def tree_pieces(tree: Tree) -> list[bytes | memoryview]:
+    """The same in pieces, one after another: the header, and each leaf's bytes where they lie."""
+    order, leaves = list(_DTYPES), {name: _little(np.asarray(leaf)) for name, leaf in tree.items()}
+    names = sorted(leaves, key=lambda name: (order.index(leaves[name].dtype.name), name))
+    header, until = dict[str, Any](), 0
+    for name in names:
+        leaf, at = leaves[name], until
+        until += leaf.nbytes
+        header[name] = {"dtype": _DTYPES[leaf.dtype.name], "shape": leaf.shape, "data_offsets": (at, until)}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [struct.pack("<Q", len(text)), text, *(leaves[name].reshape(-1).view(np.uint8).data for name in names)]
+
+
+def _little(leaf: Array) -> Array:
+    """Little-endian and in row-major order."""
+    return leaf.astype(leaf.dtype.newbyteorder("<"), order="C", copy=False)
 
 
 def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]] | None = None) -> dict[str, Array]:
@@ -100,7 +133,12 @@ def _check_header(body: bytes | memoryview) -> None:
 
 def encode_aggregate(aggregate: Aggregate) -> bytes:
     """Canonical bytes of a sum: its slots."""
-    return encode_tree(aggregate.slots())
+    return b"".join(aggregate_pieces(aggregate))
+
+
+def aggregate_pieces(aggregate: Aggregate) -> list[bytes | memoryview]:
+    """The same in pieces, as `tree_pieces` has them."""
+    return tree_pieces(aggregate.slots())
 
 
 def decode_aggregate(body: bytes) -> Aggregate:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.storage.keyring import KeyRing, SealError, new_key, seal, unseal
+from sumus.storage.keyring import KeyRing, SealError, new_key, seal, seal_pieces, unseal
 from sumus.types import Array
 
 KEY, DATA_KEY = bytes(range(32)), bytes(range(100, 132))
@@ -103,6 +104,14 @@ def test_a_key_of_another_length_is_refused(length: int) -> None:
         seal(bytes(length), b"", ABOUT)
     with pytest.raises(UsageError, match=f"not {length}"):
         unseal(bytes(length), bytes(40), ABOUT)
+
+
+@given(st.lists(st.binary(max_size=50), max_size=5))
+def test_pieces_are_sealed_as_one_body(pieces: list[bytes]) -> None:
+    sealed = seal_pieces(KEY, pieces, ABOUT)
+    assert len(sealed) == 12 + sum(map(len, pieces)) + 16
+    assert unseal(KEY, sealed, ABOUT) == b"".join(pieces)
+    assert bytes(sealed[12:]) == AESGCM(KEY).encrypt(bytes(sealed[:12]), b"".join(pieces), ABOUT.encode())
 
 
 def test_what_is_too_long_for_one_seal_is_refused() -> None:

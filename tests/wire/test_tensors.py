@@ -10,12 +10,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from sumus.aggregate import Aggregate, Part, Update
 from sumus.errors import ParticipantError
 from sumus.fixed_point import FixedPoint
 from sumus.types import Array, Tree
-from sumus.wire.tensors import MAX_HEADER, decode_aggregate, decode_tree, encode_aggregate, encode_tree, view_tree
+from sumus.wire.tensors import (
+    MAX_HEADER,
+    decode_aggregate,
+    decode_tree,
+    encode_aggregate,
+    encode_tree,
+    tree_pieces,
+    view_tree,
+)
 
 DTYPES = ["float32", "float64", "float16", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "bool"]
 PARTS = (Part("params"), Part("steps", content="scalar", weight="uniform"))
@@ -61,6 +70,21 @@ def body_of(header: Any, data: bytes = b"") -> bytes:
 def test_a_tree_comes_back_bit_for_bit(tree: Tree) -> None:
     assert same(decode_tree(encode_tree(tree)), tree)
     assert encode_tree(decode_tree(encode_tree(tree))) == encode_tree(tree)
+
+
+@given(trees())
+def test_a_tree_has_the_bytes_that_safetensors_gives_it(tree: Tree) -> None:
+    assert encode_tree(tree) == save(
+        {name: np.ascontiguousarray(leaf).reshape(leaf.shape) for name, leaf in tree.items()}
+    )
+
+
+def test_the_pieces_of_a_tree_lie_in_its_leaves() -> None:
+    tree: Tree = {"b": np.arange(3.0), "a": np.arange(4, dtype=np.int64)}
+    *head, a, b = tree_pieces(tree)
+    assert b"".join([*head, a, b]) == encode_tree(tree)
+    assert np.shares_memory(np.frombuffer(a, np.int64), tree["a"])
+    assert np.shares_memory(np.frombuffer(b), tree["b"])
 
 
 @given(trees())
