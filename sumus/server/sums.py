@@ -6,9 +6,12 @@
     total = sums.total(7)                        everyone's, also of processes that are gone
     sums.destroy(7)                              its key, then its blobs
 
-Each process adds to a sum of its own, its *shard*, and writes it anew with every commit, sealed, as another blob; a row points
-to it. So no update is ever on a disk, a kill at any moment leaves the last commit, and the sums of all processes merge to the
-same bits.
+Each process adds to a sum of its own, a *shard* of the round's, and writes it anew with every commit, sealed, as another blob; a
+row points to it. So no update is ever on a disk, a kill at any moment leaves the last commit, and the sums of all processes merge
+to the same bits.
+
+A shard's memory is added to in place, and is only good for the next commit: where a commit fails it is let go of, what its row
+points to stays, and the process begins another shard.
 """
 
 import uuid
@@ -23,9 +26,9 @@ from sumus.first_hop import FirstHop
 from sumus.protocol.round import Action, Session, Stage
 from sumus.server.coordinator import Arrived, Coordinator
 from sumus.storage.blobs import Blobs
-from sumus.storage.keyring import KeyRing, new_key, seal, unseal
+from sumus.storage.keyring import KeyRing, new_key, seal_pieces, unseal
 from sumus.storage.store import Rows, Shard
-from sumus.wire.tensors import decode_aggregate, encode_aggregate
+from sumus.wire.tensors import aggregate_pieces, decode_aggregate
 
 
 class SealedSums:
@@ -40,7 +43,7 @@ class SealedSums:
     ) -> None:
         self._coordinator, self._hop, self._ring, self._blobs, self.spools = coordinator, hop, ring, blobs, spools
         self._held: dict[str, Update | Aggregate] = {}
-        self._begin_anew()
+        self._shards: dict[int, tuple[Shard, RunningSum]] = {}
 
     def report(self, session: str, update: Update, now: float) -> tuple[Action, ...]:
         """Take in an update that has arrived whole: if it is staged, it is kept for the next commit.
@@ -66,7 +69,7 @@ class SealedSums:
         try:
             actions = self._coordinator.commit(now, lambda rows, counted: written.extend(self._add(rows, counted)))
         except BaseException:
-            self._begin_anew()  # perhaps it was committed all the same: what there is stays as it is
+            self._shards.clear()  # perhaps it was committed all the same: what there is stays as it is
             raise
         for shard, running in written:
             before = self._shards.get(shard.round)
@@ -79,7 +82,11 @@ class SealedSums:
         return actions
 
     def total(self, number: int) -> Aggregate:
-        """A round's sum over all processes' shards. ExperimentError where it is not all there."""
+        """A round's sum over all processes' shards. ExperimentError where it is not all there.
+
+        The round is to be closed: this process keeps its shard no longer in memory, and would begin another.
+        """
+        self._shards.pop(number, None)
         return merged(self.shards(number))
 
     def shards(self, number: int) -> list[Aggregate]:
@@ -133,17 +140,13 @@ class SealedSums:
             self._shards = {number: held for number, held in self._shards.items() if number in wanted}
 
     def restart(self) -> None:
-        """Hold nothing, and be a shard that nobody has added to, as in a new process."""
+        """Hold nothing, as a new process."""
         self._held.clear()
-        self._begin_anew()
-
-    def _begin_anew(self) -> None:
-        """Be a shard that nobody has added to."""
-        self._name = uuid.uuid4().hex
-        self._shards: dict[int, tuple[Shard, RunningSum]] = {}
+        self._shards.clear()
 
     def _add(self, rows: Rows, counted: Sequence[Session]) -> list[tuple[Shard, RunningSum]]:
-        """Within the transaction: the new sums, as blobs, and rows that point to them."""
+        """Within the transaction: the new sums, as blobs, and rows that point to them. If it raises, or the transaction fails,
+        what is held of shards is no longer what their rows point to."""
         written: list[tuple[Shard, RunningSum]] = []
         if self.spools:
             for session in counted:
@@ -152,14 +155,12 @@ class SealedSums:
                 self._seal(rows, Shard(cast(int, session.sum), session.id, 1, 1, ""), one.total)
             return written
         for number in sorted({session.sum for session in counted if session.sum is not None}):
-            before, running = self._shards.get(number, (Shard(number, self._name, 0, 0, ""), RunningSum()))
-            after = RunningSum()
-            after.add(running.total)
+            before, running = self._shards.get(number) or (Shard(number, uuid.uuid4().hex, 0, 0, ""), RunningSum())
             for session in counted:
                 if session.sum == number:
-                    self._count_in(session, after)
-            seq, count = before.seq + 1, int(after.total.count)
-            written.append((self._seal(rows, Shard(number, self._name, seq, count, ""), after.total), after))
+                    self._count_in(session, running)
+            shard = replace(before, seq=before.seq + 1, count=int(running.total.count))
+            written.append((self._seal(rows, shard, running.total), running))
         return written
 
     def _count_in(self, session: Session, into: RunningSum) -> None:
@@ -172,7 +173,7 @@ class SealedSums:
 
     def _seal(self, rows: Rows, shard: Shard, content: Aggregate) -> Shard:
         """A shard with its content sealed as a blob, which its row points to."""
-        sealed = seal(self._key(rows, shard.round), encode_aggregate(content), _content(shard))
+        sealed = seal_pieces(self._key(rows, shard.round), aggregate_pieces(content), _content(shard))
         shard = replace(shard, file=self._blobs.put(sealed))
         rows.put_shard(shard)
         return shard

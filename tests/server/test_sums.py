@@ -1,7 +1,7 @@
 """Acknowledged means counted: whatever is killed or fails, and whenever; and nothing on a disk tells what anyone sent."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,14 @@ def test_processes_add_apart_and_their_sums_merge_to_the_same_bits(tmp_path: Pat
     assert all(same(sums.total(0), everyone) for _, sums in servers)
 
 
+def test_a_sum_that_was_read_to_close_its_round_may_still_be_added_to(server: tuple[Coordinator, SealedSums]) -> None:
+    coordinator, sums = server
+    for device in "12":
+        take_in(coordinator, sums, device)
+        sums.commit(0.0)
+        assert same(sums.total(0), recomputed(list("12")[: int(device)]))
+
+
 # ── what fails ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -106,7 +114,7 @@ def failing(patch: pytest.MonkeyPatch, owner: Any, name: str, after: bool) -> It
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("where", ["_add", "_key", "put", "commit"])
+@pytest.mark.parametrize("where", ["_add", "_count_in", "_key", "put", "commit"])
 def test_a_commit_that_fails_acknowledges_nothing_and_is_made_again(
     server: tuple[Coordinator, SealedSums], monkeypatch: pytest.MonkeyPatch, where: str, after: bool
 ) -> None:
@@ -200,8 +208,11 @@ def test_nothing_on_the_disk_tells_what_anyone_sent(
     def as_it_is(key: bytes, body: bytes, about: str) -> bytes:
         return body
 
+    def joined(key: bytes, pieces: Sequence[bytes | memoryview], about: str) -> bytes:
+        return b"".join(pieces)
+
     if not seals:
-        monkeypatch.setattr(module, "seal", as_it_is)
+        monkeypatch.setattr(module, "seal_pieces", joined)
         monkeypatch.setattr(module, "unseal", as_it_is)
     coordinator, sums = opened(f"sqlite:///{tmp_path}/run.db", "run", tmp_path)
     coordinator.tick(0.0)
