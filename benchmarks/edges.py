@@ -8,7 +8,6 @@ Processes over loopback: a server, edges, and devices that report without traini
 
 import argparse
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -119,17 +118,22 @@ def received(job: Job) -> tuple[int, int]:
     return models[-1].version, models[-1].contributors
 
 
+def await_model(job: Job, devices: int) -> None:
+    """Until the server has a model, which all of the devices are in; a minute at most."""
+    deadline = time.monotonic() + 60
+    while received(job)[0] < 1 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    version, counted = received(job)
+    assert (version, counted) == (1, devices), (version, counted)
+
+
 def traffic(folder: Path, devices: int, edges: int) -> list[str]:
     """A round, and what the server received in it."""
     with tree(folder, 2**16, devices, edges) as (job, top, below):
         each = devices // edges if edges else devices
         before = top.received
         seconds = a_round(job, lambda number: below[number // each].port if below else top.port, devices)
-        deadline = time.monotonic() + 60
-        while received(job)[0] < 1 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        version, counted = received(job)
-        assert (version, counted) == (1, devices), (version, counted)
+        await_model(job, devices)
         up = top.received - before
     return [
         f"{devices:,} devices, " + (f"behind {edges} edges" if edges else "directly"),
@@ -141,23 +145,16 @@ def traffic(folder: Path, devices: int, edges: int) -> list[str]:
 
 
 def memory(folder: Path, devices: int, uploads: int) -> list[str]:
-    """An edge's resident memory while its devices report."""
+    """An edge's resident memory, until the server above has counted its sum."""
     with tree(folder, PARAMETERS, devices, 1) as (job, _, (edge,)):
-        before, seen, over = edge.rss, list[int](), threading.Event()
-
-        def look() -> None:
-            while not over.wait(0.02):
-                seen.append(edge.rss)
-
-        looking = threading.Thread(target=look)
-        looking.start()
+        before = edge.rss
         seconds = a_round(job, lambda number: edge.port, devices, uploads)
-        over.set()
-        looking.join()
+        await_model(job, devices)
+        peak = edge.peak
     return [
         f"{devices} devices, {PARAMETERS:,} parameters, {uploads} uploads in flight",
         f"{three_digits(before / 1e6)} MB",
-        f"**{three_digits(max(seen) / 1e6)}** MB",
+        f"**{three_digits(peak / 1e6)}** MB",
         f"{seconds:.1f} s",
     ]
 

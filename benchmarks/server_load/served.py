@@ -166,6 +166,12 @@ class Process:
         return int(Path(f"/proc/{self.child.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     @property
+    def peak(self) -> int:
+        """Bytes of memory that it has held at most."""
+        status = Path(f"/proc/{self.child.pid}/status").read_text()
+        return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M)[1]) * 1024  # type: ignore[index]
+
+    @property
     def received(self) -> int:
         """Bytes of reports that have come in, as its metrics say."""
         said = urllib.request.urlopen(f"{self.admin}/metrics", timeout=10.0).read().decode()
