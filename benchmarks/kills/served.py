@@ -110,7 +110,7 @@ class Points:
             (os, ("open", "fsync", "link")),
             (Path, ("write_bytes", "replace", "unlink", "mkdir")),
             (KeyRing, ("wrap", "unwrap")),
-            (sums_module, ("seal", "unseal")),
+            (sums_module, ("seal_pieces", "unseal")),
         ):
             for name in names:
                 self.watch(owner, name)
@@ -217,10 +217,13 @@ def _forgets_seeds() -> None:
 def _seals_nothing() -> None:
     """Partial sums lie on the disk as they are."""
 
-    def as_it_is(key: bytes, body: Any, about: str) -> bytes:
+    def sealed(key: bytes, pieces: Sequence[Any], about: str) -> memoryview:
+        return memoryview(b"".join(pieces))
+
+    def unsealed(key: bytes, body: Any, about: str) -> bytes:
         return bytes(body)
 
-    sums_module.seal = sums_module.unseal = as_it_is
+    sums_module.seal_pieces, sums_module.unseal = sealed, unsealed
 
 
 def _leads_for_ever() -> None:
