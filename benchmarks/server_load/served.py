@@ -169,18 +169,25 @@ class Process:
     def peak(self) -> int:
         """Bytes of memory that it has held at most."""
         status = Path(f"/proc/{self.child.pid}/status").read_text()
-        return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M)[1]) * 1024  # type: ignore[index]
+        return int(_figure("VmHWM:", status)) * 1024
 
     @property
     def received(self) -> int:
         """Bytes of reports that have come in, as its metrics say."""
         said = urllib.request.urlopen(f"{self.admin}/metrics", timeout=10.0).read().decode()
-        return int(float(re.search(r"^sumus_received_bytes_total (\S+)$", said, re.M)[1]))  # type: ignore[index]
+        return int(_figure("sumus_received_bytes_total", said))
 
     def kill(self) -> None:
         """As a power cut would."""
         self.child.send_signal(signal.SIGKILL)
         self.child.wait()
+
+
+def _figure(name: str, said: str) -> float:
+    """The number behind a name, in a text of a line each."""
+    found = re.search(rf"^{name}\s+(\S+)", said, re.M)
+    assert found is not None, f"nothing is said of {name}"
+    return float(found[1])
 
 
 @contextmanager

@@ -173,7 +173,7 @@ def put_rows(
     """Write rows, in place of those that are there. once: none is.  where: of a row that is to take another's place."""
 
     def put(rows: Select[Any] | None) -> Put:
-        new: Put = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
+        new = insert_into(table, dialect)
         if rows is not None:
             new = new.from_select([column.name for column in table.columns], rows)
         if once:
@@ -184,3 +184,8 @@ def put_rows(
         )
 
     return OfRows(dialect, put, list(table.columns))
+
+
+def insert_into(table: Table, dialect: str) -> Put:
+    """An INSERT that may say what to do where a row is there already."""
+    return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)

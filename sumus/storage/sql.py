@@ -32,13 +32,12 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.protocol.round import Device, Round, Session, State
 from sumus.storage.backup import copy_to
-from sumus.storage.cached import CachedTable, OfRows, Put, Row, put_rows
+from sumus.storage.cached import CachedTable, OfRows, Row, insert_into, put_rows
 from sumus.storage.files import network_disk
 from sumus.storage.identities import Identity, IdentityRows, Token
 from sumus.storage.leases import Lease, Present, Serials, after
@@ -479,7 +478,7 @@ class SqlLeases:
         self._serials = Serials()
         new = {"name": "leader", "holder": "", "fence": 0, "expires": 0.0}
         with engine.begin() as connection:
-            connection.execute(_insert(engine, LEASE).values(new).on_conflict_do_nothing())
+            connection.execute(insert_into(LEASE, engine.dialect.name).values(new).on_conflict_do_nothing())
 
     @property
     def shared(self) -> bool:
@@ -514,9 +513,9 @@ class SqlLeases:
     def beat(self, name: str, serves: str) -> None:
         with self._engine.begin() as connection:
             now = self._now(connection)
-            put = _insert(self._engine, REPLICA).values(name=name, serves=serves, seen=now)
-            new = {"serves": put.excluded.serves, "seen": put.excluded.seen}
-            connection.execute(put.on_conflict_do_update(index_elements=[REPLICA.c.name], set_=new))
+            replicas = CachedTable(connection, REPLICA)
+            replicas.put((name, serves, now))
+            replicas.flush()
             connection.execute(delete(REPLICA).where(REPLICA.c.seen < now - _LONG_GONE))
 
     def present(self, within: float) -> Sequence[Present]:
@@ -556,7 +555,3 @@ class SqlLeases:
 def _raise_serials(dialect: str) -> OfRows:
     """Of (device, serial): only where it is higher than the one that is there."""
     return put_rows(SERIAL, dialect, where=lambda put: SERIAL.c.serial < put.excluded.serial)
-
-
-def _insert(engine: Engine, table: Table) -> Put:
-    return postgresql.insert(table) if engine.dialect.name == "postgresql" else sqlite.insert(table)
