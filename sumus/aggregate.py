@@ -49,29 +49,32 @@ class Fixed:
 class Part:
     """One thing that an algorithm sends, by name.
 
-    content:      "leaves" (a tree like the model's shared leaves with a gradient), or "scalar": `{"": number}`.
+    content:      "leaves" (a tree like the model's shared leaves with a gradient), "scalar": `{"": number}`, or "bins":
+                  vectors that hold a single 1, or zeros alone.
     weight:       the integer that multiplies a client's contribution: its "examples", 1 for "uniform", or what a rule of
                   `sumus.staleness` gives, in units of 1/1024, which the denominators count too.
     denominator:  what the sum is divided by: the "weight" added up, the "count" of contributors, the "population", or a
                   `Fixed` number.
     transformed:  whether leaves go through the algorithm's chain; scalars never do.
     bound:        the largest |value| that is accepted, where it is not that of the plan's sums.
+    cap:          the most examples that a client's weight counts; None for the limit of the plan's sums.
 
     FedAvg is `Part("params", weight="examples", denominator="weight")`.
     """
 
     name: str
-    content: Literal["leaves", "scalar"] = "leaves"
+    content: Literal["leaves", "scalar", "bins"] = "leaves"
     weight: Literal["examples", "uniform"] | Staleness = "examples"
     denominator: Literal["weight", "count", "population"] | Fixed = "weight"
     transformed: bool = True
     bound: float | None = None
+    cap: int | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
             raise PlanError("part-words", f"a part is called {self.name!r}: give it a name, without a slash")
         for given, known, rule, other in (
-            (self.content, ("leaves", "scalar"), (), ""),
+            (self.content, ("leaves", "scalar", "bins"), (), ""),
             (self.weight, ("examples", "uniform"), Staleness, ", or a rule of sumus.staleness"),
             (self.denominator, ("weight", "count", "population"), Fixed, ", or Fixed(count)"),
         ):
@@ -85,6 +88,12 @@ class Part:
                     "positive", f"part {self.name!r} has the bound {self.bound}: it must be positive and finite"
                 )
             object.__setattr__(self, "bound", float(self.bound))
+        if self.cap is not None and not (self.weight == "examples" and self.cap >= 1):
+            raise PlanError(
+                "part-words",
+                f"part {self.name!r} has cap={self.cap}: the cap is a number of examples, at least 1, and needs "
+                'weight="examples"',
+            )
 
     @property
     def in_chain(self) -> bool:
@@ -95,7 +104,8 @@ class Part:
         """The integer weight of a client with so many examples, whose model is so many versions old."""
         if isinstance(self.weight, Staleness):
             return self.weight.weight(staleness)
-        return min(examples, cap) if self.weight == "examples" else 1
+        most = cap if self.cap is None else min(cap, self.cap)
+        return min(examples, most) if self.weight == "examples" else 1
 
     def largest_weight(self, cap: int) -> int:
         """The most that `weigh` gives."""
@@ -305,6 +315,8 @@ class Aggregator(Value):
 
     centre: (each client's trees by part, by part each one's weight) → the trees that stand for everyone's, in place of
         their weighted mean. An aggregator that has one needs every update apart (median, Krum), and works on no sum.
+    longest: (for each part, one client's share of it and how far its update reaches) → how far the client moves the combined
+        `params`, at most.
     least: with fewer contributors the round is void.
     one_by_one: the model travels; every update is a round of its own, and the next client goes on from there.
     """
@@ -312,6 +324,7 @@ class Aggregator(Value):
     parts: tuple[Part, ...]
     combine: Callable[[Mapping[str, Tree], Mapping[str, int]], Mapping[str, Tree]]
     centre: Centre | None = None
+    longest: Callable[[Mapping[str, tuple[float, float]]], float] = lambda parts: math.prod(parts["params"])
     least: int = 1
     one_by_one: bool = False
 

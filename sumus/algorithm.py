@@ -74,11 +74,31 @@ class Algorithm:
         buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False, bound=None)
         return (*self.aggregator.parts, buffers) if task.buffer_layout else self.aggregator.parts
 
-    def first_hop(self, task: Description, sums: FixedPoint) -> FirstHop:
-        """What it takes to count updates in."""
+    def first_hop(
+        self, task: Description, sums: FixedPoint, rounds: int = 1, metric_cap: int | None = None
+    ) -> FirstHop:
+        """What it takes to count updates in.
+
+        Args:
+            rounds: how many rounds of its own an edge sums up.
+            metric_cap: the most predictions that a client's metrics count; None for any number.
+        """
         parts, metrics = self.parts(task), ("loss", *task.metrics)
         layouts = tuple(tuple(sorted(self._sent(part, task).items())) for part in parts)
-        return FirstHop(parts, layouts, sums, self.update.weight_cap, self.update.code_bits, metrics)
+        length, _ = self.update.reach(task.trained_layout)
+        norms = tuple(length if part.in_chain else None for part in parts)
+        return FirstHop(
+            parts,
+            layouts,
+            sums,
+            self.update.weight_cap,
+            self.update.code_bits,
+            metrics,
+            norms if any(norm is not None for norm in norms) else (),
+            task.ranges,
+            metric_cap,
+            rounds,
+        )
 
     # ── the device's half ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -169,13 +189,16 @@ class Algorithm:
         task: Description,
         sums: FixedPoint,
         seed: bytes,
+        rounds: int,
     ) -> Aggregate:
         """The sum that `combine` makes these of, up to its rounding: what a site sends.
 
         moved: float64 trees by part.  weights: each part's.  count: contributors.  metrics: as integers.
-        Raises BeyondBoundError where it is beyond what so many reports can add up to; integer codes end there instead.
+        rounds: of the site, that moved the model so far.
+        Single codes end at their limit, as on a device. Raises BeyondBoundError if the sum is beyond what so many reports can
+        add up to.
         """
-        hop, context = self.first_hop(task, sums), Context(task.trained_layout, seed)
+        hop, context = self.first_hop(task, sums, rounds), Context(task.trained_layout, seed)
         summed: dict[str, Tree] = {}
         for part in self.parts(task):
             values = times(moved[part.name], part.divisor(weights[part.name], count, 0))
@@ -183,7 +206,9 @@ class Algorithm:
             coded = part.in_chain and self.update.code_bits is not None
             summed[part.name] = _whole(part, lifted, 0 if coded else sums.bits(part), hop.largest(part, count), coded)
         whole = {name: np.array(weight, np.int64) for name, weight in weights.items()}
-        return Aggregate(summed, whole, np.array(count, np.int64), metrics)
+        total = Aggregate(summed, whole, np.array(count, np.int64), metrics)
+        hop.check_sum(total, None, count)
+        return total
 
     def step(self, combined: Mapping[str, Tree], state: ServerState) -> ServerState:
         """The server optimizer's step, and the buffers' average; where nothing was combined, the state stays."""

@@ -23,7 +23,7 @@ from rich.text import Text
 import sumus
 from sumus.device import commands as device_commands
 from sumus.edge import commands as edge_commands
-from sumus.errors import ExperimentError, Interrupted, SumusError, UsageError
+from sumus.errors import ExperimentError, Interrupted, PlanError, SumusError, UsageError
 from sumus.experiment import Experiment
 from sumus.interrupt import terminate_like_ctrl_c
 from sumus.node import commands as node_commands
@@ -262,6 +262,8 @@ def check(file: File) -> None:
         f"{sums.fraction_bits} fraction bits, |u| ≤ {sums.bound:g}, weight ≤ {sums.max_weight}, "
         f"≤ {sums.max_count} contributors",
     )
+    table.add_row("one device", f"can have {report.influence}")
+    table.add_row("updates", report.updates.proposal())
     table.add_row("plan", report.plan_id)
     table.add_row("simulator", Text("legal", "green"))
     for rule, message in report.deployable.items():
@@ -340,7 +342,11 @@ def packed(file: str, seed: int | None) -> "Bundle":
     from sumus.wire.bundle import Bundle
 
     plan, population, own_seed = load_plan(file)
-    plan = plan.with_data(check_plan(plan, population).data)
+    report = check_plan(plan, population)
+    plan = plan.with_data(report.data).for_devices()
+    for rule, message in plan.violations("deployed"):
+        if rule == "trusts-devices":
+            raise PlanError(rule, f"{message}. Here {report.updates.proposal()}")
     plan.check_deployable(spools=True)  # whether a server does is its own choice
     return Bundle(plan, Program(cast(Any, plan.task), seed=own_seed if seed is None else seed).initial)
 

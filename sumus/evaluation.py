@@ -9,7 +9,7 @@ them measured, as long as the sum is of enough people.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -25,14 +25,28 @@ LOSS_EDGES: Floats = np.concatenate([[0.0], 2.0 ** np.linspace(-8, 6, BINS - 1),
 EDGES: Floats = np.linspace(0.0, 1.0, BINS + 1)
 """Of every other metric, as a share from 0 to 1; the outer two bins take the rest."""
 
-HISTOGRAM = Part("histogram", weight="uniform", denominator="count", transformed=False, bound=1.0)
+HISTOGRAM = Part("histogram", content="bins", weight="uniform", denominator="count", transformed=False, bound=1.0)
 
 
-def evaluation_hop(description: Description, most: int) -> FirstHop:
-    """What it takes to count evaluations in. most: contributors of one sum."""
+def evaluation_hop(description: Description, most: int, metric_cap: int | None = None) -> FirstHop:
+    """What it takes to count evaluations in.
+
+    Args:
+        most: contributors of one sum.
+        metric_cap: the most predictions that a client's metrics count; None for any number.
+    """
     names = ("loss", *description.metrics)
     layout = tuple(sorted((name, (BINS,)) for name in names))
-    return FirstHop((HISTOGRAM,), (layout,), FixedPoint.fit(most, max_weight=1, bound=1.0), None, None, names)
+    return FirstHop(
+        parts=(HISTOGRAM,),
+        layouts=(layout,),
+        sums=FixedPoint.fit(most, max_weight=1, bound=1.0),
+        weight_cap=None,
+        code_bits=None,
+        metrics=names,
+        ranges=description.ranges,
+        metric_cap=metric_cap,
+    )
 
 
 def evaluation_report(client: object, measured: Mapping[str, tuple[float, int]], examples: int) -> Update:
@@ -47,10 +61,29 @@ def evaluation_of(total: Aggregate, hop: FirstHop) -> tuple[dict[str, float], di
     return total.metric_means(), {name: [round(n) for n in leaf.tolist()] for name, leaf in counted.items()}
 
 
+def medians_of(histograms: Mapping[str, Sequence[int]]) -> dict[str, tuple[float | None, float | None]]:
+    """By metric, the edges of the bin in which the median device lies; None for an end that is open.
+
+    One device moves a mean by its share of the sum, however far its figure is off. It moves the median by one device at most.
+    """
+    found: dict[str, tuple[float | None, float | None]] = {}
+    for name, bins in histograms.items():
+        if total := sum(bins):
+            middle = int(np.searchsorted(np.cumsum(bins), (total + 1) // 2))
+            edges = edges_of(name)
+            low, high = float(edges[middle]), float(edges[middle + 1])
+            found[name] = low, high if math.isfinite(high) else None
+    return found
+
+
+def edges_of(name: str) -> Floats:
+    """Where the bins of a metric begin and end, float64 `(BINS + 1,)`."""
+    return LOSS_EDGES if name == "loss" else EDGES
+
+
 def _in_bin(name: str, mean: float) -> Floats:
     """One where the device's own mean lies; all zeros, float32, where it is no number."""
     one = np.zeros(BINS, np.float32)
     if not math.isnan(mean):
-        edges = LOSS_EDGES if name == "loss" else EDGES
-        one[min(max(int(np.searchsorted(edges, mean, side="right")) - 1, 0), BINS - 1)] = 1.0
+        one[min(max(int(np.searchsorted(edges_of(name), mean, side="right")) - 1, 0), BINS - 1)] = 1.0
     return one

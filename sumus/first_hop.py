@@ -5,22 +5,31 @@
     hop.count_in(update, into=running_sum)      # the same, added at once
 
 An edge needs this record and nothing else of a plan: no model, no transform, no optimizer. It is also the line behind
-which nothing a device says is believed: names, shapes, dtypes and magnitudes must be those of the plan.
+which nothing a device says is believed: names, shapes, dtypes and magnitudes must be those of the plan, no update is longer
+than the plan's clip leaves it, and no client weighs more than the plan's cap.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from sumus.aggregate import Aggregate, Part, RunningSum, Update
+from sumus.aggregate import METRIC_BITS, Aggregate, Part, RunningSum, Update
 from sumus.errors import BeyondBoundError, ParticipantError, PlanError
 from sumus.fixed_point import FixedPoint
+from sumus.metrics import Range
 from sumus.spec import record
-from sumus.tree import layout
+from sumus.tree import blocks, layout
 from sumus.types import Tree
+
+SLACK = 2.0**-24
+"""The share of a length that rounding may add to it: in a rotation, and in a clip that is written in another language."""
+_SITE_SLACK = 0.01
+"""The same for a sum of a site, whose model is rounded to float32 after each of its rounds."""
+_BLOCK = 1 << 16
 
 
 @record("first-hop")
@@ -28,9 +37,17 @@ from sumus.types import Tree
 class FirstHop:
     """What of a plan it takes to count updates in.
 
-    parts: what is sent, with its weights.  layouts: (leaf, shape) of each part, as it is sent.  sums: the integers.
-    weight_cap: of an explicit `weight` stage, which multiplied on the device; None where the weight multiplies here.
-    code_bits: the width of integer codes, None where leaves are floats.  metrics: the names that may come.
+    parts: what is sent, with its weights.
+    layouts: (leaf, shape) of each part, as it is sent.
+    sums: the integers.
+    weight_cap: of an explicit `weight` stage, which multiplied on the device; None if the weight multiplies here.
+    code_bits: the width of integer codes, None if leaves are floats.
+    metrics: the names that may come.
+    norms: for each part, the longest L2 norm of what is sent, in parameters or codes; None for a part without such a
+        norm. Empty if no part has one.
+    ranges: for each metric, where its mean can lie. Empty if nothing is known.
+    metric_cap: the most predictions that a client's metrics count; None for any number.
+    rounds: how many rounds of its own an edge sums up: its sum may be so many times as long.
     """
 
     parts: tuple[Part, ...]
@@ -39,12 +56,21 @@ class FirstHop:
     weight_cap: int | None
     code_bits: int | None
     metrics: tuple[str, ...]
+    norms: tuple[float | None, ...] = ()
+    ranges: tuple[Range, ...] = ()
+    metric_cap: int | None = None
+    rounds: int = 1
 
     def __post_init__(self) -> None:
-        if len(self.layouts) != len(self.parts):
-            raise PlanError(
-                "part-words", f"{len(self.parts)} parts with {len(self.layouts)} layouts: give one for each"
-            )
+        for what, given, wanted in (
+            ("layouts", self.layouts, {len(self.parts)}),
+            ("norms", self.norms, {0, len(self.parts)}),
+            ("ranges", self.ranges, {0, len(self.metrics)}),
+        ):
+            if len(given) not in wanted:
+                raise PlanError(
+                    "part-words", f"{len(given)} {what}, where there must be {max(wanted)}: give one for each"
+                )
         for part in self.parts:
             if misfit := self.sums.misfit(part):
                 raise PlanError("part-fits", misfit)
@@ -61,20 +87,25 @@ class FirstHop:
         staleness: how many versions old its model was, for parts that are weighted by it.
         Raises ParticipantError for anything that is not of the plan, DivergedError for NaN; then nothing was added.
         """
-        self._check_form(update)
-        return self.sums.encode(update, self.parts, self.weight_cap, into, staleness)
+        self.check(update)
+        return self.add(update, into, staleness)
 
     def check(self, update: Update) -> None:
         """Refuse what `count_in` would, adding nothing: for whoever holds updates before they are added."""
         self._check_form(update)
+        self._check_lengths(update)
         self.sums.check(update, self.parts)
+
+    def add(self, update: Update, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
+        """Count an update in that `check` has let through already."""
+        counted = replace(update, metrics=self._capped(update.metrics))
+        return self.sums.encode(counted, self.parts, self.weight_cap, into, staleness)
 
     def largest(self, part: Part, count: int) -> int:
         """The largest |integer| that a sum of so many updates can hold in a part's leaves."""
-        multiplies = self.weight_cap is None or not part.in_chain
-        weight = part.largest_weight(self.sums.max_weight) if multiplies else 1
+        weight = part.largest_weight(self.sums.max_weight) if self._multiplies(part) else 1
         if part.in_chain and self.code_bits is not None:
-            return count * weight * (2 ** (self.code_bits - 1) - 1)
+            return count * weight * self.rounds * (2 ** (self.code_bits - 1) - 1)
         bound = self.sums.bound if part.bound is None else part.bound
         return count * math.ceil(weight * bound * 2.0 ** self.sums.bits(part))
 
@@ -104,9 +135,8 @@ class FirstHop:
             for name, leaf in tree.items():
                 if leaf.size and max(-int(leaf.min()), int(leaf.max())) > most:
                     raise BeyondBoundError(sender, f"`{part.name}[{name}]` is beyond what {count} reports add up to")
-        most = count * self.sums.most_metric
-        if any(max(-int(pair.min()), int(pair.max())) > most or int(pair[1]) < 0 for pair in total.metrics.values()):
-            raise BeyondBoundError(sender, f"a metric is beyond what {count} reports add up to")
+            self._check_sum_length(total, part, sender, count)
+        self._check_summed_metrics(total, sender, count)
 
     def _sizes(self) -> Iterator[tuple[Part, int]]:
         """Numbers of each part, as it is sent."""
@@ -116,6 +146,88 @@ class FirstHop:
     def _most_weight(self, part: Part) -> int:
         counted = self.sums.max_weight if self.weight_cap is None else max(self.weight_cap, self.sums.max_weight)
         return part.largest_weight(counted)
+
+    def _multiplies(self, part: Part) -> bool:
+        """Whether a part's weight multiplies here, and not on the device."""
+        return self.weight_cap is None or not part.in_chain
+
+    def _norms(self) -> Iterator[tuple[Part, float]]:
+        """The parts that have a longest L2 norm, with that norm."""
+        for part, norm in zip(self.parts, self.norms, strict=bool(self.norms)):
+            if norm is not None:
+                yield part, norm
+
+    def _check_lengths(self, update: Update) -> None:
+        """Refuse an update that is longer than the plan's clip allows, in float64; or, of codes, exactly."""
+        for part, norm in self._norms():
+            square = _square(update.parts[part.name])
+            coded = part.in_chain and self.code_bits is not None
+            longest = math.floor(Fraction(norm) ** 2) if coded else (norm * (1 + SLACK)) ** 2
+            if longest < square < math.inf:  # `FixedPoint.check` refuses what is not finite
+                raise BeyondBoundError(
+                    update.client,
+                    f"`{part.name}` is {math.sqrt(square):.6g} long, and the plan's clip leaves no update longer than "
+                    f"{norm:.6g}: clip it on the device, as the plan says",
+                )
+
+    def _check_sum_length(self, total: Aggregate, part: Part, sender: object, count: int) -> None:
+        """Refuse a sum that is longer than so many clipped updates can add up to, or bins that hold more than one each."""
+        tree, unit = total.sums[part.name], 2.0 ** self.sums.bits(part)
+        if part.content == "bins":
+            if any(int(leaf.min(initial=0)) < 0 or int(leaf.sum()) > count * unit for leaf in tree.values()):
+                raise BeyondBoundError(sender, f"the bins of `{part.name}` hold more than {count} reports do")
+            return
+        norm = next((norm for bounded, norm in self._norms() if bounded is part), None)
+        if norm is None:
+            return
+        weight = int(total.weights[part.name])
+        times = weight if self._multiplies(part) else count
+        if self.rounds > 1:  # the weight is the mean of its rounds', and the sum may be divided by the count
+            times = max(times, part.divisor(weight, count, 0)) * self.rounds
+        coded = part.in_chain and self.code_bits is not None
+        slack, rounded = SLACK, 0.5 * count * math.sqrt(sum(leaf.size for leaf in tree.values()))
+        if self.rounds > 1:
+            slack = _SITE_SLACK
+        elif coded:
+            rounded = 0.0
+        if math.sqrt(_square(tree)) > times * norm * (1.0 if coded else unit) * (1 + slack) + rounded:
+            raise BeyondBoundError(sender, f"`{part.name}` is longer than {count} clipped updates add up to")
+
+    def _capped(self, metrics: Mapping[str, tuple[float, int]]) -> Mapping[str, tuple[float, int]]:
+        """Metrics that count no more predictions than the plan's cap, with the same means."""
+        cap = self.metric_cap
+        if cap is None:
+            return metrics
+        return {
+            name: (value, count) if count <= cap else (value / count * cap, cap)
+            for name, (value, count) in metrics.items()
+        }
+
+    def _ranges(self) -> Mapping[str, Range]:
+        return dict(zip(self.metrics, self.ranges, strict=bool(self.ranges)))
+
+    def _check_metrics(self, update: Update) -> None:
+        ranges = self._ranges()
+        for name, (value, count) in update.metrics.items():
+            if not math.isfinite(value):
+                continue  # counted as nothing, like a client without predictions
+            if count < 0 or (count == 0 and value != 0):
+                raise ParticipantError(update.client, f"metric {name!r} is {value:g} over {count} predictions")
+            if count and name in ranges and not ranges[name].holds(value, count):
+                raise BeyondBoundError(
+                    update.client,
+                    f"metric {name!r} has a mean of {value / count:g}, which lies {ranges[name]} on every client",
+                )
+
+    def _check_summed_metrics(self, total: Aggregate, sender: object, count: int) -> None:
+        ranges, most = self._ranges(), count * self.sums.most_metric
+        counts = most if self.metric_cap is None else count * self.metric_cap
+        for name, pair in total.metrics.items():
+            if max(-int(pair.min()), int(pair.max())) > most or not 0 <= int(pair[1]) <= counts:
+                raise BeyondBoundError(sender, f"metric {name!r} is beyond what {count} reports add up to")
+            value = math.ldexp(float(pair[0]), -METRIC_BITS)
+            if name in ranges and not ranges[name].holds(value, int(pair[1])):
+                raise BeyondBoundError(sender, f"metric {name!r} has a mean that lies {ranges[name]} on every client")
 
     def _check_form(self, update: Update) -> None:
         if set(update.parts) != (counted := {part.name for part in self.parts}):
@@ -135,6 +247,7 @@ class FirstHop:
                     f"`{part.name}[{wrong}]` has shape {found.get(wrong)}, and the plan's is {expected.get(wrong)}",
                 )
             self._check_numbers(update.client, part, tree)
+        self._check_metrics(update)
 
     def _check_numbers(self, client: object, part: Part, tree: Tree) -> None:
         codes = self.code_bits if part.in_chain else None
@@ -142,6 +255,8 @@ class FirstHop:
             if codes is None:
                 if leaf.dtype.kind != "f" or leaf.dtype.itemsize not in (4, 8):
                     raise ParticipantError(client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are floats")
+                if part.content == "bins" and not (set(np.unique(leaf).tolist()) <= {0.0, 1.0} and leaf.sum() <= 1):
+                    raise ParticipantError(client, f"`{part.name}[{name}]` must hold a single 1, or zeros alone")
                 continue
             largest = 2 ** (codes - 1) - 1
             if leaf.dtype != (np.int8 if codes <= 8 else np.int16):
@@ -150,3 +265,14 @@ class FirstHop:
                 )
             if leaf.size and max(-int(leaf.min()), int(leaf.max())) > largest:
                 raise ParticipantError(client, f"`{part.name}[{name}]` holds codes beyond ±{largest}: not of this plan")
+
+
+def _square(tree: Tree) -> int | float:
+    """Σ x² over all leaves: in float64, and exact for integers that have at most 16 bits."""
+    total = 0
+    for _, arrays in blocks(tree, _BLOCK):
+        for array in arrays:
+            block = array.astype(np.float64)
+            square = float(np.einsum("i,i->", block, block))
+            total += int(square) if array.dtype.kind == "i" and array.dtype.itemsize <= 2 else square
+    return total

@@ -14,13 +14,62 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from sumus.errors import PlanError
+from sumus.spec import record
+
 M = TypeVar("M", bound=Callable[[Any, Any], Any])
+
+
+@record("range")
+@dataclass(frozen=True)
+class Range:
+    """Where the mean of a metric over a client's examples can lie. None: no limit on that side."""
+
+    low: float | None = None
+    high: float | None = None
+
+    def holds(self, total: float, count: int) -> bool:
+        """Whether a sum over `count` examples has its mean in the range, up to the rounding of a long sum."""
+        slack = 1e-6 * max(1.0, abs(total))
+        return (self.low is None or total >= self.low * count - slack) and (
+            self.high is None or total <= self.high * count + slack
+        )
+
+    def __str__(self) -> str:
+        if self.low is not None and self.high is not None:
+            return f"from {self.low:g} to {self.high:g}"
+        return f"at least {self.low:g}" if self.low is not None else f"at most {self.high:g}"
 
 
 def lower_is_better(metric: M) -> M:
     """Mark a metric as an error: targets are reached from above, and the worst client is the highest."""
     cast(Any, metric).lower_is_better = True
     return metric
+
+
+def ranged(low: float | None, high: float | None) -> Callable[[M], M]:
+    """Mark a metric or a loss with the range that its mean over a client's examples lies in.
+
+    A server refuses a report whose mean lies outside of the range: nobody can hide a bad model behind an impossible figure.
+
+    Args:
+        low: the smallest mean; None if there is none.
+        high: the largest mean; None if there is none.
+    """
+    if low is not None and high is not None and not low < high:
+        raise PlanError("positive", f"ranged({low}, {high}): the first must be below the second")
+
+    def mark(metric: M) -> M:
+        cast(Any, metric).range = (low, high)
+        return metric
+
+    return mark
+
+
+def range_of(metric: Any) -> Range:
+    """The range that a metric or a loss is marked with; `(None, None)` without one."""
+    low, high = getattr(metric, "range", None) or (None, None)
+    return Range(None if low is None else float(low), None if high is None else float(high))
 
 
 def is_lower_better(name: str, metric: Any) -> bool:
@@ -32,6 +81,7 @@ IGNORED = -100
 """A target that does not count: padding."""
 
 
+@ranged(0.0, 1.0)
 def accuracy(outputs: Any, targets: Any) -> Any:
     """Share of predictions whose largest score is the target's. outputs `(B, ..., C)`, targets `(B, ...)` integers."""
     targets = targets.reshape(outputs.shape[:-1])
@@ -41,6 +91,7 @@ def accuracy(outputs: Any, targets: Any) -> Any:
 def top_k_accuracy(k: int) -> Any:
     """Share of predictions whose k largest scores hold the target. Shapes as `accuracy`."""
 
+    @ranged(0.0, 1.0)
     def top_k(outputs: Any, targets: Any) -> Any:
         targets = targets.reshape(outputs.shape[:-1])
         return _hits((outputs.topk(k, -1)[1] == targets[..., None]).any(-1), targets)
@@ -49,18 +100,21 @@ def top_k_accuracy(k: int) -> Any:
     return top_k
 
 
+@ranged(0.0, 1.0)
 def binary_accuracy(outputs: Any, targets: Any) -> Any:
     """Share of scores on the right side of one half. outputs and targets `(B,)` or `(B, 1)`, in [0, 1]."""
     return _each((outputs.reshape(targets.shape) > 0.5) == (targets > 0.5))
 
 
 @lower_is_better
+@ranged(0.0, None)
 def mean_absolute_error(outputs: Any, targets: Any) -> Any:
     """|outputs − targets|, averaged over an example's entries. Equal shapes `(B, ...)`."""
     return _each((outputs.reshape(targets.shape) - targets).abs())
 
 
 @lower_is_better
+@ranged(0.0, None)
 def mean_squared_error(outputs: Any, targets: Any) -> Any:
     """(outputs − targets)², averaged over an example's entries. Equal shapes `(B, ...)`."""
     return _each((outputs.reshape(targets.shape) - targets) ** 2)

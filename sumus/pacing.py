@@ -52,7 +52,8 @@ _NONE = Conditions()
 class Pacing:
     """cohort: how many reports a round sums over; of a buffer, K.
 
-    over_select: devices to choose for each report that is wanted; what comes after the last wanted one is not counted.
+    over_select: devices to choose for each report that is wanted; what comes after the last wanted one is not counted. None is
+        1.0 in a simulation, and 1.3 once the plan is made for devices.
     least: the share of the cohort below which a round is abandoned, once all who were chosen have ended or the deadline is over.
     deadline: seconds from a round's opening to its end, whoever is missing; None to wait for everyone. Of a buffer: the seconds
         that a device may take.
@@ -65,7 +66,7 @@ class Pacing:
     """
 
     cohort: int
-    over_select: float = 1.0
+    over_select: float | None = None
     least: float = 0.0
     deadline: float | None = None
     concurrency: int | None = None
@@ -83,7 +84,8 @@ class Pacing:
             expect(value, (int, np.integer), f"Pacing({name}=)")
             if cast(int, value) < 1:
                 raise PlanError("positive", f"Pacing({name}={value}): it must be at least 1")
-        expect_number(self.over_select, 1, 100, "Pacing(over_select=)")
+        if self.over_select is not None:
+            expect_number(self.over_select, 1, 100, "Pacing(over_select=)")
         expect_number(self.least, 0, 1, "Pacing(least=)")
         expect(self.requires, Conditions, "Pacing(requires=)")
         if self.deadline is not None:
@@ -96,7 +98,7 @@ class Pacing:
             raise PlanError(
                 "pacing-buffer", "most_stale= is of buffers, and synchronous reports are never stale: leave it out"
             )
-        if self.concurrency is not None and (self.over_select != 1.0 or self.least):
+        if self.concurrency is not None and (self.over_select not in (None, 1.0) or self.least):
             raise PlanError(
                 "pacing-buffer",
                 "over_select= and least= are of synchronous rounds, and with concurrency= rounds are buffers: leave them out",
@@ -110,7 +112,7 @@ class Pacing:
     @property
     def chosen(self) -> int:
         """Devices that a synchronous round is given to."""
-        return math.ceil(self.cohort * self.over_select - 1e-9)
+        return math.ceil(self.cohort * (self.over_select or 1.0) - 1e-9)
 
     @property
     def fewest(self) -> int:

@@ -10,6 +10,7 @@ for plans that are `deployed` (packed or served), where code does not travel and
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -18,8 +19,9 @@ import numpy as np
 
 from sumus.algorithm import Algorithm
 from sumus.errors import PlanError, expect
-from sumus.first_hop import FirstHop
+from sumus.first_hop import SLACK, FirstHop
 from sumus.fixed_point import FixedPoint
+from sumus.influence import Influence, influence_of
 from sumus.pacing import Pacing
 from sumus.site import Edges
 from sumus.spec import call_with, canonical_json, is_custom, to_json
@@ -30,6 +32,10 @@ from sumus.types import Json
 FORMAT = 1
 _MAX_JSON = 16 * 2**20
 ADDING = Edges()
+MOST_WEIGHT = 2**16
+"""The most that one client weighs in a plan that names no cap."""
+OVER_SELECT = 1.3
+"""Devices that a round of real devices is given to, for each report that it wants: some of them always go silent."""
 FITTED = FixedPoint(0, 1.0, 1, 1)
 """Stands for sums as fine as the overflow rule allows for all whom the plan's pacing chooses."""
 
@@ -43,6 +49,8 @@ class Plan:
     sums: the integers of the first hop; by default as fine as the overflow rule allows for all who are chosen: an edge's sum may
         go beyond the cohort.
     edges: what devices' edges do, where they report through some.
+    trusts_devices: False for a plan that bounds what one device can do to a sum, by a clip and by its weight; True for one that
+        does not, since all devices are in one hand; None until the plan is made for devices (`for_devices`), as in simulations.
     """
 
     task: Task | Description
@@ -51,19 +59,16 @@ class Plan:
     min_contributors: int = 10
     sums: FixedPoint = FITTED
     edges: Edges = ADDING
+    trusts_devices: bool | None = None
 
     def __post_init__(self) -> None:
         expect(self.task, (Task, Description), "task=")
         expect(self.algorithm, Algorithm, "algorithm=")
         expect(self.pacing, Pacing, "pacing=")
         expect(self.edges, Edges, "edges=")
+        expect(self.trusts_devices, (bool, type(None)), "trusts_devices=")
         if self.sums is FITTED:
-            cap, parts = self.algorithm.update.weight_cap, self.algorithm.aggregator.parts
-            if cap is not None:  # it multiplied on the device what goes through the chain, and buffers do not
-                parts = [part for part in self.algorithm.parts(self.description) if not part.in_chain]
-            largest = max((part.largest_weight(cap or 2**16) for part in parts), default=1)
-            fitted = FixedPoint.fit(self.pacing.chosen, max_weight=largest)
-            object.__setattr__(self, "sums", fitted)
+            object.__setattr__(self, "sums", self._fitted())
         for rule, message in self.violations("anywhere"):
             raise PlanError(rule, message)
 
@@ -84,10 +89,44 @@ class Plan:
         """The same plan, with its task's data declared."""
         return replace(self, task=replace(self.task, data=data))
 
+    def for_devices(self) -> "Plan":
+        """The same plan as devices get it: what a simulation leaves open is fixed. Devices are not trusted unless it says so."""
+        pacing = self.pacing
+        if pacing.over_select is None and not pacing.buffered:
+            pacing = replace(pacing, over_select=OVER_SELECT)
+        sums = FITTED if self.sums == self._fitted() else self.sums
+        return replace(self, pacing=pacing, sums=sums, trusts_devices=bool(self.trusts_devices))
+
     @property
     def first_hop(self) -> FirstHop:
         """What an edge needs of the plan."""
-        return self.algorithm.first_hop(self.description, self.sums)
+        cap = self.example_cap if self.trusts_devices is False else None
+        return self.algorithm.first_hop(self.description, self.sums, self.edges.rounds, cap)
+
+    @property
+    def example_cap(self) -> int | None:
+        """The most examples that one client's weight counts, 1 if all clients weigh alike; None if the plan names no cap."""
+        params = next(part for part in self.algorithm.aggregator.parts if part.name == "params")
+        return 1 if params.weight != "examples" else self.algorithm.update.weight_cap or params.cap
+
+    @property
+    def influence(self) -> Influence:
+        """What one dishonest device can do to a sum of this plan, at most."""
+        fewest = min(self.pacing.cohort, max(self.min_contributors, self.pacing.fewest))
+        return influence_of(self.algorithm, self.description, self.sums, fewest, self.edges.rounds)
+
+    def _fitted(self) -> FixedPoint:
+        """Sums as fine as 64 bits allow: for the weights, and for the values that the clip and each part's bound leave."""
+        algorithm, shapes = self.algorithm, self.description.trained_layout
+        cap, parts = algorithm.update.weight_cap, algorithm.parts(self.description)
+        weighed = [part for part in parts if cap is None or not part.in_chain]  # the others are weighed on the device
+        largest = max((part.largest_weight(cap or MOST_WEIGHT) for part in weighed), default=1)
+        length, _ = algorithm.update.reach(shapes)
+        alone = algorithm.update.code_bits is None and all(part.in_chain or part.bound is not None for part in parts)
+        if length is None or not alone:  # codes are whole numbers already
+            return FixedPoint.fit(self.pacing.chosen, largest)
+        reach = math.frexp(length * self.edges.rounds * (1 + SLACK))[1]  # the length is below this power of two
+        return FixedPoint.fit(self.pacing.chosen, largest, 2.0**reach)
 
     @property
     def broadcast_nbytes(self) -> int:
@@ -119,6 +158,7 @@ class Plan:
                 "min_contributors": to_json(self.min_contributors),
                 "sums": to_json(self.sums),
                 "edges": to_json(self.edges),
+                "trusts_devices": to_json(self.trusts_devices),
             }
         )
 
@@ -347,6 +387,29 @@ def _noise_at_edges(plan: Plan) -> str | None:
     return None
 
 
+def _trusts_devices(plan: Plan) -> str | None:
+    if plan.trusts_devices:
+        return None
+    found = plan.influence
+    if found.length is not None and plan.example_cap is not None:
+        return None
+    remedies: list[str] = []
+    if found.length is None:
+        remedies.append(
+            "put clip_by_global_norm(...) into the update's chain, where rotate or quantize would follow it"
+        )
+    if plan.example_cap is None:
+        remedies.append('let clients weigh alike (weight="uniform"), or name the most examples that count (cap=)')
+    step = (
+        "and its update may be as long as it likes" if found.length is None else "and nothing bounds its weight further"
+    )
+    return (
+        f"one device that lies can have {found.share:.2%} of a sum of {found.contributors}, {step}: {'; '.join(remedies)}. "
+        "`sumus check FILE.py` proposes both from the examples at hand. If all devices are your own, say "
+        "Plan(trusts_devices=True)"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     Rule("sum-count", "anywhere", _sums_too_few),
     Rule("chain-unused", "anywhere", _chain_unused),
@@ -369,6 +432,7 @@ RULES: tuple[Rule, ...] = (
     Rule("min-contributors", "deployed", _too_few_people),
     Rule("custom-name", "deployed", _cannot_travel),
     Rule("undeclared-data", "deployed", _undeclared_data),
+    Rule("trusts-devices", "deployed", _trusts_devices),
 )
 """Checked whenever a plan is built. Raised where the value itself is made: sum-overflow, parts-match, quantize-last,
 epochs-or-steps, part-words, pacing-buffer, positive."""

@@ -99,7 +99,7 @@ class Site:
             part: tree_map(lambda base, now: base.astype(np.float64) - now, tree, self.at[part])
             for part, tree in self.base.items()
         }
-        return self.algorithm.as_sum(moved, weights, count, self.metrics, self.task, self.sums, self.seed)
+        return self.algorithm.as_sum(moved, weights, count, self.metrics, self.task, self.sums, self.seed, self.done)
 
 
 def seed_of(seed: bytes, done: int) -> bytes:

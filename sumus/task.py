@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, cast
 
 from sumus.errors import TaskError
+from sumus.metrics import Range, range_of
 from sumus.spec import canonical_json, record, to_json
 
 Role = Literal["shared", "personal", "frozen"]
@@ -63,13 +64,18 @@ class Data:
 @record("task")
 @dataclass(frozen=True)
 class Description:
-    """What of a task can travel: everything but the code."""
+    """What of a task can travel: everything but the code.
+
+    ranges: where the mean of the loss and of each metric can lie on one client, in the order of `("loss", *metrics)`; empty if
+        nothing is known.
+    """
 
     name: str
     leaves: tuple[Leaf, ...]
     loss: str
     metrics: tuple[str, ...]
     data: Data | None = None
+    ranges: tuple[Range, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -147,7 +153,9 @@ class Task:
     def describe(self, module: Any) -> Description:
         """The manifest of a module of this task."""
         leaves = _leaves_of(module, self.leaves)
-        return Description(self.name, leaves, _name_of(self.loss), tuple(sorted(self.metrics)), self.data)
+        metrics = tuple(sorted(self.metrics))
+        ranges = tuple(map(range_of, (self.loss, *(self.metrics[name] for name in metrics))))
+        return Description(self.name, leaves, _name_of(self.loss), metrics, self.data, ranges)
 
 
 def _name_of(function: Any) -> str:

@@ -227,7 +227,7 @@ def test_statistics_are_averaged_alike_where_weights_are_uniform() -> None:
 
 def test_statistics_under_a_weight_stage_do_not_overflow_the_sum() -> None:
     """They are not multiplied on the device; the plan's sums leave room for the weight at the first hop."""
-    algorithm = sumus.fedavg(sumus.sgd(0.1), chain(weight(), clip_by_global_norm(1.0)))
+    algorithm = sumus.fedavg(sumus.sgd(0.1), chain(weight(cap=2**16), clip_by_global_norm(1.0)))
     sums = sumus.Plan(TASK, algorithm, sumus.Pacing(4)).sums
     far: Clients = {str(n): ({name: np.full(s, 255.75) for name, s in SHAPES.items()}, 2**16) for n in range(4)}
     state = after_a_round(algorithm, far, sums=sums)

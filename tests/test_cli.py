@@ -25,7 +25,8 @@ def load(client):
     return inputs, (inputs.sum(1) > 0).astype("int64")
 
 task = sumus.Task(lambda: nn.Linear(4, 2), sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy}, name="mine")
-plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.2, batch_size=4)), sumus.Pacing(cohort=10))
+algorithm = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=4), sumus.clip_by_global_norm(1.0), weight="uniform")
+plan = sumus.Plan(task, algorithm, sumus.Pacing(cohort=10))
 examples = load(0)
 experiment = sumus.Experiment(plan, sumus.Population(range(20), load), rounds=4, evaluate=sumus.Evaluate(central=load(99)))
 
@@ -195,7 +196,7 @@ def test_pack_writes_a_bundle_that_names_its_plan(file: Path, tmp_path: Path) ->
         ("def broken(:", "line 1: SyntaxError"),
         (FILE.replace("cohort=10", "cohort=50"), "a cohort of 50 is larger than the population of 20"),
         (FILE.replace("lr=0.2", "lr=0.2, steps=2, epochs=3"), "[rule epochs-or-steps]"),
-        (FILE.replace("batch_size=4)", "batch_size=4), sumus.quantize(bits=8)"), "[rule quantize-range]"),
+        (FILE.replace("sumus.clip_by_global_norm(1.0)", "sumus.quantize(bits=8)"), "[rule quantize-range]"),
         (FILE.replace("nn.Linear(4, 2)", "nn.Linear(4, 1)"), "label 1 of example"),
         (FILE.replace("lr=0.2", "lr=1e30"), "lower the learning rate"),
         (FILE.replace("range(20), load)", "[1] * 20, load)"), "client id 1 is given twice"),

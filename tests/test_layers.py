@@ -17,8 +17,8 @@ ROOT = Path(sumus.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "errors", "tree"),
     ("rng", "spec"),
-    ("metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "optimizers", "pacing",
-     "update", "robust", "algorithm", "site", "plan", "evaluation", "fleet", "experiment", "preparation"),
+    ("metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "influence", "optimizers",
+     "pacing", "update", "robust", "algorithm", "site", "plan", "evaluation", "fleet", "experiment", "preparation"),
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
     ("training",),
@@ -110,7 +110,7 @@ def test_an_edge_needs_no_model_no_transform_and_no_optimizer() -> None:
     """It adds: sums, the first hop, bytes."""
     for module in ("first_hop", "fixed_point", "wire.tensors"):
         assert everything_behind(module) <= {
-            "aggregate", "errors", "fixed_point", "spec", "staleness", "tree", "types",
+            "aggregate", "errors", "fixed_point", "metrics", "spec", "staleness", "tree", "types",
         }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from sumus.fixed_point import FixedPoint
 from sumus.pacing import Pacing
 from sumus.plan import RULES, Plan
 from sumus.task import Data, Description, Leaf
-from sumus.update import Transform, chain, clip_by_global_norm, quantize, rotate, weight
+from sumus.update import Props, Transform, chain, clip_by_global_norm, quantize, rotate, weight
 from sumus.work import ClientWork
 
 TASK = Description(
@@ -41,9 +41,17 @@ def plan(
     algorithm: Algorithm | None = None,
     cohort: int = 64,
     pacing: Pacing | None = None,
+    trusts_devices: bool | None = True,
     **options: Any,
 ) -> Plan:
-    return Plan(task, algorithm or sumus.fedavg(sumus.sgd(0.1), update), pacing or Pacing(cohort), **options)
+    """A plan that may trust its devices, so that it breaks the rule that a test is about, and no other."""
+    made = algorithm or sumus.fedavg(sumus.sgd(0.1), update)
+    return Plan(task, made, pacing or Pacing(cohort), trusts_devices=trusts_devices, **options)
+
+
+def bounded(update: Transform | None = None, **options: Any) -> Plan:
+    """A plan of FedAvg with these options, that does not trust its devices."""
+    return plan(algorithm=sumus.fedavg(sumus.sgd(0.1), update, **options), trusts_devices=None)
 
 
 def uniform(update: Transform) -> Algorithm:
@@ -95,6 +103,12 @@ def halved(lifts: bool) -> Transform:
         return {name: leaf / 2 for name, leaf in tree.items()}
 
     return Transform(apply=half, invert=twice, lift=half) if lifts else Transform(apply=half, invert=twice)
+
+
+@sumus.registered("update/test-plan-lengthened")
+def lengthened() -> Transform:
+    """A transform that makes updates longer, and says so."""
+    return Transform(apply=lambda tree, context: tree, props=Props(keeps_norm=False))
 
 
 SITES = sumus.Edges(rounds=4)
@@ -150,27 +164,27 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
     ),
     "weight-first": (
         [
-            lambda: plan(chain(clip_by_global_norm(1.0), weight())),
-            lambda: plan(chain(rotate(), weight())),
-            lambda: plan(chain(weight(), weight())),
+            lambda: plan(chain(clip_by_global_norm(1.0), weight(cap=2**16))),
+            lambda: plan(chain(rotate(), weight(cap=2**16))),
+            lambda: plan(chain(weight(cap=2**16), weight(cap=2**16))),
         ],
         [
-            lambda: plan(weight()),
-            lambda: plan(chain(weight(), clip_by_global_norm(1.0))),
-            lambda: plan(chain(chain(), weight(), rotate())),
+            lambda: plan(weight(cap=2**16)),
+            lambda: plan(chain(weight(cap=2**16), clip_by_global_norm(1.0))),
+            lambda: plan(chain(chain(), weight(cap=2**16), rotate())),
         ],
     ),
     "weight-twice": (
         [
-            lambda: plan(algorithm=uniform(weight())),
-            lambda: plan(algorithm=uniform(chain(weight(), rotate()))),
-            lambda: plan(algorithm=sumus.fedbuff(sumus.sgd(0.1), weight())),
+            lambda: plan(algorithm=uniform(weight(cap=2**16))),
+            lambda: plan(algorithm=uniform(chain(weight(cap=2**16), rotate()))),
+            lambda: plan(algorithm=sumus.fedbuff(sumus.sgd(0.1), weight(cap=2**16))),
         ],
         [
-            lambda: plan(weight()),
+            lambda: plan(weight(cap=2**16)),
             lambda: plan(algorithm=uniform(rotate())),
-            lambda: plan(algorithm=with_part(weight(), Part("steps", content="scalar", weight="uniform"))),
-            lambda: plan(algorithm=with_part(weight(), Part("control", weight="uniform", transformed=False))),
+            lambda: plan(algorithm=with_part(weight(cap=2**16), Part("steps", content="scalar", weight="uniform"))),
+            lambda: plan(algorithm=with_part(weight(cap=2**16), Part("control", weight="uniform", transformed=False))),
         ],
     ),
     "part-fits": (
@@ -221,12 +235,12 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
     ),
     "site-codes": (
         [
-            lambda: plan(chain(weight(), quantize(8, range=1.0)), edges=SITES),
+            lambda: plan(chain(weight(cap=2**16), quantize(8, range=1.0)), edges=SITES),
             lambda: plan(algorithm=uniform(quantize(8, range=1.0)), edges=SITES),
         ],
         [
             lambda: plan(quantize(8, range=1.0), edges=SITES),
-            lambda: plan(weight(), edges=SITES),
+            lambda: plan(weight(cap=2**16), edges=SITES),
             lambda: plan(algorithm=uniform(quantize(8, range=1.0))),
         ],
     ),
@@ -279,6 +293,25 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
         [lambda: plan(task=dataclasses.replace(TASK, data=None))],
         [lambda: plan(task=TASK)],
     ),
+    "trusts-devices": (
+        [
+            lambda: bounded(),
+            lambda: bounded(weight="uniform"),
+            lambda: bounded(clip_by_global_norm(1.0)),
+            lambda: bounded(rotate(), cap=9),
+            lambda: bounded(weight(cap=9)),
+            lambda: bounded(chain(clip_by_global_norm(1.0), lengthened()), weight="uniform"),
+            lambda: plan(algorithm=sumus.feddyn(sumus.sgd(0.1), 0.01), trusts_devices=False),
+        ],
+        [
+            lambda: plan(),
+            lambda: bounded(clip_by_global_norm(1.0), weight="uniform"),
+            lambda: bounded(clip_by_global_norm(1.0), cap=9),
+            lambda: bounded(chain(weight(cap=9), clip_by_global_norm(1.0))),
+            lambda: bounded(chain(clip_by_global_norm(1.0), rotate(), quantize(8)), cap=9),
+            lambda: plan(algorithm=sumus.fedbuff(sumus.sgd(0.1), clip_by_global_norm(1.0)), trusts_devices=None),
+        ],
+    ),
 }
 
 
@@ -306,7 +339,9 @@ def test_what_keeps_a_rule_is_a_plan(rule: str) -> None:
         assert broken_rules(make) == []
 
 
-DEPLOYED = ("noise-at-edges", "needs-each-update", "one-by-one", "min-contributors", "custom-name", "undeclared-data")
+DEPLOYED = (
+    "noise-at-edges", "needs-each-update", "one-by-one", "min-contributors", "custom-name", "undeclared-data", "trusts-devices",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", BROKEN_AND_KEPT)

@@ -21,6 +21,7 @@ from sumus.algorithms import cyclic, feddyn, fednova, fedprox, scaffold
 from sumus.errors import PlanError
 from sumus.fixed_point import FixedPoint
 from sumus.fleet import Fleet
+from sumus.metrics import Range
 from sumus.optimizers import ServerOptimizer
 from sumus.pacing import Conditions, Pacing
 from sumus.site import Edges
@@ -38,7 +39,9 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "aggregator/median": lambda: robust.median(Part("params", bound=2.0), Part("control", transformed=False)),
     "aggregator/multi_krum": lambda: robust.multi_krum(Part("params"), attackers=1, keep=3),
     "aggregator/norm_bounded": lambda: robust.norm_bounded(max_norm=0.5),
-    "aggregator/rescaled_mean": lambda: fednova.rescaled_mean(fednova.PARAMS, fednova.STEPS),
+    "aggregator/rescaled_mean": lambda: fednova.rescaled_mean(
+        fednova.PARAMS, sumus.Part("steps", content="scalar", bound=9.0)
+    ),
     "aggregator/travelling": lambda: cyclic.travelling(cyclic.PARAMS),
     "aggregator/trimmed_mean": lambda: robust.trimmed_mean(attackers=3),
     "algorithm": lambda: Algorithm(sumus.sgd(0.1), chain(), mean(Part("params")), optimizers.sgd()),
@@ -83,6 +86,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "staleness/constant": lambda: staleness.constant(),
     "staleness/hinge": lambda: staleness.hinge(5, slope=0.5),
     "staleness/polynomial": lambda: staleness.polynomial(1.5),
+    "range": lambda: Range(0.0, 1.0),
     "sums/fixed-point": lambda: FixedPoint.fit(100),
     "task": lambda: Description("digits", (LEAF,), "cross_entropy", ("accuracy",), DATA),
     "update/chain": lambda: chain(chain(clip_by_global_norm(2.0), rotate()), quantize(6)),

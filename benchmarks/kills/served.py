@@ -62,11 +62,12 @@ def bundle(kind: str) -> Bundle:
     """
     leaves = tuple(Leaf(name, shape, "float32", "shared", True) for name, shape in SHAPES.items())
     task = Description(TASK, leaves, "loss", (), Data((3,), "float32", (), "int64", 2))
-    codes = chain(clip_by_global_norm(1.0), rotate(), quantize(8))
+    clip = clip_by_global_norm(1.0)
+    codes = chain(clip, rotate(), quantize(8))
     if kind == "buffered":
         plan = Plan(task, fedbuff(sgd(0.1), codes, optimizers.adam(0.1)), Pacing(COHORT, concurrency=12), 2)
     else:
-        algorithm = fedavg(sgd(0.1), None if kind == "plain" else codes, optimizers.adam(0.1))
+        algorithm = fedavg(sgd(0.1), clip if kind == "plain" else codes, optimizers.adam(0.1), cap=100)
         plan = Plan(task, algorithm, Pacing(COHORT, over_select=1.5), 2)
     rng = np.random.default_rng(7)
     return Bundle(plan, {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()})

@@ -73,11 +73,12 @@ def bundle(size: int, job: Job) -> Bundle:
     """FedAvg of one leaf of so many float32; or FedBuff, with room for everybody."""
     leaf = Leaf("w", (size,), "float32", "shared", True)
     task = Description(f"load{size}", (leaf,), "loss", (), Data((3,), "float32", (), "int64", 2))
+    clip = clip_by_global_norm(1.0)
     if job.cohort:
-        codes = None if job.bits is None else chain(clip_by_global_norm(1.0), rotate(), quantize(job.bits))
-        plan = Plan(task, fedavg(sgd(0.1), codes), Pacing(job.cohort), min_contributors=2)
+        coded = clip if job.bits is None else chain(clip, rotate(), quantize(job.bits))
+        plan = Plan(task, fedavg(sgd(0.1), coded, cap=100), Pacing(job.cohort), min_contributors=2)
     else:
-        plan = Plan(task, fedbuff(sgd(0.1)), Pacing(job.devices, concurrency=10**6), min_contributors=2)
+        plan = Plan(task, fedbuff(sgd(0.1), clip), Pacing(job.devices, concurrency=10**6), min_contributors=2)
     return Bundle(plan, {"w": np.zeros(size, np.float32)})
 
 

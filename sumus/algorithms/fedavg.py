@@ -24,27 +24,38 @@ def fedavg(
     server: ServerOptimizer | None = None,
     weight: Literal["examples", "uniform"] = "examples",
     aggregator: Aggregator | None = None,
+    cap: int | None = None,
 ) -> Algorithm:
     """FedAvg: clients weigh by their examples (the paper's n_k), or alike with `weight="uniform"`.
 
-    aggregator: in place of this mean, and its weights with it; see `sumus.robust`.
+    Args:
+        aggregator: in place of this mean, and its weights with it; see `sumus.robust`.
+        cap: the most examples that a client's weight counts.
     """
-    if aggregator is not None and weight != "examples":
+    if aggregator is not None and (weight != "examples" or cap is not None):
         raise PlanError(
-            "weight-twice", f"{aggregator!r} has weights of its own: leave weight={weight!r} out, or give it parts"
+            "weight-twice", f"{aggregator!r} has weights of its own: leave weight= and cap= out, or give it parts"
         )
-    part = Part("params", weight=weight, denominator="count" if weight == "uniform" else "weight")
+    part = Part("params", weight=weight, denominator="count" if weight == "uniform" else "weight", cap=cap)
     return Algorithm(client, update or chain(), aggregator or mean(part), server or optimizers.sgd(1.0))
 
 
-def fedavgm(client: ClientWork, lr: float = 1.0, beta: float = 0.9, update: Transform | None = None) -> Algorithm:
+def fedavgm(
+    client: ClientWork,
+    lr: float = 1.0,
+    beta: float = 0.9,
+    update: Transform | None = None,
+    cap: int | None = None,
+) -> Algorithm:
     """FedAvg with momentum on the server. [Hsu et al. 2019, section 4.3]"""
-    return fedavg(client, update, optimizers.momentum(lr, beta))
+    return fedavg(client, update, optimizers.momentum(lr, beta), cap=cap)
 
 
-def fedadagrad(client: ClientWork, lr: float, tau: float = 1e-3, update: Transform | None = None) -> Algorithm:
+def fedadagrad(
+    client: ClientWork, lr: float, tau: float = 1e-3, update: Transform | None = None, cap: int | None = None
+) -> Algorithm:
     """FedAvg with Adagrad on the server. [Reddi et al. 2021, Algorithm 2]"""
-    return fedavg(client, update, optimizers.adagrad(lr, tau=tau))
+    return fedavg(client, update, optimizers.adagrad(lr, tau=tau), cap=cap)
 
 
 def fedadam(
@@ -53,9 +64,10 @@ def fedadam(
     betas: tuple[float, float] = (0.9, 0.99),
     tau: float = 1e-3,
     update: Transform | None = None,
+    cap: int | None = None,
 ) -> Algorithm:
     """FedAvg with Adam on the server. [Reddi et al. 2021, Algorithm 2]"""
-    return fedavg(client, update, optimizers.adam(lr, betas, tau))
+    return fedavg(client, update, optimizers.adam(lr, betas, tau), cap=cap)
 
 
 def fedyogi(
@@ -64,11 +76,12 @@ def fedyogi(
     betas: tuple[float, float] = (0.9, 0.99),
     tau: float = 1e-3,
     update: Transform | None = None,
+    cap: int | None = None,
 ) -> Algorithm:
     """FedAvg with Yogi on the server. [Reddi et al. 2021, Algorithm 2]"""
-    return fedavg(client, update, optimizers.yogi(lr, betas, tau))
+    return fedavg(client, update, optimizers.yogi(lr, betas, tau), cap=cap)
 
 
-def fedsgd(lr: float, update: Transform | None = None) -> Algorithm:
+def fedsgd(lr: float, update: Transform | None = None, cap: int | None = None) -> Algorithm:
     """One full-batch gradient a client and round; the server takes the step. [McMahan et al. 2017, section 2]"""
-    return fedavg(sgd(lr, epochs=1, batch_size=None), update)
+    return fedavg(sgd(lr, epochs=1, batch_size=None), update, cap=cap)

@@ -28,22 +28,37 @@ from sumus.update.transform import Transform, chain
 from sumus.work import ClientState, ClientWork, LocalRun, Parts, expect_plain, sgd_rule
 
 PARAMS = Part("params", weight="examples", denominator="weight")
-STEPS = Part("steps", content="scalar", weight="examples", denominator="weight", bound=2.0**20)
+MOST_STEPS = 1024
+"""Steps of a client in a round, if its work does not fix them."""
 
 
-def fednova(client: ClientWork, update: Transform | None = None, server: ServerOptimizer | None = None) -> Algorithm:
-    """FedNova, for SGD with or without momentum."""
-    return Algorithm(normalized(client), update or chain(), rescaled_mean(PARAMS, STEPS), server or optimizers.sgd(1.0))
+def fednova(
+    client: ClientWork,
+    update: Transform | None = None,
+    server: ServerOptimizer | None = None,
+    cap: int | None = None,
+    most_steps: int = MOST_STEPS,
+) -> Algorithm:
+    """FedNova, for SGD with or without momentum.
+
+    Args:
+        cap: the most examples that a client's weight counts.
+        most_steps: the most steps of a client in a round; a report of more is refused. `client.steps` goes before it.
+    """
+    work = normalized(client)
+    momentum, nesterov = _of_sgd(client)
+    farthest = reach(momentum, nesterov, client.steps or most_steps)
+    steps = Part("steps", content="scalar", weight="examples", denominator="weight", bound=farthest, cap=cap)
+    return Algorithm(
+        work, update or chain(), rescaled_mean(replace(PARAMS, cap=cap), steps), server or optimizers.sgd(1.0)
+    )
 
 
 @registered("client/normalized")
 def normalized(client: ClientWork) -> ClientWork:
     """The client's half: the difference per step, and the steps."""
     expect_plain(client, "normalized")
-    rule = client.optimizer.spec
-    if rule.name != "rule/sgd":
-        raise PlanError("normalized-needs-sgd", f"{client!r}: how far a step goes is only known for SGD; use sgd()")
-    momentum, nesterov = float(cast(float, rule.params["momentum"])), bool(rule.params["nesterov"])
+    momentum, nesterov = _of_sgd(client)
 
     def finish(broadcast: Parts, params: Tensors, state: ClientState, done: LocalRun) -> tuple[Parts, ClientState]:
         steps = reach(momentum, nesterov, done.steps)
@@ -51,6 +66,14 @@ def normalized(client: ClientWork) -> ClientWork:
         return {"params": moved, "steps": {"": steps}}, {}
 
     return replace(client, finish=finish, sends=("params", "steps"))
+
+
+def _of_sgd(client: ClientWork) -> tuple[float, bool]:
+    """Momentum, and whether it is Nesterov's, of a client that does SGD. Raises PlanError for any other rule."""
+    rule = client.optimizer.spec
+    if rule.name != "rule/sgd":
+        raise PlanError("normalized-needs-sgd", f"{client!r}: how far a step goes is only known for SGD; use sgd()")
+    return float(cast(float, rule.params["momentum"])), bool(rule.params["nesterov"])
 
 
 @cache
@@ -75,4 +98,9 @@ def rescaled_mean(*parts: Part) -> Aggregator:
         means = plain.combine(sums, divisors)
         return {"params": times(means["params"], float(means["steps"][""]))}
 
-    return Aggregator(parts=parts, combine=combine)
+    def longest(reaches: Mapping[str, tuple[float, float]]) -> float:
+        """A client moves both factors of the product: neither mean is larger than what one client may send."""
+        (share, length), (steps_share, steps) = reaches["params"], reaches["steps"]
+        return share * length * steps + length * steps_share * steps
+
+    return Aggregator(parts=parts, combine=combine, longest=longest)

@@ -26,10 +26,19 @@ PARAMS = Part("params", weight="examples", denominator="weight")
 
 
 def fedprox(
-    client: ClientWork, mu: float, update: Transform | None = None, server: ServerOptimizer | None = None
+    client: ClientWork,
+    mu: float,
+    update: Transform | None = None,
+    server: ServerOptimizer | None = None,
+    cap: int | None = None,
 ) -> Algorithm:
-    """FedProx. mu: μ, how strongly a client is held; 0.001 to 1 in the paper."""
-    return Algorithm(prox(client, mu), update or chain(), mean(PARAMS), server or optimizers.sgd(1.0))
+    """FedProx.
+
+    Args:
+        mu: μ, how strongly a client is held; 0.001 to 1 in the paper.
+        cap: the most examples that a client's weight counts.
+    """
+    return Algorithm(prox(client, mu), update or chain(), mean(replace(PARAMS, cap=cap)), server or optimizers.sgd(1.0))
 
 
 @registered("client/prox")

@@ -53,8 +53,11 @@ def _row(task: str, run: dict[str, Any]) -> Iterator[str | Text]:
 
 
 def _of_task(task: dict[str, Any]) -> Iterator[str]:
-    """Its newest model, the newest that was measured, and what edges do."""
+    """Its newest model, the newest that was measured, what one device can do to it, and what edges do."""
     yield from _of_models(task)
+    if (influence := task["influence"]) is not None:
+        trusted = "the plan trusts its devices: " if influence["trusted"] else ""
+        yield f"    {trusted}one device can have {influence['said']}"
     own = f"; edges do {task['edge_rounds']} rounds of their own between two sums" if task["edge_rounds"] > 1 else ""
     yield f"    no noise is added yet; its place is {'the top' if task['noise_at'] == 'top' else 'at edges'}{own}"
 
@@ -76,6 +79,13 @@ def _of_models(task: dict[str, Any]) -> Iterator[str]:
     if measured is not None:
         found = measured["evaluate"]
         yield f"    version {measured['version']} measured on {found['devices']} devices: {means(found['means'])}"
+        if medians := found.get("medians"):
+            yield "    the median device: " + ", ".join(f"{name} {between(*ends)}" for name, ends in medians.items())
+
+
+def between(low: float, high: float | None) -> str:
+    """The bin in which a median lies."""
+    return f"above {low:.4g}" if high is None else f"{low:.4g} to {high:.4g}"
 
 
 def means(values: dict[str, float]) -> str:

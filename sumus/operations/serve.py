@@ -155,6 +155,7 @@ def bundles_of(what: Sequence[What], seed: int = 0) -> dict[str, Bundle]:
 
 
 def _planned(plan: Plan, seed: int) -> Bundle:
+    plan = plan.for_devices()
     plan.check_deployable(spools=True)
     task: Any = plan.task
     if task is plan.description:

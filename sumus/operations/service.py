@@ -301,6 +301,8 @@ def _task(
         notes.append(
             f"{name}: the plan gives rounds no deadline; on a server each ends after an hour: Pacing(deadline=)"
         )
+    trusted = "the plan trusts its devices: " if plan.trusts_devices else ""
+    notes.append(f"{name}: {trusted}one device can have {plan.influence}")
     number, before = _version(name, plan, kept.store("tasks"))
     wire = name if number == 1 else f"{name}.{number}"
     training = TrainingRun(

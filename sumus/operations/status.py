@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from sumus.plan import Plan
 from sumus.protocol.round import Round, State
 from sumus.server.runs import EvaluationRun, Run, TrainingRun
 from sumus.server.server import ServedTask, Server
@@ -51,7 +52,8 @@ class RunStatus(msgspec.Struct, frozen=True):
 
 class ModelStatus(msgspec.Struct, frozen=True):
     """A version. round: that it is of, if it is of one.  age_s: since it was made.  staleness: reports, by how many versions
-    late they were.  train: means of local training.  evaluate: what devices measured of it: means, histograms, devices."""
+    late they were.  train: means of local training.  evaluate: what devices measured of it: means, medians (the edges of the bin
+    that the median device lies in), histograms, devices."""
 
     version: int
     round: int | None
@@ -75,10 +77,34 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     there: tuple[str, ...]
 
 
+class InfluenceStatus(msgspec.Struct, frozen=True):
+    """What one dishonest device can do to a sum, at most (`sumus.influence`).
+
+    contributors: the fewest devices whose sum is used.
+    share: of the sum's weight, from 0 to 1.
+    length: the longest update that is counted, in parameters; None if no clip bounds it.
+    step: how far the device moves the round's mean; None if nothing bounds it.
+    trusted: whether the plan trusts its devices, and bounds neither.
+    said: the same in words.
+    """
+
+    contributors: int
+    share: float
+    length: float | None
+    step: float | None
+    trusted: bool
+    said: str
+
+
 class TaskStatus(msgspec.Struct, frozen=True):
-    """A task. version: the newest model, and released: the one that devices answer with.  model: the newest; None at an edge,
-    which makes none.  evaluated: the newest model that devices have measured.  edge_rounds, noise_at: what the plan asks of edges
-    (`Edges`)."""
+    """A task.
+
+    version: the newest model, and released: the one that devices answer with.
+    model: the newest; None at an edge, which makes none.
+    evaluated: the newest model that devices have measured.
+    edge_rounds, noise_at: what the plan asks of edges (`Edges`).
+    influence: what one device can do to a sum; None at an edge, which knows no plan.
+    """
 
     name: str
     plan: str
@@ -92,6 +118,7 @@ class TaskStatus(msgspec.Struct, frozen=True):
     edge_rounds: int
     noise_at: str
     runs: tuple[RunStatus, ...]
+    influence: InfluenceStatus | None = None
 
 
 class AboveStatus(msgspec.Struct, frozen=True):
@@ -218,7 +245,14 @@ def _task(task: ServedTask, people: int, now: float) -> TaskStatus:
         edge_rounds=main.edges.rounds,
         noise_at=main.edges.noise_at,
         runs=tuple(_run(each, people, now) for each in task.runs),
+        influence=_influence(main.plan) if isinstance(main, TrainingRun) else None,
     )
+
+
+def _influence(plan: Plan) -> InfluenceStatus:
+    found = plan.influence
+    trusted = bool(plan.trusts_devices)
+    return InfluenceStatus(found.contributors, found.share, found.length, found.step, trusted, str(found))
 
 
 def _run(run: Run, people: int, now: float) -> RunStatus:

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError, ParticipantError, SumusError
-from sumus.evaluation import evaluation_hop, evaluation_of
+from sumus.evaluation import evaluation_hop, evaluation_of, medians_of
 from sumus.first_hop import FirstHop
 from sumus.optimizers import ServerState
 from sumus.pacing import Pacing
@@ -593,7 +593,8 @@ class EvaluationRun(Run):
                 f"{least} (min_contributors): ask more of them"
             )
         pacing = served(Pacing(how.cohort, deadline=how.deadline), least)
-        hop = evaluation_hop(training.plan.description, how.cohort)
+        plan = training.plan
+        hop = evaluation_hop(plan.description, how.cohort, plan.example_cap if plan.trusts_devices is False else None)
         super().__init__(training.task, pacing, hop, store, ring, sums, seeds, least)
         self.training, self._how = training, how
         self.plan_body, self.most_together = training.plan_body, pacing.chosen
@@ -641,8 +642,14 @@ class EvaluationRun(Run):
             raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
         means, histograms = evaluation_of(total, self.hop)
         enough = [name for name, bins in histograms.items() if sum(bins) >= self.least]  # a device may leave one out
-        means, histograms = ({name: each[name] for name in enough if name in each} for each in (means, histograms))
-        measured = {"means": means, "histograms": histograms, "devices": int(total.count)}
+        means = {name: means[name] for name in enough if name in means}
+        histograms = {name: histograms[name] for name in enough}
+        measured = {
+            "means": means,
+            "medians": medians_of(histograms),
+            "histograms": histograms,
+            "devices": int(total.count),
+        }
         self.training.note_evaluation(version, measured)
         note = str(version).encode()
         self._publish(number, now, lambda rows: rows.put_note(OF_THE_RUN, "measured", note))

@@ -169,7 +169,7 @@ class SealedSums:
         if isinstance(content, Aggregate):
             into.add(content)
         elif content is not None:
-            self._hop.count_in(content, into, session.staleness)
+            self._hop.add(content, into, session.staleness)
 
     def _seal(self, rows: Rows, shard: Shard, content: Aggregate) -> Shard:
         """A shard with its content sealed as a blob, which its row points to."""

@@ -477,7 +477,7 @@ class Simulation:
         if result.became == "refused":
             self.notes["some attackers' reports were refused: not finite, or beyond the plan's bound"] = None
         cap = self.plan.algorithm.update.weight_cap or self.plan.sums.max_weight
-        weighted = any(part.weight == "examples" for part in self.plan.algorithm.aggregator.parts)
+        weighted = any(p.weight == "examples" and p.cap is None for p in self.plan.algorithm.aggregator.parts)
         if result.became == "counted" and weighted and result.examples > cap:
             self.notes[f"clients with more than {cap} examples weigh {cap}: raise max_weight of the plan's sums"] = None
 

@@ -9,6 +9,7 @@ without.
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ class WireSimulation(Simulation):
     ) -> None:
         _check(experiment)
         super().__init__(experiment, device, out, restart, states)
-        self.plan.check_deployable()
+        self._served = replace(self.plan, trusts_devices=True)  # all devices are this process's own
+        self._served.check_deployable()
         if self.done:
             raise ExperimentError(
                 f"{out} holds a run, and one through the wire begins anew each time: give another folder, restart=True "
@@ -80,7 +82,7 @@ class WireSimulation(Simulation):
 
         limits = Limits(_PLENTY, _PLENTY, _PLENTY, _PLENTY)
         conduct = Conduct(self.task.name, MOST, group=0.0, limits=limits, seeds=seeds)
-        bundle = Bundle(self.plan, self.program.initial)
+        bundle = Bundle(self._served, self.program.initial)
         service = open_service({self.task.name: bundle}, conduct=conduct)
         self._stack.callback(service.close)
         service.server.start()
@@ -161,7 +163,7 @@ class WireSimulation(Simulation):
 def _check(experiment: Experiment) -> None:
     """Refuse what only a virtual clock can play."""
     pacing = experiment.plan.pacing
-    if experiment.fleet != PERFECT or pacing.buffered or pacing.over_select != 1.0:
+    if experiment.fleet != PERFECT or pacing.buffered or pacing.chosen != pacing.cohort:
         raise ExperimentError(
             "through the wire, all chosen devices finish, one after the other: leave out fleet=, over_select= and concurrency=, "
             "or simulate without through="

@@ -5,9 +5,10 @@ from typing import Any, cast
 from torch import Tensor
 from torch.nn import functional
 
-from sumus.metrics import IGNORED
+from sumus.metrics import IGNORED, ranged
 
 
+@ranged(0.0, None)
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """−log softmax(outputs)[target], averaged over an example's targets that are not −100 (padding).
 
@@ -25,16 +26,19 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
 cast(Any, cross_entropy).class_targets = True  # labels are checked against the classes before they reach the loss
 
 
+@ranged(0.0, None)
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """(outputs − targets)², averaged over an example's entries. outputs and targets `(B, ...)`, as many entries."""
     return _each((outputs.reshape(targets.shape) - targets) ** 2)
 
 
+@ranged(0.0, None)
 def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """−t log p − (1−t) log(1−p) for probabilities p (after a sigmoid), averaged over an example's entries."""
     return _each(functional.binary_cross_entropy(outputs.reshape(targets.shape), targets, reduction="none"))
 
 
+@ranged(0.0, None)
 def binary_cross_entropy_with_logits(outputs: Tensor, targets: Tensor) -> Tensor:
     """The same for scores before the sigmoid."""
     flat = functional.binary_cross_entropy_with_logits(outputs.reshape(targets.shape), targets, reduction="none")

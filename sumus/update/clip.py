@@ -56,10 +56,10 @@ def global_norm(tree: Tree) -> float:
         square = whole * whole  # at most 2^60
         high, low = np.sum(square >> np.uint64(32), dtype=np.uint64), np.sum(square & np.uint64(2**32 - 1))
         total += (int(high) << 32) + int(low)
-    return math.ldexp(_root_rounded_up(total), -grid)
+    return math.ldexp(root_rounded_up(total), -grid)
 
 
-def _root_rounded_up(total: int) -> float:
+def root_rounded_up(total: int) -> float:
     """√total, exact where it is a whole number, else the next float above."""
     root = math.isqrt(total << 128)  # √total · 2^64, rounded down
     root += root * root < total << 128

@@ -8,9 +8,12 @@ from sumus.errors import PlanError
 from sumus.spec import registered
 from sumus.tree import size, tree_map
 from sumus.types import Array, Tree
+from sumus.update.clip import root_rounded_up
 from sumus.update.transform import Context, Props, Transform
 
 _DEVIATIONS = 4.5
+_LIKELY = 8.0
+"""Standard deviations that Σ code² may lie above its mean: an honest device exceeds them once in e^32 updates."""
 
 
 @registered("update/quantize")
@@ -37,6 +40,18 @@ def quantize(bits: int = 8, range: float | None = None) -> Transform:
             raise PlanError("quantize-range", "quantize needs a clip before it, or an explicit range=")
         return _DEVIATIONS * context.norm_bound / math.sqrt(size(context.shapes)) / largest
 
+    def longest(context: Context) -> float | None:
+        """The root of the largest Σ code² of an update of norm C: the mean, (C/s)² + d/4, and eight deviations of it.
+
+        A code is ⌊x⌋ or ⌊x⌋ + 1 for x = u/s. Its square has mean at most x² + 1/4 and range at most 2|x| + 1, so that Σ
+        code² is sub-Gaussian with deviation at most C/s + √d/2 [Hoeffding 1963]. Saturated codes are shorter.
+        """
+        if context.norm_bound is None:
+            return None
+        numbers, length = size(context.shapes), context.norm_bound / step(context)
+        likely = length**2 + numbers / 4 + _LIKELY * (length + math.sqrt(numbers) / 2)
+        return root_rounded_up(math.floor(min(likely, float(numbers) * largest**2)))
+
     def apply(update: Tree, context: Context) -> Tree:
         assert context.rng is not None, "stochastic rounding needs the client's randomness"
         rng, unit = context.rng, step(context)
@@ -57,5 +72,7 @@ def quantize(bits: int = 8, range: float | None = None) -> Transform:
         apply=apply,
         invert=invert,
         lift=lift,
+        longest=longest,
+        unit=step,
         props=Props(keeps_norm=False, code_bits=bits, has_range=range is not None),
     )

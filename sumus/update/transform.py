@@ -8,7 +8,7 @@ order: so it must be linear. What is not linear on a sum (top-k, a scale per cli
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +39,12 @@ class Context:
 class Props:
     """What a transform declares about itself; the legality rules of `sumus.plan` read only this.
 
-    clips_to: the L2 norm that it guarantees.          keeps_norm: it never makes the norm larger.
-    mixes: it spreads a norm evenly over coordinates.  code_bits: its output is integer codes of this width.
-    has_range: the codes have an explicit range.       weight_cap: it multiplies by min(examples, cap) itself.
+    clips_to: the L2 norm that it guarantees.
+    keeps_norm: neither its client end nor its server end makes an L2 norm larger.
+    mixes: it spreads a norm evenly over coordinates.
+    code_bits: its output is integer codes of this width.
+    has_range: the codes have an explicit range.
+    weight_cap: it multiplies by min(examples, cap) itself.
     """
 
     clips_to: float | None = None
@@ -62,18 +65,29 @@ def same_shapes(shapes: Layout) -> Layout:
     return shapes
 
 
+def one_unit(context: Context) -> float:
+    """The unit of a transform whose output is in parameters."""
+    return 1.0
+
+
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Transform(Value):
     """apply(update, context) → update on the device; invert(sum, context) → sum on the server, float64 and linear;
     lift(values, context) → a sum on a site, float64, with invert(lift(values)) = values: nothing is clipped, rounded or drawn.
 
-    layout: the shapes after `apply`, from the shapes before.  stages: the links of a chain, None where it is none.
+    layout: the shapes after `apply`, from the shapes before.
+    longest: the L2 norm that no output of `apply` exceeds, in units of the output, from `context.norm_bound`; None if
+        there is no such norm. Left out, `props` say it.
+    unit: what a 1 of the output stands for, in parameters.
+    stages: the links of a chain, None where it is none.
     """
 
     apply: Callable[[Tree, Context], Tree] = unchanged
     invert: Callable[[Tree, Context], Tree] = unchanged
     lift: Callable[[Tree, Context], Tree] = unchanged
     layout: Callable[[Layout], Layout] = same_shapes
+    longest: Callable[[Context], float | None] | None = None
+    unit: Callable[[Context], float] = one_unit
     props: Props = Props()
     stages: tuple["Transform", ...] | None = None
 
@@ -97,6 +111,38 @@ class Transform(Value):
         """The width of the integer codes that come out, or None for floats."""
         return self.links[-1].props.code_bits if self.links else None
 
+    def reach(self, shapes: Layout) -> tuple[float | None, float]:
+        """How long an update can be after these stages, and what one unit of that length is in parameters.
+
+        Args:
+            shapes: the leaves before the first stage.
+
+        Returns:
+            The L2 norm that no honest update exceeds (None if no stage bounds it), and the unit: 1.0 for floats, the
+            quantization step for integer codes.
+        """
+        reached, unit = Context(shapes, b"").norm_bound, 1.0
+        for stage, before, after in walk(self.links, Context(shapes, b"")):
+            reached = after.norm_bound
+            unit *= 1.0 if reached is None else stage.unit(before)
+        return reached, unit
+
+
+def walk(stages: Sequence[Transform], context: Context) -> Iterator[tuple[Transform, Context, Context]]:
+    """Each stage with the context before it and the context after it."""
+    for stage in stages:
+        after = dataclasses.replace(context, shapes=stage.layout(context.shapes), norm_bound=_longest(stage, context))
+        yield stage, context, after
+        context = after
+
+
+def _longest(stage: Transform, context: Context) -> float | None:
+    """The L2 norm that no output of a stage exceeds, in units of the output; None if there is no such norm."""
+    if stage.longest is not None:
+        return stage.longest(context)
+    kept = context.norm_bound if stage.props.keeps_norm else None
+    return min((limit for limit in (kept, stage.props.clips_to) if limit is not None), default=None)
+
 
 @registered("update/chain")
 def chain(*transforms: Transform) -> Transform:
@@ -106,27 +152,18 @@ def chain(*transforms: Transform) -> Transform:
         if stage.props.code_bits is not None:
             raise PlanError("quantize-last", f"{stage!r} makes integer codes; put it last in the chain")
 
-    def walk(context: Context) -> Iterator[tuple[Transform, Context]]:
-        shapes, bound = context.shapes, context.norm_bound
-        for stage in stages:
-            yield stage, dataclasses.replace(context, shapes=shapes, norm_bound=bound)
-            shapes = stage.layout(shapes)
-            kept = bound if stage.props.keeps_norm else None
-            bounds = [limit for limit in (kept, stage.props.clips_to) if limit is not None]
-            bound = min(bounds, default=None)
-
     def apply(update: Tree, context: Context) -> Tree:
-        for stage, own in walk(context):
+        for stage, own, _ in walk(stages, context):
             update = stage.apply(update, own)
         return update
 
     def invert(total: Tree, context: Context) -> Tree:
-        for stage, own in reversed(list(walk(context))):
+        for stage, own, _ in reversed(list(walk(stages, context))):
             total = stage.invert(total, own)
         return total
 
     def lift(values: Tree, context: Context) -> Tree:
-        for stage, own in walk(context):
+        for stage, own, _ in walk(stages, context):
             values = stage.lift(values, own)
         return values
 

@@ -10,7 +10,7 @@ from sumus.update.transform import Context, Props, Transform
 
 
 @registered("update/weight")
-def weight(by: Literal["examples"] = "examples", cap: int = 2**16) -> Transform:
+def weight(cap: int, by: Literal["examples"] = "examples") -> Transform:
     """u ← u · min(examples, cap), on the device: Σ clip(w·Δ) / Σ w.
 
     Without this stage the weight multiplies at the first hop, after the chain: Σ w·clip(Δ) / Σ w, where the sensitivity

@@ -96,7 +96,7 @@ class Served:
 
     def __post_init__(self) -> None:
         training = Training(self.task or a_task(), some_examples())
-        self.plan = Plan(training.description, self.algorithm, self.pacing)
+        self.plan = Plan(training.description, self.algorithm, self.pacing, trusts_devices=True)
         self.state = self.algorithm.start(training.program.initial_shared, training.description)
         self.objects: dict[str, bytes] = {}
         self.plan_body = self.keep(self.plan.to_json().encode())

@@ -66,7 +66,7 @@ def serving(
     authority: bytes | None = None,
     **conduct: Any,
 ) -> Iterator[Service]:
-    plan = Plan(training.description, algorithm, sumus.Pacing(cohort=cohort), min_contributors=2)
+    plan = Plan(training.description, algorithm, sumus.Pacing(cohort=cohort), min_contributors=2, trusts_devices=True)
     service = open_service(
         {"a": Bundle(plan, training.program.initial)}, conduct=Conduct(**{"group": 0.0, **conduct}), authority=authority
     )

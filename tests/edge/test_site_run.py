@@ -32,7 +32,9 @@ SEED, ROUNDS, OWN, SITES = 3, 2, 3, 2
 
 def experiment(algorithm: str) -> Experiment:
     task = sumus.Task(net, sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy}, name="sites")
-    plan = sumus.Plan(task, ALGORITHMS[algorithm], sumus.Pacing(len(PEOPLE)), 2, edges=sumus.Edges(OWN))
+    plan = sumus.Plan(
+        task, ALGORITHMS[algorithm], sumus.Pacing(len(PEOPLE)), 2, edges=sumus.Edges(OWN), trusts_devices=True
+    )
     return Experiment(plan, PEOPLE, ROUNDS, seed=SEED, sites=SITES)
 
 

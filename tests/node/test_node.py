@@ -103,7 +103,7 @@ def network() -> Iterator[Recorded]:
     """A server for three, in this process."""
     plan = sumus.Plan(
         a_task(data=FORM),
-        sumus.fedavg(sumus.sgd(lr=0.1, epochs=2, batch_size=5)),
+        sumus.fedavg(sumus.sgd(lr=0.1, epochs=2, batch_size=5), sumus.clip_by_global_norm(5.0), weight="uniform"),
         sumus.Pacing(cohort=3, deadline=60),
         min_contributors=3,
     )

@@ -38,7 +38,7 @@ task = sumus.Task(
     loss=sumus.losses.mean_squared_error,
     name="line",
 )
-plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(0.1)), sumus.Pacing(cohort=2), min_contributors=2)
+plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(0.1)), sumus.Pacing(cohort=2), min_contributors=2, trusts_devices=True)
 """
 
 

@@ -60,7 +60,7 @@ def tiny(
         Data((3,), "float32", (), "int64", 2),
     )
     algorithm, edges = sumus.fedavg(sumus.sgd(lr=lr)), sumus.Edges(rounds)
-    plan = Plan(description, algorithm, sumus.Pacing(cohort, **pacing), min_contributors=least, edges=edges)
+    plan = Plan(description, algorithm, sumus.Pacing(cohort, **pacing), least, edges=edges, trusts_devices=True)
     return Bundle(plan, {"w": np.zeros(size, np.float32)})
 
 

@@ -371,7 +371,8 @@ def test_a_task_whose_leaves_changed_is_another_version_of_it(start: Start, warm
     description = bundle.plan.description
     wider = replace(description, leaves=(*description.leaves, Leaf("b", (2,), "float32", "shared", True)))
     larger = Bundle(
-        Plan(wider, bundle.plan.algorithm, bundle.plan.pacing, 2), {**bundle.model, "b": np.ones(2, np.float32)}
+        Plan(wider, bundle.plan.algorithm, bundle.plan.pacing, 2, trusts_devices=True),
+        {**bundle.model, "b": np.ones(2, np.float32)},
     )
     again = start({"tiny": larger}, stop=running, warm_start=warm)
     assert [task.name for task in again.server.tasks] == ["tiny.2"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sumus.errors import PlanError
 from sumus.types import Array, Tree
 from sumus.update import Context, clip_by_global_norm
-from sumus.update.clip import _root_rounded_up, global_norm, narrowed
+from sumus.update.clip import root_rounded_up, global_norm, narrowed
 
 CONTEXT = Context({}, b"")
 SMALLEST, LARGEST = 2.0**-149, float(np.finfo(np.float32).max)
@@ -114,11 +114,11 @@ def test_the_global_norm_is_the_norm_over_all_leaves(values: list[float], leaves
 @given(st.integers(1, 2**45))
 def test_roots_are_exact_or_rounded_up(whole: int) -> None:
     """Squares of millions of entries add up to more than a float holds."""
-    assert _root_rounded_up(2**140 + 1) > 2**70
-    assert _root_rounded_up(whole**2) == whole
+    assert root_rounded_up(2**140 + 1) > 2**70
+    assert root_rounded_up(whole**2) == whole
     for total in (whole**2 + 1, whole**2 - 1, whole, 2 * whole**2):
-        assert Fraction(_root_rounded_up(total)) ** 2 >= total
-        assert _root_rounded_up(total) <= math.sqrt(total) * (1 + 2.0**-51)
+        assert Fraction(root_rounded_up(total)) ** 2 >= total
+        assert root_rounded_up(total) <= math.sqrt(total) * (1 + 2.0**-51)
 
 
 @given(st.integers(0, 2**32))

@@ -53,7 +53,7 @@ def test_the_first_hop_counts_the_weight_and_does_not_multiply_again() -> None:
 
 
 def test_it_multiplies_norms_and_so_ends_an_earlier_bound() -> None:
-    assert weight().props.keeps_norm is False
+    assert weight(cap=2**16).props.keeps_norm is False
     assert weight(cap=5).weight_cap == 5
 
 
@@ -66,5 +66,5 @@ def test_a_cap_below_one_is_refused(cap: int) -> None:
 
 def test_only_examples_are_known_as_a_weight() -> None:
     with pytest.raises(PlanError, match="takes no 'words' as by") as error:
-        weight(by="words")  # pyright: ignore[reportArgumentType]
+        weight(cap=9, by="words")  # pyright: ignore[reportArgumentType]
     assert error.value.rule == "wrong-type"

@@ -30,6 +30,11 @@ function means(values) {
   return Object.entries(values).map(([name, value]) => `${name} ${value.toFixed(4)}`).join(", ");
 }
 
+function medians(values) {
+  const said = Object.entries(values).map(([name, [low, high]]) => `${name} ${high === null ? `above ${low.toFixed(4)}` : `${low.toFixed(4)} to ${high.toFixed(4)}`}`);
+  return said.length ? `, the median device ${said.join(", ")}` : "";
+}
+
 function show(now) {
   const said = document.getElementById("said");
   said.textContent = now.trouble
@@ -50,7 +55,8 @@ function show(now) {
     line.textContent = `${task.name}: version ${task.version}`
       + (task.model ? ` of ${task.model.contributors} reports` : "")
       + (task.released === task.version ? "" : `, devices answer with version ${task.released}`)
-      + (measured ? `; version ${measured.version} measured on ${measured.evaluate.devices} devices: ${means(measured.evaluate.means)}` : "")
+      + (measured ? `; version ${measured.version} measured on ${measured.evaluate.devices} devices: ${means(measured.evaluate.means)}${medians(measured.evaluate.medians || {})}` : "")
+      + (task.influence ? `; ${task.influence.trusted ? "the plan trusts its devices: " : ""}one device can have ${task.influence.said}` : "")
       + `; no noise is added yet, its place is ${task.noise_at === "top" ? "the top" : "at edges"}`
       + (task.edge_rounds > 1 ? `; edges do ${task.edge_rounds} rounds of their own between two sums` : "");
     return line;

@@ -1,0 +1,87 @@
+"""What one dishonest device can do to a sum: how much of it, and how far it moves the mean.
+
+    plan.influence.share        0.1: a tenth of the sum's weight
+    plan.influence.step         0.1: the mean moves by at most this L2 norm, in parameters
+
+A device has two levers. The weight says how large its share of the sum is: the device names its examples itself, so that only a
+cap limits the weight. The length says how far its update reaches: only a clip that the first hop checks limits the length. The
+mean moves by the product of share and length. The server optimizer takes its step by this mean.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sumus.aggregate import Part
+from sumus.algorithm import Algorithm
+from sumus.fixed_point import FixedPoint
+from sumus.task import Description
+
+
+@dataclass(frozen=True)
+class Influence:
+    """What one dishonest device can do to a sum of a plan, at most.
+
+    contributors: the fewest devices whose sum is used.
+    share: the largest share of the sum's weight, from 0 to 1, if each of the others weighs 1.
+    length: the L2 norm of the longest update that is counted, in parameters; None if no clip bounds it.
+    step: the L2 norm by which the device moves the mean of `params`, in parameters; None if nothing bounds it, or if the
+        aggregator is no mean.
+    others: for each further part, how far the device moves any one number of its mean.
+    """
+
+    contributors: int
+    share: float
+    length: float | None
+    step: float | None
+    others: Mapping[str, float] = field(default_factory=dict[str, float])
+
+    def __str__(self) -> str:
+        share = "over 99.99%" if self.share > 0.9999 else f"{self.share:.2%}"
+        share += f" of a sum of {self.contributors}"
+        if self.length is None:
+            return f"{share}, and no clip bounds how far that moves the model"
+        if self.step is None:
+            return f"{share}, with an update at most {self.length:.4g} long"
+        return f"{share}, which moves the mean by at most {self.step:.4g}"
+
+
+def influence_of(
+    algorithm: Algorithm, task: Description, sums: FixedPoint, contributors: int, rounds: int = 1
+) -> Influence:
+    """What one device can do to a sum.
+
+    Args:
+        sums: the plan's integers, whose largest weight caps all others.
+        contributors: the fewest devices whose sum is used.
+        rounds: of an edge's own, in each of which the device may take part.
+    """
+    length, unit = algorithm.update.reach(task.trained_layout)
+    length = None if length is None else length * unit
+    parts = {part.name: part for part in algorithm.parts(task)}
+    shares = {name: _share(part, algorithm, sums, contributors) for name, part in parts.items()}
+    reaches = {name: _reach(part, sums, length) for name, part in parts.items()}
+    on_device = algorithm.update.weight_cap is not None and parts["params"].in_chain
+    shortest = 1 / contributors if on_device else shares["params"]  # a clipped update counts most with the least weight
+    step = None
+    if reaches["params"] is not None and not algorithm.aggregator.needs_each_update:
+        known = {
+            name: (shares[name] if name != "params" else shortest, reach or 0.0) for name, reach in reaches.items()
+        }
+        step = algorithm.aggregator.longest(known) * rounds
+    others = {name: shares[name] * (reach or 0.0) for name, reach in reaches.items() if name != "params"}
+    return Influence(contributors, shares["params"], reaches["params"], step, others)
+
+
+def _share(part: Part, algorithm: Algorithm, sums: FixedPoint, contributors: int) -> float:
+    """The largest share of a part's divisor that one client has."""
+    cap, multiplies = algorithm.update.weight_cap, algorithm.update.weight_cap is None or not part.in_chain
+    counted = sums.max_weight if cap is None else cap
+    weight = part.largest_weight(min(counted, sums.max_weight) if multiplies else counted)
+    return weight / part.divisor(weight + contributors - 1, contributors, contributors)
+
+
+def _reach(part: Part, sums: FixedPoint, length: float | None) -> float | None:
+    """How far one client's part reaches: its L2 norm if the chain bounds it, else each of its numbers; None if nothing does."""
+    if part.in_chain or part.name == "params":
+        return length if part.in_chain else None
+    return sums.bound if part.bound is None else part.bound

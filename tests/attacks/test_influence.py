@@ -1,0 +1,282 @@
+"""Attack: one device of ten makes the model its own.
+
+The device says that it trained on 2^53 examples, and sends an update as long as it likes. Nine honest devices send theirs.
+Before the first hop bounded both, the attacker had 99.45 % of the weight and the model was what it sent, while the reported loss
+was 1e-9.
+
+Each attack here is as strong as the plan lets it be: the mean moves by `plan.influence.step`, to a millionth, and by no more.
+Beside each attack stands its control, where honest devices pass.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sumus
+from sumus.aggregate import Part, RunningSum, Update
+from sumus.errors import BeyondBoundError, ParticipantError, PlanError
+from sumus.evaluation import BINS, evaluation_hop, evaluation_of, evaluation_report, medians_of
+from sumus.first_hop import SLACK, FirstHop
+from sumus.metrics import Range
+from sumus.plan import Plan
+from sumus.rng import generator
+from sumus.task import Data, Description, Leaf
+from sumus.types import Array
+from sumus.update import Props, Transform, chain, clip_by_global_norm, quantize, rotate, weight
+
+SIZE, HONEST = 1024, 9
+TASK = Description(
+    "signs",
+    (Leaf("w", (SIZE,), "float32", "shared", True),),
+    "cross_entropy",
+    ("accuracy",),
+    Data((4,), "float32", (), "int64", classes=2),
+    (Range(0.0, None), Range(0.0, 1.0)),
+)
+WORK, CLIP, SEED = sumus.sgd(lr=0.5, epochs=2), clip_by_global_norm(1.0), bytes(32)
+BUFFERED = sumus.Pacing(10, concurrency=20)
+
+
+def plan(algorithm: Any, pacing: sumus.Pacing | None = None, **options: Any) -> Plan:
+    return Plan(TASK, algorithm, pacing or sumus.Pacing(10), **options).for_devices()
+
+
+PLANS = {
+    "alike": plan(sumus.fedavg(WORK, CLIP, weight="uniform")),
+    "capped": plan(sumus.fedavg(WORK, CLIP, cap=40)),
+    "weighed on the device": plan(sumus.fedavg(WORK, chain(weight(cap=40), CLIP))),
+    "8-bit codes": plan(sumus.fedavg(WORK, chain(CLIP, rotate(), quantize(8)), weight="uniform")),
+    "2-bit codes": plan(sumus.fedavg(WORK, chain(CLIP, rotate(), quantize(2)), weight="uniform")),
+    "buffered": plan(sumus.fedbuff(WORK, CLIP), BUFFERED),
+    "prox, capped": plan(sumus.fedprox(WORK, 0.1, CLIP, cap=40)),
+}
+
+
+def vector(length: float) -> Array:
+    """A float32 update of this L2 norm, at most."""
+    return np.full(SIZE, np.nextafter(np.float32(length / math.sqrt(SIZE)), np.float32(0.0)), np.float32)
+
+
+def longest_codes(norm: float, bits: int) -> Array:
+    """Codes whose squares add up to all that a norm allows, as far as codes of this width reach."""
+    left, most = math.floor(Fraction(norm) ** 2), 2 ** (bits - 1) - 1
+    codes = np.zeros(SIZE, np.int8)
+    for place in range(SIZE):
+        even = math.isqrt(left // (SIZE - place))
+        codes[place] = min(most, even if place < SIZE - 8 else math.isqrt(left))
+        left -= int(codes[place]) ** 2
+    return codes
+
+
+def worst_update(made: Plan) -> Update:
+    """The update that moves the mean furthest, of all that the first hop counts."""
+    hop = made.first_hop
+    (norm,) = hop.norms
+    assert norm is not None
+    if hop.code_bits is not None:
+        leaf, name = longest_codes(norm, hop.code_bits), "rotated"
+    else:
+        leaf, name = vector(norm * (1 + SLACK / 2)), "w"
+    examples = 1 if hop.weight_cap is not None else 2**53
+    return Update("attacker", {"params": {name: leaf}}, examples)
+
+
+def still(made: Plan) -> Iterable[Update]:
+    """Honest updates that move nothing and weigh 1, so that all that the mean moves by is the attacker's."""
+    ((name, shape),) = made.first_hop.layouts[0]
+    dtype = np.float32 if made.first_hop.code_bits is None else np.int8
+    return [Update(number, {"params": {name: np.zeros(shape, dtype)}}, 1) for number in range(HONEST)]
+
+
+def mean_of(made: Plan, updates: Iterable[Update]) -> Array:
+    """The mean that the server steps by."""
+    total = RunningSum()
+    for update in updates:
+        made.first_hop.count_in(update, total)
+    return np.asarray(made.algorithm.combine(total.total, TASK, made.sums, SEED, 10)["params"]["w"])
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_one_of_ten_moves_the_mean_by_its_share_of_the_clip_and_no_further(name: str) -> None:
+    made = PLANS[name]
+    moved = float(np.linalg.norm(mean_of(made, [*still(made), worst_update(made)])))
+    assert made.influence.step is not None
+    assert moved <= made.influence.step * (1 + SLACK)
+    assert moved == pytest.approx(made.influence.step, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_is_a_little_longer_is_refused(name: str) -> None:
+    made, worst = PLANS[name], worst_update(PLANS[name])
+    ((leaf, values),) = worst.parts["params"].items()
+    if values.dtype.kind == "f":
+        longer = values * np.float32(1 + 1e-5)
+    else:
+        longer = values.copy()
+        longer[int(np.argmin(values))] += 1
+    with pytest.raises(BeyondBoundError, match=r"the plan's clip leaves no update longer than .*clip it on the device"):
+        made.first_hop.count_in(replace(worst, parts={"params": {leaf: longer}}))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_control_what_honest_devices_send_is_counted(name: str) -> None:
+    """Whatever a device has trained, its chain makes an update of it that the first hop takes."""
+    made = PLANS[name]
+    for number in range(20):
+        rng = generator(3, name, number)
+        trained = {"w": (rng.normal(size=SIZE) * 10.0 ** (number % 5 - 2)).astype(np.float32)}
+        examples = 1 + number * 40
+        update = made.algorithm.report(number, {"params": trained}, examples, {"loss": (1.0, 2)}, SEED, rng)
+        assert int(made.first_hop.count_in(update).count) == 1
+
+
+def test_an_attacker_does_not_hide_a_bad_model_behind_a_good_figure() -> None:
+    hop = PLANS["alike"].first_hop
+    honest = [replace(one, metrics={"loss": (24.0, 40), "accuracy": (32.0, 40)}) for one in still(PLANS["alike"])]
+    said = {"loss": (1e-9 * 2**43, 2**43), "accuracy": (float(2**43), 2**43)}
+    total = RunningSum()
+    for update in [*honest, replace(worst_update(PLANS["alike"]), metrics=said)]:
+        hop.count_in(update, total)
+    means = total.total.metric_means()
+    assert means["loss"] == pytest.approx(0.9 * 0.6, abs=1e-5)  # it has a tenth of the figure, and says 0
+    assert means["accuracy"] == pytest.approx(0.9 * 0.8 + 0.1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"loss": (-5.0, 1)},
+        {"loss": (1.0, 0)},
+        {"loss": (1.0, -1)},
+        {"accuracy": (1.1, 1)},
+        {"accuracy": (-0.1, 1)},
+        {"accuracy": (1e9, 10)},
+    ],
+)
+def test_figures_that_no_client_can_have_are_refused(metrics: dict[str, tuple[float, int]]) -> None:
+    update = replace(next(iter(still(PLANS["alike"]))), metrics=metrics)
+    with pytest.raises(ParticipantError):
+        PLANS["alike"].first_hop.count_in(update)
+
+
+def test_control_figures_at_the_ends_of_their_ranges_are_counted() -> None:
+    for metrics in ({"loss": (0.0, 3)}, {"accuracy": (0.0, 3)}, {"accuracy": (3.0, 3)}, {"loss": (math.nan, 3)}):
+        PLANS["alike"].first_hop.count_in(replace(next(iter(still(PLANS["alike"]))), metrics=metrics))
+
+
+EVALUATION = evaluation_hop(TASK, 10, 1)
+
+
+@pytest.mark.parametrize("bins", [np.ones(BINS), np.eye(BINS)[0] * 0.5, -np.eye(BINS)[0], np.full(BINS, np.nan)])
+def test_a_device_is_in_one_bin(bins: Array) -> None:
+    honest = evaluation_report("attacker", {"loss": (1.0, 1), "accuracy": (1.0, 1)}, 1)
+    said = {"histogram": {**honest.parts["histogram"], "accuracy": bins.astype(np.float32)}}
+    with pytest.raises(ParticipantError, match="must hold a single 1, or zeros alone"):
+        EVALUATION.count_in(replace(honest, parts=said))
+
+
+def test_the_median_of_an_evaluation_moves_by_one_device() -> None:
+    total = RunningSum()
+    for number in range(HONEST):
+        measured = {"loss": (6.0, 10), "accuracy": (8.0 - number % 2, 10)}
+        EVALUATION.count_in(evaluation_report(number, measured, 10), total)
+    lie = {"loss": (1e12, 1), "accuracy": (1.0, 1)}
+    EVALUATION.count_in(evaluation_report("attacker", lie, 1), total)
+    means, histograms = evaluation_of(total.total, EVALUATION)
+    assert means["loss"] > 1e10
+    (low, high) = medians_of(histograms)["loss"]
+    assert low is not None
+    assert high is not None
+    assert low <= 0.6 < high
+
+
+# ── an edge that lies ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def summed(hop: FirstHop, updates: Iterable[Update]) -> Any:
+    total = RunningSum()
+    for update in updates:
+        hop.count_in(update, total)
+    return total.total
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_an_edges_sum_is_no_longer_than_its_devices_updates(name: str) -> None:
+    made = PLANS[name]
+    honest = summed(made.first_hop, [worst_update(made)] * 5)
+    made.first_hop.check_sum(honest, "edge", 5)  # the control: five of the longest updates
+    longer = replace(
+        honest, sums={"params": {leaf: array + array // 1000 + 1 for leaf, array in honest.sums["params"].items()}}
+    )
+    with pytest.raises(BeyondBoundError):
+        made.first_hop.check_sum(longer, "edge", 5)
+
+
+@pytest.mark.parametrize("metric", [np.array([-(2**20), 1]), np.array([0, 6]), np.array([2**30, 5])])
+def test_an_edges_figures_are_those_of_its_devices(metric: Array) -> None:
+    hop = PLANS["alike"].first_hop
+    honest = summed(hop, [replace(one, metrics={"accuracy": (1.0, 2)}) for one in list(still(PLANS["alike"]))[:5]])
+    hop.check_sum(honest, "edge", 5)
+    with pytest.raises(BeyondBoundError):
+        hop.check_sum(replace(honest, metrics={"accuracy": metric.astype(np.int64)}), "edge", 5)
+
+
+# ── plans that bound nothing ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_plan_that_bounds_nothing_is_refused_for_devices_in_words_that_name_share_and_remedy() -> None:
+    with pytest.raises(PlanError) as error:
+        plan(sumus.fedavg(WORK)).check_deployable()
+    said = str(error.value)
+    assert error.value.rule == "trusts-devices"
+    for words in ("99.99%", "clip_by_global_norm", 'weight="uniform"', "cap=", "sumus check", "trusts_devices=True"):
+        assert words in said
+
+
+def test_a_plan_may_say_that_all_its_devices_are_its_own() -> None:
+    plan(sumus.fedavg(WORK), trusts_devices=True).check_deployable()
+
+
+def test_a_simulation_keeps_what_it_had_and_a_plan_for_devices_is_the_same_each_time() -> None:
+    simulated = Plan(TASK, sumus.fedavg(WORK, CLIP, cap=40), sumus.Pacing(10))
+    assert simulated.trusts_devices is None
+    assert simulated.pacing.chosen == 10
+    assert simulated.first_hop.metric_cap is None
+    packed = simulated.for_devices()
+    assert packed.pacing.chosen == 13
+    assert packed.sums.max_count == 13
+    assert packed.first_hop.metric_cap == 40
+    assert packed.for_devices() == packed
+
+
+@given(cap=st.integers(1, 2**16), contributors=st.integers(2, 1000))
+def test_the_share_is_the_cap_against_devices_that_weigh_one(cap: int, contributors: int) -> None:
+    made = Plan(TASK, sumus.fedavg(WORK, CLIP, cap=cap), sumus.Pacing(contributors), min_contributors=contributors)
+    assert made.influence.share == cap / (cap + contributors - 1)
+
+
+def test_parts_outside_the_chain_have_bounds_of_their_own() -> None:
+    made = plan(sumus.scaffold(WORK, CLIP))
+    control = next(part for part in made.algorithm.aggregator.parts if part.name == "control")
+    assert made.influence.step == pytest.approx(0.1)
+    assert made.influence.others == {"control": control.bound / 10}  # type: ignore[operator]
+    nova = plan(sumus.fednova(sumus.sgd(lr=0.5, steps=4), CLIP, cap=10))
+    (steps,) = (part for part in nova.algorithm.aggregator.parts if part.name == "steps")
+    assert steps.bound == 4.0
+    assert nova.influence.step == pytest.approx(2 * 10 / 19 * 4.0)
+
+
+def test_a_transform_that_makes_updates_longer_leaves_no_bound() -> None:
+    longer = Transform(apply=lambda tree, context: tree, props=Props(keeps_norm=False))
+    assert Plan(TASK, sumus.fedavg(WORK, chain(CLIP, longer)), sumus.Pacing(10)).influence.length is None
+
+
+def test_bins_are_no_leaves_of_a_model() -> None:
+    assert not Part("histogram", content="bins").in_chain
