@@ -78,7 +78,7 @@ def test_out_holds_what_a_person_looks_for_and_says_where(file: Path, tmp_path: 
     assert set(load_file(tmp_path / "run" / "model.safetensors")) == {"weight", "bias"}
 
 
-SCAFFOLD = FILE.replace("sumus.fedavg(", "sumus.scaffold(")
+SCAFFOLD = FILE.replace("sumus.fedavg(", "sumus.scaffold(").replace(', weight="uniform"', "")
 
 
 def test_client_states_lie_in_a_folder_and_a_longer_run_goes_on_with_them(file: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sumus.errors import PlanError
 from sumus.types import Array, Tree
 from sumus.update import Context, clip_by_global_norm
-from sumus.update.clip import root_rounded_up, global_norm, narrowed
+from sumus.update.clip import global_norm, narrowed, root_rounded_up
 
 CONTEXT = Context({}, b"")
 SMALLEST, LARGEST = 2.0**-149, float(np.finfo(np.float32).max)
