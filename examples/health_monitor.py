@@ -35,8 +35,13 @@ task = sumus.Task(
     prepare=less_resting_level,
     name="health-monitor",
 )
+algorithm = sumus.fedavg(
+    client=sumus.sgd(lr=0.2, epochs=2, batch_size=16),
+    update=sumus.clip_by_global_norm(2.0),  # no watch moves the model further than a tenth of this
+    weight="uniform",
+)
 experiment = sumus.Experiment(
-    plan=sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.2, epochs=2, batch_size=16)), sumus.Pacing(cohort=10)),
+    plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=10)),
     population=people.without(range(16, 20)),
     rounds=15,
     evaluate=sumus.Evaluate(unseen=people.subset(range(16, 20)), every=5),

@@ -35,8 +35,13 @@ task = sumus.Task(
     metrics={"top1": sumus.metrics.accuracy, "top3": sumus.metrics.top_k_accuracy(3)},
     name="keyboard-suggestion",
 )
+algorithm = sumus.fedavg(
+    client=sumus.sgd(lr=0.1, epochs=2, batch_size=16),
+    update=sumus.clip_by_global_norm(2.5),  # no phone moves the model further than a tenth of this
+    weight="uniform",
+)
 experiment = sumus.Experiment(
-    plan=sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.1, epochs=2, batch_size=16)), sumus.Pacing(cohort=10)),
+    plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=10)),
     population=people.without(range(25, 30)),
     rounds=20,
     evaluate=sumus.Evaluate(unseen=people.subset(range(25, 30)), every=5),

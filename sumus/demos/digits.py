@@ -33,7 +33,9 @@ def experiment() -> sumus.Experiment:
         metrics={"accuracy": sumus.metrics.accuracy},
         name="digits",
     )
-    algorithm = sumus.fedavgm(sumus.sgd(lr=0.05, epochs=2, batch_size=16), lr=0.5, beta=0.8)
+    algorithm = sumus.fedavgm(
+        sumus.sgd(lr=0.05, epochs=2, batch_size=16), lr=0.5, beta=0.8, update=sumus.clip_by_global_norm(1.0), cap=80
+    )
     return sumus.Experiment(
         plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=10)),
         population=sumus.Population.from_arrays(images[training], labels[training], by=by),

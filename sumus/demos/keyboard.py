@@ -76,6 +76,7 @@ def experiment() -> sumus.Experiment:
     )
     algorithm = sumus.fedavg(
         client=sumus.sgd(lr=1.0, steps=20, batch_size=16, clip_norm=1.0),
+        update=sumus.clip_by_global_norm(5.0),
         server=sumus.optimizers.adam(lr=0.01, bias_correction=True, tau=1e-4),
         weight="uniform",
     )

@@ -9,9 +9,11 @@ Beside each attack stands its control, where honest devices pass.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,6 +112,33 @@ def test_one_of_ten_moves_the_mean_by_its_share_of_the_clip_and_no_further(name:
     assert made.influence.step is not None
     assert moved <= made.influence.step * (1 + SLACK)
     assert moved == pytest.approx(made.influence.step, rel=1e-6)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+ROWS = re.findall(
+    r"^\| ([a-z0-9, -]+): `.*\| ([0-9.]+) \| ([0-9.]+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+)
+
+
+def test_the_page_has_a_row_for_each_of_these_plans() -> None:
+    assert [name for name, _, _ in ROWS] == list(PLANS)
+
+
+@pytest.mark.parametrize(("name", "share", "step"), ROWS)
+def test_the_page_says_what_the_attack_finds(name: str, share: str, step: str) -> None:
+    made = PLANS[name]
+    moved = float(np.linalg.norm(mean_of(made, [*still(made), worst_update(made)])))
+    assert moved == pytest.approx(float(step), rel=1e-6)
+    total = RunningSum()
+    for update in [*still(made), replace(worst_update(made), examples=2**53)]:
+        made.first_hop.count_in(update, total)
+    weight_of_all = int(total.total.weights["params"])
+    assert (weight_of_all - HONEST * weight_of_all_alike(made)) / weight_of_all == pytest.approx(float(share), rel=1e-6)
+
+
+def weight_of_all_alike(made: Plan) -> int:
+    """What one honest device weighs that has one example."""
+    return int(made.first_hop.count_in(next(iter(still(made)))).weights["params"])
 
 
 @pytest.mark.parametrize("name", PLANS)
