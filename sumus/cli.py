@@ -333,6 +333,8 @@ def pack(
     bundle = packed(file, seed)
     output.write_bytes(content := bundle.to_bytes())
     _out.print(f"{output}: plan {bundle.plan.id}, {_bytes(len(content))}", soft_wrap=True)
+    trusted = "it trusts its devices: " if bundle.plan.trusts_devices else ""
+    _out.print(f"{trusted}one device can have {bundle.plan.influence}", soft_wrap=True)
 
 
 def packed(file: str, seed: int | None) -> "Bundle":
