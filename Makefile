@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench faults faults-short clean
+.PHONY: help setup demo test lint format bench faults faults-short wheel sbom lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,5 +40,20 @@ faults: .venv/ready  ## kill servers at random and at every failpoint, hundreds 
 faults-short: .venv/ready  ## a sample of these, and the controls
 	$(BIN)/python -m benchmarks.kills --short
 
+wheel: .venv/ready  ## build the wheel of the last commit in dist/: the same commit gives the same bytes
+	PYTHON=$(BIN)/python deploy/wheel.sh dist
+
+sbom: .venv/ready  ## list what a deployment is made of, in dist/, as CycloneDX
+	@mkdir -p dist
+	$(BIN)/python -W ignore::UserWarning -m cyclonedx_py requirements deploy/requirements.txt --pyproject pyproject.toml \
+	  --output-reproducible --validate --output-file dist/sumus.cdx.json
+
+lock: .venv/ready  ## pin what a deployment is made of in deploy/requirements.txt, by hash
+	@mkdir -p build
+	$(BIN)/pip-compile --quiet --extra server --build-deps-for wheel --allow-unsafe --strip-extras --generate-hashes \
+	  --no-annotate --no-header --constraint constraints.txt --output-file build/locked.txt pyproject.toml
+	{ sed '/^[^#]/,$$d' deploy/requirements.txt; sed '/^#/d; /^--/d; /^$$/d' build/locked.txt; } > build/requirements.txt
+	mv build/requirements.txt deploy/requirements.txt
+
 clean:  ## remove what make made
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

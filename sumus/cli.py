@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +28,8 @@ from sumus.interrupt import terminate_like_ctrl_c
 from sumus.node import commands as node_commands
 from sumus.operations import commands as server_commands
 from sumus.plan import Plan
+from sumus.terminal import console, echo, show_defect
+from sumus.text import printable, whole_number
 from sumus.userfile import experiment_or_plan, load_experiment, load_plan, split
 from sumus.virtual import commands as virtual_commands
 
@@ -43,8 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_out = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
-_err = Console(stderr=True, markup=False, highlight=False)
+_out, _err = console(), console(error=True)
 
 
 class Demo(StrEnum):
@@ -96,7 +96,7 @@ Workers = Annotated[
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(sumus.__version__)
+        echo(sumus.__version__)
         raise typer.Exit
 
 
@@ -221,12 +221,15 @@ def _play(module: ModuleType, folder: Path, rounds: int | None, as_json: bool) -
             "counted": done.counted,
             "out": str(folder),
         }
-        print(json.dumps(result, sort_keys=True))
+        echo(json.dumps(result, sort_keys=True))
 
 
 def _workers(text: str | None) -> int | str | None:
     """A number of processes, or a cluster."""
-    return int(text) if text and text.lstrip("-").isdecimal() else text
+    number = whole_number((text or "").removeprefix("-"))
+    if number is None:
+        return text
+    return -number if text and text.startswith("-") else number
 
 
 @app.command()
@@ -320,7 +323,7 @@ def rehearse(
     if plot is not None:
         _out.print(f"picture: {report.plot(plot)}", soft_wrap=True)
     if as_json:
-        print(json.dumps(report.to_json()))
+        echo(json.dumps(report.to_json()))
 
 
 @app.command()
@@ -440,7 +443,7 @@ def _simulate(
             "fleet": None if history.fleet is None else history.fleet.to_json(),
             "out": None if out is None else str(out),
         }
-        print(json.dumps(strict(result), sort_keys=True))
+        echo(json.dumps(strict(result), sort_keys=True))
         return
     _show(history, out)
 
@@ -493,7 +496,7 @@ def _show(history: "History", out: Path | None) -> None:
             if (out / file).exists():
                 _out.print(f"{label:8} {out / file}", soft_wrap=True)
     for note in history.notes:
-        _err.print(f"note: {note}")
+        _err.print(printable(f"note: {note}"))
 
 
 def _measurements(measured: Mapping[str, float], spreads: Mapping[str, Any]) -> Table:
@@ -505,8 +508,8 @@ def _measurements(measured: Mapping[str, float], spreads: Mapping[str, Any]) -> 
     for metric, value in measured.items():
         spread = spreads.get(metric)
         cells = [spread.mean, spread.median, spread.worst_decile, spread.deviation] if spread else []
-        worst = [f"{spread.worst:.3f} ({spread.worst_client})"] if spread else []
-        table.add_row(metric, f"{value:.3f}", *(f"{cell:.3f}" for cell in cells), *worst)
+        worst = [printable(f"{spread.worst:.3f} ({spread.worst_client})")] if spread else []
+        table.add_row(printable(metric), f"{value:.3f}", *(f"{cell:.3f}" for cell in cells), *worst)
     return table
 
 
@@ -530,6 +533,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows only ASCII
+    sys.excepthook = show_defect
     terminate_like_ctrl_c()
     try:
         app()
@@ -542,5 +546,5 @@ def main() -> None:
 
 
 def _say(message: str, status: int) -> int:
-    _err.print(f"sumus: {' '.join(message.split())}", soft_wrap=True)
+    _err.print(printable(f"sumus: {' '.join(message.split())}"), soft_wrap=True)
     return status

@@ -20,15 +20,21 @@ a traceback means a defect of ours.
 import math
 from typing import Any, cast
 
+from sumus.text import printable_lines
+
 
 class SumusError(Exception):
-    """Base of everything that sumus raises on purpose. It crosses process boundaries whole.
+    """Base of everything that sumus raises on purpose. It crosses process boundaries whole. Its text is safe to show: messages
+    name files, leaves and answers that somebody else wrote.
 
     history, checkpoint: where it ended a run, everything up to the last whole round.
     """
 
     history: Any = None
     checkpoint: Any = None
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (type(self), self.args, self.__dict__)

@@ -50,5 +50,6 @@ def test_a_container_starts_what_exists_with_what_it_is_given(name: str) -> None
 
 def test_the_container_has_the_servers_extra_and_is_nobodys_root() -> None:
     lines = (DEPLOY / "Dockerfile").read_text().splitlines()
-    assert any("/src[server]" in line for line in lines)
+    assert any("--require-hashes" in line and "-r /requirements.txt" in line for line in lines)
+    assert all("--no-deps" in line or "--require-hashes" in line for line in lines if "pip install" in line)
     assert [line for line in lines if line.startswith("USER")] == ["USER sumus"]

@@ -15,14 +15,14 @@ from sumus.task import Description, Leaf
 ROOT = Path(sumus.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "errors", "tree"),
+    ("types", "text", "errors", "tree"),
     ("rng", "spec"),
     ("metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "influence", "optimizers",
      "pacing", "update", "robust", "algorithm", "site", "plan", "evaluation", "fleet", "experiment", "preparation"),
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
     ("training",),
-    ("storage", "transport", "userfile", "interrupt"),
+    ("storage", "transport", "userfile", "interrupt", "logs", "terminal"),
     ("simulator", "server", "operations", "edge", "device", "virtual", "node"),
     ("demos", "web"),
     ("cli", "__main__"),
@@ -110,7 +110,7 @@ def test_an_edge_needs_no_model_no_transform_and_no_optimizer() -> None:
     """It adds: sums, the first hop, bytes."""
     for module in ("first_hop", "fixed_point", "wire.tensors"):
         assert everything_behind(module) <= {
-            "aggregate", "errors", "fixed_point", "metrics", "spec", "staleness", "tree", "types",
+            "aggregate", "errors", "fixed_point", "metrics", "spec", "staleness", "text", "tree", "types",
         }  # fmt: skip
 
 

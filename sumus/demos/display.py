@@ -25,7 +25,7 @@ def show(module: str, people: People, folder: Path, rounds: int, every: int, out
         TextColumn("round"),
         MofNCompleteColumn(),
         BarColumn(bar_width=None),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[said]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=err, expand=True) as bar:

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 
 from sumus.errors import ExperimentError, Interrupted, UsageError
 from sumus.protocol.session import Floor
+from sumus.terminal import echo
 from sumus.userfile import Client, load_client, split
 
 if TYPE_CHECKING:
@@ -120,12 +120,12 @@ def predict(
                 np.save(file, outputs)
         except OSError as error:
             raise ExperimentError(f"{output} cannot be written: {error.strerror or error}") from error
-        print(f"{output}: outputs {list(outputs.shape)}")
+        echo(f"{output}: outputs {list(outputs.shape)}")
     elif as_json:
-        print(json.dumps({"outputs": outputs.tolist()}))
+        echo(json.dumps({"outputs": outputs.tolist()}))
     else:
         for row in outputs:
-            print(" ".join(f"{value:g}" for value in np.ravel(row)))
+            echo(" ".join(f"{value:g}" for value in np.ravel(row)))
 
 
 def forget(
@@ -153,7 +153,7 @@ def forget(
         done = forgotten(store, requests)
     for word, said in (("erased", done.erased), ("remains", done.remains)):
         for line in said:
-            print(f"{word:8} {line}")
+            echo(f"{word:8} {line}")
 
 
 def floor_of(words: list[str]) -> Floor:
@@ -204,21 +204,17 @@ class Lines:
             if news.what != "training":
                 said = {field.name: getattr(news, field.name) for field in dataclasses.fields(news)}
                 said["folder"] = str(self._folder) if news.what == "enrolled" else ""
-                print(
-                    json.dumps({name: value for name, value in said.items() if value not in ("", -1, {})}), flush=True
-                )
+                echo(json.dumps({name: value for name, value in said.items() if value not in ("", -1, {})}))
             return
         if news.what in ("trained", "evaluated"):
             self._done = news
         elif news.what in ("counted", "discarded"):
-            print(
-                f"{_work_of(self._done or news)}: {'counted' if news.what == 'counted' else 'not counted'}", flush=True
-            )
+            echo(f"{_work_of(self._done or news)}: {'counted' if news.what == 'counted' else 'not counted'}")
             self._done = None
         elif news.what == "enrolled":
-            print(f"{news.said}; kept in {self._folder}", flush=True)
+            echo(f"{news.said}; kept in {self._folder}")
         elif news.what in ("aborted", "trouble", "waiting") and news.said and news.said != self._last:
-            print(f"{news.what}: {news.said}", file=sys.stderr, flush=True)
+            echo(f"{news.what}: {news.said}", error=True)
         self._last = news.said or self._last
 
 

@@ -52,6 +52,7 @@ from sumus.pacing import Conditions
 from sumus.plan import Plan
 from sumus.protocol.session import Floor, Offer, Phase
 from sumus.task import Task
+from sumus.text import printable
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable
 from sumus.tree import nested, unnested
@@ -675,7 +676,7 @@ class Device:
         self._sleep_within(_longer(self._record.row.window, failures))
 
     def _note_trouble(self, said: str) -> None:
-        self._trouble = said
+        self._trouble = printable(said)
         self._tell(News("trouble", said))
 
     # ── what it has ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -775,7 +776,7 @@ class Device:
         self._due = self._clock() + first + share * (last - first)
 
     def _tell(self, news: News) -> None:
-        self._watch(news)
+        self._watch(replace(news, said=printable(news.said)))
 
 
 def forget(store: DeviceStore, requests: Requests | None) -> Forgotten:

@@ -8,7 +8,6 @@ authority, a certificate in DER: with it, that authority alone vouches for the s
 """
 
 import hashlib
-import ipaddress
 import re
 import ssl
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 from sumus.errors import ExperimentError
+from sumus.transport.hosts import is_loopback
 from sumus.transport.http import unverified
 
 VARIABLE = "SUMUS_TOKEN"
@@ -42,11 +42,11 @@ def read_link(text: str, insecure: bool = False) -> Link:
     text = text.strip()
     if _TOKEN.fullmatch(text):
         return Link("", text)
-    parsed = urlsplit(text)
     try:
+        parsed = urlsplit(text)
         host, port = parsed.hostname, parsed.port
     except ValueError:
-        host, port = None, None
+        parsed, host, port = urlsplit(""), None, None
     if parsed.scheme not in ("http", "https") or not host:
         raise ExperimentError("a server's address is https://HOST:PORT, with what its link says after # or without")
     if parsed.path not in ("", "/") or parsed.query or parsed.username:
@@ -103,14 +103,6 @@ def given(text: str | None, file: str | None, environment: Mapping[str, str], in
             f"the link is of {more.server}, and the address given is {link.server}: leave the address out"
         )
     return replace(link, server=link.server or more.server, token=more.token, pin=more.pin or link.pin)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def fetch_authority(link: Link, patience: float = 30.0) -> str:

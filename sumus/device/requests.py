@@ -7,6 +7,7 @@ import hashlib
 from typing import TypeVar
 
 from sumus.errors import ParticipantError
+from sumus.text import printable
 from sumus.transport.transport import PATIENCE, Answer, Transport, Unreachable
 from sumus.wire.messages import (
     AGAIN,
@@ -138,7 +139,7 @@ def _refused(answer: Answer) -> Exception:
         problem = read(Problem, answer.body)
     except ParticipantError:
         return Unreachable(f"it answers {answer.status}, and not as a sumus server does")
-    return Refused(problem.code, problem.detail, problem.retry_after_s)
+    return Refused(printable(problem.code), printable(problem.detail), problem.retry_after_s)
 
 
 def _of(work: Assignment) -> dict[str, str]:

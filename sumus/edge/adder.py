@@ -15,10 +15,11 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple, cast, get_args
+from typing import NamedTuple, get_args
 
 import msgspec
 
+from sumus.errors import PlanError
 from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
 from sumus.protocol.round import Later, Round, Session, State, outcome
@@ -162,7 +163,7 @@ class AdderRun(Run):
         self, served: Served, relay: Relay, store: Store, ring: KeyRing, sums: Blobs, linger: float = LINGER
     ) -> None:
         self.kind = served.kind
-        hop = cast(FirstHop, build(json.loads(served.hop)))
+        hop = _hop_of(served)
         super().__init__(served.task, Pacing(MOST), hop, store, ring, sums, any_seed, 1)
         self.plan_body, self.most_together = served.plan, served.most
         self.edges = Edges(served.rounds, served.noise_at)
@@ -386,6 +387,17 @@ class AdderRun(Run):
                 return None
             self._purpose = number, msgspec.json.decode(note, type=Purpose)
         return self._purpose[1]
+
+
+def _hop_of(served: Served) -> FirstHop:
+    """How reports become integers, as the server above describes it. PlanError where that is no description of a first hop."""
+    try:
+        hop = build(json.loads(served.hop))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise PlanError("malformed", f"this is no first hop: {type(error).__name__}: {error!s:.200}") from error
+    if not isinstance(hop, FirstHop):
+        raise PlanError("malformed", f"this is a {type(hop).__name__}, and no first hop")
+    return hop
 
 
 def share_of(until: float | None, rounds: int, now: float) -> float | None:

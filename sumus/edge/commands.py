@@ -27,6 +27,7 @@ from sumus.operations.commands import (
     WithTls,
     with_edge_file,
 )
+from sumus.terminal import echo
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +53,7 @@ def register(app: typer.Typer) -> None:
         tls: Tls = None,
         name: Names = None,
         url: CalledBy = None,
-        proxies: Proxies = "127.0.0.1",
+        proxies: Proxies = "",
         insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it, or it reaches.")] = False,
         quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 100_000,
         memory: Memory = 64,
@@ -75,15 +76,15 @@ def register(app: typer.Typer) -> None:
         """Add what devices report, and send one sum to the server above, until Ctrl-C."""
         from sumus.device.link import given
         from sumus.edge.edge import open_edge
+        from sumus.logs import log_to
         from sumus.operations.listening import Listen
-        from sumus.operations.logs import log_to
         from sumus.operations.serve import Tell, keep
         from sumus.operations.service import Conduct, Where
 
         with_edge_file(edges, edge_file)
         link = given(upstream, link_file, os.environ, insecure)
         log_to(sys.stderr, log.value)
-        say = None if quiet or as_json else lambda line: print(line, flush=True)
+        say = None if quiet or as_json else echo
         conduct = Conduct(quota=quota, memory=memory * 2**20)
         keep(
             lambda authority: open_edge(link, Where(data), conduct, authority, linger, say=say),
@@ -95,8 +96,6 @@ def register(app: typer.Typer) -> None:
                 edges=edges,
                 edge_file=edge_file,
                 say=say,
-                ready=lambda opened: print(
-                    json.dumps(dataclasses.asdict(opened)) if as_json else opened.shown(), flush=True
-                ),
+                ready=lambda opened: echo(*([json.dumps(dataclasses.asdict(opened))] if as_json else opened.shown())),
             ),
         )

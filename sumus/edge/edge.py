@@ -9,7 +9,6 @@ DIR/upstream    the edge's key and membership          DIR/blobs    plans and mo
 DIR/sumus.db, DIR/sums, DIR/keys    as on a server
 """
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from sumus.edge.adder import LINGER, AdderRun, Relay
 from sumus.edge.site import SiteRun
 from sumus.edge.uplink import Uplink, quiet
 from sumus.errors import ExperimentError, PlanError
+from sumus.logs import logger
 from sumus.operations.service import Conduct, Kept, Service, Shared, Where
 from sumus.operations.status import AboveStatus
 from sumus.server.device_plane import device_app
@@ -34,7 +34,7 @@ from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable
 from sumus.wire.messages import AGAIN, Refused, Served
 
-LOG = logging.getLogger("sumus.edge")
+LOG = logger("sumus.edge")
 HERE, USUAL = Where(), Conduct()
 
 

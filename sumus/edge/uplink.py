@@ -8,7 +8,6 @@
 The server above may be away: devices' reports are taken and kept meanwhile, and go up when it is back.
 """
 
-import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import msgspec
 from sumus.device.requests import Requests
 from sumus.edge.adder import AdderRun, Relay, Waiting
 from sumus.errors import SumusError
+from sumus.logs import logger
 from sumus.server.server import Server
 from sumus.storage.blobs import Blobs
 from sumus.storage.store import OF_THE_RUN, Store
@@ -42,7 +42,7 @@ from sumus.wire.messages import (
     Window,
 )
 
-LOG = logging.getLogger("sumus.edge")
+LOG = logger("sumus.edge")
 REFRESH = 60.0
 """Seconds from asking what there is to do to asking again."""
 GATHER = 0.05

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 from sumus.device.commands import Lines, floor_of
 from sumus.errors import ExperimentError, UsageError
 from sumus.operations.commands import Tls, WithTls
+from sumus.terminal import echo
 from sumus.userfile import load, split, task_of
 
 
@@ -96,12 +96,12 @@ def register(app: typer.Typer) -> None:
         own, consents = load_node(client), floor_of(floor or [])
 
         def say(line: str) -> None:
-            print(json.dumps({"said": line}) if as_json else line, flush=True)
+            echo(json.dumps({"said": line}) if as_json else line)
 
         def ready(node: Node) -> None:
             begun = {"url": node.url, **({"authority": str(node.authority)} if node.authority else {})}
             if as_json:
-                print(json.dumps({**begun, **dataclasses.asdict(node.status)}), flush=True)
+                echo(json.dumps({**begun, **dataclasses.asdict(node.status)}))
                 return
             status = node.status
             say(f"answers at {node.url}" + (f", vouched for by {node.authority}" if node.authority else ""))
@@ -134,7 +134,7 @@ def register(app: typer.Typer) -> None:
             say=say,
         ).run(ready)
         if not as_json:
-            print("stopped; run the same again to go on", file=sys.stderr)
+            echo("stopped; run the same again to go on", error=True)
 
 
 def load_node(file: str) -> dict[str, Any]:

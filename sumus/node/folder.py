@@ -25,6 +25,7 @@ from sumus.node.formats import MOST_BYTES, SUFFIXES, is_whole, read_file
 from sumus.node.intake import Intake, Taken
 from sumus.node.readings import DAY, USUAL, BadReading, Retention
 from sumus.storage.files import sync, write_whole
+from sumus.text import printable, printable_lines
 
 DONE, REFUSED = "done", "refused"
 SETTLED_S = 2.0
@@ -47,14 +48,15 @@ class Seen:
 
     @property
     def said(self) -> str:
-        """In a line."""
+        """In a line, whatever the file is called."""
+        return printable(f"{self.name}: {self._became()}")
+
+    def _became(self) -> str:
         if self.why:
-            return f"{self.name}: refused, {self.why}"
+            return f"refused, {self.why}"
         parts = (("kept", self.taken.kept), ("labelled", self.taken.labelled), ("here already", self.taken.again))
         refused = f"{len(self.taken.refused)} refused, see {REFUSED}/" if self.taken.refused else ""
-        return f"{self.name}: " + ", ".join(
-            [*(f"{count} {word}" for word, count in parts if count), *filter(None, [refused])]
-        )
+        return ", ".join([*(f"{count} {word}" for word, count in parts if count), *filter(None, [refused])])
 
 
 class Watched:
@@ -146,7 +148,7 @@ class Watched:
         return next(place for place in places if not place.exists() and not _reason_of(place).exists())
 
     def _give_reason(self, place: Path, why: str) -> None:
-        write_whole(_reason_of(place), f"{why}\n".encode(), private=True)
+        write_whole(_reason_of(place), f"{printable_lines(why)}\n".encode(), private=True)
 
     def _move(self, path: Path, place: Path) -> None:
         try:

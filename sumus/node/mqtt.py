@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from sumus.device.link import is_loopback
 from sumus.errors import ExperimentError, UsageError
 from sumus.node.access import read_private
 from sumus.node.formats import MOST_TEXT, read_json
 from sumus.node.intake import Intake
 from sumus.node.readings import BadReading
+from sumus.text import printable
+from sumus.transport.hosts import is_loopback
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
@@ -45,11 +46,11 @@ class Broker:
     insecure: bool = False
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
         try:
+            parts = urlsplit(self.url)
             known = parts.scheme in ("mqtt", "mqtts") and bool(parts.hostname) and (parts.port or 1) > 0
         except ValueError:
-            known = False
+            parts, known = urlsplit(""), False
         if not known or parts.path not in ("", "/") or parts.query or parts.username is not None:
             raise UsageError("a broker's address is mqtts://HOST:PORT, without user and password")
         if parts.scheme == "mqtt" and not (self.insecure or is_loopback(parts.hostname or "")):
@@ -146,5 +147,5 @@ class Subscription:
         self._unkept = ""
         if bad:
             self.refused += 1
-            self._told(f"{message.topic}: refused, {bad}")
+            self._told(printable(f"{message.topic}: refused, {bad}"))
         client.ack(message.mid, message.qos)

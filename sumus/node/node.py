@@ -14,7 +14,6 @@ status, and the rest goes on. Predictions have a copy of the model of their own,
 """
 
 import asyncio
-import logging
 import secrets
 import threading
 import time
@@ -33,6 +32,7 @@ from sumus.device.keys import Keys, system
 from sumus.device.link import read_link
 from sumus.device.store import FolderStore
 from sumus.errors import DataError, ExperimentError, SumusError, UsageError
+from sumus.logs import logger
 from sumus.node.access import VARIABLE, checked
 from sumus.node.folder import LOOK_S, Watched
 from sumus.node.formats import Raw
@@ -45,12 +45,14 @@ from sumus.pacing import Conditions
 from sumus.protocol.session import Floor
 from sumus.storage.files import write_whole
 from sumus.task import Task
+from sumus.text import printable
+from sumus.transport.hosts import listen_address
 from sumus.transport.transport import Transport
 
 if TYPE_CHECKING:
     from sumus.device.training import Training
 
-LOG = logging.getLogger("sumus.node")
+LOG = logger("sumus.node")
 LET_GO_S = 60.0
 """Seconds between two looks for readings that are too old."""
 SUMMARY_S = 10.0
@@ -135,7 +137,8 @@ class Node:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = Path(data).expanduser()
-        self._task, self._least, self._say, self._clock, self._executor = task, least, say, clock, executor
+        self._task, self._least, self._clock, self._executor = task, least, clock, executor
+        self._say: Callable[[str], None] = lambda line: say(printable(line))
         self._device_of: dict[str, Any] = {
             "token": token,
             "held_out": held_out,
@@ -205,7 +208,9 @@ class Node:
             subscription = self._mqtt
             parts.append(("mqtt", lambda: subscription.run(self._over)))
         if self._at is not None:
-            app = plane_app(self._intake, self._predict, lambda: _as_json(self.status), self._access)
+            app = plane_app(
+                self._intake, self._predict, lambda: _as_json(self.status), self._access, names=self._at.names
+            )
             planes = self._at.plane(app)
             parts.append(("http", lambda: self._answer(planes)))
         else:
@@ -273,7 +278,7 @@ class Node:
         """Where it stands."""
         kept, trouble = self.readings.kept, dict(self._trouble)
         if self._mqtt is not None and self._mqtt.trouble:
-            trouble["mqtt"] = self._mqtt.trouble
+            trouble["mqtt"] = printable(self._mqtt.trouble)
         oldest = None if kept.oldest is None else max(0.0, self._clock() - kept.oldest)
         begun = NodeStatus(kept.count, kept.labelled, kept.bytes, oldest, trouble=trouble)
         if (device := self._device) is None:
@@ -310,7 +315,7 @@ class Node:
                         continue
                     seconds = self._device.wake()
                 except DataError as error:  # the model cannot be tried on what there is
-                    self._trouble["training"] = str(error)
+                    self._trouble["training"] = printable(error)
                     self._over.wait(AGAIN_S)
                     continue
                 except ExperimentError as error:
@@ -406,6 +411,7 @@ class Node:
             self._up.set()
 
     def _tell_trouble(self, name: str, what: str) -> None:
+        what = printable(what)
         if self._trouble.get(name) != what:
             self._say(f"{name}: {what}")
         self._trouble[name] = what
@@ -474,12 +480,9 @@ def _own_folder(folder: Path) -> None:
 
 
 def _address(listen: str, tls: str | Path | Sequence[str | Path], names: Sequence[str], insecure: bool) -> Listen:
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--listen {listen!r}: write HOST:PORT, such as 127.0.0.1:0")
+    host, port = listen_address(listen)
     pair = [tls] if isinstance(tls, str | Path) else list(tls)
-    host = host.removeprefix("[").removesuffix("]")
-    return Listen(host, int(port), tls=pair, names=names, insecure=insecure)
+    return Listen(host, port, tls=pair, names=names, insecure=insecure)
 
 
 def _as_json(status: NodeStatus) -> dict[str, Any]:

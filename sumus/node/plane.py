@@ -1,20 +1,19 @@
 """A node over HTTP, on its local network: readings in, predictions out.
 
-    app = plane_app(intake, predict, status, token)          an ASGI application
+    app = plane_app(intake, predict, status, token, names=names)          an ASGI application
 
     POST /v1/readings     one, or many: {"inputs": [1, 2], "target": 0}, a list of such, or safetensors with a row a reading
     POST /v1/labels       {"key": "kitchen/17", "target": 1}, or a list of such
     POST /predict         readings, without targets
     GET  /status, /healthz, /readyz
 
-An answer to readings comes when they are on the disk. The token, the rate and the length are looked at before a body is read.
+An answer to readings comes when they are on the disk. Name and page (guard.py), token, rate and length are looked at before a
+body is read.
 """
 
 import asyncio
-import hmac
-import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -24,14 +23,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sumus.device.link import is_loopback
 from sumus.errors import DataError, ExperimentError, TaskError
+from sumus.logs import logger
 from sumus.node.formats import MOST_TEXT, Raw, read_json, read_safetensors
 from sumus.node.intake import Intake, Taken
 from sumus.node.readings import LONGEST_KEY, BadReading
-from sumus.server.limits import Buckets, Rate
+from sumus.operations.guard import guard, media_type, shows
+from sumus.operations.snapshot import Snapshot
+from sumus.server.limits import Buckets, Rate, neighbourhood
+from sumus.text import whole_number
 
-LOG = logging.getLogger("sumus.node")
+LOG = logger("sumus.node")
 MOST_TENSORS = 32 * 2**20
 """Bytes of a body of safetensors; of JSON it is `MOST_TEXT`."""
 ROOM = 256 * 2**20
@@ -43,7 +45,7 @@ GRACE, LEAST_RATE = 10.0, 32 * 2**10
 REQUESTS = Rate(200.0, 1000)
 """Of each address."""
 GUESSES = Rate(1 / 10, 10)
-"""Wrong tokens of each address."""
+"""Wrong tokens of each neighbourhood of addresses."""
 MOST_LABELS = 1000
 """In one body: each is a step on the disk."""
 WAITING = 16
@@ -76,9 +78,11 @@ def plane_app(
     status: Callable[[], Mapping[str, Any]],
     token: str | None,
     clock: Callable[[], float] = time.monotonic,
+    names: Sequence[str] = (),
 ) -> Starlette:
     """The application. predict: BadReading, DataError or TaskError for what is no input, ExperimentError where there is no model.
-    token: that every request shows, but for /healthz and /readyz; None lets in whoever reaches it from this machine."""
+    token: that every request shows, but for /healthz and /readyz; None lets in everybody who reaches it.
+    names: hosts that its owner calls it by, beside those of this machine."""
     plane = _Plane(intake, predict, status, token, clock)
     routes = [
         Route(path, _explained(answer), methods=[method])
@@ -97,7 +101,13 @@ def plane_app(
             Refusal(404, "not_found", "there is no such path, or not for this method: this is a sumus node")
         )
 
-    return Starlette(routes=routes, exception_handlers={404: not_there, 405: not_there})
+    app = Starlette(
+        routes=routes,
+        exception_handlers={404: not_there, 405: not_there},
+        middleware=[guard(names, _turned_away, "--tls-name")],
+    )
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Plane:
@@ -114,6 +124,7 @@ class _Plane:
         self._intake, self._predict, self._status, self._clock = intake, predict, status, clock
         self._token = None if token is None else token.encode()
         self._requests, self._guesses = Buckets(REQUESTS, most=10_000), Buckets(GUESSES, most=10_000)
+        self._ready = Snapshot(self._is_ready, clock=clock)
         self._room, self._waiting = ROOM, 0
         self._keeping = ThreadPoolExecutor(2, thread_name_prefix="readings")
         self._predicting = ThreadPoolExecutor(1, thread_name_prefix="predictions")
@@ -175,38 +186,33 @@ class _Plane:
 
     async def readyz(self, request: Request) -> Response:
         """Whether it has a model."""
-        ready = bool((await self._in(self._keeping, self._status))["models"])
+        ready = await self._ready.look()
         return _answer({"ready": ready, **({} if ready else {"why": "there is no model yet"})}, 200 if ready else 503)
+
+    async def _is_ready(self) -> bool:
+        return bool((await self._in(self._keeping, self._status))["models"])
 
     # ── what is looked at first ──────────────────────────────────────────────────────────────────────────────────────
 
     def _admit(self, request: Request) -> None:
+        """Refuse who may not ask; a right token is never kept waiting by requests with wrong ones."""
         address, now = (request.client.host if request.client else ""), self._clock()
+        if self._token is not None and not shows(request, self._token):
+            if self._guesses.take(neighbourhood(address), now) is not None:
+                raise Refusal(429, "rate", "too many wrong tokens from this network")
+            raise Refusal(401, "bad_token", "show this node's token: Authorization: Bearer TOKEN")
         if self._requests.take(address, now) is not None:
             raise Refusal(429, "rate", "too many requests from this address: send many readings in one")
-        if self._token is None:
-            if not is_loopback(
-                request.url.hostname or ""
-            ):  # a page in a browser here, under a name that it made mean this machine
-                raise Refusal(
-                    403, "elsewhere", "without a token only this machine is answered, as localhost or 127.0.0.1"
-                )
-            return
-        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self._token) or scheme.lower() != "bearer":
-            if self._guesses.take(address, now) is not None:
-                raise Refusal(429, "rate", "too many wrong tokens from this address")
-            raise Refusal(401, "bad_token", "show this node's token: Authorization: Bearer TOKEN")
 
     async def _body(self, request: Request, kinds: tuple[str, ...]) -> tuple[bytes, str]:
         """A body and its kind. Where that has to be said, no page of a browser can send one unasked."""
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = media_type(request)
         if kind not in kinds or request.headers.get("content-encoding", "identity") != "identity":
             raise Refusal(415, "encoding", f"say Content-Type: {' or '.join(kinds)}, and no Content-Encoding")
-        said = request.headers.get("content-length", "")
-        if not (said.isascii() and said.isdecimal() and len(said) <= 18):
+        length = whole_number(request.headers.get("content-length", ""))
+        if length is None:
             raise Refusal(411, "length_required", "say Content-Length")
-        length, most = int(said), MOST_TEXT if kind == JSON else MOST_TENSORS
+        most = MOST_TEXT if kind == JSON else MOST_TENSORS
         if length > most:
             raise Refusal(413, "too_large", f"{length} bytes, and at most {most} are read: send them in parts")
         cost = length * (JSON_COSTS if kind == JSON else 4)
@@ -272,6 +278,10 @@ def _explained(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Re
             return _refusal(Refusal(500, "failed", "a defect of the node, which is in its log"))
 
     return explain
+
+
+def _turned_away(status: int, code: str, detail: str) -> Response:
+    return _refusal(Refusal(status, code, detail))
 
 
 def _refusal(no: Refusal) -> Response:

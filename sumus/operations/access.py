@@ -42,8 +42,9 @@ class Access:
     """Codes and sessions, as hashes in a folder of the server's own.
 
     `now`: by the machine's clock, which `sumus admin link` reads too; what ends too far ahead of it is not valid.
-    random: bytes that nobody can guess.  attempts: how often each neighbourhood of addresses may try to log in, or show what is
-    no session; who has one is not disturbed by others' guesses.
+    random: bytes that nobody can guess.  attempts: how often each neighbourhood of addresses may show a wrong code or
+    session before it is told to wait. A code is 256 random bits, so no number of guesses finds one; the limit keeps guesses
+    cheap. A right code or session is taken whatever came before: nobody's guesses keep an operator out.
     """
 
     def __init__(
@@ -64,8 +65,8 @@ class Access:
 
     def exchange(self, code: str, address: str, now: float) -> str:
         """A session for a code, once. address: of the peer.  Refused: bad_token, rate."""
-        self._attempt(address, now)
         if not _valid(self._codes, code, now) or not _taken_away(self._codes, code):
+            self._fail(address, now)
             raise Refused("bad_token", "this login link was used, or its time is over: make a new one")
         return self._new(self._sessions, now + SESSION_S)
 
@@ -76,7 +77,7 @@ class Access:
         """
         scheme, _, session = authorization.partition(" ")
         if scheme.lower() != "bearer" or not _valid(self._sessions, session, now):
-            self._attempt(address, now)
+            self._fail(address, now)
             raise Refused("bad_token", "no session of this server, or it is over: log in with a new link")
         return session
 
@@ -96,9 +97,10 @@ class Access:
         write_whole(_place(folder, secret), repr(until).encode(), private=True)
         return secret
 
-    def _attempt(self, address: str, now: float) -> None:
+    def _fail(self, address: str, now: float) -> None:
+        """Count a wrong code or session. A right one is never counted, nor kept waiting by wrong ones."""
         if (window := self._attempts.take(neighbourhood(address), now)) is not None:
-            raise Refused("rate", "too many attempts to log in", window)
+            raise Refused("rate", "too many wrong codes or sessions from this network", window)
 
 
 def login_link(url: str, code: str) -> str:

@@ -1,6 +1,6 @@
 """The admin plane: what whoever runs a server may see and change, on a port of its own.
 
-    app = admin_app(service, access, invite)              an ASGI application
+    app = admin_app(service, access, invite, names)       an ASGI application
 
     POST /v1/admin/login               {"code"} → {"session"}, once             access.py
     GET  /v1/admin/status              status.ServerStatus
@@ -13,13 +13,14 @@
     GET  /                             a page that shows the status, to whoever opens a login link
 
 All but the last two rows, and login, want `Authorization: Bearer SESSION`; there are no cookies, so no page of somebody else's
-can use a session. Every change is a line in the log of `sumus.admin`.
+can use a session. The plane answers only under its own names and to no page of another site, and a request that changes
+something says that its body is JSON (guard.py). /metrics is made once a second at most. Every change is a line in the log of
+`sumus.admin`.
 """
 
 import asyncio
-import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from importlib import resources
 from typing import Annotated, Any, TypeVar
 
@@ -32,16 +33,19 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sumus.errors import UsageError
+from sumus.logs import logger
 from sumus.operations.access import PLANE, Access
+from sumus.operations.guard import guard, is_json
 from sumus.operations.metrics import CONTENT_TYPE, exposition
 from sumus.operations.service import Service
+from sumus.operations.snapshot import Snapshot
 from sumus.operations.status import ModelStatus, lineage, look
 from sumus.server.device_plane import control, explained, problem, source
 from sumus.server.identity import DAY, TOKEN_S
 from sumus.server.runs import Run, TrainingRun
-from sumus.wire.messages import Count, Kind, Nothing, Refused, read, write
+from sumus.wire.messages import Count, Kind, Nothing, Problem, Refused, read, write
 
-AUDIT = logging.getLogger("sumus.admin")
+AUDIT = logger("sumus.admin")
 MOST_DEVICES = 100
 """Devices in one answer."""
 HEADERS = {
@@ -136,6 +140,7 @@ class AdminPlane:
 
     def __init__(self, service: Service, access: Access, invite: Callable[[str], str]) -> None:
         self._service, self._server, self._access, self._invite = service, service.server, access, invite
+        self._metrics = Snapshot(self._exposed)
 
     async def login(self, request: Request) -> LoggedIn:
         """A session for a code."""
@@ -229,10 +234,7 @@ class AdminPlane:
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
-        return Response(
-            exposition(await look(self._server, self._service.room.lent, self._service.above())),
-            media_type=CONTENT_TYPE,
-        )
+        return Response(await self._metrics.look(), media_type=CONTENT_TYPE)
 
     async def alive(self, request: Request) -> Nothing:
         """The process answers."""
@@ -266,12 +268,14 @@ class AdminPlane:
             ("GET", "/v1/admin/devices", self.devices),
             ("POST", "/v1/admin/devices/{device}/revoke", self.revoke),
         ]
-        routes: list[BaseRoute] = [
-            Route(path, _answering(what), methods=[method]) for method, path, what in open_to_all
+        all_of_them = [*open_to_all, *((method, path, self._for_admins(what)) for method, path, what in of_admins)]
+        return [
+            Route(path, _answering(what if method == "GET" else _in_json(what)), methods=[method])
+            for method, path, what in all_of_them
         ]
-        return routes + [
-            Route(path, _answering(self._for_admins(what)), methods=[method]) for method, path, what in of_admins
-        ]
+
+    async def _exposed(self) -> bytes:
+        return exposition(await look(self._server, self._service.room.lent, self._service.above()))
 
     def _for_admins(self, endpoint: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Any]]:
         async def answer(request: Request) -> Any:
@@ -316,15 +320,20 @@ class AdminPlane:
         AUDIT.info("%s", what, extra={"said": {"from": source(request), **said}})
 
 
-def admin_app(service: Service, access: Access, invite: Callable[[str], str]) -> ASGIApp:
-    """The admin plane as an ASGI application."""
+def admin_app(service: Service, access: Access, invite: Callable[[str], str], names: Sequence[str] = ()) -> ASGIApp:
+    """The admin plane as an ASGI application. names: hosts that the operator calls it by."""
 
     async def not_there(request: Request, error: Exception) -> Response:
         code = "method" if isinstance(error, HTTPException) and error.status_code == 405 else "not_found"
         return problem(Refused(code, "the admin plane has no such path, or not with this method"))
 
     plane = AdminPlane(service, access, invite)
-    app = Starlette(routes=plane.routes(), exception_handlers={404: not_there, 405: not_there})
+    app = Starlette(
+        routes=plane.routes(),
+        exception_handlers={404: not_there, 405: not_there},
+        middleware=[guard(names, _turned_away, "--name")],
+    )
+    app.router.redirect_slashes = False
 
     async def marked(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_marked(message: Message) -> None:
@@ -343,6 +352,21 @@ def _answering(endpoint: Callable[[Request], Awaitable[Any]]) -> Any:
         return found if isinstance(found, Response) else Response(write(found), media_type="application/json")
 
     return explained(answer, lambda code: None)
+
+
+def _in_json(endpoint: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Any]]:
+    """An endpoint that changes something: no form of a page can ask for it."""
+
+    async def answer(request: Request) -> Any:
+        if not is_json(request):
+            raise Refused("encoding", "say Content-Type: application/json")
+        return await endpoint(request)
+
+    return answer
+
+
+def _turned_away(status: int, code: str, detail: str) -> Response:
+    return Response(write(Problem(code, detail)), status, media_type="application/problem+json")
 
 
 def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:

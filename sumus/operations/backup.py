@@ -34,13 +34,13 @@ class Copied:
     nbytes: int
     epochs: Mapping[str, int] | None = None
 
-    def shown(self) -> str:
-        """For a terminal."""
+    def shown(self) -> list[str]:
+        """Lines for a terminal."""
         lines = [f"{self.objects:,} plans and models, {self.nbytes / 1e6:.1f} MB"]
         for task, version in self.tasks.items():
             epoch = "" if self.epochs is None else f", epoch {self.epochs[task]}"
             lines.append(f"{task}: version {version}{epoch}")
-        return "\n".join(lines)
+        return lines
 
 
 def back_up(where: Where, folder: Path) -> Copied:

@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote, urlsplit
 
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from typer.core import TyperCommand
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.operations.display import ago, means, shown
+from sumus.terminal import console, echo
 
 if TYPE_CHECKING:
+    from rich.console import Group
+
     from sumus.operations.remote import Remote
     from sumus.wire.bundle import Bundle
 
-_out = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
+_out = console()
 
 Pack = Callable[[str, int | None], "Bundle"]
 """FILE.py[:NAME] and a seed as a bundle; whoever has the simulator gives it."""
@@ -80,10 +82,14 @@ Tls = Annotated[
     typer.Option(metavar="auto | CERT KEY", help="Make a certificate, or use this chain and its key (PEM)."),
 ]
 Names = Annotated[
-    list[str] | None, typer.Option(help="Host name or address that devices use; several times for several.")
+    list[str] | None,
+    typer.Option(help="Host name or address that devices or the admin use; several times for several."),
 ]
 CalledBy = Annotated[str | None, typer.Option(help="What devices call it, where a proxy stands before it.")]
-Proxies = Annotated[str, typer.Option(help="Addresses of proxies that are believed about who asks, with commas.")]
+Proxies = Annotated[
+    str,
+    typer.Option(help="Addresses and networks of your proxies, with commas; they are believed about who asks."),
+]
 Memory = Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")]
 Tokens = Annotated[int, typer.Option(min=0, help="Make a link that so many devices may enrol with.")]
 TokenFile = Annotated[Path | None, typer.Option(help="Write that link to a file, and do not print it.")]
@@ -109,7 +115,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
         tls: Tls = None,
         name: Names = None,
         url: CalledBy = None,
-        proxies: Proxies = "127.0.0.1",
+        proxies: Proxies = "",
         insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it.")] = False,
         database: Database = None,
         keys: Annotated[Path | None, typer.Option(help="Folder for the key ring, better on another volume.")] = None,
@@ -151,8 +157,8 @@ def register(app: typer.Typer, pack: Pack) -> None:
         ] = False,
     ) -> None:
         """Serve tasks to real devices, until Ctrl-C."""
+        from sumus.logs import log_to
         from sumus.operations.listening import Listen
-        from sumus.operations.logs import log_to
         from sumus.operations.serve import Tell, bundles_of, run
         from sumus.operations.service import Conduct, Where
         from sumus.server.runs import Evaluating
@@ -185,8 +191,8 @@ def register(app: typer.Typer, pack: Pack) -> None:
                 rounds,
                 edges,
                 edge_file,
-                None if quiet or as_json else lambda line: print(line, flush=True),
-                lambda opened: print(json.dumps(dataclasses.asdict(opened)) if as_json else opened.shown(), flush=True),
+                None if quiet or as_json else echo,
+                lambda opened: echo(*([json.dumps(dataclasses.asdict(opened))] if as_json else opened.shown())),
             ),
         )
 
@@ -221,7 +227,10 @@ def is_file_of_code(what: str) -> bool:
 
 def without_secret(database: str | None) -> str | None:
     """A database's URL. UsageError for one whose password stands in the command, where others read it."""
-    parts = urlsplit(database or "")
+    try:
+        parts = urlsplit(database or "")
+    except ValueError as error:
+        raise UsageError(f"--database is no URL ({error}): write postgresql+psycopg://HOST/NAME") from error
     told = database != os.environ.get("SUMUS_DATABASE")
     if told and (parts.password or "password=" in parts.query):
         raise UsageError(
@@ -256,25 +265,36 @@ def status(
     remote = _remote(url, authority)
     now = remote.ask("GET", "/v1/admin/status")
     if as_json:
-        print(json.dumps(now, indent=1))
+        echo(*json.dumps(now, indent=1).split("\n"))
         return
     if not watch:
-        _out.print(shown(now))
+        _out.print(_readable(now))
         return
     try:
-        with Live(shown(now), console=_out, auto_refresh=False) as live:
+        with Live(_readable(now), console=_out, auto_refresh=False) as live:
             while True:
                 time.sleep(2.0)
-                live.update(shown(remote.ask("GET", "/v1/admin/status")), refresh=True)
+                live.update(_readable(remote.ask("GET", "/v1/admin/status")), refresh=True)
     except KeyboardInterrupt:
         return
+
+
+def _readable(now: Any) -> "Group":
+    """A status as it is shown. ExperimentError for what is none: another release may answer it, or what is no server."""
+    try:
+        return shown(now)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ExperimentError(
+            f"the server's status cannot be read ({type(error).__name__}: {error}): is it of another release? Upgrade the older "
+            "side, or look at it with --json"
+        ) from error
 
 
 def login(url: Url, link_file: LinkFile = None, authority: Authority = None) -> None:
     """Log in with the link that the server printed; it is asked for, or in a file, or in SUMUS_LOGIN."""
     remote = _remote(url, authority, ask=False)
     remote.log_in(_secret(link_file))
-    print(f"logged in at {remote.url} for 12 hours")
+    echo(f"logged in at {remote.url} for 12 hours")
 
 
 def logout(url: Url, authority: Authority = None) -> None:
@@ -290,15 +310,15 @@ def link(data: Data) -> None:
         url = (data / "admin" / "url").read_text()
     except OSError as error:
         raise ExperimentError(f"no server has run on {data}: give the folder of `sumus serve --data`") from error
-    print(login_link(url, Access(data / "admin").new_code(time.time())))
-    print(f"once, within {CODE_S / 60:.0f} minutes", file=sys.stderr)
+    echo(login_link(url, Access(data / "admin").new_code(time.time())))
+    echo(f"once, within {CODE_S / 60:.0f} minutes", error=True)
 
 
 def models(url: Url, task: TaskName, as_json: AsJson = False, authority: Authority = None) -> None:
     """List a task's models: what each was made from, of how many reports, and what was measured."""
     found = _remote(url, authority).ask("GET", f"/v1/admin/models/{_part(task)}")
     if as_json:
-        print(json.dumps(found, indent=1))
+        echo(*json.dumps(found, indent=1).split("\n"))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("version", "from", "round", "contributors", "age", "trained", "measured on devices", ""):
@@ -320,7 +340,7 @@ def models(url: Url, task: TaskName, as_json: AsJson = False, authority: Authori
 def promote(url: Url, task: TaskName, version: Version, authority: Authority = None) -> None:
     """Let devices answer with a version."""
     _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/promote", {"version": version})
-    print(f"devices answer with version {version} of {task}")
+    echo(f"devices answer with version {version} of {task}")
 
 
 def rollback(url: Url, task: TaskName, version: Version, authority: Authority = None) -> None:
@@ -328,19 +348,19 @@ def rollback(url: Url, task: TaskName, version: Version, authority: Authority = 
     made = _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/rollback", {"version": version})[
         "version"
     ]
-    print(f"{task} goes on from version {version}, which is version {made} now")
+    echo(f"{task} goes on from version {version}, which is version {made} now")
 
 
 def pause(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
     """Begin no round and give no work, until `resume`; what devices have begun is still counted."""
     _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/pause", {"kind": kind.value})
-    print(f"{task} is paused")
+    echo(f"{task} is paused")
 
 
 def resume(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
     """Go on after a pause."""
     _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/resume", {"kind": kind.value})
-    print(f"{task} goes on")
+    echo(f"{task} goes on")
 
 
 def cancel(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Authority = None) -> None:
@@ -348,7 +368,7 @@ def cancel(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Aut
     number = _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/cancel", {"kind": kind.value})[
         "round"
     ]
-    print(f"round {number} of {task} is ended, without a model")
+    echo(f"round {number} of {task} is ended, without a model")
 
 
 def token(
@@ -371,10 +391,10 @@ def token(
         "link"
     ]
     if output is None:
-        print(made)
+        echo(made)
     else:
         write_whole(output, f"{made}\n".encode(), private=True)
-        print(f"{output}: for {uses} {'edges' if edge else 'devices'}")
+        echo(f"{output}: for {uses} {'edges' if edge else 'devices'}")
 
 
 def devices(
@@ -386,14 +406,14 @@ def devices(
     """List enrolled devices, a hundred at a time."""
     found = _remote(url, authority).ask("GET", f"/v1/admin/devices?after={_part(after)}")
     if as_json:
-        print(json.dumps(found, indent=1))
+        echo(*json.dumps(found, indent=1).split("\n"))
         return
     today = int(time.time() // 86400)
     for row in found["devices"]:
         seen = f"heard of {today - row['seen']} days ago" if row["seen"] else ""
-        print(f"{row['id']}  {row['state']:9}  enrolled {today - row['enrolled']} days ago  {seen}".rstrip())
+        echo(f"{row['id']}  {row['state']:9}  enrolled {today - row['enrolled']} days ago  {seen}".rstrip())
     if found["after"]:
-        print(f"more: --after {found['after']}", file=sys.stderr)
+        echo(f"more: --after {found['after']}", error=True)
 
 
 def revoke(
@@ -401,7 +421,7 @@ def revoke(
 ) -> None:
     """Shut a device out, for good."""
     _remote(url, authority).ask("POST", f"/v1/admin/devices/{_part(device)}/revoke")
-    print("revoked")
+    echo("revoked")
 
 
 def _part(word: str) -> str:
@@ -447,7 +467,7 @@ def backup(
     from sumus.operations.backup import back_up
     from sumus.operations.service import Where
 
-    print(back_up(Where(data, without_secret(database), None, blobs), output).shown())
+    echo(*back_up(Where(data, without_secret(database), None, blobs), output).shown())
 
 
 def restore(
@@ -459,7 +479,7 @@ def restore(
     from sumus.operations.backup import restore as restored
     from sumus.operations.service import Where
 
-    print(restored(folder, Where(data, None, None, blobs)).shown())
+    echo(*restored(folder, Where(data, None, None, blobs)).shown())
 
 
 def reconcile(data: Data, database: Database = None, blobs: BlobsAt = None) -> None:
@@ -468,4 +488,4 @@ def reconcile(data: Data, database: Database = None, blobs: BlobsAt = None) -> N
     from sumus.operations.service import reconcile as reconciled
 
     for task, epoch in reconciled(Where(data, without_secret(database), None, blobs)).items():
-        print(f"{task}: epoch {epoch}")
+        echo(f"{task}: epoch {epoch}")

@@ -25,6 +25,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sumus.errors import ExperimentError, UsageError
+from sumus.operations.proxies import Proxies, told_by_proxies
 from sumus.operations.tls import issue
 
 HEAD_S = 10.0
@@ -52,14 +53,15 @@ class Listen:
     tls: Sequence[str | Path] = ()
     names: Sequence[str] = ()
     url: str | None = None
-    proxies: str = "127.0.0.1"
+    proxies: str = ""
     insecure: bool = False
 
 
 @dataclass(frozen=True)
 class At:
     """Where it listens. url, admin_url: what devices and the admin call it.  authority: a certificate that devices pin, PEM, and
-    its hash, where the server made its own.  notes: what is new about it.  renewal: from when on a start makes another."""
+    its hash, where the server made its own.  notes: what is new about it.  renewal: from when on a start makes another.
+    names: hosts that the admin's plane may be called by."""
 
     sockets: tuple[socket.socket, socket.socket]
     certificates: tuple[tuple[Path, Path] | None, tuple[Path, Path] | None]
@@ -68,13 +70,14 @@ class At:
     authority: bytes | None
     pin: str
     notes: tuple[str, ...]
-    proxies: str
+    proxies: Proxies
     renewal: datetime | None
+    names: tuple[str, ...]
 
     def planes(self, device_app: Any, admin_app: Any) -> "Planes":
-        """The two applications on their sockets."""
-        apps = zip(self.sockets, (device_app, admin_app), self.certificates, strict=True)
-        return Planes([(listening, config(app, self.proxies, certificate)) for listening, app, certificate in apps])
+        """The two applications on their sockets. No proxy is believed on the admin's."""
+        apps = zip(self.sockets, (told_by_proxies(device_app, self.proxies), admin_app), self.certificates, strict=True)
+        return Planes([(listening, config(app, certificate)) for listening, app, certificate in apps])
 
 
 @contextmanager
@@ -83,6 +86,7 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
 
     UsageError where others would read along, and nobody has said that they may.
     """
+    proxies = Proxies(listen.proxies)
     with bound(listen.host, listen.port, "--port") as device:
         with bound(listen.admin_host, listen.admin_port, "--admin-port") as admin:
             local = _is_local(device), _is_local(admin)
@@ -95,35 +99,31 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
             certificate, authority, pin, notes, renewal = _certificate(listen, folder)
             admins = None if local[1] else certificate
             name = listen.names[0] if listen.names else ""
+            url = listen.url or url_at(certificate is not None, name or _called(listen.host), device)
+            admin_url = url_at(
+                admins is not None, listen.admin_host if local[1] else name or _called(listen.admin_host), admin
+            )
+            names = (*listen.names, *_hosts_of(url, admin_url))
             yield At(
-                (device, admin),
-                (certificate, admins),
-                listen.url or url_at(certificate is not None, name or _called(listen.host), device),
-                url_at(
-                    admins is not None, listen.admin_host if local[1] else name or _called(listen.admin_host), admin
-                ),
-                authority,
-                pin,
-                notes,
-                listen.proxies,
-                renewal,
+                (device, admin), (certificate, admins), url, admin_url, authority, pin, notes, proxies, renewal, names
             )
 
 
 @dataclass(frozen=True)
 class OnePlane:
     """Where one plane listens. url: what it is called.  certificate: its chain and key.  authority: the file of what vouches for
-    that, where it was made here.  local: whether only this machine reaches it."""
+    that, where it was made here.  local: whether only this machine reaches it.  names: hosts that it may be called by."""
 
     socket: socket.socket
     url: str
     certificate: tuple[Path, Path] | None
     authority: Path | None
     local: bool
+    names: tuple[str, ...]
 
     def plane(self, app: Any) -> "Planes":
         """The application on its socket."""
-        return Planes([(self.socket, config(app, "", self.certificate))])
+        return Planes([(self.socket, config(app, self.certificate))])
 
 
 @contextmanager
@@ -139,7 +139,8 @@ def opened_plane(listen: Listen, folder: Path, option: str = "--listen") -> Gene
         certificate, authority, _, _, _ = _certificate(listen, folder)
         name = listen.names[0] if listen.names else _called(listen.host)
         made = folder / "authority.pem" if authority is not None else None
-        yield OnePlane(listening, url_at(certificate is not None, name, listening), certificate, made, local)
+        url = url_at(certificate is not None, name, listening)
+        yield OnePlane(listening, url, certificate, made, local, (*listen.names, *_hosts_of(url)))
 
 
 def bound(host: str, port: int, option: str) -> socket.socket:
@@ -201,13 +202,17 @@ def url_at(encrypted: bool, host: str, listening: socket.socket) -> str:
     return f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def _hosts_of(*urls: str) -> list[str]:
+    """What stands in these addresses as their host, with its port."""
+    return [url.partition("://")[2].partition("/")[0] for url in urls]
+
+
 def _called(host: str) -> str:
     return socket.gethostname() if host in ANY else host
 
 
-def config(app: Any, proxies: str, certificate: tuple[str | Path, str | Path] | None) -> uvicorn.Config:
-    """How an application is served. proxies: addresses that are believed about who asks, none where that is empty.
-    certificate: chain and key; UsageError where they are none."""
+def config(app: Any, certificate: tuple[str | Path, str | Path] | None) -> uvicorn.Config:
+    """How an application is served. certificate: chain and key; UsageError where they are none."""
     chain, key = certificate or (None, None)
     try:
         how = uvicorn.Config(
@@ -219,7 +224,7 @@ def config(app: Any, proxies: str, certificate: tuple[str | Path, str | Path] | 
             log_config=None,
             access_log=False,
             server_header=False,
-            forwarded_allow_ips=proxies,
+            proxy_headers=False,  # see `sumus.operations.proxies`
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
             ssl_certfile=chain,

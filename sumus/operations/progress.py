@@ -1,7 +1,6 @@
 """What a running server says: how to reach it, and a line for each new model."""
 
 import json
-import logging
 import queue
 import threading
 from collections.abc import Callable, Generator, Mapping
@@ -9,13 +8,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from sumus.errors import ExperimentError
+from sumus.logs import logger
 from sumus.operations.access import CODE_S
 from sumus.server.identity import DAY, TOKEN_S
 from sumus.server.runs import EvaluationRun, TrainingRun
 from sumus.server.server import Server
 from sumus.storage.store import Model
 
-LOG = logging.getLogger("sumus.serve")
+LOG = logger("sumus.serve")
 ENOUGH = "it has all the models that it was to have"
 
 
@@ -33,8 +33,8 @@ class Opened:
     tasks: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
-    def shown(self) -> str:
-        """What an operator sees when it begins."""
+    def shown(self) -> list[str]:
+        """Lines that an operator sees when it begins."""
         lines = [f"sumus serves {_count(len(self.tasks), 'task')} at {self.url}; {self.mode}"]
         lines += [f"  task     {name}: plan {id}" for name, id in self.tasks.items()]
         lines.append(
@@ -43,7 +43,7 @@ class Opened:
         if self.enrolment is not None:
             lines.append(f"  devices  {self.enrolment}   (within {TOKEN_S / DAY:.0f} days)")
         lines += [f"  note     {note}" for note in self.notes]
-        return "\n".join(lines)
+        return lines
 
 
 class Progress:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.operations.access import PLANE, Logins, code_of, origin
+from sumus.text import printable_values
 
 PATIENCE = 30.0
 MOST = 64 * 2**20
@@ -103,8 +104,8 @@ class Remote:
         finally:
             connection.close()
         said: Any = {}
-        with suppress(ValueError):
-            said = json.loads(read)
+        with suppress(ValueError, RecursionError):
+            said = printable_values(json.loads(read))
         return response.status, response.headers.get(PLANE, ""), said
 
     def _connection(self, scheme: str, host: str, port: int) -> http.client.HTTPConnection:

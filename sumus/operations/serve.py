@@ -24,10 +24,10 @@ from typing import Any, Literal, TypeAlias
 import uvloop
 
 from sumus.errors import UsageError
+from sumus.logs import Form, log_to, logger
 from sumus.operations.access import Access, login_link
 from sumus.operations.admin_plane import admin_app
 from sumus.operations.listening import Listen, Planes, opened_at, told_to_stop
-from sumus.operations.logs import Form, log_to
 from sumus.operations.progress import Opened, Progress, spoken
 from sumus.operations.service import Conduct, Service, Where, make_private, open_service
 from sumus.operations.status import mode_of
@@ -36,10 +36,11 @@ from sumus.operations.upkeep import keep_house, watch
 from sumus.plan import Plan
 from sumus.server.runs import Evaluating
 from sumus.storage.files import write_whole
+from sumus.terminal import echo
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Refused
 
-LOG = logging.getLogger("sumus.serve")
+LOG = logger("sumus.serve")
 MOST_BEHIND_AN_EDGE = 10_000
 """Devices that an edge may speak for, that enrolled with a link made at a start."""
 
@@ -76,7 +77,7 @@ def serve(
     tls: str | Path | Sequence[str | Path] = (),
     names: Sequence[str] = (),
     url: str | None = None,
-    proxies: str = "127.0.0.1",
+    proxies: str = "",
     insecure: bool = False,
     population: str = "default",
     quota: int = 1_000_000,
@@ -100,8 +101,9 @@ def serve(
     data: the server's folder; None for memory, which is gone with the process.  database: a URL, by default SQLite in it.
     keys: a folder for the key ring, better on another volume.  blobs: a folder or a URL for models and sums.
     host, port, admin_host, admin_port: where devices and the admin find it, port 0 for any.  tls: "auto", or a certificate's
-    chain and its key.  names: host names and addresses that devices use.  url: what they call it, behind a proxy.
-    proxies: addresses of proxies that are believed about who asks.  insecure: without TLS also where others reach it.
+    chain and its key.  names: host names and addresses that devices and the admin use.  url: what devices call it, behind a
+    proxy.  proxies: addresses and networks of proxies that are believed about who asks, on the devices' port.
+    insecure: without TLS also where others reach it.
     population, quota: who may enrol, and how many.  memory: MiB for reports on their way.
     evaluate: devices that measure a model, every so many versions.
     promote: whether devices answer with a new model at once.  warm_start, spool, priority: see
@@ -120,7 +122,7 @@ def serve(
         dict(priority),
         memory * 2**20,
     )
-    say = None if quiet else _print
+    say = None if quiet else echo
     handler = log_to(sys.stderr, log)
     try:
         run(
@@ -133,7 +135,7 @@ def serve(
                 None if token_file is None else Path(token_file),
                 rounds,
                 say=say,
-                ready=lambda opened: _print(opened.shown()),
+                ready=lambda opened: echo(*opened.shown()),
             ),
         )
     finally:
@@ -216,7 +218,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
             mode, notes = mode_of(service.server), (*at.notes, *service.notes)
             return Opened(at.url, mode, at.admin_url, login, enrolment, at.pin, tasks, notes)
 
-        planes = at.planes(service.device_app, admin_app(service, access, invite))
+        planes = at.planes(service.device_app, admin_app(service, access, invite, at.names))
         say = stack.enter_context(spoken(tell.say))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_answer(service, planes, tell, say, opened, at.renewal))
@@ -259,7 +261,3 @@ async def _answer(
             finally:
                 house.cancel()
                 server.drain()
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)

@@ -2,7 +2,6 @@
 
 import asyncio
 import faulthandler
-import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from sumus.errors import SumusError
+from sumus.logs import logger
 from sumus.operations.service import Service
 from sumus.operations.tls import RENEWED
 from sumus.server.runs import Run
@@ -19,7 +19,7 @@ from sumus.server.server import Server
 from sumus.storage.keyring import KeyRing
 from sumus.wire.messages import Refused
 
-LOG = logging.getLogger("sumus.upkeep")
+LOG = logger("sumus.upkeep")
 STUCK_S = 120.0
 """Seconds after which one decision is taken for stuck, and the process ends: it may hold a lock that others wait for."""
 EXIT_STUCK = 70

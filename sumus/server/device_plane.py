@@ -7,7 +7,6 @@ before it is counted. Every answer that is an error has a code of the closed lis
 """
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +24,11 @@ from starlette.types import Receive, Scope, Send
 from sumus.aggregate import Aggregate
 from sumus.errors import ParticipantError
 from sumus.server.limits import Limits, Room
-from sumus.server.openapi import openapi
+from sumus.server.openapi import document
 from sumus.server.runs import Run
 from sumus.server.server import AGAIN, LOG, Server
 from sumus.storage.blobs import Blobs
+from sumus.text import whole_number
 from sumus.wire.messages import (
     ENDPOINTS,
     MAX_CONTROL,
@@ -212,6 +212,7 @@ class DevicePlane:
         path = self._blobs.path(sha256)
         if path is not None and (size := path.stat().st_size) > LARGE:
             self._server.counts.bytes_out += size
+            _keep_range(request, _asked_range(request, size))
             return FileResponse(path, headers=headers)
         if (body := self._recent.pop(sha256, None)) is None:
             body = await self._in_thread(self._blobs.get, sha256)
@@ -219,7 +220,7 @@ class DevicePlane:
         while len(self._recent) > RECENT:
             del self._recent[next(iter(self._recent))]
         self._server.counts.bytes_out += len(body)
-        return _ranged(body, request.headers.get("range", ""), headers)
+        return _ranged(body, _asked_range(request, len(body)), headers)
 
     async def authority(self, request: Request) -> Response:
         """The certificate that devices pin."""
@@ -229,7 +230,7 @@ class DevicePlane:
 
     async def openapi(self, request: Request) -> Response:
         """What this plane is, for machines."""
-        return Response(json.dumps(openapi()), media_type="application/json")
+        return Response(document(), media_type="application/json")
 
     async def alive(self, request: Request) -> Response:
         """The process answers."""
@@ -399,12 +400,12 @@ def _length(request: Request, most: int) -> int:
     """How long a body says it is: refused before it is read, where that is too long, or not said."""
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refused("encoding", "bodies are sent as they are: leave Content-Encoding out")
-    said = request.headers.get("content-length", "")
-    if not (said.isascii() and said.isdecimal() and len(said) <= 18):
+    length = whole_number(request.headers.get("content-length", ""))
+    if length is None:
         raise Refused("length_required", "say Content-Length")
-    if int(said) > most:
-        raise Refused("too_large", f"{said} bytes, and at most {most} are read here")
-    return int(said)
+    if length > most:
+        raise Refused("too_large", f"{length} bytes, and at most {most} are read here")
+    return length
 
 
 async def _fill(request: Request, into: memoryview) -> None:
@@ -436,14 +437,35 @@ async def control(request: Request, most: int = MAX_CONTROL) -> bytes:
     return bytes(body)
 
 
-def _ranged(body: bytes, asked: str, headers: Mapping[str, str]) -> Response:
+def _asked_range(request: Request, size: int) -> tuple[int, int] | None:
+    """Where the one range begins and ends that a request asks for, empty if there are no such bytes. None for the whole object:
+    also for several ranges, and for what is no range, which HTTP lets a server ignore."""
+    unit, _, asked = request.headers.get("range", "").partition("=")
+    first, dash, last = asked.partition("-")
+    begin, end = whole_number(first), whole_number(last)
+    if unit != "bytes" or not dash or (begin is None and (first or end is None)) or (end is None and last):
+        return None
+    if begin is None:
+        return max(0, size - (end or 0)), size
+    if end is not None and end < begin:
+        return None
+    return begin, size if end is None else min(size, end + 1)
+
+
+def _keep_range(request: Request, asked: tuple[int, int] | None) -> None:
+    """Leave this range in a request's headers, and none of what its sender wrote, for whoever reads them next."""
+    headers = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
+    if asked is not None:
+        headers.append((b"range", f"bytes={asked[0]}-{max(asked[1] - 1, 0)}".encode()))
+    request.scope["headers"] = headers
+
+
+def _ranged(body: bytes, asked: tuple[int, int] | None, headers: Mapping[str, str]) -> Response:
     """A body, or the one range of it that was asked for."""
     whole = {**headers, "accept-ranges": "bytes"}
-    first, dash, last = asked.removeprefix("bytes=").partition("-")
-    if not (asked.startswith("bytes=") and dash and (first.isdecimal() or (not first and last.isdecimal()))):
+    if asked is None:
         return Response(body, headers=whole)
-    begin = int(first) if first else max(0, len(body) - int(last))
-    end = min(len(body), int(last) + 1 if first and last.isdecimal() else len(body))
+    begin, end = asked
     if begin >= end:
         return Response(status_code=416, headers={**whole, "content-range": f"bytes */{len(body)}"})
     return Response(body[begin:end], 206, {**whole, "content-range": f"bytes {begin}-{end - 1}/{len(body)}"})

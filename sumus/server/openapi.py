@@ -1,6 +1,8 @@
 """The device plane as an OpenAPI document, made from the table of endpoints and the messages themselves."""
 
+import json
 import re
+from functools import cache
 from typing import Any, cast
 
 import msgspec
@@ -12,6 +14,12 @@ _HEADERS = {
     "Sumus-Device": ("its id", False, "^[0-9a-f]{64}$"),
     "Sumus-Signature": ("over the request, base64url", False, "^[A-Za-z0-9_-]{86}$"),
 }
+
+
+@cache
+def document() -> bytes:
+    """`openapi()` as JSON. Anybody may ask for it, and making it takes milliseconds: it is made once a process."""
+    return json.dumps(openapi()).encode()
 
 
 def openapi() -> dict[str, Any]:

@@ -10,16 +10,16 @@ A leader's thread renews the lease also while a model is made. What was begun un
 refused by the rows: nothing here has to be in time.
 """
 
-import logging
 import secrets
 import threading
 from collections.abc import Callable, Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from sumus.logs import logger
 from sumus.storage.leases import Leases, Present
 
-LOG = logging.getLogger("sumus.replica")
+LOG = logger("sumus.replica")
 LASTS = 10.0
 """Seconds that a lease lasts."""
 RENEWED, SOUGHT = 0.3, 0.1

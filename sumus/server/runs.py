@@ -12,7 +12,6 @@ publishes. So doing it again gives the same bits, and nobody sees two models of 
 """
 
 import json
-import logging
 import math
 import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError, ParticipantError, SumusError
 from sumus.evaluation import evaluation_hop, evaluation_of, medians_of
 from sumus.first_hop import FirstHop
+from sumus.logs import logger
 from sumus.optimizers import ServerState
 from sumus.pacing import Pacing
 from sumus.plan import ADDING, Plan
@@ -40,7 +40,7 @@ from sumus.types import Tree
 from sumus.wire.messages import Assignment, Body, CheckInRequest, Kind, Released
 from sumus.wire.tensors import decode_tree, encode_tree
 
-LOG = logging.getLogger("sumus.server")
+LOG = logger("sumus.server")
 Seeds: TypeAlias = Callable[[int], bytes]
 """32 bytes for a sum, by its round's number: from the system's generator, or keyed in simulation and tests."""
 

@@ -13,7 +13,6 @@ Several servers may share a database. Each does all of this, but for time and mo
 look at what it has done.
 """
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +23,7 @@ from typing import Any, TypeAlias
 
 from sumus.aggregate import Aggregate, Update
 from sumus.errors import ExperimentError, SumusError, UsageError
+from sumus.logs import logger
 from sumus.protocol.round import Accept, Action, Assign, CheckIn, Close, Later, Refuse, Session, Settle
 from sumus.server.committer import Committer, Waiting
 from sumus.server.coordinator import Arrived
@@ -46,7 +46,7 @@ from sumus.wire.messages import (
     Settlement,
 )
 
-LOG = logging.getLogger("sumus.server")
+LOG = logger("sumus.server")
 TICK = 0.5
 """Seconds between looks at what time has brought."""
 GROUP = 0.05

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from sumus.experiment import Experiment
 from sumus.simulator.history import RoundRecord
+from sumus.text import printable
 
 Show = Callable[[RoundRecord], None]
 
@@ -30,19 +31,20 @@ class TerminalProgress:
 
     @contextmanager
     def watching(self, experiment: Experiment, done: int) -> Generator[Show, None, None]:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
+
+        from sumus.terminal import console
 
         columns = (
             TextColumn("round"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeRemainingColumn(compact=True),
         )
         latest = ""
-        with Bar(*columns, console=Console(stderr=True), expand=True) as bar:
+        with Bar(*columns, console=console(error=True), expand=True) as bar:
             task = bar.add_task("", total=experiment.rounds, completed=done, figures="starting")
 
             def show(record: RoundRecord) -> None:
@@ -50,7 +52,7 @@ class TerminalProgress:
                 if record.metrics:
                     latest = "".join(f"  {n} {value:.3f}" for n, value in record.metrics.items() if n != "loss")
                 speed = record.clients / record.seconds if record.seconds else 0.0
-                bar.update(task, advance=1, figures=f"loss {record.loss:.4f}{latest}  {speed:.1f} clients/s")
+                bar.update(task, advance=1, figures=printable(f"loss {record.loss:.4f}{latest}  {speed:.1f} clients/s"))
 
             yield show
 

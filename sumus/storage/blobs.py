@@ -221,7 +221,10 @@ def open_blobs(where: str | Path) -> Blobs:
     """
     if isinstance(where, Path) or "://" not in where:
         return DirectoryBlobs(where)
-    parts = urlsplit(where)
+    try:
+        parts = urlsplit(where)
+    except ValueError:
+        parts = urlsplit("")
     if not where.startswith("s3://") or not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
         shown = where.partition("?")[0] if "@" not in where else "an address with a password in it"
         raise UsageError(

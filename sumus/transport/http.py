@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 import urllib3
-from urllib3.exceptions import HTTPError, SSLError
+from urllib3.exceptions import HTTPError, LocationParseError, SSLError
 from urllib3.util import parse_url
 
 from sumus.errors import ExperimentError
@@ -29,7 +29,10 @@ class HttpTransport:
 
     def __init__(self, url: str, authority: str | None = None, connections: int = 4) -> None:
         self.url = url
-        parsed = parse_url(url)
+        try:
+            parsed = parse_url(url)
+        except LocationParseError as error:
+            raise ExperimentError(f"{url!r} is no server's address: write https://HOST:PORT") from error
         port = parsed.port or (443 if parsed.scheme == "https" else 80)
         if parsed.scheme == "https":
             self._pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(

@@ -36,6 +36,7 @@ class InProcess:
         self.failures: list[Exception] = []
         self._app = app
         self._running: set[asyncio.Future[None]] = set()
+        self._asking: set[asyncio.Task[Any] | None] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sumus-in-process", daemon=True)
         self._thread.start()
@@ -76,7 +77,8 @@ class InProcess:
     async def _ask(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str], patience: float, most: int
     ) -> Answer:
-        call = _Call(body, most)
+        call, asking = _Call(body, most), asyncio.current_task()
+        self._asking.add(asking)
         running = asyncio.ensure_future(self._app(_scope(method, path, body, headers), call.receive, call.send))
         self._running.add(running)
         running.add_done_callback(self._ended)
@@ -86,6 +88,7 @@ class InProcess:
         except TimeoutError as error:
             raise Unreachable("the application did not answer in time") from error
         finally:
+            self._asking.discard(asking)
             call.gone.set()  # as a server sees who has left; what it does then is its own affair
         if call.answered:  # what it does beyond, it does without anyone waiting
             return Answer(call.status, call.headers, bytes(call.body))
@@ -117,8 +120,9 @@ class InProcess:
             self._stop()
 
     async def _end(self) -> None:
-        for asking in asyncio.all_tasks() - {asyncio.current_task(), self._lifespan.task, *self._running}:
-            asking.cancel()
+        for asking in self._asking:  # and not the application's own tasks, which may be closing a file
+            if asking is not None:
+                asking.cancel()
         if self._running:
             _, late = await asyncio.wait(set(self._running), timeout=GRACE)
             for running in late:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sumus.errors import ExperimentError, UsageError
+from sumus.terminal import echo
+from sumus.transport.hosts import listen_address
 from sumus.userfile import load, named, split
 
 if TYPE_CHECKING:
@@ -39,12 +41,15 @@ def worker(
     tls: Annotated[
         tuple[Path, Path] | None, typer.Option(metavar="CERT KEY", help="A certificate's chain and its key, PEM.")
     ] = None,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="Host name or address that callers use; several times for several.")
+    ] = None,
     insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it.")] = False,
 ) -> None:
     """Let callers compute with the tensors of a file, under its policy, until Ctrl-C."""
     from sumus.virtual.serving import serve
 
-    host, port = address(listen)
+    host, port = listen_address(listen)
     path, part = split(file)
     token = token_of(token_file, os.environ)
     tensors, policy = load_tensors(file)
@@ -56,6 +61,7 @@ def worker(
         host=host,
         port=port,
         tls=tls,
+        names=host_name or (),
         insecure=insecure,
     )
 
@@ -76,14 +82,6 @@ def load_tensors(file: str) -> tuple[Mapping[str, Any], "Policy"]:
     return tensors, policy or Policy()
 
 
-def address(listen: str) -> tuple[str, int]:
-    """HOST:PORT."""
-    host, colon, port = listen.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--listen {listen!r}: write HOST:PORT, such as 127.0.0.1:0")
-    return host.removeprefix("[").removesuffix("]"), int(port)
-
-
 def token_of(file: str | None, environment: Mapping[str, str]) -> str:
     """The token, from a file, standard input or the environment; a file that is not there is made, with a new one."""
     from sumus.storage.files import write_whole
@@ -100,5 +98,5 @@ def token_of(file: str | None, environment: Mapping[str, str]) -> str:
     path = Path(file)
     if not path.exists():
         write_whole(path, f"{secrets.token_urlsafe(32)}\n".encode(), private=True)
-        print(f"{path}: a new token; give it to whoever may use this worker", file=sys.stderr, flush=True)
+        echo(f"{path}: a new token; give it to whoever may use this worker", error=True)
     return read_token(path)

@@ -8,11 +8,10 @@ checked before the body is read, and the body's length before its first byte.
 
 import asyncio
 import hashlib
-import hmac
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,13 +20,16 @@ from pathlib import Path
 import uvloop
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from torch import Tensor
 
-from sumus.device.link import is_loopback
 from sumus.errors import ParticipantError, UsageError
+from sumus.operations.guard import guard, shows
 from sumus.operations.listening import Planes, bound, config, told_to_stop, url_at
+from sumus.terminal import echo
+from sumus.text import whole_number
+from sumus.transport.hosts import is_loopback
 from sumus.virtual.messages import OVERHEAD, STATUS, Begin, Begun, Nothing, Refusal, Said, read, write
 from sumus.virtual.policy import Policy
 from sumus.virtual.workbench import LOG, Refused, Workbench
@@ -51,16 +53,18 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 0,
     tls: tuple[str | Path, str | Path] | None = None,
+    names: Sequence[str] = (),
     insecure: bool = False,
-    ready: Callable[[str], None] = lambda url: print(url, flush=True),
+    ready: Callable[[str], None] = lambda url: echo(url),
 ) -> None:
     """Be a worker for others until the process is told to stop.
 
     tensors: that are offered, by name.  token: whoever has it is let in; 16 letters or more, and never from a command line.
     host, port: where it listens, port 0 for any; other machines reach it only where host says so, and then with tls, a
-    certificate's chain and its key (PEM), or insecure.  ready: is told the URL once it answers.
+    certificate's chain and its key (PEM), or insecure.  names: what callers call this machine, beside host.
+    ready: is told the URL once it answers.
     """
-    app = worker_app(name, tensors, policy or Policy(), token)
+    app = worker_app(name, tensors, policy or Policy(), token, names=(host, *names))
     if not is_loopback(host) and tls is None and not insecure:
         raise UsageError(
             f"others reach {host}, and without TLS they read along: give --tls CERT KEY; or --insecure, behind something "
@@ -69,7 +73,7 @@ def serve(
     with closing(bound(host, port, "--listen")) as listening:
         url = url_at(tls is not None, host, listening)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_until_told(Planes([(listening, config(app, "", tls))]), app.state.callers, lambda: ready(url)))
+            runner.run(_until_told(Planes([(listening, config(app, tls))]), app.state.callers, lambda: ready(url)))
 
 
 async def _until_told(planes: Planes, callers: "Callers", ready: Callable[[], None]) -> None:
@@ -157,9 +161,14 @@ def _hash(secret: str) -> str:
 
 
 def worker_app(
-    name: str, tensors: Mapping[str, Tensor], policy: Policy, token: str, clock: Callable[[], float] = time.monotonic
+    name: str,
+    tensors: Mapping[str, Tensor],
+    policy: Policy,
+    token: str,
+    clock: Callable[[], float] = time.monotonic,
+    names: Sequence[str] = (),
 ) -> Starlette:
-    """A worker as an ASGI application; `state.callers` is who has begun."""
+    """A worker as an ASGI application; `state.callers` is who has begun. names: hosts that callers call it by."""
     if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(f"the token has {LEAST_TOKEN} letters or more, ASCII, without blanks: make a longer one")
     callers = Callers(tensors, policy, clock)
@@ -174,7 +183,12 @@ def worker_app(
             Refused("not_found", "there is no such path: this is a sumus worker, for sumus.virtual.connect(url)")
         )
 
-    app = Starlette(routes=routes, exception_handlers={404: not_there, 405: not_there})
+    app = Starlette(
+        routes=routes,
+        exception_handlers={404: not_there, 405: not_there},
+        middleware=[guard(names, _turned_away, "--host-name")],
+    )
+    app.router.redirect_slashes = False
     app.state.callers = callers
     return app
 
@@ -208,16 +222,14 @@ class _Plane:
         return write(Said(Nothing()))
 
     def _authorize(self, request: Request) -> None:
-        scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), self._token) or scheme.lower() != "bearer":
+        if not shows(request, self._token):
             raise Refused("bad_token", "this is not its token: ask its owner for the one that it was started with")
 
     async def _body(self, request: Request, most: int) -> bytes:
         self._authorize(request)
-        said = request.headers.get("content-length", "")
-        if not (said.isascii() and said.isdecimal() and len(said) <= 18):
+        length = whole_number(request.headers.get("content-length", ""))
+        if length is None:
             raise Refused("malformed", "say Content-Length")
-        length = int(said)
         if length > most:
             raise Refused("too_large", f"{length} bytes, and at most {most} are read: send it in parts")
         if not self._room:
@@ -260,6 +272,11 @@ def _explained(answer: Callable[[Request], Awaitable[bytes]]) -> Callable[[Reque
             return _refusal(Refused("failed", "a defect of the worker, which is in its log"))
 
     return explain
+
+
+def _turned_away(status: int, code: str, detail: str) -> Response:
+    """A browser reads this answer, and no caller of a worker."""
+    return PlainTextResponse(detail, status)
 
 
 def _refusal(no: Refused) -> Response:

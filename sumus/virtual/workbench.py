@@ -11,7 +11,6 @@ into. It belongs to memory, not to pointers: a view of what has become private i
 in private tensors is not reported, since whether it does would tell: the result is NaN, or the operation is refused in any case.
 """
 
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor
 
 from sumus.errors import ParticipantError
+from sumus.logs import logger
+from sumus.text import printable
 from sumus.types import Array
 from sumus.virtual.messages import (
     OVERHEAD,
@@ -55,7 +56,7 @@ from sumus.virtual.messages import (
 from sumus.virtual.operations import DTYPE_NAMES, DTYPES, OPERATIONS, TELLS, TENSORS, Operation, tensors_in
 from sumus.virtual.policy import Policy
 
-LOG = logging.getLogger("sumus.worker")
+LOG = logger("sumus.worker")
 NODE = 1024
 """Bytes that a step of autograd's graph counts as, beside its tensors."""
 
@@ -64,7 +65,7 @@ class Refused(Exception):
     """A request is answered with a refusal."""
 
     def __init__(self, code: Code, detail: str) -> None:
-        super().__init__(f"{code}: {detail}")
+        super().__init__(printable(f"{code}: {detail}"))
         self.code: Code = code
         self.detail = detail
 

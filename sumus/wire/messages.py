@@ -19,6 +19,7 @@ import msgspec
 from sumus.errors import ParticipantError
 from sumus.pacing import Conditions
 from sumus.site import MOST_ROUNDS, NoiseAt
+from sumus.text import printable
 
 PROTOCOL = 1
 """Version of this page of the protocol; a server that is spoken to in another says which it speaks."""
@@ -313,7 +314,7 @@ class Refused(Exception):
     """A request is answered with an error."""
 
     def __init__(self, code: str, detail: str = "", retry_after_s: Window | None = None) -> None:
-        super().__init__(f"{code}: {detail}")
+        super().__init__(printable(f"{code}: {detail}"))
         self.problem = Problem(code, detail, retry_after_s, PROTOCOL if code == "old_protocol" else None)
 
     @property

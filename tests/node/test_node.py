@@ -365,6 +365,14 @@ def asked(url: str, body: Any = None, context: Any = None, **headers: str) -> An
         return json.loads(answer.read())
 
 
+def is_ready(url: str) -> bool:
+    try:
+        return asked(f"{url}/readyz") == {"ready": True}
+    except urllib.error.HTTPError as no:
+        no.close()
+        return False
+
+
 def test_the_same_over_http(tmp_path: Path) -> None:
     with a_node(tmp_path, listen="127.0.0.1:0", keep_count=2) as node:
         with pytest.raises(urllib.error.HTTPError) as no:
@@ -373,7 +381,7 @@ def test_the_same_over_http(tmp_path: Path) -> None:
         assert json.loads(no.value.read()) == {"ready": False, "why": "there is no model yet"}
         assert asked(f"{node.url}/v1/readings", [reading(n) for n in range(3)], idempotency_key="a")["kept"] == 3
         until(node, lambda status: status.rounds == 1 and status.models)
-        assert asked(f"{node.url}/readyz") == {"ready": True}
+        until(node, lambda status: is_ready(node.url))  # which is looked at once a second
         status = asked(f"{node.url}/status")
         assert status["readings"]["kept"] == 2, "as many as are to be kept"
         assert (status["models"], status["rounds"], status["trouble"]) == ({"a": 3}, 1, {})

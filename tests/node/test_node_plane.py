@@ -45,7 +45,8 @@ class Here:
         self.readings, self.clock = Readings(folder), Clock()
         self.intake = Intake(self.readings)
         self.models: dict[str, int] = {}
-        app = plane_app(self.intake, self.predict, lambda: {"models": self.models}, token, self.clock)
+        names = () if token is None else ("node.lan",)
+        app = plane_app(self.intake, self.predict, lambda: {"models": self.models}, token, self.clock, names)
         self.network = InProcess(app)
 
     def predict(self, raws: list[Raw | BadReading]) -> Said:
@@ -151,6 +152,8 @@ def test_what_there_is_to_see(here: Here) -> None:
     assert here.ask("GET", "/healthz") == (200, {"ok": True})
     assert here.ask("GET", "/readyz") == (503, {"ready": False, "why": "there is no model yet"})
     here.models["signs"] = 7
+    assert here.ask("GET", "/readyz")[0] == 503, "it is looked at once a second"
+    here.clock.now += 1.0
     assert here.ask("GET", "/readyz") == (200, {"ready": True})
     assert here.ask("GET", "/status") == (200, {"models": {"signs": 7}})
     assert here.ask("GET", "/nothing")[0] == here.ask("GET", "/predict")[0] == 404
@@ -172,8 +175,8 @@ def test_what_there_is_to_see(here: Here) -> None:
         ({"content_length": str(MOST_TENSORS + 1), "content_type": TENSORS}, 413, "too_large"),
         ({"content_length": "5"}, 400, "malformed"),
         ({"content_type": TENSORS}, 422, "bad_reading"),
-        ({"host": "node.attacker.example"}, 403, "elsewhere"),
-        ({"host": "192.168.0.7:8070"}, 403, "elsewhere"),
+        ({"host": "node.attacker.example"}, 421, "wrong_host"),
+        ({"host": "192.168.0.7:8070"}, 421, "wrong_host"),
     ],
 )
 def test_what_is_not_taken(changed: dict[str, Any], status: int, code: str, here: Here) -> None:

@@ -32,6 +32,7 @@ class Admin:
 
     def answer(self, method: str, path: str, body: Any = None) -> Answer:
         headers = {"authorization": f"Bearer {self.session}"} if self.session else {}
+        headers |= {} if method == "GET" else {"content-type": "application/json"}
         sent = b"" if method == "GET" else json.dumps(body or {}).encode()
         return self.transport.request(method, path, sent, headers)
 
@@ -243,5 +244,7 @@ def test_every_change_is_a_line_in_the_log_without_devices_and_secrets(
 
 
 def test_too_long_a_body_is_refused_before_it_is_read(admin: Admin) -> None:
-    answer = admin.transport.request("POST", "/v1/admin/login", b"x", {"content-length": str(2**40)})
+    answer = admin.transport.request(
+        "POST", "/v1/admin/login", b"x", {"content-length": str(2**40), "content-type": "application/json"}
+    )
     assert json.loads(answer.body)["code"] == "too_large"

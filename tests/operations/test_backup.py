@@ -62,7 +62,7 @@ def grown(tmp_path: Path) -> tuple[list[ScriptedDevice], Assignment]:
         settle(service)
         copied = back_up(Where(tmp_path / "data"), tmp_path / "backup")
         assert copied.tasks == {"tiny": 1}
-        assert "tiny: version 1" in copied.shown()
+        assert copied.shown()[1] == "tiny: version 1"
         out = works[2]
         assert out is not None
         for device, work in zip(devices[1:], works[1:], strict=True):
@@ -91,7 +91,7 @@ def test_what_is_put_back_goes_on_from_its_model_in_a_greater_epoch(
         path.unlink()
     done = restore(tmp_path / "backup", Where(tmp_path / "data"))
     assert done.epochs == {"tiny": 1}
-    assert "tiny: version 1, epoch 1" in done.shown()
+    assert done.shown()[1] == "tiny: version 1, epoch 1"
     with served(tmp_path / "data") as (service, transport):
         training = service.server.tasks[0].training
         assert training.version == 1

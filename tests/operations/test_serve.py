@@ -168,7 +168,7 @@ def test_each_model_is_a_line(tmp_path: Path) -> None:
     first, last = running.finish(HttpTransport(running.opened.url))
     assert first.startswith("tiny  version 1  3 devices  loss 0.5000")
     assert last.startswith("stopping")
-    shown = running.opened.shown()
+    shown = "\n".join(running.opened.shown())
     assert "clear mode" in shown
     assert running.opened.login in shown
     assert "gives rounds no deadline" in shown

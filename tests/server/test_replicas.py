@@ -357,7 +357,9 @@ def test_status_and_metrics_say_who_leads_and_who_follows_is_ready(replicas: Rep
             text = admin.request("GET", "/metrics").body.decode().splitlines()
             assert {f"sumus_leader {float(leads)}", "sumus_fence 1.0", "sumus_replicas 2.0"} <= set(text)
             assert admin.request("GET", "/readyz").status == 200
-            answer = admin.request("POST", "/v1/admin/models/tiny/pause", b"{}", headers)
+            answer = admin.request(
+                "POST", "/v1/admin/models/tiny/pause", b"{}", {**headers, "content-type": "application/json"}
+            )
             if leads:
                 assert answer.status == 200
             else:

@@ -25,7 +25,7 @@ from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable
 from sumus.virtual import Policy, VirtualWorker, Worker, WorkerRefused, connect, get, move, send, serve
-from sumus.virtual.commands import address, load_tensors, token_of
+from sumus.virtual.commands import load_tensors, token_of
 from sumus.virtual.messages import OVERHEAD, STATUS, Asked, Begin, Begun, Count, Refusal, Said, read, write
 from sumus.virtual.remote import read_token
 from sumus.virtual.serving import ASK, BEGIN, END, worker_app
@@ -374,14 +374,6 @@ def test_a_file_offers_tensors_and_a_policy(file: Path, tmp_path: Path) -> None:
         load_tensors(f"{other}:mine")
     with pytest.raises(ExperimentError, match="defines no `tensors`: add `tensors = "):
         load_tensors(str(other))
-
-
-def test_an_address_has_a_port() -> None:
-    assert address("127.0.0.1:0") == ("127.0.0.1", 0)
-    assert address("[::1]:8090") == ("::1", 8090)
-    for wrong in ("127.0.0.1", ":80", "a:b", "a:70000"):
-        with pytest.raises(sumus.UsageError, match="write HOST:PORT"):
-            address(wrong)
 
 
 def test_a_token_comes_from_a_file_or_the_environment_and_never_from_a_command(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ const KEY = "sumus session";
 
 async function ask(method, path, body, session) {
   const headers = session ? { authorization: `Bearer ${session}` } : {};
+  if (body) headers["content-type"] = "application/json";
   const answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
   return { status: answer.status, said: await answer.json() };
 }

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 
-from sumus.operations.logs import log_to
+from sumus.logs import log_to
 
 
 def written(form: str) -> str:

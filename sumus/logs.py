@@ -1,0 +1,86 @@
+"""Logs on standard error: lines for people, or a JSON object a line. No device, no token and no address of one is in them.
+
+    LOG = logger("sumus.server")                instead of logging.getLogger
+    log_to(sys.stderr, "json")
+
+Names of files and answers of other machines get into records. A record of such a logger is escaped before any handler sees it,
+also a handler of a program that uses sumus as a library; a record of another library is escaped on its way to `log_to`'s
+stream.
+"""
+
+import json
+import logging
+import traceback
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+from sumus.text import printable, printable_values
+
+Form = Literal["text", "json"]
+
+
+def logger(name: str) -> logging.Logger:
+    """The logger of this name; its records are escaped."""
+    found = logging.getLogger(name)
+    if _ESCAPING not in found.filters:
+        found.addFilter(_ESCAPING)
+    return found
+
+
+def log_to(stream: TextIO, form: Form = "text", level: int = logging.INFO) -> logging.Handler:
+    """Let everything that is logged go to a stream, of libraries only warnings; the handler, for whoever takes it away again."""
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(_ESCAPING)
+    handler.setFormatter(_Json() if form == "json" else _Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("sumus").setLevel(level)
+    return handler
+
+
+def said(record: logging.LogRecord) -> dict[str, Any]:
+    """What a record says besides its message: `extra={"said": {...}}`."""
+    return getattr(record, "said", {})
+
+
+class _Escaping(logging.Filter):
+    """Lets every record pass, escaped. Lines of a traceback are indented: so none of them looks like a record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        try:
+            record.msg, record.args = printable(record.getMessage()), None
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+        ):  # another library's record with wrong arguments, which its handler says
+            return True
+        if said(record):
+            record.said = printable_values(said(record))
+        if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
+            lines = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n").split("\n")
+            record.exc_text = "\n".join(f"    {printable(line)}" for line in lines)
+        return True
+
+
+_ESCAPING = _Escaping()
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        more = " ".join(f"{name}={value}" for name, value in said(record).items())
+        line, *trace = super().format(record).split("\n")
+        return "\n".join([line + (f" ({more})" if more else ""), *trace])
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **said(record),
+        }
+        if record.exc_text:
+            line["traceback"] = record.exc_text
+        return json.dumps(line, default=str)

@@ -1,0 +1,87 @@
+"""Who asks, if proxies stand before a server: what they say in `X-Forwarded-For`, as far as the operator named them.
+
+    proxies = Proxies("127.0.0.1, 10.0.0.0/8")
+    proxies.client("10.0.0.7", "203.0.113.9, 198.51.100.4")          "198.51.100.4"
+    app = told_by_proxies(app, proxies)                              an ASGI application around another one
+
+Each proxy writes the address of its own peer at the end of the header. What stands before that was written by the peer, which
+may be anybody. So the header is read from its end, as long as each address on the way is a named proxy's.
+"""
+
+import ipaddress
+from typing import TypeAlias
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sumus.errors import UsageError
+from sumus.logs import logger
+from sumus.transport.hosts import host_of, ip_of
+
+LOG = logger("sumus.serve")
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Proxies:
+    """Peers that are believed about who asks.
+
+    Args:
+        named: addresses and networks with commas between them; `*` for every peer, of which the one that is connected is then
+            believed about its own peer, and nobody further; empty for none.
+    """
+
+    def __init__(self, named: str = "") -> None:
+        words = [word for word in (part.strip() for part in named.split(",")) if word]
+        self._everyone = words == ["*"]
+        self._networks = [] if self._everyone else [_network(word) for word in words]
+
+    def client(self, peer: str, forwarded: str) -> str:
+        """The address that a request comes from. peer: who is connected.  forwarded: the header, of several all in order."""
+        here = ip_of(peer) or peer
+        for said in reversed(forwarded.split(",")):
+            address = ip_of(host_of(said) or "")
+            if address is None or not self.holds(here):
+                break
+            here = address
+            if self._everyone:
+                break
+        return here
+
+    def holds(self, address: str) -> bool:
+        """Whether a peer at this address is believed."""
+        if self._everyone:
+            return True
+        known = ip_of(address)
+        return known is not None and any(ipaddress.ip_address(known) in network for network in self._networks)
+
+
+def told_by_proxies(app: ASGIApp, proxies: Proxies) -> ASGIApp:
+    """The application, which is told the client that these proxies name. A peer that is none of them is not believed, and the
+    operator hears of the first one in the log."""
+    heard = False
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal heard
+        forwarded = [value for name, value in scope.get("headers", ()) if name == b"x-forwarded-for"]
+        if scope["type"] == "http" and forwarded and scope.get("client"):
+            peer = scope["client"][0]
+            if proxies.holds(peer):
+                scope["client"] = (proxies.client(peer, b",".join(forwarded).decode("latin-1")), 0)
+            elif not heard:
+                heard = True
+                LOG.warning(
+                    "a request says for whom it was forwarded (X-Forwarded-For), and is not believed: if a proxy of yours sends "
+                    "it, name its address with --proxies, or all that come through it count as one neighbourhood"
+                )
+        await app(scope, receive, send)
+
+    return answer
+
+
+def _network(word: str) -> Network:
+    try:
+        return ipaddress.ip_network(word, strict=False)
+    except ValueError:
+        raise UsageError(
+            f"--proxies {word!r:.80}: name addresses and networks with commas between them, as 127.0.0.1,10.0.0.0/8; or *, if "
+            "none but your proxies reach the port"
+        ) from None

@@ -1,0 +1,53 @@
+"""Text from outside, made safe to show: names of files, members of archives, topics, what another machine answers.
+
+    printable("kitchen\\x1b[2J.csv")             'kitchen\\\\x1b[2J.csv', which no terminal obeys
+    printable_lines(text)                       the same, where several lines are meant
+    printable_values(json)                      the same for every text in nested JSON
+
+A terminal obeys control characters, a log's reader takes a line feed for the next record, and a bidirectional override shows
+letters in another order than they are in. So these characters are written as their escapes. Every place of sumus that shows
+text (`sumus.terminal`, `sumus.logs`, the text of errors) calls these functions, and no other code escapes.
+"""
+
+from typing import Any, cast
+
+
+def printable(text: object) -> str:
+    """The text in one line without characters that are not shown as themselves; those become escapes such as `\\x1b`.
+
+    Letters of all scripts stay. Escaped are control and format characters (line feeds and bidirectional overrides among them),
+    separators other than a blank, halves of surrogate pairs, and what Unicode has not assigned.
+    """
+    said = str(text)
+    if said.isprintable():
+        return said
+    return "".join(each if each.isprintable() else _escape(each) for each in said)
+
+
+def printable_lines(text: object) -> str:
+    """The same for text of several lines: line feeds stay."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+def printable_values(value: Any) -> Any:
+    """The same for every text in nested lists and mappings, such as JSON gives them; keys too."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [printable_values(each) for each in cast(list[Any], value)]
+    if isinstance(value, dict):
+        return {printable_values(key): printable_values(each) for key, each in cast(dict[Any, Any], value).items()}
+    return value
+
+
+def whole_number(text: str, digits: int = 18) -> int | None:
+    """A number of ASCII digits, at most so many; None for every other text.
+
+    Numbers that somebody else wrote are read by this function. Python's own `int` also takes signs, blanks, underscores and
+    digits of other scripts, and raises for more than 4,300 digits.
+    """
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= digits else None
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
