@@ -85,6 +85,30 @@ def counts_twice(facts: Facts, event: server.Event) -> server.Decision:
     return server.decide(facts, event)
 
 
+def frees_a_place_twice(facts: Facts, event: server.Event) -> server.Decision:
+    """Takes a device that lapsed, and then gives up, for one that still has its place: that is given away twice."""
+    if isinstance(event, server.Dropped):
+        facts = replace(facts, sessions=tuple(_with_place(one) for one in facts.sessions))
+    return server.decide(facts, event)
+
+
+def counts_a_late_report_beside(facts: Facts, event: server.Event) -> server.Decision:
+    """Counts the report of a session that lapsed, and does not note that it has a place again."""
+    if isinstance(event, server.Commit):
+        facts = replace(facts, sessions=tuple(_with_place(one) for one in facts.sessions))
+    return server.decide(facts, event)
+
+
+def _with_place(session: server.Session) -> server.Session:
+    return replace(session, state="out") if session.state == "lapsed" else session
+
+
+def gives_work_to_who_rests(facts: Facts, event: server.Event) -> server.Decision:
+    """Forgets that a device let places go."""
+    known = facts.device
+    return server.decide(replace(facts, device=known and replace(known, rests_until=0.0)), event)
+
+
 def forgets_to_resend(state: DeviceState, event: device.Event, floor: Floor) -> device.Step:
     """Takes a report that got no answer for lost, and goes on."""
     if isinstance(event, device.NoAnswer) and state.phase is Phase.REPORTING:
@@ -103,6 +127,9 @@ BUGS: Mapping[str, tuple[Rules, Steps]] = {
     "accepts-before-commit": (accepts_before_commit, device.step),
     "accepts-after-close": (accepts_after_close, device.step),
     "counts-twice": (counts_twice, device.step),
+    "frees-a-place-twice": (frees_a_place_twice, device.step),
+    "counts-a-late-report-beside": (counts_a_late_report_beside, device.step),
+    "gives-work-to-who-rests": (gives_work_to_who_rests, device.step),
     "forgets-to-resend": (server.decide, forgets_to_resend),
     "keeps-early": (server.decide, keeps_early),
 }
@@ -146,6 +173,7 @@ class Schedule:
         self._waiting: dict[str, list[tuple[int, int]]] = {}
         self.counted: dict[str, server.Session] = {}
         self._rows: dict[int, server.Round] = {}
+        self._holds = set[str]()
 
     def run(self) -> None:
         """Live through it; Broken where something does not hold."""
@@ -178,6 +206,26 @@ class Schedule:
             if row.counted > self.server.pacing.cohort or row.out < 0:
                 raise Broken(f"round {number} counts more than it may: {row}")
         self._rows = dict(self.store.rounds)
+        self._check_places()
+
+    def _check_places(self) -> None:
+        """Every place is one session's, and a round gives no more of them than it has."""
+        pacing, row = self.server.pacing, self.store.rounds[self.store.run.newest]
+        holds = {
+            session.id
+            for session in self.store.sessions.values()
+            if session.state == "out" and (pacing.buffered or session.round == row.number)
+        }
+        if row.state is State.OPEN and row.out != len(holds):
+            raise Broken(f"round {row.number} has {row.out} places taken, and {sorted(holds)} hold one")
+        most = pacing.concurrency or pacing.chosen - row.counted
+        if holds - self._holds and row.state is State.OPEN and len(holds) > most:
+            raise Broken(f"round {row.number} gives {sorted(holds - self._holds)} a place, and has {most}")
+        self._holds = holds
+        for device_row in self.store.devices.values():
+            last = device_row.session
+            if last is not None and last.state == "out" and last.began == self.now < device_row.rests_until:
+                raise Broken(f"device {device_row.id} is given work, and rests until {device_row.rests_until:.0f}")
 
     def _check_end(self) -> None:
         """At rest: everyone has been told the truth, and what was told is in a model, or in a round that says it is not."""

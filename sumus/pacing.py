@@ -54,9 +54,11 @@ class Pacing:
 
     over_select: devices to choose for each report that is wanted; what comes after the last wanted one is not counted. None is
         1.0 in a simulation, and 1.3 once the plan is made for devices.
-    least: the share of the cohort below which a round is abandoned, once all who were chosen have ended or the deadline is over.
+    least: the share of the cohort below which a round is abandoned, once it is over: at the deadline; without one, when all who
+        were chosen have ended.
     deadline: seconds from a round's opening to its end, whoever is missing; None to wait for everyone. Of a buffer: the seconds
-        that a device may take.
+        that a device may take. With a deadline, the place of a device that gives up, or is silent for much longer than the work
+        takes, is given to another device (docs/protocol.md, "Places").
     concurrency: devices that train at once. Given, rounds are buffers.
     most_stale: versions that a report's model may be behind; None for any.
     separation: rounds from a device's one contribution to its next, at least; with 1 it is in a sum at most once.

@@ -107,6 +107,7 @@ WAITS: Mapping[str, str] = {
     "few": "until enough devices are enrolled for a sum",
     "full": "for the next round: this one has all its devices",
     "paused": "until the server's operator lets it go on",
+    "resting": "for a while, since earlier work of this device did not come to an end",
     "separation": "until others have had their turn",
 }
 """What a server's reasons mean to a device's owner; others are conditions of its own."""

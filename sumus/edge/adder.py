@@ -22,7 +22,8 @@ import msgspec
 from sumus.errors import PlanError
 from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
-from sumus.protocol.round import Later, Round, Session, State, outcome
+from sumus.protocol.round import Abandon, Action, Later, Round, Session, State
+from sumus.protocol.rows import changed
 from sumus.server.coordinator import newest_of
 from sumus.server.runs import Run, any_seed
 from sumus.site import Edges
@@ -54,13 +55,11 @@ PICK_UP = 60.0
 
 
 class Granted(NamedTuple):
-    """Work that came down for a device. since: when, by the server's clock.  replaces: its session here, that it has forgotten;
-    empty where there is none."""
+    """Work that came down for a device. since: when, by the server's clock."""
 
     work: Assignment
     serial: int
     since: float
-    replaces: str = ""
 
 
 class Relay:
@@ -69,7 +68,8 @@ class Relay:
 
     ended: sessions of which no report will come, by (task, kind, device and session), with the reason.
     going_up: check-ins that are on their way.  wake: is called when there is something to pass on.  holds: whether what a device
-    has done is in a sum that has not gone up yet.  members: devices that the edge has.
+    has done is in a sum that has not gone up yet.  forgets: is called, with the time, for a device that asks for other work than
+    it has.  members: devices that the edge has.
     """
 
     def __init__(self) -> None:
@@ -79,6 +79,7 @@ class Relay:
         self.ended: dict[tuple[str, Kind, str], str] = {}
         self.wake: Callable[[], None] = lambda: None
         self.holds: Callable[[str], bool] = lambda device: False
+        self.forgets: Callable[[str, float], None] = lambda device, now: None
         self.members = 0
         self._later: OrderedDict[str, tuple[int, float, Later]] = OrderedDict()
         self._next = math.inf
@@ -97,6 +98,7 @@ class Relay:
         if device not in self.granted and request not in (self.going_up.get(device), self.asking.get(device)):
             if self.holds(device):
                 return Later(ASKING, "closed")
+            self.forgets(device, now)
             self.asking[device] = request
             self.wake()
         return NOT_NOW
@@ -186,6 +188,22 @@ class AdderRun(Run):
             self._keep(purpose.work.plan.sha256, purpose.work.broadcast.sha256)
         self._pace(now)
 
+    def carry_out(self, actions: Iterable[Action], now: float) -> None:
+        decided = list(actions)
+        super().carry_out(decided, now)
+        for action in decided:
+            if isinstance(action, Abandon):
+                self._give_back(action.number, now)
+
+    def _give_back(self, number: int, now: float) -> None:
+        """A round came to nothing: no report of its sessions will go up, and the server above may give their places away."""
+        with self.store.transaction() as rows:
+            awaited = [row for row in map(rows.session, rows.sessions_out()) if row is not None]
+        out = [session.id for session in awaited if session.round == number]
+        if out:
+            self.dropped(out, "other")
+            self.coordinator.drop(out, "closed", now)
+
     def holds(self, device: str) -> bool:
         """Whether what a device has done is in a sum that has not gone up yet."""
         with self.store.transaction() as rows:
@@ -231,12 +249,22 @@ class AdderRun(Run):
             row = None if last is None else rows.round(last.round)
         if last is not None and last.serial == request.serial:
             return None  # the same check-in again
+        if known is not None and now < known.rests_until:
+            rest = known.rests_until - now
+            return Later((rest, rest + ASKING[1]), "resting")
         state = "" if last is None or row is None or row.over else last.state
         if newest.state is State.CLOSING or state == "counted":
             return Later(ASKING, "closed")
         if state != "out" and not self._has_room(newest):
             return Later(ASKING, "full")
         return self._relay.ask(device, request, now)
+
+    def forget_work(self, device: str, now: float) -> None:
+        """A device asks for other work than it has of this run. The server above forgets its session when it hears so, and would
+        refuse a whole sum that holds its report: so from before the question goes up, no report of it is counted here."""
+        out = [session.id for session in self.coordinator.last_sessions([device]) if session.awaited]
+        if out:
+            self.carry_out(self.coordinator.drop(out, "closed", now), now)
 
     def offer(self, session: Session, now: float) -> Assignment:
         self._relay.granted.pop(session.device, None)
@@ -250,6 +278,7 @@ class AdderRun(Run):
         with self.store.transaction() as rows:
             sessions, out = rows.counted_in(number), rows.sessions_out()
         self._relay.note_ended(self.task, self.kind, out)
+        self.coordinator.drop(out, "closed", now)
         total = self.sums.total(number)
         body = encode_sum(sessions, total, self.hop)
         self.sums_to_send[number] = Waiting(number, self.task, self.kind, body, len(sessions))
@@ -258,7 +287,7 @@ class AdderRun(Run):
     def tick(self, now: float) -> None:
         self.changes += self._relay.is_due(now)  # who is held may ask again
         self._relay.note_members(self.coordinator.population)
-        self._take_back(lambda granted: now - granted.since > PICK_UP, now)
+        self._take_back(lambda granted: now - granted.since > PICK_UP)
         self._pace(now)
         super().tick(now)
         self._pace(now)  # of a round that has just begun
@@ -269,13 +298,11 @@ class AdderRun(Run):
         """Work came down for a device, and waits here to be fetched."""
         self.changes += 1
         with self.store.transaction() as rows:
-            known, taken = rows.device(device), rows.session(f"{device}/{work.session}")
+            taken = rows.session(f"{device}/{work.session}")
         if taken is not None:  # it asked twice, and has fetched it since
             return
-        last = None if known is None else known.session
-        replaces = last.id if last is not None and outcome(last, self.coordinator.facts(now)) == "unknown" else ""
-        if self._fits(work, now, bool(replaces)):
-            self._relay.granted[device] = Granted(work, request.serial, now, replaces)
+        if self._fits(work, now):
+            self._relay.granted[device] = Granted(work, request.serial, now)
             self._latest, self._full = now, False
         else:  # it is of another round than the one that is open here
             self._relay.note_ended(self.task, self.kind, [f"{device}/{work.session}"])
@@ -301,6 +328,9 @@ class AdderRun(Run):
         """It has not, and will not."""
         if self.sums_to_send.pop(number, None) is not None:
             self.trouble = f"the sum of round {number} was not counted above: {why}"
+            with self.store.transaction() as rows:
+                sessions = rows.counted_in(number)
+            self._relay.note_ended(self.task, self.kind, sessions)
             self.carry_out(self.coordinator.cancel(number, now), now)
             self.tick(now)
 
@@ -310,7 +340,7 @@ class AdderRun(Run):
         """Whether the sum of the round that is open can hold one report more."""
         return row.given - row.dropped + self._waiting() < self.most_together
 
-    def _fits(self, work: Assignment, now: float, replaces: bool) -> bool:
+    def _fits(self, work: Assignment, now: float) -> bool:
         """Whether work is of the round that is open here, or opens it. What is of an earlier one of the server's above ends."""
         row = self.coordinator.current
         if row.state is State.PLANNED:
@@ -322,33 +352,31 @@ class AdderRun(Run):
             self._note(row.number, work, now)
             return True
         if _same(mine.work, work):
-            return replaces or self._has_room(row)
+            return self._has_room(row)
         self._end(now)
-        return self.coordinator.current.state is State.PLANNED and self._fits(work, now, False)
+        return self.coordinator.current.state is State.PLANNED and self._fits(work, now)
 
     def _end(self, now: float) -> None:
         """No more devices come into this round: it closes when those that work have ended, or at once where none does."""
         with self.store.transaction() as rows:
             out = rows.sessions_out()
-        self._take_back(lambda granted: True, now)
+        self._take_back(lambda granted: True)
         self._full = True
         self._pace(now)
         self.dropped(out, "closed")
         self.carry_out(self.coordinator.drop(out, "closed", now), now)
         super().tick(now)
 
-    def _take_back(self, which: Callable[[Granted], bool], now: float) -> None:
+    def _take_back(self, which: Callable[[Granted], bool]) -> None:
         """Give back work that nobody has fetched."""
         granted = self._relay.granted
         for device in [device for device, each in granted.items() if self._is_mine(each) and which(each)]:
             gone = granted.pop(device)
             self._relay.note_ended(self.task, self.kind, [f"{device}/{gone.work.session}"])
-            if gone.replaces:  # the server above has forgotten it
-                self.carry_out(self.coordinator.drop([gone.replaces], "forgotten", now), now)
 
     def _waiting(self) -> int:
-        """Work of this run that waits to be fetched, by devices that have no other."""
-        return sum(self._is_mine(each) and not each.replaces for each in self._relay.granted.values())
+        """Work of this run that waits to be fetched."""
+        return sum(map(self._is_mine, self._relay.granted.values()))
 
     def _is_mine(self, granted: Granted) -> bool:
         return (granted.work.task, granted.work.kind) == (self.task, self.kind)
@@ -359,10 +387,12 @@ class AdderRun(Run):
         purpose = self._of(row.number)
         if row.state is not State.OPEN or purpose is None:
             return
-        expected = row.given + self._waiting()
+        expected = row.given - row.dropped + self._waiting()
         awaited = not self._full and (not expected or now - self._latest < self._linger)
-        cohort = max(1, expected, self._most() + row.dropped if awaited else 0)
+        cohort = max(1, expected, self._most() if awaited else 0)
         deadline = None if purpose.ends is None else max(1e-3, purpose.ends - row.since)
+        if row.given and not expected and not awaited:  # all have let their places go, and nobody comes any more
+            deadline = 1e-3
         self.coordinator.pacing = replace(self.coordinator.pacing, cohort=cohort, deadline=deadline)
 
     def _most(self) -> int:
@@ -375,6 +405,9 @@ class AdderRun(Run):
         with self.store.transaction() as rows:
             purpose = Purpose(work, share_of(sent, self.served.rounds, now), sent)
             rows.put_note(number, "work", msgspec.json.encode(purpose))
+            row = rows.round(number)
+            assert row is not None, "work is of the round that is open"
+            rows.put_round(changed(row, since=now))  # what is a share of the round's time begins with its work
         self._purpose = None
         self._keep(work.plan.sha256, work.broadcast.sha256)
 

@@ -163,7 +163,7 @@ class SiteRun(AdderRun):
         with self.store.transaction() as rows:
             sessions = tuple(rows.counted_in(number)) if standing is None else standing.sessions
             out = rows.sessions_out() if standing is None else ()
-        self._take_back(lambda granted: True, now)
+        self._take_back(lambda granted: True)
         site = self._site(purpose.work, standing)
         with usable():
             after = site.after(total)
@@ -207,8 +207,8 @@ class SiteRun(AdderRun):
 
     # ── of a round ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _fits(self, work: Assignment, now: float, replaces: bool) -> bool:
-        return self._standing is None and super()._fits(work, now, replaces)
+    def _fits(self, work: Assignment, now: float) -> bool:
+        return self._standing is None and super()._fits(work, now)
 
     def _of(self, number: int) -> Purpose | None:
         standing = self._standing

@@ -87,7 +87,7 @@ class Uplink:
     ) -> None:
         self._requests, self._server, self._blobs, self._rows = requests, server, blobs, rows
         self._relay, self._take_up = relay, take_up
-        relay.wake, relay.holds = self.wake, self._holds
+        relay.wake, relay.holds, relay.forgets = self.wake, self._holds, self._forgets
         self._say = say
         self._wanted = threading.Event()
         self._said = -1
@@ -250,6 +250,10 @@ class Uplink:
 
     def _holds(self, device: str) -> bool:
         return any(run.holds(device) for run in self._runs())
+
+    def _forgets(self, device: str, now: float) -> None:
+        for run in self._runs():
+            run.forget_work(device, now)
 
     def _sweep(self, now: float) -> None:
         """Let go of what no device may fetch any more."""

@@ -17,6 +17,12 @@ A report that is not accepted is refused with the reason, and a device that was 
 (`previous`). A synchronous round and a buffer are one machine under another `Pacing`: in a synchronous round the devices are
 chosen, and whoever was not is not counted; a buffer takes the next reports, whichever model they began from.
 
+A session holds a *place*: one of the devices that a round is given to, or that a buffer lets train at once. A session that ends
+without a report gives its place back, and the next device that asks gets it. So does a session that says nothing for longer than
+such work takes (`lets_go_at`): it has *lapsed*. Its report is not refused for that: it is counted as long as the round has room.
+A device that let a place go rests, longer each time, until a report of it is counted (`rested`). All of this needs a clock: if
+the pacing has no deadline, no session lapses, and the devices of a synchronous round are not replaced.
+
 Three numbers count, each something else. `Round.number`: sums, published or abandoned.  `Session.version`: models that were
 published before it was given.  `Session.sum`: the number of the round that its report is in, which in a buffer may be a later
 one than `Session.round`, in which it was given.
@@ -59,9 +65,9 @@ ORDER = tuple(State)
 class Round:
     """A row. since: when it came into this state, in seconds of the store's clock.  fence: of the leader that wrote it.
 
-    given: sessions that were given; a device that forgot its own and asks again gets another in its place.  dropped: of them,
-    that ended without a report.  counted: reports in the sum.  A buffer's row begins with the sessions that were out when the
-    one before it closed as given.
+    given: devices that were given a place; a device that asks again in the same round is given once.  dropped: of them, that have
+    no place now, and no report in the sum.  counted: reports in the sum.  A buffer's row begins with the sessions that held a
+    place when the one before it closed as given; a session that lapsed and is counted all the same is given once more.
     """
 
     number: int
@@ -80,7 +86,7 @@ class Round:
 
     @property
     def out(self) -> int:
-        """Sessions that may still report."""
+        """Sessions that hold a place, and are to report."""
         return self.given - self.dropped - self.counted
 
 
@@ -89,9 +95,10 @@ class Session:
     """A row: one device's work for one round. Its id makes everything that is sent for it idempotent.
 
     parent: the edge that asked for it, and alone may report it; empty where the device itself did.  serial: of the check-in that
-    it answered.  round: that it was given in.  version: models published then, so the model that it began from.  expires: by the
-    store's clock.  state: "out", "counted" or "dropped".  sum, staleness: where it was counted, and how many versions late; fixed
-    then.
+    it answered.  round: that it was given in.  version: models published then, so the model that it began from.  expires: when no
+    report of it is counted any more.  began: when it was given its place; both by the store's clock.  state: "out" while it
+    holds its place; "lapsed" when it has no place any more, and may still report; "counted" or "dropped".  sum, staleness: where
+    it was counted, and how many versions late; fixed then.
     """
 
     id: str
@@ -105,6 +112,12 @@ class Session:
     sum: int | None = None
     staleness: int = 0
     parent: str = ""
+    began: float = 0.0
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a report of it may still come, as far as its row says."""
+        return self.state in ("out", "lapsed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +125,8 @@ class Device:
     """What the store knows of a device.
 
     session: that it was given last.  last_sum: the round that it was last counted in, and last_counted: the id of the session,
-    of which it may not have been told.  times_counted: how often it was.
+    of which it may not have been told.  times_counted: how often it was.  lapses: how often it let a place go since then, and
+    rests_until: when it may have another, by the store's clock.
     """
 
     id: str
@@ -120,6 +134,8 @@ class Device:
     last_sum: int | None = None
     last_counted: str | None = None
     times_counted: int = 0
+    lapses: int = 0
+    rests_until: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +148,8 @@ class Facts:
     masked: whether the plan uses secure aggregation.  paused: whether an admin holds the run.
     population: devices known, 0 where that is not.  arriving: check-ins a second of late, 0 where that is not known.  lasts:
     seconds that rounds have lasted of late.  waits: whether a round before this one is still to be published.
+    led: when the present leader took over.  takes: seconds that such work takes a device, and takes_by_edge: from the moment at
+    which an edge gets it for a device to that edge's sum; 0 before the first report.
     """
 
     pacing: Pacing
@@ -146,10 +164,27 @@ class Facts:
     arriving: float = 0.0
     lasts: float = 0.0
     waits: bool = False
+    led: float = 0.0
+    takes: float = 0.0
+    takes_by_edge: float = 0.0
 
 
 NOTHING_SAID = Conditions()
 _DAY = 86400.0
+MULTIPLE = 4.0
+"""A session holds its place for so many times what such work takes."""
+SHARE = 0.25
+"""The share of the deadline for which it does before anything is known of that."""
+SHORTEST = 60.0
+"""Seconds for which it does at least, unless that share is shorter: a message that got no answer is sent again in that time."""
+LONGEST_REST = _DAY
+"""Seconds that a device rests at most."""
+UP, DOWN = 1.35, 0.9
+"""Factors of what work takes, after a report that took longer, and one that did not. They balance where three of four do not."""
+MOMENT = 1e-3
+"""Seconds that any work takes at least."""
+NO_FAULT = frozenset({"closed", "withdrawn", "revoked"})
+"""Reasons why a session ends that are not its device's doing."""
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -186,9 +221,16 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Sessions will not report: the device said so, or their time is over."""
+    """Sessions will not report: their devices said so, or left, or what they work for is over."""
 
-    reason: str = "expired"
+    reason: str = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """Time went by for these sessions; or, if spoilt, what they reported can never be counted, and nobody waits for more."""
+
+    spoilt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +262,7 @@ class Cancelled:
     """An admin ends the round."""
 
 
-Event: TypeAlias = CheckIn | Report | Commit | Dropped | Tick | Gathered | Published | Recovered | Cancelled
+Event: TypeAlias = CheckIn | Report | Commit | Dropped | Overdue | Tick | Gathered | Published | Recovered | Cancelled
 
 # ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -297,11 +339,13 @@ Action: TypeAlias = Assign | Later | Settle | Stage | Accept | Refuse | Close | 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """rounds, sessions: rows as they are to be written; new ones too.  actions: to be done once they are."""
+    """rounds, sessions: rows as they are to be written; new ones too.  actions: to be done once they are.
+    lapses: ids of those of the sessions whose devices let a place go; each is `rested`."""
 
     rounds: tuple[Round, ...] = ()
     sessions: tuple[Session, ...] = ()
     actions: tuple[Action, ...] = ()
+    lapses: tuple[str, ...] = ()
 
 
 NOTHING = Decision()
@@ -310,9 +354,9 @@ NOTHING = Decision()
 
 
 def outcome(session: Session, facts: Facts) -> str:
-    """What became of a session: "counted", "discarded", or "unknown", where it may still be counted. A row says "out" also where
-    its round is over."""
-    if session.state != "out":
+    """What became of a session: "counted", "discarded", or "unknown", where it may still be counted. A row says "out" or "lapsed"
+    also where its round is over."""
+    if not session.awaited:
         return "counted" if session.state == "counted" else "discarded"
     over = facts.now >= session.expires or (not facts.pacing.buffered and _is_over(session.round, facts.round))
     return "discarded" if over else "unknown"
@@ -341,20 +385,44 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
     if before is not None and before.parent != event.parent and outcome(before, facts) == "unknown":
         wait = Later(window(facts.pacing, facts.population, facts.arriving, _time_left(before, facts)), "parent")
         return Decision(actions=(*settled, wait))  # it may be in the sum of that edge, and must not be in two
-    row, left = facts.round, list[Session]()
-    if before is not None:  # if it is out, it is over, or the device has forgotten it
+    row, left, holds = facts.round, list[Session](), before is not None and _holds_place(before, facts.round, facts)
+    if before is not None:  # if a report of it is awaited, it is over, or the device has forgotten it
         left, row = _gone(before, "forgotten", row, facts)
-        if row is not facts.round:  # then its place is free
-            row = changed(facts.round, given=row.given - 1)
+    if holds and not _gives_again(facts):  # then its place is as if it had not been given
+        row = changed(facts.round, given=row.given - 1)
     if (reason := _not_now(facts, event, row)) is not None:
         later = Later(window(facts.pacing, facts.population, facts.arriving, _until_next(facts, row, reason)), reason)
-        return _closed_if_over(facts, row, left, [*settled, later])
+        lapses = [one.id for one in left if holds and _is_timed(facts) and row.state is State.OPEN]
+        return _closed_if_over(facts, row, left, [*settled, later], lapses)
+    given = _given(event, holds, facts)
+    return _closed_if_over(facts, _with_place(before, holds, row, facts), [*left, given], [*settled, Assign(given)])
+
+
+def _given(event: CheckIn, holds: bool, facts: Facts) -> Session:
+    """New work for the device of the facts. holds: whether it takes over the place of its last session, for as long as that may
+    hold it: else who forgets its work again and again would hold a place for ever."""
     assert facts.device is not None
+    last, row = facts.device.session, facts.round
+    began = last.began if holds and last is not None else facts.now
     expires = facts.now + _lifetime(facts, row)
-    given = Session(
-        event.session, facts.device.id, event.serial, row.number, facts.version, expires, parent=event.parent
+    return Session(
+        event.session,
+        facts.device.id,
+        event.serial,
+        row.number,
+        facts.version,
+        expires,
+        parent=event.parent,
+        began=began,
     )
-    return _closed_if_over(facts, changed(row, given=row.given + 1), [*left, given], [*settled, Assign(given)])
+
+
+def _with_place(before: Session | None, holds: bool, row: Round, facts: Facts) -> Round:
+    """The round when its device has a place. before: the device's last session, which is gone."""
+    of_this = before is not None and before.state != "counted" and before.round == row.number
+    if (holds or of_this) and _gives_again(facts):  # it is among those that were given one
+        return changed(row, dropped=row.dropped - 1)
+    return changed(row, given=row.given + 1)
 
 
 def _end_of(session: str, facts: Facts) -> str:
@@ -372,6 +440,8 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
         return unmet
     if facts.paused:
         return "paused"
+    if device is not None and facts.now < device.rests_until:
+        return "resting"
     late = row.state is State.OPEN and not pacing.buffered and _past_deadline(facts)
     if device is None or late or row.state is not (State.SELECTING if facts.masked else State.OPEN):
         return "closed"
@@ -385,10 +455,58 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
 
 
 def room(pacing: Pacing, population: int, row: Round) -> int:
-    """Sessions that may still be given. Of a synchronous round's chosen devices none is replaced. population: 0 if not known."""
+    """Places that may be given. Where there is no deadline, a synchronous round's devices are not replaced. population: 0 if not
+    known."""
     if pacing.concurrency is not None:
         return pacing.concurrency - row.out
-    return min(pacing.chosen, population or pacing.chosen) - row.given
+    taken = row.given if pacing.deadline is None else row.given - row.dropped
+    return min(pacing.chosen, population or pacing.chosen) - taken
+
+
+def _is_timed(facts: Facts) -> bool:
+    """Whether sessions may lapse, and devices rest: each phase of secure aggregation has a deadline of its own."""
+    return facts.pacing.deadline is not None and not facts.masked
+
+
+def _gives_again(facts: Facts) -> bool:
+    """Whether a place of a synchronous round that is let go is given to another device."""
+    return _is_timed(facts) and not facts.pacing.buffered
+
+
+def patience(pacing: Pacing, takes: float) -> float:
+    """Seconds for which a session may hold its place: a multiple of what such work takes, and never longer than the deadline.
+    takes: 0 if nothing is known."""
+    if pacing.deadline is None:
+        return float("inf")
+    share = SHARE * pacing.deadline
+    return share if takes <= 0 else min(pacing.deadline, max(MULTIPLE * takes, min(SHORTEST, share)))
+
+
+def lets_go_at(session: Session, facts: Facts) -> float:
+    """When a session that says nothing lapses. The time in which no leader was there to hear it does not count."""
+    if not _is_timed(facts):
+        return float("inf")
+    return max(session.began, facts.led) + patience(facts.pacing, _takes(session, facts))
+
+
+def _takes(session: Session, facts: Facts) -> float:
+    return facts.takes_by_edge if session.parent else facts.takes
+
+
+def learnt(takes: float, seconds: float) -> float:
+    """What such work takes, after one more report, which took so many seconds. It comes to what three of four reports do not
+    exceed, and one report moves it by a fixed factor: a few that are slow or fast on purpose do not move it far."""
+    if takes <= 0:
+        return max(seconds, MOMENT)
+    return max(MOMENT, takes * (UP if seconds > takes else DOWN))
+
+
+def rested(device: Device, session: Session, facts: Facts) -> Device:
+    """A device that let this session's place go: it rests as long as it held the place, and twice as long each further time,
+    until a report of it is counted."""
+    held = min(facts.now - session.began, patience(facts.pacing, _takes(session, facts)))
+    rest = min(LONGEST_REST, held * 2.0 ** min(device.lapses, 30))
+    return changed(device, lapses=device.lapses + 1, rests_until=facts.now + rest)
 
 
 def _lifetime(facts: Facts, row: Round) -> float:
@@ -407,10 +525,13 @@ def _until_next(facts: Facts, row: Round, reason: str) -> float:
     """Seconds until there may be work for this device again, as far as that can be told."""
     if reason == "cap":
         return _DAY
+    if reason == "resting" and facts.device is not None:
+        return facts.device.rests_until - facts.now
     lasts = facts.lasts or facts.pacing.deadline or 0.0
     if reason == "separation" and facts.device is not None and facts.device.last_sum is not None:
         return lasts * (facts.pacing.separation - (row.number - facts.device.last_sum))
-    return max(0.0, row.since + lasts - facts.now) if row.state is State.OPEN else 0.0
+    left = max(0.0, row.since + lasts - facts.now) if row.state is State.OPEN else 0.0
+    return min(left, patience(facts.pacing, facts.takes)) if reason == "full" else left  # a place may be let go by then
 
 
 def _report(facts: Facts, event: Report) -> Decision:
@@ -454,12 +575,16 @@ def _uncountable(session: Session, facts: Facts) -> str | None:
     return "stale" if stale is not None and facts.version - session.version > stale else None
 
 
+def _holds_place(session: Session, row: Round, facts: Facts) -> bool:
+    """Whether a session has one of the places of this round."""
+    return session.state == "out" and (facts.pacing.buffered or session.round == row.number)
+
+
 def _gone(session: Session, reason: str, row: Round, facts: Facts) -> tuple[list[Session], Round]:
     """What to write of a session that ends without a report that counts: nothing, where it has ended already."""
-    if session.state != "out":
+    if not session.awaited:
         return [], row
-    mine = facts.pacing.buffered or session.round == row.number
-    left = changed(row, dropped=row.dropped + 1) if mine else row
+    left = changed(row, dropped=row.dropped + 1) if _holds_place(session, row, facts) else row
     return [changed(session, state="dropped", reason=reason)], left
 
 
@@ -478,8 +603,8 @@ def _commit(facts: Facts, event: Commit) -> Decision:
         if all(outcome(session, facts) == "counted" for session in sessions):
             actions += [Accept(session.id) for session in sessions]
         elif (reason := _why_not(sessions, facts)) is None and fits:
-            row = changed(row, counted=row.counted + count)
             for session in sessions:
+                row = _counted(session, row, facts)
                 stale = facts.version - session.version
                 written.append(changed(session, state="counted", sum=row.number, staleness=stale))
                 actions.append(Accept(session.id))
@@ -492,6 +617,13 @@ def _commit(facts: Facts, event: Commit) -> Decision:
     return _closed_if_over(facts, row, written, actions)
 
 
+def _counted(session: Session, row: Round, facts: Facts) -> Round:
+    """The round with a report of this session in its sum. If the session has lapsed, it takes a place again."""
+    if session.state == "lapsed":
+        row = changed(row, given=row.given + 1) if facts.pacing.buffered else changed(row, dropped=row.dropped - 1)
+    return changed(row, counted=row.counted + 1)
+
+
 def _reports(facts: Facts, event: Commit) -> Iterator[tuple[Session, ...]]:
     """The sessions of each report."""
     left = iter(facts.sessions)
@@ -500,12 +632,30 @@ def _reports(facts: Facts, event: Commit) -> Iterator[tuple[Session, ...]]:
 
 
 def _dropped(facts: Facts, event: Dropped) -> Decision:
-    """Note who will not report."""
-    row, written = facts.round, list[Session]()
+    """Note who will not report, and give its place to the next device that asks."""
+    row, written, lapses = facts.round, list[Session](), list[str]()
     for session in facts.sessions:
+        held = _holds_place(session, row, facts) and row.state is State.OPEN
+        if held and _is_timed(facts) and event.reason not in NO_FAULT:
+            lapses.append(session.id)
         gone, row = _gone(session, event.reason, row, facts)
         written += gone
-    return _closed_if_over(facts, row, written, [])
+    return _closed_if_over(facts, row, written, [], lapses)
+
+
+def _let_go(facts: Facts, event: Overdue) -> Decision:
+    """Free the places of sessions that take too long, or sent what cannot be counted; end those whose time is over."""
+    row, written, lapses = facts.round, list[Session](), list[str]()
+    for session in facts.sessions:
+        spoilt = event.spoilt and _is_timed(facts) and row.state is State.OPEN and _holds_place(session, row, facts)
+        if spoilt or (session.state == "out" and facts.now >= lets_go_at(session, facts)):
+            _, row = _gone(session, "", row, facts)
+            written.append(changed(session, state="lapsed"))
+            lapses.append(session.id)
+        elif facts.now >= session.expires:
+            gone, row = _gone(session, "expired", row, facts)
+            written += gone
+    return _closed_if_over(facts, row, written, [], lapses)
 
 
 def _open(facts: Facts, event: Tick) -> Decision:
@@ -557,22 +707,40 @@ def _cancelled(facts: Facts, event: Cancelled) -> Decision:
     return _moved(facts, State.ABANDONED, "cancelled")
 
 
-def _closed_if_over(facts: Facts, row: Round, sessions: list[Session], actions: list[Action]) -> Decision:
+def _closed_if_over(
+    facts: Facts, row: Round, sessions: list[Session], actions: list[Action], lapses: Sequence[str] = ()
+) -> Decision:
     """An open round after what happened in it: closed, if it is full, or over and large enough; abandoned if it is not."""
+    ended = NOTHING
     if row.state is State.OPEN:
-        pacing, over = facts.pacing, False
-        if not pacing.buffered:
-            all_given = (
-                facts.masked or room(pacing, facts.population, row) <= 0
-            )  # masked: who takes part is settled before
-            over = _past_deadline(facts) or (row.given > 0 and row.out == 0 and all_given)
+        pacing = facts.pacing
+        over = not pacing.buffered and facts.now >= over_at(facts, row)
         if row.counted >= pacing.cohort or (over and row.counted >= pacing.fewest):
             ended = _moved(changed(facts, round=row), State.UNMASKING if facts.masked else State.CLOSING)
-            return Decision(ended.rounds, tuple(sessions), (*actions, *ended.actions))
-        if over:
+        elif over:
             ended = _moved(changed(facts, round=row), State.ABANDONED, "too few")
-            return Decision(ended.rounds, tuple(sessions), (*actions, *ended.actions))
-    return Decision((row,) if row is not facts.round else (), tuple(sessions), tuple(actions))
+    rounds = ended.rounds or ((row,) if row is not facts.round else ())
+    return Decision(rounds, tuple(sessions), (*actions, *ended.actions), tuple(lapses))
+
+
+def over_at(facts: Facts, row: Round) -> float:
+    """When an open synchronous round is over, if nobody comes or reports until then; infinity for never.
+
+    That is its deadline; or, before it, when nobody is waited for: all who were chosen have ended. If places are given again, it
+    is when everybody of the population has had one, there are enough reports, and whoever lapsed has had as long as work takes:
+    else somebody may come who gives more.
+    """
+    end = float("inf") if facts.pacing.deadline is None else row.since + facts.pacing.deadline
+    if not row.given or row.out:
+        return end
+    if not _gives_again(facts):  # masked: who takes part is settled before
+        return row.since if facts.masked or room(facts.pacing, facts.population, row) <= 0 else end
+    if 0 < facts.population <= row.given and row.counted >= facts.pacing.fewest:
+        if row.counted >= facts.population:
+            return row.since  # everybody is in the sum
+        known = [patience(facts.pacing, takes) for takes in (facts.takes, facts.takes_by_edge) if takes > 0]
+        return min(end, row.since + max(known, default=float("inf")))
+    return end
 
 
 def _past_deadline(facts: Facts) -> bool:
@@ -625,11 +793,13 @@ def _entries() -> dict[tuple[State, type], Entry]:
     on(ORDER, Report, _report)
     on(ORDER, Commit, _commit)
     on(ORDER, Dropped, _dropped)
+    on(ORDER, Overdue, _let_go)
     # while it is open, these may also end it
     on((s.OPEN,), CheckIn, _check_in, s.CLOSING, s.UNMASKING, s.ABANDONED)
     on((s.OPEN,), Report, _report, s.CLOSING, s.UNMASKING, s.ABANDONED)
     on((s.OPEN,), Commit, _commit, s.CLOSING, s.UNMASKING, s.ABANDONED)
     on((s.OPEN,), Dropped, _dropped, s.CLOSING, s.UNMASKING, s.ABANDONED)
+    on((s.OPEN,), Overdue, _let_go, s.CLOSING, s.UNMASKING, s.ABANDONED)
     on((s.PLANNED,), Tick, _open, s.OPEN, s.SELECTING)
     on((*phases, s.UNMASKING), Tick, _overdue, s.ABANDONED)
     on((s.OPEN,), Tick, _tick, s.CLOSING, s.UNMASKING, s.ABANDONED)

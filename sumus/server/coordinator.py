@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from sumus.pacing import Pacing
 from sumus.protocol.round import (
+    Accept,
     Action,
     Cancelled,
     CheckIn,
@@ -20,6 +21,7 @@ from sumus.protocol.round import (
     Dropped,
     Event,
     Facts,
+    Overdue,
     Published,
     Recovered,
     Refuse,
@@ -30,6 +32,9 @@ from sumus.protocol.round import (
     State,
     Tick,
     decide,
+    learnt,
+    patience,
+    rested,
     room,
 )
 from sumus.protocol.rows import changed
@@ -160,11 +165,29 @@ class Coordinator:
             facts = self._facts(rows, now, sessions)
             return self._apply(rows, Dropped(reason), facts) if facts.sessions else ()
 
-    def expire(self, now: float) -> tuple[Action, ...]:
-        """Drop the sessions that are out beyond their time."""
+    def forget(self, device: str, reason: str, now: float) -> tuple[Action, ...]:
+        """A device left, or was shut out: end what it works at, and forget it."""
+        with self.transaction() as rows:
+            known, actions = rows.device(device), tuple[Action, ...]()
+            last = None if known is None else known.session
+            if last is not None and last.awaited:
+                actions = self._apply(rows, Dropped(reason), self._facts(rows, now, [last.id]))
+            rows.forget_device(device)
+            return actions
+
+    def let_go(self, session: str, now: float) -> tuple[Action, ...]:
+        """What a session reported can never be counted: its place is another's."""
+        with self.store.transaction() as rows:
+            facts = self._facts(rows, now, [session])
+            return self._apply(rows, Overdue(spoilt=True), facts) if facts.sessions else ()
+
+    def expire(self, now: float, sessions: Iterable[str] | None = None) -> tuple[Action, ...]:
+        """Free the places of sessions that take too long, and end those whose time is over. sessions: which to look at; None
+        for all. A report that waits here for the next commit has come in time."""
         with self.leading() as rows:
-            facts = self._facts(rows, now, rows.overdue(now))
-            return self._apply(rows, Dropped(), facts) if facts.sessions else ()
+            found = self._overdue(rows, now) if sessions is None else sessions
+            facts = self._facts(rows, now, [session for session in found if session not in self._waits_with])
+            return self._apply(rows, Overdue(), facts) if facts.sessions else ()
 
     def tick(self, now: float) -> tuple[Action, ...]:
         """Let time have gone by."""
@@ -202,7 +225,7 @@ class Coordinator:
             mine = run.fence + 1 if fence is None else fence
             if run.fence > mine:
                 raise TakenOver
-            rows.put_run(changed(run, fence=mine))
+            rows.put_run(changed(run, fence=mine, led=now))
             self.fence = None
             for row in rows.rounds():
                 actions += self._apply(rows, Recovered(mine), changed(self._facts(rows, now), round=row))
@@ -250,6 +273,13 @@ class Coordinator:
                 raise Fenced
             _write(rows, decision, facts)
 
+    def _overdue(self, rows: Rows, now: float) -> list[str]:
+        """Sessions of which some may have lapsed, and those whose time is over."""
+        run = rows.run()
+        shortest = min(patience(self.pacing, run.takes), patience(self.pacing, run.takes_by_edge))
+        slow = rows.out_since(now - shortest) if now - run.led >= shortest else ()
+        return list(dict.fromkeys([*slow, *rows.overdue(now)]))
+
     def _report(self, rows: Rows, report: Arrived, now: float) -> tuple[Action, ...]:
         """Nothing of what nobody knows, nor of what is in part in another report that waits."""
         sessions = report.sessions
@@ -288,6 +318,9 @@ class Coordinator:
             self.population,
             self.arriving,
             run.lasts,
+            led=run.led,
+            takes=run.takes,
+            takes_by_edge=run.takes_by_edge,
         )
 
     def _led(self, rows: Rows) -> Run:
@@ -322,9 +355,25 @@ def _write(rows: Rows, decision: Decision, facts: Facts) -> None:
             run = changed(run, lasts=run.lasts + (lasted - run.lasts) * (_SMOOTH if run.lasts else 1.0))
         if row.state is State.PUBLISHED and before.state is not State.PUBLISHED:
             run = changed(run, version=run.version + 1)
-    rows.put_run(run)
+    rows.put_run(_with_durations(run, decision, facts))
     for session in decision.sessions:
         _write_session(rows, session)
+        if session.id in decision.lapses and (device := rows.device(session.device)) is not None:
+            rows.put_device(rested(device, session, facts))
+
+
+def _with_durations(run: Run, decision: Decision, facts: Facts) -> Run:
+    """What the reports that are answered now say of how long such work takes, whether they are counted or not. Nothing is learnt
+    from work during which another led."""
+    answered = {action.session for action in decision.actions if isinstance(action, Accept | Refuse)}
+    for session in decision.sessions:
+        if session.id in answered and session.began >= run.led:
+            seconds = facts.now - session.began
+            if session.parent:
+                run = changed(run, takes_by_edge=learnt(run.takes_by_edge, seconds))
+            else:
+                run = changed(run, takes=learnt(run.takes, seconds))
+    return run
 
 
 def _write_session(rows: Rows, session: Session) -> None:
@@ -341,5 +390,7 @@ def _write_session(rows: Rows, session: Session) -> None:
         if known.last_counted not in (None, session.id):
             rows.drop_session(known.last_counted)
         times = known.times_counted + 1
-        known = changed(known, last_sum=session.sum, last_counted=session.id, times_counted=times)
+        known = changed(
+            known, last_sum=session.sum, last_counted=session.id, times_counted=times, lapses=0, rests_until=0.0
+        )
     rows.put_device(changed(known, session=session))

@@ -126,7 +126,11 @@ class DevicePlane:
         device = request.headers.get("sumus-device", "")
         body = await self._body(request, device, most_bytes(run.hop))
         check = self._checked, request, device, run, body
-        update = await self._in_thread(*check) if len(body) > SMALL else check[0](*check[1:])
+        try:
+            update = await self._in_thread(*check) if len(body) > SMALL else check[0](*check[1:])
+        except ParticipantError as error:  # nobody waits for another: its place is another device's
+            await self._server.let_go(device, run, session, error.code)
+            raise
         return await self._server.report(device, run, session, update)
 
     async def _body(self, request: Request, device: str, most: int) -> memoryview:

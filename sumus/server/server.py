@@ -130,13 +130,22 @@ class Aborted:
 
 
 @dataclass(frozen=True)
+class Spoilt:
+    """A device sent a report that can never be counted. code: why, of the closed list."""
+
+    run: Run
+    session: str
+    code: str
+
+
+@dataclass(frozen=True)
 class Command:
     """Something an admin wants, done between other decisions. do(now) → the answer."""
 
     do: Callable[[float], Any]
 
 
-Item: TypeAlias = Asked | Reported | Aborted | Command
+Item: TypeAlias = Asked | Reported | Aborted | Spoilt | Command
 
 
 @dataclass(eq=False)
@@ -269,6 +278,10 @@ class Server:
         """Note that no report will come."""
         return await self._committer.ask(Aborted(run, f"{device}/{session}", reason))
 
+    async def let_go(self, device: str, run: Run, session: str, code: str) -> Nothing:
+        """Give the place of a session away whose report can never be counted."""
+        return await self._committer.ask(Spoilt(run, f"{device}/{session}", code))
+
     async def has(self, sha256: str) -> bool:
         """Whether devices may fetch an object. What another server has made since is looked for in the rows."""
         asked = time.monotonic()
@@ -297,11 +310,10 @@ class Server:
             self._held.remove(one)
             one.waiting.say(Refused("unknown_device", "it has left, or was shut out"))
         for run in self._runs():
-            out = [session.id for session in run.coordinator.last_sessions([device]) if session.state == "out"]
+            out = [session.id for session in run.coordinator.last_sessions([device]) if session.awaited]
             if out:
-                self._drop(run, out, reason, now)
-            with run.coordinator.transaction() as rows:
-                rows.forget_device(device)
+                self._note_dropped(run, out, reason)
+            run.carry_out(run.coordinator.forget(device, reason, now), now)
         self.replica.leases.forget_serial(device)
         self.count_people()
 
@@ -366,6 +378,8 @@ class Server:
             for one in waiting:
                 if isinstance(one.item, Aborted):
                     self._abort(one, one.item, now)
+                elif isinstance(one.item, Spoilt):
+                    self._let_go(one, one.item, now)
             if time.monotonic() >= self._next_tick:
                 self._tick(now)
             self._look_again(now)
@@ -490,7 +504,7 @@ class Server:
         for run in runs if devices and len(runs) > 1 else ():
             for session in run.coordinator.last_sessions(devices):
                 before = self._out.get(session.device)
-                if session.state == "out" and (before is None or before[2] < session.serial):
+                if session.awaited and (before is None or before[2] < session.serial):
                     self._out[session.device] = run, session.id, session.serial
 
     def _settle_previous(self, asked: Sequence[_Asking], now: float) -> list[_Asking]:
@@ -587,7 +601,7 @@ class Server:
             ExperimentError
         ) as error:  # its model is forgotten, or a file is gone: that is this device's bad luck alone
             LOG.error("%s has no work to give: %s", run.task, error)
-            self._drop(run, [session.id], "forgotten", now)
+            self._drop(run, [session.id], "closed", now)
             self._say_later(one)
             return
         self.counts.events["check-ins", "assigned"] += 1
@@ -724,9 +738,19 @@ class Server:
             self._drop(item.run, [item.session], item.reason, now)
         one.say(Nothing())
 
-    def _drop(self, run: Run, sessions: Sequence[str], reason: str, now: float) -> None:
+    def _let_go(self, one: Waiting[Item], item: Spoilt, now: float) -> None:
+        row = item.run.coordinator.session(item.session)
+        if row is not None and row.state == "out" and not row.parent:
+            self.counts.events["dropped", item.code] += 1
+            item.run.carry_out(item.run.coordinator.let_go(item.session, now), now)
+        one.say(Nothing())
+
+    def _note_dropped(self, run: Run, sessions: Sequence[str], reason: str) -> None:
         self.counts.events["dropped", reason] += len(sessions)
         run.dropped(sessions, reason)
+
+    def _drop(self, run: Run, sessions: Sequence[str], reason: str, now: float) -> None:
+        self._note_dropped(run, sessions, reason)
         run.carry_out(run.coordinator.drop(sessions, reason, now), now)
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -37,6 +37,8 @@ from sumus.protocol.round import (
     Settle,
     Stage,
     State,
+    lets_go_at,
+    over_at,
 )
 from sumus.protocol.session import DeviceState, Floor, Offer, Phase
 from sumus.protocol.steering import window
@@ -202,6 +204,10 @@ class Timeline:
         self._staged: dict[str, float] = {}
         self._committing, self._committed = False, 0.0
         self._publishing = 0.0
+        self._places: list[tuple[float, int, str]] = []
+        self._next_lapse = self._next_tick = math.inf
+        self._watched_place: tuple[str, float] = ("", 0.0)
+        self._rests_until = np.zeros(len(devices))
         self._drawn, self._oldest, self._watched, self._yielded = -1, 0, -1, 0
         self._progressed, self._void = 0.0, 0
         self._patience = max(7 * DAY, 10 * (pacing.deadline or 0.0), 100 * float(work.seconds(devices).max()))
@@ -268,6 +274,7 @@ class Timeline:
             act(*args)
         if not self._queue or self._queue[0][0] > self.now:  # this moment is through: a model made in it is published
             self._fill()
+            self._watch_places()
         return True
 
     def _is_stuck(self) -> bool:
@@ -310,7 +317,7 @@ class Timeline:
         for who in some.tolist():
             self._check_in(who)
         if not len(some) and self._may_come(np.arange(count), online=False).any():
-            self._look_again_at(self.now + MINUTE)  # who may come is offline
+            self._look_again_at(self.now + MINUTE)  # who may come is offline, or rests
 
     def _look_again_at(self, moment: float) -> None:
         self._waiting_to_fill = True
@@ -320,12 +327,15 @@ class Timeline:
         self._waiting_to_fill = False
 
     def _may_come(self, who: Array, online: bool = True) -> Array:
-        """Which of these devices are idle, online, and allowed to take part: the server would say no to others."""
+        """Which of these devices are idle, and allowed to take part: the server would say no to others. online: whether they must
+        be online too, and not rest."""
         pacing, number = self._pacing, self._current.number
         may = self._idle[who] & (number - self._last[who] >= pacing.separation)
         if pacing.most_rounds is not None:
             may &= self._rounds_of[who] < pacing.most_rounds
-        return may & (self._devices.online_until(who, self.now) > self.now) if online else may
+        if not online:
+            return may
+        return may & (self._rests_until[who] <= self.now) & (self._devices.online_until(who, self.now) > self.now)
 
     def _put_to_sleep_first(self) -> None:
         """As if the server had long been there: everyone has a window, and stands somewhere in it."""
@@ -462,8 +472,9 @@ class Timeline:
         self._workers[who] = _Worker(session, fate, again, self.now, seconds + upload)
         self.totals.bytes_down += work.down
         self._told(who, device.Assigned(Offer(session.id)))
-        if self._pacing.buffered and session.expires < math.inf:  # a round's own end is its deadline
-            self._at(session.expires, self._expire, session.id, "expired", late=True)
+        if self._pacing.deadline is not None:
+            self._order += 1
+            heapq.heappush(self._places, (session.began, self._order, session.id))
         online = self._devices.one_online_until(who, self.now)
         if self.now + seconds > online:
             self._at(online, self._fail, who, "offline")
@@ -478,16 +489,51 @@ class Timeline:
         self._told(who, device.Failed(reason))
 
     def _vanish(self, who: int, session: Session, reason: str) -> None:
-        """It is gone without a word: the server learns it from the clock, or, where it has set no time, from the line."""
+        """It is gone without a word: the server learns it when its session lapses, or, if it has set no time, from the line."""
         self.totals.bytes_up += self._work.up if reason == "lost" else 0  # sent, and never there
         self._end_work(who, session, reason)
         self._states[who] = device.step(self._states[who], device.Restarted(), _FREE)[0]
-        moment = session.expires if session.expires < math.inf else self.now
-        self._at(max(moment, self.now), self._expire, session.id, reason)
+        if self._pacing.deadline is None:
+            self._at(self.now, self._drop, who, session.id, reason)
         self._rest(who, self._states[who].window)
 
-    def _expire(self, session: str, reason: str) -> None:
+    def _drop(self, who: int, session: str, reason: str) -> None:
         self._carry_out(self._server.drop([session], reason, self.now))
+        self._note_rest(who)
+
+    def _watch_places(self) -> None:
+        """Be there when the session that has held its place longest lapses, and when a round is over in which nobody works."""
+        while self._places and not self._holds_place(self._places[0][2]):
+            heapq.heappop(self._places)
+        place = (self._places[0][2] if self._places else "", self._store.run.takes)
+        if place[0] and place != self._watched_place:
+            moment = lets_go_at(self._store.sessions[place[0]], self._server.facts(self.now))
+            if moment < self._next_lapse:
+                self._next_lapse = moment
+                self._at(max(moment, self.now), self._let_go, late=True)
+        self._watched_place = place
+        row = self._current
+        if row.state is State.OPEN and row.dropped and not row.out and not self._pacing.buffered:
+            moment = over_at(self._server.facts(self.now), row)
+            if self.now < moment < self._next_tick:
+                self._next_tick = moment
+                self._at(moment, self._tick, late=True)
+
+    def _holds_place(self, session: str) -> bool:
+        row = self._store.sessions.get(session)
+        return row is not None and row.state == "out"
+
+    def _let_go(self) -> None:
+        """Free the place of the session that has held its own longest, if it takes too long."""
+        self._next_lapse, self._watched_place = math.inf, ("", 0.0)
+        if self._places and self._holds_place(session := self._places[0][2]):
+            self._carry_out(self._server.expire(self.now, [session]))
+            self._note_rest(int(session.partition("/")[0]))
+
+    def _note_rest(self, who: int) -> None:
+        """Note until when a device is given no work."""
+        known = self._store.devices.get(str(who))
+        self._rests_until[who] = 0.0 if known is None else known.rests_until
 
     def _told(self, who: int, event: device.Event) -> None:
         """Something happens to a device; do what its table says."""
@@ -502,7 +548,7 @@ class Timeline:
                     worker = self._workers.get(who)
                     if worker is not None:
                         self._end_work(who, worker.session, reason)
-                    self._carry_out(self._server.drop([session], reason, self.now))
+                    self._drop(who, session, reason)
                 case device.Keep(session) | device.Undo(session):
                     worker = self._workers.get(who)
                     if worker is not None and worker.session.id == session:
@@ -586,6 +632,7 @@ class Timeline:
             self._commit_soon()
 
     def _tick(self) -> None:
+        self._next_tick = math.inf
         self._carry_out(self._server.tick(self.now))
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
@@ -632,6 +679,7 @@ class Timeline:
         self._counted.setdefault(row.sum, []).append(counted)
         self._by_version.setdefault(row.version, []).append(counted)
         self._last[who] = row.sum
+        self._rests_until[who] = 0.0
         self._rounds_of[who] += 1
         self._progressed = self.now
 

@@ -105,10 +105,14 @@ class _Transaction:
         return known if now is known.session else replace(known, session=now)
 
     def overdue(self, now: float) -> Sequence[str]:
-        return self._out(now)
+        return self._awaited(now)
+
+    def out_since(self, began: float) -> Sequence[str]:
+        out = [row for row in self._all_sessions() if row.state == "out" and row.began <= began]
+        return [row.id for row in sorted(out, key=lambda row: (row.began, row.id))]
 
     def sessions_out(self) -> Sequence[str]:
-        return self._out(math.inf)
+        return self._awaited(math.inf)
 
     def read_ahead(self, devices: Sequence[str] = (), sessions: Sequence[str] = ()) -> None:
         pass
@@ -197,10 +201,10 @@ class _Transaction:
     def _all_sessions(self) -> list[Session]:
         return [row for row in {**self._store.sessions, **self._sessions}.values() if row is not None]
 
-    def _out(self, until: float) -> list[str]:
-        """Those that are out and expire until then, in that order."""
-        out = [row for row in self._all_sessions() if row.state == "out" and row.expires <= until]
-        return [row.id for row in sorted(out, key=lambda row: (row.expires, row.id))]
+    def _awaited(self, until: float) -> list[str]:
+        """Those whose report is awaited and that expire until then, in that order."""
+        found = [row for row in self._all_sessions() if row.awaited and row.expires <= until]
+        return [row.id for row in sorted(found, key=lambda row: (row.expires, row.id))]
 
 
 def _write(rows: dict[K, V], written: Mapping[K, V | None]) -> None:

@@ -59,9 +59,10 @@ from sumus.storage.tables import (
     TOKEN,
 )
 
-_RUN_VALUES = attrgetter("newest", "version", "fence", "lasts", "epoch", "released")
+_RUN_VALUES = attrgetter(*RUN.columns.keys()[1:])
 _ROUND_VALUES = attrgetter("number", "state.value", "since", "fence", "given", "dropped", "counted", "reason")
 _SESSION_VALUES = attrgetter(*SESSION.columns.keys()[1:])
+_DEVICE_VALUES = attrgetter(*DEVICE.columns.keys()[3:])
 _SHARD_VALUES = attrgetter(*SHARD.columns.keys()[1:])
 _MODEL_VALUES = attrgetter(*MODEL.columns.keys()[1:])
 
@@ -76,7 +77,9 @@ _NUMBER: BindParameter[int] = bindparam("number")
 _LOCK = _of(RUN).with_for_update()
 _ROUNDS = _of(ROUND).order_by(ROUND.c.number)
 _LATE = SESSION.c.expires <= bindparam("until")
-_OUT = _of(SESSION, SESSION.c.state == "out", _LATE).order_by(SESSION.c.expires, SESSION.c.id)
+_AWAITED = _of(SESSION, SESSION.c.state.in_(("out", "lapsed")), _LATE).order_by(SESSION.c.expires, SESSION.c.id)
+_BEGAN = SESSION.c.began <= bindparam("until")
+_OUT_SINCE = _of(SESSION, SESSION.c.state == "out", _BEGAN).order_by(SESSION.c.began, SESSION.c.id)
 _OF_DEVICE = _of(SESSION, SESSION.c.device == bindparam("device"))
 _COUNTED = _of(COUNTED, COUNTED.c.sum == _NUMBER).order_by(COUNTED.c.place)
 _SHARDS = _of(SHARD, SHARD.c.round == _NUMBER).order_by(SHARD.c.name)
@@ -250,7 +253,10 @@ class _SqlRows:
         return Device(id, None if session is None else self.session(session), *others)
 
     def overdue(self, now: float) -> Sequence[str]:
-        return [found[0] for found in self._sessions.find(_OUT, {"until": now})]
+        return [found[0] for found in self._sessions.find(_AWAITED, {"until": now})]
+
+    def out_since(self, began: float) -> Sequence[str]:
+        return [found[0] for found in self._sessions.find(_OUT_SINCE, {"until": began})]
 
     def sessions_out(self) -> Sequence[str]:
         return self.overdue(float("inf"))
@@ -262,7 +268,7 @@ class _SqlRows:
         ids = [*devices, *of_sessions]
         self._devices.read(ids)
         known = (found for id in ids if (found := self._devices.get(id)) is not None)
-        self._sessions.read(id for _, session, _, counted, _ in known for id in (session, counted) if id is not None)
+        self._sessions.read(id for _, session, _, counted, *_ in known for id in (session, counted) if id is not None)
 
     def counted_in(self, number: int) -> Sequence[str]:
         self._count()
@@ -289,7 +295,7 @@ class _SqlRows:
 
     def put_device(self, row: Device) -> None:
         session = None if row.session is None else row.session.id
-        self._devices.put((row.id, session, row.last_sum, row.last_counted, row.times_counted))
+        self._devices.put((row.id, session, *_DEVICE_VALUES(row)))
 
     def drop_session(self, id: str) -> None:
         self._sessions.drop(id)

@@ -24,7 +24,9 @@ OF_THE_RUN = 2**31 - 1
 class Run:
     """Where a run stands. newest: the number of its newest round.  version: models published.  fence: of the leader that took
     over last.  lasts: seconds that rounds have lasted of late, 0 before the first has ended.  epoch: of noise, which grows when
-    older rows are put back.  released: the version that devices answer with."""
+    older rows are put back.  released: the version that devices answer with.  led: when that leader took over.
+    takes: seconds that a device takes for its work, and takes_by_edge: if an edge reports it; 0 before the first report.
+    """
 
     newest: int = 0
     version: int = 0
@@ -32,6 +34,9 @@ class Run:
     lasts: float = 0.0
     epoch: int = 0
     released: int = 0
+    led: float = 0.0
+    takes: float = 0.0
+    takes_by_edge: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +107,15 @@ class Rows(Protocol):
         ...
 
     def overdue(self, now: float) -> Sequence[str]:
-        """Sessions that are out beyond their time, in the order in which they expired."""
+        """Sessions whose report is awaited beyond the time in which it is counted, in the order in which they expired."""
+        ...
+
+    def out_since(self, began: float) -> Sequence[str]:
+        """Sessions that hold a place since this moment or longer, those first that have held it longest."""
         ...
 
     def sessions_out(self) -> Sequence[str]:
-        """Sessions that may still report, in the order in which they expire."""
+        """Sessions whose report is awaited, with a place or without, in the order in which they expire."""
         ...
 
     def read_ahead(self, devices: Sequence[str] = (), sessions: Sequence[str] = ()) -> None:

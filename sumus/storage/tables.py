@@ -17,6 +17,9 @@ RUN = Table(
     Column("lasts", Double, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("released", BigInteger, nullable=False),
+    Column("led", Double, nullable=False),
+    Column("takes", Double, nullable=False),
+    Column("takes_by_edge", Double, nullable=False),
 )
 ROUND = Table(
     "round",
@@ -46,7 +49,9 @@ SESSION = Table(
     Column("sum", BigInteger),
     Column("staleness", BigInteger, nullable=False),
     Column("parent", TEXT, nullable=False),
+    Column("began", Double, nullable=False),
     Index("session_expires", "run", "state", "expires"),
+    Index("session_began", "run", "state", "began"),
     Index("session_device", "run", "device"),
 )
 DEVICE = Table(
@@ -58,6 +63,8 @@ DEVICE = Table(
     Column("last_sum", BigInteger),
     Column("last_counted", TEXT),
     Column("times_counted", BigInteger, nullable=False),
+    Column("lapses", BigInteger, nullable=False),
+    Column("rests_until", Double, nullable=False),
 )
 COUNTED = Table(
     "counted",

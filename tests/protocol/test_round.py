@@ -25,6 +25,7 @@ from sumus.protocol.round import (
     Gather,
     Gathered,
     Later,
+    Overdue,
     Published,
     Recovered,
     Refuse,
@@ -36,6 +37,9 @@ from sumus.protocol.round import (
     State,
     Tick,
     decide,
+    learnt,
+    patience,
+    rested,
 )
 from sumus.protocol.rows import changed
 
@@ -62,7 +66,7 @@ def out(name: str, round: int = 4, version: int = 4, **more: object) -> Session:
 def test_a_device_gets_work_that_ends_with_the_round() -> None:
     found = decide(facts(), CheckIn("s", 1))
     assert found.rounds == (replace(OPEN, given=1),)
-    assert found.sessions == (Session("s", "d", 1, 4, 4, expires=160.0),)
+    assert found.sessions == (Session("s", "d", 1, 4, 4, expires=160.0, began=110.0),)
     assert found.actions == (Assign(found.sessions[0]),)
 
 
@@ -73,6 +77,7 @@ def test_a_device_gets_work_that_ends_with_the_round() -> None:
         ({"row": Round(4, State.PLANNED)}, "closed"),
         ({"row": Round(4, State.CLOSING)}, "closed"),
         ({"paused": True}, "paused"),
+        ({"device": Device("d", lapses=1, rests_until=115.0)}, "resting"),
         ({"pacing": replace(SYNCHRONOUS, separation=3), "device": Device("d", last_sum=2)}, "separation"),
         ({"pacing": replace(SYNCHRONOUS, most_rounds=2), "device": Device("d", last_sum=0, times_counted=2)}, "cap"),
         ({"pacing": replace(SYNCHRONOUS, requires=Conditions(charging=True))}, "charging"),
@@ -117,6 +122,7 @@ def test_a_device_that_forgot_its_session_asks_for_another_in_its_place(pacing: 
     before = out("s", device="d")
     found = decide(facts(pacing, replace(OPEN, given=3), device=Device("d", session=before)), CheckIn("t", 2))
     assert found.rounds[0] == replace(OPEN, given=3)
+    assert found.sessions[1].began == before.began, "it holds the place no longer for that"
     assert [(one.id, one.state) for one in found.sessions] == [("s", "dropped"), ("t", "out")]
     assert isinstance(found.actions[0], Assign)
 
@@ -136,10 +142,157 @@ def test_no_work_is_given_when_a_round_is_over() -> None:
     assert found.sessions == ()
 
 
+# ── places ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TEN = Pacing(cohort=10, deadline=3600)
+FULL = replace(OPEN, given=10, counted=9)
+
+
+def silent(**more: object) -> Session:
+    """The session of a device that says nothing; it has its place since the round opened."""
+    return out("s", device="d", expires=3700.0, began=100.0, **more)  # pyright: ignore[reportArgumentType]
+
+
+def after(seconds: float, row: Round = FULL, pacing: Pacing = TEN, takes: float = 20.0, **more: object) -> Facts:
+    """So many seconds after the round opened."""
+    values: dict[str, object] = {"population": 20, "takes": takes, **more}
+    return replace(facts(pacing, row), now=100.0 + seconds, **values)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_session_that_says_nothing_lets_its_place_go_to_the_next_device_that_asks() -> None:
+    assert decide(after(79.0, sessions=(silent(),)), Overdue()) == protocol.NOTHING
+    found = decide(after(80.0, sessions=(silent(),)), Overdue())
+    assert [(one.state, one.reason) for one in found.sessions] == [("lapsed", "")]
+    assert (found.rounds, found.lapses) == ((replace(FULL, dropped=1),), ("s",))
+    asks = decide(after(81.0, found.rounds[0], device=Device("e")), CheckIn("e1", 1))
+    assert isinstance(asks.actions[0], Assign)
+    assert asks.rounds == (replace(FULL, given=11, dropped=1),)
+    full = decide(after(82.0, asks.rounds[0], device=Device("f")), CheckIn("f1", 1))
+    assert isinstance(full.actions[0], Later), "one place is given away once"
+
+
+@pytest.mark.parametrize(
+    ("deadline", "takes", "seconds"),
+    [(3600, 0.0, 900.0), (3600, 20.0, 80.0), (3600, 1.0, 60.0), (3600, 2000.0, 3600), (60, 1.0, 15.0), (60, 0.0, 15.0)],
+)
+def test_a_place_is_held_for_a_multiple_of_what_work_takes(deadline: float, takes: float, seconds: float) -> None:
+    assert patience(Pacing(10, deadline=deadline), takes) == seconds
+    assert patience(Pacing(10), takes) == float("inf"), "without a deadline nothing is timed"
+
+
+def test_what_an_edge_is_given_is_measured_by_what_edges_take() -> None:
+    relayed = silent(parent="edge")
+    slow = after(100.0, sessions=(relayed,), takes_by_edge=100.0)
+    assert decide(slow, Overdue()) == protocol.NOTHING
+    assert decide(replace(slow, takes_by_edge=10.0), Overdue()).lapses == ("s",)
+
+
+def test_the_time_without_a_leader_is_nobodys_silence() -> None:
+    late = after(1000.0, sessions=(silent(),), led=1050.0)
+    assert decide(late, Overdue()) == protocol.NOTHING
+    assert decide(replace(late, now=1130.0), Overdue()).lapses == ("s",)
+
+
+def test_a_late_report_counts_while_there_is_room_and_once() -> None:
+    row = replace(FULL, given=11, dropped=1)
+    late = after(90.0, row, sessions=(silent(state="lapsed"),))
+    assert decide(late, Report()).actions == (Stage("s"),)
+    found = decide(late, Commit())
+    assert found.actions == (Accept("s"), Close(4))
+    assert found.rounds[0] == Round(4, State.CLOSING, 190.0, given=11, dropped=0, counted=10)
+    over = replace(late, round=found.rounds[0], sessions=found.sessions)
+    assert decide(over, Report()).actions == (Accept("s"),), "it is told again, and not counted again"
+
+
+def test_a_late_report_to_a_round_that_is_full_is_refused() -> None:
+    late = after(90.0, Round(4, State.CLOSING, 185.0, given=11, dropped=1, counted=10))
+    assert decide(replace(late, sessions=(silent(state="lapsed"),)), Report()).actions == (Refuse("s", "closed"),)
+    both = (out("e", expires=3700.0), silent(state="lapsed"))
+    found = decide(after(90.0, replace(FULL, given=11, dropped=1), sessions=both), Commit())
+    assert found.actions == (Accept("e"), Refuse("s", "closed"), Close(4))
+
+
+@pytest.mark.parametrize("reason", ["withdrawn", "revoked", "data", "bad_report", "closed"])
+def test_a_place_that_is_given_up_is_given_away_at_once(reason: str) -> None:
+    found = decide(after(40.0, replace(FULL, counted=5), sessions=(silent(),)), Dropped(reason))
+    assert (found.rounds[0].out, found.rounds[0].counted) == (4, 5), "no report is lost by it"
+    assert isinstance(decide(after(40.0, found.rounds[0], device=Device("e")), CheckIn("e", 1)).actions[0], Assign)
+    assert found.lapses == (("s",) if reason in ("data", "bad_report") else ())
+
+
+def test_who_sends_what_cannot_be_counted_loses_its_place_and_may_mend_it() -> None:
+    found = decide(after(1.0, replace(FULL, counted=5), sessions=(silent(),)), Overdue(spoilt=True))
+    assert ([one.state for one in found.sessions], found.lapses, found.rounds[0].out) == (["lapsed"], ("s",), 4)
+    again = after(2.0, found.rounds[0], sessions=found.sessions)
+    assert decide(again, Overdue(spoilt=True)) == protocol.NOTHING, "once"
+    assert decide(again, Commit()).actions == (Accept("s"),), "while there is room"
+
+
+def test_a_place_that_lapsed_is_not_given_up_once_more() -> None:
+    row = replace(FULL, dropped=1)
+    found = decide(after(90.0, row, sessions=(silent(state="lapsed"),)), Dropped("data"))
+    assert (found.rounds, found.lapses) == ((), ())
+    assert [one.state for one in found.sessions] == ["dropped"]
+
+
+def test_a_buffer_gives_a_silent_devices_slot_to_another() -> None:
+    pacing, row = replace(BUFFERED, deadline=3600), replace(OPEN, given=3)
+    found = decide(after(80.0, row, pacing, sessions=(silent(),)), Overdue())
+    assert found.rounds[0].out == 2
+    assert isinstance(
+        decide(after(80.0, found.rounds[0], pacing, device=Device("e")), CheckIn("e", 1)).actions[0], Assign
+    )
+    counted = decide(
+        after(90.0, Round(5, State.OPEN, 185.0, given=3), pacing, sessions=(silent(state="lapsed"),)), Commit()
+    )
+    assert (counted.actions, counted.rounds[0].out) == ((Accept("s"),), 3), "it takes nobody's slot"
+
+
+def test_who_lets_places_go_rests_longer_each_time_up_to_a_day() -> None:
+    device, rests = Device("d"), list[float]()
+    for _ in range(13):
+        device = rested(device, silent(), after(80.0))
+        rests.append(device.rests_until - 180.0)
+    assert rests == [min(80.0 * 2**n, 86400.0) for n in range(13)]
+    assert rested(Device("d"), silent(), after(2.0)).rests_until == 104.0, "as long as it held the place"
+
+
+def test_who_forgets_its_work_and_gets_no_other_lets_its_place_go() -> None:
+    asked = after(50.0, pacing=replace(TEN, requires=Conditions(charging=True)), device=Device("d", session=silent()))
+    found = decide(asked, CheckIn("t", 2))
+    assert (found.rounds, found.lapses) == ((replace(FULL, dropped=1),), ("s",))
+
+
+def test_what_work_takes_is_what_three_of_four_reports_do_not_exceed() -> None:
+    rng, takes = np.random.default_rng(0), 0.0
+    seconds = 10.0 ** rng.uniform(0, 2, 4000)  # speeds of 1:100
+    found = [takes := learnt(takes, each) for each in seconds.tolist()]
+    assert np.median(found[1000:]) == pytest.approx(np.quantile(seconds, 0.75), rel=0.2)
+    assert min(4 * each for each in found[100:]) > 20.0
+    takes = 1.0
+    for _ in range(20):
+        takes = learnt(takes, 100.0)
+    assert takes > 75.0, "a limit that is too tight adapts"
+
+
+def test_a_device_is_given_to_a_round_once_however_often_it_comes() -> None:
+    """Else who takes a place and gives it up again and again would make it seem that everybody had been asked."""
+    row, device = replace(OPEN, given=3, counted=2), Device("d")
+    dropped = protocol.NOTHING
+    for serial in range(1, 9):
+        given = decide(after(10.0, row, device=device), CheckIn(f"s{serial}", serial))
+        dropped = decide(after(10.0, given.rounds[0], sessions=given.sessions[-1:]), Dropped("data"))
+        row, device = dropped.rounds[0], Device("d", session=dropped.sessions[0])
+    assert row == replace(OPEN, given=4, dropped=1, counted=2)
+
+
 def test_a_population_smaller_than_the_chosen_is_given_what_there_is() -> None:
     row = replace(OPEN, given=2, counted=1)
-    found = decide(facts(row=row, population=2, sessions=(out("s"),)), Dropped())
-    assert [each.state for each in found.rounds] == [State.CLOSING]
+    found = decide(facts(row=row, population=2, sessions=(out("s"),), takes=1.0), Dropped("data"))
+    assert [each.state for each in found.rounds] == [State.OPEN], "it may come again"
+    later = replace(facts(row=found.rounds[0], population=2, takes=1.0), now=115.0)
+    assert [each.state for each in decide(later, Tick()).rounds] == [State.CLOSING]
+    assert decide(replace(later, pacing=replace(SYNCHRONOUS, least=1.0)), Tick()) == protocol.NOTHING
 
 
 # ── reports ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -236,11 +389,13 @@ def test_at_the_deadline_a_round_is_closed_with_enough_and_abandoned_without() -
     assert decide(replace(late, now=159.0), Tick()) == protocol.NOTHING
 
 
-def test_a_round_is_over_when_everyone_who_was_chosen_has_ended() -> None:
-    row = replace(OPEN, given=3, dropped=1, counted=1)
-    found = decide(facts(row=row, sessions=(out("s"),)), Dropped("lost"))
-    assert found.actions == (Close(4),)
-    assert decide(facts(row=replace(row, dropped=0), sessions=(out("s"),)), Dropped("lost")).actions == ()
+def test_without_a_deadline_a_round_is_over_when_everyone_who_was_chosen_has_ended() -> None:
+    pacing, row = replace(SYNCHRONOUS, deadline=None), replace(OPEN, given=3, dropped=1, counted=1)
+    found = decide(facts(pacing, row, sessions=(out("s"),)), Dropped("lost"))
+    assert (found.actions, found.lapses) == ((Close(4),), ())
+    assert decide(facts(pacing, replace(row, dropped=0), sessions=(out("s"),)), Dropped("lost")).actions == ()
+    full = decide(facts(pacing, replace(row, dropped=0), device=Device("e")), CheckIn("e", 1))
+    assert isinstance(full.actions[0], Later), "nobody is replaced"
 
 
 def test_publishing_opens_the_next_round_once() -> None:
@@ -297,6 +452,7 @@ def test_every_move_is_in_the_table_and_every_move_of_the_table_is_made() -> Non
         Report(),
         Commit(),
         Dropped(),
+        Overdue(),
         Tick(),
         Gathered(True),
         Published(),
@@ -315,10 +471,13 @@ def test_every_move_is_in_the_table_and_every_move_of_the_table_is_made() -> Non
             row = Round(4, state, 100.0, given=given, counted=counted)
             session = out("s", expires=float(rng.choice([1.0, 1e9])))
             named = (
-                (session,) if isinstance(event, Report) or (isinstance(event, Commit | Dropped) and row.out > 0) else ()
+                (session,)
+                if isinstance(event, Report) or (isinstance(event, Commit | Dropped | Overdue) and row.out > 0)
+                else ()
             )
             device = Device("d", session=replace(session, device="d") if row.out > 0 else None)
-            found = decide(Facts(pacing, now, row, 4, named, device, masked, population=int(rng.choice([0, 2]))), event)
+            known = int(rng.choice([0, 2]))
+            found = decide(Facts(pacing, now, row, 4, named, device, masked, population=known, takes=0.1), event)
             for after in found.rounds:
                 if after.number != row.number or after.state is state:
                     continue
@@ -329,7 +488,7 @@ def test_every_move_is_in_the_table_and_every_move_of_the_table_is_made() -> Non
 
 
 def test_whatever_a_device_says_is_decided_in_every_state() -> None:
-    for state, event in itertools.product(ORDER, (CheckIn, Report, Commit, Dropped)):
+    for state, event in itertools.product(ORDER, (CheckIn, Report, Commit, Dropped, Overdue)):
         assert (state, event) in TABLE
 
 

@@ -400,7 +400,7 @@ def done(store: Store, verbs: list[tuple[Any, ...]]) -> list[object]:
     return read
 
 
-def walk(store: Store, seed: int, steps: int = 400) -> list[object]:
+def walk(store: Store, seed: int, steps: int = 600) -> list[object]:
     """All that a coordinator on this store answers to a walk of events, and what is in the store at the end."""
     rng = np.random.default_rng(seed)
     pacing = (

@@ -1,0 +1,17 @@
+"""Places: since when a session holds one, how devices rest that let theirs go, and how long work takes."""
+
+from alembic import op
+from sqlalchemy import BigInteger, Column, Double
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    """Add columns. Sessions that are out already hold their places since the leader took over."""
+    for name in ("led", "takes", "takes_by_edge"):
+        op.add_column("run", Column(name, Double, nullable=False, server_default="0"))
+    op.add_column("session", Column("began", Double, nullable=False, server_default="0"))
+    op.add_column("device", Column("lapses", BigInteger, nullable=False, server_default="0"))
+    op.add_column("device", Column("rests_until", Double, nullable=False, server_default="0"))
+    op.create_index("session_began", "session", ["run", "state", "began"])
