@@ -65,17 +65,18 @@ def ran(name: str, slowest: float, limit: float, target: float = TARGET, say: Ca
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-unequal-")))
         (folder / "plan.sumus").write_bytes(sumus.Bundle(plan, program.initial).to_bytes())
         opened = _serve(folder, stack)
-        link = (folder / "link").read_text().strip()
+        *links, last = (folder / "link").read_text().splitlines()
         speeds = slowest * SPREAD ** (np.arange(DEVICES) / (DEVICES - 1) - 1.0)
         stop = threading.Event()
         devices = [
-            _device(link, training, people[number], number, seconds) for number, seconds in enumerate(speeds.tolist())
+            _device(link, training, people[number], number, seconds)
+            for number, (link, seconds) in enumerate(zip(links, speeds.tolist(), strict=True))
         ]
         for device in devices:
             device.enrol()
         threads = [threading.Thread(target=_run, args=(device, stop)) for device in devices]
         viewer = sumus.Device(
-            link,
+            last,
             training,
             people[0],
             floor=FLOOR,

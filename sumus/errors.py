@@ -121,6 +121,12 @@ class BeyondBoundError(ParticipantError):
     code = "out_of_bounds"
 
 
+class EmptyError(ParticipantError):
+    """What weighs nothing, and would still count as one more contributor."""
+
+    code = "empty"
+
+
 class Interrupted(SumusError):
     """Stopped by the user; `history` and `checkpoint` hold everything up to the last whole round."""
 

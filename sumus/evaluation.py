@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sumus.aggregate import Aggregate, Part, Update
+from sumus.errors import ParticipantError
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.task import Description
@@ -79,6 +80,46 @@ def medians_of(histograms: Mapping[str, Sequence[int]]) -> dict[str, tuple[float
 def edges_of(name: str) -> Floats:
     """Where the bins of a metric begin and end, float64 `(BINS + 1,)`."""
     return LOSS_EDGES if name == "loss" else EDGES
+
+
+def check_measured(update: Update, trains: bool) -> None:
+    """Refuse a report that claims a measurement without predictions: a mean of few would be published as a mean of many.
+
+    Args:
+        update: The report.
+        trains: Whether it is of training, which always tells its loss. An evaluation may leave a metric out, and is then in no
+            bin of that metric's histogram, which counts the contributors of the metric.
+
+    Raises:
+        ParticipantError: The report does not tell its loss, or is in a bin of a metric that it did not measure.
+    """
+    if trains and update.metrics.get("loss", (0.0, 0))[1] < 1:
+        raise ParticipantError(update.client, "a report of training tells its loss, over at least one prediction")
+    for name, bins in update.parts.get(HISTOGRAM.name, {}).items():
+        if update.metrics.get(name, (0.0, 0))[1] < 1 and bins.any():
+            raise ParticipantError(update.client, f"it is in a bin of {name!r}, and measured it on no example")
+
+
+def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: int) -> None:
+    """Refuse an edge's sum that claims measurements without predictions.
+
+    Args:
+        total: The sum.
+        hop: The first hop that the sum fits.
+        sender: The edge, for errors.
+        least: The fewest reports that tell their loss; 0 for an evaluation.
+
+    Raises:
+        ParticipantError: The sum's loss is over fewer predictions than there are reports, or a metric's histogram counts more
+            devices than the metric counts predictions.
+    """
+    nothing = np.zeros(2, np.int64)
+    if int(total.metrics.get("loss", nothing)[1]) < least:
+        raise ParticipantError(sender, f"{least} reports tell their loss over at least one prediction each")
+    one = 2 ** hop.sums.bits(HISTOGRAM)
+    for name, bins in total.sums.get(HISTOGRAM.name, {}).items():
+        if int(bins.min()) < 0 or int(bins.sum()) > int(total.metrics.get(name, nothing)[1]) * one:
+            raise ParticipantError(sender, f"more devices are in bins of {name!r} than it counts predictions")
 
 
 def _in_bin(name: str, mean: float) -> Floats:

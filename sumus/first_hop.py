@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sumus.aggregate import METRIC_BITS, Aggregate, Part, RunningSum, Update
-from sumus.errors import BeyondBoundError, ParticipantError, PlanError
+from sumus.errors import BeyondBoundError, EmptyError, ParticipantError, PlanError
 from sumus.fixed_point import FixedPoint
 from sumus.metrics import Range
 from sumus.spec import record
@@ -118,8 +118,17 @@ class FirstHop:
         """Bytes of the leaves of a sum of so many updates."""
         return sum(self.sum_dtype(part, count).itemsize * size for part, size in self._sizes())
 
-    def check_sum(self, total: Aggregate, sender: object, count: int) -> None:
-        """Refuse what cannot be a sum of so many updates of this plan."""
+    def check_sum(self, total: Aggregate, sender: object, count: int, least: int | None = None) -> None:
+        """Refuse what cannot be a sum of so many updates of this plan.
+
+        Args:
+            total: The sum.
+            sender: The edge that sent it, for errors.
+            count: Reports that the edge names.
+            least: The smallest weight that the sum may have; `count` if None, since no update weighs nothing. A site's sum may
+                weigh less: its later rounds may be of fewer devices than the first.
+        """
+        least = count if least is None else least
         if int(total.count) != count:
             raise ParticipantError(sender, f"its sum is of {int(total.count)} reports, and it names {count}")
         if set(total.sums) != {part.name for part in self.parts} or set(total.metrics) - set(self.metrics):
@@ -130,7 +139,10 @@ class FirstHop:
             tree, most = total.sums[part.name], self.largest(part, count)
             if layout(tree) != dict(shapes):
                 raise ParticipantError(sender, f"`{part.name}` has other leaves or shapes than the plan's")
-            if not 0 <= int(total.weights[part.name]) <= count * self._most_weight(part):
+            weight = int(total.weights[part.name])
+            if weight < least:
+                raise EmptyError(sender, f"`{part.name}` weighs {weight}, and {count} reports weigh {least} at least")
+            if weight > count * self._most_weight(part):
                 raise ParticipantError(sender, f"`{part.name}` weighs more than {count} reports can")
             for name, leaf in tree.items():
                 if leaf.size and max(-int(leaf.min()), int(leaf.max())) > most:

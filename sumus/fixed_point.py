@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sumus.aggregate import METRIC_BITS, Aggregate, Part, RunningSum, Update, views, zeros
-from sumus.errors import BeyondBoundError, DivergedError, ParticipantError, PlanError
+from sumus.errors import BeyondBoundError, DivergedError, EmptyError, ParticipantError, PlanError
 from sumus.spec import record
 from sumus.staleness import Staleness
 from sumus.tree import blocks, tree_map
@@ -77,7 +77,8 @@ class FixedPoint:
         weighted: the cap of an explicit `weight` stage that the device applied already, so that here its weight is only
         counted for leaves; None where the weight multiplies here. Nothing is added unless all of it can be.
         staleness: how many versions old the model was that the client trained on.
-        Raises ParticipantError for a value that is not finite or beyond the bound, DivergedError for NaN.
+        Raises EmptyError for an update of no examples, ParticipantError for a value that is not finite or beyond the bound,
+        DivergedError for NaN.
         """
         reaches = self.check(update, parts)
         trees = {part.name: update.parts[part.name] for part in parts}
@@ -104,8 +105,12 @@ class FixedPoint:
 
     def check(self, update: Update, parts: tuple[Part, ...]) -> list[float]:
         """Refuse what `encode` would, adding nothing; the largest |value| of each part."""
-        if update.examples < 0:
-            raise ParticipantError(update.client, f"it reports {update.examples} examples")
+        if update.examples < 1:
+            raise EmptyError(
+                update.client,
+                f"its update is of {update.examples} examples: a client without examples is no contributor, whatever the plan's "
+                "weights are",
+            )
         if missing := {part.name for part in parts} - set(update.parts):
             raise ParticipantError(update.client, f"it sends no {sorted(missing)}, which the plan's algorithm combines")
         return [self._reach(update.client, part, update.parts[part.name]) for part in parts]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import sumus
 from sumus.aggregate import Aggregate, Part, RunningSum, Update, mean
 from sumus.algorithm import Algorithm
-from sumus.errors import BeyondBoundError, DivergedError, ParticipantError, PlanError
+from sumus.errors import BeyondBoundError, DivergedError, EmptyError, ParticipantError, PlanError
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.optimizers import sgd
@@ -245,10 +245,6 @@ FORMS: dict[str, tuple[Callable[[Update], Update], str]] = {
         lambda sent: dataclasses.replace(sent, metrics={**sent.metrics, "steps walked": (1.0, 1)}),
         r"it reports \['steps walked'\], which the plan does not measure",
     ),
-    "fewer than no examples": (
-        lambda sent: dataclasses.replace(sent, examples=-1),
-        r"it reports -1 examples",
-    ),
     "a value beyond the bound": (
         lambda sent: changed(sent, "params", fc_bias=np.array([0, 0, 256.5])),
         r"the update reaches 256.5 at `params\[fc.bias\]`, beyond the plan's bound 256",
@@ -264,6 +260,11 @@ FORMS: dict[str, tuple[Callable[[Update], Update], str]] = {
 def test_what_is_not_of_the_plan_is_refused_and_adds_nothing(what: str) -> None:
     make, match = FORMS[what]
     refused(hop_of(), make(an_update()), match)
+
+
+@pytest.mark.parametrize("examples", [0, -1])
+def test_an_update_of_no_examples_is_refused_and_adds_nothing(examples: int) -> None:
+    refused(hop_of(), an_update(examples=examples), f"of {examples} examples", EmptyError)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -479,7 +480,7 @@ def test_a_first_update_cannot_define_the_sum() -> None:
 def test_a_tree_of_hops_gives_the_bits_of_one_hop(update: Transform | None, data: st.DataObject) -> None:
     """Each edge counts its own devices in, and sends its sum as bytes; the server merges, in any order."""
     hop = hop_of(update)
-    clients = [an_update(update, seed, client=seed, examples=seed * 7) for seed in range(6)]
+    clients = [an_update(update, seed, client=seed, examples=1 + seed * 7) for seed in range(6)]
     flat = RunningSum()
     for one in clients:
         hop.count_in(one, into=flat)

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from sumus.operations.access import Logins
 from sumus.operations.remote import Remote
 from sumus.simulator.picture import figure, save
 from sumus.storage.blobs import DirectoryBlobs
+from sumus.storage.files import write_whole
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import Model
 
@@ -89,17 +90,12 @@ def play(module: str, people: People, folder: Path, rounds: int, every: int, wat
         server, opened = stack.enter_context(_server(scratch, folder, people, rounds, every))
         behind = behind_edge(people)
         near = stack.enter_context(_edge(scratch, folder, opened["url"], len(behind)))
+        links, near_links = _lines(scratch / "link"), _lines(scratch / "edge-link")
         devices = [
             stack.enter_context(
-                _device(
-                    scratch,
-                    folder,
-                    module,
-                    *((near, "edge-link") if who in behind else (opened["url"], "link")),
-                    people,
-                    who,
-                    who in people.unseen,
-                )
+                _device(scratch, folder, module, near, next(near_links), people, who)
+                if who in behind
+                else _device(scratch, folder, module, opened["url"], next(links), people, who)
             )
             for who in (*people.training, *people.unseen)
         ]
@@ -187,6 +183,11 @@ def _edge(scratch: Path, folder: Path, url: str, many: int) -> Generator[str, No
         yield _said(process, log, "edge")["url"]
 
 
+def _lines(file: Path) -> Iterator[str]:
+    """The lines of a file, each once."""
+    return iter(file.read_text().splitlines())
+
+
 def _said(process: subprocess.Popen[str], log: Path, what: str) -> Mapping[str, Any]:
     """What a process says of itself once it answers."""
     assert process.stdout is not None
@@ -198,12 +199,14 @@ def _said(process: subprocess.Popen[str], log: Path, what: str) -> Mapping[str, 
 
 @contextmanager
 def _device(
-    scratch: Path, folder: Path, module: str, url: str, link: str, people: People, who: Any, unseen: bool
+    scratch: Path, folder: Path, module: str, url: str, link: str, people: People, who: Any
 ) -> Generator[subprocess.Popen[str], None, None]:
-    """A person's device. link: a file, of the server or of the edge."""
+    """A person's device. link: of the server or of the edge, for this device alone."""
+    unseen = who in people.unseen
     where = "experiment.evaluate.unseen" if unseen else "experiment.population"
-    file = scratch / f"person_{who}.py"
+    file, of_link = scratch / f"person_{who}.py", scratch / f"link-{who}"
     file.write_text(FILE.format(module=module, where=where, who=who))
+    write_whole(of_link, link.encode(), private=True)
     arguments = [
         "join",
         url,
@@ -216,7 +219,7 @@ def _device(
     ]
     arguments += [
         "--token-file",
-        str(scratch / link),
+        str(of_link),
         "--always",
         "--json",
         "--floor",

@@ -98,7 +98,18 @@ NEVER_TOLD = session.DeviceState().window
 UNMET = (60.0, 300.0)
 """Seconds to look again, where the device's own conditions are not met."""
 REFUSALS = frozenset(
-    {"malformed", "bad_report", "not_finite", "out_of_bounds", "closed", "stale", "phase", "too_large", "encoding"}
+    {
+        "malformed",
+        "bad_report",
+        "not_finite",
+        "out_of_bounds",
+        "empty",
+        "closed",
+        "stale",
+        "phase",
+        "too_large",
+        "encoding",
+    }
 )
 """Codes after which a report is not counted, and will not be."""
 WAITS: Mapping[str, str] = {
@@ -106,12 +117,15 @@ WAITS: Mapping[str, str] = {
     "closed": "for the next round",
     "few": "until enough devices are enrolled for a sum",
     "full": "for the next round: this one has all its devices",
+    "left": "for the next round: somebody who came with the same link is in this one, and has left",
+    "not_edge": "until its edge may speak for more devices: ask who runs the edge",
     "paused": "until the server's operator lets it go on",
     "resting": "for a while, since earlier work of this device did not come to an end",
     "separation": "until others have had their turn",
 }
 """What a server's reasons mean to a device's owner; others are conditions of its own."""
 FINAL: Mapping[str, str] = {
+    "not_device": "this link is for an edge, and not for a device: ask for another one",
     "revoked": "the server has barred this device: ask who runs it; predictions go on working",
     "wrong_task": "the server has no task with this model and these data: update the file that defines them",
     "old_protocol": "the server speaks another version of the protocol: update sumus, here or there",
@@ -661,10 +675,12 @@ class Device:
 
     def _turned_away(self, refused: Refused) -> None:
         """A check-in was refused."""
-        problem, record = refused.problem, self._record
+        problem = refused.problem
         self._unheard(str(refused), problem.retry_after_s or (0.0, 0.0))
-        if problem.code == "replayed":  # this memory is older than the server's: go far beyond
-            row = replace(self._record.row, serial=2 * record.row.serial + 1000)
+        if (
+            problem.code == "replayed" and problem.serial is not None
+        ):  # this memory is older than the server's, or newer
+            row = replace(self._record.row, serial=problem.serial)
             self._write(replace(self._record, row=row))
         elif problem.code == "unknown_device" and self._link.token is not None:
             self._unknown = True

@@ -11,7 +11,7 @@ import hashlib
 import re
 import ssl
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -27,7 +27,13 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,512}")
 
 @dataclass(frozen=True)
 class Link:
-    """server: scheme://host:port; empty where only a token is known.  pin: of its authority, hexadecimal."""
+    """Where a server is, and what lets a device in.
+
+    Args:
+        server: scheme://host:port; empty if only a token is known.
+        token: The token; of several links, their tokens with blanks between them, of which one is spent that is not used yet.
+        pin: SHA-256 of the server's authority, hexadecimal.
+    """
 
     server: str
     token: str | None = field(default=None, repr=False)
@@ -35,10 +41,14 @@ class Link:
 
 
 def read_link(text: str, insecure: bool = False) -> Link:
-    """A link, a server's address, or a token alone. insecure: take http:// to other machines too.
+    """A link, a server's address, or a token alone; or several of the same server, one a line, each for one device. insecure:
+    take http:// to other machines too.
 
     Raises ExperimentError, which never repeats the token.
     """
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1:
+        return _one_of([read_link(line, insecure) for line in lines])
     text = text.strip()
     if _TOKEN.fullmatch(text):
         return Link("", text)
@@ -67,6 +77,14 @@ def read_link(text: str, insecure: bool = False) -> Link:
         raise ExperimentError("a pin is of an https:// server: copy the link again")
     name = f"[{host}]" if ":" in host else host
     return Link(f"{parsed.scheme}://{name}" + (f":{port}" if port else ""), token, pin)
+
+
+def _one_of(links: Sequence[Link]) -> Link:
+    """The link of several that one device may use any of."""
+    first = links[0]
+    if any((link.server, link.pin) != (first.server, first.pin) or link.token is None for link in links):
+        raise ExperimentError("these are no links of one server, one a line: give a file with the links of one")
+    return replace(first, token=" ".join(link.token for link in links if link.token is not None))
 
 
 def link_of_command(text: str, insecure: bool = False) -> Link:

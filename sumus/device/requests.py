@@ -4,6 +4,7 @@ An answer that is an error raises `Refused` with the server's code; where none c
 """
 
 import hashlib
+import secrets
 from typing import TypeVar
 
 from sumus.errors import ParticipantError
@@ -54,7 +55,23 @@ class Requests:
         self.device = device_id(self._public_key)
 
     def enrol(self, token: str) -> Enrolment:
-        """Make the device known; again with the same key changes nothing."""
+        """Make the device known; again with the same key changes nothing.
+
+        Args:
+            token: The token of a link; or several with blanks between them, of which the first is spent that is not used yet.
+        """
+        tokens = token.split()
+        first = secrets.randbelow(len(tokens))  # so that devices with the same links do not all try the same ones
+        *others, last = *tokens[first:], *tokens[:first]
+        for other in others:
+            try:
+                return self._enrol(other)
+            except Refused as refused:
+                if refused.problem.code != "token_used":
+                    raise
+        return self._enrol(last)
+
+    def _enrol(self, token: str) -> Enrolment:
         challenge = read_answer(Challenge, self._ask("challenge", write(Nothing())))
         public_key = to_base64url(self._public_key)
         signature = sign(self._key, enrolment_text(challenge.nonce, public_key, token))
@@ -139,7 +156,7 @@ def _refused(answer: Answer) -> Exception:
         problem = read(Problem, answer.body)
     except ParticipantError:
         return Unreachable(f"it answers {answer.status}, and not as a sumus server does")
-    return Refused(printable(problem.code), printable(problem.detail), problem.retry_after_s)
+    return Refused(printable(problem.code), printable(problem.detail), problem.retry_after_s, problem.serial)
 
 
 def _of(work: Assignment) -> dict[str, str]:

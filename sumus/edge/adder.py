@@ -13,7 +13,7 @@ closes when they all have ended; or before the time is over in which the server 
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, get_args
 
@@ -24,8 +24,8 @@ from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
 from sumus.protocol.round import Abandon, Action, Later, Round, Session, State
 from sumus.protocol.rows import changed
-from sumus.server.coordinator import newest_of
-from sumus.server.runs import Run, any_seed
+from sumus.server.coordinator import keep_departed, newest_of
+from sumus.server.runs import Asked, Run, any_seed
 from sumus.site import Edges
 from sumus.spec import build
 from sumus.storage.blobs import Blobs
@@ -50,6 +50,8 @@ ASK_AGAIN = 5.0
 """Seconds after which a check-in that is held here is passed on again, though its window is longer: it goes up with others."""
 MOST_SENT_AWAY = 100_000
 """Devices of which it is remembered when they may ask again."""
+TURNED_AWAY = (5.0, 15.0)
+"""The window to come back in, of a device that is kept out of the sum that is open above."""
 PICK_UP = 60.0
 """Seconds after which work that came down for a device, and that it has not fetched, is given back."""
 
@@ -73,8 +75,8 @@ class Relay:
     """
 
     def __init__(self) -> None:
-        self.asking: dict[str, CheckInRequest] = {}
-        self.going_up: dict[str, CheckInRequest] = {}
+        self.asking: dict[str, Asked] = {}
+        self.going_up: dict[str, Asked] = {}
         self.granted: dict[str, Granted] = {}
         self.ended: dict[tuple[str, Kind, str], str] = {}
         self.wake: Callable[[], None] = lambda: None
@@ -89,17 +91,18 @@ class Relay:
         for each in (self.asking, self.going_up, self.granted):
             each.clear()
 
-    def ask(self, device: str, request: CheckInRequest, now: float) -> Later:
+    def ask(self, asked: Asked, now: float) -> Later:
         """Pass a check-in on, unless that was done, and what came down says when it may be done again. Whoever is held must wait:
         to the server above a device that asks anew has forgotten its work, and with that the whole sum would be refused."""
+        device = asked.device
         serial, until, later = self._later.get(device, (-1, now, NOT_NOW))
-        if serial == request.serial and now < until:
+        if serial == asked.request.serial and now < until:
             return later
-        if device not in self.granted and request not in (self.going_up.get(device), self.asking.get(device)):
+        if device not in self.granted and asked not in (self.going_up.get(device), self.asking.get(device)):
             if self.holds(device):
                 return Later(ASKING, "closed")
             self.forgets(device, now)
-            self.asking[device] = request
+            self.asking[device] = asked
             self.wake()
         return NOT_NOW
 
@@ -237,9 +240,10 @@ class AdderRun(Run):
             return "no work has come down yet"
         return ""
 
-    def admits(self, device: str, request: CheckInRequest, now: float) -> Later | None:
+    def admits(self, asked: Asked, now: float) -> Later | None:
         """None where work for this very check-in has come down. Else it is to be passed on, unless what the device did last is
         still on its way up: the server above would take that for forgotten."""
+        device, request = asked.device, asked.request
         granted = self._relay.granted.get(device)
         if granted is not None and (granted.serial, granted.work.session) == (request.serial, request.session):
             return None if self._is_mine(granted) else NOT_NOW
@@ -257,7 +261,7 @@ class AdderRun(Run):
             return Later(ASKING, "closed")
         if state != "out" and not self._has_room(newest):
             return Later(ASKING, "full")
-        return self._relay.ask(device, request, now)
+        return self._relay.ask(asked, now)
 
     def forget_work(self, device: str, now: float) -> None:
         """A device asks for other work than it has of this run. The server above forgets its session when it hears so, and would
@@ -292,6 +296,18 @@ class AdderRun(Run):
         super().tick(now)
         self._pace(now)  # of a round that has just begun
 
+    def rounds_of_sum(self) -> Sequence[int]:
+        """This edge's rounds that went, or will go, into one sum of the server above."""
+        newest = self.coordinator.current.number
+        purpose = self._of(newest)
+        rounds = [newest if purpose is not None else newest - 1]
+        purpose = purpose or self._of(rounds[0])
+        while purpose is not None and (before := self._of(rounds[0] - 1)) is not None:
+            if not _same(before.work, purpose.work):
+                break
+            rounds.insert(0, rounds[0] - 1)
+        return rounds
+
     # ── what the uplink brings ───────────────────────────────────────────────────────────────────────────────────────
 
     def give(self, device: str, request: CheckInRequest, work: Assignment, now: float) -> None:
@@ -313,6 +329,16 @@ class AdderRun(Run):
         self.changes += 1
         self._full |= reason in ("full", "closed")
         self._pace(now)
+
+    def turned_away(self, asked: Asked, now: float) -> None:
+        """Give back work that has come down for this device. If nobody else has any, then end the round, so that the server above
+        is asked again a little later: it may have begun another sum."""
+        granted = self._relay.granted.get(asked.device)
+        self._take_back(lambda each: each is granted)
+        self._relay.send_away(asked.device, asked.request, CheckInAnswer(retry_after_s=TURNED_AWAY, reason="left"), now)
+        row = self.coordinator.current
+        if row.state is State.OPEN and row.given == row.dropped and not self._waiting():
+            self.carry_out(self.coordinator.cancel(row.number, now), now)
 
     def dropped(self, sessions: Iterable[str], reason: str) -> None:
         self._relay.note_ended(self.task, self.kind, sessions, reason)
@@ -402,7 +428,10 @@ class AdderRun(Run):
     def _note(self, number: int, work: Assignment, now: float) -> None:
         """Write down what a round of ours is for, and when it ends."""
         sent = None if work.expires_in_s is None else now + work.expires_in_s * (1 - MARGIN)
+        before = self._of(number - 1)
         with self.store.transaction() as rows:
+            if before is not None and _same(before.work, work):  # both sums go into one of the server above
+                keep_departed(rows, number - 1, number)
             purpose = Purpose(work, share_of(sent, self.served.rounds, now), sent)
             rows.put_note(number, "work", msgspec.json.encode(purpose))
             row = rows.round(number)

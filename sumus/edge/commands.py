@@ -24,6 +24,7 @@ from sumus.operations.commands import (
     Tls,
     TokenFile,
     Tokens,
+    Uses,
     WithTls,
     with_edge_file,
 )
@@ -61,10 +62,11 @@ def register(app: typer.Typer) -> None:
             float, typer.Option(min=0.0, help="Seconds to await more devices, once all that work have ended.")
         ] = 20.0,
         tokens: Tokens = 0,
+        uses: Uses = 1,
         token_file: TokenFile = None,
         edges: Annotated[
             int,
-            typer.Option(min=0, help="Make a link that so many edges below this one may enrol with, in --edge-file."),
+            typer.Option(min=0, help="Make so many links, each for one edge below this one, in --edge-file."),
         ] = 0,
         edge_file: EdgeFile = None,
         log: Log = LogForm.text,
@@ -92,6 +94,7 @@ def register(app: typer.Typer) -> None:
             Listen(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
             Tell(
                 tokens,
+                uses,
                 token_file,
                 edges=edges,
                 edge_file=edge_file,

@@ -22,14 +22,14 @@ from sumus.errors import ExperimentError
 from sumus.plan import Plan
 from sumus.protocol.round import Abandon, Action, Later, Round, Session
 from sumus.server.coordinator import newest_of
-from sumus.server.runs import LOG, Unusable, usable
+from sumus.server.runs import LOG, Asked, Unusable, usable
 from sumus.site import Site, seed_of
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
 from sumus.storage.store import OF_THE_RUN, Store
 from sumus.tree import nested, unnested
 from sumus.types import Broadcast
-from sumus.wire.messages import Assignment, Body, CheckInRequest, Served
+from sumus.wire.messages import Assignment, Body, Served
 from sumus.wire.reports import encode_sum
 from sumus.wire.tensors import decode_tree, encode_tree
 
@@ -122,15 +122,15 @@ class SiteRun(AdderRun):
             f"its own round {standing.done + 1} of {self.served.rounds}, on a model of {len(standing.sessions)} devices"
         )
 
-    def admits(self, device: str, request: CheckInRequest, now: float) -> Later | None:
-        standing = self._standing
+    def admits(self, asked: Asked, now: float) -> Later | None:
+        standing, device = self._standing, asked.device
         if standing is None:
-            return super().admits(device, request, now)
+            return super().admits(asked, now)
         with self.store.transaction() as rows:
             known = rows.device(device)
             last = None if known is None else known.session
             newest = newest_of(rows)
-        again = last is not None and last.serial == request.serial
+        again = last is not None and last.serial == asked.request.serial
         if not again and (standing.over or device not in standing.devices or _is_counted_in(last, newest)):
             return Later(ASKING, "closed")
         return None
@@ -182,6 +182,10 @@ class SiteRun(AdderRun):
         if self._standing is not None and self._standing.over and self._standing.last not in self.sums_to_send:
             self._send_up(self._standing, now)
         super().tick(now)
+
+    def turned_away(self, asked: Asked, now: float) -> None:
+        if self._standing is None:  # else the round is the site's own
+            super().turned_away(asked, now)
 
     def dropped(self, sessions: Iterable[str], reason: str) -> None:
         if self._standing is None:  # else they are the site's own

@@ -10,7 +10,7 @@ The server above may be away: devices' reports are taken and kept meanwhile, and
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from itertools import islice
 from typing import Any, NamedTuple, cast
@@ -21,21 +21,22 @@ from sumus.device.requests import Requests
 from sumus.edge.adder import AdderRun, Relay, Waiting
 from sumus.errors import SumusError
 from sumus.logs import logger
+from sumus.server.runs import Asked
 from sumus.server.server import Server
 from sumus.storage.blobs import Blobs
 from sumus.storage.store import OF_THE_RUN, Store
 from sumus.transport.transport import Unreachable
 from sumus.wire.messages import (
     AGAIN,
+    MAX_RELAY,
     MOST_RELAYED,
     AbortReason,
     Body,
     CheckInAnswer,
-    CheckInRequest,
     Ended,
     Kind,
     Refused,
-    Relayed,
+    RelayedAnswer,
     RelayRequest,
     Served,
     Tasks,
@@ -49,6 +50,10 @@ GATHER = 0.05
 """Seconds for which check-ins are gathered, so that many go up together."""
 SOON, LATE = 1.0, 60.0
 """Seconds after which what did not reach the server above is tried again: the first time, and at most."""
+OTHERS = 512
+"""Bytes that a check-in takes which is passed on, besides what the device said."""
+REFUSED = (30.0, 90.0)
+"""The window to come back in, of a device whose check-in the server above has refused."""
 TO_MEND = frozenset({"not_edge", "revoked", "unknown_device", "bad_signature", "old_protocol"})
 """Codes after which a person must do something, and nothing is given up meanwhile."""
 
@@ -61,7 +66,7 @@ class _Taken(NamedTuple):
     """What is to go up."""
 
     members: int
-    asked: dict[str, CheckInRequest]
+    asked: dict[str, Asked]
     ended: dict[tuple[str, Kind, str], str]
     sums: list[tuple[AdderRun, Waiting]]
 
@@ -93,6 +98,7 @@ class Uplink:
         self._said = -1
         self._failures = 0
         self._learnt = False
+        self._full = False
         self.trouble = ""
         self.sent = self.bytes_up = self.waiting = 0
 
@@ -179,7 +185,7 @@ class Uplink:
 
     def _take(self, now: float) -> _Taken:
         relay, members = self._relay, self._server.roll.count(self._server.population)
-        asked = {device: relay.asking.pop(device) for device in list(islice(relay.asking, MOST_RELAYED))}
+        asked = {device: relay.asking.pop(device) for device in _that_fit(relay.asking)}
         relay.going_up |= asked
         ended = {which: relay.ended.pop(which) for which in list(islice(relay.ended, MOST_RELAYED))}
         if relay.asking or relay.ended:
@@ -196,7 +202,7 @@ class Uplink:
         """Pass on who asks; bring what they are told, and what they need for it."""
         if not (taken.asked or taken.ended or taken.members != self._said):
             return
-        asked = tuple(Relayed(device, _passed_on(request)) for device, request in taken.asked.items())
+        asked = tuple(each.signed for each in taken.asked.values() if each.signed is not None)
         ended = tuple(
             Ended(task, kind, *_parts(session), cast(AbortReason, reason))
             for (task, kind, session), reason in taken.ended.items()
@@ -211,8 +217,8 @@ class Uplink:
         def bring(now: float) -> None:
             runs = {(run.task, run.kind): run for run in self._runs()}
             self._relay.going_up.clear()
-            for (device, request), each in zip(taken.asked.items(), answers, strict=True):
-                answer = each.answer or CheckInAnswer(reason=each.code)
+            for (device, asked), each in zip(taken.asked.items(), answers, strict=True):
+                request, answer = asked.request, each.answer or self._refused(each)
                 work = answer.assignment
                 run = None if work is None else runs.get((work.task, work.kind))
                 if run is not None and work is not None:
@@ -223,6 +229,18 @@ class Uplink:
                         each_run.send_away(answer.reason, now)
 
         self._on_server(bring).result()
+
+    def _refused(self, told: RelayedAnswer) -> CheckInAnswer:
+        """What a device is told whose check-in the server above has refused."""
+        if told.code == "not_edge" and not self._full:
+            LOG.warning(
+                "the server above lets this edge speak for no more devices, and %s waits: ask there for a link that is for more",
+                told.device[:12],
+            )
+            self._full = True
+        if told.serial is not None:  # the next check-in is refused here, and told where to count on
+            self._server.replica.leases.raise_serials({told.device: told.serial})
+        return CheckInAnswer(retry_after_s=REFUSED, reason=told.code)
 
     def _send(self, run: AdderRun, waiting: Waiting) -> None:
         """Send a sum; what the server above will never count is given up, and said."""
@@ -262,9 +280,16 @@ class Uplink:
             self._blobs.delete(sha256)
 
 
-def _passed_on(request: CheckInRequest) -> CheckInRequest:
-    """A check-in as it goes up: what became of the device's earlier work was said here, and nothing is held open."""
-    return msgspec.structs.replace(request, previous=None, wait_s=0.0)
+def _that_fit(asking: Mapping[str, Asked]) -> list[str]:
+    """The first devices whose check-ins go up in one request, by their number and their bytes: a letter of a check-in takes two
+    bytes at most, in the text of another message."""
+    left, devices = MAX_RELAY // 2, list[str]()
+    for device, asked in islice(asking.items(), MOST_RELAYED):
+        left -= OTHERS + (0 if asked.signed is None else 2 * len(asked.signed.check_in.encode()))
+        if devices and left < 0:
+            break
+        devices.append(device)
+    return devices
 
 
 def _parts(session: str) -> tuple[str, str]:

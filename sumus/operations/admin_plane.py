@@ -90,7 +90,8 @@ class Of(msgspec.Struct, frozen=True):
 
 
 class NewToken(msgspec.Struct, frozen=True):
-    """A link for so many devices and seconds."""
+    """A link. uses: how many keys may enrol with it.  speaks_for: how many devices an edge that enrols with it may speak for; 0
+    for a device's link.  lasts_s: seconds."""
 
     uses: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 1
     speaks_for: Annotated[int, msgspec.Meta(ge=0, le=10_000_000)] = 0

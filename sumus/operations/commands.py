@@ -91,9 +91,13 @@ Proxies = Annotated[
     typer.Option(help="Addresses and networks of your proxies, with commas; they are believed about who asks."),
 ]
 Memory = Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")]
-Tokens = Annotated[int, typer.Option(min=0, help="Make a link that so many devices may enrol with.")]
-TokenFile = Annotated[Path | None, typer.Option(help="Write that link to a file, and do not print it.")]
-EdgeFile = Annotated[Path | None, typer.Option(help="Where that link is written.")]
+Tokens = Annotated[int, typer.Option(min=0, help="Make so many links, each for one device, or for --uses of them.")]
+Uses = Annotated[
+    int,
+    typer.Option(min=1, help="Devices that each link of --tokens lets in. Who has one may come as several devices."),
+]
+TokenFile = Annotated[Path | None, typer.Option(help="Write these links to a file, one a line, and do not print them.")]
+EdgeFile = Annotated[Path | None, typer.Option(help="Where these links are written, one a line.")]
 Log = Annotated[LogForm, typer.Option(help="How the log on standard error is written.")]
 
 admin = typer.Typer(no_args_is_help=True, help="Look at a running server's models and devices, and change them.")
@@ -126,10 +130,9 @@ def register(app: typer.Typer, pack: Pack) -> None:
         quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 1_000_000,
         memory: Memory = 256,
         tokens: Tokens = 0,
+        uses: Uses = 1,
         token_file: TokenFile = None,
-        edges: Annotated[
-            int, typer.Option(min=0, help="Make a link that so many edges may enrol with, in --edge-file.")
-        ] = 0,
+        edges: Annotated[int, typer.Option(min=0, help="Make so many links, each for one edge, in --edge-file.")] = 0,
         edge_file: EdgeFile = None,
         evaluate: Annotated[int | None, typer.Option(min=1, help="Let so many devices measure a model.")] = None,
         every: Annotated[int, typer.Option(min=1, help="Versions from one that is measured to the next.")] = 1,
@@ -187,6 +190,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
             Listen(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
             Tell(
                 tokens,
+                uses,
                 token_file,
                 rounds,
                 edges,
@@ -214,9 +218,9 @@ class WithTls(TyperCommand):
 
 
 def with_edge_file(edges: int, file: Path | None) -> None:
-    """UsageError for a link for edges without a file, or the other way round."""
+    """UsageError for links for edges without a file, or the other way round."""
     if bool(edges) != (file is not None):
-        raise UsageError("--edges N and --edge-file FILE go together: a link for edges is written, and not printed")
+        raise UsageError("--edges N and --edge-file FILE go together: links for edges are written, and not printed")
 
 
 def is_file_of_code(what: str) -> bool:
@@ -373,28 +377,30 @@ def cancel(url: Url, task: TaskName, kind: OfRun = RunKind.train, authority: Aut
 
 def token(
     url: Url,
-    uses: Annotated[int, typer.Option(min=1, help="Devices that may enrol with it.")] = 1,
+    links: Annotated[int, typer.Option(min=1, help="Make so many links.")] = 1,
+    uses: Annotated[
+        int, typer.Option(min=1, help="Devices that each link lets in. Who has one may come as several devices.")
+    ] = 1,
     days: Annotated[float, typer.Option(min=0.001, help="How long it lasts.")] = 7.0,
     edge: Annotated[
         int | None, typer.Option(min=1, metavar="DEVICES", help="For an edge that may speak for so many devices.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write it to a file, and do not print it.")
+        Path | None, typer.Option("--output", "-o", help="Write them to a file, one a line, and do not print them.")
     ] = None,
     authority: Authority = None,
 ) -> None:
-    """Make a link that devices enrol with, or an edge."""
+    """Make links that devices enrol with, or edges."""
     from sumus.storage.files import write_whole
 
     speaks = {} if edge is None else {"speaks_for": edge}
-    made = _remote(url, authority).ask("POST", "/v1/admin/tokens", {"uses": uses, "lasts_s": days * 86400} | speaks)[
-        "link"
-    ]
+    remote, asked = _remote(url, authority), {"uses": uses, "lasts_s": days * 86400} | speaks
+    made = "\n".join(remote.ask("POST", "/v1/admin/tokens", asked)["link"] for _ in range(links))
     if output is None:
         echo(made)
     else:
         write_whole(output, f"{made}\n".encode(), private=True)
-        echo(f"{output}: for {uses} {'edges' if edge else 'devices'}")
+        echo(f"{output}: for {links * uses} {'edges' if edge else 'devices'}")
 
 
 def devices(

@@ -70,5 +70,7 @@ def _depart(rows: IdentityRows, state: str, device: str, population: str) -> Non
     row = rows.identity(device) or Identity(device, population, b"", "enrolled", 0.0, 0.0)
     if state == "revoked" and row.state != "revoked":
         rows.put_identity(replace(row, state="revoked"))
+        rows.drop_members(device)
     elif state == "withdrawn" and row.state == "enrolled":
-        rows.put_identity(replace(row, state="withdrawn", public_key=b"", seen=0.0))
+        rows.put_identity(replace(row, state="withdrawn", public_key=b"", seen=0.0, link=""))
+        rows.drop_members(device)

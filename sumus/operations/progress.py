@@ -22,7 +22,7 @@ ENOUGH = "it has all the models that it was to have"
 @dataclass(frozen=True)
 class Opened:
     """Where a server answers. url: for devices.  mode: what it sees of updates.  login: a link for its admin, which works once.
-    enrolment: a link for devices, if one was asked for and not written to a file.  tasks: ids of plans, by task."""
+    enrolment: links for devices, one a line, if some were asked for and not written to a file.  tasks: ids of plans, by task."""
 
     url: str
     mode: str
@@ -41,7 +41,9 @@ class Opened:
             f"  admin    {self.login}   (once, within {CODE_S / 60:.0f} minutes; `sumus admin link` makes another)"
         )
         if self.enrolment is not None:
-            lines.append(f"  devices  {self.enrolment}   (within {TOKEN_S / DAY:.0f} days)")
+            first, *others = self.enrolment.split("\n")
+            lines.append(f"  devices  {first}   (within {TOKEN_S / DAY:.0f} days)")
+            lines += [f"           {other}" for other in others]
         lines += [f"  note     {note}" for note in self.notes]
         return lines
 

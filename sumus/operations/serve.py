@@ -1,7 +1,7 @@
 """`sumus serve`: a server as a process, from opening its folder to its last answer.
 
     sumus.serve(plan, data="DIR")                              until Ctrl-C
-    sumus.serve("PLAN.sumus", data="DIR", host="0.0.0.0", tls="auto", names=["fl.example"], tokens=100)
+    sumus.serve("PLAN.sumus", data="DIR", host="0.0.0.0", tls="auto", names=["fl.example"], tokens=100, token_file="LINKS")
 
 It stops as it began: nobody new is let in, who waits is answered, what was sent is committed. Whatever ends it otherwise loses
 nothing that was acknowledged.
@@ -50,12 +50,21 @@ What: TypeAlias = Plan | Bundle | str | Path
 
 @dataclass(frozen=True)
 class Tell:
-    """What a server says, and whom it lets in. tokens: devices that the link it prints is for, 0 for no link.
-    token_file: where that link is written, and then not printed.  rounds: models after which it stops.
-    edges: edges that another link is for, written to edge_file.  say: a line of progress; None for silence.  ready: is called
-    once both planes answer."""
+    """What a server says, and whom it lets in.
+
+    Args:
+        tokens: Links for devices that it makes when it begins.
+        uses: Devices that each of these links lets in.
+        token_file: Where these links are written, one a line; they are printed if None.
+        rounds: Models after which it stops; None for never.
+        edges: Links for edges that it makes when it begins, each for one edge.
+        edge_file: Where these are written, one a line.
+        say: Is told a line of progress; None for silence.
+        ready: Is called once both planes answer.
+    """
 
     tokens: int = 0
+    uses: int = 1
     token_file: Path | None = None
     rounds: int | None = None
     edges: int = 0
@@ -89,6 +98,7 @@ def serve(
     spool: bool = False,
     priority: Mapping[str, int] = {},
     tokens: int = 0,
+    uses: int = 1,
     token_file: str | Path | None = None,
     rounds: int | None = None,
     seed: int = 0,
@@ -108,7 +118,8 @@ def serve(
     evaluate: devices that measure a model, every so many versions.
     promote: whether devices answer with a new model at once.  warm_start, spool, priority: see
     `Conduct`.
-    tokens: make a link that so many devices may enrol with, and print it, or write it to token_file.
+    tokens, uses: make so many links for devices, each for so many of them, and print the links, or write them to token_file,
+    one a line.
     seed: of a plan's first model.  log: "text" or "json", on standard error.
     """
     pair = [tls] if isinstance(tls, str | Path) else list(tls)
@@ -132,6 +143,7 @@ def serve(
             Listen(host, port, admin_host, admin_port, pair, names, url, proxies, insecure),
             Tell(
                 tokens,
+                uses,
                 None if token_file is None else Path(token_file),
                 rounds,
                 say=say,
@@ -202,16 +214,19 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
         def invite(token: str) -> str:
             return enrolment_link(at.url, token, at.pin)
 
+        def links(count: int, uses: int = 1, speaks_for: int = 0) -> str:
+            """New links, one a line."""
+            server = service.server
+            tokens = server.roll.new_tokens(count, server.population, server.clock(), uses=uses, speaks_for=speaks_for)
+            return "\n".join(map(invite, tokens))
+
         def opened() -> Opened:
-            now, enrolment = service.server.clock(), None
-            if tell.tokens:
-                enrolment = invite(service.server.roll.new_token(service.server.population, now, tell.tokens))
-                if tell.token_file is not None:
-                    write_whole(tell.token_file, f"{enrolment}\n".encode(), private=True)
-                    enrolment = None
+            enrolment = links(tell.tokens, tell.uses) if tell.tokens else None
+            if enrolment is not None and tell.token_file is not None:
+                write_whole(tell.token_file, f"{enrolment}\n".encode(), private=True)
+                enrolment = None
             if tell.edges and tell.edge_file is not None:
-                roll, population = service.server.roll, service.server.population
-                made = invite(roll.new_token(population, now, tell.edges, speaks_for=MOST_BEHIND_AN_EDGE))
+                made = links(tell.edges, speaks_for=MOST_BEHIND_AN_EDGE)
                 write_whole(tell.edge_file, f"{made}\n".encode(), private=True)
             tasks = {task.name: task.runs[0].plan_body.sha256 for task in service.server.tasks}
             login = login_link(at.admin_url, access.new_code(time.time()))

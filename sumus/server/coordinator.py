@@ -5,7 +5,8 @@ returned: not before. The server drives it; the simulator's virtual clock and th
 staged is in memory alone.
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
@@ -46,6 +47,8 @@ Adding: TypeAlias = Callable[[Rows, Sequence[Session]], None]
 Also: TypeAlias = Callable[[Rows], None]
 FOLLOWS = -1
 """In place of a fence, where another process leads: then this one takes what devices ask and report, and nothing else."""
+_DEPARTED = "departed"
+"""The note of a round that says who has left it after they were counted."""
 _SMOOTH = 0.3
 """How much the latest round weighs in how long rounds last."""
 
@@ -165,16 +168,6 @@ class Coordinator:
             facts = self._facts(rows, now, sessions)
             return self._apply(rows, Dropped(reason), facts) if facts.sessions else ()
 
-    def forget(self, device: str, reason: str, now: float) -> tuple[Action, ...]:
-        """A device left, or was shut out: end what it works at, and forget it."""
-        with self.transaction() as rows:
-            known, actions = rows.device(device), tuple[Action, ...]()
-            last = None if known is None else known.session
-            if last is not None and last.awaited:
-                actions = self._apply(rows, Dropped(reason), self._facts(rows, now, [last.id]))
-            rows.forget_device(device)
-            return actions
-
     def let_go(self, session: str, now: float) -> tuple[Action, ...]:
         """What a session reported can never be counted: its place is another's."""
         with self.store.transaction() as rows:
@@ -260,6 +253,39 @@ class Coordinator:
             known = [rows.device(device) for device in devices]
         return [device.session for device in known if device is not None and device.session is not None]
 
+    def sessions_out_of(self, who: str) -> list[str]:
+        """List the sessions that may still report, of a device, or of the devices that ask through an edge."""
+        with self.store.transaction() as rows:
+            return _out_of(rows, who)
+
+    def forget(self, device: str, link: str, rounds: Sequence[int], reason: str, now: float) -> tuple[Action, ...]:
+        """End what a device or an edge's devices work at, and forget the device, but not that it was counted.
+
+        If it is in the sum that is open, or an edge whose devices are, and its link lets in more than one key, then whoever
+        enrols with that link from now on waits until that sum is closed (see `departed`).
+
+        Args:
+            device: The device's id, or the edge's.
+            link: Hash of the token that it enrolled with, if that token was made for several uses; else empty.
+            rounds: The rounds of the sum that is open, the last one last.
+            reason: Why its sessions end.
+            now: Seconds of the server's clock.
+        """
+        with self.transaction() as rows:
+            actions, out = tuple[Action, ...](), _out_of(rows, device)
+            if out:
+                actions = self._apply(rows, Dropped(reason), self._facts(rows, now, out))
+            if link and any(_is_counted_in(rows, number, device) for number in rounds):
+                left = {**_departed(rows, rounds[-1]), link: now}
+                rows.put_note(rounds[-1], _DEPARTED, json.dumps(left).encode())
+            rows.forget_device(device)
+            return actions
+
+    def departed(self) -> Mapping[str, float]:
+        """When somebody left last who is in the sum that is open, by the hash of the token that they had enrolled with."""
+        with self.store.transaction() as rows:
+            return _departed(rows, newest_of(rows).number)
+
     def forget_rounds_before(self, number: int) -> None:
         """Keep no rows of older rounds."""
         with self.leading() as rows:
@@ -334,6 +360,32 @@ class Coordinator:
         decision = self._rules(facts, event)
         _write(rows, decision, facts)
         return decision.actions
+
+
+def _out_of(rows: Rows, who: str) -> list[str]:
+    """See `Coordinator.sessions_out_of`."""
+    out = [session for id in rows.sessions_out() if (session := rows.session(id)) is not None]
+    return [session.id for session in out if who in (session.device, session.parent)]
+
+
+def _is_counted_in(rows: Rows, number: int, device: str) -> bool:
+    """Whether a device, or one that asks through it, is in a round's sum."""
+    known = rows.device(device)
+    if known is not None and known.last_sum == number:
+        return True
+    counted = map(rows.session, rows.counted_in(number))
+    return any(session is not None and session.parent == device for session in counted)
+
+
+def _departed(rows: Rows, number: int) -> Mapping[str, float]:
+    """See `Coordinator.departed`; of this round."""
+    note = rows.note(number, _DEPARTED)
+    return {} if note is None else json.loads(note)
+
+
+def keep_departed(rows: Rows, before: int, number: int) -> None:
+    """Let what a round knows of who has left hold for another round too."""
+    rows.put_note(number, _DEPARTED, rows.note(before, _DEPARTED))
 
 
 def newest_of(rows: Rows) -> Round:

@@ -23,6 +23,8 @@ from starlette.types import Receive, Scope, Send
 
 from sumus.aggregate import Aggregate
 from sumus.errors import ParticipantError
+from sumus.evaluation import check_measured, check_sum_measured
+from sumus.server.identity import signed_by_device
 from sumus.server.limits import Limits, Room
 from sumus.server.openapi import document
 from sumus.server.runs import Run
@@ -51,6 +53,7 @@ from sumus.wire.messages import (
     write,
 )
 from sumus.wire.reports import decode_report, decode_sum, most_bytes, most_sum_bytes
+from sumus.wire.signing import to_base64url
 
 GRACE = 10.0
 """Seconds that any body may take; beyond, it must come at LEAST_RATE."""
@@ -102,6 +105,7 @@ class DevicePlane:
         read(Nothing, body)
         await self._server.command(lambda now: self._server.forget(device, now))  # first: then it can be asked again
         await self._in_thread(self._server.roll.withdraw, device)
+        await self._server.command(lambda now: self._server.forget(device, now))  # and what was given in between
         self._server.people_changed = True
         return Nothing()
 
@@ -111,7 +115,9 @@ class DevicePlane:
         """A device asks for work."""
         device, body = await self._signed(request)
         self._limits.check_in(self._server.population, device, time.monotonic())
-        return await self._server.check_in(device, read(CheckInRequest, body))
+        asked, key = read(CheckInRequest, body), self._server.roll.find(device, self._server.clock()).public_key
+        signed = Relayed(device, to_base64url(key), body.decode(), request.headers.get("sumus-signature", ""))
+        return await self._server.check_in(device, asked, signed)
 
     async def abort(self, request: Request) -> Any:
         """A device gave up."""
@@ -167,29 +173,44 @@ class DevicePlane:
             run = server.run(each.task, each.kind)
             if run is not None:
                 await server.end(edge, run, f"{each.device}/{each.session}", each.reason)
-        return RelayAnswer(tuple(await asyncio.gather(*(self._relayed(edge, each) for each in asked.asked))))
+        signed = await self._in_thread(lambda: [signed_by_device(each, server.population) for each in asked.asked])
+        answers = (self._relayed(edge, each, by_it) for each, by_it in zip(asked.asked, signed, strict=True))
+        return RelayAnswer(tuple(await asyncio.gather(*answers)))
 
-    async def _relayed(self, edge: str, asked: Relayed) -> RelayedAnswer:
+    async def _relayed(self, edge: str, asked: Relayed, signed: bool) -> RelayedAnswer:
+        """Answer one of an edge's devices. signed: whether the device itself has signed what it asks."""
         try:
+            if not signed:
+                raise Refused("bad_signature", "not signed by this device, or not over this check-in")
             self._limits.check_in(self._server.population, asked.device, time.monotonic())
-            answer = await self._server.relay(edge, asked.device, replace(asked.request, wait_s=0.0))
+            request = _passed_on(asked)
+            answer = await self._server.relay(edge, request, asked)
         except Refused as refused:
-            if refused.problem.code == "rate":
-                later = CheckInAnswer(retry_after_s=refused.problem.retry_after_s, reason="rate")
+            problem = refused.problem
+            if problem.code == "rate":
+                later = CheckInAnswer(retry_after_s=problem.retry_after_s, reason="rate")
                 return RelayedAnswer(asked.device, later)
-            return RelayedAnswer(asked.device, code=refused.problem.code)
+            return RelayedAnswer(asked.device, code=problem.code, serial=problem.serial)
         return RelayedAnswer(asked.device, replace(answer, released={}))
 
     async def report_sum(self, request: Request) -> Any:
         """What an edge has added: as a report, but of many."""
         run = self._run_of(request.path_params)
         edge = request.headers.get("sumus-device", "")
+        least = run.least if run.edges.rounds > 1 else None
         body = await self._body(request, edge, most_sum_bytes(run.hop, run.most_together))
 
         def checked() -> tuple[tuple[str, ...], Aggregate]:
             self._authenticate(request, edge, body)
             self._limits.edge_request(edge, time.monotonic())
-            return decode_sum(body, edge, run.hop, run.most_together)
+            if not (may := self._server.roll.find(edge, self._server.clock()).speaks_for):
+                raise Refused("not_edge", "it was enrolled as a device: give an edge a token of its own")
+            sessions, total = decode_sum(body, edge, run.hop, run.most_together, least)
+            if len(sessions) > may:
+                raise Refused("not_edge", f"its sum is of {len(sessions)} reports, and its token is for {may} devices")
+            weigh = len(sessions) if least is None else min(len(sessions), least)
+            check_sum_measured(total, run.hop, edge, weigh if run.kind == "train" else 0)
+            return sessions, total
 
         sessions, total = await self._in_thread(checked)
         return await self._server.report_sum(edge, run, sessions, total)
@@ -304,11 +325,8 @@ class DevicePlane:
         self._authenticate(request, device, body)
         self._limits.request(device, time.monotonic())
         update = decode_report(body, device, run.hop)
-        if (
-            run.kind == "train" and update.metrics.get("loss", (0.0, 0))[1] < 1
-        ):  # else a mean of few is published as one of many
-            raise ParticipantError(device, "a report of training tells its loss, over at least one prediction")
         run.hop.check(update)
+        check_measured(update, run.kind == "train")
         return update
 
     def _run(self, params: Mapping[str, Any]) -> tuple[Run, str]:
@@ -376,6 +394,15 @@ def _refusal(request: Request, error: Exception) -> Refused:
     LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
     again: Window = (5.0, 30.0)
     return Refused("failed", "a defect of the server, which is in its log", again)
+
+
+def _passed_on(relayed: Relayed) -> CheckInRequest:
+    """Read a check-in that an edge passes on: the edge answers what became of earlier work, and holds nothing open."""
+    try:
+        request = read(CheckInRequest, relayed.check_in.encode())
+    except ParticipantError as error:
+        raise Refused("malformed", str(error)) from error
+    return replace(request, previous=None, wait_s=0.0)
 
 
 class _Asgi:

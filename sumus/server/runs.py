@@ -37,7 +37,7 @@ from sumus.storage.keyring import KeyRing, SealError
 from sumus.storage.store import OF_THE_RUN, Model, Rows, Store
 from sumus.tree import nested, unnested
 from sumus.types import Tree
-from sumus.wire.messages import Assignment, Body, CheckInRequest, Kind, Released
+from sumus.wire.messages import Assignment, Body, CheckInRequest, Kind, Relayed, Released
 from sumus.wire.tensors import decode_tree, encode_tree
 
 LOG = logger("sumus.server")
@@ -77,6 +77,23 @@ def served(pacing: Pacing, least: int) -> Pacing:
     if pacing.buffered:
         return replace(pacing, deadline=deadline)
     return replace(pacing, deadline=deadline, least=max(pacing.least, min(1.0, least / pacing.cohort)))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A check-in of a device.
+
+    Args:
+        device: The device's id.
+        request: What it asks.
+        parent: The edge that passed it on; empty if the device asked here itself.
+        signed: The same request as the device signed it, for an edge to pass on.
+    """
+
+    device: str
+    request: CheckInRequest
+    parent: str = ""
+    signed: Relayed | None = None
 
 
 class Run:
@@ -234,12 +251,19 @@ class Run:
         """Whether there is anything that devices could do."""
         return True
 
-    def admits(self, device: str, request: CheckInRequest, now: float) -> Later | None:
+    def admits(self, asked: Asked, now: float) -> Later | None:
         """None where the round decides whether this check-in is given work; else what is said before it is asked."""
         return None
 
+    def turned_away(self, asked: Asked, now: float) -> None:
+        """Be told of a check-in whose device is not to be in the sum which is open."""
+
     def dropped(self, sessions: Iterable[str], reason: str) -> None:
         """Be told of sessions that will not report."""
+
+    def rounds_of_sum(self) -> Sequence[int]:
+        """The numbers of the rounds that go into the sum which is open, the last one last. Nobody is in one sum twice."""
+        return [self.coordinator.current.number]
 
     def released(self) -> Released | None:
         """The model that devices answer with."""

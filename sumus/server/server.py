@@ -13,25 +13,29 @@ Several servers may share a database. Each does all of this, but for time and mo
 look at what it has done.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 from sumus.aggregate import Aggregate, Update
 from sumus.errors import ExperimentError, SumusError, UsageError
 from sumus.logs import logger
-from sumus.protocol.round import Accept, Action, Assign, CheckIn, Close, Later, Refuse, Session, Settle
+from sumus.protocol.round import Accept, Action, Assign, CheckIn, Close, Later, Refuse, Session, Settle, outcome
 from sumus.server.committer import Committer, Waiting
 from sumus.server.coordinator import Arrived
-from sumus.server.identity import Roll
+from sumus.server.identity import MEMBER_S, Roll
 from sumus.server.replica import Replica
-from sumus.server.runs import EvaluationRun, Run, TrainingRun
+from sumus.server.runs import Asked, EvaluationRun, Run, TrainingRun
 from sumus.spec import canonical_json, to_json
+from sumus.storage.identities import Identity
 from sumus.storage.keyring import SealError
+from sumus.storage.leases import MOST_JUMP
 from sumus.storage.store import Store, TakenOver
 from sumus.wire.messages import (
     Assignment,
@@ -41,6 +45,7 @@ from sumus.wire.messages import (
     Kind,
     Nothing,
     Refused,
+    Relayed,
     Released,
     Served,
     Settlement,
@@ -63,6 +68,8 @@ SOON = (0.1, 0.3)
 """And for what another server may have made just now."""
 MOST_HELD = 4096
 """Check-ins held open at once; beyond that they are answered with their windows."""
+_SKEW = 1.0
+"""Seconds by which clocks of servers that share a database may differ."""
 COUNTING = 0.05
 """The share of time for which devices are counted, where other servers may let some in."""
 
@@ -99,15 +106,6 @@ class ServedTask:
     def released(self) -> Released | None:
         """The model that devices answer with."""
         return next((released for run in self.runs if (released := run.released()) is not None), None)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A check-in of a device: authenticated, or passed on by its edge, the `parent`."""
-
-    device: str
-    request: CheckInRequest
-    parent: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,16 +148,30 @@ Item: TypeAlias = Asked | Reported | Aborted | Spoilt | Command
 
 @dataclass(eq=False)
 class _Asking:
-    """A check-in while it is decided."""
+    """A check-in while it is decided. identity: of the device, or of the edge that passed it on, once that was looked up."""
 
     waiting: Waiting[Item]
-    device: str
-    request: CheckInRequest
+    asked: Asked
     until: float
-    parent: str = ""
+    identity: Identity | None = None
     settled: Settlement | None = None
     later: Later | None = None
     known: bool = False
+
+    @property
+    def device(self) -> str:
+        """The device's id."""
+        return self.asked.device
+
+    @property
+    def request(self) -> CheckInRequest:
+        """What it asks."""
+        return self.asked.request
+
+    @property
+    def parent(self) -> str:
+        """The edge that passed it on; empty if the device asked here itself."""
+        return self.asked.parent
 
 
 @dataclass
@@ -254,17 +266,17 @@ class Server:
         found = next((each for each in self.tasks if each.name == task), None)
         return None if found is None else found.run(kind)
 
-    async def check_in(self, device: str, request: CheckInRequest) -> CheckInAnswer:
-        """Answer a device; up to `request.wait_s` later, if there is no work now."""
-        return await self._committer.ask(Asked(device, request))
+    async def check_in(self, device: str, request: CheckInRequest, signed: Relayed | None = None) -> CheckInAnswer:
+        """Answer a device; up to `request.wait_s` later, if there is no work now. signed: see `Asked`."""
+        return await self._committer.ask(Asked(device, request, signed=signed))
 
     async def report(self, device: str, run: Run, session: str, update: Update) -> Counted:
         """Count a report that the run's first hop has checked. Refused where it is not, and will not be; or cannot be now."""
         return await self._committer.ask(Reported(run, Arrived((f"{device}/{session}",)), update))
 
-    async def relay(self, edge: str, device: str, request: CheckInRequest) -> CheckInAnswer:
-        """Answer a device by way of its edge."""
-        return await self._committer.ask(Asked(device, request, edge))
+    async def relay(self, edge: str, request: CheckInRequest, signed: Relayed) -> CheckInAnswer:
+        """Answer a device by way of its edge. signed: the check-in as the device signed it, which was verified."""
+        return await self._committer.ask(Asked(signed.device, request, edge, signed))
 
     async def report_sum(self, edge: str, run: Run, sessions: tuple[str, ...], total: Aggregate) -> Counted:
         """Count what an edge has added of these sessions' reports, all of it or nothing."""
@@ -305,15 +317,17 @@ class Server:
         return True
 
     def forget(self, device: str, now: float, reason: str = "withdrawn") -> None:
-        """Forget what is known of a device, and not that it was counted. On the deciding thread."""
+        """Forget what is known of a device, and not that it was counted. If it is an edge, the work that was given through it
+        ends, and its places are free. On the deciding thread."""
         for one in [each for each in self._held if each.device == device]:
             self._held.remove(one)
             one.waiting.say(Refused("unknown_device", "it has left, or was shut out"))
+        link = self.roll.link_of(device)
         for run in self._runs():
-            out = [session.id for session in run.coordinator.last_sessions([device]) if session.awaited]
+            out = run.coordinator.sessions_out_of(device)
             if out:
                 self._note_dropped(run, out, reason)
-            run.carry_out(run.coordinator.forget(device, reason, now), now)
+            run.carry_out(run.coordinator.forget(device, link, run.rounds_of_sum(), reason, now), now)
         self.replica.leases.forget_serial(device)
         self.count_people()
 
@@ -446,11 +460,11 @@ class Server:
 
     def _asking(self, waiting: Waiting[Item], asked: Asked) -> _Asking:
         self._checkins += 1
-        return _Asking(waiting, asked.device, asked.request, waiting.since + asked.request.wait_s, asked.parent)
+        return _Asking(waiting, asked, waiting.since + asked.request.wait_s)
 
     def _check_in(self, asked: Sequence[_Asking], now: float) -> None:
         """Answer check-ins, or hold them."""
-        left = self._news(asked)
+        left = self._news(asked, now)
         self._read_out([one.device for one in left])
         for one in left:
             one.later = None
@@ -477,25 +491,69 @@ class Server:
             else:
                 self._say_later(one)
 
-    def _news(self, asked: Sequence[_Asking]) -> list[_Asking]:
+    def _news(self, asked: Sequence[_Asking], now: float) -> list[_Asking]:
         """Check-ins that are the latest of their devices, which are still let in; others are answered."""
         left = list[_Asking]()
         for one in asked:
             try:
-                self.roll.find(one.parent or one.device, self.clock())
+                one.identity = self.roll.find(one.parent or one.device, self.clock())
+                if one.identity.speaks_for and not one.parent:
+                    raise Refused("not_device", "it enrolled with an edge's link: give a device a link of its own")
                 left.append(one)
             except Refused as refused:
                 one.waiting.say(refused)
-        if not left:
-            return left
-        serials = dict[str, int]()
-        for one in left:
-            serials[one.device] = max(one.request.serial, serials.get(one.device, 0))
-        last = self.replica.leases.raise_serials(serials)
-        for one in left:
-            if one.request.serial < last[one.device]:
-                one.waiting.say(Refused("replayed", f"a check-in with serial {last[one.device]} was answered since"))
-        return [one for one in left if one.request.serial >= last[one.device]]
+        return self._latest(self._spoken_for(left, now))
+
+    def _spoken_for(self, asked: Sequence[_Asking], now: float) -> list[_Asking]:
+        """Check-ins that devices sent here themselves, or through an edge that may speak for them; others are answered."""
+        refused = dict[tuple[str, str], str]()
+        edges = {one.parent: one.identity for one in asked if one.parent and one.identity is not None}
+        for id, edge in edges.items():
+            serials = _highest(one for one in asked if one.parent == id)
+            codes = self.roll.speak_for(edge, serials, self.clock(), partial(self._works, id, now), self._lapses())
+            refused |= {(id, device): code for device, code in codes.items()}
+        for one in asked:
+            if (code := refused.get((one.parent, one.device))) is not None:
+                one.waiting.say(Refused(code, "its edge may not speak for it, or not for one more"))
+        return [one for one in asked if (one.parent, one.device) not in refused]
+
+    def _works(self, edge: str, now: float, device: str) -> bool:
+        """Whether a device has work that did not come through this edge."""
+        return any(
+            session.parent != edge and outcome(session, run.coordinator.facts(now)) == "unknown"
+            for run in self._runs()
+            for session in run.coordinator.last_sessions([device])
+        )
+
+    def _lapses(self) -> float:
+        """Seconds after which a device's place at its edge is free: longer than any sum is open."""
+        return max([MEMBER_S, *(2 * (run.pacing.deadline or 0.0) for run in self._runs())])
+
+    def _latest(self, asked: Sequence[_Asking]) -> list[_Asking]:
+        """Check-ins with their devices' highest serials; others are answered."""
+        if not asked:
+            return []
+        leases, serials = self.replica.leases, _highest(asked)
+        last = leases.raise_serials(serials)
+        if far := {device: serial for device, serial in serials.items() if serial > last[device]}:
+            last = {**last, **leases.raise_serials(far, self._last_given(far))}  # it may know more than this process
+        for one in asked:
+            if one.request.serial != last[one.device]:
+                one.waiting.say(_replayed(one.request.serial, max(0, last[one.device])))
+        return [one for one in asked if one.request.serial == last[one.device]]
+
+    def _last_given(self, devices: Iterable[str]) -> dict[str, int]:
+        """The serials of the check-ins that these devices' last work answered."""
+        found = dict[str, int]()
+        for run in self._runs():
+            for session in run.coordinator.last_sessions(list(devices)):
+                found[session.device] = max(session.serial, found.get(session.device, 0))
+        return found
+
+    def _refuse_replayed(self, one: _Asking) -> None:
+        """A run has given work for a later check-in of this device, or for this one before."""
+        given = self._last_given([one.device]).get(one.device, 0)
+        one.waiting.say(_replayed(one.request.serial, max(given, one.request.serial)))
 
     def _read_out(self, devices: Sequence[str]) -> None:
         """Read what work devices have, of which run, where there are several; it may be of another server."""
@@ -525,7 +583,7 @@ class Server:
                     if isinstance(action, Settle)
                 ]
                 if not found:
-                    one.waiting.say(Refused("replayed", "a later check-in of this device was answered"))
+                    self._refuse_replayed(one)
                     continue
                 outcome = found[0]
             one.settled = Settlement(previous.session, outcome)  # pyright: ignore[reportArgumentType]
@@ -544,6 +602,7 @@ class Server:
         for one in able:
             one.known = True
         able = [one for one in able if wanted and run.kind in one.request.kinds and self._may(run, task, one, now)]
+        able = self._not_again(run, able, now)
         if not able:
             return list(asked)
         events = [
@@ -562,7 +621,7 @@ class Server:
         for one, actions in zip(able, run.coordinator.check_in_all(events, now), strict=True):
             if not actions:
                 given.add(id(one))
-                one.waiting.say(Refused("replayed", "a later check-in of this device was answered, or this one was"))
+                self._refuse_replayed(one)
             for action in actions:
                 if isinstance(action, Assign):
                     given.add(id(one))
@@ -579,10 +638,26 @@ class Server:
             return False
         if task.keeps_state and not one.request.keeps_state:
             return False
-        later = run.admits(one.device, one.request, now)
+        later = run.admits(one.asked, now)
         if later is not None:
             self._note_later(one, later)
         return later is None
+
+    def _not_again(self, run: Run, asked: Sequence[_Asking], now: float) -> list[_Asking]:
+        """Check-ins of devices that did not take the place of one that was counted, and left.
+
+        Whoever has a link for several uses could else be counted, leave, and come again in the same sum under a new key.
+        """
+        with_link = [one for one in asked if one.identity is not None and one.identity.link]
+        if not with_link:
+            return list(asked)
+        departed, after = run.coordinator.departed(), set[int]()
+        for one in with_link:
+            if one.identity is not None and one.identity.enrolled >= departed.get(one.identity.link, math.inf) - _SKEW:
+                after.add(id(one))
+                self._note_later(one, Later(AGAIN, "left"))
+                run.turned_away(one.asked, now)
+        return [one for one in asked if id(one) not in after]
 
     def _note_later(self, one: _Asking, later: Later) -> None:
         """Of what runs say to a device, the earliest counts."""
@@ -614,6 +689,7 @@ class Server:
             "closed",
             "few",
             "full",
+            "left",
             "parent",
             "paused",
             "separation",
@@ -786,6 +862,20 @@ class Server:
 
     def _people(self) -> int:
         return self.roll.count(self.population)
+
+
+def _highest(asked: Iterable[_Asking]) -> dict[str, int]:
+    """The highest serials of check-ins, by device."""
+    serials = dict[str, int]()
+    for one in asked:
+        serials[one.device] = max(one.request.serial, serials.get(one.device, 0))
+    return serials
+
+
+def _replayed(serial: int, last: int) -> Refused:
+    """Refuse a check-in for its serial, and say where to count on. last: the highest serial that is known of its device."""
+    said = "was answered since" if serial <= last else f"was the last, and a serial may lie {MOST_JUMP} above that"
+    return Refused("replayed", f"a check-in with serial {last} {said}", serial=min(last, 2**52))
 
 
 def storage_clock(stores: Iterable[Store], of_all: Callable[[], float] = time.time) -> Callable[[], float]:

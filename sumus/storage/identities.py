@@ -8,6 +8,7 @@
 In memory, SQLite and PostgreSQL it is the same. Of a token only its hash is kept, so that who reads the rows lets nobody in.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,21 +21,40 @@ State = Literal["enrolled", "revoked", "withdrawn"]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Lets devices enrol. hash: SHA-256 of it, in hexadecimal.  population: that they enrol in.  uses: that are left.
-    expires: seconds of the server's clock.  speaks_for: devices that who enrols with it may speak for; 0 for none."""
+    """Lets devices enrol.
+
+    Args:
+        hash: SHA-256 of the token, in hexadecimal.
+        population: The population that its devices enrol in.
+        uses: Uses that are left.
+        expires: When it ends, in seconds of the server's clock.
+        speaks_for: How many devices an edge that enrols with it may speak for; 0 for a device's token.
+        made: Uses that it was made for.
+    """
 
     hash: str
     population: str
     uses: int
     expires: float
     speaks_for: int = 0
+    made: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """An enrolled device. id: SHA-256 of its public key, in hexadecimal.  public_key: Ed25519, 32 bytes.  enrolled, seen: when,
-    and when it was heard of last, in seconds of the server's clock.  speaks_for: how many other devices it may speak for, 0 where
-    it is no edge.  members: how many it said that it has."""
+    """An enrolled device, or an edge.
+
+    Args:
+        id: SHA-256 of its public key, in hexadecimal.
+        population: The population that it is in.
+        public_key: Ed25519, 32 bytes; empty once it has withdrawn.
+        state: Whether it may take part.
+        enrolled: When it enrolled, in seconds of the server's clock.
+        seen: When it was heard of last, in the same seconds.
+        speaks_for: How many devices it may speak for; 0 if it is no edge.
+        members: How many devices it said that it has.
+        link: Hash of the token that it enrolled with, if that token was made for several uses; else empty.
+    """
 
     id: str
     population: str
@@ -44,11 +64,29 @@ class Identity:
     seen: float
     speaks_for: int = 0
     members: int = 0
+    link: str = ""
 
     @property
     def people(self) -> int:
         """Devices that take part through it: itself, or an edge's."""
         return (self.members if self.speaks_for else 1) if self.state == "enrolled" else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A device that asks through an edge.
+
+    Args:
+        device: The device's id.
+        edge: The id of the edge that it asks through.
+        serial: Of the check-in with which it came to that edge.
+        seen: The last day on which it asked, in seconds of the server's clock.
+    """
+
+    device: str
+    edge: str
+    serial: int
+    seen: float
 
 
 class IdentityRows(Protocol):
@@ -86,6 +124,30 @@ class IdentityRows(Protocol):
         """Devices that are enrolled in a population, here or at its edges."""
         ...
 
+    def read_ahead(self, devices: Sequence[str]) -> None:
+        """Hint that these devices are read next. It changes nothing but how long that takes."""
+        ...
+
+    def member(self, device: str) -> Member | None:
+        """Read the edge that a device asks through; None if it asks through none."""
+        ...
+
+    def count_members(self, edge: str) -> int:
+        """Count the devices that ask through an edge."""
+        ...
+
+    def put_member(self, row: Member) -> None:
+        """Write the edge that a device asks through."""
+        ...
+
+    def drop_member(self, device: str) -> None:
+        """Forget the edge that a device asks through."""
+        ...
+
+    def drop_members(self, edge: str, before: float = math.inf) -> None:
+        """Forget the devices that ask through an edge, and were seen last before that moment."""
+        ...
+
 
 class Identities(Protocol):
     """The devices and tokens of a server."""
@@ -98,6 +160,10 @@ class Identities(Protocol):
         """A device's row, as the last transaction that has ended left it: this waits for none that is on its way."""
         ...
 
+    def find_members(self, devices: Sequence[str]) -> Sequence[Member]:
+        """Which edges these devices ask through, in the same way."""
+        ...
+
 
 class MemoryIdentities:
     """`Identities`, gone with the process."""
@@ -105,6 +171,7 @@ class MemoryIdentities:
     def __init__(self) -> None:
         self._tokens: dict[str, Token] = {}
         self._identities: dict[str, Identity] = {}
+        self._members: dict[str, Member] = {}
 
     def transaction(self) -> "_Transaction":
         return _Transaction(self)
@@ -112,13 +179,17 @@ class MemoryIdentities:
     def find(self, id: str) -> Identity | None:
         return self._identities.get(id)
 
-    def rows(self) -> tuple[dict[str, Token], dict[str, Identity]]:
-        """Copies of all rows."""
-        return dict(self._tokens), dict(self._identities)
+    def find_members(self, devices: Sequence[str]) -> Sequence[Member]:
+        members = self._members
+        return [members[device] for device in devices if device in members]
 
-    def become(self, tokens: dict[str, Token], identities: dict[str, Identity]) -> None:
+    def rows(self) -> tuple[dict[str, Token], dict[str, Identity], dict[str, Member]]:
+        """Copies of all rows."""
+        return dict(self._tokens), dict(self._identities), dict(self._members)
+
+    def become(self, tokens: dict[str, Token], identities: dict[str, Identity], members: dict[str, Member]) -> None:
         """Keep these rows, and no others."""
-        self._tokens, self._identities = tokens, identities
+        self._tokens, self._identities, self._members = tokens, identities, members
 
 
 class _Transaction:
@@ -126,14 +197,14 @@ class _Transaction:
 
     def __init__(self, store: MemoryIdentities) -> None:
         self._store = store
-        self._tokens, self._identities = store.rows()
+        self._tokens, self._identities, self._members = store.rows()
 
     def __enter__(self) -> IdentityRows:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if kind is None:
-            self._store.become(self._tokens, self._identities)
+            self._store.become(self._tokens, self._identities, self._members)
 
     def token(self, hash: str) -> Token | None:
         return self._tokens.get(hash)
@@ -158,3 +229,21 @@ class _Transaction:
 
     def count(self, population: str) -> int:
         return sum(row.people for row in self._identities.values() if row.population == population)
+
+    def read_ahead(self, devices: Sequence[str]) -> None:
+        pass
+
+    def member(self, device: str) -> Member | None:
+        return self._members.get(device)
+
+    def count_members(self, edge: str) -> int:
+        return sum(row.edge == edge for row in self._members.values())
+
+    def put_member(self, row: Member) -> None:
+        self._members[row.device] = row
+
+    def drop_member(self, device: str) -> None:
+        self._members.pop(device, None)
+
+    def drop_members(self, edge: str, before: float = math.inf) -> None:
+        self._members = {device: row for device, row in self._members.items() if row.edge != edge or row.seen >= before}

@@ -18,6 +18,10 @@ from typing import Protocol
 from sumus.protocol.rows import changed
 from sumus.storage.memory import MemoryStore
 
+MOST_JUMP = 2**20
+"""How far a device's serial may lie above its last one. A device counts one for each request, so that none comes near, and a
+million requests would have to be lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -76,13 +80,29 @@ class Leases(Protocol):
         """Who was there in the last so many seconds, by name."""
         ...
 
-    def raise_serials(self, asked: Mapping[str, int]) -> Mapping[str, int]:
-        """The highest serial that devices have asked with anywhere, now that they have also asked with these."""
+    def raise_serials(self, asked: Mapping[str, int], known: Mapping[str, int] = {}) -> Mapping[str, int]:
+        """Note the serials that devices ask with, and read the highest ones.
+
+        A serial that is more than MOST_JUMP above the highest one before changes nothing: one request with an enormous serial
+        would else lock its device out for good.
+
+        Args:
+            asked: The serials that devices ask with now.
+            known: Serials that rows of rounds hold, for devices that are not known here any more.
+
+        Returns:
+            By device, the highest serial that it has asked with anywhere; −1 if it is not known.
+        """
         ...
 
     def forget_serial(self, device: str) -> None:
         """Know nothing of a device any more."""
         ...
+
+
+def is_near(serial: int, last: int) -> bool:
+    """Whether a device may have asked so often since its last serial. last: −1 if it is not known."""
+    return serial <= max(last, 0) + MOST_JUMP
 
 
 def after(row: Lease, holder: str, lasts: float, now: float, begins: bool, shared: bool) -> Lease:
@@ -100,12 +120,15 @@ class Serials:
         self._most = most
         self._last: OrderedDict[str, int] = OrderedDict()
 
-    def raise_all(self, asked: Mapping[str, int]) -> Mapping[str, int]:
+    def raise_all(self, asked: Mapping[str, int], known: Mapping[str, int]) -> Mapping[str, int]:
         """See `Leases.raise_serials`."""
         found = dict[str, int]()
         for device, serial in asked.items():
-            self._last[device] = found[device] = max(serial, self._last.get(device, serial))
-            self._last.move_to_end(device)
+            last = max(self._last.get(device, -1), known.get(device, -1))
+            found[device] = max(serial, last) if is_near(serial, last) else last
+            if found[device] >= 0:
+                self._last[device] = found[device]
+                self._last.move_to_end(device)
         while len(self._last) > self._most:
             self._last.popitem(last=False)
         return found
@@ -155,9 +178,9 @@ class MemoryLeases:
         since = self.now() - within
         return [Present(name, serves) for name, (serves, seen) in sorted(self._present.items()) if seen > since]
 
-    def raise_serials(self, asked: Mapping[str, int]) -> Mapping[str, int]:
+    def raise_serials(self, asked: Mapping[str, int], known: Mapping[str, int] = {}) -> Mapping[str, int]:
         with self._lock:
-            return self._serials.raise_all(asked)
+            return self._serials.raise_all(asked, known)
 
     def forget_serial(self, device: str) -> None:
         with self._lock:

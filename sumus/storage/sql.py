@@ -7,6 +7,7 @@ A transaction is durable when it ends: SQLite writes ahead and waits for the dis
 come one after the other: SQLite has one writer, and on PostgreSQL each begins by locking the run's row.
 """
 
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -39,8 +40,8 @@ from sumus.protocol.round import Device, Round, Session, State
 from sumus.storage.backup import copy_to
 from sumus.storage.cached import CachedTable, OfRows, Row, insert_into, put_rows
 from sumus.storage.files import network_disk
-from sumus.storage.identities import Identity, IdentityRows, Token
-from sumus.storage.leases import Lease, Present, Serials, after
+from sumus.storage.identities import Identity, IdentityRows, Member, Token
+from sumus.storage.leases import Lease, Present, Serials, after, is_near
 from sumus.storage.migrations import alone, bring_up_to_date
 from sumus.storage.store import Fenced, Model, Rows, Run, Shard
 from sumus.storage.tables import (
@@ -48,6 +49,7 @@ from sumus.storage.tables import (
     DEVICE,
     IDENTITY,
     LEASE,
+    MEMBER,
     MODEL,
     NOTE,
     REPLICA,
@@ -91,6 +93,8 @@ _FORGET = [
 ]
 _TOKEN_VALUES = attrgetter(*TOKEN.columns.keys())
 _IDENTITY_VALUES = attrgetter(*IDENTITY.columns.keys())
+_MEMBER_VALUES = attrgetter(*MEMBER.columns.keys())
+_MEMBERS = select(func.count()).select_from(MEMBER).where(MEMBER.c.edge == bindparam("edge"))
 _TOKENS = select(TOKEN).order_by(TOKEN.c.hash)
 _IDENTITIES = (
     select(IDENTITY).where(IDENTITY.c.id > bindparam("after")).order_by(IDENTITY.c.id).limit(bindparam("limit"))
@@ -434,6 +438,12 @@ class SqlIdentities:
         with self._engine.connect().execution_options(**{_READS: True}) as connection:
             return _SqlIdentityRows(connection).identity(id)
 
+    def find_members(self, devices: Sequence[str]) -> Sequence[Member]:
+        with self._engine.connect().execution_options(**{_READS: True}) as connection:
+            rows = _SqlIdentityRows(connection)
+            rows.read_ahead(devices)
+            return [row for device in devices if (row := rows.member(device)) is not None]
+
 
 class _SqlIdentityRows:
     """One transaction."""
@@ -442,11 +452,12 @@ class _SqlIdentityRows:
         self._connection = connection
         self._tokens = CachedTable(connection, TOKEN)
         self._identities = CachedTable(connection, IDENTITY)
+        self._members = CachedTable(connection, MEMBER)
 
     def flush(self) -> None:
         """Write all that is not written yet."""
-        self._tokens.flush()
-        self._identities.flush()
+        for table in (self._tokens, self._identities, self._members):
+            table.flush()
 
     def token(self, hash: str) -> Token | None:
         found = self._tokens.get(hash)
@@ -474,6 +485,29 @@ class _SqlIdentityRows:
     def count(self, population: str) -> int:
         self._identities.flush()
         return int(self._connection.execute(_ENROLLED, {"population": population}).scalar_one())
+
+    def read_ahead(self, devices: Sequence[str]) -> None:
+        self._identities.read(devices)
+        self._members.read(devices)
+
+    def member(self, device: str) -> Member | None:
+        found = self._members.get(device)
+        return None if found is None else Member(*found)
+
+    def count_members(self, edge: str) -> int:
+        self._members.flush()
+        return int(self._connection.execute(_MEMBERS, {"edge": edge}).scalar_one())
+
+    def put_member(self, row: Member) -> None:
+        self._members.put(_MEMBER_VALUES(row))
+
+    def drop_member(self, device: str) -> None:
+        self._members.drop(device)
+
+    def drop_members(self, edge: str, before: float = math.inf) -> None:
+        self._members.flush()
+        self._connection.execute(delete(MEMBER).where(MEMBER.c.edge == edge, MEMBER.c.seen < before))
+        self._members.forget()
 
 
 class SqlLeases:
@@ -529,20 +563,25 @@ class SqlLeases:
             found = connection.execute(_PRESENT, {"since": self._now(connection) - within}).all()
             return [Present(*row) for row in found]
 
-    def raise_serials(self, asked: Mapping[str, int]) -> Mapping[str, int]:
+    def raise_serials(self, asked: Mapping[str, int], known: Mapping[str, int] = {}) -> Mapping[str, int]:
         if not self._shared:
-            return self._serials.raise_all(asked)
+            return self._serials.raise_all(asked, known)
         with self._engine.begin() as connection:
             if self._engine.dialect.name == "postgresql":  # a crash may forget some, as one of the process would
                 connection.exec_driver_sql("SET LOCAL synchronous_commit TO off")
-            table, known = CachedTable(connection, SERIAL), dict[str, int]()
+            table, last = CachedTable(connection, SERIAL), dict[str, int]()
             table.read(asked)
             for device in asked:
-                known[device] = -1 if (found := table.get(device)) is None else found[1]
-            higher = {device: serial for device, serial in sorted(asked.items()) if serial > known[device]}
+                found = table.get(device)
+                last[device] = max(-1 if found is None else found[1], known.get(device, -1))
+            higher = {
+                device: serial
+                for device, serial in sorted(asked.items())
+                if serial > last[device] and is_near(serial, last[device])
+            }
             if higher:
                 _raise_serials(self._engine.dialect.name).say(connection, list(higher.items()))
-            return known | higher
+            return last | higher
 
     def forget_serial(self, device: str) -> None:
         if not self._shared:

@@ -168,7 +168,8 @@ class Rows(Protocol):
         ...
 
     def note(self, number: int, name: str) -> bytes | None:
-        """What a round must remember: "key" (its data key, wrapped), "seed" or "model". None where there is none, or no more."""
+        """What a round must remember: "key" (its data key, wrapped), "seed", "model", or "departed" (the links of devices that
+        left after they were counted). None where there is none, or no more."""
         ...
 
     def put_note(self, number: int, name: str, body: bytes | None) -> None:

@@ -117,6 +117,7 @@ TOKEN = Table(
     Column("uses", BigInteger, nullable=False),
     Column("expires", Double, nullable=False),
     Column("speaks_for", BigInteger, nullable=False),
+    Column("made", BigInteger, nullable=False),
 )
 IDENTITY = Table(
     "identity",
@@ -129,7 +130,17 @@ IDENTITY = Table(
     Column("seen", Double, nullable=False),
     Column("speaks_for", BigInteger, nullable=False),
     Column("members", BigInteger, nullable=False),
+    Column("link", TEXT, nullable=False),
     Index("identity_population", "population", "state"),
+)
+MEMBER = Table(
+    "member",
+    TABLES,
+    Column("device", TEXT, primary_key=True),
+    Column("edge", TEXT, nullable=False),
+    Column("serial", BigInteger, nullable=False),
+    Column("seen", Double, nullable=False),
+    Index("member_edge", "edge", "seen"),
 )
 LEASE = Table(
     "lease",

@@ -28,6 +28,9 @@ MAX_CONTROL = 64 * 2**10
 MAX_RELAY, MOST_RELAYED = 2**20, 256
 """Of an edge, that speaks for many devices: the longest, and how many it may speak for at once."""
 
+CHECK_IN = "/v1/checkins"
+"""The path of a check-in, which a device signs also if an edge passes the check-in on."""
+
 Kind: TypeAlias = Literal["train", "evaluate"]
 # In Python `$` is also before a last line feed, in JavaScript it is not; `$(?!\n)` is the end of the text in both.
 Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
@@ -35,6 +38,7 @@ Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.
 Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 Base64: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,512}$(?!\n)")]
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Serial: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**52)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(ge=0.0, le=1e9)]
 Window: TypeAlias = tuple[Seconds, Seconds]
 
@@ -201,10 +205,13 @@ class Tasks(msgspec.Struct, frozen=True):
 
 
 class Relayed(msgspec.Struct, frozen=True):
-    """A device's check-in, as its edge passes it on; nothing is held open for it."""
+    """A device's check-in, as its edge passes it on; nothing is held open for it. public_key: of the device.  check_in: the body
+    of the device's own request, a CheckInRequest.  signature: of that request, by the device."""
 
     device: Hash
-    request: CheckInRequest
+    public_key: Base64
+    check_in: str
+    signature: Base64
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -226,11 +233,12 @@ class RelayRequest(msgspec.Struct, frozen=True):
 
 
 class RelayedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """To one of them: an answer, or the code of an error."""
+    """To one of them: an answer, or the code of an error. serial: see `Problem`."""
 
     device: Hash
     answer: CheckInAnswer | None = None
     code: str = ""
+    serial: Serial | None = None
 
 
 class RelayAnswer(msgspec.Struct, frozen=True):
@@ -267,12 +275,14 @@ STATUS = {
     "bad_report": 400,  # not of the plan's form: parts, leaves, shapes, dtypes, metrics
     "not_finite": 400,  # NaN or infinity
     "out_of_bounds": 400,  # beyond the plan's bound
+    "empty": 400,  # of no examples: such a device contributes nothing, and its place is free again
     "bad_token": 401,  # no enrolment token of this server
     "bad_signature": 401,  # not signed by this device, or not over this request
     "unknown_device": 401,  # not enrolled here
     "revoked": 403,  # enrolled, and barred since
     "quota": 403,  # the population is full
     "not_edge": 403,  # it may not speak for others, or not for so many
+    "not_device": 403,  # it enrolled as an edge, with an edge's link: it does no work itself
     "not_found": 404,  # no such path or object
     "unknown_session": 404,  # never given to this device, or long over
     "method": 405,
@@ -281,7 +291,7 @@ STATUS = {
     "closed": 409,  # the report is not counted and will not be: its round is over, or its time is
     "stale": 409,  # its model is too old
     "phase": 409,  # not counted: its round was in a phase that takes none
-    "replayed": 409,  # a check-in older than one that was answered
+    "replayed": 409,  # a check-in older than one that was answered, or one whose serial is too far above the last
     "token_used": 410,  # the token's uses are up, or its time
     "length_required": 411,
     "too_large": 413,
@@ -302,20 +312,24 @@ Code: TypeAlias = str
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     """An answer that is an error, as application/problem+json. code: a key of `STATUS`.  detail: for a person.
-    protocol: what the server speaks, of `old_protocol`."""
+    protocol: what the server speaks, of `old_protocol`.  serial: the device's last one that the server knows, of `replayed`: the
+    next check-in counts on from there."""
 
     code: Code
     detail: str = ""
     retry_after_s: Window | None = None
     protocol: int | None = None
+    serial: Serial | None = None
 
 
 class Refused(Exception):
     """A request is answered with an error."""
 
-    def __init__(self, code: str, detail: str = "", retry_after_s: Window | None = None) -> None:
+    def __init__(
+        self, code: str, detail: str = "", retry_after_s: Window | None = None, serial: int | None = None
+    ) -> None:
         super().__init__(printable(f"{code}: {detail}"))
-        self.problem = Problem(code, detail, retry_after_s, PROTOCOL if code == "old_protocol" else None)
+        self.problem = Problem(code, detail, retry_after_s, PROTOCOL if code == "old_protocol" else None, serial)
 
     @property
     def status(self) -> int:
@@ -353,7 +367,18 @@ EVERYWHERE = (
     "slow",
 )
 _WHO = ("bad_signature", "unknown_device", "revoked")
-_REPORT = (*_WHO, "bad_report", "not_finite", "out_of_bounds", "unknown_session", "closed", "stale", "phase", "busy")
+_REPORT = (
+    *_WHO,
+    "bad_report",
+    "not_finite",
+    "out_of_bounds",
+    "empty",
+    "unknown_session",
+    "closed",
+    "stale",
+    "phase",
+    "busy",
+)
 
 ENDPOINTS = (
     Endpoint("challenge", "POST", "/v1/enrolments/challenge", Nothing, Challenge, False, ()),
@@ -368,7 +393,13 @@ ENDPOINTS = (
     ),
     Endpoint("withdraw", "POST", "/v1/withdrawals", Nothing, Nothing, True, _WHO),
     Endpoint(
-        "check_in", "POST", "/v1/checkins", CheckInRequest, CheckInAnswer, True, (*_WHO, "replayed", "wrong_task")
+        "check_in",
+        "POST",
+        CHECK_IN,
+        CheckInRequest,
+        CheckInAnswer,
+        True,
+        (*_WHO, "not_device", "replayed", "wrong_task"),
     ),
     Endpoint("object", "GET", "/v1/objects/{sha256}", None, bytes, False, ("not_found",)),
     Endpoint(

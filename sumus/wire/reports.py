@@ -81,16 +81,32 @@ def encode_sum(sessions: Sequence[str], total: Aggregate, hop: FirstHop) -> byte
     return encode_tree(slots | {_SESSIONS: np.frombuffer("\n".join(sessions).encode("ascii"), np.int8)})
 
 
-def decode_sum(body: bytes | memoryview, edge: object, hop: FirstHop, most: int) -> tuple[tuple[str, ...], Aggregate]:
-    """The sessions that these bytes are of, at most so many, and their sum, which can be one of this plan. edge: who sent it, for
-    errors. Raises ParticipantError."""
+def decode_sum(
+    body: bytes | memoryview, edge: object, hop: FirstHop, most: int, least: int | None = None
+) -> tuple[tuple[str, ...], Aggregate]:
+    """Read the sum that an edge sent.
+
+    Args:
+        body: The sum's bytes.
+        edge: The edge, for errors.
+        hop: The plan's first hop, which the sum must fit.
+        most: The most sessions that a sum may name.
+        least: The smallest weight that a site's sum may have, if it names more sessions; None for an edge that only adds.
+
+    Returns:
+        The sessions that the sum is of, and the sum.
+
+    Raises:
+        ParticipantError: The bytes are no sum of this plan.
+    """
     try:
         slots = view_tree(body)
         sessions = _sessions(slots.pop(_SESSIONS, None), most)
         total = Aggregate.from_slots(_widened(slots, sessions, hop))
     except ParticipantError as error:
         raise ParticipantError(edge, str(error)) from error
-    hop.check_sum(total, edge, len(sessions))
+    count = len(sessions)
+    hop.check_sum(total, edge, count, count if least is None else min(count, least))
     return sessions, total
 
 

@@ -195,7 +195,7 @@ class Served:
 
     def _check_in(self, device: str, asked: CheckInRequest) -> Answer:
         if asked.serial <= self.serials.get(device, 0):
-            return refused("replayed")
+            return refused("replayed", serial=self.serials[device])
         self.serials[device] = asked.serial
         released = {"a": Released(self.version, self.model)} if self.releases else {}
         settled = None
@@ -233,8 +233,8 @@ class Served:
         return Answer(200, {}, write(Counted(duplicate=before is not None)))
 
 
-def refused(code: str, window: tuple[float, float] | None = None) -> Answer:
-    return Answer(STATUS[code], {}, write(Problem(code, "said so", window)))
+def refused(code: str, window: tuple[float, float] | None = None, serial: int | None = None) -> Answer:
+    return Answer(STATUS[code], {}, write(Problem(code, "said so", window, serial=serial)))
 
 
 class Clock:

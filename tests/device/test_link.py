@@ -89,6 +89,15 @@ def test_a_token_comes_from_a_file_from_standard_input_or_from_the_environment(
     assert given(address, "-", {"SUMUS_TOKEN": "another"}) == Link(address, "SECRET")
 
 
+def test_of_several_links_of_one_server_a_device_may_use_any() -> None:
+    links = "".join(f"https://fl.example/#enrol=SECRET-{n}&pin={PIN}\n" for n in range(3))
+    assert read_link(links) == Link("https://fl.example", "SECRET-0 SECRET-1 SECRET-2", PIN)
+    for other in (f"https://other.example/#enrol=SECRET-3&pin={PIN}", "https://fl.example/#enrol=SECRET-3"):
+        with pytest.raises(ExperimentError, match="no links of one server") as caught:
+            read_link(links + other)
+        assert "SECRET" not in str(caught.value)
+
+
 def test_a_link_of_another_server_is_said_to_be(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match="the link is of https://fl.example:8443, and the address given is"):
         given("https://other.example", None, {"SUMUS_TOKEN": WHOLE})

@@ -22,7 +22,7 @@ from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer, Unreachable
 from sumus.tree import sha256
 from sumus.wire.bundle import Bundle
-from sumus.wire.messages import CheckInAnswer, CheckInRequest, Counted, Ended, Refused, Relayed, RelayRequest
+from sumus.wire.messages import CheckInAnswer, Counted, Ended, Refused, RelayRequest
 from sumus.wire.reports import encode_sum
 from sumus.wire.tensors import decode_tree
 from tests.server.devices import ScriptedDevice, tiny, together, update_of
@@ -254,6 +254,42 @@ def test_a_device_that_moves_is_counted_once(stack: ExitStack, tree: Tree) -> No
     assert mover.work(plan, wait_s=20.0) is not None
 
 
+@pytest.mark.parametrize("when", ["its sum is on its way", "its sum has gone up"])
+def test_who_was_counted_and_left_its_edge_is_not_in_the_same_sum_above_under_a_new_key(
+    stack: ExitStack, when: str
+) -> None:
+    tree = Tree(tiny(cohort=4), stack)
+    way = Cut(tree.top)
+    edge, plan = tree.edge(transport=way), tree.bundle.plan
+    link = edge.server.roll.new_token("default", edge.server.clock(), uses=3)
+    first, again = (ScriptedDevice(tree.below(edge), number) for number in (50, 51))
+    others = devices(tree.service, tree.top, range(4))
+    first.enrol(link)
+    work = first.work(plan, wait_s=20.0)
+    assert work is not None
+    way.cut = when == "its sum is on its way"
+    first.report(work, update_of(plan, 0))
+    run = tree.service.server.tasks[0].training
+    if not way.cut:
+        wait_until(lambda: edge.uplink.sent == 1 and edge.above().waiting == 0, "it has not gone up")
+    first.withdraw()
+    way.cut = False
+    edge.uplink.wake()
+    wait_until(lambda: run.coordinator.current.counted == 1, "it is not counted")
+    again.enrol(link)
+    wait_until(lambda: again.check_in(plan, wait_s=0.2).reason == "left", "it was not kept out")
+    assert again.check_in(plan, wait_s=0.2).assignment is None
+    for device in others:
+        if (given := device.work(plan)) is not None:
+            device.report(given, update_of(plan, 1))
+    tree.model(1)
+    with run.store.transaction() as rows:
+        counted = [session.partition("/")[0] for session in rows.counted_in(0)]
+    assert first.id in counted
+    assert again.id not in counted
+    assert again.work(plan, wait_s=60.0) is not None, "control: the next sum above takes it"
+
+
 # ── several runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -387,20 +423,20 @@ def test_a_device_that_asks_too_much_by_way_of_an_edge_takes_nothing_from_others
     server = tree.service.server
     mine = Requests(tree.top, bytes(range(32)))  # pyright: ignore[reportArgumentType]
     mine.enrol(server.roll.new_token("default", server.clock(), speaks_for=3))
-    ids = ["a" * 64, "b" * 64]
+    behind = strangers(tree, 2)
 
-    def asked(id: str, serial: int) -> CheckInAnswer:
-        (told,) = mine.relay(RelayRequest(2, (relayed(id, tree.bundle.plan, serial),))).answers
+    def asked(device: ScriptedDevice, serial: int) -> CheckInAnswer:
+        (told,) = mine.relay(RelayRequest(2, (device.relayed(tree.bundle.plan, serial=serial),))).answers
         assert told.answer is not None
         return told.answer
 
     for serial in (1, 2):
-        asked(ids[0], serial)
-    later = asked(ids[0], 3)
+        asked(behind[0], serial)
+    later = asked(behind[0], 3)
     assert (later.assignment, later.reason) == (None, "rate")
     assert later.retry_after_s is not None
     assert later.retry_after_s[0] > 100
-    assert asked(ids[1], 1).assignment is not None
+    assert asked(behind[1], 1).assignment is not None
 
 
 # ── what is not believed ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -415,8 +451,9 @@ def requests(tree: Tree) -> Requests:
     return mine
 
 
-def relayed(device: str, plan: Plan, serial: int = 1) -> Relayed:
-    return Relayed(device, CheckInRequest(serial, f"s{serial}", (plan.description.fingerprint,)))
+def strangers(tree: Tree, count: int) -> list[ScriptedDevice]:
+    """Devices that the server does not know: their edge brings them."""
+    return [ScriptedDevice(tree.top, number) for number in range(100, 100 + count)]
 
 
 def sum_of(plan: Plan, sessions: Sequence[str], value: float = 1.0) -> bytes:
@@ -447,10 +484,10 @@ def test_an_edge_speaks_for_no_more_than_its_token_says(tree: Tree, requests: Re
 
 
 def test_a_sum_is_counted_whole_or_not_at_all_and_once(tree: Tree, requests: Requests) -> None:
-    plan, ids = tree.bundle.plan, ["a" * 64, "b" * 64]
-    answers = requests.relay(RelayRequest(3, tuple(relayed(id, plan) for id in ids))).answers
+    plan, behind = tree.bundle.plan, strangers(tree, 2)
+    answers = requests.relay(RelayRequest(3, tuple(device.relayed(plan) for device in behind))).answers
     assert [answer.answer is not None and answer.answer.assignment is not None for answer in answers] == [True, True]
-    sessions = [f"{id}/s1" for id in ids]
+    sessions = [f"{device.id}/s1" for device in behind]
 
     def send(*which: str) -> Counted:
         return requests.report_sum("tiny", "train", sum_of(plan, which))
@@ -469,10 +506,11 @@ def test_a_sum_is_counted_whole_or_not_at_all_and_once(tree: Tree, requests: Req
 
 def test_nobody_reports_for_another_edge_or_for_a_device(tree: Tree, requests: Requests) -> None:
     plan, server = tree.bundle.plan, tree.service.server
-    requests.relay(RelayRequest(1, (relayed("a" * 64, plan),)))
+    (behind,) = strangers(tree, 1)
+    requests.relay(RelayRequest(1, (behind.relayed(plan),)))
     thief = Requests(tree.top, bytes(range(1, 33)))  # pyright: ignore[reportArgumentType]
     thief.enrol(server.roll.new_token("default", server.clock(), speaks_for=2))
-    body = sum_of(plan, [f"{'a' * 64}/s1"])
+    body = sum_of(plan, [f"{behind.id}/s1"])
     assert refused(lambda: thief.report_sum("tiny", "train", body)) == "unknown_session"
     (device,) = devices(tree.service, tree.top, range(1))
     work = device.work(plan, wait_s=5.0)
@@ -495,9 +533,9 @@ def test_nobody_reports_for_another_edge_or_for_a_device(tree: Tree, requests: R
 )
 def test_what_is_no_sum_of_this_plan_is_refused(tree: Tree, requests: Requests, wrong: str, code: str) -> None:
     plan = tree.bundle.plan
-    ids = ["a" * 64, "b" * 64]
-    requests.relay(RelayRequest(3, tuple(relayed(id, plan) for id in ids)))
-    sessions = [f"{id}/s1" for id in ids]
+    behind = strangers(tree, 2)
+    requests.relay(RelayRequest(3, tuple(device.relayed(plan) for device in behind)))
+    sessions = [f"{device.id}/s1" for device in behind]
     total = RunningSum()
     for session in sessions:
         plan.first_hop.count_in(update_of(plan, session), total)

@@ -101,6 +101,8 @@ def test_two_levels_of_edges_one_of_them_killed_in_mid_round(stack: ExitStack, t
             "--linger",
             0.5,
             "--tokens",
+            1,
+            "--uses",
             many,
             "--token-file",
             data.with_suffix(".link"),
@@ -168,7 +170,9 @@ def test_sites_one_of_them_killed_between_its_rounds_do_what_simulated_ones_do(
 
     def site(data: Path, *more: object) -> Process:
         words = ("edge", "--data", data, "--link-file", tmp_path / "link")
-        return stack.enter_context(process(*words, "--tokens", 3, "--token-file", data.with_suffix(".link"), *more))
+        return stack.enter_context(
+            process(*words, "--tokens", 1, "--uses", 3, "--token-file", data.with_suffix(".link"), *more)
+        )
 
     def begun(data: Path, numbers: range) -> list[Device]:
         url, _, token = data.with_suffix(".link").read_text().strip().partition("/#enrol=")

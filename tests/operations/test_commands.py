@@ -28,7 +28,7 @@ class Operator:
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
         opened: queue.Queue[Opened] = queue.Queue()
-        tell = Tell(tokens=3, rounds=2, ready=opened.put)
+        tell = Tell(tokens=1, uses=3, rounds=2, ready=opened.put)
         arguments = {"tiny": tiny()}, Where(self.data), Conduct(), Listen(port=0, admin_port=0), tell
         self.thread = threading.Thread(target=run, args=arguments)
         self.thread.start()

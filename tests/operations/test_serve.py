@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from sumus.device.link import read_link
 from sumus.errors import ExperimentError, UsageError
 from sumus.operations.access import Logins
 from sumus.operations.commands import is_file_of_code, priorities_of, without_secret
@@ -85,11 +86,11 @@ def test_a_bundle_is_served_without_torch_until_it_has_its_models(bundle: Path, 
         assert served.opened["tasks"] == {"tiny": tiny(deadline=60.0).plan.id}
         assert served.opened["enrolment"] is None
         assert link.stat().st_mode & 0o777 == 0o600
-        url, _, token = link.read_text().strip().partition("/#enrol=")
-        assert url == served.opened["url"]
-        transport = HttpTransport(url)
+        links = [line.partition("/#enrol=") for line in link.read_text().splitlines()]
+        assert [url for url, _, _ in links] == [served.opened["url"]] * 3
+        transport = HttpTransport(served.opened["url"])
         devices = [ScriptedDevice(transport, number) for number in range(3)]
-        for device in devices:
+        for device, (_, _, token) in zip(devices, links, strict=True):
             device.enrol(token)
         plan = tiny(deadline=60.0).plan
         for value in (1.0, 2.0):
@@ -100,17 +101,17 @@ def test_a_bundle_is_served_without_torch_until_it_has_its_models(bundle: Path, 
     written = [json.loads(line) for line in err.splitlines()]
     assert {line["logger"] for line in written} <= {"sumus.server", "sumus.serve"}
     assert not any(device.id in err for device in devices)
-    assert token not in err
+    assert not any(token in err for _, _, token in links)
 
 
 def test_when_it_is_told_to_stop_it_answers_who_waits_and_keeps_what_was_counted(bundle: Path, tmp_path: Path) -> None:
     plan = tiny(deadline=60.0).plan
     with serving(bundle, "--data", tmp_path / "data", "--tokens", 4) as served:
-        url, _, token = served.opened["enrolment"].partition("/#enrol=")
-        transport = HttpTransport(url)
+        links = [read_link(line) for line in served.opened["enrolment"].splitlines()]
+        transport = HttpTransport(links[0].server)
         devices = [ScriptedDevice(transport, number) for number in range(4)]
-        for device in devices:
-            device.enrol(token)
+        for device, link in zip(devices, links, strict=True):
+            device.enrol(str(link.token))
         works = [device.work(plan, wait_s=5.0) for device in devices[:3]]
         assert works[0] is not None
         devices[0].report(works[0], update_of(plan, 0))
@@ -144,7 +145,7 @@ class Running:
     def __init__(self, tmp_path: Path, listen: Listen) -> None:
         self.said: queue.Queue[str] = queue.Queue()
         opened: queue.Queue[Opened] = queue.Queue()
-        tell = Tell(tokens=3, rounds=1, say=self.said.put, ready=opened.put)
+        tell = Tell(tokens=1, uses=3, rounds=1, say=self.said.put, ready=opened.put)
         arguments = {"tiny": tiny()}, Where(tmp_path / "data"), Conduct(), listen, tell
         self.thread = threading.Thread(target=run, args=arguments)
         self.thread.start()

@@ -23,6 +23,7 @@ from sumus.task import Data, Description, Leaf
 from sumus.transport.transport import Answer, Transport
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import (
+    CHECK_IN,
     Abort,
     Assignment,
     Challenge,
@@ -36,6 +37,7 @@ from sumus.wire.messages import (
     Previous,
     Problem,
     Refused,
+    Relayed,
     enrolment_text,
     read,
     signed_text,
@@ -134,6 +136,13 @@ class ScriptedDevice:
         patience = 30.0 + wait_s
         return said(CheckInAnswer, self.request("POST", "/v1/checkins", write(request), patience))
 
+    def relayed(self, *plans: Plan, serial: int = 1, session: str = "") -> Relayed:
+        """A check-in for these plans, as an edge passes it on."""
+        fingerprints = tuple(plan.description.fingerprint for plan in plans)
+        body = write(CheckInRequest(serial, session or f"s{serial}", fingerprints))
+        signature = self._sign(signed_text("POST", CHECK_IN, self.population, self.id, body))
+        return Relayed(self.id, to_base64url(self.key), body.decode(), signature)
+
     def work(self, *plans: Plan, wait_s: float = 0.0) -> Assignment | None:
         """What there is to do."""
         return self.check_in(*plans, wait_s=wait_s).assignment
@@ -177,7 +186,7 @@ def said(form: type[Any], answer: Answer) -> Any:
     if answer.status == 200:
         return read(form, answer.body)
     problem = read(Problem, answer.body)
-    raise Refused(problem.code, problem.detail, problem.retry_after_s)
+    raise Refused(problem.code, problem.detail, problem.retry_after_s, problem.serial)
 
 
 def train_round(devices: list[ScriptedDevice], plan: Plan, values: list[float], wait_s: float = 5.0) -> list[Counted]:

@@ -99,6 +99,26 @@ def test_the_same_key_again_is_the_same_device_and_spends_nothing(roll: Roll, id
     assert uses_left(identities) in ([0, 1], [1, 0])
 
 
+def test_a_device_of_a_population_that_is_not_served_is_not_known(roll: Roll, identities: Identities) -> None:
+    enrol(roll, ALICE, roll.new_token("phones", NOW))
+    other = Roll(identities, {"tablets": 10}, random=bytes_in_order())
+    device = device_id(public_key_of(ALICE))
+    text = text_of(device, population="tablets")
+    signature = to_base64url(sign(ALICE, text))
+    assert code(lambda: other.authenticate(device, signature, text, NOW)) == "unknown_device"
+    assert ask(roll, ALICE).id == device, "control"
+
+
+def test_only_a_token_for_several_uses_ties_its_devices_together(roll: Roll, identities: Identities) -> None:
+    enrol(roll, ALICE, roll.new_token("phones", NOW))
+    shared = roll.new_token("phones", NOW, uses=2)
+    enrol(roll, BOB, shared)
+    assert roll.link_of(device_id(public_key_of(ALICE))) == ""
+    assert len(roll.link_of(device_id(public_key_of(BOB)))) == 64
+    roll.withdraw(device_id(public_key_of(BOB)))
+    assert roll.link_of(device_id(public_key_of(BOB))) == "", "nothing ties a device that has left to others"
+
+
 def test_of_a_token_its_hash_alone_is_kept(roll: Roll, identities: Identities) -> None:
     token = roll.new_token("phones", NOW)
     with identities.transaction() as rows:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from sumus.storage.identities import Identities, Identity, IdentityRows, MemoryIdentities, Token
+from sumus.storage.identities import Identities, Identity, IdentityRows, Member, MemoryIdentities, Token
 from sumus.storage.sql import SqlStore
 
 TOKEN = Token("ab" * 32, "phones", 2, 1e9 + 0.5)
@@ -28,6 +28,7 @@ def people(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Identitie
         with engine.begin() as connection:
             connection.execute(text("DELETE FROM token"))
             connection.execute(text("DELETE FROM identity"))
+            connection.execute(text("DELETE FROM member"))
         engine.dispose()
     yield store.identities()
     store.close()
@@ -113,6 +114,26 @@ def test_devices_are_listed_page_by_page_in_the_order_of_their_ids(people: Ident
     assert (listed, pages) == (sorted(ids), 3)
     with people.transaction() as rows:
         assert [row.id for row in rows.identities()] == sorted(ids)
+
+
+def test_each_device_asks_through_one_edge(people: Identities) -> None:
+    one, two, three = (Member(f"{place}" * 64, "edge", place, 10.0 * place) for place in (1, 2, 3))
+    with people.transaction() as rows:
+        assert (rows.member(one.device), rows.count_members("edge")) == (None, 0)
+        for row in (one, two, three):
+            rows.put_member(row)
+        rows.put_member(replace(two, edge="another"))
+        assert (rows.count_members("edge"), rows.count_members("another")) == (2, 1)
+    assert list(people.find_members([one.device, two.device, "of nobody"])) == [one, replace(two, edge="another")]
+    with people.transaction() as rows:
+        rows.read_ahead([one.device, three.device])
+        rows.drop_members("edge", before=30.0)
+        assert (rows.member(one.device), rows.member(three.device)) == (None, three)
+        rows.drop_members("edge")
+        rows.drop_member(two.device)
+        rows.drop_member("of nobody")
+        assert [rows.count_members(edge) for edge in ("edge", "another")] == [0, 0]
+    assert list(people.find_members([one.device, two.device, three.device])) == []
 
 
 @pytest.mark.parametrize("people", ["sqlite", "postgresql"], indirect=True)

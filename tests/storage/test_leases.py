@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, text
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol.round import CheckIn
 from sumus.server.coordinator import Coordinator
-from sumus.storage.leases import Leases, MemoryLeases, Present
+from sumus.storage.leases import MOST_JUMP, Leases, MemoryLeases, Present
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import Store, TakenOver
@@ -176,6 +176,16 @@ def test_a_serial_is_known_to_all_and_never_falls(at: At) -> None:
     leases.forget_serial("a")
     assert leases.raise_serials({"a": 1, "b": 0}) == {"a": 1, "b": 0}
     assert leases.raise_serials({}) == {}
+
+
+def test_a_serial_that_jumps_too_far_changes_nothing(at: At) -> None:
+    leases, far = at.leases, MOST_JUMP + 1
+    assert leases.raise_serials({"new": far, "old": 5}) == {"new": -1, "old": 5}
+    assert leases.raise_serials({"new": MOST_JUMP, "old": 5 + far}) == {"new": MOST_JUMP, "old": 5}
+    assert leases.raise_serials({"new": 1, "old": 6}) == {"new": MOST_JUMP, "old": 6}
+    assert leases.raise_serials({"given": 9 * far + 1}, {"given": 9 * far}) == {"given": 9 * far + 1}
+    for device in ("new", "old", "given"):
+        leases.forget_serial(device)
 
 
 def test_where_processes_do_not_share_whoever_comes_takes_it(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ FORMS: dict[str, Any] = {
     if isinstance(form, type) and issubclass(form, msgspec.Struct) and form is not msgspec.Struct
 }
 WORDS = {
-    name: getattr(messages, name) for name in ("Hash", "Base64", "Word", "Name", "Kind", "Count", "Seconds", "Window")
+    name: getattr(messages, name)
+    for name in ("Hash", "Base64", "Word", "Name", "Kind", "Count", "Serial", "Seconds", "Window")
 }
 
 

@@ -1,0 +1,128 @@
+"""A server in this process, and the parties that speak to it: honest devices, edges that a test speaks for, and attackers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sumus.aggregate import RunningSum
+from sumus.device.requests import Requests
+from sumus.operations.service import Conduct, Service, Where, open_service
+from sumus.plan import Plan
+from sumus.transport.inprocess import InProcess
+from sumus.wire.bundle import Bundle
+from sumus.wire.messages import Assignment, Counted, Refused, RelayedAnswer, RelayRequest
+from sumus.wire.reports import encode_sum
+from tests.server.devices import ScriptedDevice, update_of
+
+HERE = Where()
+
+
+class Parties:
+    """The server of one task, `tiny`. plan: of that task.  run: its training run."""
+
+    def __init__(self, bundle: Bundle, service: Service, transport: InProcess) -> None:
+        self.plan, self.server, self.transport = bundle.plan, service.server, transport
+        self.run = service.server.tasks[0].training
+        self._number = 0
+
+    def token(self, uses: int = 1, speaks_for: int = 0) -> str:
+        """A new enrolment token."""
+        return self.server.roll.new_token("default", self.server.clock(), uses, speaks_for=speaks_for)
+
+    def stranger(self) -> ScriptedDevice:
+        """A device with a new key, which is not enrolled here."""
+        self._number += 1
+        return ScriptedDevice(self.transport, self._number)
+
+    def device(self, token: str = "") -> ScriptedDevice:
+        """A device that is enrolled, with this token or one of its own."""
+        device = self.stranger()
+        device.enrol(token or self.token())
+        return device
+
+    def edge(self, speaks_for: int, token: str = "") -> "EdgeParty":
+        """An edge that a test speaks for, enrolled with a token for so many devices."""
+        self._number += 1
+        requests = Requests(self.transport, self._number.to_bytes(32, "big"))
+        requests.enrol(token or self.token(speaks_for=speaks_for))
+        return EdgeParty(requests, self.plan)
+
+    def works(self, devices: Sequence[ScriptedDevice]) -> list[Assignment]:
+        """The work that devices are given; each must get some."""
+        works = [device.work(self.plan) for device in devices]
+        assert all(work is not None for work in works)
+        return [work for work in works if work is not None]
+
+    def settled(self) -> int:
+        """The newest model's version, once all is done that is to do."""
+        self.server.ask_to_do(lambda now: None).result()
+        return self.run.version
+
+    def report(self, device: ScriptedDevice, work: Assignment, examples: int = 10, value: float = 1.0) -> str:
+        """What became of a report: "counted", or the code that says why it was not. Its loss is over one prediction, whatever its
+        examples are."""
+        update = replace(update_of(self.plan, device.id, value, examples), metrics={"loss": (0.7, 1)})
+        return code_of(lambda: device.report(work, update))
+
+
+class EdgeParty:
+    """An edge without a program behind it: it says what a test wants."""
+
+    def __init__(self, requests: Requests, plan: Plan) -> None:
+        self.requests, self.plan, self.id = requests, plan, requests.device
+
+    def relay(self, *devices: ScriptedDevice, serial: int = 1, members: int = 1) -> tuple[RelayedAnswer, ...]:
+        """Pass on check-ins that these devices signed."""
+        asked = tuple(device.relayed(self.plan, serial=serial) for device in devices)
+        return self.requests.relay(RelayRequest(members, asked)).answers
+
+    def withdraw(self) -> None:
+        """Leave."""
+        self.requests.withdraw()
+
+    def send(self, sessions: Sequence[str], examples: int = 10) -> Counted:
+        """Send the sum of these sessions, each `DEVICE/SESSION`. examples: of each."""
+        hop, total = self.plan.first_hop, RunningSum()
+        for session in sessions:
+            hop.count_in(update_of(self.plan, session, examples=examples), total)
+        return self.requests.report_sum("tiny", "train", encode_sum(sessions, total.total, hop))
+
+
+@contextmanager
+def parties(bundle: Bundle, where: Where = HERE, **conduct: Any) -> Iterator[Parties]:
+    """A server of one task that commits each report at once, and enough sleeping devices for a round to begin."""
+    service = open_service({"tiny": bundle}, where, Conduct(group=0.0, **conduct))
+    service.server.start()
+    transport = InProcess(service.device_app)
+    them = Parties(bundle, service, transport)
+    for _ in range(bundle.plan.pacing.cohort):
+        them.device()
+    try:
+        yield them
+    finally:
+        transport.close()
+        service.close()
+
+
+def given(answers: Sequence[RelayedAnswer]) -> list[bool]:
+    """Which of an edge's devices were given work."""
+    return [each.answer is not None and each.answer.assignment is not None for each in answers]
+
+
+def code_of(call: Callable[[], object]) -> str:
+    """The code of the error that a request brings; "counted" if it brings none."""
+    try:
+        call()
+    except Refused as refused:
+        return refused.problem.code
+    return "counted"
+
+
+def refused(call: Callable[[], object]) -> str:
+    """The code of the error that a request brings, which it must."""
+    with pytest.raises(Refused) as error:
+        call()
+    return error.value.problem.code
