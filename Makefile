@@ -34,6 +34,10 @@ format: .venv/ready  ## put the style right
 bench: .venv/ready  ## measure: cost of rounds and populations, in one table
 	$(BIN)/python -m benchmarks.cost
 
+.PHONY: fuzz
+fuzz: .venv/ready  ## every parser that reads from outside, for ten minutes each
+	$(BIN)/python -m benchmarks.fuzz
+
 faults: .venv/ready  ## kill servers at random and at every failpoint, hundreds of times, and audit what they promised
 	$(BIN)/python -m benchmarks.kills
 

@@ -83,6 +83,18 @@ def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
         raise PlanError("wrong-type", f"{what} takes a {wanted}, not {value!r:.80}{hint}")
 
 
+MOST_NUMBERS = 2**48
+"""The most numbers in one array of a plan: beyond, no machine holds them."""
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Refuse a shape of more numbers than can be counted, or with a side below 0."""
+    if any(side < 0 for side in shape) or math.prod(shape) > MOST_NUMBERS:
+        raise PlanError(
+            "positive", f"shape {shape!s:.80}: sides are at least 0, and at most {MOST_NUMBERS} numbers fit"
+        )
+
+
 def expect_number(value: object, low: float, high: float, what: str, open_low: bool = False) -> None:
     """Refuse what is no finite number from `low` to `high` (above `low`, where that end is open)."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

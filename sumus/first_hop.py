@@ -9,22 +9,33 @@ which nothing a device says is believed: names, shapes, dtypes and magnitudes mu
 than the plan's clip leaves it, and no client weighs more than the plan's cap.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from sumus.aggregate import METRIC_BITS, Aggregate, Part, RunningSum, Update
-from sumus.errors import BeyondBoundError, EmptyError, ParticipantError, PlanError
+from sumus.errors import (
+    BeyondBoundError,
+    EmptyError,
+    ParticipantError,
+    PlanError,
+    check_shape,
+    expect,
+    expect_number,
+)
 from sumus.fixed_point import FixedPoint
 from sumus.metrics import Range
-from sumus.spec import record
+from sumus.spec import build, canonical_json, read_as, record, to_json
 from sumus.tree import blocks, layout
 from sumus.types import Tree
 
+LONGEST = 1e100
+"""The longest norm that a part may have: its square is still a float."""
 SLACK = 2.0**-24
 """The share of a length that rounding may add to it: in a rotation, and in a clip that is written in another language."""
 _SITE_SLACK = 0.01
@@ -61,7 +72,26 @@ class FirstHop:
     metric_cap: int | None = None
     rounds: int = 1
 
+    @staticmethod
+    def from_json(text: str) -> "FirstHop":
+        """Read the hop that a server tells its edges. Raises PlanError for a text that is no hop."""
+        with read_as("a first hop"):
+            hop: object = build(json.loads(text))
+            expect(hop, FirstHop, "the hop of a task")
+            canonical_json(to_json(hop)).encode()  # refuses infinite numbers, and text that is none
+            return cast(FirstHop, hop)
+
     def __post_init__(self) -> None:
+        if self.code_bits is not None and not 2 <= self.code_bits <= 16:
+            raise PlanError("quantize-bits", f"codes of {self.code_bits} bits: from 2 to 16 bits")
+        for what, least in (("weight_cap", self.weight_cap), ("metric_cap", self.metric_cap), ("rounds", self.rounds)):
+            if least is not None and least < 1:
+                raise PlanError("positive", f"{what}={least}: it must be at least 1")
+        for norm in self.norms:
+            if norm is not None:
+                expect_number(norm, 0, LONGEST, "the longest norm of a part")
+        for shape in (shape for leaves in self.layouts for _, shape in leaves):
+            check_shape(shape)
         for what, given, wanted in (
             ("layouts", self.layouts, {len(self.parts)}),
             ("norms", self.norms, {0, len(self.parts)}),
@@ -74,6 +104,7 @@ class FirstHop:
         for part in self.parts:
             if misfit := self.sums.misfit(part):
                 raise PlanError("part-fits", misfit)
+            self.sum_dtype(part, self.sums.max_count)
 
     @property
     def nbytes(self) -> int:
@@ -110,9 +141,18 @@ class FirstHop:
         return count * math.ceil(weight * bound * 2.0 ** self.sums.bits(part))
 
     def sum_dtype(self, part: Part, count: int) -> np.dtype[np.signedinteger[Any]]:
-        """The narrowest integers that hold every sum of so many updates in a part's leaves."""
+        """Choose the narrowest integers that hold every sum of so many updates in a part's leaves.
+
+        Raises PlanError for sums that need more than 64 bits.
+        """
         largest = self.largest(part, count)
-        return next(dtype for dtype in map(np.dtype, ("i1", "i2", "i4", "i8")) if largest <= np.iinfo(dtype).max)
+        fitting = [dtype for dtype in map(np.dtype, ("i1", "i2", "i4", "i8")) if largest <= np.iinfo(dtype).max]
+        if not fitting:
+            raise PlanError(
+                "sum-overflow",
+                f"sums of part {part.name!r} over {count} reports need more than 64 bits: lower max_count or max_weight",
+            )
+        return fitting[0]
 
     def sum_nbytes(self, count: int) -> int:
         """Bytes of the leaves of a sum of so many updates."""

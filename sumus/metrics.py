@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from sumus.errors import PlanError
+from sumus.errors import PlanError, expect_number
 from sumus.spec import record
 
 M = TypeVar("M", bound=Callable[[Any, Any], Any])
@@ -27,6 +27,11 @@ class Range:
 
     low: float | None = None
     high: float | None = None
+
+    def __post_init__(self) -> None:
+        for side in (self.low, self.high):
+            if side is not None:
+                expect_number(side, -1e100, 1e100, "a side of a range")
 
     def holds(self, total: float, count: int) -> bool:
         """Whether a sum over `count` examples has its mean in the range, up to the rounding of a long sum."""

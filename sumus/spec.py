@@ -14,7 +14,8 @@ import functools
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -131,6 +132,19 @@ def build(description: Json) -> Any:
     if isinstance(description, list | tuple):
         return tuple(build(item) for item in description)
     return description
+
+
+@contextmanager
+def read_as(what: str) -> Generator[None, None, None]:
+    """Raise PlanError for whatever Python raises while a peer's JSON becomes values.
+
+    Args:
+        what: the noun for the text, such as "a plan".
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise PlanError("malformed", f"this is not {what}: {type(error).__name__}: {error!s:.200}") from error
 
 
 def _load_own() -> None:

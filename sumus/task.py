@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, cast
 
-from sumus.errors import TaskError
+from sumus.errors import TaskError, check_shape
 from sumus.metrics import Range, range_of
 from sumus.spec import canonical_json, record, to_json
 
@@ -40,6 +40,9 @@ class Leaf:
     trained: bool
     aliases: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_shape(self.shape)
+
     @property
     def sum_dtype(self) -> str:
         """The dtype in which this leaf is kept outside the model: half precision is widened to float32."""
@@ -59,6 +62,10 @@ class Data:
     targets: tuple[int, ...]
     targets_dtype: str
     classes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_shape(self.inputs)
+        check_shape(self.targets)
 
 
 @record("task")

@@ -14,7 +14,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
+
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
 from sumus.errors import ExperimentError
 from sumus.transport.hosts import is_loopback
@@ -22,6 +25,7 @@ from sumus.transport.http import unverified
 
 VARIABLE = "SUMUS_TOKEN"
 """The environment's variable that may hold a token, or a whole link."""
+_NO_ADDRESS = "a server's address is https://HOST:PORT, with what its link says after # or without"
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,512}")
 
 
@@ -53,30 +57,27 @@ def read_link(text: str, insecure: bool = False) -> Link:
     if _TOKEN.fullmatch(text):
         return Link("", text)
     try:
-        parsed = urlsplit(text)
-        host, port = parsed.hostname, parsed.port
-    except ValueError:
-        parsed, host, port = urlsplit(""), None, None
-    if parsed.scheme not in ("http", "https") or not host:
-        raise ExperimentError("a server's address is https://HOST:PORT, with what its link says after # or without")
-    if parsed.path not in ("", "/") or parsed.query or parsed.username:
+        address = parse_url(text)  # as urllib3, which connects to it, reads it: no other reader may see another host
+    except LocationParseError:
+        raise ExperimentError(_NO_ADDRESS) from None
+    if address.scheme not in ("http", "https") or not address.host:
+        raise ExperimentError(_NO_ADDRESS)
+    server = f"{address.scheme}://{address.host}"
+    if address.path not in (None, "", "/") or address.query or address.auth is not None:
+        raise ExperimentError(f"{server}: a server's address has no path, no query and no user: give https://HOST:PORT")
+    if address.scheme == "http" and not (insecure or is_loopback(address.host.strip("[]"))):
         raise ExperimentError(
-            f"{parsed.scheme}://{host}: a server's address has no path, no query and no user: give https://HOST:PORT"
+            f"{server} is not encrypted: use https://, or --insecure where the network itself is (insecure=True)"
         )
-    if parsed.scheme == "http" and not (insecure or is_loopback(host)):
-        raise ExperimentError(
-            f"http://{host} is not encrypted: use https://, or --insecure where the network itself is (insecure=True)"
-        )
-    said = dict(parse_qsl(parsed.fragment))
+    said = dict(parse_qsl(address.fragment or ""))
     token, pin = said.get("enrol"), said.get("pin")
     if token is not None and not _TOKEN.fullmatch(token):
         raise ExperimentError("the token of this link is not whole: copy the link again, to its end")
     if pin is not None and not re.fullmatch(r"[0-9a-f]{64}", pin):
         raise ExperimentError("the pin of this link is not whole: copy the link again, to its end")
-    if pin is not None and parsed.scheme == "http":
+    if pin is not None and address.scheme == "http":
         raise ExperimentError("a pin is of an https:// server: copy the link again")
-    name = f"[{host}]" if ":" in host else host
-    return Link(f"{parsed.scheme}://{name}" + (f":{port}" if port else ""), token, pin)
+    return Link(server + (f":{address.port}" if address.port else ""), token, pin)
 
 
 def _one_of(links: Sequence[Link]) -> Link:

@@ -10,7 +10,6 @@ An edge's round is a server's, with a pacing of its own: its cohort are the devi
 closes when they all have ended; or before the time is over in which the server above counts its sum.
 """
 
-import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,6 @@ from typing import NamedTuple, get_args
 
 import msgspec
 
-from sumus.errors import PlanError
 from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
 from sumus.protocol.round import Abandon, Action, Later, Round, Session, State
@@ -27,7 +25,6 @@ from sumus.protocol.rows import changed
 from sumus.server.coordinator import keep_departed, newest_of
 from sumus.server.runs import Asked, Run, any_seed
 from sumus.site import Edges
-from sumus.spec import build
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
 from sumus.storage.store import Store
@@ -168,9 +165,9 @@ class AdderRun(Run):
         self, served: Served, relay: Relay, store: Store, ring: KeyRing, sums: Blobs, linger: float = LINGER
     ) -> None:
         self.kind = served.kind
-        hop = _hop_of(served)
+        hop = FirstHop.from_json(served.hop)
         super().__init__(served.task, Pacing(MOST), hop, store, ring, sums, any_seed, 1)
-        self.plan_body, self.most_together = served.plan, served.most
+        self.plan_body, self.most_together = served.plan, min(served.most, hop.sums.max_count)
         self.edges = Edges(served.rounds, served.noise_at)
         self.sums_to_send: dict[int, Waiting] = {}
         self._relay, self._linger = relay, linger
@@ -449,17 +446,6 @@ class AdderRun(Run):
                 return None
             self._purpose = number, msgspec.json.decode(note, type=Purpose)
         return self._purpose[1]
-
-
-def _hop_of(served: Served) -> FirstHop:
-    """How reports become integers, as the server above describes it. PlanError where that is no description of a first hop."""
-    try:
-        hop = build(json.loads(served.hop))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise PlanError("malformed", f"this is no first hop: {type(error).__name__}: {error!s:.200}") from error
-    if not isinstance(hop, FirstHop):
-        raise PlanError("malformed", f"this is a {type(hop).__name__}, and no first hop")
-    return hop
 
 
 def share_of(until: float | None, rounds: int, now: float) -> float | None:

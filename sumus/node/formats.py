@@ -10,6 +10,7 @@ import csv
 import io
 import math
 import re
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ import numpy as np
 from sumus.errors import ParticipantError
 from sumus.node.readings import BadReading
 from sumus.types import Array
+from sumus.wire.bundle import NOT_A_ZIP
 from sumus.wire.tensors import decode_tree
 
 Raw: TypeAlias = Mapping[str, Any]
@@ -35,7 +37,13 @@ MOST_TEXT = 8 * 2**20
 """Of a file of text, or a body of JSON: in memory it is many times that."""
 LONGEST_HEADER = 10_000
 """Of an array in a file, in bytes."""
-_MOST_ARRAYS = 64
+_MOST_ARRAYS, _MOST_SIDES = 64, 32
+_NPY = b"\x93NUMPY"
+_HEADER = re.compile(
+    rb"\{'descr': (?:'(?P<kind>[|<>=]?[?biufcmMOSUV]\d{0,9}(?:\[\w+\])?)'|\[.*\]), 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>(?:(?:-?(?:0|[1-9]\d{0,17}), ?)+(?:-?(?:0|[1-9]\d{0,17}))?)?)\), ?\} *\n?",
+    re.DOTALL,
+)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 
@@ -67,7 +75,10 @@ def read_file(name: str, body: bytes) -> Batch:
 def is_whole(name: str, body: bytes) -> bool:
     """Whether a file ends as one that was written to its end does."""
     if name.lower().endswith(".npz"):
-        return zipfile.is_zipfile(io.BytesIO(body))
+        try:
+            return zipfile.is_zipfile(io.BytesIO(body))
+        except NOT_A_ZIP:  # of several disks, for example
+            return False
     return body.endswith(b"\n")
 
 
@@ -126,7 +137,9 @@ def read_csv(body: bytes) -> Batch:
 
     def subset(numbers: Sequence[int]) -> bytes:
         out = io.StringIO(newline="")
-        csv.writer(out, lineterminator="\n").writerows([rows[0], *(rows[1 + number] for number in numbers)])
+        # all in quotes: the writer leaves carriage returns bare, and a first letter may look like a byte order mark
+        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        writer.writerows([rows[0], *(rows[1 + number] for number in numbers)])
         return out.getvalue().encode()
 
     return Batch([one(row) for row in rows[1:]], subset)
@@ -156,13 +169,18 @@ def read_npz(body: bytes) -> Batch:
             if {member.compress_type for member in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
                 raise BadReading("it is packed otherwise than numpy.savez packs")
             arrays = {member.filename.removesuffix(".npy"): _member(archive, member) for member in members}
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+            if len(arrays) < len(members):
+                raise BadReading("two of its arrays have one name: give each its own")
+    except (*NOT_A_ZIP, zlib.error) as error:
         raise BadReading(f"it is no .npz file: {error!s:.100}") from error
     found = rows_of(arrays)
 
     def subset(numbers: Sequence[int]) -> bytes:
         out = io.BytesIO()
-        np.savez(out, allow_pickle=False, **{name: array[list(numbers)] for name, array in arrays.items()})
+        with zipfile.ZipFile(out, "w") as archive:  # numpy.savez takes names as arguments, and some are its own
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, array[list(numbers)], allow_pickle=False)
         return out.getvalue()
 
     return Batch(found, subset)
@@ -175,22 +193,35 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
 
 
 def _array_of(name: str, body: bytes) -> Array:
-    """An array of a .npy file; its header is believed only as far as the bytes are there."""
-    stream = io.BytesIO(body)
+    """Read an array of a .npy file; its header is believed only as far as the bytes are there."""
+    begin, header = _header_of(body)
+    if header is None:
+        raise BadReading(f"its array {name:.50} is none that numpy.save writes")
+    kind = (header["kind"] or b"V").decode()  # fields have no kind of one word
     try:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(stream, max_header_size=LONGEST_HEADER)
-    except Exception as error:  # the header is read as Python, which raises whatever that does
-        raise BadReading(f"its array {name:.50} is none that numpy.save writes: {error!s:.100}") from error
+        dtype = np.dtype(kind)
+    except (TypeError, ValueError) as error:
+        raise BadReading(f"its array {name:.50} holds {kind}: {error!s:.100}") from error
     if dtype.kind not in "biufU":
         raise BadReading(f"its array {name:.50} holds {dtype!s:.50}, and neither numbers nor text: it is not unpickled")
-    begin = stream.tell()
+    shape = tuple(int(side) for side in header["shape"].split(b",") if side.strip())
     size = math.prod(shape) * dtype.itemsize
-    if any(side < 0 for side in shape) or not size or size != len(body) - begin:
+    if any(side < 0 for side in shape) or not size or size != len(body) - begin or len(shape) > _MOST_SIDES:
         raise BadReading(f"its array {name:.50} says {shape!s:.50}, and has {len(body) - begin} bytes")
+    if dtype.kind == "U" and np.frombuffer(body, f"{dtype.str[0]}u4", offset=begin).max() > sys.maxunicode:
+        raise BadReading(f"its array {name:.50} holds text with letters that there are not")
     array = np.frombuffer(body, dtype, offset=begin)
-    return array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
+    return array.reshape(shape[::-1]).T if header["fortran"] == b"True" else array.reshape(shape)
+
+
+def _header_of(body: bytes) -> tuple[int, re.Match[bytes] | None]:
+    """Find where the numbers of a .npy file begin, and its header; None if numpy.save writes no such header.
+
+    The header looks like Python, and numpy evaluates it as such. Here it is only matched.
+    """
+    width = {_NPY + b"\x01\x00": 2, _NPY + b"\x02\x00": 4}.get(body[:8], 0)
+    begin = 8 + width + int.from_bytes(body[8 : 8 + width], "little")
+    return begin, _HEADER.fullmatch(body[8 + width : begin]) if begin <= 8 + width + LONGEST_HEADER else None
 
 
 def read_safetensors(body: bytes) -> list[Raw | BadReading]:

@@ -16,6 +16,8 @@ from sumus.types import Tree
 from sumus.wire.tensors import decode_tree, encode_tree
 
 MAX_BYTES = 8 * 2**30
+NOT_A_ZIP = (zipfile.BadZipFile, struct.error, EOFError, RuntimeError, NotImplementedError, OSError, ValueError)
+"""What `zipfile` raises for bytes that are no archive: a ValueError for offsets and names that are none, for example."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
 
@@ -55,15 +57,7 @@ class Bundle:
                     raise UsageError(f"the bundle unpacks to over {MAX_BYTES} bytes")
                 plan = Plan.from_json(archive.read("plan.json").decode())
                 body = archive.read("model.safetensors")
-        except (
-            zipfile.BadZipFile,
-            ValueError,
-            EOFError,
-            OSError,
-            NotImplementedError,
-            RuntimeError,
-            struct.error,
-        ) as error:
+        except NOT_A_ZIP as error:
             raise UsageError(f"this is not a bundle: {error}; make one with `sumus pack`") from error
         expected = {leaf.name: (leaf.sum_dtype, leaf.shape) for leaf in plan.description.leaves}
         try:

@@ -67,6 +67,8 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
         tree = load(body)
     except (SafetensorError, ValueError, KeyError) as error:
         raise ParticipantError(None, f"not safetensors: {error}") from error
+    if strange := {leaf.dtype.name for leaf in tree.values()} - set(_DTYPES):
+        raise ParticipantError(None, f"a leaf is {min(strange)}, which is not sent: use one of {', '.join(_DTYPES)}")
     if expected is not None:
         found = {name: (leaf.dtype.name, leaf.shape) for name, leaf in tree.items()}
         if found != dict(expected):

@@ -553,3 +553,36 @@ def test_what_is_no_sum_of_this_plan_is_refused(tree: Tree, requests: Requests, 
         body = b"\0" * 100
     assert refused(lambda: requests.report_sum("tiny", "train", body)) == code
     assert not requests.report_sum("tiny", "train", sum_of(plan, sessions)).duplicate, "nothing was lost"
+
+
+class Garbled:
+    """A way to a server that tells its edges nonsense. hop: what it says of `tiny` instead of how reports become integers."""
+
+    def __init__(self, above: InProcess, hop: str) -> None:
+        self._above, self._hop = above, hop
+
+    def request(self, method: str, path: str, *arguments: Any, **named: Any) -> Answer:
+        answer = self._above.request(method, path, *arguments, **named)
+        if path != "/v1/tasks":
+            return answer
+        said = json.loads(answer.body)
+        for run in said["runs"]:
+            run["hop"] = self._hop if run["task"] == "tiny" else run["hop"]
+        return Answer(answer.status, answer.headers, json.dumps(said).encode())
+
+    def close(self) -> None:
+        self._above.close()
+
+
+@pytest.mark.parametrize(
+    "hop", ["[", "7", '{"name":"pacing","with":{"cohort":3}}', '{"name":"first-hop","with":{}}', "[" * 5000]
+)
+def test_a_task_of_which_the_server_above_says_nonsense_is_left_out_and_others_go_on(
+    stack: ExitStack, hop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tiny(cohort=2, name="other")
+    tree = Tree(tiny(cohort=2), stack, None, False, other)
+    edge = tree.edge(transport=Garbled(tree.top, hop))
+    take_part(other.plan, list(enumerate(devices(edge, tree.below(edge), range(2)))))
+    assert tree.model(1), "of the other task, the first by name"
+    assert "task tiny is left out" in caplog.text

@@ -51,7 +51,8 @@ class Broker:
         """Cut the connection."""
         with self._changed:
             if self._socket is not None:
-                self._socket.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # it has just gone by itself
+                    self._socket.shutdown(socket.SHUT_RDWR)
 
     def until(self, met: Callable[["Broker"], Any], seconds: float = 30.0) -> None:
         """Wait for something that happens here."""
