@@ -7,11 +7,9 @@ it takes and those that it changes. What is not in it does not exist, at a worke
 The functions draw no random numbers, and the shape of what they give never depends on numbers in a tensor, only on shapes.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -31,25 +29,27 @@ DTYPES: dict[str, torch.dtype] = {
 """What a tensor may be of."""
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-Size: TypeAlias = Callable[[Sequence[Any]], int] | None
-"""From arguments, elements of the largest result, at most; None where it has to be tried without numbers."""
-
 
 @dataclass(frozen=True)
 class Operation:
-    """takes: names of its arguments in order.  named: those that are given by name only.  changes: which of its arguments it
-    writes to.  closed: for private tensors, does not fail because of numbers in them."""
+    """One operation, and what is known of it before it is computed.
+
+    name: the registered name, which travels.
+    function: computes it, for tensors that are all public.
+    closed: computes it if one of the tensors is private: the same bits, but no error because of numbers in tensors.
+    takes: names of its arguments, in order.
+    named: names of further arguments, which are given by name only.
+    tensors: names of the arguments that may be tensors.
+    changes: positions in `takes` of the arguments that it writes to.
+    """
 
     name: str
     function: Callable[..., Any]
+    closed: Callable[..., Any]
     takes: tuple[str, ...]
     named: frozenset[str]
+    tensors: frozenset[str]
     changes: tuple[int, ...]
-    size: Size
-    closed: Callable[..., Any]
-
-
-# ── how large a result can be ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def tensors_in(arguments: Any) -> Iterator[Tensor]:
@@ -59,42 +59,6 @@ def tensors_in(arguments: Any) -> Iterator[Tensor]:
             yield each
         elif isinstance(each, list | tuple):
             yield from tensors_in(cast(Any, each))
-
-
-def _broadcast(shapes: Sequence[Sequence[int]]) -> int:
-    """Elements of what these broadcast to; no dimension counts as none, since a sum over none is still there."""
-    reversed_shapes = [tuple(reversed(shape)) for shape in shapes]
-    return math.prod(max(1, *sizes) for sizes in itertools.zip_longest(*reversed_shapes, fillvalue=1))
-
-
-def _as_wide(arguments: Sequence[Any]) -> int:
-    return _broadcast([tensor.shape for tensor in tensors_in(arguments)])
-
-
-def _product(arguments: Sequence[Any]) -> int:
-    """Of the first two, as matrices in batches."""
-    first, second = (tuple(tensor.shape) for tensor in arguments[:2])
-    rows = first[-2] if len(first) > 1 else 1
-    columns = second[-1] if len(second) > 1 else 1
-    return rows * columns * _broadcast([first[:-2], second[:-2]])
-
-
-def _outer(arguments: Sequence[Any]) -> int:
-    return math.prod(max(1, tensor.numel()) for tensor in arguments[:2])
-
-
-def _layer(arguments: Sequence[Any]) -> int:
-    inputs, weight = (tuple(tensor.shape) for tensor in arguments[:2])
-    return math.prod(inputs[:-1]) * (weight[0] if weight else 1)
-
-
-def _rows(arguments: Sequence[Any]) -> int:
-    indices, weight = (tuple(tensor.shape) for tensor in arguments[:2])
-    return math.prod(indices) * math.prod(weight[1:])
-
-
-def _together(arguments: Sequence[Any]) -> int:
-    return sum(_broadcast([tensor.shape]) for tensor in tensors_in(arguments))
 
 
 # ── functions that torch has under another form, or not at all ───────────────────────────────────────────────────────
@@ -173,15 +137,24 @@ def _batch_norm(
     return outputs
 
 
-# ── the same without an error that tells numbers: what would fail is NaN, and so is its gradient ─────────────────────────
+# ── for private tensors: no error tells numbers; the result is NaN instead, and so is its gradient ───────────────────────
 
 
-def _in_range(indices: Tensor, size: int, also: int | None = None) -> tuple[Tensor, Tensor]:
-    """Indices with 0 in the place of wrong ones, and whether there were any. also: one that is not wrong."""
+def _in_range(indices: Tensor, size: int, ignored: int | None = None) -> tuple[Tensor, Tensor]:
+    """Replace wrong indices by one that never fails.
+
+    Args:
+        indices: of whole numbers.
+        size: how many indices there are, from 0.
+        ignored: an index outside these that is allowed; it stands in for wrong ones if there is no index at all.
+
+    Returns:
+        The indices, and a bool of shape (): whether one of them was wrong.
+    """
     wrong = (indices < 0) | (indices >= size)
-    if also is not None:
-        wrong = wrong & (indices != also)
-    return indices.masked_fill(wrong, 0), wrong.any()
+    if ignored is not None:
+        wrong = wrong & (indices != ignored)
+    return indices.masked_fill(wrong, ignored if not size and ignored is not None else 0), wrong.any()
 
 
 def _unknown_where(wrong: Tensor, result: Tensor) -> Tensor:
@@ -214,6 +187,24 @@ def _closed_binary_cross_entropy(input: Tensor, target: Tensor, weight: Tensor |
     return _unknown_where(wrong, functional.binary_cross_entropy(safe[0], safe[1], weight, **named))
 
 
+def _closed_fill(input: Tensor, value: Any) -> Tensor:
+    return input.fill_(_as_number_of(input, value))
+
+
+def _closed_masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
+    return input.masked_fill_(mask, _as_number_of(input, value))
+
+
+def _closed_setitem(input: Tensor, index: Any, value: Any) -> Tensor:
+    return _setitem(input, index, _as_number_of(input, value))
+
+
+def _as_number_of(input: Tensor, value: Any) -> Any:
+    """A tensor of the dtype of `input`. torch makes a Python number of a tensor with one element, and then fails if the number is
+    too large for that dtype; a conversion of the tensor does not fail."""
+    return value.to(input.dtype) if isinstance(value, Tensor) else value
+
+
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 OPERATIONS: dict[str, Operation] = {}
@@ -221,19 +212,39 @@ SPELLINGS: dict[Any, Operation] = {}
 """By what torch calls it when it meets a pointer."""
 
 
+TENSORS = frozenset({
+    "input", "other", "tensors", "condition", "exponent", "end", "weight", "tensor1", "tensor2", "mat2", "vec", "vec2",
+    "min", "max", "index", "mask", "src", "bias", "running_mean", "running_var", "target", "pos_weight",
+})  # fmt: skip
+"""Arguments that may be tensors. torch takes a tensor for a number too, and reads it: if the number is a size or a dimension, the
+shape of the result would tell it, and an overflow would tell how large it is."""
+
+
 def _add(
     name: str,
     function: Callable[..., Any],
     takes: str,
     spelt: str = "",
-    size: Size = _as_wide,
     changes: tuple[int, ...] = (),
     closed: Callable[..., Any] | None = None,
+    tensors: str = "",
 ) -> None:
-    """takes: arguments in order, those after a star by name only.  spelt: further names that tensors have for it."""
+    """Put an operation into the table.
+
+    takes: its arguments in order, those after a star by name only.
+    spelt: further names that torch has for it.
+    tensors: arguments that may be tensors here, beside `TENSORS`.
+    """
     ordered, _, named = takes.partition("*")
+    names = frozenset(ordered.split()) | frozenset(named.split())
     operation = Operation(
-        name, function, tuple(ordered.split()), frozenset(named.split()), changes, size, closed or function
+        name,
+        function,
+        closed or function,
+        tuple(ordered.split()),
+        frozenset(named.split()),
+        names & (TENSORS | frozenset(tensors.split())),
+        changes,
     )
     OPERATIONS[name] = operation
     for home in (torch.Tensor, torch, functional, torch.linalg):
@@ -258,7 +269,7 @@ _add("abs", torch.abs, "input", "absolute __abs__")
 _add("maximum", torch.maximum, "input other")
 _add("minimum", torch.minimum, "input other")
 _add("clamp", torch.clamp, "input min max", "clip")
-_add("matmul", torch.matmul, "input other", "__matmul__", _product)
+_add("matmul", torch.matmul, "input other", "__matmul__")
 _add("sum", torch.sum, "input dim keepdim * dtype")
 _add("mean", torch.mean, "input dim keepdim * dtype")
 ARITHMETIC = frozenset(OPERATIONS)
@@ -286,11 +297,11 @@ _add("where", _where, "condition input other")
 _add("lerp", torch.lerp, "input end weight")
 _add("addcmul", torch.addcmul, "input tensor1 tensor2 * value")
 _add("addcdiv", torch.addcdiv, "input tensor1 tensor2 * value")
-_add("mm", torch.mm, "input mat2", "", _product)
-_add("bmm", torch.bmm, "input mat2", "", _product)
-_add("mv", torch.mv, "input vec", "", _product)
+_add("mm", torch.mm, "input mat2")
+_add("bmm", torch.bmm, "input mat2")
+_add("mv", torch.mv, "input vec")
 _add("dot", torch.dot, "input other")
-_add("outer", torch.outer, "input vec2", "", _outer)
+_add("outer", torch.outer, "input vec2")
 _add("var", torch.var, "input dim unbiased keepdim * correction")
 _add("std", torch.std, "input dim unbiased keepdim * correction")
 _add("amax", torch.amax, "input dim keepdim")
@@ -305,18 +316,18 @@ _add("vector_norm", torch.linalg.vector_norm, "input ord dim keepdim * dtype")
 
 _add("view", _view, "input shape")
 _add("reshape", _reshape, "input shape")
-_add("expand", _expand, "input shape", "", None)
-_add("repeat", _repeat, "input shape", "", None)
+_add("expand", _expand, "input shape")
+_add("repeat", _repeat, "input shape")
 _add("permute", _permute, "input dims")
 _add("flatten", torch.flatten, "input start_dim end_dim")
 _add("transpose", torch.transpose, "input dim0 dim1", "swapaxes")
 _add("t", torch.t, "input")
 _add("squeeze", torch.squeeze, "input dim")
 _add("unsqueeze", torch.unsqueeze, "input dim")
-_add("getitem", _getitem, "input index", "__getitem__", None)
-_add("cat", torch.cat, "tensors dim", "concat", _together)
-_add("stack", torch.stack, "tensors dim", "", _together)
-_add("gather", torch.gather, "input dim index", "", None)
+_add("getitem", _getitem, "input index", "__getitem__")
+_add("cat", torch.cat, "tensors dim", "concat")
+_add("stack", torch.stack, "tensors dim")
+_add("gather", torch.gather, "input dim index")
 _add("clone", torch.clone, "input")
 _add("detach", torch.detach, "input")
 _add("contiguous", torch.Tensor.contiguous, "input")
@@ -337,23 +348,19 @@ _add("logsigmoid", functional.logsigmoid, "input")
 _add("softmax", torch.softmax, "input dim * dtype")
 _add("log_softmax", torch.log_softmax, "input dim * dtype")
 
-_add("linear", functional.linear, "input weight bias", "", _layer)
-_add("embedding", _embedding, "input weight padding_idx", "", _rows, closed=_closed_embedding)
-_add("conv1d", torch.conv1d, "input weight bias stride padding dilation groups", "", None)
-_add("conv2d", torch.conv2d, "input weight bias stride padding dilation groups", "", None)
-_add("max_pool2d", torch.max_pool2d, "input kernel_size stride padding dilation ceil_mode", "", None)
+_add("linear", functional.linear, "input weight bias")
+_add("embedding", _embedding, "input weight padding_idx", closed=_closed_embedding)
+_add("conv1d", torch.conv1d, "input weight bias stride padding dilation groups")
+_add("conv2d", torch.conv2d, "input weight bias stride padding dilation groups")
+_add("max_pool2d", torch.max_pool2d, "input kernel_size stride padding dilation ceil_mode")
 _add(
     "avg_pool2d",
     functional.avg_pool2d,
     "input kernel_size stride padding ceil_mode count_include_pad divisor_override",
-    "",
-    None,
 )
-_add("adaptive_avg_pool2d", functional.adaptive_avg_pool2d, "input output_size", "", None)
+_add("adaptive_avg_pool2d", functional.adaptive_avg_pool2d, "input output_size")
 _add("layer_norm", functional.layer_norm, "input normalized_shape weight bias eps")
-_add(
-    "batch_norm", _batch_norm, "input running_mean running_var weight bias training momentum eps", "", _as_wide, (1, 2)
-)
+_add("batch_norm", _batch_norm, "input running_mean running_var weight bias training momentum eps", "", (1, 2))
 
 _add("mse_loss", functional.mse_loss, "input target * reduction weight")
 _add("l1_loss", functional.l1_loss, "input target * reduction weight")
@@ -398,38 +405,15 @@ for _word, _takes, _spelt in (
     ("sigmoid_", "input", ""),
     ("tanh_", "input", ""),
     ("zero_", "input", ""),
-    ("fill_", "input value", ""),
     ("copy_", "input src", ""),
-    ("masked_fill_", "input mask value", ""),
 ):
-    _add(_word, getattr(torch.Tensor, _word), _takes, _spelt, _as_wide, (0,))
-_add("setitem", _setitem, "input index value", "__setitem__", None, (0,))
+    _add(_word, getattr(torch.Tensor, _word), _takes, _spelt, (0,))
+_add("fill_", torch.Tensor.fill_, "input value", "", (0,), _closed_fill, "value")
+_add("masked_fill_", torch.Tensor.masked_fill_, "input mask value", "", (0,), _closed_masked_fill, "value")
+_add("setitem", _setitem, "input index value", "__setitem__", (0,), _closed_setitem, "value")
 
 for _other in (torch.Tensor.where, torch.embedding, torch.batch_norm, torch.binary_cross_entropy_with_logits):
     del SPELLINGS[_other]  # the same names, with other arguments
-
-TENSORS = frozenset(
-    {
-        *(
-            "input",
-            "other",
-            "tensors",
-            "condition",
-            "exponent",
-            "end",
-            "weight",
-            "tensor1",
-            "tensor2",
-            "mat2",
-            "vec",
-            "vec2",
-        ),
-        *("min", "max", "index", "value", "fill_value", "mask", "src", "bias", "running_mean", "running_var"),
-        *("target", "pos_weight"),
-    }
-)
-"""Arguments that may be tensors. torch takes one for a number too, and where that is a size or a dimension, the shape of what
-comes out would tell it."""
 
 TELLS = {
     "getitem": "index",
@@ -438,8 +422,8 @@ TELLS = {
     "floor_divide": "other",
     "remainder": "other",
 }
-"""Of operations that fail because of whole numbers in a tensor (an index out of range, a division by zero): which argument it is.
-Whether one fails would tell those numbers."""
+"""Operations that fail because of whole numbers in a tensor (an index out of range, a division by zero), and which argument that
+tensor is. The failure would tell those numbers, so the argument may not be private."""
 
 EVERYTHING = frozenset(OPERATIONS)
 """All that any worker can do, by registered name."""

@@ -13,7 +13,11 @@ class Policy:
     """An access policy: what may be computed, how much, and what may be fetched of what depends on the owner's tensors.
 
     operations: names of `sumus.virtual.EVERYTHING`; `ARITHMETIC` is a smaller set.
-    largest: bytes of one tensor.  tensors, held: how many tensors, and bytes, one caller may have there at once.
+    largest: bytes of one tensor.
+    tensors: how many tensors one caller may have there at once.
+    held: bytes that one caller may have there at once, with gradients, with what autograd keeps, and with what an operation needs
+        while it is computed.
+    seconds: that one request may take. This is reckoned from shapes before anything is computed, for one slow core.
     callers, idle_s: how many at once, and the seconds after which one who asks nothing is forgotten, tensors and all.
     fetch: of what depends on the owner's tensors, and is therefore private:
         "none"         nothing
@@ -29,6 +33,7 @@ class Policy:
     largest: int = 2**26
     tensors: int = 10_000
     held: int = 2**30
+    seconds: float = 60.0
     callers: int = 8
     idle_s: float = 900.0
     fetch: Literal["none", "parameters", "all"] = "none"
@@ -45,4 +50,5 @@ class Policy:
             raise PlanError("wrong-type", f'Policy(fetch={self.fetch!r}): give "none", "parameters" or "all"')
         for field in ("largest", "tensors", "held", "callers"):
             expect_number(getattr(self, field), 1, 2**53, f"Policy({field}=)")
-        expect_number(self.idle_s, 0, 1e9, "Policy(idle_s=)", open_low=True)
+        for field in ("seconds", "idle_s"):
+            expect_number(getattr(self, field), 0, 1e9, f"Policy({field}=)", open_low=True)

@@ -108,7 +108,7 @@ class Callers:
         self, tensors: Mapping[str, Tensor], policy: Policy, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.policy = policy
-        self._tensors, self._clock = offered(tensors), clock
+        self._tensors, self._clock = offered(tensors, policy.public), clock
         self._callers: dict[str, _Caller] = {}
         self._lock = threading.Lock()
 

@@ -7,13 +7,14 @@ The in-process worker and the one that listens on a socket are this, and nothing
 it only whether it requires a gradient.
 
 **What is private.** The owner's tensors are, and what is computed from them: results, gradients, and whatever either is written
-into. It belongs to memory, not to pointers: a view of what has become private is private. What would go wrong because of numbers
-in private tensors is not reported, since whether it does would tell: the result is NaN, or the operation is refused in any case.
+into. Privacy belongs to memory (`Memories`). **What is answered** about private tensors is known before their numbers are looked
+at: shapes and most errors from an outline without numbers, other errors from a try with zeros in the place of private numbers. If
+the operation itself fails then, the failure is because of private numbers, and is not told: the result is NaN.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,8 @@ from sumus.errors import ParticipantError
 from sumus.logs import logger
 from sumus.text import printable
 from sumus.types import Array
+from sumus.virtual.graph import Step, Tally, record, saving, survey
+from sumus.virtual.memory import Memories
 from sumus.virtual.messages import (
     OVERHEAD,
     Asked,
@@ -53,12 +56,17 @@ from sumus.virtual.messages import (
     read_tensor,
     write,
 )
-from sumus.virtual.operations import DTYPE_NAMES, DTYPES, OPERATIONS, TELLS, TENSORS, Operation, tensors_in
+from sumus.virtual.operations import DTYPE_NAMES, DTYPES, OPERATIONS, TELLS, Operation
+from sumus.virtual.outline import STEPS_A_SECOND, BoundCall, Form, Outline, Result, bytes_of, outline_of, with_blanks
 from sumus.virtual.policy import Policy
 
 LOG = logger("sumus.worker")
-NODE = 1024
-"""Bytes that a step of autograd's graph counts as, beside its tensors."""
+MOST_OUTLINES = 2000
+"""Outlines of calls that are kept."""
+MOST_DIMENSIONS = 64
+"""As many as torch's kernels take."""
+DEEPEST = 32
+"""Lists within lists of an argument."""
 
 
 class Refused(Exception):
@@ -72,20 +80,15 @@ class Refused(Exception):
 
 @dataclass
 class _Kept:
-    """A tensor. sent: by the caller.  private, gradient_private: depends on the owner's data.  reserved: bytes for a gradient."""
+    """A tensor.
+
+    sent: by the caller.
+    gradient: the number of the tensor that its gradient was last known by.
+    """
 
     tensor: Tensor
     sent: bool = False
-    private: bool = False
-    gradient_private: bool = False
-    reserved: int = 0
-
-
-class _Memory:
-    """What several tensors may share. tensors: how many of them are kept."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.bytes, self.tensors = tensor.untyped_storage().nbytes(), 0
+    gradient: int | None = None
 
 
 class Workbench:
@@ -93,24 +96,13 @@ class Workbench:
 
     def __init__(self, tensors: Mapping[str, Tensor], policy: Policy) -> None:
         self._offered, self._policy = tensors, policy
-        self._owned = {_memory(tensor) for tensor in tensors.values()} - {0}
+        self._memories = Memories(tensors, policy.public)
+        self._graphs = Tally()
+        self._outlines: dict[Form, Outline] = {}
         self._kept: dict[int, _Kept] = {}
-        self._memories: dict[int, _Memory] = {}
         self._next = 0
-        self._bytes = 0
-        self._graph = _Tally()
         self._last, self._said = -1, b""
         self._lock = threading.Lock()
-        self._does: dict[type, Callable[[Any, bytes], Any]] = {
-            Send: self._send,
-            Offered: self._use,
-            Call: self._call,
-            Backward: self._backward,
-            Gradient: self._gradient,
-            SetGradient: self._set_gradient,
-            Learn: self._learn,
-            Count: lambda ask, behind: Held(len(self._kept), self._held),
-        }
 
     def answer(self, body: bytes) -> bytes:
         """The answer to a request. Any thread may call; the same request again has the same answer, and is done once."""
@@ -127,7 +119,7 @@ class Workbench:
                     self._forget(number)
                 if isinstance(asked.ask, Fetch):
                     return write(*self._fetch(asked.ask))  # not kept: it may be large, and may be done twice
-                self._said = write(Said(self._does[type(asked.ask)](asked.ask, behind)))
+                self._said = write(Said(_DOES[type(asked.ask)](self, asked.ask, behind)))
                 return self._said
             except ParticipantError as error:
                 return write(Said(Refusal("malformed", str(error))))
@@ -144,6 +136,7 @@ class Workbench:
     def _send(self, ask: Send, behind: bytes) -> Made:
         if len(behind) > self._policy.largest + OVERHEAD:
             raise self._over(len(behind))
+        self._afford(2 * len(behind))  # read, and copied to where torch wants it
         tensor = as_tensor(read_tensor(behind))
         if ask.learns and not tensor.is_floating_point():
             raise Refused("impossible", f"a tensor of {DTYPE_NAMES[tensor.dtype]} has no gradient: send floats")
@@ -153,61 +146,51 @@ class Workbench:
         if ask.name not in self._offered:
             known = ", ".join(sorted(self._offered)) or "none"
             raise Refused("unknown_name", f"its owner offers no tensor {ask.name!r}; there is: {known}")
-        return self._keep(self._offered[ask.name].detach(), private=ask.name not in self._policy.public)
+        return self._keep(self._offered[ask.name].detach())
 
     def _fetch(self, ask: Fetch) -> tuple[Said, Array]:
         kept = self._of(ask.id)
-        if kept.private and not (self._policy.fetch == "all" or (self._policy.fetch == "parameters" and kept.sent)):
+        if self._memories.is_private(kept.tensor) and not (
+            self._policy.fetch == "all" or (self._policy.fetch == "parameters" and kept.sent)
+        ):
             if self._policy.fetch == "parameters":
                 only = "of what does, only a model that you sent and trained may be fetched"
             else:
                 only = "and may not be fetched; its owner may have a policy that lets it"
             raise Refused("private", f"this tensor depends on its owner's data, {only}")
-        self._within(kept.tensor)
+        self._afford(2 * bytes_of(kept.tensor.shape, kept.tensor.dtype))
         return Said(Fetched(kept.tensor.requires_grad)), kept.tensor.detach().resolve_neg().numpy()
 
     def _forget(self, number: int) -> None:
-        if (kept := self._kept.pop(number, None)) is None:
-            return
-        self._bytes -= kept.reserved
-        memory = self._memories.get(_memory(kept.tensor))
-        if memory is not None:
-            memory.tensors -= 1
-            if not memory.tensors:
-                del self._memories[_memory(kept.tensor)]
-                self._bytes -= memory.bytes
+        self._kept.pop(number, None)
 
-    def _keep(self, tensor: Tensor, sent: bool = False, private: bool = False) -> Made:
+    def _count(self, ask: Count, behind: bytes) -> Held:
+        return Held(len(self._kept), self._memories.in_use() + self._graphs.bytes)
+
+    def _keep(self, tensor: Tensor, sent: bool = False) -> Made:
         self._room(1)
-        self._within(tensor)
-        address = _memory(tensor)
-        new = _Memory(tensor) if address not in self._memories and address not in self._owned | {0} else None
-        self._afford(0 if new is None else new.bytes)
-        kept = _Kept(tensor, sent, private)
-        self._reserve(kept)
-        if new is not None:
-            self._memories[address] = new
-            self._bytes += new.bytes
-        if address in self._memories:
-            self._memories[address].tensors += 1
+        self._within(tensor.shape, tensor.dtype)
+        memory = self._memories.note(tensor)
+        self._afford(0)
+        memory.learned = memory.learned or (tensor.requires_grad and tensor.is_leaf)
         number, self._next = self._next, self._next + 1
-        self._kept[number] = kept
+        self._kept[number] = _Kept(tensor, sent)
         return _made(number, tensor)
 
-    def _reserve(self, kept: _Kept) -> None:
-        """Count the gradient that a leaf may get."""
-        wanted = _bytes_of(kept.tensor) if kept.tensor.requires_grad and kept.tensor.is_leaf else 0
-        self._afford(wanted - kept.reserved)
-        self._bytes += wanted - kept.reserved
-        kept.reserved = wanted
-
     def _afford(self, more: int) -> None:
-        if more > 0 and self._held + more > self._policy.held:
-            raise Refused("too_many", f"you would hold more than {self._policy.held} bytes here: let go of pointers")
+        if not self._memories.fits(more + self._graphs.bytes, self._policy.held):
+            raise Refused(
+                "too_many",
+                f"you would hold more than {self._policy.held} bytes here, with what is needed on the way: let go of pointers",
+            )
 
-    @property
-    def _held(self) -> int:
-        return self._bytes + self._graph.bytes
+    def _in_time(self, steps: int) -> None:
+        seconds = steps / STEPS_A_SECOND
+        if seconds > self._policy.seconds:
+            raise Refused(
+                "too_large",
+                f"this may take {seconds:.0f} s, and at most {self._policy.seconds:g} are allowed for a request: work in parts",
+            )
 
     def _of(self, number: int) -> _Kept:
         kept = self._kept.get(number)
@@ -219,11 +202,15 @@ class Workbench:
         if len(self._kept) + more > self._policy.tensors:
             raise Refused("too_many", f"you hold {self._policy.tensors} tensors here, the most: let go of pointers")
 
-    def _within(self, tensor: Tensor) -> None:
-        if _bytes_of(tensor) > self._policy.largest:
-            raise self._over(_bytes_of(tensor))
-        if tensor.dtype not in DTYPE_NAMES:
-            raise Refused("impossible", f"the result would be of {tensor.dtype}, which does not travel")
+    def _within(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+        if (size := bytes_of(shape, dtype)) > self._policy.largest:
+            raise self._over(size)
+        if dtype not in DTYPE_NAMES:
+            raise Refused("impossible", f"the result would be of {dtype}, which does not travel")
+        if len(shape) > MOST_DIMENSIONS:
+            raise Refused(
+                "impossible", f"this has {len(shape)} dimensions, and at most {MOST_DIMENSIONS} are taken here"
+            )
 
     def _over(self, size: int) -> Refused:
         return Refused(
@@ -233,43 +220,48 @@ class Workbench:
     # ── operations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _call(self, ask: Call, behind: bytes) -> Made | MadeSeveral:
+        used: dict[int, _Kept] = {}
+        call = self._bound(ask, used)
+        private = {id(kept.tensor) for kept in used.values() if self._memories.is_private(kept.tensor)}
+        outline = self._outline(call, private)
+        self._room(sum(result.same is None for result in outline.results))
+        try:
+            results = self._computed(call, outline) if private else self._plainly(call)
+        finally:
+            if private:
+                self._memories.make_private(call.changed())
+        if private:
+            self._memories.make_private(results)
+        record(results, lambda: Step(self._graphs, outline))
+        return self._made(results, {id(kept.tensor): number for number, kept in used.items()})
+
+    def _bound(self, ask: Call, used: dict[int, _Kept]) -> BoundCall:
+        """The call that is asked for. used: takes up its tensors."""
         operation = OPERATIONS.get(ask.operation)
         if operation is None or operation.name not in self._policy.operations:
             raise Refused("not_allowed", f"the operation {ask.operation!r} is not on the list of what may be done here")
         if len(ask.arguments) > len(operation.takes) or not ask.named.keys() <= {*operation.takes, *operation.named}:
             takes = ", ".join((*operation.takes, *sorted(operation.named)))
             raise Refused("not_allowed", f"{operation.name} takes {takes} here, and nothing else")
-        used: dict[int, _Kept] = {}
         arguments = [
             self._argument(operation, *each, used) for each in zip(operation.takes, ask.arguments, strict=False)
         ]
         named = {name: self._argument(operation, name, value, used) for name, value in ask.named.items()}
-        bound = [*arguments, *(named.get(name) for name in operation.takes[len(arguments) :])]
-        changed = [bound[at] for at in operation.changes]
-        for tensor in changed:
-            if isinstance(tensor, Tensor) and _memory(tensor) in self._owned:
-                raise Refused("not_yours", f"{operation.name} would change a tensor of the owner's: clone() it first")
-        private = any(kept.private for kept in used.values())
-        with torch.set_grad_enabled(ask.graph):
-            if not self._surely_fits(operation, [*bound, *named.values()]):
-                for result in self._tried(operation, arguments, named):
-                    self._within(result)
-            try:
-                results = self._computed(operation, arguments, named, private)
-            finally:
-                if private:
-                    self._become_private(tensor for tensor in changed if isinstance(tensor, Tensor))
-        same = {id(kept.tensor): number for number, kept in used.items()}
-        self._room(sum(id(result) not in same for result in results))
-        self._count(results, used.values())
+        call = BoundCall(operation, tuple(arguments), named, ask.graph)
+        if any(self._memories.is_owned(tensor) for tensor in call.changed()):
+            raise Refused("not_yours", f"{operation.name} would change a tensor of the owner's: clone() it first")
+        return call
+
+    def _made(self, results: list[Tensor], same: Mapping[int, int]) -> Made | MadeSeveral:
+        """Keep results. same: numbers of tensors that are kept already, by their id."""
         made: list[Made] = []
         try:
             for result in results:
                 number = same.get(id(result))
-                made.append(self._keep(result, private=private) if number is None else _made(number, result))
+                made.append(self._keep(result) if number is None else _made(number, result))
         except Refused:
             for each in made:
-                if each.id not in used:
+                if each.id not in same.values():
                     self._forget(each.id)
             raise
         return made[0] if len(made) == 1 else MadeSeveral(tuple(made))
@@ -278,10 +270,10 @@ class Workbench:
         own: dict[int, _Kept] = {}
         found = self._value(value, own)
         used.update(own)
-        if own and name not in TENSORS:
+        if own and name not in operation.tensors:
             raise Refused("not_allowed", f"`{name}` of {operation.name} is a number here, and not a tensor")
         if TELLS.get(operation.name) == name and any(
-            kept.private and not kept.tensor.is_floating_point() for kept in own.values()
+            self._memories.is_private(kept.tensor) and not kept.tensor.is_floating_point() for kept in own.values()
         ):
             raise Refused(
                 "private",
@@ -290,7 +282,7 @@ class Workbench:
             )
         return found
 
-    def _value(self, value: Any, used: dict[int, _Kept]) -> Any:
+    def _value(self, value: Any, used: dict[int, _Kept], depth: int = 0) -> Any:
         """What an argument stands for. used: takes up the tensors."""
         match value:
             case Ref(number):
@@ -305,84 +297,153 @@ class Workbench:
             case NotFinite(text):
                 return float(text)
             case Items(items, as_list):
-                inner = [self._value(item, used) for item in items]
+                if depth == DEEPEST:
+                    raise Refused("malformed", f"lists lie in each other more than {DEEPEST} deep")
+                inner = [self._value(item, used, depth + 1) for item in items]
                 return inner if as_list else tuple(inner)
             case _:
                 return value
 
-    def _surely_fits(self, operation: Operation, arguments: list[Any]) -> bool:
-        """Whether shapes alone tell that no result is too large, before it is there."""
-        try:
-            return operation.size is not None and operation.size(arguments) * 8 <= self._policy.largest
-        except (AttributeError, IndexError, ValueError, TypeError):
-            return False  # not the arguments it takes: torch says which
+    def _outline(self, call: BoundCall, private: Collection[int]) -> Outline:
+        """The outline of a call that is within the limits, and may be done as far as can be known without private numbers.
 
-    def _tried(self, operation: Operation, arguments: list[Any], named: dict[str, Any]) -> list[Tensor]:
-        """The results without their numbers, on nothing but shapes."""
+        private: ids of the private tensors.
+        """
+        form = call.form(private)
+        outline = None if form is None else self._outlines.get(form)
+        if outline is None:
+            outline = self._drawn(call, bool(private))
+        for result in outline.results:
+            self._within(result.shape, result.dtype)
+        blanks = sum(bytes_of(tensor.shape, tensor.dtype) for tensor in call.tensors()) if private else 0
+        self._afford(outline.bytes + blanks)
+        self._in_time(outline.steps * (2 if private else 1))  # with the try
+        self._without_cycle(call, outline)
+        if private and not outline.tried:
+            outline.results = self._tried(call, outline.results)
+            # Whole numbers may be indices, whose public numbers decide too: such a call is tried each time.
+            outline.tried = all(id(each) in private or each.is_floating_point() for each in call.tensors())
+        if form is not None:
+            if len(self._outlines) >= MOST_OUTLINES:
+                self._outlines.clear()
+            self._outlines[form] = outline
+        return outline
+
+    def _drawn(self, call: BoundCall, closed: bool) -> Outline:
+        name = call.operation.name
         try:
-            shapes = [_hollow(argument) for argument in arguments]
-            return _several(operation.function(*shapes, **{name: _hollow(value) for name, value in named.items()}))
+            return outline_of(call, closed)
         except Exception as error:
             if isinstance(error, NotImplementedError) or " meta " in str(error):
                 raise Refused(
                     "impossible",
-                    f"{operation.name}: the shape of the result would depend on numbers in a tensor, and that is not done here",
+                    f"{name}: the shape of the result would depend on numbers in a tensor, and that is not done here",
                 ) from error
-            raise _impossible(operation, error) from error
+            raise _impossible(name, error) from error
 
-    def _computed(
-        self, operation: Operation, arguments: list[Any], named: dict[str, Any], private: bool
-    ) -> list[Tensor]:
+    def _without_cycle(self, call: BoundCall, outline: Outline) -> None:
+        """A leaf is part of the graphs that it learnt by. If it got a history as well, it could be part of its own history, and
+        that memory would never come back."""
+        tensors = call.tensors()
+        for result in outline.results:
+            before = None if result.same is None else tensors[result.same]
+            if (
+                before is not None
+                and result.learns
+                and not before.requires_grad
+                and self._memories.note(before).learned
+            ):
+                raise Refused(
+                    "impossible",
+                    f"{call.operation.name} would make a result of a tensor that has learnt: clone() it first, or use no_grad()",
+                )
+
+    def _tried(self, call: BoundCall, results: list[Result]) -> list[Result]:
+        """Do a call with blanks in the place of private tensors and of changed ones, so that an error tells no private number.
+
+        Returns:
+            The results, with the dtypes of the processor's kernels, which may be others than those of the device `meta`.
+        """
         try:
-            return _several((operation.closed if private else operation.function)(*arguments, **named))
+            made = with_blanks(call, self._memories.is_private).results(closed=True)
         except Exception as error:
-            raise _impossible(operation, error) from error
+            raise _impossible(call.operation.name, error) from error
+        return [
+            replace(each, shape=tuple(blank.shape), dtype=blank.dtype)
+            for each, blank in zip(results, made, strict=True)
+        ]
 
-    def _count(self, results: list[Tensor], used: Iterable[_Kept]) -> None:
-        """Count what autograd keeps for a step, as all of its tensors, for as long as it has the step."""
-        nodes = {result.grad_fn for result in results} - {None}
-        if nodes:
-            tensors = {_memory(tensor): tensor for tensor in (*results, *(kept.tensor for kept in used))}
-            sizes = (_Memory(tensor).bytes for at, tensor in tensors.items() if at not in self._owned)
-            size = NODE + sum(sizes)
-            self._afford(size)
-            share = _Share(self._graph, size)
-            for node in nodes:
-                cast(Any, node).metadata.setdefault("sumus", []).append(share)
+    def _plainly(self, call: BoundCall) -> list[Tensor]:
+        """The results of a call on public tensors."""
+        try:
+            with saving(self._memories.note):
+                return call.results(closed=False)
+        except Exception as error:
+            raise _impossible(call.operation.name, error) from error
+
+    def _computed(self, call: BoundCall, outline: Outline) -> list[Tensor]:
+        """The results of a call on private tensors. Nothing is refused any more: a failure is because of private numbers."""
+        try:
+            with saving(self._memories.note):
+                results = call.results(closed=True)
+            if [_told(result) for result in results] == [
+                (each.shape, each.dtype, each.learns) for each in outline.results
+            ]:
+                return results
+            LOG.error("%s gave other tensors than its outline says: the caller gets NaN", call.operation.name)
+        except Exception as error:
+            name, why = call.operation.name, _first_line(error)
+            LOG.error("%s failed on private numbers, so the caller gets NaN: %s", name, why)
+        with torch.no_grad():
+            for tensor in call.changed():
+                tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
+        tensors = call.tensors()
+        return [_unknown(each, tensors) if each.same is None else tensors[each.same] for each in outline.results]
 
     # ── gradients ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _backward(self, ask: Backward, behind: bytes) -> Nothing:
-        kept = self._of(ask.id)
-        gradient = None if ask.gradient is None else self._of(ask.gradient)
-        leaves = _leaves(kept.tensor) if kept.private or (gradient is not None and gradient.private) else []
+        root = self._of(ask.id).tensor
+        gradient = None if ask.gradient is None else self._of(ask.gradient).tensor
+        found = survey(root)
+        self._afford(found.bytes)
+        self._in_time(found.steps)
+        private = self._memories.is_private(root) or (gradient is not None and self._memories.is_private(gradient))
+        before = [leaf.grad is not None and self._memories.is_private(leaf.grad) for leaf in found.leaves]
         try:
             # A copy: torch may make what it is given a leaf's gradient, to be added to in place later on.
-            kept.tensor.backward(None if gradient is None else gradient.tensor.clone(), retain_graph=ask.keep)
+            root.backward(None if gradient is None else gradient.clone(), retain_graph=ask.keep)
         except Exception as error:
             raise Refused("impossible", f"backward: {_first_line(error)}") from error
         finally:
-            self._become_private((), leaves)
+            for leaf, was_private in zip(found.leaves, before, strict=True):
+                if leaf.grad is not None:
+                    memory = self._memories.note(leaf.grad)
+                    memory.private = memory.private or private or was_private
         return Nothing()
 
     def _gradient(self, ask: Gradient, behind: bytes) -> Made | Nothing:
         kept = self._of(ask.id)
         if not kept.tensor.is_leaf or kept.tensor.grad is None:
             return Nothing()
-        return self._keep(kept.tensor.grad, private=kept.gradient_private)
+        known = None if kept.gradient is None else self._kept.get(kept.gradient)
+        if known is not None and known.tensor.is_set_to(kept.tensor.grad):
+            return _made(cast(int, kept.gradient), known.tensor)
+        # An alias: what the caller does with it gives the gradient itself no history, and no gradient of its own.
+        made = self._keep(kept.tensor.grad.detach())
+        kept.gradient = made.id
+        return made
 
     def _set_gradient(self, ask: SetGradient, behind: bytes) -> Nothing:
         kept = self._of(ask.id)
-        to = None if ask.to is None else self._of(ask.to)
-        if to is not None and _memory(to.tensor) in self._owned:
+        to = None if ask.to is None else self._of(ask.to).tensor
+        if to is not None and self._memories.is_owned(to):
             raise Refused("not_yours", "backward() would add to a tensor of the owner's: clone() it first")
         try:
-            kept.tensor.grad = None if to is None else to.tensor
+            kept.tensor.grad = None if to is None else to.detach()
         except RuntimeError as error:
             raise Refused("impossible", f"grad: {_first_line(error)}") from error
-        for other in self._kept.values():
-            if other.tensor is kept.tensor:
-                other.gradient_private = to is not None and to.private
+        kept.gradient = ask.to
         return Nothing()
 
     def _learn(self, ask: Learn, behind: bytes) -> Made:
@@ -391,38 +452,22 @@ class Workbench:
             kept.tensor.requires_grad_(ask.learns)
         except RuntimeError as error:
             raise Refused("impossible", f"requires_grad: {_first_line(error)}") from error
-        self._reserve(kept)
+        memory = self._memories.note(kept.tensor)
+        memory.learned = memory.learned or ask.learns
         return _made(ask.id, kept.tensor)
 
-    def _become_private(self, changed: Iterable[Tensor], leaves: Iterable[Tensor] = ()) -> None:
-        """Mark whatever shares memory with tensors that have changed, or with the gradients of leaves."""
-        memories = {_memory(tensor) for tensor in changed}
-        memories |= {_memory(leaf.grad) for leaf in leaves if leaf.grad is not None}
-        memories.discard(0)
-        if not memories:
-            return
-        for kept in self._kept.values():
-            kept.private = kept.private or _memory(kept.tensor) in memories
-            if kept.tensor.is_leaf and kept.tensor.grad is not None:
-                kept.gradient_private = kept.gradient_private or _memory(kept.tensor.grad) in memories
 
-
-class _Tally:
-    """Bytes that autograd keeps, counted from above."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-
-class _Share:
-    """What one step of the graph counts as; it is kept with the step, and goes with it."""
-
-    def __init__(self, tally: _Tally, size: int) -> None:
-        self._tally, self._size = tally, size
-        tally.bytes += size
-
-    def __del__(self) -> None:
-        self._tally.bytes -= self._size
+_DOES: dict[type, Callable[[Workbench, Any, bytes], Any]] = {
+    Send: Workbench._send,  # pyright: ignore[reportPrivateUsage]
+    Offered: Workbench._use,  # pyright: ignore[reportPrivateUsage]
+    Call: Workbench._call,  # pyright: ignore[reportPrivateUsage]
+    Backward: Workbench._backward,  # pyright: ignore[reportPrivateUsage]
+    Gradient: Workbench._gradient,  # pyright: ignore[reportPrivateUsage]
+    SetGradient: Workbench._set_gradient,  # pyright: ignore[reportPrivateUsage]
+    Learn: Workbench._learn,  # pyright: ignore[reportPrivateUsage]
+    Count: Workbench._count,  # pyright: ignore[reportPrivateUsage]
+}
+"""What is done for each request. It is no attribute of a workbench: one that held its own methods would never go by itself."""
 
 
 def as_tensor(array: Array) -> Tensor:
@@ -434,50 +479,22 @@ def _made(number: int, tensor: Tensor) -> Made:
     return Made(number, tuple(tensor.shape), cast(Any, DTYPE_NAMES[tensor.dtype]), tensor.requires_grad, tensor.is_leaf)
 
 
-def _memory(tensor: Tensor) -> int:
-    """Where a tensor's numbers lie, as the address of all that it shares them with; 0 where there are none."""
-    return tensor.untyped_storage().data_ptr()
+def _told(result: Tensor) -> tuple[Any, ...]:
+    return tuple(result.shape), result.dtype, result.requires_grad
 
 
-def _bytes_of(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def _unknown(result: Result, tensors: list[Tensor]) -> Tensor:
+    """NaN, or 0 in whole numbers, in the place of a result. NaN flows back from it to the tensors that the result would be of."""
+    unknown = torch.full(result.shape, float("nan") if result.dtype.is_floating_point else 0, dtype=result.dtype)
+    if result.learns:
+        for tensor in tensors:
+            if tensor.requires_grad:
+                unknown = unknown + (tensor.sum() * float("nan")).to(result.dtype)
+    return unknown
 
 
-def _hollow(value: Any) -> Any:
-    """The same on the device that has no numbers."""
-    if isinstance(value, Tensor):
-        hollow = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
-        hollow.requires_grad_(value.requires_grad)
-        return hollow if value.is_leaf else hollow.clone()
-    if isinstance(value, list | tuple):
-        return type(value)(_hollow(each) for each in cast(Any, value))
-    return value
-
-
-def _several(results: Any) -> list[Tensor]:
-    found = list(tensors_in([results]))
-    if not found:
-        raise TypeError("it has no tensor as a result")
-    return found
-
-
-def _leaves(tensor: Tensor) -> list[Tensor]:
-    """The leaves that a tensor was computed from."""
-    found: list[Tensor] = []
-    seen, waiting = set[Any](), [tensor.grad_fn]
-    if tensor.grad_fn is None:
-        return [tensor]
-    while waiting:
-        node: Any = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            found += [node.variable] if hasattr(node, "variable") else []
-            waiting += [following for following, _ in node.next_functions]
-    return found
-
-
-def _impossible(operation: Operation, error: Exception) -> Refused:
-    return Refused("impossible", f"{operation.name}: {_first_line(error)}")
+def _impossible(name: str, error: Exception) -> Refused:
+    return Refused("impossible", f"{name}: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ carol["inputs"]                                                a pointer to what
 
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -159,9 +159,10 @@ class VirtualWorker(Worker):
     """
 
     def __init__(self, name: str, tensors: Mapping[str, Tensor] | None = None, policy: Policy | None = None) -> None:
-        own = offered(tensors or {})
+        policy = policy or Policy()
+        own = offered(tensors or {}, policy.public)
         super().__init__(name, tuple(own))
-        self._bench: Workbench | None = Workbench(own, policy or Policy())
+        self._bench: Workbench | None = Workbench(own, policy)
 
     def _exchange(self, body: bytes, most: int) -> bytes:
         if self._bench is None:
@@ -174,8 +175,8 @@ class VirtualWorker(Worker):
         self._bench = None
 
 
-def offered(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """An owner's tensors, checked. Arrays are taken too."""
+def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[str, Tensor]:
+    """An owner's tensors, checked. Arrays are taken too. A public one that shares memory with a private one is copied."""
     found: dict[str, Tensor] = {}
     for name, given in tensors.items():
         tensor = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
@@ -184,7 +185,20 @@ def offered(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         if tensor.dtype not in DTYPE_NAMES:
             raise UsageError(f"the tensor {name!r} is of {tensor.dtype}: use one of {', '.join(DTYPE_NAMES.values())}")
         found[name] = tensor.detach()
-    return found
+    private = [tensor for name, tensor in found.items() if name not in public]
+    return {
+        name: tensor.clone() if name in public and any(_overlap(tensor, each) for each in private) else tensor
+        for name, tensor in found.items()
+    }
+
+
+def _overlap(one: Tensor, other: Tensor) -> bool:
+    """Whether two storages have a byte in common."""
+    (begin, end), (first, last) = (
+        (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
+        for storage in (one.untyped_storage(), other.untyped_storage())
+    )
+    return begin < last and first < end
 
 
 def as_array(tensor: Tensor) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sumus
-from sumus.virtual import ARITHMETIC, EVERYTHING, Policy, VirtualWorker, WorkerRefused, get, move, send
+from sumus.virtual import ARITHMETIC, EVERYTHING, Policy, VirtualWorker, WorkerRefused, get, move, send, workbench
 from sumus.virtual.messages import Asked, Call, Count, Offered, Ref, Refusal, Said, read, write
 from sumus.virtual.workbench import Workbench
 
@@ -415,11 +415,11 @@ def test_tensors_are_counted() -> None:
 
 
 def test_bytes_are_counted() -> None:
-    worker = VirtualWorker("alice", policy=Policy(held=10_000))
+    worker = VirtualWorker("alice", policy=Policy(held=14_000))
     x = send(torch.ones(1000), worker)
     views = [x[:5] for _ in range(100)]
     y = x + 1
-    with pytest.raises(WorkerRefused, match="you would hold more than 10000 bytes here"):
+    with pytest.raises(WorkerRefused, match="you would hold more than 14000 bytes here"):
         x + 2
     del y, views
     gc.collect()
@@ -468,7 +468,7 @@ def test_a_request_is_done_once() -> None:
 
 def test_a_defect_is_no_news_to_the_caller(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     bench = Workbench({}, Policy())
-    monkeypatch.setitem(bench._does, Count, lambda ask, behind: 1 // 0)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setitem(workbench._DOES, Count, lambda bench, ask, behind: 1 // 0)  # pyright: ignore[reportPrivateUsage]
     said, _ = read(Said, bench.answer(write(Asked(1, Count()))))
     assert said.answer == Refusal("failed", "a defect of the worker, which is in its log")
     assert "ZeroDivisionError" in caplog.text

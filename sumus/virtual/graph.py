@@ -1,0 +1,127 @@
+"""Autograd's graph as a worker sees it: what it keeps, and what a backward pass through it will touch and cost.
+
+Every tensor that autograd saves goes through `saving`. An alias is saved, which shares memory and count of changes with the
+tensor, and has no history of its own. So no tensor holds itself by way of its history, and a graph goes as soon as nobody refers
+to it.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from sumus.virtual.outline import Outline, bytes_of
+
+STEP_BYTES = 2048
+"""Bytes that one operation in a graph counts as, beside the tensors that it saves."""
+BACKWARD = 3
+"""How much more the backward pass of an operation may take than the operation: two products of matrices, and one to add."""
+
+
+class Tally:
+    """Bytes of the operations in a caller's graphs."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
+class Step:
+    """One operation in a graph. autograd keeps it with the operation's node, and lets go of it with the node."""
+
+    def __init__(self, tally: Tally, outline: Outline) -> None:
+        self.bytes, self.steps = outline.bytes, outline.steps
+        self._tally = tally
+        tally.bytes += STEP_BYTES
+
+    def __del__(self) -> None:
+        self._tally.bytes -= STEP_BYTES
+
+
+def record(results: list[Tensor], step: Callable[[], Step]) -> None:
+    """Keep a step with the nodes that results came from, if there are any."""
+    nodes = {result.grad_fn for result in results} - {None}
+    if nodes:
+        made = step()
+        for node in nodes:
+            cast(Any, node).metadata.setdefault(__name__, []).append(made)
+
+
+@contextmanager
+def saving(note: Callable[[Tensor], Any]) -> Iterator[None]:
+    """While this is active, whatever autograd saves is noted first, and saved as an alias without history."""
+
+    def pack(tensor: Tensor) -> tuple[Tensor, int]:
+        note(tensor)
+        return tensor.detach(), tensor._version
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
+        yield
+
+
+def _unpack(saved: tuple[Tensor, int]) -> Tensor:
+    alias, version = saved
+    if alias._version != version:  # torch counts this itself only if nobody else saves
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: clone() it first"
+        )
+    return alias
+
+
+@dataclass
+class Survey:
+    """A backward pass, before it is done.
+
+    leaves: that get a gradient.
+    bytes: of gradients at once, counted from above.
+    steps: as of `Outline`.
+    """
+
+    leaves: list[Tensor] = field(default_factory=list[Tensor])
+    bytes: int = 0
+    steps: int = 0
+
+
+def survey(root: Tensor) -> Survey:
+    """Go through the graph of a tensor in the order in which torch's engine will: newest nodes first."""
+    found = Survey()
+    if root.grad_fn is None:
+        if root.requires_grad:
+            found.leaves, found.bytes = [root], 2 * bytes_of(root.shape, root.dtype)
+        return found
+    waiting: list[tuple[int, int, Any]] = [(-root.grad_fn._sequence_nr(), 0, root.grad_fn)]
+    arrived: dict[Any, dict[int, int]] = {root.grad_fn: {root.output_nr: bytes_of(root.shape, root.dtype)}}
+    held, kernel, count = sum(arrived[root.grad_fn].values()), 0, 0
+    while waiting:
+        node = heapq.heappop(waiting)[2]
+        steps: list[Step] = node.metadata.get(__name__, [])
+        found.steps += BACKWARD * sum(step.steps for step in steps)
+        kernel = max([kernel, *(BACKWARD * step.bytes for step in steps)])
+        if hasattr(node, "variable"):
+            found.leaves.append(node.variable)
+            continue  # what arrived stays, as the gradient of the leaf or to be added to it
+        made = 0
+        for following, at in node.next_functions:
+            if following is None:
+                continue
+            if following not in arrived:
+                count += 1
+                arrived[following] = {}
+                heapq.heappush(waiting, (-following._sequence_nr(), count, following))
+            size = _gradient_bytes(following, at)
+            made += size
+            held += size if at not in arrived[following] else 0
+            arrived[following][at] = size
+        found.steps += made
+        found.bytes = max(found.bytes, held + made)
+        held -= sum(arrived[node].values())
+    found.bytes += kernel
+    return found
+
+
+def _gradient_bytes(node: Any, at: int) -> int:
+    metadata = node._input_metadata[at]
+    return bytes_of(metadata.shape, metadata.dtype)
