@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
     ("training",),
-    ("storage", "transport", "userfile", "interrupt", "logs", "terminal"),
+    ("storage", "transport", "http", "userfile", "interrupt", "logs", "terminal"),
     ("simulator", "server", "operations", "edge", "device", "virtual", "node"),
     ("demos", "web"),
     ("cli", "__main__"),

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sumus.aggregate import Update
-from sumus.wire.messages import CheckInRequest, signed_text, write
+from sumus.wire.messages import CheckInRequest, text_over, write
 from sumus.wire.reports import encode_report
 from sumus.wire.signing import device_id, to_base64url
 
@@ -35,10 +35,11 @@ class Device:
         return self._signed("PUT", f"/v1/tasks/{task}/train/s{serial}", body, digest)
 
     def _signed(self, method: str, path: str, body: bytes, digest: str) -> Pieces:
-        text = signed_text(method, path, "default", self.id, b"").rpartition(b"\n")[0] + b"\n" + digest.encode()
+        text = text_over(method, path, "default", self.id, digest)
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: load\r\nSumus-Protocol: 1\r\nSumus-Device: {self.id}\r\n"
-            f"Sumus-Signature: {to_base64url(self._key.sign(text))}\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"Sumus-Signature: {to_base64url(self._key.sign(text))}\r\nSumus-Digest: {digest}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
         )
         return head.encode(), body
 

@@ -2,6 +2,8 @@
 
     python -m benchmarks.server_load.served JOB         ours; JOB is a `Job` as JSON
     python -m benchmarks.server_load.served             bare: `PUT` receives a body in raw ASGI, `POST` reads a check-in
+    python -m benchmarks.server_load.served GROUP       bare, but it answers once a line of the request is on the disk; it syncs
+                                                        those of GROUP seconds at once
 
 Each prints its URL, and the admin's, once it answers, and ends on SIGTERM. Ours is `sumus serve` with its limits of requests
 opened, no torch.
@@ -15,6 +17,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 import urllib.request
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -113,33 +117,78 @@ def serve(job: Job) -> None:
         run(bundles(job), where, conduct, listen, tell)
 
 
-async def receive(scope: Any, receive: Any, send: Any) -> None:
-    """The bound of an upload: every byte of it in Python, and nothing done with it."""
-    more = True
-    while more:
-        more = (await receive()).get("more_body", False)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"{}"})
+class Journal:
+    """Lines that are written and synced together, once in so many seconds at most; None for no journal at all."""
+
+    def __init__(self, group: float | None) -> None:
+        self._group, self._last = group, 0.0
+        self._waiting: list[asyncio.Future[None]] = []
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self._writing: asyncio.Task[None] | None = None
+
+    async def keep(self) -> None:
+        """Return once a line more is on the disk."""
+        if self._group is None:
+            return
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(kept)
+        if self._writing is None:
+            self._writing = asyncio.ensure_future(self._write(self._group))
+        await kept
+
+    async def _write(self, group: float) -> None:
+        while self._waiting:
+            await asyncio.sleep(max(0.0, self._last + group - time.monotonic()))
+            some, self._waiting = self._waiting, []
+            await asyncio.to_thread(self._sync, len(some))
+            self._last = time.monotonic()
+            for each in some:
+                if not each.done():
+                    each.set_result(None)
+        self._writing = None
+
+    def _sync(self, lines: int) -> None:
+        self._file.write(b"x" * 100 * lines)
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
-async def decode(request: Request) -> Response:
-    """The bound of a check-in: its form is checked, and the answer is as long as one with work."""
-    asked = read(CheckInRequest, await request.body())
-    some = Body("0" * 64, 1)
-    work = Assignment("load", "train", asked.session, 0, some, some, "0" * 64, 2, 1.0)
-    return Response(write(CheckInAnswer(assignment=work)), media_type="application/json")
+def bare(group: float | None) -> Any:
+    """An application that receives, and no more: every byte of an upload in Python, and of a check-in its form; an answer is as
+    long as one with work."""
+    journal, model = Journal(group), bytes(4 * 2**20)
 
+    async def receive(scope: Any, receiving: Any, send: Any) -> None:
+        more = True
+        while more:
+            more = (await receiving()).get("more_body", False)
+        await journal.keep()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"{}"})
 
-def serve_bare() -> None:
-    """The bare ones, until SIGTERM."""
-    framed = Starlette(routes=[Route("/v1/checkins", decode, methods=["POST"])])
+    async def decode(request: Request) -> Response:
+        asked = read(CheckInRequest, await request.body())
+        await journal.keep()
+        some = Body("0" * 64, 1)
+        work = Assignment("load", "train", asked.session, 0, some, some, "0" * 64, 2, 1.0)
+        return Response(write(CheckInAnswer(assignment=work)), media_type="application/json")
+
+    async def fetch(request: Request) -> Response:
+        return Response(model)
+
+    framed = Starlette(routes=[Route("/v1/checkins", decode, methods=["POST"]), Route("/v1/objects/{sha256}", fetch)])
 
     async def app(scope: Any, receiving: Any, send: Any) -> None:
         await (receive if scope["method"] == "PUT" else framed)(scope, receiving, send)
 
+    return app
+
+
+def serve_bare(group: float | None) -> None:
+    """The bare ones, until SIGTERM."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
     how = uvicorn.Config(
-        app, loop="none", http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
+        bare(group), loop="none", http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
     )
     print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -192,9 +241,11 @@ def _figure(name: str, said: str) -> float:
 
 
 @contextmanager
-def process(job: Job | None = None) -> Generator[Process, None, None]:
-    """A server for the length of a block: ours, or bare ones."""
+def process(job: Job | None = None, group: float | None = None) -> Generator[Process, None, None]:
+    """A server for the length of a block: ours, or a bare one. group: of a bare one that keeps a journal."""
     arguments: Sequence[str] = () if job is None else (json.dumps(asdict(job)),)
+    if group is not None:
+        arguments = (str(group),)
     command = [sys.executable, "-m", "benchmarks.server_load.served", *arguments]
     with subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -209,7 +260,12 @@ def process(job: Job | None = None) -> Generator[Process, None, None]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        serve(Job(**json.loads(sys.argv[1])))
-    else:
-        serve_bare()
+    match sys.argv[1:]:
+        case []:
+            serve_bare(None)
+        case [text] if text.startswith("{"):
+            serve(Job(**json.loads(text)))
+        case [text]:
+            serve_bare(float(text))
+        case _:
+            raise SystemExit(__doc__)

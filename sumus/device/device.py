@@ -100,6 +100,7 @@ UNMET = (60.0, 300.0)
 REFUSALS = frozenset(
     {
         "malformed",
+        "digest_required",
         "bad_report",
         "not_finite",
         "out_of_bounds",

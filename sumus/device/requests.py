@@ -13,6 +13,7 @@ from sumus.transport.transport import PATIENCE, Answer, Transport, Unreachable
 from sumus.wire.messages import (
     AGAIN,
     ENDPOINTS,
+    MAX_UNDIGESTED,
     PROTOCOL,
     Abort,
     AbortReason,
@@ -31,9 +32,10 @@ from sumus.wire.messages import (
     RelayAnswer,
     RelayRequest,
     Tasks,
+    digest_of,
     enrolment_text,
     read,
-    signed_text,
+    text_over,
     write,
 )
 from sumus.wire.signing import device_id, public_key_of, sign, to_base64url
@@ -134,8 +136,11 @@ class Requests:
         elif endpoint.body is not None:
             headers["Content-Type"] = "application/json"
         if endpoint.signed:
-            text = signed_text(endpoint.method, path, self.population, self.device, body)
+            digest = digest_of(body)
+            text = text_over(endpoint.method, path, self.population, self.device, digest)
             headers |= {"Sumus-Device": self.device, "Sumus-Signature": to_base64url(sign(self._key, text))}
+            if endpoint.body is bytes or len(body) > MAX_UNDIGESTED:
+                headers["Sumus-Digest"] = digest
         answer = self._transport.request(endpoint.method, path, body, headers, patience, max(most, endpoint.most))
         if answer.status != endpoint.status:
             raise _refused(answer)

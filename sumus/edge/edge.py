@@ -22,12 +22,13 @@ from sumus.edge.adder import LINGER, AdderRun, Relay
 from sumus.edge.site import SiteRun
 from sumus.edge.uplink import Uplink, quiet
 from sumus.errors import ExperimentError, PlanError
+from sumus.http.room import Room
 from sumus.logs import logger
 from sumus.operations.service import Conduct, Kept, Service, Shared, Where
 from sumus.operations.status import AboveStatus
 from sumus.server.device_plane import device_app
 from sumus.server.identity import Roll
-from sumus.server.limits import Limits, Room
+from sumus.server.limits import Limits
 from sumus.server.replica import Replica
 from sumus.server.server import ServedTask, Server, storage_clock
 from sumus.transport.http import HttpTransport

@@ -19,11 +19,13 @@ from typing import Any, Protocol
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from sumus.errors import DataError, ExperimentError, TaskError
+from sumus.http.bodies import announced, let_go, source, whole
+from sumus.http.room import Shares, near
 from sumus.logs import logger
 from sumus.node.formats import MOST_TEXT, Raw, read_json, read_safetensors
 from sumus.node.intake import Intake, Taken
@@ -31,7 +33,7 @@ from sumus.node.readings import LONGEST_KEY, BadReading
 from sumus.operations.guard import guard, media_type, shows
 from sumus.operations.snapshot import Snapshot
 from sumus.server.limits import Buckets, Rate, neighbourhood
-from sumus.text import whole_number
+from sumus.wire.messages import Refused
 
 LOG = logger("sumus.node")
 MOST_TENSORS = 32 * 2**20
@@ -40,8 +42,6 @@ ROOM = 256 * 2**20
 """Bytes of memory for bodies that are on their way."""
 JSON_COSTS = 16
 """Bytes of memory for one of JSON, about."""
-GRACE, LEAST_RATE = 10.0, 32 * 2**10
-"""Seconds that any body may take; beyond, it must come at so many bytes a second."""
 REQUESTS = Rate(200.0, 1000)
 """Of each address."""
 GUESSES = Rate(1 / 10, 10)
@@ -125,7 +125,7 @@ class _Plane:
         self._token = None if token is None else token.encode()
         self._requests, self._guesses = Buckets(REQUESTS, most=10_000), Buckets(GUESSES, most=10_000)
         self._ready = Snapshot(self._is_ready, clock=clock)
-        self._room, self._waiting = ROOM, 0
+        self._room, self._waiting = Shares(ROOM), 0
         self._keeping = ThreadPoolExecutor(2, thread_name_prefix="readings")
         self._predicting = ThreadPoolExecutor(1, thread_name_prefix="predictions")
 
@@ -207,41 +207,19 @@ class _Plane:
     async def _body(self, request: Request, kinds: tuple[str, ...]) -> tuple[bytes, str]:
         """A body and its kind. Where that has to be said, no page of a browser can send one unasked."""
         kind = media_type(request)
-        if kind not in kinds or request.headers.get("content-encoding", "identity") != "identity":
+        if kind not in kinds:
             raise Refusal(415, "encoding", f"say Content-Type: {' or '.join(kinds)}, and no Content-Encoding")
-        length = whole_number(request.headers.get("content-length", ""))
-        if length is None:
-            raise Refusal(411, "length_required", "say Content-Length")
-        most = MOST_TEXT if kind == JSON else MOST_TENSORS
-        if length > most:
-            raise Refusal(413, "too_large", f"{length} bytes, and at most {most} are read: send them in parts")
-        cost = length * (JSON_COSTS if kind == JSON else 4)
-        if cost > self._room:
+        length = announced(request, MOST_TEXT if kind == JSON else MOST_TENSORS)
+        cost, who = length * (JSON_COSTS if kind == JSON else 4), near(source(request))
+        if not self._room.take(who, cost):
             raise Refusal(503, "busy", "no room for the body now: ask again")
-        self._room -= cost
         try:
-            async with asyncio.timeout(GRACE + length / LEAST_RATE):
-                return await _whole(request, length), kind
-        except TimeoutError:
-            raise Refusal(408, "slow", f"the body came slower than {LEAST_RATE} bytes a second") from None
-        except ClientDisconnect:
-            raise Refusal(400, "malformed", "the connection ended before the body did") from None
+            return await whole(request, length), kind
         finally:
-            self._room += cost
+            self._room.give(who, cost)
 
     async def _in(self, pool: ThreadPoolExecutor, what: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, what)
-
-
-async def _whole(request: Request, length: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > length:
-            break
-    if len(body) != length:
-        raise Refusal(400, "malformed", f"the body has {len(body)} bytes, and said {length}")
-    return bytes(body)
 
 
 def _read(body: bytes, kind: str) -> list[Raw | BadReading]:
@@ -267,21 +245,31 @@ def _explained(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Re
     async def explain(request: Request) -> Response:
         try:
             return await answer(request)
-        except Refusal as no:
-            return _refusal(no)
-        except (BadReading, DataError, TaskError) as bad:
-            return _refusal(Refusal(422, "bad_reading", str(bad)))
-        except ExperimentError as error:
-            return _refusal(Refusal(503, "not_kept", str(error)))
         except Exception as error:
-            LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-            return _refusal(Refusal(500, "failed", "a defect of the node, which is in its log"))
+            said = _refusal(_of(error))
+            let_go(error)
+            return said
 
     return explain
 
 
 def _turned_away(status: int, code: str, detail: str) -> Response:
     return _refusal(Refusal(status, code, detail))
+
+
+def _of(error: Exception) -> Refusal:
+    match error:
+        case Refusal():
+            return error
+        case Refused():
+            return Refusal(error.status, error.problem.code, error.problem.detail)
+        case BadReading() | DataError() | TaskError():
+            return Refusal(422, "bad_reading", str(error))
+        case ExperimentError():
+            return Refusal(503, "not_kept", str(error))
+        case _:
+            LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
+            return Refusal(500, "failed", "a defect of the node, which is in its log")
 
 
 def _refusal(no: Refusal) -> Response:

@@ -24,7 +24,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.server.limits import Buckets, Rate, neighbourhood
+from sumus.http.room import neighbourhood
+from sumus.server.limits import Buckets, Rate
 from sumus.storage.files import write_whole
 from sumus.wire.messages import Refused
 from sumus.wire.signing import to_base64url

@@ -33,6 +33,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sumus.errors import UsageError
+from sumus.http.bodies import Strangers, announced, source
 from sumus.logs import logger
 from sumus.operations.access import PLANE, Access
 from sumus.operations.guard import guard, is_json
@@ -40,10 +41,10 @@ from sumus.operations.metrics import CONTENT_TYPE, exposition
 from sumus.operations.service import Service
 from sumus.operations.snapshot import Snapshot
 from sumus.operations.status import ModelStatus, lineage, look
-from sumus.server.device_plane import control, explained, problem, source
+from sumus.server.device_plane import explained, problem
 from sumus.server.identity import DAY, TOKEN_S
 from sumus.server.runs import Run, TrainingRun
-from sumus.wire.messages import Count, Kind, Nothing, Problem, Refused, read, write
+from sumus.wire.messages import MAX_CONTROL, Count, Kind, Nothing, Problem, Refused, read, write
 
 AUDIT = logger("sumus.admin")
 MOST_DEVICES = 100
@@ -62,6 +63,7 @@ _PAGE = (
     ("/page.css", "page.css", "text/css"),
 )
 _HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+_BODIES = Strangers(2 * 2**20)
 M = TypeVar("M")
 
 
@@ -381,4 +383,4 @@ def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _message(request: Request, form: type[M]) -> M:
-    return read(form, await control(request))
+    return read(form, await _BODIES.read(request, announced(request, MAX_CONTROL)))

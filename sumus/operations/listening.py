@@ -5,7 +5,7 @@
             …                                          both answer
         …                                              both have answered what they were asked, and are closed
 
-uvicorn reads and writes. What it leaves open is bounded here: the length of a request's head, and the time that it takes.
+uvicorn reads and writes; connections are bounded in `sumus.http.connections`.
 """
 
 import asyncio
@@ -22,22 +22,25 @@ from types import TracebackType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sumus.errors import ExperimentError, UsageError
+from sumus.http.connections import MOST_CONNECTIONS, Connections, Listener, files_for
+from sumus.http.room import trim
 from sumus.operations.proxies import Proxies, told_by_proxies
 from sumus.operations.tls import issue
 
-HEAD_S = 10.0
-"""Seconds for a request's line and headers to come."""
-MOST_HEAD = 32 * 2**10
-"""Their bytes, at most, beyond the last piece that was read."""
 KEEP_ALIVE_S = 15
 """Seconds that an idle connection is kept."""
 GRACE_S = 20
 """Seconds for what is on its way when a server stops."""
 BACKLOG = 2048
 """Connections that wait to be taken."""
+MOST = MOST_CONNECTIONS, 512
+"""Connections to the first plane, and to one beside it."""
+SWEPT = 3
+"""Tenths of a second from looking for connections that are late to looking again."""
+TRIMMED, CROWD = 30, 64
+"""Tenths of a second after which memory is given back to the system, if so many connections have ended meanwhile."""
 ANY = ("0.0.0.0", "::", "")
 """Every address of a machine."""
 
@@ -218,7 +221,7 @@ def config(app: Any, certificate: tuple[str | Path, str | Path] | None) -> uvico
         how = uvicorn.Config(
             app,
             loop="none",
-            http=BoundedHeads,
+            http="httptools",
             ws="none",
             lifespan="off",
             log_config=None,
@@ -253,7 +256,7 @@ class Planes:
     """Sockets and what is served on them, for the length of a block."""
 
     def __init__(self, planes: Sequence[tuple[socket.socket, uvicorn.Config]]) -> None:
-        self._planes = [(listening, _Plane(how)) for listening, how in planes]
+        self._planes = [(listening, _Plane(how, most)) for (listening, how), most in zip(planes, MOST, strict=False)]
         self._running: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Planes":
@@ -278,53 +281,26 @@ class Planes:
 class _Plane(uvicorn.Server):
     """up: once it answers. Signals are its owner's."""
 
-    def __init__(self, how: uvicorn.Config) -> None:
+    def __init__(self, how: uvicorn.Config, most: int) -> None:
         super().__init__(how)
         self.up = asyncio.Event()
+        self._connections = Connections(files_for(most))
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        self.servers: Any = [
+            Listener(each, self.config, self.server_state, self._connections) for each in sockets or []
+        ]
+        self.started = True
         self.up.set()
 
-
-class BoundedHeads(HttpToolsProtocol):
-    """uvicorn's protocol, which lets go of a connection whose next head is too long or too slow."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._head = 0
-        self._late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        super().connection_made(transport)
-        self._begin()
-
-    def data_received(self, data: bytes) -> None:
-        before: Any = self.cycle  # None, of a new connection
-        if self._late is None and (before is None or before.response_complete):
-            self._begin()
-        super().data_received(data)
-        if self._late is not None:
-            self._head += len(data)
-            if self._head > MOST_HEAD and not self.transport.is_closing():
-                self.transport.close()
-
-    def on_headers_complete(self) -> None:
-        self._end()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end()
-        super().connection_lost(exc)
-
-    def _begin(self) -> None:
-        self._head, self._late = 0, self.loop.call_later(HEAD_S, self.timeout_keep_alive_handler)
-
-    def _end(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    async def on_tick(self, counter: int) -> bool:
+        if counter % SWEPT == 0:
+            self._connections.sweep(asyncio.get_running_loop().time())
+        if counter % TRIMMED == 0 and self._connections.ended >= CROWD:
+            self._connections.ended = 0
+            asyncio.get_running_loop().run_in_executor(None, trim)
+        return await super().on_tick(counter)

@@ -32,6 +32,7 @@ from typing import Any, cast
 from starlette.applications import Starlette
 
 from sumus.errors import ExperimentError
+from sumus.http.room import Room
 from sumus.operations.departures import Departures
 from sumus.operations.status import AboveStatus
 from sumus.plan import Plan
@@ -39,7 +40,7 @@ from sumus.protocol.round import Round, State
 from sumus.protocol.rows import changed
 from sumus.server.device_plane import device_app
 from sumus.server.identity import Roll
-from sumus.server.limits import Limits, Room
+from sumus.server.limits import Limits
 from sumus.server.replica import LASTS, Replica
 from sumus.server.runs import Evaluating, EvaluationRun, Run, Seeds, TrainingRun, any_seed
 from sumus.server.server import GROUP, ServedTask, Server, storage_clock

@@ -2,14 +2,17 @@
 
     app = device_app(server, blobs, room)         an ASGI application
 
-Nothing is believed before it is checked: the length before the body is read, the signature before the body is decoded, the form
-before it is counted. Every answer that is an error has a code of the closed list.
+Nothing is believed before it is checked: the length and the signature before a long body is read, its digest before it is
+decoded, the form before it is counted. Every answer that is an error has a code of the closed list.
 """
 
 import asyncio
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from msgspec.structs import replace
@@ -24,8 +27,12 @@ from starlette.types import Receive, Scope, Send
 from sumus.aggregate import Aggregate
 from sumus.errors import ParticipantError
 from sumus.evaluation import check_measured, check_sum_measured
+from sumus.http.answers import PiecewiseResponse
+from sumus.http.bodies import STRANGERS, Strangers, Uploads, announced, let_go, source
+from sumus.http.room import Room
 from sumus.server.identity import signed_by_device
-from sumus.server.limits import Limits, Room
+from sumus.server.limits import Limits
+from sumus.server.objects import HeldObject, Objects
 from sumus.server.openapi import document
 from sumus.server.runs import Run
 from sumus.server.server import AGAIN, LOG, Server
@@ -34,6 +41,7 @@ from sumus.text import whole_number
 from sumus.wire.messages import (
     ENDPOINTS,
     MAX_CONTROL,
+    MAX_UNDIGESTED,
     PROTOCOL,
     Abort,
     CheckInAnswer,
@@ -48,21 +56,19 @@ from sumus.wire.messages import (
     RelayRequest,
     Tasks,
     Window,
+    digest_of,
     read,
-    signed_text,
+    text_over,
     write,
 )
 from sumus.wire.reports import decode_report, decode_sum, most_bytes, most_sum_bytes
 from sumus.wire.signing import to_base64url
 
-GRACE = 10.0
-"""Seconds that any body may take; beyond, it must come at LEAST_RATE."""
-LEAST_RATE = 32 * 2**10
-"""Bytes a second."""
 SMALL = 64 * 2**10
 """Bodies up to so many bytes are checked where they are read, without a thread."""
-LARGE, RECENT = 8 * 2**20, 4
-"""Objects of up to so many bytes are sent from memory, where so many of the last ones are kept; larger ones from their files."""
+MOST_LOOKUPS = 1000
+"""Devices that are looked up at a time, at most."""
+_DIGEST = re.compile("[0-9a-f]{64}")
 MOST = {endpoint.name: endpoint.most for endpoint in ENDPOINTS}
 IMMUTABLE = "public, max-age=31536000, immutable"
 
@@ -76,11 +82,12 @@ class DevicePlane:
     def __init__(
         self, server: Server, blobs: Blobs, room: Room, limits: Limits, authority: bytes | None = None
     ) -> None:
-        self._server, self._blobs, self._room, self._limits = server, blobs, room, limits
+        self._server, self._limits = server, limits
         self._authority = authority
-        self._sending: set[tuple[str, str]] = set()
-        self._recent: dict[str, bytes] = {}
+        self._strangers, self._uploads = Strangers(STRANGERS), Uploads(room)
+        self._objects = Objects(blobs, room.bytes, self._in_thread)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="bodies")
+        self._finding, self._lookups = ThreadPoolExecutor(1, thread_name_prefix="devices"), 0
 
     # ── enrolment ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -127,33 +134,16 @@ class DevicePlane:
         return await self._server.abort(device, run, session, read(Abort, body).reason)
 
     async def report(self, request: Request) -> Any:
-        """An update arrives: into memory that was reserved for it, checked whole, then counted."""
+        """An update arrives: into memory that was lent for it, checked whole, then counted."""
         run, session = self._run(request.path_params)
-        device = request.headers.get("sumus-device", "")
-        body = await self._body(request, device, most_bytes(run.hop))
-        check = self._checked, request, device, run, body
-        try:
-            update = await self._in_thread(*check) if len(body) > SMALL else check[0](*check[1:])
-        except ParticipantError as error:  # nobody waits for another: its place is another device's
-            await self._server.let_go(device, run, session, error.code)
-            raise
-        return await self._server.report(device, run, session, update)
-
-    async def _body(self, request: Request, device: str, most: int) -> memoryview:
-        """A report's body, in memory that was reserved for it."""
-        length = _length(request, most)
-        await self._find(device)
-        sender = device, source(request)  # who only knows a device's id must not keep it from sending
-        if sender in self._sending:
-            raise Refused("busy", "another report of this device is on its way: let it end first", (1.0, 5.0))
-        self._sending.add(sender)
-        try:
-            body = self._room.take(length)
-            await _fill(request, body)
-        finally:
-            self._sending.discard(sender)
-        self._server.counts.bytes_in += length
-        return body
+        async with self._upload(request, most_bytes(run.hop), self._limits.request) as (device, body, digest):
+            check = self._checked, device, run, body, digest
+            try:
+                update = await self._in_thread(*check) if len(body) > SMALL else check[0](*check[1:])
+            except ParticipantError as error:  # nobody waits for another: its place is another device's
+                await self._server.let_go(device, run, session, error.code)
+                raise
+            return await self._server.report(device, run, session, update)
 
     # ── edges ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -196,24 +186,24 @@ class DevicePlane:
     async def report_sum(self, request: Request) -> Any:
         """What an edge has added: as a report, but of many."""
         run = self._run_of(request.path_params)
-        edge = request.headers.get("sumus-device", "")
-        least = run.least if run.edges.rounds > 1 else None
-        body = await self._body(request, edge, most_sum_bytes(run.hop, run.most_together))
+        most, least = most_sum_bytes(run.hop, run.most_together), run.least if run.edges.rounds > 1 else None
+        async with self._upload(request, most, self._limits.edge_request) as (edge, body, digest):
 
-        def checked() -> tuple[tuple[str, ...], Aggregate]:
-            self._authenticate(request, edge, body)
-            self._limits.edge_request(edge, time.monotonic())
-            if not (may := self._server.roll.find(edge, self._server.clock()).speaks_for):
-                raise Refused("not_edge", "it was enrolled as a device: give an edge a token of its own")
-            sessions, total = decode_sum(body, edge, run.hop, run.most_together, least)
-            if len(sessions) > may:
-                raise Refused("not_edge", f"its sum is of {len(sessions)} reports, and its token is for {may} devices")
-            weigh = len(sessions) if least is None else min(len(sessions), least)
-            check_sum_measured(total, run.hop, edge, weigh if run.kind == "train" else 0)
-            return sessions, total
+            def checked() -> tuple[tuple[str, ...], Aggregate]:
+                _compare(body, digest)
+                if not (may := self._server.roll.find(edge, self._server.clock()).speaks_for):
+                    raise Refused("not_edge", "it was enrolled as a device: give an edge a token of its own")
+                sessions, total = decode_sum(body, edge, run.hop, run.most_together, least)
+                if len(sessions) > may:
+                    raise Refused(
+                        "not_edge", f"its sum is of {len(sessions)} reports, and its token is for {may} devices"
+                    )
+                weigh = len(sessions) if least is None else min(len(sessions), least)
+                check_sum_measured(total, run.hop, edge, weigh if run.kind == "train" else 0)
+                return sessions, total
 
-        sessions, total = await self._in_thread(checked)
-        return await self._server.report_sum(edge, run, sessions, total)
+            sessions, total = await self._in_thread(checked)
+            return await self._server.report_sum(edge, run, sessions, total)
 
     async def _edge(self, request: Request) -> tuple[str, bytes]:
         """Which edge sent a request, and its body."""
@@ -234,18 +224,14 @@ class DevicePlane:
         headers = {"etag": f'"{sha256}"', "cache-control": IMMUTABLE, "content-type": "application/octet-stream"}
         if f'"{sha256}"' in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        path = self._blobs.path(sha256)
-        if path is not None and (size := path.stat().st_size) > LARGE:
+        found = await self._objects.open(sha256)
+        if isinstance(found, Path):
+            size = found.stat().st_size
             self._server.counts.bytes_out += size
             _keep_range(request, _asked_range(request, size))
-            return FileResponse(path, headers=headers)
-        if (body := self._recent.pop(sha256, None)) is None:
-            body = await self._in_thread(self._blobs.get, sha256)
-        self._recent[sha256] = body
-        while len(self._recent) > RECENT:
-            del self._recent[next(iter(self._recent))]
-        self._server.counts.bytes_out += len(body)
-        return _ranged(body, _asked_range(request, len(body)), headers)
+            return FileResponse(found, headers=headers)
+        self._server.counts.bytes_out += len(found.body)
+        return _ranged(found, _asked_range(request, len(found.body)), headers)
 
     async def authority(self, request: Request) -> Response:
         """The certificate that devices pin."""
@@ -301,29 +287,69 @@ class DevicePlane:
         self._server.counts.events["refused", code] += 1
 
     async def _message(self, request: Request, form: type[Any]) -> Any:
-        return read(form, await control(request))
+        return read(form, await self._strangers.read(request, announced(request, MAX_CONTROL)))
 
     async def _signed(self, request: Request, most: int = MAX_CONTROL) -> tuple[str, bytes]:
-        """Who sent a request, and its body."""
+        """Who sent a small request, and its body."""
+        if request.method == "GET":
+            device = await self._sender(request, digest_of(b""))
+            return device, b""
+        length = announced(request, most)
+        digest = _claimed(request, length)
+        if digest is None:
+            body = await self._strangers.read(request, length)
+            return await self._sender(request, digest_of(body)), body
+        device = await self._sender(request, digest)
+        async with self._uploads.body(request, length, f"{device} {request.url.path}") as lent:
+            _compare(lent, digest)
+            return device, bytes(lent)
+
+    @asynccontextmanager
+    async def _upload(
+        self, request: Request, most: int, limit: Callable[[str, float], None]
+    ) -> AsyncGenerator[tuple[str, memoryview, str], None]:
+        """Who sends a long body, the body, and the digest that was signed. limit: of the sender, before the body is read."""
+        length = announced(request, most)
+        digest = _claimed(request, length)
+        if digest is None:
+            read_before = memoryview(await self._strangers.read(request, length))
+            digest = digest_of(read_before)
+            device = await self._sender(request, digest)
+            limit(device, time.monotonic())
+            self._server.counts.bytes_in += length
+            yield device, read_before, digest
+            return
+        device = await self._sender(request, digest)
+        limit(device, time.monotonic())
+        async with self._uploads.body(request, length, device) as body:
+            self._server.counts.bytes_in += length
+            yield device, body, digest
+
+    async def _sender(self, request: Request, digest: str) -> str:
+        """The device that signed a request whose body has this digest."""
         device = request.headers.get("sumus-device", "")
-        body = await control(request, most) if request.method != "GET" else b""
         await self._find(device)
-        self._authenticate(request, device, body)
-        return device, body
+        text = text_over(request.method, _path(request), self._server.population, device, digest)
+        self._server.roll.authenticate(device, request.headers.get("sumus-signature", ""), text, self._server.clock())
+        return device
 
     async def _find(self, device: str) -> None:
-        """Refuse who is not enrolled. Who is not in memory is looked up in a thread, since a database may keep one waiting."""
-        if not self._server.roll.remembers(device, self._server.clock()):
-            await self._in_thread(self._server.roll.find, device, self._server.clock())
+        """Refuse who is not enrolled. A device that is not in memory is looked up in a thread, since a database may keep one
+        waiting; and not more than so many at a time, since anybody can name devices."""
+        if self._server.roll.remembers(device, self._server.clock()):
+            return
+        if self._lookups >= MOST_LOOKUPS:
+            raise Refused("busy", "too many devices that are not in memory ask at once", AGAIN)
+        self._lookups += 1
+        try:
+            find = self._server.roll.find
+            await asyncio.get_running_loop().run_in_executor(self._finding, find, device, self._server.clock())
+        finally:
+            self._lookups -= 1
 
-    def _authenticate(self, request: Request, device: str, body: bytes | memoryview) -> None:
-        text = signed_text(request.method, _path(request), self._server.population, device, body)
-        self._server.roll.authenticate(device, request.headers.get("sumus-signature", ""), text, self._server.clock())
-
-    def _checked(self, request: Request, device: str, run: Run, body: memoryview) -> Any:
+    def _checked(self, device: str, run: Run, body: memoryview, digest: str) -> Any:
         """The update of a report's body, of this device and this plan; what it says can be counted."""
-        self._authenticate(request, device, body)
-        self._limits.request(device, time.monotonic())
+        _compare(body, digest)
         update = decode_report(body, device, run.hop)
         run.hop.check(update)
         check_measured(update, run.kind == "train")
@@ -375,10 +401,14 @@ def explained(endpoint: Answering, refused: Callable[[str], None]) -> Any:
         try:
             response = await endpoint(request)
         except Exception as error:
-            no = _refusal(request, error)
-            refused(no.problem.code)
-            response = problem(no)
+            response = said(request, error)
+            let_go(error)
         await response(scope, receive, send)
+
+    def said(request: Request, error: Exception) -> Response:
+        no = _refusal(request, error)
+        refused(no.problem.code)
+        return problem(no)
 
     return _Asgi(explain)
 
@@ -415,11 +445,6 @@ class _Asgi:
         await self._call(scope, receive, send)
 
 
-def source(request: Request) -> str:
-    """The address that a request comes from."""
-    return request.client.host if request.client is not None else ""
-
-
 def _path(request: Request) -> str:
     """The path as the device wrote it, query and all."""
     raw = cast(bytes | None, request.scope.get("raw_path")) or request.url.path.encode()
@@ -427,45 +452,20 @@ def _path(request: Request) -> str:
     return (raw + b"?" + query if query else raw).decode("latin-1")
 
 
-def _length(request: Request, most: int) -> int:
-    """How long a body says it is: refused before it is read, where that is too long, or not said."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise Refused("encoding", "bodies are sent as they are: leave Content-Encoding out")
-    length = whole_number(request.headers.get("content-length", ""))
-    if length is None:
-        raise Refused("length_required", "say Content-Length")
-    if length > most:
-        raise Refused("too_large", f"{length} bytes, and at most {most} are read here")
-    return length
+def _claimed(request: Request, length: int) -> str | None:
+    """The digest that a body is said to have; None if that is not said of a short one."""
+    digest = request.headers.get("sumus-digest")
+    if digest is None and length > MAX_UNDIGESTED:
+        raise Refused("digest_required", f"say Sumus-Digest of a body of more than {MAX_UNDIGESTED} bytes")
+    if digest is not None and not _DIGEST.fullmatch(digest):
+        raise Refused("malformed", "Sumus-Digest is the SHA-256 of the body: 64 hexadecimal digits, small letters")
+    return digest
 
 
-async def _fill(request: Request, into: memoryview) -> None:
-    """Read a body of exactly this length. Refused where it is another, or takes too long."""
-    got = 0
-    try:
-        async with asyncio.timeout(GRACE + len(into) / LEAST_RATE):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise Refused("malformed", "the connection ended before the body did")
-                chunk = cast(bytes, message.get("body", b""))
-                if got + len(chunk) > len(into):
-                    raise Refused("malformed", "the body is longer than it said")
-                into[got : got + len(chunk)] = chunk
-                got += len(chunk)
-                if not message.get("more_body", False):
-                    break
-    except TimeoutError:
-        raise Refused("slow", f"the body came slower than {LEAST_RATE} bytes a second") from None
-    if got != len(into):
-        raise Refused("malformed", f"the body has {got} bytes, and said {len(into)}")
-
-
-async def control(request: Request, most: int = MAX_CONTROL) -> bytes:
-    """A JSON body."""
-    body = bytearray(_length(request, most))
-    await _fill(request, memoryview(body))
-    return bytes(body)
+def _compare(body: memoryview, digest: str) -> None:
+    """Refuse a body that is not the one whose digest was signed."""
+    if digest_of(body) != digest:
+        raise Refused("bad_digest", "the body is not the one that was signed: it was changed on its way")
 
 
 def _asked_range(request: Request, size: int) -> tuple[int, int] | None:
@@ -491,12 +491,14 @@ def _keep_range(request: Request, asked: tuple[int, int] | None) -> None:
     request.scope["headers"] = headers
 
 
-def _ranged(body: bytes, asked: tuple[int, int] | None, headers: Mapping[str, str]) -> Response:
-    """A body, or the one range of it that was asked for."""
+def _ranged(found: HeldObject, asked: tuple[int, int] | None, headers: Mapping[str, str]) -> Response:
+    """An object, or the one range of it that was asked for."""
+    body = found.body
     whole = {**headers, "accept-ranges": "bytes"}
     if asked is None:
-        return Response(body, headers=whole)
+        return PiecewiseResponse(body, headers=whole, keeps=found)
     begin, end = asked
     if begin >= end:
         return Response(status_code=416, headers={**whole, "content-range": f"bytes */{len(body)}"})
-    return Response(body[begin:end], 206, {**whole, "content-range": f"bytes {begin}-{end - 1}/{len(body)}"})
+    part = {**whole, "content-range": f"bytes {begin}-{end - 1}/{len(body)}"}
+    return PiecewiseResponse(memoryview(body)[begin:end], 206, part, found)

@@ -1,27 +1,21 @@
-"""How much is taken at once: requests by who asks, and bytes by what there is room for.
+"""How many requests are taken, by who asks.
 
     limits = Limits()
     limits.enrolment(address, now)                   Refused("rate") with a window to come back in
     limits.check_in("phones", device, now)
 
-    room = Room(256 * 2**20)
-    body = room.take(length)                         before a byte is read; Refused("busy") where there is no room
-    stream.readinto(body)                            when the last view of it is gone, the next body is written there
-
-Both keep to their bounds whatever arrives. `now` is in seconds, of a clock that need not be right but must not go back.
+They keep to their bounds whatever arrives. `now` is in seconds, of a clock that need not be right but must not go back.
 """
 
-import ipaddress
+import math
 import random as dice
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from sumus.types import Array
+from sumus.http.room import neighbourhood
 from sumus.wire.messages import Refused, Window
 
 LONGEST_S = 3600.0
@@ -44,7 +38,7 @@ class Bucket(NamedTuple):
     served: float
 
 
-EMPTY = Bucket(-np.inf, -np.inf)
+EMPTY = Bucket(-math.inf, -math.inf)
 """Of whom nobody has heard."""
 
 
@@ -130,87 +124,3 @@ class Limits:
             low, high = window
             later = self._random() * (high - low) / 2
             raise Refused("rate", f"too many requests of {who}", (round(low + later, 3), round(high + later, 3)))
-
-
-def neighbourhood(address: str) -> str:
-    """The /24 of an IPv4 address, the /48 of an IPv6 one: who has one address there may have many. What is no address is all
-    one."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return "elsewhere"
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
-    return str(ipaddress.ip_network((ip, 24 if ip.version == 4 else 48), strict=False))
-
-
-class Room:
-    """Memory for bodies, in buffers that are used again and again. bytes: that may be out or idle together. Any thread may call.
-
-    retry_after_s: the window that is named where there is no room.
-    """
-
-    def __init__(self, bytes: int, retry_after_s: Window = (1.0, 10.0)) -> None:
-        self.bytes = bytes
-        self._retry = retry_after_s
-        self._lock = threading.Lock()
-        self._idle: dict[int, list[Array]] = {}
-        self._held = 0
-        self._lent = 0
-        self._returned: deque[Array] = deque()
-
-    @property
-    def lent(self) -> int:
-        """Bytes that are out."""
-        with self._lock:
-            self._take_back()
-            return self._lent
-
-    def take(self, size: int) -> memoryview:
-        """`size` writable bytes, which hold whatever was there before. They are out until the last view of them is gone, be it
-        a slice or an array. Refused: busy, or too_large where they would never fit."""
-        whole = _rounded(size)
-        if whole > self.bytes:
-            raise Refused("too_large", f"{size} bytes: this server takes bodies of up to {self.bytes} at once")
-        with self._lock:
-            self._take_back()
-            if self._lent + whole > self.bytes:
-                raise Refused("busy", "no room for the body now", self._retry)
-            body = self._buffer(whole)
-            self._lent += whole
-        return np.asarray(_Loan(body, size, self._returned)).data
-
-    def _buffer(self, whole: int) -> Array:
-        if self._idle.get(whole):
-            return self._idle[whole].pop()
-        while self._held + whole > self.bytes:  # idle ones of other lengths make room
-            length = next(length for length, bodies in self._idle.items() if bodies)
-            self._idle[length].pop()
-            self._held -= length
-        body = np.empty(whole, np.uint8)
-        self._held += whole
-        return body
-
-    def _take_back(self) -> None:
-        while self._returned:
-            body = self._returned.popleft()
-            self._idle.setdefault(body.nbytes, []).append(body)
-            self._lent -= body.nbytes
-
-
-class _Loan:
-    """What every view of a lent buffer holds on to. It goes when they are gone, in whatever thread, so it takes no lock."""
-
-    def __init__(self, body: Array, size: int, returned: deque[Array]) -> None:
-        self.__array_interface__: dict[str, Any] = body[:size].__array_interface__
-        self._body = body
-        self._returned = returned
-
-    def __del__(self) -> None:
-        self._returned.append(self._body)
-
-
-def _rounded(size: int) -> int:
-    """Up to the next of a few lengths, at most an eighth more, so that bodies of about one length share buffers."""
-    step = max(2**12, 1 << max(size.bit_length() - 4, 0))
-    return max(-(-size // step), 1) * step

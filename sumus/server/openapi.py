@@ -7,12 +7,19 @@ from typing import Any, cast
 
 import msgspec
 
-from sumus.wire.messages import ENDPOINTS, EVERYWHERE, PROTOCOL, STATUS, Endpoint, Problem
+from sumus.wire.messages import ENDPOINTS, EVERYWHERE, MAX_UNDIGESTED, PROTOCOL, STATUS, Endpoint, Problem
 
 _HEADERS = {
     "Sumus-Protocol": ("the version that the device speaks", True, "^[0-9]{1,4}$"),
     "Sumus-Device": ("its id", False, "^[0-9a-f]{64}$"),
     "Sumus-Signature": ("over the request, base64url", False, "^[A-Za-z0-9_-]{86}$"),
+}
+_DIGEST = {
+    "name": "Sumus-Digest",
+    "in": "header",
+    "required": False,
+    "description": f"SHA-256 of the body, in hexadecimal; required beyond {MAX_UNDIGESTED} bytes",
+    "schema": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
 }
 
 
@@ -81,4 +88,4 @@ def _parameters(each: Endpoint) -> list[dict[str, Any]]:
         if each.method != "GET" and (always or each.signed):
             schema = {"type": "string", "pattern": pattern}
             found.append({"name": name, "in": "header", "required": True, "description": what, "schema": schema})
-    return found
+    return [*found, _DIGEST] if each.signed and each.body is not None else found

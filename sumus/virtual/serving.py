@@ -16,32 +16,32 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import uvloop
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from torch import Tensor
 
 from sumus.errors import ParticipantError, UsageError
+from sumus.http.bodies import announced, let_go, whole
 from sumus.operations.guard import guard, shows
 from sumus.operations.listening import Planes, bound, config, told_to_stop, url_at
 from sumus.terminal import echo
-from sumus.text import whole_number
 from sumus.transport.hosts import is_loopback
-from sumus.virtual.messages import OVERHEAD, STATUS, Begin, Begun, Nothing, Refusal, Said, read, write
+from sumus.virtual.messages import OVERHEAD, STATUS, Begin, Begun, Code, Nothing, Refusal, Said, read, write
 from sumus.virtual.policy import Policy
 from sumus.virtual.workbench import LOG, Refused, Workbench
 from sumus.virtual.worker import offered
+from sumus.wire.messages import Refused as NotRead
 
 LEAST_TOKEN = 16
 """Letters, at least."""
 BEGIN, ASK, END = "/v1/begin", "/v1/ask", "/v1/end"
 CALLER = "sumus-caller"
 """A header: the secret that `begin` gave."""
-GRACE, LEAST_RATE = 10.0, 32 * 2**10
-"""Seconds that any body may take; beyond, it must come at so many bytes a second."""
 
 
 def serve(
@@ -227,34 +227,14 @@ class _Plane:
 
     async def _body(self, request: Request, most: int) -> bytes:
         self._authorize(request)
-        length = whole_number(request.headers.get("content-length", ""))
-        if length is None:
-            raise Refused("malformed", "say Content-Length")
-        if length > most:
-            raise Refused("too_large", f"{length} bytes, and at most {most} are read: send it in parts")
+        length = announced(request, most)
         if not self._room:
             raise Refused("busy", "as many requests are on their way as there may be: ask again")
         self._room -= 1
         try:
-            async with asyncio.timeout(GRACE + length / LEAST_RATE):
-                return await _read(request, length)
-        except TimeoutError:
-            raise Refused("slow", f"the body came slower than {LEAST_RATE} bytes a second") from None
-        except ClientDisconnect:
-            raise Refused("malformed", "the connection ended before the body did") from None
+            return await whole(request, length)
         finally:
             self._room += 1
-
-
-async def _read(request: Request, length: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > length:
-            break
-    if len(body) != length:
-        raise Refused("malformed", f"the body has {len(body)} bytes, and said {length}")
-    return bytes(body)
 
 
 def _explained(answer: Callable[[Request], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
@@ -263,13 +243,10 @@ def _explained(answer: Callable[[Request], Awaitable[bytes]]) -> Callable[[Reque
     async def explain(request: Request) -> Response:
         try:
             return Response(await answer(request), media_type="application/octet-stream")
-        except Refused as no:
-            return _refusal(no)
-        except ParticipantError as error:
-            return _refusal(Refused("malformed", str(error)))
         except Exception as error:
-            LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-            return _refusal(Refused("failed", "a defect of the worker, which is in its log"))
+            said = _refusal(_of(error))
+            let_go(error)
+            return said
 
     return explain
 
@@ -277,6 +254,20 @@ def _explained(answer: Callable[[Request], Awaitable[bytes]]) -> Callable[[Reque
 def _turned_away(status: int, code: str, detail: str) -> Response:
     """A browser reads this answer, and no caller of a worker."""
     return PlainTextResponse(detail, status)
+
+
+def _of(error: Exception) -> Refused:
+    match error:
+        case Refused():
+            return error
+        case NotRead():
+            code = error.problem.code if error.problem.code in STATUS else "malformed"
+            return Refused(cast(Code, code), error.problem.detail)
+        case ParticipantError():
+            return Refused("malformed", str(error))
+        case _:
+            LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
+            return Refused("failed", "a defect of the worker, which is in its log")
 
 
 def _refusal(no: Refused) -> Response:

@@ -25,6 +25,8 @@ PROTOCOL = 1
 """Version of this page of the protocol; a server that is spoken to in another says which it speaks."""
 MAX_CONTROL = 64 * 2**10
 """The longest JSON body that is read, in bytes."""
+MAX_UNDIGESTED = 64 * 2**10
+"""The longest body of a signed request without the header Sumus-Digest, in bytes."""
 MAX_RELAY, MOST_RELAYED = 2**20, 256
 """Of an edge, that speaks for many devices: the longest, and how many it may speak for at once."""
 
@@ -277,6 +279,8 @@ STATUS = {
     "out_of_bounds": 400,  # beyond the plan's bound
     "empty": 400,  # of no examples: such a device contributes nothing, and its place is free again
     "bad_token": 401,  # no enrolment token of this server
+    "digest_required": 400,  # so long a signed body needs the header Sumus-Digest
+    "bad_digest": 400,  # the body that came is not the one that was signed
     "bad_signature": 401,  # not signed by this device, or not over this request
     "unknown_device": 401,  # not enrolled here
     "revoked": 403,  # enrolled, and barred since
@@ -304,7 +308,7 @@ STATUS = {
     "busy": 503,  # no room for the body in memory
 }
 """Every code that an error answer may carry, and its HTTP status."""
-AGAIN = frozenset({"slow", "rate", "not_ready", "busy", "failed"})
+AGAIN = frozenset({"bad_digest", "slow", "rate", "not_ready", "busy", "failed"})
 """Codes after which the same request may be sent again."""
 
 Code: TypeAlias = str
@@ -365,8 +369,9 @@ EVERYWHERE = (
     "too_large",
     "encoding",
     "slow",
+    "busy",
 )
-_WHO = ("bad_signature", "unknown_device", "revoked")
+_WHO = ("digest_required", "bad_digest", "bad_signature", "unknown_device", "revoked")
 _REPORT = (
     *_WHO,
     "bad_report",
@@ -377,7 +382,6 @@ _REPORT = (
     "closed",
     "stale",
     "phase",
-    "busy",
 )
 
 ENDPOINTS = (
@@ -450,8 +454,18 @@ def signed_text(method: str, path: str, population: str, device: str, body: byte
 
     Two requests have two texts: ParticipantError for words with blanks, control characters or letters beyond ASCII.
     """
-    digest = hashlib.sha256(body).hexdigest()
-    return _lines(f"sumus {PROTOCOL}", f"{_word(method)} {_word(path)}", _word(population), _word(device), digest)
+    return text_over(method, path, population, device, digest_of(body))
+
+
+def text_over(method: str, path: str, population: str, device: str, digest: str) -> bytes:
+    """As `signed_text`, of a body's digest alone: so a server checks a signature before it reads the body."""
+    words = f"{_word(method)} {_word(path)}", _word(population), _word(device), _word(digest)
+    return _lines(f"sumus {PROTOCOL}", *words)
+
+
+def digest_of(body: bytes | bytearray | memoryview) -> str:
+    """SHA-256 of a body, in hexadecimal: what the header Sumus-Digest holds."""
+    return hashlib.sha256(body).hexdigest()
 
 
 def enrolment_text(nonce: str, public_key: str, token: str) -> bytes:

@@ -210,7 +210,10 @@ def test_a_worker_that_refuses() -> None:
 def records(form: str) -> list[str]:
     """What a log holds once a name of an attacker's got into a record, its extras and an exception."""
     stream, root = io.StringIO(), logging.getLogger()
-    others, root.handlers = root.handlers, []  # pytest's own would hand a lone surrogate to another process, which fails
+    others, root.handlers = (
+        root.handlers,
+        [],
+    )  # pytest's own would hand a lone surrogate to another process, which fails
     handler = serve.log_to(stream, form)  # type: ignore[arg-type]
     try:
         logging.getLogger("another.library").warning("cannot read %s", EVIL)

@@ -227,7 +227,7 @@ def test_what_cannot_be_listened_on_is_said(tmp_path: Path) -> None:
 def test_a_head_that_is_too_long_or_too_slow_ends_its_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    monkeypatch.setattr("sumus.operations.listening.HEAD_S", 30.0 if len(sent) > 100 else 0.2)
+    monkeypatch.setattr("sumus.http.connections.HEAD_S", 30.0 if len(sent) > 100 else 0.2)
 
     def talk(port: int) -> bytes:
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:

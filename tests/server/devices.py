@@ -24,6 +24,7 @@ from sumus.transport.transport import Answer, Transport
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import (
     CHECK_IN,
+    MAX_UNDIGESTED,
     Abort,
     Assignment,
     Challenge,
@@ -38,6 +39,7 @@ from sumus.wire.messages import (
     Problem,
     Refused,
     Relayed,
+    digest_of,
     enrolment_text,
     read,
     signed_text,
@@ -165,9 +167,13 @@ class ScriptedDevice:
 
     def request(self, method: str, path: str, body: bytes, patience: float = 30.0) -> Answer:
         """Any request, signed."""
+        return self.transport.request(method, path, body, self.headers(method, path, body), patience=patience)
+
+    def headers(self, method: str, path: str, body: bytes) -> dict[str, str]:
+        """What a signed request carries; a digest if it must."""
         signature = self._sign(signed_text(method, path, self.population, self.id, body))
-        headers = {"Sumus-Protocol": "1", "Sumus-Device": self.id, "Sumus-Signature": signature}
-        return self.transport.request(method, path, body, headers, patience=patience)
+        digest = {"Sumus-Digest": digest_of(body)} if len(body) > MAX_UNDIGESTED else {}
+        return {"Sumus-Protocol": "1", "Sumus-Device": self.id, "Sumus-Signature": signature, **digest}
 
     def _plain(self, path: str, message: Any) -> Answer:
         return self.transport.request("POST", path, write(message), {"Sumus-Protocol": "1"})

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sumus.aggregate import Update
+from sumus.http import bodies
 from sumus.operations.service import Conduct, open_service
-from sumus.server import device_plane as module
 from sumus.server.limits import Limits, Rate
 from sumus.server.openapi import openapi
 from sumus.transport.inprocess import InProcess
@@ -25,6 +25,7 @@ from sumus.wire.messages import (
     Nothing,
     Problem,
     Refused,
+    digest_of,
     read,
     signed_text,
     write,
@@ -64,8 +65,7 @@ def code(answer: Answer) -> str:
 
 def refused(device: ScriptedDevice, method: str, path: str, body: bytes, **headers: str) -> str:
     """The code that a signed request is refused with. headers: in place of what would be sent; empty ones are left out."""
-    signature = device._sign(signed_text(method, path, device.population, device.id, body))  # pyright: ignore[reportPrivateUsage]
-    sent = {"sumus-protocol": "1", "sumus-device": device.id, "sumus-signature": signature}
+    sent = {name.lower(): value for name, value in device.headers(method, path, body).items()}
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
     return code(device.transport.request(method, path, body, {k: v for k, v in sent.items() if v}))
 
@@ -168,8 +168,7 @@ def test_a_body_is_as_long_as_it_said(device: ScriptedDevice, more: int) -> None
 def test_a_body_that_comes_too_slowly_is_given_up(
     running: Running, device: ScriptedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "GRACE", 0.05)
-    monkeypatch.setattr(module, "LEAST_RATE", 2**30)
+    monkeypatch.setattr(bodies, "WINDOW_S", 0.05)
 
     async def trickle(scope: Any, receive: Any, send: Any) -> None:
         async def slowly() -> Any:
@@ -188,12 +187,14 @@ def test_a_body_that_comes_too_slowly_is_given_up(
 
 def test_there_is_no_room_for_more_than_there_is_memory_for(device: ScriptedDevice) -> None:
     service = open_service({"tiny": BUNDLE}, conduct=Conduct(group=0.0))
-    service.room.bytes = 64
+    service.room.shares.most = 64
     service.server.start()
     with InProcess(service.device_app) as transport:
         own = ScriptedDevice(transport, 7)
         own.enrol(service.server.roll.new_token("default", service.server.clock()))
-        assert refused(own, "PUT", "/v1/tasks/tiny/train/s1", body_of()) in ("busy", "too_large")
+        body = body_of()
+        found = refused(own, "PUT", "/v1/tasks/tiny/train/s1", body, sumus_digest=digest_of(body))
+        assert found in ("busy", "too_large")
     service.close()
 
 

@@ -1,18 +1,15 @@
-"""Bounds that hold whatever arrives: of requests, of names remembered, of bytes in memory."""
+"""Bounds that hold whatever arrives: of requests, and of names remembered."""
 
 import random
-import threading
 from collections import Counter
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sumus.server.limits import EMPTY, LONGEST_S, Bucket, Buckets, Limits, Rate, Room, _rounded, neighbourhood, take
+from sumus.server.limits import EMPTY, LONGEST_S, Bucket, Buckets, Limits, Rate, take
 from sumus.wire.messages import Refused, Window
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -139,145 +136,3 @@ def test_windows_are_moved_by_chance() -> None:
         limits.check_in("phones", "first", 0.0)
         ask = partial(limits.check_in, "phones", now=0.0)
         assert [refused(partial(ask, str(device))) for device in range(99)][-1] == last
-
-
-@pytest.mark.parametrize(
-    ("address", "name"),
-    [
-        ("192.0.2.77", "192.0.2.0/24"),
-        ("::ffff:192.0.2.77", "192.0.2.0/24"),
-        ("2001:db8:1:2:3::4", "2001:db8:1::/48"),
-        ("fe80::1%eth0", "fe80::/48"),
-        ("", "elsewhere"),
-        ("testclient", "elsewhere"),
-        ("192.0.2.77\n", "elsewhere"),
-    ],
-)
-def test_neighbourhoods(address: str, name: str) -> None:
-    assert neighbourhood(address) == name
-
-
-# ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-MIB = 2**20
-
-
-def test_a_body_is_as_long_as_asked_and_can_be_written() -> None:
-    room = Room(MIB)
-    for size in (0, 1, 4095, 4097, 100_000):
-        body = room.take(size)
-        assert (len(body), body.readonly, body.format, body.contiguous) == (size, False, "B", True)
-        body[:] = bytes([7]) * size
-
-
-def test_beyond_the_room_it_is_busy_until_a_body_is_dropped() -> None:
-    room = Room(MIB, retry_after_s=(2.0, 3.0))
-    first, second = room.take(MIB // 2), room.take(MIB // 2)
-    with pytest.raises(Refused) as error:
-        room.take(1)
-    assert (error.value.problem.code, error.value.problem.retry_after_s) == ("busy", (2.0, 3.0))
-    del first
-    assert len(room.take(MIB // 2)) == MIB // 2
-    del second
-    assert room.lent == 0
-
-
-def test_a_body_that_can_never_fit_is_too_large() -> None:
-    with pytest.raises(Refused, match="too_large"):
-        Room(MIB).take(MIB + 1)
-
-
-def test_it_is_out_until_the_last_view_is_gone() -> None:
-    """Else the next body would be written under an array that is still read."""
-    room = Room(MIB)
-    body = room.take(MIB)
-    array, part = np.frombuffer(body[8:1032], np.float32), body[100:200]
-    body.release()
-    with pytest.raises(Refused, match="busy"):
-        room.take(1)
-    part.release()
-    view = array[:4].reshape(2, 2)
-    del array
-    with pytest.raises(Refused, match="busy"):
-        room.take(1)
-    del view
-    assert room.lent == 0
-    assert room.take(1)
-
-
-def test_a_block_gives_back_even_when_it_fails() -> None:
-    room = Room(MIB)
-    with suppress(ZeroDivisionError), room.take(MIB):
-        assert room.lent == MIB
-        raise ZeroDivisionError
-    assert room.lent == 0
-
-
-def address_of(body: memoryview) -> int:
-    return np.frombuffer(body, np.uint8).__array_interface__["data"][0]
-
-
-def test_buffers_are_used_again() -> None:
-    room = Room(MIB)
-    addresses = set[int]()
-    for size in range(100_000, 104_000, 40):
-        with room.take(size) as body:
-            addresses.add(address_of(body))
-    assert len(addresses) == 1
-
-
-def test_idle_buffers_make_room_for_other_lengths() -> None:
-    room = Room(MIB)
-    for size in (4096, 8192, 100_000, 500_000, MIB, 1, 700_000, 4096):
-        with room.take(size):
-            pass
-    many = [room.take(4096) for _ in range(256)]
-    with pytest.raises(Refused, match="busy"):
-        room.take(1)
-    many.clear()
-    assert len(room.take(MIB)) == MIB
-
-
-@given(st.lists(st.integers(0, 70_000), min_size=1, max_size=60), st.randoms(use_true_random=False))
-def test_what_is_out_and_idle_never_exceeds_the_room(sizes: list[int], dice: random.Random) -> None:
-    room, out = Room(2**18), list[memoryview]()
-    for size in sizes:
-        try:
-            out.append(room.take(size))
-        except Refused:
-            assert sum(_rounded(len(body)) for body in out) + _rounded(size) > 2**18
-        while out and dice.random() < 0.4:
-            out.pop(dice.randrange(len(out)))
-        assert room.lent == sum(_rounded(len(body)) for body in out)
-        assert room._held == room.lent + sum(length * len(bodies) for length, bodies in room._idle.items()) <= 2**18
-
-
-def test_many_threads_share_it_and_no_body_is_anothers() -> None:
-    room, start, defects, refusals = Room(MIB), threading.Barrier(8), list[str](), Counter[int]()
-
-    def send(number: int) -> None:
-        dice, mark = random.Random(number), bytes([number + 1])
-        start.wait()
-        for _ in range(400):
-            size = dice.choice([100, 5_000, 70_000, 200_000, 300_000])
-            try:
-                body = room.take(size)
-            except Refused:
-                refusals[number] += 1
-                continue
-            body[:] = mark * size
-            array = np.frombuffer(body, np.uint8)
-            del body
-            if not (array == number + 1).all():
-                defects.append(f"{number} read another's bytes")
-            if room.lent > room.bytes:
-                defects.append("more is out than there is room")
-
-    threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert defects == []
-    assert room.lent == 0
-    assert len(room.take(MIB)) == MIB

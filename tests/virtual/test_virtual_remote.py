@@ -258,8 +258,7 @@ def test_bodies_are_refused_by_their_length_before_they_are_read(device: Device)
 
 
 def test_a_slow_body_holds_nobody_up(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sumus.virtual.serving.GRACE", 0.0)
-    monkeypatch.setattr("sumus.virtual.serving.LEAST_RATE", 1e9)
+    monkeypatch.setattr("sumus.http.bodies.WINDOW_S", 0.0)
     status, said = device.post(BEGIN, b"", {"Authorization": f"Bearer {TOKEN}", "Content-Length": "8"})
     assert (status, said) in [(408, refusal("slow")), (400, refusal("malformed"))]
 

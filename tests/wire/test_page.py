@@ -9,10 +9,9 @@ import msgspec
 import pytest
 
 from sumus.device import device
-from sumus.operations import listening
-from sumus.server import device_plane
+from sumus.http import answers, bodies, connections
 from sumus.wire import messages, reports, tensors
-from sumus.wire.messages import AGAIN, ENDPOINTS, EVERYWHERE, MAX_CONTROL, PROTOCOL, STATUS
+from sumus.wire.messages import AGAIN, ENDPOINTS, EVERYWHERE, MAX_CONTROL, MAX_UNDIGESTED, PROTOCOL, STATUS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 FORMS: dict[str, Any] = {
@@ -133,15 +132,14 @@ def test_the_rules_of_a_device_are_its_own() -> None:
 
 def test_the_limits_are_the_code_s() -> None:
     rows = {row[0]: row for row in rows_after("## Limits")}
-    assert (MAX_CONTROL, tensors.MAX_HEADER, device_plane.LEAST_RATE, listening.MOST_HEAD) == (
-        2**16,
-        2**20,
-        2**15,
-        2**15,
-    )
-    assert (device_plane.GRACE, listening.HEAD_S) == (10.0, 10.0)
+    assert (MAX_CONTROL, MAX_UNDIGESTED, tensors.MAX_HEADER) == (2**16, 2**16, 2**20)
+    assert (bodies.LEAST, bodies.WINDOW_S) == (160 * 2**10, 10.0)
+    assert (connections.MOST_HEAD, connections.HEAD_S) == (2**15, 10.0)
+    assert (connections.HANDSHAKE_S, connections.STALLED_S, answers.PIECE) == (10.0, 10.0, 2**16)
     assert rows["a JSON body"][1] == "64 KiB"
-    assert rows["a body's time"][1] == "10 seconds, and one more for each 32 KiB"
+    assert rows["a signed body without `Sumus-Digest`"][1] == "64 KiB"
+    assert rows["a body's rate"][1] == "160 KiB, or the rest of it, every 10 seconds"
+    assert rows["an answer's rate"][1] == "64 KiB taken every 10 seconds"
     assert rows["a request's head"][1] == "32 KiB, 10 seconds"
     assert reports.MOST_EXAMPLES == 2**53
     assert set.union(*(codes_in(row[2]) for row in rows.values())) <= set(STATUS)

@@ -19,7 +19,7 @@ from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.rng import key, signs
 from sumus.types import Array, Tree
-from sumus.wire.messages import enrolment_text, signed_text
+from sumus.wire.messages import digest_of, enrolment_text, signed_text
 from sumus.wire.reports import decode_report, encode_report
 from sumus.wire.signing import device_id, public_key_of, sign, to_base64url
 from sumus.wire.tensors import decode_aggregate, decode_tree, encode_aggregate, encode_tree
@@ -159,7 +159,7 @@ def shown_evaluation(measured: dict[str, tuple[float, int]]) -> dict[str, Any]:
 
 
 def shown_request(secret: bytes, method: str, path: str, population: str, body: bytes) -> dict[str, Any]:
-    """A signed request. body: in hexadecimal."""
+    """A signed request. body: in hexadecimal.  digest: what Sumus-Digest says of it."""
     device = device_id(public_key_of(secret))
     text = signed_text(method, path, population, device, body)
     return {
@@ -169,6 +169,7 @@ def shown_request(secret: bytes, method: str, path: str, population: str, body: 
         "path": path,
         "population": population,
         "body": body.hex(),
+        "digest": digest_of(body),
         "text": text.decode(),
         "signature": to_base64url(sign(secret, text)),
     }

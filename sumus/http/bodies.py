@@ -1,0 +1,182 @@
+"""Bodies of requests, read: the one place that does it, for every plane.
+
+    length = announced(request, most)                           refused by its length before a byte is read
+    body = await strangers.read(request, length)                of a sender who is not known yet
+    async with uploads.body(request, length, sender) as body:   of one who is, in memory that is lent
+    body = await whole(request, length)                         in memory that the caller has counted
+
+A body that stops coming, ends early or is not as long as it said is refused with a code of `wire.messages.STATUS`. Memory of a
+request that failed comes back at once: `let_go` empties the frames that an error's traceback holds on to.
+"""
+
+import asyncio
+import traceback
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import cast
+
+from starlette.requests import Request
+
+from sumus.http.room import IDLE_S, Room, Shares, near
+from sumus.text import whole_number
+from sumus.wire.messages import Refused, Window
+
+WINDOW_S, LEAST = 10.0, 160 * 2**10
+"""Every so many seconds bring at least so many bytes of a body, or the rest of it."""
+SMALL = 64 * 2**10
+"""The longest body that is read of somebody who has not shown yet who that is, in bytes."""
+FREE = 4 * 2**10
+"""So much of each of those is not counted: a connection costs as much, and connections are bounded."""
+STRANGERS = 32 * 2**20
+"""All of those together, in bytes, beyond what is free."""
+SOON: Window = (1.0, 10.0)
+
+
+def announced(request: Request, most: int) -> int:
+    """How long a body says that it is. Refused before it is read if that is too long, or if it is not said."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Refused("encoding", "bodies are sent as they are: leave Content-Encoding out")
+    length = whole_number(request.headers.get("content-length", ""))
+    if length is None:
+        raise Refused("length_required", "say Content-Length")
+    if length > most:
+        raise Refused("too_large", f"{length} bytes, and at most {most} are read here")
+    return length
+
+
+async def fill(request: Request, into: memoryview) -> None:
+    """Read a body of exactly this length. The memory is given back if it is refused."""
+    got = 0
+
+    def put(piece: bytes) -> None:
+        nonlocal got
+        into[got : got + len(piece)] = piece
+        got += len(piece)
+
+    try:
+        await _read(request, len(into), put)
+    except BaseException:
+        into.release()
+        raise
+
+
+async def whole(request: Request, length: int) -> bytes:
+    """A body of exactly this length."""
+    body = bytearray()
+    await _read(request, length, body.extend)
+    return bytes(body)
+
+
+class Strangers:
+    """Reads small bodies of senders who are not known yet: altogether no more than so many bytes, and of a neighbourhood no more
+    than its share. What has come is counted, not what was announced, so that announcing costs nobody anything.
+
+    Args:
+        most: bytes of all such bodies, beyond what is free of each.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._shares = Shares(most)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that are counted now."""
+        return self._shares.taken
+
+    async def read(self, request: Request, length: int) -> bytes:
+        """A body of exactly this length. Refused also with busy."""
+        body, counted, who = bytearray(), 0, near(source(request))
+
+        def put(piece: bytes) -> None:
+            nonlocal counted
+            more = max(len(body) + len(piece) - FREE, 0) - counted
+            if not self._shares.take(who, more):
+                raise Refused("busy", "too many bodies of senders who are not known are on their way", SOON)
+            counted += more
+            body.extend(piece)
+
+        try:
+            await _read(request, length, put)
+            return bytes(body)
+        finally:
+            self._shares.give(who, counted)
+
+
+class Uploads:
+    """Reads long bodies of senders who are known, into lent memory.
+
+    Args:
+        room: that lends it.
+    """
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._sending: set[str] = set()
+        self._tidying = False
+
+    @asynccontextmanager
+    async def body(self, request: Request, length: int, sender: str) -> AsyncGenerator[memoryview, None]:
+        """A body of exactly this length, for a block; the sender has no other until that ends. Refused also with busy."""
+        if sender in self._sending:
+            raise Refused("busy", "another report of this device is on its way: let it end first", (1.0, 5.0))
+        self._sending.add(sender)
+        try:
+            body = self._room.take(length, near(source(request)))
+            await fill(request, body)
+            yield body
+        finally:
+            self._sending.discard(sender)
+            self._tidy_soon()
+
+    def _tidy_soon(self) -> None:
+        if not self._tidying:
+            self._tidying = True
+            asyncio.get_running_loop().call_later(IDLE_S, self._tidy)
+
+    def _tidy(self) -> None:
+        self._tidying = False
+        if self._room.tidy():
+            self._tidy_soon()
+
+
+async def _read(request: Request, length: int, put: Callable[[bytes], None]) -> None:
+    """Hold a body to its length and to the least rate. put: is given each piece."""
+    loop, got, mark, more = asyncio.get_running_loop(), 0, LEAST, True
+    try:
+        async with asyncio.timeout(WINDOW_S) as window:
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused("malformed", "the connection ended before the body did")
+                piece, more = cast(bytes, message.get("body", b"")), bool(message.get("more_body", False))
+                got += len(piece)
+                if got > length:
+                    raise Refused("malformed", f"the body is longer than it said, which was {length} bytes")
+                put(piece)
+                if got >= mark:
+                    mark = got + LEAST
+                    window.reschedule(loop.time() + WINDOW_S)
+    except TimeoutError:
+        raise Refused("slow", f"less than {LEAST} bytes of the body came in {WINDOW_S:g} s") from None
+    if got < length:
+        raise Refused("malformed", f"the body has {got} bytes, and said {length}")
+
+
+def let_go(error: BaseException) -> None:
+    """Empty the frames that an error and the errors behind it hold on to, once all is said about them. Without that, a body that
+    a frame has named lives until the error does; and an error that a frame has named too, until a collection finds the circle."""
+    seen = set[int]()
+    behind: list[BaseException | None] = [error]
+    while behind:
+        one = behind.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        one.__traceback__ = None
+        behind += [one.__cause__, one.__context__]
+
+
+def source(request: Request) -> str:
+    """The address that a request comes from."""
+    return request.client.host if request.client is not None else ""

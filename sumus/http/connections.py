@@ -1,0 +1,385 @@
+"""Connections, bounded: how many there are, how long each may take over what it does, and how much of it waits in memory.
+
+    connections = Connections(10_000)
+    listener = Listener(socket, config, state, connections)          accepts from now on
+    connections.sweep(now)                                           now and then: ends those that are late
+    listener.close()
+
+uvicorn reads and writes HTTP. What it leaves open is bounded here:
+
+- a connection counts from when it is accepted, so one that never begins its TLS counts too, and ends after `HANDSHAKE_S`;
+- a head has `HEAD_S` and `MOST_HEAD` bytes, wherever it stands on a connection;
+- **a connection does one request at a time**: what is sent behind one that is not answered is not read, and the connection ends
+  after the answer;
+- an answer that its reader does not take is given up after `STALLED_S` without progress, and so is the end of a connection;
+- a body that nobody reads, since its request was refused, is read off for `LINGER_S` so that the answer arrives, and no longer.
+"""
+
+import asyncio
+import math
+import resource
+import socket
+import ssl
+import struct
+from collections import OrderedDict
+from typing import Any
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from sumus.http.answers import PIECE
+from sumus.http.room import Shares, near
+
+HEAD_S, MOST_HEAD = 10.0, 32 * 2**10
+"""Seconds for a request's line and headers to come, and their bytes, at most."""
+HANDSHAKE_S = 10.0
+"""Seconds for the handshake of TLS."""
+STALLED_S = 10.0
+"""Seconds for a reader to take what waits for it: at most a piece of an answer and as much again."""
+LINGER_S, LINGER_BYTES = 10.0, 32 * 2**20
+"""How long, and how much, is read of a body that is not wanted."""
+UNUSED_S = 1.0
+"""Seconds that a connection has had no request before it may have to give way to another."""
+MOST_CONNECTIONS = 16_384
+"""To one plane, at most."""
+ACCEPTED_AT_ONCE = 64
+"""Connections that are accepted before others have their turn."""
+FULL_S = 0.5
+"""Seconds for which none is accepted if the process may open no more files."""
+
+
+def files_for(most: int) -> int:
+    """So many connections, or as many as half of the files that the process may open."""
+    return max(min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2), 1)
+
+
+class Connections:
+    """The connections to one plane. A neighbourhood of addresses has its share of them in a shortage; one more than there may be
+    takes the place of the one that has waited longest for a request.
+
+    ended: connections that have ended since this was set to 0.
+
+    Args:
+        most: at any time.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.shares = Shares(most)
+        self.open = set[Connection]()
+        self.ended = 0
+        self._without_request: dict[str, OrderedDict[Connection, float]] = {}
+
+    def admit(self, who: str) -> bool:
+        """Count one more of a neighbourhood; False if there is no place for it."""
+        if self.shares.take(who, 1):
+            return True
+        full = self.shares.taken >= self.shares.most
+        waiting = self._without_request.get(next(iter(self._without_request), who) if full else who)
+        if not waiting:
+            return False
+        longest, since = next(iter(waiting.items()))
+        if longest.loop.time() < since + UNUSED_S:
+            return False
+        longest.give_up()
+        self.shares.add(who, 1)
+        return True
+
+    def leave(self, who: str) -> None:
+        """Count one less."""
+        self.shares.give(who, 1)
+        self.ended += 1
+
+    def has_no_request(self, one: "Connection") -> None:
+        """From now on it may have to give way."""
+        self._without_request.setdefault(one.who, OrderedDict())[one] = one.loop.time()
+
+    def has_request(self, one: "Connection") -> None:
+        """From now on it is left alone."""
+        if (waiting := self._without_request.get(one.who)) is not None:
+            waiting.pop(one, None)
+            if not waiting:
+                del self._without_request[one.who]
+
+    def sweep(self, now: float) -> None:
+        """End those that are late."""
+        for one in [one for one in self.open if one.is_late(now)]:
+            one.give_up()
+
+
+class Listener:
+    """Accepts connections on a socket, from its making on; each is counted before a byte of it is read.
+
+    Args:
+        listening: a socket that listens.
+        how: of the application that answers.
+        state: of the server whose connections they are.
+        connections: where they are counted.
+    """
+
+    def __init__(
+        self, listening: socket.socket, how: uvicorn.Config, state: ServerState, connections: Connections
+    ) -> None:
+        self._socket, self._how, self._state, self._connections = listening, how, state, connections
+        self._loop = asyncio.get_running_loop()
+        self._beginning = set[asyncio.Task[None]]()
+        listening.setblocking(False)
+        self._loop.add_reader(listening.fileno(), self._accept)
+        self._open = True
+
+    def close(self) -> None:
+        """Accept no more, and drop those that are still in their handshake."""
+        if self._open:
+            self._open = False
+            self._loop.remove_reader(self._socket.fileno())
+            for task in self._beginning:
+                task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait for those that were in their handshake."""
+        await asyncio.gather(*self._beginning, return_exceptions=True)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                one, address = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:
+                self._pause()
+                return
+            who = near(address[0])
+            if not self._connections.admit(who):
+                one.close()
+                continue
+            _prepare(one)
+            task = self._loop.create_task(self._begin(one, who))
+            self._beginning.add(task)
+            task.add_done_callback(self._beginning.discard)
+
+    def _pause(self) -> None:
+        self._loop.remove_reader(self._socket.fileno())
+        self._loop.call_later(FULL_S, self._resume)
+
+    def _resume(self) -> None:
+        if self._open:
+            self._loop.add_reader(self._socket.fileno(), self._accept)
+
+    async def _begin(self, one: socket.socket, who: str) -> None:
+        """Hand a connection to HTTP, once its TLS stands."""
+        made: Connection | None = None
+
+        def make() -> Connection:
+            nonlocal made
+            made = Connection(self._how, self._state, self._connections, who)
+            return made
+
+        secure = self._how.ssl
+        times = {} if secure is None else {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": STALLED_S}
+        try:
+            await self._loop.connect_accepted_socket(make, one, ssl=secure, **times)
+        except (OSError, ssl.SSLError, asyncio.CancelledError):
+            one.close()
+        finally:
+            if made is None or not made.begun:
+                self._connections.leave(who)
+            if made is not None and not made.begun:
+                made.forget()
+
+
+def _prepare(one: socket.socket) -> None:
+    """Let a connection send at once, and keep no more of an answer in the system than a little: the rest waits here, where it is
+    seen whether it goes."""
+    one.setblocking(False)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if (unsent := getattr(socket, "TCP_NOTSENT_LOWAT", None)) is not None:
+        one.setsockopt(socket.IPPROTO_TCP, unsent, 2 * PIECE)
+
+
+class Connection(HttpToolsProtocol):
+    """One connection, of which uvicorn reads requests one at a time.
+
+    begun: whether it stands, and counts itself out when it ends.  who: the neighbourhood that it is from.
+    """
+
+    def __init__(self, how: uvicorn.Config, state: ServerState, connections: Connections, who: str) -> None:
+        super().__init__(how, state, {})
+        self.who, self.begun = who, False
+        self._connections = connections
+        self._until, self._stalled = math.inf, math.inf
+        self._came = self._named = self._unwanted = 0
+        self._in_head = self._deaf = False
+        self._whole = True
+
+    # ── from the transport ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=PIECE)
+        self.begun = True
+        self._connections.open.add(self)
+        self._connections.has_no_request(self)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._count_out()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn has it, with bounds; and nothing is logged, since anybody can send nonsense."""
+        self._unset_keepalive_if_required()
+        if not self._is_wanted(len(data)):
+            return
+        awaited = self._in_head
+        parser: Any = self.parser
+        try:
+            parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._deaf = True  # what follows is in another protocol
+        except httptools.HttpParserError:
+            self._refuse()
+        if self._in_head and awaited:
+            self._came += len(data)
+            if self._came > MOST_HEAD:
+                self.give_up()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.time() + STALLED_S
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stalled = math.inf
+
+    # ── from the parser ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def on_message_begin(self) -> None:
+        if not self._answered():
+            raise _Unwanted("a request behind one that is not answered")
+        if not self._in_head:  # it begins in the piece that the one before ended in
+            self._await_head()
+        self._whole = False
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._grow(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            raise _Unwanted("headers behind a body")
+        self._grow(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._connections.has_request(self)
+        super().on_headers_complete()
+        self._in_head, self._until = False, math.inf
+        if self.expect_100_continue:
+            self.cycle.keep_alive = False  # a body that was not asked for will not come, and no other request can
+        if any(name == b"transfer-encoding" for name, _ in self.headers):
+            self._deaf = True  # no plane reads such bodies: each is refused by its head
+        self.flow.pause_reading()  # until somebody asks for the body
+
+    def on_body(self, body: bytes) -> None:
+        """As uvicorn has it, which would copy a piece twice before anybody sees it."""
+        if self.cycle.body or self.cycle.response_complete:
+            super().on_body(body)
+            return
+        self.cycle.body = body  # pyright: ignore[reportAttributeAccessIssue]
+        if len(body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        self._whole = True
+        super().on_message_complete()
+        if self._answered():
+            self._rest()
+
+    # ── from requests ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self.cycle.body = bytearray()
+        if self._whole and not self._deaf and not self.transport.is_closing():
+            self._rest()
+            return
+        self._until = self.loop.time() + LINGER_S
+        if self._whole:
+            self.transport.close()
+
+    # ── its end ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def is_late(self, now: float) -> bool:
+        """Whether it has taken too long over what it does."""
+        return self._until <= now or self._stalled <= now
+
+    def give_up(self) -> None:
+        """End it at once, whatever waits to be read or written."""
+        self._deaf = True
+        self._count_out()
+        if (at := self.transport.get_extra_info("socket")) is not None:  # the system, too, keeps nothing for its reader
+            at.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
+    def forget(self) -> None:
+        """Let go of the parser, which holds on to this connection as this does to it."""
+        self.parser = None  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _count_out(self) -> None:
+        if self in self._connections.open:
+            self._connections.open.discard(self)
+            self._connections.has_request(self)
+            self._connections.leave(self.who)
+
+    def _refuse(self) -> None:
+        """What came is no request, or is not wanted here."""
+        if not self._answered():
+            self._deaf = True
+        elif self._named > MOST_HEAD:
+            self.give_up()
+        else:
+            self._deaf, self._in_head = True, False
+            self.send_400_response("Invalid HTTP request received.")
+            self._until = self.loop.time() + LINGER_S
+
+    # ── what it does ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _is_wanted(self, more: int) -> bool:
+        """Whether so many bytes that come are to be parsed."""
+        unread = self._answered() and not self._whole and not self._in_head
+        if self._deaf or unread:
+            self._unwanted += more
+            if self._unwanted > LINGER_BYTES:
+                self.give_up()
+            return not self._deaf
+        if self._whole and self._answered() and not self._in_head:
+            self._await_head()
+        return True
+
+    def _await_head(self) -> None:
+        self._in_head, self._came, self._named = True, 0, 0
+        self._until = self.loop.time() + HEAD_S
+
+    def _rest(self) -> None:
+        """Nothing is under way. uvicorn closes a connection that stays so, and this ends one that does not close."""
+        self._unwanted = 0
+        self._until = self.loop.time() + self.timeout_keep_alive + LINGER_S
+        self._connections.has_no_request(self)
+
+    def _answered(self) -> bool:
+        """Whether no request waits for its answer."""
+        last: Any = self.cycle  # None, of a new connection
+        return last is None or last.response_complete
+
+    def _grow(self, more: int) -> None:
+        self._named += more
+        if self._named > MOST_HEAD:
+            raise _Unwanted("a head that is too long")
+
+
+class _Unwanted(Exception):
+    """What comes is not read: the parser is stopped with it."""

@@ -1,0 +1,91 @@
+"""Plans and models on their way to devices: in memory once, however many read them, or from their files."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from sumus.storage.blobs import Blobs
+from sumus.wire.messages import Refused, Window
+
+LARGE = 8 * 2**20
+"""Objects of up to so many bytes are sent from memory; larger ones from their files, if they have any."""
+MEMORY = 4 * LARGE
+"""Bytes of objects in memory, at most, if they have files besides."""
+SOON: Window = (1.0, 10.0)
+
+
+class HeldObject:
+    """An object in memory, for as long as somebody reads it or it is one of the last."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+
+
+class Objects:
+    """Reads objects for answers. All calls are from one event loop.
+
+    Args:
+        blobs: where they lie.
+        most: bytes of objects without a file that may be in memory; one that is longer may be there alone.
+        in_thread: calls a function with arguments in a thread, since a disk or a bucket keeps one waiting.
+    """
+
+    def __init__(self, blobs: Blobs, most: int, in_thread: Callable[..., Awaitable[Any]]) -> None:
+        self._blobs, self._most, self._in_thread = blobs, most, in_thread
+        self._recent: OrderedDict[str, HeldObject] = OrderedDict()
+        self._alive: WeakValueDictionary[str, HeldObject] = WeakValueDictionary()
+        self._coming: dict[str, tuple[asyncio.Future[HeldObject], int]] = {}
+
+    async def open(self, sha256: str) -> HeldObject | Path:
+        """An object, or its file. Refused: busy, if there is no room for it in memory now."""
+        if (found := self._here(sha256)) is not None:
+            return await found
+        path, size = await self._in_thread(self._look, sha256)
+        if (found := self._here(sha256)) is not None:
+            return await found
+        most = MEMORY if path is not None else self._most
+        if path is not None and size > LARGE:
+            return path
+        while self._recent and self._bytes() + size > most:
+            self._recent.popitem(last=False)
+        if self._bytes() + size <= most or not self._bytes():
+            return await self._load(sha256, size)
+        if path is None:
+            raise Refused("busy", "other models are being sent, and there is no memory for this one now", SOON)
+        return path
+
+    def _here(self, sha256: str) -> "asyncio.Future[HeldObject] | None":
+        """An object that is in memory, or comes."""
+        if (found := self._alive.get(sha256)) is not None:
+            self._remember(sha256, found)
+            known: asyncio.Future[HeldObject] = asyncio.get_running_loop().create_future()
+            known.set_result(found)
+            return known
+        return asyncio.shield(self._coming[sha256][0]) if sha256 in self._coming else None
+
+    def _look(self, sha256: str) -> tuple[Path | None, int]:
+        return self._blobs.path(sha256), self._blobs.size(sha256) or 0
+
+    def _bytes(self) -> int:
+        return sum(len(each.body) for each in self._alive.values()) + sum(size for _, size in self._coming.values())
+
+    def _load(self, sha256: str, size: int) -> "asyncio.Future[HeldObject]":
+        async def load() -> HeldObject:
+            try:
+                found = HeldObject(await self._in_thread(self._blobs.get, sha256))
+            finally:
+                del self._coming[sha256]
+            self._alive[sha256] = found
+            self._remember(sha256, found)
+            return found
+
+        coming = asyncio.ensure_future(load())
+        self._coming[sha256] = coming, size
+        return asyncio.shield(coming)
+
+    def _remember(self, sha256: str, found: HeldObject) -> None:
+        self._recent[sha256] = found
+        self._recent.move_to_end(sha256)
