@@ -35,9 +35,11 @@ from sumus.training.program import Program
 DEVICES, SPREAD, TARGET = 20, 10.0, 0.9
 FLOOR = sumus.Floor(contributors=2, rounds=10**6)
 CLIENT = sumus.sgd(lr=0.1, epochs=2, batch_size=10)
+CLIP = sumus.clip_by_global_norm(5.0)
+"""Longer than nearly all updates of this task."""
 PLANS = {
-    "synchronous, all 20": (sumus.fedavg(CLIENT, weight="uniform"), sumus.Pacing(20, deadline=120.0)),
-    "buffers of 5": (sumus.fedbuff(CLIENT), sumus.Pacing(5, concurrency=20, deadline=120.0)),
+    "synchronous, all 20": (sumus.fedavg(CLIENT, CLIP, weight="uniform"), sumus.Pacing(20, deadline=120.0)),
+    "buffers of 5": (sumus.fedbuff(CLIENT, CLIP), sumus.Pacing(5, concurrency=20, deadline=120.0)),
 }
 
 

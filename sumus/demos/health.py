@@ -54,6 +54,8 @@ def experiment() -> sumus.Experiment:
     )
     algorithm = sumus.fedavg(
         client=sumus.sgd(lr=0.05, epochs=2, batch_size=16),
+        update=sumus.clip_by_global_norm(0.3),  # about the length of a person's update
+        cap=150,
         server=sumus.optimizers.averaged(sumus.optimizers.adam(lr=0.02, bias_correction=True), decay=0.8),
     )
     return sumus.Experiment(

@@ -1,5 +1,6 @@
 """A server in this process, and the parties that speak to it: honest devices, edges that a test speaks for, and attackers."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -55,6 +56,13 @@ class Parties:
         works = [device.work(self.plan) for device in devices]
         assert all(work is not None for work in works)
         return [work for work in works if work is not None]
+
+    def let_rest(self, device: ScriptedDevice) -> None:
+        """Wait until a device that let its place go may have another: here it held the place for a moment only."""
+        with self.run.store.transaction() as rows:
+            known = rows.device(device.id)
+        if known is not None:
+            time.sleep(max(0.0, known.rests_until - self.server.clock()))
 
     def settled(self) -> int:
         """The newest model's version, once all is done that is to do."""

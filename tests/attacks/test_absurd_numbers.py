@@ -27,7 +27,7 @@ from sumus.node.readings import BadReading
 from sumus.operations.access import origin
 from sumus.operations.commands import without_secret
 from sumus.operations.service import Service, Where, open_service
-from sumus.server import device_plane
+from sumus.server import objects
 from sumus.storage.blobs import open_blobs
 from sumus.transport.http import HttpTransport
 from sumus.transport.inprocess import InProcess
@@ -53,7 +53,7 @@ def model(
 ) -> Iterator[tuple[InProcess, str, bytes]]:
     """A device plane that gives an object out of memory, or out of its file; the object's path, and its bytes."""
     if request.param == "from a file":
-        monkeypatch.setattr(device_plane, "LARGE", 0)
+        monkeypatch.setattr(objects, "LARGE", 0)
     body = service.server.tasks[0].training.plan_body
     with InProcess(service.device_app) as network:
         yield network, f"/v1/objects/{body.sha256}", service.blobs.get(body.sha256)

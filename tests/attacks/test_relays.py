@@ -92,6 +92,7 @@ def test_what_a_device_signed_for_its_edge_before_it_moved_is_of_no_use(tmp_path
         (told,) = left.relay(mover, serial=1)
         ended = Ended("tiny", "train", mover.id, "s1", "other")
         left.requests.relay(RelayRequest(1, (), (ended,)))
+        them.let_rest(mover)
         assert given(right.relay(mover, serial=2)) == [True], "control: a device that moves is given work"
         right.requests.relay(RelayRequest(1, (), (msgspec.structs.replace(ended, session="s2"),)))
         them.server.replica.leases.forget_serial(mover.id)  # as after a restart of the server
@@ -107,6 +108,7 @@ def test_control_a_device_that_enrols_at_the_server_itself_leaves_its_place_at_t
         edge.requests.relay(RelayRequest(1, (), (Ended("tiny", "train", mover.id, "s1", "other"),)))
         mover.enrol(them.token())
         mover.serial = 1
+        them.let_rest(mover)
         assert mover.work(them.plan) is not None
         assert given(edge.relay(them.stranger())) == [True]
 

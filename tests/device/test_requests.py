@@ -62,7 +62,7 @@ def test_messages_carry_a_digest_only_if_they_are_long() -> None:
     Requests(sent, KEY, "people").check_in(asked)  # pyright: ignore[reportArgumentType]
     assert "Sumus-Digest" not in sent.headers
     sent = Recorded(RelayAnswer(()))
-    many = tuple(Relayed(f"{number:064x}", asked) for number in range(250))
+    many = tuple(Relayed(f"{number:064x}", "A" * 43, write(asked).decode(), "A" * 86) for number in range(250))
     Requests(sent, KEY, "people").relay(RelayRequest(250, many))  # pyright: ignore[reportArgumentType]
     assert len(sent.body) > MAX_UNDIGESTED
     assert sent.headers["Sumus-Digest"] == hashlib.sha256(sent.body).hexdigest()
