@@ -11,7 +11,7 @@ from sumus.errors import ExperimentError
 from sumus.operations.backup import back_up, restore
 from sumus.operations.service import Conduct, Service, Where, open_service, reconcile
 from sumus.transport.inprocess import InProcess
-from sumus.wire.messages import Assignment
+from sumus.wire.messages import Assignment, Refused
 from tests.server.devices import ScriptedDevice, tiny, train_round, update_of
 
 PLAN = tiny().plan
@@ -176,8 +176,8 @@ def test_a_round_whose_key_is_lost_ends_and_says_so(tmp_path: Path) -> None:
     with served(data) as (service, transport):
         again = remembered(service, devices, transport)
         assert works[2] is not None
-        again[2].abort(works[2])
-        settle(service)
+        with pytest.raises(Refused, match="closed"):
+            again[2].report(works[2], update_of(PLAN, 2))
         training = service.server.tasks[0].training
         assert "the key of round 0 does not open" in training.trouble
         assert training.coordinator.paused
