@@ -164,21 +164,20 @@ class Algorithm:
         Its `centre` stands for the weighted mean: times the summed weight, it is divided like a sum.
         """
         centre = self.aggregator.centre
-        alone = [one for one in ones if all(int(weight) > 0 for weight in one.weights.values())]
-        if centre is None or len(alone) < max(1, self.aggregator.least):
+        if centre is None or len(ones) < max(1, self.aggregator.least):
             return {}
-        weights = {part: np.sum([one.weights[part] for one in alone], axis=0) for part in alone[0].weights}
+        weights = {part: np.sum([one.weights[part] for one in ones], axis=0) for part in ones[0].weights}
         contributions = [
             {part: over(tree, int(one.weights[part])) for part, tree in self._values(one, task, sums, seed).items()}
-            for one in alone
+            for one in ones
         ]
-        chosen = centre(contributions, {part: [int(one.weights[part]) for one in alone] for part in weights})
+        chosen = centre(contributions, {part: [int(one.weights[part]) for one in ones] for part in weights})
         if set(chosen) != set(weights):
             raise UsageError(
                 f"the centre of {self.aggregator!r} gave {sorted(chosen)}, and the parts are {sorted(weights)}"
             )
         totals = {part: times(tree, int(weights[part])) for part, tree in chosen.items()}
-        return self._divided(totals, weights, len(alone), task, population)
+        return self._divided(totals, weights, len(ones), task, population)
 
     def as_sum(
         self,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sumus.aggregate import METRIC_BITS, Aggregate, Fixed, Part, RunningSum, Update, mean
-from sumus.errors import DivergedError, ParticipantError, PlanError
+from sumus.errors import DivergedError, EmptyError, ParticipantError, PlanError
 from sumus.fixed_point import FixedPoint
 from sumus.staleness import polynomial
 
@@ -32,7 +32,7 @@ def floats32() -> st.SearchStrategy[float]:
 def updates(draw: st.DrawFn) -> Update:
     matrix = np.array(draw(st.lists(floats32(), min_size=4, max_size=4)), np.float32).reshape(2, 2)
     bias = np.array(draw(st.floats(-SUMS.bound, SUMS.bound)), np.float64)
-    examples = draw(st.one_of(st.sampled_from([0, 1, 2**16, 2**16 + 1, 2**30]), st.integers(0, 2**16)))
+    examples = draw(st.one_of(st.sampled_from([1, 2**16, 2**16 + 1, 2**30]), st.integers(1, 2**16)))
     metrics = draw(
         st.dictionaries(
             st.sampled_from(["loss", "accuracy"]), st.tuples(st.floats(-1e6, 1e6), st.integers(0, 10**6)), max_size=2
@@ -134,10 +134,9 @@ def test_a_zero_update_counts_as_a_person_and_changes_no_sum() -> None:
     assert (int(total.count), int(total.weights["params"])) == (2, 8)
 
 
-def test_a_client_without_examples_weighs_nothing() -> None:
-    total = SUMS.encode(one([1.0], examples=0), PARTS[:1])
-    assert total.sums["params"]["w"].tolist() == [0]
-    assert (int(total.count), int(total.weights["params"])) == (1, 0)
+def test_a_client_without_examples_is_no_contributor() -> None:
+    with pytest.raises(EmptyError, match="'alice': its update is of 0 examples"):
+        SUMS.encode(one([1.0], examples=0), PARTS[:1])
 
 
 @given(st.lists(aggregates(), max_size=8))

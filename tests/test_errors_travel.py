@@ -11,6 +11,7 @@ from sumus.errors import (
     BeyondBoundError,
     DataError,
     DivergedError,
+    EmptyError,
     ExperimentError,
     Interrupted,
     ParticipantError,
@@ -32,6 +33,7 @@ EXAMPLES: list[SumusError] = [
     ParticipantError(None, "too large"),
     BeyondBoundError("alice", "too large"),
     DivergedError(7, "params", "fc.weight"),
+    EmptyError("alice", "its update is of 0 examples"),
     Interrupted("stopped", history=[1, 2], checkpoint={"a": 1}),
     Interrupted("stopped"),
 ]

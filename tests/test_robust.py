@@ -14,7 +14,7 @@ import sumus
 from sumus import robust
 from sumus.aggregate import Aggregate, Aggregator, Part, RunningSum, mean
 from sumus.algorithm import Algorithm
-from sumus.errors import PlanError, UsageError
+from sumus.errors import EmptyError, PlanError, UsageError
 from sumus.fixed_point import FixedPoint
 from sumus.rng import generator
 from sumus.task import Description, Leaf
@@ -288,11 +288,11 @@ def test_with_too_few_contributors_the_round_is_void(name: str) -> None:
     assert by.step(few, state) is state
 
 
-def test_a_client_without_weight_is_no_contributor() -> None:
-    """It has no examples: neither one of the three that are needed, nor a value among theirs."""
+def test_a_client_without_examples_is_refused_and_no_contributor() -> None:
+    """It is neither one of the three that are needed, nor a value among theirs."""
     by, clients = algorithm(robust.trimmed_mean(WEIGHED, attackers=1)), drawn(4, 0)
-    assert combined(by, clients, [5, 0, 5, 0]) == {}
-    close(combined(by, clients, [5, 0, 7, 9]), combined(by, [clients[0], *clients[2:]], [5, 7, 9]), atol=0)
+    with pytest.raises(EmptyError, match="a client without examples is no contributor"):
+        combined(by, clients, [5, 0, 7, 9])
 
 
 def test_a_sum_of_too_few_is_void_too() -> None:
