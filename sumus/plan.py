@@ -394,9 +394,7 @@ def _trusts_devices(plan: Plan) -> str | None:
         return None
     remedies: list[str] = []
     if found.length is None:
-        remedies.append(
-            "put clip_by_global_norm(...) into the update's chain, before any rotate and quantize"
-        )
+        remedies.append("put clip_by_global_norm(...) into the update's chain, before any rotate and quantize")
     if plan.example_cap is None:
         remedies.append('let clients weigh alike (weight="uniform"), or name the most examples that count (cap=)')
     step = (

@@ -54,7 +54,8 @@ def experiment() -> sumus.Experiment:
     )
     algorithm = sumus.fedavg(
         client=sumus.sgd(lr=0.05, epochs=2, batch_size=16),
-        update=sumus.clip_by_global_norm(0.15),  # shorter than most updates: no person moves the model further than another
+        # shorter than most updates, so that no person moves the model further than another
+        update=sumus.clip_by_global_norm(0.15),
         cap=150,
         server=sumus.optimizers.averaged(sumus.optimizers.adam(lr=0.02, bias_correction=True), decay=0.8),
     )

@@ -133,8 +133,8 @@ class Cut:
     def request(self, method: str, path: str, body: bytes = b"", *more: Any) -> Answer:
         if self.cut:
             raise Unreachable("the line is cut")
+        self.requests.append((method, path, body))  # before anybody sees what comes of it
         answer = self.inner.request(method, path, body, *more)
-        self.requests.append((method, path, body))
         if self.loses_answers and method == "PUT":
             raise Unreachable("the answer is lost")
         return answer
