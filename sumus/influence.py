@@ -38,11 +38,12 @@ class Influence:
     def __str__(self) -> str:
         share = "over 99.99%" if self.share > 0.9999 else f"{self.share:.2%}"
         share += f" of a sum of {self.contributors}"
+        others = "".join(f"; it moves a number of `{name}` by at most {by:.4g}" for name, by in self.others.items())
         if self.length is None:
-            return f"{share}, and no clip bounds how far that moves the model"
+            return f"{share}, and no clip bounds how far that moves the model{others}"
         if self.step is None:
-            return f"{share}, with an update at most {self.length:.4g} long"
-        return f"{share}, which moves the mean by at most {self.step:.4g}"
+            return f"{share}, with an update at most {self.length:.4g} long{others}"
+        return f"{share}, which moves the mean by at most {self.step:.4g}{others}"
 
 
 def influence_of(

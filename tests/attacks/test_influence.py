@@ -296,6 +296,7 @@ def test_parts_outside_the_chain_have_bounds_of_their_own() -> None:
     control = next(part for part in made.algorithm.aggregator.parts if part.name == "control")
     assert made.influence.step == pytest.approx(0.1)
     assert made.influence.others == {"control": control.bound / 10}  # type: ignore[operator]
+    assert "it moves a number of `control` by at most 6554" in str(made.influence)
     nova = plan(sumus.fednova(sumus.sgd(lr=0.5, steps=4), CLIP, cap=10))
     (steps,) = (part for part in nova.algorithm.aggregator.parts if part.name == "steps")
     assert steps.bound == 4.0
