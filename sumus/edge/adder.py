@@ -28,7 +28,7 @@ from sumus.site import Edges
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
 from sumus.storage.store import Store
-from sumus.wire.messages import AbortReason, Assignment, CheckInAnswer, CheckInRequest, Kind, Released, Served
+from sumus.wire.messages import Assignment, CheckInAnswer, CheckInRequest, EndReason, Kind, Released, Served
 from sumus.wire.reports import encode_sum
 
 MOST = 1_000_000
@@ -42,7 +42,7 @@ ASKING = (0.3, 1.0)
 NOT_NOW = Later(ASKING, "asking")
 MOST_OBJECTS = 12
 """Plans and models that are kept for devices to fetch."""
-REASONS = frozenset(get_args(AbortReason))
+REASONS = frozenset(get_args(EndReason))
 ASK_AGAIN = 5.0
 """Seconds after which a check-in that is held here is passed on again, though its window is longer: it goes up with others."""
 MOST_SENT_AWAY = 100_000
@@ -127,9 +127,9 @@ class Relay:
         self._next = min(left, default=math.inf)
         return True
 
-    def note_ended(self, task: str, kind: Kind, sessions: Iterable[str], reason: str = "other") -> None:
-        """No report will come of these."""
-        said = reason if reason in REASONS else "other"
+    def note_ended(self, task: str, kind: Kind, sessions: Iterable[str], reason: str = "edge") -> None:
+        """No report will come of these. reason: "edge" if that is not their devices' doing."""
+        said = "edge" if reason == "closed" else reason if reason in REASONS else "other"
         self.ended |= {(task, kind, session): said for session in sessions}
         if self.ended:
             self.wake()
@@ -288,7 +288,7 @@ class AdderRun(Run):
     def tick(self, now: float) -> None:
         self.changes += self._relay.is_due(now)  # who is held may ask again
         self._relay.note_members(self.coordinator.population)
-        self._take_back(lambda granted: now - granted.since > PICK_UP)
+        self._take_back(lambda granted: now - granted.since > PICK_UP, "other")
         self._pace(now)
         super().tick(now)
         self._pace(now)  # of a round that has just begun
@@ -390,12 +390,12 @@ class AdderRun(Run):
         self.carry_out(self.coordinator.drop(out, "closed", now), now)
         super().tick(now)
 
-    def _take_back(self, which: Callable[[Granted], bool]) -> None:
-        """Give back work that nobody has fetched."""
+    def _take_back(self, which: Callable[[Granted], bool], reason: str = "edge") -> None:
+        """Give back work that nobody has fetched. reason: "edge" if that is not their devices' doing."""
         granted = self._relay.granted
         for device in [device for device, each in granted.items() if self._is_mine(each) and which(each)]:
             gone = granted.pop(device)
-            self._relay.note_ended(self.task, self.kind, [f"{device}/{gone.work.session}"])
+            self._relay.note_ended(self.task, self.kind, [f"{device}/{gone.work.session}"], reason)
 
     def _waiting(self) -> int:
         """Work of this run that waits to be fetched."""
@@ -412,7 +412,9 @@ class AdderRun(Run):
             return
         expected = row.given - row.dropped + self._waiting()
         awaited = not self._full and (not expected or now - self._latest < self._linger)
-        cohort = max(1, expected, self._most() if awaited else 0)
+        cohort = min(
+            self.most_together, max(1, expected, self._most() if awaited else 0)
+        )  # more would be refused above
         deadline = None if purpose.ends is None else max(1e-3, purpose.ends - row.since)
         if row.given and not expected and not awaited:  # all have let their places go, and nobody comes any more
             deadline = 1e-3

@@ -206,6 +206,8 @@ class SiteRun(AdderRun):
             super().refused(number, why, now)
         elif self.sums_to_send.pop(number, None) is not None:
             self.trouble = f"the sum of rounds up to {number} was not counted above: {why}"
+            if self._standing is not None:
+                self._relay.note_ended(self.task, self.kind, self._standing.sessions)
             self._forget()
             self.tick(now)
 

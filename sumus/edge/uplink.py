@@ -30,10 +30,10 @@ from sumus.wire.messages import (
     AGAIN,
     MAX_RELAY,
     MOST_RELAYED,
-    AbortReason,
     Body,
     CheckInAnswer,
     Ended,
+    EndReason,
     Kind,
     Refused,
     RelayedAnswer,
@@ -204,7 +204,7 @@ class Uplink:
             return
         asked = tuple(each.signed for each in taken.asked.values() if each.signed is not None)
         ended = tuple(
-            Ended(task, kind, *_parts(session), cast(AbortReason, reason))
+            Ended(task, kind, *_parts(session), cast(EndReason, reason))
             for (task, kind, session), reason in taken.ended.items()
         )
         answers = self._requests.relay(RelayRequest(taken.members, asked, ended)).answers

@@ -183,7 +183,7 @@ UP, DOWN = 1.35, 0.9
 """Factors of what work takes, after a report that took longer, and one that did not. They balance where three of four do not."""
 MOMENT = 1e-3
 """Seconds that any work takes at least."""
-NO_FAULT = frozenset({"closed", "withdrawn", "revoked"})
+NO_FAULT = frozenset({"closed", "withdrawn", "revoked", "edge"})
 """Reasons why a session ends that are not its device's doing."""
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────

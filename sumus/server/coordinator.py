@@ -418,10 +418,12 @@ def _with_durations(run: Run, decision: Decision, facts: Facts) -> Run:
     """What the reports that are answered now say of how long such work takes, whether they are counted or not. Nothing is learnt
     from work during which another led."""
     answered = {action.session for action in decision.actions if isinstance(action, Accept | Refuse)}
-    for session in decision.sessions:
-        if session.id in answered and session.began >= run.led:
+    heard = set[str]()
+    for session in sorted(decision.sessions, key=lambda session: session.began):
+        if session.id in answered and session.began >= run.led and session.parent not in heard:
             seconds = facts.now - session.began
             if session.parent:
+                heard.add(session.parent)  # an edge's sum of many says once how long its work takes
                 run = changed(run, takes_by_edge=learnt(run.takes_by_edge, seconds))
             else:
                 run = changed(run, takes=learnt(run.takes, seconds))

@@ -670,7 +670,7 @@ class EvaluationRun(Run):
         histograms = {name: histograms[name] for name in enough}
         measured = {
             "means": means,
-            "medians": medians_of(histograms),
+            "medians": medians_of(histograms, self.hop),
             "histograms": histograms,
             "devices": int(total.count),
         }

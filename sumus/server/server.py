@@ -64,6 +64,8 @@ TAKEN_OVER = "another server has taken over this database: stop one of the two"
 KINDS: tuple[Kind, ...] = ("train", "evaluate")
 AGAIN = (1.0, 3.0)
 """The window to come back in where storage fails."""
+ELSEWHERE = (20.0, 60.0)
+"""The window to come back in, of a device whose other work is in the hands of an edge, or that has left its edge with some."""
 SOON = (0.1, 0.3)
 """And for what another server may have made just now."""
 MOST_HELD = 4096
@@ -634,14 +636,23 @@ class Server:
     def _may(self, run: Run, task: ServedTask, one: _Asking, now: float) -> bool:
         """Whether a run may give this device work: not where the same request was given other work before."""
         out = self._out.get(one.device)
-        if out is not None and out[2] >= one.request.serial and out[0] is not run:
-            return False
+        if out is not None and out[0] is not run:
+            if out[2] >= one.request.serial:
+                return False
+            if self._is_of_another(out[0], out[1], one.parent, now):  # new work would spoil the sum that this is in
+                self._note_later(one, Later(ELSEWHERE, "parent"))
+                return False
         if task.keeps_state and not one.request.keeps_state:
             return False
         later = run.admits(one.asked, now)
         if later is not None:
             self._note_later(one, later)
         return later is None
+
+    def _is_of_another(self, run: Run, session: str, parent: str, now: float) -> bool:
+        """Whether a report of this session may still come, and through somebody else than this parent."""
+        held = run.coordinator.session(session)
+        return held is not None and held.parent != parent and outcome(held, run.coordinator.facts(now)) == "unknown"
 
     def _not_again(self, run: Run, asked: Sequence[_Asking], now: float) -> list[_Asking]:
         """Check-ins of devices that did not take the place of one that was counted, and left.

@@ -176,6 +176,8 @@ AbortReason: TypeAlias = Literal[
     "stopped",
     "other",
 ]
+EndReason: TypeAlias = Literal[AbortReason, "edge"]
+"""Why no report of an edge's device comes: as in an Abort, or the edge ended the work, which is not its device's doing."""
 
 
 # ── edges ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -223,7 +225,7 @@ class Ended(msgspec.Struct, frozen=True):
     kind: Kind
     device: Hash
     session: Word
-    reason: AbortReason
+    reason: EndReason
 
 
 class RelayRequest(msgspec.Struct, frozen=True):
