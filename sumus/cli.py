@@ -349,9 +349,9 @@ def packed(file: str, seed: int | None) -> "Bundle":
     plan, population, own_seed = load_plan(file)
     report = check_plan(plan, population)
     plan = plan.with_data(report.data).for_devices()
-    for rule, message in plan.violations("deployed"):
-        if rule == "trusts-devices":
-            raise PlanError(rule, f"{message}. Here {report.updates.proposal()}")
+    broken = dict(plan.violations("deployed"))
+    if set(broken) - {"needs-each-update"} == {"trusts-devices"}:
+        raise PlanError("trusts-devices", f"{broken['trusts-devices']}. Here {report.updates.proposal()}")
     plan.check_deployable(spools=True)  # whether a server does is its own choice
     return Bundle(plan, Program(cast(Any, plan.task), seed=own_seed if seed is None else seed).initial)
 

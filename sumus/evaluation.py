@@ -17,6 +17,7 @@ from sumus.aggregate import Aggregate, Part, Update
 from sumus.errors import ParticipantError
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
+from sumus.metrics import Range
 from sumus.task import Description
 from sumus.types import Floats
 
@@ -62,18 +63,24 @@ def evaluation_of(total: Aggregate, hop: FirstHop) -> tuple[dict[str, float], di
     return total.metric_means(), {name: [round(n) for n in leaf.tolist()] for name, leaf in counted.items()}
 
 
-def medians_of(histograms: Mapping[str, Sequence[int]]) -> dict[str, tuple[float | None, float | None]]:
+def medians_of(histograms: Mapping[str, Sequence[int]], hop: FirstHop) -> dict[str, tuple[float | None, float | None]]:
     """By metric, the edges of the bin in which the median device lies; None for an end that is open.
+
+    The outer bins take what lies beyond them too, unless the metric's range ends there.
 
     One device moves a mean by its share of the sum, however far its figure is off. It moves the median by one device at most.
     """
     found: dict[str, tuple[float | None, float | None]] = {}
+    ranges = dict(zip(hop.metrics, hop.ranges, strict=bool(hop.ranges)))
     for name, bins in histograms.items():
         if total := sum(bins):
             middle = int(np.searchsorted(np.cumsum(bins), (total + 1) // 2))
-            edges = edges_of(name)
-            low, high = float(edges[middle]), float(edges[middle + 1])
-            found[name] = low, high if math.isfinite(high) else None
+            low, high = (float(edge) for edge in edges_of(name)[middle : middle + 2])
+            within = ranges.get(name, Range())
+            found[name] = (
+                None if middle == 0 and within.low != low else low,
+                None if middle == BINS - 1 and within.high != high else high,
+            )
     return found
 
 

@@ -134,7 +134,7 @@ class FirstHop:
 
     def largest(self, part: Part, count: int) -> int:
         """The largest |integer| that a sum of so many updates can hold in a part's leaves."""
-        weight = part.largest_weight(self.sums.max_weight) if self._multiplies(part) else 1
+        weight = self._most_weight(part) if self._multiplies(part) else 1
         if part.in_chain and self.code_bits is not None:
             return count * weight * self.rounds * (2 ** (self.code_bits - 1) - 1)
         bound = self.sums.bound if part.bound is None else part.bound
@@ -196,8 +196,11 @@ class FirstHop:
             yield part, sum(math.prod(shape) for _, shape in leaves)
 
     def _most_weight(self, part: Part) -> int:
-        counted = self.sums.max_weight if self.weight_cap is None else max(self.weight_cap, self.sums.max_weight)
-        return part.largest_weight(counted)
+        """The most that one report weighs in a part."""
+        cap, most = self.weight_cap, self.sums.max_weight
+        if cap is None:
+            return part.largest_weight(most)
+        return part.largest_weight(min(cap, most) if self._multiplies(part) else cap)
 
     def _multiplies(self, part: Part) -> bool:
         """Whether a part's weight multiplies here, and not on the device."""
@@ -268,7 +271,7 @@ class FirstHop:
             if count and name in ranges and not ranges[name].holds(value, count):
                 raise BeyondBoundError(
                     update.client,
-                    f"metric {name!r} has a mean of {value / count:g}, which lies {ranges[name]} on every client",
+                    f"metric {name!r} has a mean of {value / count:g}, and on any client it is {ranges[name]}",
                 )
 
     def _check_summed_metrics(self, total: Aggregate, sender: object, count: int) -> None:
@@ -278,8 +281,10 @@ class FirstHop:
             if max(-int(pair.min()), int(pair.max())) > most or not 0 <= int(pair[1]) <= counts:
                 raise BeyondBoundError(sender, f"metric {name!r} is beyond what {count} reports add up to")
             value = math.ldexp(float(pair[0]), -METRIC_BITS)
-            if name in ranges and not ranges[name].holds(value, int(pair[1])):
-                raise BeyondBoundError(sender, f"metric {name!r} has a mean that lies {ranges[name]} on every client")
+            if name in ranges and not ranges[name].holds(value, int(pair[1]), count):
+                raise BeyondBoundError(
+                    sender, f"the mean of metric {name!r} is out of range: on any client it is {ranges[name]}"
+                )
 
     def _check_form(self, update: Update) -> None:
         if set(update.parts) != (counted := {part.name for part in self.parts}):

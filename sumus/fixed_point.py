@@ -173,7 +173,11 @@ class FixedPoint:
             if part.bound is None:
                 said += f"plan's bound {limit:g}; lower the learning rate, clip the update, or raise the bound: "
                 return BeyondBoundError(client, said + "Plan(sums=FixedPoint.fit(..., bound=))")
-            said += f"bound {limit:g} of that part; lower the learning rate, or scale the inputs"
+            said += f"bound {limit:g} of that part; "
+            if part.content == "scalar":
+                said += "raise that bound where the algorithm is made (fednova(most_steps=), Part(bound=))"
+            else:
+                said += "lower the learning rate, or scale the inputs"
             return BeyondBoundError(client, said)
         raise AssertionError("a block reaches further than every leaf")
 

@@ -42,7 +42,7 @@ class Influence:
         if self.length is None:
             return f"{share}, and no clip bounds how far that moves the model{others}"
         if self.step is None:
-            return f"{share}, with an update at most {self.length:.4g} long{others}"
+            return f"one update of {self.contributors}, at most {self.length:.4g} long, for its aggregator to weigh{others}"
         return f"{share}, which moves the mean by at most {self.step:.4g}{others}"
 
 
@@ -61,20 +61,21 @@ def influence_of(
     parts = {part.name: part for part in algorithm.parts(task)}
     shares = {name: _share(part, algorithm, sums, contributors) for name, part in parts.items()}
     reaches = {name: _reach(part, sums, length) for name, part in parts.items()}
-    on_device = algorithm.update.weight_cap is not None and parts["params"].in_chain
-    shortest = 1 / contributors if on_device else shares["params"]  # a clipped update counts most with the least weight
+    factors = dict(shares)
+    if algorithm.update.weight_cap is not None and parts["params"].in_chain:
+        # The device multiplied before it clipped, so that its part of the sum is at most C whatever it weighs. It moves the
+        # mean furthest if the divisor is smallest: with weight 1.
+        factors["params"] = 1 / parts["params"].divisor(contributors, contributors, contributors)
     step = None
     if reaches["params"] is not None and not algorithm.aggregator.needs_each_update:
-        known = {
-            name: (shares[name] if name != "params" else shortest, reach or 0.0) for name, reach in reaches.items()
-        }
+        known = {name: (factors[name], reach or 0.0) for name, reach in reaches.items()}
         step = algorithm.aggregator.longest(known) * rounds
     others = {name: shares[name] * (reach or 0.0) for name, reach in reaches.items() if name != "params"}
-    return Influence(contributors, shares["params"], reaches["params"], step, others)
+    return Influence(contributors, min(1.0, shares["params"]), reaches["params"], step, others)
 
 
 def _share(part: Part, algorithm: Algorithm, sums: FixedPoint, contributors: int) -> float:
-    """The largest share of a part's divisor that one client has."""
+    """The largest weight of one client over a part's divisor: above 1 where the divisor does not count that weight."""
     cap, multiplies = algorithm.update.weight_cap, algorithm.update.weight_cap is None or not part.in_chain
     counted = sums.max_weight if cap is None else cap
     weight = part.largest_weight(min(counted, sums.max_weight) if multiplies else counted)

@@ -32,10 +32,12 @@ class Range:
         for side in (self.low, self.high):
             if side is not None:
                 expect_number(side, -1e100, 1e100, "a side of a range")
+        if self.low is not None and self.high is not None and not self.low < self.high:
+            raise PlanError("positive", f"a range from {self.low} to {self.high}: the first must be below the second")
 
-    def holds(self, total: float, count: int) -> bool:
-        """Whether a sum over `count` examples has its mean in the range, up to the rounding of a long sum."""
-        slack = 1e-6 * max(1.0, abs(total))
+    def holds(self, total: float, count: int, reports: int = 1) -> bool:
+        """Whether a sum over `count` predictions, of so many reports, has its mean in the range, up to rounding."""
+        slack = 2e-6 * max(float(reports), abs(total))
         return (self.low is None or total >= self.low * count - slack) and (
             self.high is None or total <= self.high * count + slack
         )
@@ -61,11 +63,10 @@ def ranged(low: float | None, high: float | None) -> Callable[[M], M]:
         low: the smallest mean; None if there is none.
         high: the largest mean; None if there is none.
     """
-    if low is not None and high is not None and not low < high:
-        raise PlanError("positive", f"ranged({low}, {high}): the first must be below the second")
+    marked = Range(None if low is None else float(low), None if high is None else float(high))
 
     def mark(metric: M) -> M:
-        cast(Any, metric).range = (low, high)
+        cast(Any, metric).metric_range = marked
         return metric
 
     return mark
@@ -73,8 +74,8 @@ def ranged(low: float | None, high: float | None) -> Callable[[M], M]:
 
 def range_of(metric: Any) -> Range:
     """The range that a metric or a loss is marked with; `(None, None)` without one."""
-    low, high = getattr(metric, "range", None) or (None, None)
-    return Range(None if low is None else float(low), None if high is None else float(high))
+    found = getattr(metric, "metric_range", None)
+    return found if isinstance(found, Range) else Range()
 
 
 def is_lower_better(name: str, metric: Any) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from sumus.aggregate import Part
 from sumus.algorithm import Algorithm
 from sumus.errors import PlanError, expect
 from sumus.first_hop import SLACK, FirstHop
@@ -32,6 +33,8 @@ from sumus.types import Json
 FORMAT = 1
 _MAX_JSON = 16 * 2**20
 ADDING = Edges()
+MOST_VALUE = 2.0**8
+"""The largest |value| that the sums of a plan hold, if nothing says otherwise."""
 MOST_WEIGHT = 2**16
 """The most that one client weighs in a plan that names no cap."""
 OVER_SELECT = 1.3
@@ -94,7 +97,11 @@ class Plan:
         pacing = self.pacing
         if pacing.over_select is None and not pacing.buffered:
             pacing = replace(pacing, over_select=OVER_SELECT)
-        sums = FITTED if self.sums == self._fitted() else self.sums
+        sums, own = self.sums, FixedPoint.fit(self.sums.max_count, self.sums.max_weight, self.sums.bound)
+        if sums == self._fitted():
+            sums = FITTED
+        elif sums == own and sums.max_count < pacing.chosen:  # an edge's sum may be of all who are chosen
+            sums = FixedPoint.fit(pacing.chosen, sums.max_weight, sums.bound)
         return replace(self, pacing=pacing, sums=sums, trusts_devices=bool(self.trusts_devices))
 
     @property
@@ -106,13 +113,24 @@ class Plan:
     @property
     def example_cap(self) -> int | None:
         """The most examples that one client's weight counts, 1 if all clients weigh alike; None if the plan names no cap."""
-        params = next(part for part in self.algorithm.aggregator.parts if part.name == "params")
-        return 1 if params.weight != "examples" else self.algorithm.update.weight_cap or params.cap
+        caps = [self._cap(part) for part in self.algorithm.aggregator.parts]
+        return None if None in caps else max(cap for cap in caps if cap is not None)
+
+    def _cap(self, part: Part) -> int | None:
+        """The most examples that a client's weight counts in a part; None if only the sums' own limit holds it."""
+        if part.weight != "examples":
+            return 1
+        on_device = self.algorithm.update.weight_cap if part.in_chain else None
+        cap = on_device or (part.cap and min(part.cap, self.sums.max_weight))
+        return cap if cap is not None and cap < MOST_WEIGHT else None
 
     @property
     def influence(self) -> Influence:
         """What one dishonest device can do to a sum of this plan, at most."""
-        fewest = min(self.pacing.cohort, max(self.min_contributors, self.pacing.fewest))
+        least = max(
+            self.min_contributors, 1 if self.edges.rounds > 1 else self.pacing.fewest
+        )  # a site's rounds may be small
+        fewest = min(self.pacing.cohort, least)
         return influence_of(self.algorithm, self.description, self.sums, fewest, self.edges.rounds)
 
     def _fitted(self) -> FixedPoint:
@@ -126,7 +144,7 @@ class Plan:
         if length is None or not alone:  # codes are whole numbers already
             return FixedPoint.fit(self.pacing.chosen, largest)
         reach = math.frexp(length * self.edges.rounds * (1 + SLACK))[1]  # the length is below this power of two
-        return FixedPoint.fit(self.pacing.chosen, largest, 2.0**reach)
+        return FixedPoint.fit(self.pacing.chosen, largest, min(2.0**reach, MOST_VALUE))
 
     @property
     def broadcast_nbytes(self) -> int:
@@ -276,11 +294,11 @@ def _weight_first(plan: Plan) -> str | None:
 
 
 def _weight_twice(plan: Plan) -> str | None:
-    uniform = [p.name for p in plan.algorithm.aggregator.parts if p.in_chain and p.weight != "examples"]
+    uniform = [p.name for p in plan.algorithm.aggregator.parts if p.in_chain and (p.weight != "examples" or p.cap)]
     if plan.algorithm.update.weight_cap is not None and uniform:
         return (
-            f"the chain weighs by examples and part {uniform[0]!r} is weighted otherwise: drop the weight stage, or let the "
-            'part count weight="examples"'
+            f"the chain weighs by examples and part {uniform[0]!r} is weighted otherwise, or has a cap of its own: drop the "
+            'weight stage, or let the part count weight="examples" without cap='
         )
     return None
 
@@ -393,16 +411,24 @@ def _trusts_devices(plan: Plan) -> str | None:
     if found.length is not None and plan.example_cap is not None:
         return None
     remedies: list[str] = []
-    if found.length is None:
+    params = next(part for part in plan.algorithm.aggregator.parts if part.name == "params")
+    if found.length is None and not params.in_chain:
+        remedies.append(
+            "this algorithm sends its update past any chain, so that nothing can clip it: take another algorithm"
+        )
+    elif found.length is None:
         remedies.append("put clip_by_global_norm(...) into the update's chain, before any rotate and quantize")
     if plan.example_cap is None:
-        remedies.append('let clients weigh alike (weight="uniform"), or name the most examples that count (cap=)')
+        remedies.append(
+            'let clients weigh alike (weight="uniform", if the algorithm has it), or name the most examples that count '
+            f"(cap=, below {MOST_WEIGHT})"
+        )
     step = (
         "and its update may be as long as it likes" if found.length is None else "and nothing bounds its weight further"
     )
     return (
         f"one device that lies can have {found.share:.2%} of a sum of {found.contributors}, {step}: {'; '.join(remedies)}. "
-        "`sumus check FILE.py` proposes both from the examples at hand. If all devices are your own, say "
+        "`sumus check FILE.py` proposes values from the examples at hand. If all devices are your own, say "
         "Plan(trusts_devices=True)"
     )
 

@@ -178,6 +178,7 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
         [
             lambda: plan(algorithm=uniform(weight(cap=2**16))),
             lambda: plan(algorithm=uniform(chain(weight(cap=2**16), rotate()))),
+            lambda: plan(algorithm=sumus.fedavg(sumus.sgd(0.1), weight(cap=1000), cap=4)),
             lambda: plan(algorithm=sumus.fedbuff(sumus.sgd(0.1), weight(cap=2**16))),
         ],
         [
@@ -301,6 +302,11 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
             lambda: bounded(rotate(), cap=9),
             lambda: bounded(weight(cap=9)),
             lambda: bounded(chain(clip_by_global_norm(1.0), lengthened()), weight="uniform"),
+            lambda: bounded(clip_by_global_norm(1.0), cap=2**16),
+            lambda: plan(
+                algorithm=with_part(clip_by_global_norm(1.0), Part("control", transformed=False, bound=1.0)),
+                trusts_devices=None,
+            ),
             lambda: plan(algorithm=sumus.feddyn(sumus.sgd(0.1), 0.01), trusts_devices=False),
         ],
         [

@@ -83,8 +83,10 @@ def _of_models(task: dict[str, Any]) -> Iterator[str]:
             yield "    the median device: " + ", ".join(f"{name} {between(*ends)}" for name, ends in medians.items())
 
 
-def between(low: float, high: float | None) -> str:
-    """The bin in which a median lies."""
+def between(low: float | None, high: float | None) -> str:
+    """The bin in which a median lies. None: that end is open."""
+    if low is None:
+        return "anywhere" if high is None else f"below {high:.4g}"
     return f"above {low:.4g}" if high is None else f"{low:.4g} to {high:.4g}"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sumus.aggregate import BUFFERS
-from sumus.errors import ExperimentError
+from sumus.errors import DivergedError, ExperimentError
 from sumus.experiment import Examples
 from sumus.influence import Influence
 from sumus.plan import Plan
@@ -17,7 +17,7 @@ from sumus.training.cost import Cost, cost_of
 from sumus.training.executor import Assignment, Trained
 from sumus.training.program import Program, one_thread, seeded
 from sumus.training.sequential import SequentialExecutor
-from sumus.tree import nbytes
+from sumus.tree import first_non_finite, nbytes
 from sumus.update.clip import global_norm
 
 MEASURED = 8
@@ -138,5 +138,8 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
 def _measured(plan: Plan, trained: Sequence[Trained]) -> Updates:
     """How long these clients' updates are when the chain's clip sees them, and how many examples the clients hold."""
     cap = plan.algorithm.update.weight_cap
+    for one in trained:
+        if (leaf := first_non_finite(one.parts["params"])) is not None:
+            raise DivergedError(one.client, "params", leaf)
     lengths = [global_norm(one.parts["params"]) * (1 if cap is None else min(one.examples, cap)) for one in trained]
     return Updates(tuple(sorted(lengths)), tuple(sorted(one.examples for one in trained)))

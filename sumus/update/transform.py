@@ -77,7 +77,7 @@ class Transform(Value):
 
     layout: the shapes after `apply`, from the shapes before.
     longest: the L2 norm that no output of `apply` exceeds, in units of the output, from `context.norm_bound`; None if
-        there is no such norm. Left out, `props` say it.
+        there is no such norm. If left out, it follows from `props.clips_to` and `props.keeps_norm`.
     unit: what a 1 of the output stands for, in parameters.
     stages: the links of a chain, None where it is none.
     """

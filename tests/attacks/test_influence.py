@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sumus
-from sumus.aggregate import Part, RunningSum, Update
+from sumus.aggregate import Fixed, Part, RunningSum, Update
 from sumus.errors import BeyondBoundError, ParticipantError, PlanError
 from sumus.evaluation import BINS, evaluation_hop, evaluation_of, evaluation_report, medians_of
 from sumus.first_hop import SLACK, FirstHop
@@ -220,7 +220,7 @@ def test_the_median_of_an_evaluation_moves_by_one_device() -> None:
     EVALUATION.count_in(evaluation_report("attacker", lie, 1), total)
     means, histograms = evaluation_of(total.total, EVALUATION)
     assert means["loss"] > 1e10
-    (low, high) = medians_of(histograms)["loss"]
+    (low, high) = medians_of(histograms, EVALUATION)["loss"]
     assert low is not None
     assert high is not None
     assert low <= 0.6 < high
@@ -301,6 +301,48 @@ def test_parts_outside_the_chain_have_bounds_of_their_own() -> None:
     (steps,) = (part for part in nova.algorithm.aggregator.parts if part.name == "steps")
     assert steps.bound == 4.0
     assert nova.influence.step == pytest.approx(2 * 10 / 19 * 4.0)
+
+
+@pytest.mark.parametrize(
+    ("denominator", "step"), [(Fixed(1), 1.0), (Fixed(5), 0.2), (Fixed(1000), 0.001), ("weight", 0.1), ("count", 0.1)]
+)
+def test_a_weight_on_the_device_counts_by_what_the_sum_is_divided_by(denominator: Any, step: float) -> None:
+    by = sumus.mean(Part("params", denominator=denominator))
+    made = plan(sumus.fedavg(WORK, chain(weight(cap=40), CLIP), aggregator=by))
+    moved = float(np.linalg.norm(mean_of(made, [*still(made), worst_update(made)])))
+    assert made.influence.step == pytest.approx(step)
+    assert moved == pytest.approx(step, rel=1e-6)
+
+
+def test_a_site_may_do_rounds_of_its_fewest_devices() -> None:
+    pacing = sumus.Pacing(20, least=1.0, deadline=60.0)
+    alone = plan(sumus.fedavg(WORK, CLIP, cap=9), pacing, min_contributors=2, edges=sumus.Edges(rounds=5))
+    assert alone.influence.contributors == 2
+    assert alone.influence.step == pytest.approx(5 * 0.9)
+
+
+def test_sums_are_never_coarser_for_a_clip_and_edges_may_send_all_who_are_chosen() -> None:
+    assert plan(sumus.fedavg(WORK, clip_by_global_norm(1e12), cap=9)).sums.bound == 256.0
+    own = plan(sumus.fedavg(WORK, CLIP, cap=9), sums=sumus.FixedPoint.fit(10, 9, bound=4.0))
+    assert (own.sums.max_count, own.sums.bound) == (13, 4.0)
+
+
+def test_the_median_of_a_metric_on_another_scale_is_open_at_its_end() -> None:
+    hop = evaluation_hop(replace(TASK, ranges=(Range(0.0, None), Range(0.0, None))), 10)
+    total = RunningSum()
+    for number in range(HONEST):
+        hop.count_in(evaluation_report(number, {"loss": (1.0, 1), "accuracy": (5.0, 1)}, 1), total)
+    assert medians_of(evaluation_of(total.total, hop)[1], hop)["accuracy"] == (pytest.approx(0.95), None)
+
+
+@pytest.mark.parametrize("name", ["capped", "weighed on the device"])
+def test_an_edge_may_not_weigh_more_than_the_cap_whatever_the_sums_hold(name: str) -> None:
+    made = replace(PLANS[name], sums=sumus.FixedPoint.fit(13))
+    honest = summed(made.first_hop, [worst_update(made)] * 5)
+    made.first_hop.check_sum(honest, "edge", 5)
+    heavy = replace(honest, weights={"params": np.array(5 * 40 + 1)})
+    with pytest.raises(ParticipantError, match="weighs more than 5 reports can"):
+        made.first_hop.check_sum(heavy, "edge", 5)
 
 
 def test_a_transform_that_makes_updates_longer_leaves_no_bound() -> None:

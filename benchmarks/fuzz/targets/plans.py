@@ -36,6 +36,12 @@ def check(data: bytes) -> None:
             continue
     assert plan.first_hop.nbytes >= 0
     assert plan.keeps_state in (False, True)
+    try:
+        served = plan.for_devices()
+    except PlanError:
+        return
+    assert served.for_devices() == served
+    assert str(served.influence)
 
 
 def tiny(leaves: tuple[Leaf, ...] = (LEAF,), algorithm: Any = None, pacing: Any = None, **options: Any) -> Plan:

@@ -32,7 +32,7 @@ function means(values) {
 }
 
 function medians(values) {
-  const said = Object.entries(values).map(([name, [low, high]]) => `${name} ${high === null ? `above ${low.toFixed(4)}` : `${low.toFixed(4)} to ${high.toFixed(4)}`}`);
+  const said = Object.entries(values).map(([name, [low, high]]) => `${name} ${low === null ? `below ${high.toFixed(4)}` : high === null ? `above ${low.toFixed(4)}` : `${low.toFixed(4)} to ${high.toFixed(4)}`}`);
   return said.length ? `, the median device ${said.join(", ")}` : "";
 }
 
