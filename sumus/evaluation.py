@@ -71,12 +71,11 @@ def medians_of(histograms: Mapping[str, Sequence[int]], hop: FirstHop) -> dict[s
     One device moves a mean by its share of the sum, however far its figure is off. It moves the median by one device at most.
     """
     found: dict[str, tuple[float | None, float | None]] = {}
-    ranges = dict(zip(hop.metrics, hop.ranges, strict=bool(hop.ranges)))
     for name, bins in histograms.items():
         if total := sum(bins):
             middle = int(np.searchsorted(np.cumsum(bins), (total + 1) // 2))
             low, high = (float(edge) for edge in edges_of(name)[middle : middle + 2])
-            within = ranges.get(name, Range())
+            within = hop.range_of.get(name, Range())
             found[name] = (
                 None if middle == 0 and within.low != low else low,
                 None if middle == BINS - 1 and within.high != high else high,

@@ -134,7 +134,7 @@ class FirstHop:
 
     def largest(self, part: Part, count: int) -> int:
         """The largest |integer| that a sum of so many updates can hold in a part's leaves."""
-        weight = self._most_weight(part) if self._multiplies(part) else 1
+        weight = self.most_weight(part) if self._multiplies(part) else 1
         if part.in_chain and self.code_bits is not None:
             return count * weight * self.rounds * (2 ** (self.code_bits - 1) - 1)
         bound = self.sums.bound if part.bound is None else part.bound
@@ -182,7 +182,7 @@ class FirstHop:
             weight = int(total.weights[part.name])
             if weight < least:
                 raise EmptyError(sender, f"`{part.name}` weighs {weight}, and {count} reports weigh {least} at least")
-            if weight > count * self._most_weight(part):
+            if weight > count * self.most_weight(part):
                 raise ParticipantError(sender, f"`{part.name}` weighs more than {count} reports can")
             for name, leaf in tree.items():
                 if leaf.size and max(-int(leaf.min()), int(leaf.max())) > most:
@@ -195,12 +195,16 @@ class FirstHop:
         for part, leaves in zip(self.parts, self.layouts, strict=True):
             yield part, sum(math.prod(shape) for _, shape in leaves)
 
-    def _most_weight(self, part: Part) -> int:
+    def most_weight(self, part: Part) -> int:
         """The most that one report weighs in a part."""
         cap, most = self.weight_cap, self.sums.max_weight
         if cap is None:
             return part.largest_weight(most)
         return part.largest_weight(min(cap, most) if self._multiplies(part) else cap)
+
+    def _is_coded(self, part: Part) -> bool:
+        """Whether a part is sent as integer codes."""
+        return part.in_chain and self.code_bits is not None
 
     def _multiplies(self, part: Part) -> bool:
         """Whether a part's weight multiplies here, and not on the device."""
@@ -216,7 +220,7 @@ class FirstHop:
         """Refuse an update that is longer than the plan's clip allows, in float64; or, of codes, exactly."""
         for part, norm in self._norms():
             square = _square(update.parts[part.name])
-            coded = part.in_chain and self.code_bits is not None
+            coded = self._is_coded(part)
             longest = math.floor(Fraction(norm) ** 2) if coded else (norm * (1 + SLACK)) ** 2
             if longest < square < math.inf:  # `FixedPoint.check` refuses what is not finite
                 raise BeyondBoundError(
@@ -239,7 +243,7 @@ class FirstHop:
         times = weight if self._multiplies(part) else count
         if self.rounds > 1:  # the weight is the mean of its rounds', and the sum may be divided by the count
             times = max(times, part.divisor(weight, count, 0)) * self.rounds
-        coded = part.in_chain and self.code_bits is not None
+        coded = self._is_coded(part)
         slack, rounded = SLACK, 0.5 * count * math.sqrt(sum(leaf.size for leaf in tree.values()))
         if self.rounds > 1:
             slack = _SITE_SLACK
@@ -258,11 +262,13 @@ class FirstHop:
             for name, (value, count) in metrics.items()
         }
 
-    def _ranges(self) -> Mapping[str, Range]:
+    @property
+    def range_of(self) -> Mapping[str, Range]:
+        """Where the mean of each metric can lie, by name; nothing for a metric without a range."""
         return dict(zip(self.metrics, self.ranges, strict=bool(self.ranges)))
 
     def _check_metrics(self, update: Update) -> None:
-        ranges = self._ranges()
+        ranges = self.range_of
         for name, (value, count) in update.metrics.items():
             if not math.isfinite(value):
                 continue  # counted as nothing, like a client without predictions
@@ -275,7 +281,7 @@ class FirstHop:
                 )
 
     def _check_summed_metrics(self, total: Aggregate, sender: object, count: int) -> None:
-        ranges, most = self._ranges(), count * self.sums.most_metric
+        ranges, most = self.range_of, count * self.sums.most_metric
         counts = most if self.metric_cap is None else count * self.metric_cap
         for name, pair in total.metrics.items():
             if max(-int(pair.min()), int(pair.max())) > most or not 0 <= int(pair[1]) <= counts:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from sumus.aggregate import Part
 from sumus.algorithm import Algorithm
+from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.task import Description
 
@@ -58,8 +59,9 @@ def influence_of(
     """
     length, unit = algorithm.update.reach(task.trained_layout)
     length = None if length is None else length * unit
-    parts = {part.name: part for part in algorithm.parts(task)}
-    shares = {name: _share(part, algorithm, sums, contributors) for name, part in parts.items()}
+    hop = algorithm.first_hop(task, sums)
+    parts = {part.name: part for part in hop.parts}
+    shares = {name: _share(part, hop, contributors) for name, part in parts.items()}
     reaches = {name: _reach(part, sums, length) for name, part in parts.items()}
     factors = dict(shares)
     if algorithm.update.weight_cap is not None and parts["params"].in_chain:
@@ -74,11 +76,9 @@ def influence_of(
     return Influence(contributors, min(1.0, shares["params"]), reaches["params"], step, others)
 
 
-def _share(part: Part, algorithm: Algorithm, sums: FixedPoint, contributors: int) -> float:
+def _share(part: Part, hop: FirstHop, contributors: int) -> float:
     """The largest weight of one client over a part's divisor: above 1 where the divisor does not count that weight."""
-    cap, multiplies = algorithm.update.weight_cap, algorithm.update.weight_cap is None or not part.in_chain
-    counted = sums.max_weight if cap is None else cap
-    weight = part.largest_weight(min(counted, sums.max_weight) if multiplies else counted)
+    weight = hop.most_weight(part)
     return weight / part.divisor(weight + contributors - 1, contributors, contributors)
 
 

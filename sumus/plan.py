@@ -107,8 +107,12 @@ class Plan:
     @property
     def first_hop(self) -> FirstHop:
         """What an edge needs of the plan."""
-        cap = self.example_cap if self.trusts_devices is False else None
-        return self.algorithm.first_hop(self.description, self.sums, self.edges.rounds, cap)
+        return self.algorithm.first_hop(self.description, self.sums, self.edges.rounds, self.metric_cap)
+
+    @property
+    def metric_cap(self) -> int | None:
+        """The most predictions that a client's metrics count; None for any number, if the plan trusts its devices."""
+        return self.example_cap if self.trusts_devices is False else None
 
     @property
     def example_cap(self) -> int | None:

@@ -618,7 +618,7 @@ class EvaluationRun(Run):
             )
         pacing = served(Pacing(how.cohort, deadline=how.deadline), least)
         plan = training.plan
-        hop = evaluation_hop(plan.description, how.cohort, plan.example_cap if plan.trusts_devices is False else None)
+        hop = evaluation_hop(plan.description, how.cohort, plan.metric_cap)
         super().__init__(training.task, pacing, hop, store, ring, sums, seeds, least)
         self.training, self._how = training, how
         self.plan_body, self.most_together = training.plan_body, pacing.chosen
