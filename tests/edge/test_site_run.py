@@ -279,7 +279,7 @@ def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(tree: Tree) -> Non
     for value in (1.0, 1.0, 1.0):  # and the next rounds are as ever
         own_round(plan, people, value)
     assert model_of(tree, 1) == [-3.0] * 4
-    assert run_of(edge).trouble == ""
+    wait_until(lambda: run_of(edge).trouble == "", "the trouble did not end")  # once the edge has read the answer
 
 
 def test_a_site_above_an_edge(tree: Tree) -> None:
