@@ -35,6 +35,7 @@ from sumus.spec import record
 from sumus.task import Description
 from sumus.tree import first_non_finite, narrowed, tree_map
 from sumus.types import Array, Layout, Tree
+from sumus.update.clip import held_within
 from sumus.update.transform import Context, Transform
 from sumus.work import ClientWork
 
@@ -71,7 +72,8 @@ class Algorithm:
         """What a client sends for a task: the aggregator's parts, and where the task has buffers, their mean by the weight
         of params, whatever params are divided by."""
         params = next(part for part in self.aggregator.parts if part.name == "params")
-        buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False, bound=None)
+        bound = self.update.buffer_bound
+        buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False, bound=bound, least=None)
         return (*self.aggregator.parts, buffers) if task.buffer_layout else self.aggregator.parts
 
     def first_hop(
@@ -124,6 +126,9 @@ class Algorithm:
             for name, tree in parts.items()
             if name in combined
         }
+        if (bound := self.update.buffer_bound) is not None and BUFFERS in sent:
+            _check_finite(client, BUFFERS, sent[BUFFERS])
+            sent[BUFFERS] = held_within(sent[BUFFERS], bound)
         return Update(client, sent, examples, metrics)
 
     # ── the server's half ────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,8 +246,7 @@ class Algorithm:
     def _transform(
         self, client: object, part: str, tree: Tree, examples: int, seed: bytes, rng: np.random.Generator | None
     ) -> Tree:
-        if (leaf := first_non_finite(tree)) is not None:
-            raise DivergedError(client, part, leaf)
+        _check_finite(client, part, tree)
         shapes = {name: leaf.shape for name, leaf in tree.items()}
         body = np.result_type(*(leaf.dtype for leaf in tree.values()))
         sent = self.update.apply(tree, Context(shapes, seed, examples=examples, rng=rng))
@@ -282,6 +286,12 @@ class Algorithm:
         inverted = self.update.invert(values, Context(task.trained_layout, seed))
         _check_layout(inverted, task.trained_layout, lambda: f"the server end of {self.update!r} gave")
         return inverted
+
+
+def _check_finite(client: object, part: str, tree: Tree) -> None:
+    """Raise DivergedError for what is not finite before it is changed on its way: what comes after would not show it."""
+    if (leaf := first_non_finite(tree)) is not None:
+        raise DivergedError(client, part, leaf)
 
 
 def _check_layout(tree: Tree, expected: Layout, what: Callable[[], str]) -> None:

@@ -137,7 +137,7 @@ class FirstHop:
         weight = self.most_weight(part) if self._multiplies(part) else 1
         if part.in_chain and self.code_bits is not None:
             return count * weight * self.rounds * (2 ** (self.code_bits - 1) - 1)
-        bound = self.sums.bound if part.bound is None else part.bound
+        bound = self.sums.bound if part.bound is None else part.bound * self.rounds
         return count * math.ceil(weight * bound * 2.0 ** self.sums.bits(part))
 
     def sum_dtype(self, part: Part, count: int) -> np.dtype[np.signedinteger[Any]]:
@@ -185,7 +185,8 @@ class FirstHop:
             if weight > count * self.most_weight(part):
                 raise ParticipantError(sender, f"`{part.name}` weighs more than {count} reports can")
             for name, leaf in tree.items():
-                if leaf.size and max(-int(leaf.min()), int(leaf.max())) > most:
+                low = -most if part.least is None else weight * part.least * 2.0 ** self.sums.bits(part) - count
+                if leaf.size and (int(leaf.max()) > most or int(leaf.min()) < low):
                     raise BeyondBoundError(sender, f"`{part.name}[{name}]` is beyond what {count} reports add up to")
             self._check_sum_length(total, part, sender, count)
         self._check_summed_metrics(total, sender, count)
@@ -318,6 +319,10 @@ class FirstHop:
             if codes is None:
                 if leaf.dtype.kind != "f" or leaf.dtype.itemsize not in (4, 8):
                     raise ParticipantError(client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are floats")
+                if part.least is not None and not float(leaf) >= part.least and not math.isnan(float(leaf)):
+                    raise BeyondBoundError(
+                        client, f"`{part.name}` is {float(leaf):g}, and the plan counts nothing below {part.least:g}"
+                    )
                 if part.content == "bins" and not (set(np.unique(leaf).tolist()) <= {0.0, 1.0} and leaf.sum() <= 1):
                     raise ParticipantError(client, f"`{part.name}[{name}]` must hold a single 1, or zeros alone")
                 continue

@@ -28,6 +28,7 @@ class Influence:
     step: the L2 norm by which the device moves the mean of `params`, in parameters; None if nothing bounds it, or if the
         aggregator is no mean.
     others: for each further part, how far the device moves any one number of its mean.
+    open: those of `others` that only the width of the sums limits: no bound of their own that is below `WIDEST`.
     """
 
     contributors: int
@@ -35,6 +36,7 @@ class Influence:
     length: float | None
     step: float | None
     others: Mapping[str, float] = field(default_factory=dict[str, float])
+    open: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         share = "over 99.99%" if self.share > 0.9999 else f"{self.share:.2%}"
@@ -72,8 +74,10 @@ def influence_of(
     if reaches["params"] is not None and not algorithm.aggregator.needs_each_update:
         known = {name: (factors[name], reach or 0.0) for name, reach in reaches.items()}
         step = algorithm.aggregator.longest(known) * rounds
-    others = {name: shares[name] * (reach or 0.0) for name, reach in reaches.items() if name != "params"}
-    return Influence(contributors, min(1.0, shares["params"]), reaches["params"], step, others)
+    others = {name: shares[name] * (reach or 0.0) * rounds for name, reach in reaches.items() if name != "params"}
+    beside = [part for name, part in parts.items() if name != "params" and not part.in_chain]
+    open_ = tuple(part.name for part in beside if not part.is_bounded)
+    return Influence(contributors, min(1.0, shares["params"]), reaches["params"], step, others, open_)
 
 
 def _share(part: Part, hop: FirstHop, contributors: int) -> float:

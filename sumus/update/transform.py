@@ -45,6 +45,7 @@ class Props:
     code_bits: its output is integer codes of this width.
     has_range: the codes have an explicit range.
     weight_cap: it multiplies by min(examples, cap) itself.
+    buffer_bound: the largest |number| that it leaves in an averaged buffer.
     """
 
     clips_to: float | None = None
@@ -53,6 +54,7 @@ class Props:
     code_bits: int | None = None
     has_range: bool = False
     weight_cap: int | None = None
+    buffer_bound: float | None = None
 
 
 def unchanged(tree: Tree, context: Context) -> Tree:
@@ -100,6 +102,11 @@ class Transform(Value):
     def weight_cap(self) -> int | None:
         """The cap of an explicit `weight` stage, if there is one."""
         return next((s.props.weight_cap for s in self.links if s.props.weight_cap is not None), None)
+
+    @property
+    def buffer_bound(self) -> float | None:
+        """The largest |number| that a device sends in an averaged buffer; None if no stage names one."""
+        return min((s.props.buffer_bound for s in self.links if s.props.buffer_bound is not None), default=None)
 
     @property
     def lifts(self) -> bool:
