@@ -94,7 +94,9 @@ class Part:
                 )
             object.__setattr__(self, "bound", float(self.bound))
         if self.least is not None:
-            expect_number(self.least, -math.inf, math.inf if self.bound is None else self.bound, f"Part({self.name!r}, least=)")
+            expect_number(
+                self.least, -math.inf, math.inf if self.bound is None else self.bound, f"Part({self.name!r}, least=)"
+            )
             if self.content != "scalar":
                 raise PlanError("part-words", f"part {self.name!r} has least={self.least}, which only scalars may have")
             object.__setattr__(self, "least", float(self.least))
@@ -331,7 +333,9 @@ class Aggregator(Value):
     centre: (each client's trees by part, by part each one's weight) → the trees that stand for everyone's, in place of
         their weighted mean. An aggregator that has one needs every update apart (median, Krum), and works on no sum.
     longest: (for each part, one client's share of it and how far its update reaches) → how far the client moves the combined
-        `params`, at most.
+        `params`, at most. None if that is not known: a plan for devices is refused then.
+    chosen: for an aggregator that chooses among updates: (contributors) → the largest share of what it gives that one update can
+        have, and how many times as long as the longest update that can be. It has no `longest`.
     least: with fewer contributors the round is void.
     one_by_one: the model travels; every update is a round of its own, and the next client goes on from there.
     """
@@ -339,7 +343,8 @@ class Aggregator(Value):
     parts: tuple[Part, ...]
     combine: Callable[[Mapping[str, Tree], Mapping[str, int]], Mapping[str, Tree]]
     centre: Centre | None = None
-    longest: Callable[[Mapping[str, tuple[float, float]]], float] = lambda parts: math.prod(parts["params"])
+    longest: Callable[[Mapping[str, tuple[float, float]]], float] | None = None
+    chosen: Callable[[int], tuple[float, float]] | None = None
     least: int = 1
     one_by_one: bool = False
 
@@ -364,7 +369,10 @@ def mean(*parts: Part) -> Aggregator:
     def combine(sums: Mapping[str, Tree], divisors: Mapping[str, int]) -> Mapping[str, Tree]:
         return {name: over(tree, divisors[name]) for name, tree in sums.items()}
 
-    return Aggregator(parts=parts, combine=combine)
+    def longest(reaches: Mapping[str, tuple[float, float]]) -> float:
+        return math.prod(reaches["params"])
+
+    return Aggregator(parts=parts, combine=combine, longest=longest)
 
 
 def times(tree: Tree, factor: float) -> dict[str, Array]:

@@ -6,7 +6,7 @@
 [Wang et al. 2020, arXiv:2007.07481, eqs. 8 to 10 and section 4.1]
 
     params    (x − y) / ‖a‖₁    weighted by examples    over the summed weights
-    steps     ‖a‖₁              weighted by examples    over the summed weights; one number, from that of one step to that of the most
+    steps     ‖a‖₁              weighted by examples    over the summed weights; one number, from one step to the most
 
 A chain works on what is sent, which is the difference *per step*: a clip to C bounds a client's whole difference by C ‖a‖₁.
 """
@@ -44,7 +44,8 @@ def fednova(
 
     Args:
         cap: the most examples that a client's weight counts.
-        most_steps: the most steps of a client in a round; a report of more, or of less than one, is refused. `client.steps` goes before it.
+        most_steps: the most steps of a client in a round, where `client.steps` does not say; a report of more is refused, and of
+            less than one.
     """
     work = normalized(client)
     momentum, nesterov = _of_sgd(client)

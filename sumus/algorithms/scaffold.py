@@ -16,7 +16,7 @@ move alike.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,6 +72,9 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
         own, common = state["control"], broadcast["control"]
         return {name: grad - own[name] + common[name] for name, grad in grads.items()}
 
+    def held(change: Any) -> Any:
+        return change if most is None else change.clip(-most, most)
+
     def finish(broadcast: Parts, params: Tensors, state: ClientState, done: LocalRun) -> tuple[Parts, ClientState]:
         own, common = state["control"], broadcast["control"]
         moved = tree_map(lambda base, trained: base - trained, broadcast["params"], params)
@@ -81,8 +84,7 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
             change = tree_map(lambda old: old * 0, own)
         else:
             change = tree_map(lambda way, all_: way / (done.steps * done.lr) - all_, moved, common)
-        if most is not None:
-            change = tree_map(lambda by: by.clip(-most, most), change)
+        change = tree_map(held, change)
         return {"params": moved, "control": change}, {"control": tree_map(lambda old, by: old + by, own, change)}
 
     both = ("params", "control")

@@ -57,7 +57,9 @@ class Updates:
         for name, largest in self.beside.items():
             # a client moves statistics and gradients further in some later round than in its first
             bound = _PROPOSALS.get(name, f"Part({name!r}, bound={{0:g}})").format(_rounded_up(ROOM * max(largest)))
-            said.append(f"the largest number in `{name}` is {_span(largest)}: {bound} leaves {ROOM:g} times that as it is")
+            said.append(
+                f"the largest number in `{name}` is {_span(largest)}: {bound} leaves {ROOM:g} times that as it is"
+            )
         return "; ".join(said)
 
 
@@ -167,7 +169,10 @@ def _measured(plan: Plan, trained: Sequence[Trained]) -> Updates:
     beside = [
         name
         for name, part in parts.items()
-        if part.content == "leaves" and not part.in_chain and name != "params" and (name == BUFFERS or not part.is_bounded)
+        if part.content == "leaves"
+        and not part.in_chain
+        and name != "params"
+        and (name == BUFFERS or not part.is_bounded)
     ]
     for one in trained:
         for name in ("params", *beside):

@@ -37,7 +37,7 @@ def clip_by_global_norm(max_norm: float) -> Transform:
         factor = max_norm / norm * _SLACK
         return tree_map(lambda leaf: narrowed(leaf.astype(np.float64) * factor, leaf.dtype), update)
 
-    return Transform(apply=apply, props=Props(clips_to=max_norm))
+    return Transform(apply=apply, props=Props(clips_to=max_norm, keeps_norm=True))
 
 
 @registered("update/clip_buffers")
@@ -50,7 +50,7 @@ def clip_buffers(max_value: float) -> Transform:
     max_value: > 0, in units of the buffer; it is rounded down to single precision.
     """
     bound = in_single(max_value, "clip_buffers(max_value=)")
-    return Transform(props=Props(buffer_bound=bound))
+    return Transform(props=Props(keeps_norm=True, buffer_bound=bound))
 
 
 def in_single(bound: float, what: str) -> float:

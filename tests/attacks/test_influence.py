@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sumus
+from sumus import robust
 from sumus.aggregate import Fixed, Part, RunningSum, Update
 from sumus.errors import BeyondBoundError, DivergedError, ParticipantError, PlanError
 from sumus.evaluation import BINS, evaluation_hop, evaluation_of, evaluation_report, medians_of
@@ -506,3 +507,94 @@ def test_one_of_ten_moves_fednovas_mean_by_no_more_than_is_said(most: int) -> No
         alike = mean([*honest, update("attacker", 0.0, 1.0, 2**53)])
         moved = np.linalg.norm(mean([*honest, update("attacker", 1.0, float(most), 2**53)]) - alike)
         assert moved <= made.influence.step * (1 + SLACK)
+
+
+# ── what says nothing of itself, and what chooses among updates ──────────────────────────────────────────────────────
+
+
+def doubling(**says: Any) -> Transform:
+    """An update is sent as half of it, and the server doubles the sum."""
+    return Transform(
+        apply=lambda tree, context: {name: leaf / 2 for name, leaf in tree.items()},
+        invert=lambda tree, context: {name: leaf * 2 for name, leaf in tree.items()},
+        **says,
+    )
+
+
+@pytest.mark.parametrize("update", [chain(CLIP, doubling()), chain(doubling(), CLIP)])
+def test_a_stage_that_says_nothing_of_norms_is_refused_for_devices(update: Transform) -> None:
+    """The first hop lets an update of length C through, and the server makes 2 C of it."""
+    made = plan(sumus.fedavg(WORK, update, weight="uniform"))
+    assert made.influence.length is None
+    broken = dict(made.violations("deployed"))
+    assert "does not say that it keeps norms" in broken["trusts-devices"]
+    assert "Props(keeps_norm=True)" in broken["trusts-devices"]
+
+
+def test_control_a_stage_that_says_how_long_is_counted_so() -> None:
+    def half(context: Any) -> float | None:
+        return None if context.norm_bound is None else context.norm_bound / 2
+
+    made = plan(sumus.fedavg(WORK, chain(CLIP, doubling(longest=half, unit=lambda context: 2.0)), weight="uniform"))
+    assert "trusts-devices" not in dict(made.violations("deployed"))
+    moved = float(np.linalg.norm(mean_of(made, [*still(made), worst_update(made)])))
+    assert made.influence.step == pytest.approx(moved, rel=1e-6) == pytest.approx(0.1)
+    kept = Transform(apply=lambda tree, context: tree, props=Props(keeps_norm=True))
+    assert plan(sumus.fedavg(WORK, chain(CLIP, kept), weight="uniform")).influence.step == pytest.approx(0.1)
+
+
+def test_an_aggregator_that_says_nothing_is_refused_for_devices() -> None:
+    part = Part("params", weight="uniform", denominator="count")
+    doubled = sumus.Aggregator(
+        parts=(part,), combine=lambda sums, by: {"params": {n: 2 * x / by["params"] for n, x in sums["params"].items()}}
+    )
+    made = plan(sumus.fedavg(WORK, CLIP, aggregator=doubled))
+    assert made.influence.step is None
+    assert "give Aggregator(longest=)" in dict(made.violations("deployed"))["trusts-devices"]
+
+
+CHOOSING = {
+    "krum": (robust.krum(attackers=1), 1.0, 1.0),
+    "multi_krum": (robust.multi_krum(attackers=1), 1 / 7, 1.0),
+    "median": (robust.median(), 0.5, math.sqrt(2)),
+    "trimmed_mean": (robust.trimmed_mean(attackers=2), 1 / 6, math.sqrt(10 / 6)),
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_an_aggregator_that_chooses_among_updates_gives_nothing_longer_than_is_said(name: str) -> None:
+    aggregator, share, times = CHOOSING[name]
+    made = plan(sumus.fedavg(WORK, CLIP, aggregator=aggregator))
+    found = made.influence
+    assert found.share == pytest.approx(share)
+    assert found.step == pytest.approx(times)
+    assert f"of what {aggregator!r} makes of 10 updates, and that is at most {times:.4g} long" in found.said
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        common = rng.normal(size=SIZE)
+        updates = [common * (number % 3) + rng.normal(size=SIZE) * rng.integers(1, 9) for _ in range(10)]
+        sent = [
+            Update(who, {"params": {"w": (u / np.linalg.norm(u) * 0.9999999).astype(np.float32)}}, 1)
+            for who, u in enumerate(updates)
+        ]
+        ones = [made.first_hop.count_in(update) for update in sent]
+        given = made.algorithm.combine_each(ones, TASK, made.sums, SEED, 10)["params"]["w"]
+        assert np.linalg.norm(given) <= found.step * (1 + SLACK)  # type: ignore[operator]
+
+
+def test_krum_may_choose_the_attackers_update_alone() -> None:
+    made = plan(sumus.fedavg(WORK, CLIP, aggregator=robust.krum(attackers=1)))
+    honest = [Update(n, {"params": {"w": vector(0.9) * (1 + n % 2 * 1e-3)}}, 1) for n in range(HONEST)]
+    between = Update("attacker", {"params": {"w": vector(0.9) * np.float32(1 + 4e-4)}}, 1)
+    ones = [made.first_hop.count_in(update) for update in [*honest, between]]
+    given = made.algorithm.combine_each(ones, TASK, made.sums, SEED, 10)["params"]["w"]
+    np.testing.assert_allclose(given, between.parts["params"]["w"], atol=1e-9)
+
+
+def test_the_sentence_of_a_plan_that_trusts_its_devices_says_so() -> None:
+    assert plan(sumus.fedavg(WORK), trusts_devices=True).influence.said.startswith(
+        "the plan trusts its devices: one device can have 99.99% of a sum of 10, and no clip bounds"
+    )
+    assert plan(sumus.fedavg(WORK, CLIP, weight="uniform")).influence.said == (
+        "one device can have 10.00% of a sum of 10, which moves the mean by at most 0.1"
+    )
