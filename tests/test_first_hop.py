@@ -278,6 +278,18 @@ def test_what_is_not_finite_is_refused_by_part_and_leaf(part: str, leaf: str, va
     refused(hop_of(), sent, rf"not finite at `{part}\[{leaf}\]`", DivergedError)
 
 
+@pytest.mark.parametrize("bits", [np.array(0x7F900000, np.uint32), np.array(0x7FF4000000000000, np.uint64)])
+@pytest.mark.parametrize("part", ["params", "control", "steps", "buffers"])
+def test_a_signaling_nan_is_refused_without_a_warning(part: str, bits: np.ndarray) -> None:
+    """NumPy warns where it converts such a number: a log must not be filled by who sends them."""
+    sent = an_update()
+    tree = {name: np.full(leaf.shape, bits).view(f"f{bits.itemsize}") for name, leaf in sent.parts[part].items()}
+    sent = dataclasses.replace(sent, parts={**sent.parts, part: tree})
+    refused(hop_of(), sent, "not finite", DivergedError)
+    norms = tuple(100.0 if each.in_chain else None for each in hop_of().parts)
+    refused(dataclasses.replace(hop_of(), norms=norms), sent, "not finite", DivergedError)
+
+
 def test_the_last_part_is_checked_before_the_first_is_added() -> None:
     """Each part in turn is the bad one."""
     for part in ("params", "control", "buffers"):

@@ -41,6 +41,7 @@ def main(name: str, folder: Path, seconds: int, seed: int) -> None:
         f"-max_len={LONGEST_INPUT}",
         f"-timeout={LONGEST_S}",
         f"-seed={seed}",
+        "-keep_seed=1",  # a parser written in C shows no branches: without this only the first seed would be mutated
         f"-dict={words}",
         f"-artifact_prefix={folder}/",
         "-print_final_stats=1",

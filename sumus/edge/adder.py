@@ -20,7 +20,7 @@ import msgspec
 
 from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
-from sumus.protocol.round import Abandon, Action, Later, Round, Session, State
+from sumus.protocol.round import Abandon, Action, Later, Round, Session, State, lets_go_at
 from sumus.protocol.rows import changed
 from sumus.server.coordinator import keep_departed, newest_of
 from sumus.server.runs import Asked, Run, any_seed
@@ -157,7 +157,7 @@ class Waiting(NamedTuple):
 class AdderRun(Run):
     """A run of the server above, as this edge takes part in it.
 
-    served: what that server says of it.  sums_to_send: by round's number.
+    served: what that server says of it.  hop_above: how it counts this edge's sums.  sums_to_send: by round's number.
     linger: seconds for which more devices are awaited, once all who were given work have ended.
     """
 
@@ -166,7 +166,9 @@ class AdderRun(Run):
     ) -> None:
         self.kind = served.kind
         hop = FirstHop.from_json(served.hop)
-        super().__init__(served.task, Pacing(MOST), hop, store, ring, sums, any_seed, 1)
+        below = replace(hop, rounds=1)  # devices and edges below report of one round, however many a site does
+        super().__init__(served.task, Pacing(MOST), below, store, ring, sums, any_seed, 1)
+        self.hop_above = hop
         self.plan_body, self.most_together = served.plan, min(served.most, hop.sums.max_count)
         self.edges = Edges(served.rounds, served.noise_at)
         self.sums_to_send: dict[int, Waiting] = {}
@@ -281,7 +283,7 @@ class AdderRun(Run):
         self._relay.note_ended(self.task, self.kind, out)
         self.coordinator.drop(out, "closed", now)
         total = self.sums.total(number)
-        body = encode_sum(sessions, total, self.hop)
+        body = encode_sum(sessions, total, self.hop_above)
         self.sums_to_send[number] = Waiting(number, self.task, self.kind, body, len(sessions))
         self._relay.wake()
 
@@ -334,7 +336,7 @@ class AdderRun(Run):
         self._take_back(lambda each: each is granted)
         self._relay.send_away(asked.device, asked.request, CheckInAnswer(retry_after_s=TURNED_AWAY, reason="left"), now)
         row = self.coordinator.current
-        if row.state is State.OPEN and row.given == row.dropped and not self._waiting():
+        if row.state is State.OPEN and row.given == row.dropped and not self._waiting() and not self._lapsed(row):
             self.carry_out(self.coordinator.cancel(row.number, now), now)
 
     def dropped(self, sessions: Iterable[str], reason: str) -> None:
@@ -405,20 +407,36 @@ class AdderRun(Run):
         return (granted.work.task, granted.work.kind) == (self.task, self.kind)
 
     def _pace(self, now: float) -> None:
-        """The pacing of the round that is open: whether more devices may come into it, and its end."""
+        """The pacing of the round that is open: whether more devices may come into it, and its end.
+
+        Devices that have lapsed are waited for until one has reported: the work itself may take so long. After that, those are
+        waited for that would not lapse by what the reports have shown.
+        """
         row = self.coordinator.current
         purpose = self._of(row.number)
         if row.state is not State.OPEN or purpose is None:
             return
-        expected = row.given - row.dropped + self._waiting()
+        lapsed = self._lapsed(row)
+        if row.counted:
+            facts = self.coordinator.facts(now)
+            lapsed = [session for session in lapsed if now < lets_go_at(session, facts)]
+        expected = row.given - row.dropped + self._waiting() + len(lapsed)
         awaited = not self._full and (not expected or now - self._latest < self._linger)
         cohort = min(
             self.most_together, max(1, expected, self._most() if awaited else 0)
         )  # more would be refused above
         deadline = None if purpose.ends is None else max(1e-3, purpose.ends - row.since)
-        if row.given and not expected and not awaited:  # all have let their places go, and nobody comes any more
+        if row.given and not expected and not awaited:  # all have ended without a report, and nobody comes any more
             deadline = 1e-3
         self.coordinator.pacing = replace(self.coordinator.pacing, cohort=cohort, deadline=deadline)
+
+    def _lapsed(self, row: Round) -> list[Session]:
+        """Sessions of a round that have lost their places, and may still report."""
+        if not row.dropped:
+            return []
+        with self.store.transaction() as rows:
+            awaited = [session for session in map(rows.session, rows.sessions_out()) if session is not None]
+        return [session for session in awaited if session.state == "lapsed" and session.round == row.number]
 
     def _most(self) -> int:
         """Devices that may come into the round that is open."""

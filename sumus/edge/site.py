@@ -162,14 +162,16 @@ class SiteRun(AdderRun):
             return
         with self.store.transaction() as rows:
             sessions = tuple(rows.counted_in(number)) if standing is None else standing.sessions
-            out = rows.sessions_out() if standing is None else ()
+            out = rows.sessions_out()
         self._take_back(lambda granted: True)
         site = self._site(purpose.work, standing)
         with usable():
             after = site.after(total)
         done = self._moved(purpose, sessions, after, number, now)
         self._publish(number, now, lambda rows: rows.put_note(OF_THE_RUN, _NOTE, msgspec.json.encode(done)))
-        self._relay.note_ended(self.task, self.kind, out)
+        if standing is None:  # else they are sessions of the site's own
+            self._relay.note_ended(self.task, self.kind, out)
+        self.coordinator.drop(out, "closed", now)
         self._standing, self._latest, self._full = done, now, False
         self._keep_for(done)
         if done.over:
@@ -275,7 +277,7 @@ class SiteRun(AdderRun):
             self._relay.note_ended(self.task, self.kind, standing.sessions)
             self._forget()
             return
-        body = encode_sum(standing.sessions, total, self.hop)
+        body = encode_sum(standing.sessions, total, self.hop_above)
         self.sums_to_send[number] = Waiting(number, self.task, self.kind, body, len(standing.sessions))
         self._relay.wake()
 

@@ -248,7 +248,9 @@ class Uplink:
             self._requests.report_sum(waiting.task, waiting.kind, waiting.body)
         except Refused as refused:
             code = refused.problem.code
-            if code in AGAIN or code in TO_MEND:
+            if code in AGAIN or (
+                code in TO_MEND and code != "not_edge"
+            ):  # not_edge: of too many devices, which stays so
                 raise
             LOG.warning("round %d of %s was not counted above: %s", waiting.number, waiting.task, refused)
             why = str(refused)

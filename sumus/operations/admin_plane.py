@@ -231,7 +231,8 @@ class AdminPlane:
         """Shut a device out."""
         device = request.path_params["device"]
         await asyncio.to_thread(self._server.roll.revoke, device)
-        await self._server.command(lambda now: self._server.forget(device, now, "revoked"))
+        link = await asyncio.to_thread(self._server.roll.link_of, device)
+        await self._server.command(lambda now: self._server.forget(device, link, now, "revoked"))
         self._audit("revoke", request)
         return Nothing()
 

@@ -97,8 +97,9 @@ class Session:
     parent: the edge that asked for it, and alone may report it; empty where the device itself did.  serial: of the check-in that
     it answered.  round: that it was given in.  version: models published then, so the model that it began from.  expires: when no
     report of it is counted any more.  began: when it was given its place; both by the store's clock.  state: "out" while it
-    holds its place; "lapsed" when it has no place any more, and may still report; "counted" or "dropped".  sum, staleness: where
-    it was counted, and how many versions late; fixed then.
+    holds its place; "lapsed" when it has no place any more, and may still report; "counted" or "dropped"; "late" when a report
+    of a dropped one came after all: so it is learnt once how long its work took.  sum, staleness: where it was counted, and how
+    many versions late; fixed then.
     """
 
     id: str
@@ -183,6 +184,8 @@ UP, DOWN = 1.35, 0.9
 """Factors of what work takes, after a report that took longer, and one that did not. They balance where three of four do not."""
 MOMENT = 1e-3
 """Seconds that any work takes at least."""
+OVER = frozenset({"closed", "expired"})
+"""Reasons for which a session is dropped whose device may still be at work."""
 NO_FAULT = frozenset({"closed", "withdrawn", "revoked", "edge"})
 """Reasons why a session ends that are not its device's doing."""
 
@@ -553,6 +556,8 @@ def _refused(
     written = list[Session]()
     for session in sessions:
         gone, row = _gone(session, reason, row, facts)
+        if session.state == "dropped" and session.reason in OVER:
+            gone = [changed(session, state="late")]
         written += gone
     return row, written, [Refuse(session.id, reason) for session in sessions]
 

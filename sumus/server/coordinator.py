@@ -254,15 +254,18 @@ class Coordinator:
         return [device.session for device in known if device is not None and device.session is not None]
 
     def sessions_out_of(self, who: str) -> list[str]:
-        """List the sessions that may still report, of a device, or of the devices that ask through an edge."""
+        """List the sessions that may still report, and that `who` itself asked for: a device; or an edge, for its devices."""
         with self.store.transaction() as rows:
             return _out_of(rows, who)
 
     def forget(self, device: str, link: str, rounds: Sequence[int], reason: str, now: float) -> tuple[Action, ...]:
         """End what a device or an edge's devices work at, and forget the device, but not that it was counted.
 
-        If it is in the sum that is open, or an edge whose devices are, and its link lets in more than one key, then whoever
-        enrols with that link from now on waits until that sum is closed (see `departed`).
+        Work that the device has by way of an edge goes on: its report may be in the edge's sum by now, which cannot be taken
+        apart and would be refused whole. The edge knows whether the device is still one of its own.
+
+        If it is in the sum that is open, or may come into it, or if it is an edge whose devices are, and its link lets in more
+        than one key, then a device that enrols with that link from now on waits until that sum is closed (see `departed`).
 
         Args:
             device: The device's id, or the edge's.
@@ -275,10 +278,13 @@ class Coordinator:
             actions, out = tuple[Action, ...](), _out_of(rows, device)
             if out:
                 actions = self._apply(rows, Dropped(reason), self._facts(rows, now, out))
-            if link and any(_is_counted_in(rows, number, device) for number in rounds):
+            held = [session for session in _awaited(rows) if session.device == device and session.parent]
+            if link and (held or any(_is_counted_in(rows, number, device) for number in rounds)):
                 left = {**_departed(rows, rounds[-1]), link: now}
                 rows.put_note(rounds[-1], _DEPARTED, json.dumps(left).encode())
             rows.forget_device(device)
+            for session in held:
+                rows.put_session(session)
             return actions
 
     def departed(self) -> Mapping[str, float]:
@@ -310,6 +316,8 @@ class Coordinator:
         """Nothing of what nobody knows, nor of what is in part in another report that waits."""
         sessions = report.sessions
         facts = self._facts(rows, now, sessions)
+        if len(facts.sessions) < len(sessions) and _is_counted(rows, report):  # and some devices have left since
+            return tuple(map(Accept, sessions))
         if len(facts.sessions) != len(sessions) or any(
             self._waits_with.get(session, sessions) != sessions for session in sessions
         ):
@@ -364,8 +372,22 @@ class Coordinator:
 
 def _out_of(rows: Rows, who: str) -> list[str]:
     """See `Coordinator.sessions_out_of`."""
-    out = [session for id in rows.sessions_out() if (session := rows.session(id)) is not None]
-    return [session.id for session in out if who in (session.device, session.parent)]
+    return [session.id for session in _awaited(rows) if who == (session.parent or session.device)]
+
+
+def _awaited(rows: Rows) -> list[Session]:
+    """The sessions that may still report."""
+    return [session for id in rows.sessions_out() if (session := rows.session(id)) is not None]
+
+
+def _is_counted(rows: Rows, report: Arrived) -> bool:
+    """Whether an edge's sum is counted, some of whose sessions are forgotten."""
+    known = [session for session in map(rows.session, report.sessions) if session is not None]
+    return (
+        bool(report.parent)
+        and all(session.parent == report.parent for session in known)
+        and all(rows.sum_of(session) is not None for session in report.sessions)
+    )
 
 
 def _is_counted_in(rows: Rows, number: int, device: str) -> bool:
@@ -431,9 +453,16 @@ def _with_durations(run: Run, decision: Decision, facts: Facts) -> Run:
 
 
 def _write_session(rows: Rows, session: Session) -> None:
-    """A session's row and its device's. Of a device's sessions, its last one is kept, and the last one that was counted."""
-    known = rows.device(session.device) or Device(session.device)
+    """A session's row and its device's. Of a device's sessions, its last one is kept, and the last one that was counted. Of a
+    device that has left, the session is kept that an edge has asked for, until it ends."""
+    known = rows.device(session.device)
+    has_left = known is None and rows.session(session.id) is not None
     rows.put_session(session)
+    if has_left:
+        if not session.awaited:
+            rows.drop_session(session.id)
+        return
+    known = known or Device(session.device)
     last = known.session
     if last is not None and last.id != session.id:
         if last.serial > session.serial:

@@ -110,9 +110,12 @@ class DevicePlane:
         device, body = await self._signed(request)
         self._limits.request(device, time.monotonic())
         read(Nothing, body)
-        await self._server.command(lambda now: self._server.forget(device, now))  # first: then it can be asked again
+        link = await self._in_thread(self._server.roll.link_of, device)  # it is erased below
+        await self._server.command(
+            lambda now: self._server.forget(device, link, now)
+        )  # first: then it can be asked again
         await self._in_thread(self._server.roll.withdraw, device)
-        await self._server.command(lambda now: self._server.forget(device, now))  # and what was given in between
+        await self._server.command(lambda now: self._server.forget(device, link, now))  # and what was given in between
         self._server.people_changed = True
         return Nothing()
 
@@ -149,8 +152,9 @@ class DevicePlane:
 
     async def tasks(self, request: Request) -> Any:
         """What there is to do, for an edge."""
-        await self._edge(request)
-        return await self._server.command(lambda now: Tasks(tuple(self._server.served())))
+        edge, _ = await self._edge(request)
+        may = self._server.roll.find(edge, self._server.clock()).speaks_for
+        return await self._server.command(lambda now: Tasks(tuple(self._server.served(may))))
 
     async def relay(self, request: Request) -> Any:
         """An edge speaks for its devices."""
@@ -164,15 +168,23 @@ class DevicePlane:
             if run is not None:
                 await server.end(edge, run, f"{each.device}/{each.session}", each.reason)
         signed = await self._in_thread(lambda: [signed_by_device(each, server.population) for each in asked.asked])
-        answers = (self._relayed(edge, each, by_it) for each, by_it in zip(asked.asked, signed, strict=True))
+        may = server.roll.find(edge, server.clock()).speaks_for
+        answers = (self._relayed(edge, may, each, by_it) for each, by_it in zip(asked.asked, signed, strict=True))
         return RelayAnswer(tuple(await asyncio.gather(*answers)))
 
-    async def _relayed(self, edge: str, asked: Relayed, signed: bool) -> RelayedAnswer:
-        """Answer one of an edge's devices. signed: whether the device itself has signed what it asks."""
+    async def _relayed(self, edge: str, may: int, asked: Relayed, signed: bool) -> RelayedAnswer:
+        """Answer one of an edge's devices.
+
+        Args:
+            edge: The edge's id.
+            may: Devices that it may speak for.
+            asked: The device's check-in.
+            signed: Whether the device itself has signed the check-in.
+        """
         try:
             if not signed:
                 raise Refused("bad_signature", "not signed by this device, or not over this check-in")
-            self._limits.check_in(self._server.population, asked.device, time.monotonic())
+            self._limits.relayed(self._server.population, edge, may, asked.device, time.monotonic())
             request = _passed_on(asked)
             answer = await self._server.relay(edge, request, asked)
         except Refused as refused:

@@ -210,11 +210,9 @@ class Roll:
         return self._hear(row, _day(now))
 
     def note_members(self, edge: str, members: int, now: float) -> bool:
-        """Write down how many devices an edge has, and whether that is another number than before. Refused: not_edge, where it
-        may not speak for so many."""
+        """Write down how many devices an edge has, as far as its token goes; whether that is another number than before."""
         row = self.find(edge, now)
-        if members > row.speaks_for:
-            raise Refused("not_edge", f"its token lets it speak for {row.speaks_for} devices, and it has {members}")
+        members = min(members, row.speaks_for)  # the others are refused one by one, see `speak_for`
         if members == row.members:
             return False
         with self._changed(edge) as rows:

@@ -70,10 +70,11 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, name: str, now: float) -> Window | None:
-        """As the function."""
+    def take(self, name: str, now: float, times: int = 1) -> Window | None:
+        """As the function. times: how many times the rate this name has."""
+        rate = Rate(self.rate.per_s * times, self.rate.burst * times)
         with self._lock:
-            bucket, window = take(self.rate, self._buckets.get(name, EMPTY), now)
+            bucket, window = take(rate, self._buckets.get(name, EMPTY), now)
             self._buckets[name] = bucket
             self._buckets.move_to_end(name)
             if len(self._buckets) > self._most:
@@ -84,8 +85,9 @@ class Buckets:
 class Limits:
     """What one device, one edge, one neighbourhood of addresses and one population may ask for.
 
-    device: requests of each, also by way of an edge.  source: enrolments from each /24 (IPv6: /48).  population: check-ins of
-    each.  edge: requests of each, whomever they are for.  random: from 0 to 1; it moves windows, so that those who come back as
+    device: requests of each, also by way of an edge; so the devices of an edge together have as many times that as the edge may
+    have devices.  source: enrolments from each /24 (IPv6: /48).  population: check-ins of each.  edge: requests of each, without
+    the check-ins in them.  random: from 0 to 1; it moves windows, so that those who come back as
     early as they may do not come together.  most: names kept, of devices as of sources.
     """
 
@@ -98,8 +100,10 @@ class Limits:
         random: Callable[[], float] = dice.random,
         most: int = 50_000,
     ) -> None:
-        rates = (device, edge, source, population)
-        self._devices, self._edges, self._sources, self._populations = (Buckets(rate, most) for rate in rates)
+        rates = (device, device, edge, source, population)
+        self._devices, self._relays, self._edges, self._sources, self._populations = (
+            Buckets(rate, most) for rate in rates
+        )
         self._random = random
 
     def request(self, device: str, now: float) -> None:
@@ -114,6 +118,12 @@ class Limits:
         """A check-in, directly or by way of an edge: also a request of the device."""
         self.request(device, now)
         self._check(self._populations.take(population, now), "this population")
+
+    def relayed(self, population: str, edge: str, speaks_for: int, device: str, now: float) -> None:
+        """A check-in by way of an edge that may have `speaks_for` devices. The edge is charged first: devices that it invents use
+        up what its own devices may ask, and no more of what the population may."""
+        self._check(self._relays.take(edge, now, max(1, speaks_for)), "this edge's devices")
+        self.check_in(population, device, now)
 
     def enrolment(self, address: str, now: float) -> None:
         """An enrolment. address: of the peer, not of a proxy."""

@@ -318,13 +318,12 @@ class Server:
                 task.training.see()
         return True
 
-    def forget(self, device: str, now: float, reason: str = "withdrawn") -> None:
+    def forget(self, device: str, link: str, now: float, reason: str = "withdrawn") -> None:
         """Forget what is known of a device, and not that it was counted. If it is an edge, the work that was given through it
-        ends, and its places are free. On the deciding thread."""
+        ends, and its places are free. On the deciding thread. link: that it enrolled with, see `Roll.link_of`."""
         for one in [each for each in self._held if each.device == device]:
             self._held.remove(one)
             one.waiting.say(Refused("unknown_device", "it has left, or was shut out"))
-        link = self.roll.link_of(device)
         for run in self._runs():
             out = run.coordinator.sessions_out_of(device)
             if out:
@@ -341,8 +340,9 @@ class Server:
             self._recover_run(run, now)
         self.count_people()
 
-    def served(self) -> list[Served]:
-        """What an edge must know of each run that it may take part in. On the deciding thread."""
+    def served(self, may: int) -> list[Served]:
+        """What an edge must know of each run that it may take part in. On the deciding thread. may: how many devices it may speak
+        for, and so how many reports its sum may hold."""
         return [
             Served(
                 task.name,
@@ -352,7 +352,7 @@ class Server:
                 run.plan_body,
                 canonical_json(to_json(run.hop)),
                 run.least,
-                run.most_together,
+                min(run.most_together, may),
                 task.released,
                 run.edges.rounds,
                 run.edges.noise_at,

@@ -11,6 +11,7 @@ import pytest
 
 from sumus.operations.service import Where
 from sumus.server.identity import MEMBER_S
+from sumus.server.limits import Limits, Rate
 from sumus.wire.messages import Ended, RelayRequest
 from tests.attacks.parties import given, parties, refused
 from tests.server.devices import tiny, update_of
@@ -151,12 +152,71 @@ def test_who_left_the_server_does_not_come_back_behind_an_edge(how: str) -> None
         assert told.code == "revoked"
 
 
+@pytest.mark.parametrize("when", ["before the sum goes up", "before it is sent again"])
+@pytest.mark.parametrize("how", ["withdraws", "is shut out"])
+def test_who_works_by_way_of_an_edge_and_leaves_the_server_spoils_no_sum(how: str, when: str) -> None:
+    """The device has a link of the server's too. If the server forgot the session, the report of its neighbour would be lost."""
+    with parties(ROUND) as them:
+        link = them.token(uses=3)
+        edge, attacker, neighbour = them.edge(speaks_for=2), them.device(link), them.stranger()
+        assert given(edge.relay(attacker, neighbour, members=2)) == [True, True]
+        sessions = [f"{each.id}/s1" for each in (attacker, neighbour)]
+
+        def leave() -> None:
+            if how == "withdraws":
+                attacker.withdraw()
+            else:
+                them.server.roll.revoke(attacker.id)
+                link_of = them.server.roll.link_of(attacker.id)
+                them.server.ask_to_do(lambda now: them.server.forget(attacker.id, link_of, now, "revoked")).result()
+
+        if when == "before the sum goes up":
+            leave()
+            assert not edge.send(sessions).duplicate
+        else:
+            assert not edge.send(sessions).duplicate
+            leave()
+            assert edge.send(sessions).duplicate, "it is told the truth, that the sum is counted"
+        assert them.run.coordinator.current.counted == 2
+        with them.run.store.transaction() as rows:
+            assert rows.device(attacker.id) is None, "nothing more is kept of it"
+        again = them.device(link)
+        assert again.check_in(them.plan).reason == "left", "it is in the sum, and does not come again under a new key"
+        (told,) = edge.relay(attacker, serial=5)
+        assert told.code == "revoked"
+
+
+def test_invented_devices_use_up_what_their_edge_may_ask_and_not_what_the_population_may() -> None:
+    limits = Limits(device=Rate(1e-3, 2), population=Rate(1e-3, 20), edge=Rate(1e3, 1000))
+    with parties(ROUND, limits=limits) as them:
+        edge = them.edge(speaks_for=2)
+        for serial in range(1, 4):
+            edge.relay(*(them.stranger() for _ in range(20)), serial=serial)
+        assert them.device().work(them.plan) is not None, (
+            "of twenty check-ins the edge took four: two for each of two devices"
+        )
+        (told,) = edge.relay(them.stranger())
+        assert told.answer is not None
+        assert told.answer.reason == "rate"
+
+
+def test_control_an_edges_devices_ask_as_often_as_others() -> None:
+    limits = Limits(device=Rate(1e-3, 2), population=Rate(1e-3, 20))
+    with parties(ROUND, limits=limits) as them:
+        edge, behind = them.edge(speaks_for=2), [them.stranger() for _ in range(2)]
+        for serial in (1, 2):
+            assert [each.answer is not None and each.answer.reason for each in edge.relay(*behind, serial=serial)] == [
+                "",
+                "",
+            ]
+
+
 def test_an_edge_that_is_shut_out_loses_its_places_and_its_work_at_once() -> None:
     with parties(ROUND) as them:
         edge, behind = them.edge(speaks_for=4), [them.stranger() for _ in range(4)]
         assert given(edge.relay(*behind)) == [True] * 4
         them.server.roll.revoke(edge.id)
-        them.server.ask_to_do(lambda now: them.server.forget(edge.id, now, "revoked")).result()
+        them.server.ask_to_do(lambda now: them.server.forget(edge.id, "", now, "revoked")).result()
         assert refused(lambda: edge.send([f"{each.id}/s1" for each in behind])) == "revoked"
         assert refused(lambda: edge.relay(*behind, serial=2)) == "revoked"
         with them.run.store.transaction() as rows:

@@ -31,7 +31,7 @@ from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Assignment, Refused
 from sumus.wire.reports import encode_report
-from tests.edge.test_adder import Cut, Tree
+from tests.edge.test_adder import Cut, Tree, wait_until
 from tests.edge.test_adder import devices as devices_of
 from tests.server.devices import ScriptedDevice, path_of, tiny, together, update_of
 
@@ -283,7 +283,7 @@ def leaves(served: Served, device: ScriptedDevice, work: Assignment) -> None:
 
 
 def is_shut_out(served: Served, device: ScriptedDevice, work: Assignment) -> None:
-    served.server.ask_to_do(lambda now: served.server.forget(device.id, now, "revoked")).result()
+    served.server.ask_to_do(lambda now: served.server.forget(device.id, "", now, "revoked")).result()
 
 
 def sends_nan(served: Served, device: ScriptedDevice, work: Assignment) -> None:
@@ -469,3 +469,46 @@ def test_a_device_that_asks_for_other_work_and_then_reports_the_first_spoils_no_
     tree.model(1)
     assert tree.service.server.tasks[0].training.model(1).contributors == 3
     assert edge.server.tasks[0].runs[0].trouble == ""
+
+
+def in_a_slow_fleet(
+    stack: ExitStack, fast: int, slow: int
+) -> tuple[Tree, Any, list[ScriptedDevice], list[Assignment | None]]:
+    """Devices behind an edge have work. The fast ones have reported, and the others take longer than a place is held for."""
+    tree = Tree(tiny(cohort=fast + slow, deadline=DEADLINE), stack)
+    edge = tree.edge()
+    people = devices_of(edge, tree.below(edge), range(fast + slow))
+    works = together(*(partial(device.work, tree.bundle.plan, wait_s=20.0) for device in people))
+    for device, work in list(zip(people, works, strict=True))[:fast]:
+        report(tree, device, work)
+    let_go_by(edge.server, UNKNOWN)
+    return tree, edge, people, works
+
+
+def test_control_a_slow_fleet_behind_an_edge_is_waited_for(stack: ExitStack) -> None:
+    """All have lapsed at the edge, which does not know yet how long the work takes."""
+    tree, edge, people, works = in_a_slow_fleet(stack, fast=0, slow=3)
+    for device, work in zip(people, works, strict=True):
+        report(tree, device, work)
+    tree.model(1)
+    assert tree.service.server.tasks[0].training.model(1).contributors == 3
+    with edge.server.tasks[0].runs[0].store.transaction() as rows:
+        assert rows.run().takes > 1.0, "now the edge knows"
+
+
+def test_control_an_edge_learns_from_reports_that_come_too_late(stack: ExitStack) -> None:
+    """It closes without a few that are slow, and once they report, it gives the next ones more time; each report teaches once."""
+    tree, edge, people, works = in_a_slow_fleet(stack, 3, 1)
+    run = edge.server.tasks[0].runs[0]
+    wait_until(lambda: run.coordinator.round(0).state.value != "open", "it waits for one of four")
+
+    def takes() -> float:
+        with run.store.transaction() as rows:
+            return rows.run().takes
+
+    before = takes()
+    for _ in range(3):
+        with pytest.raises(Refused) as error:
+            people[-1].report(works[-1], update_of(tree.bundle.plan, people[-1].id))
+        assert error.value.problem.code == "closed"
+    assert takes() == pytest.approx(1.35 * before)

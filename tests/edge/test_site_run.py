@@ -2,24 +2,30 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 import sumus
+from sumus.aggregate import RunningSum
 from sumus.device.device import Device
 from sumus.device.link import Link
+from sumus.device.requests import Requests
 from sumus.device.training import Training
 from sumus.edge.edge import Edge, open_edge
 from sumus.edge.site import SiteRun
 from sumus.experiment import Experiment
+from sumus.first_hop import FirstHop
 from sumus.operations.service import Conduct, Service, Where, open_service
 from sumus.plan import Plan
 from sumus.simulator.share import public_seed
 from sumus.tree import sha256
-from sumus.wire.messages import Assignment
+from sumus.wire.messages import Assignment, RelayRequest
+from sumus.wire.reports import encode_sum
 from sumus.wire.tensors import decode_tree
+from tests.attacks.parties import code_of, given
 from tests.edge.test_adder import Cut, Tree, wait_until
 from tests.edge.test_adder import devices as scripted
 from tests.server.clients import clients, served, train
@@ -291,3 +297,33 @@ def test_a_site_above_an_edge(tree: Tree) -> None:
         own_round(plan, people, value)
     assert model_of(tree, 1) == [-7.0] * 4
     wait_until(lambda: (lower.uplink.sent, upper.uplink.sent) == (3, 1), "sums of other rounds")
+
+
+def test_what_comes_from_below_a_site_is_as_long_as_one_round_of_clipped_updates(stack: ExitStack) -> None:
+    """The site's own sum may be as long as its rounds are many; a sum of an edge below it may not."""
+    open_plan = tiny(cohort=3, rounds=3)
+    clipped = sumus.fedavg(sumus.sgd(lr=0.1), update=sumus.clip_by_global_norm(1.0))
+    bundle = replace(open_plan, plan=replace(open_plan.plan, algorithm=clipped))
+    tree = Tree(bundle, stack)
+    edge = tree.edge()
+    (runs,) = [task.runs for task in edge.server.tasks]
+    below = Requests(tree.below(edge), bytes(32))
+    below.enrol(edge.server.roll.new_token("default", edge.server.clock(), speaks_for=2))
+    hop = FirstHop.from_json(below.tasks().runs[0].hop)
+    assert (hop.rounds, runs[0].hop_above.rounds) == (1, 3)
+    people = [ScriptedDevice(tree.below(edge), 70 + number) for number in range(2)]
+
+    def send(value: float) -> str:
+        total, longer = RunningSum(), replace(hop, norms=tuple(None for _ in hop.norms))
+        for device in people:
+            longer.count_in(update_of(bundle.plan, device.id, value), total)
+        sessions = [f"{device.id}/s1" for device in people]
+        return code_of(lambda: below.report_sum("tiny", "train", encode_sum(sessions, total.total, hop)))
+
+    asked = RelayRequest(2, tuple(device.relayed(bundle.plan) for device in people))
+    wait_until(
+        lambda: given(below.relay(asked).answers) == [True, True],
+        "no work came down",
+    )
+    assert send(0.6) == "out_of_bounds", "four numbers of 0.6 are 1.2 long"
+    assert send(0.5) == "counted", "control"

@@ -414,7 +414,7 @@ def test_who_is_shut_out_while_it_waits_is_given_nothing(running: Running) -> No
     while not running.server.held:
         running.server.ask_to_do(lambda now: None).result()
     running.server.roll.revoke(third.id)
-    running.server.ask_to_do(lambda now: running.server.forget(third.id, now)).result()
+    running.server.ask_to_do(lambda now: running.server.forget(third.id, "", now)).result()
     thread.join()
     assert said == ["unknown_device"]
     honest_still_work(running, *zip(devices, given, strict=True))
