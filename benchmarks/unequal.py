@@ -62,7 +62,7 @@ def ran(name: str, slowest: float, limit: float, target: float = TARGET, say: Ca
     training = Training(task, people[0], "autograd")
     program = Program(task)
     data = program.learn_schema(0, *program.reader.read(people, 0))
-    plan = sumus.Plan(task, algorithm, pacing, min_contributors=2).with_data(data)
+    plan = sumus.Plan(task, algorithm, pacing, 2, trusts_devices=False).with_data(data)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-unequal-")))
         (folder / "plan.sumus").write_bytes(sumus.Bundle(plan, program.initial).to_bytes())

@@ -22,6 +22,7 @@ _PUBLIC = {
     # what happens to its update on the way?
     "Transform": "sumus.update",
     "chain": "sumus.update",
+    "clip_buffers": "sumus.update",
     "clip_by_global_norm": "sumus.update",
     "quantize": "sumus.update",
     "rotate": "sumus.update",

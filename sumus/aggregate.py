@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from sumus.errors import ParticipantError, PlanError
+from sumus.errors import ParticipantError, PlanError, expect_number
 from sumus.spec import Value, record, registered
 from sumus.staleness import ONE, Staleness
 from sumus.tree import flatten, layout, nbytes, size, tree_map, unflatten
@@ -27,6 +27,9 @@ from sumus.types import Array, Tree
 METRIC_BITS = 20
 BUFFERS = "buffers"
 """The part of shared leaves without a gradient (running statistics): averaged, outside of transforms and optimizers."""
+
+WIDEST = 2.0**16
+"""A bound of a part that is as wide as this bounds nothing: it only says what sums must hold."""
 
 
 # ── what is sent, and what it is divided by ──────────────────────────────────────────────────────────────────────────
@@ -57,6 +60,7 @@ class Part:
                   `Fixed` number.
     transformed:  whether leaves go through the algorithm's chain; scalars never do.
     bound:        the largest |value| that is accepted, where it is not that of the plan's sums.
+    least:        the smallest value that is accepted; None for −bound. Scalars alone have one.
     cap:          the most examples that a client's weight counts; None for the limit of the plan's sums.
 
     FedAvg is `Part("params", weight="examples", denominator="weight")`.
@@ -69,6 +73,7 @@ class Part:
     transformed: bool = True
     bound: float | None = None
     cap: int | None = None
+    least: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -88,12 +93,24 @@ class Part:
                     "positive", f"part {self.name!r} has the bound {self.bound}: it must be positive and finite"
                 )
             object.__setattr__(self, "bound", float(self.bound))
+        if self.least is not None:
+            expect_number(
+                self.least, -math.inf, math.inf if self.bound is None else self.bound, f"Part({self.name!r}, least=)"
+            )
+            if self.content != "scalar":
+                raise PlanError("part-words", f"part {self.name!r} has least={self.least}, which only scalars may have")
+            object.__setattr__(self, "least", float(self.least))
         if self.cap is not None and not (self.weight == "examples" and self.cap >= 1):
             raise PlanError(
                 "part-words",
                 f"part {self.name!r} has cap={self.cap}: the cap is a number of examples, at least 1, and needs "
                 'weight="examples"',
             )
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it has a bound of its own that is below `WIDEST`."""
+        return self.bound is not None and self.bound < WIDEST
 
     @property
     def in_chain(self) -> bool:
@@ -316,7 +333,9 @@ class Aggregator(Value):
     centre: (each client's trees by part, by part each one's weight) → the trees that stand for everyone's, in place of
         their weighted mean. An aggregator that has one needs every update apart (median, Krum), and works on no sum.
     longest: (for each part, one client's share of it and how far its update reaches) → how far the client moves the combined
-        `params`, at most.
+        `params`, at most. None if that is not known: a plan for devices is refused then.
+    chosen: for an aggregator that chooses among updates: (contributors) → the largest share of what it gives that one update can
+        have, and how many times as long as the longest update that can be. It has no `longest`.
     least: with fewer contributors the round is void.
     one_by_one: the model travels; every update is a round of its own, and the next client goes on from there.
     """
@@ -324,7 +343,8 @@ class Aggregator(Value):
     parts: tuple[Part, ...]
     combine: Callable[[Mapping[str, Tree], Mapping[str, int]], Mapping[str, Tree]]
     centre: Centre | None = None
-    longest: Callable[[Mapping[str, tuple[float, float]]], float] = lambda parts: math.prod(parts["params"])
+    longest: Callable[[Mapping[str, tuple[float, float]]], float] | None = None
+    chosen: Callable[[int], tuple[float, float]] | None = None
     least: int = 1
     one_by_one: bool = False
 
@@ -349,7 +369,10 @@ def mean(*parts: Part) -> Aggregator:
     def combine(sums: Mapping[str, Tree], divisors: Mapping[str, int]) -> Mapping[str, Tree]:
         return {name: over(tree, divisors[name]) for name, tree in sums.items()}
 
-    return Aggregator(parts=parts, combine=combine)
+    def longest(reaches: Mapping[str, tuple[float, float]]) -> float:
+        return math.prod(reaches["params"])
+
+    return Aggregator(parts=parts, combine=combine, longest=longest)
 
 
 def times(tree: Tree, factor: float) -> dict[str, Array]:

@@ -21,6 +21,7 @@ An edge with rounds of its own combines too, and sends a sum of what its model h
 (running statistics) go beside all this as a part of their own, `buffers`: averaged, never transformed or optimized.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,6 +36,7 @@ from sumus.spec import record
 from sumus.task import Description
 from sumus.tree import first_non_finite, narrowed, tree_map
 from sumus.types import Array, Layout, Tree
+from sumus.update.clip import held_within
 from sumus.update.transform import Context, Transform
 from sumus.work import ClientWork
 
@@ -71,7 +73,8 @@ class Algorithm:
         """What a client sends for a task: the aggregator's parts, and where the task has buffers, their mean by the weight
         of params, whatever params are divided by."""
         params = next(part for part in self.aggregator.parts if part.name == "params")
-        buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False, bound=None)
+        bound = self.update.buffer_bound
+        buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False, bound=bound, least=None)
         return (*self.aggregator.parts, buffers) if task.buffer_layout else self.aggregator.parts
 
     def first_hop(
@@ -124,6 +127,9 @@ class Algorithm:
             for name, tree in parts.items()
             if name in combined
         }
+        if (bound := self.update.buffer_bound) is not None and BUFFERS in sent:
+            _check_finite(client, BUFFERS, sent[BUFFERS])
+            sent[BUFFERS] = held_within(sent[BUFFERS], bound)
         return Update(client, sent, examples, metrics)
 
     # ── the server's half ────────────────────────────────────────────────────────────────────────────────────────────
@@ -189,21 +195,28 @@ class Algorithm:
         sums: FixedPoint,
         seed: bytes,
         rounds: int,
+        rounding: float,
     ) -> Aggregate:
         """The sum that `combine` makes these of, up to its rounding: what a site sends.
 
         moved: float64 trees by part.  weights: each part's.  count: contributors.  metrics: as integers.
-        rounds: of the site, that moved the model so far.
+        rounds: of the site, that moved the model so far.  rounding: the L2 norm by which rounding the model has moved `params`.
         Single codes end at their limit, as on a device. Raises BeyondBoundError if the sum is beyond what so many reports can
         add up to.
         """
-        hop, context = self.first_hop(task, sums, rounds), Context(task.trained_layout, seed)
+        hop = self.first_hop(task, sums, rounds)
         summed: dict[str, Tree] = {}
         for part in self.parts(task):
-            values = times(moved[part.name], part.divisor(weights[part.name], count, 0))
-            lifted = self.update.lift(values, context) if part.in_chain else values
-            coded = part.in_chain and self.update.code_bits is not None
-            summed[part.name] = _whole(part, lifted, 0 if coded else sums.bits(part), hop.largest(part, count), coded)
+            by = part.divisor(weights[part.name], count, 0)
+            values = times(moved[part.name], by)
+            if part.in_chain:
+                lifted = self._lifted(part, values, by * rounding, by * rounds, hop, task, seed)
+                values = hop.without_rounding(part, *lifted, weights[part.name], count)
+            else:
+                values = times(values, 2.0 ** sums.bits(part))
+            summed[part.name] = _whole(
+                part, values, hop.largest(part, count), part.in_chain and hop.code_bits is not None
+            )
         whole = {name: np.array(weight, np.int64) for name, weight in weights.items()}
         total = Aggregate(summed, whole, np.array(count, np.int64), metrics)
         hop.check_sum(total, None, count, least=0)  # a later round may be of fewer devices than the first
@@ -241,8 +254,7 @@ class Algorithm:
     def _transform(
         self, client: object, part: str, tree: Tree, examples: int, seed: bytes, rng: np.random.Generator | None
     ) -> Tree:
-        if (leaf := first_non_finite(tree)) is not None:
-            raise DivergedError(client, part, leaf)
+        _check_finite(client, part, tree)
         shapes = {name: leaf.shape for name, leaf in tree.items()}
         body = np.result_type(*(leaf.dtype for leaf in tree.values()))
         sent = self.update.apply(tree, Context(shapes, seed, examples=examples, rng=rng))
@@ -275,6 +287,18 @@ class Algorithm:
             )
         return {part.name: self._inverted(part, total.sums[part.name], task, sums, seed) for part in parts}
 
+    def _lifted(
+        self, part: Part, values: Tree, rounding: float, rounds: int, hop: FirstHop, task: Description, seed: bytes
+    ) -> tuple[Tree, float]:
+        """A site's sum of a part in the chain, and the L2 norm that rounding has added to it at most, in units of the sum.
+
+        rounding: of the model, in parameters.  rounds: in which devices' numbers were rounded to whole ones, times the divisor.
+        """
+        bits = 0 if hop.code_bits is not None else hop.sums.bits(part)
+        lifted = times(self.update.lift(values, Context(task.trained_layout, seed)), 2.0**bits)
+        unit = self.update.reach(task.trained_layout)[1] / 2.0**bits
+        return lifted, rounding / unit + rounds * 0.5 * math.sqrt(sum(leaf.size for leaf in lifted.values()))
+
     def _inverted(self, part: Part, total: Tree, task: Description, sums: FixedPoint, seed: bytes) -> Tree:
         if not part.in_chain:
             return sums.decode(part, total)
@@ -284,6 +308,12 @@ class Algorithm:
         return inverted
 
 
+def _check_finite(client: object, part: str, tree: Tree) -> None:
+    """Raise DivergedError for what is not finite before it is changed on its way: what comes after would not show it."""
+    if (leaf := first_non_finite(tree)) is not None:
+        raise DivergedError(client, part, leaf)
+
+
 def _check_layout(tree: Tree, expected: Layout, what: Callable[[], str]) -> None:
     """A transform must give the leaves and shapes that its layout says."""
     found = {name: getattr(leaf, "shape", None) for name, leaf in tree.items()}
@@ -291,9 +321,9 @@ def _check_layout(tree: Tree, expected: Layout, what: Callable[[], str]) -> None
         raise UsageError(f"{what()} {found}, and its layout says {dict(expected)}: mend the transform, or its layout")
 
 
-def _whole(part: Part, values: Tree, bits: int, largest: int, ends: bool) -> Tree:
-    """Values as integers over 2^bits, at most so large: what is larger ends there, or is refused."""
-    scaled = tree_map(lambda leaf: np.rint(np.ldexp(leaf, bits)), values)
+def _whole(part: Part, values: Tree, largest: int, ends: bool) -> Tree:
+    """Values as integers, at most so large: what is larger ends there, or is refused."""
+    scaled = tree_map(np.rint, values)
     for name, leaf in scaled.items():
         if not ends and leaf.size and not max(-float(leaf.min()), float(leaf.max())) <= largest:
             raise BeyondBoundError(

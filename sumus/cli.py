@@ -265,7 +265,7 @@ def check(file: File) -> None:
         f"{sums.fraction_bits} fraction bits, |u| ≤ {sums.bound:g}, weight ≤ {sums.max_weight}, "
         f"≤ {sums.max_count} contributors",
     )
-    table.add_row("one device", f"can have {report.influence}")
+    table.add_row("influence", report.influence.said)
     table.add_row("updates", report.updates.proposal())
     table.add_row("plan", report.plan_id)
     table.add_row("simulator", Text("legal", "green"))
@@ -336,8 +336,7 @@ def pack(
     bundle = packed(file, seed)
     output.write_bytes(content := bundle.to_bytes())
     _out.print(f"{output}: plan {bundle.plan.id}, {_bytes(len(content))}", soft_wrap=True)
-    trusted = "it trusts its devices: " if bundle.plan.trusts_devices else ""
-    _out.print(f"{trusted}one device can have {bundle.plan.influence}", soft_wrap=True)
+    _out.print(bundle.plan.influence.said, soft_wrap=True)
 
 
 def packed(file: str, seed: int | None) -> "Bundle":

@@ -111,7 +111,7 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
 
     Args:
         total: The sum.
-        hop: The first hop that the sum fits.
+        hop: The first hop. Its `check_sum` has let the sum through: no bin is below 0.
         sender: The edge, for errors.
         least: The fewest reports that tell their loss; 0 for an evaluation.
 
@@ -124,7 +124,7 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
         raise ParticipantError(sender, f"{least} reports tell their loss over at least one prediction each")
     one = 2 ** hop.sums.bits(HISTOGRAM)
     for name, bins in total.sums.get(HISTOGRAM.name, {}).items():
-        if int(bins.min()) < 0 or int(bins.sum()) > int(total.metrics.get(name, nothing)[1]) * one:
+        if int(bins.sum()) > int(total.metrics.get(name, nothing)[1]) * one:
             raise ParticipantError(sender, f"more devices are in bins of {name!r} than it counts predictions")
 
 

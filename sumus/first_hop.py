@@ -31,15 +31,13 @@ from sumus.errors import (
 from sumus.fixed_point import FixedPoint
 from sumus.metrics import Range
 from sumus.spec import build, canonical_json, read_as, record, to_json
-from sumus.tree import blocks, layout
+from sumus.tree import blocks, layout, tree_map
 from sumus.types import Tree
 
 LONGEST = 1e100
 """The longest norm that a part may have: its square is still a float."""
 SLACK = 2.0**-24
 """The share of a length that rounding may add to it: in a rotation, and in a clip that is written in another language."""
-_SITE_SLACK = 0.01
-"""The same for a sum of a site, whose model is rounded to float32 after each of its rounds."""
 _BLOCK = 1 << 16
 
 
@@ -138,7 +136,7 @@ class FirstHop:
         weight = self.most_weight(part) if self._multiplies(part) else 1
         if part.in_chain and self.code_bits is not None:
             return count * weight * self.rounds * (2 ** (self.code_bits - 1) - 1)
-        bound = self.sums.bound if part.bound is None else part.bound
+        bound = self.sums.bound if part.bound is None else part.bound * self.rounds
         return count * math.ceil(weight * bound * 2.0 ** self.sums.bits(part))
 
     def sum_dtype(self, part: Part, count: int) -> np.dtype[np.signedinteger[Any]]:
@@ -186,7 +184,8 @@ class FirstHop:
             if weight > count * self.most_weight(part):
                 raise ParticipantError(sender, f"`{part.name}` weighs more than {count} reports can")
             for name, leaf in tree.items():
-                if leaf.size and max(-int(leaf.min()), int(leaf.max())) > most:
+                low = -most if part.least is None else weight * part.least * 2.0 ** self.sums.bits(part) - count
+                if leaf.size and (int(leaf.max()) > most or int(leaf.min()) < low):
                     raise BeyondBoundError(sender, f"`{part.name}[{name}]` is beyond what {count} reports add up to")
             self._check_sum_length(total, part, sender, count)
         self._check_summed_metrics(total, sender, count)
@@ -237,21 +236,44 @@ class FirstHop:
             if any(int(leaf.min(initial=0)) < 0 or int(leaf.sum()) > count * unit for leaf in tree.values()):
                 raise BeyondBoundError(sender, f"the bins of `{part.name}` hold more than {count} reports do")
             return
+        longest = self._longest_sum(part, int(total.weights[part.name]), count)
+        if longest is None:
+            return
+        whole = self._is_coded(part) and self.rounds == 1  # codes are whole numbers, and nothing was rounded
+        rounded = 0.0 if whole else 0.5 * count * math.sqrt(sum(leaf.size for leaf in tree.values()))
+        if math.sqrt(_square(tree)) > longest * (1 + SLACK) + rounded:
+            raise BeyondBoundError(sender, f"`{part.name}` is longer than {count} clipped updates add up to")
+
+    def _longest_sum(self, part: Part, weight: int, count: int) -> float | None:
+        """The L2 norm that no sum of so many clipped updates exceeds but by rounding, in its units; None without a clip."""
         norm = next((norm for bounded, norm in self._norms() if bounded is part), None)
         if norm is None:
-            return
-        weight = int(total.weights[part.name])
+            return None
         times = weight if self._multiplies(part) else count
         if self.rounds > 1:  # the weight is the mean of its rounds', and the sum may be divided by the count
             times = max(times, part.divisor(weight, count, 0)) * self.rounds
-        coded = self._is_coded(part)
-        slack, rounded = SLACK, 0.5 * count * math.sqrt(sum(leaf.size for leaf in tree.values()))
-        if self.rounds > 1:
-            slack = _SITE_SLACK
-        elif coded:
-            rounded = 0.0
-        if math.sqrt(_square(tree)) > times * norm * (1.0 if coded else unit) * (1 + slack) + rounded:
-            raise BeyondBoundError(sender, f"`{part.name}` is longer than {count} clipped updates add up to")
+        return times * norm * (1.0 if self._is_coded(part) else 2.0 ** self.sums.bits(part))
+
+    def without_rounding(self, part: Part, tree: Tree, rounding: float, weight: int, count: int) -> Tree:
+        """A site's sum, in units of the sum, without what rounding has added to its length.
+
+        A sum that is longer than the clip allows, by no more than its rounding, is scaled to the longest that is allowed. A
+        longer sum stays as it is, and `check_sum` refuses it.
+
+        Args:
+            part: one of `parts`.
+            tree: float64.
+            rounding: the L2 norm that rounding has added at most, in units of the sum.
+            weight: the part's.
+            count: contributors.
+        """
+        longest = self._longest_sum(part, weight, count)
+        if longest is None:
+            return tree
+        length = math.sqrt(_square(tree))
+        return (
+            tree_map(lambda leaf: leaf * (longest / length), tree) if longest < length <= longest + rounding else tree
+        )
 
     def _capped(self, metrics: Mapping[str, tuple[float, int]]) -> Mapping[str, tuple[float, int]]:
         """Metrics that count no more predictions than the plan's cap, with the same means."""
@@ -319,6 +341,10 @@ class FirstHop:
             if codes is None:
                 if leaf.dtype.kind != "f" or leaf.dtype.itemsize not in (4, 8):
                     raise ParticipantError(client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are floats")
+                if part.least is not None and not float(leaf) >= part.least and not math.isnan(float(leaf)):
+                    raise BeyondBoundError(
+                        client, f"`{part.name}` is {float(leaf):g}, and the plan counts nothing below {part.least:g}"
+                    )
                 if part.content == "bins" and not (set(np.unique(leaf).tolist()) <= {0.0, 1.0} and leaf.sum() <= 1):
                     raise ParticipantError(client, f"`{part.name}[{name}]` must hold a single 1, or zeros alone")
                 continue

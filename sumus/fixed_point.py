@@ -177,7 +177,7 @@ class FixedPoint:
             if part.content == "scalar":
                 said += "raise that bound where the algorithm is made (fednova(most_steps=), Part(bound=))"
             else:
-                said += "lower the learning rate, or scale the inputs"
+                said += "clip it on the device, as the plan says; or lower the learning rate, or scale the inputs"
             return BeyondBoundError(client, said)
         raise AssertionError("a block reaches further than every leaf")
 

@@ -23,11 +23,15 @@ class Influence:
     """What one dishonest device can do to a sum of a plan, at most.
 
     contributors: the fewest devices whose sum is used.
-    share: the largest share of the sum's weight, from 0 to 1, if each of the others weighs 1.
+    share: the largest share of the sum's weight, from 0 to 1, if each of the others weighs 1; or, of an aggregator that chooses
+        among updates, the largest share of what it gives.
     length: the L2 norm of the longest update that is counted, in parameters; None if no clip bounds it.
-    step: the L2 norm by which the device moves the mean of `params`, in parameters; None if nothing bounds it, or if the
-        aggregator is no mean.
+    step: the L2 norm by which the device moves the mean of `params`, in parameters; or, of an aggregator that chooses among
+        updates, the L2 norm of what it gives. None if nothing bounds it.
     others: for each further part, how far the device moves any one number of its mean.
+    open: those of `others` that only the width of the sums limits: no bound of their own that is below `WIDEST`.
+    chooses: the aggregator that chooses among updates; empty for a mean.
+    trusted: whether the plan trusts its devices.
     """
 
     contributors: int
@@ -35,20 +39,36 @@ class Influence:
     length: float | None
     step: float | None
     others: Mapping[str, float] = field(default_factory=dict[str, float])
+    open: tuple[str, ...] = ()
+    chooses: str = ""
+    trusted: bool = False
+
+    @property
+    def said(self) -> str:
+        """The sentence for people: `one device can have 10.00% of a sum of 10, which moves the mean by at most 0.1`."""
+        return f"{'the plan trusts its devices: ' if self.trusted else ''}one device can have {self}"
 
     def __str__(self) -> str:
-        share = "over 99.99%" if self.share > 0.9999 else f"{self.share:.2%}"
-        share += f" of a sum of {self.contributors}"
+        share = "over 99.99%" if 0.9999 < self.share < 1 else f"{self.share:.2%}"
+        what = (
+            f"what {self.chooses} makes of {self.contributors} updates"
+            if self.chooses
+            else f"a sum of {self.contributors}"
+        )
         others = "".join(f"; it moves a number of `{name}` by at most {by:.4g}" for name, by in self.others.items())
         if self.length is None:
-            return f"{share}, and no clip bounds how far that moves the model{others}"
-        if self.step is None:
-            return f"one update of {self.contributors}, at most {self.length:.4g} long, for its aggregator to weigh{others}"
-        return f"{share}, which moves the mean by at most {self.step:.4g}{others}"
+            moves = ", and no clip bounds how far that moves the model"
+        elif self.step is None:
+            moves = ", and nothing says how far that moves the model"
+        elif self.chooses:
+            moves = f", and that is at most {self.step:.4g} long"
+        else:
+            moves = f", which moves the mean by at most {self.step:.4g}"
+        return f"{share} of {what}{moves}{others}"
 
 
 def influence_of(
-    algorithm: Algorithm, task: Description, sums: FixedPoint, contributors: int, rounds: int = 1
+    algorithm: Algorithm, task: Description, sums: FixedPoint, contributors: int, rounds: int = 1, trusted: bool = False
 ) -> Influence:
     """What one device can do to a sum.
 
@@ -56,7 +76,9 @@ def influence_of(
         sums: the plan's integers, whose largest weight caps all others.
         contributors: the fewest devices whose sum is used.
         rounds: of an edge's own, in each of which the device may take part.
+        trusted: whether the plan trusts its devices.
     """
+    aggregator = algorithm.aggregator
     length, unit = algorithm.update.reach(task.trained_layout)
     length = None if length is None else length * unit
     hop = algorithm.first_hop(task, sums)
@@ -68,18 +90,37 @@ def influence_of(
         # The device multiplied before it clipped, so that its part of the sum is at most C whatever it weighs. It moves the
         # mean furthest if the divisor is smallest: with weight 1.
         factors["params"] = 1 / parts["params"].divisor(contributors, contributors, contributors)
-    step = None
-    if reaches["params"] is not None and not algorithm.aggregator.needs_each_update:
+    share, step, longest = min(1.0, shares["params"]), None, reaches["params"]
+    if aggregator.chosen is not None:
+        share, times = aggregator.chosen(max(contributors, aggregator.least))
+        step = None if longest is None else longest * times * _scale(parts["params"], hop, contributors)
+    elif longest is not None and aggregator.longest is not None:
         known = {name: (factors[name], reach or 0.0) for name, reach in reaches.items()}
-        step = algorithm.aggregator.longest(known) * rounds
-    others = {name: shares[name] * (reach or 0.0) for name, reach in reaches.items() if name != "params"}
-    return Influence(contributors, min(1.0, shares["params"]), reaches["params"], step, others)
+        step = aggregator.longest(known) * rounds
+    others = {name: shares[name] * (reach or 0.0) * rounds for name, reach in reaches.items() if name != "params"}
+    beside = [part for name, part in parts.items() if name != "params" and not part.in_chain]
+    return Influence(
+        contributors,
+        share,
+        longest,
+        step,
+        others,
+        open=tuple(part.name for part in beside if not part.is_bounded),
+        chooses="" if aggregator.chosen is None else repr(aggregator),
+        trusted=trusted,
+    )
 
 
 def _share(part: Part, hop: FirstHop, contributors: int) -> float:
     """The largest weight of one client over a part's divisor: above 1 where the divisor does not count that weight."""
     weight = hop.most_weight(part)
     return weight / part.divisor(weight + contributors - 1, contributors, contributors)
+
+
+def _scale(part: Part, hop: FirstHop, contributors: int) -> float:
+    """By how much what was chosen is scaled: it stands for everyone's weight, over the part's divisor."""
+    counts = (contributors, hop.sums.max_count)
+    return max(n * hop.most_weight(part) / part.divisor(n * hop.most_weight(part), n, n) for n in counts)
 
 
 def _reach(part: Part, sums: FixedPoint, length: float | None) -> float | None:

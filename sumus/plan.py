@@ -13,11 +13,11 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import numpy as np
 
-from sumus.aggregate import Part
+from sumus.aggregate import BUFFERS, WIDEST, Part
 from sumus.algorithm import Algorithm
 from sumus.errors import PlanError, expect
 from sumus.first_hop import SLACK, FirstHop
@@ -29,6 +29,7 @@ from sumus.spec import call_with, canonical_json, is_custom, read_as, to_json
 from sumus.task import Data, Description, Task, description_of
 from sumus.tree import nbytes
 from sumus.types import Json
+from sumus.update.transform import Context, walk
 
 FORMAT = 1
 _MAX_JSON = 16 * 2**20
@@ -135,7 +136,8 @@ class Plan:
             self.min_contributors, 1 if self.edges.rounds > 1 else self.pacing.fewest
         )  # a site's rounds may be small
         fewest = min(self.pacing.cohort, least)
-        return influence_of(self.algorithm, self.description, self.sums, fewest, self.edges.rounds)
+        trusted = bool(self.trusts_devices)
+        return influence_of(self.algorithm, self.description, self.sums, fewest, self.edges.rounds, trusted)
 
     def _fitted(self) -> FixedPoint:
         """Sums as fine as 64 bits allow: for the weights, and for the values that the clip and each part's bound leave."""
@@ -145,10 +147,16 @@ class Plan:
         largest = max((part.largest_weight(cap or MOST_WEIGHT) for part in weighed), default=1)
         length, _ = algorithm.update.reach(shapes)
         alone = algorithm.update.code_bits is None and all(part.in_chain or part.bound is not None for part in parts)
+        # a site sums up rounds, so that its sum leaves its parts' own bounds behind; those of others are in `FixedPoint.bits`
+        own = (
+            max((part.bound or 0.0 for part in parts), default=0.0) * self.edges.rounds
+            if self.edges.rounds > 1
+            else 0.0
+        )
         if length is None or not alone:  # codes are whole numbers already
-            return FixedPoint.fit(self.pacing.chosen, largest)
+            return FixedPoint.fit(self.pacing.chosen, largest, max(MOST_VALUE, own))
         reach = math.frexp(length * self.edges.rounds * (1 + SLACK))[1]  # the length is below this power of two
-        return FixedPoint.fit(self.pacing.chosen, largest, min(2.0**reach, MOST_VALUE))
+        return FixedPoint.fit(self.pacing.chosen, largest, max(min(2.0**reach, MOST_VALUE), own))
 
     @property
     def broadcast_nbytes(self) -> int:
@@ -234,7 +242,10 @@ def _part_fits(plan: Plan) -> str | None:
 
 def _chain_unused(plan: Plan) -> str | None:
     algorithm = plan.algorithm
-    if algorithm.update.links and not any(part.in_chain for part in algorithm.aggregator.parts):
+    links = [
+        stage for stage in algorithm.update.links if stage.props.buffer_bound is None
+    ]  # buffers are beside the chain
+    if links and not any(part.in_chain for part in algorithm.aggregator.parts):
         return f"no part of this algorithm may be changed on its way, so {algorithm.update!r} would do nothing: leave it out"
     return None
 
@@ -278,13 +289,12 @@ def _one_by_one(plan: Plan) -> str | None:
 
 
 def _quantize_range(plan: Plan) -> str | None:
-    before: list[Any] = []
-    for stage in plan.algorithm.update.links:
-        if stage.props.code_bits is not None and not stage.props.has_range:
-            clipped = any(earlier.clips_to is not None for earlier in before)
-            if not (clipped and any(earlier.mixes for earlier in before)):
-                return f"{stage!r} knows no range: put clip_by_global_norm and rotate before it, or give it range="
-        before.append(stage.props)
+    mixed = False
+    for stage, before, _ in walk(plan.algorithm.update.links, Context(plan.description.trained_layout, b"")):
+        if stage.props.code_bits is not None and not stage.props.has_range and not (mixed and before.norm_bound):
+            between = ", with only stages between that say Props(keeps_norm=True)"
+            return f"{stage!r} knows no range: put clip_by_global_norm and rotate before it{between}; or give it range="
+        mixed = mixed or stage.props.mixes
     return None
 
 
@@ -412,29 +422,51 @@ def _trusts_devices(plan: Plan) -> str | None:
     if plan.trusts_devices:
         return None
     found = plan.influence
-    if found.length is not None and plan.example_cap is not None:
+    moves = found.step is not None or plan.algorithm.aggregator.needs_each_update
+    if moves and found.length is not None and plan.example_cap is not None and not found.open:
         return None
+    steps: list[str] = []
     remedies: list[str] = []
     params = next(part for part in plan.algorithm.aggregator.parts if part.name == "params")
-    if found.length is None and not params.in_chain:
-        remedies.append(
-            "this algorithm sends its update past any chain, so that nothing can clip it: take another algorithm"
-        )
-    elif found.length is None:
-        remedies.append("put clip_by_global_norm(...) into the update's chain, before any rotate and quantize")
+    if found.length is None:
+        steps.append("its update may be as long as it likes")
+        if not params.in_chain:
+            remedies.append(
+                "this algorithm sends its update past any chain, so that nothing can clip it: take another algorithm"
+            )
+        elif (stage := plan.algorithm.update.lengthening) is not None:
+            remedies.append(
+                f"{stage!r} does not say that it keeps norms: give it Props(keeps_norm=True) if neither of its ends makes an "
+                "update longer, or longest= and unit=, which say how long"
+            )
+        else:
+            remedies.append("put clip_by_global_norm(...) into the update's chain, before any rotate and quantize")
+    elif not moves:
+        steps.append("nothing says how far that moves the model")
+        remedies.append(f"give Aggregator(longest=) to {plan.algorithm.aggregator!r}, which says so")
     if plan.example_cap is None:
+        steps.append("nothing bounds its weight further")
         remedies.append(
             'let clients weigh alike (weight="uniform", if the algorithm has it), or name the most examples that count '
             f"(cap=, below {MOST_WEIGHT})"
         )
-    step = (
-        "and its update may be as long as it likes" if found.length is None else "and nothing bounds its weight further"
-    )
+    for name in found.open:
+        steps.append(f"it can move each number of `{name}` by {found.others[name]:.4g}")
+        remedies.append(_BOUNDS.get(name, f"give Part({name!r}, bound=) a bound below {WIDEST:g}"))
     return (
-        f"one device that lies can have {found.share:.2%} of a sum of {found.contributors}, {step}: {'; '.join(remedies)}. "
-        "`sumus check FILE.py` proposes values from the examples at hand. If all devices are your own, say "
-        "Plan(trusts_devices=True)"
+        f"one device that lies can have {found.share:.2%} of a sum of {found.contributors}, and {', and '.join(steps)}: "
+        f"{'; '.join(remedies)}. `sumus check FILE.py` proposes values from the examples at hand. If all devices are your own, "
+        "say Plan(trusts_devices=True)"
     )
+
+
+_BOUNDS = {
+    BUFFERS: "put clip_buffers(...) into the update's chain, or take a model without averaged buffers (GroupNorm in place of "
+    "BatchNorm)",
+    "steps": f"bound the steps of a round: fednova(most_steps=), with ‖a‖₁ below {WIDEST:g}",
+    "control": f"bound the control below {WIDEST:g}: scaffold(control_bound=)",
+}
+"""How to bound a part of sumus beside the chain."""
 
 
 RULES: tuple[Rule, ...] = (

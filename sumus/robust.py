@@ -24,14 +24,15 @@ from sumus.types import Array, Tree
 from sumus.update.clip import global_norm
 
 Weights: TypeAlias = Mapping[str, Sequence[int]]
+Chosen: TypeAlias = Callable[[int], tuple[float, float]]
 
 PARAMS = Part("params", weight="uniform", denominator="count")
 
 
-def _around(centre: Centre, parts: tuple[Part, ...], least: int = 1) -> Aggregator:
+def _around(centre: Centre, parts: tuple[Part, ...], chosen: Chosen, least: int = 1) -> Aggregator:
     """The mean of these parts (of `params` alone, where none is named), with a centre in the mean's place."""
     plain = mean(*(parts or (PARAMS,)))
-    return Aggregator(parts=plain.parts, combine=plain.combine, centre=centre, least=least)
+    return Aggregator(parts=plain.parts, combine=plain.combine, centre=centre, chosen=chosen, least=least)
 
 
 def _coordinatewise(rule: Callable[[Array], Array]) -> Centre:
@@ -49,7 +50,12 @@ def _coordinatewise(rule: Callable[[Array], Array]) -> Centre:
 @registered("aggregator/median")
 def median(*parts: Part) -> Aggregator:
     """The median of every entry. [Yin et al. 2018, arXiv:1803.01498, Algorithm 1, option I]"""
-    return _around(_coordinatewise(lambda values: np.median(values, axis=0)), parts)
+
+    def chosen(count: int) -> tuple[float, float]:
+        """In each entry, half of the updates are at least as far from 0 as the median: so it is at most √2 times as long."""
+        return (1.0 if count % 2 else 0.5), math.sqrt(2)
+
+    return _around(_coordinatewise(lambda values: np.median(values, axis=0)), parts, chosen)
 
 
 @registered("aggregator/trimmed_mean")
@@ -61,7 +67,12 @@ def trimmed_mean(*parts: Part, attackers: int) -> Aggregator:
     def rule(values: Array) -> Array:
         return np.sort(values, axis=0)[attackers : len(values) - attackers].mean(axis=0)
 
-    return _around(_coordinatewise(rule), parts, least=2 * attackers + 1)
+    def chosen(count: int) -> tuple[float, float]:
+        """A mean of the values that are kept: its square is at most the mean of their squares, and those are of all updates."""
+        kept = count - 2 * attackers
+        return 1 / kept, math.sqrt(count / kept)
+
+    return _around(_coordinatewise(rule), parts, chosen, least=2 * attackers + 1)
 
 
 @registered("aggregator/krum")
@@ -69,7 +80,7 @@ def krum(*parts: Part, attackers: int) -> Aggregator:
     """The one update whose n − f − 2 nearest others are nearest; needs 2f + 3 contributors. Distances are those of
     `params`. [Blanchard et al. 2017, section 3]"""
     _check(attackers)
-    return _around(_nearest(attackers, lambda count: 1), parts, least=2 * attackers + 3)
+    return _around(_nearest(attackers, lambda count: 1), parts, lambda count: (1.0, 1.0), least=2 * attackers + 3)
 
 
 @registered("aggregator/multi_krum")
@@ -84,7 +95,7 @@ def multi_krum(*parts: Part, attackers: int, keep: int | None = None) -> Aggrega
         most = count - attackers - 2
         return most if keep is None else min(keep, most)
 
-    return _around(_nearest(attackers, kept), parts, least=2 * attackers + 3)
+    return _around(_nearest(attackers, kept), parts, lambda count: (1 / kept(count), 1.0), least=2 * attackers + 3)
 
 
 @registered("aggregator/norm_bounded")
@@ -103,7 +114,8 @@ def norm_bounded(*parts: Part, max_norm: float) -> Aggregator:
 
         return _mean_of([bounded(one) for one in contributions], weights)
 
-    return _around(centre, parts)
+    plain = mean(*(parts or (PARAMS,)))
+    return Aggregator(parts=plain.parts, combine=plain.combine, centre=centre, longest=plain.longest)
 
 
 def _nearest(attackers: int, keep: Callable[[int], int]) -> Centre:

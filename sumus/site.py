@@ -25,9 +25,12 @@ from sumus.spec import record
 from sumus.task import Description
 from sumus.tree import tree_map
 from sumus.types import Broadcast, Tree
+from sumus.update.clip import global_norm
 
 NoiseAt: TypeAlias = Literal["top", "edges"]
 MOST_ROUNDS = 1000
+_EPSILON = 2.0**-24
+"""The share of a number that rounding it to single precision changes, at most."""
 _SEED = b"sumus site round "
 
 
@@ -99,7 +102,11 @@ class Site:
             part: tree_map(lambda base, now: base.astype(np.float64) - now, tree, self.at[part])
             for part, tree in self.base.items()
         }
-        return self.algorithm.as_sum(moved, weights, count, self.metrics, self.task, self.sums, self.seed, self.done)
+        # each round has rounded the model to single precision, whose length was at most these two together on its way
+        rounding = self.done * _EPSILON * (global_norm(self.base["params"]) + global_norm(self.at["params"]))
+        return self.algorithm.as_sum(
+            moved, weights, count, self.metrics, self.task, self.sums, self.seed, self.done, rounding
+        )
 
 
 def seed_of(seed: bytes, done: int) -> bytes:

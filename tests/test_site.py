@@ -159,6 +159,39 @@ def test_what_moved_further_than_reports_can_move_it_is_refused() -> None:
         site.total(1)
 
 
+@pytest.mark.parametrize("name", ["clipped", "rotated", "8-bit codes", "weighted first"])
+@pytest.mark.parametrize("clip", [1e-3, 2.2e-6, 1e-7])
+def test_a_site_whose_clip_is_tiny_against_its_model_is_counted(name: str, clip: float) -> None:
+    """The model of length C · 10^4 to 10^8 is rounded to single precision in each round, by more than a share of the clip."""
+    chains = {
+        "clipped": clip_by_global_norm(clip),
+        "rotated": chain(clip_by_global_norm(clip), rotate()),
+        "8-bit codes": chain(clip_by_global_norm(clip), rotate(), quantize(8)),
+        "weighted first": chain(weight(cap=50), clip_by_global_norm(clip)),
+    }
+    made = Plan(TASK, sumus.fedavg(sumus.sgd(0.1), chains[name]), Pacing(8), 2, edges=sumus.Edges(20))
+    # each step is a little more than half of the last bit of the model, so that each is rounded up
+    rng = np.random.default_rng(1)
+    base = {leaf.name: (8.0 + rng.random(leaf.shape)).astype(np.float32) for leaf in TASK.leaves}
+    for sign in (1.0, -1.0):
+        site = Site.of(made.algorithm, TASK, made.sums, SEED, {"params": base})
+        for _ in range(20):
+            same = [{leaf.name: np.full(leaf.shape, sign, np.float32) for leaf in TASK.leaves}] * 3
+            site = site.after(summed(made, same, [1, 1, 1], site.seed_now))
+        made.first_hop.check_sum(site.total(3), "site", 3)
+
+
+def test_a_site_that_moved_further_than_its_clip_and_rounding_is_refused() -> None:
+    made = plan(clip_by_global_norm(1.0))
+    site = start(made)
+    far = {name: leaf - np.float32(0.99 * 3 / np.sqrt(19)) for name, leaf in site.at["params"].items()}
+    honest = replace(site, at={"params": far}, done=3, weights={"params": 6})
+    made.first_hop.check_sum(honest.total(2), "site", 2)
+    further = {name: leaf - np.float32(1.005 * 3 / np.sqrt(19)) for name, leaf in site.at["params"].items()}
+    with pytest.raises(BeyondBoundError, match="is longer than 2 clipped updates add up to"):
+        replace(honest, at={"params": further}).total(2)
+
+
 def test_a_model_of_codes_that_moved_further_than_its_clip_is_refused() -> None:
     made = plan(CHAINS["8-bit codes"])
     site = start(made)

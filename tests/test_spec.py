@@ -27,7 +27,7 @@ from sumus.pacing import Conditions, Pacing
 from sumus.site import Edges
 from sumus.spec import Spec, build, canonical_json, describe, is_custom, record, registered, to_json
 from sumus.task import Data, Description, Leaf
-from sumus.update import Props, Transform, chain, clip_by_global_norm, quantize, rotate, weight
+from sumus.update import Props, Transform, chain, clip_buffers, clip_by_global_norm, quantize, rotate, weight
 
 LEAF = Leaf("fc.weight", (3, 2), "float32", "shared", True, ("tied.weight",))
 STATISTIC = Leaf("norm.mean", (2,), "float32", "shared", False)
@@ -90,6 +90,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "sums/fixed-point": lambda: FixedPoint.fit(100),
     "task": lambda: Description("digits", (LEAF,), "cross_entropy", ("accuracy",), DATA),
     "update/chain": lambda: chain(chain(clip_by_global_norm(2.0), rotate()), quantize(6)),
+    "update/clip_buffers": lambda: clip_buffers(0.5),
     "update/clip_by_global_norm": lambda: clip_by_global_norm(1.0),
     "update/quantize": lambda: quantize(8, range=0.5),
     "update/rotate": lambda: rotate(),

@@ -65,10 +65,11 @@ def bundle(kind: str) -> Bundle:
     clip = clip_by_global_norm(1.0)
     codes = chain(clip, rotate(), quantize(8))
     if kind == "buffered":
-        plan = Plan(task, fedbuff(sgd(0.1), codes, optimizers.adam(0.1)), Pacing(COHORT, concurrency=12), 2)
+        algorithm, pacing = fedbuff(sgd(0.1), codes, optimizers.adam(0.1)), Pacing(COHORT, concurrency=12)
     else:
         algorithm = fedavg(sgd(0.1), clip if kind == "plain" else codes, optimizers.adam(0.1), cap=100)
-        plan = Plan(task, algorithm, Pacing(COHORT, over_select=1.5), 2)
+        pacing = Pacing(COHORT, over_select=1.5)
+    plan = Plan(task, algorithm, pacing, 2, trusts_devices=False)
     rng = np.random.default_rng(7)
     return Bundle(plan, {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()})
 

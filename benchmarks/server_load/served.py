@@ -80,9 +80,10 @@ def bundle(size: int, job: Job) -> Bundle:
     clip = clip_by_global_norm(1.0)
     if job.cohort:
         coded = clip if job.bits is None else chain(clip, rotate(), quantize(job.bits))
-        plan = Plan(task, fedavg(sgd(0.1), coded, cap=100), Pacing(job.cohort), min_contributors=2)
+        plan = Plan(task, fedavg(sgd(0.1), coded, cap=100), Pacing(job.cohort), 2, trusts_devices=False)
     else:
-        plan = Plan(task, fedbuff(sgd(0.1), clip), Pacing(job.devices, concurrency=10**6), min_contributors=2)
+        pacing = Pacing(job.devices, concurrency=10**6)
+        plan = Plan(task, fedbuff(sgd(0.1), clip), pacing, 2, trusts_devices=False)
     return Bundle(plan, {"w": np.zeros(size, np.float32)})
 
 

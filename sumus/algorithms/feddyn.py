@@ -27,7 +27,7 @@ from sumus.update.transform import chain
 from sumus.work import ClientState, ClientWork, LocalRun, Parts, expect_plain, zeros_as
 
 PARAMS = Part("params", weight="uniform", denominator="count", transformed=False)
-SHARE = Part("share", content="scalar", weight="uniform", denominator="population")
+SHARE = Part("share", content="scalar", weight="uniform", denominator="population", bound=1.0, least=1.0)
 
 
 def feddyn(client: ClientWork, alpha: float) -> Algorithm:

@@ -6,7 +6,7 @@
 [Wang et al. 2020, arXiv:2007.07481, eqs. 8 to 10 and section 4.1]
 
     params    (x − y) / ‖a‖₁    weighted by examples    over the summed weights
-    steps     ‖a‖₁              weighted by examples    over the summed weights; one number, with a bound of its own
+    steps     ‖a‖₁              weighted by examples    over the summed weights; one number, from one step to the most
 
 A chain works on what is sent, which is the difference *per step*: a clip to C bounds a client's whole difference by C ‖a‖₁.
 """
@@ -28,6 +28,7 @@ from sumus.update.transform import Transform, chain
 from sumus.work import ClientState, ClientWork, LocalRun, Parts, expect_plain, sgd_rule
 
 PARAMS = Part("params", weight="examples", denominator="weight")
+STEPS = Part("steps", content="scalar", weight="examples", denominator="weight")
 MOST_STEPS = 1024
 """Steps of a client in a round, if its work does not fix them."""
 
@@ -43,12 +44,13 @@ def fednova(
 
     Args:
         cap: the most examples that a client's weight counts.
-        most_steps: the most steps of a client in a round; a report of more is refused. `client.steps` goes before it.
+        most_steps: the most steps of a client in a round, where `client.steps` does not say; a report of more is refused, and of
+            less than one.
     """
     work = normalized(client)
     momentum, nesterov = _of_sgd(client)
-    farthest = reach(momentum, nesterov, client.steps or most_steps)
-    steps = Part("steps", content="scalar", weight="examples", denominator="weight", bound=farthest, cap=cap)
+    nearest, farthest = (reach(momentum, nesterov, number) for number in (1, client.steps or most_steps))
+    steps = replace(STEPS, bound=farthest, least=nearest, cap=cap)
     return Algorithm(
         work, update or chain(), rescaled_mean(replace(PARAMS, cap=cap), steps), server or optimizers.sgd(1.0)
     )

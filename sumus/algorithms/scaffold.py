@@ -10,26 +10,31 @@ was counted: c stays the mean of everyone's cᵢ only if both moved, or neither.
     params     x − y        uniform    over the contributors
     control    cᵢ⁺ − cᵢ     uniform    over the population; never clipped or rounded by the chain, or c would drift from Σcᵢ/N;
                                        as large as gradients are, which has a bound of its own
+
+With `control_bound=`, a client holds each number of cᵢ⁺ − cᵢ within that bound before it keeps and sends it: so both still
+move alike.
 """
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from sumus import optimizers
-from sumus.aggregate import Part, mean
+from sumus.aggregate import WIDEST, Part, mean
 from sumus.algorithm import Algorithm
 from sumus.errors import PlanError
 from sumus.optimizers import ServerOptimizer, ServerState
 from sumus.spec import registered
 from sumus.tree import tree_map
 from sumus.types import Tensors, Tree
+from sumus.update.clip import in_single
 from sumus.update.transform import Transform, chain
 from sumus.work import ClientState, ClientWork, LocalRun, Parts, expect_plain, zeros_as
 
 PARAMS = Part("params", weight="uniform", denominator="count")
-CONTROL = Part("control", weight="uniform", denominator="population", transformed=False, bound=2.0**16)
+CONTROL = Part("control", weight="uniform", denominator="population", transformed=False, bound=WIDEST)
+_BOUND = "control_bound"
 
 
 def scaffold(
@@ -37,17 +42,25 @@ def scaffold(
     update: Transform | None = None,
     server: ServerOptimizer | None = None,
     option: Literal[1, 2] = 2,
+    control_bound: float | None = None,
 ) -> Algorithm:
-    """SCAFFOLD. option 2 costs nothing and wants plain SGD; option 1 costs a pass over the client's examples."""
-    return Algorithm(
-        control(client, option), update or chain(), mean(PARAMS, CONTROL), controlled(server or optimizers.sgd(1.0))
-    )
+    """SCAFFOLD.
+
+    Args:
+        option: 2 costs nothing and wants plain SGD; 1 costs a pass over the client's examples.
+        control_bound: the most by which a client moves a number of its control in a round, in units of gradients, rounded down to
+            single precision. None for 65536, which bounds nothing: a plan for devices names one.
+    """
+    part = CONTROL if control_bound is None else replace(CONTROL, bound=in_single(control_bound, _BOUND))
+    work = control(client, option, control_bound)
+    return Algorithm(work, update or chain(), mean(PARAMS, part), controlled(server or optimizers.sgd(1.0)))
 
 
 @registered("client/control")
-def control(client: ClientWork, option: Literal[1, 2] = 2) -> ClientWork:
-    """The client's half: corrected steps, and a new cᵢ. Any optimizer with option 1."""
+def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None = None) -> ClientWork:
+    """The client's half: corrected steps, and a new cᵢ. Any optimizer with option 1. bound: on each number of cᵢ⁺ − cᵢ."""
     expect_plain(client, "control")
+    most = None if bound is None else in_single(bound, _BOUND)
     rule = client.optimizer.spec
     if option == 2 and (rule.name != "rule/sgd" or rule.params["momentum"] or client.clip_norm is not None):
         raise PlanError(
@@ -59,6 +72,9 @@ def control(client: ClientWork, option: Literal[1, 2] = 2) -> ClientWork:
         own, common = state["control"], broadcast["control"]
         return {name: grad - own[name] + common[name] for name, grad in grads.items()}
 
+    def held(change: Any) -> Any:
+        return change if most is None else change.clip(-most, most)
+
     def finish(broadcast: Parts, params: Tensors, state: ClientState, done: LocalRun) -> tuple[Parts, ClientState]:
         own, common = state["control"], broadcast["control"]
         moved = tree_map(lambda base, trained: base - trained, broadcast["params"], params)
@@ -68,6 +84,7 @@ def control(client: ClientWork, option: Literal[1, 2] = 2) -> ClientWork:
             change = tree_map(lambda old: old * 0, own)
         else:
             change = tree_map(lambda way, all_: way / (done.steps * done.lr) - all_, moved, common)
+        change = tree_map(held, change)
         return {"params": moved, "control": change}, {"control": tree_map(lambda old, by: old + by, own, change)}
 
     both = ("params", "control")

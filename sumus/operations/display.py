@@ -56,8 +56,7 @@ def _of_task(task: dict[str, Any]) -> Iterator[str]:
     """Its newest model, the newest that was measured, what one device can do to it, and what edges do."""
     yield from _of_models(task)
     if (influence := task["influence"]) is not None:
-        trusted = "the plan trusts its devices: " if influence["trusted"] else ""
-        yield f"    {trusted}one device can have {influence['said']}"
+        yield f"    {influence['said']}"
     own = f"; edges do {task['edge_rounds']} rounds of their own between two sums" if task["edge_rounds"] > 1 else ""
     yield f"    no noise is added yet; its place is {'the top' if task['noise_at'] == 'top' else 'at edges'}{own}"
 

@@ -291,6 +291,11 @@ def _task(
 ) -> tuple[ServedTask, Callable[[float], None]]:
     """A task as it is served, and how it begins: it goes on where leaves and data are as before, else it is another version."""
     plan = bundle.plan
+    if plan.trusts_devices is None:  # its metrics would count any number of predictions
+        raise ExperimentError(
+            f"the plan of {name} was not made for devices: it does not say whether it trusts them. Pack its file again with "
+            "`sumus pack`, or bundle plan.for_devices()"
+        )
     plan.check_deployable(conduct.spool)
     if not _NAME.fullmatch(name):
         raise ExperimentError(f"a task is called {name!r}: give it letters, digits, `.`, `_` and `-`, at most 64")
@@ -302,8 +307,7 @@ def _task(
         notes.append(
             f"{name}: the plan gives rounds no deadline; on a server each ends after an hour: Pacing(deadline=)"
         )
-    trusted = "the plan trusts its devices: " if plan.trusts_devices else ""
-    notes.append(f"{name}: {trusted}one device can have {plan.influence}")
+    notes.append(f"{name}: {plan.influence.said}")
     number, before = _version(name, plan, kept.store("tasks"))
     wire = name if number == 1 else f"{name}.{number}"
     training = TrainingRun(

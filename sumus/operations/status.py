@@ -81,11 +81,12 @@ class InfluenceStatus(msgspec.Struct, frozen=True):
     """What one dishonest device can do to a sum, at most (`sumus.influence`).
 
     contributors: the fewest devices whose sum is used.
-    share: of the sum's weight, from 0 to 1.
+    share: of the sum's weight, from 0 to 1; of an aggregator that chooses among updates, of what it gives.
     length: the longest update that is counted, in parameters; None if no clip bounds it.
-    step: how far the device moves the round's mean; None if nothing bounds it.
+    step: how far the device moves the round's mean; of an aggregator that chooses among updates, how long what it gives is at
+        most. None if nothing bounds it.
     trusted: whether the plan trusts its devices, and bounds neither.
-    said: the same in words.
+    said: the same as a sentence, which the terminal and the page show as it is.
     """
 
     contributors: int
@@ -251,8 +252,7 @@ def _task(task: ServedTask, people: int, now: float) -> TaskStatus:
 
 def _influence(plan: Plan) -> InfluenceStatus:
     found = plan.influence
-    trusted = bool(plan.trusts_devices)
-    return InfluenceStatus(found.contributors, found.share, found.length, found.step, trusted, str(found))
+    return InfluenceStatus(found.contributors, found.share, found.length, found.step, found.trusted, found.said)
 
 
 def _run(run: Run, people: int, now: float) -> RunStatus:

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from sumus.aggregate import BUFFERS
 from sumus.errors import DivergedError, ExperimentError
@@ -18,6 +20,7 @@ from sumus.training.executor import Assignment, Trained
 from sumus.training.program import Program, one_thread, seeded
 from sumus.training.sequential import SequentialExecutor
 from sumus.tree import first_non_finite, nbytes
+from sumus.types import Tree
 from sumus.update.clip import global_norm
 
 MEASURED = 8
@@ -30,27 +33,51 @@ class Updates:
 
     lengths: L2 norms of `params`, as a clip would see them, the shortest first.
     examples: how many each of these clients holds, the fewest first.
+    beside: for each part of leaves beside the chain (averaged buffers, a control), the largest |number| of each client's, the
+        smallest first. A control that its algorithm bounds already is left out.
     """
 
     lengths: tuple[float, ...]
     examples: tuple[int, ...]
+    beside: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
 
     @property
     def clip(self) -> float:
         """A norm that leaves all these updates alone: the longest, rounded up to two digits."""
-        longest = max(self.lengths, default=0.0) or 1.0
-        unit = 10.0 ** (math.floor(math.log10(longest)) - 1)
-        return float(f"{math.ceil(longest / unit - 1e-9) * unit:.6g}")
+        return _rounded_up(max(self.lengths, default=0.0))
 
     def proposal(self) -> str:
-        """A clip and a weight for a plan that has none, in a sentence."""
+        """A clip, a weight, and bounds beside the chain, for a plan that has none, in a sentence."""
         count, middle = len(self.lengths), self.examples[len(self.examples) // 2]
         who = "the first client's update is" if count == 1 else f"the updates of the first {count} clients are"
-        lengths = "" if count == 1 else f"{self.lengths[0]:.3g} to "
-        return (
-            f"{who} {lengths}{self.lengths[-1]:.3g} long: clip_by_global_norm({self.clip:g}) leaves them as they are; half of "
+        said = [
+            f"{who} {_span(self.lengths)} long: clip_by_global_norm({self.clip:g}) leaves them as they are; half of "
             f'these clients hold at most {middle} examples: weight="uniform", or cap={middle}'
-        )
+        ]
+        for name, largest in self.beside.items():
+            # a client moves statistics and gradients further in some later round than in its first
+            bound = _PROPOSALS.get(name, f"Part({name!r}, bound={{0:g}})").format(_rounded_up(ROOM * max(largest)))
+            said.append(
+                f"the largest number in `{name}` is {_span(largest)}: {bound} leaves {ROOM:g} times that as it is"
+            )
+        return "; ".join(said)
+
+
+ROOM = 2.0
+"""How far above the first round's numbers the proposed bounds of parts beside the chain lie."""
+_PROPOSALS = {BUFFERS: "clip_buffers({0:g})", "control": "scaffold(control_bound={0:g})"}
+
+
+def _rounded_up(largest: float) -> float:
+    """A number rounded up to two digits; 1 for 0."""
+    largest = largest or 1.0
+    unit = 10.0 ** (math.floor(math.log10(largest)) - 1)
+    return float(f"{math.ceil(largest / unit - 1e-9) * unit:.6g}")
+
+
+def _span(numbers: Sequence[float]) -> str:
+    """The first and the last of sorted numbers."""
+    return f"{numbers[0]:.3g} to {numbers[-1]:.3g}" if len(numbers) > 1 else f"{numbers[0]:.3g}"
 
 
 @dataclass(frozen=True)
@@ -136,10 +163,29 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
 
 
 def _measured(plan: Plan, trained: Sequence[Trained]) -> Updates:
-    """How long these clients' updates are when the chain's clip sees them, and how many examples the clients hold."""
+    """How far these clients' updates reach before the chain, and how many examples the clients hold."""
     cap = plan.algorithm.update.weight_cap
+    parts = {part.name: part for part in plan.algorithm.parts(plan.description)}
+    beside = [
+        name
+        for name, part in parts.items()
+        if part.content == "leaves"
+        and not part.in_chain
+        and name != "params"
+        and (name == BUFFERS or not part.is_bounded)
+    ]
     for one in trained:
-        if (leaf := first_non_finite(one.parts["params"])) is not None:
-            raise DivergedError(one.client, "params", leaf)
+        for name in ("params", *beside):
+            if (leaf := first_non_finite(one.parts[name])) is not None:
+                raise DivergedError(one.client, name, leaf)
     lengths = [global_norm(one.parts["params"]) * (1 if cap is None else min(one.examples, cap)) for one in trained]
-    return Updates(tuple(sorted(lengths)), tuple(sorted(one.examples for one in trained)))
+    return Updates(
+        tuple(sorted(lengths)),
+        tuple(sorted(one.examples for one in trained)),
+        {name: tuple(sorted(_largest(one.parts[name]) for one in trained)) for name in beside},
+    )
+
+
+def _largest(tree: Tree) -> float:
+    """The largest |number| of a tree."""
+    return max((float(np.max(np.abs(leaf), initial=0.0)) for leaf in tree.values()), default=0.0)

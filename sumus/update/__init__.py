@@ -1,5 +1,6 @@
 """An update's way from the device to the sum: transforms with a client end and a server end."""
 
+from sumus.update.clip import clip_buffers as clip_buffers
 from sumus.update.clip import clip_by_global_norm as clip_by_global_norm
 from sumus.update.quantize import quantize as quantize
 from sumus.update.rotate import rotate as rotate

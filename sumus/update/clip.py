@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from sumus.errors import PlanError
+from sumus.errors import PlanError, expect_number
 from sumus.spec import registered
 from sumus.tree import narrowed, tree_map
 from sumus.types import Tree
@@ -37,7 +37,37 @@ def clip_by_global_norm(max_norm: float) -> Transform:
         factor = max_norm / norm * _SLACK
         return tree_map(lambda leaf: narrowed(leaf.astype(np.float64) * factor, leaf.dtype), update)
 
-    return Transform(apply=apply, props=Props(clips_to=max_norm))
+    return Transform(apply=apply, props=Props(clips_to=max_norm, keeps_norm=True))
+
+
+@registered("update/clip_buffers")
+def clip_buffers(max_value: float) -> Transform:
+    """Hold each number by which a device moves an averaged buffer within ±`max_value`.
+
+    Averaged buffers (the running means and variances of BatchNorm) go beside the chain, so that no other stage changes them.
+    A device clips each number on its own, and the first hop refuses a larger one. Other parts pass unchanged.
+
+    max_value: > 0, in units of the buffer; it is rounded down to single precision.
+    """
+    bound = in_single(max_value, "clip_buffers(max_value=)")
+    return Transform(props=Props(keeps_norm=True, buffer_bound=bound))
+
+
+def in_single(bound: float, what: str) -> float:
+    """The largest number of single precision that is not above a bound: a float32 held within it is not rounded beyond it.
+
+    Raises PlanError for a bound that is not positive and finite in single precision. what: the bound's name, for the error.
+    """
+    expect_number(bound, 0, float(np.finfo(np.float32).max), what, open_low=True)
+    rounded = float(narrowed(np.asarray(bound, np.float64), np.dtype(np.float32)))
+    if rounded == 0:
+        raise PlanError("positive", f"{what}={bound}: it must be positive in single precision")
+    return rounded
+
+
+def held_within(tree: Tree, bound: float) -> Tree:
+    """Each number of a tree, held within ±`bound`, which single precision holds exactly."""
+    return tree_map(lambda leaf: np.clip(leaf, -bound, bound), tree)
 
 
 def global_norm(tree: Tree) -> float:

@@ -47,7 +47,7 @@ def rotate() -> Transform:
         block, blocks = _blocks(shapes)
         return {ROTATED: (block * blocks,)}
 
-    return Transform(apply=apply, invert=invert, lift=apply, layout=layout, props=Props(mixes=True))
+    return Transform(apply=apply, invert=invert, lift=apply, layout=layout, props=Props(keeps_norm=True, mixes=True))
 
 
 def _blocks(shapes: Layout) -> tuple[int, int]:

@@ -40,19 +40,22 @@ class Props:
     """What a transform declares about itself; the legality rules of `sumus.plan` read only this.
 
     clips_to: the L2 norm that it guarantees.
-    keeps_norm: neither its client end nor its server end makes an L2 norm larger.
+    keeps_norm: neither its client end nor its server end makes an L2 norm larger. A stage that says nothing may: then no clip
+        bounds what one device can do, and a plan for devices is refused.
     mixes: it spreads a norm evenly over coordinates.
     code_bits: its output is integer codes of this width.
     has_range: the codes have an explicit range.
     weight_cap: it multiplies by min(examples, cap) itself.
+    buffer_bound: the largest |number| that it leaves in an averaged buffer.
     """
 
     clips_to: float | None = None
-    keeps_norm: bool = True
+    keeps_norm: bool = False
     mixes: bool = False
     code_bits: int | None = None
     has_range: bool = False
     weight_cap: int | None = None
+    buffer_bound: float | None = None
 
 
 def unchanged(tree: Tree, context: Context) -> Tree:
@@ -78,7 +81,8 @@ class Transform(Value):
     layout: the shapes after `apply`, from the shapes before.
     longest: the L2 norm that no output of `apply` exceeds, in units of the output, from `context.norm_bound`; None if
         there is no such norm. If left out, it follows from `props.clips_to` and `props.keeps_norm`.
-    unit: what a 1 of the output stands for, in parameters.
+    unit: what a 1 of the output stands for, in parameters: the factor by which `invert` makes a norm larger, if
+        `props.keeps_norm` is False.
     stages: the links of a chain, None where it is none.
     """
 
@@ -102,6 +106,11 @@ class Transform(Value):
         return next((s.props.weight_cap for s in self.links if s.props.weight_cap is not None), None)
 
     @property
+    def buffer_bound(self) -> float | None:
+        """The largest |number| that a device sends in an averaged buffer; None if no stage names one."""
+        return min((s.props.buffer_bound for s in self.links if s.props.buffer_bound is not None), default=None)
+
+    @property
     def lifts(self) -> bool:
         """Whether each of its stages that inverts anything can also lift."""
         return all(stage.invert is unchanged or stage.lift is not unchanged for stage in self.links)
@@ -111,6 +120,18 @@ class Transform(Value):
         """The width of the integer codes that come out, or None for floats."""
         return self.links[-1].props.code_bits if self.links else None
 
+    @property
+    def lengthening(self) -> "Transform | None":
+        """A stage that may make an update longer without a bound that is known, behind the clip or on the server."""
+        clipped = False
+        for stage in self.links:
+            unknown_at_server = stage.invert is not unchanged and stage.unit is one_unit
+            unknown_here = clipped and stage.longest is None and stage.props.clips_to is None
+            if not stage.props.keeps_norm and (unknown_at_server or unknown_here):
+                return stage
+            clipped = clipped or stage.props.clips_to is not None
+        return None
+
     def reach(self, shapes: Layout) -> tuple[float | None, float]:
         """How long an update can be after these stages, and what one unit of that length is in parameters.
 
@@ -118,9 +139,11 @@ class Transform(Value):
             shapes: the leaves before the first stage.
 
         Returns:
-            The L2 norm that no honest update exceeds (None if no stage bounds it), and the unit: 1.0 for floats, the
-            quantization step for integer codes.
+            The L2 norm that no honest update exceeds (None if no stage bounds it, or if a stage may lengthen an update without
+            saying how far), and the unit: 1.0 for floats, the quantization step for integer codes.
         """
+        if self.lengthening is not None:
+            return None, 1.0
         reached, unit = Context(shapes, b"").norm_bound, 1.0
         for stage, before, after in walk(self.links, Context(shapes, b"")):
             reached = after.norm_bound

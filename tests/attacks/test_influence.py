@@ -22,16 +22,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sumus
+from sumus import robust
 from sumus.aggregate import Fixed, Part, RunningSum, Update
-from sumus.errors import BeyondBoundError, ParticipantError, PlanError
+from sumus.errors import BeyondBoundError, DivergedError, ParticipantError, PlanError
 from sumus.evaluation import BINS, evaluation_hop, evaluation_of, evaluation_report, medians_of
 from sumus.first_hop import SLACK, FirstHop
 from sumus.metrics import Range
 from sumus.plan import Plan
 from sumus.rng import generator
+from sumus.site import Site
 from sumus.task import Data, Description, Leaf
 from sumus.types import Array
-from sumus.update import Props, Transform, chain, clip_by_global_norm, quantize, rotate, weight
+from sumus.update import Props, Transform, chain, clip_buffers, clip_by_global_norm, quantize, rotate, weight
+from sumus.work import LocalRun
 
 SIZE, HONEST = 1024, 9
 TASK = Description(
@@ -352,3 +355,246 @@ def test_a_transform_that_makes_updates_longer_leaves_no_bound() -> None:
 
 def test_bins_are_no_leaves_of_a_model() -> None:
     assert not Part("histogram", content="bins").in_chain
+
+
+# ── parts beside the chain ───────────────────────────────────────────────────────────────────────────────────────────
+
+NORMED = replace(TASK, leaves=(*TASK.leaves, Leaf("norm.running_var", (4,), "float32", "shared", False)))
+NARROW = chain(CLIP, clip_buffers(0.3))
+
+
+def normed(update: Transform, **options: Any) -> Plan:
+    return Plan(
+        NORMED, sumus.fedavg(WORK, update, weight="uniform"), options.pop("pacing", sumus.Pacing(10)), **options
+    ).for_devices()
+
+
+def with_buffers(client: object, value: float) -> Update:
+    buffers = {"norm.running_var": np.full(4, value, np.float32)}
+    return Update(client, {"params": {"w": np.zeros(SIZE, np.float32)}, "buffers": buffers}, 1)
+
+
+def moved_buffers(made: Plan, updates: Iterable[Update]) -> float:
+    total = RunningSum()
+    for update in updates:
+        made.first_hop.count_in(update, total)
+    combined = made.algorithm.combine(total.total, NORMED, made.sums, SEED, 10)
+    return float(np.max(np.abs(combined["buffers"]["norm.running_var"])))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (normed(CLIP), ("10.00% of a sum of 10", "each number of `buffers` by 25.6", "clip_buffers(...)", "GroupNorm")),
+        (plan(sumus.scaffold(WORK, CLIP)), ("each number of `control` by 6554", "scaffold(control_bound=)")),
+        (plan(sumus.fednova(WORK, CLIP, cap=9, most_steps=2**16)), ("each number of `steps`", "most_steps=")),
+    ],
+)
+def test_a_part_that_nothing_bounds_is_refused_for_devices(made: Plan, words: tuple[str, ...]) -> None:
+    with pytest.raises(PlanError) as error:
+        made.check_deployable()
+    assert error.value.rule == "trusts-devices"
+    for word in (*words, "sumus check", "trusts_devices=True"):
+        assert word in str(error.value)
+    replace(made, trusts_devices=True).check_deployable()
+
+
+def test_control_a_plan_that_names_the_bounds_of_its_parts_is_for_devices() -> None:
+    normed(NARROW).check_deployable()
+    plan(sumus.scaffold(WORK, CLIP, control_bound=0.8)).check_deployable()
+    plan(sumus.fednova(WORK, CLIP, cap=9)).check_deployable()
+
+
+def test_one_of_ten_moves_a_buffer_by_its_share_of_the_bound_and_no_further() -> None:
+    made = normed(NARROW)
+    with pytest.raises(BeyondBoundError, match="beyond the bound 0.3 of that part.*clip it on the device"):
+        made.first_hop.count_in(with_buffers("attacker", 0.3001))
+    bound = made.algorithm.update.buffer_bound
+    assert bound is not None
+    moved = moved_buffers(made, [*(with_buffers(n, 0.0) for n in range(HONEST)), with_buffers("attacker", -bound)])
+    assert moved == pytest.approx(made.influence.others["buffers"], rel=1e-6)
+    assert moved == pytest.approx(0.03, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.1, 0.3, 5.0, -1e30])
+def test_control_an_honest_device_holds_its_buffers_within_the_bound(value: float) -> None:
+    made = normed(NARROW)
+    raw = with_buffers("honest", value)
+    sent = made.algorithm.report("honest", raw.parts, 1, {}, SEED, generator(1))
+    made.first_hop.count_in(sent)
+    assert sent.parts["buffers"]["norm.running_var"].dtype == np.float32
+    assert sent.parts["buffers"]["norm.running_var"] == pytest.approx(max(-0.3, min(0.3, value)))
+
+
+def test_buffers_that_ran_to_infinity_are_not_hidden_by_the_bound() -> None:
+    raw = with_buffers("honest", math.inf)
+    with pytest.raises(DivergedError, match=r"norm\.running_var"):
+        normed(NARROW).algorithm.report("honest", raw.parts, 1, {}, SEED, generator(1))
+
+
+def test_control_a_site_may_move_buffers_by_the_bound_in_each_of_its_rounds() -> None:
+    made = normed(NARROW, min_contributors=2, edges=sumus.Edges(rounds=5))
+    assert made.influence.others["buffers"] == pytest.approx(5 * 0.3 / 2)
+    base = {"params": {"w": np.zeros(SIZE, np.float32)}, "buffers": {"norm.running_var": np.ones(4, np.float32)}}
+    site = Site.of(made.algorithm, NORMED, made.sums, SEED, base)
+    bound = made.algorithm.update.buffer_bound
+    assert bound is not None
+    for _ in range(5):
+        site = site.after(summed(made.first_hop, [with_buffers(n, bound) for n in range(10)]))
+    made.first_hop.check_sum(site.total(10), "site", 10)
+    further = replace(site, at={**site.at, "buffers": {"norm.running_var": np.full(4, -2.0, np.float32)}})
+    with pytest.raises(BeyondBoundError):
+        further.total(10)
+
+
+@pytest.mark.parametrize("option", [1, 2])
+def test_a_client_keeps_of_its_control_what_it_sends(option: Any) -> None:
+    """Else the server's control would drift from the mean of the clients' controls."""
+    work = sumus.scaffold(sumus.sgd(lr=0.5, steps=1), CLIP, option=option, control_bound=0.1).client
+    ones = {"w": np.ones(3, np.float32)}
+    broadcast = {"params": ones, "control": {"w": ones["w"] * 0}}
+    done = LocalRun(1, 0.5, 4, {"w": ones["w"] * np.float32(7)})
+    parts, kept = work.finish(broadcast, {"w": ones["w"] * np.float32(-2)}, {"control": {"w": ones["w"] * 0}}, done)
+    assert float(np.max(parts["control"]["w"])) <= 0.1
+    assert parts["control"]["w"] == pytest.approx(0.1)
+    assert np.array_equal(kept["control"]["w"], parts["control"]["w"])
+
+
+@pytest.mark.parametrize("steps", [-4.0, -1e-9, 0.0, 0.5, 1 - 1e-9, 4.001, math.nan])
+def test_steps_that_no_client_takes_are_refused(steps: float) -> None:
+    made = plan(sumus.fednova(sumus.sgd(lr=0.5, steps=4), CLIP, cap=10))
+    update = Update("attacker", {"params": {"w": vector(1.0)}, "steps": {"": np.array(steps)}}, 1)
+    with pytest.raises(ParticipantError):
+        made.first_hop.count_in(update)
+
+
+def test_control_steps_from_one_to_the_most_are_counted() -> None:
+    for work in (sumus.sgd(lr=0.5, steps=4), sumus.sgd(lr=0.5, steps=4, momentum=0.9, nesterov=True)):
+        made = plan(sumus.fednova(work, CLIP, cap=10))
+        (part,) = (part for part in made.algorithm.aggregator.parts if part.name == "steps")
+        for steps in (part.least, part.bound):
+            update = Update("honest", {"params": {"w": vector(1.0)}, "steps": {"": np.array(steps)}}, 1)
+            made.first_hop.check_sum(made.first_hop.count_in(update), "edge", 1)
+
+
+def test_an_edges_sum_of_steps_is_of_one_step_each_at_least() -> None:
+    made = plan(sumus.fednova(sumus.sgd(lr=0.5, steps=4), CLIP, cap=10))
+    update = Update("honest", {"params": {"w": vector(1.0)}, "steps": {"": np.array(2.0)}}, 3)
+    honest = summed(made.first_hop, [update] * 5)
+    made.first_hop.check_sum(honest, "edge", 5)
+    with pytest.raises(BeyondBoundError):
+        made.first_hop.check_sum(replace(honest, sums={**honest.sums, "steps": {"": np.array(-1)}}), "edge", 5)
+
+
+@pytest.mark.parametrize("most", [1, 4, 1024])
+def test_one_of_ten_moves_fednovas_mean_by_no_more_than_is_said(most: int) -> None:
+    """The attacker sends the longest difference and the most steps; the others are honest with any steps."""
+    made = plan(sumus.fednova(WORK, CLIP, cap=40, most_steps=most))
+    assert made.influence.step is not None
+
+    def update(client: object, length: float, steps: float, examples: int) -> Update:
+        return Update(client, {"params": {"w": vector(length)}, "steps": {"": np.array(steps)}}, examples)
+
+    def mean(updates: Iterable[Update]) -> Array:
+        total = summed(made.first_hop, updates)
+        return np.asarray(made.algorithm.combine(total, TASK, made.sums, SEED, 10)["params"]["w"])
+
+    for others in (1.0, float(most)):
+        honest = [update(number, 0.0, others, 1) for number in range(HONEST)]
+        moved = np.linalg.norm(mean([*honest, update("attacker", 1.0, float(most), 2**53)]))
+        assert moved <= made.influence.step * (1 + SLACK)
+        honest = [update(number, 1.0, others, 1) for number in range(HONEST)]
+        alike = mean([*honest, update("attacker", 0.0, 1.0, 2**53)])
+        moved = np.linalg.norm(mean([*honest, update("attacker", 1.0, float(most), 2**53)]) - alike)
+        assert moved <= made.influence.step * (1 + SLACK)
+
+
+# ── what says nothing of itself, and what chooses among updates ──────────────────────────────────────────────────────
+
+
+def doubling(**says: Any) -> Transform:
+    """An update is sent as half of it, and the server doubles the sum."""
+    return Transform(
+        apply=lambda tree, context: {name: leaf / 2 for name, leaf in tree.items()},
+        invert=lambda tree, context: {name: leaf * 2 for name, leaf in tree.items()},
+        **says,
+    )
+
+
+@pytest.mark.parametrize("update", [chain(CLIP, doubling()), chain(doubling(), CLIP)])
+def test_a_stage_that_says_nothing_of_norms_is_refused_for_devices(update: Transform) -> None:
+    """The first hop lets an update of length C through, and the server makes 2 C of it."""
+    made = plan(sumus.fedavg(WORK, update, weight="uniform"))
+    assert made.influence.length is None
+    broken = dict(made.violations("deployed"))
+    assert "does not say that it keeps norms" in broken["trusts-devices"]
+    assert "Props(keeps_norm=True)" in broken["trusts-devices"]
+
+
+def test_control_a_stage_that_says_how_long_is_counted_so() -> None:
+    def half(context: Any) -> float | None:
+        return None if context.norm_bound is None else context.norm_bound / 2
+
+    made = plan(sumus.fedavg(WORK, chain(CLIP, doubling(longest=half, unit=lambda context: 2.0)), weight="uniform"))
+    assert "trusts-devices" not in dict(made.violations("deployed"))
+    moved = float(np.linalg.norm(mean_of(made, [*still(made), worst_update(made)])))
+    assert made.influence.step == pytest.approx(moved, rel=1e-6) == pytest.approx(0.1)
+    kept = Transform(apply=lambda tree, context: tree, props=Props(keeps_norm=True))
+    assert plan(sumus.fedavg(WORK, chain(CLIP, kept), weight="uniform")).influence.step == pytest.approx(0.1)
+
+
+def test_an_aggregator_that_says_nothing_is_refused_for_devices() -> None:
+    part = Part("params", weight="uniform", denominator="count")
+    doubled = sumus.Aggregator(
+        parts=(part,), combine=lambda sums, by: {"params": {n: 2 * x / by["params"] for n, x in sums["params"].items()}}
+    )
+    made = plan(sumus.fedavg(WORK, CLIP, aggregator=doubled))
+    assert made.influence.step is None
+    assert "give Aggregator(longest=)" in dict(made.violations("deployed"))["trusts-devices"]
+
+
+CHOOSING = {
+    "krum": (robust.krum(attackers=1), 1.0, 1.0),
+    "multi_krum": (robust.multi_krum(attackers=1), 1 / 7, 1.0),
+    "median": (robust.median(), 0.5, math.sqrt(2)),
+    "trimmed_mean": (robust.trimmed_mean(attackers=2), 1 / 6, math.sqrt(10 / 6)),
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_an_aggregator_that_chooses_among_updates_gives_nothing_longer_than_is_said(name: str) -> None:
+    aggregator, share, times = CHOOSING[name]
+    made = plan(sumus.fedavg(WORK, CLIP, aggregator=aggregator))
+    found = made.influence
+    assert found.share == pytest.approx(share)
+    assert found.step == pytest.approx(times)
+    assert f"of what {aggregator!r} makes of 10 updates, and that is at most {times:.4g} long" in found.said
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        common = rng.normal(size=SIZE)
+        updates = [common * (number % 3) + rng.normal(size=SIZE) * rng.integers(1, 9) for _ in range(10)]
+        sent = [
+            Update(who, {"params": {"w": (u / np.linalg.norm(u) * 0.9999999).astype(np.float32)}}, 1)
+            for who, u in enumerate(updates)
+        ]
+        ones = [made.first_hop.count_in(update) for update in sent]
+        given = made.algorithm.combine_each(ones, TASK, made.sums, SEED, 10)["params"]["w"]
+        assert np.linalg.norm(given) <= found.step * (1 + SLACK)  # type: ignore[operator]
+
+
+def test_krum_may_choose_the_attackers_update_alone() -> None:
+    made = plan(sumus.fedavg(WORK, CLIP, aggregator=robust.krum(attackers=1)))
+    honest = [Update(n, {"params": {"w": vector(0.9) * (1 + n % 2 * 1e-3)}}, 1) for n in range(HONEST)]
+    between = Update("attacker", {"params": {"w": vector(0.9) * np.float32(1 + 4e-4)}}, 1)
+    ones = [made.first_hop.count_in(update) for update in [*honest, between]]
+    given = made.algorithm.combine_each(ones, TASK, made.sums, SEED, 10)["params"]["w"]
+    np.testing.assert_allclose(given, between.parts["params"]["w"], atol=1e-9)
+
+
+def test_the_sentence_of_a_plan_that_trusts_its_devices_says_so() -> None:
+    assert plan(sumus.fedavg(WORK), trusts_devices=True).influence.said.startswith(
+        "the plan trusts its devices: one device can have 99.99% of a sum of 10, and no clip bounds"
+    )
+    assert plan(sumus.fedavg(WORK, CLIP, weight="uniform")).influence.said == (
+        "one device can have 10.00% of a sum of 10, which moves the mean by at most 0.1"
+    )

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -409,3 +409,12 @@ def test_whoever_asks_the_wrong_place_is_told_which_it_is(tmp_path: Path) -> Non
     running.finish(HttpTransport(running.opened.url))
     with pytest.raises(ExperimentError, match="cannot be reached"):
         remote.log_in(running.opened.login)
+
+
+def test_a_plan_that_was_not_made_for_devices_is_not_served() -> None:
+    """Its metrics would count any number of predictions."""
+    bundle = tiny()
+    undecided = replace(bundle, plan=replace(bundle.plan, trusts_devices=None))
+    with pytest.raises(ExperimentError, match=r"was not made for devices: .*Pack its file again with `sumus pack`"):
+        open_service({"tiny": undecided})
+    open_service({"tiny": bundle}).close()

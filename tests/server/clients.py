@@ -6,6 +6,7 @@ train(devices, 3)                                   until each was counted three
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from sumus.device.conditions import Always
 from sumus.device.device import Device
@@ -25,7 +26,8 @@ def served(wanted: Experiment) -> tuple[Bundle, Training]:
     task, seed = wanted.plan.task, wanted.seed
     training = Training(task, person(0), "sequential", seed=seed)  # pyright: ignore[reportArgumentType]
     program = Program(task, "cpu", seed)  # pyright: ignore[reportArgumentType]
-    plan = wanted.plan.with_data(program.learn_schema(0, *program.reader.read(PEOPLE, 0)))
+    data = program.learn_schema(0, *program.reader.read(PEOPLE, 0))
+    plan = replace(wanted.plan.with_data(data), trusts_devices=True)
     return Bundle(plan, program.initial), training
 
 

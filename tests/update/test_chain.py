@@ -17,7 +17,7 @@ from sumus.update.clip import global_norm
 AROUND = Context({"w": (2,)}, b"seed", rng=generator("client"))
 
 
-def noting(name: str, notes: list[str], props: Props = Props()) -> Transform:  # noqa: B008
+def noting(name: str, notes: list[str], props: Props = Props(keeps_norm=True)) -> Transform:  # noqa: B008
     def note(end: str):
         def through(tree: Tree, context: Context) -> Tree:
             notes.append(f"{end} {name} at {context.norm_bound}")
@@ -46,7 +46,7 @@ def test_a_chain_does_what_its_stages_do() -> None:
 
 def test_a_stage_learns_the_bound_that_holds_before_it_on_both_ends() -> None:
     notes: list[str] = []
-    wide, narrow = Props(clips_to=8.0), Props(clips_to=2.0)
+    wide, narrow = Props(clips_to=8.0, keeps_norm=True), Props(clips_to=2.0, keeps_norm=True)
     both = chain(
         noting("free", notes),
         noting("clip to 8", notes, wide),

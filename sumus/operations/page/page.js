@@ -57,7 +57,7 @@ function show(now) {
       + (task.model ? ` of ${task.model.contributors} reports` : "")
       + (task.released === task.version ? "" : `, devices answer with version ${task.released}`)
       + (measured ? `; version ${measured.version} measured on ${measured.evaluate.devices} devices: ${means(measured.evaluate.means)}${medians(measured.evaluate.medians || {})}` : "")
-      + (task.influence ? `; ${task.influence.trusted ? "the plan trusts its devices: " : ""}one device can have ${task.influence.said}` : "")
+      + (task.influence ? `; ${task.influence.said}` : "")
       + `; no noise is added yet, its place is ${task.noise_at === "top" ? "the top" : "at edges"}`
       + (task.edge_rounds > 1 ? `; edges do ${task.edge_rounds} rounds of their own between two sums` : "");
     return line;
