@@ -97,8 +97,8 @@ class Session:
     parent: the edge that asked for it, and alone may report it; empty where the device itself did.  serial: of the check-in that
     it answered.  round: that it was given in.  version: models published then, so the model that it began from.  expires: when no
     report of it is counted any more.  began: when it was given its place; both by the store's clock.  state: "out" while it
-    holds its place; "lapsed" when it has no place any more, and may still report; "counted" or "dropped"; "late" when a report
-    of a dropped one came after all: so it is learnt once how long its work took.  sum, staleness: where it was counted, and how
+    holds its place; "lapsed" when it has no place any more, and may still report; "counted" or "dropped"; "late" when its report
+    came after all, and too late: so it is learnt once how long its work took.  sum, staleness: where it was counted, and how
     many versions late; fixed then.
     """
 
@@ -509,7 +509,18 @@ def rested(device: Device, session: Session, facts: Facts) -> Device:
     until a report of it is counted."""
     held = min(facts.now - session.began, patience(facts.pacing, _takes(session, facts)))
     rest = min(LONGEST_REST, held * 2.0 ** min(device.lapses, 30))
-    return changed(device, lapses=device.lapses + 1, rests_until=facts.now + rest)
+    return changed(device, lapses=device.lapses + 1, rests_until=max(device.rests_until, facts.now + rest))
+
+
+def forgiven(device: Device, late: Session) -> Device:
+    """A device whose report came, and too late: it was slow and not silent, so this session's lapse is taken back."""
+    if not device.lapses or device.rests_until <= late.began:
+        return device
+    return changed(device, lapses=device.lapses - 1, rests_until=0.0)
+
+
+LEFT = float("inf")
+"""`Device.rests_until` of a device that has left, and whose work an edge may still report."""
 
 
 def _lifetime(facts: Facts, row: Round) -> float:
@@ -529,7 +540,7 @@ def _until_next(facts: Facts, row: Round, reason: str) -> float:
     if reason == "cap":
         return _DAY
     if reason == "resting" and facts.device is not None:
-        return facts.device.rests_until - facts.now
+        return min(_DAY, facts.device.rests_until - facts.now)
     lasts = facts.lasts or facts.pacing.deadline or 0.0
     if reason == "separation" and facts.device is not None and facts.device.last_sum is not None:
         return lasts * (facts.pacing.separation - (row.number - facts.device.last_sum))
@@ -556,9 +567,8 @@ def _refused(
     written = list[Session]()
     for session in sessions:
         gone, row = _gone(session, reason, row, facts)
-        if session.state == "dropped" and session.reason in OVER:
-            gone = [changed(session, state="late")]
-        written += gone
+        heard = gone or [session] * (session.state == "dropped" and session.reason in OVER)
+        written += [changed(one, state="late") if one.reason in OVER else one for one in heard]
     return row, written, [Refuse(session.id, reason) for session in sessions]
 
 

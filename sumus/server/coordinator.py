@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from sumus.pacing import Pacing
 from sumus.protocol.round import (
+    LEFT,
     Accept,
     Action,
     Cancelled,
@@ -33,6 +34,7 @@ from sumus.protocol.round import (
     State,
     Tick,
     decide,
+    forgiven,
     learnt,
     patience,
     rested,
@@ -283,8 +285,9 @@ class Coordinator:
                 left = {**_departed(rows, rounds[-1]), link: now}
                 rows.put_note(rounds[-1], _DEPARTED, json.dumps(left).encode())
             rows.forget_device(device)
-            for session in held:
+            for session in held:  # one, of which nobody gives it other work before that has ended
                 rows.put_session(session)
+                rows.put_device(Device(device, session, rests_until=LEFT))
             return actions
 
     def departed(self) -> Mapping[str, float]:
@@ -455,14 +458,14 @@ def _with_durations(run: Run, decision: Decision, facts: Facts) -> Run:
 def _write_session(rows: Rows, session: Session) -> None:
     """A session's row and its device's. Of a device's sessions, its last one is kept, and the last one that was counted. Of a
     device that has left, the session is kept that an edge has asked for, until it ends."""
-    known = rows.device(session.device)
-    has_left = known is None and rows.session(session.id) is not None
+    known = rows.device(session.device) or Device(session.device)
     rows.put_session(session)
-    if has_left:
+    if known.rests_until == LEFT:
         if not session.awaited:
-            rows.drop_session(session.id)
+            rows.forget_device(session.device)
         return
-    known = known or Device(session.device)
+    if session.state == "late":
+        known = forgiven(known, session)
     last = known.session
     if last is not None and last.id != session.id:
         if last.serial > session.serial:

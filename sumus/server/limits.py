@@ -85,10 +85,14 @@ class Buckets:
 class Limits:
     """What one device, one edge, one neighbourhood of addresses and one population may ask for.
 
-    device: requests of each, also by way of an edge; so the devices of an edge together have as many times that as the edge may
-    have devices.  source: enrolments from each /24 (IPv6: /48).  population: check-ins of each.  edge: requests of each, without
-    the check-ins in them.  random: from 0 to 1; it moves windows, so that those who come back as
-    early as they may do not come together.  most: names kept, of devices as of sources.
+    Args:
+        device: Requests of each, and as many by way of an edge. The devices of an edge together have as many times that as the
+            edge may have devices.
+        source: Enrolments from each /24 (IPv6: /48).
+        population: Check-ins of each.
+        edge: Requests of each, without the check-ins in them.
+        random: From 0 to 1. It moves windows, so that devices that come back as early as they may do not come together.
+        most: Names that are kept, of devices as of sources.
     """
 
     def __init__(
@@ -115,15 +119,19 @@ class Limits:
         self._check(self._edges.take(edge, now), "this edge")
 
     def check_in(self, population: str, device: str, now: float) -> None:
-        """A check-in, directly or by way of an edge: also a request of the device."""
+        """A check-in that a device sends itself: also a request of the device."""
         self.request(device, now)
         self._check(self._populations.take(population, now), "this population")
 
     def relayed(self, population: str, edge: str, speaks_for: int, device: str, now: float) -> None:
-        """A check-in by way of an edge that may have `speaks_for` devices. The edge is charged first: devices that it invents use
-        up what its own devices may ask, and no more of what the population may."""
+        """A check-in by way of an edge that may have `speaks_for` devices.
+
+        The edge is charged first: devices that it invents use up what its own devices may ask, and no more of what the population
+        may. The device's own requests are not charged: an edge may send again what a device signed before it left.
+        """
         self._check(self._relays.take(edge, now, max(1, speaks_for)), "this edge's devices")
-        self.check_in(population, device, now)
+        self._check(self._devices.take(f"{edge}/{device}", now), "this device by way of its edge")
+        self._check(self._populations.take(population, now), "this population")
 
     def enrolment(self, address: str, now: float) -> None:
         """An enrolment. address: of the peer, not of a proxy."""

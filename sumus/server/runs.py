@@ -437,6 +437,7 @@ class TrainingRun(Run):
             late = [row.staleness for row in map(rows.session, rows.counted_in(number)) if row is not None]
         apart = self.sums.shards(number) if self.sums.spools else None
         total = self.sums.total(number) if apart is None else merged(apart)
+        people = max(people, int(total.count))  # some in the sum have left since, or an edge has told of fewer
         after = self._after(total, apart, self.state(self.model(version)), seed, people)
         train = {name: mean for name, mean in total.metric_means().items() if name == "loss"}  # every report holds it
         measured = {"train": train, "staleness": {str(s): late.count(s) for s in sorted(set(late))}}

@@ -186,6 +186,37 @@ def test_who_works_by_way_of_an_edge_and_leaves_the_server_spoils_no_sum(how: st
         assert told.code == "revoked"
 
 
+def test_who_leaves_the_server_is_in_no_sum_by_way_of_two_edges() -> None:
+    """A check-in by way of another edge may arrive while the device is leaving."""
+    with parties(ROUND) as them:
+        one, other, device = them.edge(speaks_for=2), them.edge(speaks_for=2), them.device()
+        assert given(one.relay(device, serial=5)) == [True]
+        link = them.server.roll.link_of(device.id)
+        them.server.ask_to_do(lambda now: them.server.forget(device.id, link, now)).result()
+        assert given(other.relay(device, serial=7)) == [False], "it has work by way of the first edge"
+        them.server.roll.withdraw(device.id)
+        them.server.ask_to_do(lambda now: them.server.forget(device.id, link, now)).result()
+        assert not one.send([f"{device.id}/s5"]).duplicate
+        assert them.run.coordinator.current.counted == 1
+        assert them.device().work(them.plan) is not None, "control: others are given work"
+
+
+def test_an_edge_that_a_device_has_left_uses_up_nothing_of_it() -> None:
+    """The edge sends again and again what the device signed before it moved to the server."""
+    limits = Limits(device=Rate(1e-3, 5), edge=Rate(1e3, 1000))
+    with parties(ROUND, limits=limits) as them:
+        edge, device = them.edge(speaks_for=500), them.stranger()
+        old = device.relayed(them.plan, serial=1)
+        ended = Ended("tiny", "train", device.id, "s1", "edge")
+        edge.requests.relay(RelayRequest(1, (old,)))
+        edge.requests.relay(RelayRequest(1, (), (ended,)))
+        device.enrol(them.token())
+        device.serial = 1
+        (work,) = them.works([device])
+        edge.requests.relay(RelayRequest(1, (old,) * 100))
+        assert them.report(device, work) == "counted"
+
+
 def test_invented_devices_use_up_what_their_edge_may_ask_and_not_what_the_population_may() -> None:
     limits = Limits(device=Rate(1e-3, 2), population=Rate(1e-3, 20), edge=Rate(1e3, 1000))
     with parties(ROUND, limits=limits) as them:

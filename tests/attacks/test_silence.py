@@ -512,3 +512,7 @@ def test_control_an_edge_learns_from_reports_that_come_too_late(stack: ExitStack
             people[-1].report(works[-1], update_of(tree.bundle.plan, people[-1].id))
         assert error.value.problem.code == "closed"
     assert takes() == pytest.approx(1.35 * before)
+    with run.store.transaction() as rows:
+        late = rows.device(people[-1].id)
+    assert late is not None
+    assert (late.lapses, late.rests_until) == (0, 0.0), "it was slow and not silent, and does not rest"

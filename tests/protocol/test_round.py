@@ -329,7 +329,7 @@ def test_a_commit_accepts_up_to_the_cohort_and_closes() -> None:
     found = decide(facts(row=replace(OPEN, given=3), sessions=staged), Commit())
     assert found.actions == (Accept("a"), Accept("b"), Refuse("c", "closed"), Close(4))
     assert [(one.id, one.state, one.sum) for one in found.sessions] == [
-        ("a", "counted", 4), ("b", "counted", 4), ("c", "dropped", None),
+        ("a", "counted", 4), ("b", "counted", 4), ("c", "late", None),
     ]  # fmt: skip
     assert found.rounds == (Round(4, State.CLOSING, 110.0, given=3, dropped=1, counted=2),)
 
@@ -348,7 +348,7 @@ def test_a_buffer_keeps_what_is_left_for_the_next_one_which_is_open_at_once() ->
 def test_nothing_is_counted_after_the_close() -> None:
     found = decide(facts(row=Round(4, State.CLOSING, 105.0, given=3, counted=2), sessions=(out("c"),)), Commit())
     assert found.actions == (Refuse("c", "closed"),)
-    assert [(one.id, one.state) for one in found.sessions] == [("c", "dropped")]
+    assert [(one.id, one.state) for one in found.sessions] == [("c", "late")]
 
 
 def test_a_report_that_grew_stale_while_it_waited_is_not_counted() -> None:
@@ -507,3 +507,13 @@ def test_a_changed_row_is_what_replace_would_make_and_knows_its_fields() -> None
     assert changed(OPEN) == OPEN
     with pytest.raises(TypeError, match="a Round has no width"):
         changed(OPEN, width=3)
+
+
+def test_a_report_that_is_refused_since_its_round_is_over_teaches_once() -> None:
+    """Whether its session had ended before or ends with it."""
+    awaited = Session("s", "d", 1, 0, 0, 900.0, began=100.0)
+    seen = Facts(SYNCHRONOUS, 200.0, replace(OPEN, since=190.0), sessions=(awaited,))
+    (first,) = decide(seen, Report()).sessions
+    assert (first.state, first.reason) == ("late", "closed")
+    again = decide(replace(seen, sessions=(first,)), Report())
+    assert (again.sessions, again.actions) == ((), (Refuse("s", "closed"),))

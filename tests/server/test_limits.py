@@ -136,3 +136,14 @@ def test_windows_are_moved_by_chance() -> None:
         limits.check_in("phones", "first", 0.0)
         ask = partial(limits.check_in, "phones", now=0.0)
         assert [refused(partial(ask, str(device))) for device in range(99)][-1] == last
+
+
+def test_an_edges_devices_are_charged_to_the_edge_and_then_to_the_population() -> None:
+    limits = Limits(device=Rate(1.0, 2), population=Rate(1.0, 5))
+    for number in range(4):
+        limits.relayed("phones", "edge", 2, f"invented {number}", 0.0)
+    refused(lambda: limits.relayed("phones", "edge", 2, "invented 4", 0.0))
+    limits.check_in("phones", "bob", 0.0)
+    refused(lambda: limits.check_in("phones", "carol", 0.0))
+    limits.request("invented 0", 0.0)
+    limits.request("invented 0", 0.0)
