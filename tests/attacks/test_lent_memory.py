@@ -102,10 +102,10 @@ def test_uploads_that_are_refused_leave_nothing_behind(server: Besieged, uncolle
 def test_uploads_that_stop_are_refused_and_leave_nothing_behind(
     server: Besieged, uncollected: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sumus.http.bodies.WINDOW_S", 0.3)
     for _ in range(2):
-        with ExitStack() as stack:
+        with monkeypatch.context() as patch, ExitStack() as stack:
             pieces = [server.report(*server.working()) for _ in range(BODIES // 2)]
+            patch.setattr("sumus.http.bodies.WINDOW_S", 0.3)
             stopped = [stack.enter_context(sent(server, head + body[:1000])) for head, body in pieces]
             assert [code_of(heard(each)) for each in stopped] == ["slow"] * len(stopped)
             assert nothing_lent(server)

@@ -465,7 +465,7 @@ def test_a_device_that_asks_for_other_work_and_then_reports_the_first_spoils_no_
     report(tree, attacker, first)
     for device, work in zip(others, works, strict=True):
         report(tree, device, work)
-    report(tree, attacker, attacker.work(plan, wait_s=20.0))
+    report(tree, attacker, attacker.check_in(plan, wait_s=20.0, again=True).assignment)  # what it asked, now answered
     tree.model(1)
     assert tree.service.server.tasks[0].training.model(1).contributors == 3
     assert edge.server.tasks[0].runs[0].trouble == ""

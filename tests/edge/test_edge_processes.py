@@ -58,7 +58,7 @@ class Process:
         self._process.communicate()
 
     def wait(self) -> int:
-        errors = self._process.communicate(timeout=60)[1]
+        errors = self._process.communicate(timeout=300)[1]
         assert self._process.returncode == 0, errors
         return self._process.returncode
 
@@ -73,7 +73,7 @@ def process(*words: object) -> Iterator[Process]:
 
 
 def test_two_levels_of_edges_one_of_them_killed_in_mid_round(stack: ExitStack, tmp_path: Path) -> None:
-    bundle, plan = tiny(cohort=PEOPLE, deadline=120.0), tiny(cohort=PEOPLE, deadline=120.0).plan
+    bundle, plan = tiny(cohort=PEOPLE, deadline=600.0), tiny(cohort=PEOPLE, deadline=600.0).plan
     (tmp_path / "tiny.sumus").write_bytes(bundle.to_bytes())
     link, near, far = tmp_path / "edges", tmp_path / "near", tmp_path / "far"
     server = stack.enter_context(
@@ -120,7 +120,7 @@ def test_two_levels_of_edges_one_of_them_killed_in_mid_round(stack: ExitStack, t
             people[-1].enrol(token)
 
     for killed in (True, False):
-        works = together(*(partial(device.work, plan, wait_s=30.0) for device in people))
+        works = together(*(partial(device.work, plan, wait_s=60.0) for device in people))
         reports = [
             partial(device.report, work, update_of(plan, n, 0.1 * (n + 1), 5 + n))
             for n, (device, work) in enumerate(zip(people, works, strict=True))
@@ -159,7 +159,7 @@ def test_sites_one_of_them_killed_between_its_rounds_do_what_simulated_ones_do(
 ) -> None:
     """Nothing is drawn on devices here: each step is over all examples."""
     task = sumus.Task(net, sumus.losses.cross_entropy, name="sites")
-    algorithm, pacing = sumus.fedadam(sumus.sgd(lr=0.3, epochs=2), 0.1), sumus.Pacing(6, deadline=120.0)
+    algorithm, pacing = sumus.fedadam(sumus.sgd(lr=0.3, epochs=2), 0.1), sumus.Pacing(6, deadline=900.0)
     wanted = Experiment(
         sumus.Plan(task, algorithm, pacing, 2, edges=sumus.Edges(3), trusts_devices=True), CLIENTS, 2, sites=2
     )
@@ -169,7 +169,7 @@ def test_sites_one_of_them_killed_between_its_rounds_do_what_simulated_ones_do(
     server = stack.enter_context(process("serve", tmp_path / "sites.sumus", "--data", tmp_path / "top", *words))
 
     def site(data: Path, *more: object) -> Process:
-        words = ("edge", "--data", data, "--link-file", tmp_path / "link")
+        words = ("edge", "--data", data, "--link-file", tmp_path / "link", "--linger", 120)
         return stack.enter_context(
             process(*words, "--tokens", 1, "--uses", 3, "--token-file", data.with_suffix(".link"), *more)
         )

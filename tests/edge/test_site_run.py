@@ -26,7 +26,7 @@ from sumus.wire.messages import Assignment, RelayRequest
 from sumus.wire.reports import encode_sum
 from sumus.wire.tensors import decode_tree
 from tests.attacks.parties import code_of, given
-from tests.edge.test_adder import Cut, Tree, wait_until
+from tests.edge.test_adder import HOUR, PLENTY, Cut, Tree, wait_until
 from tests.edge.test_adder import devices as scripted
 from tests.server.clients import clients, served, train
 from tests.server.devices import ScriptedDevice, tiny, together, update_of
@@ -58,7 +58,7 @@ def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]
 def site(service: Service, url: str, stack: ExitStack) -> tuple[Edge, str]:
     """One below it, and its address."""
     token = service.server.roll.new_token("people", service.server.clock(), speaks_for=100)
-    edge = open_edge(Link(url, token), conduct=Conduct(group=0.0), linger=20.0)
+    edge = open_edge(Link(url, token), conduct=Conduct(group=0.0), linger=300.0)
     stack.callback(edge.close)
     edge.start()
     return edge, stack.enter_context(over_http(edge))
@@ -90,8 +90,6 @@ def test_a_site_does_what_a_simulated_one_does(stack: ExitStack, algorithm: str)
 
 
 # ── rounds of its own, step by step ──────────────────────────────────────────────────────────────────────────────────
-
-PLENTY = 20.0
 
 
 @pytest.fixture
@@ -183,7 +181,7 @@ def test_a_site_that_was_killed_goes_on_where_it_was_and_sends_the_same_bytes(
     edge.close()
 
     def again() -> Edge:
-        edge = open_edge(Link("http://127.0.0.1:1"), where, Conduct(group=0.0), transport=way, linger=0.3)  # pyright: ignore[reportArgumentType]
+        edge = open_edge(Link("http://127.0.0.1:1"), where, Conduct(group=0.0), transport=way, linger=30.0)  # pyright: ignore[reportArgumentType]
         stack.callback(edge.close)
         edge.start()
         for device in people:
@@ -216,7 +214,7 @@ def test_fewer_than_the_plan_asks_for_make_no_model_of_the_sites(stack: ExitStac
 
 
 def test_who_does_not_come_back_holds_a_site_no_longer_than_it_lingers(tree: Tree) -> None:
-    edge, plan = tree.edge(), tree.bundle.plan
+    edge, plan = tree.edge(linger=1.0), tree.bundle.plan
     people = scripted(edge, tree.below(edge), range(3))
     own_round(plan, people, 1.0)
     own_round(plan, people[:2], 2.0)
@@ -226,10 +224,12 @@ def test_who_does_not_come_back_holds_a_site_no_longer_than_it_lingers(tree: Tre
 
 
 def test_rounds_that_nobody_comes_to_end_at_their_share_of_the_time(stack: ExitStack) -> None:
-    tree = Tree(tiny(cohort=3, rounds=3, deadline=6.0), stack)
+    tree = Tree(tiny(cohort=3, rounds=3, deadline=HOUR), stack)
     edge, plan = tree.edge(), tree.bundle.plan
     people = scripted(edge, tree.below(edge), range(3))
     own_round(plan, people, 1.0)
+    clock = edge.server.clock
+    edge.server.clock = lambda: clock() + 0.5 * HOUR  # a round's share is less, and the sum must go up later
     assert model_of(tree, 1) == [-1.0] * 4
     assert run_of(edge).trouble == ""
 
@@ -250,7 +250,7 @@ def test_who_has_work_and_vanishes_costs_a_round_its_share_of_the_time_and_not_t
 
 
 def test_a_later_round_of_too_few_ends_it_and_the_sum_is_of_the_rounds_before(tree: Tree) -> None:
-    edge, plan = tree.edge(), tree.bundle.plan
+    edge, plan = tree.edge(linger=0.3), tree.bundle.plan
     people = scripted(edge, tree.below(edge), range(3))
     own_round(plan, people, 1.0)
     own_round(plan, people[:1], 50.0)

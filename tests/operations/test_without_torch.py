@@ -50,10 +50,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "sumus", tree / "sumus", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True, timeout=300)
     install = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     install += ["-c", str(ROOT / "constraints.txt"), f"{tree}[server]"]
-    done = subprocess.run(install, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(install, capture_output=True, text=True, check=False, timeout=900)
     if done.returncode:
         why = f"pip cannot install sumus[server]: {(done.stderr.splitlines() or ['no reason given'])[-1]}"
         if os.environ.get("SUMUS_REQUIRE_SERVICES"):
@@ -78,7 +78,7 @@ def test_a_bundle_is_served_without_torch(environment: Path, tmp_path: Path) -> 
             said = server.stdout.readline()
             assert said, server.communicate()[1]
             take_part(json.loads(said)["enrolment"], file)
-            _, log = server.communicate(timeout=60)
+            _, log = server.communicate(timeout=300)
         finally:
             server.kill()
     assert server.returncode == 0, log
@@ -111,5 +111,6 @@ def take_part(link: str, file: Path) -> None:
     for each in threads:
         each.start()
     for each in threads:
-        each.join(60)
+        each.join(300)
+        assert not each.is_alive()
     assert failures == []

@@ -76,6 +76,12 @@ class Replicas:
             server.ask_to_do(lambda now: None).result()
             server.ask_to_do(lambda now: None).result()
 
+    def stop_time(self, which: int) -> None:
+        """Let no time go by at one of them, until `look`: it does not look by itself at what others have done."""
+        server = self.services[which].server
+        far = time.monotonic() + 3600.0
+        server.ask_to_do(lambda now: setattr(server, "_next_tick", far)).result()
+
 
 @pytest.fixture
 def replicas(tmp_path: Path, postgres: str) -> Iterator[Replicas]:
@@ -125,6 +131,7 @@ def test_a_model_of_another_is_served_before_it_was_looked_at(replicas: Replicas
     one, two = (replicas.start(bundle) for _ in range(2))
     devices = [replicas.device(number) for number in range(2)]
     replicas.look()
+    replicas.stop_time(1)
     for given, device in [(work(device, bundle), device) for device in devices]:
         device.report(given, update_of(bundle.plan, device.id))
     one.server.ask_to_do(lambda now: None).result()
@@ -168,6 +175,7 @@ def test_a_leader_that_is_behind_writes_nothing_more_and_follows(replicas: Repli
     one, two = (replicas.start(bundle) for _ in range(2))
     devices = [replicas.device(number) for number in range(2)]
     replicas.look()
+    replicas.stop_time(0)
     works = [work(device, bundle) for device in devices]
     leases, run = one.server.replica.leases, one.server.tasks[0].training
     leases.leave(one.server.replica._holder)  # pyright: ignore[reportPrivateUsage]
@@ -276,6 +284,7 @@ def test_a_version_that_another_has_seen_measured_is_not_measured_again(replicas
     device = replicas.device(0)
     replicas.device(1)
     replicas.look()
+    replicas.stop_time(1)
     leads, follows = (each.server.tasks[0].evaluation for each in (one, two))
     assert leads is not None
     assert follows is not None
@@ -374,6 +383,7 @@ def test_a_round_that_a_follower_ends_is_cleared_away_by_the_leader(replicas: Re
     device = replicas.device(0)
     replicas.device(1)
     replicas.look()
+    replicas.stop_time(0)
     given = work(replicas.at(1, device), bundle)
     device.report(given, update_of(bundle.plan, device.id))
     run = two.server.tasks[0].training

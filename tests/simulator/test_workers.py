@@ -413,7 +413,9 @@ def test_workers_end_with_their_parent_though_it_is_killed(long_run: tuple["subp
     assert all(map(is_alive, workers))
     process.kill()
     process.wait()
-    wait_until(lambda: not any(map(is_alive, workers)), "workers outlive their parent", 5)
+    wait_until(
+        lambda: not any(map(is_alive, workers)), "workers outlive their parent", 20
+    )  # by themselves they would sleep longer
 
 
 @pytest.mark.parametrize("whom", ["parent", "everyone"])
