@@ -543,6 +543,42 @@ def test_control_a_stage_that_says_how_long_is_counted_so() -> None:
     assert plan(sumus.fedavg(WORK, chain(CLIP, kept), weight="uniform")).influence.step == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_the_server_undoes_counts_before_the_clip_too(behind: bool) -> None:
+    """The device clips thousandths, and the server multiplies what the clip has let through by a thousand."""
+
+    def thousandth(context: Any) -> float | None:
+        return None if context.norm_bound is None else context.norm_bound / 1000
+
+    stage = Transform(
+        apply=lambda tree, context: {name: leaf / np.float32(1000) for name, leaf in tree.items()},
+        invert=lambda tree, context: {name: leaf * 1000 for name, leaf in tree.items()},
+        longest=thousandth,
+        unit=lambda context: 1000.0,
+    )
+    made = plan(sumus.fedavg(WORK, chain(CLIP, stage) if behind else chain(stage, CLIP), weight="uniform"))
+    assert "trusts-devices" not in dict(made.violations("deployed"))
+    moved = float(np.linalg.norm(mean_of(made, [*still(made), worst_update(made)])))
+    assert made.influence.step == pytest.approx(moved, rel=1e-6) == pytest.approx(0.1 if behind else 100.0)
+
+
+def test_an_aggregator_with_a_centre_that_says_nothing_is_refused_for_devices() -> None:
+    """A server with --spool would give such an aggregator each update."""
+    part = Part("params", weight="uniform", denominator="count")
+    loud = sumus.Aggregator(
+        parts=(part,),
+        combine=sumus.mean(part).combine,
+        centre=lambda ones, weights: {"params": {name: leaf * 1e6 for name, leaf in ones[-1]["params"].items()}},
+    )
+    made = plan(sumus.fedavg(WORK, CLIP, aggregator=loud))
+    assert made.influence.step is None
+    assert "Aggregator(chosen=)" in dict(made.violations("deployed"))["trusts-devices"]
+    for aggregator in (robust.median(), robust.norm_bounded(max_norm=1.0)):  # the control
+        assert "trusts-devices" not in dict(
+            plan(sumus.fedavg(WORK, CLIP, aggregator=aggregator)).violations("deployed")
+        )
+
+
 def test_an_aggregator_that_says_nothing_is_refused_for_devices() -> None:
     part = Part("params", weight="uniform", denominator="count")
     doubled = sumus.Aggregator(
