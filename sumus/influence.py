@@ -28,7 +28,8 @@ class Influence:
     length: the L2 norm of the longest update that is counted, in parameters; None if no clip bounds it.
     step: the L2 norm by which the device moves the mean of `params`, in parameters; or, of an aggregator that chooses among
         updates, the L2 norm of what it gives. None if nothing bounds it.
-    others: for each further part, how far the device moves any one number of its mean.
+    others: for each further part, how far the device moves any one number of its mean; or, of an aggregator that chooses among
+        updates, how large any one number of what it gives is at most.
     open: those of `others` that only the width of the sums limits: no bound of their own that is below `WIDEST`.
     chooses: the aggregator that chooses among updates; empty for a mean.
     trusted: whether the plan trusts its devices.
@@ -55,7 +56,12 @@ class Influence:
             if self.chooses
             else f"a sum of {self.contributors}"
         )
-        others = "".join(f"; it moves a number of `{name}` by at most {by:.4g}" for name, by in self.others.items())
+        does = (
+            "a number of `{0}` in it is at most {1:.4g}"
+            if self.chooses
+            else "it moves a number of `{0}` by at most {1:.4g}"
+        )
+        others = "".join("; " + does.format(name, by) for name, by in self.others.items())
         if self.length is None:
             moves = ", and no clip bounds how far that moves the model"
         elif self.step is None:
@@ -97,6 +103,8 @@ def influence_of(
     elif longest is not None and aggregator.longest is not None:
         known = {name: (factors[name], reach or 0.0) for name, reach in reaches.items()}
         step = aggregator.longest(known) * rounds
+    if aggregator.chosen is not None:  # each number lies between those that were sent, whoever sent them
+        shares = {name: _scale(part, hop, contributors) for name, part in parts.items()}
     others = {name: shares[name] * (reach or 0.0) * rounds for name, reach in reaches.items() if name != "params"}
     beside = [part for name, part in parts.items() if name != "params" and not part.in_chain]
     return Influence(

@@ -592,7 +592,7 @@ def test_an_aggregator_that_says_nothing_is_refused_for_devices() -> None:
 CHOOSING = {
     "krum": (robust.krum(attackers=1), 1.0, 1.0),
     "multi_krum": (robust.multi_krum(attackers=1), 1 / 7, 1.0),
-    "median": (robust.median(), 0.5, math.sqrt(2)),
+    "median": (robust.median(), 1.0, math.sqrt(2)),
     "trimmed_mean": (robust.trimmed_mean(attackers=2), 1 / 6, math.sqrt(10 / 6)),
 }
 
@@ -616,6 +616,51 @@ def test_an_aggregator_that_chooses_among_updates_gives_nothing_longer_than_is_s
         ones = [made.first_hop.count_in(update) for update in sent]
         given = made.algorithm.combine_each(ones, TASK, made.sums, SEED, 10)["params"]["w"]
         assert np.linalg.norm(given) <= found.step * (1 + SLACK)  # type: ignore[operator]
+
+
+NORMED_CHOOSING = {
+    **{name: aggregator for name, (aggregator, _, _) in CHOOSING.items()},
+    "few": robust.multi_krum(attackers=1, keep=2),
+}
+
+
+@pytest.mark.parametrize("count", [10, 11])
+@pytest.mark.parametrize("name", NORMED_CHOOSING)
+def test_buffers_that_an_aggregator_chooses_are_no_larger_than_is_said(name: str, count: int) -> None:
+    """The attacker's `params` lie in the middle of all others, so that Krum takes its update; its buffers stand at the bound.
+
+    The attackers of the test are as many as each aggregator lets decide: what is printed holds for any number of them.
+    """
+    made = Plan(NORMED, sumus.fedavg(WORK, NARROW, aggregator=NORMED_CHOOSING[name]), sumus.Pacing(10)).for_devices()
+    said = made.influence.others["buffers"]
+    assert f"a number of `buffers` in it is at most {said:.4g}" in made.influence.said
+    bound = made.algorithm.update.buffer_bound
+    assert bound is not None
+    lies = 1 if "krum" in name else count - 2
+    rng = np.random.default_rng(0)
+    honest = [
+        replace(one, parts={**one.parts, "params": {"w": (rng.normal(size=SIZE) * 0.02).astype(np.float32)}})
+        for one in (with_buffers(n, (-1) ** n * 1e-3) for n in range(count - lies))
+    ]
+    ones = [made.first_hop.count_in(u) for u in [*honest, *(with_buffers(f"attacker {n}", bound) for n in range(lies))]]
+    given = made.algorithm.combine_each(ones, NORMED, made.sums, SEED, count)["buffers"]["norm.running_var"]
+    assert float(np.max(np.abs(given))) <= said * (1 + SLACK)
+    if name in ("krum", "median", "trimmed_mean"):
+        assert float(np.max(given)) == pytest.approx(said, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_a_median_may_be_one_devices_number(count: int) -> None:
+    """A round may have more devices than the fewest, and an odd number: what is printed holds for both."""
+    made = plan(sumus.fedavg(WORK, CLIP, aggregator=robust.median()))
+    sides = [vector(0.9) if n % 2 else -vector(0.9) for n in range(count - 1)]
+    attacker = vector(0.7)
+    updates = [Update(n, {"params": {"w": u}}, 1) for n, u in enumerate([*sides, attacker])]
+    ones = [made.first_hop.count_in(update) for update in updates]
+    given = made.algorithm.combine_each(ones, TASK, made.sums, SEED, count)["params"]["w"]
+    share = float(given[0] / attacker[0]) if count % 2 else 0.0
+    assert made.influence.share == 1.0 >= share - 1e-6
+    assert share == pytest.approx(1.0 if count % 2 else 0.0, rel=1e-6)
 
 
 def test_krum_may_choose_the_attackers_update_alone() -> None:
