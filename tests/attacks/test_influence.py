@@ -34,7 +34,7 @@ from sumus.site import Site
 from sumus.task import Data, Description, Leaf
 from sumus.types import Array
 from sumus.update import Props, Transform, chain, clip_buffers, clip_by_global_norm, quantize, rotate, weight
-from sumus.work import LocalRun
+from sumus.work import LocalRun, apply_gradients
 
 SIZE, HONEST = 1024, 9
 TASK = Description(
@@ -124,10 +124,10 @@ ROWS = re.findall(
 
 
 def test_the_page_has_a_row_for_each_of_these_plans() -> None:
-    assert [name for name, _, _ in ROWS] == list(PLANS)
+    assert [name for name, _, _ in ROWS] == [*PLANS, "scaffold"]
 
 
-@pytest.mark.parametrize(("name", "share", "step"), ROWS)
+@pytest.mark.parametrize(("name", "share", "step"), [row for row in ROWS if row[0] in PLANS])
 def test_the_page_says_what_the_attack_finds(name: str, share: str, step: str) -> None:
     made = PLANS[name]
     moved = float(np.linalg.norm(mean_of(made, [*still(made), worst_update(made)])))
@@ -297,7 +297,6 @@ def test_the_share_is_the_cap_against_devices_that_weigh_one(cap: int, contribut
 def test_parts_outside_the_chain_have_bounds_of_their_own() -> None:
     made = plan(sumus.scaffold(WORK, CLIP))
     control = next(part for part in made.algorithm.aggregator.parts if part.name == "control")
-    assert made.influence.step == pytest.approx(0.1)
     assert made.influence.others == {"control": control.bound / 10}  # type: ignore[operator]
     assert "it moves a number of `control` by at most 6554" in str(made.influence)
     nova = plan(sumus.fednova(sumus.sgd(lr=0.5, steps=4), CLIP, cap=10))
@@ -445,6 +444,62 @@ def test_control_a_site_may_move_buffers_by_the_bound_in_each_of_its_rounds() ->
     further = replace(site, at={**site.at, "buffers": {"norm.running_var": np.full(4, -2.0, np.float32)}})
     with pytest.raises(BeyondBoundError):
         further.total(10)
+
+
+def honest_of_scaffold(made: Plan, number: int, broadcast: Any) -> Update:
+    """A device whose gradient is 0 wherever it stands, after its one step, and the update that its chain makes of that."""
+    work, zeros = made.algorithm.client, {"w": np.zeros(SIZE, np.float32)}
+    state = {"control": zeros}
+    trained, _ = apply_gradients(work, broadcast["params"], zeros, {"w": ()}, broadcast, state, 0.5, 1)
+    parts, _ = work.finish(broadcast, trained, state, LocalRun(1, 0.5, 40))
+    return made.algorithm.report(number, parts, 40, {}, SEED, generator(number))
+
+
+@pytest.mark.parametrize(("attacks", "server"), [(True, None), (False, None), (True, sumus.optimizers.momentum(0.5))])
+def test_one_control_turns_the_updates_of_all_and_the_clip_alone_bounds_that(attacks: bool, server: Any) -> None:
+    """Nine devices want to stay where they are. The tenth sends an honest update first, and the bound as its control.
+
+    Round by round the common control grows, and corrects the nine devices' steps, until each of their updates is as long as the
+    clip: then the mean is too. What was printed before was a tenth of that.
+    """
+    made = plan(sumus.scaffold(WORK, CLIP, server=server, control_bound=0.1))
+    made.check_deployable()
+    said = made.influence
+    state = made.algorithm.start({"w": np.zeros(SIZE, np.float32)}, TASK)
+    length = 0.0
+    for _ in range(12):
+        before = state.broadcast
+        sent = [honest_of_scaffold(made, n, before) for n in range(HONEST + 1)]
+        if attacks:
+            lie = {"w": np.full(SIZE, np.float32(made.first_hop.parts[1].bound))}
+            sent[-1] = replace(sent[-1], parts={**sent[-1].parts, "control": lie})
+        combined = made.algorithm.combine(summed(made.first_hop, sent), TASK, made.sums, SEED, 10)
+        state = made.algorithm.step(combined, state)
+        length = float(np.linalg.norm(combined["params"]["w"]))
+        assert said.step is not None
+        assert said.model is not None
+        assert length <= said.step * (1 + SLACK)
+        moved = np.linalg.norm(state.broadcast["params"]["w"].astype(float) - before["params"]["w"])
+        assert moved <= said.model * (1 + 1e-6)
+    assert length == pytest.approx(1.0 if attacks else 0.0, rel=1e-6)
+    if attacks and server is None:
+        ((_, share, step),) = (row for row in ROWS if row[0] == "scaffold")
+        assert (float(share), float(step)) == (pytest.approx(said.share), pytest.approx(length, rel=1e-6))
+
+
+OF_WEIGHT = sumus.mean(Part("params"), Part("control", weight="uniform", denominator="population", transformed=False))
+
+
+def test_the_sentence_of_scaffold_says_that_it_turns_the_others() -> None:
+    made = plan(sumus.scaffold(WORK, CLIP, control_bound=0.1))
+    assert made.influence.steers == ("control",)
+    assert made.influence.said == (
+        "one device can have 10.00% of a sum of 10, and it turns the updates of all others through `control`: the mean is at "
+        "most 1 long; it moves a number of `control` by at most 0.01 a round"
+    )
+    weighed = plan(replace(sumus.scaffold(WORK, chain(weight(cap=40), CLIP)), aggregator=OF_WEIGHT))
+    assert weighed.influence.step == pytest.approx(1.0)
+    assert plan(sumus.fedavg(WORK, CLIP, weight="uniform")).influence.steers == ()
 
 
 @pytest.mark.parametrize("option", [1, 2])
@@ -679,3 +734,63 @@ def test_the_sentence_of_a_plan_that_trusts_its_devices_says_so() -> None:
     assert plan(sumus.fedavg(WORK, CLIP, weight="uniform")).influence.said == (
         "one device can have 10.00% of a sum of 10, which moves the mean by at most 0.1"
     )
+
+
+# ── what the server optimizer makes of a mean ────────────────────────────────────────────────────────────────────────
+
+SERVERS = {
+    "sgd": (sumus.optimizers.sgd(0.5), ", and the model by at most 0.05 over this round and those that follow"),
+    "momentum": (sumus.optimizers.momentum(), ", and the model by at most 1 over this round and those that follow"),
+    "nesterov": (sumus.optimizers.momentum(0.5, 0.8, nesterov=True), ", and the model by at most 0.25 over this round"),
+    "averaged": (
+        sumus.optimizers.averaged(sumus.optimizers.momentum()),
+        ", and the model by at most 1 over this round",
+    ),
+    "adam": (
+        sumus.optimizers.adam(0.01),
+        "; the server optimizer moves no number of the model by more than 0.02345 a round",
+    ),
+    "yogi": (
+        sumus.optimizers.yogi(0.01),
+        "; the server optimizer moves no number of the model by more than 0.1047 a round",
+    ),
+    "adagrad": (
+        sumus.optimizers.adagrad(0.01),
+        "; the server optimizer moves no number of the model by more than 0.01 a",
+    ),
+    "adam without a bound": (
+        sumus.optimizers.adam(0.01, (0.99, 0.9)),
+        "; the server optimizer does not bound how far that moves the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_sentence_says_what_the_server_optimizer_makes_of_the_mean(name: str) -> None:
+    server, words = SERVERS[name]
+    said = plan(sumus.fedavg(WORK, CLIP, weight="uniform", server=server)).influence.said
+    assert f"which moves the mean by at most 0.1{words}" in said
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "averaged"])
+def test_one_of_ten_moves_the_model_by_what_is_said_over_the_rounds(name: str, repeats: bool) -> None:
+    """The device lies once, and the rounds that follow carry the lie on; or it lies in every round, and each moves the model."""
+    made = plan(sumus.fedavg(WORK, CLIP, weight="uniform", server=SERVERS[name][0]))
+    lie, nothing = mean_of(made, [*still(made), worst_update(made)]), np.zeros(SIZE)
+    state = made.algorithm.start(
+        {"w": np.zeros(SIZE)}, replace(TASK, leaves=(replace(TASK.leaves[0], dtype="float64"),))
+    )
+    before = moved = nothing
+    for number in range(200):
+        state = made.algorithm.step({"params": {"w": lie if repeats or number == 0 else nothing}}, state)
+        at = made.algorithm.release(state)["w"].astype(float)
+        moved, before = at - before if repeats else at, at
+        assert np.linalg.norm(moved) <= made.influence.model * (1 + SLACK)  # type: ignore[operator]
+    if not (name == "averaged" and not repeats):  # its mean of models is behind what it publishes next
+        assert np.linalg.norm(moved) == pytest.approx(made.influence.model, rel=1e-6)
+
+
+def test_a_servers_state_that_keeps_every_lie_bounds_nothing() -> None:
+    found = plan(sumus.feddyn(WORK, 0.1), trusts_devices=True).influence
+    assert (found.model, found.largest) == (None, None)
