@@ -24,6 +24,7 @@ An edge with rounds of its own combines too, and sends a sum of what its model h
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ from sumus.spec import record
 from sumus.task import Description
 from sumus.tree import first_non_finite, narrowed, tree_map
 from sumus.types import Array, Layout, Tree
-from sumus.update.clip import held_within
+from sumus.update.clip import global_norm, held_within
 from sumus.update.transform import Context, Transform
 from sumus.work import ClientWork
 
@@ -195,14 +196,14 @@ class Algorithm:
         sums: FixedPoint,
         seed: bytes,
         rounds: int,
-        rounding: float,
+        rounding: Mapping[str, Tree],
     ) -> Aggregate:
         """The sum that `combine` makes these of, up to its rounding: what a site sends.
 
         moved: float64 trees by part.  weights: each part's.  count: contributors.  metrics: as integers.
-        rounds: of the site, that moved the model so far.  rounding: the L2 norm by which rounding the model has moved `params`.
-        Single codes end at their limit, as on a device. Raises BeyondBoundError if the sum is beyond what so many reports can
-        add up to.
+        rounds: of the site, that moved the model so far.  rounding: by how much rounding the model moved each number, at most.
+        What is too long or too large by no more than its rounding is held within its bound. Single codes end at their limit, as
+        on a device. Raises BeyondBoundError if the sum is beyond what so many reports can add up to.
         """
         hop = self.first_hop(task, sums, rounds)
         summed: dict[str, Tree] = {}
@@ -210,13 +211,14 @@ class Algorithm:
             by = part.divisor(weights[part.name], count, 0)
             values = times(moved[part.name], by)
             if part.in_chain:
-                lifted = self._lifted(part, values, by * rounding, by * rounds, hop, task, seed)
+                length = by * global_norm(rounding[part.name])
+                lifted = self._lifted(part, values, length, by * rounds, hop, task, seed)
                 values = hop.without_rounding(part, *lifted, weights[part.name], count)
+                room = dict.fromkeys(values, math.inf if hop.code_bits is not None else 0.0)
             else:
-                values = times(values, 2.0 ** sums.bits(part))
-            summed[part.name] = _whole(
-                part, values, hop.largest(part, count), part.in_chain and hop.code_bits is not None
-            )
+                unit = 2.0 ** sums.bits(part)
+                values, room = times(values, unit), _room(rounding[part.name], by, unit, rounds)
+            summed[part.name] = _whole(part, values, hop.largest(part, count), room)
         whole = {name: np.array(weight, np.int64) for name, weight in weights.items()}
         total = Aggregate(summed, whole, np.array(count, np.int64), metrics)
         hop.check_sum(total, None, count, least=0)  # a later round may be of fewer devices than the first
@@ -321,15 +323,27 @@ def _check_layout(tree: Tree, expected: Layout, what: Callable[[], str]) -> None
         raise UsageError(f"{what()} {found}, and its layout says {dict(expected)}: mend the transform, or its layout")
 
 
-def _whole(part: Part, values: Tree, largest: int, ends: bool) -> Tree:
-    """Values as integers, at most so large: what is larger ends there, or is refused."""
-    scaled = tree_map(np.rint, values)
-    for name, leaf in scaled.items():
-        if not ends and leaf.size and not max(-float(leaf.min()), float(leaf.max())) <= largest:
+def _room(rounding: Tree, by: int, unit: float, rounds: int) -> Tree:
+    """By how much rounding has moved each number of a site's sum beside the chain, at most, in units of the sum.
+
+    In each of the rounds it also moved the mean of devices' numbers, by half a unit. One more unit is for the rounding of what
+    rounding has moved, and for the sum's own whole numbers.
+    """
+    return tree_map(lambda leaf: by * (leaf * unit + 0.5 * rounds + 1.0), rounding)
+
+
+def _whole(part: Part, values: Tree, largest: int, room: Mapping[str, Any]) -> Tree:
+    """Values as integers of at most this size: what is larger by no more than `room` ends there, and what is larger still is
+    refused."""
+    whole: dict[str, Array] = {}
+    for name, leaf in values.items():
+        scaled = np.rint(leaf)
+        if not (np.abs(scaled) <= largest + room[name]).all():
             raise BeyondBoundError(
                 None, f"`{part.name}[{name}]` has moved further than so many reports of this plan can move it"
             )
-    return tree_map(lambda leaf: np.clip(leaf, -largest, largest).astype(np.int64), scaled)
+        whole[name] = np.clip(np.clip(scaled, -largest, largest).astype(np.int64), -largest, largest)  # floats round
+    return whole
 
 
 def _forms(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:
