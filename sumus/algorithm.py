@@ -12,7 +12,7 @@ A round, wherever it runs (`…` stands for what the docstrings name):
     first hop   one      = hop.count_in(update)                  integers: an aggregate of one  sumus/first_hop.py
     anywhere    total    = one.merge(another)                    any order, any tree            sumus/aggregate.py
     server      combined = algorithm.combine(total, …)           floats again, divided
-                state    = algorithm.step(combined, state)       the next broadcast
+                state    = algorithm.step(combined, state, …)    the next broadcast
                 model    = algorithm.release(state)              the next model
 
 An edge with rounds of its own combines too, and sends a sum of what its model has moved by: sumus/site.py.
@@ -40,6 +40,10 @@ from sumus.types import Array, Layout, Tree
 from sumus.update.clip import global_norm, held_within
 from sumus.update.transform import Context, Transform
 from sumus.work import ClientWork
+
+LEAST_POSITIVE = 2.0**-24
+"""The smallest number that a step of the model leaves in a positive buffer. Half precision holds it. It is far below the 1e-5
+that BatchNorm adds to a variance, so that an honest model that comes down to it computes the same but for 0.3%."""
 
 
 @record("algorithm")
@@ -224,8 +228,12 @@ class Algorithm:
         hop.check_sum(total, None, count, least=0)  # a later round may be of fewer devices than the first
         return total
 
-    def step(self, combined: Mapping[str, Tree], state: ServerState) -> ServerState:
-        """The server optimizer's step, and the buffers' average; where nothing was combined, the state stays."""
+    def step(self, combined: Mapping[str, Tree], state: ServerState, task: Description) -> ServerState:
+        """The server optimizer's step, and the buffers' average; where nothing was combined, the state stays.
+
+        No number of a buffer that the task calls `positive` goes below `LEAST_POSITIVE`, nor further down if it was there.
+        Raises UsageError if what is broadcast would hold a number that is not finite.
+        """
         if not combined:
             return state
         seen = replace(state, broadcast=_without_buffers(state.broadcast))
@@ -239,13 +247,13 @@ class Algorithm:
                 )
         if (leaf := first_non_finite(after.broadcast["params"])) is not None:
             raise UsageError(f"the server optimizer {self.server!r} ran to NaN or infinity at `{leaf}`: lower its rate")
-        if BUFFERS not in combined:
-            return after
-        buffers = {
-            name: (leaf.astype(np.float64) - combined[BUFFERS][name]).astype(leaf.dtype)
-            for name, leaf in state.broadcast[BUFFERS].items()
-        }
-        return replace(after, broadcast={**after.broadcast, BUFFERS: buffers})
+        if BUFFERS in combined:
+            averaged = _averaged(state.broadcast[BUFFERS], combined[BUFFERS], task.positive)
+            after = replace(after, broadcast={**after.broadcast, BUFFERS: averaged})
+        for part, tree in after.broadcast.items():
+            if (leaf := first_non_finite(tree)) is not None:
+                raise UsageError(f"`{part}[{leaf}]` ran to NaN or infinity: lower the clients' learning rate")
+        return after
 
     def release(self, state: ServerState) -> Tree:
         """The model to publish: every shared leaf."""
@@ -308,6 +316,20 @@ class Algorithm:
         inverted = self.update.invert(values, Context(task.trained_layout, seed))
         _check_layout(inverted, task.trained_layout, lambda: f"the server end of {self.update!r} gave")
         return inverted
+
+
+def _averaged(buffers: Tree, moved: Tree, positive: Sequence[str]) -> dict[str, Array]:
+    """Buffers minus what they have moved by; the positive ones held where they can still be divided by."""
+    averaged: dict[str, Array] = {}
+    for name, leaf in buffers.items():
+        before = leaf.astype(np.float64)
+        after = before - moved[name]
+        if name in positive:
+            held = np.maximum(after, np.minimum(before, LEAST_POSITIVE))
+            after = np.where(np.isfinite(after), held, after)  # what is not finite is no step
+        with np.errstate(over="ignore"):  # said by the step, with the leaf
+            averaged[name] = after.astype(leaf.dtype)
+    return averaged
 
 
 def _check_finite(client: object, part: str, tree: Tree) -> None:

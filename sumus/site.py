@@ -87,7 +87,7 @@ class Site:
     def after(self, total: Aggregate) -> "Site":
         """One round on. ParticipantError for a sum of more than planned. A sum of nobody, or without weight, moves nothing."""
         combined = self.algorithm.combine(total, self.task, self.sums, self.seed_now, 0)
-        moved = self.algorithm.step(combined, ServerState(self.at, {})).broadcast
+        moved = self.algorithm.step(combined, ServerState(self.at, {}), self.task).broadcast
         weights = {part: self.weights.get(part, 0) + int(weight) for part, weight in total.weights.items()}
         return replace(self, at=moved, done=self.done + 1, weights=weights, metrics=total.metrics)
 

@@ -91,7 +91,7 @@ def test_it_is_hierarchical_fedavg(by: str) -> None:
         wanted.append(exact)
         weights.append(shares.sum())
     combined = made.algorithm.combine(total.total, TASK, made.sums, SEED, 0)
-    state = made.algorithm.step(combined, made.algorithm.start(begun.base["params"], TASK))
+    state = made.algorithm.step(combined, made.algorithm.start(begun.base["params"], TASK), TASK)
     for name, leaf in state.broadcast["params"].items():
         mean = sum(w * each[name] for w, each in zip(weights, wanted, strict=True)) / sum(weights)
         np.testing.assert_allclose(leaf, mean, rtol=0, atol=1e-6)
@@ -250,4 +250,4 @@ def test_running_statistics_are_averaged_at_the_site_too() -> None:
         site = site.after(made.first_hop.count_in(update))
     assert site.at["buffers"]["mean"].tolist() == [3.0, 3.0]
     combined = made.algorithm.combine(site.total(1), task, made.sums, SEED, 0)
-    assert made.algorithm.step(combined, state).broadcast["buffers"]["mean"].tolist() == [3.0, 3.0]
+    assert made.algorithm.step(combined, state, task).broadcast["buffers"]["mean"].tolist() == [3.0, 3.0]

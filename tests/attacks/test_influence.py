@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import sumus
 from sumus import robust
 from sumus.aggregate import Fixed, Part, RunningSum, Update
+from sumus.algorithm import LEAST_POSITIVE
 from sumus.errors import BeyondBoundError, DivergedError, ParticipantError, PlanError
 from sumus.evaluation import BINS, evaluation_hop, evaluation_of, evaluation_report, medians_of
 from sumus.first_hop import SLACK, FirstHop
@@ -359,6 +360,7 @@ def test_bins_are_no_leaves_of_a_model() -> None:
 # ── parts beside the chain ───────────────────────────────────────────────────────────────────────────────────────────
 
 NORMED = replace(TASK, leaves=(*TASK.leaves, Leaf("norm.running_var", (4,), "float32", "shared", False)))
+VARIANCE = ("norm.running_var",)
 NARROW = chain(CLIP, clip_buffers(0.3))
 
 
@@ -474,7 +476,7 @@ def test_one_control_turns_the_updates_of_all_and_the_clip_alone_bounds_that(att
             lie = {"w": np.full(SIZE, np.float32(made.first_hop.parts[1].bound))}
             sent[-1] = replace(sent[-1], parts={**sent[-1].parts, "control": lie})
         combined = made.algorithm.combine(summed(made.first_hop, sent), TASK, made.sums, SEED, 10)
-        state = made.algorithm.step(combined, state)
+        state = made.algorithm.step(combined, state, TASK)
         length = float(np.linalg.norm(combined["params"]["w"]))
         assert said.step is not None
         assert said.model is not None
@@ -500,6 +502,37 @@ def test_the_sentence_of_scaffold_says_that_it_turns_the_others() -> None:
     weighed = plan(replace(sumus.scaffold(WORK, chain(weight(cap=40), CLIP)), aggregator=OF_WEIGHT))
     assert weighed.influence.step == pytest.approx(1.0)
     assert plan(sumus.fedavg(WORK, CLIP, weight="uniform")).influence.steers == ()
+
+
+@pytest.mark.parametrize("attacks", [True, False])
+@pytest.mark.parametrize("at_a_site", [True, False])
+def test_no_device_makes_a_variance_negative(attacks: bool, at_a_site: bool) -> None:
+    """The bound lets one of ten move a variance by 0.03 a round. The variances are 0.02: they went below 0, and all became NaN.
+
+    Now they end a little above 0, where honest devices bring them back from. Devices that do not attack change no bit of that.
+    """
+    described = Description(NORMED.name, NORMED.leaves, NORMED.loss, NORMED.metrics, NORMED.data, positive=VARIANCE)
+    made = normed(NARROW, min_contributors=2, edges=sumus.Edges(rounds=5)) if at_a_site else normed(NARROW)
+    made = replace(made, task=described)
+    assert Plan.from_json(made.to_json()).description.positive == VARIANCE
+    base = {"w": np.zeros(SIZE, np.float32), "norm.running_var": np.full(4, 0.02, np.float32)}
+    state = made.algorithm.start(base, described)
+    site = Site.of(made.algorithm, described, made.sums, SEED, state.broadcast)
+    bound, fell = made.algorithm.update.buffer_bound, -1e-3
+    assert bound is not None
+    for _ in range(5):
+        sent = [with_buffers(n, fell) for n in range(HONEST)] + [with_buffers("last", bound if attacks else fell)]
+        total = summed(made.first_hop, sent)
+        site = site.after(total)
+        state = made.algorithm.step(made.algorithm.combine(total, described, made.sums, SEED, 10), state, described)
+        variance = (site.at if at_a_site else state.broadcast)["buffers"]["norm.running_var"]
+        assert (variance >= LEAST_POSITIVE).all()
+    if attacks:
+        assert variance == pytest.approx(LEAST_POSITIVE)
+    else:
+        assert variance == pytest.approx(0.02 + 5 * 1e-3)
+    if at_a_site:
+        made.first_hop.check_sum(site.total(10), "site", 10)
 
 
 @pytest.mark.parametrize("option", [1, 2])
@@ -783,7 +816,7 @@ def test_one_of_ten_moves_the_model_by_what_is_said_over_the_rounds(name: str, r
     )
     before = moved = nothing
     for number in range(200):
-        state = made.algorithm.step({"params": {"w": lie if repeats or number == 0 else nothing}}, state)
+        state = made.algorithm.step({"params": {"w": lie if repeats or number == 0 else nothing}}, state, TASK)
         at = made.algorithm.release(state)["w"].astype(float)
         moved, before = at - before if repeats else at, at
         assert np.linalg.norm(moved) <= made.influence.model * (1 + SLACK)  # type: ignore[operator]
