@@ -16,7 +16,16 @@ from sumus.types import Tree
 from sumus.wire.tensors import decode_tree, encode_tree
 
 MAX_BYTES = 8 * 2**30
-NOT_A_ZIP = (zipfile.BadZipFile, struct.error, EOFError, RuntimeError, NotImplementedError, OSError, ValueError, IndexError)
+NOT_A_ZIP = (
+    zipfile.BadZipFile,
+    struct.error,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    OSError,
+    ValueError,
+    IndexError,
+)
 """What `zipfile` raises for bytes that are no archive: a ValueError for offsets and names that are none, for example, and an
 IndexError for a member that is encrypted and has no name."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
