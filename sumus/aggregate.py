@@ -335,7 +335,8 @@ class Aggregator(Value):
     longest: (for each part, one client's share of it and how far its update reaches) → how far the client moves the combined
         `params`, at most. None if that is not known: a plan for devices is refused then.
     chosen: for an aggregator that chooses among updates: (contributors) → the largest share of what it gives that one update can
-        have, and how many times as long as the longest update that can be. It has no `longest`.
+        have, and how many times as long as the longest update that can be; both of any round of so many contributors or more.
+        What it gives in one number lies between the smallest and the largest that was sent. It has no `longest`.
     least: with fewer contributors the round is void.
     one_by_one: the model travels; every update is a round of its own, and the next client goes on from there.
     """

@@ -12,7 +12,7 @@ A round, wherever it runs (`…` stands for what the docstrings name):
     first hop   one      = hop.count_in(update)                  integers: an aggregate of one  sumus/first_hop.py
     anywhere    total    = one.merge(another)                    any order, any tree            sumus/aggregate.py
     server      combined = algorithm.combine(total, …)           floats again, divided
-                state    = algorithm.step(combined, state)       the next broadcast
+                state    = algorithm.step(combined, state, …)    the next broadcast
                 model    = algorithm.release(state)              the next model
 
 An edge with rounds of its own combines too, and sends a sum of what its model has moved by: sumus/site.py.
@@ -24,6 +24,7 @@ An edge with rounds of its own combines too, and sends a sum of what its model h
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,9 +37,13 @@ from sumus.spec import record
 from sumus.task import Description
 from sumus.tree import first_non_finite, narrowed, tree_map
 from sumus.types import Array, Layout, Tree
-from sumus.update.clip import held_within
+from sumus.update.clip import global_norm, held_within
 from sumus.update.transform import Context, Transform
 from sumus.work import ClientWork
+
+LEAST_POSITIVE = 2.0**-24
+"""The smallest number that a step of the model leaves in a positive buffer. Half precision holds it. It is far below the 1e-5
+that BatchNorm adds to a variance, so that an honest model that comes down to it computes the same but for 0.3%."""
 
 
 @record("algorithm")
@@ -195,14 +200,14 @@ class Algorithm:
         sums: FixedPoint,
         seed: bytes,
         rounds: int,
-        rounding: float,
+        rounding: Mapping[str, Tree],
     ) -> Aggregate:
         """The sum that `combine` makes these of, up to its rounding: what a site sends.
 
         moved: float64 trees by part.  weights: each part's.  count: contributors.  metrics: as integers.
-        rounds: of the site, that moved the model so far.  rounding: the L2 norm by which rounding the model has moved `params`.
-        Single codes end at their limit, as on a device. Raises BeyondBoundError if the sum is beyond what so many reports can
-        add up to.
+        rounds: of the site, that moved the model so far.  rounding: by how much rounding the model moved each number, at most.
+        What is too long or too large by no more than its rounding is held within its bound. Single codes end at their limit, as
+        on a device. Raises BeyondBoundError if the sum is beyond what so many reports can add up to.
         """
         hop = self.first_hop(task, sums, rounds)
         summed: dict[str, Tree] = {}
@@ -210,20 +215,25 @@ class Algorithm:
             by = part.divisor(weights[part.name], count, 0)
             values = times(moved[part.name], by)
             if part.in_chain:
-                lifted = self._lifted(part, values, by * rounding, by * rounds, hop, task, seed)
+                length = by * global_norm(rounding[part.name])
+                lifted = self._lifted(part, values, length, by * rounds, hop, task, seed)
                 values = hop.without_rounding(part, *lifted, weights[part.name], count)
+                room = dict.fromkeys(values, math.inf if hop.code_bits is not None else 0.0)
             else:
-                values = times(values, 2.0 ** sums.bits(part))
-            summed[part.name] = _whole(
-                part, values, hop.largest(part, count), part.in_chain and hop.code_bits is not None
-            )
+                unit = 2.0 ** sums.bits(part)
+                values, room = times(values, unit), _room(rounding[part.name], by, unit, rounds)
+            summed[part.name] = _whole(part, values, hop.largest(part, count), room)
         whole = {name: np.array(weight, np.int64) for name, weight in weights.items()}
         total = Aggregate(summed, whole, np.array(count, np.int64), metrics)
         hop.check_sum(total, None, count, least=0)  # a later round may be of fewer devices than the first
         return total
 
-    def step(self, combined: Mapping[str, Tree], state: ServerState) -> ServerState:
-        """The server optimizer's step, and the buffers' average; where nothing was combined, the state stays."""
+    def step(self, combined: Mapping[str, Tree], state: ServerState, task: Description) -> ServerState:
+        """The server optimizer's step, and the buffers' average; where nothing was combined, the state stays.
+
+        No number of a buffer that the task calls `positive` goes below `LEAST_POSITIVE`, nor further down if it was there.
+        Raises UsageError if what is broadcast would hold a number that is not finite.
+        """
         if not combined:
             return state
         seen = replace(state, broadcast=_without_buffers(state.broadcast))
@@ -237,13 +247,13 @@ class Algorithm:
                 )
         if (leaf := first_non_finite(after.broadcast["params"])) is not None:
             raise UsageError(f"the server optimizer {self.server!r} ran to NaN or infinity at `{leaf}`: lower its rate")
-        if BUFFERS not in combined:
-            return after
-        buffers = {
-            name: (leaf.astype(np.float64) - combined[BUFFERS][name]).astype(leaf.dtype)
-            for name, leaf in state.broadcast[BUFFERS].items()
-        }
-        return replace(after, broadcast={**after.broadcast, BUFFERS: buffers})
+        if BUFFERS in combined:
+            averaged = _averaged(state.broadcast[BUFFERS], combined[BUFFERS], task.positive)
+            after = replace(after, broadcast={**after.broadcast, BUFFERS: averaged})
+        for part, tree in after.broadcast.items():
+            if (leaf := first_non_finite(tree)) is not None:
+                raise UsageError(f"`{part}[{leaf}]` ran to NaN or infinity: lower the clients' learning rate")
+        return after
 
     def release(self, state: ServerState) -> Tree:
         """The model to publish: every shared leaf."""
@@ -308,6 +318,20 @@ class Algorithm:
         return inverted
 
 
+def _averaged(buffers: Tree, moved: Tree, positive: Sequence[str]) -> dict[str, Array]:
+    """Buffers minus what they have moved by; the positive ones held where they can still be divided by."""
+    averaged: dict[str, Array] = {}
+    for name, leaf in buffers.items():
+        before = leaf.astype(np.float64)
+        after = before - moved[name]
+        if name in positive:
+            held = np.maximum(after, np.minimum(before, LEAST_POSITIVE))
+            after = np.where(np.isfinite(after), held, after)  # what is not finite is no step
+        with np.errstate(over="ignore"):  # said by the step, with the leaf
+            averaged[name] = after.astype(leaf.dtype)
+    return averaged
+
+
 def _check_finite(client: object, part: str, tree: Tree) -> None:
     """Raise DivergedError for what is not finite before it is changed on its way: what comes after would not show it."""
     if (leaf := first_non_finite(tree)) is not None:
@@ -321,15 +345,27 @@ def _check_layout(tree: Tree, expected: Layout, what: Callable[[], str]) -> None
         raise UsageError(f"{what()} {found}, and its layout says {dict(expected)}: mend the transform, or its layout")
 
 
-def _whole(part: Part, values: Tree, largest: int, ends: bool) -> Tree:
-    """Values as integers, at most so large: what is larger ends there, or is refused."""
-    scaled = tree_map(np.rint, values)
-    for name, leaf in scaled.items():
-        if not ends and leaf.size and not max(-float(leaf.min()), float(leaf.max())) <= largest:
+def _room(rounding: Tree, by: int, unit: float, rounds: int) -> Tree:
+    """By how much rounding has moved each number of a site's sum beside the chain, at most, in units of the sum.
+
+    In each of the rounds it also moved the mean of devices' numbers, by half a unit. One more unit is for the rounding of what
+    rounding has moved, and for the sum's own whole numbers.
+    """
+    return tree_map(lambda leaf: by * (leaf * unit + 0.5 * rounds + 1.0), rounding)
+
+
+def _whole(part: Part, values: Tree, largest: int, room: Mapping[str, Any]) -> Tree:
+    """Values as integers of at most this size: what is larger by no more than `room` ends there, and what is larger still is
+    refused."""
+    whole: dict[str, Array] = {}
+    for name, leaf in values.items():
+        scaled = np.rint(leaf)
+        if not (np.abs(scaled) <= largest + room[name]).all():
             raise BeyondBoundError(
                 None, f"`{part.name}[{name}]` has moved further than so many reports of this plan can move it"
             )
-    return tree_map(lambda leaf: np.clip(leaf, -largest, largest).astype(np.int64), scaled)
+        whole[name] = np.clip(np.clip(scaled, -largest, largest).astype(np.int64), -largest, largest)  # floats round
+    return whole
 
 
 def _forms(tree: Tree) -> dict[str, tuple[tuple[int, ...], str]]:

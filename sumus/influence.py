@@ -6,6 +6,10 @@
 A device has two levers. The weight says how large its share of the sum is: the device names its examples itself, so that only a
 cap limits the weight. The length says how far its update reaches: only a clip that the first hop checks limits the length. The
 mean moves by the product of share and length. The server optimizer takes its step by this mean.
+
+Some algorithms send devices more than the model: SCAFFOLD's control, which devices sum up and which corrects every step of all of
+them. A device that lies there turns the updates of all others, and its share bounds nothing. What still holds is the clip of
+each update: a mean of clipped updates is never longer.
 """
 
 from collections.abc import Mapping
@@ -27,8 +31,14 @@ class Influence:
         among updates, the largest share of what it gives.
     length: the L2 norm of the longest update that is counted, in parameters; None if no clip bounds it.
     step: the L2 norm by which the device moves the mean of `params`, in parameters; or, of an aggregator that chooses among
-        updates, the L2 norm of what it gives. None if nothing bounds it.
-    others: for each further part, how far the device moves any one number of its mean.
+        updates, or of an algorithm that `steers`, the L2 norm of what it gives, or of the mean. None if nothing bounds it.
+    model: the L2 norm by which the server optimizer moves the model for that step, over this round and all that follow. None if
+        the server optimizer does not bound it.
+    largest: the most by which the server optimizer moves any one number of the model in a round, whatever the mean is. None if
+        nothing bounds that.
+    steers: what devices sum up and receive besides the model: through these parts the device turns the updates of all others.
+    others: for each further part, how far the device moves any one number of its mean; or, of an aggregator that chooses among
+        updates, how large any one number of what it gives is at most.
     open: those of `others` that only the width of the sums limits: no bound of their own that is below `WIDEST`.
     chooses: the aggregator that chooses among updates; empty for a mean.
     trusted: whether the plan trusts its devices.
@@ -38,6 +48,9 @@ class Influence:
     share: float
     length: float | None
     step: float | None
+    model: float | None = None
+    largest: float | None = None
+    steers: tuple[str, ...] = ()
     others: Mapping[str, float] = field(default_factory=dict[str, float])
     open: tuple[str, ...] = ()
     chooses: str = ""
@@ -55,16 +68,44 @@ class Influence:
             if self.chooses
             else f"a sum of {self.contributors}"
         )
-        others = "".join(f"; it moves a number of `{name}` by at most {by:.4g}" for name, by in self.others.items())
+        return f"{share} of {what}{self._moves}{self._others}"
+
+    @property
+    def _moves(self) -> str:
+        """How far the share moves the mean and the model, in words."""
         if self.length is None:
-            moves = ", and no clip bounds how far that moves the model"
-        elif self.step is None:
-            moves = ", and nothing says how far that moves the model"
+            return ", and no clip bounds how far that moves the model" + self._of_each
+        if self.step is None:
+            return ", and nothing says how far that moves the model" + self._of_each
+        mean = "that" if self.chooses else "the mean"
+        if self.steers:
+            through = " and ".join(f"`{name}`" for name in self.steers)
+            moves = (
+                f", and it turns the updates of all others through {through}: {mean} is at most {self.step:.4g} long"
+            )
         elif self.chooses:
             moves = f", and that is at most {self.step:.4g} long"
         else:
             moves = f", which moves the mean by at most {self.step:.4g}"
-        return f"{share} of {what}{moves}{others}"
+        if self.model is not None:
+            of_model = f", and the model by at most {self.model:.4g} over this round and those that follow"
+            return moves + (of_model if self.model != self.step else "") + self._of_each
+        return moves + (self._of_each or "; the server optimizer does not bound how far that moves the model")
+
+    @property
+    def _of_each(self) -> str:
+        """How far the server optimizer moves a number of the model, in words; empty if it does not bound that."""
+        if self.largest is None:
+            return ""
+        return f"; the server optimizer moves no number of the model by more than {self.largest:.4g} a round"
+
+    @property
+    def _others(self) -> str:
+        """How far the device moves a number of each further part, in words."""
+        does = "it moves a number of `{0}` by at most {1:.4g} a round"
+        if self.chooses:
+            does = "a number of `{0}` in it is at most {1:.4g}"
+        return "".join("; " + does.format(name, by) for name, by in self.others.items())
 
 
 def influence_of(
@@ -90,6 +131,9 @@ def influence_of(
         # The device multiplied before it clipped, so that its part of the sum is at most C whatever it weighs. It moves the
         # mean furthest if the divisor is smallest: with weight 1.
         factors["params"] = 1 / parts["params"].divisor(contributors, contributors, contributors)
+    steers = tuple(name for name in algorithm.server.broadcasts if name != "params")
+    if steers:  # what the others send is the device's too
+        factors = {name: _of_all(part, hop, contributors) for name, part in parts.items()}
     share, step, longest = min(1.0, shares["params"]), None, reaches["params"]
     if aggregator.chosen is not None:
         share, times = aggregator.chosen(max(contributors, aggregator.least))
@@ -97,13 +141,19 @@ def influence_of(
     elif longest is not None and aggregator.longest is not None:
         known = {name: (factors[name], reach or 0.0) for name, reach in reaches.items()}
         step = aggregator.longest(known) * rounds
+    if aggregator.chosen is not None:  # each number lies between those that were sent, whoever sent them
+        shares = {name: _scale(part, hop, contributors) for name, part in parts.items()}
     others = {name: shares[name] * (reach or 0.0) * rounds for name, reach in reaches.items() if name != "params"}
     beside = [part for name, part in parts.items() if name != "params" and not part.in_chain]
+    server = algorithm.server
     return Influence(
         contributors,
         share,
         longest,
         step,
+        None if step is None or server.longest is None else server.longest(step),
+        server.largest,
+        steers,
         others,
         open=tuple(part.name for part in beside if not part.is_bounded),
         chooses="" if aggregator.chosen is None else repr(aggregator),
@@ -115,6 +165,14 @@ def _share(part: Part, hop: FirstHop, contributors: int) -> float:
     """The largest weight of one client over a part's divisor: above 1 where the divisor does not count that weight."""
     weight = hop.most_weight(part)
     return weight / part.divisor(weight + contributors - 1, contributors, contributors)
+
+
+def _of_all(part: Part, hop: FirstHop, contributors: int) -> float:
+    """The summed weights of all clients over a part's divisor, at most: how much longer their mean is than the longest update."""
+    if hop.weight_cap is None or not part.in_chain:
+        return _scale(part, hop, contributors)
+    counts = (contributors, hop.sums.max_count)
+    return max(n / part.divisor(n, n, n) for n in counts)  # the device weighs before it clips
 
 
 def _scale(part: Part, hop: FirstHop, contributors: int) -> float:

@@ -13,7 +13,7 @@ Only + − × ÷ and √ are used, which IEEE 754 rounds alike everywhere: the s
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,9 @@ class ServerOptimizer(Value):
     """init(params) → state;  update(combined parts by name, state) → state;  release(state) → the model to publish.
 
     params: the shared leaves with a gradient.  takes, broadcasts: the parts that it needs, and what it sends down.
+    longest: (the L2 norm by which one client moves the mean of a round) → the L2 norm by which that moves the model, over this
+        round and all that follow, with the means of the others as they are. None if the optimizer does not bound that.
+    largest: the most by which a round moves any one number of the model, whatever the means are; None if nothing bounds that.
     """
 
     init: Callable[[Tree], ServerState]
@@ -43,14 +46,22 @@ class ServerOptimizer(Value):
     release: Callable[[ServerState], Tree] = lambda state: state.broadcast["params"]
     takes: tuple[str, ...] = ("params",)
     broadcasts: tuple[str, ...] = ("params",)
+    longest: Callable[[float], float] | None = None
+    largest: float | None = None
 
 
 def _elementwise(
-    slots: Mapping[str, float], rule: Callable[[Any, Mapping[str, Any], Any], tuple[Any, Mapping[str, Any]]]
+    slots: Mapping[str, float],
+    rule: Callable[[Any, Mapping[str, Any], Any], tuple[Any, Mapping[str, Any]]],
+    gain: float | None = None,
+    largest: float | None = None,
 ) -> ServerOptimizer:
     """An optimizer of the part `params` from a rule on float64 arrays: (mean, memory, param) → (param, memory).
 
-    `slots` names the memory and its starting value; a slot called `*_power` is one number for all leaves.
+    Args:
+        slots: the memory's names and starting values; a slot called `*_power` is one number for all leaves.
+        gain: by how much a mean is multiplied, over its round and all that follow, where the rule is linear in the means.
+        largest: the most by which a round moves any one number.
     """
 
     def init(params: Tree) -> ServerState:
@@ -71,7 +82,11 @@ def _elementwise(
                 memory[name][leaf] = np.asarray(after[name], np.float64)
         return ServerState({**state.broadcast, "params": params}, memory)
 
-    return ServerOptimizer(init=init, update=update)
+    def longest(step: float) -> float:
+        return step * (gain or 0.0)
+
+    bound = None if gain is None else longest
+    return ServerOptimizer(init=init, update=update, longest=bound, largest=largest)
 
 
 def _check(lr: float, *betas: float) -> None:
@@ -85,25 +100,31 @@ def sgd(lr: float = 1.0) -> ServerOptimizer:
     """x ← x + ηΔ. With η = 1 the new model is the mean of the clients' models. [McMahan et al. 2017,
     arXiv:1602.05629, Algorithm 1]"""
     expect_number(lr, 0, math.inf, "lr")
-    return _elementwise({}, lambda mean, memory, x: (x - lr * mean, {}))
+    return _elementwise({}, lambda mean, memory, x: (x - lr * mean, {}), gain=lr)
 
 
 @registered("server/momentum")
 def momentum(lr: float = 1.0, beta: float = 0.9, nesterov: bool = False) -> ServerOptimizer:
-    """v ← βv + Δ;  x ← x + ηv (or η(Δ + βv) with `nesterov`): FedAvgM. [Hsu et al. 2019, arXiv:1909.06335, section 4.3]"""
+    """v ← βv + Δ;  x ← x + ηv (or η(Δ + βv) with `nesterov`): FedAvgM. [Hsu et al. 2019, arXiv:1909.06335, section 4.3]
+
+    Of one Δ the model takes η(1 + β + β² + …)Δ = η/(1 − β) Δ over the rounds, with `nesterov` too.
+    """
     _check(lr, beta)
 
     def rule(mean: Any, memory: Mapping[str, Any], x: Any) -> tuple[Any, Mapping[str, Any]]:
         velocity = beta * memory["velocity"] + mean
         return x - lr * (mean + beta * velocity if nesterov else velocity), {"velocity": velocity}
 
-    return _elementwise({"velocity": 0.0}, rule)
+    return _elementwise({"velocity": 0.0}, rule, gain=lr / (1 - beta))
 
 
 @registered("server/adagrad")
 def adagrad(lr: float, beta: float = 0.0, tau: float = 1e-3) -> ServerOptimizer:
     """m ← βm + (1−β)Δ;  v ← v + Δ²;  x ← x + ηm/(√v + τ), v starting at τ². [Reddi et al. 2021, arXiv:2003.00295,
-    Algorithm 2, line FedAdagrad]"""
+    Algorithm 2, line FedAdagrad]
+
+    |m| ≤ (1−β) √(1 + β² + β⁴ + …) √(ΣΔ²) ≤ √((1−β)/(1+β)) √v, so that no number moves by more than η √((1−β)/(1+β)).
+    """
     _check(lr, beta)
 
     def rule(mean: Any, memory: Mapping[str, Any], x: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -111,7 +132,7 @@ def adagrad(lr: float, beta: float = 0.0, tau: float = 1e-3) -> ServerOptimizer:
         second = memory["second"] + mean * mean
         return x - lr * first / (np.sqrt(second) + tau), {"first": first, "second": second}
 
-    return _elementwise({"first": 0.0, "second": tau * tau}, rule)
+    return _elementwise({"first": 0.0, "second": tau * tau}, rule, largest=lr * math.sqrt((1 - beta) / (1 + beta)))
 
 
 @registered("server/adam")
@@ -123,6 +144,9 @@ def adam(
 
     bias_correction: start v at 0 and divide m and v by 1 − β^t, as Kingma & Ba (2015) do and Reddi et al. do not: the
     first rounds then take full steps, which pays when a run is short.
+
+    |m| ≤ (1−β₁) √(Σ (β₁²/β₂)^k) √(Σ β₂^k Δ²) [Cauchy & Schwarz]: no number moves by more than η times
+    (1−β₁) / √((1−β₂)(1 − β₁²/β₂)), which is 2.35 by default; nothing bounds that where β₁² ≥ β₂.
     """
     _check(lr, *betas)
     beta1, beta2 = betas
@@ -136,15 +160,38 @@ def adam(
         x = x - lr * (first / (1 - power1)) / (np.sqrt(second / (1 - power2)) + tau)
         return x, {"first": first, "second": second, "beta1_power": power1, "beta2_power": power2}
 
+    ratio = _adam_ratio(beta1, beta2, bias_correction)
+    largest = None if ratio is None else lr * ratio
     if bias_correction:
-        return _elementwise({"first": 0.0, "second": 0.0, "beta1_power": 1.0, "beta2_power": 1.0}, rule)
-    return _elementwise({"first": 0.0, "second": tau * tau}, rule)
+        slots = {"first": 0.0, "second": 0.0, "beta1_power": 1.0, "beta2_power": 1.0}
+        return _elementwise(slots, rule, largest=largest)
+    return _elementwise({"first": 0.0, "second": tau * tau}, rule, largest=largest)
+
+
+_EXACT_ROUNDS = 4096
+
+
+def _adam_ratio(beta1: float, beta2: float, bias_correction: bool) -> float | None:
+    """The largest |m| / √v that any means give; with `bias_correction`, of m and v as they are corrected. None if none is."""
+    if not beta1 * beta1 < beta2:
+        return 1.0 if beta1 == 0 == beta2 else None
+    square = (1 - beta1) ** 2 / ((1 - beta2) * (1 - beta1 * beta1 / beta2))
+    if bias_correction:  # in round t, |m|² / v is at most `square` · (1 − (β₁²/β₂)^t) · (1 − β₂^t) / (1 − β₁^t)²
+        rounds = np.arange(1, _EXACT_ROUNDS + 1)
+        shares = (1 - (beta1 * beta1 / beta2) ** rounds) * (1 - beta2**rounds) / (1 - beta1**rounds) ** 2
+        square *= max(float(shares.max()), 1 / (1 - beta1**_EXACT_ROUNDS) ** 2)  # the latter for all rounds after these
+    return math.sqrt(square)
 
 
 @registered("server/yogi")
 def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> ServerOptimizer:
     """As `adam`, with v ← v − (1−β₂)Δ² sign(v − Δ²): v moves by (1−β₂)Δ², however large it is. [Reddi et al. 2021,
-    arXiv:2003.00295, Algorithm 2, line FedYogi]"""
+    arXiv:2003.00295, Algorithm 2, line FedYogi]
+
+    After each round v is at least β₂ times what it was, and at least min(β₂, 1−β₂) Δ². So |m| ≤ (1−β₁) Σ (β₁/√β₂)^k √v /
+    √min(β₂, 1−β₂): no number moves by more than η times (1−β₁) / ((1 − β₁/√β₂) √min(β₂, 1−β₂)), which is 10.5 by default;
+    nothing bounds that where β₁² ≥ β₂.
+    """
     _check(lr, *betas)
     beta1, beta2 = betas
 
@@ -154,7 +201,10 @@ def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3)
         second = memory["second"] - (1 - beta2) * square * np.sign(memory["second"] - square)
         return x - lr * first / (np.sqrt(second) + tau), {"first": first, "second": second}
 
-    return _elementwise({"first": 0.0, "second": tau * tau}, rule)
+    fading = beta1 / math.sqrt(beta2) if beta2 else math.inf
+    ratio = (1 - beta1) / ((1 - fading) * math.sqrt(min(beta2, 1 - beta2))) if fading < 1 else None
+    largest = None if ratio is None else lr * ratio
+    return _elementwise({"first": 0.0, "second": tau * tau}, rule, largest=largest)
 
 
 @registered("server/averaged")
@@ -163,6 +213,8 @@ def averaged(server: ServerOptimizer, decay: float = 0.9) -> ServerOptimizer:
 
     Clients go on from x; evaluation and `history.model` see a. Evens out the swing of adaptive servers. [Polyak &
     Juditsky 1992, as an exponential mean]
+
+    A mean of models moves by no more than the furthest of them, so that the bounds of `server` hold for a too.
     """
     _check(0.0, decay)
 
@@ -188,4 +240,4 @@ def averaged(server: ServerOptimizer, decay: float = 0.9) -> ServerOptimizer:
         params = state.broadcast["params"]
         return {name: state.memory["average"][name].astype(leaf.dtype) for name, leaf in params.items()}
 
-    return ServerOptimizer(init=init, update=update, release=release, takes=server.takes, broadcasts=server.broadcasts)
+    return replace(server, init=init, update=update, release=release)

@@ -422,8 +422,7 @@ def _trusts_devices(plan: Plan) -> str | None:
     if plan.trusts_devices:
         return None
     found = plan.influence
-    moves = found.step is not None or plan.algorithm.aggregator.needs_each_update
-    if moves and found.length is not None and plan.example_cap is not None and not found.open:
+    if found.step is not None and found.length is not None and plan.example_cap is not None and not found.open:
         return None
     steps: list[str] = []
     remedies: list[str] = []
@@ -441,9 +440,12 @@ def _trusts_devices(plan: Plan) -> str | None:
             )
         else:
             remedies.append("put clip_by_global_norm(...) into the update's chain, before any rotate and quantize")
-    elif not moves:
+    elif found.step is None:
         steps.append("nothing says how far that moves the model")
-        remedies.append(f"give Aggregator(longest=) to {plan.algorithm.aggregator!r}, which says so")
+        remedies.append(
+            f"give Aggregator(longest=) to {plan.algorithm.aggregator!r}, which says so, or Aggregator(chosen=) if it chooses "
+            "among updates"
+        )
     if plan.example_cap is None:
         steps.append("nothing bounds its weight further")
         remedies.append(

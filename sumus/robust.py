@@ -52,8 +52,11 @@ def median(*parts: Part) -> Aggregator:
     """The median of every entry. [Yin et al. 2018, arXiv:1803.01498, Algorithm 1, option I]"""
 
     def chosen(count: int) -> tuple[float, float]:
-        """In each entry, half of the updates are at least as far from 0 as the median: so it is at most √2 times as long."""
-        return (1.0 if count % 2 else 0.5), math.sqrt(2)
+        """In each entry, half of the updates are at least as far from 0 as the median: so it is at most √2 times as long.
+
+        A round may be of more updates, and of an odd number: then the median is one update's entry.
+        """
+        return 1.0, math.sqrt(2)
 
     return _around(_coordinatewise(lambda values: np.median(values, axis=0)), parts, chosen)
 

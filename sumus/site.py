@@ -25,12 +25,11 @@ from sumus.spec import record
 from sumus.task import Description
 from sumus.tree import tree_map
 from sumus.types import Broadcast, Tree
-from sumus.update.clip import global_norm
 
 NoiseAt: TypeAlias = Literal["top", "edges"]
 MOST_ROUNDS = 1000
-_EPSILON = 2.0**-24
-"""The share of a number that rounding it to single precision changes, at most."""
+_EPSILON = 2.0**-24 + 2.0**-48
+"""The share of a number that rounding it to single precision changes, at most, where it was computed in double precision."""
 _SEED = b"sumus site round "
 
 
@@ -88,7 +87,7 @@ class Site:
     def after(self, total: Aggregate) -> "Site":
         """One round on. ParticipantError for a sum of more than planned. A sum of nobody, or without weight, moves nothing."""
         combined = self.algorithm.combine(total, self.task, self.sums, self.seed_now, 0)
-        moved = self.algorithm.step(combined, ServerState(self.at, {})).broadcast
+        moved = self.algorithm.step(combined, ServerState(self.at, {}), self.task).broadcast
         weights = {part: self.weights.get(part, 0) + int(weight) for part, weight in total.weights.items()}
         return replace(self, at=moved, done=self.done + 1, weights=weights, metrics=total.metrics)
 
@@ -102,8 +101,15 @@ class Site:
             part: tree_map(lambda base, now: base.astype(np.float64) - now, tree, self.at[part])
             for part, tree in self.base.items()
         }
-        # each round has rounded the model to single precision, whose length was at most these two together on its way
-        rounding = self.done * _EPSILON * (global_norm(self.base["params"]) + global_norm(self.at["params"]))
+        # Each round has rounded every number by _EPSILON of its size. Near its bound a number moves one way, so that its size was
+        # at most the larger of where it began and where it is, and what rounding had added.
+        share = self.done * _EPSILON / (1 - self.done * _EPSILON)
+        rounding = {
+            part: tree_map(
+                lambda base, now: share * (np.abs(base, dtype=np.float64) + np.abs(now)), tree, self.at[part]
+            )
+            for part, tree in self.base.items()
+        }
         return self.algorithm.as_sum(
             moved, weights, count, self.metrics, self.task, self.sums, self.seed, self.done, rounding
         )

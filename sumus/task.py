@@ -13,13 +13,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, cast
 
-from sumus.errors import TaskError, check_shape
+from sumus.errors import TaskError, check_shape, expect
 from sumus.metrics import Range, range_of
 from sumus.spec import canonical_json, record, to_json
 
 Role = Literal["shared", "personal", "frozen"]
 ROLES = ("shared", "personal", "frozen")
 
+_VARIANCE = "running_var"
+"""What torch's modules call a running variance."""
 _FLOATS = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
 
 
@@ -75,6 +77,8 @@ class Description:
 
     ranges: where the mean of the loss and of each metric can lie on one client, in the order of `("loss", *metrics)`; empty if
         nothing is known.
+    positive: names of averaged buffers whose numbers are above 0 in every honest model, such as running variances. A step of the
+        model never takes them below `sumus.algorithm.LEAST_POSITIVE`.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Description:
     metrics: tuple[str, ...]
     data: Data | None = None
     ranges: tuple[Range, ...] = ()
+    positive: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -117,6 +122,8 @@ class Task:
     prepare: (inputs, targets) → (inputs, targets), a client's examples as stored to what the model takes: cleaning,
         features, windows. Runs on the device; a pure function, called once per client.
     data: what `prepare` gives; taken from the first client when it is not declared.
+    positive: shell-style patterns of averaged buffers whose numbers are above 0 in every honest model: a variance, or a scale, of
+        a module of your own. Buffers that are called `running_var`, as in torch's BatchNorm, need no pattern.
     """
 
     model: Any
@@ -126,8 +133,10 @@ class Task:
     prepare: Callable[[Any, Any], tuple[Any, Any]] | None = None
     data: Data | None = None
     name: str = "task"
+    positive: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        expect(self.positive, tuple, "positive=")
         if not callable(self.model):
             raise TaskError(f"model= takes an nn.Module or a callable that makes one, not {type(self.model).__name__}")
         if not callable(self.loss):
@@ -162,7 +171,8 @@ class Task:
         leaves = _leaves_of(module, self.leaves)
         metrics = tuple(sorted(self.metrics))
         ranges = tuple(map(range_of, (self.loss, *(self.metrics[name] for name in metrics))))
-        return Description(self.name, leaves, _name_of(self.loss), metrics, self.data, ranges)
+        positive = _positive(leaves, self.positive)
+        return Description(self.name, leaves, _name_of(self.loss), metrics, self.data, ranges, positive)
 
 
 def _name_of(function: Any) -> str:
@@ -200,6 +210,23 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
     if not any(leaf.role == "shared" and leaf.trained for leaf in leaves):
         raise TaskError("no leaf is both shared and trained: the server would have nothing to learn; see leaves=")
     return tuple(leaves)
+
+
+def _positive(leaves: tuple[Leaf, ...], patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The averaged buffers that stay above 0: those that these patterns name, and running variances."""
+    buffers = [leaf for leaf in leaves if leaf.role == "shared" and not leaf.trained]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(own, pattern) for leaf in buffers for own in (leaf.name, *leaf.aliases)):
+            raise TaskError(
+                f"positive= names {pattern!r}, which matches no averaged buffer; the model has "
+                f"{', '.join(leaf.name for leaf in buffers) or 'none'}"
+            )
+    wanted = (*patterns, _VARIANCE, f"*.{_VARIANCE}")
+    return tuple(
+        leaf.name
+        for leaf in buffers
+        if any(fnmatch.fnmatchcase(own, pattern) for own in (leaf.name, *leaf.aliases) for pattern in wanted)
+    )
 
 
 def description_of(value: Task | Description) -> Description:

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sumus
 from sumus.aggregate import Fixed, Part, RunningSum, mean
-from sumus.algorithm import Algorithm
-from sumus.errors import ParticipantError
+from sumus.algorithm import LEAST_POSITIVE, Algorithm
+from sumus.errors import ParticipantError, UsageError
 from sumus.fixed_point import FixedPoint
 from sumus.optimizers import ServerState, adam, averaged, momentum, sgd, yogi
 from sumus.rng import generator
@@ -64,7 +66,7 @@ def after_a_round(
     algorithm: Algorithm, clients: Clients = CLIENTS, base: Tree = BASE, sums: FixedPoint = SUMS
 ) -> ServerState:
     combined = algorithm.combine(total_of(algorithm, clients, sums), TASK, sums, b"round", len(clients))
-    return algorithm.step(combined, algorithm.start(base, TASK))
+    return algorithm.step(combined, algorithm.start(base, TASK), TASK)
 
 
 def model_after_a_round(algorithm: Algorithm, clients: Clients = CLIENTS) -> Tree:
@@ -106,7 +108,7 @@ def test_a_round_without_weight_leaves_the_model_as_it_was() -> None:
     state = algorithm.start(BASE, TASK)
     combined = algorithm.combine(sumus.Aggregate(), TASK, SUMS, b"", 4)
     assert combined == {}
-    assert algorithm.step(combined, state) is state
+    assert algorithm.step(combined, state, TASK) is state
 
 
 def test_combined_parts_are_float64_means_by_name() -> None:
@@ -263,3 +265,47 @@ def test_the_broadcast_holds_every_shared_leaf_from_the_start() -> None:
     sent = {name: leaf.tolist() for tree in state.broadcast.values() for name, leaf in tree.items()}
     assert sent == {name: leaf.tolist() for name, leaf in BASE.items()}
     assert {name: leaf.tolist() for name, leaf in algorithm.release(state).items()} == sent
+
+
+# ── what a step never publishes ──────────────────────────────────────────────────────────────────────────────────────
+
+VARIANCES = dataclasses.replace(TASK, positive=("norm.mean",))
+
+
+def stepped(before: Array, moved: Any, task: Description = VARIANCES) -> Array:
+    """A buffer after a step by a mean."""
+    algorithm = sumus.fedavg(sumus.sgd(0.1))
+    state = algorithm.start({**BASE, "norm.mean": before}, task)
+    still = {name: np.zeros(BASE[name].shape) for name in task.trained_layout}
+    combined = {"params": still, "buffers": {"norm.mean": np.asarray(moved, np.float64)}}
+    return np.asarray(algorithm.step(combined, state, task).broadcast["buffers"]["norm.mean"])
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_variance_never_falls_below_the_floor_and_honest_bits_stay(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    before = (rng.random(8) ** 40).astype(np.float32)
+    moved = before - rng.normal(0.0, 1.0, 8) * 10.0 ** rng.integers(-9, 2, 8)
+    plain = (before.astype(np.float64) - moved).astype(np.float32)
+    after = stepped(before, moved)
+    assert after.dtype == np.float32
+    assert (after >= np.minimum(before, np.float32(LEAST_POSITIVE))).all()
+    untouched = plain >= LEAST_POSITIVE
+    assert np.array_equal(after[untouched], plain[untouched])
+    assert np.array_equal(stepped(before, moved, TASK), plain)  # a buffer that may be negative is only averaged
+
+
+@pytest.mark.parametrize("moved", [np.nan, np.inf, -1e39])
+def test_a_step_to_what_is_not_finite_is_refused(moved: float) -> None:
+    for task in (TASK, VARIANCES):
+        with pytest.raises(UsageError, match=r"`buffers\[norm\.mean\]` ran to NaN or infinity"):
+            stepped(np.ones(2, np.float32), [0.0, moved], task)
+
+
+def test_a_servers_other_parts_are_finite_too() -> None:
+    made = sumus.scaffold(sumus.sgd(0.1))
+    state = made.start(BASE, TASK)
+    still = {name: np.zeros(BASE[name].shape) for name in TASK.trained_layout}
+    combined = {"params": still, "control": {name: leaf * np.nan for name, leaf in still.items()}}
+    with pytest.raises(UsageError, match=r"`control\[.*\]` ran to NaN or infinity"):
+        made.step(combined, state, TASK)

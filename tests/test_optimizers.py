@@ -221,3 +221,46 @@ def test_an_update_changes_neither_the_state_before_nor_the_sum(name: str) -> No
     server.update({"params": {"w": mean}}, first)
     assert numbers(first) == before
     assert mean.tolist() == [0.25]
+
+
+# ── how far a round moves one number ─────────────────────────────────────────────────────────────────────────────────
+
+ADAPTIVE = {
+    "adagrad": adagrad(0.5),
+    "adagrad, momentum": adagrad(0.5, beta=0.9),
+    "adam": adam(0.5),
+    "adam, corrected": adam(0.5, bias_correction=True),
+    "adam, slow, corrected": adam(0.5, (0.95, 0.92), bias_correction=True),
+    "adam, fast": adam(0.5, (0.0, 0.5)),
+    "yogi": yogi(0.5),
+    "yogi, fast": yogi(0.5, (0.5, 0.5)),
+    "averaged adam": averaged(adam(0.5)),
+}
+
+
+def hostile_means(ratio: float, rng: np.random.Generator) -> Iterator[Vector]:
+    """Means of eight numbers, round by round: the worst for Adam of this ratio β₁/β₂, and such as grow, turn and vanish."""
+    for number in range(400):
+        late = 399 - number
+        wild = rng.normal(size=5) * 10.0 ** rng.integers(-4, 4, 5)
+        yield np.array([min(ratio, 0.999) ** late, 1e3**-number, (-1.0) ** number, *wild])
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_no_mean_moves_a_number_further_than_an_adaptive_optimizer_says(name: str) -> None:
+    optimizer = ADAPTIVE[name]
+    assert optimizer.largest is not None
+    state, before, furthest = optimizer.init({"w": np.zeros(8)}), np.zeros(8), 0.0
+    for mean in hostile_means(0.9 / 0.99, np.random.default_rng(0)):
+        state = optimizer.update({"params": {"w": mean}}, state)
+        at = optimizer.release(state)["w"]
+        furthest, before = max(furthest, float(np.abs(at - before).max())), at
+    assert furthest <= optimizer.largest * (1 + 1e-12)
+    if name == "adam":  # the bound is reached, but for tau
+        assert furthest >= 0.99 * optimizer.largest
+
+
+def test_what_forgets_the_past_of_squares_too_fast_bounds_no_number() -> None:
+    for optimizer in (adam(0.5, (0.99, 0.9)), yogi(0.5, (0.99, 0.9)), adam(0.5, (0.9, 0.0))):
+        assert optimizer.largest is None
+        assert optimizer.longest is None

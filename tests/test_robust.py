@@ -283,9 +283,9 @@ def test_with_too_few_contributors_the_round_is_void(name: str) -> None:
     enough = by.combine_each(ones_of(by, clients), TASK, SUMS, b"round", 20)
     few = by.combine_each(ones_of(by, clients[1:]), TASK, SUMS, b"round", 20)
     assert set(enough) == {"params", "buffers"}
-    assert by.step(enough, state) is not state
+    assert by.step(enough, state, TASK) is not state
     assert few == {}
-    assert by.step(few, state) is state
+    assert by.step(few, state, TASK) is state
 
 
 def test_a_client_without_examples_is_refused_and_no_contributor() -> None:
@@ -306,7 +306,8 @@ def test_a_sum_of_too_few_is_void_too() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_the_model_moves_by_the_centre_and_the_statistics_with_it(name: str) -> None:
     by, clients, before = algorithm(ALL[name]()), drawn(7, 3), drawn(1, 9)[0]
-    after = by.release(by.step(by.combine_each(ones_of(by, clients), TASK, SUMS, b"round", 7), by.start(before, TASK)))
+    moved = by.combine_each(ones_of(by, clients), TASK, SUMS, b"round", 7)
+    after = by.release(by.step(moved, by.start(before, TASK), TASK))
     centre = combined(by, clients)
     close(after, {name: before[name] - centre[name] for name in SHAPES}, atol=0)
 

@@ -16,7 +16,7 @@ from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.site import Site, seed_of
 from sumus.task import Data, Description, Leaf
-from sumus.update import Transform, chain, clip_by_global_norm, quantize, rotate, weight
+from sumus.update import Transform, chain, clip_buffers, clip_by_global_norm, quantize, rotate, weight
 
 TASK = Description(
     "line",
@@ -91,7 +91,7 @@ def test_it_is_hierarchical_fedavg(by: str) -> None:
         wanted.append(exact)
         weights.append(shares.sum())
     combined = made.algorithm.combine(total.total, TASK, made.sums, SEED, 0)
-    state = made.algorithm.step(combined, made.algorithm.start(begun.base["params"], TASK))
+    state = made.algorithm.step(combined, made.algorithm.start(begun.base["params"], TASK), TASK)
     for name, leaf in state.broadcast["params"].items():
         mean = sum(w * each[name] for w, each in zip(weights, wanted, strict=True)) / sum(weights)
         np.testing.assert_allclose(leaf, mean, rtol=0, atol=1e-6)
@@ -192,6 +192,36 @@ def test_a_site_that_moved_further_than_its_clip_and_rounding_is_refused() -> No
         replace(honest, at={"params": further}).total(2)
 
 
+@pytest.mark.parametrize("by", [{"cap": 40}, {"weight": "uniform"}])
+@pytest.mark.parametrize("bound", [1e-3, 0.5, 1.3])
+@pytest.mark.parametrize("start", [1.0, 100.0, 1000.0])
+def test_a_site_whose_buffers_move_by_their_bound_in_every_round_is_counted(
+    by: Any, bound: float, start: float
+) -> None:
+    """Each number of the buffers is rounded to single precision in each round, by more than the sum's unit."""
+    task = replace(TASK, leaves=(*TASK.leaves, Leaf("mean", (8,), "float32", "shared", False)))
+    update = chain(clip_by_global_norm(1.0), clip_buffers(bound))
+    made = Plan(task, sumus.fedavg(sumus.sgd(0.1), update, **by), Pacing(8), 2, edges=sumus.Edges(4))
+    rng = np.random.default_rng(0)
+    base = {leaf.name: (start * (1 + rng.random(leaf.shape))).astype(np.float32) for leaf in task.leaves}
+    still = {leaf.name: np.zeros(leaf.shape, np.float32) for leaf in TASK.leaves}
+    for sign in (1, -1):
+        far = {"params": still, "buffers": {"mean": np.full(8, sign * 3 * bound, np.float32)}}
+        site = Site.of(made.algorithm, task, made.sums, SEED, made.algorithm.start(base, task).broadcast)
+        for _ in range(4):
+            total = RunningSum()
+            for number in range(8):
+                made.first_hop.count_in(made.algorithm.report(number, far, 40, {}, site.seed_now, rng), total)
+            site = site.after(total.total)
+        sent = site.total(8)
+        made.first_hop.check_sum(sent, "site", 8)
+        moved = made.algorithm.combine(sent, task, made.sums, SEED, 0)["buffers"]["mean"]
+        np.testing.assert_allclose(moved, sign * 4 * bound, rtol=0, atol=8 * 2.0**-24 * start + bound * 1e-6)
+    buffers = {"mean": base["mean"] - np.float32(4 * bound + 32 * 2.0**-24 * start + bound / 100)}
+    with pytest.raises(BeyondBoundError, match="has moved further than so many reports"):
+        replace(site, at={**site.at, "buffers": buffers}).total(8)
+
+
 def test_a_model_of_codes_that_moved_further_than_its_clip_is_refused() -> None:
     made = plan(CHAINS["8-bit codes"])
     site = start(made)
@@ -220,4 +250,4 @@ def test_running_statistics_are_averaged_at_the_site_too() -> None:
         site = site.after(made.first_hop.count_in(update))
     assert site.at["buffers"]["mean"].tolist() == [3.0, 3.0]
     combined = made.algorithm.combine(site.total(1), task, made.sums, SEED, 0)
-    assert made.algorithm.step(combined, state).broadcast["buffers"]["mean"].tolist() == [3.0, 3.0]
+    assert made.algorithm.step(combined, state, task).broadcast["buffers"]["mean"].tolist() == [3.0, 3.0]

@@ -217,3 +217,31 @@ def test_names_of_task_loss_and_metrics_do_not() -> None:
     renamed = Task(Net, nn.MSELoss(reduction="none"), {"m": per_example}, data=DATA, name="digits").description
     assert renamed != DESCRIPTION
     assert renamed.fingerprint == DESCRIPTION.fingerprint
+
+
+# ── buffers that stay positive ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Spread(nn.Module):
+    """A hand-written norm that keeps a spread, and a mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("spread", torch.ones(3))
+        self.register_buffer("middle", torch.zeros(3))
+        self.layers = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False))
+
+
+def test_running_variances_and_named_buffers_stay_positive() -> None:
+    assert Task(Spread, per_example).description.positive == ("layers.1.running_var",)
+    named = Task(Spread, per_example, positive=("sp*",)).description
+    assert named.positive == ("spread", "layers.1.running_var")
+    assert named.fingerprint == Task(Spread, per_example).description.fingerprint
+    assert Task(nn.BatchNorm1d(3), per_example).description.positive == ("running_var",)
+
+
+def test_only_averaged_buffers_stay_positive() -> None:
+    for role in ("personal", "frozen"):
+        assert Task(Spread, per_example, leaves={"*running_*": role}).description.positive == ()
+    with pytest.raises(TaskError, match="matches no averaged buffer; the model has spread, middle"):
+        Task(Spread, per_example, positive=("layers.0.*",)).description

@@ -141,7 +141,7 @@ class Ledger:
                 seed = bytes.fromhex(next(iter(seeds)))
                 try:
                     combined = plan.algorithm.combine(total.total, plan.description, plan.sums, seed, people)
-                    state = plan.algorithm.step(combined, state)
+                    state = plan.algorithm.step(combined, state, plan.description)
                 except SumusError as error:
                     found.wrong.append(f"model {version} cannot be made again: {error}")
             mine = [unnested(state.broadcast), unnested(state.memory), plan.algorithm.release(state)]

@@ -61,7 +61,10 @@ def dynamic(client: ClientWork, alpha: float) -> ClientWork:
 
 @registered("server/shifted")
 def shifted() -> ServerOptimizer:
-    """The server's half: the mean of the clients' models, moved by −h/α, which is kept in float64."""
+    """The server's half: the mean of the clients' models, moved by −h/α, which is kept in float64.
+
+    Each round adds h/α again, and what one client has once sent stays in h: nothing bounds how far that moves the model.
+    """
 
     def init(params: Tree) -> ServerState:
         return ServerState({"params": params}, {"shift": tree_map(lambda leaf: np.zeros(leaf.shape), params)})

@@ -13,6 +13,9 @@ was counted: c stays the mean of everyone's cᵢ only if both moved, or neither.
 
 With `control_bound=`, a client holds each number of cᵢ⁺ − cᵢ within that bound before it keeps and sends it: so both still
 move alike.
+
+c is a sum of what clients say, and corrects the steps of all of them: a client that lies turns everybody's updates. What bounds
+the model's step is the clip alone (`sumus.influence`).
 """
 
 from dataclasses import replace
@@ -117,10 +120,5 @@ def controlled(server: ServerOptimizer) -> ServerOptimizer:
         params = inner.broadcast["params"]
         return ServerState({**inner.broadcast, "control": sent(moved, params)}, {**inner.memory, "control": moved})
 
-    return ServerOptimizer(
-        init=init,
-        update=update,
-        release=server.release,
-        takes=(*server.takes, "control"),
-        broadcasts=(*server.broadcasts, "control"),
-    )
+    takes, broadcasts = (*server.takes, "control"), (*server.broadcasts, "control")
+    return replace(server, init=init, update=update, takes=takes, broadcasts=broadcasts)

@@ -83,8 +83,8 @@ class InfluenceStatus(msgspec.Struct, frozen=True):
     contributors: the fewest devices whose sum is used.
     share: of the sum's weight, from 0 to 1; of an aggregator that chooses among updates, of what it gives.
     length: the longest update that is counted, in parameters; None if no clip bounds it.
-    step: how far the device moves the round's mean; of an aggregator that chooses among updates, how long what it gives is at
-        most. None if nothing bounds it.
+    step: how far the device moves the round's mean; of an aggregator that chooses among updates, or of an algorithm whose devices
+        receive more than the model, how long what it gives is at most. None if nothing bounds it.
     trusted: whether the plan trusts its devices, and bounds neither.
     said: the same as a sentence, which the terminal and the page show as it is.
     """

@@ -465,7 +465,7 @@ class TrainingRun(Run):
                 combined = algorithm.combine_each(apart, self.plan.description, self.plan.sums, seed, people)
             else:
                 combined = algorithm.combine(total, self.plan.description, self.plan.sums, seed, people)
-            return algorithm.step(combined, state)
+            return algorithm.step(combined, state, self.plan.description)
 
     def see(self) -> None:
         """Read what is newest, what is shown, and what may be fetched."""

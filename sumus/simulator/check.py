@@ -35,11 +35,16 @@ class Updates:
     examples: how many each of these clients holds, the fewest first.
     beside: for each part of leaves beside the chain (averaged buffers, a control), the largest |number| of each client's, the
         smallest first. A control that its algorithm bounds already is left out.
+    variance: the smallest number in a positive buffer (`Description.positive`) of these clients' models; None without any.
+    variance_move: how far one device that lies can move such a number in a round, with the bound of the plan, or else with the
+        one that is proposed.
     """
 
     lengths: tuple[float, ...]
     examples: tuple[int, ...]
     beside: Mapping[str, tuple[float, ...]] = field(default_factory=dict[str, tuple[float, ...]])
+    variance: float | None = None
+    variance_move: float = 0.0
 
     @property
     def clip(self) -> float:
@@ -56,9 +61,16 @@ class Updates:
         ]
         for name, largest in self.beside.items():
             # a client moves statistics and gradients further in some later round than in its first
-            bound = _PROPOSALS.get(name, f"Part({name!r}, bound={{0:g}})").format(_rounded_up(ROOM * max(largest)))
+            bound = _PROPOSALS.get(name, f"Part({name!r}, bound={{0:g}})").format(_proposed(largest))
             said.append(
                 f"the largest number in `{name}` is {_span(largest)}: {bound} leaves {ROOM:g} times that as it is"
+            )
+        if self.variance is not None and self.variance_move > self.variance:
+            said.append(
+                f"one device that lies can move a variance by {self.variance_move:.3g} a round, and the smallest that these "
+                f"clients have is {self.variance:.3g}: the device can take it down to the least that the server allows; take a "
+                "model without averaged buffers (GroupNorm in place of BatchNorm), keep them at home "
+                '(leaves={"*running_*": "personal"}), or enlarge the cohort and min_contributors'
             )
         return "; ".join(said)
 
@@ -66,6 +78,11 @@ class Updates:
 ROOM = 2.0
 """How far above the first round's numbers the proposed bounds of parts beside the chain lie."""
 _PROPOSALS = {BUFFERS: "clip_buffers({0:g})", "control": "scaffold(control_bound={0:g})"}
+
+
+def _proposed(largest: Sequence[float]) -> float:
+    """The bound of a part beside the chain that is proposed for these largest numbers."""
+    return _rounded_up(ROOM * max(largest))
 
 
 def _rounded_up(largest: float) -> float:
@@ -143,8 +160,8 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         work = [
             Assignment(who, *program.reader.read(people, who), {}, key(seed, "check", who, "training")) for who in more
         ]
-        updates = _measured(plan, [trained, *executor.run(broadcast, 0, work)])
-    described = plan.with_data(data)
+        described = plan.with_data(data)
+        updates = _measured(described, broadcast.get(BUFFERS, {}), [trained, *executor.run(broadcast, 0, work)])
     return CheckReport(
         data=data,
         examples=len(inputs),
@@ -162,8 +179,8 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
     )
 
 
-def _measured(plan: Plan, trained: Sequence[Trained]) -> Updates:
-    """How far these clients' updates reach before the chain, and how many examples the clients hold."""
+def _measured(plan: Plan, buffers: Tree, trained: Sequence[Trained]) -> Updates:
+    """How far these clients' updates reach before the chain, and how many examples the clients hold. buffers: as broadcast."""
     cap = plan.algorithm.update.weight_cap
     parts = {part.name: part for part in plan.algorithm.parts(plan.description)}
     beside = [
@@ -179,11 +196,26 @@ def _measured(plan: Plan, trained: Sequence[Trained]) -> Updates:
             if (leaf := first_non_finite(one.parts[name])) is not None:
                 raise DivergedError(one.client, name, leaf)
     lengths = [global_norm(one.parts["params"]) * (1 if cap is None else min(one.examples, cap)) for one in trained]
+    largest = {name: tuple(sorted(_largest(one.parts[name]) for one in trained)) for name in beside}
+    variances = [
+        float(np.min(buffers[name] - one.parts[BUFFERS][name]))
+        for one in trained
+        for name in plan.description.positive
+        if buffers[name].size
+    ]
     return Updates(
         tuple(sorted(lengths)),
         tuple(sorted(one.examples for one in trained)),
-        {name: tuple(sorted(_largest(one.parts[name]) for one in trained)) for name in beside},
+        largest,
+        min(variances, default=None),
+        _buffer_move(plan, _proposed(largest[BUFFERS])) if variances else 0.0,
     )
+
+
+def _buffer_move(plan: Plan, proposed: float) -> float:
+    """How far one device moves a number of the buffers in a round: with the plan's bound, or with one that is proposed."""
+    moved, bound = plan.influence.others[BUFFERS], plan.algorithm.update.buffer_bound
+    return moved if bound is not None else moved / plan.sums.bound * proposed
 
 
 def _largest(tree: Tree) -> float:

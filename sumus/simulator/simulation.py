@@ -350,7 +350,7 @@ class Simulation:
             received.tallies.pop(number, None)
             here = {str(self.population.pick(one.position)) for one in counted if one.into == number}
             received.settled.update(dict.fromkeys(here & received.settled.keys(), False))
-        return algorithm.step(combined, state)
+        return algorithm.step(combined, state, self.task)
 
     def _through_sites(
         self,

@@ -8,6 +8,7 @@ order: so it must be linear. What is not linear on a sum (top-k, a scale per cli
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -140,15 +141,16 @@ class Transform(Value):
 
         Returns:
             The L2 norm that no honest update exceeds (None if no stage bounds it, or if a stage may lengthen an update without
-            saying how far), and the unit: 1.0 for floats, the quantization step for integer codes.
+            saying how far), and the unit: the product of the units of all stages, since the server undoes all of them, those
+            before the clip too. 1.0 for floats, the quantization step for integer codes.
         """
         if self.lengthening is not None:
             return None, 1.0
-        reached, unit = Context(shapes, b"").norm_bound, 1.0
-        for stage, before, after in walk(self.links, Context(shapes, b"")):
-            reached = after.norm_bound
-            unit *= 1.0 if reached is None else stage.unit(before)
-        return reached, unit
+        steps = list(walk(self.links, Context(shapes, b"")))
+        reached = steps[-1][2].norm_bound if steps else None
+        if reached is None:
+            return None, 1.0
+        return reached, math.prod(stage.unit(before) for stage, before, _ in steps)
 
 
 def walk(stages: Sequence[Transform], context: Context) -> Iterator[tuple[Transform, Context, Context]]:

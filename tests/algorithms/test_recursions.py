@@ -266,7 +266,7 @@ def test_fedbuff_with_stale_updates(stalenesses: tuple[int, ...], within: float)
             hop.count_in(update, into=total, staleness=tau)
             change += delta(setting, t, i, x[t - tau]) / np.sqrt(1 + tau)
         combined = algorithm.combine(total.total, plan.description, plan.sums, b"", population=len(N))
-        states.append(algorithm.step(combined, states[-1]))
+        states.append(algorithm.step(combined, states[-1], plan.description))
         x.append(x[-1] + eta_g * change / COHORT)
     assert_agree(vector(algorithm.release(states[-1])), x[-1], within)
 

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import sumus
 from sumus import robust
 from sumus.aggregate import Fixed, Part, RunningSum, Update
+from sumus.algorithm import LEAST_POSITIVE
 from sumus.errors import BeyondBoundError, DivergedError, ParticipantError, PlanError
 from sumus.evaluation import BINS, evaluation_hop, evaluation_of, evaluation_report, medians_of
 from sumus.first_hop import SLACK, FirstHop
@@ -34,7 +35,7 @@ from sumus.site import Site
 from sumus.task import Data, Description, Leaf
 from sumus.types import Array
 from sumus.update import Props, Transform, chain, clip_buffers, clip_by_global_norm, quantize, rotate, weight
-from sumus.work import LocalRun
+from sumus.work import LocalRun, apply_gradients
 
 SIZE, HONEST = 1024, 9
 TASK = Description(
@@ -124,10 +125,10 @@ ROWS = re.findall(
 
 
 def test_the_page_has_a_row_for_each_of_these_plans() -> None:
-    assert [name for name, _, _ in ROWS] == list(PLANS)
+    assert [name for name, _, _ in ROWS] == [*PLANS, "scaffold"]
 
 
-@pytest.mark.parametrize(("name", "share", "step"), ROWS)
+@pytest.mark.parametrize(("name", "share", "step"), [row for row in ROWS if row[0] in PLANS])
 def test_the_page_says_what_the_attack_finds(name: str, share: str, step: str) -> None:
     made = PLANS[name]
     moved = float(np.linalg.norm(mean_of(made, [*still(made), worst_update(made)])))
@@ -297,7 +298,6 @@ def test_the_share_is_the_cap_against_devices_that_weigh_one(cap: int, contribut
 def test_parts_outside_the_chain_have_bounds_of_their_own() -> None:
     made = plan(sumus.scaffold(WORK, CLIP))
     control = next(part for part in made.algorithm.aggregator.parts if part.name == "control")
-    assert made.influence.step == pytest.approx(0.1)
     assert made.influence.others == {"control": control.bound / 10}  # type: ignore[operator]
     assert "it moves a number of `control` by at most 6554" in str(made.influence)
     nova = plan(sumus.fednova(sumus.sgd(lr=0.5, steps=4), CLIP, cap=10))
@@ -360,6 +360,7 @@ def test_bins_are_no_leaves_of_a_model() -> None:
 # ── parts beside the chain ───────────────────────────────────────────────────────────────────────────────────────────
 
 NORMED = replace(TASK, leaves=(*TASK.leaves, Leaf("norm.running_var", (4,), "float32", "shared", False)))
+VARIANCE = ("norm.running_var",)
 NARROW = chain(CLIP, clip_buffers(0.3))
 
 
@@ -445,6 +446,93 @@ def test_control_a_site_may_move_buffers_by_the_bound_in_each_of_its_rounds() ->
     further = replace(site, at={**site.at, "buffers": {"norm.running_var": np.full(4, -2.0, np.float32)}})
     with pytest.raises(BeyondBoundError):
         further.total(10)
+
+
+def honest_of_scaffold(made: Plan, number: int, broadcast: Any) -> Update:
+    """A device whose gradient is 0 wherever it stands, after its one step, and the update that its chain makes of that."""
+    work, zeros = made.algorithm.client, {"w": np.zeros(SIZE, np.float32)}
+    state = {"control": zeros}
+    trained, _ = apply_gradients(work, broadcast["params"], zeros, {"w": ()}, broadcast, state, 0.5, 1)
+    parts, _ = work.finish(broadcast, trained, state, LocalRun(1, 0.5, 40))
+    return made.algorithm.report(number, parts, 40, {}, SEED, generator(number))
+
+
+@pytest.mark.parametrize(("attacks", "server"), [(True, None), (False, None), (True, sumus.optimizers.momentum(0.5))])
+def test_one_control_turns_the_updates_of_all_and_the_clip_alone_bounds_that(attacks: bool, server: Any) -> None:
+    """Nine devices want to stay where they are. The tenth sends an honest update first, and the bound as its control.
+
+    Round by round the common control grows, and corrects the nine devices' steps, until each of their updates is as long as the
+    clip: then the mean is too. What was printed before was a tenth of that.
+    """
+    made = plan(sumus.scaffold(WORK, CLIP, server=server, control_bound=0.1))
+    made.check_deployable()
+    said = made.influence
+    state = made.algorithm.start({"w": np.zeros(SIZE, np.float32)}, TASK)
+    length = 0.0
+    for _ in range(12):
+        before = state.broadcast
+        sent = [honest_of_scaffold(made, n, before) for n in range(HONEST + 1)]
+        if attacks:
+            lie = {"w": np.full(SIZE, np.float32(made.first_hop.parts[1].bound))}
+            sent[-1] = replace(sent[-1], parts={**sent[-1].parts, "control": lie})
+        combined = made.algorithm.combine(summed(made.first_hop, sent), TASK, made.sums, SEED, 10)
+        state = made.algorithm.step(combined, state, TASK)
+        length = float(np.linalg.norm(combined["params"]["w"]))
+        assert said.step is not None
+        assert said.model is not None
+        assert length <= said.step * (1 + SLACK)
+        moved = np.linalg.norm(state.broadcast["params"]["w"].astype(float) - before["params"]["w"])
+        assert moved <= said.model * (1 + 1e-6)
+    assert length == pytest.approx(1.0 if attacks else 0.0, rel=1e-6)
+    if attacks and server is None:
+        ((_, share, step),) = (row for row in ROWS if row[0] == "scaffold")
+        assert (float(share), float(step)) == (pytest.approx(said.share), pytest.approx(length, rel=1e-6))
+
+
+OF_WEIGHT = sumus.mean(Part("params"), Part("control", weight="uniform", denominator="population", transformed=False))
+
+
+def test_the_sentence_of_scaffold_says_that_it_turns_the_others() -> None:
+    made = plan(sumus.scaffold(WORK, CLIP, control_bound=0.1))
+    assert made.influence.steers == ("control",)
+    assert made.influence.said == (
+        "one device can have 10.00% of a sum of 10, and it turns the updates of all others through `control`: the mean is at "
+        "most 1 long; it moves a number of `control` by at most 0.01 a round"
+    )
+    weighed = plan(replace(sumus.scaffold(WORK, chain(weight(cap=40), CLIP)), aggregator=OF_WEIGHT))
+    assert weighed.influence.step == pytest.approx(1.0)
+    assert plan(sumus.fedavg(WORK, CLIP, weight="uniform")).influence.steers == ()
+
+
+@pytest.mark.parametrize("attacks", [True, False])
+@pytest.mark.parametrize("at_a_site", [True, False])
+def test_no_device_makes_a_variance_negative(attacks: bool, at_a_site: bool) -> None:
+    """The bound lets one of ten move a variance by 0.03 a round. The variances are 0.02: they went below 0, and all became NaN.
+
+    Now they end a little above 0, where honest devices bring them back from. Devices that do not attack change no bit of that.
+    """
+    described = Description(NORMED.name, NORMED.leaves, NORMED.loss, NORMED.metrics, NORMED.data, positive=VARIANCE)
+    made = normed(NARROW, min_contributors=2, edges=sumus.Edges(rounds=5)) if at_a_site else normed(NARROW)
+    made = replace(made, task=described)
+    assert Plan.from_json(made.to_json()).description.positive == VARIANCE
+    base = {"w": np.zeros(SIZE, np.float32), "norm.running_var": np.full(4, 0.02, np.float32)}
+    state = made.algorithm.start(base, described)
+    site = Site.of(made.algorithm, described, made.sums, SEED, state.broadcast)
+    bound, fell = made.algorithm.update.buffer_bound, -1e-3
+    assert bound is not None
+    for _ in range(5):
+        sent = [with_buffers(n, fell) for n in range(HONEST)] + [with_buffers("last", bound if attacks else fell)]
+        total = summed(made.first_hop, sent)
+        site = site.after(total)
+        state = made.algorithm.step(made.algorithm.combine(total, described, made.sums, SEED, 10), state, described)
+        variance = (site.at if at_a_site else state.broadcast)["buffers"]["norm.running_var"]
+        assert (variance >= LEAST_POSITIVE).all()
+    if attacks:
+        assert variance == pytest.approx(LEAST_POSITIVE)
+    else:
+        assert variance == pytest.approx(0.02 + 5 * 1e-3)
+    if at_a_site:
+        made.first_hop.check_sum(site.total(10), "site", 10)
 
 
 @pytest.mark.parametrize("option", [1, 2])
@@ -543,6 +631,42 @@ def test_control_a_stage_that_says_how_long_is_counted_so() -> None:
     assert plan(sumus.fedavg(WORK, chain(CLIP, kept), weight="uniform")).influence.step == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_the_server_undoes_counts_before_the_clip_too(behind: bool) -> None:
+    """The device clips thousandths, and the server multiplies what the clip has let through by a thousand."""
+
+    def thousandth(context: Any) -> float | None:
+        return None if context.norm_bound is None else context.norm_bound / 1000
+
+    stage = Transform(
+        apply=lambda tree, context: {name: leaf / np.float32(1000) for name, leaf in tree.items()},
+        invert=lambda tree, context: {name: leaf * 1000 for name, leaf in tree.items()},
+        longest=thousandth,
+        unit=lambda context: 1000.0,
+    )
+    made = plan(sumus.fedavg(WORK, chain(CLIP, stage) if behind else chain(stage, CLIP), weight="uniform"))
+    assert "trusts-devices" not in dict(made.violations("deployed"))
+    moved = float(np.linalg.norm(mean_of(made, [*still(made), worst_update(made)])))
+    assert made.influence.step == pytest.approx(moved, rel=1e-6) == pytest.approx(0.1 if behind else 100.0)
+
+
+def test_an_aggregator_with_a_centre_that_says_nothing_is_refused_for_devices() -> None:
+    """A server with --spool would give such an aggregator each update."""
+    part = Part("params", weight="uniform", denominator="count")
+    loud = sumus.Aggregator(
+        parts=(part,),
+        combine=sumus.mean(part).combine,
+        centre=lambda ones, weights: {"params": {name: leaf * 1e6 for name, leaf in ones[-1]["params"].items()}},
+    )
+    made = plan(sumus.fedavg(WORK, CLIP, aggregator=loud))
+    assert made.influence.step is None
+    assert "Aggregator(chosen=)" in dict(made.violations("deployed"))["trusts-devices"]
+    for aggregator in (robust.median(), robust.norm_bounded(max_norm=1.0)):  # the control
+        assert "trusts-devices" not in dict(
+            plan(sumus.fedavg(WORK, CLIP, aggregator=aggregator)).violations("deployed")
+        )
+
+
 def test_an_aggregator_that_says_nothing_is_refused_for_devices() -> None:
     part = Part("params", weight="uniform", denominator="count")
     doubled = sumus.Aggregator(
@@ -556,7 +680,7 @@ def test_an_aggregator_that_says_nothing_is_refused_for_devices() -> None:
 CHOOSING = {
     "krum": (robust.krum(attackers=1), 1.0, 1.0),
     "multi_krum": (robust.multi_krum(attackers=1), 1 / 7, 1.0),
-    "median": (robust.median(), 0.5, math.sqrt(2)),
+    "median": (robust.median(), 1.0, math.sqrt(2)),
     "trimmed_mean": (robust.trimmed_mean(attackers=2), 1 / 6, math.sqrt(10 / 6)),
 }
 
@@ -582,6 +706,51 @@ def test_an_aggregator_that_chooses_among_updates_gives_nothing_longer_than_is_s
         assert np.linalg.norm(given) <= found.step * (1 + SLACK)  # type: ignore[operator]
 
 
+NORMED_CHOOSING = {
+    **{name: aggregator for name, (aggregator, _, _) in CHOOSING.items()},
+    "few": robust.multi_krum(attackers=1, keep=2),
+}
+
+
+@pytest.mark.parametrize("count", [10, 11])
+@pytest.mark.parametrize("name", NORMED_CHOOSING)
+def test_buffers_that_an_aggregator_chooses_are_no_larger_than_is_said(name: str, count: int) -> None:
+    """The attacker's `params` lie in the middle of all others, so that Krum takes its update; its buffers stand at the bound.
+
+    The attackers of the test are as many as each aggregator lets decide: what is printed holds for any number of them.
+    """
+    made = Plan(NORMED, sumus.fedavg(WORK, NARROW, aggregator=NORMED_CHOOSING[name]), sumus.Pacing(10)).for_devices()
+    said = made.influence.others["buffers"]
+    assert f"a number of `buffers` in it is at most {said:.4g}" in made.influence.said
+    bound = made.algorithm.update.buffer_bound
+    assert bound is not None
+    lies = 1 if "krum" in name else count - 2
+    rng = np.random.default_rng(0)
+    honest = [
+        replace(one, parts={**one.parts, "params": {"w": (rng.normal(size=SIZE) * 0.02).astype(np.float32)}})
+        for one in (with_buffers(n, (-1) ** n * 1e-3) for n in range(count - lies))
+    ]
+    ones = [made.first_hop.count_in(u) for u in [*honest, *(with_buffers(f"attacker {n}", bound) for n in range(lies))]]
+    given = made.algorithm.combine_each(ones, NORMED, made.sums, SEED, count)["buffers"]["norm.running_var"]
+    assert float(np.max(np.abs(given))) <= said * (1 + SLACK)
+    if name in ("krum", "median", "trimmed_mean"):
+        assert float(np.max(given)) == pytest.approx(said, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_a_median_may_be_one_devices_number(count: int) -> None:
+    """A round may have more devices than the fewest, and an odd number: what is printed holds for both."""
+    made = plan(sumus.fedavg(WORK, CLIP, aggregator=robust.median()))
+    sides = [vector(0.9) if n % 2 else -vector(0.9) for n in range(count - 1)]
+    attacker = vector(0.7)
+    updates = [Update(n, {"params": {"w": u}}, 1) for n, u in enumerate([*sides, attacker])]
+    ones = [made.first_hop.count_in(update) for update in updates]
+    given = made.algorithm.combine_each(ones, TASK, made.sums, SEED, count)["params"]["w"]
+    share = float(given[0] / attacker[0]) if count % 2 else 0.0
+    assert made.influence.share == 1.0 >= share - 1e-6
+    assert share == pytest.approx(1.0 if count % 2 else 0.0, rel=1e-6)
+
+
 def test_krum_may_choose_the_attackers_update_alone() -> None:
     made = plan(sumus.fedavg(WORK, CLIP, aggregator=robust.krum(attackers=1)))
     honest = [Update(n, {"params": {"w": vector(0.9) * (1 + n % 2 * 1e-3)}}, 1) for n in range(HONEST)]
@@ -598,3 +767,63 @@ def test_the_sentence_of_a_plan_that_trusts_its_devices_says_so() -> None:
     assert plan(sumus.fedavg(WORK, CLIP, weight="uniform")).influence.said == (
         "one device can have 10.00% of a sum of 10, which moves the mean by at most 0.1"
     )
+
+
+# ── what the server optimizer makes of a mean ────────────────────────────────────────────────────────────────────────
+
+SERVERS = {
+    "sgd": (sumus.optimizers.sgd(0.5), ", and the model by at most 0.05 over this round and those that follow"),
+    "momentum": (sumus.optimizers.momentum(), ", and the model by at most 1 over this round and those that follow"),
+    "nesterov": (sumus.optimizers.momentum(0.5, 0.8, nesterov=True), ", and the model by at most 0.25 over this round"),
+    "averaged": (
+        sumus.optimizers.averaged(sumus.optimizers.momentum()),
+        ", and the model by at most 1 over this round",
+    ),
+    "adam": (
+        sumus.optimizers.adam(0.01),
+        "; the server optimizer moves no number of the model by more than 0.02345 a round",
+    ),
+    "yogi": (
+        sumus.optimizers.yogi(0.01),
+        "; the server optimizer moves no number of the model by more than 0.1047 a round",
+    ),
+    "adagrad": (
+        sumus.optimizers.adagrad(0.01),
+        "; the server optimizer moves no number of the model by more than 0.01 a",
+    ),
+    "adam without a bound": (
+        sumus.optimizers.adam(0.01, (0.99, 0.9)),
+        "; the server optimizer does not bound how far that moves the model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_the_sentence_says_what_the_server_optimizer_makes_of_the_mean(name: str) -> None:
+    server, words = SERVERS[name]
+    said = plan(sumus.fedavg(WORK, CLIP, weight="uniform", server=server)).influence.said
+    assert f"which moves the mean by at most 0.1{words}" in said
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "averaged"])
+def test_one_of_ten_moves_the_model_by_what_is_said_over_the_rounds(name: str, repeats: bool) -> None:
+    """The device lies once, and the rounds that follow carry the lie on; or it lies in every round, and each moves the model."""
+    made = plan(sumus.fedavg(WORK, CLIP, weight="uniform", server=SERVERS[name][0]))
+    lie, nothing = mean_of(made, [*still(made), worst_update(made)]), np.zeros(SIZE)
+    state = made.algorithm.start(
+        {"w": np.zeros(SIZE)}, replace(TASK, leaves=(replace(TASK.leaves[0], dtype="float64"),))
+    )
+    before = moved = nothing
+    for number in range(200):
+        state = made.algorithm.step({"params": {"w": lie if repeats or number == 0 else nothing}}, state, TASK)
+        at = made.algorithm.release(state)["w"].astype(float)
+        moved, before = at - before if repeats else at, at
+        assert np.linalg.norm(moved) <= made.influence.model * (1 + SLACK)  # type: ignore[operator]
+    if not (name == "averaged" and not repeats):  # its mean of models is behind what it publishes next
+        assert np.linalg.norm(moved) == pytest.approx(made.influence.model, rel=1e-6)
+
+
+def test_a_servers_state_that_keeps_every_lie_bounds_nothing() -> None:
+    found = plan(sumus.feddyn(WORK, 0.1), trusts_devices=True).influence
+    assert (found.model, found.largest) == (None, None)

@@ -95,7 +95,7 @@ def test_what_it_reports_is_what_the_simulator_would_count() -> None:
     hop = replace(server.plan, pacing=sumus.Pacing(cohort=1), sums=sumus.FixedPoint.fit(1, max_weight=2**16)).first_hop
     hop.count_in(reported, into=total)
     combined = server.algorithm.combine(total.total, server.plan.description, hop.sums, SEED, 1)
-    mine = server.algorithm.release(server.algorithm.step(combined, server.state))
+    mine = server.algorithm.release(server.algorithm.step(combined, server.state, server.plan.description))
     assert {name: leaf.tobytes() for name, leaf in mine.items()} == {n: leaf.tobytes() for n, leaf in after.items()}
 
 

@@ -70,6 +70,22 @@ def test_a_proposal_names_nothing_beside_the_chain_where_nothing_is_open() -> No
     assert "control" not in proposed(plan(plain, sumus.scaffold(WORK, control_bound=0.5)))
 
 
+@pytest.mark.parametrize(("bound", "small"), [(40.0, True), (0.1, False), (None, False)])
+def test_it_says_when_one_device_can_take_the_smallest_variance(bound: float | None, small: bool) -> None:
+    update = None if bound is None else sumus.clip_buffers(bound)
+    made = plan(normed, sumus.fedavg(WORK, update, weight="uniform"))
+    updates = sumus.check(made, PEOPLE).updates
+    assert updates.variance is not None
+    assert 0.01 < updates.variance < 4.0
+    assert updates.variance_move == pytest.approx((bound or proposed(made)["clip_buffers"]) / 10)
+    assert (updates.variance_move > updates.variance) is small
+    assert ("one device that lies can move a variance by" in updates.proposal()) is small
+
+
+def test_a_model_without_variances_is_told_nothing_of_them() -> None:
+    assert sumus.check(plan(plain, sumus.fedavg(WORK)), PEOPLE).updates.variance is None
+
+
 def test_a_part_of_ones_own_is_proposed_as_a_bound_of_its_part() -> None:
     said = Updates((1.0,), (5,), {"slope": (0.5, 3.0)}).proposal()
     assert "the largest number in `slope` is 0.5 to 3: Part('slope', bound=6) leaves 2 times that as it is" in said

@@ -60,7 +60,7 @@ def test_a_site_is_its_clients_trained_round_after_round_on_its_own_model(experi
             site = site.after(own[0].total)
         total[0].add(site.total(5))
     combined = plan.algorithm.combine(total[0].total, plan.description, plan.sums, public, 10)
-    model = plan.algorithm.release(plan.algorithm.step(combined, state))
+    model = plan.algorithm.release(plan.algorithm.step(combined, state, plan.description))
     assert all(np.array_equal(leaf, history.model[name].numpy()) for name, leaf in model.items())
 
 

@@ -87,7 +87,8 @@ def distance_after(algorithm: sumus.Algorithm) -> float:
             update = algorithm.report(done.client, done.parts, done.examples, done.metrics, b"", generator(number))
             hop.count_in(update, into=total)
             pending[done.client] = done.state
-        state = algorithm.step(algorithm.combine(total.total, described, plan.sums, b"", population=10), state)
+        combined = algorithm.combine(total.total, described, plan.sums, b"", population=10)
+        state = algorithm.step(combined, state, described)
         kept |= pending
     return float(np.abs(algorithm.release(state)["weight"][0] - OPTIMUM).max())
 

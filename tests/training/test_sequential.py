@@ -105,7 +105,7 @@ def rounds_of(
             update = algorithm.report(who, result.parts, result.examples, result.metrics, b"", generator(who))
             hop.count_in(update, into=total)
         combined = algorithm.combine(total.total, program.description, sums, b"", len(clients))
-        state = algorithm.step(combined, state)
+        state = algorithm.step(combined, state, program.description)
     return algorithm.release(state)
 
 

@@ -142,7 +142,8 @@ def test_the_server_gets_the_mean_of_the_clipped_updates_back(name: str) -> None
         sent = algorithm.report(client, {"params": tree}, 4, {}, key("round"), generator(client))
         total.add(algorithm.first_hop(task, sums).count_in(sent))
     start = algorithm.start({k: np.zeros(s) for k, s in shapes.items()}, task)
-    model = algorithm.release(algorithm.step(algorithm.combine(total.total, task, sums, key("round"), 4), start))
+    combined = algorithm.combine(total.total, task, sums, key("round"), 4)
+    model = algorithm.release(algorithm.step(combined, start, task))
     for leaf in shapes:
         np.testing.assert_allclose(model[leaf], -np.mean([u[leaf] for u in updates], 0), atol=3e-4)
 

@@ -44,7 +44,8 @@ def test_the_first_hop_counts_the_weight_and_does_not_multiply_again() -> None:
             sent = algorithm.report(client, parts, examples, {}, b"", generator(client))
             total.add(algorithm.first_hop(TASK, sums).count_in(sent))
         combined = algorithm.combine(total.total, TASK, sums, b"", 2)
-        return -float(algorithm.release(algorithm.step(combined, algorithm.start({"w": np.zeros(1)}, TASK)))["w"][0])
+        state = algorithm.step(combined, algorithm.start({"w": np.zeros(1)}, TASK), TASK)
+        return -float(algorithm.release(state)["w"][0])
 
     inside, above = 2 * 8.0, 10 * 1.0
     assert mean_of(weight(cap=10)) == pytest.approx((inside + above) / 12)
