@@ -246,6 +246,8 @@ class AdderRun(Run):
         granted = self._relay.granted.get(device)
         if granted is not None and (granted.serial, granted.work.session) == (request.serial, request.session):
             return None if self._is_mine(granted) else NOT_NOW
+        if granted is not None and granted.serial < request.serial:
+            del self._relay.granted[device]  # it came too late for the check-in that asked for it; the device asks anew
         with self.store.transaction() as rows:
             known, newest = rows.device(device), newest_of(rows)
             last = None if known is None else known.session

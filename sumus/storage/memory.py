@@ -36,6 +36,7 @@ class _Transaction:
     """What was written, until the end; None for what was dropped. forget: the store's own rounds before it are not there."""
 
     __slots__ = (
+        "_began",
         "_counted",
         "_devices",
         "_forget",
@@ -49,7 +50,7 @@ class _Transaction:
     )
 
     def __init__(self, store: MemoryStore) -> None:
-        self._store, self._run, self._forget = store, store.run, 0
+        self._store, self._run, self._began, self._forget = store, store.run, store.run, 0
         self._rounds: dict[int, Round] = {}
         self._sessions: dict[str, Session | None] = {}
         self._devices: dict[str, Device | None] = {}
@@ -72,7 +73,8 @@ class _Transaction:
             for old in [number for number in store.sums if number < least]:
                 for id in store.sums.pop(old):
                     del store.counted[id]
-        store.run = self._run
+        if self._run is not self._began:  # another thread may have written one while this one only read
+            store.run = self._run
         store.rounds |= self._rounds
         _write(store.devices, self._devices)
         _write(store.sessions, self._sessions)

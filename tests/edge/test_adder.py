@@ -308,6 +308,15 @@ def test_who_was_counted_and_left_its_edge_is_not_in_the_same_sum_above_under_a_
     assert again.work(plan, wait_s=60.0) is not None, "control: the next sum above takes it"
 
 
+def test_a_device_whose_work_came_down_too_late_asks_anew_and_is_given_work(tree: Tree) -> None:
+    edge, plan = tree.edge(), tree.bundle.plan
+    device, *_ = devices(edge, tree.below(edge), range(3))
+    assert device.work(plan) is None, "it does not wait for the server above"
+    (run,) = [run for run in edge.server.tasks[0].runs if run.kind == "train"]
+    wait_until(lambda: device.id in run._relay.granted, "no work came down")  # pyright: ignore
+    assert device.work(plan, wait_s=60.0) is not None, "its next check-in is another one"
+
+
 # ── several runs ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
