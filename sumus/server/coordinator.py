@@ -476,7 +476,7 @@ def _with_durations(run: Run, decision: Decision, facts: Facts) -> Run:
 def _write_session(rows: Rows, session: Session, models: int) -> None:
     """Write a session's row and its device's.
 
-    Of a device's sessions, its last one is kept, and the last one that was counted. Of a device that has left, the session that an
+    Of a device's sessions, its last one is kept, and the last one that was counted. If a device has left, the session that an
     edge has asked for is kept until it ends.
 
     Args:
