@@ -109,6 +109,11 @@ def gives_work_to_who_rests(facts: Facts, event: server.Event) -> server.Decisio
     return server.decide(replace(facts, device=known and replace(known, rests_until=0.0)), event)
 
 
+def counts_rounds_for_models(facts: Facts, event: server.Event) -> server.Decision:
+    """Takes an abandoned round for a model between a device's two sums."""
+    return server.decide(replace(facts, models=facts.round.number), event)
+
+
 def forgets_to_resend(state: DeviceState, event: device.Event, floor: Floor) -> device.Step:
     """Takes a report that got no answer for lost, and goes on."""
     if isinstance(event, device.NoAnswer) and state.phase is Phase.REPORTING:
@@ -130,6 +135,7 @@ BUGS: Mapping[str, tuple[Rules, Steps]] = {
     "frees-a-place-twice": (frees_a_place_twice, device.step),
     "counts-a-late-report-beside": (counts_a_late_report_beside, device.step),
     "gives-work-to-who-rests": (gives_work_to_who_rests, device.step),
+    "counts-rounds-for-models": (counts_rounds_for_models, device.step),
     "forgets-to-resend": (server.decide, forgets_to_resend),
     "keeps-early": (server.decide, keeps_early),
 }
@@ -255,9 +261,12 @@ class Schedule:
             if session in everywhere and row.sum is not None:
                 by_device.setdefault(row.device, []).append(row.sum)
         for who, numbers in by_device.items():
-            gaps = [b - a for a, b in itertools.pairwise(sorted(numbers))]
-            if gaps and min(gaps) < pacing.separation:
-                raise Broken(f"device {who} is in {sorted(numbers)}, and {pacing.separation} rounds must lie between")
+            models = [number for number, row in rounds.items() if row.state is State.PUBLISHED]
+            between = [sum(a < number < b for number in models) for a, b in itertools.pairwise(sorted(numbers))]
+            if between and min(between) < pacing.separation - 1:
+                raise Broken(
+                    f"device {who} is in {sorted(numbers)}, and {pacing.separation - 1} models must lie between"
+                )
             if pacing.most_rounds is not None and len(numbers) > pacing.most_rounds:
                 raise Broken(f"device {who} is in {len(numbers)} rounds, and may be in {pacing.most_rounds}")
         if any(phone.state.unsettled for phone in self.phones):

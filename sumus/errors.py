@@ -120,10 +120,11 @@ class DivergedError(ParticipantError):
     code = "not_finite"
 
     def __init__(self, client: object, part: str, leaf: str) -> None:
+        own = f", or mend the {leaf}: it may divide by nothing" if part == "metrics" else ""
         super().__init__(
             client,
             f"the update is not finite at `{part}[{leaf}]`: its training diverged; lower the learning rate, or pass "
-            "clip_norm= to the client's optimizer",
+            f"clip_norm= to the client's optimizer{own}",
         )
 
 

@@ -23,6 +23,8 @@ class Evaluate:
     seen: how many training clients to ask too, drawn once by the seed; each with its own personal leaves.
     every: rounds between evaluations; the last round is always evaluated.
     target: stop as soon as every metric here is reached, such as `{"accuracy": 0.9}`.
+    batch_size: examples that the model, the loss and the metrics are given at once. It changes a figure only if a loss or a
+        metric compares the examples of a batch with one another; then give the batch size of training.
 
     A record's `metrics` are those of the first of central, unseen and seen that is given, else of local training.
     """
@@ -32,9 +34,14 @@ class Evaluate:
     seen: int = 0
     every: int = 1
     target: Mapping[str, float] = field(default_factory=dict[str, float])
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         expect(self.every, int, "Evaluate(every=)")
+        if self.batch_size is not None:
+            expect(self.batch_size, int, "Evaluate(batch_size=)")
+            if self.batch_size < 1:
+                raise ExperimentError(f"Evaluate(batch_size={self.batch_size}): measure 1 or more examples at once")
         expect(self.seen, int, "Evaluate(seen=)")
         if self.unseen is not None:
             expect(self.unseen, Mapping, "Evaluate(unseen=)")

@@ -21,6 +21,7 @@ import numpy as np
 from sumus.aggregate import METRIC_BITS, Aggregate, Part, RunningSum, Update
 from sumus.errors import (
     BeyondBoundError,
+    DivergedError,
     EmptyError,
     ParticipantError,
     PlanError,
@@ -294,7 +295,7 @@ class FirstHop:
         ranges = self.range_of
         for name, (value, count) in update.metrics.items():
             if not math.isfinite(value):
-                continue  # counted as nothing, like a client without predictions
+                raise DivergedError(update.client, "metrics", name)
             if count < 0 or (count == 0 and value != 0):
                 raise ParticipantError(update.client, f"metric {name!r} is {value:g} over {count} predictions")
             if count and name in ranges and not ranges[name].holds(value, count):

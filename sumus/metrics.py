@@ -14,7 +14,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from sumus.errors import PlanError, expect_number
+from sumus.errors import PlanError, TaskError, expect, expect_number
 from sumus.spec import record
 
 M = TypeVar("M", bound=Callable[[Any, Any], Any])
@@ -86,53 +86,231 @@ def is_lower_better(name: str, metric: Any) -> bool:
 IGNORED = -100
 """A target that does not count: padding."""
 
+RESERVED = frozenset(
+    {
+        *(
+            "round",
+            "rounds",
+            "client",
+            "clients",
+            "examples",
+            "loss",
+            "metrics",
+            "bytes_up",
+            "bytes_down",
+            "bytes_above",
+        ),
+        *("seconds", "dropped", "epsilon", "at", "staleness", "reasons", "evaluations", "spreads", "index"),
+    }
+)
+"""Names that no metric can have: the columns of a history."""
+
+
+def expect_name(name: object) -> None:
+    """Refuse a name of a metric that would take the place of another column in a history.
+
+    Args:
+        name: The name.
+
+    Raises:
+        TaskError: The name is no text, is empty, does not print, holds a slash, or is `RESERVED`.
+    """
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise TaskError(f"a metric is called {name!r}: give it a name that prints, as text")
+    if name in RESERVED:
+        raise TaskError(f"a metric cannot be called {name!r}: a history has a column of that name; choose another")
+    if "/" in name:
+        raise TaskError(
+            f"a metric cannot be called {name!r}: a slash stands between a source and its metric; leave it out"
+        )
+
+
+def fitted(outputs: Any, targets: Any) -> Any:
+    """Give the outputs in the shape of the targets, if both have the same axes; axes of length 1 may be left out.
+
+    Args:
+        outputs: What the model gave, `(B, ...)`.
+        targets: The targets, `(B, ...)`.
+
+    Returns:
+        The outputs, in the targets' shape.
+
+    Raises:
+        TaskError: An axis differs. The same number of elements is not enough: (3, 5) is not (5, 3).
+    """
+    mine, theirs = tuple(outputs.shape), tuple(targets.shape)
+    if mine == theirs:
+        return outputs
+    if not mine or not theirs or mine[0] != theirs[0] or _long_axes(mine) != _long_axes(theirs):
+        raise TaskError(f"outputs {mine} and targets {theirs} {_difference(mine, theirs)}: give both the same axes")
+    return outputs.reshape(theirs)
+
+
+def scores_last(outputs: Any, targets: Any, axis: int | None, named: str) -> Any:
+    """Give the scores with their classes on the last axis, in the shape of the targets before it.
+
+    Args:
+        outputs: Scores, with the classes on one axis.
+        targets: Classes, in the shape of the outputs without that axis.
+        axis: The axis of the classes; None for the last one.
+        named: What the function is called that takes an axis, for errors.
+
+    Returns:
+        The scores, `(*targets.shape, C)`.
+
+    Raises:
+        TaskError: The outputs without the axis of the classes have another shape than the targets; there are fewer than two
+            classes; or no axis is given, and the shapes also fit with the classes on axis 1, as torch has them.
+    """
+    mine, theirs = tuple(outputs.shape), tuple(targets.shape)
+    if len(mine) < 2 or (axis is not None and not (1 <= axis < len(mine) or 1 - len(mine) <= axis < 0)):
+        raise TaskError(f"outputs {mine} have no axis {axis if axis is not None else 'of classes'} beside the batch's")
+    place = len(mine) - 1 if axis is None else axis % len(mine)
+    rest = mine[:place] + mine[place + 1 :]
+    if not theirs or rest[0] != theirs[0] or _long_axes(rest) != _long_axes(theirs):
+        hint = ""
+        if axis is None and len(mine) > 2 and mine[:1] + mine[2:] == theirs:
+            hint = f"; for classes on axis 1, as torch has them, take {named}_along(1)"
+        raise TaskError(
+            f"outputs {mine} with the classes on axis {place} need targets {rest}, and they are {theirs}: "
+            f"they {_difference(rest, theirs)}{hint}"
+        )
+    if axis is None and len(mine) > 2 and mine[1] == mine[-1] and mine[:1] + mine[2:] == theirs:
+        raise TaskError(
+            f"outputs {mine} fit targets {theirs} with the classes on axis 1 and on axis {place}: say which, by "
+            f"{named}_along(1) or {named}_along(-1)"
+        )
+    if mine[place] < 2:
+        raise TaskError(
+            f"outputs {mine} hold one score a prediction, and so one class: give a score for each class, or take the loss "
+            "and the accuracy of two classes (binary_cross_entropy_with_logits, binary_accuracy_with_logits)"
+        )
+    if axis is not None and place != len(mine) - 1:
+        outputs = outputs.movedim(place, -1)
+    return outputs if rest == theirs else outputs.reshape(*theirs, mine[place])
+
 
 @ranged(0.0, 1.0)
 def accuracy(outputs: Any, targets: Any) -> Any:
-    """Share of predictions whose largest score is the target's. outputs `(B, ..., C)`, targets `(B, ...)` integers."""
-    targets = targets.reshape(outputs.shape[:-1])
-    return _hits(outputs.argmax(-1) == targets, targets)
+    """Share of predictions whose largest score is the target's; NaN if a score is NaN.
+
+    outputs `(B, ..., C)`: scores, classes last. targets `(B, ...)`: integers in [0, C), or −100 for padding.
+    """
+    return _top(outputs, targets, 1, None, "accuracy")
 
 
-def top_k_accuracy(k: int) -> Any:
-    """Share of predictions whose k largest scores hold the target. Shapes as `accuracy`."""
+def accuracy_along(axis: int) -> Any:
+    """Make `accuracy` for outputs with their classes on this axis: 1 for `(B, C, ...)`, as torch has them."""
+
+    @ranged(0.0, 1.0)
+    def along(outputs: Any, targets: Any) -> Any:
+        return _top(outputs, targets, 1, axis, "accuracy")
+
+    along.__qualname__ = f"accuracy_along_{axis}"
+    return along
+
+
+def top_k_accuracy(k: int, axis: int | None = None) -> Any:
+    """Share of predictions whose k largest scores hold the target. Shapes as `accuracy`.
+
+    k: from 1 to the number of classes.  axis: of the classes; None for the last one.
+    """
+    expect(k, int, "top_k_accuracy(k)")
+    if k < 1:
+        raise TaskError(f"top_k_accuracy({k!r}): k must be at least 1")
 
     @ranged(0.0, 1.0)
     def top_k(outputs: Any, targets: Any) -> Any:
-        targets = targets.reshape(outputs.shape[:-1])
-        return _hits((outputs.topk(k, -1)[1] == targets[..., None]).any(-1), targets)
+        return _top(outputs, targets, k, axis, "accuracy")
 
-    top_k.__qualname__ = f"top_{k}_accuracy"
+    top_k.__qualname__ = f"top_{k}_accuracy" + ("" if axis is None else f"_along_{axis}")
     return top_k
 
 
 @ranged(0.0, 1.0)
 def binary_accuracy(outputs: Any, targets: Any) -> Any:
-    """Share of scores on the right side of one half. outputs and targets `(B,)` or `(B, 1)`, in [0, 1]."""
-    return _each((outputs.reshape(targets.shape) > 0.5) == (targets > 0.5))
+    """Share of chances on the right side of one half. outputs and targets in [0, 1], of one shape `(B, ...)`.
+
+    For scores before a sigmoid take `binary_accuracy_with_logits`.
+    """
+    outputs = fitted(outputs, targets)
+    if bool(((outputs < 0) | (outputs > 1)).any()):
+        raise TaskError(
+            "binary_accuracy takes chances from 0 to 1, and these outputs go from "
+            f"{float(outputs.min()):g} to {float(outputs.max()):g}: take binary_accuracy_with_logits for scores before a sigmoid"
+        )
+    return _sides(outputs, outputs > 0.5, targets)
+
+
+@ranged(0.0, 1.0)
+def binary_accuracy_with_logits(outputs: Any, targets: Any) -> Any:
+    """The same for scores before a sigmoid: cut at 0, which is a chance of one half."""
+    outputs = fitted(outputs, targets)
+    return _sides(outputs, outputs > 0, targets)
 
 
 @lower_is_better
 @ranged(0.0, None)
 def mean_absolute_error(outputs: Any, targets: Any) -> Any:
-    """|outputs − targets|, averaged over an example's entries. Equal shapes `(B, ...)`."""
-    return _each((outputs.reshape(targets.shape) - targets).abs())
+    """|outputs − targets|, averaged over an example's entries, in float64. One shape `(B, ...)`."""
+    return _each(_distance(outputs, targets).abs())
 
 
 @lower_is_better
 @ranged(0.0, None)
 def mean_squared_error(outputs: Any, targets: Any) -> Any:
-    """(outputs − targets)², averaged over an example's entries. Equal shapes `(B, ...)`."""
-    return _each((outputs.reshape(targets.shape) - targets) ** 2)
+    """(outputs − targets)², averaged over an example's entries, in float64. One shape `(B, ...)`."""
+    return _each(_distance(outputs, targets) ** 2)
+
+
+def _distance(outputs: Any, targets: Any) -> Any:
+    if outputs.is_complex() or targets.is_complex():
+        raise TaskError("the error of complex numbers is not defined here: give real and imaginary parts")
+    return fitted(outputs, targets).double() - targets.double()
 
 
 def _each(values: Any) -> Any:
     return values.reshape(len(values), -1).double().mean(-1)
 
 
-def _hits(hits: Any, targets: Any) -> Any:
-    known = targets != IGNORED
-    return (hits & known).reshape(len(hits), -1).sum(-1), known.reshape(len(hits), -1).sum(-1)
+def _sides(outputs: Any, above: Any, targets: Any) -> Any:
+    """1 where a prediction is on its target's side of one half, averaged over an example; NaN where an output is NaN."""
+    if not bool(((targets >= 0) & (targets <= 1)).all()):
+        raise TaskError(
+            f"targets of two classes are 0 and 1, and these go from {float(targets.min()):g} to {float(targets.max()):g}: "
+            "write them as 0 and 1"
+        )
+    return _each((above == (targets > 0.5)).double().masked_fill(outputs.isnan(), float("nan")))
+
+
+def _top(outputs: Any, targets: Any, k: int, axis: int | None, named: str) -> Any:
+    """(hits, predictions) of each example: whether a target is among the k largest scores. NaN hits if a score is NaN."""
+    scores = scores_last(outputs, targets, axis, named)
+    classes, known = scores.shape[-1], targets != IGNORED
+    if targets.is_floating_point() or targets.is_complex():
+        raise TaskError(f"targets are {str(targets.dtype).rpartition('.')[2]}, and classes are whole numbers from 0")
+    if k > classes:
+        raise TaskError(f"the {k} largest of {classes} scores: give k from 1 to {classes}")
+    if bool((wrong := known & ((targets < 0) | (targets >= classes))).any()):
+        raise TaskError(f"the target {int(targets[wrong][0])} is no class: there are {classes}, 0 to {classes - 1}")
+    found = scores.argmax(-1) == targets if k == 1 else (scores.topk(k, -1)[1] == targets[..., None]).any(-1)
+    broken = (scores.isnan().any(-1) & known).reshape(len(known), -1).any(-1)
+    hits = (found & known).reshape(len(known), -1).sum(-1).double().masked_fill(broken, float("nan"))
+    return hits, known.reshape(len(known), -1).sum(-1)
+
+
+def _long_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes after the batch's that are longer than 1."""
+    return tuple(side for side in shape[1:] if side != 1)
+
+
+def _difference(mine: tuple[int, ...], theirs: tuple[int, ...]) -> str:
+    """In which axis two shapes differ, in words."""
+    if len(mine) != len(theirs):
+        return f"have {len(mine)} and {len(theirs)} axes"
+    axis = next(axis for axis, (one, other) in enumerate(zip(mine, theirs, strict=True)) if one != other)
+    order = ", and hold the same axes in another order" if sorted(mine) == sorted(theirs) else ""
+    return f"differ in axis {axis} ({mine[axis]} and {theirs[axis]}){order}"
 
 
 @dataclass(frozen=True)
@@ -153,20 +331,31 @@ class Spread:
 
     @staticmethod
     def over(clients: Sequence[object], values: Sequence[float], lower_is_better: bool = False) -> "Spread":
-        """Exact statistics over clients; in the simulator only, where they are known one by one."""
-        order = np.argsort(values)
-        worst_first = order[::-1] if lower_is_better else order
-        sorted_values = np.asarray(values, np.float64)[worst_first]
-        decile = sorted_values[: max(1, len(sorted_values) // 10)]
-        return Spread(
-            len(sorted_values),
-            float(np.mean(sorted_values)),
-            float(np.median(sorted_values)),
-            float(np.mean(decile)),
-            float(np.std(sorted_values)),
-            float(sorted_values[0]),
-            str(clients[int(worst_first[0])]),
-        )
+        """Exact statistics over clients; in the simulator only, where they are known one by one.
+
+        NaN is worse than every number. A mean or a deviation over a NaN is NaN; the median is the value of the client in the
+        middle, from the worst to the best.
+
+        Args:
+            clients: Their ids.
+            values: The metric of each of them, in the same order.
+            lower_is_better: Whether the highest value is the worst.
+        """
+        found = np.asarray(values, np.float64)
+        worse = np.where(np.isnan(found), -np.inf, -found if lower_is_better else found)
+        worst_first = np.lexsort((worse, ~np.isnan(found)))  # by whether it is NaN, and then by its value
+        sorted_values = found[worst_first]
+        count = len(sorted_values)
+        with np.errstate(invalid="ignore"):  # of infinite values
+            return Spread(
+                count,
+                float(np.mean(sorted_values)),
+                float(np.mean(sorted_values[(count - 1) // 2 : count // 2 + 1])),
+                float(np.mean(sorted_values[: max(1, count // 10)])),
+                float(np.std(sorted_values)),
+                float(sorted_values[0]),
+                str(clients[int(worst_first[0])]),
+            )
 
 
 def pooled(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:

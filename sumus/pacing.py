@@ -61,7 +61,10 @@ class Pacing:
         takes, is given to another device (docs/protocol.md, "Places").
     concurrency: devices that train at once. Given, rounds are buffers.
     most_stale: versions that a report's model may be behind; None for any.
-    separation: rounds from a device's one contribution to its next, at least; with 1 it is in a sum at most once.
+    separation: models from one contribution of a device to its next, at least: with 5, four models of other sums are made in
+        between. A sum that was abandoned makes no model, and ends nobody's separation. With 1, a device is in each sum at most
+        once. The population must be at least `separation` times the devices that a round is given to, or rounds may wait for
+        devices that may not come.
     most_rounds: contributions of one device in the whole run; None for any number.
     requires: of a device at check-in.
     checkins: a second, that the server is planned for; retry windows of a large population spread to it.

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from sumus.columns import array_of, first_changed, numbers_of, where
 from sumus.types import Array
 
 Step: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
@@ -29,7 +30,7 @@ def steps(*each: Step) -> Step:
 
 def drop_missing(inputs: Any, targets: Any) -> tuple[Array, Array]:
     """Leave out examples with a NaN or an infinity in their input or target."""
-    inputs, targets = np.asarray(inputs), np.asarray(targets)
+    inputs, targets = numbers_of(inputs), array_of(targets)
     whole = np.isfinite(inputs).reshape(len(inputs), -1).all(1)
     if targets.dtype.kind == "f":
         whole &= np.isfinite(targets).reshape(len(targets), -1).all(1)
@@ -41,7 +42,7 @@ def standardize(center: Any, scale: Any) -> Step:
     middle, width = np.asarray(center, np.float32), np.asarray(scale, np.float32)
 
     def prepare(inputs: Any, targets: Any) -> tuple[Array, Any]:
-        return ((np.asarray(inputs) - middle) / width).astype(np.float32), targets
+        return ((numbers_of(inputs) - middle) / width).astype(np.float32), targets
 
     return prepare
 
@@ -59,7 +60,7 @@ def standardize_running(
     """
 
     def prepare(inputs: Any, targets: Any) -> tuple[Array, Any]:
-        x = np.asarray(inputs, np.float64)
+        x = numbers_of(inputs).astype(np.float64)
         over = tuple(axis + 1 for axis in axes) if axes is not None else tuple(range(1, x.ndim - 1))
         means = x.mean(over, keepdims=True) if over else x
         squares = (x * x).mean(over, keepdims=True) if over else x * x
@@ -80,11 +81,17 @@ def windows(length: int, stride: int) -> Step:
     def prepare(inputs: Any, targets: Any) -> tuple[Array, Array]:
         cut = [
             (recording[start : start + length], label)
-            for recording, label in zip(inputs, targets, strict=True)
+            for recording, label in zip(map(numbers_of, inputs), targets, strict=True)
             for start in range(0, len(recording) - length + 1, stride)
         ]
         if not cut:
             raise ValueError(f"no recording is as long as a window of {length}")
-        return np.stack([window for window, _ in cut]).astype(np.float32), np.array([label for _, label in cut])
+        found = np.stack([window for window, _ in cut])
+        narrow = found.astype(np.float32)
+        if (changed := first_changed(found, narrow)) is not None:
+            raise ValueError(
+                f"{where(changed)} of the windows is {found[changed]}, which float32 rounds: scale it before"
+            )
+        return narrow, array_of([label for _, label in cut])
 
     return prepare

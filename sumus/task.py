@@ -8,13 +8,13 @@ leaves (names, shapes, dtypes, roles) and the shape of the data. A device whose 
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, cast
 
 from sumus.errors import TaskError, check_shape, expect
-from sumus.metrics import Range, range_of
+from sumus.metrics import Range, binary_accuracy, expect_name, range_of
 from sumus.spec import canonical_json, record, to_json
 
 Role = Literal["shared", "personal", "frozen"]
@@ -118,7 +118,9 @@ class Task:
     loss: (outputs, targets) → one value an example, shape `(B,)`; its mean over a batch is what a step descends.
     metrics: by name, see `sumus.metrics`.
     leaves: pattern → "shared" | "personal" | "frozen"; the last pattern that matches a name decides, "shared" without
-        any. Patterns are shell-style: `{"*": "frozen", "head.*": "shared"}`.
+        any. Patterns are shell-style: `{"*": "frozen", "head.*": "shared"}`. A role that a leaf cannot have is refused.
+        Parameters with requires_grad=False are "frozen", or "personal" if asked for, and never "shared"; names of one tensor have
+        one role. Integer buffers are frozen, also where a pattern matches them beside other leaves.
     prepare: (inputs, targets) → (inputs, targets), a client's examples as stored to what the model takes: cleaning,
         features, windows. Runs on the device; a pure function, called once per client.
     data: what `prepare` gives; taken from the first client when it is not declared.
@@ -144,8 +146,15 @@ class Task:
         for pattern, role in self.leaves.items():
             if role not in ROLES:
                 raise TaskError(f"leaves[{pattern!r}] is {role!r}; it must be one of {', '.join(ROLES)}")
-        if "loss" in self.metrics:
-            raise TaskError("a metric cannot be called 'loss': that name is the task's loss; choose another")
+        for name, metric in self.metrics.items():
+            expect_name(name)
+            if not callable(metric):
+                raise TaskError(f"metric {name!r} takes a function of (outputs, targets), not {type(metric).__name__}")
+            if metric is binary_accuracy and getattr(self.loss, "on_logits", False):
+                raise TaskError(
+                    f"metric {name!r} takes chances from 0 to 1, and the loss takes scores before a sigmoid: take "
+                    "sumus.metrics.binary_accuracy_with_logits"
+                )
 
     def make_model(self) -> Any:
         """A module: a new one where `model` is a callable, else the module itself."""
@@ -181,11 +190,11 @@ def _name_of(function: Any) -> str:
 
 def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
     state = cast(Mapping[str, Any], module.state_dict(keep_vars=True))
-    trainable = {name: param for name, param in module.named_parameters(remove_duplicate=False) if param.requires_grad}
+    params = dict(module.named_parameters(remove_duplicate=False))
     groups: dict[int, list[str]] = {}
     for name, tensor in state.items():
         groups.setdefault(id(tensor), []).append(name)
-    unused = set(roles)
+    deciding = set[str]()
     leaves: list[Leaf] = []
     for name, *aliases in groups.values():
         tensor = state[name]
@@ -194,19 +203,26 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
                 f"`{name}` is a {type(tensor).__name__}: leaves must be tensors of known shape; initialise lazy layers first"
             )
         dtype = str(tensor.dtype).rpartition(".")[2]
-        matching = [pattern for pattern in roles for own in (name, *aliases) if fnmatch.fnmatchcase(own, pattern)]
-        unused -= set(matching)
-        role: Role = roles[matching[-1]] if matching else "shared"
-        trained = name in trainable and role != "frozen"
+        pattern = _pattern_of((name, *aliases), roles)
+        asked = None if pattern is None else roles[pattern]
+        trainable = name in params and bool(tensor.requires_grad)
+        role: Role = asked or "shared"
         if "complex" in dtype:
             raise TaskError(f"leaf `{name}` is {dtype}; complex leaves cannot be summed: keep real and imaginary parts")
-        if dtype not in _FLOATS or (name not in trainable and name in dict(module.named_parameters())):
-            role, trained = "frozen", False  # integer buffers, and parameters with requires_grad=False
+        if dtype not in _FLOATS:
+            role = "frozen"  # a counter, or a mask
+        elif name in params and not trainable:
+            if asked == "shared":
+                raise TaskError(
+                    f"leaves={{{pattern!r}: 'shared'}} names `{name}`, which has requires_grad=False and is never trained: leave "
+                    "it out, call it 'frozen' or 'personal', or let it be trained"
+                )
+            role = asked or "frozen"
+        if pattern is not None and role == asked:
+            deciding.add(pattern)
+        trained = trainable and role != "frozen"
         leaves.append(Leaf(name, tuple(int(n) for n in tensor.shape), dtype, role, trained, tuple(aliases)))
-    if unused:
-        raise TaskError(
-            f"leaves= names {sorted(unused)}, which match no leaf; the model has {', '.join(leaf.name for leaf in leaves)}"
-        )
+    _expect_deciding(roles, deciding, leaves)
     if not any(leaf.role == "shared" and leaf.trained for leaf in leaves):
         raise TaskError("no leaf is both shared and trained: the server would have nothing to learn; see leaves=")
     return tuple(leaves)
@@ -227,6 +243,44 @@ def _positive(leaves: tuple[Leaf, ...], patterns: tuple[str, ...]) -> tuple[str,
         for leaf in buffers
         if any(fnmatch.fnmatchcase(own, pattern) for own in (leaf.name, *leaf.aliases) for pattern in wanted)
     )
+
+
+def _pattern_of(names: tuple[str, ...], roles: Mapping[str, Role]) -> str | None:
+    """The pattern that decides the role of a tensor with these names: for each of them the last one that matches."""
+    deciding = {
+        name: next((pattern for pattern in reversed(tuple(roles)) if fnmatch.fnmatchcase(name, pattern)), None)
+        for name in names
+    }
+    found = {name: pattern for name, pattern in deciding.items() if pattern is not None}
+    if len({roles[pattern] for pattern in found.values()}) > 1:
+        asked = ", ".join(f"`{name}` {roles[pattern]!r}" for name, pattern in found.items())
+        raise TaskError(
+            f"leaves= asks for {asked}, and they are one tensor with several names: give all of them one role"
+        )
+    return next(reversed(found.values()), None)
+
+
+def _expect_deciding(roles: Mapping[str, Role], deciding: set[str], leaves: Sequence[Leaf]) -> None:
+    """Refuse a pattern that decides nothing: what it asks for would be overruled without a word."""
+    for pattern, role in roles.items():
+        if pattern in deciding:
+            continue
+        named = [
+            leaf for leaf in leaves if any(fnmatch.fnmatchcase(name, pattern) for name in (leaf.name, *leaf.aliases))
+        ]
+        if not named:
+            raise TaskError(
+                f"leaves= names {pattern!r}, which matches no leaf; the model has {', '.join(leaf.name for leaf in leaves)}"
+            )
+        if all(leaf.dtype not in _FLOATS for leaf in named):
+            raise TaskError(
+                f"leaves={{{pattern!r}: {role!r}}} names `{named[0].name}`, which is {named[0].dtype} and can be neither "
+                "averaged nor trained: leave it out; such leaves are frozen"
+            )
+        raise TaskError(
+            f"leaves={{{pattern!r}: {role!r}}} decides nothing: a pattern after it matches all of its leaves, and the last one "
+            "decides; put it after them"
+        )
 
 
 def description_of(value: Task | Description) -> Description:

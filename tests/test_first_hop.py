@@ -146,12 +146,13 @@ def test_a_weight_stage_multiplied_its_leaves_and_nothing_else() -> None:
         np.testing.assert_allclose(leaf, leaves(100)[name], rtol=1e-6)
 
 
-def test_metrics_need_not_all_come_and_those_that_are_no_number_count_as_nothing() -> None:
+def test_metrics_need_not_all_come_and_those_that_are_no_number_are_refused_by_client() -> None:
     hop = hop_of()
     assert hop.count_in(dataclasses.replace(an_update(), metrics={})).metric_means() == {}
-    wild = {"loss": (math.nan, 5), "accuracy": (math.inf, 5)}
-    total = hop.count_in(dataclasses.replace(an_update(), metrics=wild)).merge(hop.count_in(an_update(seed=1)))
-    assert total.metric_means() == pytest.approx({"loss": 0.3, "accuracy": 0.8})
+    for name, value in (("loss", math.nan), ("accuracy", math.inf), ("accuracy", -math.inf)):
+        wild = {**an_update().metrics, name: (value, 5)}
+        with pytest.raises(DivergedError, match=rf"client 'alice': .*metrics\[{name}\].*mend the {name}"):
+            hop.count_in(dataclasses.replace(an_update(), metrics=wild))
 
 
 def fortran(leaf: Array) -> Array:

@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "text", "errors", "tree"),
     ("rng", "spec"),
     ("metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "influence", "optimizers",
-     "pacing", "update", "robust", "algorithm", "site", "plan", "evaluation", "fleet", "experiment", "preparation"),
+     "pacing", "update", "robust", "algorithm", "site", "plan", "evaluation", "fleet", "experiment", "columns", "preparation"),
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
     ("training",),

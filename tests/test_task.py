@@ -94,8 +94,60 @@ def test_parameters_without_a_gradient_are_frozen() -> None:
 
 
 def test_a_pattern_that_matches_nothing_is_refused_by_name() -> None:
-    with pytest.raises(TaskError, match=r"\['tail\.\*'\], which match no leaf; the model has body\.weight"):
+    with pytest.raises(TaskError, match=r"'tail\.\*', which matches no leaf; the model has body\.weight"):
         leaves(Net, {"head.*": "personal", "tail.*": "frozen"})
+
+
+def test_a_parameter_without_a_gradient_may_be_personal_and_never_shared() -> None:
+    model = Net()
+    model.body.requires_grad_(False)
+    found = leaves(model, {"body.*": "personal"})
+    assert {(leaf.role, leaf.trained) for name, leaf in found.items() if name.startswith("body.")} == {
+        ("personal", False)
+    }
+    assert roles(model, {"body.*": "frozen"})["body.weight"] == "frozen"
+    for patterns in (
+        {"body.*": "shared"},
+        {"*": "shared"},
+        {"*": "personal", "body.bias": "shared", "head.*": "shared"},
+    ):
+        with pytest.raises(TaskError, match=r"names `body\.(weight|bias)`, which has requires_grad=False"):
+            leaves(model, patterns)
+
+
+@pytest.mark.parametrize("role", ["shared", "personal"])
+@pytest.mark.parametrize("pattern", ["norm.num_batches_tracked", "*tracked"])
+def test_a_counter_is_neither_shared_nor_personal(role: str, pattern: str) -> None:
+    with pytest.raises(TaskError, match="names `norm.num_batches_tracked`, which is int64 and can be neither"):
+        leaves(Net, {pattern: role})
+    assert roles(Net, {pattern: "frozen"})["norm.num_batches_tracked"] == "frozen"
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"head.*": "personal", "*": "shared"},
+        {"head.bias": "frozen", "head.*": "personal"},
+        {"head.*": "personal", "h*": "frozen"},
+    ],
+)
+def test_a_pattern_that_others_overrule_everywhere_is_refused(patterns: Mapping[str, Any]) -> None:
+    with pytest.raises(
+        TaskError, match=r"\{'head.*: .*\} decides nothing: a pattern after it matches all of its leaves"
+    ):
+        leaves(Net, patterns)
+
+
+def test_names_of_one_tensor_have_one_role() -> None:
+    def net() -> nn.Module:
+        return nn.ModuleDict({"tied": Tied(), "own": nn.Linear(2, 2)})
+
+    with pytest.raises(
+        TaskError, match="`tied.encoder.weight` 'frozen', `tied.decoder.weight` 'personal', and they are one"
+    ):
+        leaves(net, {"*encoder*": "frozen", "*decoder*": "personal"})
+    for patterns in ({"*encoder*": "personal"}, {"*decoder*": "personal"}, {"tied.*": "personal"}):
+        assert roles(net, patterns)["tied.encoder.weight"] == "personal"
 
 
 def test_an_unknown_role_is_refused() -> None:

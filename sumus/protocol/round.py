@@ -127,7 +127,8 @@ class Device:
 
     session: that it was given last.  last_sum: the round that it was last counted in, and last_counted: the id of the session,
     of which it may not have been told.  times_counted: how often it was.  lapses: how often it let a place go since then, and
-    rests_until: when it may have another, by the store's clock.
+    rests_until: when it may have another, by the store's clock.  models: how many sums of the run have become a model when
+    `last_sum` has; one fewer if that sum was abandoned.
     """
 
     id: str
@@ -137,6 +138,7 @@ class Device:
     times_counted: int = 0
     lapses: int = 0
     rests_until: float = 0.0
+    models: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,7 @@ class Facts:
     masked: whether the plan uses secure aggregation.  paused: whether an admin holds the run.
     population: devices known, 0 where that is not.  arriving: check-ins a second of late, 0 where that is not known.  lasts:
     seconds that rounds have lasted of late.  waits: whether a round before this one is still to be published.
+    models: sums that have become a model.
     led: when the present leader took over.  takes: seconds that such work takes a device, and takes_by_edge: from the moment at
     which an edge gets it for a device to that edge's sum; 0 before the first report.
     """
@@ -168,6 +171,7 @@ class Facts:
     led: float = 0.0
     takes: float = 0.0
     takes_by_edge: float = 0.0
+    models: int = 0
 
 
 NOTHING_SAID = Conditions()
@@ -450,11 +454,20 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
         return "closed"
     if 0 < facts.population < pacing.fewest:
         return "few"  # whatever they do, no sum of theirs would be used
-    if device.last_sum is not None and row.number - device.last_sum < pacing.separation:
+    if device.last_sum is not None and _models_left(device, row, facts) > 0:
         return "separation"
     if pacing.most_rounds is not None and device.times_counted >= pacing.most_rounds:
         return "cap"
     return None if room(facts.pacing, facts.population, row) > 0 else "full"
+
+
+def _models_left(device: Device, row: Round, facts: Facts) -> int:
+    """Models that must be made before a device may be in another sum; 0 or less where it may. A sum that is abandoned makes none,
+    and so takes nobody's separation away."""
+    if device.last_sum is None:
+        return 0
+    others = facts.models - device.models
+    return facts.pacing.separation - 1 - others if facts.pacing.separation > 1 else int(row.number <= device.last_sum)
 
 
 def room(pacing: Pacing, population: int, row: Round) -> int:
@@ -543,7 +556,7 @@ def _until_next(facts: Facts, row: Round, reason: str) -> float:
         return min(_DAY, facts.device.rests_until - facts.now)
     lasts = facts.lasts or facts.pacing.deadline or 0.0
     if reason == "separation" and facts.device is not None and facts.device.last_sum is not None:
-        return lasts * (facts.pacing.separation - (row.number - facts.device.last_sum))
+        return lasts * _models_left(facts.device, row, facts)
     left = max(0.0, row.since + lasts - facts.now) if row.state is State.OPEN else 0.0
     return min(left, patience(facts.pacing, facts.takes)) if reason == "full" else left  # a place may be let go by then
 

@@ -358,6 +358,7 @@ class Coordinator:
             led=run.led,
             takes=run.takes,
             takes_by_edge=run.takes_by_edge,
+            models=run.models,
         )
 
     def _led(self, rows: Rows) -> Run:
@@ -431,12 +432,32 @@ def _write(rows: Rows, decision: Decision, facts: Facts) -> None:
             lasted = facts.now - before.since
             run = changed(run, lasts=run.lasts + (lasted - run.lasts) * (_SMOOTH if run.lasts else 1.0))
         if row.state is State.PUBLISHED and before.state is not State.PUBLISHED:
-            run = changed(run, version=run.version + 1)
+            run = changed(run, version=run.version + 1, models=run.models + 1)
     rows.put_run(_with_durations(run, decision, facts))
+    models = _models_before(rows, run, decision, facts)
     for session in decision.sessions:
-        _write_session(rows, session)
+        _write_session(rows, session, models + 1)
         if session.id in decision.lapses and (device := rows.device(session.device)) is not None:
             rows.put_device(rested(device, session, facts))
+    for row in decision.rounds:
+        if row.state is State.ABANDONED and before.state is not State.ABANDONED:
+            _without_model(rows, row)
+
+
+def _models_before(rows: Rows, run: Run, decision: Decision, facts: Facts) -> int:
+    """How many sums have become a model when the sum that is open will: those that are still being made, too."""
+    if not facts.pacing.buffered or not any(session.state == "counted" for session in decision.sessions):
+        return run.models
+    return run.models + sum(row.state is State.CLOSING and row.number < facts.round.number for row in rows.rounds())
+
+
+def _without_model(rows: Rows, row: Round) -> None:
+    """Of devices that were counted in a sum which was abandoned: it makes no model."""
+    for id in rows.counted_in(row.number):
+        session = rows.session(id)
+        device = None if session is None else rows.device(session.device)
+        if device is not None and device.last_sum == row.number:
+            rows.put_device(changed(device, models=device.models - 1))
 
 
 def _with_durations(run: Run, decision: Decision, facts: Facts) -> Run:
@@ -455,9 +476,17 @@ def _with_durations(run: Run, decision: Decision, facts: Facts) -> Run:
     return run
 
 
-def _write_session(rows: Rows, session: Session) -> None:
-    """A session's row and its device's. Of a device's sessions, its last one is kept, and the last one that was counted. Of a
-    device that has left, the session is kept that an edge has asked for, until it ends."""
+def _write_session(rows: Rows, session: Session, models: int) -> None:
+    """Write a session's row and its device's.
+
+    Of a device's sessions, its last one is kept, and the last one that was counted. If a device has left, the session that an
+    edge has asked for is kept until it ends.
+
+    Args:
+        rows: The transaction.
+        session: The session's new row.
+        models: How many sums have become a model when the one that is open has.
+    """
     known = rows.device(session.device) or Device(session.device)
     rows.put_session(session)
     if known.rests_until == LEFT:
@@ -477,6 +506,12 @@ def _write_session(rows: Rows, session: Session) -> None:
             rows.drop_session(known.last_counted)
         times = known.times_counted + 1
         known = changed(
-            known, last_sum=session.sum, last_counted=session.id, times_counted=times, lapses=0, rests_until=0.0
+            known,
+            last_sum=session.sum,
+            last_counted=session.id,
+            times_counted=times,
+            lapses=0,
+            rests_until=0.0,
+            models=models,
         )
     rows.put_device(changed(known, session=session))

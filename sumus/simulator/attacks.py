@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sumus.aggregate import BUFFERS
+from sumus.columns import array_of
 from sumus.errors import ExperimentError
 from sumus.experiment import Examples
 from sumus.rng import generator
@@ -82,7 +83,7 @@ def label_flip(
         from sumus.training.examples import as_pair  # brings torch
 
         inputs, targets = as_pair(client, examples)
-        labels = np.asarray(targets)
+        labels = array_of(targets)
         largest = labels.max(initial=0)
         if labels.dtype.kind not in "iu" or largest >= classes:
             raise ExperimentError(

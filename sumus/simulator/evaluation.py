@@ -1,26 +1,36 @@
 """How good the model is: on central data, on people who never trained, and on people who did."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
 
 from sumus.errors import ExperimentError, TaskError
 from sumus.experiment import Evaluate
 from sumus.metrics import Spread, is_lower_better, pooled
 from sumus.rng import generator
 from sumus.simulator.population import Population, as_population, sample
-from sumus.training.program import Program
+from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.types import Tree
 from sumus.work import PERSONAL, ClientState
 
+Measured: TypeAlias = Mapping[str, tuple[float, int]]
+"""(sum, count) by metric, the loss too."""
+MOST_NOTES = 10
+"""Clients and metrics that are named for values that are no numbers."""
 Evaluations = dict[str, dict[str, float]]
 Spreads = dict[str, dict[str, Spread]]
 
 
 class Evaluation:
-    """The measurements that `Evaluate` asks for, on one program."""
+    """The measurements that `Evaluate` asks for, on one program.
+
+    notes: what the user should know of what was measured, once each.
+    """
 
     def __init__(self, wanted: Evaluate, population: Population, program: Program, seed: int) -> None:
+        self.notes: dict[str, None] = {}
         self._program = program
+        self._batch_size = wanted.batch_size or EVALUATION_BATCH
         self._central = (
             program.reader.convert("central held-out data", wanted.central) if wanted.central is not None else None
         )
@@ -50,31 +60,58 @@ class Evaluation:
         spreads: Spreads = {}
         if self._central is not None:
             program.load(unpersonal)
-            evaluations["central"] = pooled(program.evaluate(*self._central))
+            measured = program.evaluate(*self._central, self._batch_size)
+            self._note_nan("the central held-out data", measured)
+            evaluations["central"] = pooled(measured)
         groups: list[tuple[str, Population, Iterable[Any], Callable[[str], ClientState]]] = []
         if self._unseen is not None:
             groups.append(("unseen", self._unseen, self._unseen, lambda client: {}))
         if self._seen:
             groups.append(("seen", self._population, self._seen, state_of))
         for source, population, chosen, kept_by in groups:
-            totals: dict[str, tuple[float, int]] = {}
-            by_client: dict[str, dict[Any, float]] = {}
+            by_client: dict[Any, Measured] = {}
             for client in chosen:
                 program.load({**unpersonal, **program.tensors_of(kept_by(str(client)).get(PERSONAL, {}))})
-                try:
-                    measured = program.evaluate(*program.reader.read(population, client))
-                except TaskError as error:
-                    raise TaskError(f"client {client!r}: {error}") from error
-                for name, (value, count) in measured.items():
-                    before, counted = totals.get(name, (0.0, 0))
-                    totals[name] = (before + value, counted + count)
-                for name, mean in pooled(measured).items():
-                    by_client.setdefault(name, {})[client] = mean
-            evaluations[source] = pooled(totals)
-            spreads[source] = {
-                name: Spread.over(
-                    list(means), list(means.values()), is_lower_better(name, program.task.metrics.get(name))
-                )
-                for name, means in by_client.items()
-            }
+                by_client[client] = self._measured(population, client)
+            evaluations[source] = pooled(added(by_client.values()))
+            spreads[source] = self._spreads(by_client)
         return evaluations, spreads
+
+    def _measured(self, population: Population, client: Any) -> Measured:
+        """What the module measures on a client, as it is loaded."""
+        program = self._program
+        try:
+            measured = program.evaluate(*program.reader.read(population, client), self._batch_size)
+        except TaskError as error:
+            raise TaskError(f"client {client!r}: {error}") from error
+        self._note_nan(f"client {client!r}", measured)
+        return measured
+
+    def _note_nan(self, where: str, measured: Measured) -> None:
+        """Name who makes a mean NaN; the first few."""
+        for name, (value, count) in measured.items():
+            if count and not math.isfinite(value) and len(self.notes) < MOST_NOTES:
+                what = "infinite" if math.isinf(value) else "NaN"
+                self.notes[f"{name!r} is {what} on {where}, and so is the mean: NaN counts as the worst value"] = None
+
+    def _spreads(self, by_client: Mapping[Any, Measured]) -> dict[str, Spread]:
+        """Each metric over the clients on whom it was counted."""
+        values: dict[str, dict[Any, float]] = {}
+        for client, measured in by_client.items():
+            for name, mean in pooled(measured).items():
+                values.setdefault(name, {})[client] = mean
+        metrics = self._program.task.metrics
+        return {
+            name: Spread.over(list(means), list(means.values()), is_lower_better(name, metrics.get(name)))
+            for name, means in values.items()
+        }
+
+
+def added(each: Iterable[Measured]) -> dict[str, tuple[float, int]]:
+    """What several clients measured, as sums over all of them."""
+    totals: dict[str, tuple[float, int]] = {}
+    for measured in each:
+        for name, (value, count) in measured.items():
+            before, counted = totals.get(name, (0.0, 0))
+            totals[name] = (before + value, counted + count)
+    return totals

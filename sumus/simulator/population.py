@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sumus.columns import array_of, ids_of, numbers_of, stacked
 from sumus.errors import DataError, ExperimentError, SumusError
 from sumus.experiment import Examples
 from sumus.simulator.picture import colormap, figure, save
@@ -47,10 +48,7 @@ class Population(Mapping[Any, Examples]):
 
         inputs, targets, by: one row an example, equally many.
         """
-        inputs, targets = (
-            column if hasattr(column, "dtype") and not hasattr(column, "iloc") else np.asarray(column)
-            for column in (inputs, targets)
-        )
+        inputs, targets = _column("inputs", inputs), _column("targets", targets)
         if len(inputs) != len(targets):
             raise ExperimentError(f"{len(inputs)} inputs and {len(targets)} targets: they must be equally many")
         rows = _rows_by_client(by, len(inputs))
@@ -75,6 +73,10 @@ class Population(Mapping[Any, Examples]):
         by: a column's name, or one client a row.
         """
         columns = [inputs] if isinstance(inputs, str) else list(inputs)
+        if not hasattr(dataset, "__len__"):
+            raise ExperimentError(f"a {type(dataset).__name__} is streamed, and has no length: load it as a `Dataset`")
+        if not columns:
+            raise ExperimentError("inputs= names no column: give one, or several")
         known = list(getattr(dataset, "column_names", []))
         wanted = [*columns, targets, *([by] if isinstance(by, str) else [])]
         if unknown := [name for name in wanted if name not in known]:
@@ -84,8 +86,15 @@ class Population(Mapping[Any, Examples]):
 
         def load(client: Any) -> Examples:
             found = read[rows[client].tolist()]
-            held = {name: np.stack([np.asarray(value) for value in found[name]]) for name in (*columns, targets)}
-            return held[inputs] if isinstance(inputs, str) else np.stack([held[c] for c in columns], -1), held[targets]
+            held = {name: _read(client, name, found[name]) for name in dict.fromkeys((*columns, targets))}
+            if isinstance(inputs, str):
+                return held[inputs], held[targets]
+            try:
+                return stacked([held[name] for name in columns], -1, [f"column {name!r}" for name in columns]), held[
+                    targets
+                ]
+            except ValueError as error:
+                raise DataError(client, f"its columns do not go together: {error}") from error
 
         return Population(list(rows), load)
 
@@ -205,24 +214,53 @@ class _Items:
 
 def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
     """Each client's rows, in their order; clients sorted."""
-    keys = np.asarray(by)
-    if keys.shape != (examples,):
-        raise ExperimentError(f"by= has shape {keys.shape} for {examples} examples: give one client an example")
-    for row, client in enumerate(cast(Iterable[Any], by if isinstance(by, list) else keys.tolist())):
-        if client is None or client != client:
-            raise ExperimentError(f"by= has no client for example {row} ({client!r}): give every example one")
+    if not examples:
+        raise ExperimentError("there are no examples: give a data set with at least one")
     try:
-        order = np.argsort(keys, kind="stable")
+        ids = ids_of(by)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    shape = ids.shape if isinstance(ids, np.ndarray) else (len(ids),)
+    if shape != (examples,):
+        raise ExperimentError(f"by= has shape {shape} for {examples} examples: give one client an example")
+    if isinstance(ids, np.ndarray):
+        order = np.argsort(ids, kind="stable")
+        names, starts = np.unique(ids[order], return_index=True)
+        return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+    rows: dict[Any, list[int]] = {}
+    try:
+        for row, client in enumerate(ids):
+            rows.setdefault(client, []).append(row)
+        return {client: np.array(rows[client]) for client in sorted(rows)}
     except TypeError as error:
         raise ExperimentError(f"by= holds values that do not compare ({error}): give ids of one kind") from error
-    names, starts = np.unique(keys[order], return_index=True)
-    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _column(name: str, values: Any) -> Any:
+    """A column as an array; what is an array or a tensor stays it."""
+    if hasattr(values, "dtype") and not hasattr(values, "iloc"):
+        return values
+    try:
+        return array_of(values)
+    except ValueError as error:
+        raise ExperimentError(f"{name} cannot be read: {error}") from error
+
+
+def _read(client: Any, name: str, values: Sequence[Any]) -> Array:
+    """A client's values of one column of a data set."""
+    try:
+        column = array_of(values)
+        if column.dtype.kind == "O":
+            numbers_of(column)  # says which row is none, and what it is
+        return column
+    except ValueError as error:
+        raise DataError(client, f"its column {name!r} cannot be read: {error}") from error
 
 
 def _targets_of(client: Any, examples: Examples) -> Array:
     from sumus.training.examples import as_pair  # brings torch
 
-    return np.asarray(as_pair(client, examples)[1])
+    return array_of(as_pair(client, examples)[1])
 
 
 def as_population(population: Mapping[Any, Examples]) -> Population:

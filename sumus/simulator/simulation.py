@@ -39,10 +39,13 @@ from sumus.spec import canonical_json, to_json
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
 from sumus.training.executor import Assignment
-from sumus.training.program import Program
+from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.tree import nbytes, sha256
 from sumus.types import Broadcast, Tree
 from sumus.work import ClientState
+
+_PROBED = 8
+"""Examples that are measured together and apart, to see whether a loss or a metric compares them with one another."""
 
 
 def _waves(counted: Sequence[Counted]) -> Iterator[list[Counted]]:
@@ -95,7 +98,8 @@ class Simulation:
         self.population = as_population(experiment.population)
         self.program = Program(task, device, experiment.seed)
         first = self.population.pick(0)  # tried before anything long begins
-        data = self.program.learn_schema(first, *self.program.reader.read(self.population, first))
+        examples = self.program.reader.read(self.population, first)
+        data = self.program.learn_schema(first, *examples)
         self.plan = experiment.plan.with_data(data)
         self.task = self.plan.description
         self.setting = Setting(self.plan, self.population, experiment.seed, AUTOGRAD.executor)
@@ -105,7 +109,7 @@ class Simulation:
         self.sizes: dict[Any, int] = {}
         self.out = _writable(out)
         self.again = "run the same again, without restart," if restart else "run the same again"
-        self.notes: dict[str, None] = {}
+        self.notes: dict[str, None] = dict.fromkeys(self._first_notes(first, *examples))
         self.states = states
         identity = {
             "plan": self.plan.id,
@@ -162,6 +166,23 @@ class Simulation:
                     error.history, error.checkpoint = self._history("error"), checkpoint
                 self._write(checkpoint)
             raise
+
+    def _first_notes(self, client: Any, inputs: Any, targets: Any) -> Iterator[str]:
+        """What the first client's examples show that the user should know."""
+        if not self.program.reader.reads_alike(self.population, client):
+            yield (
+                f"client {client!r} gives other examples each time it is read, and a run reads each client once: random views "
+                "of one example are drawn once; draw them in the model's forward, while it trains"
+            )
+        evaluate = self.experiment.evaluate
+        measures = evaluate.central is not None or evaluate.unseen is not None or evaluate.seen
+        few = slice(0, _PROBED)
+        if measures and evaluate.batch_size is None and self.program.depends_on_batch(inputs[few], targets[few]):
+            yield (
+                "the loss or a metric compares the examples of a batch with one another: training takes batches of "
+                f"{self.experiment.plan.algorithm.client.batch_size or 'all examples'}, and evaluation batches of "
+                f"{EVALUATION_BATCH}: give Evaluate(batch_size=) to measure as in training"
+            )
 
     def _staff(self, wanted: Choice | None, workers: int | str | None, insecure: bool) -> None:
         """Decide how clients are trained, and by how many processes, and start these."""
@@ -494,6 +515,7 @@ class Simulation:
         model = self._published(self.at.state)
         if refused := getattr(self.trainer.executor, "refused", None):
             self.notes[f"some clients were trained by autograd: {refused}"] = None
+        self.notes |= self.evaluation.notes
         return History(
             rounds=self.at.rounds,
             model=self.program.state_dict(model),

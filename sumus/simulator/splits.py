@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from sumus.columns import array_of
 from sumus.errors import ExperimentError
 from sumus.rng import generator
 from sumus.types import Array
@@ -100,8 +101,16 @@ def _check_whole(name: str, value: object) -> None:
 
 
 def _labels(labels: Iterable[int]) -> Array:
-    classes = np.asarray(labels)
-    if classes.dtype.kind == "f" and classes.ndim == 1 and (classes == np.rint(classes)).all():
+    try:
+        classes = array_of(labels)
+    except ValueError as error:
+        raise ExperimentError(f"labels cannot be read: {error}") from error
+    if (
+        classes.dtype.kind == "f"
+        and (np.abs(classes) < 2**53).all()
+        and classes.ndim == 1
+        and (classes == np.rint(classes)).all()
+    ):
         classes = classes.astype(np.int64)
     if classes.ndim != 1 or classes.dtype.kind in "fOc":
         raise ExperimentError(

@@ -192,6 +192,7 @@ class Timeline:
         self._states: dict[int, DeviceState] = {}
         self._idle = np.ones(len(devices), bool)
         self._last = np.full(len(devices), -(2**31))
+        self._models = np.full(len(devices), -(2**31))
         self._windows: Array = np.zeros((len(devices), 2), np.float32)
         self._owing = np.zeros(len(devices), bool)
         self._given: tuple[int, Counter[int]] = (-1, Counter())
@@ -330,7 +331,9 @@ class Timeline:
         """Which of these devices are idle, and allowed to take part: the server would say no to others. online: whether they must
         be online too, and not rest."""
         pacing, number = self._pacing, self._current.number
-        may = self._idle[who] & (number - self._last[who] >= pacing.separation)
+        may = self._idle[who] & (number > self._last[who])
+        if pacing.separation > 1:
+            may &= self._store.run.models - self._models[who] >= pacing.separation - 1
         if pacing.most_rounds is not None:
             may &= self._rounds_of[who] < pacing.most_rounds
         if not online:
@@ -535,6 +538,11 @@ class Timeline:
         known = self._store.devices.get(str(who))
         self._rests_until[who] = 0.0 if known is None else known.rests_until
 
+    def _note_models(self, who: int) -> None:
+        """Note how many models there are when a device's last sum has become one."""
+        known = self._store.devices.get(str(who))
+        self._models[who] = -(2**31) if known is None else known.models
+
     def _told(self, who: int, event: device.Event) -> None:
         """Something happens to a device; do what its table says."""
         state, actions = device.step(self._states[who], event, _FREE)
@@ -679,6 +687,7 @@ class Timeline:
         self._counted.setdefault(row.sum, []).append(counted)
         self._by_version.setdefault(row.version, []).append(counted)
         self._last[who] = row.sum
+        self._note_models(who)
         self._rests_until[who] = 0.0
         self._rounds_of[who] += 1
         self._progressed = self.now
@@ -707,6 +716,8 @@ class Timeline:
             for version, counted in self._by_version.items():
                 self._by_version[version] = [one for one in counted if one.into != row.number]
         counted = self._counted.pop(row.number, [])
+        for one in counted if not published else ():
+            self._note_models(one.position)
         worked = sum(one.seconds for one in counted)
         self.totals.useful += worked if published else 0.0
         self.totals.wasted += 0.0 if published else worked

@@ -12,6 +12,7 @@ that is larger than the file has its lines again from the first.
 import csv
 import hashlib
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +45,20 @@ def read(path: Path) -> Devices:
     """The devices in a file; ExperimentError names the line that cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval=None, strict=True)
             lines = [(reader.line_num, line) for line in reader]
+            named = sorted(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ExperimentError(f"the trace {path} cannot be read: {error}") from error
-    if not lines or set(lines[0][1]) != set(COLUMNS):
+    if not lines or named != sorted(COLUMNS):
         raise ExperimentError(f"the trace {path} must have a line a device, and the columns {', '.join(COLUMNS)}")
     numbers, intervals = list[list[float]](), list[list[tuple[float, float]]]()
     for number, line in lines:
         try:
+            if None in line or None in line.values():
+                raise ValueError(f"give {len(COLUMNS)} fields, with a comma between them")
             row = [
-                float(line[name] or default)
+                _number(name, line[name], default)
                 for name, default in zip(COLUMNS, ("", math.inf, math.inf, 1), strict=False)
             ]
             if not all(value > 0 for value in row) or math.inf in (row[0], row[3]):
@@ -74,9 +78,18 @@ def read(path: Path) -> Devices:
     return Devices(seconds, down, up, clock, begins, lasts)
 
 
+def _number(column: str, text: str, default: float | str = "") -> float:
+    """A number as a decimal; Python's own reading also takes 1_000 and digits of other scripts."""
+    if not text.strip() and default != "":
+        return float(default)
+    if not re.fullmatch(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", text, re.ASCII):
+        raise ValueError(f"column {column!r} holds {text!r:.60}, which is no number")
+    return float(text)
+
+
 def _interval(text: str) -> tuple[float, float]:
     first, dash, last = text.partition("-")
-    begin, end = float(first), float(last)
+    begin, end = _number("online", first), _number("online", last)
     if not dash or not (0 <= begin <= DAY and 0 <= end <= DAY) or begin == end:
         raise ValueError(f"{text!r} is no interval of a day: write it as BEGIN-END, in seconds from 0 to 86400")
     return begin, (end - begin) % DAY or DAY

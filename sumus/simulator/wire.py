@@ -156,7 +156,10 @@ class WireSimulation(Simulation):
             self._devices[client].wake()
             if any(news.what == "counted" for news in said):
                 return next(news for news in said if news.what == "trained")
-        last = next((news.said for news in reversed(said) if news.said), "it was given no work")
+        told = sorted(
+            (news for news in said if news.said), key=lambda news: news.what != "waiting"
+        )  # why it waits comes after
+        last = told[-1].said if told else "it was given no work"
         raise ExperimentError(f"client {client!r} did not take part in round {self.done + 1}: {last}")
 
 

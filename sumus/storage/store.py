@@ -26,6 +26,7 @@ class Run:
     over last.  lasts: seconds that rounds have lasted of late, 0 before the first has ended.  epoch: of noise, which grows when
     older rows are put back.  released: the version that devices answer with.  led: when that leader took over.
     takes: seconds that a device takes for its work, and takes_by_edge: if an edge reports it; 0 before the first report.
+    models: sums that have become a model; a model that was put back is none.
     """
 
     newest: int = 0
@@ -37,6 +38,7 @@ class Run:
     led: float = 0.0
     takes: float = 0.0
     takes_by_edge: float = 0.0
+    models: int = 0
 
 
 @dataclass(frozen=True, slots=True)

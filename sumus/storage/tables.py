@@ -20,6 +20,7 @@ RUN = Table(
     Column("led", Double, nullable=False),
     Column("takes", Double, nullable=False),
     Column("takes_by_edge", Double, nullable=False),
+    Column("models", BigInteger, nullable=False),
 )
 ROUND = Table(
     "round",
@@ -65,6 +66,7 @@ DEVICE = Table(
     Column("times_counted", BigInteger, nullable=False),
     Column("lapses", BigInteger, nullable=False),
     Column("rests_until", Double, nullable=False),
+    Column("models", BigInteger, nullable=False),
 )
 COUNTED = Table(
     "counted",

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sumus.columns import first_changed, numbers_of, where
 from sumus.errors import DataError, TaskError
 from sumus.metrics import IGNORED
 from sumus.task import Data, Task
@@ -43,9 +44,12 @@ class ExampleReader:
         inputs, targets = as_pair(client, examples)
         if self.task.prepare is not None:
             try:
-                inputs, targets = self.task.prepare(inputs, targets)
+                prepared = self.task.prepare(inputs, targets)
             except Exception as error:
                 raise DataError(client, f"prepare failed: {type(error).__name__}: {error}") from error
+            if not isinstance(prepared, tuple | list) or len(prepared) != 2:
+                raise DataError(client, f"prepare gave a {_named(prepared)}; it must give a pair (inputs, targets)")
+            inputs, targets = prepared
         inputs, targets = self._tensor(client, "inputs", inputs), self._tensor(client, "targets", targets)
         if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
             raise DataError(
@@ -58,6 +62,11 @@ class ExampleReader:
         if self.data is not None:
             self.check(client, inputs, targets, self.data)
         return inputs.to(self._device), targets.to(self._device)
+
+    def reads_alike(self, population: Mapping[Any, Any], client: Any) -> bool:
+        """Whether a client's examples are the same if they are read once more."""
+        pairs = zip(self.read(population, client), self.convert(client, population[client]), strict=True)
+        return all(torch.equal(one, other) for one, other in pairs)
 
     def learn_schema(self, client: object, inputs: Tensor, targets: Tensor, classes: int | None) -> Data:
         """Take these examples as what all examples look like; `classes` where the loss wants class targets."""
@@ -83,7 +92,7 @@ class ExampleReader:
         if data.classes is not None:
             wrong = (targets != IGNORED) & ((targets < 0) | (targets >= data.classes))
             if bool(wrong.any()):
-                row = int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0])
+                row = _first_row(wrong)
                 raise DataError(
                     client,
                     f"the label {int(targets[wrong][0])} of example {row} is out of range: the model has {data.classes} "
@@ -91,32 +100,81 @@ class ExampleReader:
                 )
 
     def _tensor(self, client: object, name: str, values: Any) -> Tensor:
-        try:  # a copy: the caller may use its array again
-            tensor = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(_own_array(values))
+        if values is None:
+            raise DataError(client, f"it has no {name}: give (inputs, targets), with one row an example in each")
+        try:
+            tensor = _own_tensor(values)
+        except ValueError as error:
+            raise DataError(client, f"its {name} cannot be read: {error}") from error
         except Exception as error:
             raise DataError(client, f"its {name} are no array: {error}; give numpy arrays or tensors") from error
         if tensor.is_complex():
             raise DataError(client, f"its {name} are complex; give real numbers")
-        if tensor.is_floating_point():
-            if not bool(torch.isfinite(tensor).all()):
-                row = int((~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()[0])
+        if not tensor.is_floating_point():
+            if tensor.dtype == torch.uint64 and bool((tensor.view(torch.int64) < 0).any()):
+                row = _first_row(tensor.view(torch.int64) < 0)
                 raise DataError(
-                    client, f"its {name} hold a NaN or an infinity at example {row}; clean them in prepare= of the task"
+                    client, f"its {name} hold a number beyond 2^63 at example {row}, which int64 does not hold"
                 )
-            return tensor.to(self._dtype)
-        return tensor.to(torch.int64) if tensor.dtype not in (torch.uint8, torch.bool) or name == "targets" else tensor
+            keeps = tensor.dtype in (torch.uint8, torch.bool) and name == "inputs"
+            return self._in_range(client, name, tensor if keeps else tensor.to(torch.int64))
+        if not bool(torch.isfinite(tensor).all()):
+            raise DataError(
+                client,
+                f"its {name} hold a NaN or an infinity at {_place(~torch.isfinite(tensor))}; clean them in prepare= of the task",
+            )
+        return self._in_range(client, name, self._narrowed(client, name, tensor))
+
+    def _narrowed(self, client: object, name: str, tensor: Tensor) -> Tensor:
+        """Floats in the model's precision; refused where they are beyond it, or large whole numbers become others."""
+        narrow, said = tensor.to(self._dtype), str(self._dtype).rpartition(".")[2]
+        if not bool((fits := torch.isfinite(narrow)).all()):
+            row = _first_row(~fits)
+            raise DataError(
+                client, f"its {name} at example {row} are beyond the model's {said}: scale them in prepare="
+            )
+        if tensor.dtype != self._dtype and tensor.dtype == torch.float64:
+            place = first_changed(tensor.numpy(force=True), narrow.double().numpy(force=True))
+            if place is not None:
+                raise DataError(
+                    client,
+                    f"its {name} hold {tensor[place].item():.0f} at {where(place)}, which the model's {said} rounds to "
+                    f"{narrow[place].item():.0f}: scale them in prepare=, or leave out what only names a row",
+                )
+        return narrow
+
+    def _in_range(self, client: object, name: str, tensor: Tensor) -> Tensor:
+        """Targets that the loss can be told of: those of two classes lie from 0 to 1."""
+        limits = getattr(self.task.loss, "target_range", None)
+        if name != "targets" or limits is None:
+            return tensor
+        low, high = limits
+        if bool((wrong := (tensor < low) | (tensor > high)).any()):
+            raise DataError(
+                client,
+                f"the target {tensor[wrong][0].item():g} of example {_first_row(wrong)} is out of range: the loss takes targets "
+                f"from {low:g} to {high:g}; mend the target, or prepare= of the task",
+            )
+        return tensor
 
 
 def as_pair(client: object, examples: Any) -> tuple[Any, Any]:
     """A client's examples as (inputs, targets): as given, or a data set of pairs, read and stacked."""
     if isinstance(examples, tuple | list) and len(examples) == 2 and not _is_list_of_pairs(examples):
+        if isinstance(examples, list) and not _are_two_columns(examples):
+            raise DataError(
+                client,
+                "its examples are a list of two, which may be two examples or (inputs, targets): give a tuple (inputs, targets)",
+            )
         return examples[0], examples[1]
+    if hasattr(examples, "dtype") or hasattr(examples, "iloc"):
+        raise DataError(
+            client, f"its examples are one {type(examples).__name__}, without targets; give a tuple (inputs, targets)"
+        )
     if hasattr(examples, "__getitem__") and hasattr(examples, "__len__") and not isinstance(examples, Mapping):
         try:
-            rows = [examples[index] for index in range(len(examples))]
-            inputs = torch.stack([torch.as_tensor(row[0]) for row in rows]) if rows else torch.zeros(0)
-            targets = torch.stack([torch.as_tensor(row[1]) for row in rows]) if rows else torch.zeros(0)
-            return inputs, targets
+            rows = [_pair_of(index, examples[index]) for index in range(len(examples))]
+            return _stacked([row[0] for row in rows]), _stacked([row[1] for row in rows])
         except Exception as error:
             raise DataError(client, f"its data set does not give (input, target) pairs: {error}") from error
     raise DataError(
@@ -125,9 +183,66 @@ def as_pair(client: object, examples: Any) -> tuple[Any, Any]:
     )
 
 
+def _pair_of(number: int, item: Any) -> tuple[Any, Any]:
+    """An item of a data set as (input, target)."""
+    if not isinstance(item, tuple | list) or len(item) != 2 or item[1] is None:
+        raise ValueError(f"item {number} is a {_named(item)}; give (input, target)")
+    if isinstance(item, list) and all(isinstance(one, int | float) for one in item):
+        raise ValueError(f"item {number} is a list of two numbers, which may be an input alone: give a tuple")
+    return item[0], item[1]
+
+
+def _stacked(rows: list[Any]) -> Tensor:
+    """Inputs or targets of items as one tensor of the same values."""
+    tensors = [row if isinstance(row, Tensor) else torch.from_numpy(_own_array(row)) for row in rows]
+    if not tensors:
+        return torch.zeros(0)
+    for number, tensor in enumerate(tensors):
+        if (tensor.dtype == torch.bool) != (tensors[0].dtype == torch.bool):
+            raise ValueError(f"item {number} is {_dtype_name(tensor)}, and item 0 {_dtype_name(tensors[0])}")
+    whole = torch.stack(tensors)
+    for number, (tensor, kept) in enumerate(zip(tensors, whole, strict=True)):
+        if tensor.dtype != whole.dtype and not bool((kept.to(tensor.dtype) == tensor).all()):
+            raise ValueError(
+                f"item {number} is {_dtype_name(tensor)}, which {_dtype_name(whole)} rounds to another number"
+            )
+    return whole
+
+
+def _own_tensor(values: Any) -> Tensor:
+    """A tensor of its own: the caller may use what it gave again."""
+    if not isinstance(values, Tensor):
+        return torch.from_numpy(_own_array(values))
+    if values.layout != torch.strided or values.is_quantized or type(values).__name__ == "MaskedTensor":
+        raise ValueError(f"they are a {type(values).__name__} of layout {values.layout}: give dense numbers")
+    return values.detach().clone()
+
+
 def _own_array(values: Any) -> Any:
-    array = np.array(values.to_numpy() if hasattr(values, "to_numpy") else values, order="C")
+    array = np.array(numbers_of(values), order="C")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _first_row(wrong: Tensor) -> int:
+    """The first example with something wrong in it."""
+    return int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0]) if wrong.dim() else 0
+
+
+def _place(wrong: Tensor) -> str:
+    """The first example with something wrong in it, and the column, if there is one."""
+    row = _first_row(wrong)
+    return f"example {row}" + (f", column {int(wrong[row].nonzero()[0])}" if wrong.dim() == 2 else "")
+
+
+def _are_two_columns(examples: list[Any]) -> bool:
+    """Whether a list of two is (inputs, targets): two arrays, which would not both be examples of one shape."""
+    one, other = (getattr(column, "shape", None) for column in examples)
+    return bool(one) and bool(other) and tuple(one) != tuple(other)
+
+
+def _named(value: Any) -> str:
+    """What a value is, for errors."""
+    return type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
 
 
 def _is_list_of_pairs(examples: Any) -> bool:

@@ -1,48 +1,73 @@
 """Losses: (outputs, targets) → one value an example, shape `(B,)`. Any function of this form will do."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch import Tensor
 from torch.nn import functional
 
-from sumus.metrics import IGNORED, ranged
+from sumus.metrics import IGNORED, fitted, ranged, scores_last
 
 
 @ranged(0.0, None)
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """−log softmax(outputs)[target], averaged over an example's targets that are not −100 (padding).
+    """−log softmax(outputs)[target], averaged over an example's targets that are not −100 (padding); 0 if all of them are.
 
     outputs `(B, ..., C)`: scores, classes last. targets `(B, ...)`: integers in [0, C).
     """
-    if targets.dim() == 1:
-        return functional.cross_entropy(outputs, targets, ignore_index=IGNORED, reduction="none")
-    flat = functional.cross_entropy(
-        outputs.reshape(-1, outputs.shape[-1]), targets.reshape(-1), ignore_index=IGNORED, reduction="none"
-    )
-    known = (targets != IGNORED).reshape(len(targets), -1)
-    return flat.reshape(len(targets), -1).sum(1) / known.sum(1).clamp(min=1)
+    return _cross_entropy(scores_last(outputs, targets, None, "cross_entropy"), targets)
 
 
-cast(Any, cross_entropy).class_targets = True  # labels are checked against the classes before they reach the loss
+def cross_entropy_along(axis: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make `cross_entropy` for outputs with their classes on this axis: 1 for `(B, C, ...)`, as torch has them."""
+
+    @ranged(0.0, None)
+    def along(outputs: Tensor, targets: Tensor) -> Tensor:
+        return _cross_entropy(scores_last(outputs, targets, axis, "cross_entropy"), targets)
+
+    along.__qualname__ = f"cross_entropy_along_{axis}"
+    cast(Any, along).class_axis = axis
+    return along
+
+
+cast(Any, cross_entropy).class_axis = -1  # labels are checked against the classes before they reach the loss
 
 
 @ranged(0.0, None)
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """(outputs − targets)², averaged over an example's entries. outputs and targets `(B, ...)`, as many entries."""
-    return _each((outputs.reshape(targets.shape) - targets) ** 2)
+    """(outputs − targets)², averaged over an example's entries. outputs and targets of one shape `(B, ...)`."""
+    return _each((fitted(outputs, targets) - targets) ** 2)
 
 
 @ranged(0.0, None)
 def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """−t log p − (1−t) log(1−p) for probabilities p (after a sigmoid), averaged over an example's entries."""
-    return _each(functional.binary_cross_entropy(outputs.reshape(targets.shape), targets, reduction="none"))
+    """−t log p − (1−t) log(1−p) for probabilities p (after a sigmoid), averaged over an example's entries.
+
+    outputs and targets of one shape `(B, ...)`, both in [0, 1].
+    """
+    return _each(functional.binary_cross_entropy(fitted(outputs, targets), targets, reduction="none"))
 
 
 @ranged(0.0, None)
 def binary_cross_entropy_with_logits(outputs: Tensor, targets: Tensor) -> Tensor:
     """The same for scores before the sigmoid."""
-    flat = functional.binary_cross_entropy_with_logits(outputs.reshape(targets.shape), targets, reduction="none")
+    flat = functional.binary_cross_entropy_with_logits(fitted(outputs, targets), targets, reduction="none")
     return _each(flat)
+
+
+for _two_classes in (binary_cross_entropy, binary_cross_entropy_with_logits):
+    cast(Any, _two_classes).target_range = (0.0, 1.0)  # checked before they reach the loss
+cast(Any, binary_cross_entropy_with_logits).on_logits = True
+
+
+def _cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:
+    if targets.dim() == 1:
+        return functional.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="none")
+    flat = functional.cross_entropy(
+        scores.reshape(-1, scores.shape[-1]), targets.reshape(-1), ignore_index=IGNORED, reduction="none"
+    )
+    known = (targets != IGNORED).reshape(len(targets), -1)
+    return flat.reshape(len(targets), -1).sum(1) / known.sum(1).clamp(min=1)
 
 
 def _each(values: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A task bound to torch: one module, made once and reused for every client."""
 
 import copy
+import math
 import re
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -116,22 +117,39 @@ class Program:
         classes: int | None = None
         self.module.eval()
         with torch.no_grad():
-            if getattr(self.task.loss, "class_targets", False):
+            if (axis := getattr(self.task.loss, "class_axis", None)) is not None:
                 try:
-                    classes = int(self.module(few).shape[-1])
+                    outputs = self.module(few)
+                    classes = int(outputs.shape[axis])
+                    self.task.loss(
+                        outputs, torch.zeros_like(few_targets)
+                    )  # whatever the labels are: do the shapes fit?
+                except SumusError:
+                    raise
                 except Exception as error:
                     raise describe_call(error, few) from error
             data = self.reader.learn_schema(client, inputs, targets, classes)
         self.evaluate(few, few_targets)
         return data
 
-    def evaluate(self, inputs: Tensor, targets: Tensor) -> dict[str, tuple[float, int]]:
-        """(sum, count) of the loss and of every metric over these examples, with the module as it is."""
+    def evaluate(
+        self, inputs: Tensor, targets: Tensor, batch_size: int = EVALUATION_BATCH
+    ) -> dict[str, tuple[float, int]]:
+        """(sum, count) of the loss and of every metric over these examples, with the module as it is.
+
+        Args:
+            inputs: One row an example.
+            targets: One row an example.
+            batch_size: Examples that the model, the loss and the metrics are given at once.
+
+        Returns:
+            By name, the loss too. A sum is NaN if a value in it is.
+        """
         totals: dict[str, tuple[float, int]] = {}
         self.module.eval()
         with torch.no_grad():
-            for start in range(0, len(inputs), EVALUATION_BATCH):  # copies: a forward in place must not change the data
-                rows = slice(start, start + EVALUATION_BATCH)
+            for start in range(0, len(inputs), batch_size):  # copies: a forward in place must not change the data
+                rows = slice(start, start + batch_size)
                 batch, labels = inputs[rows].clone(), targets[rows].clone()
                 outputs, losses = self.losses(batch, labels)
                 measured = {"loss": losses} | {
@@ -142,7 +160,21 @@ class Program:
                     total, count = totals.get(name, (0.0, 0))
                     seen = len(sums) if counts is None else int(counts.sum())
                     totals[name] = (total + float(sums.double().sum()), count + seen)
+        for name, (total, count) in totals.items():
+            if not count and total:
+                raise TaskError(f"metric {name!r} adds up to {total:g} and counts no prediction: count what is added")
         return totals
+
+    def depends_on_batch(self, inputs: Tensor, targets: Tensor) -> bool:
+        """Whether the loss or a metric of some examples is another one if they are measured together than if apart."""
+        if len(inputs) < 2:
+            return False
+        together, apart = (self.evaluate(inputs, targets, size) for size in (len(inputs), 1))
+        return any(
+            not math.isclose(total, apart[name][0], rel_tol=1e-3, abs_tol=1e-5 * max(1, count))
+            for name, (total, count) in together.items()
+            if math.isfinite(total) and math.isfinite(apart[name][0])
+        )
 
     def predict(self, inputs: Any) -> Tensor:
         """The model's outputs, as a device would answer: `(B, ...)` on the CPU."""
@@ -161,15 +193,24 @@ class Program:
     def _measure(self, name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
         try:
             value = metric(outputs, targets)
+        except SumusError as error:
+            raise TaskError(f"metric {name!r}: {error}") from error
         except Exception as error:
             raise TaskError(f"metric {name!r} failed: {type(error).__name__}: {error}") from error
         given = value if isinstance(value, tuple) and len(value) == 2 else (value,)
         for tensor in given:
-            if not isinstance(tensor, Tensor) or tensor.shape != targets.shape[:1]:
-                got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            if not isinstance(tensor, Tensor) or tensor.shape != targets.shape[:1] or tensor.is_complex():
+                got = f"{_kind(tensor)}{tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise TaskError(
-                    f"metric {name!r} gave {got} for a batch of {len(targets)}; give one value an example, or a pair "
+                    f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value an example, or a pair "
                     "(sums, counts) of one each"
+                )
+        if len(given) == 2:
+            counts = given[1].double()
+            if bool((wrong := ~((counts >= 0) & (counts == counts.round()) & counts.isfinite())).any()):
+                raise TaskError(
+                    f"metric {name!r} counts {float(counts[wrong][0]):g} predictions of an example, and predictions are whole "
+                    "numbers from 0: to weigh examples, give whole weights, such as hundredths"
                 )
         return value
 
@@ -182,6 +223,10 @@ class Program:
 
     def _to_numpy(self, name: str, tensor: Tensor) -> Array:
         return self.widen(name, tensor.detach()).cpu().numpy().copy()
+
+
+def _kind(tensor: Tensor) -> str:
+    return "complex numbers of shape " if tensor.is_complex() else ""
 
 
 def model_bytes(state: Mapping[str, Tensor]) -> bytes:

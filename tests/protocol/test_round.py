@@ -79,6 +79,10 @@ def test_a_device_gets_work_that_ends_with_the_round() -> None:
         ({"paused": True}, "paused"),
         ({"device": Device("d", lapses=1, rests_until=115.0)}, "resting"),
         ({"pacing": replace(SYNCHRONOUS, separation=3), "device": Device("d", last_sum=2)}, "separation"),
+        (
+            {"pacing": replace(SYNCHRONOUS, separation=3), "device": Device("d", last_sum=0, models=1), "models": 2},
+            "separation",
+        ),
         ({"pacing": replace(SYNCHRONOUS, most_rounds=2), "device": Device("d", last_sum=0, times_counted=2)}, "cap"),
         ({"pacing": replace(SYNCHRONOUS, requires=Conditions(charging=True))}, "charging"),
         ({"pacing": replace(SYNCHRONOUS, requires=Conditions(version=7))}, "version"),

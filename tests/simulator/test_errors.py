@@ -44,7 +44,7 @@ def test_good_examples_run() -> None:
         ((np.ones((2, 4)), np.array([0, 1])), r"client 'bob': its inputs are float32 of shape (4,) an example"),
         ((np.ones((2, 3)), np.array([0, 1, 1])), "do not have one row an example"),
         ((np.ones((2, 3)), np.array([0.5, 1])), "client 'bob': its targets are float32"),
-        ((np.array(["a", "b"]), np.array([0, 1])), "client 'bob': its inputs are no array"),
+        ((np.array(["a", "b"]), np.array([0, 1])), "client 'bob': its inputs cannot be read: row 0 holds text"),
         (42, "client 'bob': its examples are a int; give (inputs, targets), or a torch Dataset"),
     ],
     ids=["empty", "nan", "label-high", "label-negative", "shape", "rows", "dtype", "text", "no-pair"],

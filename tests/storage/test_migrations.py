@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from alembic import op
+from alembic import command, op
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 import sumus.storage.migrations
 from sumus.errors import ExperimentError
+from sumus.protocol.round import Device
 from sumus.storage.files import network_disk
 from sumus.storage.migrations import FORM, VERSION_TABLE
 from sumus.storage.sql import SqlStore
@@ -113,6 +114,25 @@ def test_a_step_that_fails_leaves_the_database_as_it_was(
             SqlStore.open(empty)
     assert inspect(engine).get_table_names() == []
     SqlStore.open(empty).close()
+
+
+def test_what_was_counted_before_models_were_is_a_separation_from_now_on(empty: str, engine: Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(sumus.storage.migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
+    say(
+        engine,
+        "INSERT INTO run VALUES ('keyboard', 12, 9, 0, 0, 0, 0, 0, 0, 0)",
+        "INSERT INTO device VALUES ('keyboard', 'ann', NULL, 7, NULL, 3, 0, 0)",
+        "INSERT INTO device VALUES ('another', 'bob', NULL, NULL, NULL, 0, 0, 0)",
+    )
+    store = SqlStore.open(empty, "keyboard")
+    with store.transaction() as rows:
+        assert (rows.run().models, rows.run().version) == (9, 9)
+        assert rows.device("ann") == Device("ann", last_sum=7, times_counted=3, models=9)
+    store.close()
 
 
 def test_threads_open_a_new_database_at_once(empty: str, engine: Engine) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, inspect, text
 from sumus.errors import ExperimentError
 from sumus.storage.tables import TABLES
 
-FORM = "0005"
+FORM = "0006"
 """The revision that this version of sumus works with."""
 VERSION_TABLE = "sumus_version"
 _LOCK = 0x73756D7573

@@ -1,0 +1,249 @@
+"""Columns as people have them, as arrays that hold the same values. What a conversion would change is refused, by row.
+
+    array_of([1, 2.5])              array([1. , 2.5])
+    array_of(["a", 1])              ValueError: row 1 is a number (1), and row 0 is text ('a')
+    array_of([2**60 + 1, 0.5])      ValueError: row 0 is 1152921504606846977, which float64 rounds to 1152921504606846976
+
+NumPy's own conversion makes text of the number, rounds the large one, and reads what lies behind a mask.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from sumus.types import Array
+
+_KINDS = {"b": "a truth value", "i": "a number", "u": "a number", "f": "a number", "c": "a complex number"} | {
+    "U": "text",
+    "S": "bytes",
+    "M": "a time",
+    "m": "a span of time",
+    "O": "an object",
+}
+
+
+def array_of(values: Any) -> Array:
+    """Make an array of a column, a table, a list or an array; an array is given back as it is.
+
+    Args:
+        values: The values, one row an example.
+
+    Returns:
+        An array of the same values.
+
+    Raises:
+        ValueError: A value is masked, or would become another one; the message says which row and why.
+    """
+    if isinstance(values, np.ma.MaskedArray):
+        return _unmasked(values)
+    if hasattr(values, "iloc") and hasattr(values, "columns"):
+        names = [str(name) for name in values.columns]
+        columns = {name: array_of(values.iloc[:, place]) for place, name in enumerate(names)}
+        whole = np.asarray(values.to_numpy())
+        for place, (name, column) in enumerate(columns.items() if len(columns) == len(names) else ()):
+            _expect_unrounded(column, whole[:, place], f"column {name!r}, row ")
+        return whole
+    if hasattr(values, "to_numpy"):
+        return np.asarray(values.to_numpy())
+    if isinstance(values, list | tuple):
+        return _listed(cast(Sequence[Any], values))
+    return np.asarray(values)
+
+
+def stacked(rows: Sequence[Array], axis: int = 0, names: Sequence[str] = ()) -> Array:
+    """Stack arrays of one shape and kind, without changing a value.
+
+    Args:
+        rows: The arrays.
+        axis: Where the new axis is.
+        names: What to call each of them in errors; "row 0", "row 1" and so on by default.
+
+    Returns:
+        One array.
+
+    Raises:
+        ValueError: Shapes or kinds differ, or a whole number would be rounded.
+    """
+    if not rows:
+        return np.zeros(0)
+    called = names or [f"row {number}" for number in range(len(rows))]
+    first = rows[0]
+    for name, row in zip(called, rows, strict=True):
+        if row.shape != first.shape:
+            raise ValueError(f"{name} is of shape {row.shape}, and {called[0]} of {first.shape}")
+        if _kind(row) != _kind(first):
+            raise ValueError(f"{name} is {_kind(row)}{_shown(row)}, and {called[0]} is {_kind(first)}{_shown(first)}")
+    whole = np.stack(rows, axis)
+    for name, row, kept in zip(called, rows, np.moveaxis(whole, axis, 0), strict=True):
+        if row.dtype != whole.dtype:
+            _expect_unrounded(row, kept, f"{name}, entry ")
+    return whole
+
+
+def numbers_of(values: Any) -> Array:
+    """Make an array as `array_of` does, and refuse what are no numbers: a text of digits stays a text.
+
+    Args:
+        values: The values, one row an example.
+
+    Returns:
+        An array of numbers or truth values.
+
+    Raises:
+        ValueError: A value is no number; the message says which row and column.
+    """
+    array = array_of(values)
+    if array.dtype.kind in "biuf":
+        return array
+    for place, value in np.ndenumerate(array):
+        if array.dtype.kind != "O" or not _is_number(value):
+            raise ValueError(f"{where(place)} holds {_kind_of(value)} ({value!r:.60}), which is no number")
+    raise ValueError("numbers are kept as objects: give an array of one dtype, such as float32")
+
+
+def ids_of(by: Any) -> list[Any] | Array:
+    """Read a column of clients' ids, of which each is one person.
+
+    Args:
+        by: An id an example.
+
+    Returns:
+        The ids, as Python has them; or an array, where each is exact.
+
+    Raises:
+        ValueError: An id is missing, is of another kind than the first, or may have been rounded.
+    """
+    if isinstance(by, np.ma.MaskedArray):
+        by = _unmasked(by)
+    if not isinstance(by, list | tuple):
+        found: Array = np.asarray(by.to_numpy() if hasattr(by, "to_numpy") else by)
+        if found.dtype.kind not in "Of" or found.ndim != 1:
+            return found
+        by = list(found)
+    ids = list(cast(Sequence[Any], by))
+    for row, one in enumerate(ids):
+        if _is_missing(one):
+            raise ValueError(f"by= has no client for example {row} ({one!r}): give every example one")
+        if _kind_of(one) != _kind_of(ids[0]):
+            raise ValueError(
+                f"by= holds values that do not compare (example {row} is {_kind_of(one)}, {one!r:.60}, and example 0 "
+                f"{_kind_of(ids[0])}, {ids[0]!r:.60}): give ids of one kind"
+            )
+        if isinstance(one, float | np.floating) and _is_beyond_whole(cast(Any, one)):
+            raise ValueError(
+                f"by= has the client {one!r} for example {row}, and floats of that size may stand for several whole numbers: "
+                "give whole numbers or text"
+            )
+    return [one.item() if isinstance(one, np.generic) else one for one in ids]
+
+
+def first_changed(before: Array, after: Array) -> tuple[int, ...] | None:
+    """The place of the first large whole number, from 2^24 on, that is another one after a conversion; None without one."""
+    with np.errstate(invalid="ignore"):
+        large = (np.abs(before) >= 2.0**24) & (before != after)
+        if before.dtype.kind == "f":
+            large &= before == np.rint(before)
+    return tuple(int(axis) for axis in np.argwhere(large)[0]) if large.any() else None
+
+
+def where(place: tuple[int, ...]) -> str:
+    """A place in an array, in words: its row, and its column if there is one."""
+    if len(place) < 2:
+        return f"row {place[0]}" if place else "the value"
+    return f"row {place[0]}, column {place[1] if len(place) == 2 else place[1:]}"
+
+
+def _listed(values: Sequence[Any]) -> Array:
+    """An array of a list: of numbers or text at once, of anything else row by row."""
+    if any(isinstance(one, list | tuple | np.ndarray) or hasattr(one, "__array__") for one in values):
+        return stacked([_row(number, one) for number, one in enumerate(values)])
+    with np.errstate(all="ignore"):
+        array = np.array(values)
+    if array.dtype.kind in "US":
+        wanted = str if array.dtype.kind == "U" else bytes
+        for row, one in enumerate(values):
+            if not isinstance(one, wanted):
+                other = next((place for place, value in enumerate(values) if isinstance(value, wanted)), 0)
+                raise ValueError(
+                    f"row {row} is {_kind_of(one)} ({one!r:.60}), and row {other} is {_kind_of(values[other])} "
+                    f"({values[other]!r:.60})"
+                )
+            if len(one) and one[-1] in ("\0", 0):
+                raise ValueError(
+                    f"row {row} is a text that ends with a zero byte ({one!r:.60}), which NumPy leaves out"
+                )
+    if array.dtype.kind == "f":
+        for row, one in enumerate(values):
+            if isinstance(one, int | np.integer) and int(array[row]) != int(cast(Any, one)):
+                raise ValueError(f"row {row} is {one}, which {array.dtype} rounds to {int(array[row])}")
+    return array
+
+
+def _is_beyond_whole(value: Any) -> bool:
+    """Whether a float is so large that it may stand for several whole numbers."""
+    digits = np.finfo(np.asarray(value).dtype).nmant + 1
+    return bool(abs(value) >= 2.0**digits)
+
+
+def _row(number: int, value: Any) -> Array:
+    try:
+        return array_of(value)
+    except ValueError as error:
+        raise ValueError(f"row {number}: {error}") from error
+
+
+def _unmasked(values: Any) -> Array:
+    hidden = np.argwhere(np.ma.getmaskarray(values))
+    if len(hidden):
+        raise ValueError(f"{where(tuple(int(axis) for axis in hidden[0]))} is masked: leave it out, or fill it")
+    return np.asarray(values.data)
+
+
+def _expect_unrounded(before: Array, after: Array, name: str) -> None:
+    """Refuse whole numbers that became others as floats."""
+    if before.dtype.kind not in "iu" or after.dtype.kind != "f":
+        return
+    limit = 2 ** (np.finfo(after.dtype).nmant + 1)
+    for place in np.argwhere((before > limit) | (before < -limit)):
+        one, other = int(before[tuple(place)]), int(after[tuple(place)])
+        if one != other:
+            entry = ", ".join(map(str, place)) or "0"
+            raise ValueError(f"{name}{entry} is {one}, which {after.dtype} rounds to {other}")
+
+
+def _kind(array: Array) -> str:
+    return _KINDS.get(array.dtype.kind, str(array.dtype))
+
+
+def _kind_of(value: Any) -> str:
+    """What a value is, in words."""
+    if _is_missing(value):
+        return "nothing"
+    for kinds, said in (
+        ((bool, np.bool_), "a truth value"),
+        ((int, np.integer), "a whole number"),
+        ((float, np.floating), "a number with a fraction"),
+        ((str,), "text"),
+        ((bytes,), "bytes"),
+    ):
+        if isinstance(value, kinds):
+            return said
+    return f"a {type(value).__name__}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float | np.bool_ | np.number) and not isinstance(value, complex)
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value stands for none: None, NaN, NaT, or what pandas calls NA."""
+    return value is None or type(value).__name__ in ("NAType", "NaTType") or (_is_scalar(value) and value != value)
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, float | np.generic)
+
+
+def _shown(array: Array) -> str:
+    return f" ({array.flat[0]!r:.60})" if array.size else ""
