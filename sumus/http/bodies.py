@@ -32,9 +32,15 @@ STRANGERS = 32 * 2**20
 SOON: Window = (1.0, 10.0)
 
 
-def announced(request: Request, most: int) -> int:
-    """How long a body says that it is. Refused before it is read if that is too long, or if it is not said."""
-    if request.headers.get("content-encoding", "identity") != "identity":
+def announced(request: Request, most: int, packed: str = "identity") -> int:
+    """How long a body says that it is. Refused before it is read if that is too long, or if it is not said.
+
+    Args:
+        request: whose body it is.
+        most: bytes that are read.
+        packed: the content encoding that is read, besides none.
+    """
+    if request.headers.get("content-encoding", "identity") not in ("identity", packed):
         raise Refused("encoding", "bodies are sent as they are: leave Content-Encoding out")
     length = whole_number(request.headers.get("content-length", ""))
     if length is None:
@@ -64,6 +70,24 @@ async def whole(request: Request, length: int) -> bytes:
     """A body of exactly this length."""
     body = bytearray()
     await _read(request, length, body.extend)
+    return bytes(body)
+
+
+async def up_to(request: Request, most: int, more: Callable[[int], None]) -> bytes:
+    """A body of at most so many bytes, whose length was not said: it comes in chunks.
+
+    Args:
+        request: whose body it is.
+        most: bytes.
+        more: is told of each piece, in bytes, before it is kept; it may refuse.
+    """
+    body = bytearray()
+
+    def put(piece: bytes) -> None:
+        more(len(piece))
+        body.extend(piece)
+
+    await _read(request, most, put, exactly=False)
     return bytes(body)
 
 
@@ -139,8 +163,8 @@ class Uploads:
             self._tidy_soon()
 
 
-async def _read(request: Request, length: int, put: Callable[[bytes], None]) -> None:
-    """Hold a body to its length and to the least rate. put: is given each piece."""
+async def _read(request: Request, length: int, put: Callable[[bytes], None], exactly: bool = True) -> None:
+    """Hold a body to its length, or to a length at most, and to the least rate. put: is given each piece."""
     loop, got, mark, more = asyncio.get_running_loop(), 0, LEAST, True
     try:
         async with asyncio.timeout(WINDOW_S) as window:
@@ -150,6 +174,8 @@ async def _read(request: Request, length: int, put: Callable[[bytes], None]) -> 
                     raise Refused("malformed", "the connection ended before the body did")
                 piece, more = cast(bytes, message.get("body", b"")), bool(message.get("more_body", False))
                 got += len(piece)
+                if got > length and not exactly:
+                    raise Refused("too_large", f"more than {length} bytes, and at most {length} are read here")
                 if got > length:
                     raise Refused("malformed", f"the body is longer than it said, which was {length} bytes")
                 put(piece)
@@ -158,7 +184,7 @@ async def _read(request: Request, length: int, put: Callable[[bytes], None]) -> 
                     window.reschedule(loop.time() + WINDOW_S)
     except TimeoutError:
         raise Refused("slow", f"less than {LEAST} bytes of the body came in {WINDOW_S:g} s") from None
-    if got < length:
+    if got < length and exactly:
         raise Refused("malformed", f"the body has {got} bytes, and said {length}")
 
 

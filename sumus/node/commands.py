@@ -39,6 +39,12 @@ def register(app: typer.Typer) -> None:
         watch: Annotated[
             Path | None, typer.Option(metavar="FOLDER", help="Take the files that are put into a folder.")
         ] = None,
+        follow: Annotated[
+            bool, typer.Option(help="Leave the files there, and take each line once it is whole: for files that grow.")
+        ] = False,
+        time: Annotated[
+            str | None, typer.Option(metavar="NAME", help="The value that is a reading's own time.")
+        ] = None,
         mqtt: Annotated[
             str | None, typer.Option(metavar="URL", help="Take messages of a broker, mqtts://HOST:PORT.")
         ] = None,
@@ -50,6 +56,10 @@ def register(app: typer.Typer) -> None:
         mqtt_authority: Annotated[
             Path | None, typer.Option(help="Certificates, PEM, that the broker's must come from.")
         ] = None,
+        mqtt_certificate: Annotated[
+            Path | None, typer.Option(help="Certificate, PEM, that this node shows the broker.")
+        ] = None,
+        mqtt_key: Annotated[Path | None, typer.Option(help="The key of that certificate.")] = None,
         listen: Annotated[
             str,
             typer.Option(metavar="HOST:PORT", help="Where it answers: this machine alone, unless you say otherwise."),
@@ -87,11 +97,21 @@ def register(app: typer.Typer) -> None:
         from sumus.node.mqtt import Broker
         from sumus.node.node import Node
 
-        if mqtt is None and (mqtt_topic or mqtt_user or mqtt_password_file or mqtt_authority):
+        of_broker = (mqtt_topic, mqtt_user, mqtt_password_file, mqtt_authority, mqtt_certificate, mqtt_key)
+        if mqtt is None and any(of_broker):
             raise UsageError("of which broker? Give --mqtt mqtts://HOST:PORT too")
         broker = None
         if mqtt is not None:
-            broker = Broker(mqtt, tuple(mqtt_topic or ()), mqtt_user, mqtt_password_file, mqtt_authority, insecure)
+            broker = Broker(
+                mqtt,
+                tuple(mqtt_topic or ()),
+                mqtt_user,
+                mqtt_password_file,
+                mqtt_authority,
+                insecure,
+                mqtt_certificate,
+                mqtt_key,
+            )
         link = given(url, token_file, os.environ, insecure)
         own, consents = load_node(client), floor_of(floor or [])
 
@@ -119,6 +139,8 @@ def register(app: typer.Typer) -> None:
             keep_count=keep_count,
             keep_bytes=keep_bytes,
             watch=watch,
+            follow=follow,
+            time=time,
             mqtt=broker,
             listen=listen,
             access=access_token(access_file, os.environ),

@@ -1,40 +1,37 @@
-"""Readings as they come: JSON, JSON lines, CSV, .npz and safetensors. All of it is untrusted: lengths are looked at before memory
-is taken, and nothing is ever unpickled.
+"""Readings as they come: text in columns, JSON, line protocol, arrays and pictures, also packed. All of it is untrusted: lengths
+are looked at before memory is taken, and nothing is ever unpickled.
 
     batch = read_file("kitchen.csv", body)
     batch.found[3]                     a reading: a mapping of names to values, or a BadReading in its place
     batch.subset([3])                  the same form of file with these readings alone
 """
 
-import csv
+import codecs
+import gzip
 import io
+import itertools
 import math
 import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import msgspec
 import numpy as np
 
 from sumus.errors import ParticipantError
+from sumus.node.batch import MOST_BYTES, MOST_READINGS, MOST_TEXT, Batch, Beginning, NothingYet, Raw, of_lines
+from sumus.node.delimited import read_delimited
+from sumus.node.line_protocol import read_line_protocol
+from sumus.node.packed import unpacked_gzip, unpacked_zip
+from sumus.node.pictures import read_picture
 from sumus.node.readings import BadReading
 from sumus.types import Array
 from sumus.wire.bundle import NOT_A_ZIP
 from sumus.wire.tensors import decode_tree
 
-Raw: TypeAlias = Mapping[str, Any]
-"""A reading as it came: values by name."""
-
-MOST_READINGS = 100_000
-"""In one file or one body."""
-MOST_BYTES = 64 * 2**20
-"""Of a file, as it is and unpacked."""
-MOST_TEXT = 8 * 2**20
-"""Of a file of text, or a body of JSON: in memory it is many times that."""
 LONGEST_HEADER = 10_000
 """Of an array in a file, in bytes."""
 _MOST_ARRAYS, _MOST_SIDES = 64, 32
@@ -44,42 +41,151 @@ _HEADER = re.compile(
     rb"'shape': \((?P<shape>(?:(?:-?(?:0|[1-9]\d{0,17}), ?)+(?:-?(?:0|[1-9]\d{0,17}))?)?)\), ?\} *\n?",
     re.DOTALL,
 )
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
-_WHOLE = re.compile(r"[+-]?\d{1,18}")
+_NO_NUMBER = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity|nan|inf))\b")
+_COLUMNS = (".csv", ".tsv", ".tab")
+_JSON = (".jsonl", ".ndjson", ".json")
+_PROTOCOL = (".lp",)
+LINES = (*_COLUMNS, *_JSON, *_PROTOCOL)
+"""Endings of files that are read line by line."""
+_PICTURES = (".jpg", ".jpeg", ".png")
+_WHOLE = (".npz", *_PICTURES)
+SUFFIXES = (*LINES, *_WHOLE, ".zip", *(f"{suffix}.gz" for suffix in (*LINES, ".npz")))
+"""Endings of the files that are read."""
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+    b"PK\x03\x04": "a ZIP archive (as .xlsx is)", b"\x1f\x8b": "packed by gzip", b"%PDF": "a PDF document",
+    b"SQLite format 3\0": "an SQLite database", b"\xd0\xcf\x11\xe0": "an old Office document", b"PAR1": "a Parquet file",
+    b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture", b"BZh": "packed by bzip2", b"\xfd7zXZ": "packed by xz",
+    b"(\xb5/\xfd": "packed by zstd",
+}  # fmt: skip
 
-SUFFIXES = (".npz", ".csv", ".jsonl", ".ndjson", ".json")
 
+def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
+    """The readings of a file, by its name's ending.
 
-@dataclass(frozen=True)
-class Batch:
-    """The readings of a file. found: each, or what is wrong with it.  subset: a file of some of them, by number."""
+    Args:
+        name: of the file.
+        body: its bytes.
+        before: for a part of a file of text behind the file's head: what was found at its beginning.
 
-    found: Sequence[Raw | BadReading]
-    subset: Callable[[Sequence[int]], bytes]
-
-
-def read_file(name: str, body: bytes) -> Batch:
-    """The readings of a file, by its name's ending. BadReading where it is no such file."""
-    suffix = name[name.rfind(".") :].lower()
-    most, lines = (MOST_BYTES, 0) if suffix == ".npz" else (MOST_TEXT, body.count(b"\n"))
-    if len(body) > most or lines > MOST_READINGS + 1:
-        raise BadReading(
-            f"it has {len(body)} bytes, and at most {most}, and {MOST_READINGS} readings, are read: split it"
-        )
-    batch = {".npz": read_npz, ".csv": read_csv}.get(suffix, read_lines)(body)
-    if not batch.found:
-        raise BadReading("there is no reading in it")
+    Raises:
+        BadReading: it is no such file.
+    """
+    lower = name.lower()
+    if lower.endswith(".gz"):
+        return _of_gzip(name[:-3], body)
+    if lower.endswith(".zip"):
+        return _of_zip(body)
+    if lower.endswith(".npz"):
+        _check_length(body, MOST_BYTES)
+        return read_npz(body)
+    if lower.endswith(_PICTURES):
+        _check_length(body, MOST_BYTES)
+        return read_picture(name, body)
+    _check_text(body, lower.endswith(_JSON))
+    if lower.endswith(_COLUMNS):
+        batch = read_delimited(body, before)  # names alone are a file without readings
+    else:
+        batch = read_line_protocol(body) if lower.endswith(_PROTOCOL) else read_lines(body)
+        if not batch.found:
+            raise NothingYet("there is no reading in it")
+    if len(batch.found) > MOST_READINGS:
+        raise BadReading(f"it has {len(batch.found)} readings, and at most {MOST_READINGS} are read: split it")
     return batch
 
 
+def is_read(name: str) -> bool:
+    """Whether files with such a name are read."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def grows(name: str) -> bool:
+    """Whether files with such a name are read line by line, so that lines can follow."""
+    return name.lower().endswith(LINES)
+
+
 def is_whole(name: str, body: bytes) -> bool:
-    """Whether a file ends as one that was written to its end does."""
-    if name.lower().endswith(".npz"):
+    """Whether a file ends as one that was written to its end does, or need not be waited for."""
+    lower = name.lower()
+    if lower.endswith((".npz", ".zip")):
         try:
             return zipfile.is_zipfile(io.BytesIO(body))
         except NOT_A_ZIP:  # of several disks, for example
             return False
-    return body.endswith(b"\n")
+    if lower.endswith(".gz"):
+        try:
+            unpacked_gzip(body, MOST_BYTES)
+        except BadReading as bad:
+            return bool(body) and "cut off" not in str(bad)
+        return bool(body)
+    if lower.endswith(_PICTURES):
+        return body.rstrip(b"\0\r\n").endswith((b"\xff\xd9", b"IEND\xaeB`\x82"))
+    return body.endswith((b"\n", b"\r", b"\n\0")) or body.startswith((codecs.BOM_UTF16_BE, codecs.BOM_UTF16_LE))
+
+
+def _check_length(body: bytes, most: int) -> None:
+    if len(body) > most:
+        raise BadReading(f"it has {len(body)} bytes, and at most {most} are read: split it")
+
+
+def _check_text(body: bytes, each_line: bool) -> None:
+    """Refuse what is no text in UTF-8, by what it is, and what is too long. each_line: lines are looked at one by one."""
+    if len(body) > MOST_TEXT or max(body.count(b"\n"), body.count(b"\r")) > MOST_READINGS + 100:
+        raise BadReading(
+            f"it has {len(body)} bytes, and at most {MOST_TEXT}, and {MOST_READINGS} readings, are read: split it"
+        )
+    for mark, kind in _MARKS.items():
+        if body.startswith(mark):
+            raise BadReading(f"it is {kind}, and not text in UTF-8: save it as text, in UTF-8")
+    if b"\0" in body:
+        kind = "UTF-16, without its mark" if body.count(b"\0") * 3 > len(body) else "no text"
+        raise BadReading(f"it has bytes that are 0, so it is {kind}: save it as text, in UTF-8")
+    try:
+        if not each_line:
+            body.decode()
+    except UnicodeDecodeError as error:
+        line = body.count(b"\n", 0, error.start) + 1
+        raise BadReading(
+            f"it is not UTF-8: line {line} has the byte {body[error.start]:#04x}, as files in Latin-1 or another code page "
+            "have: save it in UTF-8"
+        ) from error
+
+
+def _of_gzip(name: str, body: bytes) -> Batch:
+    if name.lower().endswith((".gz", ".zip")) or not is_read(name):
+        raise BadReading(f"within it is {name!r:.100}, which is no file of readings")
+    _check_length(body, MOST_BYTES)
+    batch = read_file(name, unpacked_gzip(body, MOST_TEXT if grows(name) else MOST_BYTES))
+    return Batch(batch.found, lambda numbers: gzip.compress(batch.subset(numbers), mtime=0), batch.where)
+
+
+def _of_zip(body: bytes) -> Batch:
+    """The readings of all files of an archive, one after the other."""
+    _check_length(body, MOST_BYTES)
+    parts = dict[str, Batch]()
+    for name, member in unpacked_zip(body, MOST_BYTES).items():
+        if name.lower().endswith((".gz", ".zip")) or not is_read(name):
+            raise BadReading(f"within it is {name!r:.100}, which is no file of readings: pack these alone")
+        try:
+            parts[name] = read_file(name, member)
+        except BadReading as bad:
+            raise BadReading(f"{name:.100}: {bad}") from bad
+    places = [(name, number) for name, batch in parts.items() for number in range(len(batch.found))]
+    if not parts or len(places) > MOST_READINGS:
+        raise BadReading(f"it has {len(places)} readings: give 1 to {MOST_READINGS}")
+
+    def subset(numbers: Sequence[int]) -> bytes:
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, each in itertools.groupby((places[number] for number in numbers), lambda place: place[0]):
+                archive.writestr(name, parts[name].subset([number for _, number in each]))
+        return out.getvalue()
+
+    def where(number: int) -> str:
+        name, at = places[number]
+        return f"{name}, {parts[name].where(at)}"
+
+    return Batch([one for batch in parts.values() for one in batch.found], subset, where)
 
 
 # ── text ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -95,22 +201,48 @@ def read_json(body: bytes) -> list[Raw | BadReading]:
 
 
 def read_lines(body: bytes) -> Batch:
-    """A JSON object a line."""
-    lines = [line for line in body.split(b"\n") if line.strip()]
+    """A JSON object a line; or a document, which is a list of objects or one object over several lines."""
+    found, pieces, begins, numbers, begin = list[Raw | BadReading](), list[bytes](), list[int](), list[int](), 0
+    for number, line in enumerate(body.split(b"\n"), 1):
+        if line.strip().removeprefix(codecs.BOM_UTF8):
+            try:
+                one = _mapping(_decoded(line))
+            except BadReading as bad:
+                one = bad
+            found.append(one)
+            pieces.append(line)
+            begins.append(begin)
+            numbers.append(number)
+        begin += len(line) + 1
+    if found and isinstance(found[0], BadReading) and (document := _document(body)) is not None:
+        return document
+    return of_lines(found, pieces, begins, numbers, Beginning())
 
-    def one(line: bytes) -> Raw | BadReading:
-        try:
-            return _mapping(_decoded(line))
-        except BadReading as bad:
-            return bad
 
-    return Batch([one(line) for line in lines], lambda rows: b"".join(lines[row] + b"\n" for row in rows))
+def _document(body: bytes) -> Batch | None:
+    """The readings of one JSON document; None if it is none."""
+    try:
+        value = _decoded(body)
+    except BadReading as bad:
+        text = body.removeprefix(codecs.BOM_UTF8).lstrip()
+        spread = text.startswith(b"[") or text[1:].lstrip(b" \t").startswith((b"\n", b"\r"))
+        if spread and text[:1] in (b"[", b"{") and b"}\n{" not in text:
+            raise BadReading(f"it is no JSON document, and not a JSON object a line either; {bad}") from bad
+        return None
+    values = cast(list[Any], value) if isinstance(value, list) else [value]
+    return Batch(
+        [_mapping(each) for each in values],
+        lambda rows: msgspec.json.encode([values[row] for row in rows]) + b"\n",
+    )
 
 
 def _decoded(body: bytes) -> Any:
+    body = body.removeprefix(codecs.BOM_UTF8)
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        if (word := _NO_NUMBER.search(body)) is not None:
+            raise BadReading(f"it holds {word[1].decode()}, which is no value of JSON: write null") from error
         raise BadReading(f"it is no JSON: {error!s:.100}") from error
 
 
@@ -118,37 +250,6 @@ def _mapping(value: Any) -> Raw | BadReading:
     if isinstance(value, dict):
         return cast(Raw, value)
     return BadReading("a reading is a JSON object, with values by name")
-
-
-def read_csv(body: bytes) -> Batch:
-    """A first line of names, and a reading a line. Numbers are numbers, nothing is None, and the rest is text."""
-    try:
-        rows = [row for row in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline="")) if row]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise BadReading(f"it is no CSV file: {error!s:.100}") from error
-    names = [name.strip() for name in rows[0]] if rows else []
-    if not names or len(set(names)) != len(names):
-        raise BadReading("its first line is no list of names, each once")
-
-    def one(row: list[str]) -> Raw | BadReading:
-        if len(row) != len(names):
-            return BadReading(f"it has {len(row)} values, and the first line {len(names)} names")
-        return {name: _value(text.strip()) for name, text in zip(names, row, strict=True)}
-
-    def subset(numbers: Sequence[int]) -> bytes:
-        out = io.StringIO(newline="")
-        # all in quotes: the writer leaves carriage returns bare, and a first letter may look like a byte order mark
-        writer = csv.writer(out, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerows([rows[0], *(rows[1 + number] for number in numbers)])
-        return out.getvalue().encode()
-
-    return Batch([one(row) for row in rows[1:]], subset)
-
-
-def _value(text: str) -> Any:
-    if _WHOLE.fullmatch(text):
-        return int(text)
-    return float(text) if _NUMBER.fullmatch(text) else text or None
 
 
 # ── arrays ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,11 +9,13 @@ One bad reading is refused by its number, and the others are kept.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from datetime import UTC, datetime
+from sqlite3 import Connection
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from sumus.node.formats import Raw
+from sumus.node.batch import Raw
 from sumus.node.readings import BadReading, Reading, Readings
 from sumus.types import Array
 
@@ -23,13 +25,29 @@ Prepare: TypeAlias = Callable[[Raw], tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of readings. kept: new ones.  labelled: that were here without a target.  again: that were here.
-    refused: number, from 0 → why."""
+    """What became of readings.
+
+    Attributes:
+        kept: new ones.
+        labelled: that were here without a target.
+        again: that were here.
+        refused: number, from 0 → why.
+    """
 
     kept: int
     labelled: int
     again: int
     refused: dict[int, str]
+
+
+_UNITS = (1, 1e3, 1e6, 1e9)
+"""In a second."""
+_LATEST = 1e11
+"""Seconds since 1970 that are told from milliseconds: until the year 5138."""
+_OTHER = {
+    "other input": "its key is here already, with another input: give each reading a key of its own",
+    "other target": "its key is here already, with another target: /v1/labels corrects a target",
+}
 
 
 def as_it_came(raw: Raw) -> tuple[Any, Any]:
@@ -41,28 +59,55 @@ def as_it_came(raw: Raw) -> tuple[Any, Any]:
 
 
 class Intake:
-    """What takes readings. prepare: the user's, or nothing. Any thread may call."""
+    """What takes readings. Any thread may call.
 
-    def __init__(self, readings: Readings, prepare: Prepare | None = None) -> None:
-        self._readings, self._prepare = readings, prepare or as_it_came
+    Args:
+        readings: where they are kept.
+        prepare: the user's; None if readings come as the task takes them.
+        time: the name of the value that is a reading's own time; None if its time is when it comes.
+    """
 
-    def take(self, raws: Sequence[Raw | BadReading], key: str | None = None) -> Taken:
+    def __init__(self, readings: Readings, prepare: Prepare | None = None, time: str | None = None) -> None:
+        self.readings, self._prepare, self._time = readings, prepare or as_it_came, time
+
+    def take(
+        self,
+        raws: Sequence[Raw | BadReading],
+        key: str | None = None,
+        keys: Sequence[str] | None = None,
+        beside: Callable[[Connection], None] | None = None,
+    ) -> Taken:
         """Keep what can be kept. It is on the disk when this returns.
 
-        key: of all that came together, where a reading has no `key` of its own, so that what comes again is kept once.
+        Args:
+            raws: readings as they came.
+            key: of all that came together, where a reading has no `key` of its own, so that what comes again is kept once. What
+                comes under the same key and is something else is refused.
+            keys: a key for each reading, made of what it is, where it has none of its own.
+            beside: writes what is to be remembered with them, in the same step.
         """
-        fitting, refused = list[Reading](), dict[int, str]()
+        fitting, refused, numbers = list[Reading](), dict[int, str](), list[int]()
+        of_all = [key] if len(raws) == 1 else [f"{key}/{number}" for number in range(len(raws))] if key else None
+        given = keys or (of_all if key is not None else None)
+        if key is not None and self.readings.has(f"{key}/0" if len(raws) == 1 else key):
+            return Taken(0, 0, 0, dict.fromkeys(range(len(raws)), _OTHER["other input"]))
         for number, raw in enumerate(raws):
             try:
                 own = raw.get("key") if isinstance(raw, dict) else None
                 if own is not None and not isinstance(own, str):
                     raise BadReading("its key is no text")
-                of_all = key if key is None or len(raws) == 1 else f"{key}/{number}"
-                fitting.append(self._readings.fit(self._prepared(raw, own or of_all)))
+                fitting.append(self.readings.fit(self._prepared(raw, own or (given[number] if given else None))))
+                numbers.append(number)
             except BadReading as bad:
                 refused[number] = str(bad)
-        became = self._readings.keep(fitting) if fitting else []
-        return Taken(became.count("kept"), became.count("labelled"), became.count("again"), refused)
+        became = self.readings.keep(fitting, beside) if fitting or beside else []
+        again = became.count("again")
+        for number, what in zip(numbers, became, strict=True):
+            if what in _OTHER and keys is not None and number < len(keys) and not _has_key(raws[number]):
+                again += 1  # the same line, which another `prepare` made something else of
+            elif what in _OTHER:
+                refused[number] = _OTHER[what]
+        return Taken(became.count("kept"), became.count("labelled"), again, dict(sorted(refused.items())))
 
     def label(self, raw: Raw | BadReading) -> None:
         """Give a reading that is here its target: `{"key": …, "target": …}`, the target as the task takes it. BadReading where
@@ -72,7 +117,7 @@ class Intake:
         key = raw.get("key")
         if not isinstance(key, str) or "target" not in raw:
             raise BadReading("a label has a key and a target")
-        if not self._readings.label(key, raw["target"]):
+        if not self.readings.label(key, raw["target"]):
             raise BadReading("there is no reading under this key, or not any more")
 
     def inputs(self, raws: Sequence[Raw | BadReading]) -> Array:
@@ -80,7 +125,7 @@ class Intake:
         rows = list[Array]()
         for number, raw in enumerate(raws):
             try:
-                rows.append(self._readings.shaped(self._prepared(raw, None).input))
+                rows.append(self.readings.shaped(self._prepared(raw, None).input))
                 if rows[-1].shape != rows[0].shape:
                     raise BadReading("its input has another shape than the first one's")
             except BadReading as bad:
@@ -90,10 +135,41 @@ class Intake:
     def _prepared(self, raw: Raw | BadReading, key: str | None) -> Reading:
         if isinstance(raw, BadReading):
             raise raw
+        at = None if self._time is None else time_of(raw, self._time)
         try:
             input, target = self._prepare(raw)
         except BadReading:
             raise
         except Exception as error:  # of the user's file, about this one reading
-            raise BadReading(f"prepare: {type(error).__name__}: {error!s:.200}") from error
-        return Reading(input, target, key)
+            has = f"; it has {', '.join(map(repr, list(raw)[:8]))}" if isinstance(error, KeyError) else ""
+            raise BadReading(f"prepare: {type(error).__name__}: {error!s:.200}{has:.400}") from error
+        return Reading(input, target, key, at)
+
+
+def time_of(raw: Raw, name: str) -> float:
+    """A reading's own time, in seconds since 1970.
+
+    Args:
+        raw: the reading.
+        name: of the value that is its time: a text by ISO 8601, in UTC unless it says otherwise; or the seconds, milliseconds,
+            microseconds or nanoseconds since 1970, which are told apart by their size.
+
+    Raises:
+        BadReading: there is no such value, or it is no time.
+    """
+    value: Any = raw.get(name)
+    if isinstance(value, np.generic):
+        value = cast(Any, value).item()
+    if isinstance(value, str):
+        try:
+            when = datetime.fromisoformat(value.strip())
+            return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError) as error:
+            raise BadReading(f"its {name!r:.50} is no time by ISO 8601: {value!r:.50}") from error
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LATEST * max(_UNITS):
+        raise BadReading(f"it has no time: {name!r:.50} is {value!r:.50}")
+    return float(value) / next(unit for unit in _UNITS if abs(value) < _LATEST * unit)
+
+
+def _has_key(raw: Raw | BadReading) -> bool:
+    return isinstance(raw, dict) and raw.get("key") is not None

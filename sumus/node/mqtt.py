@@ -4,23 +4,31 @@
     subscription = Subscription(broker, intake, client="sumus-8c1f", told=print)
     subscription.run(over)                        until the event is set
 
-A message is a JSON reading, or a list of them, sent with QoS 1; the session outlasts the connection, so that what came while the
-node was away comes then. QoS 1 delivers at least once: what is to be kept once has a `key`. It needs the extra `mqtt`.
+A message is a JSON reading, a list of them, or a bare value, sent with QoS 1; each reading has its `topic`. The session outlasts
+the connection, so that what came while the node was away comes then. QoS 1 delivers at least once: what is to be kept once has a
+`key`. A message that the broker retains, and sends anew with each connection, is counted once. It needs the extra `mqtt`.
 """
 
+import json
 import ssl
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.node.access import read_private
-from sumus.node.formats import MOST_TEXT, read_json
+from sumus.node.batch import MOST_TEXT, Raw
+from sumus.node.formats import read_json
 from sumus.node.intake import Intake
 from sumus.node.readings import BadReading
+from sumus.storage.files import write_whole
 from sumus.text import printable
 from sumus.transport.hosts import is_loopback
 
@@ -30,13 +38,28 @@ if TYPE_CHECKING:
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds until a lost connection is tried again, at first and at most."""
 KEEP_ALIVE_S = 60
+LONGEST_VALUE = 1000
+"""Bytes of a bare value."""
+MOST_TOPICS = 100_000
+"""Topics of which the last message is remembered."""
+OFTEN, OFTEN_S = 3, 600.0
+"""So many connections that end within so many seconds are a trouble, also while another one is open."""
 
 
 @dataclass(frozen=True)
 class Broker:
-    """Where readings come from. url: mqtts://HOST[:PORT], or mqtt:// to this machine.  topics: with + and # as MQTT has them.
-    password_file: of its owner's alone.  authority: a file of certificates, PEM, that the broker's must come from; None for the
-    system's.  insecure: take mqtt:// to another machine."""
+    """Where readings come from.
+
+    Attributes:
+        url: mqtts://HOST[:PORT], or mqtt:// to this machine.
+        topics: with + and # as MQTT has them.
+        user: by which the node is known there.
+        password_file: of its owner's alone.
+        authority: a file of certificates, PEM, that the broker's must come from; None for the system's.
+        insecure: take mqtt:// to another machine.
+        certificate: a file with the certificate, PEM, that the node shows.
+        key: a file with the key of that certificate, of its owner's alone.
+    """
 
     url: str
     topics: tuple[str, ...]
@@ -44,6 +67,8 @@ class Broker:
     password_file: str | Path | None = None
     authority: str | Path | None = None
     insecure: bool = False
+    certificate: str | Path | None = None
+    key: str | Path | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -59,6 +84,10 @@ class Broker:
             raise UsageError("which topics? Give --mqtt-topic home/+/climate, several times for several")
         if self.password_file is not None and self.user is None:
             raise UsageError("a password is somebody's: give --mqtt-user too")
+        if (self.certificate is None) != (self.key is None):
+            raise UsageError("a certificate and its key belong together: give --mqtt-certificate and --mqtt-key")
+        if self.certificate is not None and parts.scheme == "mqtt":
+            raise UsageError("a certificate is shown over TLS: use mqtts://")
 
     @property
     def address(self) -> tuple[str, int]:
@@ -73,71 +102,176 @@ class Broker:
 
 
 class Subscription:
-    """A node's subscription. client: its name at the broker, by which that knows its session.  told: hears of each message.
-    refused: messages of which something was refused, so far."""
+    """A node's subscription.
+
+    Attributes:
+        messages: that came.
+        refused: messages of which something was refused.
+        ended: connections that have ended without being asked to.
+
+    Args:
+        broker: whose messages come.
+        intake: takes the readings.
+        client: the node's name at the broker, by which that knows its session.
+        told: hears of each message that is refused, and of what the broker refuses.
+        asked: a file that remembers the topics that the session was asked for; None to remember none.
+    """
 
     def __init__(
-        self, broker: Broker, intake: Intake, client: str, told: Callable[[str], None] = lambda line: None
+        self,
+        broker: Broker,
+        intake: Intake,
+        client: str,
+        told: Callable[[str], None] = lambda line: None,
+        asked: Path | None = None,
     ) -> None:
         try:
-            from paho.mqtt.client import Client
-            from paho.mqtt.enums import CallbackAPIVersion
+            from paho.mqtt.client import topic_matches_sub
         except ImportError as error:
-            raise UsageError("MQTT needs the extra: pip install 'sumus[mqtt]'") from error
-        self.refused = 0
-        self._unreached, self._unkept = "not connected yet", ""
-        self._broker, self._intake, self._told = broker, intake, told
-        self._client = Client(
-            CallbackAPIVersion.VERSION2, client, clean_session=False, manual_ack=True, reconnect_on_failure=False
+            raise UsageError("MQTT needs the extra `mqtt`") from error
+        self.messages = self.refused = self.ended = 0
+        self._unreached, self._unkept, self._last_end = "not connected yet", "", ""
+        self._denied: dict[str, str] = {}
+        self._asking: dict[int, tuple[str, ...]] = {}
+        self._ends: deque[float] = deque(maxlen=OFTEN)
+        self._broker, self._intake, self._told, self._name, self._asked = broker, intake, told, client, asked
+        self._matches, self._newest, self._answered, self._stopped = topic_matches_sub, True, True, False
+        self._secret = None if broker.password_file is None else read_private(Path(broker.password_file))
+        self._tls = _tls_of(broker) if broker.encrypted else None
+        self._client = self._new_client()
+
+    def _new_client(self) -> "Client":
+        """A client of MQTT 5, whose brokers say why they end a connection; of 3.1.1 where the broker knows no newer one."""
+        from paho.mqtt.client import Client
+        from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+        more: dict[str, Any] = {} if self._newest else {"clean_session": False}
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            self._name,
+            protocol=MQTTProtocolVersion.MQTTv5 if self._newest else MQTTProtocolVersion.MQTTv311,
+            manual_ack=True,
+            reconnect_on_failure=False,
+            **more,
         )
-        if broker.user is not None:
-            secret = broker.password_file
-            self._client.username_pw_set(broker.user, None if secret is None else read_private(Path(secret)))
-        if broker.encrypted:
-            cast(Any, self._client).tls_set_context(ssl.create_default_context(cafile=broker.authority))
-        self._client.on_connect, self._client.on_message = self._connected, self._came
-        self._client.on_disconnect = self._gone
+        if self._broker.user is not None:
+            client.username_pw_set(self._broker.user, self._secret)
+        if self._tls is not None:
+            cast(Any, client).tls_set_context(self._tls)
+        client.on_connect, client.on_message, client.on_disconnect = self._connected, self._came, self._gone
+        client.on_subscribe = self._subscribed
+        return client
 
     @property
     def trouble(self) -> str:
         """Why nothing comes, or nothing is kept; empty where all is well."""
-        return self._unkept or self._unreached
+        often = len(self._ends) == OFTEN and time.monotonic() - self._ends[0] < OFTEN_S
+        ends = (
+            f"the broker ended {OFTEN} connections within {OFTEN_S:g} s, the last one: {self._last_end}"
+            if often
+            else ""
+        )
+        return self._unkept or self._unreached or "; ".join(self._denied.values()) or ends
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For a status."""
+        return {
+            "messages": self.messages,
+            "refused": self.refused,
+            "ended": self.ended,
+            **({"last_end": printable(self._last_end)} if self._last_end else {}),
+        }
 
     def run(self, over: threading.Event) -> None:
         """Take what comes, until it is over; where the connection is lost it is tried again, each time later."""
         wait = FIRST_WAIT
         while not over.is_set():
+            self._answered = True
             try:
-                self._client.connect(*self._broker.address, keepalive=KEEP_ALIVE_S)
+                self._connect()
+                self._answered = False
                 self._client.loop_forever(retry_first_connection=False)
             except (OSError, ValueError) as error:
                 self._unreached = f"{self._broker.url} is not reached: {error}"
-            wait = min(2 * wait, LONGEST_WAIT) if self.trouble else FIRST_WAIT
+            if not (self._answered or over.is_set()):  # a broker that does not know the newest MQTT may say nothing
+                self._newest = not self._newest
+                self._client = self._new_client()
+            wait = min(2 * wait, LONGEST_WAIT) if self._unkept or self._unreached else FIRST_WAIT
             self._unreached = self._unreached or f"{self._broker.url} ended the connection"
             over.wait(wait)
 
+    def _connect(self) -> None:
+        from paho.mqtt.packettypes import PacketTypes
+        from paho.mqtt.properties import Properties
+
+        more: dict[str, Any] = {}
+        if self._newest:
+            lasting = Properties(PacketTypes.CONNECT)
+            lasting.SessionExpiryInterval = 2**32 - 1  # the session outlasts the connection, as one of 3.1.1 does
+            more = {"clean_start": False, "properties": lasting}
+        self._client.connect(*self._broker.address, keepalive=KEEP_ALIVE_S, **more)
+
     def stop(self) -> None:
         """End what `run` waits for; its event is set before."""
+        self._stopped = True
         self._client.disconnect()
 
     def _connected(self, client: "Client", data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        self._answered = True
         if reason.is_failure:
+            if self._newest and str(reason) == "Unsupported protocol version":
+                self._newest = False
+                self._client = self._new_client()
             self._unreached = f"{self._broker.url} does not let it in: {reason}"
             return
-        client.subscribe([(topic, 1) for topic in self._broker.topics])
+        for topic in self._asked_before() - set(self._broker.topics):
+            client.unsubscribe(topic)
+        if self._asked is not None:
+            write_whole(self._asked, json.dumps(self._broker.topics).encode(), private=True)
+        self._denied.clear()
+        for topic in self._broker.topics:
+            _, number = client.subscribe(topic, 1)
+            self._asking[number or 0] = (topic,)
         self._unreached = ""
 
+    def _asked_before(self) -> set[str]:
+        """Topics that the session at the broker still has."""
+        if self._asked is None or not self._asked.exists():
+            return set()
+        try:
+            return set(json.loads(self._asked.read_text()))
+        except (OSError, ValueError, TypeError):
+            return set()
+
+    def _subscribed(self, client: "Client", data: Any, number: int, reasons: Any, properties: Any) -> None:
+        topics = self._asking.pop(number, ())
+        for topic, reason in zip(topics, reasons, strict=False):
+            if reason.is_failure:
+                self._denied[topic] = printable(f"{self._broker.url} does not give the topic {topic}: {reason}")
+                self._told(self._denied[topic])
+
     def _gone(self, client: "Client", data: Any, flags: Any, reason: Any, properties: Any) -> None:
-        if reason.is_failure and not self._unreached:
-            self._unreached = f"the connection to {self._broker.url} was lost: {reason}"
+        if self._stopped or not reason.is_failure:
+            return
+        why = getattr(properties, "ReasonString", "") if properties is not None else ""
+        self._last_end = f"{reason}{f' ({why})' if why else ''}"
+        if not self._unreached:  # it had been let in
+            self.ended += 1
+            self._ends.append(time.monotonic())
+            self._unreached = f"the connection to {self._broker.url} was lost: {self._last_end}"
 
     def _came(self, client: "Client", data: Any, message: Any) -> None:
         """A message: acknowledged once it is kept, or once it is known that it cannot be, now or ever."""
+        if not any(self._matches(_filter_of(topic), message.topic) for topic in self._broker.topics):
+            client.ack(message.mid, message.qos)  # of a session that was asked for more
+            return
+        mark = sha256(message.payload).digest()
         try:
-            if len(message.payload) > MOST_TEXT:
-                raise BadReading(f"it has {len(message.payload)} bytes, and at most {MOST_TEXT} are read")
-            taken = self._intake.take(read_json(message.payload))
-            bad = "; ".join(f"reading {number}: {why}" for number, why in list(taken.refused.items())[:3])
+            if message.retain and self._last_of(message.topic) == mark:
+                client.ack(message.mid, message.qos)  # it came before, and comes with each connection
+                return
+            bad = self._take(message, mark)
         except BadReading as error:
             bad = str(error)
         except ExperimentError as error:  # the disk, say: it comes again with the next connection
@@ -145,7 +279,87 @@ class Subscription:
             client.disconnect()
             return
         self._unkept = ""
+        self.messages += 1
         if bad:
             self.refused += 1
             self._told(printable(f"{message.topic}: refused, {bad}"))
         client.ack(message.mid, message.qos)
+
+    def _take(self, message: Any, mark: bytes) -> str:
+        """Keep what a message brings, and remember it as the topic's last one; what was refused of it."""
+        now, topic = time.time(), _key_of(message.topic)
+
+        def remember(database: Connection) -> None:
+            database.execute("INSERT OR REPLACE INTO topics (topic, mark, at) VALUES (?, ?, ?)", (topic, mark, now))
+            database.execute(
+                "DELETE FROM topics WHERE topic IN (SELECT topic FROM topics ORDER BY at DESC LIMIT -1 OFFSET ?)",
+                (MOST_TOPICS,),
+            )
+
+        try:
+            raws = _readings_of(message)
+        except BadReading as bad:
+            self._intake.take([], beside=remember)
+            return str(bad)
+        taken = self._intake.take(raws, beside=remember)
+        return "; ".join(f"reading {number}: {why}" for number, why in list(taken.refused.items())[:3])
+
+    def _last_of(self, topic: str) -> bytes | None:
+        """The mark of the last message of a topic."""
+        with self._intake.readings.transaction() as database:
+            row = database.execute("SELECT mark FROM topics WHERE topic = ?", (_key_of(topic),)).fetchone()
+        return None if row is None else row[0]
+
+
+def _key_of(topic: str) -> bytes:
+    """A topic as it is remembered: also one that is no text."""
+    return topic.encode("utf-8", "surrogatepass")
+
+
+def _readings_of(message: Any) -> list[Raw | BadReading]:
+    """The readings of a message, each with its topic; a bare value is a reading with a `value`."""
+    payload: bytes = message.payload
+    if len(payload) > MOST_TEXT:
+        raise BadReading(f"it has {len(payload)} bytes, and at most {MOST_TEXT} are read")
+    if payload.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+        found = read_json(payload)
+        return [{"topic": message.topic, **each} if isinstance(each, dict) else each for each in found]
+    return [{"topic": message.topic, "value": _bare(payload)}]
+
+
+def _bare(payload: bytes) -> Any:
+    """A number, a truth value or a text, as sensors send that send one value."""
+    try:
+        text = payload.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadReading("it is neither JSON nor text in UTF-8") from error
+    if not text or len(payload) > LONGEST_VALUE:
+        raise BadReading(
+            f"it is no JSON object, and a bare value has 1 to {LONGEST_VALUE} bytes: this has {len(payload)}"
+        )
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return text
+    return value
+
+
+def _no_constant(word: str) -> Any:
+    raise BadReading(f"it is {word}, which is no value")
+
+
+def _filter_of(topic: str) -> str:
+    """The topics that a subscription is for, without the name of a group that shares it."""
+    return topic.split("/", 2)[-1] if topic.startswith("$share/") else topic
+
+
+def _tls_of(broker: Broker) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=broker.authority)
+        if broker.certificate is not None and broker.key is not None:
+            read_private(Path(broker.key))
+            context.load_cert_chain(broker.certificate, broker.key)
+    except (OSError, ssl.SSLError) as error:
+        files = ", ".join(str(each) for each in (broker.authority, broker.certificate, broker.key) if each is not None)
+        raise ExperimentError(f"the certificates for {broker.url} cannot be read ({files}): {error}") from error
+    return context

@@ -16,11 +16,12 @@ status, and the rest goes on. Predictions have a copy of the model of their own,
 import asyncio
 import secrets
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
+from time import time as wall_clock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,7 +70,8 @@ LATER_S = 3600.0
 class NodeStatus:
     """Where a node stands. readings: kept, labelled: of these, with a target; bytes of them, and the age of the oldest, in
     seconds. models: versions by task.  rounds: in which its report is in a sum.  server, phase: of its device.
-    trouble: what goes wrong now, by part: training, folder, mqtt."""
+    trouble: what goes wrong now, by part: training, folder, mqtt.  folder: what waits in the watched folder, is left alone there,
+    and was refused.  mqtt: messages that came, that were refused, and connections that ended."""
 
     readings: int
     labelled: int
@@ -80,6 +82,8 @@ class NodeStatus:
     server: str = ""
     phase: str = ""
     trouble: Mapping[str, str] = field(default_factory=dict[str, str])
+    folder: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    mqtt: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 def _quiet(said: Any) -> None:
@@ -94,7 +98,9 @@ class Node:
     prepare: a reading as it came → (input, target or None); by default its `inputs` and `target`.
     token: lets it in at the server, the first time, where the link holds none.  held_out: examples to evaluate on; else its own.
     keep_days, keep_count, keep_bytes: how much is kept; the oldest readings go first.
-    watch: a folder whose files are readings.  mqtt: a broker that sends some.
+    watch: a folder whose files are readings.  follow: its files stay where they are, and each line is taken once it has its end.
+    mqtt: a broker that sends some.
+    time: the name of the value that is a reading's own time, by which it is ordered and grows old; None for when it comes.
     listen: HOST:PORT for HTTP, port 0 for any; None for no HTTP.  access: the token that is asked for there; other machines are
     let in only with one.  tls, names: "auto", or a certificate's chain and its key, and what this machine is called.
     least: readings with a target before it takes part in rounds.
@@ -117,6 +123,8 @@ class Node:
         keep_count: int | None = None,
         keep_bytes: int | None = 2**28,
         watch: str | Path | None = None,
+        follow: bool = False,
+        time: str | None = None,
         mqtt: Broker | None = None,
         listen: str | None = "127.0.0.1:0",
         access: str | None = None,
@@ -134,7 +142,7 @@ class Node:
         say: Callable[[str], None] = _quiet,
         keys: Keys = system,
         transport: Transport | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = wall_clock,
     ) -> None:
         self._folder = Path(data).expanduser()
         self._task, self._least, self._clock, self._executor = task, least, clock, executor
@@ -161,13 +169,18 @@ class Node:
             declared = task.data if task.prepare is None else None  # else it is of what `prepare=` of the task makes
             self.readings = Readings(self._folder, declared, retention, clock)
             stack.callback(self.readings.close)
-            self._intake = Intake(self.readings, prepare)
-            self._watched = (
-                None if watch is None else Watched(Path(watch).expanduser(), self._intake, retention, now=clock)
-            )
-            self._mqtt = (
-                None if mqtt is None else Subscription(mqtt, self._intake, self._name_at_broker(), self._tell_mqtt)
-            )
+            self._intake = Intake(self.readings, prepare, time)
+            if follow and watch is None:
+                raise UsageError("follow which folder? Give watch= (--watch FOLDER) too")
+            self._watched: Watched | None = None
+            if watch is not None:
+                folder = Path(watch).expanduser()
+                self._watched = Watched(folder, self._intake, retention, now=clock, follow=follow)
+                stack.callback(self._watched.close)
+            self._mqtt: Subscription | None = None
+            if mqtt is not None:
+                asked = self._folder / "mqtt-topics"
+                self._mqtt = Subscription(mqtt, self._intake, self._name_at_broker(), self._tell_mqtt, asked)
             self._at: OnePlane | None = None
             if self._listen is not None:
                 self._at = stack.enter_context(opened_plane(self._listen, self._folder / "tls"))
@@ -180,7 +193,7 @@ class Node:
             self._closing = stack.pop_all()
         self._over, self._up = threading.Event(), threading.Event()
         self._trouble: dict[str, str] = {}
-        self._making, self._pair = threading.Lock(), tuple["Training", ...]()
+        self._making, self._pair, self._form = threading.Lock(), tuple["Training", ...](), None
         self._device: Device | None = None
         self._answering: Device | None = None
         self._threads: list[threading.Thread] = []
@@ -280,7 +293,9 @@ class Node:
         if self._mqtt is not None and self._mqtt.trouble:
             trouble["mqtt"] = printable(self._mqtt.trouble)
         oldest = None if kept.oldest is None else max(0.0, self._clock() - kept.oldest)
-        begun = NodeStatus(kept.count, kept.labelled, kept.bytes, oldest, trouble=trouble)
+        folder = {} if self._watched is None else self._watched.state.as_json()
+        mqtt = {} if self._mqtt is None else self._mqtt.state
+        begun = NodeStatus(kept.count, kept.labelled, kept.bytes, oldest, trouble=trouble, folder=folder, mqtt=mqtt)
         if (device := self._device) is None:
             return begun
         its = device.status
@@ -296,6 +311,8 @@ class Node:
             its.server,
             its.phase,
             trouble,
+            folder,
+            mqtt,
         )
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -307,7 +324,8 @@ class Node:
             while not self._over.is_set():
                 enough = self.readings.kept.labelled >= self._least
                 try:
-                    if self._device is None or works != enough:
+                    widened = bool(self._pair) and self._form != self.readings.forms.get("input")
+                    if self._device is None or works != enough or widened:
                         self._change_device(enough)
                         works = enough
                     if self._device is None:
@@ -366,7 +384,12 @@ class Node:
         from sumus.device.training import Training
 
         with self._making:
+            if self._pair and self._form != (
+                now := self.readings.forms.get("input")
+            ):  # a first whole number was not all
+                self._form, self._pair, self._answering = now, (), None
             if not self._pair and (sample := self._sample()) is not None:
+                self._form = self.readings.forms.get("input")
                 self._pair = tuple(Training(self._task, sample, self._executor) for _ in range(2))
             return self._pair
 
@@ -385,8 +408,9 @@ class Node:
 
     def _predict(self, raws: Sequence[Raw | BadReading]) -> Prediction:
         inputs = self._intake.inputs(raws)
+        pair = self._trainings()
         if self._answering is None:
-            pair, sample = self._trainings(), self._sample()
+            sample = self._sample()
             folder = self._folder / "device"
             if not pair or not (folder / "record.json").is_file():
                 raise ExperimentError("there is no model yet: it comes from the server, with the first answer")
@@ -423,7 +447,7 @@ class Node:
         """Look into the folder, let go of what is too old, and say what came."""
         said, next_let_go, next_summary = self.readings.kept.count, 0.0, 0.0
         while not self._over.wait(LOOK_S):
-            now = time.monotonic()
+            now = monotonic()
             try:
                 for seen in self._watched.look() if self._watched is not None else ():
                     self._say(f"folder: {seen.said}")
@@ -469,7 +493,7 @@ def _own_folder(folder: Path) -> None:
     """A node's own folder, its owner's alone. ExperimentError for one that holds something else."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        others = {path.name for path in folder.iterdir()} - {"device", "tls", "mqtt", "mqtt.new"}
+        others = {path.name for path in folder.iterdir()} - {"device", "tls", "mqtt", "mqtt.new", "mqtt-topics"}
         if others and not (folder / "readings.db").is_file():
             raise ExperimentError(f"{folder} holds something else, and is no node's folder: give a new one")
         folder.chmod(0o700)
@@ -498,4 +522,6 @@ def _as_json(status: NodeStatus) -> dict[str, Any]:
         "server": status.server,
         "phase": status.phase,
         "trouble": dict(status.trouble),
+        **({"folder": dict(status.folder)} if status.folder else {}),
+        **({"mqtt": dict(status.mqtt)} if status.mqtt else {}),
     }

@@ -5,16 +5,18 @@
     POST /v1/readings     one, or many: {"inputs": [1, 2], "target": 0}, a list of such, or safetensors with a row a reading
     POST /v1/labels       {"key": "kitchen/17", "target": 1}, or a list of such
     POST /predict         readings, without targets
-    GET  /status, /healthz, /readyz
+    GET  /status, /metrics, /healthz, /readyz
 
 An answer to readings comes when they are on the disk. Name and page (guard.py), token, rate and length are looked at before a
-body is read.
+body is read. A body may come in chunks, and packed by gzip. Bodies count until their request is answered, so all of them together
+are bounded; a body for which there is no room waits a while before it is read. Status and readiness wait for nothing.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import msgspec
@@ -24,11 +26,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sumus.errors import DataError, ExperimentError, TaskError
-from sumus.http.bodies import announced, let_go, source, whole
+from sumus.http.bodies import SOON, announced, let_go, source, up_to, whole
 from sumus.http.room import Shares, near
 from sumus.logs import logger
-from sumus.node.formats import MOST_TEXT, Raw, read_json, read_safetensors
+from sumus.node.batch import MOST_TEXT, Raw
+from sumus.node.formats import read_json, read_safetensors
 from sumus.node.intake import Intake, Taken
+from sumus.node.metrics import CONTENT_TYPE, exposition
+from sumus.node.packed import unpacked_gzip
 from sumus.node.readings import LONGEST_KEY, BadReading
 from sumus.operations.guard import guard, media_type, shows
 from sumus.operations.snapshot import Snapshot
@@ -39,7 +44,9 @@ LOG = logger("sumus.node")
 MOST_TENSORS = 32 * 2**20
 """Bytes of a body of safetensors; of JSON it is `MOST_TEXT`."""
 ROOM = 256 * 2**20
-"""Bytes of memory for bodies that are on their way."""
+"""Bytes of memory for bodies, from before they are read until their requests are answered."""
+ROOM_S = 10.0
+"""Seconds that a body waits for room."""
 JSON_COSTS = 16
 """Bytes of memory for one of JSON, about."""
 REQUESTS = Rate(200.0, 1000)
@@ -91,6 +98,7 @@ def plane_app(
             ("POST", "/v1/labels", plane.labels),
             ("POST", "/predict", plane.predict),
             ("GET", "/status", plane.status),
+            ("GET", "/metrics", plane.metrics),
             ("GET", "/healthz", plane.healthz),
             ("GET", "/readyz", plane.readyz),
         )
@@ -128,6 +136,8 @@ class _Plane:
         self._room, self._waiting = Shares(ROOM), 0
         self._keeping = ThreadPoolExecutor(2, thread_name_prefix="readings")
         self._predicting = ThreadPoolExecutor(1, thread_name_prefix="predictions")
+        self._looking = ThreadPoolExecutor(1, thread_name_prefix="status")
+        self._freed = asyncio.Event()
 
     async def readings(self, request: Request) -> Response:
         """Readings come."""
@@ -135,16 +145,15 @@ class _Plane:
         key = request.headers.get("idempotency-key")
         if key is not None and not (key.isprintable() and 0 < len(key) <= LONGEST_KEY - 10):
             raise Refusal(400, "malformed", f"Idempotency-Key is a text of 1 to {LONGEST_KEY - 10} letters")
-        body, kind = await self._body(request, (JSON, TENSORS))
-        taken = await self._in(self._keeping, lambda: self._intake.take(_read(body, kind), key))
+        async with self._body(request, (JSON, TENSORS)) as (body, kind):
+            taken = await self._in(self._keeping, lambda: self._intake.take(_read(body, kind), key))
         return _answer(_said(taken), 422 if taken.refused else 200)
 
     async def labels(self, request: Request) -> Response:
         """Labels come, for readings that came without."""
         self._admit(request)
-        body, _ = await self._body(request, (JSON,))
 
-        def label() -> tuple[int, dict[int, str]]:
+        def label(body: bytes) -> tuple[int, dict[int, str]]:
             refused, given = dict[int, str](), 0
             found = read_json(body)
             if len(found) > MOST_LABELS:
@@ -157,18 +166,19 @@ class _Plane:
                     refused[number] = str(bad)
             return given, refused
 
-        given, refused = await self._in(self._keeping, label)
+        async with self._body(request, (JSON,)) as (body, _):
+            given, refused = await self._in(self._keeping, lambda: label(body))
         return _answer({"labelled": given, "refused": _listed(refused)}, 422 if refused else 200)
 
     async def predict(self, request: Request) -> Response:
         """What the last model says of readings."""
         self._admit(request)
-        body, kind = await self._body(request, (JSON, TENSORS))
         if self._waiting >= WAITING:
             raise Refusal(503, "busy", "as many predictions are asked for as may wait: ask again")
         self._waiting += 1
         try:
-            found = await self._in(self._predicting, lambda: self._predict(_read(body, kind)))
+            async with self._body(request, (JSON, TENSORS)) as (body, kind):
+                found = await self._in(self._predicting, lambda: self._predict(_read(body, kind)))
         except ExperimentError as error:
             raise Refusal(503, "no_model", str(error)) from error
         finally:
@@ -178,7 +188,12 @@ class _Plane:
     async def status(self, request: Request) -> Response:
         """Where the node stands."""
         self._admit(request)
-        return _answer(await self._in(self._keeping, self._status))
+        return _answer(await self._in(self._looking, self._status))
+
+    async def metrics(self, request: Request) -> Response:
+        """The same as Prometheus reads it."""
+        self._admit(request)
+        return Response(exposition(await self._in(self._looking, self._status)), media_type=CONTENT_TYPE)
 
     async def healthz(self, request: Request) -> Response:
         """It answers."""
@@ -190,7 +205,7 @@ class _Plane:
         return _answer({"ready": ready, **({} if ready else {"why": "there is no model yet"})}, 200 if ready else 503)
 
     async def _is_ready(self) -> bool:
-        return bool((await self._in(self._keeping, self._status))["models"])
+        return bool((await self._in(self._looking, self._status))["models"])
 
     # ── what is looked at first ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -204,22 +219,58 @@ class _Plane:
         if self._requests.take(address, now) is not None:
             raise Refusal(429, "rate", "too many requests from this address: send many readings in one")
 
-    async def _body(self, request: Request, kinds: tuple[str, ...]) -> tuple[bytes, str]:
-        """A body and its kind. Where that has to be said, no page of a browser can send one unasked."""
+    @asynccontextmanager
+    async def _body(self, request: Request, kinds: tuple[str, ...]) -> AsyncGenerator[tuple[bytes, str], None]:
+        """A body and its kind, counted for as long as the block needs it. Since the kind has to be said, no page of a browser can
+        send one unasked."""
         kind = media_type(request)
         if kind not in kinds:
-            raise Refusal(415, "encoding", f"say Content-Type: {' or '.join(kinds)}, and no Content-Encoding")
-        length = announced(request, MOST_TEXT if kind == JSON else MOST_TENSORS)
-        cost, who = length * (JSON_COSTS if kind == JSON else 4), near(source(request))
-        if not self._room.take(who, cost):
-            raise Refusal(503, "busy", "no room for the body now: ask again")
+            raise Refusal(415, "encoding", f"say Content-Type: {' or '.join(kinds)}")
+        packed = request.headers.get("content-encoding", "identity").strip().lower()
+        if packed not in ("identity", "gzip"):
+            raise Refusal(415, "encoding", "bodies come as they are, or packed by gzip")
+        most, who = (MOST_TEXT if kind == JSON else MOST_TENSORS), near(source(request))
+        each = JSON_COSTS if kind == JSON else 4
+        taken = 0
+
+        def take(more: int) -> None:
+            nonlocal taken
+            if not self._room.take(who, more):
+                raise Refusal(503, "busy", f"no room for the body now: ask again in {SOON[0]:g} to {SOON[1]:g} s")
+            taken += more
+
         try:
-            return await whole(request, length), kind
+            if _chunked(request):
+                body = await up_to(request, most, lambda size: take(size * each))
+            else:
+                length = announced(request, most, packed="gzip")
+                await self._wait_for_room(who, length * each)
+                take(length * each)
+                body = await whole(request, length)
+            if packed == "gzip":
+                take(most)
+                body = await self._in(self._keeping, lambda body=body: unpacked_gzip(body, most))
+                take(len(body) * each)
+            yield body, kind
         finally:
-            self._room.give(who, cost)
+            self._room.give(who, taken)
+            self._freed.set()
+
+    async def _wait_for_room(self, who: str, cost: int) -> None:
+        try:
+            async with asyncio.timeout(ROOM_S):
+                while not self._room.may(who, cost):
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            pass  # it is refused where it asks for room
 
     async def _in(self, pool: ThreadPoolExecutor, what: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(pool, what)
+
+
+def _chunked(request: Request) -> bool:
+    return "content-length" not in request.headers and "chunked" in request.headers.get("transfer-encoding", "").lower()
 
 
 def _read(body: bytes, kind: str) -> list[Raw | BadReading]:

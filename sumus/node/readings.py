@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -36,14 +36,26 @@ DAY = 86400.0
 _SIZE = f"(length(input) + coalesce(length(target), 0) + coalesce(length(CAST(key AS BLOB)), 0) + {OVERHEAD})"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS readings (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, key TEXT UNIQUE, input BLOB NOT NULL, target BLOB
+    number INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, key TEXT UNIQUE, input BLOB NOT NULL, target BLOB, came BLOB
 );
 CREATE INDEX IF NOT EXISTS by_time ON readings (at);
 CREATE TABLE IF NOT EXISTS forms (what TEXT PRIMARY KEY, form TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS files (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, inode TEXT NOT NULL, offset INTEGER NOT NULL, mark BLOB NOT NULL,
+    size INTEGER NOT NULL, changed INTEGER NOT NULL, head BLOB NOT NULL, decimal TEXT NOT NULL, separator TEXT NOT NULL,
+    half TEXT NOT NULL, at REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS topics (topic TEXT PRIMARY KEY, mark BLOB NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS moved (
+    place TEXT PRIMARY KEY, inode TEXT NOT NULL, size INTEGER NOT NULL, changed INTEGER NOT NULL, at REAL NOT NULL
+);
 """
+_COLUMNS_SINCE = {"came": "BLOB"}
+"""Columns of readings that files of earlier releases have not. came: the target that came with the reading itself."""
 
-Became: TypeAlias = Literal["kept", "labelled", "again"]
-"""What became of a reading: kept; here already without its target, which it now has; here already."""
+Became: TypeAlias = Literal["kept", "labelled", "again", "other input", "other target"]
+"""What became of a reading: kept; here already without its target, which it now has; here already; not kept, since its key is
+here with another input, or with another target."""
 
 
 class BadReading(UsageError):
@@ -52,17 +64,25 @@ class BadReading(UsageError):
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One example. input, target: arrays, or numbers; None for a target that is not known yet.  key: under which it is kept once,
-    however often it comes; None for one that is new each time."""
+    """One example.
+
+    Attributes:
+        input: an array, or numbers.
+        target: an array, or numbers; None if it is not known yet.
+        key: under which the reading is kept once, however often it comes; None for one that is new each time.
+        at: when the reading was made, in seconds since 1970; None for when it comes.
+    """
 
     input: Any
     target: Any = None
     key: str | None = None
+    at: float | None = None
 
 
 @dataclass(frozen=True)
 class Retention:
-    """How much is kept: by age since it came, in days, by number, and by bytes. The oldest go first; None for without end."""
+    """How much is kept: by age in days, by number, and by bytes. The oldest go first; None for without end. A reading's age
+    counts from its own time, if it brings one, else from when it came."""
 
     days: float | None = None
     count: int | None = None
@@ -80,7 +100,7 @@ USUAL = Retention()
 
 @dataclass(frozen=True)
 class Kept:
-    """What there is. labelled: of these, with a target.  oldest: when it came, in seconds since 1970."""
+    """What there is. labelled: of these, with a target.  oldest: its time, in seconds since 1970."""
 
     count: int = 0
     labelled: int = 0
@@ -104,14 +124,30 @@ class Form:
         with np.errstate(over="ignore", invalid="ignore"):
             fitted = array.astype(self.dtype)
         if fitted.dtype.kind == "f":
+            if array.dtype.kind in "iu" and not (fitted.astype(np.longdouble) == array).all():
+                raise BadReading(
+                    f"its {what} holds a whole number that {self.dtype} rounds: make it smaller, in `prepare`"
+                )
             if not np.isfinite(fitted).all():
                 at = [int(axis[0]) for axis in np.nonzero(~np.isfinite(fitted))] if fitted.ndim else []
                 raise BadReading(f"its {what} holds a NaN or an infinity{f' at {at}' if at else ''}")
         elif not (fitted == array).all():
-            raise BadReading(f"its {what} is no {self.dtype}: {array.dtype} with other values")
+            raise BadReading(
+                f"its {what} is no {self.dtype}: {array.dtype} with other values; data= of the task says which type it has"
+            )
         if self.classes is not None and bool(((fitted != IGNORED) & ((fitted < 0) | (fitted >= self.classes))).any()):
             raise BadReading(f"its {what} is no class from 0 to {self.classes - 1}")
         return fitted
+
+    def widened(self, value: Any) -> "Form":
+        """The form that also holds a value of another dtype, where this one came from the values so far: a first whole number
+        does not make all of them whole."""
+        array = _array(value, "input")
+        if array.shape != self.shape or self.dtype == "float32":
+            return self
+        if array.dtype.kind == "f":
+            return Form(self.shape, "float32")
+        return self if bool((array.astype(self.dtype) == array).all()) else Form(self.shape, "int64")
 
     @staticmethod
     def of(value: Any, what: str) -> "Form":
@@ -163,8 +199,9 @@ class Readings:
         self._clock, self._lock, self._path = clock, threading.Lock(), Path(folder) / FILE
         self._database = self._opened()
         try:
+            self._kept = self._shown = self._counted()
+            self._declared = frozenset(forms_of(data))
             self._forms = self._same_forms(forms_of(data))
-            self._kept = self._counted()
             self.let_go()
         except BaseException:
             self._database.close()
@@ -181,48 +218,117 @@ class Readings:
             forms, fitted = dict(self._forms), dict[str, Array]()
             for what, value in (("input", reading.input), ("target", reading.target)):
                 if value is not None:
-                    forms.setdefault(what, Form.of(value, what))
+                    forms[what] = self._form(what, value)
                     fitted[what] = forms[what].fit(value, what)
             if "input" not in fitted:
                 raise BadReading("it has no input")
             size, most = sum(array.nbytes for array in fitted.values()) + OVERHEAD, self.retention.bytes
             if most is not None and size > most:
                 raise BadReading(f"it has {size} bytes, and {most} are kept here altogether")
+            now, days = self._clock(), self.retention.days
+            if reading.at is not None and days is not None and reading.at < now - days * DAY:
+                raise BadReading(
+                    f"its time is {(now - reading.at) / DAY:.1f} days ago, and readings of {days:g} days are kept"
+                )
+            if forms["input"] != self._forms.get("input", forms["input"]):
+                self._convert("input", forms["input"])
             self._forms = forms
-        return Reading(fitted["input"], fitted.get("target"), reading.key)
+        return Reading(fitted["input"], fitted.get("target"), reading.key, reading.at)
+
+    def _form(self, what: str, value: Any) -> Form:
+        form = self._forms.get(what) or Form.of(value, what)
+        return form.widened(value) if what == "input" and what not in self._declared else form
+
+    def _convert(self, what: Literal["input"], form: Form) -> None:
+        """Write what is kept in another dtype, which holds the same values."""
+        before = self._forms[what]
+        with self._transaction() as database:
+            for number, body in database.execute("SELECT number, input FROM readings").fetchall():
+                values = form.fit(np.frombuffer(body, before.dtype).reshape(before.shape), what)
+                database.execute("UPDATE readings SET input = ? WHERE number = ?", (values.tobytes(), number))
+            database.execute(
+                "INSERT OR REPLACE INTO forms (what, form) VALUES (?, ?)", (what, msgspec.json.encode(form).decode())
+            )
+            self._kept = self._counted()
+        self._forms = {**self._forms, what: form}
 
     def shaped(self, input: Any) -> Array:
         """An input in the form of what is kept here, as far as that is known. BadReading for what does not fit."""
-        return (self._forms.get("input") or Form.of(input, "input")).fit(input, "input")
+        return self._form("input", input).fit(input, "input")
 
-    def keep(self, readings: Sequence[Reading]) -> list[Became]:
+    def keep(
+        self, readings: Sequence[Reading], beside: Callable[[sqlite3.Connection], None] | None = None
+    ) -> list[Became]:
         """Keep readings that `fit`: all or, where it raises, none; on the disk when it returns. What became of each.
 
         The first target that comes for a key counts; `label` sets another. What is too much then goes with the same step.
+
+        Args:
+            readings: that `fit` gave.
+            beside: writes what is to be remembered with them, in the same step.
         """
         became: list[Became] = []
         with self._lock, self._transaction() as database:
-            at = self._clock()
+            now = self._clock()
             for reading in readings:
-                input, target = reading.input.tobytes(), None if reading.target is None else reading.target.tobytes()
+                input, target = self._bytes("input", reading.input), self._bytes("target", reading.target)
+                at = now if reading.at is None else min(reading.at, now)
                 row = database.execute(
-                    "INSERT OR IGNORE INTO readings (at, key, input, target) VALUES (?, ?, ?, ?)",
-                    (at, reading.key, input, target),
+                    "INSERT OR IGNORE INTO readings (at, key, input, target, came) VALUES (?, ?, ?, ?, ?)",
+                    (at, reading.key, input, target, target),
                 )
                 if row.rowcount:
                     became.append("kept")
                     key = len((reading.key or "").encode())
-                    self._count(1, target is not None, len(input) + len(target or b"") + key + OVERHEAD)
+                    self._count(1, target is not None, len(input or b"") + len(target or b"") + key + OVERHEAD)
                 else:
-                    labels = database.execute(
-                        "UPDATE readings SET target = ? WHERE key = ? AND target IS NULL AND ? IS NOT NULL",
-                        (target, reading.key, target),
-                    )
-                    became.append("labelled" if labels.rowcount else "again")
-                    self._count(0, labels.rowcount, len(target or b"") * labels.rowcount)
+                    became.append(self._again(database, reading.key or "", input, target))
             self._keep_forms(database)
-            self._let_go(database, at)
+            self._let_go(database, now)
+            if beside is not None:
+                beside(database)
         return became
+
+    def _bytes(self, what: str, array: Array | None) -> bytes | None:
+        """As it is kept: in the dtype of now, since a reading after it may have widened that."""
+        return None if array is None else array.astype(self._forms[what].dtype).tobytes()
+
+    def _again(self, database: sqlite3.Connection, key: str, input: bytes | None, target: bytes | None) -> Became:
+        """What becomes of a reading whose key is here."""
+        same, before, came = database.execute(
+            "SELECT input = ?, target, came FROM readings WHERE key = ?", (input, key)
+        ).fetchone()
+        if not same:
+            return "other input"
+        if target is None or (before is not None and target in (before, came)):
+            return "again"
+        if before is not None:
+            return "other target"
+        database.execute("UPDATE readings SET target = ?, came = ? WHERE key = ?", (target, target, key))
+        self._count(0, 1, len(target))
+        return "labelled"
+
+    def withdraw(self, keys: Sequence[str]) -> None:
+        """Delete readings by their keys: of a line that was read before it was whole."""
+        with self._lock, self._transaction() as database:
+            database.executemany("DELETE FROM readings WHERE key = ?", [(key,) for key in keys])
+            self._kept = self._counted()
+
+    def has(self, key: str) -> bool:
+        """Whether there is a reading under a key."""
+        with self._lock, self._reading():
+            return self._database.execute("SELECT 1 FROM readings WHERE key = ?", (key,)).fetchone() is not None
+
+    def rows(self, table: str) -> list[Any]:
+        """All rows of a table that a node keeps in this file, by their time."""
+        with self._lock, self._reading():
+            return self._database.execute(f"SELECT * FROM {table} ORDER BY at").fetchall()
+
+    @contextmanager
+    def transaction(self) -> Generator[sqlite3.Connection, None, None]:
+        """The database, for what else a node keeps in this file: all of it or nothing."""
+        with self._lock, self._transaction() as database:
+            yield database
 
     def label(self, key: str, target: Any) -> bool:
         """Give a reading its target, or another one; whether there is such a reading. On the disk when it returns."""
@@ -256,7 +362,9 @@ class Readings:
                 np.empty((self._kept.labelled, *self._forms[what].shape), self._forms[what].dtype)
                 for what in ("input", "target")
             )
-            rows = self._database.execute("SELECT input, target FROM readings WHERE target IS NOT NULL ORDER BY number")
+            rows = self._database.execute(
+                "SELECT input, target FROM readings WHERE target IS NOT NULL ORDER BY at, number"
+            )
             for number, (input, target) in enumerate(rows):
                 inputs[number] = np.frombuffer(input, inputs.dtype).reshape(inputs.shape[1:])
                 targets[number] = np.frombuffer(target, targets.dtype).reshape(targets.shape[1:])
@@ -264,10 +372,8 @@ class Readings:
 
     @property
     def kept(self) -> Kept:
-        """How much there is."""
-        with self._lock, self._reading():
-            oldest = self._database.execute("SELECT at FROM readings ORDER BY number LIMIT 1").fetchone()
-            return Kept(self._kept.count, self._kept.labelled, self._kept.bytes, oldest[0] if oldest else None)
+        """How much there is. It waits for nothing, whatever is being kept or read."""
+        return self._shown
 
     @property
     def forms(self) -> dict[str, Form]:
@@ -303,6 +409,10 @@ class Readings:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             database.executescript(_TABLES)
+            there = {row[1] for row in database.execute("PRAGMA table_info(readings)")}
+            for column, kind in _COLUMNS_SINCE.items():
+                if column not in there:
+                    database.execute(f"ALTER TABLE readings ADD COLUMN {column} {kind}")
             free, pages = (
                 database.execute(f"PRAGMA {what}").fetchone()[0] for what in ("freelist_count", "page_count")
             )
@@ -324,7 +434,9 @@ class Readings:
         try:
             self._database.execute("BEGIN IMMEDIATE")
             yield self._database
+            oldest = self._database.execute("SELECT min(at) FROM readings").fetchone()[0]
             self._database.execute("COMMIT")
+            self._shown = replace(self._kept, oldest=oldest)
         except BaseException as error:
             self._kept, self._forms = kept, forms
             with suppress(sqlite3.Error):  # where it was rolled back already
@@ -345,8 +457,17 @@ class Readings:
     def _same_forms(self, declared: dict[str, Form]) -> dict[str, Form]:
         rows = self._database.execute("SELECT what, form FROM forms").fetchall()
         found = {what: msgspec.json.decode(form, type=Form) for what, form in rows}
+        self._forms = found
         for what, form in declared.items():
             before = found.get(what, form)
+            if (
+                what == "input"
+                and before.shape == form.shape
+                and before.widened(np.zeros(form.shape, form.dtype)) == form
+            ):
+                if before != form:
+                    self._convert(what, form)
+                continue
             if (before.shape, before.dtype) != (form.shape, form.dtype):
                 raise ExperimentError(
                     f"the {what}s in {self._path} are {before.dtype}{list(before.shape)}, and the task's are "
@@ -380,7 +501,7 @@ class Readings:
             database.executemany("DELETE FROM readings WHERE number = ?", gone)
             gone = []
         if self._kept.count > most or self._kept.bytes > bytes:
-            for number, labelled, size in database.execute(f"{columns} ORDER BY number"):
+            for number, labelled, size in database.execute(f"{columns} ORDER BY at, number"):
                 if self._kept.count <= most and self._kept.bytes <= bytes:
                     break
                 self._count(-1, -labelled, -size)

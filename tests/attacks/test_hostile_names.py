@@ -112,7 +112,7 @@ def test_a_member_of_an_archive(tmp_path: Path, readings: Readings) -> None:
 def test_a_topic_of_a_broker(readings: Readings) -> None:
     said: list[str] = []
     subscription = Subscription(Broker("mqtt://127.0.0.1:1", ("#",)), Intake(readings), "node", said.append)
-    message = SimpleNamespace(topic=EVIL, payload=b'{"kitchen\\u001b[2J": 1}', mid=1, qos=1)
+    message = SimpleNamespace(topic=EVIL, payload=b'{"kitchen\\u001b[2J": 1}', mid=1, qos=1, retain=False)
     client: Any = SimpleNamespace(ack=lambda *of: None)
     subscription._came(client, None, message)  # pyright: ignore[reportPrivateUsage]
     message.topic = PLAIN

@@ -100,6 +100,11 @@ class Broker:
         while True:
             kind, body = _read(client)
             with self._changed:
+                if (
+                    kind == CONNECT and body[6] != 4
+                ):  # of MQTT 3.1.1: another version is answered as the standard has it
+                    client.sendall(_packet(CONNACK, 0, bytes([0, 1])))
+                    return
                 if kind == CONNECT:
                     words: deque[bytes] = deque()
                     flags, rest = body[7], body[10:]
@@ -115,7 +120,7 @@ class Broker:
                     self._socket, self._here = client, set()
                     self._deliver_all(client if self.topics else None)
                 elif kind == SUBSCRIBE:
-                    self.topics, at = [], 2
+                    at = 2
                     while at < len(body):
                         size = struct.unpack(">H", body[at : at + 2])[0]
                         self.topics.append((body[at + 2 : at + 2 + size].decode(), body[at + 2 + size]))

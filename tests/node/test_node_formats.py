@@ -12,13 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sumus.node import formats
+from sumus.node.batch import MOST_BYTES, MOST_READINGS, MOST_TEXT, Batch
 from sumus.node.formats import (
     LONGEST_HEADER,
-    MOST_BYTES,
-    MOST_READINGS,
-    MOST_TEXT,
-    Batch,
     is_whole,
     read_file,
     read_json,
@@ -114,8 +110,8 @@ def test_a_bad_reading_is_said_by_its_number() -> None:
     assert whats_wrong(lines)[3] == "a reading is a JSON object, with values by name"
     rows = read_file("a.csv", b"x,y\n1,2\n1\n1,2,3\n")
     assert whats_wrong(rows) == {
-        1: "it has 1 values, and the first line 2 names",
-        2: "it has 3 values, and the first line 2 names",
+        1: "it has 1 values, and the line of names 2",
+        2: "it has 3 values, and the line of names 2",
     }
 
 
@@ -156,12 +152,10 @@ class Pwned:
         ("a.npz", npz(x=np.float32(1)), "do not have one row a reading each: {'x': -1}"),
         ("a.npz", npz(x=np.zeros(2), y=np.zeros(3)), "do not have one row a reading each"),
         ("a.npz", npz(x=np.zeros(MOST_READINGS + 1, np.uint8)), f"give 1 to {MOST_READINGS}"),
-        ("a.csv", b"", "no list of names"),
-        ("a.csv", b"a, a\n1,2\n", "no list of names, each once"),
-        ("a.csv", b"a,b\n", "there is no reading in it"),
-        ("a.csv", b"a\n\xff\n", "no CSV file"),
-        ("a.csv", b'a\n"' + b"x" * 200_000 + b'"\n', "no CSV file"),
-        ("a.csv", b"a\n" + b"1\n" * (MOST_READINGS + 2), f"and {MOST_READINGS} readings, are read: split it"),
+        ("a.csv", b"", "there is nothing in it"),
+        ("a.csv", b"a, a\n1,2\n", "line 1 names the columns, and 'a' is there twice"),
+        ("a.csv", b"a\n\xff\n", "it is not UTF-8: line 2 has the byte 0xff"),
+        ("a.csv", b"a\n" + b"1\n" * (MOST_READINGS + 200), f"and {MOST_READINGS} readings, are read: split it"),
         ("a.json", b" \n", "there is no reading in it"),
         ("a.json", b" " * (MOST_TEXT + 1), f"at most {MOST_TEXT}"),
     ],
@@ -220,7 +214,7 @@ def test_any_bytes_are_read_or_refused(body: bytes, name: str, more: bytes) -> N
             batch = read_file(name, tried)
         except BadReading:
             continue
-        assert len(batch.found) >= 1
+        assert len(batch.found) >= (name != "a.csv"), "names alone are a table without rows"
 
 
 def test_whole_files_end_as_such() -> None:
@@ -250,13 +244,13 @@ def test_a_users_file_makes_an_example_of_what_came(readings: Readings) -> None:
     taken = intake.take(read_file("a.csv", b"t,u,felt,key\n200,5,warm,a\n100,4,,b\n100,4,hot,c\nx,1,cold,d\n").found)
     assert (taken.kept, taken.labelled, taken.again) == (2, 0, 0)
     assert taken.refused == {
-        2: "prepare: KeyError: 'hot'",
+        2: "prepare: KeyError: 'hot'; it has 't', 'u', 'felt', 'key'",
         3: "prepare: TypeError: unsupported operand type(s) for /: 'str' and 'int'",
     }
     assert readings.examples()[0].tolist() == [[20, 5]]
     assert intake.take([{"t": 100, "u": 4, "felt": "cold", "key": "b"}]).labelled == 1
     assert intake.inputs([{"t": 50, "u": 2}]).tolist() == [[5, 2]]
-    with pytest.raises(BadReading, match="reading 1: prepare: KeyError: 'u'"):
+    with pytest.raises(BadReading, match="reading 1: prepare: KeyError: 'u'; it has 't'"):
         intake.inputs([{"t": 50, "u": 2}, {"t": 50}])
 
 
@@ -296,7 +290,3 @@ def test_a_label_is_for_a_reading(label: Any, why: str, readings: Readings) -> N
 def test_inputs_of_many_shapes_are_none(readings: Readings) -> None:
     with pytest.raises(BadReading, match="reading 1: its input has another shape"):
         Intake(readings).inputs([{"inputs": [1]}, {"inputs": [1, 2]}])
-
-
-def test_the_endings_are_those_that_are_read() -> None:
-    assert set(formats.SUFFIXES) == {".npz", ".csv", ".jsonl", ".ndjson", ".json"}

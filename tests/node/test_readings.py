@@ -60,9 +60,10 @@ def test_what_is_kept_comes_back_oldest_first_also_from_the_next_process(tmp_pat
 def test_a_key_is_kept_once(tmp_path: Path) -> None:
     with Readings(tmp_path) as readings:
         assert kept(readings, reading(1, 0, "a"), reading(2, 0, "a"), reading(3, 0), reading(3, 0)) == [
-            "kept", "again", "kept", "kept",
+            "kept", "other input", "kept", "kept",
         ]  # fmt: skip
-        assert kept(readings, reading(9, 0, "a")) == ["again"]
+        assert kept(readings, reading(1, 0, "a"), reading(1, None, "a")) == ["again", "again"]
+        assert kept(readings, reading(9, 0, "a"), reading(1, 1, "a")) == ["other input", "other target"]
         assert first(readings) == [1, 3, 3]
 
 
@@ -72,10 +73,12 @@ def test_a_label_may_come_later_or_with_the_reading_again_or_be_corrected(tmp_pa
         assert readings.kept.labelled == 0
         assert first(readings) == []
         assert readings.label("b", 2)
-        assert kept(readings, reading(8, 1, "a")) == ["labelled"]
-        assert kept(readings, reading(8, 0, "a")) == ["again"], "the first target that comes for a key counts"
+        assert kept(readings, reading(8, 1, "a")) == ["other input"]
+        assert kept(readings, reading(1, 1, "a")) == ["labelled"]
+        assert kept(readings, reading(1, 0, "a")) == ["other target"], "the first target that comes for a key counts"
         assert readings.examples()[1].tolist() == [1, 2]
         assert readings.label("a", 0), "but a correction counts"
+        assert kept(readings, reading(1, 1, "a")) == ["again"], "as it came before the correction"
         assert not readings.label("c", 0)
         assert readings.examples()[1].tolist() == [0, 2]
         assert (readings.kept.count, readings.kept.labelled) == (3, 2)
@@ -84,6 +87,71 @@ def test_a_label_may_come_later_or_with_the_reading_again_or_be_corrected(tmp_pa
         before = readings.kept
     with Readings(tmp_path) as readings:
         assert readings.kept == before
+
+
+def test_a_first_whole_number_fixes_no_type(tmp_path: Path) -> None:
+    """A sensor that says 21, and then 21.5."""
+    with Readings(tmp_path) as readings:
+        assert kept(readings, Reading([21, 40], 0, "a")) == ["kept"]
+        assert kept(readings, Reading([21, 41], 1), Reading([21.5, 41], 1)) == ["kept", "kept"]
+        assert readings.examples()[0].tolist() == [[21, 40], [21, 41], [21.5, 41]]
+        assert readings.forms["input"].dtype == "float32"
+        assert kept(readings, Reading([21, 40], 0, "a")) == ["again"]
+        before = readings.kept
+    with Readings(tmp_path) as readings:
+        assert readings.kept == before
+        assert readings.shaped([22, 0.5]).tolist() == [22, 0.5]
+        with pytest.raises(BadReading, match="whole number that float32 rounds"):
+            readings.fit(Reading([2**24 + 1, 0], 0))
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([[True], [2]], "int64"),
+        ([[True], [0.5]], "float32"),
+        ([np.ones(1, np.uint8), [300]], "int64"),
+        ([np.ones(1, np.uint8), [3]], "uint8"),
+        ([[1], [2]], "int64"),
+    ],
+)
+def test_inputs_have_the_type_that_holds_all_of_them(values: Any, dtype: str, tmp_path: Path) -> None:
+    with Readings(tmp_path) as readings:
+        kept(readings, *(Reading(value, 0) for value in values))
+        inputs = readings.examples()[0]
+        assert inputs.dtype == dtype
+        assert inputs.tolist() == [np.asarray(value).tolist() for value in values]
+
+
+def test_a_task_that_declares_floats_takes_the_whole_numbers_that_were_kept_before(tmp_path: Path) -> None:
+    with Readings(tmp_path) as readings:
+        kept(readings, Reading([21, 40], 0))
+    with Readings(tmp_path, PAIR) as readings:
+        assert readings.examples()[0].dtype == np.float32
+        assert readings.examples()[0].tolist() == [[21, 40]]
+
+
+def test_a_reading_may_bring_its_own_time(tmp_path: Path) -> None:
+    clock = Clock()
+    with Readings(tmp_path, retention=Retention(days=2, count=3), clock=clock) as readings:
+        kept(readings, *(Reading([n], n, at=clock.now - n * 1000.0) for n in (1, 3, 2)))
+        assert readings.examples()[1].tolist() == [3, 2, 1], "the oldest first"
+        assert readings.kept.oldest == clock.now - 3000
+        kept(readings, Reading([4], 4, at=clock.now + 5000.0))
+        assert readings.examples()[1].tolist() == [2, 1, 4], "the oldest goes first"
+        with pytest.raises(BadReading, match="its time is 3.0 days ago, and readings of 2 days are kept"):
+            readings.fit(Reading([5], 5, at=clock.now - 3 * DAY))
+        clock.now += 2 * DAY - 1500
+        assert readings.examples()[1].tolist() == [1, 4], "the future is as old as now"
+
+
+def test_a_file_of_the_release_before_is_read(tmp_path: Path) -> None:
+    with Readings(tmp_path) as readings:
+        kept(readings, reading(1, 2, "a"))
+        database: sqlite3.Connection = vars(readings)["_database"]
+        database.execute("ALTER TABLE readings DROP COLUMN came")
+    with Readings(tmp_path) as readings:
+        assert kept(readings, reading(1, 2, "a"), reading(1, 1, "a")) == ["again", "other target"]
 
 
 def test_without_a_target_there_is_nothing_to_train_on(tmp_path: Path) -> None:
@@ -275,7 +343,7 @@ class Crashing(RuleBasedStateMachine):
         return Readings(self.folder, retention=self.retention, clock=self.clock)
 
     batches = st.lists(
-        st.tuples(st.integers(0, 999), st.none() | st.integers(0, 9), st.none() | st.sampled_from("abcd")), max_size=4
+        st.tuples(st.integers(0, 3), st.none() | st.integers(0, 9), st.none() | st.sampled_from("abcd")), max_size=4
     )
 
     def kept_in(self, model: list[Any], batch: list[Any]) -> list[Any]:
@@ -285,7 +353,7 @@ class Crashing(RuleBasedStateMachine):
             at = next((n for n, row in enumerate(model) if key is not None and row[2] == key), None)
             if at is None:
                 model.append((number, target, key, self.clock.now))
-            elif model[at][1] is None:
+            elif model[at][1] is None and model[at][0] == number:
                 model[at] = (model[at][0], target, *model[at][2:])
         return self.left_of(model)
 

@@ -112,8 +112,8 @@ def test_what_is_refused_lies_there_with_the_reason_and_can_be_put_back(folder: 
     refused = folder.path / "refused"
     assert (refused / "a.jsonl").read_bytes() == b'{"inputs": [5, null]}\n{"x": 1}\n'
     assert (refused / "a.jsonl.reason").read_text() == (
-        "reading 2: its input is no array of numbers: it has the dtype object\n"
-        "reading 4: it has no 'inputs', but 'x': send inputs, or define `prepare(reading)`\n"
+        "line 3: its input is no array of numbers: it has the dtype object\n"
+        "line 5: it has no 'inputs', but 'x': send inputs, or define `prepare(reading)`\n"
     )
     assert folder.files("done") == ["a.jsonl"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in refused.iterdir()} == {0o600}
@@ -127,9 +127,13 @@ def test_what_is_refused_lies_there_with_the_reason_and_can_be_put_back(folder: 
 
 def test_a_file_that_is_none_is_refused_whole(folder: Folder) -> None:
     folder.put("a.csv", b"a,a\n1,2\n")
-    assert folder.taken() == ["a.csv: refused, its first line is no list of names, each once"]
+    assert folder.taken() == [
+        "a.csv: refused, line 1 names the columns, and 'a' is there twice: give each column its own name"
+    ]
     assert (folder.path / "refused" / "a.csv").read_bytes() == b"a,a\n1,2\n"
-    assert (folder.path / "refused" / "a.csv.reason").read_text() == "its first line is no list of names, each once\n"
+    assert (
+        (folder.path / "refused" / "a.csv.reason").read_text().startswith("line 1 names the columns, and 'a' is there")
+    )
 
 
 def test_one_that_is_too_large_is_not_read(folder: Folder) -> None:
@@ -148,7 +152,7 @@ def test_after_a_crash_before_the_move_it_is_not_kept_twice(folder: Folder) -> N
     (folder.path / "done" / "a.jsonl").unlink()
     os.link(before, file)  # the move is undone: the same file lies there again
     folder.begin()
-    assert folder.taken() == ["a.jsonl: 2 here already"]
+    assert folder.taken() == ["a.jsonl: nothing new"]
     assert folder.readings.kept.count == 2
 
 
@@ -185,12 +189,50 @@ def test_where_nothing_can_be_kept_the_file_stays(folder: Folder) -> None:
     assert folder.look(1.0) == ["a.jsonl: 2 kept"]
 
 
-def test_what_is_done_goes_as_readings_do(tmp_path: Path) -> None:
+def test_what_is_done_goes_by_when_the_node_put_it_there(tmp_path: Path) -> None:
     folder = Folder(tmp_path, days=2, bytes=2 * len(LINES))
     for number in range(4):
-        os.utime(folder.put(f"{number}.jsonl", LINES), (2e9 - number * DAY, 2e9 - number * DAY))
-    assert len(folder.taken()) == 4
-    assert folder.files("done") == ["0.jsonl", "1.jsonl"]
+        os.utime(folder.put(f"{number}.jsonl", LINES), (1e9, 1e9))  # years ago
+        assert len(folder.taken()) == 1
+        folder.today.now += 0.9 * DAY
+    assert folder.files("done") == ["2.jsonl", "3.jsonl"]
+    folder.today.now += 1.0 * DAY
+    folder.look(60.0)
+    assert folder.files("done") == ["3.jsonl"], "also when nothing comes"
+    folder.readings.close()
+
+
+def test_retention_deletes_nothing_that_somebody_else_put_there(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, days=2, bytes=10)
+    for place in ("done", "refused"):
+        os.utime(folder.put(f"{place}/holiday.mp4", b"x" * 1000), (1e9, 1e9))
+    folder.put("a.jsonl", LINES)
+    folder.put("b.csv", b"a,a\n1,2\n")
+    folder.put("c.jsonl", LINES)
+    folder.look()
+    folder.path.joinpath("done/c.jsonl").write_bytes(b"of somebody else")
+    folder.look(SETTLED_S)
+    edited = folder.path / "refused" / "b.csv"
+    folder.today.now += 3 * DAY
+    folder.begin()
+    folder.look(60.0)
+    assert folder.files("done") == ["c.jsonl", "holiday.mp4"]
+    assert folder.files("refused") == ["holiday.mp4"]
+    edited.write_bytes(b"the only copy")
+    folder.today.now += 3 * DAY
+    folder.look(60.0)
+    assert edited.exists()
+    folder.readings.close()
+
+
+def test_what_is_mended_in_refused_is_somebodys(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, days=2)
+    folder.put("b.csv", b"a,a\n1,2\n")
+    folder.taken()
+    (folder.path / "refused" / "b.csv").write_bytes(b"a,b\n1,2\n")
+    folder.today.now += 3 * DAY
+    folder.look(60.0)
+    assert folder.files("refused") == ["b.csv"]
     folder.readings.close()
 
 

@@ -98,6 +98,7 @@ def seeds() -> Mapping[str, bytes]:
         "deep": {"inputs": json_of_depth(70)},
     }
     found = {name: msgspec.json.encode(value) for name, value in readings.items()}
+    found |= {"bare": b"21.5", "word": b"ON", "no-value": b"NaN", "long-word": b"x" * 1001}
     return found | {"empty": b"", "no-json": b"\xff", "too-long": b" " * (8 * 2**20 + 1)}
 
 
@@ -114,9 +115,9 @@ TARGET = Target(
     check,
     seeds,
     {
-        "sumus.node.mqtt": ("Subscription._came",),
-        "sumus.node.intake": ("as_it_came", "Intake"),
-        "sumus.node.readings": ("Form.fit", "Form.of", "_array", "Readings.fit", "Readings.shaped", "Readings.label"),
+        "sumus.node.mqtt": ("Subscription._take", "_readings_of", "_bare"),
+        "sumus.node.intake": ("as_it_came", "Intake.label"),
+        "sumus.node.readings": ("Form.fit", "Form.of", "_array", "Readings.shaped", "Readings.label"),
     },
     (b'{"inputs":[1,2]}', b'"target":', b'"key":', b"[[", b"1e300", b"null", b"true", b"9" * 20, b"-100"),
 )

@@ -81,7 +81,7 @@ TARGET = Target(
     "npz",
     check,
     seeds,
-    {"sumus.node.formats": ("is_whole", "read_npz", "rows_of")},
+    {"sumus.node.formats": ("read_npz", "rows_of")},
     (
         b"PK\x01\x02",
         b"PK\x03\x04",

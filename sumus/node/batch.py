@@ -1,0 +1,89 @@
+"""The readings of one file or one body, and the limits that hold for all of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from sumus.node.readings import BadReading
+
+Raw: TypeAlias = Mapping[str, Any]
+"""A reading as it came: values by name."""
+
+MOST_READINGS = 100_000
+"""In one file or one body."""
+MOST_BYTES = 64 * 2**20
+"""Of a file, as it is and unpacked."""
+MOST_TEXT = 8 * 2**20
+"""Of a file of text, or a body of JSON: in memory it is many times that."""
+
+
+class NothingYet(BadReading):
+    """A file in which nothing can be read so far, and something may follow."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a file of text says once, for all of its lines, so that the lines after it can be read later.
+
+    Attributes:
+        head: the bytes up to the first reading: the line of names, and the lines before it.
+        decimal: "," or "." if the numbers so far are written with it; empty if none showed it.
+        separator: what stands between values, once a row has shown it; else empty.
+    """
+
+    head: bytes = b""
+    decimal: str = ""
+    separator: str = ""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The readings of a file.
+
+    Attributes:
+        found: each reading, or what is wrong with it.
+        subset: makes a file of the same form with some of the readings, by their numbers.
+        where: names the place of a reading, by its number, as a person finds it.
+        begins: the byte at which each reading begins; empty for files that are not read line by line.
+        pieces: the bytes of each reading; empty for those files.
+        beginning: what later lines of the same file need.
+        open: the byte at which a quote opens that the end of the file does not close; None without one.
+    """
+
+    found: Sequence[Raw | BadReading]
+    subset: Callable[[Sequence[int]], bytes]
+    where: Callable[[int], str] = "reading {}".format
+    begins: Sequence[int] = ()
+    pieces: Sequence[bytes] = ()
+    beginning: Beginning = field(default_factory=Beginning)
+    open: int | None = None
+
+
+def of_lines(
+    found: Sequence[Raw | BadReading],
+    pieces: Sequence[bytes],
+    begins: Sequence[int],
+    lines: Sequence[int],
+    beginning: Beginning,
+    open: int | None = None,
+) -> Batch:
+    """The readings of a file of text.
+
+    Args:
+        found: each reading, or what is wrong with it.
+        pieces: the bytes of each.
+        begins: the byte at which each begins.
+        lines: the number of the line at which each begins, from 1.
+        beginning: what stands before the first one.
+        open: the byte at which a quote opens that is not closed.
+    """
+
+    def subset(numbers: Sequence[int]) -> bytes:
+        return beginning.head + b"".join(ended(pieces[number]) for number in numbers)
+
+    return Batch(found, subset, lambda number: f"line {lines[number]}", begins, pieces, beginning, open)
+
+
+def ended(piece: bytes) -> bytes:
+    """A line with an end."""
+    return piece if piece.endswith((b"\n", b"\r")) else piece + b"\n"

@@ -1,0 +1,402 @@
+"""Text in columns, as programs and people write it: CSV by RFC 4180, with the separator, the decimal sign and the lines before
+the names that a file happens to have.
+
+    batch = read_delimited(body)
+    batch.found[0]                       {"celsius": 21.5, "felt": "cold"}, or a BadReading in its place
+
+What a file means is never guessed where it can be read in two ways: such a file is refused, with both ways named. A row whose
+values cannot be told is refused by its line, and the other rows are read.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from sumus.node.batch import Batch, Beginning, NothingYet, Raw, of_lines
+from sumus.node.readings import BadReading
+
+LONGEST_FIELD = 2**17
+"""Letters of one value."""
+SEPARATORS = "\t;,|"
+_OTHER_SEPARATORS = SEPARATORS + ":^~!/"
+_SHORT = 40
+"""Letters of a value whose kind is remembered: values repeat."""
+_TRIED_ROWS = 100
+"""Rows by which a separator is told."""
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
+_DECIMAL = re.compile(r"#\s*decimal=(?P<sign>[.,])\s*")
+_SEP = re.compile(r'"?sep=(?P<sign>[^\r\n])"?', re.IGNORECASE)
+_CELL = re.compile(
+    r"(?P<whole>[+-]?\d{1,308})"
+    r"|(?P<special>[+-]?(?:nan|inf|infinity)|[+-]?\d+[eE][+-]?\d+|[+-]?\d{309,})"
+    r"|(?P<point>[+-]?(?:\d+\.\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+    r"|(?P<either>[+-]?[1-9]\d{0,2},\d{3})"
+    r"|(?P<comma>[+-]?(?:\d+,\d*|,\d+)(?:[eE][+-]?\d+)?)"
+    r"|(?P<grouped>[+-]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:\.\d{3})+(?:,\d+)?"
+    r"|\d{1,3}(?:[ '\u2019\u00a0\u202f]\d{3})+(?:[.,]\d+)?))",
+    re.IGNORECASE | re.ASCII,
+)
+"""The ways of writing a number. `either` is one by a decimal comma, and another by commas between thousands."""
+
+
+def _way(text: str) -> str:
+    """The way in which a text writes a number; "text" if it is none."""
+    return _way_of_short(text) if len(text) <= _SHORT else _way_of_short.__wrapped__(text)
+
+
+@lru_cache(2**14)
+def _way_of_short(text: str) -> str:
+    matched = _CELL.fullmatch(text)
+    return str(matched.lastgroup) if matched else "text"
+
+
+def _is_number(text: str) -> bool:
+    return _way(text.strip()) != "text"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of a file. cells: its values as text; None if they cannot be told, which `why` explains.  count: lines of it."""
+
+    line: int
+    count: int
+    cells: list[str] | None
+    why: str = ""
+    open: bool = False
+
+
+def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
+    """A line of names, and a reading a row. Numbers are numbers, nothing is None, and the rest is text.
+
+    Args:
+        body: UTF-8, with or without a byte order mark.
+        before: what an earlier part of the same file said, if `body` is a later part behind the same head.
+
+    Raises:
+        BadReading: the file as a whole cannot be read: the message says why.
+    """
+    pieces: list[bytes] = _LINE.findall(body)
+    lines = [piece.decode() for piece in pieces]
+    if lines:
+        lines[0] = lines[0].removeprefix("\ufeff")
+    first, separator = _first_line(lines)
+    if first == len(lines):
+        raise NothingYet("there is nothing in it")
+    separator = separator or (before.separator if before else "") or _separator(lines, first)
+    rows = list(_rows(lines, first, separator))
+    names = _names(rows[0])
+    width = rows[0].count
+    begins = [0]
+    for piece in pieces:
+        begins.append(begins[-1] + len(piece))
+    head = b"".join(pieces[: first + width])
+    rows, repeated = _without_repeated_names(list(_singly(rows[1:], lines, names, separator)), names)
+    _check_width(rows, names, first + 1)
+    numbers = _numbers([row.cells for row in rows if row.cells and len(row.cells) == len(names)], len(names))
+    said = next((found["sign"] for line in lines[:first] if (found := _DECIMAL.fullmatch(line.strip("\r\n")))), "")
+    decimal = said or (before.decimal if before else "") or numbers.decimal()
+    found = [_reading(row, names, decimal, numbers.columns, repeated) for row in rows]
+    opened = next((begins[row.line] for row in rows if row.open), None)
+    batch = of_lines(
+        found,
+        [b"".join(pieces[row.line : row.line + row.count]) for row in rows],
+        [begins[row.line] for row in rows],
+        [row.line + 1 for row in rows],
+        Beginning(head, decimal, separator if rows else ""),
+        opened,
+    )
+
+    def subset(numbers: Sequence[int]) -> bytes:
+        return _settled(head, separator, decimal) + batch.subset(numbers)[len(head) :]
+
+    return replace(batch, subset=subset)
+
+
+def _settled(head: bytes, separator: str, decimal: str) -> bytes:
+    """The head of a file of some of the rows, which says what the other rows showed: how values and numbers are written."""
+    first, *rest = _LINE.findall(head.removeprefix(b"\xef\xbb\xbf"))
+    named = _SEP.fullmatch(first.decode().strip("\r\n ")) is not None
+    lines = [first] if named else [f"sep={separator}\n".encode()] if separator != "," else []
+    if not lines and decimal != ",":
+        return head
+    hint = [b"# decimal=,\n"] if decimal == "," else []
+    return b"".join([*lines, *hint, *([] if named else [first]), *rest])
+
+
+def continues(body: bytes, before: Beginning) -> bool:
+    """Whether a file without a line of names goes on under that of an earlier one: its first line has a number, and as many
+    values as there were names."""
+    try:
+        lines = [piece.decode() for piece in _LINE.findall(body[:LONGEST_FIELD])[:2]]
+        names = _names_of(before)
+    except (BadReading, UnicodeDecodeError):
+        return False
+    if not lines:
+        return False
+    row = next(_rows(lines[:1], 0, before.separator or ","), None)
+    cells = [cell.strip() for cell in (row.cells or [] if row else [])]
+    return len(cells) == len(names) and cells != names and any(map(_is_number, cells))
+
+
+# ── lines, before the names and after ────────────────────────────────────────────────────────────────────────────────
+
+
+def _first_line(lines: Sequence[str]) -> tuple[int, str]:
+    """The index of the line of names, and the separator that a line `sep=;` names, if there is one."""
+    separator = ""
+    for index, line in enumerate(lines):
+        said = line.strip("\r\n")
+        if index == 0 and (named := _SEP.fullmatch(said.strip(" "))) is not None:
+            separator = named["sign"]
+            if separator not in _OTHER_SEPARATORS:
+                raise BadReading(f"line 1 says {said!r:.20}, which is no separator that is read")
+        elif said.strip() and not said.lstrip().startswith("#"):
+            return index, separator
+    return len(lines), separator or ","
+
+
+def _separator(lines: Sequence[str], first: int) -> str:
+    """What stands between the names. BadReading if it can be one thing or another."""
+    fits = dict[str, float]()
+    for sign in SEPARATORS:
+        if sign not in lines[first]:
+            continue
+        rows = [row for _, row in zip(range(_TRIED_ROWS + 1), _rows(lines, first, sign), strict=False) if row.cells]
+        if rows and rows[0].line == first and len(rows[0].cells or ()) > 1:
+            widths = [len(row.cells or ()) for row in rows]
+            fits[sign] = widths[1:].count(widths[0]) / max(len(widths) - 1, 1)
+    if not fits:
+        return ","
+    best = max(fits.values())
+    likely = [sign for sign, share in fits.items() if share == best]
+    if len(likely) > 1 and (best or len(lines) > first + 1):
+        signs = " and with ".join(map(repr, likely))
+        raise BadReading(f"its values can be told apart with {signs}: begin it with a line such as sep={likely[0]}")
+    return max(likely, key=lines[first].count)
+
+
+def _rows(lines: Sequence[str], first: int, separator: str) -> Iterator[_Row]:
+    """The rows from a line on. From a quote on that nothing closes, each line is a row that cannot be told."""
+    index = first
+    while index < len(lines):
+        text = lines[index]
+        if '"' not in text:
+            if text.strip("\r\n"):
+                yield _Row(index, 1, text.rstrip("\r\n").split(separator))
+            index += 1
+            continue
+        cells, after, why = _quoted(lines, index, separator)
+        if cells is not None:
+            yield _Row(index, after - index, cells)
+            index = after
+            continue
+        alone = why and text.count('"') % 2 == 0  # whatever is wrong with it ends with its line
+        last = index + 1 if alone else len(lines)
+        why = why or f"line {index + 1} opens a quote that nothing closes"
+        for each in range(index, last):
+            yield _Row(each, 1, None, why, open=not alone and after >= len(lines))
+        index = last
+
+
+def _quoted(lines: Sequence[str], index: int, separator: str) -> tuple[list[str] | None, int, str]:
+    """The values of a row with quotes, the index of the line after it, and what is wrong: empty for an open quote."""
+    cells, text, at, position = list[str](), lines[index], index, 0
+    while True:
+        begin = position
+        while text.startswith(" ", begin):
+            begin += 1
+        if not text.startswith('"', begin):
+            end = text.find(separator, position)
+            cells.append(text[position:end] if end >= 0 else text[position:].rstrip("\r\n"))
+            if end < 0:
+                return cells, at + 1, ""
+            position = end + 1
+            continue
+        parts, position = list[str](), begin + 1
+        while True:
+            quote = text.find('"', position)
+            if quote < 0:
+                parts.append(text[position:])
+                at += 1
+                if at == len(lines):
+                    return None, at, ""
+                text, position = lines[at], 0
+                continue
+            parts.append(text[position:quote])
+            position = quote + 1
+            if not text.startswith('"', position):
+                break
+            parts.append('"')
+            position += 1
+        cells.append("".join(parts))
+        while text.startswith(" ", position):
+            position += 1
+        if text.startswith(separator, position):
+            position += 1
+        elif not text[position:].strip("\r\n"):
+            return cells, at + 1, ""
+        else:
+            return None, at, f"the quote that line {index + 1} opens ends in the middle of a value"
+
+
+def _singly(rows: Sequence[_Row], lines: Sequence[str], names: Sequence[str], separator: str) -> Iterator[_Row]:
+    """The rows, but line by line where a text in quotes holds a line that is a row itself: a quote was not closed there."""
+    for row in rows:
+        swallowed = row.count > 1 and row.cells is not None and len(names) > 1 and _swallows(row, lines, separator)
+        if not swallowed:
+            yield row
+            continue
+        for line in range(row.line, row.line + row.count):
+            yield _Row(line, 1, None, f"line {row.line + 1} opens a quote, and what looks like a row is within it")
+
+
+def _swallows(row: _Row, lines: Sequence[str], separator: str) -> bool:
+    """Whether a line within the quotes of a row has as many values as the row, and numbers in the same columns."""
+    cells = row.cells or []
+    numbers = [column for column, cell in enumerate(cells) if _is_number(cell)]
+    spread = next(column for column, cell in enumerate(cells) if "\n" in cell or "\r" in cell)
+    # of the line with the opening quote and of that with the closing one, one always has as many values, unless text holds some
+    first, last = (0, 1) if spread == 0 else (1, 0)
+    for line in lines[row.line + first : row.line + row.count - last]:
+        within = line.rstrip("\r\n").split(separator)
+        if numbers and len(within) == len(cells) and all(_is_number(within[at]) for at in numbers):
+            return True
+    return False
+
+
+def _names_of(before: Beginning) -> list[str]:
+    """The names that the head of a file gives."""
+    lines = [piece.decode() for piece in _LINE.findall(before.head)]
+    lines[:1] = [line.removeprefix("\ufeff") for line in lines[:1]]
+    first, separator = _first_line(lines)
+    return _names(next(_rows(lines, first, separator or before.separator or _separator(lines, first))))
+
+
+def _names(row: _Row) -> list[str]:
+    at = f"line {row.line + 1}"
+    names = [name.strip() for name in row.cells or ()]
+    if not names:
+        raise BadReading(f"{at} has no names: {row.why}")
+    for number, name in enumerate(names):
+        if not name and (number or len(names) == 1):  # the first of many may be: programs write the number of a row so
+            raise BadReading(f"{at} names the columns, and the name of column {number + 1} of {len(names)} is empty")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise BadReading(f"{at} names the columns, and {twice[0]!r:.60} is there twice: give each column its own name")
+    digits = [name for name in names if _is_number(name)]
+    if 2 * len(digits) > len(names):
+        raise BadReading(f"{at} has numbers such as {digits[0]:.30} where the names of the columns are expected")
+    return names
+
+
+def _without_repeated_names(rows: Sequence[_Row], names: Sequence[str]) -> tuple[list[_Row], int | None]:
+    """The rows without lines that repeat the names, as programs write them at each start; and the line from which other names
+    hold, None without one."""
+    kept, known = list[_Row](), set(names)
+    other: int | None = None
+    for row in rows:
+        texts = [cell.strip().removeprefix("\ufeff") for cell in row.cells or ()]
+        if texts == names:
+            continue
+        if other is None and len(texts) > 1 and 2 * sum(text in known for text in texts if text) >= len(texts):
+            other = row.line
+        kept.append(row)
+    return kept, other
+
+
+def _check_width(rows: Sequence[_Row], names: Sequence[str], line: int) -> None:
+    widths = Counter(len(row.cells) for row in rows if row.cells is not None)
+    if len(rows) > 1 and len(names) not in widths and len(widths) == 1:
+        width = next(iter(widths))
+        raise BadReading(
+            f"line {line} has {len(names)} names ({', '.join(map(repr, names[:3])):.80}), and each line after it {width} "
+            f"values: the line of names comes first, with a name for each value"
+        )
+
+
+# ── values ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """How numbers are written.
+
+    Attributes:
+        columns: those that hold mostly numbers.
+        seen: an example of each way of writing them there.
+    """
+
+    columns: frozenset[int]
+    seen: dict[str, str]
+
+    def decimal(self) -> str:
+        """The sign before fractions; empty if no number shows it. BadReading if there are two, or if it cannot be told."""
+        point, comma, either = (self.seen.get(way) for way in ("point", "comma", "either"))
+        if comma and point:
+            raise BadReading(
+                f"numbers are written in two ways, as {point} and as {comma}: write all of them in one way"
+            )
+        if either and not (comma or point):
+            raise BadReading(f"the number {either} can be read with a decimal comma or without: write it with a point")
+        return "," if comma else "." if point else ""
+
+
+def _numbers(rows: Sequence[Sequence[str]], width: int) -> _Numbers:
+    columns, seen = set[int](), dict[str, str]()
+    for column in range(width):
+        ways, first = Counter[str](), dict[str, str]()
+        for row in rows:
+            text = row[column].strip()
+            if text:
+                way = _way(text)
+                ways[way] += 1
+                first.setdefault(way, text)
+        if 2 * ways["text"] <= ways.total() > 0:
+            columns.add(column)
+            for way, text in first.items():
+                seen.setdefault(way, text)
+    return _Numbers(frozenset(columns), seen)
+
+
+def _reading(
+    row: _Row, names: Sequence[str], decimal: str, columns: frozenset[int], other: int | None
+) -> Raw | BadReading:
+    if row.cells is None:
+        return BadReading(row.why)
+    if other is not None and row.line >= other:
+        return BadReading(f"line {other + 1} has other names, or in another order: make it a file of its own")
+    if len(row.cells) != len(names):
+        return BadReading(f"it has {len(row.cells)} values, and the line of names {len(names)}")
+    values = dict[str, Any]()
+    for column, (name, cell) in enumerate(zip(names, row.cells, strict=True)):
+        text = cell.strip()
+        if len(text) > LONGEST_FIELD:
+            return BadReading(f"its {name!r:.50} has {len(text)} letters, and at most {LONGEST_FIELD} are read")
+        try:
+            values[name] = (text or None) if name == "key" else _value(text, decimal, column in columns)
+        except BadReading as bad:
+            return BadReading(f"its {name!r:.50} {bad}")
+    return values
+
+
+def _value(text: str, decimal: str, among_numbers: bool) -> Any:
+    match _way(text):
+        case "text":
+            return text or None
+        case "whole":
+            return int(text)
+        case "special":
+            return float(text)
+        case "point" if decimal != ",":
+            return float(text)
+        case "comma" | "either" if decimal == ",":
+            return float(text.replace(",", "."))
+        case "grouped" if among_numbers:
+            raise BadReading(f"is {text:.40}, with signs between its thousands: write the number without")
+        case _ if among_numbers:
+            raise BadReading(f"is {text:.40}, and other numbers of the file are written with {decimal or 'a point'!r}")
+        case _:
+            return text

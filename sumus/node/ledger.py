@@ -1,0 +1,186 @@
+"""What a node knows of the files in its watched folder, in the file of its readings: how far each was read, and what it moved.
+
+ledger = Ledger(readings)
+ledger.save(replace(file, offset=1200))          on the disk when it returns
+ledger.moved("done/monday.csv", state, now)      before the file is moved
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from secrets import token_hex
+from typing import Any
+
+from sumus.node.batch import Beginning
+from sumus.node.readings import Readings
+
+MOST_FILES = 20_000
+"""Files that are remembered; the longest untouched are forgotten first."""
+_EDGE = 4096
+"""Bytes at both ends of what was read of a file, by which it is known again."""
+NONE_READ = sha256(bytes(8)).digest()
+"""The mark of no bytes."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A file on the disk as it is now.
+
+    Attributes:
+        inode: the file itself, whatever it is called: its disk and its number there.
+        size: in bytes.
+        changed: when it was written last, in nanoseconds since 1970.
+    """
+
+    inode: str
+    size: int
+    changed: int
+
+    @staticmethod
+    def of(stat: os.stat_result) -> "State":
+        """From what the system says."""
+        return State(f"{stat.st_dev}/{stat.st_ino}", stat.st_size, stat.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class File:
+    """How far a file was read.
+
+    Attributes:
+        name: by which it was seen last.
+        state: of the file when it was read last.
+        offset: bytes whose readings are kept or refused.
+        mark: of these bytes, so that the file is known again.
+        beginning: its head, for the lines that follow.
+        half: the key of a reading that was read from a last line without an end, which may still go on; else empty.
+        at: when it was read last, in seconds since 1970.
+        id: in the keys of its readings.
+    """
+
+    name: str
+    state: State
+    offset: int = 0
+    mark: bytes = NONE_READ
+    beginning: Beginning = field(default_factory=Beginning)
+    half: str = ""
+    at: float = 0.0
+    id: str = field(default_factory=lambda: token_hex(8))
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A file that the node put where it is. state: of the file then.  at: when, in seconds since 1970."""
+
+    place: str
+    state: State
+    at: float
+
+
+def _file_of(row: Sequence[Any]) -> File:
+    id, name, inode, offset, mark, size, changed, head, decimal, separator, half, at = row
+    return File(name, State(inode, size, changed), offset, mark, Beginning(head, decimal, separator), half, at, id)
+
+
+def mark_of(descriptor: int, offset: int) -> bytes:
+    """A mark of the first bytes of a file: of their number and of both their ends."""
+    edge = min(offset, _EDGE)
+    ends = os.pread(descriptor, edge, 0) + os.pread(descriptor, edge, offset - edge)
+    return sha256(offset.to_bytes(8, "little") + ends).digest()
+
+
+class Ledger:
+    """The files and what was moved, in memory and on the disk.
+
+    Args:
+        readings: whose database holds them too.
+
+    Raises:
+        ExperimentError: the database can be neither read nor written.
+    """
+
+    def __init__(self, readings: Readings) -> None:
+        self._readings = readings
+        rows, moved = readings.rows("files"), readings.rows("moved")
+        self._files = {row[0]: _file_of(row) for row in rows}
+        self._moved = {row[0]: Moved(row[0], State(*row[1:4]), row[4]) for row in moved}
+        self._by_inode: dict[str, dict[str, None]] = {}
+        self._by_name: dict[str, dict[str, None]] = {}
+        for file in self._files.values():
+            self._index(file)
+
+    def of_inode(self, inode: str) -> list[File]:
+        """The files that were seen under an inode, the last one first."""
+        return [self._files[id] for id in reversed(self._by_inode.get(inode, {}))]
+
+    def of_name(self, name: str, but: str) -> File | None:
+        """The file that was read last under a name, but not the one with an id."""
+        ids = (id for id in reversed(self._by_name.get(name, {})) if id != but)
+        return next((self._files[id] for id in ids if self._files[id].offset), None)
+
+    def files(self) -> list[File]:
+        """All of them."""
+        return list(self._files.values())
+
+    def save(self, file: File) -> None:
+        """Remember how far a file was read."""
+        state, begun = file.state, file.beginning
+        row = (file.id, file.name, state.inode, file.offset, file.mark, state.size, state.changed, begun.head, begun.decimal,
+               begun.separator, file.half, file.at)  # fmt: skip
+        spare = list(self._files)[: max(len(self._files) - MOST_FILES, 0)]
+        with self._readings.transaction() as database:
+            database.execute(f"INSERT OR REPLACE INTO files VALUES ({', '.join('?' * len(row))})", row)
+            database.executemany("DELETE FROM files WHERE id = ?", [(id,) for id in spare])
+        for id in (file.id, *spare):
+            self._drop(id)
+        self._files[file.id] = file
+        self._index(file)
+
+    def lose(self, inodes: Iterable[str]) -> None:
+        """Note that files are gone: a later file may have the same inode, and is another one."""
+        lost = [file for inode in inodes for file in self.of_inode(inode)]
+        if lost:
+            with self._readings.transaction() as database:
+                database.executemany("UPDATE files SET inode = '' WHERE id = ?", [(file.id,) for file in lost])
+        for file in lost:
+            self._drop(file.id)
+            self._files[file.id] = gone = replace(file, state=replace(file.state, inode=""))
+            self._index(gone)
+
+    def forget(self, file: File) -> None:
+        """Know a file no more: the next time it is a new one."""
+        with self._readings.transaction() as database:
+            database.execute("DELETE FROM files WHERE id = ?", (file.id,))
+        self._drop(file.id)
+
+    def moved(self, place: str, state: State, at: float) -> None:
+        """Remember that a file was put somewhere by the node."""
+        with self._readings.transaction() as database:
+            row = (place, state.inode, state.size, state.changed, at)
+            database.execute("INSERT OR REPLACE INTO moved VALUES (?, ?, ?, ?, ?)", row)
+        self._moved[place] = Moved(place, state, at)
+
+    def gone(self, places: list[str]) -> None:
+        """Forget files that were put somewhere, and are not there any more."""
+        if places:
+            with self._readings.transaction() as database:
+                database.executemany("DELETE FROM moved WHERE place = ?", [(place,) for place in places])
+            for place in places:
+                self._moved.pop(place, None)
+
+    @property
+    def places(self) -> dict[str, Moved]:
+        """What was put where, by place."""
+        return self._moved
+
+    def _index(self, file: File) -> None:
+        self._by_inode.setdefault(file.state.inode, {})[file.id] = None
+        self._by_name.setdefault(file.name, {})[file.id] = None
+
+    def _drop(self, id: str) -> None:
+        file = self._files.pop(id, None)
+        if file is not None:
+            for index, at in ((self._by_inode, file.state.inode), (self._by_name, file.name)):
+                index.get(at, {}).pop(id, None)
+                if not index.get(at):
+                    index.pop(at, None)

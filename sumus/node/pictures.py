@@ -1,0 +1,51 @@
+"""Pictures, a reading each: .jpg and .png, by Pillow, which the extra `pictures` brings.
+
+    read_picture("front.jpg", body).found[0]        {"inputs": uint8 [height, width, 3], "file": "front.jpg"}
+
+A picture's size is read before its points are unpacked.
+"""
+
+import io
+import warnings
+
+import numpy as np
+
+from sumus.node.batch import Batch
+from sumus.node.readings import BadReading
+
+MOST_POINTS = 2**24
+"""Points of one picture: 16 million."""
+
+
+def read_picture(name: str, body: bytes) -> Batch:
+    """A picture as a reading: `inputs` is its points, turned upright, in three colours or in one grey; `file` is its name.
+
+    Raises:
+        BadReading: it is no such picture, it is too large, or Pillow is not installed.
+    """
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ImportError as error:
+        raise BadReading("pictures need Pillow: install sumus with the extra `pictures`") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(body), formats=("JPEG", "PNG")) as picture:
+                width, height = picture.size
+                if width * height > MOST_POINTS:
+                    raise BadReading(
+                        f"it has {width} x {height} points, and at most {MOST_POINTS} are read: make it smaller"
+                    )
+                upright = ImageOps.exif_transpose(picture)
+                deep = upright.mode in ("I", "F") or upright.mode.startswith("I;")
+                if deep or "A" in upright.getbands() or "transparency" in upright.info:
+                    raise BadReading(
+                        f"its points are of the kind {upright.mode}, with more than 8 bits or partly clear: save it as plain "
+                        "colours or greys"
+                    )
+                points = np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
+        if isinstance(error, BadReading):
+            raise
+        raise BadReading(f"it is no picture that can be read: {type(error).__name__}: {error!s:.100}") from error
+    return Batch([{"inputs": points, "file": name}], lambda numbers: body)
