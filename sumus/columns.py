@@ -98,7 +98,7 @@ def numbers_of(values: Any) -> Array:
         return array
     for place, value in np.ndenumerate(array):
         if array.dtype.kind != "O" or not _is_number(value):
-            plain = cast(Any, value).item() if hasattr(value, "item") else value
+            plain = value.item() if hasattr(value, "item") else value
             raise ValueError(f"{where(place)} holds {_kind_of(value)} ({plain!r:.60}), which is no number")
     raise ValueError("numbers are kept as objects: give an array of one dtype, such as float32")
 
