@@ -98,7 +98,8 @@ def numbers_of(values: Any) -> Array:
         return array
     for place, value in np.ndenumerate(array):
         if array.dtype.kind != "O" or not _is_number(value):
-            raise ValueError(f"{where(place)} holds {_kind_of(value)} ({value!r:.60}), which is no number")
+            plain = value.item() if hasattr(value, "item") else value
+            raise ValueError(f"{where(place)} holds {_kind_of(value)} ({plain!r:.60}), which is no number")
     raise ValueError("numbers are kept as objects: give an array of one dtype, such as float32")
 
 
@@ -118,6 +119,10 @@ def ids_of(by: Any) -> list[Any] | Array:
         by = _unmasked(by)
     if not isinstance(by, list | tuple):
         found: Array = np.asarray(by.to_numpy() if hasattr(by, "to_numpy") else by)
+        if found.dtype.kind in "Mm" and np.isnat(found).any():
+            raise ValueError(
+                f"by= has no client for example {int(np.isnat(found).argmax())} (NaT): give every example one"
+            )
         if found.dtype.kind not in "Of" or found.ndim != 1:
             return found
         by = list(found)

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, cast
 
 from sumus.errors import TaskError, check_shape, expect
-from sumus.metrics import Range, binary_accuracy, expect_name, range_of
+from sumus.metrics import Range, binary_accuracy, range_of
 from sumus.spec import canonical_json, record, to_json
 
 Role = Literal["shared", "personal", "frozen"]
@@ -22,6 +22,26 @@ ROLES = ("shared", "personal", "frozen")
 
 _VARIANCE = "running_var"
 """What torch's modules call a running variance."""
+
+RESERVED = frozenset(
+    {
+        *(
+            "round",
+            "rounds",
+            "client",
+            "clients",
+            "examples",
+            "loss",
+            "metrics",
+            "bytes_up",
+            "bytes_down",
+            "bytes_above",
+        ),
+        *("seconds", "dropped", "epsilon", "at", "staleness", "reasons", "evaluations", "spreads", "index"),
+    }
+)
+"""Names that no metric can have: the columns of a history."""
+
 _FLOATS = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
 
 
@@ -147,10 +167,10 @@ class Task:
             if role not in ROLES:
                 raise TaskError(f"leaves[{pattern!r}] is {role!r}; it must be one of {', '.join(ROLES)}")
         for name, metric in self.metrics.items():
-            expect_name(name)
+            _expect_name(name)
             if not callable(metric):
                 raise TaskError(f"metric {name!r} takes a function of (outputs, targets), not {type(metric).__name__}")
-            if metric is binary_accuracy and getattr(self.loss, "on_logits", False):
+            if metric is binary_accuracy and _is_on_logits(self.loss):
                 raise TaskError(
                     f"metric {name!r} takes chances from 0 to 1, and the loss takes scores before a sigmoid: take "
                     "sumus.metrics.binary_accuracy_with_logits"
@@ -182,6 +202,30 @@ class Task:
         ranges = tuple(map(range_of, (self.loss, *(self.metrics[name] for name in metrics))))
         positive = _positive(leaves, self.positive)
         return Description(self.name, leaves, _name_of(self.loss), metrics, self.data, ranges, positive)
+
+
+def _expect_name(name: object) -> None:
+    """Refuse a name of a metric that would take the place of another column in a history.
+
+    Args:
+        name: The name.
+
+    Raises:
+        TaskError: The name is no text, is empty, does not print, holds a slash, or is `RESERVED`.
+    """
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise TaskError(f"a metric is called {name!r}: give it a name that prints, as text")
+    if name in RESERVED:
+        raise TaskError(f"a metric cannot be called {name!r}: a history has a column of that name; choose another")
+    if "/" in name:
+        raise TaskError(
+            f"a metric cannot be called {name!r}: a slash stands between a source and its metric; leave it out"
+        )
+
+
+def _is_on_logits(loss: Any) -> bool:
+    """Whether a loss, of sumus or of torch, is known to take scores before a sigmoid."""
+    return "WithLogits" in type(loss).__name__ or _name_of(loss).endswith("_with_logits")
 
 
 def _name_of(function: Any) -> str:

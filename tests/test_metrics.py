@@ -124,6 +124,9 @@ def test_scores_before_a_sigmoid_are_not_cut_at_one_half() -> None:
         metrics.binary_accuracy(scores, targets)
     with pytest.raises(sumus.TaskError, match="metric 'right' .* take sumus.metrics.binary_accuracy_with_logits"):
         sumus.Task(nn.Identity, LOGITS, {"right": metrics.binary_accuracy})
+    for loss in (nn.BCEWithLogitsLoss(reduction="none"), nn.functional.binary_cross_entropy_with_logits):
+        with pytest.raises(sumus.TaskError, match="take sumus.metrics.binary_accuracy_with_logits"):
+            sumus.Task(nn.Identity, loss, {"right": metrics.binary_accuracy})
     sumus.Task(nn.Identity, losses.binary_cross_entropy, {"right": metrics.binary_accuracy})
     sumus.Task(nn.Identity, LOGITS, {"right": metrics.binary_accuracy_with_logits})
 

@@ -181,7 +181,8 @@ class Simulation:
             yield (
                 "the loss or a metric compares the examples of a batch with one another: training takes batches of "
                 f"{self.experiment.plan.algorithm.client.batch_size or 'all examples'}, and evaluation batches of "
-                f"{EVALUATION_BATCH}: give Evaluate(batch_size=) to measure as in training"
+                f"{EVALUATION_BATCH}: give Evaluate(batch_size=) to measure as in training; if it is not meant to, look whether "
+                "outputs and targets have one shape"
             )
 
     def _staff(self, wanted: Choice | None, workers: int | str | None, insecure: bool) -> None:

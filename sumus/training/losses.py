@@ -6,7 +6,8 @@ from typing import Any, cast
 from torch import Tensor
 from torch.nn import functional
 
-from sumus.metrics import IGNORED, fitted, ranged, scores_last
+from sumus.metrics import IGNORED, ranged
+from sumus.shapes import fitted, scores_last
 
 
 @ranged(0.0, None)
@@ -57,7 +58,6 @@ def binary_cross_entropy_with_logits(outputs: Tensor, targets: Tensor) -> Tensor
 
 for _two_classes in (binary_cross_entropy, binary_cross_entropy_with_logits):
     cast(Any, _two_classes).target_range = (0.0, 1.0)  # checked before they reach the loss
-cast(Any, binary_cross_entropy_with_logits).on_logits = True
 
 
 def _cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:

@@ -125,11 +125,16 @@ def centred(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return (outputs - outputs.mean(0)).square().sum(1)
 
 
+def spread_over(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """By mistake: outputs (B, 1) less targets (B,) are (B, B)."""
+    return (outputs[:, :1] - targets).square().mean(1)
+
+
 def ranked(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return outputs[:, 0].argsort().argsort().double() / len(outputs)
 
 
-@pytest.mark.parametrize("loss", [contrastive, centred])
+@pytest.mark.parametrize("loss", [contrastive, centred, spread_over])
 def test_a_loss_within_a_batch_is_measured_in_batches_of_the_asked_size_or_said_to_be_another(loss: Any) -> None:
     people = {k: (np.tile(X, (10, 1)), np.tile(Y, 10)) for k in range(2)}
     work = sumus.sgd(lr=0.0, batch_size=8)
@@ -144,6 +149,8 @@ def test_a_metric_within_a_batch_is_said_to_be_one_and_a_plain_one_is_not() -> N
     history = simulated(PEOPLE, {"rank": ranked})
     assert [note for note in history.notes if "compares the examples of a batch" in note]
     assert not simulated(PEOPLE, {"accuracy": sumus.metrics.accuracy}).notes
+    drawn = simulated(PEOPLE, {"luck": lambda outputs, targets: torch.rand(len(outputs))})
+    assert not [note for note in drawn.notes if "compares the examples" in note]
     normed = simulated(
         PEOPLE, model=lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
     )
