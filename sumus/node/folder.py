@@ -289,11 +289,14 @@ class Watched:
                     self.state.waiting[name] = "its last line has no end"
                 continue
             first = self._first.setdefault(state.inode, now)
-            if (not known or known[0].state.size < 0) and now - first < SETTLED_S and self._is_copy(name, state):
+            if now - first < SETTLED_S and self._is_copy(name, state):
                 self.state.waiting[name] = f"for {SETTLED_S:g} s, since it begins as another one does"
                 continue
             if grows(known[0].name if known and not is_read(name) else name):
-                yield from self._take_lines(self._folder / name, name, state, False)
+                if (descriptor := self._open.get(state.inode)) is not None:  # also if it was renamed since
+                    yield from self._take_open(descriptor, name, state, False)
+                else:
+                    yield from self._take_lines(self._folder / name, name, state, False)
             elif now - self._since[name][1] >= SETTLED_S:
                 yield from self._take_lines(self._folder / name, name, state, True)
             else:
@@ -308,6 +311,9 @@ class Watched:
     def _is_copy(self, name: str, state: State) -> bool:
         """Whether a new file begins with all that was read of another one, as a copy does before the other one is begun anew."""
         with suppress(OSError), _opened(self._folder / name) as descriptor:
+            known = self._ledger.of_inode(state.inode)[:1]
+            if any(file.offset and mark_of(descriptor, file.offset) == file.mark for file in known):
+                return False
             others = (file for file in self._ledger.files() if file.state.inode != state.inode)
             return any(self._begins_as(descriptor, file, state, continuing=True) for file in others)
         return False
@@ -407,7 +413,8 @@ class Watched:
             elif continuing and grows(called):  # its lines that are as they were have the same keys
                 gone = replace(file, state=replace(file.state, inode=""), id=token_hex(8))
                 self._ledger.save(gone)  # its copy may be here, or come
-                return File(called, state, id=file.id) if state.size else File(called, state)
+                new = File(called, state, id=file.id) if state.size else File(called, state)
+                break
         prior = self._ledger.of_name(new.name, new.id)
         if grows(new.name):
             for file in [prior, *(self._orphans(state) if continuing else ())]:
