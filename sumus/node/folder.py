@@ -280,7 +280,8 @@ class Watched:
     def _followed(self, states: dict[str, State], now: float) -> Iterator[Seen]:
         """Take the lines that have come to their end, of files that are there, and of those that have gone since."""
         for name, state in sorted(states.items()):
-            self._keep_open(name, state)
+            if not self._keep_open(name, state):  # another one has its name since: the next look finds it
+                continue
             known = self._ledger.of_inode(state.inode)
             if not known:  # from now on it is known under every name
                 self._ledger.save(File(name, replace(state, size=-1), at=self._now()))
@@ -318,13 +319,22 @@ class Watched:
             return any(self._begins_as(descriptor, file, state, continuing=True) for file in others)
         return False
 
-    def _keep_open(self, name: str, state: State) -> None:
-        if state.inode not in self._open and grows(name) and len(self._open) < MOST_OPEN:
-            with suppress(OSError), _opened(self._folder / name) as descriptor:
+    def _keep_open(self, name: str, state: State) -> bool:
+        """Keep a file open, if there is room for one more; whether it is still the one under its name."""
+        if state.inode in self._open or not grows(name) or len(self._open) >= MOST_OPEN:
+            return True
+        try:
+            with _opened(self._folder / name) as descriptor:
                 found = State.of(os.fstat(descriptor))
-                if found.inode == state.inode:
-                    self._open[state.inode] = os.dup(descriptor)
-                    self._since[f"/{state.inode}"] = (found, self._clock())
+                if found.inode != state.inode:
+                    return False
+                self._open[state.inode] = os.dup(descriptor)
+                self._since[f"/{state.inode}"] = (found, self._clock())
+        except FileNotFoundError:
+            return False
+        except OSError:  # it is said where the file is read
+            pass
+        return True
 
     def _take_gone(self, inode: str, now: float) -> Iterator[Seen]:
         """Take the last lines of a file that is not in the folder any more, for as long as they come."""
