@@ -280,7 +280,8 @@ class Watched:
     def _followed(self, states: dict[str, State], now: float) -> Iterator[Seen]:
         """Take the lines that have come to their end, of files that are there, and of those that have gone since."""
         for name, state in sorted(states.items()):
-            self._keep_open(name, state)
+            if not self._keep_open(name, state):  # another one has its name since: the next look finds it
+                continue
             known = self._ledger.of_inode(state.inode)
             if not known:  # from now on it is known under every name
                 self._ledger.save(File(name, replace(state, size=-1), at=self._now()))
@@ -289,11 +290,14 @@ class Watched:
                     self.state.waiting[name] = "its last line has no end"
                 continue
             first = self._first.setdefault(state.inode, now)
-            if (not known or known[0].state.size < 0) and now - first < SETTLED_S and self._is_copy(name, state):
+            if now - first < SETTLED_S and self._is_copy(name, state):
                 self.state.waiting[name] = f"for {SETTLED_S:g} s, since it begins as another one does"
                 continue
             if grows(known[0].name if known and not is_read(name) else name):
-                yield from self._take_lines(self._folder / name, name, state, False)
+                if (descriptor := self._open.get(state.inode)) is not None:  # also if it was renamed since
+                    yield from self._take_open(descriptor, name, state, False)
+                else:
+                    yield from self._take_lines(self._folder / name, name, state, False)
             elif now - self._since[name][1] >= SETTLED_S:
                 yield from self._take_lines(self._folder / name, name, state, True)
             else:
@@ -308,17 +312,29 @@ class Watched:
     def _is_copy(self, name: str, state: State) -> bool:
         """Whether a new file begins with all that was read of another one, as a copy does before the other one is begun anew."""
         with suppress(OSError), _opened(self._folder / name) as descriptor:
+            known = self._ledger.of_inode(state.inode)[:1]
+            if any(file.offset and mark_of(descriptor, file.offset) == file.mark for file in known):
+                return False
             others = (file for file in self._ledger.files() if file.state.inode != state.inode)
             return any(self._begins_as(descriptor, file, state, continuing=True) for file in others)
         return False
 
-    def _keep_open(self, name: str, state: State) -> None:
-        if state.inode not in self._open and grows(name) and len(self._open) < MOST_OPEN:
-            with suppress(OSError), _opened(self._folder / name) as descriptor:
+    def _keep_open(self, name: str, state: State) -> bool:
+        """Keep a file open, if there is room for one more; whether it is still the one under its name."""
+        if state.inode in self._open or not grows(name) or len(self._open) >= MOST_OPEN:
+            return True
+        try:
+            with _opened(self._folder / name) as descriptor:
                 found = State.of(os.fstat(descriptor))
-                if found.inode == state.inode:
-                    self._open[state.inode] = os.dup(descriptor)
-                    self._since[f"/{state.inode}"] = (found, self._clock())
+                if found.inode != state.inode:
+                    return False
+                self._open[state.inode] = os.dup(descriptor)
+                self._since[f"/{state.inode}"] = (found, self._clock())
+        except FileNotFoundError:
+            return False
+        except OSError:  # it is said where the file is read
+            pass
+        return True
 
     def _take_gone(self, inode: str, now: float) -> Iterator[Seen]:
         """Take the last lines of a file that is not in the folder any more, for as long as they come."""
@@ -407,7 +423,8 @@ class Watched:
             elif continuing and grows(called):  # its lines that are as they were have the same keys
                 gone = replace(file, state=replace(file.state, inode=""), id=token_hex(8))
                 self._ledger.save(gone)  # its copy may be here, or come
-                return File(called, state, id=file.id) if state.size else File(called, state)
+                new = File(called, state, id=file.id) if state.size else File(called, state)
+                break
         prior = self._ledger.of_name(new.name, new.id)
         if grows(new.name):
             for file in [prior, *(self._orphans(state) if continuing else ())]:

@@ -131,7 +131,7 @@ class Subscription:
             raise UsageError("MQTT needs the extra `mqtt`") from error
         self.messages = self.refused = self.ended = 0
         self._unreached, self._unkept, self._last_end = "not connected yet", "", ""
-        self._denied: dict[str, str] = {}
+        self._let_in, self._denied = False, dict[str, str]()
         self._asking: dict[int, tuple[str, ...]] = {}
         self._ends: deque[float] = deque(maxlen=OFTEN)
         self._broker, self._intake, self._told, self._name, self._asked = broker, intake, told, client, asked
@@ -231,9 +231,9 @@ class Subscription:
             write_whole(self._asked, json.dumps(self._broker.topics).encode(), private=True)
         self._denied.clear()
         for topic in self._broker.topics:
-            _, number = client.subscribe(topic, 1)
+            _, number = client.subscribe(topic, 1) if not self._newest else client.subscribe(topic, options=_once())
             self._asking[number or 0] = (topic,)
-        self._unreached = ""
+        self._unreached, self._let_in = "", True
 
     def _asked_before(self) -> set[str]:
         """Topics that the session at the broker still has."""
@@ -255,11 +255,14 @@ class Subscription:
         if self._stopped or not reason.is_failure:
             return
         why = getattr(properties, "ReasonString", "") if properties is not None else ""
-        self._last_end = f"{reason}{f' ({why})' if why else ''}"
-        if not self._unreached:  # it had been let in
+        said = f"{reason}{f' ({why})' if why else ''}"
+        if self._let_in:
+            self._let_in, self._last_end = False, said
             self.ended += 1
             self._ends.append(time.monotonic())
-            self._unreached = f"the connection to {self._broker.url} was lost: {self._last_end}"
+            self._unreached = f"the connection to {self._broker.url} was lost: {said}"
+        elif not self._answered:
+            self._unreached = f"{self._broker.url} ended the connection before it let the node in: {said}"
 
     def _came(self, client: "Client", data: Any, message: Any) -> None:
         """A message: acknowledged once it is kept, or once it is known that it cannot be, now or ever."""
@@ -309,6 +312,13 @@ class Subscription:
         with self._intake.readings.transaction() as database:
             row = database.execute("SELECT mark FROM topics WHERE topic = ?", (_key_of(topic),)).fetchone()
         return None if row is None else row[0]
+
+
+def _once() -> Any:
+    """A subscription that is sent what the broker retains when it is made, and not with each connection."""
+    from paho.mqtt.subscribeoptions import SubscribeOptions
+
+    return SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
 
 
 def _key_of(topic: str) -> bytes:

@@ -121,3 +121,21 @@ def test_logins_that_are_cut_are_refused_and_the_next_one_is_heard(tmp_path: Pat
         assert b"malformed" in ask(app, "/v1/admin/login", {"content-type": "application/json"}, [b"x" * 60_000], 2**16)
     assert b"malformed" not in ask(app, "/v1/admin/login", {"content-type": "application/json"}, [b'{"code":"a"}'])
     service.close()
+
+
+def test_a_body_in_chunks_is_read_up_to_the_most_that_is_read(node: tuple[Any, str, dict[str, str]]) -> None:
+    app, path, headers = node
+    chunked = {**headers, "content-type": "application/json", "transfer-encoding": "chunked"}
+    reading = [b'{"inputs": ', b"[1, 2]}"]
+    assert b'"kept":1' in ask_in_chunks(app, path, chunked, reading)
+    assert b"too_large" in ask_in_chunks(app, path, chunked, [b" " * MIB] * 9)
+
+
+def ask_in_chunks(app: Any, path: str, headers: dict[str, str], pieces: list[bytes]) -> bytes:
+    """What an application says to a body whose length nobody said."""
+
+    async def without_length(scope: Any, receive: Any, send: Any) -> None:
+        named = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
+        await app({**scope, "headers": named}, receive, send)
+
+    return ask(without_length, path, headers, pieces)

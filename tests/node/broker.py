@@ -17,13 +17,20 @@ CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONN
 
 
 class Broker:
-    """One client at a time. password: that it must show.  acknowledged: packet identifiers, as they came.
-    delivered: (packet identifier, again) of what was sent."""
+    """One client at a time.
+
+    Attributes:
+        password: that it must show.
+        denied: topics that it does not give.
+        acknowledged: packet identifiers, as they came.
+        delivered: (packet identifier, again) of what was sent.
+    """
 
     def __init__(self, password: tuple[str, str] | None = None, context: ssl.SSLContext | None = None) -> None:
         self.password, self.context = password, context
         self.clients: list[tuple[str, bool]] = []
         self.topics: list[tuple[str, int]] = []
+        self.denied = set[str]()
         self.acknowledged: list[int] = []
         self.delivered: list[tuple[int, bool]] = []
         self._waiting: dict[int, tuple[str, bytes]] = {}
@@ -120,12 +127,17 @@ class Broker:
                     self._socket, self._here = client, set()
                     self._deliver_all(client if self.topics else None)
                 elif kind == SUBSCRIBE:
-                    at = 2
+                    asked, at = list[tuple[str, int]](), 2
                     while at < len(body):
                         size = struct.unpack(">H", body[at : at + 2])[0]
-                        self.topics.append((body[at + 2 : at + 2 + size].decode(), body[at + 2 + size]))
+                        asked.append((body[at + 2 : at + 2 + size].decode(), body[at + 2 + size]))
                         at += 3 + size
-                    client.sendall(_packet(SUBACK, 0, body[:2] + bytes(qos for _, qos in self.topics)))
+                    self.topics += [each for each in asked if each[0] not in self.denied]
+                    client.sendall(
+                        _packet(
+                            SUBACK, 0, body[:2] + bytes(128 if topic in self.denied else qos for topic, qos in asked)
+                        )
+                    )
                     self._deliver_all(client)
                 elif kind == PUBACK:
                     number = struct.unpack(">H", body)[0]

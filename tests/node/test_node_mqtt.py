@@ -131,6 +131,24 @@ def test_what_is_no_reading_is_said_once_and_blocks_nothing(
     assert len(said) == 1
 
 
+def test_a_topic_that_is_denied_is_said(readings: Readings, there: test_broker.Broker) -> None:
+    there.denied.add(TOPICS[0])
+    with subscribed(readings, there) as (subscription, said):
+        while "does not give the topic home/+/climate: " not in subscription.trouble:
+            threading.Event().wait(0.01)
+    assert len(said) == 1
+
+
+def test_a_message_of_a_topic_that_was_not_asked_for_is_not_taken(
+    readings: Readings, there: test_broker.Broker
+) -> None:
+    there.publish("garden/gate", message(1))
+    there.publish("home/kitchen/climate", message(2))
+    with subscribed(readings, there):
+        there.until(lambda it: it.acknowledged == [1, 2])
+    assert readings.examples()[0].tolist() == [[2]]
+
+
 def test_a_password_from_a_file(readings: Readings, tmp_path: Path) -> None:
     secret = tmp_path / "PASSWORD"
     secret.write_text("open sesame\n")
@@ -202,6 +220,8 @@ def test_a_broker_that_is_not_there_is_said(readings: Readings, there: test_brok
         ({"url": "mqtts://broker.lan:99999"}, "mqtts://HOST:PORT"),
         ({"topics": ()}, "which topics"),
         ({"password_file": "PASSWORD"}, "a password is somebody's"),
+        ({"certificate": "CERTIFICATE"}, "a certificate and its key belong together"),
+        ({"url": "mqtt://127.0.0.1", "certificate": "a", "key": "b"}, "a certificate is shown over TLS"),
     ],
 )
 def test_an_address_that_is_none(given: dict[str, Any], why: str) -> None:

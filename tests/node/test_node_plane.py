@@ -1,5 +1,6 @@
 """A node over HTTP: acknowledged is on the disk, who has no token learns nothing, and nothing is read that is too long."""
 
+import gzip
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -95,6 +96,45 @@ def test_one_reading_or_many(here: Here) -> None:
     arrays = {"inputs": np.ones((5, 2), np.float32), "target": np.arange(5)}
     assert here.post("/v1/readings", encode_tree(arrays), content_type=TENSORS) == all_well(kept=5)
     assert here.readings.examples()[0].tolist() == [[1, 2], [1, 2], *[[1, 1]] * 5]
+
+
+def test_a_body_may_be_packed(here: Here) -> None:
+    packed = gzip.compress(json.dumps([ONE, ONE]).encode())
+    assert here.post("/v1/readings", packed, content_encoding="gzip") == all_well(kept=2)
+    bomb = gzip.compress(b" " * (MOST_TEXT + 1))
+    status, said = here.post("/v1/readings", bomb, content_encoding="gzip")
+    assert (status, said["error"]) == (422, "bad_reading")
+    assert f"more than {MOST_TEXT} bytes" in said["detail"]
+
+
+def test_something_else_under_a_key_that_is_here_is_refused(here: Here) -> None:
+    other = {"inputs": [3, 4], "target": 0}
+    for first, second in ((ONE, other), ([ONE, ONE], [ONE, other]), (ONE, [ONE, ONE]), (ONE, {**ONE, "target": 1})):
+        key = json.dumps([first, second])
+        here.post("/v1/readings", first, idempotency_key=key)
+        kept = here.readings.kept.count
+        status, said = here.post("/v1/readings", second, idempotency_key=key)
+        assert status == 422
+        assert "its key is here already, with another" in said["refused"][-1]["why"]
+        assert here.readings.kept.count == kept
+    assert here.post("/v1/readings", {**ONE, "key": "own"}) == all_well(kept=1)
+    assert here.post("/v1/readings", {**other, "key": "own"})[0] == 422
+
+
+def test_metrics_say_what_the_status_says(here: Here) -> None:
+    here.models['si"gns'] = 7
+    answer = here.network.request("GET", "/metrics", b"", {"host": "127.0.0.1"})
+    assert answer.status == 200
+    assert 'sumus_node_model_version{task="si\\"gns"} 7' in answer.body.decode().splitlines()
+
+
+def test_the_status_waits_for_no_work(here: Here) -> None:
+    """Readings are being kept, and the database is in use."""
+    lock: Any = vars(here.readings)["_lock"]
+    with lock:
+        assert here.readings.kept.count == 0
+        assert here.ask("GET", "/status")[0] == 200
+        assert here.ask("GET", "/readyz")[0] == 503
 
 
 def test_what_is_sent_again_is_kept_once(here: Here) -> None:
