@@ -110,7 +110,9 @@ def test_who_was_counted_and_left_is_not_in_the_same_sum_under_a_new_key(bundle:
             first.withdraw()
         else:
             them.server.roll.revoke(first.id)
-            them.server.ask_to_do(lambda now: them.server.forget(first.id, "", now, "revoked")).result()
+            them.server.ask_to_do(
+                lambda now: them.server.forget(first.id, them.server.roll.link_of(first.id), now, "revoked")
+            ).result()
         again = them.device(link)
         answer = again.check_in(them.plan)
         assert (answer.assignment, answer.reason) == (None, "left")
