@@ -18,6 +18,8 @@ a traceback means a defect of ours.
 """
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from sumus.text import printable_lines
@@ -73,6 +75,42 @@ class PlanError(UsageError):
 
 class ExperimentError(UsageError):
     """The population, the file or the folder of a run."""
+
+
+def said(error: BaseException) -> str:
+    """The kind of an error and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def own_code(function: str, of: object, remedy: str) -> Generator[None, None, None]:
+    """Around a call of a function that a user wrote as a part of an algorithm: what the function raises becomes a UsageError that
+    names the function and the part. What sumus itself raises stays as it is.
+
+    Args:
+        function: its name, such as `finish`.
+        of: the value that holds it, or what to call it.
+        remedy: what the function must do, such as "it must give (parts, state)".
+    """
+    try:
+        yield
+    except SumusError:
+        raise
+    except Exception as error:
+        whose = of if isinstance(of, str) else f"{of!r:.200}"
+        raise UsageError(f"{function} of {whose} failed: {said(error)}; {remedy}") from error
+
+
+@contextmanager
+def at_client(client: object) -> Generator[None, None, None]:
+    """Around what is done for one client: a UsageError that does not name the client yet is given its name."""
+    try:
+        yield
+    except UsageError as error:
+        if type(error) not in (UsageError, TaskError):
+            raise
+        raise type(error)(f"client {client!r}: {error}") from error.__cause__
 
 
 def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:

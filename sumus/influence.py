@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from sumus.aggregate import Part
 from sumus.algorithm import Algorithm
+from sumus.errors import own_code
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.task import Description
@@ -71,7 +72,8 @@ def influence_of(
     step = None
     if reaches["params"] is not None and not algorithm.aggregator.needs_each_update:
         known = {name: (factors[name], reach or 0.0) for name, reach in reaches.items()}
-        step = algorithm.aggregator.longest(known) * rounds
+        with own_code("longest", algorithm.aggregator, "it must give a number"):
+            step = algorithm.aggregator.longest(known) * rounds
     others = {name: shares[name] * (reach or 0.0) for name, reach in reaches.items() if name != "params"}
     return Influence(contributors, min(1.0, shares["params"]), reaches["params"], step, others)
 

@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sumus.errors import PlanError, UsageError, expect_number
+from sumus.errors import PlanError, UsageError, expect_number, own_code
 from sumus.schedules import Schedule, as_schedule
 from sumus.spec import Value, registered
 from sumus.tree import tree_map
@@ -174,7 +174,8 @@ def apply_gradients(
     lr: a float or a 0-d float.  step: from 1 within the client's round, an int or a 0-d float.
     """
     shared = {name: grads[name] for name in broadcast["params"] if name in grads}
-    corrected = work.correct(shared, params, broadcast, client_state)
+    with own_code("correct", work, "it must give a gradient for every gradient that it is given"):
+        corrected = dict(work.correct(shared, params, broadcast, client_state))
     if corrected.keys() != shared.keys():
         raise UsageError(
             f"correct of {work!r} gave {sorted(corrected)} for the gradients of {sorted(shared)}: give them all"
@@ -182,8 +183,18 @@ def apply_gradients(
     grads = {**grads, **corrected}
     if work.clip_norm is not None:
         grads = clip_gradients(grads, work.clip_norm)
-    moved = {name: work.optimizer.update(grads[name], states[name], params[name], lr, step) for name in grads}
-    return {name: param for name, (param, _) in moved.items()}, {name: state for name, (_, state) in moved.items()}
+    moved: dict[str, Any] = {}
+    after: dict[str, LeafState] = {}
+    with own_code("update", work.optimizer, "it must give (param, state), both like those that it is given"):
+        for name in grads:
+            moved[name], after[name] = work.optimizer.update(grads[name], states[name], params[name], lr, step)
+    for name, param in moved.items():
+        if (shape := getattr(param, "shape", None)) != params[name].shape:
+            raise UsageError(
+                f"update of {work.optimizer!r:.200} made the leaf `{name}` a {type(param).__name__} of shape {shape}, and the "
+                f"leaf is of shape {tuple(params[name].shape)}: give (param, state), both like those that it is given"
+            )
+    return moved, after
 
 
 def clip_gradients(grads: Tensors, max_norm: float) -> dict[str, Any]:

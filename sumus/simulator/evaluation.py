@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from sumus.errors import ExperimentError, TaskError
+from sumus.errors import ExperimentError, TaskError, at_client
 from sumus.experiment import Evaluate
 from sumus.metrics import Spread, is_lower_better, pooled
 from sumus.rng import generator
@@ -50,7 +50,10 @@ class Evaluation:
         spreads: Spreads = {}
         if self._central is not None:
             program.load(unpersonal)
-            evaluations["central"] = pooled(program.evaluate(*self._central))
+            try:
+                evaluations["central"] = pooled(program.evaluate(*self._central))
+            except TaskError as error:
+                raise TaskError(f"Evaluate(central=): {error}") from error
         groups: list[tuple[str, Population, Iterable[Any], Callable[[str], ClientState]]] = []
         if self._unseen is not None:
             groups.append(("unseen", self._unseen, self._unseen, lambda client: {}))
@@ -61,10 +64,8 @@ class Evaluation:
             by_client: dict[str, dict[Any, float]] = {}
             for client in chosen:
                 program.load({**unpersonal, **program.tensors_of(kept_by(str(client)).get(PERSONAL, {}))})
-                try:
+                with at_client(client):
                     measured = program.evaluate(*program.reader.read(population, client))
-                except TaskError as error:
-                    raise TaskError(f"client {client!r}: {error}") from error
                 for name, (value, count) in measured.items():
                     before, counted = totals.get(name, (0.0, 0))
                     totals[name] = (before + value, counted + count)

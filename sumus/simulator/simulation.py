@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sumus.aggregate import Aggregate
-from sumus.errors import DataError, ExperimentError, Interrupted, SumusError
+from sumus.errors import DataError, ExperimentError, Interrupted, SumusError, at_client, own_code
 from sumus.experiment import Experiment
 from sumus.interrupt import undisturbed, whole
 from sumus.metrics import is_lower_better
@@ -158,8 +158,8 @@ class Simulation:
         except Exception as error:
             with undisturbed():
                 checkpoint = self._checkpoint()
-                if isinstance(error, SumusError):
-                    error.history, error.checkpoint = self._history("error"), checkpoint
+                with suppress(SumusError, AttributeError):  # no model to release, no attributes
+                    vars(error).update(history=self._history("error"), checkpoint=checkpoint)
                 self._write(checkpoint)
             raise
 
@@ -388,7 +388,14 @@ class Simulation:
         """The edge of the client at this place of the population."""
         sites = self.experiment.sites
         if callable(sites):
-            return sites(self.population.pick(position))
+            client = self.population.pick(position)
+            with (
+                at_client(client),
+                own_code("the function", "sites=", "it must give a site, which can be a key, for every client"),
+            ):
+                site = sites(client)
+                hash(site)
+            return site
         return position * sites // len(self.population)
 
     def _bytes_above(self, counted: Sequence[Counted]) -> int:

@@ -81,7 +81,7 @@ WORDS: tuple[tuple[Any, ...], ...] = (
     (-7, 2**63),
     (b"",),
     (bytes(range(256)),),
-    (b"it's \"quoted\"", "noise", 1, 0),
+    (b'it\'s "quoted"', "noise", 1, 0),
 )
 """Words of keys. Bytes stand in hexadecimal: their printed form is Python's alone."""
 
