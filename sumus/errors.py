@@ -10,8 +10,9 @@
     ├── ParticipantError       what one participant sent cannot be counted (carries `client`, and a `code` for the wire)
     │   ├── DivergedError          its training ran to NaN or infinity
     │   └── BeyondBoundError       a value is beyond what the plan's sums hold
-    ├── SealError              a sealed body does not open (sumus/storage/keyring.py)
-    └── Interrupted            you stopped it; the message says where it can be taken up again
+    └── SealError              a sealed body does not open (sumus/storage/keyring.py)
+    KeyboardInterrupt
+    └── Interrupted            you stopped it; the message says where it can be taken up again. `except Exception` lets it through
 
 Every message names the client, leaf or rule, and ends with a remedy. The command line prints the message alone;
 a traceback means a defect of ours.
@@ -42,7 +43,7 @@ class SumusError(Exception):
         return _again, (type(self), self.args, self.__dict__)
 
 
-def _again(kind: type[SumusError], args: tuple[Any, ...], attributes: dict[str, Any]) -> SumusError:
+def _again(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(attributes)
@@ -118,7 +119,8 @@ def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
     if not isinstance(value, kind):
         wanted = " or a ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         hint = "; call it" if callable(value) else ""
-        raise PlanError("wrong-type", f"{what} takes a {wanted}, not {value!r:.80}{hint}")
+        article = "an" if wanted[0] in "aeiou" else "a"
+        raise PlanError("wrong-type", f"{what} takes {article} {wanted}, not {value!r:.80}{hint}")
 
 
 MOST_NUMBERS = 2**48
@@ -177,10 +179,20 @@ class EmptyError(ParticipantError):
     code = "empty"
 
 
-class Interrupted(SumusError):
-    """Stopped by the user; `history` and `checkpoint` hold everything up to the last whole round."""
+class Interrupted(KeyboardInterrupt):
+    """Stopped by the user: a KeyboardInterrupt, so that a loop over runs that goes on after errors (`except Exception`) ends, as
+    Ctrl-C asks for.
+
+    history, checkpoint: everything up to the last whole round.
+    """
 
     def __init__(self, message: str, history: Any = None, checkpoint: Any = None) -> None:
         super().__init__(message)
         self.history = history
         self.checkpoint = checkpoint
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)

@@ -6,6 +6,7 @@ A task brings its own torch; this module never imports it. What travels is only 
 leaves (names, shapes, dtypes, roles) and the shape of the data. A device whose own task describes itself otherwise refuses.
 """
 
+import copy
 import fnmatch
 import hashlib
 from collections.abc import Callable, Mapping
@@ -139,9 +140,10 @@ class Task:
             raise TaskError("a metric cannot be called 'loss': that name is the task's loss; choose another")
 
     def make_model(self) -> Any:
-        """A module: a new one where `model` is a callable, else the module itself."""
+        """A module: a new one where `model` is a callable, else the module itself; without the wrappers of torch.compile and
+        DataParallel, so that leaves have the names that the module's own class gives them."""
         if hasattr(self.model, "named_parameters") and not isinstance(self.model, type):
-            return self.model
+            return _unwrapped(self.model)
         try:
             module = self.model()
         except Exception as error:
@@ -150,7 +152,7 @@ class Task:
             ) from error
         if not hasattr(module, "named_parameters"):
             raise TaskError(f"model= made a {type(module).__name__}; it must make an nn.Module")
-        return module
+        return _unwrapped(module)
 
     @cached_property
     def description(self) -> Description:
@@ -163,6 +165,29 @@ class Task:
         metrics = tuple(sorted(self.metrics))
         ranges = tuple(map(range_of, (self.loss, *(self.metrics[name] for name in metrics))))
         return Description(self.name, leaves, _name_of(self.loss), metrics, self.data, ranges)
+
+
+def _unwrapped(module: Any) -> Any:
+    """A module without wrappers, also inside; a copy, if there is one inside."""
+    while (inner := _wrapped_by(module)) is not None:
+        module = inner
+    if any(_wrapped_by(child) is not None for child in module.modules()):
+        module = copy.deepcopy(module)
+        for parent in list(module.modules()):
+            for name, child in list(parent.named_children()):
+                while (inner := _wrapped_by(child)) is not None:
+                    child = inner
+                    setattr(parent, name, child)
+    return module
+
+
+def _wrapped_by(module: Any) -> Any:
+    """The module that torch.compile or DataParallel has wrapped in this one; None where it is no such wrapper."""
+    kind = type(module).__name__
+    attribute = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}.get(
+        kind
+    )
+    return None if attribute is None else getattr(module, attribute, None)
 
 
 def _name_of(function: Any) -> str:
@@ -179,17 +204,21 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
     leaves: list[Leaf] = []
     for name, *aliases in groups.values():
         tensor = state[name]
-        if not hasattr(tensor, "requires_grad") or type(tensor).__name__.startswith("Uninitialized"):
-            raise TaskError(
-                f"`{name}` is a {type(tensor).__name__}: leaves must be tensors of known shape; initialise lazy layers first"
-            )
+        _expect_plain(name, tensor)
         dtype = str(tensor.dtype).rpartition(".")[2]
         matching = [pattern for pattern in roles for own in (name, *aliases) if fnmatch.fnmatchcase(own, pattern)]
         unused -= set(matching)
         role: Role = roles[matching[-1]] if matching else "shared"
         trained = name in trainable and role != "frozen"
-        if "complex" in dtype:
-            raise TaskError(f"leaf `{name}` is {dtype}; complex leaves cannot be summed: keep real and imaginary parts")
+        if "complex" in dtype and role == "frozen" and dtype != "complex64":
+            raise TaskError(
+                f"leaf `{name}` is {dtype}; a frozen leaf may be complex64, which a model's file holds: convert it"
+            )
+        if "complex" in dtype and role != "frozen":
+            raise TaskError(
+                f"leaf `{name}` is {dtype}, and complex leaves cannot be summed: if it is a constant, pass "
+                f'leaves={{"{name}": "frozen"}}; else keep its real and imaginary parts (torch.view_as_real)'
+            )
         if dtype not in _FLOATS or (name not in trainable and name in dict(module.named_parameters())):
             role, trained = "frozen", False  # integer buffers, and parameters with requires_grad=False
         leaves.append(Leaf(name, tuple(int(n) for n in tensor.shape), dtype, role, trained, tuple(aliases)))
@@ -200,6 +229,31 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
     if not any(leaf.role == "shared" and leaf.trained for leaf in leaves):
         raise TaskError("no leaf is both shared and trained: the server would have nothing to learn; see leaves=")
     return tuple(leaves)
+
+
+def _expect_plain(name: str, tensor: Any) -> None:
+    """Refuse what stands in a module's state and is no array of known shape with values."""
+    if name.rpartition(".")[2] == "_extra_state":
+        raise TaskError(
+            f"`{name}` is what get_extra_state() gives, and only parameters and buffers are sent and kept: put it into a "
+            "buffer, or take get_extra_state() off the model"
+        )
+    if type(tensor).__name__.startswith("Uninitialized"):
+        raise TaskError(f"`{name}` has no shape yet: initialise lazy layers first, by one forward pass inside model=")
+    if not hasattr(tensor, "requires_grad"):
+        raise TaskError(f"`{name}` is a {type(tensor).__name__}: leaves must be tensors; keep it as an attribute")
+    if str(tensor.device) == "meta":
+        raise TaskError(f"leaf `{name}` is on the meta device and has no values: make the model on the CPU")
+    if str(tensor.layout) != "torch.strided":
+        kind = str(tensor.layout).rpartition(".")[2]
+        raise TaskError(
+            f"leaf `{name}` is {kind}: leaves are dense; register tensor.to_dense(), or register_buffer(..., persistent=False), "
+            "which keeps it out of the state"
+        )
+    if tensor.is_quantized or "float8" in str(tensor.dtype):
+        raise TaskError(
+            f"leaf `{name}` is {str(tensor.dtype).rpartition('.')[2]}: train the model before it is quantized"
+        )
 
 
 def description_of(value: Task | Description) -> Description:

@@ -26,7 +26,7 @@ from sumus.errors import PlanError, UsageError, expect_number, own_code
 from sumus.schedules import Schedule, as_schedule
 from sumus.spec import Value, registered
 from sumus.tree import tree_map
-from sumus.types import Tensors
+from sumus.types import Tensors, hold_plain_numbers
 
 _BELOW_ONE = math.nextafter(1.0, 0.0)
 
@@ -116,6 +116,7 @@ class ClientWork(Value):
     receives: tuple[str, ...] = ("params",)
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         if self.epochs is not None and self.steps is not None:
             raise PlanError("epochs-or-steps", "give either epochs= or steps=, not both")
         for name in ("epochs", "steps", "batch_size", "clip_norm"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from sumus.errors import DataError, ExperimentError, SumusError
-from sumus.experiment import Examples
+from sumus.experiment import Examples, expect_population
 from sumus.simulator.picture import colormap, figure, save
 from sumus.types import Array
 
@@ -34,8 +34,11 @@ class Population(Mapping[Any, Examples]):
         if isinstance(ids, range):
             self._known = ids
             return
-        texts = [str(client) for client in self._ids]
-        self._known = frozenset(self._ids)
+        texts = [_text_of(client) for client in self._ids]
+        try:
+            self._known = frozenset(self._ids)
+        except TypeError as error:
+            raise ExperimentError(f"ids hold a value that cannot be a key ({error}): give numbers or text") from error
         if min(len(set(texts)), len(self._known)) < len(self._ids):
             seen: set[Any] = set()
             twice = next(c for c in self._ids if {c, str(c)} & seen or seen.update({c, str(c)}))
@@ -51,6 +54,11 @@ class Population(Mapping[Any, Examples]):
             column if hasattr(column, "dtype") and not hasattr(column, "iloc") else np.asarray(column)
             for column in (inputs, targets)
         )
+        for name, column in (("inputs", inputs), ("targets", targets)):
+            if not getattr(column, "ndim", 1):
+                raise ExperimentError(
+                    f"{name}= is a {type(column.item()).__name__}: give an array with one row an example"
+                )
         if len(inputs) != len(targets):
             raise ExperimentError(f"{len(inputs)} inputs and {len(targets)} targets: they must be equally many")
         rows = _rows_by_client(by, len(inputs))
@@ -74,6 +82,16 @@ class Population(Mapping[Any, Examples]):
         inputs: a column, or several of numbers, which become the last axis.  targets: a column.
         by: a column's name, or one client a row.
         """
+        if isinstance(dataset, Mapping):
+            raise ExperimentError(
+                f"this is a dict of data sets ({', '.join(map(str, cast(Mapping[str, Any], dataset)))}): choose one, such as "
+                "dataset['train']"
+            )
+        if not hasattr(dataset, "__len__"):
+            raise ExperimentError(
+                f"a streamed data set ({type(dataset).__name__}) has no length and no rows by number: load it without "
+                "streaming=True, or give sumus.Population(ids, load)"
+            )
         columns = [inputs] if isinstance(inputs, str) else list(inputs)
         known = list(getattr(dataset, "column_names", []))
         wanted = [*columns, targets, *([by] if isinstance(by, str) else [])]
@@ -92,8 +110,11 @@ class Population(Mapping[Any, Examples]):
     @staticmethod
     def from_pairs(pairs: Iterable[tuple[Any, Examples]]) -> "Population":
         """From (id, examples) pairs; a repeated id is refused."""
-        pairs = list(pairs)
-        examples = dict(pairs)
+        try:
+            pairs = [(client, examples) for client, examples in pairs]
+            examples = dict(pairs)
+        except (TypeError, ValueError) as error:
+            raise ExperimentError(f"from_pairs takes (id, examples) pairs, each id a key: {error}") from error
         return Population([client for client, _ in pairs], examples.__getitem__)
 
     def subset(self, clients: Iterable[Any]) -> "Population":
@@ -189,6 +210,16 @@ class Population(Mapping[Any, Examples]):
         return self._ids[index]
 
 
+def _text_of(client: Any) -> str:
+    """A client's id as text, which keys and files are made of."""
+    text = str(client)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ExperimentError(f"client id {client!a} is no text that UTF-8 holds: give the client another id") from None
+    return text
+
+
 class _Items:
     """Some items of a data set, themselves a data set."""
 
@@ -205,6 +236,8 @@ class _Items:
 
 def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
     """Each client's rows, in their order; clients sorted."""
+    if not examples:
+        raise ExperimentError("there are no examples: a population needs at least one")
     keys = np.asarray(by)
     if keys.shape != (examples,):
         raise ExperimentError(f"by= has shape {keys.shape} for {examples} examples: give one client an example")
@@ -229,6 +262,7 @@ def as_population(population: Mapping[Any, Examples]) -> Population:
     """A population from any mapping."""
     if isinstance(population, Population):
         return population
+    expect_population(population)
     return Population(list(population), population.__getitem__)
 
 

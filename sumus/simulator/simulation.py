@@ -44,6 +44,9 @@ from sumus.tree import nbytes, sha256
 from sumus.types import Broadcast, Tree
 from sumus.work import ClientState
 
+_REHEARSED = 100_000
+"""Clients beyond which rounds are not played in advance."""
+
 
 def _waves(counted: Sequence[Counted]) -> Iterator[list[Counted]]:
     """Each client at most once in a wave: who has work on one model twice begins with what was kept of the first."""
@@ -140,6 +143,7 @@ class Simulation:
     ) -> History:
         """All rounds that are left."""
         try:
+            self._rehearse()
             with progress.watching(self.experiment, self.done) as show:
                 self._staff(executor, workers, insecure)
                 with closing(self.crew):
@@ -249,6 +253,19 @@ class Simulation:
             pacing = replace(pacing, least=max(pacing.least, min(1.0, least / pacing.cohort)))
         self.attendance = Attendance(devices, work, pacing.checkins)
         return Timeline(pacing, experiment.fleet, devices, work, experiment.seed, population.pick)
+
+    def _rehearse(self) -> None:
+        """Play all rounds without training, if devices may be asked only so often: an ExperimentError for a round that never ends
+        comes before the first one. A run with a target may end earlier, and is not played."""
+        pacing, experiment = self.plan.pacing, self.experiment
+        limited = pacing.most_rounds is not None or pacing.separation > 1
+        if not limited or experiment.evaluate.target or len(self.population) > _REHEARSED:
+            return
+        timeline, version = self._timeline(), 0
+        for number in range(experiment.rounds):
+            if timeline.ended(number).published:
+                timeline.based_on(version)
+                version += 1
 
     def _relive(self, rounds: Sequence[RoundRecord]) -> None:
         """Let the timeline go to where the run stands."""

@@ -173,6 +173,8 @@ def _gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _expect_gradient(losses: Tensor) -> None:
+    if not torch.is_grad_enabled():
+        raise TaskError("gradients are off in this thread: train outside torch.no_grad() and torch.inference_mode()")
     if not losses.requires_grad:
         raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sumus.errors import DataError, TaskError
+from sumus.errors import DataError, TaskError, said
 from sumus.metrics import IGNORED
 from sumus.task import Data, Task
 
@@ -80,6 +80,16 @@ class ExampleReader:
                     f"its {name} are {_dtype_name(tensor)} of shape {tuple(tensor.shape[1:])} an example, and the task's are "
                     f"{dtype} of shape {tuple(shape)}; mend the data, or prepare= of the task",
                 )
+        if data.classes is not None and targets.is_floating_point():
+            shape = tuple(targets.shape[1:])
+            remedy = "give classes as whole numbers"
+            if shape == (data.classes,):
+                remedy = "give the number of each example's class: targets.argmax(1), if they are one-hot"
+            raise DataError(
+                client,
+                f"its targets are {_dtype_name(targets)} of shape {shape} an example (the first is {_shown(targets[0])}), and "
+                f"the task's loss takes classes, whole numbers from 0 to {data.classes - 1}: {remedy}",
+            )
         if data.classes is not None:
             wrong = (targets != IGNORED) & ((targets < 0) | (targets >= data.classes))
             if bool(wrong.any()):
@@ -91,6 +101,8 @@ class ExampleReader:
                 )
 
     def _tensor(self, client: object, name: str, values: Any) -> Tensor:
+        if (reason := _no_array(values)) is not None:
+            raise DataError(client, f"its {name} are {reason}")
         try:  # a copy: the caller may use its array again
             tensor = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(_own_array(values))
         except Exception as error:
@@ -114,6 +126,9 @@ def as_pair(client: object, examples: Any) -> tuple[Any, Any]:
     if hasattr(examples, "__getitem__") and hasattr(examples, "__len__") and not isinstance(examples, Mapping):
         try:
             rows = [examples[index] for index in range(len(examples))]
+            if rows and isinstance(rows[0], Mapping):
+                names = ", ".join(repr(name) for name in list(rows[0])[:8])
+                raise TypeError(f"it gives dicts of {names}: name the columns, as in Population.from_hugging_face")
             inputs = torch.stack([torch.as_tensor(row[0]) for row in rows]) if rows else torch.zeros(0)
             targets = torch.stack([torch.as_tensor(row[1]) for row in rows]) if rows else torch.zeros(0)
             return inputs, targets
@@ -125,8 +140,49 @@ def as_pair(client: object, examples: Any) -> tuple[Any, Any]:
     )
 
 
+def _no_array(values: Any) -> str | None:
+    """Why values are no array of numbers, and what to give; None where nothing is wrong as far as this looks."""
+    if isinstance(values, Mapping):
+        names = ", ".join(repr(name) for name in list(values)[:8])
+        return f"a dict of {names}, and a model is given one array: stack them into one, in prepare= or before"
+    if isinstance(values, Tensor):
+        if values.is_nested:
+            return "a nested tensor: pad the rows to one length"
+        if values.layout is not torch.strided:
+            return f"{str(values.layout).rpartition('.')[2]}: give a dense tensor (values.to_dense())"
+        if values.is_quantized:
+            return "quantized: give values.dequantize()"
+        return "on the meta device, without values: give values" if values.is_meta else None
+    if hasattr(values, "toarray"):
+        return f"a sparse {type(values).__name__}: give a dense array (values.toarray())"
+    if hasattr(values, "columns") and hasattr(values, "dtypes"):
+        return _mixed_columns(values)
+    return None
+
+
+def _mixed_columns(table: Any) -> str | None:
+    """Which columns of a table keep the table from being an array of numbers; None where all of them are such."""
+    kinds = {str(name): getattr(dtype, "kind", "O") for name, dtype in table.dtypes.items()}
+    odd = [name for name, kind in kinds.items() if kind not in "iuf"]
+    if not odd or set(kinds.values()) == {"b"}:
+        return None
+    column = next(name for name in table.columns if str(name) == odd[0])
+    return (
+        f"a table whose column {odd[0]!r} is {table.dtypes[column]}, beside numbers: convert it, such as "
+        f"table.astype({{{odd[0]!r}: 'float32'}}), or leave it out"
+    )
+
+
+def _shown(target: Tensor) -> str:
+    """A target in a few characters."""
+    return f"{target.tolist()!s:.40}"
+
+
 def _own_array(values: Any) -> Any:
     array = np.array(values.to_numpy() if hasattr(values, "to_numpy") else values, order="C")
+    if array.dtype.kind in "OSUMm":
+        first = next(iter(array.ravel().tolist()), None)
+        raise TypeError(f"they hold {type(first).__name__}, such as {first!r:.60}, and no numbers")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -138,13 +194,22 @@ def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).rpartition(".")[2]
 
 
-def describe_call(error: Exception, inputs: Tensor) -> TaskError:
+def describe_call(error: Exception, inputs: Tensor, targets: Tensor) -> TaskError:
     """What to tell the user when the model or the loss itself raised."""
-    said = str(error).splitlines()[0] if str(error) else ""
-    return TaskError(
-        f"the model or its loss failed on inputs {tuple(inputs.shape)} {_dtype_name(inputs)}: {type(error).__name__}: "
-        f"{said}; try them on one batch alone, or convert the data in prepare="
+    given = (
+        f"inputs {tuple(inputs.shape)} {_dtype_name(inputs)} and targets {tuple(targets.shape)} {_dtype_name(targets)}"
     )
+    return TaskError(f"the model or its loss failed on {given}: {said(error)}; {_remedy(error, targets)}")
+
+
+def _remedy(error: Exception, targets: Tensor) -> str:
+    """What to do about an error of the model or its loss, as far as the error tells."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return "memory ran out: lower batch_size= of the client's work, or take a smaller model"
+    if targets.dtype == torch.int64 and ("long" in text or "int64" in text):
+        return "a loss of real numbers takes real targets: give them as float32, or convert them in prepare="
+    return "try them on one batch alone, or convert the data in prepare="
 
 
 class _Kept:
