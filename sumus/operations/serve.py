@@ -187,6 +187,10 @@ def _read(path: str | Path) -> Bundle:
         raise UsageError(
             f"{path} cannot be read: {error.strerror or error}; make a bundle with `sumus pack`"
         ) from error
+    except UsageError as error:
+        if type(error) is not UsageError:
+            raise
+        raise UsageError(f"{path}: {error}") from error
 
 
 def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: Listen, tell: Tell) -> None:

@@ -28,6 +28,7 @@ from sumus.operations.listening import Listen, Planes, opened_at
 from sumus.operations.progress import Opened
 from sumus.operations.remote import Remote
 from sumus.operations.serve import Tell, bundles_of, run
+from sumus.operations.serve import _read as read_bundle  # pyright: ignore[reportPrivateUsage]
 from sumus.operations.service import Conduct, Where, open_service
 from sumus.operations.upkeep import EXIT_STUCK, keep_house, keys_turned, say_renewal, watch
 from sumus.transport.http import HttpTransport
@@ -409,3 +410,12 @@ def test_whoever_asks_the_wrong_place_is_told_which_it_is(tmp_path: Path) -> Non
     running.finish(HttpTransport(running.opened.url))
     with pytest.raises(ExperimentError, match="cannot be reached"):
         remote.log_in(running.opened.login)
+
+
+@pytest.mark.parametrize(
+    ("held", "words"), [(b"", "not a bundle"), (b"PK\x03\x04", "not a bundle"), (b"plan = 1", "not a bundle")]
+)
+def test_a_file_that_is_no_bundle_is_named(held: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.sumus").write_bytes(held)
+    with pytest.raises(UsageError, match=f"mine.sumus: this is {words}"):
+        read_bundle(tmp_path / "mine.sumus")
