@@ -98,7 +98,8 @@ def numbers_of(values: Any) -> Array:
         return array
     for place, value in np.ndenumerate(array):
         if array.dtype.kind != "O" or not _is_number(value):
-            raise ValueError(f"{where(place)} holds {_kind_of(value)} ({value!r:.60}), which is no number")
+            plain = value.item() if isinstance(value, np.str_ | np.bytes_) else value
+            raise ValueError(f"{where(place)} holds {_kind_of(value)} ({plain!r:.60}), which is no number")
     raise ValueError("numbers are kept as objects: give an array of one dtype, such as float32")
 
 
