@@ -22,7 +22,7 @@ from sumus.errors import ParticipantError, PlanError, expect_number
 from sumus.spec import Value, record, registered
 from sumus.staleness import ONE, Staleness
 from sumus.tree import flatten, layout, nbytes, size, tree_map, unflatten
-from sumus.types import Array, Tree
+from sumus.types import Array, Tree, hold_plain_numbers
 
 METRIC_BITS = 20
 BUFFERS = "buffers"
@@ -43,6 +43,7 @@ class Fixed:
     count: int
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         if self.count < 1:
             raise PlanError("positive", f"{self}: a denominator must be at least 1")
 
@@ -76,6 +77,7 @@ class Part:
     least: float | None = None
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         if not self.name or "/" in self.name:
             raise PlanError("part-words", f"a part is called {self.name!r}: give it a name, without a slash")
         for given, known, rule, other in (

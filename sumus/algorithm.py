@@ -29,7 +29,16 @@ from typing import Any
 import numpy as np
 
 from sumus.aggregate import BUFFERS, Aggregate, Aggregator, Part, Update, over, times
-from sumus.errors import BeyondBoundError, DivergedError, ParticipantError, PlanError, UsageError, expect
+from sumus.errors import (
+    BeyondBoundError,
+    DivergedError,
+    ParticipantError,
+    PlanError,
+    UsageError,
+    at_client,
+    expect,
+    own_code,
+)
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.optimizers import ServerOptimizer, ServerState
@@ -38,7 +47,7 @@ from sumus.task import Description
 from sumus.tree import first_non_finite, narrowed, tree_map
 from sumus.types import Array, Layout, Tree
 from sumus.update.clip import global_norm, held_within
-from sumus.update.transform import Context, Transform
+from sumus.update.transform import Context, Transform, laid_out
 from sumus.work import ClientWork
 
 LEAST_POSITIVE = 2.0**-24
@@ -144,7 +153,8 @@ class Algorithm:
         trained, buffers = (
             {name: params[name] for name in shapes} for shapes in (task.trained_layout, task.buffer_layout)
         )
-        state = self.server.init(trained)
+        with own_code("init", self.server, "it must give a ServerState, from the shared leaves"):
+            state = self.server.init(trained)
         expect(state, ServerState, f"the init of {self.server!r}")
         return replace(state, broadcast={**state.broadcast, BUFFERS: buffers}) if buffers else state
 
@@ -182,7 +192,8 @@ class Algorithm:
             {part: over(tree, int(one.weights[part])) for part, tree in self._values(one, task, sums, seed).items()}
             for one in ones
         ]
-        chosen = centre(contributions, {part: [int(one.weights[part]) for one in ones] for part in weights})
+        with own_code("centre", self.aggregator, "it must give trees by part, of the leaves of one contribution"):
+            chosen = dict(centre(contributions, {part: [int(one.weights[part]) for one in ones] for part in weights}))
         if set(chosen) != set(weights):
             raise UsageError(
                 f"the centre of {self.aggregator!r} gave {sorted(chosen)}, and the parts are {sorted(weights)}"
@@ -237,7 +248,11 @@ class Algorithm:
         if not combined:
             return state
         seen = replace(state, broadcast=_without_buffers(state.broadcast))
-        with np.errstate(over="ignore", invalid="ignore"):  # said below, with the leaf
+        ignored = np.errstate(over="ignore", invalid="ignore")  # said below, with the leaf
+        with (
+            ignored,
+            own_code("update", self.server, "it must give a ServerState, from combined parts and a ServerState"),
+        ):
             after = self.server.update(_without_buffers(combined), seen)
         expect(after, ServerState, f"the update of {self.server!r}")
         for part, tree in after.broadcast.items():
@@ -257,7 +272,9 @@ class Algorithm:
 
     def release(self, state: ServerState) -> Tree:
         """The model to publish: every shared leaf."""
-        return {**self.server.release(state), **state.broadcast.get(BUFFERS, {})}
+        with own_code("release", self.server, "it must give the model to publish: a tree of the shared leaves"):
+            released = dict(self.server.release(state))
+        return {**released, **state.broadcast.get(BUFFERS, {})}
 
     # ── a part's way ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -267,8 +284,10 @@ class Algorithm:
         _check_finite(client, part, tree)
         shapes = {name: leaf.shape for name, leaf in tree.items()}
         body = np.result_type(*(leaf.dtype for leaf in tree.values()))
-        sent = self.update.apply(tree, Context(shapes, seed, examples=examples, rng=rng))
-        _check_layout(sent, self.update.layout(shapes), lambda: f"{self.update!r} gave")
+        with at_client(client):
+            with own_code("apply", self.update, "it must give a tree of arrays by name"):
+                sent = dict(self.update.apply(tree, Context(shapes, seed, examples=examples, rng=rng)))
+            _check_layout(sent, laid_out(self.update, shapes), lambda: f"{self.update!r} gave")
         return tree_map(lambda leaf: leaf if leaf.dtype.kind == "i" else narrowed(leaf, body), sent)
 
     def _sent(self, part: Part, task: Description) -> Layout:
@@ -276,7 +295,7 @@ class Algorithm:
         if part.content == "scalar":
             return {"": ()}
         shapes = task.buffer_layout if part.name == BUFFERS else task.trained_layout
-        return self.update.layout(shapes) if part.in_chain else shapes
+        return laid_out(self.update, shapes) if part.in_chain else shapes
 
     def _divided(
         self, values: Mapping[str, Tree], weights: Tree, count: int, task: Description, population: int
@@ -286,7 +305,9 @@ class Algorithm:
         if not all(divisors.values()):
             return {}
         buffers = {BUFFERS: over(values[BUFFERS], divisors[BUFFERS])} if BUFFERS in values else {}
-        return {**self.aggregator.combine(_without_buffers(values), divisors), **buffers}
+        with own_code("combine", self.aggregator, "it must give trees by part, from their sums and their divisors"):
+            combined = dict(self.aggregator.combine(_without_buffers(values), divisors))
+        return {**combined, **buffers}
 
     def _values(self, total: Aggregate, task: Description, sums: FixedPoint, seed: bytes) -> dict[str, Tree]:
         """The sum of every part as floats, in the model's own leaves."""
@@ -305,7 +326,8 @@ class Algorithm:
         rounding: of the model, in parameters.  rounds: in which devices' numbers were rounded to whole ones, times the divisor.
         """
         bits = 0 if hop.code_bits is not None else hop.sums.bits(part)
-        lifted = times(self.update.lift(values, Context(task.trained_layout, seed)), 2.0**bits)
+        with own_code("lift", self.update, "it must give a tree of arrays by name"):
+            lifted = times(self.update.lift(values, Context(task.trained_layout, seed)), 2.0**bits)
         unit = self.update.reach(task.trained_layout)[1] / 2.0**bits
         return lifted, rounding / unit + rounds * 0.5 * math.sqrt(sum(leaf.size for leaf in lifted.values()))
 
@@ -313,7 +335,8 @@ class Algorithm:
         if not part.in_chain:
             return sums.decode(part, total)
         values = tree_map(_as_float64, total) if self.update.code_bits else sums.decode(part, total)
-        inverted = self.update.invert(values, Context(task.trained_layout, seed))
+        with own_code("invert", self.update, "it must give a tree of arrays by name"):
+            inverted = dict(self.update.invert(values, Context(task.trained_layout, seed)))
         _check_layout(inverted, task.trained_layout, lambda: f"the server end of {self.update!r} gave")
         return inverted
 

@@ -18,6 +18,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 import sumus
 from sumus.device import commands as device_commands
@@ -38,7 +39,19 @@ if TYPE_CHECKING:
     from sumus.simulator.history import History
     from sumus.wire.bundle import Bundle
 
+
+class _Commands(TyperGroup):
+    """The commands; one that the user stopped says so, and where to go on, before it ends with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Interrupted as stop:
+            sys.exit(_say(str(stop), 130))
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -247,7 +260,7 @@ def check(file: File) -> None:
         f"inputs {data.inputs_dtype}{list(data.inputs)}, targets {data.targets_dtype}{list(data.targets)}"
         f"{classes}; {report.examples} examples at the first client",
     )
-    table.add_row("model", f"{report.parameters:,} shared parameters, output {list(report.outputs)} an example")
+    table.add_row("model", f"{report.parameters:,} shared parameters, output {_shape_text(report.outputs)} an example")
     table.add_row("one round", f"loss {report.loss:.4f} at the first client")
     cost = report.cost
     table.add_row(
@@ -416,7 +429,7 @@ def _simulate(
     )
     try:
         history = run(experiment, out=out, **options)
-    except SumusError as stop:
+    except (SumusError, Interrupted) as stop:
         if out is not None or stop.checkpoint is None or not stop.checkpoint.rounds:
             raise
         folder = next(path for path in map(Path, _interrupted_names(name)) if not path.exists())
@@ -539,9 +552,19 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(_say("stopped before the first round; nothing was kept", 130))
     except SumusError as error:
-        sys.exit(_say(str(error), 130 if isinstance(error, Interrupted) else 2 if isinstance(error, UsageError) else 1))
+        sys.exit(_say(str(error), 2 if isinstance(error, UsageError) else 1))
     except OSError as error:
         sys.exit(_say(f"{error.strerror or error}: {error.filename or 'output'}", 2))
+
+
+def _shape_text(outputs: Any) -> str:
+    """The shape of an output, `[10]`, or of several outputs."""
+    if isinstance(outputs, Mapping):
+        return ", ".join(f"{name} {_shape_text(value)}" for name, value in cast(Mapping[str, Any], outputs).items())
+    if not isinstance(outputs, tuple):
+        return str(outputs)
+    sides = list(cast(tuple[Any, ...], outputs))
+    return str(sides) if all(isinstance(side, int) for side in sides) else ", ".join(map(_shape_text, sides))
 
 
 def _say(message: str, status: int) -> int:

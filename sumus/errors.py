@@ -10,14 +10,17 @@
     ├── ParticipantError       what one participant sent cannot be counted (carries `client`, and a `code` for the wire)
     │   ├── DivergedError          its training ran to NaN or infinity
     │   └── BeyondBoundError       a value is beyond what the plan's sums hold
-    ├── SealError              a sealed body does not open (sumus/storage/keyring.py)
-    └── Interrupted            you stopped it; the message says where it can be taken up again
+    └── SealError              a sealed body does not open (sumus/storage/keyring.py)
+    KeyboardInterrupt
+    └── Interrupted            you stopped it; the message says where it can be taken up again. `except Exception` lets it through
 
 Every message names the client, leaf or rule, and ends with a remedy. The command line prints the message alone;
 a traceback means a defect of ours.
 """
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from sumus.text import printable_lines
@@ -40,7 +43,7 @@ class SumusError(Exception):
         return _again, (type(self), self.args, self.__dict__)
 
 
-def _again(kind: type[SumusError], args: tuple[Any, ...], attributes: dict[str, Any]) -> SumusError:
+def _again(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[str, Any]) -> BaseException:
     error = kind.__new__(kind, *args)
     error.args = args
     error.__dict__.update(attributes)
@@ -75,12 +78,49 @@ class ExperimentError(UsageError):
     """The population, the file or the folder of a run."""
 
 
+def said(error: BaseException) -> str:
+    """The kind of an error and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextmanager
+def own_code(function: str, of: object, remedy: str) -> Generator[None, None, None]:
+    """Around a call of a function that a user wrote as a part of an algorithm: what the function raises becomes a UsageError that
+    names the function and the part. What sumus itself raises stays as it is.
+
+    Args:
+        function: its name, such as `finish`.
+        of: the value that holds it, or what to call it.
+        remedy: what the function must do, such as "it must give (parts, state)".
+    """
+    try:
+        yield
+    except SumusError:
+        raise
+    except Exception as error:
+        whose = of if isinstance(of, str) else f"{of!r:.200}"
+        raise UsageError(f"{function} of {whose} failed: {said(error)}; {remedy}") from error
+
+
+@contextmanager
+def at_client(client: object) -> Generator[None, None, None]:
+    """Around what is done for one client: a UsageError that does not name the client yet is given its name."""
+    try:
+        yield
+    except UsageError as error:
+        if type(error) not in (UsageError, TaskError):
+            raise
+        raise type(error)(f"client {client!r}: {error}") from error.__cause__
+
+
 def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
     """Refuse a value of a wrong kind where users put values together."""
     if not isinstance(value, kind):
         wanted = " or a ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         hint = "; call it" if callable(value) else ""
-        raise PlanError("wrong-type", f"{what} takes a {wanted}, not {value!r:.80}{hint}")
+        article = "an" if wanted[0] in "aeiou" else "a"
+        raise PlanError("wrong-type", f"{what} takes {article} {wanted}, not {value!r:.80}{hint}")
 
 
 MOST_NUMBERS = 2**48
@@ -140,10 +180,20 @@ class EmptyError(ParticipantError):
     code = "empty"
 
 
-class Interrupted(SumusError):
-    """Stopped by the user; `history` and `checkpoint` hold everything up to the last whole round."""
+class Interrupted(KeyboardInterrupt):
+    """Stopped by the user: a KeyboardInterrupt, so that a loop over runs that goes on after errors (`except Exception`) ends, as
+    Ctrl-C asks for.
+
+    history, checkpoint: everything up to the last whole round.
+    """
 
     def __init__(self, message: str, history: Any = None, checkpoint: Any = None) -> None:
         super().__init__(message)
         self.history = history
         self.checkpoint = checkpoint
+
+    def __str__(self) -> str:
+        return printable_lines(super().__str__())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)

@@ -4,14 +4,31 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from sumus.errors import ExperimentError, expect
 from sumus.fleet import PERFECT, Fleet
 from sumus.plan import Plan
+from sumus.types import hold_plain_numbers, plain_number
 
 Examples = Any
 """`(inputs, targets)`, arrays or tensors with one row an example; or a torch `Dataset` of such pairs."""
+
+
+def seed_of(seed: Any) -> int:
+    """A seed as a whole number that fits into 64 bits; PlanError or ExperimentError for any other value."""
+    seed = plain_number(seed)
+    expect(seed, int, "seed=")
+    if not -(2**63) <= seed < 2**63:
+        raise ExperimentError(f"seed={seed}: it must fit into 64 bits")
+    return int(seed)
+
+
+def expect_population(population: object) -> None:
+    """Refuse what is no population: a mapping from clients' ids to their examples."""
+    if not isinstance(population, Mapping):
+        raise ExperimentError(
+            f"population= takes a mapping from each client's id to its examples, not a {type(population).__name__}: give a "
+            "dict, or sumus.Population(ids, load), where load is a function of an id"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +54,7 @@ class Evaluate:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         expect(self.every, int, "Evaluate(every=)")
         if self.batch_size is not None:
             expect(self.batch_size, int, "Evaluate(batch_size=)")
@@ -75,15 +93,13 @@ class Experiment:
     sites: int | Callable[[Any], Hashable] = 0
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         expect(self.plan, Plan, "plan=")
-        expect(self.population, Mapping, "population=")
+        expect_population(self.population)
         expect(self.rounds, int, "rounds=")
         expect(self.evaluate, Evaluate, "evaluate=")
         expect(self.fleet, Fleet, "fleet=")
-        expect(self.seed, (int, np.integer), "seed=")
-        object.__setattr__(self, "seed", int(self.seed))
-        if not -(2**63) <= self.seed < 2**63:
-            raise ExperimentError(f"seed={self.seed}: it must fit into 64 bits")
+        object.__setattr__(self, "seed", seed_of(self.seed))
         if self.rounds < 1:
             raise ExperimentError(f"rounds={self.rounds}: an experiment needs at least one round")
         if not len(self.population):

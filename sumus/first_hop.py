@@ -126,6 +126,7 @@ class FirstHop:
             self._check_form(update)
             self._check_lengths(update)
             self.sums.check(update, self.parts)
+            self._check_metrics(update)  # last: where training diverged, the leaf says more than the loss
 
     def add(self, update: Update, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
         """Count an update in that `check` has let through already."""
@@ -334,7 +335,6 @@ class FirstHop:
                     f"`{part.name}[{wrong}]` has shape {found.get(wrong)}, and the plan's is {expected.get(wrong)}",
                 )
             self._check_numbers(update.client, part, tree)
-        self._check_metrics(update)
 
     def _check_numbers(self, client: object, part: Part, tree: Tree) -> None:
         codes = self.code_bits if part.in_chain else None

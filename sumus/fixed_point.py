@@ -22,7 +22,7 @@ from sumus.errors import BeyondBoundError, DivergedError, EmptyError, Participan
 from sumus.spec import record
 from sumus.staleness import Staleness
 from sumus.tree import blocks, tree_map
-from sumus.types import Array, Tree
+from sumus.types import Array, Tree, hold_plain_numbers
 
 _BLOCK = 1 << 16
 _SHIFT = np.float64(1.5 * 2.0**52)
@@ -43,6 +43,7 @@ class FixedPoint:
     max_count: int
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         positive = 0 < self.bound < math.inf and self.max_weight >= 1 and self.max_count >= 1
         if not (positive and self.fraction_bits >= 0):
             raise PlanError(

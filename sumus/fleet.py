@@ -14,7 +14,7 @@ import numpy as np
 
 from sumus.errors import ExperimentError, expect
 from sumus.spec import record
-from sumus.types import Array, Floats
+from sumus.types import Array, Floats, hold_plain_numbers
 
 MINUTE, DAY = 60.0, 86400.0
 EVENING, SIGMA = 22.5 * 3600, 2 * 3600
@@ -136,6 +136,7 @@ class Fleet:
     trace: str | None = None
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         for name in ("lost", "stragglers", "flaky", "doubled"):
             _expect(self, name, 0, 1, "it is a share, a number from 0 to 1")
         for name in ("seconds", "latency", "jitter"):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from sumus.aggregate import Part
 from sumus.algorithm import Algorithm
+from sumus.errors import own_code
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.task import Description
@@ -136,22 +137,27 @@ def influence_of(
         factors = {name: _of_all(part, hop, contributors) for name, part in parts.items()}
     share, step, longest = min(1.0, shares["params"]), None, reaches["params"]
     if aggregator.chosen is not None:
-        share, times = aggregator.chosen(max(contributors, aggregator.least))
+        with own_code("chosen", aggregator, "it must give (share, times)"):
+            share, times = aggregator.chosen(max(contributors, aggregator.least))
         step = None if longest is None else longest * times * _scale(parts["params"], hop, contributors)
     elif longest is not None and aggregator.longest is not None:
         known = {name: (factors[name], reach or 0.0) for name, reach in reaches.items()}
-        step = aggregator.longest(known) * rounds
+        with own_code("longest", aggregator, "it must give a number"):
+            step = aggregator.longest(known) * rounds
     if aggregator.chosen is not None:  # each number lies between those that were sent, whoever sent them
         shares = {name: _scale(part, hop, contributors) for name, part in parts.items()}
     others = {name: shares[name] * (reach or 0.0) * rounds for name, reach in reaches.items() if name != "params"}
     beside = [part for name, part in parts.items() if name != "params" and not part.in_chain]
-    server = algorithm.server
+    server, model = algorithm.server, None
+    if step is not None and server.longest is not None:
+        with own_code("longest", server, "it must give a number, or None"):
+            model = server.longest(step)
     return Influence(
         contributors,
         share,
         longest,
         step,
-        None if step is None or server.longest is None else server.longest(step),
+        model,
         server.largest,
         steers,
         others,

@@ -17,6 +17,7 @@ import numpy as np
 from sumus.errors import PlanError, TaskError, expect, expect_number
 from sumus.shapes import fitted, scores_last
 from sumus.spec import record
+from sumus.types import hold_plain_numbers
 
 M = TypeVar("M", bound=Callable[[Any, Any], Any])
 
@@ -30,6 +31,7 @@ class Range:
     high: float | None = None
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         for side in (self.low, self.high):
             if side is not None:
                 expect_number(side, -1e100, 1e100, "a side of a range")

@@ -12,10 +12,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import cast
 
-import numpy as np
-
 from sumus.errors import PlanError, expect, expect_number
 from sumus.spec import record
+from sumus.types import hold_plain_numbers
 
 
 @record("conditions")
@@ -34,6 +33,7 @@ class Conditions:
     version: int = 0
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         expect_number(self.battery, 0, 1, "Conditions(battery=)")
         expect(self.version, int, "Conditions(version=)")
 
@@ -82,11 +82,12 @@ class Pacing:
     checkins: float = 100.0
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         for name in ("cohort", "concurrency", "separation", "most_rounds"):
             value: int | None = getattr(self, name)
             if value is None and name in ("concurrency", "most_rounds"):
                 continue
-            expect(value, (int, np.integer), f"Pacing({name}=)")
+            expect(value, int, f"Pacing({name}=)")
             if cast(int, value) < 1:
                 raise PlanError("positive", f"Pacing({name}={value}): it must be at least 1")
         if self.over_select is not None:
@@ -97,7 +98,7 @@ class Pacing:
             expect_number(self.deadline, 0, math.inf, "Pacing(deadline=)", open_low=True)
         expect_number(self.checkins, 0, math.inf, "Pacing(checkins=)", open_low=True)
         if self.most_stale is not None:
-            expect(self.most_stale, (int, np.integer), "Pacing(most_stale=)")
+            expect(self.most_stale, int, "Pacing(most_stale=)")
             expect_number(int(self.most_stale), 0, math.inf, "Pacing(most_stale=)")
         if self.concurrency is None and self.most_stale is not None:
             raise PlanError(

@@ -28,7 +28,7 @@ from sumus.site import Edges
 from sumus.spec import call_with, canonical_json, is_custom, read_as, to_json
 from sumus.task import Data, Description, Task, description_of
 from sumus.tree import nbytes
-from sumus.types import Json
+from sumus.types import Json, hold_plain_numbers
 from sumus.update.transform import Context, walk
 
 FORMAT = 1
@@ -66,6 +66,7 @@ class Plan:
     trusts_devices: bool | None = None
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         expect(self.task, (Task, Description), "task=")
         expect(self.algorithm, Algorithm, "algorithm=")
         expect(self.pacing, Pacing, "pacing=")

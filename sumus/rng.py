@@ -13,12 +13,16 @@ from sumus.types import Floats
 
 def key(*words: object) -> bytes:
     """32 bytes from words such as `(seed, "round", 3, "client", "alice")`. Words are separated, so that
-    `("ab", "c")` and `("a", "bc")` differ, and typed, so that `1` and `"1"` do; numpy's numbers are Python's."""
+    `("ab", "c")` and `("a", "bc")` differ, and typed, so that `1` and `"1"` do; numpy's numbers are Python's. Bytes are
+    written in hexadecimal, as docs/wire.md says: what another language makes of them is the same."""
     digest = hashlib.sha256()
     for word in words:
         if isinstance(word, np.generic):
             word = cast(object, word.item())
-        text = f"{type(word).__name__}:{word}".encode()
+        if isinstance(word, bytes | bytearray | memoryview):
+            text = f"bytes:{word.hex()}".encode()
+        else:
+            text = f"{type(word).__name__}:{word}".encode()
         digest.update(len(text).to_bytes(8, "little") + text)
     return digest.digest()
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sumus.errors import expect_number
+from sumus.errors import expect_number, own_code
 from sumus.spec import Value, registered
 
 
@@ -13,6 +13,13 @@ class Schedule(Value):
     """`at(round)` is the rate of that round."""
 
     at: Callable[[int], float]
+
+    def rate(self, round_number: int) -> float:
+        """The rate of a round, counted from 0. Raises UsageError where `at` gives no finite number from 0."""
+        with own_code("the rate", self, "at must give a number for every round, counted from 0"):
+            rate = float(self.at(round_number))
+        expect_number(rate, 0, math.inf, f"the learning rate of round {round_number + 1}, by {self!r:.200},")
+        return rate
 
 
 @registered("schedule/constant")

@@ -24,7 +24,7 @@ from sumus.optimizers import ServerState, sgd
 from sumus.spec import record
 from sumus.task import Description
 from sumus.tree import tree_map
-from sumus.types import Broadcast, Tree
+from sumus.types import Broadcast, Tree, hold_plain_numbers
 
 NoiseAt: TypeAlias = Literal["top", "edges"]
 MOST_ROUNDS = 1000
@@ -47,6 +47,7 @@ class Edges:
     noise_at: NoiseAt = "top"
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         expect(self.rounds, int, "Edges(rounds=)")
         if not 1 <= self.rounds <= MOST_ROUNDS:
             raise PlanError("edge-words", f"Edges(rounds={self.rounds}): from 1 to {MOST_ROUNDS} rounds")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sumus.errors import PlanError, expect_number
+from sumus.errors import PlanError, expect_number, own_code
 from sumus.spec import Value, registered
 
 ONE = 1024
@@ -25,7 +25,8 @@ class Staleness(Value):
 
     def weight(self, staleness: int) -> int:
         """The factor as an integer, 1 to 1024."""
-        factor = self.factor(staleness)
+        with own_code("factor", self, "it must give a number in (0, 1] for every staleness"):
+            factor = float(self.factor(staleness))
         expect_number(factor, 0, math.inf, f"the factor of {self!r} at staleness {staleness}")
         return min(ONE, max(1, round(ONE * factor)))
 

@@ -6,6 +6,7 @@ A task brings its own torch; this module never imports it. What travels is only 
 leaves (names, shapes, dtypes, roles) and the shape of the data. A device whose own task describes itself otherwise refuses.
 """
 
+import copy
 import fnmatch
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -177,9 +178,10 @@ class Task:
                 )
 
     def make_model(self) -> Any:
-        """A module: a new one where `model` is a callable, else the module itself."""
+        """A module: a new one where `model` is a callable, else the module itself; without the wrappers of torch.compile and
+        DataParallel, so that leaves have the names that the module's own class gives them."""
         if hasattr(self.model, "named_parameters") and not isinstance(self.model, type):
-            return self.model
+            return _unwrapped(self.model)
         try:
             module = self.model()
         except Exception as error:
@@ -188,7 +190,7 @@ class Task:
             ) from error
         if not hasattr(module, "named_parameters"):
             raise TaskError(f"model= made a {type(module).__name__}; it must make an nn.Module")
-        return module
+        return _unwrapped(module)
 
     @cached_property
     def description(self) -> Description:
@@ -228,6 +230,29 @@ def _is_on_logits(loss: Any) -> bool:
     return "WithLogits" in type(loss).__name__ or _name_of(loss).endswith("_with_logits")
 
 
+def _unwrapped(module: Any) -> Any:
+    """A module without wrappers, also inside; a copy, if there is one inside."""
+    while (inner := _wrapped_by(module)) is not None:
+        module = inner
+    if any(_wrapped_by(child) is not None for child in module.modules()):
+        module = copy.deepcopy(module)
+        for parent in list(module.modules()):
+            for name, child in list(parent.named_children()):
+                while (inner := _wrapped_by(child)) is not None:
+                    child = inner
+                    setattr(parent, name, child)
+    return module
+
+
+def _wrapped_by(module: Any) -> Any:
+    """The module that torch.compile or DataParallel has wrapped in this one; None where it is no such wrapper."""
+    kind = type(module).__name__
+    attribute = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}.get(
+        kind
+    )
+    return None if attribute is None else getattr(module, attribute, None)
+
+
 def _name_of(function: Any) -> str:
     return str(getattr(function, "__qualname__", type(function).__name__))
 
@@ -242,17 +267,14 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
     leaves: list[Leaf] = []
     for name, *aliases in groups.values():
         tensor = state[name]
-        if not hasattr(tensor, "requires_grad") or type(tensor).__name__.startswith("Uninitialized"):
-            raise TaskError(
-                f"`{name}` is a {type(tensor).__name__}: leaves must be tensors of known shape; initialise lazy layers first"
-            )
+        _expect_plain(name, tensor)
         dtype = str(tensor.dtype).rpartition(".")[2]
         pattern = _pattern_of((name, *aliases), roles)
         asked = None if pattern is None else roles[pattern]
         trainable = name in params and bool(tensor.requires_grad)
         role: Role = asked or "shared"
         if "complex" in dtype:
-            raise TaskError(f"leaf `{name}` is {dtype}; complex leaves cannot be summed: keep real and imaginary parts")
+            _expect_constant(name, dtype, role)
         if dtype not in _FLOATS:
             role = "frozen"  # a counter, or a mask
         elif name in params and not trainable:
@@ -324,6 +346,44 @@ def _expect_deciding(roles: Mapping[str, Role], deciding: set[str], leaves: Sequ
         raise TaskError(
             f"leaves={{{pattern!r}: {role!r}}} decides nothing: a pattern after it matches all of its leaves, and the last one "
             "decides; put it after them"
+        )
+
+
+def _expect_constant(name: str, dtype: str, role: Role) -> None:
+    """Refuse a complex leaf that is summed, or that a model's file does not hold."""
+    if role != "frozen":
+        raise TaskError(
+            f"leaf `{name}` is {dtype}, and complex leaves cannot be summed: if it is a constant, pass "
+            f'leaves={{"{name}": "frozen"}}; else keep its real and imaginary parts (torch.view_as_real)'
+        )
+    if dtype != "complex64":
+        raise TaskError(
+            f"leaf `{name}` is {dtype}; a frozen leaf may be complex64, which a model's file holds: convert it"
+        )
+
+
+def _expect_plain(name: str, tensor: Any) -> None:
+    """Refuse what stands in a module's state and is no array of known shape with values."""
+    if name.rpartition(".")[2] == "_extra_state":
+        raise TaskError(
+            f"`{name}` is what get_extra_state() gives, and only parameters and buffers are sent and kept: put it into a "
+            "buffer, or take get_extra_state() off the model"
+        )
+    if type(tensor).__name__.startswith("Uninitialized"):
+        raise TaskError(f"`{name}` has no shape yet: initialise lazy layers first, by one forward pass inside model=")
+    if not hasattr(tensor, "requires_grad"):
+        raise TaskError(f"`{name}` is a {type(tensor).__name__}: leaves must be tensors; keep it as an attribute")
+    if str(tensor.device) == "meta":
+        raise TaskError(f"leaf `{name}` is on the meta device and has no values: make the model on the CPU")
+    if str(tensor.layout) != "torch.strided":
+        kind = str(tensor.layout).rpartition(".")[2]
+        raise TaskError(
+            f"leaf `{name}` is {kind}: leaves are dense; register tensor.to_dense(), or register_buffer(..., persistent=False), "
+            "which keeps it out of the state"
+        )
+    if tensor.is_quantized or "float8" in str(tensor.dtype):
+        raise TaskError(
+            f"leaf `{name}` is {str(tensor.dtype).rpartition('.')[2]}: train the model before it is quantized"
         )
 
 

@@ -22,11 +22,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from sumus.errors import PlanError, UsageError, expect_number
+from sumus.errors import PlanError, UsageError, expect_number, own_code
 from sumus.schedules import Schedule, as_schedule
 from sumus.spec import Value, registered
 from sumus.tree import tree_map
-from sumus.types import Tensors
+from sumus.types import Tensors, hold_plain_numbers
 
 _BELOW_ONE = math.nextafter(1.0, 0.0)
 
@@ -116,6 +116,7 @@ class ClientWork(Value):
     receives: tuple[str, ...] = ("params",)
 
     def __post_init__(self) -> None:
+        hold_plain_numbers(self)
         if self.epochs is not None and self.steps is not None:
             raise PlanError("epochs-or-steps", "give either epochs= or steps=, not both")
         for name in ("epochs", "steps", "batch_size", "clip_norm"):
@@ -174,7 +175,8 @@ def apply_gradients(
     lr: a float or a 0-d float.  step: from 1 within the client's round, an int or a 0-d float.
     """
     shared = {name: grads[name] for name in broadcast["params"] if name in grads}
-    corrected = work.correct(shared, params, broadcast, client_state)
+    with own_code("correct", work, "it must give a gradient for every gradient that it is given"):
+        corrected = dict(work.correct(shared, params, broadcast, client_state))
     if corrected.keys() != shared.keys():
         raise UsageError(
             f"correct of {work!r} gave {sorted(corrected)} for the gradients of {sorted(shared)}: give them all"
@@ -182,8 +184,18 @@ def apply_gradients(
     grads = {**grads, **corrected}
     if work.clip_norm is not None:
         grads = clip_gradients(grads, work.clip_norm)
-    moved = {name: work.optimizer.update(grads[name], states[name], params[name], lr, step) for name in grads}
-    return {name: param for name, (param, _) in moved.items()}, {name: state for name, (_, state) in moved.items()}
+    moved: dict[str, Any] = {}
+    after: dict[str, LeafState] = {}
+    with own_code("update", work.optimizer, "it must give (param, state), both like those that it is given"):
+        for name in grads:
+            moved[name], after[name] = work.optimizer.update(grads[name], states[name], params[name], lr, step)
+    for name, param in moved.items():
+        if (shape := getattr(param, "shape", None)) != params[name].shape:
+            raise UsageError(
+                f"update of {work.optimizer!r:.200} made the leaf `{name}` a {type(param).__name__} of shape {shape}, and the "
+                f"leaf is of shape {tuple(params[name].shape)}: give (param, state), both like those that it is given"
+            )
+    return moved, after
 
 
 def clip_gradients(grads: Tensors, max_norm: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Errors cross process boundaries whole: a pool of workers must not turn a refusal into a crash of pickle."""
 
+import contextlib
 import copy
 import pickle
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from sumus.errors import (
     UsageError,
 )
 
-EXAMPLES: list[SumusError] = [
+EXAMPLES: list[SumusError | Interrupted] = [
     SumusError("one"),
     UsageError("one"),
     TaskError("one"),
@@ -47,12 +48,12 @@ def kinds(kind: type[SumusError] = SumusError) -> Iterator[type[SumusError]]:
 
 
 def test_every_kind_is_tried() -> None:
-    assert {type(error) for error in EXAMPLES} == set(kinds())
+    assert {type(error) for error in EXAMPLES} == {*kinds(), Interrupted}
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_an_error_survives_pickle(error: SumusError, protocol: int) -> None:
+def test_an_error_survives_pickle(error: SumusError | Interrupted, protocol: int) -> None:
     for again in (pickle.loads(pickle.dumps(error, protocol)), copy.copy(error), copy.deepcopy(error)):
         assert type(again) is type(error)
         assert str(again) == str(error)
@@ -82,3 +83,16 @@ def test_divergence_names_client_part_leaf_and_remedy() -> None:
     assert error.client == "alice"
     assert str(error).startswith("client 'alice': the update is not finite at `control[fc.weight]`")
     assert "lower the learning rate" in str(error)
+
+
+def test_a_loop_that_goes_on_after_errors_ends_at_ctrl_c() -> None:
+    """A sweep's `except Exception` must not swallow that the user stopped it."""
+    assert not issubclass(Interrupted, Exception)
+
+    def sweep() -> None:
+        for _ in range(3):
+            with contextlib.suppress(Exception):
+                raise Interrupted("stopped after round 2", history=[1, 2])
+
+    with pytest.raises(KeyboardInterrupt, match="stopped after round 2"):
+        sweep()

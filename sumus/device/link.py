@@ -26,6 +26,8 @@ from sumus.transport.http import unverified
 VARIABLE = "SUMUS_TOKEN"
 """The environment's variable that may hold a token, or a whole link."""
 _NO_ADDRESS = "a server's address is https://HOST:PORT, with what its link says after # or without"
+_QUOTES = "\"'`<>\u2018\u2019\u201c\u201d\ufeff "
+"""What surrounds a link that was copied out of a shell, a mail or a file."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,512}")
 
 
@@ -53,7 +55,7 @@ def read_link(text: str, insecure: bool = False) -> Link:
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
         return _one_of([read_link(line, insecure) for line in lines])
-    text = text.strip()
+    text = text.strip().strip(_QUOTES)
     if _TOKEN.fullmatch(text):
         return Link("", text)
     try:

@@ -82,6 +82,19 @@ class Broker:
             raise UsageError(f"{self.url} is not encrypted: use mqtts://, or --insecure where the network itself is")
         if not self.topics:
             raise UsageError("which topics? Give --mqtt-topic home/+/climate, several times for several")
+        for topic in self.topics:
+            if not _is_filter(topic):
+                raise UsageError(
+                    f"{topic!r:.80} is no topic filter: + stands for one whole level, and # at the end for all that "
+                    "follow, as in home/+/climate or home/#"
+                )
+        if self.authority is not None:
+            try:
+                ssl.create_default_context(cafile=self.authority)
+            except (OSError, ssl.SSLError) as error:
+                raise UsageError(
+                    f"the authority {self.authority} cannot be read ({error.strerror or error}): give a file of certificates, PEM"
+                ) from error
         if self.password_file is not None and self.user is None:
             raise UsageError("a password is somebody's: give --mqtt-user too")
         if (self.certificate is None) != (self.key is None):
@@ -99,6 +112,13 @@ class Broker:
     def encrypted(self) -> bool:
         """Whether by TLS."""
         return self.url.startswith("mqtts:")
+
+
+def _is_filter(topic: str) -> bool:
+    """Whether a broker takes a topic as a filter (MQTT 3.1.1, section 4.7)."""
+    levels = topic.split("/")
+    wild = all(level in ("+", "#") or not {"+", "#"} & set(level) for level in levels)
+    return bool(topic) and "\0" not in topic and len(topic.encode()) < 2**16 and wild and "#" not in levels[:-1]
 
 
 class Subscription:

@@ -10,11 +10,13 @@ uvicorn reads and writes; connections are bounded in `sumus.http.connections`.
 
 import asyncio
 import ipaddress
+import shlex
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -214,9 +216,44 @@ def _called(host: str) -> str:
     return socket.gethostname() if host in ANY else host
 
 
+def _check_pair(chain: Path, key: Path) -> None:
+    """Refuse a certificate's chain and key that no server can use, each by its own name."""
+    held: dict[Path, bytes] = {}
+    for file in (chain, key):
+        try:
+            held[file] = file.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read: {error.strerror or error}; may this user read it?") from error
+    if b"ENCRYPTED" in held[key]:
+        raise UsageError(
+            f"the key {key} is encrypted, and nobody types its passphrase when a server starts: write it without one, "
+            f"`openssl pkey -in {shlex.quote(str(key))} -out NEW.pem`, in a file that its owner alone may read"
+        )
+    if b"-----BEGIN CERTIFICATE-----" not in held[chain]:
+        raise UsageError(f"{chain} holds no certificate in PEM: the chain comes first, then its key, --tls CERT KEY")
+    if b"PRIVATE KEY-----" not in held[key]:
+        raise UsageError(f"{key} holds no private key in PEM: the chain comes first, then its key, --tls CERT KEY")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"the key {key} does not go with {chain}: {error.strerror or error}") from error
+
+
+def expect_no_loop(what: str, command: str) -> None:
+    """Refuse to serve where an event loop runs already, as in a notebook: two do not go in one thread."""
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise UsageError(
+            f"an event loop runs in this thread (a notebook?), and {what} needs one of its own: run {command}, or call it in "
+            "a thread"
+        )
+
+
 def config(app: Any, certificate: tuple[str | Path, str | Path] | None) -> uvicorn.Config:
     """How an application is served. certificate: chain and key; UsageError where they are none."""
     chain, key = certificate or (None, None)
+    if chain is not None and key is not None:
+        _check_pair(Path(chain), Path(key))
     try:
         how = uvicorn.Config(
             app,

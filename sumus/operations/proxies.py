@@ -69,8 +69,9 @@ def told_by_proxies(app: ASGIApp, proxies: Proxies) -> ASGIApp:
             elif not heard:
                 heard = True
                 LOG.warning(
-                    "a request says for whom it was forwarded (X-Forwarded-For), and is not believed: if a proxy of yours sends "
-                    "it, name its address with --proxies, or all that come through it count as one neighbourhood"
+                    f"a request from {ip_of(peer) or 'a peer without an address'} says for whom it was forwarded "
+                    "(X-Forwarded-For), and is not believed: if a proxy of yours sends it, name that address with --proxies, or "
+                    "all that come through it count as one neighbourhood"
                 )
         await app(scope, receive, send)
 

@@ -27,7 +27,7 @@ from sumus.errors import UsageError
 from sumus.logs import Form, log_to, logger
 from sumus.operations.access import Access, login_link
 from sumus.operations.admin_plane import admin_app
-from sumus.operations.listening import Listen, Planes, opened_at, told_to_stop
+from sumus.operations.listening import Listen, Planes, expect_no_loop, opened_at, told_to_stop
 from sumus.operations.progress import Opened, Progress, spoken
 from sumus.operations.service import Conduct, Service, Where, make_private, open_service
 from sumus.operations.status import mode_of
@@ -122,6 +122,7 @@ def serve(
     one a line.
     seed: of a plan's first model.  log: "text" or "json", on standard error.
     """
+    expect_no_loop("a server", "`sumus serve`")
     pair = [tls] if isinstance(tls, str | Path) else list(tls)
     conduct = Conduct(
         population,
@@ -186,6 +187,10 @@ def _read(path: str | Path) -> Bundle:
         raise UsageError(
             f"{path} cannot be read: {error.strerror or error}; make a bundle with `sumus pack`"
         ) from error
+    except UsageError as error:
+        if type(error) is not UsageError:
+            raise
+        raise UsageError(f"{path}: {error}") from error
 
 
 def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: Listen, tell: Tell) -> None:

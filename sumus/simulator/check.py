@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sumus.aggregate import BUFFERS
-from sumus.errors import DivergedError, ExperimentError
-from sumus.experiment import Examples
+from sumus.errors import DivergedError, ExperimentError, expect
+from sumus.experiment import Examples, seed_of
 from sumus.influence import Influence
 from sumus.plan import Plan
 from sumus.rng import generator, key
@@ -17,7 +17,7 @@ from sumus.simulator.population import as_population
 from sumus.task import Data, Task
 from sumus.training.cost import Cost, cost_of
 from sumus.training.executor import Assignment, Trained
-from sumus.training.program import Program, one_thread, seeded
+from sumus.training.program import Program, expect_gradients, one_thread, seeded, shapes_of
 from sumus.training.sequential import SequentialExecutor
 from sumus.tree import first_non_finite, nbytes
 from sumus.types import Tree
@@ -102,7 +102,8 @@ class CheckReport:
     """What was found.
 
     data: the examples as the model sees them.
-    outputs: shape of the model's output for the first client's examples.
+    outputs: shape of the model's output for one example; where the model gives several outputs, their shapes in the same tuple,
+        list or mapping.
     parameters: numbers in the shared leaves.
     cost: of one local step.
     bytes_down, bytes_up: a client and round.
@@ -115,7 +116,7 @@ class CheckReport:
 
     data: Data
     examples: int
-    outputs: tuple[int, ...]
+    outputs: Any
     parameters: int
     cost: Cost
     bytes_down: int
@@ -133,9 +134,13 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
 
     Raises what a run would raise: TaskError, DataError, PlanError, DivergedError, with the same words.
     """
+    expect(plan, Plan, "check()")
+    expect_gradients("check()")
     if not isinstance(plan.task, Task):
         raise ExperimentError("this plan holds a task's description without its code; check the file it came from")
-    people = as_population(population)
+    people, seed = as_population(population), seed_of(seed)
+    if not len(people):
+        raise ExperimentError("the population is empty: give at least one client")
     client = people.pick(0)
     with one_thread(), seeded(seed):
         program = Program(plan.task, seed=seed)
@@ -155,7 +160,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         )
         total = plan.first_hop.count_in(update)
         cost = cost_of(program, plan.algorithm.client, inputs, targets)
-        outputs = tuple(program.predict(inputs[:2]).shape[1:])
+        outputs = shapes_of(program.outputs(inputs[:2]))
         more = [people.pick(index) for index in range(1, min(MEASURED, len(people)))]
         work = [
             Assignment(who, *program.reader.read(people, who), {}, key(seed, "check", who, "training")) for who in more

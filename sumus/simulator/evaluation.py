@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
-from sumus.errors import ExperimentError, TaskError
+from sumus.errors import ExperimentError, TaskError, at_client
 from sumus.experiment import Evaluate
 from sumus.metrics import Spread, is_lower_better, pooled
 from sumus.rng import generator
@@ -60,7 +60,10 @@ class Evaluation:
         spreads: Spreads = {}
         if self._central is not None:
             program.load(unpersonal)
-            measured = program.evaluate(*self._central, self._batch_size)
+            try:
+                measured = program.evaluate(*self._central, self._batch_size)
+            except TaskError as error:
+                raise TaskError(f"Evaluate(central=): {error}") from error
             self._note_nan("the central held-out data", measured)
             evaluations["central"] = pooled(measured)
         groups: list[tuple[str, Population, Iterable[Any], Callable[[str], ClientState]]] = []
@@ -80,10 +83,8 @@ class Evaluation:
     def _measured(self, population: Population, client: Any) -> Measured:
         """What the module measures on a client, as it is loaded."""
         program = self._program
-        try:
+        with at_client(client):
             measured = program.evaluate(*program.reader.read(population, client), self._batch_size)
-        except TaskError as error:
-            raise TaskError(f"client {client!r}: {error}") from error
         self._note_nan(f"client {client!r}", measured)
         return measured
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from sumus.columns import array_of, ids_of, numbers_of, stacked
 from sumus.errors import DataError, ExperimentError, SumusError
-from sumus.experiment import Examples
+from sumus.experiment import Examples, expect_population
 from sumus.simulator.picture import colormap, figure, save
 from sumus.types import Array
 
@@ -35,8 +35,11 @@ class Population(Mapping[Any, Examples]):
         if isinstance(ids, range):
             self._known = ids
             return
-        texts = [str(client) for client in self._ids]
-        self._known = frozenset(self._ids)
+        texts = [_text_of(client) for client in self._ids]
+        try:
+            self._known = frozenset(self._ids)
+        except TypeError as error:
+            raise ExperimentError(f"ids hold a value that cannot be a key ({error}): give numbers or text") from error
         if min(len(set(texts)), len(self._known)) < len(self._ids):
             seen: set[Any] = set()
             twice = next(c for c in self._ids if {c, str(c)} & seen or seen.update({c, str(c)}))
@@ -72,9 +75,17 @@ class Population(Mapping[Any, Examples]):
         inputs: a column, or several of numbers, which become the last axis.  targets: a column.
         by: a column's name, or one client a row.
         """
-        columns = [inputs] if isinstance(inputs, str) else list(inputs)
+        if isinstance(dataset, Mapping):
+            raise ExperimentError(
+                f"this is a dict of data sets ({', '.join(map(str, cast(Mapping[str, Any], dataset)))}): choose one, such as "
+                "dataset['train']"
+            )
         if not hasattr(dataset, "__len__"):
-            raise ExperimentError(f"a {type(dataset).__name__} is streamed, and has no length: load it as a `Dataset`")
+            raise ExperimentError(
+                f"a streamed data set ({type(dataset).__name__}) has no length and no rows by number: load it without "
+                "streaming=True, or give sumus.Population(ids, load)"
+            )
+        columns = [inputs] if isinstance(inputs, str) else list(inputs)
         if not columns:
             raise ExperimentError("inputs= names no column: give one, or several")
         known = list(getattr(dataset, "column_names", []))
@@ -101,8 +112,11 @@ class Population(Mapping[Any, Examples]):
     @staticmethod
     def from_pairs(pairs: Iterable[tuple[Any, Examples]]) -> "Population":
         """From (id, examples) pairs; a repeated id is refused."""
-        pairs = list(pairs)
-        examples = dict(pairs)
+        try:
+            pairs = [(client, examples) for client, examples in pairs]
+            examples = dict(pairs)
+        except (TypeError, ValueError) as error:
+            raise ExperimentError(f"from_pairs takes (id, examples) pairs, each id a key: {error}") from error
         return Population([client for client, _ in pairs], examples.__getitem__)
 
     def subset(self, clients: Iterable[Any]) -> "Population":
@@ -198,6 +212,16 @@ class Population(Mapping[Any, Examples]):
         return self._ids[index]
 
 
+def _text_of(client: Any) -> str:
+    """A client's id as text, which keys and files are made of."""
+    text = str(client)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ExperimentError(f"client id {client!a} is no text that UTF-8 holds: give the client another id") from None
+    return text
+
+
 class _Items:
     """Some items of a data set, themselves a data set."""
 
@@ -215,7 +239,7 @@ class _Items:
 def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
     """Each client's rows, in their order; clients sorted."""
     if not examples:
-        raise ExperimentError("there are no examples: give a data set with at least one")
+        raise ExperimentError("there are no examples: a population needs at least one")
     try:
         ids = ids_of(by)
     except ValueError as error:
@@ -238,12 +262,14 @@ def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
 
 def _column(name: str, values: Any) -> Any:
     """A column as an array; what is an array or a tensor stays it."""
-    if hasattr(values, "dtype") and not hasattr(values, "iloc"):
-        return values
+    is_array = hasattr(values, "dtype") and not hasattr(values, "iloc")
     try:
-        return array_of(values)
+        column = values if is_array else array_of(values)
     except ValueError as error:
         raise ExperimentError(f"{name} cannot be read: {error}") from error
+    if not getattr(column, "ndim", 1):
+        raise ExperimentError(f"{name}= is a {type(column.item()).__name__}: give an array with one row an example")
+    return column
 
 
 def _read(client: Any, name: str, values: Sequence[Any]) -> Array:
@@ -267,6 +293,7 @@ def as_population(population: Mapping[Any, Examples]) -> Population:
     """A population from any mapping."""
     if isinstance(population, Population):
         return population
+    expect_population(population)
     return Population(list(population), population.__getitem__)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from sumus.errors import ExperimentError
 from sumus.experiment import Experiment
 from sumus.simulator.history import RoundRecord
 from sumus.text import printable
@@ -61,4 +62,9 @@ def progress_of(wanted: "Progress | bool | None") -> Progress:
     """The progress that was asked for; by default a bar where standard error is a terminal."""
     if isinstance(wanted, bool) or wanted is None:
         return TerminalProgress() if wanted or (wanted is None and sys.stderr.isatty()) else NoProgress()
+    if not callable(getattr(wanted, "watching", None)):
+        raise ExperimentError(
+            f"progress={wanted!r:.80}: give True, False, or an object whose watching(experiment, done) gives a context manager "
+            "of a function that is called with each round's record"
+        )
     return wanted

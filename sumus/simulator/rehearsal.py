@@ -9,15 +9,15 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
-import numpy as np
-
 from sumus.errors import ExperimentError, expect, expect_number
+from sumus.experiment import seed_of
 from sumus.fleet import DAY, Fleet
 from sumus.pacing import Pacing
 from sumus.rng import generator
 from sumus.simulator.fleet_report import Attendance, FleetReport
 from sumus.simulator.timeline import ServerCost, Timeline, Work
 from sumus.simulator.traces import devices_of
+from sumus.types import plain_number
 
 SERVER = ServerCost(commit=0.05, report=0.004, publish=2.0)
 """A server that commits every 50 ms, 250 reports a second at most."""
@@ -42,7 +42,8 @@ def rehearse(
     """
     expect(pacing, Pacing, "pacing=")
     expect(fleet, Fleet, "fleet=")
-    expect(devices, (int, np.integer), "devices=")
+    devices, days, seed = plain_number(devices), plain_number(days), seed_of(seed)
+    expect(devices, int, "devices=")
     expect_number(int(devices), 1, math.inf, "devices")
     expect_number(days, 0, math.inf, "days", open_low=True)
     for name, number in (("down", down), ("up", up)):

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 from sumus.algorithm import Algorithm
-from sumus.experiment import Evaluate, Examples, Experiment
+from sumus.errors import ExperimentError, expect
+from sumus.experiment import Evaluate, Examples, Experiment, expect_population, seed_of
 from sumus.fleet import PERFECT, Fleet
 from sumus.pacing import Pacing
 from sumus.plan import ADDING, Plan
@@ -17,7 +18,10 @@ from sumus.simulator.simulation import Simulation
 from sumus.site import Edges
 from sumus.storage.client_states import ClientStates, DirectoryClientStates, MemoryClientStates
 from sumus.task import Task
-from sumus.training.program import one_thread, seeded
+from sumus.training.program import expect_gradients, one_thread, seeded
+from sumus.types import plain_number
+
+_Through: TypeAlias = Literal["memory", "wire"]
 
 
 def simulate(
@@ -38,6 +42,8 @@ def simulate(
     Without `pacing`, every client takes part in every round, up to 100 of them. sites, edges: the edges that clients report
     through (`Experiment`), and what these do (`Plan`).
     """
+    expect_population(population)
+    seed = seed_of(seed)
     pacing = pacing or Pacing(cohort=max(1, min(len(population), 100)))
     least = max(2, min(10, pacing.cohort)) if options.get("through") == "wire" else 10  # a server asks for it
     with seeded(seed):  # it may make the model
@@ -51,20 +57,20 @@ def run(
     out: str | Path | None = None,
     checkpoint_every: int = 10,
     restart: bool = False,
-    device: str = "cpu",
+    device: Any = "cpu",
     progress: Progress | bool | None = None,
     client_states: ClientStates | str | Path | None = None,
     executor: str = "auto",
     workers: int | str | None = None,
     insecure: bool = False,
-    through: Literal["memory", "wire"] = "memory",
+    through: _Through = "memory",
 ) -> History:
     """Run an experiment.
 
     out: a folder for checkpoint, model, history and plot. If it holds an earlier part of the same run, that run goes on
         to the same final model as without the break; `restart` starts over instead.
     checkpoint_every: rounds between checkpoints; the last round, and Ctrl-C, write one too.
-    device: "cpu" or "cuda".
+    device: "cpu" or "cuda", or a torch.device.
     progress: True for a bar in the terminal, False for none; by default, a bar where there is a terminal.
     client_states: where control variates and personal leaves are kept; by default in memory, and in the checkpoint.
         A folder takes more of them than memory holds.
@@ -80,7 +86,17 @@ def run(
     Raises ExperimentError and its like for what you can mend, DivergedError when training runs to NaN, Interrupted on
     Ctrl-C (its `history` is what there was).
     """
+    expect(experiment, Experiment, "run()")
+    expect_gradients("the simulation")
+    device, workers, checkpoint_every = str(device), plain_number(workers), plain_number(checkpoint_every)
     check_workers(workers, device)
+    expect(checkpoint_every, int, "checkpoint_every=")
+    for name, given in (("out", out), ("client_states", client_states)):
+        is_store = name == "client_states" and hasattr(given, "propose")
+        if not (given is None or is_store or isinstance(given, str | Path)):
+            raise ExperimentError(f"{name}={given!r:.80}: give a folder, as text or as a Path")
+    if through not in get_args(_Through):
+        raise ExperimentError(f"through={through!r:.80}: give one of {', '.join(get_args(_Through))}")
     wanted = None if executor == "auto" else Choice.parse(executor)
     with one_thread(), seeded(experiment.seed):
         states = MemoryClientStates() if client_states is None else client_states

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sumus.aggregate import Aggregate
-from sumus.errors import DataError, ExperimentError, Interrupted, SumusError
+from sumus.errors import DataError, ExperimentError, Interrupted, SumusError, at_client, own_code
 from sumus.experiment import Experiment
 from sumus.interrupt import undisturbed, whole
 from sumus.metrics import is_lower_better
@@ -46,6 +46,8 @@ from sumus.work import ClientState
 
 _PROBED = 8
 """Examples that are measured together and apart, to see whether a loss or a metric compares them with one another."""
+_REHEARSED = 100_000
+"""Clients beyond which rounds are not played in advance."""
 
 
 def _waves(counted: Sequence[Counted]) -> Iterator[list[Counted]]:
@@ -144,6 +146,7 @@ class Simulation:
     ) -> History:
         """All rounds that are left."""
         try:
+            self._rehearse()
             with progress.watching(self.experiment, self.done) as show:
                 self._staff(executor, workers, insecure)
                 with closing(self.crew):
@@ -162,8 +165,8 @@ class Simulation:
         except Exception as error:
             with undisturbed():
                 checkpoint = self._checkpoint()
-                if isinstance(error, SumusError):
-                    error.history, error.checkpoint = self._history("error"), checkpoint
+                with suppress(SumusError, AttributeError):  # no model to release, no attributes
+                    vars(error).update(history=self._history("error"), checkpoint=checkpoint)
                 self._write(checkpoint)
             raise
 
@@ -271,6 +274,19 @@ class Simulation:
             pacing = replace(pacing, least=max(pacing.least, min(1.0, least / pacing.cohort)))
         self.attendance = Attendance(devices, work, pacing.checkins)
         return Timeline(pacing, experiment.fleet, devices, work, experiment.seed, population.pick)
+
+    def _rehearse(self) -> None:
+        """Play all rounds without training, if devices may be asked only so often: an ExperimentError for a round that never ends
+        comes before the first one. A run with a target may end earlier, and is not played."""
+        pacing, experiment = self.plan.pacing, self.experiment
+        limited = pacing.most_rounds is not None or pacing.separation > 1
+        if not limited or experiment.evaluate.target or len(self.population) > _REHEARSED:
+            return
+        timeline, version = self._timeline(), 0
+        for number in range(experiment.rounds):
+            if timeline.ended(number).published:
+                timeline.based_on(version)
+                version += 1
 
     def _relive(self, rounds: Sequence[RoundRecord]) -> None:
         """Let the timeline go to where the run stands."""
@@ -410,7 +426,14 @@ class Simulation:
         """The edge of the client at this place of the population."""
         sites = self.experiment.sites
         if callable(sites):
-            return sites(self.population.pick(position))
+            client = self.population.pick(position)
+            with (
+                at_client(client),
+                own_code("the function", "sites=", "it must give a site, which can be a key, for every client"),
+            ):
+                site = sites(client)
+                hash(site)
+            return site
         return position * sites // len(self.population)
 
     def _bytes_above(self, counted: Sequence[Counted]) -> int:

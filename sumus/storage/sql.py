@@ -33,7 +33,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.protocol.round import Device, Round, Session, State
@@ -115,6 +115,12 @@ _PATIENCE = "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000"
 """Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it."""
 
 
+def _with_driver(url: str) -> str:
+    """An address of PostgreSQL as hosts and tools write it, postgres:// and postgresql://, with the driver that sumus uses."""
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgres", "postgresql") else url
+
+
 class SqlStore:
     """A `Store` of one run in a database that may hold others."""
 
@@ -128,6 +134,7 @@ class SqlStore:
         ExperimentError where it cannot be opened, was written by a newer sumus, or is SQLite on another machine's disk.
         """
         engine: Engine | None = None
+        url = _with_driver(url)
         try:
             options = {"options": _PATIENCE} if url.startswith("postgresql") else {}
             engine = create_engine(url, connect_args=options, hide_parameters=True)  # a log names no device
@@ -143,6 +150,11 @@ class SqlStore:
             if isinstance(error, ExperimentError):
                 raise
             reason = str(error).splitlines()[0]
+            if isinstance(error, ArgumentError | ModuleNotFoundError):
+                raise ExperimentError(
+                    f"the database's address is not understood ({reason}): give sqlite:///FILE.db or "
+                    "postgresql+psycopg://USER@HOST/NAME (pip install 'sumus[server]')"
+                ) from error
             raise ExperimentError(
                 f"the database cannot be opened ({reason}): is it there, and may you write to it?"
             ) from error

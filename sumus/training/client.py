@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from sumus.aggregate import BUFFERS
-from sumus.errors import SumusError, TaskError, UsageError
+from sumus.errors import TaskError, UsageError, own_code, said
 from sumus.training.executor import Assignment, Trained
 from sumus.training.noise import KeyedNoise, Watch
 from sumus.training.program import Program, seeded
+from sumus.training.step import dense
 from sumus.types import Array, Broadcast, Tree
 from sumus.work import PERSONAL, ClientState, ClientWork, LeafState, LocalRun, Parts
 
@@ -44,14 +45,15 @@ class LocalTraining:
         program = self.program
         sent = {name: self._apart(tree) for name, tree in broadcast.items() if name not in ("params", BUFFERS)}
         sent["params"] = program.tensors_of(broadcast["params"])
-        return Round(self.work.lr.at(round_number), sent, program.tensors_of(broadcast.get(BUFFERS, {})))
+        return Round(self.work.lr.rate(round_number), sent, program.tensors_of(broadcast.get(BUFFERS, {})))
 
     def start(self, round_: Round, assignment: Assignment) -> tuple[dict[str, Tensor], ClientState]:
         """A client's leaves before its first step, and what it kept: its first state, if it kept nothing."""
         own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
         personal = self.program.tensors_of(assignment.state.get(PERSONAL, {})) or self.program.initial_personal
         leaves: dict[str, Any] = {**round_.sent["params"], **round_.buffers, **personal}
-        return leaves, own or self.work.init(round_.sent["params"])
+        with own_code("init", self.work, "it must give a client's first state: trees by name"):
+            return leaves, own or dict(self.work.init(round_.sent["params"]))
 
     def loss_and_gradient(
         self, inputs: Tensor, targets: Tensor, over: int, params: Sequence[Tensor], noise: AbstractContextManager[Any]
@@ -61,7 +63,7 @@ class LocalTraining:
             _, losses = self.program.losses(inputs, targets)
         _expect_gradient(losses)
         loss = losses.sum()
-        return loss, torch.autograd.grad(loss / over, params, allow_unused=True, materialize_grads=True)
+        return loss, _gradients(loss / over, params)
 
     def gradient(self, assignment: Assignment) -> dict[str, Tensor]:
         """The gradient, in the shared leaves, of the mean loss over all of a client's examples; a batch at a time."""
@@ -84,18 +86,24 @@ class LocalTraining:
         """Try the model on the first client's first examples: what does it draw, and does it keep its tensors?"""
         if self._draws is not None:
             return
-        try:
-            with seeded(0):
-                self._draws = self._watch(assignment)
-        except TaskError as error:
-            raise TaskError(f"client {assignment.client!r}: {error}") from error
+        with seeded(0):
+            self._draws = self._watch(assignment)
 
     def first_rules(self, params: Mapping[str, Tensor]) -> dict[str, LeafState]:
         """The optimizer's first state of each leaf, in memory of its own."""
-        return {
-            name: tuple(torch.as_tensor(slot).clone() for slot in self.work.optimizer.init(param.detach()))
-            for name, param in params.items()
-        }
+        with own_code(
+            "init", self.work.optimizer, "it must give a leaf's first state: a tuple of tensors like the leaf"
+        ):
+            return {
+                name: tuple(torch.as_tensor(slot).clone() for slot in self.work.optimizer.init(param.detach()))
+                for name, param in params.items()
+            }
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """To be entered around a local step after its gradient is known: what it raises is said to be the work's."""
+        dtype = next(iter(self.program.trained.values())).dtype
+        held = f"its numbers must be ones that {str(dtype).rpartition('.')[2]} holds, and its rules must fit the leaves"
+        return own_code("a local step", self.work, held)
 
     def ended(
         self,
@@ -109,9 +117,9 @@ class LocalTraining:
         """What a client sends and keeps. leaves: every leaf after its last step; they may change as soon as this returns."""
         program = self.program
         now = {name: program.widen(name, leaf) for name, leaf in leaves.items()}
-        parts, state = self._finished(
-            assignment.client, round_.sent, {name: now[name] for name in program.shared}, own, done
-        )
+        with own_code("finish", self.work, "it must give (parts, state)"):
+            parts, state = self.work.finish(round_.sent, {name: now[name] for name in program.shared}, own, done)
+            parts, state = dict(parts), dict(state)
         if PERSONAL in state or (state and not self.work.keeps_state):
             raise UsageError(
                 f"{self.work!r} keeps {sorted(state)}: give it init=, the first state, and leave the name {PERSONAL!r} to "
@@ -122,27 +130,10 @@ class LocalTraining:
         if program.personal:
             state = {**state, PERSONAL: {name: now[name] for name in program.personal}}
         lent = {leaf.untyped_storage().data_ptr() for leaf in leaves.values()}
-        return Trained(
-            assignment.client,
-            {part: _numpy(tree, lent) for part, tree in parts.items()},
-            done.examples,
-            {"loss": loss},
-            {name: _numpy(tree, lent) for name, tree in state.items()},
-        )
-
-    def _finished(
-        self, client: Any, sent: Parts, params: Any, own: ClientState, done: LocalRun
-    ) -> tuple[Parts, ClientState]:
-        """What the work's `finish` gives; what it raises is said to be its own."""
-        try:
-            parts, state = self.work.finish(sent, params, own, done)
-        except SumusError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"client {client!r}: finish of {self.work!r} failed: {type(error).__name__}: {error}; it must give (parts, state)"
-            ) from error
-        return parts, state
+        with own_code("finish", self.work, "its parts and its state must be trees of tensors by name"):
+            sent = {part: _numpy(tree, lent) for part, tree in parts.items()}
+            kept = {name: _numpy(tree, lent) for name, tree in state.items()}
+        return Trained(assignment.client, sent, done.examples, {"loss": loss}, kept)
 
     def _watch(self, assignment: Assignment) -> bool:
         """Whether the model draws numbers that noise can stand in for."""
@@ -156,7 +147,7 @@ class LocalTraining:
             _, losses = program.losses(inputs, targets)
         _expect_gradient(losses)
         with Watch() as backward:
-            torch.autograd.grad(losses.sum(), list(program.trained.values()), allow_unused=True)
+            _gradients(losses.sum(), list(program.trained.values()))
         program.load(before)
         program.expect_own_tensors()
         if forward.unkeyed:
@@ -170,7 +161,20 @@ class LocalTraining:
         return {name: torch.from_numpy(np.array(leaf)).to(self.program.device) for name, leaf in tree.items()}
 
 
+def _gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a loss in each of these, dense: sparse ones (of embeddings) are written out. TaskError for what fails."""
+    try:
+        found = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+    except Exception as error:
+        raise TaskError(
+            f"the backward pass of the model or its loss failed: {said(error)}; try loss(...).sum().backward() on one batch alone"
+        ) from error
+    return [dense(grad) for grad in found]
+
+
 def _expect_gradient(losses: Tensor) -> None:
+    if not torch.is_grad_enabled():
+        raise TaskError("gradients are off in this thread: train outside torch.no_grad() and torch.inference_mode()")
     if not losses.requires_grad:
         raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
 

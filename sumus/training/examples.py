@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sumus.columns import first_changed, numbers_of, where
-from sumus.errors import DataError, TaskError
+from sumus.errors import DataError, TaskError, said
 from sumus.metrics import IGNORED
 from sumus.task import Data, Task
 
@@ -89,6 +89,16 @@ class ExampleReader:
                     f"its {name} are {_dtype_name(tensor)} of shape {tuple(tensor.shape[1:])} an example, and the task's are "
                     f"{dtype} of shape {tuple(shape)}; mend the data, or prepare= of the task",
                 )
+        if data.classes is not None and targets.is_floating_point():
+            shape = tuple(targets.shape[1:])
+            remedy = "give classes as whole numbers"
+            if shape == (data.classes,):
+                remedy = "give the number of each example's class: targets.argmax(1), if they are one-hot"
+            raise DataError(
+                client,
+                f"its targets are {_dtype_name(targets)} of shape {shape} an example (the first is {_shown(targets[0])}), and "
+                f"the task's loss takes classes, whole numbers from 0 to {data.classes - 1}: {remedy}",
+            )
         if data.classes is not None:
             wrong = (targets != IGNORED) & ((targets < 0) | (targets >= data.classes))
             if bool(wrong.any()):
@@ -102,8 +112,10 @@ class ExampleReader:
     def _tensor(self, client: object, name: str, values: Any) -> Tensor:
         if values is None:
             raise DataError(client, f"it has no {name}: give (inputs, targets), with one row an example in each")
-        try:
-            tensor = _own_tensor(values)
+        if (reason := _no_array(values)) is not None:
+            raise DataError(client, f"its {name} are {reason}")
+        try:  # a copy: the caller may use its array again
+            tensor = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(_own_array(values))
         except ValueError as error:
             raise DataError(client, f"its {name} cannot be read: {error}") from error
         except Exception as error:
@@ -185,6 +197,10 @@ def as_pair(client: object, examples: Any) -> tuple[Any, Any]:
 
 def _pair_of(number: int, item: Any) -> tuple[Any, Any]:
     """An item of a data set as (input, target)."""
+    if isinstance(item, Mapping):
+        raise ValueError(
+            f"item {number} is a dict of {_keys(item)}: name the columns, as in Population.from_hugging_face"
+        )
     if not isinstance(item, tuple | list) or len(item) != 2 or item[1] is None:
         raise ValueError(f"item {number} is a {_named(item)}; give (input, target)")
     if isinstance(item, list) and all(isinstance(one, int | float) for one in item):
@@ -194,6 +210,9 @@ def _pair_of(number: int, item: Any) -> tuple[Any, Any]:
 
 def _stacked(rows: list[Any]) -> Tensor:
     """Inputs or targets of items as one tensor of the same values."""
+    for number, row in enumerate(rows):
+        if (reason := _no_array(row)) is not None:
+            raise ValueError(f"item {number} is {reason}")
     tensors = [row if isinstance(row, Tensor) else torch.from_numpy(_own_array(row)) for row in rows]
     if not tensors:
         return torch.zeros(0)
@@ -209,13 +228,52 @@ def _stacked(rows: list[Any]) -> Tensor:
     return whole
 
 
-def _own_tensor(values: Any) -> Tensor:
-    """A tensor of its own: the caller may use what it gave again."""
-    if not isinstance(values, Tensor):
-        return torch.from_numpy(_own_array(values))
-    if values.layout != torch.strided or values.is_quantized or type(values).__name__ == "MaskedTensor":
-        raise ValueError(f"they are a {type(values).__name__} of layout {values.layout}: give dense numbers")
-    return values.detach().clone()
+def _no_array(values: Any) -> str | None:
+    """Why values are no array of numbers, and what to give; None where nothing is wrong as far as this looks."""
+    if isinstance(values, Mapping):
+        return f"a dict of {_keys(values)}, and a model is given one array: stack them into one, in prepare= or before"
+    if isinstance(values, Tensor):
+        if type(values).__name__ == "MaskedTensor":
+            return "a masked tensor: leave what is masked out, or fill it"
+        if values.is_nested:
+            return "a nested tensor: pad the rows to one length"
+        if values.layout is not torch.strided:
+            return f"{str(values.layout).rpartition('.')[2]}: give a dense tensor (values.to_dense())"
+        if values.is_quantized:
+            return "quantized: give values.dequantize()"
+        return "on the meta device, without values: give values" if values.is_meta else None
+    if hasattr(values, "toarray"):
+        return f"a sparse {type(values).__name__}: give a dense array (values.toarray())"
+    if hasattr(values, "columns") and hasattr(values, "dtypes"):
+        return _mixed_columns(values)
+    return None
+
+
+def _mixed_columns(table: Any) -> str | None:
+    """Which column of a table, and which row of it, keeps the table from being an array of numbers; None without one."""
+    kinds = [getattr(dtype, "kind", "O") for dtype in table.dtypes]
+    odd = next((place for place, kind in enumerate(kinds) if kind not in "iuf"), None)
+    if odd is None or set(kinds) == {"b"}:
+        return None
+    name, found = table.columns[odd], ""
+    try:
+        numbers_of(table.iloc[:, odd])
+    except ValueError as error:
+        found = f" ({error})"
+    return (
+        f"a table whose column {name!r} is {table.dtypes.iloc[odd]}{found}, and not of numbers: convert it, such as "
+        f"table.astype({{{name!r}: 'float32'}}), or leave it out"
+    )
+
+
+def _keys(values: Mapping[Any, Any]) -> str:
+    """The first keys of a dict, for errors."""
+    return ", ".join(repr(name) for name in list(values)[:8])
+
+
+def _shown(target: Tensor) -> str:
+    """A target in a few characters."""
+    return f"{target.tolist()!s:.40}"
 
 
 def _own_array(values: Any) -> Any:
@@ -253,13 +311,22 @@ def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).rpartition(".")[2]
 
 
-def describe_call(error: Exception, inputs: Tensor) -> TaskError:
+def describe_call(error: Exception, inputs: Tensor, targets: Tensor) -> TaskError:
     """What to tell the user when the model or the loss itself raised."""
-    said = str(error).splitlines()[0] if str(error) else ""
-    return TaskError(
-        f"the model or its loss failed on inputs {tuple(inputs.shape)} {_dtype_name(inputs)}: {type(error).__name__}: "
-        f"{said}; try them on one batch alone, or convert the data in prepare="
+    given = (
+        f"inputs {tuple(inputs.shape)} {_dtype_name(inputs)} and targets {tuple(targets.shape)} {_dtype_name(targets)}"
     )
+    return TaskError(f"the model or its loss failed on {given}: {said(error)}; {_remedy(error, targets)}")
+
+
+def _remedy(error: Exception, targets: Tensor) -> str:
+    """What to do about an error of the model or its loss, as far as the error tells."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return "memory ran out: lower batch_size= of the client's work, or take a smaller model"
+    if targets.dtype == torch.int64 and ("long" in text or "int64" in text):
+        return "a loss of real numbers takes real targets: give them as float32, or convert them in prepare="
+    return "try them on one batch alone, or convert the data in prepare="
 
 
 class _Kept:

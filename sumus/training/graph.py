@@ -30,6 +30,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sumus.errors import UsageError
 from sumus.training import rewrite
 from sumus.training.noise import Draw
 from sumus.training.program import Program
@@ -282,6 +283,8 @@ def _fingerprint(value: object) -> bytes | tuple[object, ...]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, UsageError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of a rule, whose name autograd's error will say, if it comes to that
     text = str(error).strip().partition("\n")[0]
     looked = isinstance(error, DataDependentOutputException | DynamicOutputShapeException)
     if looked or any(word in str(error) for word in ("data-dependent", ".item()", "value out of a tracing tensor")):

@@ -52,8 +52,16 @@ def _bernoulli_by(noise: Tensor, chances: Tensor, **_: Any) -> Tensor:
 
 
 def _dropout(noise: Tensor, values: Tensor, p: float, train: bool | None = True) -> tuple[Tensor, Tensor]:
-    kept = noise >= (p if train in (None, True) else 0.0)
-    return values * kept / (1 - p if 0 < p < 1 and train in (None, True) else 1.0), kept
+    """The rule of `_bernoulli`, by which torch's own dropout on a CPU keeps units, and that dropout's arithmetic: a unit is
+    kept where noise < 1 − p, and multiplied by 1 / (1 − p) in the values' dtype."""
+    share = 1.0 - p if train in (None, True) else 1.0
+    kept = noise < share
+    return values * (kept.to(values.dtype) / (share or 1.0)), kept
+
+
+def dropout_gradient(grad: Tensor, kept: Tensor, scale: float) -> Tensor:
+    """What dropout passes back. scale: 1 / (1 − p), or 0 where nothing is kept."""
+    return grad * (kept.to(grad.dtype) / (1.0 / scale if scale else 1.0))
 
 
 def _uniform(noise: Tensor, like: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Tensor:
@@ -79,6 +87,8 @@ KEYED: dict[Any, Random] = {
     _aten.native_dropout.default: Random(False, _dropout),
     _aten.uniform_.default: Random(False, _uniform),
     _aten.normal_.default: Random(True, _normal),
+    _aten.uniform.default: Random(False, _uniform),  # this and the next: their forms in a functional graph
+    _aten.normal_functional.default: Random(True, _normal),
     _aten.rand_like.default: Random(False, _like),
     _aten.randn_like.default: Random(True, _like),
     _aten.rand.default: Random(False, _sized),

@@ -1,18 +1,19 @@
 """A task bound to torch: one module, made once and reused for every client."""
 
 import copy
+import dataclasses
 import math
 import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
-from sumus.errors import SumusError, TaskError
+from sumus.errors import ExperimentError, SumusError, TaskError, at_client, said
 from sumus.task import Data, Leaf, Task
 from sumus.training.examples import ExampleReader, describe_call
 from sumus.types import Array, Tree
@@ -28,8 +29,9 @@ class Program:
     trained: all leaves with a gradient. Changing a tensor in place changes the module.
     """
 
-    def __init__(self, task: Task, device: str = "cpu", seed: int = 0) -> None:
+    def __init__(self, task: Task, device: Any = "cpu", seed: int = 0) -> None:
         self.task = task
+        device = str(device)
         if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
             raise TaskError(f"device {device!r} is not known: cpu, cuda or cuda:NUMBER")
         self.device = torch.device(device)
@@ -37,7 +39,7 @@ class Program:
             raise TaskError("device 'cuda' was asked for and torch sees no GPU; leave it out to use the CPU")
         with seeded(seed):
             module = task.make_model()
-        self.module = copy.deepcopy(module).to(self.device)  # also where a callable gives the user's own module
+        self.module = _own(task, module, seed).to(self.device)
         self.description = task.describe(self.module)
         state: Mapping[str, Tensor] = self.module.state_dict(keep_vars=True)
         self.leaves: dict[str, Leaf] = {leaf.name: leaf for leaf in self.description.leaves}
@@ -45,6 +47,9 @@ class Program:
         for name, leaf in self.leaves.items():
             if self.tensors[name].requires_grad and not leaf.trained:
                 self.tensors[name].requires_grad_(False)
+        for name, leaf in self.leaves.items():
+            if leaf.role == "shared":
+                _expect_finite(name, self.tensors[name])
         self.initial: Tree = {name: self._to_numpy(name, tensor) for name, tensor in self.tensors.items()}
         self.shared = {name: self.tensors[name] for name in self.description.trained_layout}
         self.buffers = {name: self.tensors[name] for name in self.description.buffer_layout}
@@ -102,7 +107,7 @@ class Program:
         except SumusError:
             raise
         except Exception as error:
-            raise describe_call(error, inputs) from error
+            raise describe_call(error, inputs, targets) from error
         if not isinstance(losses, Tensor) or losses.shape != inputs.shape[:1]:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise TaskError(
@@ -114,23 +119,32 @@ class Program:
     def learn_schema(self, client: object, inputs: Tensor, targets: Tensor) -> Data:
         """Try the model on a client's first examples, and take their form as the form of all data."""
         few, few_targets = inputs[:2].clone(), targets[:2].clone()
-        classes: int | None = None
         self.module.eval()
-        with torch.no_grad():
-            if (axis := getattr(self.task.loss, "class_axis", None)) is not None:
-                try:
-                    outputs = self.module(few)
-                    classes = int(outputs.shape[axis])
-                    self.task.loss(
-                        outputs, torch.zeros_like(few_targets)
-                    )  # whatever the labels are: do the shapes fit?
-                except SumusError:
-                    raise
-                except Exception as error:
-                    raise describe_call(error, few) from error
+        with torch.no_grad(), at_client(client):
+            classes = self._classes(few, few_targets)
             data = self.reader.learn_schema(client, inputs, targets, classes)
-        self.evaluate(few, few_targets)
+            self.evaluate(few, few_targets)
         return data
+
+    def _classes(self, inputs: Tensor, targets: Tensor) -> int | None:
+        """How many classes the model scores; None where the loss takes no classes."""
+        axis = getattr(self.task.loss, "class_axis", None)
+        if axis is None:
+            return None
+        try:
+            outputs = self.module(inputs)
+            if isinstance(outputs, Tensor) and outputs.dim():
+                if not targets.is_floating_point():  # the reader refuses floats, and says how many classes there are
+                    self.task.loss(outputs, torch.zeros_like(targets))  # whatever the labels are: do the shapes fit?
+                return int(outputs.shape[axis])
+        except SumusError:
+            raise
+        except Exception as error:
+            raise describe_call(error, inputs, targets) from error
+        raise TaskError(
+            f"the model gives {_named(outputs)}, and loss `{self.description.loss}` takes one tensor of scores: choose one of "
+            "the outputs in a loss of your own, such as loss=lambda outputs, targets: losses.cross_entropy(outputs[0], targets)"
+        )
 
     def evaluate(
         self, inputs: Tensor, targets: Tensor, batch_size: int = EVALUATION_BATCH
@@ -177,11 +191,21 @@ class Program:
             if math.isfinite(total) and math.isfinite(apart[name][0])
         )
 
-    def predict(self, inputs: Any) -> Tensor:
-        """The model's outputs, as a device would answer: `(B, ...)` on the CPU."""
+    def outputs(self, inputs: Any) -> Any:
+        """What the model gives for inputs: a tensor `(B, ...)`, or whatever its forward returns."""
         self.module.eval()
         with torch.no_grad():
-            return self.module(torch.as_tensor(inputs).to(self.device)).cpu()
+            return self.module(torch.as_tensor(inputs).to(self.device))
+
+    def predict(self, inputs: Any) -> Tensor:
+        """The model's outputs, as a device would answer: `(B, ...)` on the CPU. TaskError where they are not one tensor."""
+        outputs = self.outputs(inputs)
+        if not isinstance(outputs, Tensor):
+            raise TaskError(
+                f"the model gives {_named(outputs)}, and an answer is one tensor: let forward return a tensor in evaluation "
+                "(`if not self.training`), or wrap the model in one that does"
+            )
+        return outputs.cpu()
 
     def state_dict(self, shared: Tree) -> dict[str, Tensor]:
         """A state dict that loads into the user's model: these shared leaves, the rest as it began, tied names restored."""
@@ -228,6 +252,63 @@ class Program:
 
 def _kind(tensor: Tensor) -> str:
     return "complex numbers of shape " if tensor.is_complex() else ""
+
+
+def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
+    """A copy of a module, also where a callable gives the user's own one; what cannot be copied is made once more, and is then
+    nobody else's."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        with seeded(seed):
+            again = task.make_model()
+        held = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        if again is not module and not any(id(tensor) in held for tensor in (*again.parameters(), *again.buffers())):
+            return again
+        raise TaskError(
+            f"the model cannot be copied ({said(error)}): give model= a callable that makes a new module at each call, such as "
+            "model=lambda: Net()"
+        ) from error
+
+
+def _expect_finite(name: str, tensor: Tensor) -> None:
+    """Refuse NaN and infinity in a leaf that is averaged: no average of them says anything."""
+    odd = tensor.detach()[~torch.isfinite(tensor.detach())]
+    if odd.numel():
+        raise TaskError(
+            f"leaf `{name}` holds {float(odd[0])} before the first round, and shared leaves are averaged: if it is a constant, "
+            f'such as a mask, pass leaves={{"{name}": "frozen"}}, or register_buffer(..., persistent=False); else mend the model'
+        )
+
+
+def expect_gradients(what: str) -> None:
+    """Refuse to train where torch was told to keep no gradients. what: the call that was made."""
+    if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+        raise ExperimentError(
+            f"gradients are off: {what} was called inside torch.no_grad() or torch.inference_mode(), or after "
+            "torch.set_grad_enabled(False); call it outside"
+        )
+
+
+def shapes_of(outputs: Any) -> Any:
+    """The shape of one example's part of a model's output; of several outputs, in the same tuple, list or mapping."""
+    if isinstance(outputs, Tensor):
+        return tuple(outputs.shape[1:])
+    if isinstance(outputs, Mapping):
+        return {name: shapes_of(value) for name, value in cast(Mapping[str, Any], outputs).items()}
+    if isinstance(outputs, tuple | list):
+        return tuple(map(shapes_of, cast(Sequence[Any], outputs)))
+    if dataclasses.is_dataclass(outputs):
+        return {field.name: shapes_of(getattr(outputs, field.name)) for field in dataclasses.fields(outputs)}
+    return None if outputs is None else type(outputs).__name__
+
+
+def _named(outputs: Any) -> str:
+    """What a model gave, in words."""
+    if isinstance(outputs, Tensor):
+        return f"a tensor of shape {tuple(outputs.shape)}"
+    keys = f" of {', '.join(map(str, cast(Mapping[str, Any], outputs)))}" if isinstance(outputs, Mapping) else ""
+    return f"a {type(outputs).__name__}{keys}"
 
 
 def model_bytes(state: Mapping[str, Tensor]) -> bytes:

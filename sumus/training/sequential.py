@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sumus.errors import TaskError
+from sumus.errors import at_client
 from sumus.rng import generator
 from sumus.training.client import LocalTraining, Round
 from sumus.training.executor import Assignment, Trained
@@ -45,21 +45,24 @@ class SequentialExecutor(LocalTraining):
         """Train each client from the broadcast; results come as they are ready."""
         round_ = self.begin(broadcast, round_number)
         for assignment in assignments:
-            start, own = self.start(round_, assignment)
-            self.watch(assignment)
-            try:
-                with seeded(int.from_bytes(assignment.key[:8], "little") >> 1):
-                    self.program.load(start)
-                    gradient = None
-                    if self.work.needs_gradient:
-                        gradient = self.gradient(assignment)
-                        self.program.load(start)
-                    steps, loss = self._train(assignment, round_, own)
-            except TaskError as error:
-                raise TaskError(f"client {assignment.client!r}: {error}") from error
-            done = LocalRun(steps, round_.lr, len(assignment.inputs), gradient)
-            leaves = {name: tensor.detach() for name, tensor in self.program.tensors.items()}
-            yield self.ended(round_, assignment, own, leaves, done, loss)
+            with at_client(assignment.client):
+                trained = self._trained(round_, assignment)
+            yield trained
+
+    def _trained(self, round_: Round, assignment: Assignment) -> Trained:
+        """Train one client."""
+        start, own = self.start(round_, assignment)
+        self.watch(assignment)
+        with seeded(int.from_bytes(assignment.key[:8], "little") >> 1):
+            self.program.load(start)
+            gradient = None
+            if self.work.needs_gradient:
+                gradient = self.gradient(assignment)
+                self.program.load(start)
+            steps, loss = self._train(assignment, round_, own)
+        done = LocalRun(steps, round_.lr, len(assignment.inputs), gradient)
+        leaves = {name: tensor.detach() for name, tensor in self.program.tensors.items()}
+        return self.ended(round_, assignment, own, leaves, done, loss)
 
     def _train(self, assignment: Assignment, round_: Round, own: ClientState) -> tuple[int, tuple[float, int]]:
         """Take the local steps; (steps, (summed loss, examples seen))."""
@@ -83,11 +86,12 @@ class SequentialExecutor(LocalTraining):
             if graph := self._graph_of(inputs, targets):
                 noise = graph.noise([assignment.key], steps, program.device)
                 state = state or self._state(graph, rules, round_, own)
-                total += graph(state, inputs, targets, None, round_.lr, steps, noise) * len(inputs)
+                with self.stepping():
+                    total += graph(state, inputs, targets, None, round_.lr, steps, noise) * len(inputs)
                 continue
             state, noise = None, self.noise(assignment, steps)  # a rule may put new tensors in place of its state
             loss, grads = self.loss_and_gradient(inputs, targets, len(inputs), params, noise)
-            with torch.no_grad():
+            with torch.no_grad(), self.stepping():
                 total += loss
                 take_step(dict(zip(names, grads, strict=True)), steps)
         return steps, (float(total), seen)

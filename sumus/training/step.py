@@ -41,6 +41,11 @@ def step_values(program: Program, work: ClientWork, inputs: Tensor, targets: Ten
     return values | {"lr": torch.tensor(0.1, dtype=torch.float64), "step": torch.tensor(1.0, dtype=torch.float64)}
 
 
+def dense(grad: Tensor) -> Tensor:
+    """A gradient in full: that of an embedding may name only the rows that it moves."""
+    return grad if grad.layout is torch.strided else grad.to_dense()
+
+
 def local_step(
     program: Program, work: ClientWork, values: Mapping[str, Tensor], functional: bool = False
 ) -> dict[str, Tensor]:
@@ -72,7 +77,7 @@ def local_step(
             leaves = {name: param.requires_grad_() for name, param in params.items()}
             loss = mean_loss(leaves)
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-            grads = dict(zip(leaves, found, strict=True))
+            grads = dict(zip(leaves, map(dense, found), strict=True))
     plain = {name: param.detach() for name, param in params.items()}
     moved, states = apply_gradients(work, plain, grads, rules, broadcast, own, values["lr"], values["step"])
     results = {f"params/{name}": param for name, param in moved.items()}

@@ -6,7 +6,7 @@ It is what becomes the training step of a device without torch.
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sumus.training.noise import dropout_gradient
 from sumus.training.program import Program
 from sumus.training.step import local_step, step_values
 from sumus.work import ClientWork
@@ -60,9 +61,14 @@ def trace_step(program: Program, work: ClientWork, inputs: Tensor, targets: Tens
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH), enable_python_dispatcher():
-            first = make_fx(step, decomposition_table=cast(Any, core_aten_decompositions()))(*values.values())
+            first = make_fx(step, decomposition_table=_decompositions())(*values.values())
             functional: Callable[..., Any] = functionalize(first, remove="mutations_and_views")
             graph = make_fx(functional)(*values.values())
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return StepGraph(graph, tuple(names), tuple(outputs))
+
+
+def _decompositions() -> Any:
+    """Torch's, and dropout's gradient by the same factors as its values (`sumus.training.noise`)."""
+    return {**core_aten_decompositions(), torch.ops.aten.native_dropout_backward.default: dropout_gradient}

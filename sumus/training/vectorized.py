@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sumus.errors import TaskError
+from sumus.errors import at_client
 from sumus.rng import generator
 from sumus.training.client import LocalTraining, Round
 from sumus.training.executor import Assignment, Trained
@@ -66,22 +66,29 @@ class VectorizedExecutor(LocalTraining):
                 yield from self._alone.run(broadcast, round_number, group)
 
     def _train(self, round_: Round, group: list[Assignment]) -> Iterator[Trained]:
-        self.watch(group[0])
+        with at_client(group[0].client):
+            self.watch(group[0])
         if self.unkeyed:
             raise NotCapturable(self.unkeyed)
         batches = [self._batches(assignment) for assignment in group]
         order = sorted(range(len(group)), key=lambda position: -len(batches[position]))
         group, batches = [group[position] for position in order], [batches[position] for position in order]
-        begun = [self.start(round_, assignment) for assignment in group]
-        gradients = [self._gradient(assignment, start) for assignment, (start, _) in zip(group, begun, strict=True)]
+        begun, gradients = list[tuple[dict[str, Tensor], ClientState]](), list[Any]()
+        for assignment in group:
+            with at_client(assignment.client):
+                begun.append(self.start(round_, assignment))
+                gradients.append(self._gradient(assignment, begun[-1][0]))
         values = self._stacked(round_, begun)
         losses = torch.zeros(len(group), dtype=torch.float64, device=self.program.device)
-        self._take_steps(round_, group, batches, values, losses)
+        with at_client(group[0].client):  # it steps with the others of its stack
+            self._take_steps(round_, group, batches, values, losses)
         each = self._unstacked(values, len(group))
         for place, (assignment, gradient, leaves) in enumerate(zip(group, gradients, each, strict=True)):
             done = LocalRun(len(batches[place]), round_.lr, len(assignment.inputs), gradient)
             seen = sum(len(rows) for rows in batches[place])
-            yield self.ended(round_, assignment, begun[place][1], leaves, done, (float(losses[place]), seen))
+            with at_client(assignment.client):
+                trained = self.ended(round_, assignment, begun[place][1], leaves, done, (float(losses[place]), seen))
+            yield trained
 
     def _take_steps(
         self,
@@ -110,9 +117,10 @@ class VectorizedExecutor(LocalTraining):
                         for name in graph.names
                     ]
                 noise = graph.noise([assignment.key for assignment in group[first:last]], step + 1, device)
-                loss = graph(
-                    prefixes[first, last], batch, labels, weights[step, first:last], round_.lr, step + 1, noise
-                )
+                with self.stepping():
+                    loss = graph(
+                        prefixes[first, last], batch, labels, weights[step, first:last], round_.lr, step + 1, noise
+                    )
                 losses[first:last] += loss * counts[step, first:last]
 
     def _rows(self, examples: int) -> int:
@@ -133,10 +141,7 @@ class VectorizedExecutor(LocalTraining):
         if not self.work.needs_gradient:
             return None
         self.program.load(start)
-        try:
-            return self.gradient(assignment)
-        except TaskError as error:
-            raise TaskError(f"client {assignment.client!r}: {error}") from error
+        return self.gradient(assignment)
 
     def _stacked(self, round_: Round, begun: Sequence[tuple[Mapping[str, Tensor], ClientState]]) -> dict[str, Tensor]:
         """The arguments of a step by name, each client's own ones stacked `(K, ...)`, in memory that is used again."""

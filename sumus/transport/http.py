@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 import urllib3
-from urllib3.exceptions import HTTPError, LocationParseError, SSLError
+from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError, SSLError
 from urllib3.util import parse_url
 
 from sumus.errors import ExperimentError
@@ -65,11 +65,14 @@ class HttpTransport:
                 decode_content=False,
             )
         except SSLError as error:
+            if _speaks_no_tls(error):
+                raise Unreachable(no_tls(self.url)) from error
             raise Unreachable(
                 f"the certificate of {self.url} is not to be trusted: {error}; is this the server that you were invited to?"
             ) from error
         except HTTPError as error:
-            raise Unreachable(f"{self.url} cannot be reached: {_said(error)}") from error
+            hint = "; does it answer to https://?" if self.url.startswith("http://") and _hung_up(error) else ""
+            raise Unreachable(f"{self.url} cannot be reached: {_said(error)}{hint}") from error
         whole = False
         try:
             read = self._read(response, until, most)
@@ -109,12 +112,33 @@ def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**1
         response = connection.getresponse()
         body = response.read(most)
     except (OSError, http.client.HTTPException) as error:
+        if _speaks_no_tls(error):
+            raise Unreachable(no_tls(url)) from error
         raise Unreachable(f"{url} cannot be reached: {_said(error)}") from error
     finally:
         connection.close()
     if response.status != 200:
         raise Unreachable(f"{url}{path} answers {response.status}: is this a sumus server?")
     return body
+
+
+def no_tls(url: str) -> str:
+    """What to say of a port that answers, and not in TLS."""
+    return f"{url} does not speak TLS: is it http://, or another port? (behind a proxy that encrypts, give the proxy's address)"
+
+
+def _speaks_no_tls(error: BaseException) -> bool:
+    """Whether the other side answered a TLS greeting in something else."""
+    said = str(error).upper().replace(" ", "_")
+    return any(
+        word in said for word in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
+    )
+
+
+def _hung_up(error: BaseException) -> bool:
+    """Whether the other side ended a connection, or answered in no HTTP: what a TLS port does when it is spoken to in plain."""
+    inner = str(getattr(error, "reason", None) or error)
+    return isinstance(error, ProtocolError) or "BadStatusLine" in inner or "reset" in inner.lower()
 
 
 def _context(authority: str | None) -> ssl.SSLContext:

@@ -38,7 +38,7 @@ class InProcess:
         self._running: set[asyncio.Future[None]] = set()
         self._asking: set[asyncio.Task[Any] | None] = set()
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="sumus-in-process", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="sumus-in-process", daemon=True)
         self._thread.start()
         self._closed = False
         try:
@@ -134,6 +134,10 @@ class InProcess:
     def _stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+    def _run(self) -> None:
+        """Run the loop until it is stopped, and end it in the same thread: the caller's may run another loop (a notebook)."""
+        self._loop.run_forever()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()

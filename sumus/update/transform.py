@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sumus.errors import PlanError
+from sumus.errors import PlanError, own_code
 from sumus.spec import Value, registered
 from sumus.types import Layout, Tree
+
+_GIVES = "it must give a tree of arrays by name, in the shapes of its layout"
 
 
 @dataclass(frozen=True)
@@ -150,21 +152,36 @@ class Transform(Value):
         reached = steps[-1][2].norm_bound if steps else None
         if reached is None:
             return None, 1.0
-        return reached, math.prod(stage.unit(before) for stage, before, _ in steps)
+        return reached, math.prod(_unit(stage, before) for stage, before, _ in steps)
+
+
+def laid_out(transform: Transform, shapes: Layout) -> Layout:
+    """The shapes after a transform."""
+    with own_code("layout", transform, "it must give the shapes after apply, from the shapes before"):
+        return transform.layout(shapes)
 
 
 def walk(stages: Sequence[Transform], context: Context) -> Iterator[tuple[Transform, Context, Context]]:
     """Each stage with the context before it and the context after it."""
     for stage in stages:
-        after = dataclasses.replace(context, shapes=stage.layout(context.shapes), norm_bound=_longest(stage, context))
+        after = dataclasses.replace(
+            context, shapes=laid_out(stage, context.shapes), norm_bound=_longest(stage, context)
+        )
         yield stage, context, after
         context = after
+
+
+def _unit(stage: Transform, context: Context) -> float:
+    """What a 1 of a stage's output stands for, in parameters."""
+    with own_code("unit", stage, "it must give a number"):
+        return stage.unit(context)
 
 
 def _longest(stage: Transform, context: Context) -> float | None:
     """The L2 norm that no output of a stage exceeds, in units of the output; None if there is no such norm."""
     if stage.longest is not None:
-        return stage.longest(context)
+        with own_code("longest", stage, "it must give a number, or None"):
+            return stage.longest(context)
     kept = context.norm_bound if stage.props.keeps_norm else None
     return min((limit for limit in (kept, stage.props.clips_to) if limit is not None), default=None)
 
@@ -179,22 +196,25 @@ def chain(*transforms: Transform) -> Transform:
 
     def apply(update: Tree, context: Context) -> Tree:
         for stage, own, _ in walk(stages, context):
-            update = stage.apply(update, own)
+            with own_code("apply", stage, _GIVES):
+                update = stage.apply(update, own)
         return update
 
     def invert(total: Tree, context: Context) -> Tree:
         for stage, own, _ in reversed(list(walk(stages, context))):
-            total = stage.invert(total, own)
+            with own_code("invert", stage, _GIVES):
+                total = stage.invert(total, own)
         return total
 
     def lift(values: Tree, context: Context) -> Tree:
         for stage, own, _ in walk(stages, context):
-            values = stage.lift(values, own)
+            with own_code("lift", stage, _GIVES):
+                values = stage.lift(values, own)
         return values
 
     def layout(shapes: Layout) -> Layout:
         for stage in stages:
-            shapes = stage.layout(shapes)
+            shapes = laid_out(stage, shapes)
         return shapes
 
     return Transform(apply=apply, invert=invert, lift=lift, layout=layout, stages=stages)

@@ -28,7 +28,7 @@ from torch import Tensor
 from sumus.errors import ParticipantError, UsageError
 from sumus.http.bodies import announced, let_go, whole
 from sumus.operations.guard import guard, shows
-from sumus.operations.listening import Planes, bound, config, told_to_stop, url_at
+from sumus.operations.listening import Planes, bound, config, expect_no_loop, told_to_stop, url_at
 from sumus.terminal import echo
 from sumus.transport.hosts import is_loopback
 from sumus.virtual.messages import OVERHEAD, STATUS, Begin, Begun, Code, Nothing, Refusal, Said, read, write
@@ -72,6 +72,7 @@ def serve(
         )
     with closing(bound(host, port, "--listen")) as listening:
         url = url_at(tls is not None, host, listening)
+        expect_no_loop("a worker", "`sumus worker`")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_until_told(Planes([(listening, config(app, tls))]), app.state.callers, lambda: ready(url)))
 

@@ -186,6 +186,7 @@ def test_an_attacker_does_not_hide_a_bad_model_behind_a_good_figure() -> None:
     "metrics",
     [
         {"loss": (-5.0, 1)},
+        {"loss": (math.nan, 3)},
         {"loss": (1.0, 0)},
         {"loss": (1.0, -1)},
         {"accuracy": (1.1, 1)},
@@ -200,7 +201,7 @@ def test_figures_that_no_client_can_have_are_refused(metrics: dict[str, tuple[fl
 
 
 def test_control_figures_at_the_ends_of_their_ranges_are_counted() -> None:
-    for metrics in ({"loss": (0.0, 3)}, {"accuracy": (0.0, 3)}, {"accuracy": (3.0, 3)}, {"loss": (math.nan, 3)}):
+    for metrics in ({"loss": (0.0, 3)}, {"accuracy": (0.0, 3)}, {"accuracy": (3.0, 3)}):
         PLANS["alike"].first_hop.count_in(replace(next(iter(still(PLANS["alike"]))), metrics=metrics))
 
 

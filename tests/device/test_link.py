@@ -103,3 +103,10 @@ def test_a_link_of_another_server_is_said_to_be(tmp_path: Path) -> None:
         given("https://other.example", None, {"SUMUS_TOKEN": WHOLE})
     with pytest.raises(ExperimentError, match="--token-file .*nothing cannot be read"):
         given(None, str(tmp_path / "nothing"), {})
+
+
+@pytest.mark.parametrize("around", ['"{}"', "'{}'", "<{}>", "`{}`", "\u201c{}\u201d", "\ufeff{}\n", ' "{}" \n'])
+def test_a_link_that_was_copied_with_quotes_is_the_link(around: str) -> None:
+    link = f"https://fl.example:8443/#enrol=abc&pin={'0' * 64}"
+    assert read_link(around.format(link)) == read_link(link)
+    assert read_link(around.format("https://fl.example:8443")).server == "https://fl.example:8443"

@@ -249,3 +249,21 @@ def test_a_token_is_made_read_and_never_shared(tmp_path: Path) -> None:
         read_private(file)
     with pytest.raises(UsageError, match="16 letters or more"):
         access_token(None, {"SUMUS_NODE_TOKEN": "short"})
+
+
+@pytest.mark.parametrize("topic", ["home/#/climate", "home/+x", "home/x#", "", "#/home", "home\0"])
+def test_a_topic_that_is_no_filter_is_refused_at_once(topic: str) -> None:
+    with pytest.raises(UsageError, match="is no topic filter"):
+        Broker("mqtts://broker.example", (topic,))
+
+
+@pytest.mark.parametrize("topic", ["#", "+", "+/+/#", "/", "home//x", "$SYS/#", "home/+/climate"])
+def test_a_topic_filter_is_taken(topic: str) -> None:
+    assert Broker("mqtts://broker.example", (topic,)).topics == (topic,)
+
+
+def test_an_authority_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("nothing")
+    for name, words in (("none.pem", "No such file"), ("empty.pem", "PEM|NO_CERT|no cert|start line")):
+        with pytest.raises(UsageError, match=f"the authority .*{name} cannot be read.*({words})"):
+            Broker("mqtts://broker.example", ("x",), authority=tmp_path / name)

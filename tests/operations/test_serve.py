@@ -28,6 +28,7 @@ from sumus.operations.listening import Listen, Planes, opened_at
 from sumus.operations.progress import Opened
 from sumus.operations.remote import Remote
 from sumus.operations.serve import Tell, bundles_of, run
+from sumus.operations.serve import _read as read_bundle  # pyright: ignore[reportPrivateUsage]
 from sumus.operations.service import Conduct, Where, open_service
 from sumus.operations.upkeep import EXIT_STUCK, keep_house, keys_turned, say_renewal, watch
 from sumus.transport.http import HttpTransport
@@ -216,7 +217,7 @@ def test_what_cannot_be_listened_on_is_said(tmp_path: Path) -> None:
             pass
     (tmp_path / "no.pem").write_text("no certificate")
     listen = Listen(port=0, admin_port=0, tls=[tmp_path / "no.pem", tmp_path / "no.pem"])
-    with opened_at(listen, tmp_path) as at, pytest.raises(UsageError, match="is no certificate"):
+    with opened_at(listen, tmp_path) as at, pytest.raises(UsageError, match="no.pem holds no certificate"):
         at.planes(None, None)
     with pytest.raises(UsageError, match="there is no file .*missing.pem"):
         with opened_at(Listen(port=0, admin_port=0, tls=["missing.pem", "missing.key"]), tmp_path):
@@ -418,3 +419,12 @@ def test_a_plan_that_was_not_made_for_devices_is_not_served() -> None:
     with pytest.raises(ExperimentError, match=r"was not made for devices: .*Pack its file again with `sumus pack`"):
         open_service({"tiny": undecided})
     open_service({"tiny": bundle}).close()
+
+
+@pytest.mark.parametrize(
+    ("held", "words"), [(b"", "not a bundle"), (b"PK\x03\x04", "not a bundle"), (b"plan = 1", "not a bundle")]
+)
+def test_a_file_that_is_no_bundle_is_named(held: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.sumus").write_bytes(held)
+    with pytest.raises(UsageError, match=f"mine.sumus: this is {words}"):
+        read_bundle(tmp_path / "mine.sumus")

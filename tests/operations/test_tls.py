@@ -1,5 +1,6 @@
 """`--tls auto` against Python's own TLS: who trusts the authority talks to this server, under its names, and to no other."""
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -12,11 +13,18 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.operations import tls
+from sumus.operations.listening import config, expect_no_loop
 from sumus.operations.tls import LASTS, RENEWED, Certificates, enrolment_link, fingerprint, issue
 
 NOW = datetime.now(UTC)
@@ -229,3 +237,39 @@ def test_an_enrolment_link_keeps_its_secrets_in_the_fragment() -> None:
         f"https://fl.example:8443/#enrol=TOKEN&pin={'ab' * 32}"
     )
     assert enrolment_link("http://127.0.0.1:8000", "TOKEN") == "http://127.0.0.1:8000/#enrol=TOKEN"
+
+
+# ── files that are no certificate and key ────────────────────────────────────────────────────────────────────────────
+
+
+def test_files_that_no_server_can_use_are_each_named(tmp_path: Path) -> None:
+    made, other = (issue(tmp_path / name, ["localhost"], NOW) for name in ("mine", "other"))
+    secret = load_pem_private_key(made.key.read_bytes(), None)
+    locked, empty, missing = tmp_path / "locked.pem", tmp_path / "empty.pem", tmp_path / "missing.pem"
+    locked.write_bytes(secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"open")))
+    empty.write_bytes(b"")
+    older = tmp_path / "older.pem"
+    older.write_bytes(
+        secret.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, BestAvailableEncryption(b"open"))
+    )
+    for chain, key, words in (
+        (made.chain, locked, "the key .*locked.pem is encrypted.*openssl pkey"),
+        (made.chain, older, "the key .*older.pem is encrypted"),
+        (made.chain, missing, "missing.pem cannot be read: No such file"),
+        (tmp_path, made.key, "cannot be read: Is a directory"),
+        (made.key, made.chain, "holds no certificate in PEM: the chain comes first"),
+        (made.chain, empty, "empty.pem holds no private key in PEM"),
+        (made.chain, other.key, "the key .*other.* does not go with .*mine"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            config(None, (chain, key))
+    assert config(lambda *_: None, (made.chain, made.key)).is_ssl
+
+
+def test_where_a_loop_runs_already_a_server_says_so() -> None:
+    async def cell() -> None:
+        expect_no_loop("a server", "`sumus serve`")
+
+    with pytest.raises(UsageError, match="an event loop runs in this thread .*`sumus serve`"):
+        asyncio.run(cell())
+    expect_no_loop("a server", "`sumus serve`")

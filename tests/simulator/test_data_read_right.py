@@ -90,7 +90,7 @@ HIDDEN[2, 1] = True
         ),
         ((np.where(HIDDEN, 1e39, X.astype("f8")), Y), "at example 2 are beyond the model's float32"),
         ((X, np.array([0, 1, 2**63, 1], np.uint64)), "beyond 2.63 at example 2"),
-        ((torch.from_numpy(X).to_sparse(), Y), "layout torch.sparse_coo"),
+        ((torch.from_numpy(X).to_sparse(), Y), "its inputs are sparse_coo: give a dense tensor"),
         ((np.where(HIDDEN, np.nan, X), Y), "NaN or an infinity at example 2, column 1"),
     ],
 )

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,31 @@ from torch import nn
 import sumus
 
 GOOD = (np.ones((4, 3), np.float32), np.array([0, 1, 0, 1]))
+
+
+FEDAVG = sumus.fedavg(sumus.sgd(lr=0.1))
+
+
+class RowsAsDicts:
+    """A data set as Hugging Face gives it."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"x": [0.0, 1.0, 2.0], "label": index}
+
+
+class Full(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
+
+
+def to_floats(inputs: Any, targets: Any) -> tuple[Any, Any]:
+    return np.asarray(inputs, np.float32), targets
 
 
 def task(**changes: Any) -> sumus.Task:
@@ -68,7 +94,10 @@ def test_a_label_out_of_range_at_the_very_first_client_is_found_too() -> None:
             r"loss `CrossEntropyLoss` gave () for a batch of 2 and must give one value an",
         ),
         ({"loss": lambda outputs, targets: outputs}, "gave (2, 2) for a batch of 2"),
-        ({"model": lambda: nn.Linear(5, 2)}, "the model or its loss failed on inputs (2, 3) float32: RuntimeError"),
+        (
+            {"model": lambda: nn.Linear(5, 2)},
+            "the model or its loss failed on inputs (2, 3) float32 and targets (2,) int64: RuntimeError",
+        ),
         (
             {"metrics": {"accuracy": lambda outputs, targets: outputs.mean()}},
             "metric 'accuracy' gave () for a batch of 2",
@@ -118,3 +147,63 @@ def test_an_unknown_metric_in_the_target_is_refused() -> None:
             rounds=1,
             evaluate=sumus.Evaluate(central=GOOD, target={"acuracy": 0.5}),
         )
+
+
+# ── words that blame what is wrong ───────────────────────────────────────────────────────────────────────────────────
+
+ROWS = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+TABLE = pd.DataFrame(ROWS, columns=list("abc"))
+WORDS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "whole labels for a loss of real numbers": (
+        GOOD,
+        {"model": lambda: nn.Linear(3, 1), "loss": sumus.losses.binary_cross_entropy_with_logits},
+        "client 'alice': .*inputs (2, 3) float32 and targets (2,) int64.*give them as float32",
+    ),
+    "one-hot labels": (
+        (ROWS, np.eye(2, dtype="float32")[[0, 1, 0, 1]]),
+        {},
+        "its targets are float32 of shape (2,) an example.*targets.argmax(1)",
+    ),
+    "soft labels of another width": (
+        (ROWS, np.full((4, 5), 0.2, "float32")),
+        {},
+        "its targets are float32 of shape (5,) an example.*whole numbers from 0 to 1",
+    ),
+    "real labels": ((ROWS, np.full(4, 2.5)), {}, "its targets are float32 of shape () an example (the first is 2.5)"),
+    "a column of truth values": ((TABLE.assign(sick=True), GOOD[1]), {}, "a table whose column 'sick' is bool"),
+    "a column of text": (
+        (TABLE.assign(name="Ann"), GOOD[1]),
+        {},
+        "a table whose column 'name' is.*(row 0 holds text ('Ann')",
+    ),
+    "a column of times": ((TABLE.assign(at=pd.Timestamp("2026-01-01")), GOOD[1]), {}, "column 'at' is datetime64"),
+    "labels as text": (
+        (ROWS, np.array(["cat", "dog", "cat", "dog"])),
+        {},
+        "its targets cannot be read: row 0 holds text ('cat'), which is no number",
+    ),
+    "several inputs": (({"ids": ROWS, "mask": ROWS}, GOOD[1]), {}, "its inputs are a dict of 'ids', 'mask'"),
+    "rows as dicts": (
+        RowsAsDicts(),
+        {},
+        "item 0 is a dict of 'x', 'label': name the columns, as in Population.from_hugging_face",
+    ),
+    "a model that runs out of memory": (
+        GOOD,
+        {"model": Full},
+        "MemoryError.*lower batch_size=",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WORDS)
+def test_a_message_blames_what_is_wrong(what: str) -> None:
+    examples, changes, message = WORDS[what]
+    words = ".*".join(re.escape(part) for part in message.split(".*"))
+    with pytest.raises((sumus.TaskError, sumus.DataError), match=words):
+        sumus.simulate(task(**changes), sumus.fedavg(sumus.sgd(lr=0.1)), {"alice": examples}, rounds=1)
+
+
+def test_a_table_of_one_kind_trains() -> None:
+    for table in (TABLE, TABLE.astype("int64"), TABLE > 0):
+        assert len(sumus.simulate(task(prepare=to_floats), FEDAVG, {"alice": (table, GOOD[1])}, rounds=1).rounds) == 1

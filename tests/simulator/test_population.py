@@ -299,3 +299,45 @@ def test_a_picture_of_few_clients_is_high_enough_for_the_names_of_many_classes(
     for colour in matplotlib.colormaps[f"tab{classes}"].colors:
         assert (np.abs(beside - colour).max(axis=2) < 0.01).sum() > 50
     assert (beside[[0, -1]] == 1).all()
+
+
+class Streamed:
+    """A data set without a length, as Hugging Face streams it."""
+
+    column_names = ("x", "label", "who")
+
+
+EMPTY: dict[str, tuple[Any, str]] = {
+    "arrays": (lambda: sumus.Population.from_arrays(np.zeros((0, 4)), np.zeros(0), by=[]), "no examples"),
+    "lists": (lambda: sumus.Population.from_arrays([], [], by=[]), "no examples"),
+    "one number": (lambda: sumus.Population.from_arrays(3.0, 1, by=[]), "one row an example"),
+    "a generator": (
+        lambda: sumus.Population.from_arrays((row for row in "ab"), [0, 1], by=[0, 1]),
+        "one row an example",
+    ),
+    "a torch data set": (
+        lambda: sumus.Population.from_dataset(TensorDataset(torch.zeros(0, 4), torch.zeros(0)), by=[]),
+        "no examples",
+    ),
+    "a streamed data set": (
+        lambda: sumus.Population.from_hugging_face(Streamed(), "x", "label", by="who"),
+        "a streamed data set .Streamed. has no length.*streaming=True",
+    ),
+    "splits": (
+        lambda: sumus.Population.from_hugging_face({"train": Streamed()}, "x", "label", by="who"),
+        r"choose one, such as dataset\['train'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", EMPTY)
+def test_what_has_no_examples_or_no_rows_by_number_is_refused(what: str) -> None:
+    make, words = EMPTY[what]
+    with pytest.raises(sumus.ExperimentError, match=words):
+        make()
+
+
+def test_a_hugging_face_data_set_without_rows_is_refused() -> None:
+    found = hugging_face({"x": [[0.0]], "label": [0], "who": ["a"]}).select([])
+    with pytest.raises(sumus.ExperimentError, match="no examples"):
+        sumus.Population.from_hugging_face(found, "x", "label", by="who")

@@ -264,7 +264,7 @@ def test_a_rehearsal_of_nothing_is_refused() -> None:
     [
         ({"pacing": 5}, "pacing= takes a Pacing"),
         ({"fleet": "seconds=60"}, "fleet= takes a Fleet"),
-        ({"devices": "20"}, "devices= takes a int"),
+        ({"devices": "20"}, "devices= takes an int"),
         ({"days": np.inf}, "days=inf: it must be a number"),
         ({"down": -1}, "down=-1: it must be"),
         ({"outages": [5]}, r"give \(from, to\) for each"),

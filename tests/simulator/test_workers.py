@@ -467,7 +467,11 @@ class Unpicklable(BaseException):
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
     [
-        ("data", sumus.DataError, r"^client \d: its inputs hold a NaN or an infinity at example 3; clean them"),
+        (
+            "data",
+            sumus.DataError,
+            r"^client \d: its inputs hold a NaN or an infinity at example 3, column 0; clean them",
+        ),
         ("diverged", sumus.DivergedError, r"^client \d: the update is not finite at `params\[.*its training diverged"),
         ("own", RuntimeError, r"^Unpicklable: too bad$"),
         ("exit", SystemExit, "^3$"),

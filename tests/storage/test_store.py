@@ -569,3 +569,15 @@ def test_a_database_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(ExperimentError, match="the database cannot be opened"):
             SqlStore.open(url)
     assert sqlite3.sqlite_version_info >= (3, 24)
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_an_address_of_postgres_goes_to_its_driver_however_it_is_written(scheme: str) -> None:
+    with pytest.raises(ExperimentError, match="the database cannot be opened .*psycopg"):
+        SqlStore.open(f"{scheme}://nobody@127.0.0.1:9/none")
+
+
+@pytest.mark.parametrize("url", ["lab.db", "mysql://db/x", "oracle:/x", "postgres//x"])
+def test_an_address_that_is_none_is_told_what_one_is(url: str) -> None:
+    with pytest.raises(ExperimentError, match=r"address is not understood .*postgresql\+psycopg://"):
+        SqlStore.open(url)

@@ -14,9 +14,11 @@ import sumus
 from sumus.rng import key
 from sumus.training import losses
 from sumus.training.executor import Assignment, Executor, Trained
-from sumus.training.noise import KEYED, Draw, KeyedNoise, Watch
+from sumus.training.noise import KEYED, Draw, KeyedNoise, Watch, dropout_gradient
 from sumus.training.program import Program
 from sumus.training.sequential import SequentialExecutor
+from sumus.training.step import local_step, step_values
+from sumus.training.trace import trace_step
 from sumus.training.vectorized import VectorizedExecutor
 from sumus.work import ClientWork
 
@@ -302,6 +304,58 @@ def test_native_dropout_of_any_share_is_finite(chance: float) -> None:
         values, kept = torch.native_dropout(torch.ones(1000), chance, True)
     assert torch.isfinite(values).all()
     assert float(kept.double().mean()) == pytest.approx(1 - chance, abs=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("chance", [0.1, 0.3, 0.5, 0.9, 1.0])
+def test_native_dropout_keeps_the_units_that_dropout_keeps(chance: float, dtype: torch.dtype) -> None:
+    """A GPU and a traced step take the first, a CPU the second: values and gradients have the same bits."""
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    with KeyedNoise(key("alice"), 1):
+        theirs = functional.dropout(values, chance)
+    with KeyedNoise(key("alice"), 1):
+        ours, kept = torch.native_dropout(values.detach(), chance, True)
+    assert torch.equal(ours, theirs)
+    (grad,) = torch.autograd.grad(theirs.sum(), [values])
+    scale = 0.0 if chance == 1 else 1 / (1 - chance)
+    assert torch.equal(dropout_gradient(torch.ones_like(values), kept, scale), grad)
+
+
+DRAWN: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda v: functional.dropout(v, 0.3),
+    "dropout in place": lambda v: functional.dropout(v * 1, 0.3, inplace=True),
+    "native dropout": lambda v: torch.native_dropout(v, 0.3, True)[0],
+    "alpha dropout": lambda v: functional.alpha_dropout(v, 0.3, training=True),
+    "whole channels": lambda v: functional.dropout1d(v[:, :, None], 0.3)[:, :, 0],
+    "attention": lambda v: functional.scaled_dot_product_attention(*[v[:, None]] * 3, dropout_p=0.3)[:, 0],
+    "bernoulli": lambda v: v * torch.empty_like(v).bernoulli_(0.7),
+    "uniform": lambda v: v * torch.empty_like(v).uniform_(-1, 1),
+    "normal": lambda v: v * torch.empty_like(v).normal_(0, 2),
+    "rand_like": lambda v: v * torch.rand_like(v),
+}
+
+
+@pytest.mark.parametrize("what", DRAWN)
+def test_a_traced_step_draws_what_the_executors_draw(what: str) -> None:
+    class Drawing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(FEATURES, 8), nn.Linear(8, CLASSES)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.last(DRAWN[what](self.first(inputs)))
+
+    program = program_of(Drawing)
+    inputs, targets = clients_of((FEATURES,), 16)["client 0"]
+    graph = trace_step(program, WORK, inputs, targets)
+    values = step_values(program, WORK, inputs, targets)
+    with KeyedNoise(key("alice"), 1):
+        wanted = local_step(program, WORK, values)
+    values["mask"] = torch.ones(len(inputs), dtype=torch.float64)
+    with KeyedNoise(key("alice"), 1):
+        traced = graph(values)
+    for name, value in wanted.items():
+        torch.testing.assert_close(traced[name], value, rtol=0, atol=1e-12)
 
 
 def test_native_dropout_that_does_not_train_drops_nothing() -> None:

@@ -1,5 +1,6 @@
 """One contract for what carries requests: what was said arrives, and an answer comes whole or not at all."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -229,3 +230,34 @@ class Giving:
 def shown(certificates: Certificates) -> dict[str, str]:
     """To a server, what it is to show."""
     return {"ssl_certfile": str(certificates.chain), "ssl_keyfile": str(certificates.key)}
+
+
+# ── a port that is another kind of port ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_plain_port_that_is_spoken_to_in_tls_is_not_said_to_have_a_bad_certificate() -> None:
+    with listening(Echo()) as port:
+        url = f"https://127.0.0.1:{port}"
+        with pytest.raises(Unreachable, match="does not speak TLS: is it http://"):
+            HttpTransport(url).request("GET", "/")
+        with pytest.raises(Unreachable, match="does not speak TLS: is it http://"):
+            unverified(url, "/v1/authority")
+
+
+def test_a_tls_port_that_is_spoken_to_in_plain_is_asked_for_its_scheme(tmp_path: Path) -> None:
+    made = issue(tmp_path, ["127.0.0.1"], NOW())
+    with (
+        listening(Echo(), **shown(made)) as port,
+        pytest.raises(Unreachable, match="cannot be reached: .*does it answer to https://"),
+    ):
+        HttpTransport(f"http://127.0.0.1:{port}").request("GET", "/")
+
+
+def test_a_transport_in_this_process_is_opened_and_closed_where_a_loop_runs() -> None:
+    """As in a notebook, whose cells run inside a loop."""
+
+    async def cell() -> int:
+        with InProcess(Echo()) as transport:
+            return transport.request("GET", "/").status
+
+    assert asyncio.run(cell()) == 207

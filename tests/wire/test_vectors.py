@@ -78,7 +78,12 @@ WORDS: tuple[tuple[Any, ...], ...] = (
     ("ab", "c"),
     ("a", "bc"),
     ("é",),
+    (-7, 2**63),
+    (b"",),
+    (bytes(range(256)),),
+    (b'it\'s "quoted"', "noise", 1, 0),
 )
+"""Words of keys. Bytes stand in hexadecimal: their printed form is Python's alone."""
 
 MEASURED: tuple[dict[str, tuple[float, int]], ...] = (
     {"loss": (12.5, 8), "accuracy": (5.0, 8)},
@@ -107,6 +112,13 @@ def shown(array: Array) -> dict[str, Any]:
     return {"dtype": array.dtype.name, "shape": list(array.shape), "values": values}
 
 
+def shown_word(word: int | str | bytes) -> int | str | dict[str, str]:
+    """A word of a key in JSON; bytes as an object, and whole numbers that JavaScript's numbers do not hold too."""
+    if isinstance(word, bytes):
+        return {"bytes": word.hex()}
+    return {"int": str(word)} if isinstance(word, int) and abs(word) >= 2**53 else word
+
+
 def shown_tree(tree: Tree) -> dict[str, Any]:
     return {name: shown(tree[name]) for name in sorted(tree)}
 
@@ -130,7 +142,7 @@ def made() -> dict[str, Any]:
         }
         for name, (hop, update) in REPORTS.items()
     ]
-    keys = [{"words": list(words), "key": key(*words).hex()} for words in WORDS]
+    keys = [{"words": [shown_word(word) for word in words], "key": key(*words).hex()} for words in WORDS]
     seeds = [bytes(32), hashlib.sha256(b"sumus").digest()]
     some = [{"seed": seed.hex(), "signs": signs(seed, 300).astype(int).tolist()} for seed in seeds]
     return {
