@@ -223,7 +223,7 @@ def _check_pair(chain: Path, key: Path) -> None:
         try:
             held[file] = file.read_bytes()
         except OSError as error:
-            raise UsageError(f"{file} cannot be read: {error.strerror or error}; may this user read it?") from error
+            raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
     if b"ENCRYPTED" in held[key]:
         raise UsageError(
             f"the key {key} is encrypted, and nobody types its passphrase when a server starts: write it without one, "
