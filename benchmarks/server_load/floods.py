@@ -130,27 +130,32 @@ def cut_uploads(port: int, rate: float, devices: Sequence[int], size: int, secon
     return _run(_paced(rate, until, once))
 
 
-def bad_signatures(port: int, rate: float, seconds: float, connections: int = 64) -> int:
-    """Check-ins whose signature is of another request."""
+def bad_signatures(port: int, rate: float, seconds: float, connections: int = 1000) -> int:
+    """Check-ins whose signature is of another request. Requests that wait for their answers take connections of their own, up to
+    so many: a server that answers late is asked as often as one that answers at once."""
     until = time.perf_counter() + seconds
     (head, body), (other, _) = (Device(0).check_in(("0" * 64,), serial) for serial in (1, 2))
     wrong = head.replace(_signature(head), _signature(other)), body
 
     async def play() -> int:
         loop = asyncio.get_running_loop()
-        lines = [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(connections)]
-        free: asyncio.Queue[Connection] = asyncio.Queue()
-        for line in lines:
-            free.put_nowait(line)
+        free, left, sent = list[Connection](), connections, 0
 
         async def once(number: int) -> None:
-            line = await free.get()
-            try:
-                await line.ask(wrong)
-            finally:
-                free.put_nowait(line)
+            nonlocal left, sent
+            if not free and not left:
+                return
+            if free:
+                line = free.pop()
+            else:
+                left -= 1
+                line = (await loop.create_connection(Connection, "127.0.0.1", port))[1]
+            sent += 1
+            await line.ask(wrong)
+            free.append(line)
 
-        return await _paced(rate, until, once)
+        await _paced(rate, until, once)
+        return sent
 
     return _run(play())
 

@@ -29,7 +29,8 @@ from sumus.errors import ParticipantError
 from sumus.evaluation import check_measured, check_sum_measured
 from sumus.http.answers import PiecewiseResponse
 from sumus.http.bodies import STRANGERS, Strangers, Uploads, announced, let_go, source
-from sumus.http.room import Room
+from sumus.http.room import Room, near
+from sumus.server.doubt import Doubt
 from sumus.server.identity import signed_by_device
 from sumus.server.limits import Limits
 from sumus.server.objects import HeldObject, Objects
@@ -84,7 +85,7 @@ class DevicePlane:
     ) -> None:
         self._server, self._limits = server, limits
         self._authority = authority
-        self._strangers, self._uploads = Strangers(STRANGERS), Uploads(room)
+        self._strangers, self._uploads, self._doubt = Strangers(STRANGERS), Uploads(room), Doubt()
         self._objects = Objects(blobs, room.bytes, self._in_thread)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="bodies")
         self._finding, self._lookups = ThreadPoolExecutor(1, thread_name_prefix="devices"), 0
@@ -304,10 +305,12 @@ class DevicePlane:
     async def _signed(self, request: Request, most: int = MAX_CONTROL) -> tuple[str, bytes]:
         """Who sent a small request, and its body."""
         if request.method == "GET":
+            await self._turn(request)
             device = await self._sender(request, digest_of(b""))
             return device, b""
         length = announced(request, most)
         digest = _claimed(request, length)
+        await self._turn(request)
         if digest is None:
             body = await self._strangers.read(request, length)
             return await self._sender(request, digest_of(body)), body
@@ -323,6 +326,7 @@ class DevicePlane:
         """Who sends a long body, the body, and the digest that was signed. limit: of the sender, before the body is read."""
         length = announced(request, most)
         digest = _claimed(request, length)
+        await self._turn(request)
         if digest is None:
             read_before = memoryview(await self._strangers.read(request, length))
             digest = digest_of(read_before)
@@ -337,12 +341,22 @@ class DevicePlane:
             self._server.counts.bytes_in += length
             yield device, body, digest
 
+    async def _turn(self, request: Request) -> None:
+        """Wait, before a body is read, if the sender is in doubt."""
+        await self._doubt.turn(request.headers.get("sumus-device", ""), near(source(request)))
+
     async def _sender(self, request: Request, digest: str) -> str:
         """The device that signed a request whose body has this digest."""
         device = request.headers.get("sumus-device", "")
         await self._find(device)
         text = text_over(request.method, _path(request), self._server.population, device, digest)
-        self._server.roll.authenticate(device, request.headers.get("sumus-signature", ""), text, self._server.clock())
+        signature = request.headers.get("sumus-signature", "")
+        try:
+            self._server.roll.authenticate(device, signature, text, self._server.clock())
+        except Refused as refused:
+            if refused.problem.code == "bad_signature":
+                self._doubt.note(device, near(source(request)))
+            raise
         return device
 
     async def _find(self, device: str) -> None:
