@@ -79,7 +79,7 @@ def of_lines(
     """
 
     def subset(numbers: Sequence[int]) -> bytes:
-        return beginning.head + b"".join(ended(pieces[number]) for number in numbers)
+        return beginning.head + b"".join(_closed(pieces[number]) for number in numbers)
 
     return Batch(found, subset, lambda number: f"line {lines[number]}", begins, pieces, beginning, open)
 
@@ -87,3 +87,8 @@ def of_lines(
 def ended(piece: bytes) -> bytes:
     """A line with an end."""
     return piece if piece.endswith((b"\n", b"\r")) else piece + b"\n"
+
+
+def _closed(piece: bytes) -> bytes:
+    """A line that another can follow in every form of text: a carriage return alone ends none in JSON and in line protocol."""
+    return piece if piece.endswith(b"\n") else piece + b"\n"

@@ -49,6 +49,8 @@ LINES = (*_COLUMNS, *_JSON, *_PROTOCOL)
 """Endings of files that are read line by line."""
 _PICTURES = (".jpg", ".jpeg", ".png")
 _WHOLE = (".npz", *_PICTURES)
+MOST_TOGETHER = 4 * MOST_BYTES
+"""Bytes of all arrays and pictures of one archive, unpacked."""
 SUFFIXES = (*LINES, *_WHOLE, ".zip", *(f"{suffix}.gz" for suffix in (*LINES, ".npz")))
 """Endings of the files that are read."""
 _MARKS = {
@@ -159,10 +161,16 @@ def _of_gzip(name: str, body: bytes) -> Batch:
     return Batch(batch.found, lambda numbers: gzip.compress(batch.subset(numbers), mtime=0), batch.where)
 
 
+def _size(batch: Batch) -> int:
+    """Return the bytes of all arrays in a batch's readings: packed, they may have been a thousandth of that."""
+    good = (one for one in batch.found if not isinstance(one, BadReading))
+    return sum(value.nbytes for one in good for value in one.values() if isinstance(value, np.ndarray | np.generic))
+
+
 def _of_zip(body: bytes) -> Batch:
     """The readings of all files of an archive, one after the other."""
     _check_length(body, MOST_BYTES)
-    parts = dict[str, Batch]()
+    parts, size = dict[str, Batch](), 0
     for name, member in unpacked_zip(body, MOST_BYTES).items():
         if name.lower().endswith((".gz", ".zip")) or not is_read(name):
             raise BadReading(f"within it is {name!r:.100}, which is no file of readings: pack these alone")
@@ -170,6 +178,9 @@ def _of_zip(body: bytes) -> Batch:
             parts[name] = read_file(name, member)
         except BadReading as bad:
             raise BadReading(f"{name:.100}: {bad}") from bad
+        size += _size(parts[name])
+        if size > MOST_TOGETHER:
+            raise BadReading(f"its arrays and pictures have more than {MOST_TOGETHER} bytes together: split it")
     places = [(name, number) for name, batch in parts.items() for number in range(len(batch.found))]
     if not parts or len(places) > MOST_READINGS:
         raise BadReading(f"it has {len(places)} readings: give 1 to {MOST_READINGS}")

@@ -45,7 +45,5 @@ def read_picture(name: str, body: bytes) -> Batch:
                     )
                 points = np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
-        if isinstance(error, BadReading):
-            raise
         raise BadReading(f"it is no picture that can be read: {type(error).__name__}: {error!s:.100}") from error
     return Batch([{"inputs": points, "file": name}], lambda numbers: body)

@@ -1,5 +1,6 @@
 """Whatever comes is read with limits, and never unpickled; one bad reading does not spoil the others."""
 
+import gzip
 import io
 import pickle
 import zipfile
@@ -290,3 +291,33 @@ def test_a_label_is_for_a_reading(label: Any, why: str, readings: Readings) -> N
 def test_inputs_of_many_shapes_are_none(readings: Readings) -> None:
     with pytest.raises(BadReading, match="reading 1: its input has another shape"):
         Intake(readings).inputs([{"inputs": [1]}, {"inputs": [1, 2]}])
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("a.jsonl", b'{"x": 1}\r\n{"x": 2}\r\n{"x": 3}'),
+        ("a.lp", b"m x=1\r\nm x=2\r\nm x=3"),
+        ("a.csv", b"x\r\n1\r\n2\r\n3"),
+        ("a.csv", b"x\r1\r2\r3"),
+        ("a.jsonl.gz", gzip.compress(b'{"x": 1}\r\n{"x": 2}\r\n{"x": 3}')),
+    ],
+)
+def test_a_part_of_a_file_of_windows_has_the_same_readings(name: str, body: bytes) -> None:
+    batch = read_file(name, body)
+    assert read_file(name, batch.subset([0, 2])).found == [batch.found[0], batch.found[2]]
+
+
+def test_archives_within_an_archive_are_bounded_by_what_they_hold() -> None:
+    def zipped(name: str, members: int, body: bytes) -> bytes:
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+            for number in range(members):
+                archive.writestr(f"{number}{name}", body)
+        return out.getvalue()
+
+    arrays = io.BytesIO()
+    np.savez_compressed(arrays, x=np.zeros((2, 2**24), np.uint8))
+    assert len(read_file("a.zip", zipped(".npz", 2, arrays.getvalue())).found) == 4
+    with pytest.raises(BadReading, match="268435456 bytes together: split it"):
+        read_file("a.zip", zipped(".npz", 20, arrays.getvalue()))

@@ -17,6 +17,10 @@ NAMES = (
     "json",
     "npy",
     "npz",
+    "line_protocol",
+    "gzip",
+    "zip",
+    "pictures",
     "mqtt",
     "virtual",
 )

@@ -31,9 +31,9 @@ def seeds() -> Mapping[str, bytes]:
     return {
         "two": two,
         "raw": raw,
-        "packed": _packed(saved(np.zeros(2000, np.int8)), zipfile.ZIP_DEFLATED),
-        "bomb": _packed(saved(np.zeros(2_000_000, np.int8)), zipfile.ZIP_DEFLATED),
-        "packed-otherwise": _packed(b"x", zipfile.ZIP_BZIP2),
+        "packed": packed_member(saved(np.zeros(2000, np.int8))),
+        "bomb": packed_member(saved(np.zeros(2_000_000, np.int8))),
+        "packed-otherwise": packed_member(b"x", method=zipfile.ZIP_BZIP2),
         "same-name": members(x=saved(np.arange(2))) + BREAK + members(x=saved(np.arange(3, 5))),
         "same-name-but-its-ending": b"x\n" + saved(np.arange(2)) + BREAK + members(x=saved(np.arange(3, 5))),
         "name-of-an-argument": members(file=saved(np.arange(2)), allow_pickle=saved(np.arange(2))),
@@ -63,10 +63,11 @@ def seeds() -> Mapping[str, bytes]:
     }
 
 
-def _packed(body: bytes, method: int) -> bytes:
+def packed_member(body: bytes, name: str = "x.npy", method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """Return an archive of one member that is packed."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as zipped:
-        zipped.writestr(zipfile.ZipInfo("x.npy"), body, method)
+        zipped.writestr(zipfile.ZipInfo(name), body, method)
     return out.getvalue()
 
 
