@@ -16,7 +16,6 @@ cannot log in; who writes in it can make a link, as whoever owns the server shou
 import json
 import re
 import secrets
-import shlex
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +26,7 @@ from sumus.errors import ExperimentError, UsageError
 from sumus.http.room import neighbourhood
 from sumus.server.limits import Buckets, Rate
 from sumus.storage.files import write_whole
+from sumus.text import shell_word
 from sumus.wire.messages import Refused
 from sumus.wire.signing import to_base64url
 
@@ -212,7 +212,7 @@ def _private_folder(path: Path) -> None:
 def _check_private(path: Path, right: str) -> None:
     if (mode := path.stat().st_mode) & 0o077:
         raise ExperimentError(
-            f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shlex.quote(str(path))}`, and log "
+            f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shell_word(path)}`, and log "
             "in anew if one of them may have been there"
         )
 

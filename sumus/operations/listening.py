@@ -10,7 +10,6 @@ uvicorn reads and writes; connections are bounded in `sumus.http.connections`.
 
 import asyncio
 import ipaddress
-import shlex
 import signal
 import socket
 import ssl
@@ -30,6 +29,7 @@ from sumus.http.connections import MOST_CONNECTIONS, Connections, Listener, file
 from sumus.http.room import trim
 from sumus.operations.proxies import Proxies, told_by_proxies
 from sumus.operations.tls import issue
+from sumus.text import shell_word
 
 KEEP_ALIVE_S = 15
 """Seconds that an idle connection is kept."""
@@ -227,7 +227,7 @@ def _check_pair(chain: Path, key: Path) -> None:
     if b"ENCRYPTED" in held[key]:
         raise UsageError(
             f"the key {key} is encrypted, and nobody types its passphrase when a server starts: write it without one, "
-            f"`openssl pkey -in {shlex.quote(str(key))} -out NEW.pem`, in a file that its owner alone may read"
+            f"`openssl pkey -in {shell_word(key)} -out NEW.pem`, in a file that its owner alone may read"
         )
     if b"-----BEGIN CERTIFICATE-----" not in held[chain]:
         raise UsageError(f"{chain} holds no certificate in PEM: the chain comes first, then its key, --tls CERT KEY")

@@ -20,7 +20,6 @@ import hashlib
 import json
 import re
 import secrets
-import shlex
 import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +52,7 @@ from sumus.storage.leases import Leases, MemoryLeases, Present
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import OF_THE_RUN, Model, Rows, Store, TakenOver
+from sumus.text import shell_word
 from sumus.types import Tree
 from sumus.wire.bundle import Bundle
 from sumus.wire.reports import most_bytes
@@ -211,9 +211,7 @@ class Kept:
             return
         make_private(where.data)
         stack.callback(_lock(where.data / "lock"))
-        if where.database is None:
-            _private_file(where.data / "sumus.db")
-        self._sql = SqlStore.open(where.database or f"sqlite:///{where.data}/sumus.db", "tasks")
+        self._sql = SqlStore.open(where.database or where.data / "sumus.db", "tasks")
         stack.callback(self._sql.close)
         self.leases = self._sql.leases(shared=None if shares else False)
         self.name = _name(where.data / "replica")
@@ -403,15 +401,8 @@ def make_private(folder: Path) -> None:
     if mode & 0o077:
         raise ExperimentError(
             f"{folder} is open to other users (mode {mode & 0o777:o}), and a server keeps there who is enrolled: run "
-            f"`chmod 700 {shlex.quote(str(folder))}`, or give a new folder"
+            f"`chmod 700 {shell_word(folder)}`, or give a new folder"
         )
-
-
-def _private_file(path: Path) -> None:
-    """A database that is its owner's alone from the first byte on; what SQLite puts beside it has the same mode."""
-    with suppress(OSError):  # which SQLite then says
-        path.touch(0o600)
-        path.chmod(0o600)
 
 
 def _lock(path: Path) -> Callable[[], None]:

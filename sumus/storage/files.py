@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import os
+import re
 from pathlib import Path
 
 from sumus.errors import ExperimentError
@@ -54,6 +55,14 @@ _NETWORK = (
 )
 
 
+_OCTAL = re.compile(r"\\([0-7]{3})")
+"""A blank, a tab, a line feed, a backslash or a `#` in a folder's name, as Linux lists them."""
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return chr(int(found[1], 8))
+
+
 def network_disk(path: Path, mounts: str | None = None) -> str | None:
     """The kind of file system of a path, if it is another machine's. mounts: as Linux lists them; elsewhere none is known."""
     if mounts is None:
@@ -61,6 +70,6 @@ def network_disk(path: Path, mounts: str | None = None) -> str | None:
         mounts = listed.read_text() if listed.exists() else ""
     within = path.resolve()
     found = (line.split()[1:3] for line in mounts.splitlines())
-    of_path = [(folder, kind) for folder, kind in found if within.is_relative_to(folder.replace("\\040", " "))]
+    of_path = [(folder, kind) for folder, kind in found if within.is_relative_to(_OCTAL.sub(_unescaped, folder))]
     kind = max(of_path, key=lambda each: len(each[0]))[1] if of_path else ""
     return kind if kind in _NETWORK else None

@@ -1,6 +1,6 @@
 """Rows in a database: SQLite on one machine, PostgreSQL beyond.
 
-    store = SqlStore.open("sqlite:///run.db")          made, if it is not there
+    store = SqlStore.open(Path("run.db"))              made, if it is not there; or SqlStore.open("postgresql://HOST/NAME")
     with store.transaction() as rows: …
 
 A transaction is durable when it ends: SQLite writes ahead and waits for the disk (`synchronous=FULL`). Transactions of one run
@@ -11,13 +11,14 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    URL,
     BindParameter,
     ColumnElement,
     Connection,
@@ -30,6 +31,7 @@ from sqlalchemy import (
     delete,
     event,
     func,
+    make_url,
     select,
     update,
 )
@@ -115,10 +117,35 @@ _PATIENCE = "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000"
 """Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it."""
 
 
-def _with_driver(url: str) -> str:
-    """An address of PostgreSQL as hosts and tools write it, postgres:// and postgresql://, with the driver that sumus uses."""
-    scheme, separator, rest = url.partition("://")
-    return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgres", "postgresql") else url
+def _address_of(where: str | Path) -> URL:
+    """The address of a database.
+
+    A path is never read as a URL: whatever stands in it (`?`, `#`, `%`, `file:`) is part of a file's name. Of an address, what
+    follows `sqlite:///` is a path too. PostgreSQL is also found under postgres:// and postgresql://, as hosts and tools write it.
+
+    Raises:
+        ExperimentError: The address is of SQLite, and names no file, or has options.
+        ArgumentError: It is no address.
+    """
+    if isinstance(where, Path):
+        return URL.create("sqlite", database=str(where.absolute()))
+    scheme, separator, rest = where.partition("://")
+    if separator and scheme.partition("+")[0] == "sqlite":
+        file = rest.removeprefix("/")
+        if rest == file or file in ("", ":memory:"):
+            raise ExperimentError(
+                f"the database's address {where!r:.200} names no file, and what a server keeps must outlast it: give "
+                "sqlite:///FILE.db, or sqlite:////FOLDER/FILE.db"
+            )
+        if "?" in file:
+            raise ExperimentError(
+                f"the database's address {where!r:.200} has a `?`, after which options stand, and sumus takes none for SQLite: "
+                "leave them out; if the file's own name has a `?`, give the file another name"
+            )
+        return URL.create("sqlite", database=str(Path(file).absolute()))
+    if separator and scheme in ("postgres", "postgresql"):
+        where = f"postgresql+psycopg://{rest}"
+    return make_url(where)
 
 
 class SqlStore:
@@ -128,18 +155,24 @@ class SqlStore:
         self._engine, self._run = engine, run
 
     @staticmethod
-    def open(url: str, run: str = "run") -> "SqlStore":
-        """The store at a database URL; its tables are made where they are not there, and brought up to date where they are older.
+    def open(where: str | Path, run: str = "run") -> "SqlStore":
+        """Open a database. Its tables are made if they are not there, and brought up to date if they are older.
 
-        ExperimentError where it cannot be opened, was written by a newer sumus, or is SQLite on another machine's disk.
+        Args:
+            where: A file of SQLite, which becomes its owner's alone; or a database's URL.
+            run: The run whose rows the store holds.
+
+        Raises:
+            ExperimentError: The database cannot be opened, was written by a newer sumus, or is SQLite on another machine's disk.
         """
         engine: Engine | None = None
-        url = _with_driver(url)
         try:
-            options = {"options": _PATIENCE} if url.startswith("postgresql") else {}
+            url = _address_of(where)
+            options = {"options": _PATIENCE} if url.get_backend_name() == "postgresql" else {}
             engine = create_engine(url, connect_args=options, hide_parameters=True)  # a log names no device
             if engine.dialect.name == "sqlite":
                 _refuse_network_disk(engine.url.database)
+                _make_private(Path(str(engine.url.database)))
                 _make_durable(engine)
             with engine.begin() as connection:
                 bring_up_to_date(connection)
@@ -205,7 +238,7 @@ class SqlStore:
                 "this database is PostgreSQL: use pg_dump --exclude-table-data=note --exclude-table-data=shard, since a backup "
                 "must not hold what opens the sums of rounds"
             )
-        copy_to(path, str(self._engine.url.database))
+        copy_to(path, Path(str(self._engine.url.database)))
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -392,6 +425,13 @@ def _refuse_network_disk(file: str | None) -> None:
             f"{file} lies on another machine's disk ({kind}), where SQLite's locks do not hold: put it on a disk of this "
             "machine, or use PostgreSQL"
         )
+
+
+def _make_private(file: Path) -> None:
+    """Make a database's file its owner's alone from the first byte on; what SQLite puts beside the file has the same mode."""
+    with suppress(OSError):  # which SQLite then says
+        file.touch(0o600)
+        file.chmod(0o600)
 
 
 def _make_durable(engine: Engine) -> None:
