@@ -52,7 +52,7 @@ def whole_number(text: str, digits: int = 18) -> int | None:
 
 
 def shell_word(path: str | Path) -> str:
-    """A path as a word of a shell's command, for a message that says what to run. A path that begins with a hyphen is no option."""
+    """A path as a word of a shell's command, for a message that says what to run. What begins with a hyphen is no option."""
     said = str(path)
     return shlex.quote(f"./{said}" if said.startswith("-") else said)
 

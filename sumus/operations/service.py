@@ -117,7 +117,7 @@ class Shared:
     def join(self, replica: Replica) -> bytes:
         """Be there; the secret. ExperimentError where others are there with another ring, other blobs or other plans."""
         with self._store.transaction() as rows:  # one after the other, so that each sees those before
-            others = replica.others()
+            others = replica.others(rows)
             for other in others:
                 if other.serves != replica.serves:
                     raise ExperimentError(
@@ -133,7 +133,7 @@ class Shared:
                         "bucket that all reach"
                     )
                 self._blobs.put(mark)
-            replica.beat()
+            replica.beat(rows)
         return secret
 
     def wrap_again(self, fence: int | None) -> None:

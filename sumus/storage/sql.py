@@ -113,8 +113,11 @@ _READS = "sumus_reads"
 """Of a connection that writes nothing."""
 _BUSY = 30
 """Seconds that SQLite has one transaction wait for another."""
-_PATIENCE = "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000"
-"""Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it."""
+_PATIENCE = (
+    "SELECT set_config('idle_in_transaction_session_timeout', '5000', true), set_config('lock_timeout', '10000', true)"
+)
+"""Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it.
+They are set in each transaction, for it alone: behind a pooler the next transaction may have another session."""
 
 
 def _address_of(where: str | Path) -> URL:
@@ -168,8 +171,13 @@ class SqlStore:
         engine: Engine | None = None
         try:
             url = _address_of(where)
-            options = {"options": _PATIENCE} if url.get_backend_name() == "postgresql" else {}
+            shared = url.get_backend_name() == "postgresql"
+            options = (
+                {"prepare_threshold": None} if shared else {}
+            )  # a pooler's next session has no statement of this one
             engine = create_engine(url, connect_args=options, hide_parameters=True)  # a log names no device
+            if shared:
+                event.listen(engine, "begin", _be_patient)
             if engine.dialect.name == "sqlite":
                 _refuse_network_disk(engine.url.database)
                 _make_private(Path(str(engine.url.database)))
@@ -187,6 +195,11 @@ class SqlStore:
                 raise ExperimentError(
                     f"the database's address is not understood ({reason}): give sqlite:///FILE.db or "
                     "postgresql+psycopg://USER@HOST/NAME (pip install 'sumus[server]')"
+                ) from error
+            if "statement pooling mode" in reason:
+                raise ExperimentError(
+                    "the database is behind a pooler that gives each statement a session of its own (pool_mode = statement), and "
+                    "sumus needs transactions: set pool_mode = transaction"
                 ) from error
             raise ExperimentError(
                 f"the database cannot be opened ({reason}): is it there, and may you write to it?"
@@ -246,10 +259,10 @@ class SqlStore:
 
 
 class _SqlRows:
-    """One transaction. What it writes is sent to the database at its end, or before a query that must see it."""
+    """One transaction, on a `connection`. What is put is sent to the database at its end, or before a query that must see it."""
 
     def __init__(self, connection: Connection, run: str) -> None:
-        self._connection, self._name = connection, run
+        self.connection, self._name = connection, run
         self._runs = CachedTable(connection, RUN, run)
         self._rounds = CachedTable(connection, ROUND, run)
         self._sessions = CachedTable(connection, SESSION, run)
@@ -263,7 +276,7 @@ class _SqlRows:
 
     def begin(self) -> None:
         """Write the first rows, where there are none."""
-        alone(self._connection)
+        alone(self.connection)
         if self._runs.get() is None:
             self._runs.put(_RUN_VALUES(Run()))
             if self._rounds.get(0) is None:
@@ -393,7 +406,7 @@ class _SqlRows:
     def forget_rounds_before(self, number: int) -> None:
         self.flush()
         for statement in _FORGET:
-            self._connection.execute(statement, {"run": self._name, "number": number})
+            self.connection.execute(statement, {"run": self._name, "number": number})
         for table in (self._rounds, self._counted, self._shards, self._notes):
             table.forget()
 
@@ -409,7 +422,7 @@ class _SqlRows:
             if before is None and number is not None:
                 place = places.get(number)
                 if place is None:
-                    last = self._connection.execute(_LAST_PLACE, {"run": self._name, "number": number}).scalar()
+                    last = self.connection.execute(_LAST_PLACE, {"run": self._name, "number": number}).scalar()
                     place = 0 if last is None else last + 1
                 self._counted.put((id, number, place))
                 places[number] = place + 1
@@ -432,6 +445,10 @@ def _make_private(file: Path) -> None:
     with suppress(OSError):  # which SQLite then says
         file.touch(0o600)
         file.chmod(0o600)
+
+
+def _be_patient(connection: Connection) -> None:
+    connection.exec_driver_sql(_PATIENCE)
 
 
 def _make_durable(engine: Engine) -> None:
@@ -602,18 +619,31 @@ class SqlLeases:
             connection.execute(delete(REPLICA).where(REPLICA.c.name == holder.rpartition("/")[0]))
             connection.execute(update(LEASE).where(LEASE.c.holder == holder).values(expires=0.0))
 
-    def beat(self, name: str, serves: str) -> None:
-        with self._engine.begin() as connection:
+    def beat(self, name: str, serves: str, rows: Rows | None = None) -> None:
+        with self._within(rows) as connection:
             now = self._now(connection)
             replicas = CachedTable(connection, REPLICA)
             replicas.put((name, serves, now))
             replicas.flush()
             connection.execute(delete(REPLICA).where(REPLICA.c.seen < now - _LONG_GONE))
 
-    def present(self, within: float) -> Sequence[Present]:
-        with self._engine.connect().execution_options(**{_READS: True}) as connection:
+    def present(self, within: float, rows: Rows | None = None) -> Sequence[Present]:
+        with self._within(rows, reads=True) as connection:
             found = connection.execute(_PRESENT, {"since": self._now(connection) - within}).all()
             return [Present(*row) for row in found]
+
+    @contextmanager
+    def _within(self, rows: Rows | None, reads: bool = False) -> Generator[Connection, None, None]:
+        """A connection with a transaction: that of `rows`, or one of its own. Who is in a transaction asks for no second
+        connection: a pooler may have no other, and would give none before the first is back."""
+        if isinstance(rows, _SqlRows):
+            yield rows.connection
+        elif reads:
+            with self._engine.connect().execution_options(**{_READS: True}) as connection:
+                yield connection
+        else:
+            with self._engine.begin() as connection:
+                yield connection
 
     def raise_serials(self, asked: Mapping[str, int], known: Mapping[str, int] = {}) -> Mapping[str, int]:
         if not self._shared:
