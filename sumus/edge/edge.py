@@ -58,10 +58,11 @@ class Edge(Service):
         self._thread = threading.Thread(target=uplink.run, args=(self._over,), name="uplink", daemon=True)
 
     def start(self) -> None:
-        """Take up what there was to do, and from now on pass on and add."""
+        """Take up what there was to do, and from now on pass on and add. Before the server above has said for the first time what
+        there is to do, devices are told to come again."""
         super().start()
         if not self.server.ask_to_do(self.uplink.remember).result():
-            self.uplink.learn()  # the first time, the server above must be there
+            self.uplink.turn()
         self._thread.start()
 
     def above(self) -> AboveStatus:

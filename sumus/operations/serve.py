@@ -33,6 +33,7 @@ from sumus.operations.service import Conduct, Service, Where, make_private, open
 from sumus.operations.status import mode_of
 from sumus.operations.tls import enrolment_link
 from sumus.operations.upkeep import keep_house, watch
+from sumus.operations.waiting import once_there
 from sumus.plan import Plan
 from sumus.server.runs import Evaluating
 from sumus.storage.files import write_whole
@@ -210,7 +211,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
         at = stack.enter_context(opened_at(listen, folder / "tls"))
         over = threading.Event()
         stack.callback(over.set)
-        service = opens(at.authority)
+        service = once_there(lambda: opens(at.authority))
         stack.callback(service.close)
         access = Access(folder / "admin")
         write_whole(folder / "admin" / "url", at.admin_url.encode(), private=True)

@@ -35,7 +35,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, SQLAlchemyError
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.protocol.round import Device, Round, Session, State
@@ -45,7 +45,7 @@ from sumus.storage.files import network_disk
 from sumus.storage.identities import Identity, IdentityRows, Member, Token
 from sumus.storage.leases import Lease, Present, Serials, after, is_near
 from sumus.storage.migrations import alone, bring_up_to_date
-from sumus.storage.store import Fenced, Model, Rows, Run, Shard
+from sumus.storage.store import Fenced, Model, Rows, Run, Shard, StorageAway
 from sumus.storage.tables import (
     COUNTED,
     DEVICE,
@@ -118,6 +118,31 @@ _PATIENCE = (
 )
 """Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it.
 They are set in each transaction, for it alone: behind a pooler the next transaction may have another session."""
+_CONNECTING = 10
+"""Seconds for a connection to PostgreSQL to stand, where its URL does not say."""
+_NOT_YET = (
+    "is starting up",
+    "is shutting down",
+    "in recovery mode",
+    "not yet accepting connections",
+    "administrator command",
+    "too many clients",
+    "too many connections",
+    "connection slots",
+    "server_login_retry",
+    "query_wait_timeout",
+    "server conn crashed",
+    "no more connections allowed",
+)
+"""What PostgreSQL and PgBouncer say when they let nobody in now, and will later."""
+
+
+def _is_away(engine: Engine, error: Exception) -> bool:
+    """Whether a database of others does not answer, or not yet. What it has refused (a password, say) stays refused."""
+    if engine.dialect.name != "postgresql" or not isinstance(error, OperationalError):
+        return False
+    said = str(error)
+    return "FATAL:" not in said or any(words in said for words in _NOT_YET)
 
 
 def _address_of(where: str | Path) -> URL:
@@ -201,9 +226,8 @@ class SqlStore:
                     "the database is behind a pooler that gives each statement a session of its own (pool_mode = statement), and "
                     "sumus needs transactions: set pool_mode = transaction"
                 ) from error
-            raise ExperimentError(
-                f"the database cannot be opened ({reason}): is it there, and may you write to it?"
-            ) from error
+            kind = StorageAway if engine is not None and _is_away(engine, error) else ExperimentError
+            raise kind(f"the database cannot be opened ({reason}): is it there, and may you write to it?") from error
 
     def transaction(self) -> AbstractContextManager[Rows]:
         return self._transaction()
