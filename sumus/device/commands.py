@@ -28,6 +28,13 @@ ClientFile = Annotated[
 ]
 Folder = Annotated[Path | None, typer.Option(help="The device's folder; by default that of `join`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")]
+Authority = Annotated[
+    Path | None,
+    typer.Option(
+        help="Certificates, PEM, that the server's must come from, if it has one of an authority of your own.",
+        metavar="FILE",
+    ),
+]
 
 
 def join(
@@ -57,6 +64,7 @@ def join(
     move: Annotated[
         bool, typer.Option(help="The link is of another edge of the same population: move there, with the same key.")
     ] = False,
+    authority: Authority = None,
     as_json: AsJson = False,
 ) -> None:
     """Take part in a server's rounds with the examples of a file, until Ctrl-C."""
@@ -82,6 +90,7 @@ def join(
         executor=executor,
         insecure=insecure,
         moves=move,
+        authority=authority,
         watch=Lines(where, as_json),
     )
     with device:

@@ -209,6 +209,8 @@ class Device:
     wait_s: how long the server may hold a check-in open.  insecure: take http:// to other machines.
     moves: whether a link of another server is one of another edge of the same population, or of the server above, to which this
         device moves with its key.
+    authority: a file of certificates, PEM, that the server's must come from; kept for the next start. None for those that were
+        named before, else the system's.
     watch: is told what happens.
     keys, transport, store, clock, sleep, today: for tests and simulation; the system's by default.
 
@@ -236,6 +238,7 @@ class Device:
         wait_s: float = 20.0,
         insecure: bool = False,
         moves: bool = False,
+        authority: str | Path | None = None,
         watch: Callable[[News], None] = _quiet,
         keys: Keys = system,
         transport: Transport | None = None,
@@ -245,7 +248,7 @@ class Device:
         today: Callable[[], int] = _today,
     ) -> None:
         link = Link("") if server is None else read_link(server, insecure)
-        self._link = replace(link, token=token or link.token)
+        self._link = replace(link.vouched_for_by(authority), token=token or link.token)
         self._store = store or (MemoryStore() if folder is None else FolderStore(Path(folder).expanduser()))
         self._record, self._unknown = self._store.read(), False
         if (member := self._record.membership) is not None and _is_of_another(self._link, member.server):
@@ -777,7 +780,9 @@ class Device:
         return self._requests
 
     def _authority(self, link: Link) -> str:
-        """Who vouches for the server: as it was pinned, now or before; kept once that server knows this device."""
+        """Who vouches for the server: as it was named or pinned, now or before; kept once that server knows this device."""
+        if link.authority:
+            self._fetched = link.authority
         if link.pin is not None and pin_of(self._fetched) != link.pin:
             self._fetched = fetch_authority(link)
         return self._fetched

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from sumus.device.keys import system
-from sumus.device.link import Link, fetch_authority
+from sumus.device.link import Link, fetch_authority, pin_of
 from sumus.device.requests import Requests
 from sumus.device.store import DeviceStore, FolderStore, Membership, MemoryStore
 from sumus.edge.adder import LINGER, AdderRun, Relay
@@ -144,13 +144,17 @@ def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None) -> t
     if transport is None:
         if not address:
             raise ExperimentError("this edge knows no server above it: give its address or a link")
-        if link.pin is not None:
+        if link.authority:
+            authority = link.authority
+        elif link.pin is not None and pin_of(authority) != link.pin:
             authority = fetch_authority(replace(link, server=address))
         transport = HttpTransport(address, authority or None)
     if (key := memory.key()) is None:
         memory.put_key(key := system("edge"))
     requests = Requests(transport, key, member.population if member else "")
     if member is not None:
+        if authority != record.authority:
+            memory.write(replace(record, authority=authority))
         return requests, address
     if link.token is None:
         raise ExperimentError(

@@ -106,6 +106,7 @@ class Node:
     least: readings with a target before it takes part in rounds.
     floor, requires, sensors, executor, name, wait_s: as of `sumus.Device`.  insecure: without TLS, also where others reach it, or
         where it reaches others.
+    authority: a file of certificates, PEM, that the server's must come from.
     news, say: are told what its device does, and lines about what came.
     keys, transport, clock: for tests.
     """
@@ -138,6 +139,7 @@ class Node:
         name: Any = "this node",
         wait_s: float = 20.0,
         insecure: bool = False,
+        authority: str | Path | None = None,
         news: Callable[[News], None] = _quiet,
         say: Callable[[str], None] = _quiet,
         keys: Keys = system,
@@ -156,6 +158,7 @@ class Node:
             "name": name,
             "wait_s": wait_s,
             "insecure": insecure,
+            "authority": authority,
             "watch": news,
             "keys": keys,
             "transport": transport,
