@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -213,6 +212,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
         stack.callback(over.set)
         service = once_there(lambda: opens(at.authority))
         stack.callback(service.close)
+        service.certificate = at.certificate
         access = Access(folder / "admin")
         write_whole(folder / "admin" / "url", at.admin_url.encode(), private=True)
         threading.Thread(target=watch, args=(service.server, over), name="watchdog", daemon=True).start()
@@ -242,7 +242,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
         planes = at.planes(service.device_app, admin_app(service, access, invite, at.names))
         say = stack.enter_context(spoken(tell.say))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_answer(service, planes, tell, say, opened, at.renewal))
+            runner.run(_answer(service, planes, tell, say, opened))
 
 
 async def _answer(
@@ -251,7 +251,6 @@ async def _answer(
     tell: Tell,
     say: Callable[[str], None],
     opened: Callable[[], Opened],
-    renewal: datetime | None,
 ) -> None:
     """Both planes, from the first answer to the last. Until the server has recovered, that is "not ready"."""
     server, over = service.server, asyncio.Event()
@@ -274,7 +273,7 @@ async def _answer(
                 LOG.error("not ready yet: %s; trying again", refused.problem.detail)
             progress = Progress(server, say, tell.rounds, enough)
             server.listeners.append(progress.look)
-            house = asyncio.create_task(keep_house(service, renewal=renewal))
+            house = asyncio.create_task(keep_house(service))
             try:
                 tell.ready(await asyncio.to_thread(opened))
                 await over.wait()

@@ -32,6 +32,7 @@ from starlette.applications import Starlette
 
 from sumus.errors import ExperimentError
 from sumus.http.room import Room
+from sumus.operations.certificates import Certificate
 from sumus.operations.departures import Departures
 from sumus.operations.status import AboveStatus
 from sumus.plan import Plan
@@ -163,7 +164,7 @@ class Shared:
 
 class Service:
     """What `open_service` opens. room: memory for bodies.  ring: wraps rounds' keys.  shared: with other servers.
-    notes: what the operator should know."""
+    notes: what the operator should know.  certificate: that it shows where it listens; None if it shows none."""
 
     def __init__(
         self,
@@ -178,6 +179,7 @@ class Service:
     ) -> None:
         self.server, self.blobs, self.room, self.ring, self.shared = server, blobs, room, ring, shared
         self.device_app, self.notes, self._stack = app, notes, stack
+        self.certificate: Certificate | None = None
 
     def start(self) -> None:
         """Recover, and decide from now on."""
