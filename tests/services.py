@@ -58,6 +58,13 @@ def postgresql() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def at_another_time(offset: str) -> list[str]:
+    """What stands before a command so that its clock is wrong. offset: as `-3h`, or a moment. Durations stay as they are."""
+    if shutil.which("faketime") is None:
+        missing("faketime (Debian: apt-get install faketime)")
+    return ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "faketime", "-f", offset]
+
+
 @contextlib.contextmanager
 def pgbouncer(url: str, mode: str = "transaction", size: int = 20) -> Iterator[str]:
     """A PgBouncer before a server of `postgresql`; the URL of the same database behind it.

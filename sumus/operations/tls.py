@@ -31,8 +31,8 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LASTS = timedelta(days=398)
 """From a certificate's first moment to its last: what browsers take at most."""
-EARLY = timedelta(hours=1)
-"""How far back it begins, for devices whose clocks are late."""
+EARLY = timedelta(days=1)
+"""How far back it begins, for devices whose clocks are late, and for a server whose own clock is ahead."""
 RENEWED = timedelta(days=30)
 """How long before its end another takes its place."""
 _LABEL = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
