@@ -62,6 +62,16 @@ class Listen:
     proxies: str = ""
     insecure: bool = False
 
+    def __post_init__(self) -> None:
+        for of in ("host", "admin_host"):
+            object.__setattr__(self, of, _bare(getattr(self, of)))
+        object.__setattr__(self, "names", tuple(map(_bare, self.names)))
+
+
+def _bare(host: str) -> str:
+    """A host as an option has it: an IPv6 address may stand in the brackets that it has in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
 
 @dataclass(frozen=True)
 class At:
