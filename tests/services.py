@@ -58,6 +58,35 @@ def postgresql() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def nginx(server: str, folder: Path) -> Iterator[Path]:
+    """An nginx with one `server` block; its log of errors and warnings. folder: for all that it writes."""
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        missing("nginx (Debian: apt-get install nginx)")
+        return
+    log = folder / "error.log"
+    temporary = "\n".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {folder}/pid; error_log {log} info;\n"
+        f"events {{}}\nhttp {{ access_log off;\n{temporary}\n{server}\n}}\n"
+    )
+    command = [program, "-p", str(folder), "-e", str(log), "-c", str(folder / "nginx.conf")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 30
+        while not (folder / "pid").exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield log
+    finally:
+        process.kill()
+        process.wait()
+
+
 def at_another_time(offset: str) -> list[str]:
     """What stands before a command so that its clock is wrong. offset: as `-3h`, or a moment. Durations stay as they are."""
     if shutil.which("faketime") is None:

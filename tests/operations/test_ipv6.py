@@ -29,8 +29,8 @@ def test_devices_and_the_admin_reach_a_server_with_its_own_certificate(tmp_path:
         for device, link in zip(devices, links, strict=True):
             device.enrol(str(link.token))
         assert len(train_round(devices, bundle.plan, [1.0, 2.0])) == 2
-        code, out, err = served.ended()
         transport.close()
+        code, out, err = served.ended()
         assert (code, out.strip()) == (0, "loaded []"), err
 
 
