@@ -14,6 +14,7 @@ import typer
 
 from sumus.errors import ExperimentError, Interrupted, UsageError
 from sumus.protocol.session import Floor
+from sumus.storage.files import user_folder
 from sumus.terminal import echo
 from sumus.userfile import Client, load_client, split
 
@@ -180,9 +181,9 @@ def floor_of(words: list[str]) -> Floor:
 
 def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
     """Where a device of this user is kept when no folder is given: by its file's name, and a hash of where that file is."""
-    base = environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    base = user_folder("XDG_DATA_HOME", ".local/share", "give the device's folder, --folder DIR", environment)
     file = Path(split(client)[0]).resolve()
-    return Path(base) / "sumus" / f"{file.stem}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
+    return base / "sumus" / f"{file.stem}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
 
 
 def _inputs(own: Client) -> Any:

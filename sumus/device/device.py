@@ -51,6 +51,7 @@ from sumus.errors import (
 from sumus.pacing import Conditions
 from sumus.plan import Plan
 from sumus.protocol.session import Floor, Offer, Phase
+from sumus.storage.files import expanded
 from sumus.task import Task
 from sumus.text import printable
 from sumus.transport.http import HttpTransport
@@ -249,7 +250,7 @@ class Device:
     ) -> None:
         link = Link("") if server is None else read_link(server, insecure)
         self._link = replace(link.vouched_for_by(authority), token=token or link.token)
-        self._store = store or (MemoryStore() if folder is None else FolderStore(Path(folder).expanduser()))
+        self._store = store or (MemoryStore() if folder is None else FolderStore(expanded(folder)))
         self._record, self._unknown = self._store.read(), False
         if (member := self._record.membership) is not None and _is_of_another(self._link, member.server):
             why = _stays(self._record, member, self._link) if moves else _belongs(member, self._link)

@@ -20,6 +20,7 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from sumus.errors import ExperimentError, UsageError
+from sumus.storage.files import expanded
 from sumus.transport.hosts import is_loopback
 from sumus.transport.http import unverified
 
@@ -116,7 +117,7 @@ def link_of_command(text: str, insecure: bool = False) -> Link:
 def read_authority(file: str | Path) -> str:
     """The certificates of a file, PEM. UsageError if the file holds none, or cannot be read."""
     try:
-        text = Path(file).expanduser().read_text(encoding="utf-8")
+        text = expanded(file).read_text(encoding="utf-8")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
     except (OSError, ValueError) as error:  # of TLS too
         reason = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else error

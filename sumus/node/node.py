@@ -45,7 +45,7 @@ from sumus.node.readings import BadReading, Readings, Retention
 from sumus.operations.listening import Listen, OnePlane, opened_plane
 from sumus.pacing import Conditions
 from sumus.protocol.session import Floor
-from sumus.storage.files import write_whole
+from sumus.storage.files import expanded, write_whole
 from sumus.task import Task
 from sumus.text import printable
 from sumus.transport.hosts import listen_address
@@ -160,7 +160,7 @@ class Node:
         transport: Transport | None = None,
         clock: Callable[[], float] = wall_clock,
     ) -> None:
-        self._folder = Path(data).expanduser()
+        self._folder = expanded(data)
         self._task, self._least, self._clock, self._executor = task, least, clock, executor
         self._say: Callable[[str], None] = lambda line: say(printable(line))
         self._device_of: dict[str, Any] = {
@@ -191,7 +191,7 @@ class Node:
                 raise UsageError("follow which folder? Give watch= (--watch FOLDER) too")
             self._watched: Watched | None = None
             if watch is not None:
-                folder = Path(watch).expanduser()
+                folder = expanded(watch)
                 self._watched = Watched(folder, self._intake, retention, now=clock, follow=follow)
                 stack.callback(self._watched.close)
             self._mqtt: Subscription | None = None

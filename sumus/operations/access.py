@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from sumus.errors import ExperimentError, UsageError
 from sumus.http.room import neighbourhood
 from sumus.server.limits import Buckets, Rate
-from sumus.storage.files import write_whole
+from sumus.storage.files import user_folder, write_whole
 from sumus.text import shell_word
 from sumus.wire.messages import Refused
 from sumus.wire.signing import to_base64url
@@ -157,8 +157,8 @@ class Logins:
 
 def config_folder(environ: Mapping[str, str]) -> Path:
     """Where a user's settings lie: $XDG_CONFIG_HOME/sumus, or ~/.config/sumus."""
-    base = environ.get("XDG_CONFIG_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".config") / "sumus"
+    instead = "set XDG_CONFIG_HOME to a folder of your own, in which sessions are kept"
+    return user_folder("XDG_CONFIG_HOME", ".config", instead, environ) / "sumus"
 
 
 def origin(url: str) -> str:

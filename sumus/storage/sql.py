@@ -121,6 +121,16 @@ They are set in each transaction, for it alone: behind a pooler the next transac
 _CONNECTING = 10
 """Seconds for a connection to PostgreSQL to stand, where its URL does not say."""
 _NOT_YET = (
+    "refused",
+    "timeout expired",
+    "timed out",
+    "no such file or directory",
+    "could not translate host name",
+    "failed to resolve host",
+    "is unreachable",
+    "no route to host",
+    "closed the connection",
+    "connection reset",
     "is starting up",
     "is shutting down",
     "in recovery mode",
@@ -134,15 +144,15 @@ _NOT_YET = (
     "server conn crashed",
     "no more connections allowed",
 )
-"""What PostgreSQL and PgBouncer say when they let nobody in now, and will later."""
+"""What the system, PostgreSQL and PgBouncer say of a database that is not there now, or lets nobody in now, in lower case."""
 
 
 def _is_away(engine: Engine, error: Exception) -> bool:
-    """Whether a database of others does not answer, or not yet. What it has refused (a password, say) stays refused."""
+    """Whether a database of others may be there later. What a person must mend (a password, say) is not said in these words."""
     if engine.dialect.name != "postgresql" or not isinstance(error, OperationalError):
         return False
-    said = str(error)
-    return "FATAL:" not in said or any(words in said for words in _NOT_YET)
+    said = str(error).lower()
+    return "certificate" not in said and any(words in said for words in _NOT_YET)
 
 
 def _address_of(where: str | Path) -> URL:

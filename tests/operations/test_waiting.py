@@ -139,9 +139,10 @@ def refused(url: str) -> ExperimentError:
         (lambda url, folder: "postgresql://sumus@no.such.host.invalid/sumus", True),
         (lambda url, folder: url.replace("/postgres?", "/nosuch?"), False),
         (lambda url, folder: url.replace("sumus@", "nobody@"), False),
+        (lambda url, folder: f"{url}&colour=blue", False),
         (lambda url, folder: f"sqlite:///{folder}/nowhere/run.db", False),
     ],
-    ids=["socket", "port", "ipv6", "name", "database", "user", "sqlite"],
+    ids=["socket", "port", "ipv6", "name", "database", "user", "option", "sqlite"],
 )
 def test_what_may_come_is_told_from_what_will_not(
     change: Callable[[str, Path], str], away: bool, postgres: str, tmp_path: Path
