@@ -96,6 +96,17 @@ SOON = 0.1
 """Seconds within which a device that may wait at the server comes back, once its report is settled; and after a restart, where
 the server has never asked it to wait."""
 NEVER_TOLD = session.DeviceState().window
+COPIED = (
+    "somebody else asks with this device's key: the server has answered check-in {}, and the last one of this folder is {}. The "
+    "folder was copied to another machine, or put back from a backup. Of two machines with one folder let one go on alone, and "
+    "enrol the other with a link and a folder of its own; a folder that was put back goes on by itself"
+)
+SPREAD = 100
+"""How far such a folder counts ahead at most, at random, so that the other one is told too."""
+HIGHEST = 2**52
+"""The highest serial that a server takes."""
+CLEAN = 20
+"""Check-ins that go well, after which a copy is not spoken of any more."""
 UNMET = (60.0, 300.0)
 """Seconds to look again, where the device's own conditions are not met."""
 REFUSALS = frozenset(
@@ -276,6 +287,7 @@ class Device:
         self._unanswered = 0
         self._fetched = "" if self._unknown else self._record.authority
         self._trouble = ""
+        self._copied, self._clean = "", 0
 
     # ── what it is asked to do ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -397,7 +409,7 @@ class Device:
             record.row.serial,
             record.counts,
             {task: kept.version for task, kept in record.models.items()},
-            self._trouble,
+            "; ".join(filter(None, (self._trouble, self._copied))),
             self._unanswered,
         )
 
@@ -470,6 +482,9 @@ class Device:
             self._turned_away(refused)
         else:
             self._heard()
+            self._clean += 1
+            if self._clean >= CLEAN:
+                self._copied = ""
             self._answered(act, answer)
 
     def _answered(self, act: session.Ask, answer: CheckInAnswer) -> None:
@@ -685,12 +700,21 @@ class Device:
         if (
             problem.code == "replayed" and problem.serial is not None
         ):  # this memory is older than the server's, or newer
-            row = replace(self._record.row, serial=problem.serial)
-            self._write(replace(self._record, row=row))
+            self._count_on(problem.serial)
         elif problem.code == "unknown_device" and self._link.token is not None:
             self._unknown = True
         elif problem.code in FINAL:
             raise ExperimentError(f"{FINAL[problem.code]} ({problem.detail or problem.code})")
+
+    def _count_on(self, last: int) -> None:
+        """Go on from the server's last serial. This device writes each serial before it asks with it. If the server knows a
+        higher one, another has asked with this device's key."""
+        row = self._record.row
+        if last > row.serial:
+            self._copied, self._clean = COPIED.format(last, row.serial), 0
+            self._tell(News("trouble", self._copied))
+            last += 1 + int(SPREAD * share_of(self._keys("apart", self._client, row.serial)))
+        self._write(replace(self._record, row=replace(row, serial=min(last, HIGHEST))))
 
     def _rest(self, failures: int) -> None:
         """After so many rounds in a row that came to nothing here, wait: each time longer."""
