@@ -35,6 +35,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sumus.errors import UsageError
 from sumus.http.bodies import Strangers, announced, source
+from sumus.json_names import repeated
 from sumus.logs import logger
 from sumus.operations.access import PLANE, Access
 from sumus.operations.guard import guard, is_json
@@ -390,4 +391,9 @@ def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _message(request: Request, form: type[M]) -> M:
-    return read(form, await _BODIES.read(request, announced(request, MAX_CONTROL)))
+    body = await _BODIES.read(request, announced(request, MAX_CONTROL))
+    if (twice := repeated(body)) is not None:
+        raise Refused(
+            "malformed", f"the name {twice[0]!r:.80} stands twice in one object, the second time in line {twice[1]}"
+        )
+    return read(form, body)
