@@ -128,8 +128,8 @@ def test_an_address_that_keeps_nothing_or_asks_for_options_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("listed", "name"), [(r"/mnt/a\040b", "a b"), (r"/mnt/a\043b", "a#b"), (r"/mnt/a\134b", r"a\b")]
+    ("listed", "name"), [(r"/disks/a\040b", "a b"), (r"/disks/a\043b", "a#b"), (r"/disks/a\134b", r"a\b")]
 )
 def test_a_network_disk_is_found_whatever_stands_in_its_name(listed: str, name: str) -> None:
     mounts = f"/dev/root / ext4 rw 0 0\nserver:/x {listed} nfs4 rw 0 0\n"
-    assert network_disk(Path("/mnt") / name / "run.db", mounts) == "nfs4"
+    assert network_disk(Path("/disks") / name / "run.db", mounts) == "nfs4"
