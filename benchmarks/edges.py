@@ -71,7 +71,7 @@ def body_of(job: Job) -> bytes:
 
 def link_for_edges(job: Job, port: int, edges: int) -> str:
     """A link that so many edges may enrol with."""
-    store = SqlStore.open(f"sqlite:///{job.data}/sumus.db", "tasks")
+    store = SqlStore.open(Path(job.data) / "sumus.db", "tasks")
     token = Roll(store.identities(), {"default": 10**6}).new_token("default", time.time(), edges, speaks_for=10**6)
     store.close()
     return f"http://127.0.0.1:{port}/#enrol={token}"
@@ -111,7 +111,7 @@ def a_round(job: Job, ports: Callable[[int], int], devices: int, uploads: int = 
 
 def received(job: Job) -> tuple[int, int]:
     """Models that the server has, and the reports in the last one."""
-    store = SqlStore.open(f"sqlite:///{job.data}/sumus.db", f"load{job.sizes[0]}.train")
+    store = SqlStore.open(Path(job.data) / "sumus.db", f"load{job.sizes[0]}.train")
     with store.transaction() as rows:
         models = rows.models()
     store.close()

@@ -373,7 +373,7 @@ def rows_of_devices(bench: Bench) -> list[list[str]]:
     many = bench.scale.enough(4000)
     job = bench.job([1], 2)
     Path(job.data).mkdir()
-    store = SqlStore.open(job.database or f"sqlite:///{job.data}/sumus.db")
+    store = SqlStore.open(job.database or Path(job.data) / "sumus.db")
     before = _size(job)
     for first in range(0, many, 1000):
         devices = [sha256(f"{number}".encode()) for number in range(first, min(many, first + 1000))]

@@ -23,6 +23,7 @@ from sumus.errors import PlanError, expect
 from sumus.first_hop import SLACK, FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.influence import Influence, influence_of
+from sumus.json_names import repeated
 from sumus.pacing import Pacing
 from sumus.site import Edges
 from sumus.spec import call_with, canonical_json, is_custom, read_as, to_json
@@ -200,6 +201,10 @@ class Plan:
             raise PlanError("malformed", f"a plan of {len(text)} characters is over the limit of {_MAX_JSON}")
         with read_as("a plan"):
             fields = cast(dict[str, Json], json.loads(text))
+            if (twice := repeated(text.encode("utf-8", "surrogatepass"))) is not None:
+                raise PlanError(
+                    "malformed", f"a plan in which {twice[0]!r:.80} stands twice in one object (line {twice[1]})"
+                )
             if fields.pop("sumus") != FORMAT:
                 raise PlanError("plan-format", f"this sumus reads plans of format {FORMAT}; upgrade the older side")
             plan = cast(Plan, call_with(Plan, "plan", fields))

@@ -9,6 +9,8 @@ letters in another order than they are in. So these characters are written as th
 text (`sumus.terminal`, `sumus.logs`, the text of errors) calls these functions, and no other code escapes.
 """
 
+import shlex
+from pathlib import Path
 from typing import Any, cast
 
 
@@ -47,6 +49,12 @@ def whole_number(text: str, digits: int = 18) -> int | None:
     digits of other scripts, and raises for more than 4,300 digits.
     """
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= digits else None
+
+
+def shell_word(path: str | Path) -> str:
+    """A path as a word of a shell's command, for a message that says what to run. What begins with a hyphen is no option."""
+    said = str(path)
+    return shlex.quote(f"./{said}" if said.startswith("-") else said)
 
 
 def _escape(character: str) -> str:

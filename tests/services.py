@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,82 @@ def postgresql() -> Iterator[str]:
         finally:
             run("pg_ctl", "-w", "-m", "immediate", "stop")
     finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def nginx(server: str, folder: Path) -> Iterator[Path]:
+    """An nginx with one `server` block; its log of errors and warnings. folder: for all that it writes."""
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        missing("nginx (Debian: apt-get install nginx)")
+        return
+    log = folder / "error.log"
+    temporary = "\n".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {folder}/pid; error_log {log} info;\n"
+        f"events {{}}\nhttp {{ access_log off;\n{temporary}\n{server}\n}}\n"
+    )
+    command = [program, "-p", str(folder), "-e", str(log), "-c", str(folder / "nginx.conf")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 30
+        while not (folder / "pid").exists():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield log
+    finally:
+        process.kill()
+        process.wait()
+
+
+def at_another_time(offset: str) -> list[str]:
+    """What stands before a command so that its clock is wrong. offset: as `-3h`, or a moment. Durations stay as they are."""
+    if shutil.which("faketime") is None:
+        missing("faketime (Debian: apt-get install faketime)")
+    return ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "faketime", "-f", offset]
+
+
+@contextlib.contextmanager
+def pgbouncer(url: str, mode: str = "transaction", size: int = 20) -> Iterator[str]:
+    """A PgBouncer before a server of `postgresql`; the URL of the same database behind it.
+
+    Args:
+        url: Of the database, as `postgresql` gives it.
+        mode: When a connection of PostgreSQL may serve another client: session, transaction or statement.
+        size: Connections to PostgreSQL, at most.
+    """
+    program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if program is None:
+        missing("PgBouncer (Debian: apt-get install pgbouncer)")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="sumus-pool-"))
+    (folder / "pool.ini").write_text(
+        f"[databases]\n* = host={url.rpartition('host=')[2]} user=sumus\n[pgbouncer]\n"
+        f"unix_socket_dir = {folder}\nauth_type = any\npool_mode = {mode}\ndefault_pool_size = {size}\n"
+        f"max_client_conn = 200\nlogfile = {folder}/log\npidfile = {folder}/pid\n"
+    )
+    who: dict[str, Any] = {}
+    if os.geteuid() == 0:  # it refuses to run as root
+        for path in (folder, folder / "pool.ini"):
+            shutil.chown(path, "postgres", "postgres")
+        who = {"user": "postgres", "group": "postgres", "extra_groups": []}
+    process = subprocess.Popen(
+        [program, "-q", str(folder / "pool.ini")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **who
+    )
+    try:
+        until = time.monotonic() + 30
+        while not (folder / ".s.PGSQL.6432").exists():
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        yield f"{url.partition('?')[0]}?host={folder}&port=6432"
+    finally:
+        process.kill()
+        process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -37,6 +37,13 @@ def test_a_unit_starts_what_exists_and_systemd_understands_it(unit: Path, tmp_pa
     assert (done.returncode, [line for line in done.stderr.splitlines() if unit.name in line]) == (0, [])
 
 
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_never_gives_up(unit: Path) -> None:
+    head, _, service = unit.read_text().partition("[Service]")
+    assert "StartLimitIntervalSec=0" in head.splitlines()
+    assert {"Restart=on-failure", "RestartSec=5"} <= set(service.splitlines())
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_container_starts_what_exists_with_what_it_is_given(name: str) -> None:
     service = OURS[name]

@@ -15,7 +15,7 @@ from sumus.task import Description, Leaf
 ROOT = Path(sumus.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "text", "errors", "tree", "shapes"),
+    ("types", "text", "json_names", "errors", "tree", "shapes"),
     ("rng", "spec"),
     ("metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "influence", "optimizers",
      "pacing", "update", "robust", "algorithm", "site", "plan", "evaluation", "fleet", "experiment", "columns", "preparation"),

@@ -63,7 +63,7 @@ class Branch:
 
     def read(self) -> None:
         """Read the rows."""
-        top, edge = (SqlStore.open(f"sqlite:///{job.data}/sumus.db", f"{TASK}.train") for job in self._jobs)
+        top, edge = (SqlStore.open(Path(job.data) / "sumus.db", f"{TASK}.train") for job in self._jobs)
         self.ledger.read(top)
         with edge.transaction() as rows:
             for row in rows.rounds():
@@ -92,7 +92,7 @@ class Branch:
         self.read()
         counted = {id for those in self.ledger.counted.values() for id in those}
         self.book.acknowledged -= self._given_up - counted
-        store = SqlStore.open(f"sqlite:///{self._jobs[0].data}/sumus.db", f"{TASK}.train")
+        store = SqlStore.open(Path(self._jobs[0].data) / "sumus.db", f"{TASK}.train")
         left = left_behind(store)
         store.close()
         blobs = DirectoryBlobs(f"{self._jobs[0].data}/blobs")

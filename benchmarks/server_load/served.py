@@ -94,7 +94,7 @@ def bundles(job: Job) -> dict[str, Bundle]:
 
 def enrol(job: Job) -> None:
     """Write the devices into the database, as their enrolment would have."""
-    store = SqlStore.open(job.database or f"sqlite:///{job.data}/sumus.db", "tasks")
+    store = SqlStore.open(job.database or Path(job.data) / "sumus.db", "tasks")
     with store.identities().transaction() as rows:
         for number in range(job.first, job.first + job.devices):
             device = Device(number)

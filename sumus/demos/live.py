@@ -280,7 +280,7 @@ def _last_line(log: Path) -> str:
 def _outcome(scratch: Path, folder: Path, module: str, status: Mapping[str, Any], seconds: float) -> Outcome:
     """Read the server's folder, now that nobody uses it, and keep what is worth keeping."""
     task = status["tasks"][0]["name"]
-    store = SqlStore.open(f"sqlite:///{scratch}/server/sumus.db", f"{task}.train")
+    store = SqlStore.open(scratch / "server" / "sumus.db", f"{task}.train")
     with store.transaction() as rows:
         models = list(rows.models())
     store.close()

@@ -14,6 +14,7 @@ import typer
 
 from sumus.errors import ExperimentError, Interrupted, UsageError
 from sumus.protocol.session import Floor
+from sumus.storage.files import user_folder
 from sumus.terminal import echo
 from sumus.userfile import Client, load_client, split
 
@@ -28,6 +29,13 @@ ClientFile = Annotated[
 ]
 Folder = Annotated[Path | None, typer.Option(help="The device's folder; by default that of `join`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")]
+Authority = Annotated[
+    Path | None,
+    typer.Option(
+        help="Certificates, PEM, that the server's must come from, if it has one of an authority of your own.",
+        metavar="FILE",
+    ),
+]
 
 
 def join(
@@ -57,6 +65,7 @@ def join(
     move: Annotated[
         bool, typer.Option(help="The link is of another edge of the same population: move there, with the same key.")
     ] = False,
+    authority: Authority = None,
     as_json: AsJson = False,
 ) -> None:
     """Take part in a server's rounds with the examples of a file, until Ctrl-C."""
@@ -82,6 +91,7 @@ def join(
         executor=executor,
         insecure=insecure,
         moves=move,
+        authority=authority,
         watch=Lines(where, as_json),
     )
     with device:
@@ -171,9 +181,9 @@ def floor_of(words: list[str]) -> Floor:
 
 def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
     """Where a device of this user is kept when no folder is given: by its file's name, and a hash of where that file is."""
-    base = environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    base = user_folder("XDG_DATA_HOME", ".local/share", "give the device's folder, --folder DIR", environment)
     file = Path(split(client)[0]).resolve()
-    return Path(base) / "sumus" / f"{file.stem}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
+    return base / "sumus" / f"{file.stem}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
 
 
 def _inputs(own: Client) -> Any:

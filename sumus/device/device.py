@@ -51,6 +51,7 @@ from sumus.errors import (
 from sumus.pacing import Conditions
 from sumus.plan import Plan
 from sumus.protocol.session import Floor, Offer, Phase
+from sumus.storage.files import expanded
 from sumus.task import Task
 from sumus.text import printable
 from sumus.transport.http import HttpTransport
@@ -95,6 +96,17 @@ SOON = 0.1
 """Seconds within which a device that may wait at the server comes back, once its report is settled; and after a restart, where
 the server has never asked it to wait."""
 NEVER_TOLD = session.DeviceState().window
+COPIED = (
+    "somebody else asks with this device's key: the server has answered check-in {}, and the last one of this folder is {}. The "
+    "folder was copied to another machine, or put back from a backup. Of two machines with one folder let one go on alone, and "
+    "enrol the other with a link and a folder of its own; a folder that was put back goes on by itself"
+)
+SPREAD = 100
+"""How far such a folder counts ahead at most, at random, so that the other one is told too."""
+HIGHEST = 2**52
+"""The highest serial that a server takes."""
+CLEAN = 20
+"""Check-ins that go well, after which a copy is not spoken of any more."""
 UNMET = (60.0, 300.0)
 """Seconds to look again, where the device's own conditions are not met."""
 REFUSALS = frozenset(
@@ -209,6 +221,8 @@ class Device:
     wait_s: how long the server may hold a check-in open.  insecure: take http:// to other machines.
     moves: whether a link of another server is one of another edge of the same population, or of the server above, to which this
         device moves with its key.
+    authority: a file of certificates, PEM, that the server's must come from; kept for the next start. None for those that were
+        named before, else the system's.
     watch: is told what happens.
     keys, transport, store, clock, sleep, today: for tests and simulation; the system's by default.
 
@@ -236,6 +250,7 @@ class Device:
         wait_s: float = 20.0,
         insecure: bool = False,
         moves: bool = False,
+        authority: str | Path | None = None,
         watch: Callable[[News], None] = _quiet,
         keys: Keys = system,
         transport: Transport | None = None,
@@ -245,8 +260,8 @@ class Device:
         today: Callable[[], int] = _today,
     ) -> None:
         link = Link("") if server is None else read_link(server, insecure)
-        self._link = replace(link, token=token or link.token)
-        self._store = store or (MemoryStore() if folder is None else FolderStore(Path(folder).expanduser()))
+        self._link = replace(link.vouched_for_by(authority), token=token or link.token)
+        self._store = store or (MemoryStore() if folder is None else FolderStore(expanded(folder)))
         self._record, self._unknown = self._store.read(), False
         if (member := self._record.membership) is not None and _is_of_another(self._link, member.server):
             why = _stays(self._record, member, self._link) if moves else _belongs(member, self._link)
@@ -272,6 +287,7 @@ class Device:
         self._unanswered = 0
         self._fetched = "" if self._unknown else self._record.authority
         self._trouble = ""
+        self._copied, self._clean = "", 0
 
     # ── what it is asked to do ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -393,7 +409,7 @@ class Device:
             record.row.serial,
             record.counts,
             {task: kept.version for task, kept in record.models.items()},
-            self._trouble,
+            "; ".join(filter(None, (self._trouble, self._copied))),
             self._unanswered,
         )
 
@@ -466,6 +482,9 @@ class Device:
             self._turned_away(refused)
         else:
             self._heard()
+            self._clean += 1
+            if self._clean >= CLEAN:
+                self._copied = ""
             self._answered(act, answer)
 
     def _answered(self, act: session.Ask, answer: CheckInAnswer) -> None:
@@ -681,12 +700,21 @@ class Device:
         if (
             problem.code == "replayed" and problem.serial is not None
         ):  # this memory is older than the server's, or newer
-            row = replace(self._record.row, serial=problem.serial)
-            self._write(replace(self._record, row=row))
+            self._count_on(problem.serial)
         elif problem.code == "unknown_device" and self._link.token is not None:
             self._unknown = True
         elif problem.code in FINAL:
             raise ExperimentError(f"{FINAL[problem.code]} ({problem.detail or problem.code})")
+
+    def _count_on(self, last: int) -> None:
+        """Go on from the server's last serial. This device writes each serial before it asks with it. If the server knows a
+        higher one, another has asked with this device's key."""
+        row = self._record.row
+        if last > row.serial:
+            self._copied, self._clean = COPIED.format(last, row.serial), 0
+            self._tell(News("trouble", self._copied))
+            last += 1 + int(SPREAD * share_of(self._keys("apart", self._client, row.serial)))
+        self._write(replace(self._record, row=replace(row, serial=min(last, HIGHEST))))
 
     def _rest(self, failures: int) -> None:
         """After so many rounds in a row that came to nothing here, wait: each time longer."""
@@ -777,7 +805,9 @@ class Device:
         return self._requests
 
     def _authority(self, link: Link) -> str:
-        """Who vouches for the server: as it was pinned, now or before; kept once that server knows this device."""
+        """Who vouches for the server: as it was named or pinned, now or before; kept once that server knows this device."""
+        if link.authority:
+            self._fetched = link.authority
         if link.pin is not None and pin_of(self._fetched) != link.pin:
             self._fetched = fetch_authority(link)
         return self._fetched

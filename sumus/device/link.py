@@ -19,7 +19,8 @@ from urllib.parse import parse_qsl
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, UsageError
+from sumus.storage.files import expanded
 from sumus.transport.hosts import is_loopback
 from sumus.transport.http import unverified
 
@@ -39,11 +40,21 @@ class Link:
         server: scheme://host:port; empty if only a token is known.
         token: The token; of several links, their tokens with blanks between them, of which one is spent that is not used yet.
         pin: SHA-256 of the server's authority, hexadecimal.
+        authority: Certificates in PEM that the server's must come from, if a person named them; "" if not.
     """
 
     server: str
     token: str | None = field(default=None, repr=False)
     pin: str | None = None
+    authority: str = field(default="", repr=False)
+
+    def vouched_for_by(self, file: str | Path | None) -> "Link":
+        """The same link, with the certificates of a file to check the server's. None leaves the link as it is."""
+        if file is None:
+            return self
+        if self.pin is not None:
+            raise UsageError("this link pins the server's authority (#pin=): leave --authority (authority=) out")
+        return replace(self, authority=read_authority(file))
 
 
 def read_link(text: str, insecure: bool = False) -> Link:
@@ -103,9 +114,37 @@ def link_of_command(text: str, insecure: bool = False) -> Link:
     return link
 
 
-def given(text: str | None, file: str | None, environment: Mapping[str, str], insecure: bool = False) -> Link:
-    """What a command was told: the address on its line, and a token or a whole link from a file ("-" for standard input), or from
-    the environment."""
+def read_authority(file: str | Path) -> str:
+    """The certificates of a file, PEM. UsageError if the file holds none, or cannot be read."""
+    try:
+        text = expanded(file).read_text(encoding="utf-8")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=text)
+    except (OSError, ValueError) as error:  # of TLS too
+        reason = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else error
+        raise UsageError(f"the authority {file} cannot be read ({reason}): give a file of certificates, PEM") from error
+    return text
+
+
+def given(
+    text: str | None,
+    file: str | None,
+    environment: Mapping[str, str],
+    insecure: bool = False,
+    authority: Path | None = None,
+) -> Link:
+    """What a command was told.
+
+    Args:
+        text: The address on its line.
+        file: With a token or a whole link; "-" for standard input; None for the environment.
+        environment: May hold a token or a whole link.
+        insecure: Take http:// to other machines too.
+        authority: A file of certificates that the server's must come from.
+    """
+    return _given(text, file, environment, insecure).vouched_for_by(authority)
+
+
+def _given(text: str | None, file: str | None, environment: Mapping[str, str], insecure: bool) -> Link:
     link = Link("") if text is None else link_of_command(text, insecure)
     if file is None:
         secret = environment.get(VARIABLE)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from sumus.device.commands import Authority
 from sumus.operations.commands import (
     AdminHost,
     AdminPort,
@@ -47,6 +48,7 @@ def register(app: typer.Typer) -> None:
                 "makes one with `sumus admin token --edge`."
             ),
         ] = None,
+        authority: Authority = None,
         host: Host = "127.0.0.1",
         port: Port = 8090,
         admin_host: AdminHost = "127.0.0.1",
@@ -84,12 +86,12 @@ def register(app: typer.Typer) -> None:
         from sumus.operations.service import Conduct, Where
 
         with_edge_file(edges, edge_file)
-        link = given(upstream, link_file, os.environ, insecure)
+        link = given(upstream, link_file, os.environ, insecure, authority)
         log_to(sys.stderr, log.value)
         say = None if quiet or as_json else echo
         conduct = Conduct(quota=quota, memory=memory * 2**20)
         keep(
-            lambda authority: open_edge(link, Where(data), conduct, authority, linger, say=say),
+            lambda own: open_edge(link, Where(data), conduct, own, linger, say=say),
             data,
             Listen(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
             Tell(

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from sumus.device.keys import system
-from sumus.device.link import Link, fetch_authority
+from sumus.device.link import Link, fetch_authority, pin_of
 from sumus.device.requests import Requests
 from sumus.device.store import DeviceStore, FolderStore, Membership, MemoryStore
 from sumus.edge.adder import LINGER, AdderRun, Relay
@@ -58,10 +58,11 @@ class Edge(Service):
         self._thread = threading.Thread(target=uplink.run, args=(self._over,), name="uplink", daemon=True)
 
     def start(self) -> None:
-        """Take up what there was to do, and from now on pass on and add."""
+        """Take up what there was to do, and from now on pass on and add. Before the server above has said for the first time what
+        there is to do, devices are told to come again."""
         super().start()
         if not self.server.ask_to_do(self.uplink.remember).result():
-            self.uplink.learn()  # the first time, the server above must be there
+            self.uplink.turn()
         self._thread.start()
 
     def above(self) -> AboveStatus:
@@ -143,13 +144,17 @@ def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None) -> t
     if transport is None:
         if not address:
             raise ExperimentError("this edge knows no server above it: give its address or a link")
-        if link.pin is not None:
+        if link.authority:
+            authority = link.authority
+        elif link.pin is not None and pin_of(authority) != link.pin:
             authority = fetch_authority(replace(link, server=address))
         transport = HttpTransport(address, authority or None)
     if (key := memory.key()) is None:
         memory.put_key(key := system("edge"))
     requests = Requests(transport, key, member.population if member else "")
     if member is not None:
+        if authority != record.authority:
+            memory.write(replace(record, authority=authority))
         return requests, address
     if link.token is None:
         raise ExperimentError(

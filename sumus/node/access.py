@@ -1,12 +1,12 @@
 """Who may use a node: whoever has its token, which is in a file of its owner's alone, or in the environment."""
 
 import secrets
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.storage.files import write_whole
+from sumus.text import shell_word
 
 VARIABLE = "SUMUS_NODE_TOKEN"
 """The environment's variable that may hold the token."""
@@ -35,7 +35,7 @@ def read_private(file: Path) -> str:
     try:
         if file.stat().st_mode & 0o077:
             raise ExperimentError(
-                f"{file} holds a secret, and others may read it: run `chmod 600 {shlex.quote(str(file))}`, and change it"
+                f"{file} holds a secret, and others may read it: run `chmod 600 {shell_word(file)}`, and change it"
             )
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

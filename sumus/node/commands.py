@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sumus.device.commands import Lines, floor_of
+from sumus.device.commands import Authority, Lines, floor_of
 from sumus.errors import ExperimentError, UsageError
 from sumus.operations.commands import Tls, WithTls
 from sumus.terminal import echo
@@ -88,6 +88,7 @@ def register(app: typer.Typer) -> None:
         ] = None,
         executor: Annotated[str, typer.Option(help="auto, or one of those of simulate.")] = "auto",
         insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it, or it reaches.")] = False,
+        authority: Authority = None,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")] = False,
     ) -> None:
         """Keep readings as they come, train on them as a device, and answer with the last model, until Ctrl-C."""
@@ -152,6 +153,7 @@ def register(app: typer.Typer) -> None:
             executor=executor,
             name=name or Path(split(client)[0]).stem,
             insecure=insecure,
+            authority=authority,
             news=Lines(data, as_json),
             say=say,
         ).run(ready)

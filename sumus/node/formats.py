@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from sumus.errors import ParticipantError
+from sumus.json_names import repeated
 from sumus.node.batch import MOST_BYTES, MOST_READINGS, MOST_TEXT, Batch, Beginning, NothingYet, Raw, of_lines
 from sumus.node.delimited import read_delimited
 from sumus.node.line_protocol import read_line_protocol
@@ -41,6 +42,8 @@ _HEADER = re.compile(
     rb"'shape': \((?P<shape>(?:(?:-?(?:0|[1-9]\d{0,17}), ?)+(?:-?(?:0|[1-9]\d{0,17}))?)?)\), ?\} *\n?",
     re.DOTALL,
 )
+MOST_CONTAINERS = 4 * MOST_READINGS
+"""Lists and objects in one text of JSON: in memory each takes many times its brackets."""
 _NO_NUMBER = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity|nan|inf))\b")
 _COLUMNS = (".csv", ".tsv", ".tab")
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -205,10 +208,10 @@ def _of_zip(body: bytes) -> Batch:
 def read_json(body: bytes) -> list[Raw | BadReading]:
     """A reading, or a list of them."""
     value = _decoded(body)
-    found = [_mapping(each) for each in (cast(list[Any], value) if isinstance(value, list) else [value])]
+    found = cast(list[Any], value) if isinstance(value, list) else [value]
     if not found or len(found) > MOST_READINGS:
         raise BadReading(f"it has {len(found)} readings: give 1 to {MOST_READINGS}")
-    return found
+    return [_mapping(each) for each in found]
 
 
 def read_lines(body: bytes) -> Batch:
@@ -249,12 +252,28 @@ def _document(body: bytes) -> Batch | None:
 
 def _decoded(body: bytes) -> Any:
     body = body.removeprefix(codecs.BOM_UTF8)
+    if (many := body.count(b"[") + body.count(b"{")) > MOST_CONTAINERS:
+        raise BadReading(
+            f"it has {many} lists and objects, and at most {MOST_CONTAINERS} are read: give fewer readings at once"
+        )
     try:
-        return msgspec.json.decode(body)
+        value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         if (word := _NO_NUMBER.search(body)) is not None:
             raise BadReading(f"it holds {word[1].decode()}, which is no value of JSON: write null") from error
         raise BadReading(f"it is no JSON: {error!s:.100}") from error
+    if not _plain(body, value) and (twice := repeated(body)) is not None:
+        name, line = twice
+        where = f", the second time in line {line}" if b"\n" in body.strip() else ""
+        raise BadReading(f"the name {name!r:.80} stands twice in one object{where}: which of the two values counts?")
+    return value
+
+
+def _plain(body: bytes, value: Any) -> bool:
+    """Whether a text of flat objects has as many colons as its objects have names: then none stands twice."""
+    objects = cast(list[Any], value) if isinstance(value, list) else [value]
+    names = [len(cast(dict[str, Any], each)) for each in objects if isinstance(each, dict)]
+    return len(names) == body.count(b"{") and sum(names) == body.count(b":")
 
 
 def _mapping(value: Any) -> Raw | BadReading:

@@ -21,6 +21,8 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     yield from _of("readings_labelled", "gauge", "Readings with a target.", {"": readings.get("labelled")})
     yield from _of("readings_bytes", "gauge", "Bytes of the readings.", {"": readings.get("bytes")})
     yield from _of("readings_oldest_seconds", "gauge", "Age of the oldest reading.", {"": readings.get("oldest_s")})
+    left = {"": status.get("certificate_s")}
+    yield from _of("certificate_left_seconds", "gauge", "Until the node's certificate ends.", left)
     yield from _of("rounds", "counter", "Rounds in whose sum this node is.", {"": status.get("rounds")})
     models = {f'{{task="{_escaped(task)}"}}': version for task, version in status.get("models", {}).items()}
     yield from _of("model_version", "gauge", "The model that the node answers with.", models)

@@ -210,6 +210,8 @@ class Subscription:
             self._answered = True
             try:
                 self._connect()
+                if self._stopped:  # while there was nothing yet that could be disconnected
+                    self._client.disconnect()
                 self._answered = False
                 self._client.loop_forever(retry_first_connection=False)
             except (OSError, ValueError) as error:

@@ -18,7 +18,8 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from time import time as wall_clock
@@ -44,7 +45,7 @@ from sumus.node.readings import BadReading, Readings, Retention
 from sumus.operations.listening import Listen, OnePlane, opened_plane
 from sumus.pacing import Conditions
 from sumus.protocol.session import Floor
-from sumus.storage.files import write_whole
+from sumus.storage.files import expanded, write_whole
 from sumus.task import Task
 from sumus.text import printable
 from sumus.transport.hosts import listen_address
@@ -68,10 +69,22 @@ LATER_S = 3600.0
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """Where a node stands. readings: kept, labelled: of these, with a target; bytes of them, and the age of the oldest, in
-    seconds. models: versions by task.  rounds: in which its report is in a sum.  server, phase: of its device.
-    trouble: what goes wrong now, by part: training, folder, mqtt.  folder: what waits in the watched folder, is left alone there,
-    and was refused.  mqtt: messages that came, that were refused, and connections that ended."""
+    """Where a node stands.
+
+    Attributes:
+        readings: Readings that are kept.
+        labelled: Of these, with a target.
+        bytes: Bytes of the readings.
+        oldest_s: Age of the oldest, in seconds.
+        models: Versions by task.
+        rounds: Rounds in which its report is in a sum.
+        server: Of its device.
+        phase: Of its device.
+        trouble: What goes wrong now, by part: training, folder, mqtt, certificate.
+        folder: What waits in the watched folder, is left alone there, and was refused.
+        mqtt: Messages that came, that were refused, and connections that ended.
+        certificate_s: Seconds until the certificate ends that it shows; None if it shows none.
+    """
 
     readings: int
     labelled: int
@@ -84,6 +97,7 @@ class NodeStatus:
     trouble: Mapping[str, str] = field(default_factory=dict[str, str])
     folder: Mapping[str, Any] = field(default_factory=dict[str, Any])
     mqtt: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    certificate_s: float | None = None
 
 
 def _quiet(said: Any) -> None:
@@ -106,6 +120,7 @@ class Node:
     least: readings with a target before it takes part in rounds.
     floor, requires, sensors, executor, name, wait_s: as of `sumus.Device`.  insecure: without TLS, also where others reach it, or
         where it reaches others.
+    authority: a file of certificates, PEM, that the server's must come from.
     news, say: are told what its device does, and lines about what came.
     keys, transport, clock: for tests.
     """
@@ -138,13 +153,14 @@ class Node:
         name: Any = "this node",
         wait_s: float = 20.0,
         insecure: bool = False,
+        authority: str | Path | None = None,
         news: Callable[[News], None] = _quiet,
         say: Callable[[str], None] = _quiet,
         keys: Keys = system,
         transport: Transport | None = None,
         clock: Callable[[], float] = wall_clock,
     ) -> None:
-        self._folder = Path(data).expanduser()
+        self._folder = expanded(data)
         self._task, self._least, self._clock, self._executor = task, least, clock, executor
         self._say: Callable[[str], None] = lambda line: say(printable(line))
         self._device_of: dict[str, Any] = {
@@ -156,6 +172,7 @@ class Node:
             "name": name,
             "wait_s": wait_s,
             "insecure": insecure,
+            "authority": authority,
             "watch": news,
             "keys": keys,
             "transport": transport,
@@ -174,7 +191,7 @@ class Node:
                 raise UsageError("follow which folder? Give watch= (--watch FOLDER) too")
             self._watched: Watched | None = None
             if watch is not None:
-                folder = Path(watch).expanduser()
+                folder = expanded(watch)
                 self._watched = Watched(folder, self._intake, retention, now=clock, follow=follow)
                 stack.callback(self._watched.close)
             self._mqtt: Subscription | None = None
@@ -295,24 +312,23 @@ class Node:
         oldest = None if kept.oldest is None else max(0.0, self._clock() - kept.oldest)
         folder = {} if self._watched is None else self._watched.state.as_json()
         mqtt = {} if self._mqtt is None else self._mqtt.state
-        begun = NodeStatus(kept.count, kept.labelled, kept.bytes, oldest, trouble=trouble, folder=folder, mqtt=mqtt)
+        certificate = None if self._at is None else self._at.certificate
+        left = None if certificate is None else certificate.left_s(datetime.now(UTC))
+        begun = NodeStatus(
+            kept.count, kept.labelled, kept.bytes, oldest, trouble=trouble, folder=folder, mqtt=mqtt, certificate_s=left
+        )
         if (device := self._device) is None:
             return begun
         its = device.status
         if its.trouble:
             trouble.setdefault("training", its.trouble)
-        return NodeStatus(
-            kept.count,
-            kept.labelled,
-            kept.bytes,
-            oldest,
-            its.models,
-            its.counts.get("in sums", 0),
-            its.server,
-            its.phase,
-            trouble,
-            folder,
-            mqtt,
+        return replace(
+            begun,
+            models=its.models,
+            rounds=its.counts.get("in sums", 0),
+            server=its.server,
+            phase=its.phase,
+            trouble=trouble,
         )
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -454,6 +470,7 @@ class Node:
                 if now >= next_let_go:
                     self.readings.let_go()
                     next_let_go = now + LET_GO_S
+                    self._look_at_certificate()
                 if (kept := self.readings.kept).count != said and now >= next_summary:
                     said, next_summary = kept.count, now + SUMMARY_S
                     self._say(
@@ -462,6 +479,13 @@ class Node:
                 self._trouble.pop("folder", None)
             except (ExperimentError, OSError) as error:
                 self._tell_trouble("folder", str(error))
+
+    def _look_at_certificate(self) -> None:
+        certificate = None if self._at is None else self._at.certificate
+        if certificate is None or not (said := certificate.said(datetime.now(UTC))):
+            self._trouble.pop("certificate", None)
+        else:
+            self._tell_trouble("certificate", said)
 
     def _answer(self, planes: Any) -> None:
         """HTTP, until it is ended."""
@@ -522,6 +546,7 @@ def _as_json(status: NodeStatus) -> dict[str, Any]:
         "server": status.server,
         "phase": status.phase,
         "trouble": dict(status.trouble),
+        **({} if status.certificate_s is None else {"certificate_s": status.certificate_s}),
         **({"folder": dict(status.folder)} if status.folder else {}),
         **({"mqtt": dict(status.mqtt)} if status.mqtt else {}),
     }

@@ -48,7 +48,8 @@ ROOM = 256 * 2**20
 ROOM_S = 10.0
 """Seconds that a body waits for room."""
 JSON_COSTS = 16
-"""Bytes of memory for one of JSON, about."""
+"""Bytes of memory for one of JSON, about. Lists and objects take more; they are bounded by their number (`MOST_CONTAINERS`), and
+no more bodies are read at a time than there are threads."""
 REQUESTS = Rate(200.0, 1000)
 """Of each address."""
 GUESSES = Rate(1 / 10, 10)

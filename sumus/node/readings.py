@@ -196,7 +196,8 @@ class Readings:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.retention = retention
-        self._clock, self._lock, self._path = clock, threading.Lock(), Path(folder) / FILE
+        self._clock, self._lock = clock, threading.Lock()
+        self._path = Path(folder).absolute() / FILE  # of a relative path that begins with `file:`, SQLite makes a URI
         self._database = self._opened()
         try:
             self._kept = self._shown = self._counted()

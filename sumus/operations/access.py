@@ -16,7 +16,6 @@ cannot log in; who writes in it can make a link, as whoever owns the server shou
 import json
 import re
 import secrets
-import shlex
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +25,8 @@ from urllib.parse import urlsplit
 from sumus.errors import ExperimentError, UsageError
 from sumus.http.room import neighbourhood
 from sumus.server.limits import Buckets, Rate
-from sumus.storage.files import write_whole
+from sumus.storage.files import user_folder, write_whole
+from sumus.text import shell_word
 from sumus.wire.messages import Refused
 from sumus.wire.signing import to_base64url
 
@@ -157,8 +157,8 @@ class Logins:
 
 def config_folder(environ: Mapping[str, str]) -> Path:
     """Where a user's settings lie: $XDG_CONFIG_HOME/sumus, or ~/.config/sumus."""
-    base = environ.get("XDG_CONFIG_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".config") / "sumus"
+    instead = "set XDG_CONFIG_HOME to a folder of your own, in which sessions are kept"
+    return user_folder("XDG_CONFIG_HOME", ".config", instead, environ) / "sumus"
 
 
 def origin(url: str) -> str:
@@ -212,7 +212,7 @@ def _private_folder(path: Path) -> None:
 def _check_private(path: Path, right: str) -> None:
     if (mode := path.stat().st_mode) & 0o077:
         raise ExperimentError(
-            f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shlex.quote(str(path))}`, and log "
+            f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shell_word(path)}`, and log "
             "in anew if one of them may have been there"
         )
 

@@ -21,6 +21,7 @@ something says that its body is JSON (guard.py). /metrics is made once a second 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from importlib import resources
 from typing import Annotated, Any, TypeVar
 
@@ -34,13 +35,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sumus.errors import UsageError
 from sumus.http.bodies import Strangers, announced, source
+from sumus.json_names import repeated
 from sumus.logs import logger
 from sumus.operations.access import PLANE, Access
 from sumus.operations.guard import guard, is_json
 from sumus.operations.metrics import CONTENT_TYPE, exposition
 from sumus.operations.service import Service
 from sumus.operations.snapshot import Snapshot
-from sumus.operations.status import ModelStatus, lineage, look
+from sumus.operations.status import ModelStatus, ServerStatus, lineage, look
 from sumus.server.device_plane import explained, problem
 from sumus.server.identity import DAY, TOKEN_S
 from sumus.server.runs import Run, TrainingRun
@@ -145,6 +147,11 @@ class AdminPlane:
         self._service, self._server, self._access, self._invite = service, service.server, access, invite
         self._metrics = Snapshot(self._exposed)
 
+    async def _look(self) -> ServerStatus:
+        certificate = self._service.certificate
+        left = None if certificate is None else certificate.left_s(datetime.now(UTC))
+        return await look(self._server, self._service.room.lent, self._service.above(), left)
+
     async def login(self, request: Request) -> LoggedIn:
         """A session for a code."""
         asked = await _message(request, Login)
@@ -159,7 +166,7 @@ class AdminPlane:
 
     async def status(self, request: Request) -> Any:
         """What the server does."""
-        return await look(self._server, self._service.room.lent, self._service.above())
+        return await self._look()
 
     async def models(self, request: Request) -> Lineage:
         """A task's versions."""
@@ -279,7 +286,7 @@ class AdminPlane:
         ]
 
     async def _exposed(self) -> bytes:
-        return exposition(await look(self._server, self._service.room.lent, self._service.above()))
+        return exposition(await self._look())
 
     def _for_admins(self, endpoint: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Any]]:
         async def answer(request: Request) -> Any:
@@ -384,4 +391,9 @@ def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def _message(request: Request, form: type[M]) -> M:
-    return read(form, await _BODIES.read(request, announced(request, MAX_CONTROL)))
+    body = await _BODIES.read(request, announced(request, MAX_CONTROL))
+    if (twice := repeated(body)) is not None:
+        raise Refused(
+            "malformed", f"the name {twice[0]!r:.80} stands twice in one object, the second time in line {twice[1]}"
+        )
+    return read(form, body)

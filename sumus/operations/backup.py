@@ -59,7 +59,7 @@ def back_up(where: Where, folder: Path) -> Copied:
 
 
 def _backed_up(where: Where, data: Path, folder: Path) -> Copied:
-    with closing(SqlStore.open(where.database or f"sqlite:///{data}/{DATABASE}", "tasks")) as store:
+    with closing(SqlStore.open(where.database or data / DATABASE, "tasks")) as store:
         store.backup(folder / DATABASE)
     tasks, wanted, needed = _pointed_to(folder / DATABASE)
     objects, nbytes = _copy(open_blobs(where.blobs or data / MODELS), DirectoryBlobs(folder / MODELS), wanted, needed)
@@ -106,7 +106,7 @@ def restore(folder: Path, where: Where) -> Copied:
 def _pointed_to(database: Path) -> tuple[dict[str, int], list[str], set[str]]:
     """Versions by task, the objects that a database's rows point to, and those of them without which nothing goes on."""
     tasks, wanted, needed = dict[str, int](), dict[str, None](), set[str]()
-    with closing(SqlStore.open(f"sqlite:///{database}", "tasks")) as store:
+    with closing(SqlStore.open(database, "tasks")) as store:
         for name in store.runs():
             with store.beside(name).transaction() as rows:
                 run, models = rows.run(), rows.models()

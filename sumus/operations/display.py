@@ -9,6 +9,8 @@ from rich.text import Text
 
 _COLUMNS = ("task", "", "round", "state", "reports", "train", "dropped", "since", "left", "what it waits for")
 _NUMBERS = ("round", "reports", "train", "dropped")
+SOON_S = 14 * 86400.0
+"""Seconds before its end from which on a certificate is shown in red."""
 
 
 def shown(now: dict[str, Any]) -> Group:
@@ -29,6 +31,8 @@ def shown(now: dict[str, Any]) -> Group:
     if len(replica["there"]) > 1 or not replica["leads"]:
         leader = "it leads" if replica["leads"] else f"{replica['leader'] or 'nobody'} leads"
         lines.append(Text(f"replica {replica['name']}, {len(replica['there'])} there; {leader}"))
+    if (left := now["certificate_s"]) is not None and left < SOON_S:
+        lines.append(Text(f"the certificate {f'ends in {ago(left)}' if left > 0 else 'has ended'}: renew it", "red"))
     if now["trouble"]:
         lines.append(Text(f"waiting for storage: {now['trouble']}", "red"))
     table = Table(box=None, pad_edge=False, header_style="bold")

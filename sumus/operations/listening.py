@@ -10,10 +10,8 @@ uvicorn reads and writes; connections are bounded in `sumus.http.connections`.
 
 import asyncio
 import ipaddress
-import shlex
 import signal
 import socket
-import ssl
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,6 +26,7 @@ import uvicorn
 from sumus.errors import ExperimentError, UsageError
 from sumus.http.connections import MOST_CONNECTIONS, Connections, Listener, files_for
 from sumus.http.room import trim
+from sumus.operations.certificates import Certificate
 from sumus.operations.proxies import Proxies, told_by_proxies
 from sumus.operations.tls import issue
 
@@ -43,6 +42,8 @@ SWEPT = 3
 """Tenths of a second from looking for connections that are late to looking again."""
 TRIMMED, CROWD = 30, 64
 """Tenths of a second after which memory is given back to the system, if so many connections have ended meanwhile."""
+LOOKED = 300
+"""Tenths of a second from looking whether a certificate was renewed to looking again."""
 ANY = ("0.0.0.0", "::", "")
 """Every address of a machine."""
 
@@ -61,28 +62,52 @@ class Listen:
     proxies: str = ""
     insecure: bool = False
 
+    def __post_init__(self) -> None:
+        for of in ("host", "admin_host"):
+            object.__setattr__(self, of, _bare(getattr(self, of)))
+        object.__setattr__(self, "names", tuple(map(_bare, self.names)))
+
+
+def _bare(host: str) -> str:
+    """A host as an option has it: an IPv6 address may stand in the brackets that it has in a URL."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
 
 @dataclass(frozen=True)
 class At:
-    """Where it listens. url, admin_url: what devices and the admin call it.  authority: a certificate that devices pin, PEM, and
-    its hash, where the server made its own.  notes: what is new about it.  renewal: from when on a start makes another.
-    names: hosts that the admin's plane may be called by."""
+    """Where it listens.
+
+    Attributes:
+        sockets: Of the devices' plane, and of the admin's.
+        certificates: What is shown on each.
+        url: What devices call it.
+        admin_url: What the admin calls it.
+        authority: A certificate that devices pin, PEM, if the server made its own.
+        pin: The SHA-256 of that.
+        notes: What is new about the certificate, and if its end is near.
+        proxies: Who is believed about who asks.
+        names: Hosts that the admin's plane may be called by.
+    """
 
     sockets: tuple[socket.socket, socket.socket]
-    certificates: tuple[tuple[Path, Path] | None, tuple[Path, Path] | None]
+    certificates: tuple[Certificate | None, Certificate | None]
     url: str
     admin_url: str
     authority: bytes | None
     pin: str
     notes: tuple[str, ...]
     proxies: Proxies
-    renewal: datetime | None
     names: tuple[str, ...]
 
     def planes(self, device_app: Any, admin_app: Any) -> "Planes":
         """The two applications on their sockets. No proxy is believed on the admin's."""
-        apps = zip(self.sockets, (told_by_proxies(device_app, self.proxies), admin_app), self.certificates, strict=True)
-        return Planes([(listening, config(app, certificate)) for listening, app, certificate in apps])
+        apps = told_by_proxies(device_app, self.proxies), admin_app
+        return Planes(list(zip(self.sockets, apps, self.certificates, strict=True)))
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """What it shows on either of the two; None if it shows none."""
+        return self.certificates[0] or self.certificates[1]
 
 
 @contextmanager
@@ -101,7 +126,7 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
                     f"others reach {which}, and without TLS they read along: give --tls auto --name HOSTNAME, or a "
                     "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
                 )
-            certificate, authority, pin, notes, renewal = _certificate(listen, folder)
+            certificate, authority, pin, notes = _certificate(listen, folder)
             admins = None if local[1] else certificate
             name = listen.names[0] if listen.names else ""
             url = listen.url or url_at(certificate is not None, name or _called(listen.host), device)
@@ -109,9 +134,7 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
                 admins is not None, listen.admin_host if local[1] else name or _called(listen.admin_host), admin
             )
             names = (*listen.names, *_hosts_of(url, admin_url))
-            yield At(
-                (device, admin), (certificate, admins), url, admin_url, authority, pin, notes, proxies, renewal, names
-            )
+            yield At((device, admin), (certificate, admins), url, admin_url, authority, pin, notes, proxies, names)
 
 
 @dataclass(frozen=True)
@@ -121,14 +144,14 @@ class OnePlane:
 
     socket: socket.socket
     url: str
-    certificate: tuple[Path, Path] | None
+    certificate: Certificate | None
     authority: Path | None
     local: bool
     names: tuple[str, ...]
 
     def plane(self, app: Any) -> "Planes":
         """The application on its socket."""
-        return Planes([(self.socket, config(app, self.certificate))])
+        return Planes([(self.socket, app, self.certificate)])
 
 
 @contextmanager
@@ -141,7 +164,7 @@ def opened_plane(listen: Listen, folder: Path, option: str = "--listen") -> Gene
                 f"others reach {listen.host}, and without TLS they read along: give --tls auto --tls-name HOSTNAME, or a "
                 "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
             )
-        certificate, authority, _, _, _ = _certificate(listen, folder)
+        certificate, authority, _, _ = _certificate(listen, folder)
         name = listen.names[0] if listen.names else _called(listen.host)
         made = folder / "authority.pem" if authority is not None else None
         url = url_at(certificate is not None, name, listening)
@@ -176,13 +199,11 @@ def _is_local(listening: socket.socket) -> bool:
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def _certificate(
-    listen: Listen, folder: Path
-) -> tuple[tuple[Path, Path] | None, bytes | None, str, tuple[str, ...], datetime | None]:
-    """Chain and key; the authority and its hash, where the server made its own; what is new about it; when it is renewed."""
+def _certificate(listen: Listen, folder: Path) -> tuple[Certificate | None, bytes | None, str, tuple[str, ...]]:
+    """The certificate; the authority and its hash, where the server made its own; what is new about it."""
     match list(listen.tls):
         case []:
-            return None, None, "", (), None
+            return None, None, "", ()
         case ["auto"]:
             names = list(listen.names) or ([] if listen.host in ANY else [listen.host])
             if not names:
@@ -191,12 +212,14 @@ def _certificate(
             made = issue(folder, names, datetime.now(UTC))
             news = (f"a new certificate ({made.new}): devices that know another need a new link",)
             notes = news if before and made.new else ()
-            return (made.chain, made.key), made.authority.read_bytes(), made.pin, notes, made.until
+            return Certificate(made.chain, made.key, own=True), made.authority.read_bytes(), made.pin, notes
         case [chain, key]:
             for file in (chain, key):
                 if not Path(file).is_file():
                     raise UsageError(f"there is no file {file}: give a certificate's chain and its key, --tls CERT KEY")
-            return (Path(chain), Path(key)), None, "", (), None
+            certificate = Certificate(Path(chain), Path(key))
+            said = certificate.said(datetime.now(UTC))
+            return certificate, None, "", (said,) if said else ()
         case _:
             raise UsageError("--tls takes `auto`, or a certificate's chain and its key: --tls CERT KEY")
 
@@ -216,29 +239,6 @@ def _called(host: str) -> str:
     return socket.gethostname() if host in ANY else host
 
 
-def _check_pair(chain: Path, key: Path) -> None:
-    """Refuse a certificate's chain and key that no server can use, each by its own name."""
-    held: dict[Path, bytes] = {}
-    for file in (chain, key):
-        try:
-            held[file] = file.read_bytes()
-        except OSError as error:
-            raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
-    if b"ENCRYPTED" in held[key]:
-        raise UsageError(
-            f"the key {key} is encrypted, and nobody types its passphrase when a server starts: write it without one, "
-            f"`openssl pkey -in {shlex.quote(str(key))} -out NEW.pem`, in a file that its owner alone may read"
-        )
-    if b"-----BEGIN CERTIFICATE-----" not in held[chain]:
-        raise UsageError(f"{chain} holds no certificate in PEM: the chain comes first, then its key, --tls CERT KEY")
-    if b"PRIVATE KEY-----" not in held[key]:
-        raise UsageError(f"{key} holds no private key in PEM: the chain comes first, then its key, --tls CERT KEY")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(chain, key)
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"the key {key} does not go with {chain}: {error.strerror or error}") from error
-
-
 def expect_no_loop(what: str, command: str) -> None:
     """Refuse to serve where an event loop runs already, as in a notebook: two do not go in one thread."""
     with suppress(RuntimeError):
@@ -249,30 +249,22 @@ def expect_no_loop(what: str, command: str) -> None:
         )
 
 
-def config(app: Any, certificate: tuple[str | Path, str | Path] | None) -> uvicorn.Config:
-    """How an application is served. certificate: chain and key; UsageError where they are none."""
-    chain, key = certificate or (None, None)
-    if chain is not None and key is not None:
-        _check_pair(Path(chain), Path(key))
-    try:
-        how = uvicorn.Config(
-            app,
-            loop="none",
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,  # see `sumus.operations.proxies`
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-            ssl_certfile=chain,
-            ssl_keyfile=key,
-        )
-        how.load()
-    except OSError as error:
-        raise UsageError(f"{chain} with {key} is no certificate: {error.strerror or error}; give PEM files") from error
+def config(app: Any) -> uvicorn.Config:
+    """How an application is served."""
+    how = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # see `sumus.operations.proxies`
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    how.load()
     return how
 
 
@@ -290,10 +282,13 @@ def told_to_stop(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Ge
 
 
 class Planes:
-    """Sockets and what is served on them, for the length of a block."""
+    """Sockets and what is served on them, for the length of a block: of each the socket, the application and the certificate."""
 
-    def __init__(self, planes: Sequence[tuple[socket.socket, uvicorn.Config]]) -> None:
-        self._planes = [(listening, _Plane(how, most)) for (listening, how), most in zip(planes, MOST, strict=False)]
+    def __init__(self, planes: Sequence[tuple[socket.socket, Any, Certificate | None]]) -> None:
+        self._planes = [
+            (listening, _Plane(config(app), most, certificate))
+            for (listening, app, certificate), most in zip(planes, MOST, strict=False)
+        ]
         self._running: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Planes":
@@ -318,8 +313,11 @@ class Planes:
 class _Plane(uvicorn.Server):
     """up: once it answers. Signals are its owner's."""
 
-    def __init__(self, how: uvicorn.Config, most: int) -> None:
+    def __init__(self, how: uvicorn.Config, most: int, certificate: Certificate | None) -> None:
         super().__init__(how)
+        self._certificate = certificate
+        if certificate is not None:
+            how.ssl = certificate.context
         self.up = asyncio.Event()
         self._connections = Connections(files_for(most))
 
@@ -340,4 +338,8 @@ class _Plane(uvicorn.Server):
         if counter % TRIMMED == 0 and self._connections.ended >= CROWD:
             self._connections.ended = 0
             asyncio.get_running_loop().run_in_executor(None, trim)
+        if self._certificate is not None:
+            if counter % LOOKED == 0:
+                asyncio.get_running_loop().run_in_executor(None, self._certificate.look)
+            self.config.ssl = self._certificate.context  # of connections that are accepted from now on
         return await super().on_tick(counter)

@@ -44,6 +44,10 @@ class _Snapshot(Collector):
         )
         yield GaugeMetricFamily("sumus_fence", "Of the leader's lease, as it knows it.", value=status.replica.fence)
         yield GaugeMetricFamily("sumus_replicas", "That share the rounds.", value=len(status.replica.there))
+        if status.certificate_s is not None:
+            yield GaugeMetricFamily(
+                "sumus_certificate_left_seconds", "Until its certificate ends.", value=status.certificate_s
+            )
         yield GaugeMetricFamily("sumus_devices", "Devices that are enrolled.", value=status.devices)
         yield CounterMetricFamily("sumus_received_bytes", "Of reports.", value=status.bytes_in)
         yield CounterMetricFamily("sumus_sent_bytes", "Of plans and models.", value=status.bytes_out)

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -34,6 +33,7 @@ from sumus.operations.service import Conduct, Service, Where, make_private, open
 from sumus.operations.status import mode_of
 from sumus.operations.tls import enrolment_link
 from sumus.operations.upkeep import keep_house, watch
+from sumus.operations.waiting import once_there
 from sumus.plan import Plan
 from sumus.server.runs import Evaluating
 from sumus.storage.files import write_whole
@@ -211,8 +211,9 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
         at = stack.enter_context(opened_at(listen, folder / "tls"))
         over = threading.Event()
         stack.callback(over.set)
-        service = opens(at.authority)
+        service = once_there(lambda: opens(at.authority))
         stack.callback(service.close)
+        service.certificate = at.certificate
         access = Access(folder / "admin")
         write_whole(folder / "admin" / "url", at.admin_url.encode(), private=True)
         threading.Thread(target=watch, args=(service.server, over), name="watchdog", daemon=True).start()
@@ -242,7 +243,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
         planes = at.planes(service.device_app, admin_app(service, access, invite, at.names))
         say = stack.enter_context(spoken(tell.say))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_answer(service, planes, tell, say, opened, at.renewal))
+            runner.run(_answer(service, planes, tell, say, opened))
 
 
 @contextmanager
@@ -266,7 +267,6 @@ async def _answer(
     tell: Tell,
     say: Callable[[str], None],
     opened: Callable[[], Opened],
-    renewal: datetime | None,
 ) -> None:
     """Both planes, from the first answer to the last. Until the server has recovered, that is "not ready"."""
     server, over = service.server, asyncio.Event()
@@ -289,7 +289,7 @@ async def _answer(
                 LOG.error("not ready yet: %s; trying again", refused.problem.detail)
             progress = Progress(server, say, tell.rounds, enough)
             server.listeners.append(progress.look)
-            house = asyncio.create_task(keep_house(service, renewal=renewal))
+            house = asyncio.create_task(keep_house(service))
             try:
                 tell.ready(await asyncio.to_thread(opened))
                 with _spared_collections():

@@ -20,7 +20,6 @@ import hashlib
 import json
 import re
 import secrets
-import shlex
 import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from starlette.applications import Starlette
 
 from sumus.errors import ExperimentError
 from sumus.http.room import Room
+from sumus.operations.certificates import Certificate
 from sumus.operations.departures import Departures
 from sumus.operations.status import AboveStatus
 from sumus.plan import Plan
@@ -53,6 +53,7 @@ from sumus.storage.leases import Leases, MemoryLeases, Present
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import OF_THE_RUN, Model, Rows, Store, TakenOver
+from sumus.text import shell_word
 from sumus.types import Tree
 from sumus.wire.bundle import Bundle
 from sumus.wire.reports import most_bytes
@@ -117,7 +118,7 @@ class Shared:
     def join(self, replica: Replica) -> bytes:
         """Be there; the secret. ExperimentError where others are there with another ring, other blobs or other plans."""
         with self._store.transaction() as rows:  # one after the other, so that each sees those before
-            others = replica.others()
+            others = replica.others(rows)
             for other in others:
                 if other.serves != replica.serves:
                     raise ExperimentError(
@@ -133,7 +134,7 @@ class Shared:
                         "bucket that all reach"
                     )
                 self._blobs.put(mark)
-            replica.beat()
+            replica.beat(rows)
         return secret
 
     def wrap_again(self, fence: int | None) -> None:
@@ -163,7 +164,7 @@ class Shared:
 
 class Service:
     """What `open_service` opens. room: memory for bodies.  ring: wraps rounds' keys.  shared: with other servers.
-    notes: what the operator should know."""
+    notes: what the operator should know.  certificate: that it shows where it listens; None if it shows none."""
 
     def __init__(
         self,
@@ -178,6 +179,7 @@ class Service:
     ) -> None:
         self.server, self.blobs, self.room, self.ring, self.shared = server, blobs, room, ring, shared
         self.device_app, self.notes, self._stack = app, notes, stack
+        self.certificate: Certificate | None = None
 
     def start(self) -> None:
         """Recover, and decide from now on."""
@@ -211,9 +213,7 @@ class Kept:
             return
         make_private(where.data)
         stack.callback(_lock(where.data / "lock"))
-        if where.database is None:
-            _private_file(where.data / "sumus.db")
-        self._sql = SqlStore.open(where.database or f"sqlite:///{where.data}/sumus.db", "tasks")
+        self._sql = SqlStore.open(where.database or where.data / "sumus.db", "tasks")
         stack.callback(self._sql.close)
         self.leases = self._sql.leases(shared=None if shares else False)
         self.name = _name(where.data / "replica")
@@ -403,15 +403,8 @@ def make_private(folder: Path) -> None:
     if mode & 0o077:
         raise ExperimentError(
             f"{folder} is open to other users (mode {mode & 0o777:o}), and a server keeps there who is enrolled: run "
-            f"`chmod 700 {shlex.quote(str(folder))}`, or give a new folder"
+            f"`chmod 700 {shell_word(folder)}`, or give a new folder"
         )
-
-
-def _private_file(path: Path) -> None:
-    """A database that is its owner's alone from the first byte on; what SQLite puts beside it has the same mode."""
-    with suppress(OSError):  # which SQLite then says
-        path.touch(0o600)
-        path.chmod(0o600)
 
 
 def _lock(path: Path) -> Callable[[], None]:

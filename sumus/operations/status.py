@@ -137,7 +137,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     """A server. trouble: why it decides nothing; then there are no tasks.  devices: that are enrolled.  up_s: since it started.
     bytes_in, bytes_out: of bodies.  commits, acknowledged_s: of reports, and the seconds that they waited, added up.
     lent: bytes of memory in which bodies are arriving.  held: check-ins that are held open.  events: how often what happened, by
-    what and which.  above: of an edge."""
+    what and which.  above: of an edge.  certificate_s: seconds until its certificate ends; None if it shows none."""
 
     population: str
     trouble: str
@@ -154,9 +154,12 @@ class ServerStatus(msgspec.Struct, frozen=True):
     replica: ReplicaStatus
     tasks: tuple[TaskStatus, ...] = ()
     above: AboveStatus | None = None
+    certificate_s: float | None = None
 
 
-async def look(server: Server, lent: int = 0, above: AboveStatus | None = None) -> ServerStatus:
+async def look(
+    server: Server, lent: int = 0, above: AboveStatus | None = None, certificate_s: float | None = None
+) -> ServerStatus:
     """The status now. lent: bytes of memory that bodies arrive in."""
     tasks, people, trouble = tuple[TaskStatus, ...](), 0, server.trouble
 
@@ -194,6 +197,7 @@ async def look(server: Server, lent: int = 0, above: AboveStatus | None = None) 
         ),
         tasks=tasks,
         above=above,
+        certificate_s=certificate_s,
     )
 
 

@@ -10,7 +10,6 @@ still keep it to these names. So a device may trust it and nobody else, and know
 
 import ipaddress
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -26,13 +25,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.storage.files import write_whole
+from sumus.text import shell_word
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LASTS = timedelta(days=398)
 """From a certificate's first moment to its last: what browsers take at most."""
-EARLY = timedelta(hours=1)
-"""How far back it begins, for devices whose clocks are late."""
+EARLY = timedelta(days=1)
+"""How far back it begins, for devices whose clocks are late, and for a server whose own clock is ahead."""
 RENEWED = timedelta(days=30)
 """How long before its end another takes its place."""
 _LABEL = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -98,7 +98,7 @@ def _found(of: Certificates, now: datetime) -> Certificates | str:
     try:
         if (mode := of.key.stat().st_mode) & 0o077:
             raise ExperimentError(
-                f"{of.key} is open to other users (mode {mode & 0o777:o}): delete {shlex.quote(str(of.key.parent))}, and tell "
+                f"{of.key} is open to other users (mode {mode & 0o777:o}): delete {shell_word(of.key.parent)}, and tell "
                 "devices the new pin; or run `chmod 600` on it, if nobody can have read it"
             )
         leaf, authority = x509.load_pem_x509_certificates(of.chain.read_bytes())

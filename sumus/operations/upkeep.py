@@ -5,7 +5,6 @@ import faulthandler
 import os
 import threading
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,7 +12,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from sumus.errors import SumusError
 from sumus.logs import logger
 from sumus.operations.service import Service
-from sumus.operations.tls import RENEWED
 from sumus.server.runs import Run
 from sumus.server.server import Server
 from sumus.storage.keyring import KeyRing
@@ -51,18 +49,9 @@ def turn_keys(service: Service) -> None:
         keys_turned(service.ring, runs, lambda: service.shared.wrap_again(server.replica.fence), server.replica.shared)
 
 
-def say_renewal(renewal: datetime, now: datetime) -> None:
-    """Warn, from the moment on from which a start would make another certificate."""
-    if now >= renewal:
-        LOG.warning(
-            "the certificate ends on %s: restart to renew it; a new pin comes with it, and devices need to be told",
-            (renewal + RENEWED).date(),
-        )
-
-
-async def keep_house(service: Service, pause: float = HOUR, renewal: datetime | None = None) -> None:
+async def keep_house(service: Service, pause: float = HOUR) -> None:
     """At the start and once a day turn the keys, and warn of a certificate's end; once an hour write down on which day devices
-    were heard of. What fails is done again soon.  renewal: when a start would make another certificate."""
+    were heard of. What fails is done again soon."""
     hour = 0
     while True:
         try:
@@ -73,8 +62,8 @@ async def keep_house(service: Service, pause: float = HOUR, renewal: datetime | 
             LOG.warning("keys could not be turned: %s; again soon", str(error).splitlines()[0])
             await asyncio.sleep(pause / 60)
         else:
-            if renewal is not None and hour % 24 == 0:
-                say_renewal(renewal, datetime.now(UTC))
+            if service.certificate is not None and hour % 24 == 0:
+                service.certificate.warn()
             hour += 1
             await asyncio.sleep(pause)
 

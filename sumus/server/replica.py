@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from sumus.logs import logger
 from sumus.storage.leases import Leases, Present
+from sumus.storage.store import Rows
 
 LOG = logger("sumus.replica")
 LASTS = 10.0
@@ -51,15 +52,15 @@ class Replica:
         """Whether others may be there."""
         return self.leases.shared
 
-    def others(self) -> Sequence[Present]:
-        """Who else is there."""
-        there = self.leases.present(self.lasts) if self.shared else ()
+    def others(self, rows: Rows | None = None) -> Sequence[Present]:
+        """Who else is there. rows: a transaction that is under way."""
+        there = self.leases.present(self.lasts, rows) if self.shared else ()
         return [each for each in there if each.name != self.name]
 
-    def beat(self) -> None:
-        """Be there."""
+    def beat(self, rows: Rows | None = None) -> None:
+        """Be there. rows: a transaction that is under way."""
         if self.shared:
-            self.leases.beat(self.name, self.serves)
+            self.leases.beat(self.name, self.serves, rows)
 
     def start(self, changed: Callable[[], None]) -> None:
         """Look now and then. changed: is called from a thread, when it leads, or does not any more."""

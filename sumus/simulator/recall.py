@@ -8,10 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from sumus.errors import SumusError
+from sumus.errors import SumusError, UsageError
 from sumus.rng import key
 from sumus.spec import canonical_json, to_json
-from sumus.storage.files import write_whole
+from sumus.storage.files import user_folder, write_whole
 from sumus.training.executor import Assignment
 from sumus.training.program import Program
 from sumus.work import ClientWork
@@ -53,10 +53,10 @@ class Recall:
 def recall_of_this_user() -> Recall:
     """In the user's cache folder."""
     try:
-        folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:  # a user without a home
+        folder = user_folder("XDG_CACHE_HOME", ".cache", "nothing is remembered")
+    except UsageError:
         return Recall(None)
-    return Recall(Path(folder) / "sumus" / "executors.json")
+    return Recall(folder / "sumus" / "executors.json")
 
 
 def where_of(program: Program, work: ClientWork, client: Assignment) -> str:

@@ -1,10 +1,11 @@
 """A copy of an SQLite database that opens no sum of a round."""
 
+import os
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
-from sqlalchemy import create_engine
+from sqlalchemy import URL, create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from sumus.errors import ExperimentError
@@ -16,17 +17,18 @@ _LEFT_OUT = {SHARD.name: "0", NOTE.name: "name NOT IN ('key', 'seed')"}
 """What rows of a table are copied, where not all are."""
 
 
-def copy_to(path: Path, database: str) -> None:
+def copy_to(path: Path, database: Path) -> None:
     """Copy a database's rows, as they are at one moment, to a new file, whole and on the disk when this returns."""
     if path.exists():
         raise ExperimentError(f"{path} is there already: give the backup a name of its own")
+    path = path.absolute()  # of a relative path that begins with `file:`, SQLite makes a URI
     new = path.with_name(path.name + ".new")
     try:
         new.unlink(missing_ok=True)
         new.touch(0o600)
         _make(new)
         with closing(sqlite3.connect(database, isolation_level=None, timeout=30.0)) as connection:
-            connection.execute("ATTACH ? AS backup", [str(new)])
+            connection.execute("ATTACH ? AS backup", [os.fsencode(new)])
             connection.execute("BEGIN")
             for table in TABLES.sorted_tables:
                 columns = ", ".join(f'"{column.name}"' for column in table.columns)
@@ -49,7 +51,7 @@ def copy_to(path: Path, database: str) -> None:
 
 def _make(path: Path) -> None:
     """An empty database."""
-    engine = create_engine(f"sqlite:///{path}")
+    engine = create_engine(URL.create("sqlite", database=str(path)))
     try:
         with engine.begin() as connection:
             bring_up_to_date(connection)

@@ -1,9 +1,11 @@
 """Files that are whole or not there."""
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, UsageError
 
 
 def write_whole(path: Path, body: bytes, lasting: bool = False, private: bool = False) -> None:
@@ -27,6 +29,36 @@ def write_whole(path: Path, body: bytes, lasting: bool = False, private: bool = 
         raise ExperimentError(
             f"{path} cannot be written: {error.strerror or error}; what was there is as it was"
         ) from error
+
+
+def user_folder(variable: str, below: str, instead: str, environment: Mapping[str, str] = os.environ) -> Path:
+    """A folder for what belongs to this user, and not to a project.
+
+    Args:
+        variable: Name in the environment that may hold an absolute path, as XDG_DATA_HOME.
+        below: Where it lies in the user's home otherwise.
+        instead: What a person can do if there is neither; the end of a sentence.
+        environment: See `variable`.
+
+    Raises:
+        UsageError: The user has no home folder.
+    """
+    base = environment.get(variable, "")
+    if base.startswith("/"):
+        return Path(base)
+    return _home(Path("~") / below, f"this user has no home folder, and {variable} names no other: {instead}")
+
+
+def expanded(path: str | Path) -> Path:
+    """A path whose `~` is a home folder. UsageError if there is no such home."""
+    return _home(Path(path), f"{path} begins with the home folder of a user who has none: give the whole path")
+
+
+def _home(path: Path, why_not: str) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no HOME, and no entry among the machine's users
+        raise UsageError(why_not) from None
 
 
 def sync(path: Path) -> None:
@@ -54,6 +86,14 @@ _NETWORK = (
 )
 
 
+_OCTAL = re.compile(r"\\([0-7]{3})")
+"""A blank, a tab, a line feed, a backslash or a `#` in a folder's name, as Linux lists them."""
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return chr(int(found[1], 8))
+
+
 def network_disk(path: Path, mounts: str | None = None) -> str | None:
     """The kind of file system of a path, if it is another machine's. mounts: as Linux lists them; elsewhere none is known."""
     if mounts is None:
@@ -61,6 +101,6 @@ def network_disk(path: Path, mounts: str | None = None) -> str | None:
         mounts = listed.read_text() if listed.exists() else ""
     within = path.resolve()
     found = (line.split()[1:3] for line in mounts.splitlines())
-    of_path = [(folder, kind) for folder, kind in found if within.is_relative_to(folder.replace("\\040", " "))]
+    of_path = [(folder, kind) for folder, kind in found if within.is_relative_to(_OCTAL.sub(_unescaped, folder))]
     kind = max(of_path, key=lambda each: len(each[0]))[1] if of_path else ""
     return kind if kind in _NETWORK else None

@@ -16,7 +16,6 @@ worthless, wherever it is.
 import os
 import re
 import secrets
-import shlex
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +30,7 @@ from cryptography.hazmat.primitives.ciphers.modes import GCM
 
 from sumus.errors import ExperimentError, SumusError, UsageError
 from sumus.storage.files import sync
+from sumus.text import shell_word
 from sumus.types import Array
 
 _KEY, _NONCE, _TAG, _ID = 32, 12, 16, 4
@@ -252,7 +252,7 @@ def _write(path: Path, mode: Literal["xb", "r+b"], body: bytes) -> None:
 def _check_private(path: Path, mode: int, right: str) -> None:
     if mode & 0o077:
         raise ExperimentError(
-            f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shlex.quote(str(path))}`, and "
+            f"{path} is open to other users (mode {mode & 0o777:o}): run `chmod {right} {shell_word(path)}`, and "
             "rotate if one of them may have read a key"
         )
 

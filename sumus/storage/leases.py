@@ -17,6 +17,7 @@ from typing import Protocol
 
 from sumus.protocol.rows import changed
 from sumus.storage.memory import MemoryStore
+from sumus.storage.store import Rows
 
 MOST_JUMP = 2**20
 """How far a device's serial may lie above its last one. A device counts one for each request, so that none comes near, and a
@@ -72,12 +73,12 @@ class Leases(Protocol):
         """Be there no longer; the lease is free, if it was this holder's."""
         ...
 
-    def beat(self, name: str, serves: str) -> None:
-        """Be there."""
+    def beat(self, name: str, serves: str, rows: Rows | None = None) -> None:
+        """Be there. rows: a transaction of the same database that is under way, of which this becomes a part."""
         ...
 
-    def present(self, within: float) -> Sequence[Present]:
-        """Who was there in the last so many seconds, by name."""
+    def present(self, within: float, rows: Rows | None = None) -> Sequence[Present]:
+        """Who was there in the last so many seconds, by name. rows: as of `beat`."""
         ...
 
     def raise_serials(self, asked: Mapping[str, int], known: Mapping[str, int] = {}) -> Mapping[str, int]:
@@ -171,10 +172,10 @@ class MemoryLeases:
             if self._lease.holder == holder:
                 self._lease = changed(self._lease, expires=0.0)
 
-    def beat(self, name: str, serves: str) -> None:
+    def beat(self, name: str, serves: str, rows: Rows | None = None) -> None:
         self._present[name] = serves, self.now()
 
-    def present(self, within: float) -> Sequence[Present]:
+    def present(self, within: float, rows: Rows | None = None) -> Sequence[Present]:
         since = self.now() - within
         return [Present(name, serves) for name, (serves, seen) in sorted(self._present.items()) if seen > since]
 

@@ -1,6 +1,6 @@
 """Rows in a database: SQLite on one machine, PostgreSQL beyond.
 
-    store = SqlStore.open("sqlite:///run.db")          made, if it is not there
+    store = SqlStore.open(Path("run.db"))              made, if it is not there; or SqlStore.open("postgresql://HOST/NAME")
     with store.transaction() as rows: …
 
 A transaction is durable when it ends: SQLite writes ahead and waits for the disk (`synchronous=FULL`). Transactions of one run
@@ -11,13 +11,14 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    URL,
     BindParameter,
     ColumnElement,
     Connection,
@@ -30,10 +31,11 @@ from sqlalchemy import (
     delete,
     event,
     func,
+    make_url,
     select,
     update,
 )
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, SQLAlchemyError
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.protocol.round import Device, Round, Session, State
@@ -43,7 +45,7 @@ from sumus.storage.files import network_disk
 from sumus.storage.identities import Identity, IdentityRows, Member, Token
 from sumus.storage.leases import Lease, Present, Serials, after, is_near
 from sumus.storage.migrations import alone, bring_up_to_date
-from sumus.storage.store import Fenced, Model, Rows, Run, Shard
+from sumus.storage.store import Fenced, Model, Rows, Run, Shard, StorageAway
 from sumus.storage.tables import (
     COUNTED,
     DEVICE,
@@ -111,14 +113,77 @@ _READS = "sumus_reads"
 """Of a connection that writes nothing."""
 _BUSY = 30
 """Seconds that SQLite has one transaction wait for another."""
-_PATIENCE = "-c idle_in_transaction_session_timeout=5000 -c lock_timeout=10000"
-"""Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it."""
+_PATIENCE = (
+    "SELECT set_config('idle_in_transaction_session_timeout', '5000', true), set_config('lock_timeout', '10000', true)"
+)
+"""Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it.
+They are set in each transaction, for it alone: behind a pooler the next transaction may have another session."""
+_CONNECTING = 10
+"""Seconds for a connection to PostgreSQL to stand, where its URL does not say."""
+_NOT_YET = (
+    "refused",
+    "timeout expired",
+    "timed out",
+    "no such file or directory",
+    "could not translate host name",
+    "failed to resolve host",
+    "is unreachable",
+    "no route to host",
+    "closed the connection",
+    "connection reset",
+    "is starting up",
+    "is shutting down",
+    "in recovery mode",
+    "not yet accepting connections",
+    "administrator command",
+    "too many clients",
+    "too many connections",
+    "connection slots",
+    "server_login_retry",
+    "query_wait_timeout",
+    "server conn crashed",
+    "no more connections allowed",
+)
+"""What the system, PostgreSQL and PgBouncer say of a database that is not there now, or lets nobody in now, in lower case."""
 
 
-def _with_driver(url: str) -> str:
-    """An address of PostgreSQL as hosts and tools write it, postgres:// and postgresql://, with the driver that sumus uses."""
-    scheme, separator, rest = url.partition("://")
-    return f"postgresql+psycopg://{rest}" if separator and scheme in ("postgres", "postgresql") else url
+def _is_away(engine: Engine, error: Exception) -> bool:
+    """Whether a database of others may be there later. What a person must mend (a password, say) is not said in these words."""
+    if engine.dialect.name != "postgresql" or not isinstance(error, OperationalError):
+        return False
+    said = str(error).lower()
+    return "certificate" not in said and any(words in said for words in _NOT_YET)
+
+
+def _address_of(where: str | Path) -> URL:
+    """The address of a database.
+
+    A path is never read as a URL: whatever stands in it (`?`, `#`, `%`, `file:`) is part of a file's name. Of an address, what
+    follows `sqlite:///` is a path too. PostgreSQL is also found under postgres:// and postgresql://, as hosts and tools write it.
+
+    Raises:
+        ExperimentError: The address is of SQLite, and names no file, or has options.
+        ArgumentError: It is no address.
+    """
+    if isinstance(where, Path):
+        return URL.create("sqlite", database=str(where.absolute()))
+    scheme, separator, rest = where.partition("://")
+    if separator and scheme.partition("+")[0] == "sqlite":
+        file = rest.removeprefix("/")
+        if rest == file or file in ("", ":memory:"):
+            raise ExperimentError(
+                f"the database's address {where!r:.200} names no file, and what a server keeps must outlast it: give "
+                "sqlite:///FILE.db, or sqlite:////FOLDER/FILE.db"
+            )
+        if "?" in file:
+            raise ExperimentError(
+                f"the database's address {where!r:.200} has a `?`, after which options stand, and sumus takes none for SQLite: "
+                "leave them out; if the file's own name has a `?`, give the file another name"
+            )
+        return URL.create("sqlite", database=str(Path(file).absolute()))
+    if separator and scheme in ("postgres", "postgresql"):
+        where = f"postgresql+psycopg://{rest}"
+    return make_url(where)
 
 
 class SqlStore:
@@ -128,18 +193,29 @@ class SqlStore:
         self._engine, self._run = engine, run
 
     @staticmethod
-    def open(url: str, run: str = "run") -> "SqlStore":
-        """The store at a database URL; its tables are made where they are not there, and brought up to date where they are older.
+    def open(where: str | Path, run: str = "run") -> "SqlStore":
+        """Open a database. Its tables are made if they are not there, and brought up to date if they are older.
 
-        ExperimentError where it cannot be opened, was written by a newer sumus, or is SQLite on another machine's disk.
+        Args:
+            where: A file of SQLite, which becomes its owner's alone; or a database's URL.
+            run: The run whose rows the store holds.
+
+        Raises:
+            ExperimentError: The database cannot be opened, was written by a newer sumus, or is SQLite on another machine's disk.
         """
         engine: Engine | None = None
-        url = _with_driver(url)
         try:
-            options = {"options": _PATIENCE} if url.startswith("postgresql") else {}
+            url = _address_of(where)
+            shared = url.get_backend_name() == "postgresql"
+            options = (
+                {"prepare_threshold": None} if shared else {}
+            )  # a pooler's next session has no statement of this one
             engine = create_engine(url, connect_args=options, hide_parameters=True)  # a log names no device
+            if shared:
+                event.listen(engine, "begin", _be_patient)
             if engine.dialect.name == "sqlite":
                 _refuse_network_disk(engine.url.database)
+                _make_private(Path(str(engine.url.database)))
                 _make_durable(engine)
             with engine.begin() as connection:
                 bring_up_to_date(connection)
@@ -155,9 +231,13 @@ class SqlStore:
                     f"the database's address is not understood ({reason}): give sqlite:///FILE.db or "
                     "postgresql+psycopg://USER@HOST/NAME (pip install 'sumus[server]')"
                 ) from error
-            raise ExperimentError(
-                f"the database cannot be opened ({reason}): is it there, and may you write to it?"
-            ) from error
+            if "statement pooling mode" in reason:
+                raise ExperimentError(
+                    "the database is behind a pooler that gives each statement a session of its own (pool_mode = statement), and "
+                    "sumus needs transactions: set pool_mode = transaction"
+                ) from error
+            kind = StorageAway if engine is not None and _is_away(engine, error) else ExperimentError
+            raise kind(f"the database cannot be opened ({reason}): is it there, and may you write to it?") from error
 
     def transaction(self) -> AbstractContextManager[Rows]:
         return self._transaction()
@@ -205,7 +285,7 @@ class SqlStore:
                 "this database is PostgreSQL: use pg_dump --exclude-table-data=note --exclude-table-data=shard, since a backup "
                 "must not hold what opens the sums of rounds"
             )
-        copy_to(path, str(self._engine.url.database))
+        copy_to(path, Path(str(self._engine.url.database)))
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -213,10 +293,10 @@ class SqlStore:
 
 
 class _SqlRows:
-    """One transaction. What it writes is sent to the database at its end, or before a query that must see it."""
+    """One transaction, on a `connection`. What is put is sent to the database at its end, or before a query that must see it."""
 
     def __init__(self, connection: Connection, run: str) -> None:
-        self._connection, self._name = connection, run
+        self.connection, self._name = connection, run
         self._runs = CachedTable(connection, RUN, run)
         self._rounds = CachedTable(connection, ROUND, run)
         self._sessions = CachedTable(connection, SESSION, run)
@@ -230,7 +310,7 @@ class _SqlRows:
 
     def begin(self) -> None:
         """Write the first rows, where there are none."""
-        alone(self._connection)
+        alone(self.connection)
         if self._runs.get() is None:
             self._runs.put(_RUN_VALUES(Run()))
             if self._rounds.get(0) is None:
@@ -360,7 +440,7 @@ class _SqlRows:
     def forget_rounds_before(self, number: int) -> None:
         self.flush()
         for statement in _FORGET:
-            self._connection.execute(statement, {"run": self._name, "number": number})
+            self.connection.execute(statement, {"run": self._name, "number": number})
         for table in (self._rounds, self._counted, self._shards, self._notes):
             table.forget()
 
@@ -376,7 +456,7 @@ class _SqlRows:
             if before is None and number is not None:
                 place = places.get(number)
                 if place is None:
-                    last = self._connection.execute(_LAST_PLACE, {"run": self._name, "number": number}).scalar()
+                    last = self.connection.execute(_LAST_PLACE, {"run": self._name, "number": number}).scalar()
                     place = 0 if last is None else last + 1
                 self._counted.put((id, number, place))
                 places[number] = place + 1
@@ -392,6 +472,17 @@ def _refuse_network_disk(file: str | None) -> None:
             f"{file} lies on another machine's disk ({kind}), where SQLite's locks do not hold: put it on a disk of this "
             "machine, or use PostgreSQL"
         )
+
+
+def _make_private(file: Path) -> None:
+    """Make a database's file its owner's alone from the first byte on; what SQLite puts beside the file has the same mode."""
+    with suppress(OSError):  # which SQLite then says
+        file.touch(0o600)
+        file.chmod(0o600)
+
+
+def _be_patient(connection: Connection) -> None:
+    connection.exec_driver_sql(_PATIENCE)
 
 
 def _make_durable(engine: Engine) -> None:
@@ -562,18 +653,31 @@ class SqlLeases:
             connection.execute(delete(REPLICA).where(REPLICA.c.name == holder.rpartition("/")[0]))
             connection.execute(update(LEASE).where(LEASE.c.holder == holder).values(expires=0.0))
 
-    def beat(self, name: str, serves: str) -> None:
-        with self._engine.begin() as connection:
+    def beat(self, name: str, serves: str, rows: Rows | None = None) -> None:
+        with self._within(rows) as connection:
             now = self._now(connection)
             replicas = CachedTable(connection, REPLICA)
             replicas.put((name, serves, now))
             replicas.flush()
             connection.execute(delete(REPLICA).where(REPLICA.c.seen < now - _LONG_GONE))
 
-    def present(self, within: float) -> Sequence[Present]:
-        with self._engine.connect().execution_options(**{_READS: True}) as connection:
+    def present(self, within: float, rows: Rows | None = None) -> Sequence[Present]:
+        with self._within(rows, reads=True) as connection:
             found = connection.execute(_PRESENT, {"since": self._now(connection) - within}).all()
             return [Present(*row) for row in found]
+
+    @contextmanager
+    def _within(self, rows: Rows | None, reads: bool = False) -> Generator[Connection, None, None]:
+        """A connection with a transaction: that of `rows`, or one of its own. Who is in a transaction asks for no second
+        connection: a pooler may have no other, and would give none before the first is back."""
+        if isinstance(rows, _SqlRows):
+            yield rows.connection
+        elif reads:
+            with self._engine.connect().execution_options(**{_READS: True}) as connection:
+                yield connection
+        else:
+            with self._engine.begin() as connection:
+                yield connection
 
     def raise_serials(self, asked: Mapping[str, int], known: Mapping[str, int] = {}) -> Mapping[str, int]:
         if not self._shared:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from sumus.errors import ExperimentError
 from sumus.protocol.round import Device, Round, Session
 
 OF_THE_RUN = 2**31 - 1
@@ -72,6 +73,10 @@ class Model:
     contributors: int = 0
     metrics: str = "{}"
     at: float = 0.0
+
+
+class StorageAway(ExperimentError):
+    """The database does not answer, or not yet: the same may go well later."""
 
 
 class Fenced(Exception):

@@ -7,12 +7,15 @@ import http.client
 import ssl
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 import urllib3
-from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError, SSLError
+from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError, ProxyError, SSLError
 from urllib3.util import parse_url
 
 from sumus.errors import ExperimentError
+from sumus.transport.outbound import Outbound, proxy_to
 from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable
 
 CONNECTING = 10.0
@@ -21,7 +24,8 @@ _BLOCK = 2**16
 
 
 class HttpTransport:
-    """A `Transport` to a server at scheme://host:port. Proxies of the environment are not used, redirections not followed.
+    """A `Transport` to a server at scheme://host:port, by way of the environment's proxy (`sumus.transport.outbound`).
+    Redirections are not followed.
 
     authority: certificates in PEM; the server's must come from one of them, or be one, and the system's count for nothing.
     connections: that are kept open for the next request; threads beyond open further ones.
@@ -33,13 +37,21 @@ class HttpTransport:
             parsed = parse_url(url)
         except LocationParseError as error:
             raise ExperimentError(f"{url!r} is no server's address: write https://HOST:PORT") from error
-        port = parsed.port or (443 if parsed.scheme == "https" else 80)
-        if parsed.scheme == "https":
-            self._pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(
-                parsed.host or "", port, maxsize=connections, ssl_context=_context(authority)
-            )
+        scheme, host = parsed.scheme or "http", parsed.host or ""
+        port = parsed.port or (443 if scheme == "https" else 80)
+        more: dict[str, Any] = {"ssl_context": _context(authority)} if scheme == "https" else {}
+        self._proxy = proxy_to(scheme, host, port)
+        self._before = ""
+        if self._proxy is not None:
+            headers = dict(self._proxy.headers)
+            self._manager = urllib3.ProxyManager(self._proxy.url, maxsize=connections, proxy_headers=headers, **more)
+            self._pool: urllib3.HTTPConnectionPool = self._manager.connection_from_host(host, port, scheme)
+            if scheme == "http":
+                self._before = f"http://{host}:{port}"
+        elif scheme == "https":
+            self._pool = urllib3.HTTPSConnectionPool(host, port, maxsize=connections, **more)
         else:
-            self._pool = urllib3.HTTPConnectionPool(parsed.host or "", port, maxsize=connections)
+            self._pool = urllib3.HTTPConnectionPool(host, port, maxsize=connections)
 
     def request(
         self,
@@ -55,11 +67,12 @@ class HttpTransport:
         try:
             response = self._pool.urlopen(
                 method,
-                path,
+                self._before + path,
                 body=body or (None if method in ("GET", "HEAD") else b""),
                 headers={"Accept-Encoding": "identity", **headers},
                 timeout=urllib3.Timeout(connect=min(CONNECTING, patience), read=patience),
                 redirect=False,
+                assert_same_host=False,  # a proxy is told the whole address
                 retries=False,
                 preload_content=False,
                 decode_content=False,
@@ -67,9 +80,9 @@ class HttpTransport:
         except SSLError as error:
             if _speaks_no_tls(error):
                 raise Unreachable(no_tls(self.url)) from error
-            raise Unreachable(
-                f"the certificate of {self.url} is not to be trusted: {error}; is this the server that you were invited to?"
-            ) from error
+            raise Unreachable(f"the certificate of {self.url} is not to be trusted: {_untrusted(error)}") from error
+        except ProxyError as error:
+            raise Unreachable(_of_proxy(self.url, self._proxy, error.original_error)) from error
         except HTTPError as error:
             hint = "; does it answer to https://?" if self.url.startswith("http://") and _hung_up(error) else ""
             raise Unreachable(f"{self.url} cannot be reached: {_said(error)}{hint}") from error
@@ -106,7 +119,13 @@ def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**1
     anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anyone.check_hostname = False
     anyone.verify_mode = ssl.CERT_NONE
-    connection = http.client.HTTPSConnection(parsed.host or "", parsed.port or 443, timeout=patience, context=anyone)
+    host, port = (parsed.host or "").strip("[]"), parsed.port or 443
+    proxy = proxy_to("https", host, port)
+    connection = http.client.HTTPSConnection(
+        host if proxy is None else proxy.host, port if proxy is None else proxy.port, timeout=patience, context=anyone
+    )
+    if proxy is not None:
+        connection.set_tunnel(host, port, dict(proxy.headers))
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -114,6 +133,8 @@ def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**1
     except (OSError, http.client.HTTPException) as error:
         if _speaks_no_tls(error):
             raise Unreachable(no_tls(url)) from error
+        if proxy is not None:
+            raise Unreachable(_of_proxy(url, proxy, error)) from error
         raise Unreachable(f"{url} cannot be reached: {_said(error)}") from error
     finally:
         connection.close()
@@ -122,9 +143,29 @@ def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**1
     return body
 
 
+def _of_proxy(url: str, proxy: Outbound | None, error: Exception) -> str:
+    """What to say of a way that does not lead through its proxy."""
+    named = "the proxy" if proxy is None else f"the proxy {proxy.url} ({proxy.variable} of the environment)"
+    return f"{url} cannot be reached by way of {named}: {_said(error)}; NO_PROXY names what is reached without it"
+
+
 def no_tls(url: str) -> str:
     """What to say of a port that answers, and not in TLS."""
     return f"{url} does not speak TLS: is it http://, or another port? (behind a proxy that encrypts, give the proxy's address)"
+
+
+def _untrusted(error: SSLError) -> str:
+    """Why a certificate is not trusted, and what to do. One of another time may mean that this machine's clock is wrong."""
+    said = _said(error)
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    if "not yet valid" in said:
+        return f"it is not valid yet, and here it is {now}; is this machine's clock late?"
+    if "has expired" in said:
+        return f"its time is over, and here it is {now}; if this machine's clock is right, ask who runs the server to renew it"
+    return (
+        f"{said}; is this the server that you were invited to? If its certificate comes from an authority of your own, name that "
+        "with --authority FILE (authority=)"
+    )
 
 
 def _speaks_no_tls(error: BaseException) -> bool:

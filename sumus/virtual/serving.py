@@ -27,8 +27,9 @@ from torch import Tensor
 
 from sumus.errors import ParticipantError, UsageError
 from sumus.http.bodies import announced, let_go, whole
+from sumus.operations.certificates import Certificate
 from sumus.operations.guard import guard, shows
-from sumus.operations.listening import Planes, bound, config, expect_no_loop, told_to_stop, url_at
+from sumus.operations.listening import Planes, bound, expect_no_loop, told_to_stop, url_at
 from sumus.terminal import echo
 from sumus.transport.hosts import is_loopback
 from sumus.virtual.messages import OVERHEAD, STATUS, Begin, Begun, Code, Nothing, Refusal, Said, read, write
@@ -70,11 +71,12 @@ def serve(
             f"others reach {host}, and without TLS they read along: give --tls CERT KEY; or --insecure, behind something "
             "that encrypts"
         )
+    certificate = None if tls is None else Certificate(Path(tls[0]), Path(tls[1]))
     with closing(bound(host, port, "--listen")) as listening:
         url = url_at(tls is not None, host, listening)
         expect_no_loop("a worker", "`sumus worker`")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_until_told(Planes([(listening, config(app, tls))]), app.state.callers, lambda: ready(url)))
+            runner.run(_until_told(Planes([(listening, app, certificate)]), app.state.callers, lambda: ready(url)))
 
 
 async def _until_told(planes: Planes, callers: "Callers", ready: Callable[[], None]) -> None:

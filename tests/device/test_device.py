@@ -19,7 +19,7 @@ from torch import nn
 import sumus
 from sumus.aggregate import RunningSum
 from sumus.device.conditions import Always, Unknown
-from sumus.device.device import Device, News
+from sumus.device.device import SPREAD, Device, News
 from sumus.device.keys import keyed
 from sumus.device.store import DeviceStore, FolderStore, MemoryStore, Record
 from sumus.device.training import Training
@@ -259,7 +259,10 @@ def test_a_memory_older_than_the_servers_goes_beyond_it() -> None:
     device.enrol()
     server.serials[device.status.device] = 500
     device.run(rounds=1)
-    assert [request.serial for request in server.named("check_in")] == [1, 501]
+    first, second = [request.serial for request in server.named("check_in")]
+    assert first == 1
+    assert 501 < second <= 502 + SPREAD
+    assert "somebody else asks with this device's key" in device.status.trouble
 
 
 def test_what_the_server_gives_must_be_what_its_hash_says() -> None:

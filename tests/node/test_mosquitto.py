@@ -27,10 +27,16 @@ from sumus.node.intake import Intake
 from sumus.node.mqtt import Broker, Subscription
 from sumus.node.readings import Readings
 from sumus.operations.tls import issue
+from tests.services import missing
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 MOSQUITTO = shutil.which("mosquitto", path=PATH)
-pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed")
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    if MOSQUITTO is None:
+        missing("mosquitto (Debian: apt-get install mosquitto)")
 
 
 @pytest.fixture(autouse=True)

@@ -95,6 +95,36 @@ def test_a_lost_connection_is_found_again(readings: Readings, there: test_broker
     assert readings.kept.count == 1
 
 
+@pytest.mark.parametrize("moment", ["before", "while", "after"])
+def test_it_ends_if_it_is_stopped_while_it_connects(readings: Readings, there: test_broker.Broker, moment: str) -> None:
+    over = threading.Event()
+
+    class Stopped(Subscription):
+        def _connect(self) -> None:
+            self._end("before")
+            super()._connect()
+            self._end("after")
+
+        def _new_client(self) -> Any:
+            client = super()._new_client()
+            client.on_pre_connect = lambda *_: self._end("while")
+            return client
+
+        def _end(self, now: str) -> None:
+            if now == moment:
+                over.set()
+                self.stop()
+
+    at = Broker(f"mqtt://127.0.0.1:{there.port}", TOPICS)
+    stopped = Stopped(at, Intake(readings), "node-1")
+    stopped._newest = False
+    stopped._client = stopped._new_client()  # of the version that this broker knows, which would else end it by itself
+    thread = threading.Thread(target=stopped.run, args=(over,), daemon=True)
+    thread.start()
+    thread.join(20.0)
+    assert not thread.is_alive()
+
+
 def test_what_cannot_be_kept_is_not_acknowledged_and_comes_again(readings: Readings, there: test_broker.Broker) -> None:
     database: Any = vars(readings)["_database"]
     database.execute("PRAGMA query_only = ON")  # a full disk, say

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +29,7 @@ from sumus.operations.remote import Remote
 from sumus.operations.serve import Tell, bundles_of, run
 from sumus.operations.serve import _read as read_bundle  # pyright: ignore[reportPrivateUsage]
 from sumus.operations.service import Conduct, Where, open_service
-from sumus.operations.upkeep import EXIT_STUCK, keep_house, keys_turned, say_renewal, watch
+from sumus.operations.upkeep import EXIT_STUCK, keep_house, keys_turned, watch
 from sumus.transport.http import HttpTransport
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
@@ -217,8 +216,9 @@ def test_what_cannot_be_listened_on_is_said(tmp_path: Path) -> None:
             pass
     (tmp_path / "no.pem").write_text("no certificate")
     listen = Listen(port=0, admin_port=0, tls=[tmp_path / "no.pem", tmp_path / "no.pem"])
-    with opened_at(listen, tmp_path) as at, pytest.raises(UsageError, match="no.pem holds no certificate"):
-        at.planes(None, None)
+    with pytest.raises(UsageError, match="no.pem holds no certificate"):
+        with opened_at(listen, tmp_path):
+            pass
     with pytest.raises(UsageError, match="there is no file .*missing.pem"):
         with opened_at(Listen(port=0, admin_port=0, tls=["missing.pem", "missing.key"]), tmp_path):
             pass
@@ -294,25 +294,14 @@ def test_a_process_that_is_stuck_ends(caplog: pytest.LogCaptureFixture) -> None:
     assert codes == [EXIT_STUCK]
 
 
-def test_a_certificate_s_end_is_said_in_its_last_month(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with opened_at(Listen(port=0, admin_port=0, tls=["auto"], names=["localhost"]), tmp_path / "tls") as at:
-        assert at.renewal is not None
-    with opened_at(Listen(port=0, admin_port=0), tmp_path / "tls") as without:
-        assert without.renewal is None
-    say_renewal(at.renewal, at.renewal - timedelta(seconds=1))
-    assert not caplog.records
-    say_renewal(datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 3, 2, tzinfo=UTC))
-    assert "ends on 2026-03-31: restart to renew it; a new pin comes with it" in caplog.text
-
-
-def test_keeping_house_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keeping_house_warns_of_a_certificate_s_end() -> None:
     service = open_service({"tiny": tiny()}, conduct=Conduct(group=0.0))
     service.server.start()
 
     async def kept() -> None:
         said = asyncio.Event()
-        monkeypatch.setattr("sumus.operations.upkeep.say_renewal", lambda renewal, now: said.set())
-        house = asyncio.create_task(keep_house(service, renewal=datetime(2026, 3, 1, tzinfo=UTC)))
+        service.certificate = SimpleNamespace(warn=said.set)  # type: ignore[assignment]
+        house = asyncio.create_task(keep_house(service))
         await said.wait()
         house.cancel()
 

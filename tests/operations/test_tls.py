@@ -24,7 +24,8 @@ from cryptography.x509.oid import NameOID
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.operations import tls
-from sumus.operations.listening import config, expect_no_loop
+from sumus.operations.certificates import Certificate
+from sumus.operations.listening import expect_no_loop
 from sumus.operations.tls import LASTS, RENEWED, Certificates, enrolment_link, fingerprint, issue
 
 NOW = datetime.now(UTC)
@@ -177,7 +178,7 @@ def test_other_names_or_a_near_end_make_a_new_authority_and_say_why(tmp_path: Pa
     third = issue(tmp_path / "tls", second.names, second.until)
     assert third.pin != second.pin
     assert third.new.startswith("the old one ends on ")
-    assert second.until + RENEWED > NOW + timedelta(days=397)
+    assert second.until + RENEWED > NOW + timedelta(days=396)
 
 
 def test_files_that_do_not_belong_together_are_replaced(tmp_path: Path) -> None:
@@ -262,8 +263,8 @@ def test_files_that_no_server_can_use_are_each_named(tmp_path: Path) -> None:
         (made.chain, other.key, "the key .*other.* does not go with .*mine"),
     ):
         with pytest.raises(UsageError, match=words):
-            config(None, (chain, key))
-    assert config(lambda *_: None, (made.chain, made.key)).is_ssl
+            Certificate(chain, key)
+    assert Certificate(made.chain, made.key).ends > NOW
 
 
 def test_where_a_loop_runs_already_a_server_says_so() -> None:

@@ -25,9 +25,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def replica(**job: Any) -> Iterator[dict[str, Any]]:
-    """One, and what it said when it was ready."""
-    command = [sys.executable, "-m", "tests.server.one_replica", json.dumps(job, default=str)]
+def replica(before: Sequence[str] = (), **job: Any) -> Iterator[dict[str, Any]]:
+    """One, and what it said when it was ready. before: what stands before its command."""
+    command = [*before, sys.executable, "-m", "tests.server.one_replica", json.dumps(job, default=str)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdin is not None
     assert process.stdout is not None

@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,11 +83,18 @@ class Replicas:
         server.ask_to_do(lambda now: setattr(server, "_next_tick", far)).result()
 
 
+@contextmanager
+def replicas_at(folder: Path, url: str) -> Iterator[Replicas]:
+    with ExitStack() as stack:
+        yield Replicas(folder, url, stack)
+
+
 @pytest.fixture
 def replicas(tmp_path: Path, postgres: str) -> Iterator[Replicas]:
-    with database(postgres) as url, ExitStack() as stack:
+    with database(postgres) as url:
         assert url is not None
-        yield Replicas(tmp_path, url, stack)
+        with replicas_at(tmp_path, url) as found:
+            yield found
 
 
 def eventually(holds: Callable[[], bool]) -> None:

@@ -42,6 +42,7 @@ function show(now) {
     ? `waiting for storage: ${now.trouble}`
     : `population ${now.population}: ${now.devices} devices enrolled, ${now.bytes_in} bytes in, ${now.bytes_out} bytes out`
       + (now.above ? `; an edge of ${now.above.server}: ${now.above.sums} sums sent` : "")
+      + (now.certificate_s !== null && now.certificate_s < 14 * 86400 ? `; the certificate ends in ${Math.floor(now.certificate_s / 86400)} days` : "")
       + (now.above && now.above.trouble ? `; it does not hear: ${now.above.trouble}` : "");
   said.className = now.trouble ? "trouble" : "";
   document.getElementById("mode").textContent = now.mode;

@@ -1,0 +1,134 @@
+"""The certificate that a server shows, as it lies in its files: read again when the files change, and its end is counted.
+
+    certificate = Certificate(chain, key)
+    certificate.context                     for connections from now on
+    certificate.look()                      takes what is new in the files, if it is whole
+    certificate.left_s(now)                 seconds until it ends
+
+Whoever renews a certificate writes two files, one after the other: until they belong together, the old one is shown.
+"""
+
+import os
+import ssl
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from sumus.errors import UsageError
+from sumus.logs import logger
+from sumus.operations.tls import RENEWED
+from sumus.text import shell_word
+
+LOG = logger("sumus.certificate")
+SHARE = 4
+"""A certificate is near its end in the last such part of its time, or in its last 30 days if these are fewer."""
+
+
+class Certificate:
+    """A certificate, with the files that it lies in.
+
+    Attributes:
+        context: What connections are made with. Another one once the files have changed.
+        ends: When it ends.
+
+    Args:
+        chain: The certificate and what vouches for it, PEM.
+        key: Its key, PEM.
+        own: Whether the server made it, and makes another when it starts near its end.
+
+    Raises:
+        UsageError: The files cannot be read, or do not belong together.
+    """
+
+    def __init__(self, chain: Path, key: Path, own: bool = False) -> None:
+        self.chain, self.key, self.own = chain, key, own
+        self._lock = threading.Lock()
+        self._seen, self._trouble = _marks(chain, key), ""
+        self.context, self._begins, self.ends = _read(chain, key)
+
+    def look(self) -> bool:
+        """Take what is new in the files; whether it did. Any thread."""
+        with self._lock:
+            marks = _marks(self.chain, self.key)
+            if marks == self._seen:
+                return False
+            try:
+                context, begins, ends = _read(self.chain, self.key)
+            except UsageError as error:  # half of it is written, or it is gone: it is looked at again
+                if str(error) != self._trouble:
+                    LOG.warning("the certificate has changed, and the old one is still shown: %s", error)
+                    self._trouble = str(error)
+                return False
+            self.context, self._begins, self.ends = context, begins, ends
+            self._seen, self._trouble = marks, ""
+            LOG.warning("another certificate is shown from now on; it ends on %s", ends.date())
+            return True
+
+    def left_s(self, now: datetime) -> float:
+        """Seconds until it ends; less than 0 afterwards."""
+        return (self.ends - now).total_seconds()
+
+    def is_near_its_end(self, now: datetime) -> bool:
+        """Whether somebody should renew it."""
+        return self.ends - now <= (RENEWED if self.own else min(RENEWED, (self.ends - self._begins) / SHARE))
+
+    def said(self, now: datetime) -> str:
+        """What a person should know about its end; "" as long as that is far."""
+        if not self.is_near_its_end(now):
+            return ""
+        days = int(self.left_s(now) // timedelta(days=1).total_seconds())
+        when = "today" if days == 0 else f"in {days} {'day' if days == 1 else 'days'}"
+        ends = f"ended on {self.ends:%Y-%m-%d}" if days < 0 else f"ends {when}, on {self.ends:%Y-%m-%d}"
+        if self.own:
+            return f"the certificate {ends}: restart to renew it; a new pin comes with it, and devices need to be told"
+        return f"the certificate {self.chain} {ends}: put the new one in its place, and its key; that is seen within a minute"
+
+    def warn(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """Say in the log what a person should know about its end."""
+        if said := self.said(now()):
+            LOG.warning("%s", said)
+
+
+def _marks(*files: Path) -> tuple[Any, ...]:
+    """What changes with the files. Links are followed, as certbot renews."""
+    found = list[Any]()
+    for file in files:
+        try:
+            stat = os.stat(file)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
+
+
+def _read(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime, datetime]:
+    """A context with a certificate's chain and key, and from when to when it holds. What no server can use is refused by its own
+    name."""
+    held: dict[Path, bytes] = {}
+    for file in (chain, key):
+        try:
+            held[file] = file.read_bytes()
+        except OSError as error:
+            raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
+    if b"ENCRYPTED" in held[key]:
+        raise UsageError(
+            f"the key {key} is encrypted, and nobody types its passphrase when a server starts: write it without one, "
+            f"`openssl pkey -in {shell_word(key)} -out NEW.pem`, in a file that its owner alone may read"
+        )
+    if b"-----BEGIN CERTIFICATE-----" not in held[chain]:
+        raise UsageError(f"{chain} holds no certificate in PEM: the chain comes first, then its key, --tls CERT KEY")
+    if b"PRIVATE KEY-----" not in held[key]:
+        raise UsageError(f"{key} holds no private key in PEM: the chain comes first, then its key, --tls CERT KEY")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(chain, key)
+        leaf = x509.load_pem_x509_certificates(held[chain])[0]
+    except (OSError, ValueError) as error:  # of TLS too
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"the key {key} does not go with {chain}: {reason or error}") from error
+    return context, leaf.not_valid_before_utc, leaf.not_valid_after_utc
