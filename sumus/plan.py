@@ -257,7 +257,9 @@ def _leaf_options(plan: Plan) -> str | None:
     trained = [leaf.name for leaf in plan.description.leaves if leaf.trained]
     for group in groups:
         if not fnmatch.filter(trained, group.pattern):
-            return f"leaves= names {group.pattern!r}, which matches no trained leaf; the model trains {', '.join(trained)}"
+            return (
+                f"leaves= names {group.pattern!r}, which matches no trained leaf; the model trains {', '.join(trained)}"
+            )
     for name in trained:
         matching = [group.pattern for group in groups if fnmatch.fnmatchcase(name, group.pattern)]
         if len(matching) > 1:

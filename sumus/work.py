@@ -53,8 +53,8 @@ class LeafRule(Value):
 
 @dataclass(frozen=True)
 class LeafGroup:
-    """Leaves that are optimized in their own way. pattern: of their names, shell-style.  optimizer: their rule.  lr_factor: what the
-    rate is multiplied by for them."""
+    """Leaves that are optimized in their own way. pattern: of their names, shell-style.  optimizer: their rule.  lr_factor:
+    what the rate is multiplied by for them."""
 
     pattern: str
     optimizer: LeafRule
@@ -269,7 +269,8 @@ def _groups(
         said = f"leaves={{{pattern!r}: {given!r:.80}}}"
         if not isinstance(cast(object, given), Mapping) or not given or set(given) - set(_OF_LEAVES):
             raise PlanError(
-                "leaf-options", f"{said}: give what is otherwise for these leaves, of {', '.join(map(repr, _OF_LEAVES))}"
+                "leaf-options",
+                f"{said}: give what is otherwise for these leaves, of {', '.join(map(repr, _OF_LEAVES))}",
             )
         factor, decay = (
             plain_number(value) for value in (given.get("lr_factor", 1.0), given.get("weight_decay", weight_decay))

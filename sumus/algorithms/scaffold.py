@@ -73,7 +73,8 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
     if option == 2 and any(group.lr_factor != 1.0 for group in client.groups):
         raise PlanError(
             "control-needs-sgd",
-            f"{client!r}: (x − y) / (Kη) is a mean gradient only if all leaves have one rate; leave lr_factor out, or use option=1",
+            f"{client!r}: (x − y) / (Kη) is a mean gradient only if all leaves have one rate; leave lr_factor out, or use "
+            "option=1",
         )
 
     def correct(grads: Tensors, params: Tensors, broadcast: Parts, state: ClientState) -> Tensors:

@@ -10,7 +10,7 @@ from sumus.metrics import Spread, is_lower_better, pooled
 from sumus.rng import generator
 from sumus.simulator.population import Population, as_population, sample
 from sumus.training.program import EVALUATION_BATCH, Program
-from sumus.types import Tree
+from sumus.types import Array, Tree
 from sumus.work import PERSONAL, ClientState
 
 Measured: TypeAlias = Mapping[str, tuple[float, int]]
@@ -25,9 +25,12 @@ class Evaluation:
     """The measurements that `Evaluate` asks for, on one program.
 
     notes: what the user should know of what was measured, once each.
+    present: positions of the training clients that may be asked; None for all.
     """
 
-    def __init__(self, wanted: Evaluate, population: Population, program: Program, seed: int) -> None:
+    def __init__(
+        self, wanted: Evaluate, population: Population, program: Program, seed: int, present: Array | None = None
+    ) -> None:
         self.notes: dict[str, None] = {}
         self._program = program
         self._batch_size = wanted.batch_size or EVALUATION_BATCH
@@ -36,16 +39,22 @@ class Evaluation:
         )
         self._unseen = as_population(wanted.unseen) if wanted.unseen is not None else None
         self._population = population
-        for name in wanted.target:
-            if name not in program.task.metrics and name != "loss":
-                known = ", ".join(("loss", *program.task.metrics))
-                raise ExperimentError(f"the target names {name!r}, which is not measured; there is {known}")
         if self._unseen is not None and (both := next((c for c in self._unseen if c in population), None)) is not None:
             raise ExperimentError(
                 f"client {both!r} of Evaluate(unseen=) is in the population too: hold it out of one of them"
             )
-        count = min(wanted.seen, len(population))
-        self._seen = sample(population, count, generator(seed, "seen")) if count else []
+        there = len(population) if present is None else len(present)
+        count = min(wanted.seen, there)
+        self._seen = sample(population, count, generator(seed, "seen"), present) if count else []
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of what is measured."""
+        return ("loss", *self._program.task.metrics)
+
+    def is_lower_better(self, name: str) -> bool:
+        """Whether a figure is better the lower it is."""
+        return is_lower_better(name, self._program.task.metrics.get(name))
 
     @property
     def wanted(self) -> bool:
@@ -101,9 +110,8 @@ class Evaluation:
         for client, measured in by_client.items():
             for name, mean in pooled(measured).items():
                 values.setdefault(name, {})[client] = mean
-        metrics = self._program.task.metrics
         return {
-            name: Spread.over(list(means), list(means.values()), is_lower_better(name, metrics.get(name)))
+            name: Spread.over(list(means), list(means.values()), self.is_lower_better(name))
             for name, means in values.items()
         }
 

@@ -120,9 +120,7 @@ class VectorizedExecutor(LocalTraining):
                 noise = graph.noise([assignment.key for assignment in group[first:last]], step + 1, device)
                 with self.stepping():
                     rate = round_.rate(step + 1)
-                    loss = graph(
-                        prefixes[first, last], batch, labels, weights[step, first:last], rate, step + 1, noise
-                    )
+                    loss = graph(prefixes[first, last], batch, labels, weights[step, first:last], rate, step + 1, noise)
                 losses[first:last] += loss * counts[step, first:last]
 
     def _rows(self, examples: int) -> int:
