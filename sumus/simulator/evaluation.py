@@ -6,7 +6,8 @@ from typing import Any, TypeAlias
 
 from sumus.errors import ExperimentError, TaskError, at_client
 from sumus.experiment import Evaluate
-from sumus.metrics import Spread, is_lower_better, pooled
+from sumus.figures import figure_names, figure_of
+from sumus.metrics import Spread, is_lower_better, pooled, sums_of
 from sumus.rng import generator
 from sumus.simulator.population import Population, as_population, sample
 from sumus.training.program import EVALUATION_BATCH, Program
@@ -50,11 +51,12 @@ class Evaluation:
     @property
     def figures(self) -> tuple[str, ...]:
         """The names of what is measured."""
-        return ("loss", *self._program.task.metrics)
+        return figure_names(("loss", *sums_of(self._program.task.metrics)))
 
     def is_lower_better(self, name: str) -> bool:
         """Whether a figure is better the lower it is."""
-        return is_lower_better(name, self._program.task.metrics.get(name))
+        found = (metric for own, metric in sums_of(self._program.task.metrics).items() if figure_of(own) == name)
+        return is_lower_better(name, next(found, None))
 
     @property
     def wanted(self) -> bool:
@@ -102,7 +104,9 @@ class Evaluation:
         for name, (value, count) in measured.items():
             if count and not math.isfinite(value) and len(self.notes) < MOST_NOTES:
                 what = "infinite" if math.isinf(value) else "NaN"
-                self.notes[f"{name!r} is {what} on {where}, and so is the mean: NaN counts as the worst value"] = None
+                self.notes[
+                    f"{figure_of(name)!r} is {what} on {where}, and so is the mean: NaN counts as the worst value"
+                ] = None
 
     def _spreads(self, by_client: Mapping[Any, Measured]) -> dict[str, Spread]:
         """Each metric over the clients on whom it was counted."""

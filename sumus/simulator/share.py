@@ -184,7 +184,9 @@ class Trainer:
                 self.executor.run(broadcast, number, self._assignments(number, run, errands)) for run in runs
             )
         failed: list[Result] = []
-        if type(self._setting.population).sent is not Population.sent:  # attackers, who know of each other in this process
+        if (
+            type(self._setting.population).sent is not Population.sent
+        ):  # attackers, who know of each other in this process
             trained = self._setting.population.sent(_without_failed(trained, failed))
         for one in trained:
             yield one if isinstance(one, Result) else self._result(one, number, public, errands.pop(one.client), sums)
