@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sumus.virtual.hook import TorchHook
     from sumus.virtual.models import get, move, send
     from sumus.virtual.operations import ARITHMETIC, EVERYTHING
     from sumus.virtual.pointer import Pointer, PointerError
@@ -36,6 +37,7 @@ _PUBLIC = {
     "EVERYTHING": "sumus.virtual.operations",
     "PointerError": "sumus.virtual.pointer",
     "WorkerRefused": "sumus.virtual.worker",
+    "TorchHook": "sumus.virtual.hook",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "Pointer",
     "PointerError",
     "Policy",
+    "TorchHook",
     "VirtualWorker",
     "Worker",
     "WorkerRefused",
