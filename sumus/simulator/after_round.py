@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
-import torch
-
 from sumus.errors import ExperimentError, UsageError, own_code
 from sumus.metrics import Spread
 from sumus.simulator.history import RoundRecord, figures_of
-from sumus.training.program import seeded
+from sumus.training.apart import TorchApart
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class RoundOutcome:
     record: the round's record.
     is_best: whether its model is the best so far, by `Evaluate(best=)`.
     round, metrics, spreads: the record's; round 0 is the measurement before the first round.
-    figures: every number of the record that a tracker plots, by name, such as `unseen/accuracy/median`. Figures that are no
+    figures: every number of the record that a tracker plots, by name, such as `unseen/accuracy.median`. Figures that are no
         numbers (the loss of a round without reports) are left out.
     model: a state dict that loads into the task's model, made at each call: change it as you like.
     """
@@ -76,23 +74,14 @@ class RoundListener:
                 f"after_round={function!r:.80}: give a function of a RoundOutcome, that gives 'stop' to end the run, or nothing"
             )
         self._function = function
-        self._randomness: Any = None
+        self._torch = TorchApart()
 
     def wants_to_stop(self, outcome: RoundOutcome) -> bool:
         """Tell it of a round. Raises UsageError for what it raises, and for an answer that is none."""
         if self._function is None:
             return False
-        threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-        with seeded(0), torch.set_grad_enabled(True):
-            if self._randomness is not None:
-                torch.set_rng_state(self._randomness)
-            try:
-                with own_code("after_round", f"round {outcome.round}", "the round itself is kept"):
-                    answer: object = self._function(outcome)
-            finally:
-                self._randomness = torch.get_rng_state()
-                torch.set_num_threads(threads)
-                torch.set_default_dtype(dtype)
+        with self._torch.entered(), own_code("after_round", f"round {outcome.round}", "the round itself is kept"):
+            answer: object = self._function(outcome)
         if answer is not None and answer != "stop":
             raise UsageError(
                 f"after_round gave {answer!r:.80} after round {outcome.round}: give 'stop' to end the run, or nothing to go on"

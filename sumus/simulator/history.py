@@ -76,10 +76,14 @@ def measured_columns(record: RoundRecord) -> dict[str, float]:
 
 
 def figures_of(record: RoundRecord) -> dict[str, float]:
-    """Every number of a round that a tracker plots; those that are NaN or infinite are left out."""
+    """Every number of a round that a tracker plots, by name; those that are NaN or infinite are left out. A spread is called
+    `source/metric.median`, and not as its column: to some trackers a slash is a folder, and `source/metric` a file."""
     own = {name: float(getattr(record, name)) for name in ("loss", "clients", "dropped", "examples", "seconds", "at")}
     own |= {"bytes_up": float(record.bytes_up), "bytes_down": float(record.bytes_down)}
-    return {name: value for name, value in (own | measured_columns(record)).items() if math.isfinite(value)}
+    for column, value in measured_columns(record).items():
+        source, _, rest = column.partition("/")
+        own[f"{source}/{rest.replace('/', '.')}" if rest else source] = value
+    return {name: value for name, value in own.items() if math.isfinite(value)}
 
 
 _MOST_NAMED = 10

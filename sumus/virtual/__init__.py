@@ -14,13 +14,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sumus.virtual.hook import TorchHook
     from sumus.virtual.models import get, move, send
     from sumus.virtual.operations import ARITHMETIC, EVERYTHING
     from sumus.virtual.pointer import Pointer, PointerError
     from sumus.virtual.policy import Policy
     from sumus.virtual.remote import connect
     from sumus.virtual.serving import serve
+    from sumus.virtual.torch_hook import TorchHook
     from sumus.virtual.worker import VirtualWorker, Worker, WorkerRefused
 
 _PUBLIC = {
@@ -37,7 +37,7 @@ _PUBLIC = {
     "EVERYTHING": "sumus.virtual.operations",
     "PointerError": "sumus.virtual.pointer",
     "WorkerRefused": "sumus.virtual.worker",
-    "TorchHook": "sumus.virtual.hook",
+    "TorchHook": "sumus.virtual.torch_hook",
 }
 
 __all__ = [

@@ -42,7 +42,7 @@ from sumus.virtual.policy import Policy
 from sumus.virtual.workbench import Workbench, as_tensor
 
 if TYPE_CHECKING:
-    from sumus.virtual.hook import TorchHook
+    from sumus.virtual.torch_hook import TorchHook
 
 A = TypeVar("A")
 
@@ -203,10 +203,8 @@ class VirtualWorker(Worker):
 
 def _name_of(name: object, other: str | None) -> str:
     """A worker's name, as it is given now or as it was given after a hook."""
-    if not isinstance(name, str):
-        from sumus.virtual.hook import TorchHook  # which needs this module
-
-        name, other = (other, None) if isinstance(name, TorchHook) else (name, other)
+    if callable(getattr(name, "unhook", None)):
+        name, other = other, None
     if not isinstance(name, str) or other is not None:
         raise UsageError(
             f"VirtualWorker({name!r:.40}, id={other!r:.40}): give one name, as in VirtualWorker('alice'), or VirtualWorker(hook, "
