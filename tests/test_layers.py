@@ -17,7 +17,8 @@ ROOT = Path(sumus.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "text", "errors", "tree", "shapes"),
     ("rng", "spec"),
-    ("figures", "metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "influence", "optimizers",
+    ("figures",
+     "metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "influence", "optimizers",
      "pacing", "update", "robust", "algorithm", "site", "plan", "evaluation", "fleet", "experiment", "columns", "preparation"),
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
