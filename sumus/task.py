@@ -39,7 +39,7 @@ RESERVED = frozenset(
             "bytes_down",
             "bytes_above",
         ),
-        *("seconds", "dropped", "epsilon", "at", "staleness", "reasons", "evaluations", "spreads", "index"),
+        *("seconds", "dropped", "epsilon", "at", "staleness", "reasons", "evaluations", "spreads", "failed", "index"),
     }
 )
 """Names that no metric can have: the columns of a history."""
