@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sumus.aggregate import Aggregate, Part, Update
+from sumus.aggregate import METRIC_BITS, Aggregate, Part, Update
 from sumus.errors import ParticipantError
+from sumus.figures import check_slots, counts, figure_names, figures
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
-from sumus.metrics import Range
+from sumus.metrics import Range, pooled
 from sumus.task import Description
 from sumus.types import Floats
 
@@ -38,7 +39,7 @@ def evaluation_hop(description: Description, most: int, metric_cap: int | None =
         metric_cap: the most predictions that a client's metrics count; None for any number.
     """
     names = ("loss", *description.metrics)
-    layout = tuple(sorted((name, (BINS,)) for name in names))
+    layout = tuple(sorted((name, (BINS,)) for name in figure_names(names)))
     return FirstHop(
         parts=(HISTOGRAM,),
         layouts=(layout,),
@@ -53,14 +54,15 @@ def evaluation_hop(description: Description, most: int, metric_cap: int | None =
 
 def evaluation_report(client: object, measured: Mapping[str, tuple[float, int]], examples: int) -> Update:
     """What one device measured. measured: (sum, count) by metric, the loss too.  examples: that it was measured on."""
-    bins = {name: _in_bin(name, total / count if count else math.nan) for name, (total, count) in measured.items()}
+    own = pooled(measured)
+    bins = {name: _in_bin(name, own.get(name, math.nan)) for name in figure_names(measured)}
     return Update(client, {HISTOGRAM.name: bins}, examples, dict(measured))
 
 
 def evaluation_of(total: Aggregate, hop: FirstHop) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """By metric, the mean over everything it was counted on, and how many devices lie in each bin."""
+    """By figure, its value over everything it was counted on, and how many devices lie in each bin."""
     counted = hop.sums.decode(HISTOGRAM, total.sums[HISTOGRAM.name])
-    return total.metric_means(), {name: [round(n) for n in leaf.tolist()] for name, leaf in counted.items()}
+    return figures(total.metric_means()), {name: [round(n) for n in leaf.tolist()] for name, leaf in counted.items()}
 
 
 def medians_of(histograms: Mapping[str, Sequence[int]], hop: FirstHop) -> dict[str, tuple[float | None, float | None]]:
@@ -101,8 +103,10 @@ def check_measured(update: Update, trains: bool) -> None:
     """
     if trains and update.metrics.get("loss", (0.0, 0))[1] < 1:
         raise ParticipantError(update.client, "a report of training tells its loss, over at least one prediction")
+    check_slots(update.client, update.metrics)
+    counted = counts({name: count for name, (_, count) in update.metrics.items()})
     for name, bins in update.parts.get(HISTOGRAM.name, {}).items():
-        if update.metrics.get(name, (0.0, 0))[1] < 1 and bins.any():
+        if counted.get(name, 0) < 1 and bins.any():
             raise ParticipantError(update.client, f"it is in a bin of {name!r}, and measured it on no example")
 
 
@@ -123,8 +127,11 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
     if int(total.metrics.get("loss", nothing)[1]) < least:
         raise ParticipantError(sender, f"{least} reports tell their loss over at least one prediction each")
     one = 2 ** hop.sums.bits(HISTOGRAM)
+    pairs = {name: (math.ldexp(float(pair[0]), -METRIC_BITS), int(pair[1])) for name, pair in total.metrics.items()}
+    check_slots(sender, pairs)
+    counted = counts({name: count for name, (_, count) in pairs.items()})
     for name, bins in total.sums.get(HISTOGRAM.name, {}).items():
-        if int(bins.sum()) > int(total.metrics.get(name, nothing)[1]) * one:
+        if int(bins.sum()) > counted.get(name, 0) * one:
             raise ParticipantError(sender, f"more devices are in bins of {name!r} than it counts predictions")
 
 

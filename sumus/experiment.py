@@ -42,6 +42,9 @@ class Evaluate:
     target: stop as soon as every metric here is reached, such as `{"accuracy": 0.9}`.
     batch_size: examples that the model, the loss and the metrics are given at once. It changes a figure only if a loss or a
         metric compares the examples of a batch with one another; then give the batch size of training.
+    first: whether the model is measured before round 1 too (`History.start`).
+    best: a metric, or "loss": the model that is best by it is kept (`History.best`), besides the last one.
+    patience: stop after so many measurements in a row without a better one. It needs `best`.
 
     A record's `metrics` are those of the first of central, unseen and seen that is given, else of local training.
     """
@@ -52,10 +55,26 @@ class Evaluate:
     every: int = 1
     target: Mapping[str, float] = field(default_factory=dict[str, float])
     batch_size: int | None = None
+    first: bool = False
+    best: str | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         hold_plain_numbers(self)
         expect(self.every, int, "Evaluate(every=)")
+        expect(self.first, bool, "Evaluate(first=)")
+        measures = self.central is not None or self.unseen is not None or bool(self.seen)
+        for name, given in (("first", self.first), ("best", self.best)):
+            if given and not measures:
+                raise ExperimentError(f"Evaluate({name}=) needs something to measure on: central=, unseen= or seen=")
+        if self.best is not None:
+            expect(self.best, str, "Evaluate(best=)")
+        if self.patience is not None:
+            expect(self.patience, int, "Evaluate(patience=)")
+            if self.patience < 1:
+                raise ExperimentError(f"Evaluate(patience={self.patience}): wait for 1 or more measurements")
+            if self.best is None:
+                raise ExperimentError("Evaluate(patience=) needs best=, the metric that says which model is better")
         if self.batch_size is not None:
             expect(self.batch_size, int, "Evaluate(batch_size=)")
             if self.batch_size < 1:

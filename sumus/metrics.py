@@ -6,8 +6,11 @@
 A metric takes a batch's outputs and targets (torch tensors) and returns one value an example, shape `(B,)`; or a pair
 `(sums, counts)`, each `(B,)`, where an example holds many predictions (words of a text). It runs on devices, and only
 its sums leave them. These are written in tensor methods, and so need no torch to import.
+
+What is no mean over predictions is made of several sums: `SeveralSums`, and sumus/figures.py.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -15,6 +18,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from sumus.errors import PlanError, TaskError, expect, expect_number
+from sumus.figures import figures, slot_name
 from sumus.shapes import fitted, scores_last
 from sumus.spec import record
 from sumus.types import hold_plain_numbers
@@ -84,6 +88,43 @@ def range_of(metric: Any) -> Range:
 def is_lower_better(name: str, metric: Any) -> bool:
     """Whether a metric is marked so; the loss always is."""
     return name == "loss" or bool(getattr(metric, "lower_is_better", False))
+
+
+@dataclass(frozen=True, eq=False)
+class SeveralSums:
+    """A metric that adds several numbers up at once.
+
+    measure(outputs, targets) → sums `(B, K)` and counts, whole numbers `(B, K)`: of each example.
+    slots: what the K are called.
+    kind: how one figure is made of all of them (`sumus.figures.KINDS`); None if each is a figure of its own, `NAME.SLOT`.
+    metric_range: where the mean of each lies.
+    """
+
+    measure: Callable[[Any, Any], tuple[Any, Any]]
+    slots: tuple[str, ...]
+    kind: str | None
+    metric_range: Range = Range(0.0, 1.0)
+    lower_is_better: bool = False
+
+    def __call__(self, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        return self.measure(outputs, targets)
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """What its sums are called, for a metric of this name."""
+        if self.kind is None:
+            return tuple(f"{name}.{slot}" for slot in self.slots)
+        return tuple(slot_name(name, self.kind, slot) for slot in self.slots)
+
+
+def sums_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metric behind each sum that a task's metrics add up, by the sum's name."""
+    found: dict[str, Any] = {}
+    for name, metric in metrics.items():
+        for own in metric.names(name) if isinstance(metric, SeveralSums) else (name,):
+            if own in found or own == "loss":
+                raise TaskError(f"two metrics are called {own!r}: call one of them otherwise")
+            found[own] = metric
+    return found
 
 
 IGNORED = -100
@@ -161,6 +202,164 @@ def mean_absolute_error(outputs: Any, targets: Any) -> Any:
 def mean_squared_error(outputs: Any, targets: Any) -> Any:
     """(outputs − targets)², averaged over an example's entries, in float64. One shape `(B, ...)`."""
     return _each(_distance(outputs, targets) ** 2)
+
+
+def by_class(metric: Callable[[Any, Any], Any], classes: int | Sequence[str]) -> SeveralSums:
+    """Make a metric of the values of each class: the mean of `metric` over the predictions whose target is that class.
+
+    Of `accuracy` these are the recalls. A figure is called `NAME.CLASS`, such as `recall.3` or `recall.cat`.
+
+    Args:
+        metric: A metric of one value an example. If an example holds many predictions, one that leaves out targets of −100.
+        classes: How many there are, or what they are called, in their order.
+    """
+    names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
+    if isinstance(metric, SeveralSums) or not callable(metric):
+        raise TaskError("by_class takes a metric of one mean, such as accuracy")
+    if not names or len(set(names)) < len(names) or not all(_is_word(name) for name in names):
+        raise TaskError(
+            f"by_class(classes={classes!r:.80}): give how many classes there are, or their names: each once, printable, "
+            "without a slash or an @"
+        )
+
+    def measure(outputs: Any, targets: Any) -> tuple[Any, Any]:
+        classed = _classes(targets, len(names))
+        if classed.reshape(len(classed), -1).shape[1] == 1:
+            given: Any = metric(outputs, targets)
+            one = classed.reshape(len(classed), 1)
+            sums, counts = cast(
+                "tuple[Any, Any]", given if isinstance(given, tuple) else (given, (one != IGNORED).reshape(-1))
+            )
+            mine = one == classed.new_tensor(range(len(names)))
+            values = sums.double().reshape(-1, 1).expand(mine.shape)
+            return values.masked_fill(~mine, 0.0), mine.long() * counts.long().reshape(-1, 1)
+        pairs: list[Any] = [
+            metric(outputs, targets.masked_fill(classed != number, IGNORED)) for number in range(len(names))
+        ]
+        if not all(isinstance(pair, tuple) for pair in pairs):
+            raise TaskError(
+                "of examples with many predictions, by_class takes a metric of (sums, counts), such as accuracy"
+            )
+        return _stacked([pair[0] for pair in pairs]).double(), _stacked([pair[1] for pair in pairs]).long()
+
+    return SeveralSums(measure, names, None, range_of(metric), bool(getattr(metric, "lower_is_better", False)))
+
+
+def roc_auc(bins: int = 100) -> SeveralSums:
+    """Make the area under the ROC curve, for chances from 0 to 1. outputs and targets (0 or 1) of one shape `(B, ...)`.
+
+    A device counts how many of its positive and negative predictions lie in each bin, and these counts are added, so that the
+    figure is of all examples together. Bins are equally wide in asinh(logit), up to logits of ±40, so that chances near 0, 1
+    and one half are kept apart. The figure differs from the exact one by at most half the share of pairs (a positive, a
+    negative) that lie in one bin.
+
+    Args:
+        bins: From 2 to 1000. More of them are nearer to the exact area, and are twice as many sums.
+    """
+    return _roc_auc(bins, of_chances=True)
+
+
+def roc_auc_with_logits(bins: int = 100) -> SeveralSums:
+    """The same for scores before a sigmoid."""
+    return _roc_auc(bins, of_chances=False)
+
+
+_FARTHEST = 40.0
+"""The largest |logit| that `roc_auc` tells from larger ones."""
+
+
+def _roc_auc(bins: int, of_chances: bool) -> SeveralSums:
+    expect(bins, int, "roc_auc(bins)")
+    if not 2 <= bins <= 1000:
+        raise TaskError(f"roc_auc(bins={bins!r}): give from 2 to 1000 bins")
+
+    def measure(outputs: Any, targets: Any) -> tuple[Any, Any]:
+        outputs = fitted(outputs, targets)
+        classed = _classes(targets, 2)
+        if bool((classed == IGNORED).any()):
+            raise TaskError(
+                f"roc_auc takes targets of 0 and 1, and there is a {IGNORED}: leave these examples out in prepare="
+            )
+        scores = outputs.double().reshape(len(outputs), -1)
+        if of_chances and bool(((outputs < 0) | (outputs > 1)).any()):
+            raise TaskError(
+                f"roc_auc takes chances from 0 to 1, and these outputs go from {float(outputs.min()):g} to "
+                f"{float(outputs.max()):g}: take roc_auc_with_logits for scores before a sigmoid"
+            )
+        logits = scores.logit() if of_chances else scores
+        spread = (logits.asinh() / math.asinh(_FARTHEST)).clamp(-1.0, 1.0).nan_to_num(0.0)
+        place = ((spread + 1.0) / 2.0 * bins).floor().clamp(max=bins - 1).long()
+        place = place + bins * classed.reshape(len(classed), -1)
+        broken = scores.isnan().any(-1, keepdim=True)
+        sums = scores.new_zeros((len(scores), 2 * bins)).scatter_add(1, place, scores.new_ones(scores.shape))
+        counts = place.new_full((len(scores), 2 * bins), scores.shape[1])
+        return sums.masked_fill(broken, float("nan")), counts
+
+    slots = tuple(f"{letter}{number}" for letter in "np" for number in range(bins))
+    return SeveralSums(measure, slots, "roc_auc")
+
+
+def f1(classes: int) -> SeveralSums:
+    """Make the macro F1 score: the mean over classes of 2 · hits / (true + predicted). A class that is neither true nor predicted
+    anywhere is left out. Shapes as `accuracy`.
+
+    Args:
+        classes: How many there are.
+    """
+    expect(classes, int, "f1(classes)")
+    if classes < 2:
+        raise TaskError(f"f1(classes={classes!r}): give 2 or more classes")
+
+    def measure(outputs: Any, targets: Any) -> tuple[Any, Any]:
+        scores = scores_last(outputs, targets, None, "accuracy")
+        if scores.shape[-1] != classes:
+            raise TaskError(f"f1(classes={classes}): the model scores {scores.shape[-1]} classes")
+        classed = _classes(targets, classes).reshape(len(targets), -1)
+        known = classed != IGNORED
+        said = scores.argmax(-1).reshape(len(targets), -1)
+        each = classed.new_tensor(range(classes))
+        true = (classed[..., None] == each) & known[..., None]
+        predicted = (said[..., None] == each) & known[..., None]
+        sums = [found.sum(1).double() for found in (true, predicted, true & predicted)]
+        broken = (scores.isnan().any(-1).reshape(len(targets), -1) & known).any(-1, keepdim=True)
+        joined = _stacked(sums).transpose(1, 2).reshape(len(targets), -1)
+        counts = known.sum(1, keepdim=True).expand(joined.shape)
+        return joined.masked_fill(broken, float("nan")), counts
+
+    return SeveralSums(measure, tuple(f"{letter}{number}" for letter in "tsh" for number in range(classes)), "f1")
+
+
+def root_mean_squared_error() -> SeveralSums:
+    """Make the root of the mean squared error over all entries of all examples. One shape `(B, ...)`."""
+
+    def measure(outputs: Any, targets: Any) -> tuple[Any, Any]:
+        squares = mean_squared_error(outputs, targets)
+        return squares.reshape(-1, 1), squares.new_ones((len(squares), 1)).long()
+
+    return SeveralSums(measure, ("",), "root", Range(0.0, None), lower_is_better=True)
+
+
+def _classes(targets: Any, classes: int) -> Any:
+    """Targets as whole numbers; TaskError for one that is no class and no padding."""
+    if targets.is_complex() or (targets.is_floating_point() and bool((targets != targets.round()).any())):
+        raise TaskError("targets are no classes: give whole numbers from 0")
+    found = targets.long()
+    if bool((odd := (found != IGNORED) & ((found < 0) | (found >= classes))).any()):
+        raise TaskError(f"the target {int(found[odd][0])} is no class: there are {classes}, 0 to {classes - 1}")
+    return found
+
+
+def _stacked(each: Sequence[Any]) -> Any:
+    """Tensors side by side, on a new last axis."""
+    first = each[0]
+    joined = first.new_empty((*first.shape, len(each)))
+    for place, one in enumerate(each):
+        joined[..., place] = one
+    return joined
+
+
+def _is_word(name: object) -> bool:
+    return isinstance(name, str) and bool(name.strip()) and name.isprintable() and "/" not in name and "@" not in name
 
 
 def _distance(outputs: Any, targets: Any) -> Any:
@@ -245,5 +444,6 @@ class Spread:
 
 
 def pooled(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:
-    """(sum, count) by metric as means; what was counted on nothing is left out."""
-    return {name: total / count for name, (total, count) in sums.items() if count}
+    """(sum, count) by metric as means, and the figures that are made of several of them; what was counted on nothing is left
+    out."""
+    return figures({name: total / count for name, (total, count) in sums.items() if count})

@@ -8,6 +8,7 @@ Building a plan checks it. Each rule below has a name, and says what to do inste
 for plans that are `deployed` (packed or served), where code does not travel and people must not stand alone in a sum.
 """
 
+import fnmatch
 import hashlib
 import json
 import math
@@ -256,6 +257,24 @@ def _chain_unused(plan: Plan) -> str | None:
     return None
 
 
+def _leaf_options(plan: Plan) -> str | None:
+    groups = plan.algorithm.client.groups
+    trained = [leaf.name for leaf in plan.description.leaves if leaf.trained]
+    for group in groups:
+        if not fnmatch.filter(trained, group.pattern):
+            return (
+                f"leaves= names {group.pattern!r}, which matches no trained leaf; the model trains {', '.join(trained)}"
+            )
+    for name in trained:
+        matching = [group.pattern for group in groups if fnmatch.fnmatchcase(name, group.pattern)]
+        if len(matching) > 1:
+            return (
+                f"the patterns {' and '.join(map(repr, matching))} of leaves= both match `{name}`, and a plan keeps no order of "
+                "patterns: let each leaf match one"
+            )
+    return None
+
+
 def _cohort_too_small(plan: Plan) -> str | None:
     aggregator = plan.algorithm.aggregator
     if plan.pacing.cohort < aggregator.least:
@@ -482,6 +501,7 @@ RULES: tuple[Rule, ...] = (
     Rule("chain-unused", "anywhere", _chain_unused),
     Rule("cohort-too-small", "anywhere", _cohort_too_small),
     Rule("buffer-needs-sum", "anywhere", _buffer_of_each),
+    Rule("leaf-options", "anywhere", _leaf_options),
     Rule("quantize-range", "anywhere", _quantize_range),
     Rule("weight-first", "anywhere", _weight_first),
     Rule("weight-twice", "anywhere", _weight_twice),

@@ -1,4 +1,4 @@
-"""Learning rates over rounds: a client's rate in round r, counted from 0."""
+"""Learning rates over rounds, and within one: a client's rate in round r, counted from 0, and in its local step s, from 1."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,11 @@ from sumus.spec import Value, registered
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Schedule(Value):
-    """`at(round)` is the rate of that round."""
+    """`at(round)` is the rate of that round. `within(step)` is what it is multiplied by in a client's local step, counted from 1
+    in each round; None for 1."""
 
     at: Callable[[int], float]
+    within: Callable[[int], float] | None = None
 
     def rate(self, round_number: int) -> float:
         """The rate of a round, counted from 0. Raises UsageError where `at` gives no finite number from 0."""
@@ -20,6 +22,16 @@ class Schedule(Value):
             rate = float(self.at(round_number))
         expect_number(rate, 0, math.inf, f"the learning rate of round {round_number + 1}, by {self!r:.200},")
         return rate
+
+    def factor(self, step: int) -> float:
+        """What the round's rate is multiplied by in a local step, from 1. Raises UsageError where `within` gives no finite number
+        from 0."""
+        if self.within is None:
+            return 1.0
+        with own_code("the rate", self, "within must give a number for every local step, counted from 1"):
+            factor = float(self.within(step))
+        expect_number(factor, 0, math.inf, f"the factor of local step {step}, by {self!r:.200},")
+        return factor
 
 
 @registered("schedule/constant")
@@ -57,6 +69,28 @@ def steps(rate: float, boundaries: tuple[int, ...], factor: float = 0.1) -> Sche
     expect_number(rate, 0, math.inf, "rate")
     expect_number(factor, 0, math.inf, "factor")
     return Schedule(at=lambda round_number: rate * factor ** sum(round_number >= edge for edge in boundaries))
+
+
+@registered("schedule/warmup")
+def warmup(rate: float | Schedule, steps: int) -> Schedule:
+    """In each round anew, the first so many local steps rise evenly to the round's rate: rate · min(1, step / steps).
+    [Goyal et al. 2017, arXiv:1706.02677, section 2.2, within a round]"""
+    expect_number(steps, 1, math.inf, "steps")
+    return _times(as_schedule(rate), lambda step: min(1.0, step / steps))
+
+
+@registered("schedule/local_decay")
+def local_decay(rate: float | Schedule, decay: float) -> Schedule:
+    """In each round anew, every local step has `decay` times the rate of the one before, with 0 < decay ≤ 1; the first has the
+    round's rate."""
+    expect_number(decay, 0, 1, "decay", open_low=True)
+    return _times(as_schedule(rate), lambda step: decay ** (step - 1))
+
+
+def _times(schedule: Schedule, within: Callable[[int], float]) -> Schedule:
+    """A schedule with one more factor within a round."""
+    before = schedule.within
+    return Schedule(at=schedule.at, within=within if before is None else lambda step: before(step) * within(step))
 
 
 def as_schedule(rate: float | Schedule) -> Schedule:

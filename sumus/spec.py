@@ -82,10 +82,15 @@ def record(name: str) -> Callable[[type[R]], type[R]]:
     return register
 
 
-def registered(name: str) -> Callable[[Callable[P, V]], Callable[P, V]]:
+def registered(name: str, later: tuple[str, ...] = ()) -> Callable[[Callable[P, V]], Callable[P, V]]:
     """Register a factory of values under `name` ("kind/word"); its results carry the spec of their call.
 
     Parameters must be JSON, or values with a spec of their own. Registering a taken name is refused: names travel.
+
+    Args:
+        name: The name.
+        later: Parameters that the factory took up after plans had been made of it. A spec leaves them out where they have their
+            default, so that the plan of before keeps its id.
     """
 
     def register(factory: Callable[P, V]) -> Callable[P, V]:
@@ -102,7 +107,11 @@ def registered(name: str) -> Callable[[Callable[P, V]], Callable[P, V]]:
             for parameter, value in call.arguments.items():
                 call.arguments[parameter] = _as_declared(value, str(signature.parameters[parameter].annotation))
             _check_types(factory, name, call)
-            params = {p: to_json(v) for p, v in call.arguments.items()}
+            params = {
+                p: to_json(v)
+                for p, v in call.arguments.items()
+                if p not in later or to_json(v) != to_json(signature.parameters[p].default)
+            }
             value = copy.copy(factory(*call.args, **call.kwargs))
             # not an argument of __init__, so that dataclasses.replace loses it: a changed value is custom
             object.__setattr__(value, "spec", Spec(name, params))

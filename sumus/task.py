@@ -15,7 +15,8 @@ from functools import cached_property
 from typing import Any, Literal, cast
 
 from sumus.errors import TaskError, check_shape, expect
-from sumus.metrics import Range, binary_accuracy, range_of
+from sumus.figures import is_slot
+from sumus.metrics import Range, binary_accuracy, range_of, sums_of
 from sumus.spec import canonical_json, record, to_json
 
 Role = Literal["shared", "personal", "frozen"]
@@ -38,7 +39,7 @@ RESERVED = frozenset(
             "bytes_down",
             "bytes_above",
         ),
-        *("seconds", "dropped", "epsilon", "at", "staleness", "reasons", "evaluations", "spreads", "index"),
+        *("seconds", "dropped", "epsilon", "at", "staleness", "reasons", "evaluations", "spreads", "failed", "index"),
     }
 )
 """Names that no metric can have: the columns of a history."""
@@ -176,6 +177,7 @@ class Task:
                     f"metric {name!r} takes chances from 0 to 1, and the loss takes scores before a sigmoid: take "
                     "sumus.metrics.binary_accuracy_with_logits"
                 )
+        sums_of(self.metrics)  # refuses two of one name
 
     def make_model(self) -> Any:
         """A module: a new one where `model` is a callable, else the module itself; without the wrappers of torch.compile and
@@ -200,8 +202,9 @@ class Task:
     def describe(self, module: Any) -> Description:
         """The manifest of a module of this task."""
         leaves = _leaves_of(module, self.leaves)
-        metrics = tuple(sorted(self.metrics))
-        ranges = tuple(map(range_of, (self.loss, *(self.metrics[name] for name in metrics))))
+        sums = sums_of(self.metrics)
+        metrics = tuple(sorted(sums))
+        ranges = tuple(map(range_of, (self.loss, *(sums[name] for name in metrics))))
         positive = _positive(leaves, self.positive)
         return Description(self.name, leaves, _name_of(self.loss), metrics, self.data, ranges, positive)
 
@@ -219,6 +222,10 @@ def _expect_name(name: object) -> None:
         raise TaskError(f"a metric is called {name!r}: give it a name that prints, as text")
     if name in RESERVED:
         raise TaskError(f"a metric cannot be called {name!r}: a history has a column of that name; choose another")
+    if is_slot(name):
+        raise TaskError(
+            f"a metric cannot be called {name!r}: so are the sums called that a figure is made of; choose another"
+        )
     if "/" in name:
         raise TaskError(
             f"a metric cannot be called {name!r}: a slash stands between a source and its metric; leave it out"

@@ -15,18 +15,20 @@ The rules use only operators that numpy and torch share, so that one definition 
 traced into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
 """
 
+import fnmatch
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from sumus.errors import PlanError, UsageError, expect_number, own_code
+from sumus.errors import PlanError, UsageError, expect, expect_number, own_code
 from sumus.schedules import Schedule, as_schedule
 from sumus.spec import Value, registered
 from sumus.tree import tree_map
-from sumus.types import Tensors, hold_plain_numbers
+from sumus.types import Tensors, hold_plain_numbers, plain_number
 
 _BELOW_ONE = math.nextafter(1.0, 0.0)
 
@@ -47,6 +49,16 @@ class LeafRule(Value):
 
     init: Callable[[Any], LeafState]
     update: Callable[[Any, LeafState, Any, Any, Any], tuple[Any, LeafState]]
+
+
+@dataclass(frozen=True)
+class LeafGroup:
+    """Leaves that are optimized in their own way. pattern: of their names, shell-style.  optimizer: their rule.  lr_factor:
+    what the rate is multiplied by for them."""
+
+    pattern: str
+    optimizer: LeafRule
+    lr_factor: float = 1.0
 
 
 def no_state(params: Tensors) -> ClientState:
@@ -70,8 +82,9 @@ def no_correction(grads: Tensors, params: Tensors, broadcast: Parts, state: Clie
 
 @dataclass(frozen=True)
 class LocalRun:
-    """What a client's round was: its steps, their learning rate, the examples that it holds, and, where the work asks for
-    it, the gradient at the broadcast model of the mean loss over all of them."""
+    """What a client's round was: its steps, their learning rate (the mean of them, where it changes within the round), the
+    examples that it holds, and, where the work asks for it, the gradient at the broadcast model of the mean loss over all of
+    them."""
 
     steps: int
     lr: float
@@ -97,6 +110,9 @@ class ClientWork(Value):
         neither for one epoch.
     batch_size: examples a batch; the last may be smaller. None: all of the client's examples, one batch.
     clip_norm: each step's gradient is scaled to at most this L2 norm over all trained leaves.
+    drop_last: whether a pass leaves out the examples that do not fill its last batch. A client that holds less than one batch
+        takes all of its examples as one.
+    groups: leaves that are optimized in their own way. A plan refuses patterns that match one leaf twice.
     init: a client's first state, from the shared params of its first broadcast. Where it is `no_state`, none is kept.
     needs_gradient: `finish` is given the gradient at the broadcast model, which costs one more pass over the examples.
     sends, receives: names of the parts that `finish` gives, and of what it needs in the broadcast.
@@ -108,6 +124,8 @@ class ClientWork(Value):
     steps: int | None = None
     batch_size: int | None = None
     clip_norm: float | None = None
+    drop_last: bool = False
+    groups: tuple[LeafGroup, ...] = ()
     correct: Callable[[Tensors, Tensors, Parts, ClientState], Tensors] = no_correction
     finish: Callable[[Parts, Tensors, ClientState, LocalRun], tuple[Parts, ClientState]] = send_difference
     init: Callable[[Tensors], ClientState] = no_state
@@ -123,6 +141,28 @@ class ClientWork(Value):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise PlanError("positive", f"{name}={value} must be positive")
+        expect(self.drop_last, bool, "drop_last=")
+        if self.drop_last and self.batch_size is None:
+            raise PlanError("positive", "drop_last=True needs batch_size=: without it, all examples are one batch")
+
+    def group_of(self, leaf: str) -> LeafGroup | None:
+        """The group of a leaf; None for one that is optimized like most."""
+        return next((group for group in self.groups if fnmatch.fnmatchcase(leaf, group.pattern)), None)
+
+    def rule_of(self, leaf: str) -> LeafRule:
+        """The optimizer of a leaf."""
+        group = self.group_of(leaf)
+        return self.optimizer if group is None else group.optimizer
+
+    def lr_factor_of(self, leaf: str) -> float:
+        """What the rate is multiplied by for a leaf."""
+        group = self.group_of(leaf)
+        return 1.0 if group is None else group.lr_factor
+
+    @property
+    def has_one_rate(self) -> bool:
+        """Whether all leaves and all steps of a round have one rate."""
+        return self.lr.within is None and all(group.lr_factor == 1.0 for group in self.groups)
 
     @property
     def keeps_state(self) -> bool:
@@ -131,20 +171,25 @@ class ClientWork(Value):
 
     def step_count(self, examples: int) -> int:
         """Steps of one round for a client with so many examples."""
-        return self.steps or (self.epochs or 1) * -(-examples // self._batch(examples))
+        return self.steps or (self.epochs or 1) * self._batches_a_pass(examples)
 
     def batches(self, examples: int, rng: np.random.Generator, most: int | None = None) -> Iterator[Any]:
         """Row indices of each batch of one round, int64 arrays; a whole-client batch is `slice(None)`.
 
-        Each pass visits every example once, in a new order. most: the steps that the client has time for, if not for all.
+        Each pass visits every example once, in a new order; with `drop_last`, but for those that do not fill a batch. most: the
+        steps that the client has time for, if not for all.
         """
         size, order = self._batch(examples), None
         steps = self.step_count(examples)
         for number in range(steps if most is None else min(steps, most)):
-            start = number % -(-examples // size) * size
+            start = number % self._batches_a_pass(examples) * size
             if start == 0 and size < examples:
                 order = rng.permutation(examples)
             yield slice(None) if order is None else order[start : start + size]
+
+    def _batches_a_pass(self, examples: int) -> int:
+        size = self._batch(examples)
+        return examples // size if self.drop_last else -(-examples // size)
 
     def _batch(self, examples: int) -> int:
         return min(self.batch_size or examples, examples)
@@ -172,7 +217,7 @@ def apply_gradients(
 
     params, grads: every leaf with a gradient, float arrays or tensors of one shape and dtype a leaf. Leaves that are not in
     `broadcast["params"]` are personal: they are trained, and never corrected.
-    lr: a float or a 0-d float.  step: from 1 within the client's round, an int or a 0-d float.
+    lr: of this step, a float or a 0-d float.  step: from 1 within the client's round, an int or a 0-d float.
     """
     shared = {name: grads[name] for name in broadcast["params"] if name in grads}
     with own_code("correct", work, "it must give a gradient for every gradient that it is given"):
@@ -188,7 +233,9 @@ def apply_gradients(
     after: dict[str, LeafState] = {}
     with own_code("update", work.optimizer, "it must give (param, state), both like those that it is given"):
         for name in grads:
-            moved[name], after[name] = work.optimizer.update(grads[name], states[name], params[name], lr, step)
+            factor = work.lr_factor_of(name)
+            rate = lr if factor == 1.0 else lr * factor
+            moved[name], after[name] = work.rule_of(name).update(grads[name], states[name], params[name], rate, step)
     for name, param in moved.items():
         if (shape := getattr(param, "shape", None)) != params[name].shape:
             raise UsageError(
@@ -204,6 +251,34 @@ def clip_gradients(grads: Tensors, max_norm: float) -> dict[str, Any]:
     norm = sum(squares[1:], squares[0]) ** 0.5
     scale = max_norm / norm.clip(min=max_norm)
     return {name: grad * scale for name, grad in grads.items()}
+
+
+NO_GROUPS: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+"""All leaves are optimized alike."""
+_LATER = ("drop_last", "leaves")
+_OF_LEAVES = ("lr_factor", "weight_decay")
+
+
+def _groups(
+    leaves: Mapping[str, Mapping[str, float]], weight_decay: float, rule: Callable[[float], LeafRule]
+) -> tuple[LeafGroup, ...]:
+    """Groups of leaves, as users write them. weight_decay: of the others.  rule: makes an optimizer of a decay."""
+    expect(leaves, Mapping, "leaves= of client work")
+    made: list[LeafGroup] = []
+    for pattern, given in leaves.items():
+        said = f"leaves={{{pattern!r}: {given!r:.80}}}"
+        if not isinstance(cast(object, given), Mapping) or not given or set(given) - set(_OF_LEAVES):
+            raise PlanError(
+                "leaf-options",
+                f"{said}: give what is otherwise for these leaves, of {', '.join(map(repr, _OF_LEAVES))}",
+            )
+        factor, decay = (
+            plain_number(value) for value in (given.get("lr_factor", 1.0), given.get("weight_decay", weight_decay))
+        )
+        expect_number(factor, 0, math.inf, f"lr_factor of {said}", open_low=True)
+        expect_number(decay, 0, math.inf, f"weight_decay of {said}")
+        made.append(LeafGroup(str(pattern), rule(float(decay)), float(factor)))
+    return tuple(made)
 
 
 # ── the client optimizers ────────────────────────────────────────────────────────────────────────────────────────────
@@ -259,7 +334,7 @@ def adam_rule(
     return LeafRule(init=init, update=update)
 
 
-@registered("client/sgd")
+@registered("client/sgd", later=_LATER)
 def sgd(
     lr: float | Schedule,
     *,
@@ -270,15 +345,27 @@ def sgd(
     nesterov: bool = False,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
+    drop_last: bool = False,
+    leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local SGD: one epoch unless `epochs` or `steps` says otherwise; state starts afresh each round."""
-    rule = sgd_rule(momentum, nesterov, weight_decay)
+    """Local SGD: one epoch unless `epochs` or `steps` says otherwise; state starts afresh each round.
+
+    leaves: by pattern of their names, shell-style, what is otherwise for some leaves: `weight_decay`, and `lr_factor`, which
+        multiplies the rate. A leaf matches one pattern, or none.
+    """
     return ClientWork(
-        optimizer=rule, lr=as_schedule(lr), epochs=epochs, steps=steps, batch_size=batch_size, clip_norm=clip_norm
+        optimizer=sgd_rule(momentum, nesterov, weight_decay),
+        lr=as_schedule(lr),
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        clip_norm=clip_norm,
+        drop_last=drop_last,
+        groups=_groups(leaves, weight_decay, lambda decay: sgd_rule(momentum, nesterov, decay)),
     )
 
 
-@registered("client/adam")
+@registered("client/adam", later=_LATER)
 def adam(
     lr: float | Schedule,
     *,
@@ -289,15 +376,23 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
+    drop_last: bool = False,
+    leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local Adam; its moments start afresh each round and never leave the device."""
-    rule = adam_rule(betas, eps, weight_decay)
+    """Local Adam; its moments start afresh each round and never leave the device. leaves: as of `sgd`."""
     return ClientWork(
-        optimizer=rule, lr=as_schedule(lr), epochs=epochs, steps=steps, batch_size=batch_size, clip_norm=clip_norm
+        optimizer=adam_rule(betas, eps, weight_decay),
+        lr=as_schedule(lr),
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        clip_norm=clip_norm,
+        drop_last=drop_last,
+        groups=_groups(leaves, weight_decay, lambda decay: adam_rule(betas, eps, decay)),
     )
 
 
-@registered("client/adamw")
+@registered("client/adamw", later=_LATER)
 def adamw(
     lr: float | Schedule,
     *,
@@ -308,9 +403,17 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     clip_norm: float | None = None,
+    drop_last: bool = False,
+    leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local AdamW: weight decay apart from the gradient."""
-    rule = adam_rule(betas, eps, weight_decay, decoupled=True)
+    """Local AdamW: weight decay apart from the gradient. leaves: as of `sgd`."""
     return ClientWork(
-        optimizer=rule, lr=as_schedule(lr), epochs=epochs, steps=steps, batch_size=batch_size, clip_norm=clip_norm
+        optimizer=adam_rule(betas, eps, weight_decay, decoupled=True),
+        lr=as_schedule(lr),
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        clip_norm=clip_norm,
+        drop_last=drop_last,
+        groups=_groups(leaves, weight_decay, lambda decay: adam_rule(betas, eps, decay, decoupled=True)),
     )

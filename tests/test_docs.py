@@ -59,6 +59,7 @@ def first_cells(text: str) -> list[str]:
 # ── code ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, *RUNNABLE)], ids=name_of)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One namespace a page, in order, in an empty folder; a failure names the page and the line."""

@@ -17,7 +17,8 @@ ROOT = Path(sumus.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "text", "json_names", "errors", "tree", "shapes"),
     ("rng", "spec"),
-    ("metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "influence", "optimizers",
+    ("figures",
+     "metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "influence", "optimizers",
      "pacing", "update", "robust", "algorithm", "site", "plan", "evaluation", "fleet", "experiment", "columns", "preparation"),
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
@@ -110,7 +111,7 @@ def test_an_edge_needs_no_model_no_transform_and_no_optimizer() -> None:
     """It adds: sums, the first hop, bytes."""
     for module in ("first_hop", "fixed_point", "wire.tensors"):
         assert everything_behind(module) <= {
-            "aggregate", "errors", "fixed_point", "metrics", "shapes", "spec", "staleness", "text", "tree", "types",
+            "aggregate", "errors", "figures", "fixed_point", "metrics", "shapes", "spec", "staleness", "text", "tree", "types",
         }  # fmt: skip
 
 

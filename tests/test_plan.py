@@ -54,6 +54,10 @@ def bounded(update: Transform | None = None, **options: Any) -> Plan:
     return plan(algorithm=sumus.fedavg(sumus.sgd(0.1), update, **options), trusts_devices=None)
 
 
+def by_leaf(leaves: Any) -> Algorithm:
+    return sumus.fedavg(sumus.sgd(0.1, leaves=leaves))
+
+
 def uniform(update: Transform) -> Algorithm:
     return sumus.fedavg(sumus.sgd(0.1), update, weight="uniform")
 
@@ -148,6 +152,17 @@ BROKEN_AND_KEPT: dict[str, tuple[list[Callable[[], Plan]], list[Callable[[], Pla
             lambda: plan(algorithm=sumus.cyclic(sumus.sgd(0.1)), pacing=BUFFER),
         ],
         [lambda: plan(pacing=BUFFER), lambda: plan(algorithm=sumus.fedbuff(sumus.sgd(0.1)), pacing=BUFFER)],
+    ),
+    "leaf-options": (
+        [
+            lambda: plan(algorithm=by_leaf({"fc.weights": {"lr_factor": 2.0}})),
+            lambda: plan(algorithm=by_leaf({"fc.*": {"lr_factor": 2.0}, "*.bias": {"weight_decay": 0.0}})),
+        ],
+        [
+            lambda: plan(algorithm=by_leaf({"fc.weight": {"lr_factor": 2.0}, "*.bias": {"weight_decay": 0.0}})),
+            lambda: plan(algorithm=by_leaf({"*": {"lr_factor": 2.0}})),
+            lambda: plan(algorithm=by_leaf({})),
+        ],
     ),
     "quantize-range": (
         [

@@ -71,6 +71,8 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "part/fixed": lambda: Fixed(7),
     "rule/adam": lambda: work.adam_rule(weight_decay=0.1, decoupled=True),
     "rule/sgd": lambda: work.sgd_rule(momentum=0.5),
+    "schedule/local_decay": lambda: schedules.local_decay(schedules.warmup(0.1, steps=5), decay=0.9),
+    "schedule/warmup": lambda: schedules.warmup(schedules.cosine(0.1, 100), steps=5),
     "schedule/constant": lambda: schedules.constant(0.1),
     "schedule/cosine": lambda: schedules.cosine(0.1, 100, floor=0.01),
     "schedule/exponential": lambda: schedules.exponential(0.1, 0.99),

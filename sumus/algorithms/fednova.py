@@ -75,6 +75,12 @@ def _of_sgd(client: ClientWork) -> tuple[float, bool]:
     rule = client.optimizer.spec
     if rule.name != "rule/sgd":
         raise PlanError("normalized-needs-sgd", f"{client!r}: how far a step goes is only known for SGD; use sgd()")
+    if not client.has_one_rate:
+        raise PlanError(
+            "normalized-needs-sgd",
+            f"{client!r}: how far a client goes is only known where all steps and leaves have one rate; leave out schedules "
+            "within a round, and lr_factor",
+        )
     return float(cast(float, rule.params["momentum"])), bool(rule.params["nesterov"])
 
 

@@ -70,6 +70,12 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
             "control-needs-sgd",
             f"{client!r}: (x − y) / (Kη) is a mean gradient only for SGD without momentum and clip_norm; use option=1",
         )
+    if option == 2 and any(group.lr_factor != 1.0 for group in client.groups):
+        raise PlanError(
+            "control-needs-sgd",
+            f"{client!r}: (x − y) / (Kη) is a mean gradient only if all leaves have one rate; leave lr_factor out, or use "
+            "option=1",
+        )
 
     def correct(grads: Tensors, params: Tensors, broadcast: Parts, state: ClientState) -> Tensors:
         own, common = state["control"], broadcast["control"]

@@ -44,6 +44,7 @@ class AttackedPopulation(Population):
             people.ids, lambda client: examples(client, people[client]) if client in attackers else people[client]
         )
         self.attackers = attackers
+        self.participation = people.participation
         self._people = people
         self._examples = examples
         self._collude = collude
@@ -51,11 +52,14 @@ class AttackedPopulation(Population):
 
     @property
     def described(self) -> str:
-        return f"{self._people.described}, {self._described}"
+        since = "" if self.participation == self._people.participation else self.participation.described
+        return f"{self._people.described}, {self._described}{since}"
 
     def _only(self, clients: list[Any]) -> Population:
         part, mine = self._people.subset(clients), self.attackers & frozenset(clients)
-        return AttackedPopulation(part, mine, self._examples, self._collude, self._described)
+        some = AttackedPopulation(part, mine, self._examples, self._collude, self._described)
+        some.participation = self.participation.of(frozenset(clients))
+        return some
 
     def sent(self, results: "Iterator[Trained]") -> "Iterator[Trained]":
         """Honest reports as they come, then those of the attackers, who know of each other."""

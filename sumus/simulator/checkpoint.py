@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
@@ -21,6 +21,7 @@ from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError
 from sumus.optimizers import ServerState
 from sumus.simulator.history import RoundRecord, Tally
+from sumus.simulator.kept import Kept
 from sumus.storage.files import write_whole
 from sumus.tree import nested, unnested
 from sumus.types import Array, Tree
@@ -36,7 +37,8 @@ class Checkpoint:
     clients: a snapshot of the clients' states, taken when a file is written.
     executor: by its name; another one would round otherwise.
     version: models published.  pending, tallies: sums of rounds to come, and what belongs to them, by the round's number: of
-    buffers, which take reports that began from a model before.
+    buffers, which take reports that began from a model before.  start: the record of the measurement before round 1.  best: the
+    best model so far.
     """
 
     identity: Mapping[str, Any]
@@ -47,22 +49,29 @@ class Checkpoint:
     version: int = 0
     pending: Mapping[int, Aggregate] = field(default_factory=dict[int, Aggregate])
     tallies: Mapping[int, Tally] = field(default_factory=dict[int, Tally])
+    start: RoundRecord | None = None
+    best: Kept | None = None
 
     def write(self, folder: Path) -> Path:
         """Replace the folder's checkpoint in one step: a crash leaves the old one or the new one, whole."""
         rounds = [record.to_json() for record in self.rounds]
-        head = {
+        head: dict[str, Any] = {
             "identity": dict(self.identity),
             "rounds": rounds,
             "executor": self.executor,
             "version": self.version,
             "tallies": [(number, dataclasses.asdict(tally)) for number, tally in self.tallies.items()],
         }
+        if self.start is not None:
+            head["start"] = self.start.to_json()
+        if self.best is not None:
+            head["best"] = [self.best.metric, self.best.round, self.best.value]
         tensors: dict[str, Array] = {"head": np.frombuffer(json.dumps(head).encode(), np.uint8)}
         for kind, tree in (
             ("broadcast", unnested(self.state.broadcast)),
             ("memory", unnested(self.state.memory)),
             ("clients", self.clients),
+            ("best", {} if self.best is None else self.best.model),
             ("pending", unnested({str(number): total.slots() for number, total in self.pending.items()})),
         ):
             tensors |= {f"{kind}/{name}": array for name, array in tree.items()}
@@ -99,7 +108,7 @@ class Checkpoint:
 
 def _decoded(tensors: dict[str, Array]) -> Checkpoint:
     head = json.loads(tensors.pop("head").tobytes())
-    trees: dict[str, dict[str, Array]] = {"broadcast": {}, "memory": {}, "clients": {}, "pending": {}}
+    trees: dict[str, dict[str, Array]] = {"broadcast": {}, "memory": {}, "clients": {}, "best": {}, "pending": {}}
     for name, array in tensors.items():
         kind, _, rest = name.partition("/")
         trees[kind][rest] = array
@@ -107,6 +116,9 @@ def _decoded(tensors: dict[str, Array]) -> Checkpoint:
     rounds = [RoundRecord.from_json(record) for record in head["rounds"]]
     pending = {int(number): Aggregate.from_slots(slots) for number, slots in nested(trees["pending"]).items()}
     tallies = {number: Tally.from_json(fields) for number, fields in head["tallies"]}
+    start = RoundRecord.from_json(head["start"]) if "start" in head else None
+    best = Kept(*cast(tuple[str, int, float], tuple(head["best"])), trees["best"]) if "best" in head else None
+    executor, version = head["executor"], head["version"]
     return Checkpoint(
-        head["identity"], state, trees["clients"], rounds, head["executor"], head["version"], pending, tallies
+        head["identity"], state, trees["clients"], rounds, executor, version, pending, tallies, start, best
     )

@@ -6,11 +6,12 @@ from typing import Any, TypeAlias
 
 from sumus.errors import ExperimentError, TaskError, at_client
 from sumus.experiment import Evaluate
-from sumus.metrics import Spread, is_lower_better, pooled
+from sumus.figures import figure_names, figure_of
+from sumus.metrics import Spread, is_lower_better, pooled, sums_of
 from sumus.rng import generator
 from sumus.simulator.population import Population, as_population, sample
 from sumus.training.program import EVALUATION_BATCH, Program
-from sumus.types import Tree
+from sumus.types import Array, Tree
 from sumus.work import PERSONAL, ClientState
 
 Measured: TypeAlias = Mapping[str, tuple[float, int]]
@@ -25,9 +26,12 @@ class Evaluation:
     """The measurements that `Evaluate` asks for, on one program.
 
     notes: what the user should know of what was measured, once each.
+    present: positions of the training clients that may be asked; None for all.
     """
 
-    def __init__(self, wanted: Evaluate, population: Population, program: Program, seed: int) -> None:
+    def __init__(
+        self, wanted: Evaluate, population: Population, program: Program, seed: int, present: Array | None = None
+    ) -> None:
         self.notes: dict[str, None] = {}
         self._program = program
         self._batch_size = wanted.batch_size or EVALUATION_BATCH
@@ -36,16 +40,23 @@ class Evaluation:
         )
         self._unseen = as_population(wanted.unseen) if wanted.unseen is not None else None
         self._population = population
-        for name in wanted.target:
-            if name not in program.task.metrics and name != "loss":
-                known = ", ".join(("loss", *program.task.metrics))
-                raise ExperimentError(f"the target names {name!r}, which is not measured; there is {known}")
         if self._unseen is not None and (both := next((c for c in self._unseen if c in population), None)) is not None:
             raise ExperimentError(
                 f"client {both!r} of Evaluate(unseen=) is in the population too: hold it out of one of them"
             )
-        count = min(wanted.seen, len(population))
-        self._seen = sample(population, count, generator(seed, "seen")) if count else []
+        there = len(population) if present is None else len(present)
+        count = min(wanted.seen, there)
+        self._seen = sample(population, count, generator(seed, "seen"), present) if count else []
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of what is measured."""
+        return figure_names(("loss", *sums_of(self._program.task.metrics)))
+
+    def is_lower_better(self, name: str) -> bool:
+        """Whether a figure is better the lower it is."""
+        found = (metric for own, metric in sums_of(self._program.task.metrics).items() if figure_of(own) == name)
+        return is_lower_better(name, next(found, None))
 
     @property
     def wanted(self) -> bool:
@@ -93,7 +104,9 @@ class Evaluation:
         for name, (value, count) in measured.items():
             if count and not math.isfinite(value) and len(self.notes) < MOST_NOTES:
                 what = "infinite" if math.isinf(value) else "NaN"
-                self.notes[f"{name!r} is {what} on {where}, and so is the mean: NaN counts as the worst value"] = None
+                self.notes[
+                    f"{figure_of(name)!r} is {what} on {where}, and so is the mean: NaN counts as the worst value"
+                ] = None
 
     def _spreads(self, by_client: Mapping[Any, Measured]) -> dict[str, Spread]:
         """Each metric over the clients on whom it was counted."""
@@ -101,9 +114,8 @@ class Evaluation:
         for client, measured in by_client.items():
             for name, mean in pooled(measured).items():
                 values.setdefault(name, {})[client] = mean
-        metrics = self._program.task.metrics
         return {
-            name: Spread.over(list(means), list(means.values()), is_lower_better(name, metrics.get(name)))
+            name: Spread.over(list(means), list(means.values()), self.is_lower_better(name))
             for name, means in values.items()
         }
 

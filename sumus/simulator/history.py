@@ -25,7 +25,7 @@ class RoundRecord:
     clients together. bytes_above: of the leaves of the sums that edges send up, 0 where there are none. epsilon: what privacy
     cost so far, None without privacy. seconds: this round's wall time. at: the simulated seconds at its end. staleness: reports
     by how many versions they were late. reasons: of work that ended in its time without being counted, also of rounds
-    before."""
+    before. failed: clients that were left out since their part of the round failed (`failures="skip"`), each with why."""
 
     round: int
     clients: int
@@ -43,6 +43,7 @@ class RoundRecord:
     reasons: Mapping[str, int] = field(default_factory=dict[str, int])
     evaluations: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
     spreads: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict[str, Mapping[str, Spread]])
+    failed: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -60,7 +61,69 @@ class RoundRecord:
         return RoundRecord(**plain)
 
 
-_NESTED = ("metrics", "evaluations", "spreads", "staleness", "reasons")
+_NESTED = ("metrics", "evaluations", "spreads", "staleness", "reasons", "failed")
+
+
+def measured_columns(record: RoundRecord) -> dict[str, float]:
+    """What a round measured, by column: `metric`, `source/metric`, `source/metric/median` and `source/metric/worst_decile`."""
+    columns = {name: value for name, value in record.metrics.items() if name != "loss"}
+    columns |= {f"{s}/{name}": value for s, found in record.evaluations.items() for name, value in found.items()}
+    for source, spreads in record.spreads.items():
+        for name, spread in spreads.items():
+            columns[f"{source}/{name}/median"] = spread.median
+            columns[f"{source}/{name}/worst_decile"] = spread.worst_decile
+    return columns
+
+
+def figures_of(record: RoundRecord) -> dict[str, float]:
+    """Every number of a round that a tracker plots, by name; those that are NaN or infinite are left out. A spread is called
+    `source/metric.median`, and not as its column: to some trackers a slash is a folder, and `source/metric` a file."""
+    own = {name: float(getattr(record, name)) for name in ("loss", "clients", "dropped", "examples", "seconds", "at")}
+    own |= {"bytes_up": float(record.bytes_up), "bytes_down": float(record.bytes_down)}
+    for column, value in measured_columns(record).items():
+        source, _, rest = column.partition("/")
+        own[f"{source}/{rest.replace('/', '.')}" if rest else source] = value
+    return {name: value for name, value in own.items() if math.isfinite(value)}
+
+
+_MOST_NAMED = 10
+"""Clients that are named for what failed."""
+
+
+def failures_of(rounds: Sequence[RoundRecord]) -> list[str]:
+    """Who was left out of which rounds since something failed there, and why at first: a note each, for the first few."""
+    left_out: dict[str, list[int]] = {}
+    why: dict[str, str] = {}
+    for record in rounds:
+        for client, reason in record.failed.items():
+            left_out.setdefault(client, []).append(record.round)
+            why.setdefault(client, reason)
+    notes = [
+        f"client {client!r} was left out of {len(numbers)} {'round' if len(numbers) == 1 else 'rounds'} (the first is round "
+        f"{numbers[0]}): {why[client]}"
+        for client, numbers in left_out.items()
+    ]
+    more = len(notes) - _MOST_NAMED
+    return (
+        notes
+        if more <= 0
+        else [*notes[:_MOST_NAMED], f"{more} more clients were left out of rounds: see RoundRecord.failed"]
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class BestModel:
+    """The best model of a run. round: after which it was measured; 0 is before the first.  metric, value: by which, and how good.
+    model: a torch state dict.  model_sha256: of its published leaves."""
+
+    round: int
+    metric: str
+    value: float
+    model: Mapping[str, Any]
+    model_sha256: str
+
+    def __repr__(self) -> str:
+        return f"BestModel(round {self.round}, {self.metric} {self.value:.4g}, model {self.model_sha256[:12]})"
 
 
 @dataclass
@@ -118,8 +181,9 @@ class History:
     """The outcome of a run.
 
     rounds: a record each.  model: a torch state dict that loads into the task's model.  model_sha256: of the published
-    leaves.  stopped: why it ended ("rounds", "target").  notes: what the user should know, once each.  executor: how clients
-    were trained, and why so.  fleet: what the devices did in simulated time.
+    leaves.  stopped: why it ended ("rounds", "target", "patience", "after_round").  notes: what the user should know, once each.
+    executor: how clients were trained, and why so.  fleet: what the devices did in simulated time.  start: what was measured
+    before round 1, as a record of round 0, if it was asked for.  best: the best model, if it was asked for.
     """
 
     rounds: Sequence[RoundRecord]
@@ -131,6 +195,8 @@ class History:
     notes: Sequence[str] = ()
     executor: str = ""
     fleet: FleetReport | None = None
+    start: RoundRecord | None = None
+    best: BestModel | None = None
 
     def __repr__(self) -> str:
         measured = "".join(f", {name} {value:.4g}" for name, value in self.metrics.items())
@@ -140,6 +206,11 @@ class History:
     def evaluated(self) -> list[RoundRecord]:
         """The rounds that were evaluated."""
         return [record for record in self.rounds if record.metrics]
+
+    @property
+    def _shown(self) -> list[RoundRecord]:
+        """What is written and plotted: the measurement before round 1 too."""
+        return [*([] if self.start is None else [self.start]), *self.rounds]
 
     @property
     def metrics(self) -> Mapping[str, float]:
@@ -162,38 +233,36 @@ class History:
         return self.rounds[-1].at if self.rounds else 0.0
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame, one row a round; metrics as columns `metric`, `source/metric` (needs pandas)."""
+        """A pandas DataFrame, one row a round, and one for `start`; metrics as columns `metric`, `source/metric` (needs
+        pandas)."""
         try:
             pandas: Any = importlib.import_module("pandas")
         except ImportError as error:
             raise ExperimentError("to_frame() needs pandas: pip install 'sumus[report]'") from error
         rows: list[dict[str, Any]] = []
-        for record in self.rounds:
+        for record in self._shown:
             row = {k: v for k, v in record.to_json().items() if k not in _NESTED}
-            row |= {name: value for name, value in record.metrics.items() if name != "loss"}
-            row |= {f"{s}/{name}": value for s, found in record.evaluations.items() for name, value in found.items()}
-            for source, spreads in record.spreads.items():
-                for name, spread in spreads.items():
-                    row[f"{source}/{name}/median"] = spread.median
-                    row[f"{source}/{name}/worst_decile"] = spread.worst_decile
-            rows.append(row)
+            rows.append(row | measured_columns(record))
         return pandas.DataFrame(rows).set_index("round")
 
     def write_jsonl(self, path: str | Path) -> Path:
-        """One JSON object a line and round."""
+        """One JSON object a line and round; the measurement before round 1 is a line too."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(
-            "".join(json.dumps(strict(record.to_json()), sort_keys=True) + "\n" for record in self.rounds)
+            "".join(json.dumps(strict(record.to_json()), sort_keys=True) + "\n" for record in self._shown)
         )
         return target
 
     def write(self, folder: str | Path) -> None:
-        """`history.jsonl`, `model.safetensors` (a state dict), and `plot.png` where matplotlib is installed."""
+        """`history.jsonl`, `model.safetensors` (a state dict), `best.safetensors` where a best model is kept, and `plot.png`
+        where matplotlib is installed."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         self.write_jsonl(target / "history.jsonl")
         (target / "model.safetensors").write_bytes(model_bytes(self.model))
+        if self.best is not None:
+            (target / "best.safetensors").write_bytes(model_bytes(self.best.model))
         if importlib.util.find_spec("matplotlib"):
             self.plot(target / "plot.png")
 
@@ -221,7 +290,7 @@ class History:
         axis.legend(frameon=False)
 
     def _plot_metric(self, axis: Any, name: str) -> None:
-        shown = [record for record in self.evaluated if name in record.metrics]
+        shown = [record for record in self._shown if name in record.metrics]
         axis.plot([record.round for record in shown], [record.metrics[name] for record in shown], label="all examples")
         for source in {source for record in shown for source in record.spreads}:
             spread = [(r.round, r.spreads[source][name]) for r in shown if name in r.spreads.get(source, {})]

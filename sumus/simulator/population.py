@@ -1,6 +1,8 @@
 """Populations: client id → examples, read only when a client is picked."""
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,6 +11,7 @@ import numpy as np
 from sumus.columns import array_of, ids_of, numbers_of, stacked
 from sumus.errors import DataError, ExperimentError, SumusError
 from sumus.experiment import Examples, expect_population
+from sumus.simulator.participation import Participation, PerClient
 from sumus.simulator.picture import colormap, figure, save
 from sumus.types import Array
 
@@ -27,6 +30,8 @@ class Population(Mapping[Any, Examples]):
 
     attackers: frozenset[Any] = frozenset()
     """Who is dishonest; nobody here (see `sumus.attacks`)."""
+    participation = Participation()
+    """Who takes part when, and with what weight: all alike, unless `in_passes`, `joining` or `weighed` says otherwise."""
 
     def __init__(self, ids: Iterable[Any], load: Callable[[Any], Examples]) -> None:
         self._ids: Sequence[Any] = ids if isinstance(ids, range) else list(ids)
@@ -128,8 +133,41 @@ class Population(Mapping[Any, Examples]):
         gone = set(self._all_known(clients))
         return self._only([client for client in self if client not in gone])
 
+    def in_passes(self) -> "Population":
+        """The same clients, drawn without replacement: each takes part once before any takes part twice, in a new order each
+        pass.
+
+        A client that is drawn and does not finish has had its turn. One that cannot come keeps its place in the pass.
+        """
+        return self._taking_part(replace(self.participation, in_passes=True))
+
+    def joining(self, since: PerClient) -> "Population":
+        """The same clients, some of them there only from a later round on.
+
+        Args:
+            since: The round, counted from 1, from which a client is there: by id, those who are not named from the start; or as a
+                function of the id.
+        """
+        return self._taking_part(replace(self.participation, joins=_per_client("joining", since)))
+
+    def weighed(self, weights: PerClient) -> "Population":
+        """The same clients with weights of your own, in the place of how many examples each holds. In simulations only.
+
+        Args:
+            weights: A whole number from 1: by id, for every client; or as a function of the id.
+        """
+        return self._taking_part(replace(self.participation, weights=_per_client("weighed", weights)))
+
+    def _taking_part(self, participation: Participation) -> "Population":
+        participation.check_known(self.__contains__)
+        changed = copy.copy(self)
+        changed.participation = participation
+        return changed
+
     def _only(self, clients: list[Any]) -> "Population":
-        return Population(clients, self.__getitem__)
+        some = Population(clients, self.__getitem__)
+        some.participation = self.participation.of(frozenset(clients))
+        return some
 
     def _all_known(self, clients: Iterable[Any]) -> list[Any]:
         chosen = list(clients)
@@ -189,7 +227,7 @@ class Population(Mapping[Any, Examples]):
     @property
     def described(self) -> str:
         """What of a population must be the same for a run to go on."""
-        return f"{len(self)} clients"
+        return f"{len(self)} clients{self.participation.described}"
 
     @property
     def ids(self) -> Sequence[Any]:
@@ -210,6 +248,15 @@ class Population(Mapping[Any, Examples]):
     def pick(self, index: int) -> Any:
         """The id at a position."""
         return self._ids[index]
+
+
+def _per_client(what: str, given: Any) -> Any:
+    """A number for each client, by id or by a function."""
+    if not isinstance(given, Mapping) and not callable(given):
+        raise ExperimentError(
+            f"{what}({given!r:.80}): give a mapping from a client's id to a number, or a function of the id"
+        )
+    return dict(cast(Mapping[Any, int], given)) if isinstance(given, Mapping) else given
 
 
 def _text_of(client: Any) -> str:
@@ -297,7 +344,8 @@ def as_population(population: Mapping[Any, Examples]) -> Population:
     return Population(list(population), population.__getitem__)
 
 
-def sample(population: Population, count: int, rng: np.random.Generator) -> list[Any]:
-    """`count` different clients, uniformly; the order is part of the draw. Costs O(count), not O(population)."""
-    picked: Array = rng.choice(len(population), size=count, replace=False)
+def sample(population: Population, count: int, rng: np.random.Generator, among: Array | None = None) -> list[Any]:
+    """`count` different clients, uniformly; the order is part of the draw. Costs O(count), not O(population). among:
+    positions."""
+    picked: Array = rng.choice(len(population) if among is None else among, size=count, replace=False)
     return [population.pick(int(index)) for index in picked]

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, Literal, Protocol, TypeAlias
 
 from sumus.aggregate import Aggregate, RunningSum
-from sumus.errors import ParticipantError
+from sumus.errors import ParticipantError, SumusError
 from sumus.plan import Plan
 from sumus.rng import generator_of, key
 from sumus.simulator.population import Population
@@ -72,13 +72,17 @@ class Sums(defaultdict[int, RunningSum]):
 class Setting:
     """What it takes to train shares of a run's rounds: the same in every process.
 
-    plan: with its data declared, and its task with its code.  executor: makes one, of a program and the clients' work.
+    plan: with its data declared, and its task with its code.  executor: makes one, of a program and the clients' work.  skips:
+    whether a client whose part of a round fails is left out.  first: the position of the client that says what examples look
+    like.
     """
 
     plan: Plan
     population: Population
     seed: int
     executor: Callable[[Program, ClientWork], Executor]
+    skips: bool = False
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ class Result:
     """What came of one client's training.
 
     into: the number of the sum that it is in.  metrics: (sum, count) by name.  nbytes: of its report.  became: whether that is
-    counted, or was an attacker's and refused.  state: what it is to keep once it is counted.  alone: its aggregate of one, where
-    the aggregator needs each update; else it is in the share's sum.
+    counted, or was an attacker's and refused, or there is none, since something failed.  state: what it is to keep once it is
+    counted.  alone: its aggregate of one, where the aggregator needs each update; else it is in the share's sum.  why: what
+    failed.
     """
 
     client: Any
@@ -95,9 +100,10 @@ class Result:
     examples: int
     metrics: Mapping[str, tuple[float, int]]
     nbytes: int
-    became: Literal["counted", "refused"]
+    became: Literal["counted", "refused", "failed"]
     state: ClientState
     alone: Aggregate | None = None
+    why: str = ""
 
     @property
     def settled(self) -> "Result":
@@ -137,6 +143,21 @@ def public_seed(plan: Plan, seed: int, number: int) -> bytes:
     return key(seed, "round", 0 if plan.pacing.buffered else number, "public")
 
 
+def _failed(errand: Errand, error: SumusError, examples: int = 0) -> Result:
+    """What came of a client whose part of the round failed: nothing, and why."""
+    why = str(error).removeprefix(f"client {errand.client!r}: ")
+    return Result(errand.client, errand.into, examples, {}, 0, "failed", {}, None, why[:300])
+
+
+def _without_failed(results: Iterable[Trained | Result], failed: list[Result]) -> Iterator[Trained]:
+    """Those that trained; the others are put aside."""
+    for one in results:
+        if isinstance(one, Result):
+            failed.append(one)
+        else:
+            yield one
+
+
 class Trainer:
     """A `Crew` of one: trains in this process, on one program."""
 
@@ -145,23 +166,68 @@ class Trainer:
         self.executor = setting.executor(program, setting.plan.algorithm.client)
         self._setting = setting
         self._hop = setting.plan.first_hop
+        self._most = (
+            setting.plan.algorithm.update.weight_cap or setting.plan.example_cap or setting.plan.sums.max_weight
+        )
 
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
     ) -> Iterator[Result]:
         """Train clients; a group is one call of the executor, and where groups do not matter to it, all of them are."""
         errands: dict[Any, Errand] = {}
-        runs = groups if self.executor.needs_sizes else (chain.from_iterable(groups),)
-        trained = chain.from_iterable(
-            self.executor.run(broadcast, number, self._assignments(number, run, errands)) for run in runs
-        )
-        for one in self._setting.population.sent(trained):
-            errand = errands.pop(one.client)
-            yield self._counted(one, number, public, errand, sums[errand.into])
+        trained: Iterator[Trained | Result]
+        if self._setting.skips:
+            trained = self._skipping(broadcast, number, groups, errands)
+        else:
+            runs = groups if self.executor.needs_sizes else (chain.from_iterable(groups),)
+            trained = chain.from_iterable(
+                self.executor.run(broadcast, number, self._assignments(number, run, errands)) for run in runs
+            )
+        failed: list[Result] = []
+        if (
+            type(self._setting.population).sent is not Population.sent
+        ):  # attackers, who know of each other in this process
+            trained = self._setting.population.sent(_without_failed(trained, failed))
+        for one in trained:
+            yield one if isinstance(one, Result) else self._result(one, number, public, errands.pop(one.client), sums)
+        yield from failed
+
+    def _skipping(
+        self, broadcast: Broadcast, number: int, groups: Iterable[Group], errands: dict[Any, Errand]
+    ) -> Iterator[Trained | Result]:
+        """Train each group, without those whose part fails: of a group that fails, each client alone. All that came of a group is
+        given before the next one is taken."""
+        for group in groups:
+            try:
+                trained = list(self.executor.run(broadcast, number, self._assignments(number, group, errands)))
+            except SumusError as error:
+                if len(group) == 1:
+                    yield _failed(group[0], error)
+                else:
+                    yield from self._skipping(broadcast, number, [[errand] for errand in group], errands)
+            else:
+                yield from trained
+
+    def _result(self, one: Trained, number: int, public: bytes, errand: Errand, sums: Sums) -> Result:
+        """What came of a client that trained."""
+        try:
+            return self._counted(one, number, public, errand, sums[errand.into])
+        except SumusError as error:
+            if not self._setting.skips:
+                raise
+            return _failed(errand, error, one.examples)
 
     def sizes(self, clients: Sequence[Any]) -> list[int]:
-        """How many examples each of these clients holds: reads them."""
-        return [len(self.program.reader.read(self._setting.population, client)[0]) for client in clients]
+        """How many examples each of these clients holds: reads them. 0 where that fails, if such clients are left out."""
+        return [self._size(client) for client in clients]
+
+    def _size(self, client: Any) -> int:
+        try:
+            return len(self.program.reader.read(self._setting.population, client)[0])
+        except SumusError:
+            if not self._setting.skips:
+                raise
+            return 0  # it is said when the client trains
 
     def proof(self, step: bool = True) -> str:
         """A hash of the initial model and the first client's examples, and of its first step: equal where the same is computed.
@@ -170,7 +236,7 @@ class Trainer:
         CannotTravel for a model that draws from Python or numpy, or keeps count: what it does depends on what it did before.
         """
         setting, program = self._setting, self.program
-        client = setting.population.pick(0)
+        client = setting.population.pick(setting.first)
         inputs, targets = program.reader.read(setting.population, client)
         one = Assignment(client, inputs, targets, {}, key("proof"), most_steps=1)
         state = setting.plan.algorithm.start(program.initial_shared, setting.plan.description)
@@ -208,8 +274,9 @@ class Trainer:
         rng = None
         if algorithm.update.links:
             rng = generator_of(self._key(number, errand, "transform"))
+        weight = setting.population.participation.weight_of(one.client, one.examples, self._most)
         try:
-            update = algorithm.report(one.client, one.parts, one.examples, one.metrics, public, rng)
+            update = algorithm.report(one.client, one.parts, weight, one.metrics, public, rng)
             size = update.nbytes
             if algorithm.aggregator.needs_each_update:
                 alone = self._hop.count_in(update)

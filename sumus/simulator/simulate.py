@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, get_args
 
 from sumus.algorithm import Algorithm
 from sumus.errors import ExperimentError, expect
@@ -10,6 +10,7 @@ from sumus.experiment import Evaluate, Examples, Experiment, expect_population, 
 from sumus.fleet import PERFECT, Fleet
 from sumus.pacing import Pacing
 from sumus.plan import ADDING, Plan
+from sumus.simulator.after_round import AfterRound
 from sumus.simulator.choice import Choice
 from sumus.simulator.crew import check_workers
 from sumus.simulator.history import History
@@ -22,6 +23,24 @@ from sumus.training.program import expect_gradients, one_thread, seeded
 from sumus.types import plain_number
 
 _Through: TypeAlias = Literal["memory", "wire"]
+_Failures: TypeAlias = Literal["refuse", "skip"]
+
+
+class RunOptions(TypedDict, total=False):
+    """How a run is computed, kept and shown: see `run`."""
+
+    out: str | Path | None
+    checkpoint_every: int
+    restart: bool
+    client_states: ClientStates | str | Path | None
+    progress: Progress | bool | None
+    after_round: AfterRound | None
+    failures: _Failures
+    device: Any
+    executor: str
+    workers: int | str | None
+    insecure: bool
+    through: _Through
 
 
 def simulate(
@@ -35,7 +54,7 @@ def simulate(
     fleet: Fleet = PERFECT,
     sites: int | Callable[[Any], Hashable] = 0,
     edges: Edges = ADDING,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> History:
     """Train `task` by `algorithm` on `population`. `options` are those of `run`.
 
@@ -51,29 +70,20 @@ def simulate(
     return run(Experiment(plan, population, rounds, evaluate or Evaluate(), seed, fleet, sites), **options)
 
 
-def run(
-    experiment: Experiment,
-    *,
-    out: str | Path | None = None,
-    checkpoint_every: int = 10,
-    restart: bool = False,
-    device: Any = "cpu",
-    progress: Progress | bool | None = None,
-    client_states: ClientStates | str | Path | None = None,
-    executor: str = "auto",
-    workers: int | str | None = None,
-    insecure: bool = False,
-    through: _Through = "memory",
-) -> History:
-    """Run an experiment.
+def run(experiment: Experiment, **options: Unpack[RunOptions]) -> History:
+    """Run an experiment. All options are given by name.
 
     out: a folder for checkpoint, model, history and plot. If it holds an earlier part of the same run, that run goes on
         to the same final model as without the break; `restart` starts over instead.
     checkpoint_every: rounds between checkpoints; the last round, and Ctrl-C, write one too.
-    device: "cpu" or "cuda", or a torch.device.
-    progress: True for a bar in the terminal, False for none; by default, a bar where there is a terminal.
     client_states: where control variates and personal leaves are kept; by default in memory, and in the checkpoint.
         A folder takes more of them than memory holds.
+    progress: True for a bar in the terminal, False for none; by default, a bar where there is a terminal.
+    after_round: a function that is called with a `RoundOutcome` after each round, and after the measurement before round 1. It
+        gives "stop" to end the run, or nothing. The round is kept whatever it does, and no number of later rounds changes.
+    failures: "refuse" ends the run if the part of a client in a round fails: its examples cannot be read, its training runs to
+        NaN. "skip" leaves that client out of that round, and names it in a note and in the round's record.
+    device: "cpu" or "cuda", or a torch.device.
     executor: "auto" tries them on this model and these clients, unless the run is short, and remembers what was fastest;
         else "autograd", "sequential", "sequential+onednn" or "vectorized:K". They agree to rounding. `history.executor` says
         which it was, and why.
@@ -86,17 +96,32 @@ def run(
     Raises ExperimentError and its like for what you can mend, DivergedError when training runs to NaN, Interrupted on
     Ctrl-C (its `history` is what there was).
     """
+    if unknown := sorted(set(options) - set(RunOptions.__annotations__)):
+        raise TypeError(
+            f"run() got an unexpected keyword argument {unknown[0]!r}; it takes {', '.join(RunOptions.__annotations__)}"
+        )
     expect(experiment, Experiment, "run()")
     expect_gradients("the simulation")
-    device, workers, checkpoint_every = str(device), plain_number(workers), plain_number(checkpoint_every)
+    out, client_states = options.get("out"), options.get("client_states")
+    restart, through, failures = (
+        options.get("restart", False),
+        options.get("through", "memory"),
+        options.get("failures", "refuse"),
+    )
+    device, workers = str(options.get("device", "cpu")), plain_number(options.get("workers"))
+    executor, checkpoint_every = options.get("executor", "auto"), plain_number(options.get("checkpoint_every", 10))
     check_workers(workers, device)
     expect(checkpoint_every, int, "checkpoint_every=")
     for name, given in (("out", out), ("client_states", client_states)):
         is_store = name == "client_states" and hasattr(given, "propose")
         if not (given is None or is_store or isinstance(given, str | Path)):
             raise ExperimentError(f"{name}={given!r:.80}: give a folder, as text or as a Path")
-    if through not in get_args(_Through):
-        raise ExperimentError(f"through={through!r:.80}: give one of {', '.join(get_args(_Through))}")
+    for name, given, known in (
+        ("through", through, get_args(_Through)),
+        ("failures", failures, get_args(_Failures)),
+    ):
+        if given not in known:
+            raise ExperimentError(f"{name}={given!r:.80}: give one of {', '.join(known)}")
     wanted = None if executor == "auto" else Choice.parse(executor)
     with one_thread(), seeded(experiment.seed):
         states = MemoryClientStates() if client_states is None else client_states
@@ -105,5 +130,7 @@ def run(
         kind: type[Simulation] = Simulation
         if through == "wire":
             from sumus.simulator.wire import WireSimulation as kind  # needs what servers and devices need
-        simulation = kind(experiment, device, Path(out) if out is not None else None, restart, states)
-        return simulation.run(checkpoint_every, progress_of(progress), wanted, workers, insecure)
+        folder = Path(out) if out is not None else None
+        simulation = kind(experiment, device, folder, restart, states, failures == "skip")
+        shown, insecure = progress_of(options.get("progress")), options.get("insecure", False)
+        return simulation.run(checkpoint_every, shown, wanted, workers, insecure, options.get("after_round"))

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,21 @@ from sumus.aggregate import Aggregate
 from sumus.errors import DataError, ExperimentError, Interrupted, SumusError, at_client, own_code
 from sumus.experiment import Experiment
 from sumus.interrupt import undisturbed, whole
-from sumus.metrics import is_lower_better
 from sumus.optimizers import ServerState
 from sumus.rng import generator, key
+from sumus.simulator.after_round import AfterRound, RoundListener, RoundOutcome
 from sumus.simulator.checkpoint import Checkpoint
 from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, RunLength, checked, choose, processes
 from sumus.simulator.crew import crew_of, described
 from sumus.simulator.evaluation import Evaluation
 from sumus.simulator.fleet_report import Attendance
-from sumus.simulator.history import History, RoundRecord, Tally
+from sumus.simulator.history import BestModel, History, RoundRecord, Tally, failures_of
+from sumus.simulator.participation import joined_of, present_at
 from sumus.simulator.population import as_population
 from sumus.simulator.progress import Progress, Show
 from sumus.simulator.recall import recall_of_this_user
 from sumus.simulator.share import Crew, Errand, Group, Result, Setting, Sums, Trainer, public_seed
+from sumus.simulator.stopping import Stopping
 from sumus.simulator.timeline import Counted, Played, Timeline, Work
 from sumus.simulator.traces import devices_of, trace_digest
 from sumus.site import Site
@@ -78,18 +80,25 @@ def _writable(out: Path | None) -> Path | None:
 @dataclass(frozen=True)
 class Received:
     """What clients have reported while a round is played. sums, tallies: of rounds, by number.  settled: for each client that
-    trained, whether what it keeps is to be kept."""
+    trained, whether what it keeps is to be kept.  failed: clients whose part failed, each with why."""
 
     sums: Sums
     tallies: dict[int, Tally]
     settled: dict[str, bool]
+    failed: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class Simulation:
     """One run: its model, its people, and where it stands (`self.at`, replaced once a round, as a whole)."""
 
     def __init__(
-        self, experiment: Experiment, device: str, out: Path | None, restart: bool, states: ClientStates
+        self,
+        experiment: Experiment,
+        device: str,
+        out: Path | None,
+        restart: bool,
+        states: ClientStates,
+        skips: bool = False,
     ) -> None:
         task = experiment.plan.task
         if not isinstance(task, Task):
@@ -99,12 +108,14 @@ class Simulation:
         self.experiment = experiment
         self.population = as_population(experiment.population)
         self.program = Program(task, device, experiment.seed)
-        first = self.population.pick(0)  # tried before anything long begins
-        examples = self.program.reader.read(self.population, first)
+        self.skips = skips
+        self.first, examples = self._first_readable()  # tried before anything long begins
+        first = self.population.pick(self.first)
         data = self.program.learn_schema(first, *examples)
         self.plan = experiment.plan.with_data(data)
         self.task = self.plan.description
-        self.setting = Setting(self.plan, self.population, experiment.seed, AUTOGRAD.executor)
+        self.joined = joined_of(self.population, experiment)
+        self.setting = Setting(self.plan, self.population, experiment.seed, AUTOGRAD.executor, skips, self.first)
         self.trainer = Trainer(self.setting, self.program)
         self.crew: Crew = self.trainer
         self.how = ""
@@ -123,11 +134,14 @@ class Simulation:
             identity["sites"] = key(*(str(self._site(at)) for at in range(len(self.population)))).hex()
         self.at = Checkpoint(identity, self.plan.algorithm.start(self.program.initial_shared, self.task))
         self.timeline = self._timeline()
-        self.evaluation = Evaluation(experiment.evaluate, self.population, self.program, experiment.seed)
+        there = present_at(self.joined, 0, len(self.population))
+        self.evaluation = Evaluation(experiment.evaluate, self.population, self.program, experiment.seed, there)
+        self.stopping = Stopping(experiment.evaluate, self.evaluation.is_lower_better)
+        self.stopping.check_names(self.evaluation.figures)
         earlier = Checkpoint.read(out) if out is not None and not restart else None
         if earlier is not None and out is not None and earlier.rounds:
             earlier.check_same(identity, out, experiment.rounds)
-            self.at = earlier
+            self.at = self._with_same_best(earlier, out)
         elif not self.states.empty and not restart:
             raise ExperimentError(
                 "client_states= holds the states of another run, or of one that was cut off before its first checkpoint: "
@@ -143,15 +157,17 @@ class Simulation:
         executor: Choice | None,
         workers: int | str | None,
         insecure: bool,
+        after_round: AfterRound | None = None,
     ) -> History:
         """All rounds that are left."""
+        listener, self._stopped = RoundListener(after_round), ""
         try:
             self._rehearse()
             with progress.watching(self.experiment, self.done) as show:
                 self._staff(executor, workers, insecure)
                 with closing(self.crew):
-                    self._rounds(checkpoint_every, show)
-            history = self._history("target" if self._reached_target() else "rounds")
+                    self._rounds(checkpoint_every, show, listener)
+            history = self._history(self._stopped or self._why_over() or "rounds")
             if self.out is not None:
                 self._write(self._checkpoint())
                 history.write(self.out)
@@ -224,21 +240,98 @@ class Simulation:
     def _tried(self, cohort: int, most: int) -> list[Assignment]:
         """The first clients as they would train, to try executors on; one whose examples cannot be read is left out."""
         tried: list[Assignment] = []
-        for client in (self.population.pick(index) for index in range(min(cohort, most))):
+        last = min(self.first + min(cohort, most), len(self.population))
+        for client in (self.population.pick(index) for index in range(self.first, last)):
             with suppress(DataError):  # the round that picks it will say so
                 examples = self.program.reader.read(self.population, client)
                 tried.append(Assignment(client, *examples, {}, key("tried", client)))
         return tried
 
-    def _rounds(self, checkpoint_every: int, show: Show) -> None:
-        """Play them, and keep what there is now and then."""
+    def _rounds(self, checkpoint_every: int, show: Show, listener: RoundListener) -> None:
+        """Play them, keep what there is now and then, and tell the user's function of each."""
         saved = self.done
-        while self.done < self.experiment.rounds and not self._reached_target():
+        if self.experiment.evaluate.first and self.at.start is None:
+            self._measure_start()
+            if self._is_told_to_stop(listener):
+                return
+        while self.done < self.experiment.rounds and not self._why_over():
             self._round(self.done, self.at)
             show(self.at.rounds[-1])
             if self.done - saved >= checkpoint_every:
                 self._write(self._checkpoint())
                 saved = self.done
+            if self._is_told_to_stop(listener):
+                return
+
+    def _is_told_to_stop(self, listener: RoundListener) -> bool:
+        """Tell the user's function of the last round; whether it ends the run."""
+        state = self.at.state
+        record = self.at.rounds[-1] if self.at.rounds else self.at.start
+        assert record is not None
+        is_best = self.at.best is not None and self.at.best.round == record.round
+        outcome = RoundOutcome(record, is_best, lambda: self.program.state_dict(self._published(state)))
+        if listener.wants_to_stop(outcome):
+            self._stopped = "after_round"
+        if len(self.experiment.population) != len(self.population):
+            raise ExperimentError(
+                f"the population has grown from {len(self.population)} clients to {len(self.experiment.population)} during the "
+                "run: give all of them from the start, and say who comes later: population.joining({client: round})"
+            )
+        return bool(self._stopped)
+
+    def _why_over(self) -> str | None:
+        """Why the run ends before its last round, if it does."""
+        return self.stopping.why(self.at.rounds, self.at.best)
+
+    def _measure_start(self) -> None:
+        """Measure the model before round 1, as a record of round 0; the same also where a run is taken up later."""
+        began = time.perf_counter()
+        state = self.plan.algorithm.start(self.program.initial_shared, self.task)
+        evaluations, spreads = self.evaluation.measure(self._published(state), lambda client: {})
+        record = RoundRecord(
+            round=0,
+            clients=0,
+            examples=0,
+            loss=math.nan,
+            metrics=next(iter(evaluations.values())),
+            bytes_up=0,
+            bytes_down=0,
+            seconds=time.perf_counter() - began,
+            evaluations=evaluations,
+            spreads=spreads,
+        )
+        at = replace(self.at, start=record)
+        self.at = at if self.done else self._with_best(at, record)
+
+    def _with_best(self, at: Checkpoint, record: RoundRecord) -> Checkpoint:
+        """The same, with the model of its last record kept if that is the best so far."""
+        if self.stopping.is_due(record) and self.stopping.improves(record, at.best):
+            return replace(at, best=self.stopping.kept(record, self._published(at.state)))
+        return at
+
+    def _with_same_best(self, earlier: Checkpoint, out: Path) -> Checkpoint:
+        """An earlier part of the run, if it kept the best model by the same metric, or none is wanted."""
+        wanted = self.experiment.evaluate.best
+        if wanted is None:
+            return replace(earlier, best=None)
+        if earlier.best is not None and earlier.best.metric != wanted:
+            raise ExperimentError(
+                f"{out} holds a run that keeps the best model by {earlier.best.metric!r}, and not by {wanted!r}: give "
+                f"Evaluate(best={earlier.best.metric!r}), another folder, or restart=True (--restart) to start over there"
+            )
+        if earlier.best is None and any(self.stopping.is_due(record) for record in earlier.rounds):
+            self.notes[f"the best model is the best since round {len(earlier.rounds) + 1}: none was kept before"] = None
+        return earlier
+
+    def _first_readable(self) -> tuple[int, tuple[Any, Any]]:
+        """The first client, and its examples; where failures are left out, the first one whose examples can be read."""
+        for position in range(len(self.population)):
+            try:
+                return position, self.program.reader.read(self.population, self.population.pick(position))
+            except DataError:
+                if not self.skips or position + 1 == len(self.population):
+                    raise
+        raise AssertionError("a population has clients")
 
     @property
     def done(self) -> int:
@@ -252,8 +345,8 @@ class Simulation:
         def examples(position: int) -> int:
             client = population.pick(position)
             if client not in self.sizes:
-                self.sizes[client] = len(self.program.reader.read(population, client)[0])
-            return self.sizes[client]
+                (self.sizes[client],) = self.trainer.sizes([client])
+            return max(1, self.sizes[client])  # one that fails is left out later
 
         @functools.cache
         def mean() -> float:
@@ -273,7 +366,9 @@ class Simulation:
         if not pacing.buffered:
             pacing = replace(pacing, least=max(pacing.least, min(1.0, least / pacing.cohort)))
         self.attendance = Attendance(devices, work, pacing.checkins)
-        return Timeline(pacing, experiment.fleet, devices, work, experiment.seed, population.pick)
+        in_passes = population.participation.in_passes
+        seed, name = experiment.seed, population.pick
+        return Timeline(pacing, experiment.fleet, devices, work, seed, name, joined=self.joined, in_passes=in_passes)
 
     def _rehearse(self) -> None:
         """Play all rounds without training, if devices may be asked only so often: an ExperimentError for a round that never ends
@@ -334,13 +429,17 @@ class Simulation:
                 state = self._sum_and_step([places[client]], played.number, state, replace(received, sums=Sums()))
         elif played.published:
             state = self._sum_and_step(counted, played.number, state, received)
+        self._expect_some(received, played.number)
         tally = tallies.pop(played.number, Tally())
         loss = tally.loss / tally.seen if tally.clients else math.nan
         evaluations, spreads = self._evaluate(played.number, state, settled)
+        failed, reasons = received.failed, played.dropped.copy()
+        if failed:
+            reasons["failed"] = len(failed)
         record = RoundRecord(
             round=played.number + 1,
             clients=tally.clients,
-            dropped=sum(played.dropped.values()) if self.plan.pacing.buffered else played.given - tally.clients,
+            dropped=sum(reasons.values()) if self.plan.pacing.buffered else played.given - tally.clients,
             examples=tally.examples,
             loss=loss,
             metrics=next(iter(evaluations.values()), {} if self.evaluation.wanted else {"loss": loss}),
@@ -350,12 +449,13 @@ class Simulation:
             seconds=time.perf_counter() - began,
             at=played.ended,
             staleness=dict(sorted(tally.staleness.items())),
-            reasons=dict(sorted(played.dropped.items())),
+            reasons=dict(sorted(reasons.items())),
             evaluations=evaluations,
             spreads=spreads,
+            failed=failed,
         )
         pending.pop(played.number, None)
-        return replace(
+        after = replace(
             at,
             state=state,
             version=at.version + played.published,
@@ -363,6 +463,17 @@ class Simulation:
             tallies=tallies,
             rounds=(*at.rounds, record),
         )
+        return self._with_best(after, record)
+
+    @staticmethod
+    def _expect_some(received: Received, number: int) -> None:
+        """Refuse a round in which the part of everyone who trained failed: there is more wrong than one client."""
+        if received.failed and not any(received.settled.values()):
+            client, why = next(iter(received.failed.items()))
+            raise ExperimentError(
+                f"the part of all {len(received.failed)} clients of round {number + 1} failed, so that leaving them out leaves "
+                f"nobody; the first of them, {client}: {why}"
+            )
 
     def _sum_and_step(
         self,
@@ -372,7 +483,7 @@ class Simulation:
         received: Received,
     ) -> ServerState:
         """Let clients train from a state, add what they report to the sums that it is counted in, take the step of one."""
-        algorithm, people = self.plan.algorithm, len(self.population)
+        algorithm, people = self.plan.algorithm, len(present_at(self.joined, number, len(self.population)))
         public = public_seed(self.plan, self.experiment.seed, number)
         alone = list[Aggregate]()
         if self.plan.edges.rounds > 1:
@@ -405,9 +516,14 @@ class Simulation:
             told = dict[int, Tally]()  # of the last round
             for done in range(rounds):
                 told.clear()
-                own = Received(Sums(), told, received.settled)
-                wave = [replace(one, again=done, most_steps=_part_of(one.most_steps, rounds)) for one in members]
-                self._reported(wave, number, site.seed_now, site.at, own)
+                own = Received(Sums(), told, received.settled, received.failed)
+                wave = [
+                    replace(one, again=done, most_steps=_part_of(one.most_steps, rounds))
+                    for one in members
+                    if str(self.population.pick(one.position)) not in received.failed
+                ]
+                if wave:
+                    self._reported(wave, number, site.seed_now, site.at, own)
                 count = count or int(own.sums[number].total.count)
                 site = site.after(own.sums[number].total)
             if count:
@@ -454,6 +570,8 @@ class Simulation:
         for one in wave:  # in the order in which they were accepted, whoever was trained first
             result = results[self.population.pick(one.position)]
             received.settled[str(result.client)] = result.became == "counted"
+            if result.became == "failed":
+                received.failed[str(result.client)] = result.why
             if result.became == "counted":
                 tally = received.tallies.setdefault(one.into, Tally())
                 tally.count(result.examples, result.metrics["loss"], one.staleness)
@@ -504,19 +622,6 @@ class Simulation:
             return {}, {}
         return self.evaluation.measure(self._published(state), state_of)
 
-    def _reached_target(self) -> bool:
-        target = self.experiment.evaluate.target
-        if not target or not self.at.rounds or self.done % self.experiment.evaluate.every:
-            return False  # an earlier, shorter run may have measured its last round out of turn
-        measured = self.at.rounds[-1].metrics
-        return all(
-            name in measured and (measured[name] <= goal if self._is_lower_better(name) else measured[name] >= goal)
-            for name, goal in target.items()
-        )
-
-    def _is_lower_better(self, name: str) -> bool:
-        return is_lower_better(name, self.program.task.metrics.get(name))
-
     def _note(self, result: Result) -> None:
         """What the user should know of a client's report."""
         if result.became == "refused":
@@ -540,6 +645,12 @@ class Simulation:
         if refused := getattr(self.trainer.executor, "refused", None):
             self.notes[f"some clients were trained by autograd: {refused}"] = None
         self.notes |= self.evaluation.notes
+        self.notes |= dict.fromkeys(failures_of(self.at.rounds))
+        best = self.at.best
+        if self.at.rounds and self.stopping.improves(
+            self.at.rounds[-1], best
+        ):  # measured out of its turn, as the last round is
+            best = self.stopping.kept(self.at.rounds[-1], model)
         return History(
             rounds=self.at.rounds,
             model=self.program.state_dict(model),
@@ -550,4 +661,10 @@ class Simulation:
             notes=tuple(self.notes),
             executor=self.how,
             fleet=self.attendance.report(),
+            start=self.at.start,
+            best=None
+            if best is None
+            else BestModel(
+                best.round, best.metric, best.value, self.program.state_dict(best.model), sha256(best.model)
+            ),
         )

@@ -45,6 +45,7 @@ from sumus.protocol.steering import window
 from sumus.rng import generator
 from sumus.server.coordinator import Coordinator
 from sumus.simulator.calendar import Calendar
+from sumus.simulator.participation import FIRST_ROUND, Passes, present_at
 from sumus.storage.memory import MemoryStore
 from sumus.types import Array, Floats
 
@@ -164,6 +165,8 @@ class Timeline:
     """The run of a fleet, as far as it was asked for.
 
     name: the client at a position: what becomes of its work is keyed by it, whatever else happens. None where nobody trains.
+    joined: the round, from 1, from which each device is there, int64 `(n,)`; None where all are there from the start.
+    in_passes: whether each device is drawn once before any twice.
     """
 
     def __init__(
@@ -176,6 +179,8 @@ class Timeline:
         name: Callable[[int], Any] | None = None,
         cost: ServerCost = ServerCost(),
         outages: Sequence[tuple[float, float]] = (),
+        joined: Array | None = None,
+        in_passes: bool = False,
     ) -> None:
         self.now = 0.0
         self.totals = Totals()
@@ -190,6 +195,7 @@ class Timeline:
         self._asleep: Calendar | None = None
         self._workers: dict[int, _Worker] = {}
         self._states: dict[int, DeviceState] = {}
+        self._joined, self._passes = joined, Passes(seed) if in_passes else None
         self._idle = np.ones(len(devices), bool)
         self._last = np.full(len(devices), -(2**31))
         self._models = np.full(len(devices), -(2**31))
@@ -302,6 +308,21 @@ class Timeline:
         if self._down():  # nobody is asked: the requests that devices hold open are cut
             self._look_again_at(max(end for begin, end in self._outages if begin <= self.now < end))
             return
+        some = self._drawn_freely(wanted) if self._passes is None else self._drawn_in_passes(wanted)
+        for who in some:
+            self._check_in(who)
+        if not some and self._may_come(np.arange(len(self._devices)), online=False).any():
+            self._look_again_at(self.now + MINUTE)  # who may come is offline, or rests
+
+    def _drawn_in_passes(self, wanted: int) -> list[int]:
+        """Up to so many of those who may come, each once before any twice."""
+        assert self._passes is not None
+        return self._passes.draw(
+            wanted, present_at(self._joined, self._current.number, len(self._devices)), self._may_come
+        )
+
+    def _drawn_freely(self, wanted: int) -> list[int]:
+        """Up to so many of those who may come, uniformly."""
         number, count = self._current.number, len(self._devices)
         rng = self._rng
         if self._drawn < number:
@@ -315,10 +336,7 @@ class Timeline:
             others = np.setdiff1d(np.flatnonzero(self._may_come(np.arange(count))), some)
             more = rng.choice(others, size=min(wanted - len(some), len(others)), replace=False)
             some = np.concatenate([some, more])
-        for who in some.tolist():
-            self._check_in(who)
-        if not len(some) and self._may_come(np.arange(count), online=False).any():
-            self._look_again_at(self.now + MINUTE)  # who may come is offline, or rests
+        return some.tolist()
 
     def _look_again_at(self, moment: float) -> None:
         self._waiting_to_fill = True
@@ -332,6 +350,8 @@ class Timeline:
         be online too, and not rest."""
         pacing, number = self._pacing, self._current.number
         may = self._idle[who] & (number > self._last[who])
+        if self._joined is not None:
+            may &= self._joined[who] <= number + FIRST_ROUND
         if pacing.separation > 1:
             may &= self._store.run.models - self._models[who] >= pacing.separation - 1
         if pacing.most_rounds is not None:

@@ -25,8 +25,12 @@ from sumus.operations.service import Conduct, Service, open_service
 from sumus.optimizers import ServerState
 from sumus.protocol.session import Floor
 from sumus.server.limits import Limits, Rate
+from sumus.simulator.after_round import RoundListener
 from sumus.simulator.choice import Choice
 from sumus.simulator.history import Tally
+from sumus.simulator.participation import present_at
+from sumus.simulator.population import Population
+from sumus.simulator.progress import Show
 from sumus.simulator.share import public_seed
 from sumus.simulator.simulation import Received, Simulation
 from sumus.simulator.timeline import Counted
@@ -48,9 +52,15 @@ class WireSimulation(Simulation):
     """A run whose clients are devices of a server."""
 
     def __init__(
-        self, experiment: Experiment, device: str, out: Path | None, restart: bool, states: ClientStates
+        self,
+        experiment: Experiment,
+        device: str,
+        out: Path | None,
+        restart: bool,
+        states: ClientStates,
+        skips: bool = False,
     ) -> None:
-        _check(experiment)
+        _check(experiment, skips)
         super().__init__(experiment, device, out, restart, states)
         self._served = replace(self.plan, trusts_devices=True)  # all devices are this process's own
         self._served.check_deployable()
@@ -88,14 +98,20 @@ class WireSimulation(Simulation):
         service.server.start()
         return service
 
-    def _rounds(self, checkpoint_every: int, show: Any) -> None:
+    def _rounds(self, checkpoint_every: int, show: Show, listener: RoundListener) -> None:
         with self._stack:
             server = self._service.server
-            token = server.roll.new_token(server.population, server.clock(), uses=len(self.population))
-            for client in self.population:
-                self._device(client, token).enrol()
+            self._token = server.roll.new_token(server.population, server.clock(), uses=len(self.population))
+            super()._rounds(checkpoint_every, show, listener)
+
+    def _enrol(self, number: int) -> None:
+        """Let the devices of all who are there in a round enrol, once each."""
+        server, clients = self._service.server, len(self.population)
+        there = [self.population.pick(int(place)) for place in present_at(self.joined, number, clients)]
+        if new := [client for client in there if client not in self._devices]:
+            for client in new:
+                self._device(client, self._token).enrol()
             server.ask_to_do(lambda now: server.count_people()).result()
-            super()._rounds(checkpoint_every, show)
 
     def _device(self, client: Any, token: str | None = None) -> Device:
         """A client's device."""
@@ -128,6 +144,7 @@ class WireSimulation(Simulation):
         received: Received,
     ) -> ServerState:
         """Let the round's devices take part, one after the other; the server's state after it."""
+        self._enrol(number)
         training = self._service.server.tasks[0].training
         before = training.version
         for one in counted:
@@ -163,8 +180,18 @@ class WireSimulation(Simulation):
         raise ExperimentError(f"client {client!r} did not take part in round {self.done + 1}: {last}")
 
 
-def _check(experiment: Experiment) -> None:
-    """Refuse what only a virtual clock can play."""
+def _check(experiment: Experiment, skips: bool) -> None:
+    """Refuse what only a virtual clock can play, and what only a simulation in memory knows of a client."""
+    if skips:
+        raise ExperimentError(
+            "failures='skip' is for simulations in memory: a device that fails tells its server so, and the server asks "
+            "another one or ends the round by its deadline; leave it out, or simulate without through="
+        )
+    if isinstance(experiment.population, Population) and experiment.population.participation.weights is not None:
+        raise ExperimentError(
+            "weighed() is for simulations in memory: a device weighs the examples that it holds, up to the plan's cap; leave "
+            "it out, or simulate without through="
+        )
     pacing = experiment.plan.pacing
     if experiment.fleet != PERFECT or pacing.buffered or pacing.chosen != pacing.cohort:
         raise ExperimentError(

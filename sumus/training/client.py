@@ -1,5 +1,6 @@
 """How a client begins a round and what it sends at its end: the same in every executor on one module."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sumus.aggregate import BUFFERS
 from sumus.errors import TaskError, UsageError, own_code, said
+from sumus.schedules import Schedule
 from sumus.training.executor import Assignment, Trained
 from sumus.training.noise import KeyedNoise, Watch
 from sumus.training.program import Program, seeded
@@ -21,11 +23,23 @@ from sumus.work import PERSONAL, ClientState, ClientWork, LeafState, LocalRun, P
 
 @dataclass(frozen=True)
 class Round:
-    """A round's broadcast as tensors. sent: by part, params too; buffers: shared leaves without a gradient."""
+    """A round's broadcast as tensors. lr: the round's rate, and `factors` of its local steps; sent: by part, params too; buffers:
+    shared leaves without a gradient."""
 
     lr: float
+    factors: Schedule
     sent: Parts
     buffers: Mapping[str, Tensor]
+
+    def rate(self, step: int) -> float:
+        """The rate of a local step, from 1."""
+        return self.lr if self.factors.within is None else self.lr * self.factors.factor(step)
+
+    def mean_rate(self, steps: int) -> float:
+        """The mean rate of so many first steps."""
+        if self.factors.within is None or not steps:
+            return self.lr
+        return math.fsum(self.rate(step) for step in range(1, steps + 1)) / steps
 
 
 class LocalTraining:
@@ -45,7 +59,8 @@ class LocalTraining:
         program = self.program
         sent = {name: self._apart(tree) for name, tree in broadcast.items() if name not in ("params", BUFFERS)}
         sent["params"] = program.tensors_of(broadcast["params"])
-        return Round(self.work.lr.rate(round_number), sent, program.tensors_of(broadcast.get(BUFFERS, {})))
+        lr = self.work.lr
+        return Round(lr.rate(round_number), lr, sent, program.tensors_of(broadcast.get(BUFFERS, {})))
 
     def start(self, round_: Round, assignment: Assignment) -> tuple[dict[str, Tensor], ClientState]:
         """A client's leaves before its first step, and what it kept: its first state, if it kept nothing."""
@@ -95,7 +110,7 @@ class LocalTraining:
             "init", self.work.optimizer, "it must give a leaf's first state: a tuple of tensors like the leaf"
         ):
             return {
-                name: tuple(torch.as_tensor(slot).clone() for slot in self.work.optimizer.init(param.detach()))
+                name: tuple(torch.as_tensor(slot).clone() for slot in self.work.rule_of(name).init(param.detach()))
                 for name, param in params.items()
             }
 

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sumus.errors import ExperimentError, SumusError, TaskError, at_client, said
+from sumus.metrics import SeveralSums
 from sumus.task import Data, Leaf, Task
 from sumus.training.examples import ExampleReader, describe_call
 from sumus.types import Array, Tree
@@ -166,14 +167,10 @@ class Program:
                 rows = slice(start, start + batch_size)
                 batch, labels = inputs[rows].clone(), targets[rows].clone()
                 outputs, losses = self.losses(batch, labels)
-                measured = {"loss": losses} | {
-                    name: self._measure(name, metric, outputs, labels) for name, metric in self.task.metrics.items()
-                }
-                for name, value in measured.items():
-                    sums, counts = value if isinstance(value, tuple) else (value, None)
-                    total, count = totals.get(name, (0.0, 0))
-                    seen = len(sums) if counts is None else int(counts.sum())
-                    totals[name] = (total + float(sums.double().sum()), count + seen)
+                _add(totals, ("loss",), losses)
+                for name, metric in self.task.metrics.items():
+                    names = metric.names(name) if isinstance(metric, SeveralSums) else (name,)
+                    _add(totals, names, self._measure(name, metric, outputs, labels))
         for name, (total, count) in totals.items():
             if not count and total:
                 raise TaskError(f"metric {name!r} adds up to {total:g} and counts no prediction: count what is added")
@@ -223,8 +220,9 @@ class Program:
         except Exception as error:
             raise TaskError(f"metric {name!r} failed: {type(error).__name__}: {error}") from error
         given = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+        wanted = (*targets.shape[:1], len(metric.slots)) if isinstance(metric, SeveralSums) else targets.shape[:1]
         for tensor in given:
-            if not isinstance(tensor, Tensor) or tensor.shape != targets.shape[:1] or tensor.is_complex():
+            if not isinstance(tensor, Tensor) or tensor.shape != wanted or tensor.is_complex():
                 got = f"{_kind(tensor)}{tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
                 raise TaskError(
                     f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value an example, or a pair "
@@ -248,6 +246,18 @@ class Program:
 
     def _to_numpy(self, name: str, tensor: Tensor) -> Array:
         return self.widen(name, tensor.detach()).cpu().numpy().copy()
+
+
+def _add(totals: dict[str, tuple[float, int]], names: Sequence[str], value: Any) -> None:
+    """Add a batch's values, or its (sums, counts), to the totals of these names; of several names, each has a column."""
+    sums, counts = value if isinstance(value, tuple) else (value, torch.ones_like(value, dtype=torch.int64))
+    added = (
+        [column.sum().item()] if len(names) == 1 else column.sum(0).tolist()
+        for column in (sums.double(), counts.long())
+    )
+    for name, total, count in zip(names, *added, strict=True):
+        before, counted = totals.get(name, (0.0, 0))
+        totals[name] = (before + total, counted + count)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -60,7 +60,7 @@ class SequentialExecutor(LocalTraining):
                 gradient = self.gradient(assignment)
                 self.program.load(start)
             steps, loss = self._train(assignment, round_, own)
-        done = LocalRun(steps, round_.lr, len(assignment.inputs), gradient)
+        done = LocalRun(steps, round_.mean_rate(steps), len(assignment.inputs), gradient)
         leaves = {name: tensor.detach() for name, tensor in self.program.tensors.items()}
         return self.ended(round_, assignment, own, leaves, done, loss)
 
@@ -69,7 +69,7 @@ class SequentialExecutor(LocalTraining):
         program, work = self.program, self.work
         names, params = list(program.trained), list(program.trained.values())
         rules = self.first_rules(program.trained)
-        take_step = self._fused_sgd(rules, round_.lr) or self._generic_step(rules, round_, own)
+        take_step = self._fused_sgd(rules, round_) or self._generic_step(rules, round_, own)
         steps, seen = 0, 0
         state: Sequence[Tensor] | None = None
         total = torch.zeros((), device=program.device, dtype=torch.float64)
@@ -87,7 +87,7 @@ class SequentialExecutor(LocalTraining):
                 noise = graph.noise([assignment.key], steps, program.device)
                 state = state or self._state(graph, rules, round_, own)
                 with self.stepping():
-                    total += graph(state, inputs, targets, None, round_.lr, steps, noise) * len(inputs)
+                    total += graph(state, inputs, targets, None, round_.rate(steps), steps, noise) * len(inputs)
                 continue
             state, noise = None, self.noise(assignment, steps)  # a rule may put new tensors in place of its state
             loss, grads = self.loss_and_gradient(inputs, targets, len(inputs), params, noise)
@@ -119,10 +119,10 @@ class SequentialExecutor(LocalTraining):
         values |= {f"state/{path}": leaf for path, leaf in unnested(own).items()}
         return [values[name].detach() for name in graph.names]
 
-    def _fused_sgd(self, rules: Mapping[str, LeafState], lr: float) -> Step | None:
+    def _fused_sgd(self, rules: Mapping[str, LeafState], round_: Round) -> Step | None:
         """SGD in place, where the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""
         rule = self.work.optimizer.spec
-        if rule.name != "rule/sgd" or self.work.correct is not no_correction:
+        if rule.name != "rule/sgd" or self.work.correct is not no_correction or self.work.groups:
             return None
         momentum, decay = (float(cast(float, rule.params[name])) for name in ("momentum", "weight_decay"))
         nesterov = bool(rule.params["nesterov"])
@@ -139,7 +139,7 @@ class SequentialExecutor(LocalTraining):
                 torch._foreach_mul_(velocity, momentum)
                 torch._foreach_add_(velocity, moves)
                 moves = list(torch._foreach_add(moves, velocity, alpha=momentum)) if nesterov else velocity
-            torch._foreach_add_(params, moves, alpha=-lr)
+            torch._foreach_add_(params, moves, alpha=-round_.rate(number))
 
         return step
 
@@ -150,7 +150,8 @@ class SequentialExecutor(LocalTraining):
 
         def step(grads: dict[str, Tensor], number: int) -> None:
             values = {name: param.detach() for name, param in params.items()}
-            moved, states = apply_gradients(self.work, values, grads, rules, round_.sent, own, round_.lr, number)
+            rate = round_.rate(number)
+            moved, states = apply_gradients(self.work, values, grads, rules, round_.sent, own, rate, number)
             taken = set(memory)
             rules.update({name: tuple(_outside(slot, taken) for slot in slots) for name, slots in states.items()})
             torch._foreach_copy_(list(params.values()), [_outside(moved[name], set(memory)) for name in params])

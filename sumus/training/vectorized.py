@@ -84,7 +84,8 @@ class VectorizedExecutor(LocalTraining):
             self._take_steps(round_, group, batches, values, losses)
         each = self._unstacked(values, len(group))
         for place, (assignment, gradient, leaves) in enumerate(zip(group, gradients, each, strict=True)):
-            done = LocalRun(len(batches[place]), round_.lr, len(assignment.inputs), gradient)
+            steps = len(batches[place])
+            done = LocalRun(steps, round_.mean_rate(steps), len(assignment.inputs), gradient)
             seen = sum(len(rows) for rows in batches[place])
             with at_client(assignment.client):
                 trained = self.ended(round_, assignment, begun[place][1], leaves, done, (float(losses[place]), seen))
@@ -118,9 +119,8 @@ class VectorizedExecutor(LocalTraining):
                     ]
                 noise = graph.noise([assignment.key for assignment in group[first:last]], step + 1, device)
                 with self.stepping():
-                    loss = graph(
-                        prefixes[first, last], batch, labels, weights[step, first:last], round_.lr, step + 1, noise
-                    )
+                    rate = round_.rate(step + 1)
+                    loss = graph(prefixes[first, last], batch, labels, weights[step, first:last], rate, step + 1, noise)
                 losses[first:last] += loss * counts[step, first:last]
 
     def _rows(self, examples: int) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sumus.virtual.policy import Policy
     from sumus.virtual.remote import connect
     from sumus.virtual.serving import serve
+    from sumus.virtual.torch_hook import TorchHook
     from sumus.virtual.worker import VirtualWorker, Worker, WorkerRefused
 
 _PUBLIC = {
@@ -36,6 +37,7 @@ _PUBLIC = {
     "EVERYTHING": "sumus.virtual.operations",
     "PointerError": "sumus.virtual.pointer",
     "WorkerRefused": "sumus.virtual.worker",
+    "TorchHook": "sumus.virtual.torch_hook",
 }
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "Pointer",
     "PointerError",
     "Policy",
+    "TorchHook",
     "VirtualWorker",
     "Worker",
     "WorkerRefused",

@@ -10,7 +10,7 @@ carol["inputs"]                                                a pointer to what
 import threading
 from collections import deque
 from collections.abc import Collection, Mapping
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -41,6 +41,9 @@ from sumus.virtual.pointer import Pointer, PointerError
 from sumus.virtual.policy import Policy
 from sumus.virtual.workbench import Workbench, as_tensor
 
+if TYPE_CHECKING:
+    from sumus.virtual.torch_hook import TorchHook
+
 A = TypeVar("A")
 
 
@@ -69,6 +72,11 @@ class Worker:
 
     def __repr__(self) -> str:
         return f"<worker {self.name!r}>"
+
+    @property
+    def id(self) -> str:
+        """The name, by the name that PySyft 0.2 had for it."""
+        return self.name
 
     def __enter__(self) -> "Worker":
         return self
@@ -122,6 +130,13 @@ class Worker:
             found.now(made)
         return found
 
+    def call_by(self, pointer: Pointer | None, number: int | None = None) -> None:
+        """From now on, let a tensor there be known by this pointer; by a new one, if None is given and the tensor's number."""
+        if pointer is not None:
+            self._pointers[pointer.id] = pointer
+        elif number is not None:
+            self._pointers.pop(number, None)
+
     def let_go(self, number: int) -> None:
         """Delete a tensor there, with the next request. Called by garbage collection, at any moment."""
         self._let_go.append(number)
@@ -155,11 +170,22 @@ class Worker:
 class VirtualWorker(Worker):
     """A worker in this process. It has the same policy, and sees the same bytes, as one that is far away.
 
-    tensors: of its own, which are private as those of a device are; what a caller sends is the caller's.
+    Args:
+        name: Its name. Or a `TorchHook`, as in PySyft 0.2; then the name is `id`.
+        tensors: Of its own, which are private as those of a device are; what a caller sends is the caller's.
+        policy: What callers may do.
+        id: Its name, after a hook.
     """
 
-    def __init__(self, name: str, tensors: Mapping[str, Tensor] | None = None, policy: Policy | None = None) -> None:
+    def __init__(
+        self,
+        name: "str | TorchHook",
+        tensors: Mapping[str, Tensor] | None = None,
+        policy: Policy | None = None,
+        id: str | None = None,
+    ) -> None:
         policy = policy or Policy()
+        name = _name_of(name, id)
         own = offered(tensors or {}, policy.public)
         super().__init__(name, tuple(own))
         self._bench: Workbench | None = Workbench(own, policy)
@@ -173,6 +199,18 @@ class VirtualWorker(Worker):
     def close(self) -> None:
         """Delete whatever it holds."""
         self._bench = None
+
+
+def _name_of(name: object, other: str | None) -> str:
+    """A worker's name, as it is given now or as it was given after a hook."""
+    if callable(getattr(name, "unhook", None)):
+        name, other = other, None
+    if not isinstance(name, str) or other is not None:
+        raise UsageError(
+            f"VirtualWorker({name!r:.40}, id={other!r:.40}): give one name, as in VirtualWorker('alice'), or VirtualWorker(hook, "
+            "id='alice')"
+        )
+    return name
 
 
 def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[str, Tensor]:

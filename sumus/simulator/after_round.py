@@ -1,0 +1,89 @@
+"""A function of the user's own after each round: to log, to save, and to end a run.
+
+    def after_round(outcome):
+        print(outcome.round, outcome.metrics)
+        if outcome.metrics.get("accuracy", 0.0) > 0.9:
+            return "stop"
+
+It is called when the round is over and kept: whatever it does, the round is not lost, and no number of the rounds to come
+changes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+from sumus.errors import ExperimentError, UsageError, own_code
+from sumus.metrics import Spread
+from sumus.simulator.history import RoundRecord, figures_of
+from sumus.training.apart import TorchApart
+
+
+@dataclass(frozen=True)
+class RoundOutcome:
+    """What a round came to.
+
+    record: the round's record.
+    is_best: whether its model is the best so far, by `Evaluate(best=)`.
+    round, metrics, spreads: the record's; round 0 is the measurement before the first round.
+    figures: every number of the record that a tracker plots, by name, such as `unseen/accuracy.median`. Figures that are no
+        numbers (the loss of a round without reports) are left out.
+    model: a state dict that loads into the task's model, made at each call: change it as you like.
+    """
+
+    record: RoundRecord
+    is_best: bool = False
+    _model: Callable[[], Mapping[str, Any]] = field(default=dict, repr=False)
+
+    @property
+    def round(self) -> int:
+        """The round's number, from 1; 0 before the first."""
+        return self.record.round
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What was measured; empty where the round was not evaluated."""
+        return MappingProxyType(dict(self.record.metrics))
+
+    @property
+    def spreads(self) -> Mapping[str, Mapping[str, Spread]]:
+        """The spread over clients, by source and metric."""
+        return MappingProxyType(dict(self.record.spreads))
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """Numbers by name, for a tracker."""
+        return figures_of(self.record)
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """The published model."""
+        return self._model()
+
+
+AfterRound: TypeAlias = Callable[[RoundOutcome], Literal["stop"] | None]
+
+
+class RoundListener:
+    """Calls the user's function. What it draws from torch, and what it sets there, is its own: training does not see it."""
+
+    def __init__(self, function: AfterRound | None) -> None:
+        if function is not None and not callable(function):
+            raise ExperimentError(
+                f"after_round={function!r:.80}: give a function of a RoundOutcome, that gives 'stop' to end the run, or nothing"
+            )
+        self._function = function
+        self._torch = TorchApart()
+
+    def wants_to_stop(self, outcome: RoundOutcome) -> bool:
+        """Tell it of a round. Raises UsageError for what it raises, and for an answer that is none."""
+        if self._function is None:
+            return False
+        with self._torch.entered(), own_code("after_round", f"round {outcome.round}", "the round itself is kept"):
+            answer: object = self._function(outcome)
+        if answer is not None and answer != "stop":
+            raise UsageError(
+                f"after_round gave {answer!r:.80} after round {outcome.round}: give 'stop' to end the run, or nothing to go on"
+            )
+        return answer == "stop"

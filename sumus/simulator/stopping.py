@@ -1,0 +1,70 @@
+"""Which model of a run is the best one, and when a run ends before its last round: target and patience.
+
+Both are functions of the rounds' records, so that a run that was cut and goes on decides as one without a break.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sumus.errors import ExperimentError
+from sumus.experiment import Evaluate
+from sumus.simulator.history import RoundRecord
+from sumus.simulator.kept import Kept
+from sumus.types import Tree
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """What `Evaluate` says about the best model and an early end. lower: whether a metric is better the lower it is."""
+
+    wanted: Evaluate
+    lower: Callable[[str], bool]
+
+    def check_names(self, known: Sequence[str]) -> None:
+        """Refuse names of metrics that are not measured."""
+        best = [] if self.wanted.best is None else [self.wanted.best]
+        for what, names in (("the target", self.wanted.target), ("best=", best)):
+            for name in names:
+                if name not in known:
+                    raise ExperimentError(f"{what} names {name!r}, which is not measured; there is {', '.join(known)}")
+
+    def is_due(self, record: RoundRecord) -> bool:
+        """Whether a record was measured in its turn: an earlier, shorter run may have measured its last round besides."""
+        return record.round % self.wanted.every == 0 and bool(record.metrics)
+
+    def improves(self, record: RoundRecord, kept: Kept | None) -> bool:
+        """Whether a record is better than the best so far. The first of equal ones stays; NaN is the worst."""
+        name = self.wanted.best
+        if name is None or name not in record.metrics:
+            return False
+        return kept is None or self._rank(record.metrics[name]) > self._rank(kept.value)
+
+    def kept(self, record: RoundRecord, model: Tree) -> Kept:
+        """A record's model as the best one."""
+        assert self.wanted.best is not None
+        return Kept(self.wanted.best, record.round, record.metrics[self.wanted.best], model)
+
+    def why(self, rounds: Sequence[RoundRecord], kept: Kept | None) -> str | None:
+        """Why a run of these rounds ends: "target" or "patience"; None where it goes on."""
+        if rounds and self.is_due(rounds[-1]) and self._reached(rounds[-1]):
+            return "target"
+        if self.wanted.patience is not None and kept is not None:
+            since = sum(self.is_due(record) for record in rounds if record.round > kept.round)
+            if since >= self.wanted.patience:
+                return "patience"
+        return None
+
+    def _reached(self, record: RoundRecord) -> bool:
+        target, measured = self.wanted.target, record.metrics
+        return bool(target) and all(
+            name in measured and (measured[name] <= goal if self.lower(name) else measured[name] >= goal)
+            for name, goal in target.items()
+        )
+
+    def _rank(self, value: float) -> float:
+        """The higher, the better."""
+        if math.isnan(value):
+            return -math.inf
+        assert self.wanted.best is not None
+        return -value if self.lower(self.wanted.best) else value

@@ -1,0 +1,228 @@
+"""The spelling of PySyft 0.2, on request only: `tensor.send(worker)`, `model.send(worker)`, in place.
+
+    hook = sumus.virtual.TorchHook(torch)
+    bob = sumus.virtual.VirtualWorker(hook, id="bob")
+
+    data = data.send(bob)                   a pointer; data.location is bob
+    model.send(bob)                         the same module, with the same parameters, which are at Bob now
+    optimizer.step()                        also of an optimizer that was made before
+    model.get()
+
+    hook.unhook()                           torch is as it was
+
+A parameter that is sent stays the object that it is, so that whoever holds it (an optimizer) holds what is at the worker: it
+becomes a `Pointer`, and becomes a parameter again when it is fetched. What a worker keeps private is not fetched by these names
+either.
+"""
+
+from collections.abc import Callable, Iterator
+from types import MethodType, ModuleType
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sumus.errors import UsageError
+from sumus.virtual import models
+from sumus.virtual.pointer import Pointer, PointerError
+from sumus.virtual.worker import Worker, WorkerRefused
+
+_ABSENT = object()
+_OF_A_POINTER = ("worker", "id", "_hold", "_learns", "_leaf", "_gradient")
+_before: dict[tuple[type, str], Any] = {}
+"""What classes of torch held under the hooked names, while they are hooked."""
+
+
+class TorchHook:
+    """Gives tensors and modules `send`, `get`, `move` and `location`, until `unhook`. Another hook meanwhile is the same one.
+
+    Args:
+        module: torch.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        if module is not torch:
+            raise UsageError(f"TorchHook({module!r:.80}): give torch, the module")
+        if _before:
+            return
+        for kind, methods in ((Tensor, _OF_TENSORS), (nn.Module, _OF_MODULES)):
+            for name, method in methods.items():
+                _before[kind, name] = vars(kind).get(name, _ABSENT)
+                setattr(kind, name, method)
+
+    def unhook(self) -> None:
+        """Leave torch as it was. What is at workers stays there, and is fetched by `sumus.virtual.get`."""
+        for (kind, name), was in _before.items():
+            if was is _ABSENT:
+                delattr(kind, name)
+            else:
+                setattr(kind, name, was)
+        _before.clear()
+
+
+# ── tensors ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _send_tensor(self: Tensor, *workers: Worker) -> Pointer:
+    """A pointer to a copy of this at a worker."""
+    return models.send(self, _one(workers))
+
+
+def _get_tensor(self: Tensor) -> Tensor:
+    """The numbers; only what is at a worker can be fetched."""
+    return models.get(self)
+
+
+def _move_tensor(self: Tensor, *workers: Worker) -> Pointer:
+    """The same at another worker, by way of this process."""
+    return models.move(self, _one(workers))
+
+
+def _location_of_tensor(self: Tensor) -> Worker:
+    """The worker that this is at."""
+    if not isinstance(self, Pointer):
+        raise PointerError("this tensor is here, and at no worker: it has no location")
+    return self.worker
+
+
+# ── modules ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _send_module(self: nn.Module, *workers: Worker) -> nn.Module:
+    """Send all parameters and buffers; they stay the objects that they are. A gradient goes with its parameter."""
+    worker = _one(workers)
+    tensors = list(_tensors(self))
+    if any(isinstance(tensor, Pointer) for tensor in tensors):
+        raise PointerError(
+            "this model, or a part of it, is at a worker already: fetch it with .get(), or .move(worker) it"
+        )
+    if not isinstance(cast(object, worker), Worker):
+        models.send(self, worker)  # says what a worker is
+    sent = [(tensor, worker.send(tensor), tensor.grad) for tensor in tensors]
+    for _, pointer, gradient in sent:
+        if gradient is not None:
+            pointer.grad = worker.send(gradient)
+    for tensor, pointer, _ in sent:  # nothing can go wrong any more
+        _go(tensor, pointer)
+    return self
+
+
+def _get_module(self: nn.Module) -> nn.Module:
+    """Fetch all parameters and buffers, and their gradients as far as the worker lets them go."""
+    pointers = [_away(tensor) for tensor in _tensors(self)]
+    fetched = [(pointer, pointer.get(), _fetched_gradient(pointer)) for pointer in pointers]
+    for pointer, numbers, gradient in fetched:
+        _come_back(pointer, numbers, gradient)
+    return self
+
+
+def _move_module(self: nn.Module, *workers: Worker) -> nn.Module:
+    """The same at another worker, by way of this process."""
+    worker = _one(workers)
+    return _send_module(_get_module(self), worker)
+
+
+def _location_of_module(self: nn.Module) -> Worker:
+    """The worker that this is at."""
+    worker = next((_away(tensor).worker for tensor in _tensors(self)), None)
+    if worker is None:
+        raise PointerError("this model has no parameters, and is at no worker")
+    return worker
+
+
+class _Spelling:
+    """A method, or with `called` a value, of a class of torch. What an object holds under the same name goes before it: a part
+    of a model may be called `location`."""
+
+    def __init__(self, function: Callable[..., Any], called: bool = False) -> None:
+        self._function, self._called = function, called
+        self._name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        for held in ("_parameters", "_buffers", "_modules") if isinstance(instance, nn.Module) else ():
+            if self._name in vars(instance).get(held, {}):
+                return vars(instance)[held][self._name]
+        return self._function(instance) if self._called else MethodType(self._function, instance)
+
+
+def _spelt(send: Any, get: Any, move: Any, location: Any) -> dict[str, _Spelling]:
+    """The four names, with what they mean for one class."""
+    made = {"send": _Spelling(send), "get": _Spelling(get), "move": _Spelling(move)}
+    made["location"] = _Spelling(location, called=True)
+    for name, spelling in made.items():
+        spelling.__set_name__(object, name)
+    return made
+
+
+_OF_TENSORS = _spelt(_send_tensor, _get_tensor, _move_tensor, _location_of_tensor)
+_OF_MODULES = _spelt(_send_module, _get_module, _move_module, _location_of_module)
+
+
+# ── a tensor that goes and comes back ────────────────────────────────────────────────────────────────────────────────
+
+
+def _go(tensor: Tensor, pointer: Pointer) -> None:
+    """Let a tensor be what this pointer is, and hold no numbers here."""
+    kind, is_param = type(tensor), isinstance(tensor, nn.Parameter)
+    tensor.grad = None
+    tensor.requires_grad_(False)
+    tensor.data = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+    tensor.__class__ = Pointer
+    there = cast(Pointer, tensor)
+    for name in _OF_A_POINTER:
+        setattr(there, name, getattr(pointer, name))
+    vars(there)["_was"] = kind
+    if is_param:
+        vars(there)["_is_param"] = True
+    there.worker.call_by(there)
+
+
+def _come_back(pointer: Pointer, numbers: Tensor, gradient: Tensor | None) -> None:
+    """Let a pointer be a tensor here again, with these numbers."""
+    kind = vars(pointer).pop("_was", nn.Parameter if isinstance(pointer, nn.Parameter) else Tensor)
+    learns, held = pointer.requires_grad, vars(pointer)
+    pointer.worker.call_by(None, pointer.id)
+    for name in (*_OF_A_POINTER, "_is_param"):
+        held.pop(name, None)
+    pointer.__class__ = kind
+    here = cast(Tensor, pointer)
+    here.data = numbers.detach()
+    here.requires_grad_(learns)
+    here.grad = gradient
+
+
+def _fetched_gradient(pointer: Pointer) -> Tensor | None:
+    """The gradient of a parameter; None if there is none, or if its worker keeps it."""
+    gradient = pointer.grad
+    if gradient is None:
+        return None
+    try:
+        return gradient.get().detach()
+    except WorkerRefused as refused:
+        if refused.code != "private":
+            raise
+        return None
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers, each once."""
+    yield from {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
+
+
+def _away(tensor: Tensor) -> Pointer:
+    if not isinstance(tensor, Pointer):
+        raise PointerError(
+            "this model, or a part of it, is here already: only what is at a worker can be fetched or moved"
+        )
+    return tensor
+
+
+def _one(workers: tuple[Worker, ...]) -> Worker:
+    if len(workers) != 1:
+        raise PointerError(f"send and move take one worker, not {len(workers)}: send to each of them apart")
+    return workers[0]
