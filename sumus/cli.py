@@ -286,6 +286,8 @@ def check(file: File) -> None:
         table.add_row("real devices", Text(f"refused by {rule}: ", "yellow").append(message, "default"))
     if not report.deployable:
         table.add_row("real devices", Text("legal", "green"))
+    for note in report.notes:
+        table.add_row("note", Text(note, "yellow"))
     _out.print(table)
 
 

@@ -29,6 +29,7 @@ from sumus.task import Task
 from sumus.training.cost import cost_of
 from sumus.training.examples import as_pair
 from sumus.training.executor import Assignment, Executor
+from sumus.training.observed import expect_means
 from sumus.training.program import EVALUATION_BATCH, Program, one_thread
 from sumus.tree import first_non_finite, nested, unnested
 from sumus.types import Array, Broadcast, Tree
@@ -110,6 +111,7 @@ class Training:
             self.program = Program(task, device, seed)
             pair = self.read("this device", examples)
             data = self.program.learn_schema("this device", *pair)
+            expect_means(self.program, *pair)
         self.description = replace(self.program.description, data=data)
         self.fingerprint = self.description.fingerprint
         self._plans: dict[str, Plan] = {}

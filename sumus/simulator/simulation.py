@@ -25,7 +25,7 @@ from sumus.rng import generator, key
 from sumus.simulator.checkpoint import Checkpoint
 from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, RunLength, checked, choose, processes
 from sumus.simulator.crew import crew_of, described
-from sumus.simulator.evaluation import Evaluation
+from sumus.simulator.evaluation import MOST_NOTES, Evaluation
 from sumus.simulator.fleet_report import Attendance
 from sumus.simulator.history import History, RoundRecord, Tally
 from sumus.simulator.population import as_population
@@ -39,6 +39,7 @@ from sumus.spec import canonical_json, to_json
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
 from sumus.training.executor import Assignment
+from sumus.training.observed import expect_means, note_of, observe
 from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.tree import nbytes, sha256
 from sumus.types import Broadcast, Tree
@@ -102,6 +103,8 @@ class Simulation:
         first = self.population.pick(0)  # tried before anything long begins
         examples = self.program.reader.read(self.population, first)
         data = self.program.learn_schema(first, *examples)
+        with at_client(first):
+            expect_means(self.program, *examples)
         self.plan = experiment.plan.with_data(data)
         self.task = self.plan.description
         self.setting = Setting(self.plan, self.population, experiment.seed, AUTOGRAD.executor)
@@ -147,6 +150,7 @@ class Simulation:
         """All rounds that are left."""
         try:
             self._rehearse()
+            self._look()
             with progress.watching(self.experiment, self.done) as show:
                 self._staff(executor, workers, insecure)
                 with closing(self.crew):
@@ -155,6 +159,7 @@ class Simulation:
             if self.out is not None:
                 self._write(self._checkpoint())
                 history.write(self.out)
+            self.program.begin_anew()  # the next run with the same code begins alike
             return history
         except KeyboardInterrupt:
             with undisturbed():
@@ -188,6 +193,14 @@ class Simulation:
                 "outputs and targets have one shape"
             )
 
+    def _look(self) -> None:
+        """Try the model on the first client's examples as in training: what no run could do rightly is refused before the first
+        round."""
+        client = self.population.pick(0)
+        with at_client(client):
+            if self.program.observed is None:
+                self.program.observed = observe(self.program, *self.program.reader.read(self.population, client))
+
     def _staff(self, wanted: Choice | None, workers: int | str | None, insecure: bool) -> None:
         """Decide how clients are trained, and by how many processes, and start these."""
         work, broadcast = self.plan.algorithm.client, self.at.state.broadcast
@@ -204,6 +217,8 @@ class Simulation:
             chosen = choose(self.program, work, several, broadcast, run, recall_of_this_user())
         if self.at.executor not in ("", str(chosen.choice)):
             self.notes[f"the rounds before were trained by {self.at.executor}, these by {chosen.choice}"] = None
+        if wanted not in (None, chosen.choice):
+            self.notes[f"trained by {chosen.choice}, {chosen.reason}"] = None
         self.at = replace(self.at, executor=str(chosen.choice))
         self.setting = replace(self.setting, executor=chosen.choice.executor)
         self.trainer = Trainer(self.setting, self.program)
@@ -519,6 +534,7 @@ class Simulation:
 
     def _note(self, result: Result) -> None:
         """What the user should know of a client's report."""
+        self.program.moved |= dict.fromkeys(result.moved)
         if result.became == "refused":
             self.notes["some attackers' reports were refused: not finite, or beyond the plan's bound"] = None
         cap = self.plan.algorithm.update.weight_cap or self.plan.sums.max_weight
@@ -540,6 +556,7 @@ class Simulation:
         if refused := getattr(self.trainer.executor, "refused", None):
             self.notes[f"some clients were trained by autograd: {refused}"] = None
         self.notes |= self.evaluation.notes
+        self.notes |= dict.fromkeys(note_of(path) for path in [*self.program.moved][:MOST_NOTES])
         return History(
             rounds=self.at.rounds,
             model=self.program.state_dict(model),
