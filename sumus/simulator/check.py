@@ -172,7 +172,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         ]
         described = plan.with_data(data)
         updates = _measured(described, broadcast.get(BUFFERS, {}), [trained, *executor.run(broadcast, 0, work)])
-        program.begin_anew()
+        program.end()
     return CheckReport(
         data=data,
         examples=len(inputs),

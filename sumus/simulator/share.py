@@ -144,6 +144,9 @@ class Trainer:
         self.executor = setting.executor(program, setting.plan.algorithm.client)
         self._setting = setting
         self._hop = setting.plan.first_hop
+        algorithm = setting.plan.algorithm
+        for name, part in (("update", algorithm.update), ("aggregator", algorithm.aggregator), ("server", algorithm.server)):
+            program.look_at(name, part)
 
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums

@@ -106,4 +106,7 @@ def run(
         if through == "wire":
             from sumus.simulator.wire import WireSimulation as kind  # needs what servers and devices need
         simulation = kind(experiment, device, Path(out) if out is not None else None, restart, states)
-        return simulation.run(checkpoint_every, progress_of(progress), wanted, workers, insecure)
+        try:
+            return simulation.run(checkpoint_every, progress_of(progress), wanted, workers, insecure)
+        finally:
+            simulation.end()

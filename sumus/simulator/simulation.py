@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sumus.aggregate import Aggregate
-from sumus.errors import DataError, ExperimentError, Interrupted, SumusError, at_client, own_code
+from sumus.errors import DataError, ExperimentError, Interrupted, SumusError, TaskError, at_client, own_code
 from sumus.experiment import Experiment
 from sumus.interrupt import undisturbed, whole
 from sumus.metrics import is_lower_better
@@ -159,7 +159,6 @@ class Simulation:
             if self.out is not None:
                 self._write(self._checkpoint())
                 history.write(self.out)
-            self.program.begin_anew()  # the next run with the same code begins alike
             return history
         except KeyboardInterrupt:
             with undisturbed():
@@ -230,6 +229,11 @@ class Simulation:
         if alone:
             self.notes[alone] = None
         self.how = f"{chosen.choice} {described(1 if alone else count)}: {chosen.reason}"
+
+    def end(self) -> None:
+        """Leave the user's code as it was before the run."""
+        with suppress(TaskError):  # said in the run
+            self.program.end()
 
     @property
     def _left(self) -> int:
@@ -553,6 +557,8 @@ class Simulation:
 
     def _history(self, stopped: str) -> History:
         model = self._published(self.at.state)
+        with suppress(TaskError):
+            self.program.begin_anew()  # what the last code changed is known after it
         if refused := getattr(self.trainer.executor, "refused", None):
             self.notes[f"some clients were trained by autograd: {refused}"] = None
         self.notes |= self.evaluation.notes

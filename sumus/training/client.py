@@ -41,7 +41,7 @@ class LocalTraining:
         self.work = work
         self.unkeyed: str | None = None
         self._seen: Observed | None = None
-        program.look_at(work)
+        program.look_at("work", work)
 
     def begin(self, broadcast: Broadcast, round_number: int) -> Round:
         """The broadcast on the device."""

@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sumus.errors import UsageError
 from sumus.training import rewrite
-from sumus.training.hidden import generators, put_generators
+from sumus.training.hidden import generators, put_generators, which
 from sumus.training.noise import Draw
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
@@ -209,13 +209,13 @@ def leaving_no_trace(program: Program) -> Generator[None, None, None]:
     try:
         yield
     finally:
-        changed, moved = program.hidden.changed(), generators() != stood
+        changed, moved = program.changed(), generators() != stood
         program.begin_anew()
         put_generators(stood)
     if moved:
         raise NotCapturable("it draws from Python's or numpy's generator: use torch's")
     if changed:
-        raise NotCapturable(f"its steps change `{changed[0]}`, which is no leaf")
+        raise NotCapturable(which(changed[0]))
 
 
 def _run_without_values(program: Program, work: ClientWork, values: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ import hashlib
 import math
 import pickle
 import random
+import re
 import sys
 import types
 import warnings
@@ -152,6 +153,7 @@ class _Sequence:
     def __init__(self, path: str, held: Any) -> None:
         self._path, self._held = path, held
         self.then = tuple(held)
+        self._log: list[Any] = []
 
     def changed(self) -> Iterator[str]:
         held, then = self._held, self.then
@@ -161,8 +163,18 @@ class _Sequence:
             yield self._path
 
     def restore(self) -> None:
+        now = tuple(self._held)
+        if isinstance(self._held, list) and all(map(_same, now, self.then)):
+            self._log += now[len(self.then) :]
         self._held.clear()
         (self._held.update if isinstance(self._held, set) else self._held.extend)(self.then)
+
+    def end(self) -> None:
+        """A list to which the code only adds may be a user's log: give the list all that was ever added."""
+        if self._log:
+            self._held.extend(self._log)
+            self._log = []
+            self.then = tuple(self._held)
 
 
 class _Cell:
@@ -342,6 +354,13 @@ class HiddenState:
                 paths |= dict.fromkeys(found)
                 place.restore()
         return list(paths)
+
+    def end(self) -> None:
+        """Put everything back for the last time; lists to which the code only added get all that was added."""
+        self.restore()
+        for place in self._places:
+            if isinstance(place, _Sequence):
+                place.end()
 
     def _keep(self, place: _Place) -> None:
         self._places.append(place)
@@ -579,6 +598,12 @@ def _derived(module: nn.Module) -> set[str]:
     hooks = module._forward_pre_hooks.values()
     own = (hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils."))
     return {name for hook in own if isinstance(name := getattr(hook, "_tensor_name", None) or getattr(hook, "name", None), str)}
+
+
+def which(path: str) -> str:
+    """What changed, in words: an attribute of the model, or something elsewhere."""
+    own = re.match(r"model\.([^.\[]*)", path)
+    return f"its forward changes its own attribute `{own[1]}`" if own else f"its steps change `{path}`, which is no leaf"
 
 
 # ── models that a copy would not be ──────────────────────────────────────────────────────────────────────────────────

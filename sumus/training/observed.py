@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sumus.errors import TaskError, said
-from sumus.training.hidden import HiddenState, generators, put_generators
+from sumus.training.hidden import HiddenState, generators, put_generators, which
 from sumus.training.noise import Watch
 from sumus.training.program import Program, dense, seeded
 
@@ -49,13 +49,13 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
     with seeded(0):
         program.begin_anew()
         stood, before = generators(), {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
-        few = slice(0, 2)
+        memory, few = {name: tensor.data_ptr() for name, tensor in program.trained.items()}, slice(0, 2)
         inputs, targets = (_two_rows(rows[few].clone()) for rows in (inputs, targets))
         program.module.train()
         with Watch() as forward:
             _, losses = program.losses(inputs.clone(), targets.clone())
         expect_gradient(losses)
-        own = {name for name, tensor in program.trained.items() if not torch.equal(tensor.detach(), before[name])}
+        moved_to = [name for name, tensor in program.trained.items() if tensor.data_ptr() != memory[name]]
         with Watch() as backward:
             gradients_of(losses.sum(), list(program.trained.values()))
         first = list(_leaves_under(losses))
@@ -75,11 +75,11 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
     elif backward.seen:
         unkeyed = "it draws numbers in its backward pass (activation checkpointing)"
     if moved:
-        alone = f"its steps change `{moved[0]}`, which is no leaf"
+        alone = which(moved[0])
     elif drawn:
         alone = "it draws from Python's or numpy's generator: use torch's"
-    elif own:
-        alone = f"its forward changes `{min(own)}` in place"
+    elif moved_to:
+        alone = f"its forward puts `{moved_to[0]}` into other memory: write into the old one, as in .data.copy_(...)"
     elif hooked := next((name for name, tensor in program.trained.items() if tensor._backward_hooks), None):
         alone = f"`{hooked}` has a hook on its gradient"
     return Observed(bool(forward.seen) and unkeyed is None, unkeyed, alone, drawn)
@@ -87,6 +87,11 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
 
 def note_of(path: str) -> str:
     """What a user should know of a path in `Program.moved`."""
+    if path.partition(".")[0].partition("[")[0] in ("work", "update", "aggregator", "server"):
+        return (
+            f"`{path}` changes as the code runs, and a plan does not carry it: each process has its own, and a run that goes on "
+            "from a folder begins with a new one. Keep it in the part's state (init=), which is carried"
+        )
     return (
         f"`{path}` changes as the code runs, and a plan does not carry it: every client, and every evaluation, begins with it as it "
         "was before the run, and no step that changes it is captured. What is to go on belongs into a float buffer of the model, "

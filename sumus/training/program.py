@@ -77,7 +77,7 @@ class Program:
         }
         roots = {"model": self.module, "loss": task.loss, **{f"metric {name}": own for name, own in task.metrics.items()}}
         self.hidden = HiddenState(roots, self.tensors.values())
-        self._of_works: dict[int, tuple[Any, HiddenState]] = {}
+        self._parts: dict[tuple[str, int], tuple[object, HiddenState]] = {}
         self.moved: dict[str, None] = {}
         self.observed: Any = None
         floating = next((t.dtype for t in self.trained.values()), torch.get_default_dtype())
@@ -109,10 +109,19 @@ class Program:
             for tensor, value in self._restored:
                 tensor.copy_(value)
 
-    def look_at(self, work: object) -> None:
-        """Watch what the code of clients' work keeps, too."""
-        if id(work) not in self._of_works:
-            self._of_works[id(work)] = work, HiddenState({"the client's work": work})
+    def look_at(self, name: str, part: object) -> None:
+        """Watch what the code of a part of the algorithm keeps, too. It is not put back: a server asks such code as well.
+
+        Args:
+            name: What `moved` calls the part.
+            part: The part.
+        """
+        if (name, id(part)) not in self._parts:
+            self._parts[name, id(part)] = part, HiddenState({name: part})
+
+    def changed(self) -> list[str]:
+        """The paths outside the leaves that are others than at first, or than when `begin_anew` was called last."""
+        return [path for hidden in (self.hidden, *(hidden for _, hidden in self._parts.values())) for path in hidden.changed()]
 
     def begin_anew(self) -> None:
         """Put what the code keeps outside the leaves back to where it was when this program was made: so begins every client, and
@@ -120,13 +129,20 @@ class Program:
 
         TaskError where a frozen parameter changed, or what changed cannot be put back.
         """
-        states = [self.hidden, *(hidden for _, hidden in self._of_works.values())]
-        if changed := [path for hidden in states for path in hidden.changed()]:
+        if changed := self.hidden.changed():
             self.moved |= dict.fromkeys(changed)
             self.expect_own_tensors()
-            for hidden in states:
-                hidden.restore()
+            self.hidden.restore()
+        for (name, own), (part, hidden) in self._parts.items():
+            if changed := hidden.changed():
+                self.moved |= dict.fromkeys(changed)
+                self._parts[name, own] = part, HiddenState({name: part})
         self.expect_frozen()
+
+    def end(self) -> None:
+        """The same for the last time, so that the next run with the same code begins alike."""
+        self.begin_anew()
+        self.hidden.end()
 
     def expect_frozen(self, before: Mapping[str, Tensor] | None = None) -> None:
         """Raise TaskError where the code changed a frozen parameter. before: values to compare with; else versions tell."""
