@@ -355,10 +355,14 @@ class HiddenState:
                 place.restore()
         return list(paths)
 
-    def end(self) -> None:
-        """Put everything back for the last time; lists to which the code only added get all that was added."""
+    def end(self, logs: bool = True) -> None:
+        """Put everything back for the last time.
+
+        Args:
+            logs: Whether lists to which the code only added get all that was added.
+        """
         self.restore()
-        for place in self._places:
+        for place in self._places if logs else ():
             if isinstance(place, _Sequence):
                 place.end()
 
@@ -401,6 +405,8 @@ class HiddenState:
     def _look_at_numbers(self, path: str, value: Any) -> None:
         if isinstance(value, Tensor):
             self.tensors.setdefault(path, value)
+            hooks = cast(Mapping[int, Any], getattr(value, "_backward_hooks", None) or {})
+            self._later((f"{path}.hook", hook) for hook in hooks.values())
             if id(value) in self._leaves or str(value.device) == "meta" or value.layout is not torch.strided:
                 return
             if type(value).__name__.startswith(("Uninitialized", "Fake")):

@@ -33,12 +33,14 @@ class Observed:
     unkeyed: why torch's own generator draws them, and not keyed noise; None without any.
     alone: why a step cannot be captured as a graph, since the code does more than a graph holds; None where nothing was seen.
     generators: whether Python's or numpy's generator moved.
+    acts: whether a second pass over the same examples gave other losses than the first.
     """
 
     draws: bool
     unkeyed: str | None
     alone: str | None
     generators: bool
+    acts: bool
 
 
 def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
@@ -52,7 +54,7 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
         memory, few = {name: tensor.data_ptr() for name, tensor in program.trained.items()}, slice(0, 2)
         inputs, targets = (_two_rows(rows[few].clone()) for rows in (inputs, targets))
         program.module.train()
-        with Watch() as forward:
+        with seeded(0), Watch() as forward:
             _, losses = program.losses(inputs.clone(), targets.clone())
         expect_gradient(losses)
         moved_to = [name for name, tensor in program.trained.items() if tensor.data_ptr() != memory[name]]
@@ -60,8 +62,12 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
             gradients_of(losses.sum(), list(program.trained.values()))
         first = list(_leaves_under(losses))
         program.expect_own_tensors()
-        _, losses = program.losses(inputs, targets)  # what a first pass made, a second one may train
-        _expect_known(program, first, list(_leaves_under(losses)))
+        program.expect_frozen(before)
+        with seeded(0):
+            program.load(before)
+            _, again = program.losses(inputs, targets)  # what a first pass made, a second one may train
+        acts = not torch.equal(losses.detach(), again.detach())
+        _expect_known(program, first, list(_leaves_under(again)))
         moved = program.hidden.changed()
         drawn = generators() != stood
         put_generators(stood)
@@ -82,7 +88,7 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
         alone = f"its forward puts `{moved_to[0]}` into other memory: write into the old one, as in .data.copy_(...)"
     elif hooked := next((name for name, tensor in program.trained.items() if tensor._backward_hooks), None):
         alone = f"`{hooked}` has a hook on its gradient"
-    return Observed(bool(forward.seen) and unkeyed is None, unkeyed, alone, drawn)
+    return Observed(bool(forward.seen) and unkeyed is None, unkeyed, alone, drawn, acts)
 
 
 def note_of(path: str) -> str:
