@@ -117,7 +117,8 @@ def _same(now: Any, then: Any) -> bool:
 class _Names:
     """A namespace, or some of its names: of an object, a mapping, a module, a class.
 
-    read: gives the values by name.  put, drop: set a name's value; take a name away.
+    read: gives the values by name.  put, drop: set a name's value; take a name away.  whole: the namespace, where `read` gives only
+        some of it: one of the same length with the same values has not changed.
     """
 
     def __init__(
@@ -126,12 +127,17 @@ class _Names:
         read: Callable[[], Mapping[Any, Any]],
         put: Callable[[Any, Any], object],
         drop: Callable[[Any], object],
+        whole: Mapping[str, Any] | None = None,
     ) -> None:
         self._path, self._read, self._put, self._drop = path, read, put, drop
+        self._whole, self._length = whole, len(whole or ())
         self.then = dict(read())
 
     def changed(self) -> Iterator[str]:
-        now, then = self._read(), self.then
+        then, whole = self.then, self._whole
+        if whole is not None and len(whole) == self._length and all(whole.get(name) is then[name] for name in then):
+            return
+        now = self._read()
         if len(now) == len(then) and all(now.get(name, _MISSING) is value for name, value in then.items()):
             return
         for name in {**then, **now}:
@@ -444,6 +450,7 @@ class HiddenState:
                     data,
                     lambda name, part, kind=kind: setattr(kind, name, part),
                     lambda name, kind=kind: delattr(kind, name),
+                    vars(kind),
                 )
             )
             for name, part in vars(kind).items():
@@ -520,7 +527,7 @@ class HiddenState:
 
             self._keep(
                 _Names(
-                    lambda name: f"{path}.{name}", shown, names.__setitem__, lambda name: names.pop(name, None)
+                    lambda name: f"{path}.{name}", shown, names.__setitem__, lambda name: names.pop(name, None), names
                 )
             )
             for name, part in shown().items():
