@@ -1,5 +1,5 @@
-"""Does state outside the leaves ever change a result without a word? Models and losses are drawn with state at random, and trained in
-every way that a run can be trained in.
+"""Does state outside the leaves ever change a result without a word? Models and losses with state are drawn, and trained in every
+way that a run can be trained in.
 
     python -m benchmarks.hidden_state [--draws 2000] [--seed 0]
 
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sumus
-from sumus.simulator import crew, simulation, worker
+from sumus.simulator import worker
 from sumus.simulator.share import CannotTravel
 from sumus.simulator.travel import dumps
 from sumus.simulator.workers import Workers
@@ -310,6 +310,14 @@ class _Weighed(nn.Module):
         return self.weight
 
 
+class _Counted:
+    def __init__(self) -> None:
+        self.count = Count()
+
+    def __call__(self, outputs: Tensor) -> Any:
+        return self.count.late()
+
+
 class _Slotted:
     __slots__ = ("calls", "recent")
 
@@ -398,7 +406,7 @@ FEATURES: dict[str, Feature] = {
     "a mask on demand": Feature(_set(mask=lambda: None), _fresh_mask),
     "a function around the model": Feature(_around_itself, lambda m, x: x + 0.1 * m.around(x), kept=False),
     "a loss's closure": Feature(loss=_enclosed),
-    "a loss's object": Feature(loss=lambda: lambda outputs, count=Count(): count.late()),
+    "a loss's object": Feature(loss=_Counted),
     "a loss's bound method": Feature(loss=_bound),
     "a loss's function attribute": Feature(loss=_function_attribute),
     "a loss's default": Feature(loss=_default),
@@ -490,7 +498,11 @@ def difference(features: Sequence[str], way: str, plain: Outcome, other: Outcome
     """What is wrong with a pair of ways; None if nothing is."""
     kept = any(FEATURES[feature].kept for feature in features)
     if plain.refused or other.refused:
-        return None if bool(plain.refused) == bool(other.refused) else f"refused in one way alone: {plain.refused or other.refused}"
+        return (
+            None
+            if bool(plain.refused) == bool(other.refused)
+            else f"refused in one way alone: {plain.refused or other.refused}"
+        )
     if kept and not (plain.notes and other.notes):
         return "it has state outside the leaves, and no note says so"
     if not kept and [note for note in (*plain.notes, *other.notes) if "trained by " not in note]:
@@ -642,6 +654,7 @@ def campaign(draws: int, seed: int = 0, ways: int = len(WAYS) - 1) -> list[str]:
 
 
 def main() -> None:
+    """Run a campaign, and end with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)

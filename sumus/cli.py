@@ -362,6 +362,8 @@ def packed(file: str, seed: int | None) -> "Bundle":
 
     plan, population, own_seed = load_plan(file)
     report = check_plan(plan, population)
+    for note in report.notes:
+        _out.print(f"note: {note}", soft_wrap=True)
     plan = plan.with_data(report.data).for_devices()
     broken = dict(plan.violations("deployed"))
     if set(broken) - {"needs-each-update"} == {"trusts-devices"}:

@@ -145,7 +145,11 @@ class Trainer:
         self._setting = setting
         self._hop = setting.plan.first_hop
         algorithm = setting.plan.algorithm
-        for name, part in (("update", algorithm.update), ("aggregator", algorithm.aggregator), ("server", algorithm.server)):
+        for name, part in (
+            ("update", algorithm.update),
+            ("aggregator", algorithm.aggregator),
+            ("server", algorithm.server),
+        ):
             program.look_at(name, part)
 
     def train(

@@ -18,6 +18,7 @@ from sumus.simulator.simulation import Simulation
 from sumus.site import Edges
 from sumus.storage.client_states import ClientStates, DirectoryClientStates, MemoryClientStates
 from sumus.task import Task
+from sumus.training.hidden import generators_seeded
 from sumus.training.program import expect_gradients, one_thread, seeded
 from sumus.types import plain_number
 
@@ -98,7 +99,7 @@ def run(
     if through not in get_args(_Through):
         raise ExperimentError(f"through={through!r:.80}: give one of {', '.join(get_args(_Through))}")
     wanted = None if executor == "auto" else Choice.parse(executor)
-    with one_thread(), seeded(experiment.seed):
+    with one_thread(), seeded(experiment.seed), generators_seeded(experiment.seed):
         states = MemoryClientStates() if client_states is None else client_states
         if isinstance(states, str | Path):
             states = DirectoryClientStates(states)

@@ -32,8 +32,8 @@ class Round:
 class LocalTraining:
     """What executors on one `Program` share.
 
-    unkeyed: why no step is captured: the model's randomness is torch's own and not keyed noise, or the code does more than a graph
-        holds; None where nothing is in the way.
+    unkeyed: why no step is captured: the model's randomness is torch's own and not keyed noise, or the code does more than a
+        graph holds; None where nothing is in the way.
     """
 
     def __init__(self, program: Program, work: ClientWork) -> None:
@@ -88,15 +88,14 @@ class LocalTraining:
     def watch(self, assignment: Assignment) -> None:
         """Try the model on the first client's first examples, and let every client begin alike."""
         if self._seen is None:
-            if self.program.observed is None:
-                self.program.observed = observe(self.program, assignment.inputs, assignment.targets)
-            self._seen = self.program.observed
-            self.unkeyed = self._seen.unkeyed or self._seen.alone
+            seen: Observed = self.program.observed or observe(self.program, assignment.inputs, assignment.targets)
+            self._seen = self.program.observed = seen
+            self.unkeyed = seen.unkeyed or seen.alone
         self.program.begin_anew()
 
     @contextmanager
     def drawing(self, seed: int) -> Generator[None, None, None]:
-        """To be entered around a client's training: torch's generator from a seed, and Python's and numpy's, if it draws there."""
+        """To be entered around a client's training: torch's generator from a seed; Python's and numpy's too, if used."""
         also = self._seen is not None and self._seen.generators
         with seeded(seed), generators_seeded(seed) if also else nullcontext():
             yield

@@ -60,7 +60,15 @@ _HOLDERS = {
 _SHOW_NOTHING = {"builtins", "_thread", "_weakref", "weakref", "re", "_abc", "_contextvars"}
 _LIBRARIES = {"torch", "numpy", "sumus", "torchvision"}
 _OF_MODULES = {
-    *("training", "_non_persistent_buffers_set", "_is_full_backward_hook", "_flat_weights", "_flat_weight_refs", "_flat_weights_names", "_compiled_call_impl"),
+    *(
+        "training",
+        "_non_persistent_buffers_set",
+        "_is_full_backward_hook",
+        "_flat_weights",
+        "_flat_weight_refs",
+        "_flat_weights_names",
+        "_compiled_call_impl",
+    ),
     *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 }
 """What torch's modules keep for themselves."""
@@ -117,8 +125,8 @@ def _same(now: Any, then: Any) -> bool:
 class _Names:
     """A namespace, or some of its names: of an object, a mapping, a module, a class.
 
-    read: gives the values by name.  put, drop: set a name's value; take a name away.  whole: the namespace, where `read` gives only
-        some of it: one of the same length with the same values has not changed.
+    read: gives the values by name.  put, drop: set a name's value; take a name away.  whole: the namespace, where `read` gives
+        only some of it: one of the same length with the same values has not changed.
     """
 
     def __init__(
@@ -257,7 +265,7 @@ class _Drawing:
         if isinstance(held, random.Random):
             return held.getstate()
         if isinstance(held, torch.Generator):
-            return held.get_state()
+            return held.get_state().numpy().tobytes()
         return held.bit_generator.state if isinstance(held, np.random.Generator) else held.get_state()
 
     def changed(self) -> Iterator[str]:
@@ -270,6 +278,8 @@ class _Drawing:
             held.setstate(self.then)
         elif isinstance(held, np.random.Generator):
             held.bit_generator.state = self.then
+        elif isinstance(held, torch.Generator):
+            held.set_state(torch.frombuffer(bytearray(self.then), dtype=torch.uint8))
         else:
             held.set_state(self.then)
 
@@ -310,7 +320,9 @@ def _copied(held: Any) -> Any:
 def _bytes_of(held: Any) -> bytes:
     """The numbers of a tensor or an array, as they lie in memory."""
     if isinstance(held, Tensor):
-        return held.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if held.nelement() else b""
+        return (
+            held.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if held.nelement() else b""
+        )
     return held.tobytes()
 
 
@@ -400,7 +412,7 @@ class HiddenState:
             self._look_at_class(value)
         elif isinstance(value, _FUNCTIONS):
             self._look_at_callable(path, value)
-        elif isinstance(value, collections.abc.Iterator) and not users(type(value).__module__):
+        elif isinstance(value, Iterator) and not users(type(value).__module__):
             self._keep(_Opaque(path, value))
         elif not isinstance(value, types.ModuleType):
             self._look_at_object(path, value, root)
@@ -429,7 +441,12 @@ class HiddenState:
         if len(value) > LONGEST:
             return
         self._keep(
-            _Names(lambda name: f"{path}[{name!r:.40}]", lambda: value, value.__setitem__, lambda name: value.pop(name, None))
+            _Names(
+                lambda name: f"{path}[{name!r:.40}]",
+                lambda: value,
+                value.__setitem__,
+                lambda name: value.pop(name, None),
+            )
         )
         self._later((f"{path}[{name!r:.40}]", part) for name, part in value.items())
 
@@ -455,7 +472,7 @@ class HiddenState:
             )
             for name, part in vars(kind).items():
                 function = getattr(part, "__func__", None) or getattr(part, "fget", None) or part
-                if isinstance(function, types.FunctionType) or _is_data(name, part):
+                if isinstance(function, types.FunctionType) or _is_data(name, part) or users(type(part).__module__):
                     self._later([(f"{where}.{name}", function)])
 
     def _look_at_callable(self, path: str, value: Any) -> None:
@@ -505,6 +522,8 @@ class HiddenState:
     def _look_at_object(self, path: str, value: Any, root: bool) -> None:
         kind = type(value)
         skipped = _cached_names(kind)
+        if isinstance(value, torch.jit.ScriptModule):
+            return self._look_at_script(path, value)
         if isinstance(value, nn.Module):
             empty = {name for name, part in vars(value).items() if name.endswith("_hooks") and not part}
             skipped |= _OF_MODULES | _derived(value) | empty
@@ -531,13 +550,30 @@ class HiddenState:
                 )
             )
             for name, part in shown().items():
-                inside = path if name in ("_parameters", "_buffers", "_modules") and isinstance(value, nn.Module) else ""
+                inside = (
+                    path if name in ("_parameters", "_buffers", "_modules") and isinstance(value, nn.Module) else ""
+                )
                 if inside:
                     self._look_at_members(path, part, users(kind.__module__))
                 else:
                     self._later([(f"{path}.{name}", part)])
         self._look_at_slots(path, value, kind)
         return self._look_at_class(kind)
+
+    def _look_at_script(self, path: str, value: Any) -> None:
+        """The attributes and tensors that a scripted module, and those in it, keep in a machine of their own."""
+        concrete = getattr(value, "_concrete_type", None)
+        names = [name for name in (concrete.get_attributes() if concrete else ()) if name not in _OF_MODULES]
+        self._keep(
+            _Names(
+                lambda name: f"{path}.{name}",
+                lambda: {name: getattr(value, name) for name in names},
+                lambda name, part: setattr(value, name, part),
+                lambda name: None,
+            )
+        )
+        inside = (*value.named_children(), *value.named_buffers(recurse=False), *value.named_parameters(recurse=False))
+        self._later((f"{path}.{name}", part) for name, part in inside)
 
     def _look_at_members(self, path: str, held: dict[str, Any], is_users: bool) -> None:
         """Parameters, buffers or modules of a module. torch's own layers get no more of them than they have."""
@@ -588,7 +624,10 @@ def _part(path: str, held: dict[str, Any], names: tuple[str, ...]) -> _Names:
 def _cached_names(kind: type) -> frozenset[str]:
     """The attributes of a class that are computed once for each object, and then kept in the object."""
     return frozenset(
-        name for base in kind.__mro__ for name, part in vars(base).items() if isinstance(part, functools.cached_property)
+        name
+        for base in kind.__mro__
+        for name, part in vars(base).items()
+        if isinstance(part, functools.cached_property)
     )
 
 
@@ -610,13 +649,19 @@ def _derived(module: nn.Module) -> set[str]:
     """Attributes that torch's own hooks compute anew before each forward pass: of pruning, of a weight's norm."""
     hooks = module._forward_pre_hooks.values()
     own = (hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils."))
-    return {name for hook in own if isinstance(name := getattr(hook, "_tensor_name", None) or getattr(hook, "name", None), str)}
+    return {
+        name
+        for hook in own
+        if isinstance(name := getattr(hook, "_tensor_name", None) or getattr(hook, "name", None), str)
+    }
 
 
 def which(path: str) -> str:
     """What changed, in words: an attribute of the model, or something elsewhere."""
     own = re.match(r"model\.([^.\[]*)", path)
-    return f"its forward changes its own attribute `{own[1]}`" if own else f"its steps change `{path}`, which is no leaf"
+    return (
+        f"its forward changes its own attribute `{own[1]}`" if own else f"its steps change `{path}`, which is no leaf"
+    )
 
 
 # ── models that a copy would not be ──────────────────────────────────────────────────────────────────────────────────
@@ -640,7 +685,8 @@ def tied_to_itself(module: nn.Module) -> str | None:
     for path, part in module.named_modules():
         for name, value in vars(part).items():
             if name not in _MEMBERS and (found := _function_around(value, own, 0)) is not None:
-                return f"`{f'{path}.{name}'.lstrip('.')}` holds a function that takes `{found}` from this very model, also in a copy"
+                where = f"{path}.{name}".lstrip(".")
+                return f"`{where}` holds a function that takes `{found}` from this very model, also in a copy"
     return None
 
 

@@ -7,7 +7,7 @@
 What shows only later, at a hundredth step, is seen when it happens: every client begins with `Program.begin_anew`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,8 +19,8 @@ from sumus.training.hidden import HiddenState, generators, put_generators, which
 from sumus.training.noise import Watch
 from sumus.training.program import Program, dense, seeded
 
-_NUDGE = 0.05
-"""By how much of its size a buffer is moved, to see whether its update is affine."""
+_NUDGE = 1.0
+"""By up to how much of its size a buffer is moved, to see whether its update is affine."""
 _BENT = 1e-3
 """How far an affine update may be from it, of how far the buffer was moved: rounding."""
 
@@ -60,14 +60,15 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
         moved_to = [name for name, tensor in program.trained.items() if tensor.data_ptr() != memory[name]]
         with Watch() as backward:
             gradients_of(losses.sum(), list(program.trained.values()))
-        first = list(_leaves_under(losses))
+        own = list(program.tensors.values())
+        first = list(_leaves_under(losses, own))
         program.expect_own_tensors()
         program.expect_frozen(before)
         with seeded(0):
             program.load(before)
             _, again = program.losses(inputs, targets)  # what a first pass made, a second one may train
         acts = not torch.equal(losses.detach(), again.detach())
-        _expect_known(program, first, list(_leaves_under(again)))
+        _expect_known(program, first, list(_leaves_under(again, own)))
         moved = program.hidden.changed()
         drawn = generators() != stood
         put_generators(stood)
@@ -99,9 +100,9 @@ def note_of(path: str) -> str:
             "from a folder begins with a new one. Keep it in the part's state (init=), which is carried"
         )
     return (
-        f"`{path}` changes as the code runs, and a plan does not carry it: every client, and every evaluation, begins with it as it "
-        "was before the run, and no step that changes it is captured. What is to go on belongs into a float buffer of the model, "
-        "which is averaged, or kept at each client if it is personal"
+        f"`{path}` changes as the code runs, and a plan does not carry it: every client, and every evaluation, begins with it as "
+        "it was before the run, and no step that changes it is captured. What is to go on belongs into a float buffer of the "
+        "model, which is averaged, or kept at each client if it is personal"
     )
 
 
@@ -132,9 +133,12 @@ def _two_rows(rows: Tensor) -> Tensor:
 # ── parameters that nobody trains ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _leaves_under(losses: Tensor) -> Iterator[Tensor]:
-    """Every tensor into which a gradient of these losses would go."""
-    waiting, seen = [losses.grad_fn], set[Any]()
+def _leaves_under(losses: Tensor, own: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Every tensor into which a gradient of these losses would go.
+
+    own: the model's. Nothing is looked for behind them: those of a scripted module's copy remember what they were copied from.
+    """
+    waiting, seen = [losses.grad_fn], {tensor.grad_fn for tensor in own}
     while waiting:
         node: Any = waiting.pop()
         if node is None or node in seen:
@@ -146,8 +150,8 @@ def _leaves_under(losses: Tensor) -> Iterator[Tensor]:
 
 
 def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    """Refuse gradients into what is no leaf: tensors that two passes share, and parameters of one. A pass may make others, such as
-    inputs with a gradient."""
+    """Refuse gradients into what is no leaf: tensors that two passes share, and parameters of one. A pass may make others, such
+    as inputs with a gradient."""
     known = {id(tensor) for tensor in program.tensors.values()}
     again = {id(tensor) for tensor in first}
     for tensor in second:
@@ -155,7 +159,11 @@ def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Te
             continue
         roots = {"model": program.module, "loss": program.task.loss}
         name = next((path for path, met in HiddenState(roots).tensors.items() if met is tensor), None)
-        where = f"`{name}`" if name else f"a tensor of shape {tuple(tensor.shape)} that the model or the loss takes from elsewhere"
+        where = (
+            f"`{name}`"
+            if name
+            else f"a tensor of shape {tuple(tensor.shape)} that the model or the loss takes from elsewhere"
+        )
         raise TaskError(
             f"{where} has requires_grad=True and is no leaf of the model: no step trains it, and nobody sends it. Make it a "
             "parameter of the model, in the model's __init__ (a layer in a list: in an nn.ModuleList; a layer made in forward: "
@@ -204,15 +212,15 @@ def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
         put_generators(stood)
         program.load(before)
         program.begin_anew()
-    for name, tensor in unknown.items():
+    for name in unknown:
         start = before[name].double()
         if torch.equal(still[name], start):
             continue
         if (why := _unaveraged(start, (still[name], once[name], twice[name]), moves[name].double())) is not None:
             raise TaskError(
-                f"the buffer `{name}` {why}, so that a mean of clients' buffers is none that training gives, and shared buffers are "
-                f'averaged: keep one at each client, with leaves={{"{name}": "personal"}}; or, if a mean of them is right all the '
-                f'same, ask for it with leaves={{"{name}": "shared"}}'
+                f"the buffer `{name}` {why}, so that a mean of clients' buffers is none that training gives, and shared buffers "
+                f'are averaged: keep one at each client, with leaves={{"{name}": "personal"}}; or, if a mean of them is right '
+                f'all the same, ask for it with leaves={{"{name}": "shared"}}'
             )
 
 
@@ -233,7 +241,9 @@ def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tenso
 
 def _keeps_length(start: Tensor, still: Tensor, axis: int | None) -> bool:
     """Whether a buffer moved along an axis, or as a whole, and its lengths there stayed what they were."""
-    if (start.shape[axis] if axis is not None else start.numel()) < 2 or float((still - start).norm()) <= 1e-4 * float(start.norm()):
+    if (start.shape[axis] if axis is not None else start.numel()) < 2 or float((still - start).norm()) <= 1e-4 * float(
+        start.norm()
+    ):
         return False
     lengths, others = (tensor.norm(dim=axis) if axis is not None else tensor.norm() for tensor in (start, still))
     return bool(lengths.abs().min() > 0) and bool(torch.allclose(lengths, others, rtol=1e-5, atol=0.0))
@@ -267,15 +277,19 @@ def _expect_exact_norms(program: Program) -> None:
         for name in (f"{own}.{name}".lstrip(".") for name in names):
             if name in program.leaves and not _is_one_clients(program, name):
                 raise TaskError(
-                    f"the buffer `{name}` of torch's spectral norm is found by steps for one client's weights, and a mean of clients' "
-                    "weights has another: the model would be measured and published with a wrong norm. Divide by the exact norm "
-                    "instead, which needs no buffer: register_parametrization(layer, 'weight', Spectral()), where Spectral.forward "
-                    "returns weight / torch.linalg.matrix_norm(weight.flatten(1), 2)"
+                    f"the buffer `{name}` of torch's spectral norm is found by steps for one client's weights, and a mean of "
+                    "clients' weights has another: the model would be measured and published with a wrong norm. Divide by the "
+                    "exact norm instead, which needs no buffer: register_parametrization(layer, 'weight', Spectral()), where "
+                    "Spectral.forward returns weight / torch.linalg.matrix_norm(weight.flatten(1), 2)"
                 )
 
 
 def _is_one_clients(program: Program, name: str) -> bool:
     """Whether a spectral norm's vector and its layer's weights are of one client, or never change."""
     layer = name.partition(".parametrizations")[0] if ".parametrizations" in name else name.rpartition(".")[0]
-    roles = {leaf.role for leaf in program.leaves.values() if not layer or leaf.name.startswith(f"{layer}.") and "bias" not in leaf.name}
+    roles = {
+        leaf.role
+        for leaf in program.leaves.values()
+        if not layer or (leaf.name.startswith(f"{layer}.") and "bias" not in leaf.name)
+    }
     return len(roles) == 1 and "shared" not in roles

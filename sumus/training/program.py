@@ -75,7 +75,11 @@ class Program:
             for name, tensor in self.module.named_parameters()
             if name in self.leaves and self.leaves[name].role == "frozen"
         }
-        roots = {"model": self.module, "loss": task.loss, **{f"metric {name}": own for name, own in task.metrics.items()}}
+        roots = {
+            "model": self.module,
+            "loss": task.loss,
+            **{f"metric {name}": own for name, own in task.metrics.items()},
+        }
         self.hidden = HiddenState(roots, self.tensors.values())
         self._parts: dict[tuple[str, int], tuple[object, HiddenState]] = {}
         self.moved: dict[str, None] = {}
@@ -121,7 +125,11 @@ class Program:
 
     def changed(self) -> list[str]:
         """The paths outside the leaves that are others than at first, or than when `begin_anew` was called last."""
-        return [path for hidden in (self.hidden, *(hidden for _, hidden in self._parts.values())) for path in hidden.changed()]
+        return [
+            path
+            for hidden in (self.hidden, *(hidden for _, hidden in self._parts.values()))
+            for path in hidden.changed()
+        ]
 
     def begin_anew(self) -> None:
         """Put what the code keeps outside the leaves back to where it was when this program was made: so begins every client, and
@@ -138,6 +146,12 @@ class Program:
                 self.moved |= dict.fromkeys(changed)
                 self._parts[name, own] = part, HiddenState({name: part})
         self.expect_frozen()
+        for name, tensor in self.tensors.items():
+            if tensor.requires_grad is not self.leaves[name].trained:
+                raise TaskError(
+                    f"the code switches requires_grad of `{name}` as it trains, and a leaf's role is the same in all rounds: "
+                    "give roles by leaves=, and hold a leaf still for a while by a factor of 0 in forward"
+                )
 
     def end(self) -> None:
         """The same for the last time, so that the next run with the same code begins alike."""
@@ -153,9 +167,9 @@ class Program:
                 changed = tensor._version != version and _sum_of(tensor) != kept
             if changed:
                 raise TaskError(
-                    f"`{name}` is a frozen parameter, and the code changes it as it trains: it would be different in each process, and "
-                    f"reach nobody. Make it a buffer (register_buffer), which is averaged as running statistics are; or keep "
-                    f'one at each client, with leaves={{"{name}": "personal"}}'
+                    f"`{name}` is a frozen parameter, and the code changes it as it trains: it would be different in each "
+                    "process, and reach nobody. Make it a buffer (register_buffer), which is averaged as running statistics are; "
+                    f'or keep one at each client, with leaves={{"{name}": "personal"}}'
                 )
             self._frozen[name] = tensor, tensor._version, kept
 
@@ -338,8 +352,8 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
-    """A copy of a module, also where a callable gives the user's own one; what cannot be copied, or would lose something by it, is
-    made once more, and is then nobody else's."""
+    """A copy of a module, also where a callable gives the user's own one; what cannot be copied, or would lose something by it,
+    is made once more, and is then nobody else's."""
     why, cause = tied_to_itself(module), None
     if why is None:
         try:
@@ -369,7 +383,8 @@ def _only_counts(module: nn.Module, name: str) -> bool:
 
 def _sum_of(tensor: Tensor) -> int:
     """A sum over the bits of a tensor: another one where the tensor is."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else 0
+    numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    return zlib.crc32(numbers)
 
 
 def _same_numbers(one: Tensor, other: Tensor) -> bool:
