@@ -365,12 +365,18 @@ class HiddenState:
         return list(dict.fromkeys(path for place in self._places for path in place.changed()))
 
     def restore(self) -> list[str]:
-        """Put everything back; the paths that had changed."""
+        """Put everything back; the paths that had changed. TaskError for what cannot be put back, once the rest is."""
         paths: dict[str, None] = {}
+        refused: TaskError | None = None
         for place in self._places:
             if found := list(place.changed()):
                 paths |= dict.fromkeys(found)
-                place.restore()
+                try:
+                    place.restore()
+                except TaskError as error:
+                    refused = refused or error
+        if refused is not None:
+            raise refused
         return list(paths)
 
     def end(self, logs: bool = True) -> None:
@@ -379,10 +385,12 @@ class HiddenState:
         Args:
             logs: Whether lists to which the code only added get all that was added.
         """
-        self.restore()
-        for place in self._places if logs else ():
-            if isinstance(place, _Sequence):
-                place.end()
+        try:
+            self.restore()
+        finally:
+            for place in self._places if logs else ():
+                if isinstance(place, _Sequence):
+                    place.end()
 
     def _keep(self, place: _Place) -> None:
         self._places.append(place)

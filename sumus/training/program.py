@@ -139,8 +139,10 @@ class Program:
         """
         if changed := self.hidden.changed():
             self.moved |= dict.fromkeys(changed)
-            self.expect_own_tensors()
-            self.hidden.restore()
+            try:
+                self.expect_own_tensors()
+            finally:
+                self.hidden.restore()
         for (name, own), (part, hidden) in self._parts.items():
             if changed := hidden.changed():
                 self.moved |= dict.fromkeys(changed)
@@ -155,7 +157,6 @@ class Program:
 
     def end(self) -> None:
         """The same for the last time, so that the next run with the same code begins alike."""
-        self.begin_anew()
         self.hidden.end(logs=self.observed is not None and not self.observed.acts)
 
     def expect_frozen(self, before: Mapping[str, Tensor] | None = None) -> None:
