@@ -286,6 +286,8 @@ def check(file: File) -> None:
         table.add_row("real devices", Text(f"refused by {rule}: ", "yellow").append(message, "default"))
     if not report.deployable:
         table.add_row("real devices", Text("legal", "green"))
+    for note in report.notes:
+        table.add_row("note", Text(note, "yellow"))
     _out.print(table)
 
 
@@ -360,6 +362,8 @@ def packed(file: str, seed: int | None) -> "Bundle":
 
     plan, population, own_seed = load_plan(file)
     report = check_plan(plan, population)
+    for note in report.notes:
+        _out.print(f"note: {note}", soft_wrap=True)
     plan = plan.with_data(report.data).for_devices()
     broken = dict(plan.violations("deployed"))
     if set(broken) - {"needs-each-update"} == {"trusts-devices"}:

@@ -199,6 +199,10 @@ class Task:
         """The manifest; makes the model once."""
         return self.describe(self.make_model())
 
+    def pattern_of(self, leaf: Leaf) -> str | None:
+        """The pattern of `leaves` that decides a leaf's role; None for one that no pattern names."""
+        return _pattern_of((leaf.name, *leaf.aliases), self.leaves)
+
     def describe(self, module: Any) -> Description:
         """The manifest of a module of this task."""
         leaves = _leaves_of(module, self.leaves)

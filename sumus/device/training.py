@@ -29,6 +29,7 @@ from sumus.task import Task
 from sumus.training.cost import cost_of
 from sumus.training.examples import as_pair
 from sumus.training.executor import Assignment, Executor
+from sumus.training.observed import expect_means
 from sumus.training.program import EVALUATION_BATCH, Program, one_thread
 from sumus.tree import first_non_finite, nested, unnested
 from sumus.types import Array, Broadcast, Tree
@@ -100,7 +101,8 @@ class Training:
     """One program, its executors, and the plans that it was asked for last.
 
     examples: of the first device, which say what all of them look like.  executor: "auto" captures the step as a graph where
-    that pays and gives what autograd gives; or a name of `--executor`.  seed: of leaves that no server sends.
+    that pays and gives what autograd gives; or a name of `--executor`.  seed: of leaves that no server sends.  notes: what the
+    user should know, once each.
     """
 
     def __init__(self, task: Task, examples: Any, executor: str = "auto", device: str = "cpu", seed: int = 0) -> None:
@@ -110,8 +112,10 @@ class Training:
             self.program = Program(task, device, seed)
             pair = self.read("this device", examples)
             data = self.program.learn_schema("this device", *pair)
+            expect_means(self.program, *pair)
         self.description = replace(self.program.description, data=data)
         self.fingerprint = self.description.fingerprint
+        self.notes: dict[str, None] = {}
         self._plans: dict[str, Plan] = {}
         self._executors: dict[str, Executor] = {}
         self._memory: dict[tuple[str, int], int] = {}
@@ -236,7 +240,12 @@ class Training:
         if wanted is None:
             short = RunLength.of(self.program, work, first, clients=ROUNDS).seconds < SHORT
             wanted = AUTOGRAD if short else SEQUENTIAL
-        return wanted if wanted == AUTOGRAD else checked(wanted, self.program, work, [first], broadcast).choice
+        if wanted == AUTOGRAD:
+            return wanted
+        chosen = checked(wanted, self.program, work, [first], broadcast)
+        if self._wanted not in (None, chosen.choice):
+            self.notes[f"trained by {chosen.choice}, {chosen.reason}"] = None
+        return chosen.choice
 
 
 def loaded(client: Any, examples: Any) -> Any:

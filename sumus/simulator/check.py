@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sumus.aggregate import BUFFERS
-from sumus.errors import DivergedError, ExperimentError, expect
+from sumus.errors import DivergedError, ExperimentError, at_client, expect
 from sumus.experiment import Examples, seed_of
 from sumus.influence import Influence
 from sumus.plan import Plan
@@ -17,6 +17,7 @@ from sumus.simulator.population import as_population
 from sumus.task import Data, Task
 from sumus.training.cost import Cost, cost_of
 from sumus.training.executor import Assignment, Trained
+from sumus.training.observed import expect_means, note_of
 from sumus.training.program import Program, expect_gradients, one_thread, seeded, shapes_of
 from sumus.training.sequential import SequentialExecutor
 from sumus.tree import first_non_finite, nbytes
@@ -112,6 +113,7 @@ class CheckReport:
     updates: of the first few clients, measured to propose a clip.
     influence: what one device can do to a sum.
     deployable: rule → message for each rule that real devices would break.
+    notes: what the code keeps outside the leaves, and every client therefore begins with anew.
     """
 
     data: Data
@@ -127,6 +129,7 @@ class CheckReport:
     updates: Updates
     influence: Influence
     deployable: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> CheckReport:
@@ -146,6 +149,8 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         program = Program(plan.task, seed=seed)
         inputs, targets = program.reader.read(people, client)
         data = program.learn_schema(client, inputs, targets)
+        with at_client(client):
+            expect_means(program, inputs, targets)
         executor = SequentialExecutor(program, plan.algorithm.client)
         broadcast = plan.algorithm.start(program.initial_shared, program.description).broadcast
         assignment = Assignment(client, inputs, targets, {}, key(seed, "check", client, "training"))
@@ -167,6 +172,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         ]
         described = plan.with_data(data)
         updates = _measured(described, broadcast.get(BUFFERS, {}), [trained, *executor.run(broadcast, 0, work)])
+        program.end()
     return CheckReport(
         data=data,
         examples=len(inputs),
@@ -181,6 +187,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         updates=updates,
         influence=described.influence,
         deployable=dict(described.violations("deployed")),
+        notes=tuple(map(note_of, program.moved)),
     )
 
 

@@ -20,9 +20,7 @@ from sumus.plan import Plan
 from sumus.rng import generator_of, key
 from sumus.simulator.population import Population
 from sumus.training.executor import Assignment, Executor, Trained
-from sumus.training.graph import leaving_no_trace
 from sumus.training.program import Program
-from sumus.training.rewrite import NotCapturable
 from sumus.tree import sha256
 from sumus.types import Broadcast
 from sumus.work import ClientState, ClientWork
@@ -92,7 +90,7 @@ class Result:
     into: the number of the sum that it is in.  metrics: (sum, count) by name.  nbytes: of its report.  became: whether that is
     counted, or was an attacker's and refused, or there is none, since something failed.  state: what it is to keep once it is
     counted.  alone: its aggregate of one, where the aggregator needs each update; else it is in the share's sum.  why: what
-    failed.
+    failed.  moved: `Program.moved`, where the client was trained.
     """
 
     client: Any
@@ -104,6 +102,7 @@ class Result:
     state: ClientState
     alone: Aggregate | None = None
     why: str = ""
+    moved: tuple[str, ...] = ()
 
     @property
     def settled(self) -> "Result":
@@ -169,6 +168,13 @@ class Trainer:
         self._most = (
             setting.plan.algorithm.update.weight_cap or setting.plan.example_cap or setting.plan.sums.max_weight
         )
+        algorithm = setting.plan.algorithm
+        for name, part in (
+            ("update", algorithm.update),
+            ("aggregator", algorithm.aggregator),
+            ("server", algorithm.server),
+        ):
+            program.look_at(name, part)
 
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
@@ -230,25 +236,22 @@ class Trainer:
             return 0  # it is said when the client trains
 
     def proof(self, step: bool = True) -> str:
-        """A hash of the initial model and the first client's examples, and of its first step: equal where the same is computed.
+        """A hash of the initial model, of what the task's code can see besides, of the first client's examples, and of its first
+        step: equal where the same is computed.
 
         step: without it, for machines that may round otherwise.
-        CannotTravel for a model that draws from Python or numpy, or keeps count: what it does depends on what it did before.
         """
         setting, program = self._setting, self.program
         client = setting.population.pick(setting.first)
         inputs, targets = program.reader.read(setting.population, client)
         one = Assignment(client, inputs, targets, {}, key("proof"), most_steps=1)
         state = setting.plan.algorithm.start(program.initial_shared, setting.plan.description)
-        try:
-            with leaving_no_trace(program):
-                (trained,) = self.executor.run(state.broadcast, 0, [one])
-        except NotCapturable as reason:
-            raise CannotTravel(str(reason)) from reason
+        (trained,) = self.executor.run(state.broadcast, 0, [one])
+        program.begin_anew()
         trees = [program.initial, {"inputs": inputs.cpu().numpy(), "targets": targets.cpu().numpy()}]
         if step:
             trees += [*trained.parts.values(), *trained.state.values()]
-        return key(*map(sha256, trees)).hex()
+        return key(program.hidden.digest, *map(sha256, trees)).hex()
 
     def close(self) -> None:
         """Nothing was begun."""
@@ -286,4 +289,5 @@ class Trainer:
             if one.client not in setting.population.attackers:
                 raise
             became = "refused"
-        return Result(one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone)
+        moved = tuple(self.program.moved)
+        return Result(one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone, moved)

@@ -19,6 +19,7 @@ from sumus.simulator.simulation import Simulation
 from sumus.site import Edges
 from sumus.storage.client_states import ClientStates, DirectoryClientStates, MemoryClientStates
 from sumus.task import Task
+from sumus.training.hidden import generators_seeded
 from sumus.training.program import expect_gradients, one_thread, seeded
 from sumus.types import plain_number
 
@@ -123,7 +124,7 @@ def run(experiment: Experiment, **options: Unpack[RunOptions]) -> History:
         if given not in known:
             raise ExperimentError(f"{name}={given!r:.80}: give one of {', '.join(known)}")
     wanted = None if executor == "auto" else Choice.parse(executor)
-    with one_thread(), seeded(experiment.seed):
+    with one_thread(), seeded(experiment.seed), generators_seeded(experiment.seed):
         states = MemoryClientStates() if client_states is None else client_states
         if isinstance(states, str | Path):
             states = DirectoryClientStates(states)
@@ -133,4 +134,7 @@ def run(experiment: Experiment, **options: Unpack[RunOptions]) -> History:
         folder = Path(out) if out is not None else None
         simulation = kind(experiment, device, folder, restart, states, failures == "skip")
         shown, insecure = progress_of(options.get("progress")), options.get("insecure", False)
-        return simulation.run(checkpoint_every, shown, wanted, workers, insecure, options.get("after_round"))
+        try:
+            return simulation.run(checkpoint_every, shown, wanted, workers, insecure, options.get("after_round"))
+        finally:
+            simulation.end()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sumus.aggregate import Aggregate
-from sumus.errors import DataError, ExperimentError, Interrupted, SumusError, at_client, own_code
+from sumus.errors import DataError, ExperimentError, Interrupted, SumusError, TaskError, at_client, own_code
 from sumus.experiment import Experiment
 from sumus.interrupt import undisturbed, whole
 from sumus.optimizers import ServerState
@@ -25,7 +25,7 @@ from sumus.simulator.after_round import AfterRound, RoundListener, RoundOutcome
 from sumus.simulator.checkpoint import Checkpoint
 from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, RunLength, checked, choose, processes
 from sumus.simulator.crew import crew_of, described
-from sumus.simulator.evaluation import Evaluation
+from sumus.simulator.evaluation import MOST_NOTES, Evaluation
 from sumus.simulator.fleet_report import Attendance
 from sumus.simulator.history import BestModel, History, RoundRecord, Tally, failures_of
 from sumus.simulator.participation import joined_of, present_at
@@ -41,6 +41,7 @@ from sumus.spec import canonical_json, to_json
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
 from sumus.training.executor import Assignment
+from sumus.training.observed import expect_means, note_of, observe
 from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.tree import nbytes, sha256
 from sumus.types import Broadcast, Tree
@@ -112,6 +113,8 @@ class Simulation:
         self.first, examples = self._first_readable()  # tried before anything long begins
         first = self.population.pick(self.first)
         data = self.program.learn_schema(first, *examples)
+        with at_client(first):
+            expect_means(self.program, *examples)
         self.plan = experiment.plan.with_data(data)
         self.task = self.plan.description
         self.joined = joined_of(self.population, experiment)
@@ -163,6 +166,7 @@ class Simulation:
         listener, self._stopped = RoundListener(after_round), ""
         try:
             self._rehearse()
+            self._look()
             with progress.watching(self.experiment, self.done) as show:
                 self._staff(executor, workers, insecure)
                 with closing(self.crew):
@@ -204,6 +208,14 @@ class Simulation:
                 "outputs and targets have one shape"
             )
 
+    def _look(self) -> None:
+        """Try the model on the first client's examples as in training: what no run could do rightly is refused before the first
+        round."""
+        client = self.population.pick(0)
+        with at_client(client):
+            if self.program.observed is None:
+                self.program.observed = observe(self.program, *self.program.reader.read(self.population, client))
+
     def _staff(self, wanted: Choice | None, workers: int | str | None, insecure: bool) -> None:
         """Decide how clients are trained, and by how many processes, and start these."""
         work, broadcast = self.plan.algorithm.client, self.at.state.broadcast
@@ -220,6 +232,8 @@ class Simulation:
             chosen = choose(self.program, work, several, broadcast, run, recall_of_this_user())
         if self.at.executor not in ("", str(chosen.choice)):
             self.notes[f"the rounds before were trained by {self.at.executor}, these by {chosen.choice}"] = None
+        if wanted not in (None, chosen.choice):
+            self.notes[f"trained by {chosen.choice}, {chosen.reason}"] = None
         self.at = replace(self.at, executor=str(chosen.choice))
         self.setting = replace(self.setting, executor=chosen.choice.executor)
         self.trainer = Trainer(self.setting, self.program)
@@ -231,6 +245,11 @@ class Simulation:
         if alone:
             self.notes[alone] = None
         self.how = f"{chosen.choice} {described(1 if alone else count)}: {chosen.reason}"
+
+    def end(self) -> None:
+        """Leave the user's code as it was before the run."""
+        with suppress(TaskError):  # said in the run
+            self.program.end()
 
     @property
     def _left(self) -> int:
@@ -624,6 +643,7 @@ class Simulation:
 
     def _note(self, result: Result) -> None:
         """What the user should know of a client's report."""
+        self.program.moved |= dict.fromkeys(result.moved)
         if result.became == "refused":
             self.notes["some attackers' reports were refused: not finite, or beyond the plan's bound"] = None
         cap = self.plan.algorithm.update.weight_cap or self.plan.sums.max_weight
@@ -642,9 +662,12 @@ class Simulation:
 
     def _history(self, stopped: str) -> History:
         model = self._published(self.at.state)
+        with suppress(TaskError):
+            self.program.begin_anew()  # what the last code changed is known after it
         if refused := getattr(self.trainer.executor, "refused", None):
             self.notes[f"some clients were trained by autograd: {refused}"] = None
         self.notes |= self.evaluation.notes
+        self.notes |= dict.fromkeys(note_of(path) for path in [*self.program.moved][:MOST_NOTES])
         self.notes |= dict.fromkeys(failures_of(self.at.rounds))
         best = self.at.best
         if self.at.rounds and self.stopping.improves(

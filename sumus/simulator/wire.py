@@ -8,7 +8,7 @@ without.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from sumus.device.device import Device, News
 from sumus.device.keys import keyed
 from sumus.device.store import MemoryStore
 from sumus.device.training import Training
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, TaskError
 from sumus.experiment import Experiment
 from sumus.fleet import PERFECT
 from sumus.operations.service import Conduct, Service, open_service
@@ -27,7 +27,7 @@ from sumus.protocol.session import Floor
 from sumus.server.limits import Limits, Rate
 from sumus.simulator.after_round import RoundListener
 from sumus.simulator.choice import Choice
-from sumus.simulator.history import Tally
+from sumus.simulator.history import History, Tally
 from sumus.simulator.participation import present_at
 from sumus.simulator.population import Population
 from sumus.simulator.progress import Show
@@ -69,6 +69,7 @@ class WireSimulation(Simulation):
                 f"{out} holds a run, and one through the wire begins anew each time: give another folder, restart=True "
                 "(--restart), or go on without through="
             )
+        self._training: Training | None = None
         self._stack = ExitStack()
         self._now = 0.0
         self._devices: dict[Any, Device] = {}
@@ -85,6 +86,18 @@ class WireSimulation(Simulation):
         self._service = self._serve(seed)
         self._transport = self._stack.enter_context(InProcess(self._service.device_app))
         self.how = f"{executor}, on devices, through the wire"
+
+    def end(self) -> None:
+        super().end()
+        if self._training is not None:
+            with suppress(TaskError):
+                self._training.program.end()
+
+    def _history(self, stopped: str) -> History:
+        if self._training is not None:
+            self.program.moved |= self._training.program.moved
+            self.notes |= self._training.notes
+        return super()._history(stopped)
 
     def _serve(self, seed: int) -> Service:
         def seeds(task: str) -> Any:
@@ -115,6 +128,7 @@ class WireSimulation(Simulation):
 
     def _device(self, client: Any, token: str | None = None) -> Device:
         """A client's device."""
+        assert self._training is not None, "the run has begun"
         if client not in self._devices:
             self._stores[client] = MemoryStore()
             self._devices[client] = Device(

@@ -1,8 +1,8 @@
 """How a client begins a round and what it sends at its end: the same in every executor on one module."""
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from sumus.aggregate import BUFFERS
-from sumus.errors import TaskError, UsageError, own_code, said
+from sumus.errors import UsageError, own_code
 from sumus.schedules import Schedule
 from sumus.training.executor import Assignment, Trained
-from sumus.training.noise import KeyedNoise, Watch
+from sumus.training.hidden import generators_seeded
+from sumus.training.noise import KeyedNoise
+from sumus.training.observed import Observed, expect_gradient, gradients_of, observe
 from sumus.training.program import Program, seeded
-from sumus.training.step import dense
 from sumus.types import Array, Broadcast, Tree
 from sumus.work import PERSONAL, ClientState, ClientWork, LeafState, LocalRun, Parts
 
@@ -45,14 +46,16 @@ class Round:
 class LocalTraining:
     """What executors on one `Program` share.
 
-    unkeyed: why the model's randomness is torch's own and not keyed noise; None where it is keyed, or there is none.
+    unkeyed: why no step is captured: the model's randomness is torch's own and not keyed noise, or the code does more than a
+        graph holds; None where nothing is in the way.
     """
 
     def __init__(self, program: Program, work: ClientWork) -> None:
         self.program = program
         self.work = work
         self.unkeyed: str | None = None
-        self._draws: bool | None = None
+        self._seen: Observed | None = None
+        program.look_at("work", work)
 
     def begin(self, broadcast: Broadcast, round_number: int) -> Round:
         """The broadcast on the device."""
@@ -76,9 +79,9 @@ class LocalTraining:
         """The summed loss of these examples, and the gradient of that sum over a number."""
         with noise:
             _, losses = self.program.losses(inputs, targets)
-        _expect_gradient(losses)
+        expect_gradient(losses)
         loss = losses.sum()
-        return loss, _gradients(loss / over, params)
+        return loss, gradients_of(loss / over, params)
 
     def gradient(self, assignment: Assignment) -> dict[str, Tensor]:
         """The gradient, in the shared leaves, of the mean loss over all of a client's examples; a batch at a time."""
@@ -95,14 +98,22 @@ class LocalTraining:
 
     def noise(self, assignment: Assignment, step: int) -> AbstractContextManager[Any]:
         """To be entered around a step's forward pass. step: from 1; 0 is the gradient before them."""
-        return KeyedNoise(assignment.key, step) if self._draws else nullcontext()
+        return KeyedNoise(assignment.key, step) if self._seen is not None and self._seen.draws else nullcontext()
 
     def watch(self, assignment: Assignment) -> None:
-        """Try the model on the first client's first examples: what does it draw, and does it keep its tensors?"""
-        if self._draws is not None:
-            return
-        with seeded(0):
-            self._draws = self._watch(assignment)
+        """Try the model on the first client's first examples, and let every client begin alike."""
+        if self._seen is None:
+            seen: Observed = self.program.observed or observe(self.program, assignment.inputs, assignment.targets)
+            self._seen = self.program.observed = seen
+            self.unkeyed = seen.unkeyed or seen.alone
+        self.program.begin_anew()
+
+    @contextmanager
+    def drawing(self, seed: int) -> Generator[None, None, None]:
+        """To be entered around a client's training: torch's generator from a seed; Python's and numpy's too, if used."""
+        also = self._seen is not None and self._seen.generators
+        with seeded(seed), generators_seeded(seed) if also else nullcontext():
+            yield
 
     def first_rules(self, params: Mapping[str, Tensor]) -> dict[str, LeafState]:
         """The optimizer's first state of each leaf, in memory of its own."""
@@ -150,48 +161,9 @@ class LocalTraining:
             kept = {name: _numpy(tree, lent) for name, tree in state.items()}
         return Trained(assignment.client, sent, done.examples, {"loss": loss}, kept)
 
-    def _watch(self, assignment: Assignment) -> bool:
-        """Whether the model draws numbers that noise can stand in for."""
-        program = self.program
-        before = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
-        inputs, targets = assignment.inputs[:2].clone(), assignment.targets[:2].clone()
-        if len(inputs) == 1:  # a batch of two, where statistics are taken over it
-            inputs, targets = inputs.repeat(2, *[1] * (inputs.dim() - 1)), targets.repeat(2, *[1] * (targets.dim() - 1))
-        program.module.train()
-        with Watch() as forward:
-            _, losses = program.losses(inputs, targets)
-        _expect_gradient(losses)
-        with Watch() as backward:
-            _gradients(losses.sum(), list(program.trained.values()))
-        program.load(before)
-        program.expect_own_tensors()
-        if forward.unkeyed:
-            self.unkeyed = f"it draws `{forward.unkeyed[0]}`, which has no keyed noise"
-        elif backward.seen:
-            self.unkeyed = "it draws numbers in its backward pass (activation checkpointing)"
-        return bool(forward.seen) and self.unkeyed is None
-
     def _apart(self, tree: Tree) -> dict[str, Tensor]:
         """A tree that is not the model's (a control variate), as tensors in its own dtypes."""
         return {name: torch.from_numpy(np.array(leaf)).to(self.program.device) for name, leaf in tree.items()}
-
-
-def _gradients(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of a loss in each of these, dense: sparse ones (of embeddings) are written out. TaskError for what fails."""
-    try:
-        found = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
-    except Exception as error:
-        raise TaskError(
-            f"the backward pass of the model or its loss failed: {said(error)}; try loss(...).sum().backward() on one batch alone"
-        ) from error
-    return [dense(grad) for grad in found]
-
-
-def _expect_gradient(losses: Tensor) -> None:
-    if not torch.is_grad_enabled():
-        raise TaskError("gradients are off in this thread: train outside torch.no_grad() and torch.inference_mode()")
-    if not losses.requires_grad:
-        raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
 
 
 def _numpy(tree: Mapping[str, Any], lent: set[int]) -> Tree:

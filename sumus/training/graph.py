@@ -8,9 +8,6 @@ then the graph is rewritten (`sumus.training.rewrite`). A stack is the same step
 become batched products. What depends on the values of tensors, or on Python's or numpy's randomness, is refused.
 """
 
-import copy
-import pickle
-import random
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -32,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sumus.errors import UsageError
 from sumus.training import rewrite
+from sumus.training.hidden import generators, put_generators, which
 from sumus.training.noise import Draw
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
@@ -39,8 +37,6 @@ from sumus.training.step import local_step, step_values
 from sumus.work import ClientWork
 
 _LONGEST = 120
-_OF_MODULES = {*vars(nn.Module()), "_flat_weights", "_flat_weight_refs", "_flat_weights_names"}  # the last of RNNs
-_NONE: tuple[Any, ...] = (None,)
 _STATE = ("params/", "rule/", "buffers/", "broadcast/", "state/")
 
 
@@ -207,79 +203,25 @@ def _expect_rows_first(draws: Sequence[Draw], longer: Sequence[Draw], rows: int)
 
 @contextmanager
 def leaving_no_trace(program: Program) -> Generator[None, None, None]:
-    """Put back what modules keep beside their leaves, and Python's and numpy's generators; NotCapturable where they moved."""
-    drawn, before = _generators(), _attributes(program)
+    """Put back what the code keeps beside the leaves, and Python's and numpy's generators; NotCapturable where they moved."""
+    program.begin_anew()
+    stood = generators()
     try:
         yield
     finally:
-        after, moved = _attributes(program), _generators() != drawn
-        changed = [where for where in {**before, **after} if before.get(where, _NONE)[0] != after.get(where, _NONE)[0]]
-        for path, name in changed:
-            own = vars(program.module.get_submodule(path))
-            own.pop(name, None)
-            if (path, name) in before:
-                own[name] = _as_it_was(*before[path, name][1:])
-        if moved:
-            random.setstate(pickle.loads(drawn[0]))
-            np.random.set_state(pickle.loads(drawn[1]))
+        changed, moved = program.changed(), generators() != stood
+        program.begin_anew()
+        put_generators(stood)
     if moved:
         raise NotCapturable("it draws from Python's or numpy's generator: use torch's")
     if changed:
-        raise NotCapturable(f"its forward changes its own attribute `{'.'.join(changed[0]).lstrip('.')}`")
+        raise NotCapturable(which(changed[0]))
 
 
 def _run_without_values(program: Program, work: ClientWork, values: Mapping[str, Tensor]) -> None:
     """The step on tensors without values: whatever looks at one fails here."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         local_step(program, work, {name: mode.from_tensor(value) for name, value in values.items()})
-
-
-def _generators() -> tuple[bytes, bytes]:
-    """Where Python's and numpy's generators stand."""
-    return pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())
-
-
-def _attributes(program: Program) -> dict[tuple[str, str], tuple[bytes | tuple[object, ...], Any, Any]]:
-    """What modules keep beside the leaves, by module and name: what changes when it does, itself, and a copy of it."""
-    own = [*program.module.modules(), *program.module.parameters(), *program.module.buffers()]
-    themselves = {id(one): one for one in own}
-    return {
-        (path, name): (mark := _fingerprint(value), value, _copied(value, themselves) if type(mark) is bytes else value)
-        for path, module in program.module.named_modules()
-        for name, value in vars(module).items()
-        if name not in _OF_MODULES
-    }
-
-
-def _copied(value: Any, themselves: Mapping[int, Any]) -> Any:
-    """A copy, in which leaves and modules are themselves."""
-    return (
-        value
-        if value is None or isinstance(value, bool | int | float | str)
-        else copy.deepcopy(value, dict(themselves))
-    )
-
-
-def _as_it_was(value: Any, kept: Any) -> Any:
-    """An attribute from before. A container stays itself, since others may hold it too."""
-    if isinstance(value, list):
-        value[:] = kept
-    elif isinstance(value, dict | set):
-        held = kept.copy()
-        value.clear()
-        value.update(held)
-    else:
-        return kept
-    return value
-
-
-def _fingerprint(value: object) -> bytes | tuple[object, ...]:
-    if isinstance(value, Tensor):
-        return (id(value), value._version)
-    try:
-        return pickle.dumps(value)
-    except Exception:  # whatever its class raises: then only another object is another value
-        return (id(value),)
 
 
 def _reason(error: Exception) -> str:

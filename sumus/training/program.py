@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import re
+import zlib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -17,9 +18,11 @@ from sumus.errors import ExperimentError, SumusError, TaskError, at_client, said
 from sumus.metrics import SeveralSums
 from sumus.task import Data, Leaf, Task
 from sumus.training.examples import ExampleReader, describe_call
+from sumus.training.hidden import HiddenState, generators_seeded, tied_to_itself
 from sumus.types import Array, Tree
 
 EVALUATION_BATCH = 512
+_Norm = nn.modules.batchnorm._NormBase
 
 
 class Program:
@@ -28,6 +31,8 @@ class Program:
     initial: every leaf's starting value (numpy), by the seed or as the module came.
     shared, buffers, personal: the module's tensors by leaf: shared with a gradient, shared without, and the device's own.
     trained: all leaves with a gradient. Changing a tensor in place changes the module.
+    hidden: what the code keeps outside the leaves.  moved: the paths there that were found changed.  observed: what the code was
+    seen to do (`sumus.training.observed`); None before it was tried.
     """
 
     def __init__(self, task: Task, device: Any = "cpu", seed: int = 0) -> None:
@@ -61,6 +66,25 @@ class Program:
             for name, tensor in self.tensors.items()
             if self.leaves[name].role == "frozen" and name not in dict(self.module.named_parameters())
         ]
+        self._counters = [  # of these, torch's own layers only count
+            (name, tensor, value)
+            for (tensor, value), name in ((pair, _name_in(self.tensors, pair[0])) for pair in self._restored)
+            if not tensor.is_floating_point() and not tensor.is_complex() and not _only_counts(self.module, name)
+        ]
+        self._frozen = {
+            name: (tensor, tensor._version, _sum_of(tensor))
+            for name, tensor in self.module.named_parameters()
+            if name in self.leaves and self.leaves[name].role == "frozen"
+        }
+        roots = {
+            "model": self.module,
+            "loss": task.loss,
+            **{f"metric {name}": own for name, own in task.metrics.items()},
+        }
+        self.hidden = HiddenState(roots, self.tensors.values())
+        self._parts: dict[tuple[str, int], tuple[object, HiddenState]] = {}
+        self.moved: dict[str, None] = {}
+        self.observed: Any = None
         floating = next((t.dtype for t in self.trained.values()), torch.get_default_dtype())
         self.reader = ExampleReader(task, floating, self.device)
 
@@ -82,10 +106,74 @@ class Program:
         """Copy values into the module."""
         if not tensors:
             return
+        for name, tensor, value in self._counters:
+            if not torch.equal(tensor, value):
+                self.moved[f"model.{name}"] = None
         with torch.no_grad():
             torch._foreach_copy_([self.tensors[name] for name in tensors], list(tensors.values()))
             for tensor, value in self._restored:
                 tensor.copy_(value)
+
+    def look_at(self, name: str, part: object) -> None:
+        """Watch what the code of a part of the algorithm keeps, too. It is not put back: a server asks such code as well.
+
+        Args:
+            name: What `moved` calls the part.
+            part: The part.
+        """
+        if (name, id(part)) not in self._parts:
+            self._parts[name, id(part)] = part, HiddenState({name: part})
+
+    def changed(self) -> list[str]:
+        """The paths outside the leaves that are others than at first, or than when `begin_anew` was called last."""
+        return [
+            path
+            for hidden in (self.hidden, *(hidden for _, hidden in self._parts.values()))
+            for path in hidden.changed()
+        ]
+
+    def begin_anew(self) -> None:
+        """Put what the code keeps outside the leaves back to where it was when this program was made: so begins every client, and
+        every measurement. `moved` gains the paths that had changed.
+
+        TaskError where a frozen parameter changed, or what changed cannot be put back.
+        """
+        if changed := self.hidden.changed():
+            self.moved |= dict.fromkeys(changed)
+            try:
+                self.expect_own_tensors()
+            finally:
+                self.hidden.restore()
+        for (name, own), (part, hidden) in self._parts.items():
+            if changed := hidden.changed():
+                self.moved |= dict.fromkeys(changed)
+                self._parts[name, own] = part, HiddenState({name: part})
+        self.expect_frozen()
+        for name, tensor in self.tensors.items():
+            if tensor.requires_grad is not self.leaves[name].trained:
+                raise TaskError(
+                    f"the code switches requires_grad of `{name}` as it trains, and a leaf's role is the same in all rounds: "
+                    "give roles by leaves=, and hold a leaf still for a while by a factor of 0 in forward"
+                )
+
+    def end(self) -> None:
+        """The same for the last time, so that the next run with the same code begins alike."""
+        self.hidden.end(logs=self.observed is not None and not self.observed.acts)
+
+    def expect_frozen(self, before: Mapping[str, Tensor] | None = None) -> None:
+        """Raise TaskError where the code changed a frozen parameter. before: values to compare with; else versions tell."""
+        for name, (tensor, version, kept) in self._frozen.items():
+            if before is not None:
+                changed = not _same_numbers(tensor, before[name])
+            else:
+                changed = tensor._version != version and _sum_of(tensor) != kept
+            if changed:
+                raise TaskError(
+                    f"`{name}` is a frozen parameter, and the code changes it as it trains: it would be different in each "
+                    "process, and reach nobody. Make it a buffer (register_buffer), which is averaged as running statistics are; "
+                    f'or keep one at each client, with leaves={{"{name}": "personal"}}'
+                )
+            self._frozen[name] = tensor, tensor._version, kept
 
     def widened(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
         """The module's present values of these leaves, detached, in the dtype in which they are summed. Not copies."""
@@ -120,6 +208,7 @@ class Program:
     def learn_schema(self, client: object, inputs: Tensor, targets: Tensor) -> Data:
         """Try the model on a client's first examples, and take their form as the form of all data."""
         few, few_targets = inputs[:2].clone(), targets[:2].clone()
+        self.begin_anew()
         self.module.eval()
         with torch.no_grad(), at_client(client):
             classes = self._classes(few, few_targets)
@@ -161,8 +250,9 @@ class Program:
             By name, the loss too. A sum is NaN if a value in it is.
         """
         totals: dict[str, tuple[float, int]] = {}
+        self.begin_anew()
         self.module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), seeded(0), generators_seeded(0):  # whatever was measured before
             for start in range(0, len(inputs), batch_size):  # copies: a forward in place must not change the data
                 rows = slice(start, start + batch_size)
                 batch, labels = inputs[rows].clone(), targets[rows].clone()
@@ -182,6 +272,8 @@ class Program:
             return False
         with seeded(0):
             together, again, apart = (self.evaluate(inputs, targets, size) for size in (len(inputs), len(inputs), 1))
+        if self.hidden.changed():  # then it compares calls, and is said to keep state
+            return False
         return together == again and any(  # else it draws numbers, and is another one each time
             not math.isclose(total, apart[name][0], rel_tol=1e-3, abs_tol=1e-5 * max(1, count))
             for name, (total, count) in together.items()
@@ -190,6 +282,7 @@ class Program:
 
     def outputs(self, inputs: Any) -> Any:
         """What the model gives for inputs: a tensor `(B, ...)`, or whatever its forward returns."""
+        self.begin_anew()
         self.module.eval()
         with torch.no_grad():
             return self.module(torch.as_tensor(inputs).to(self.device))
@@ -260,25 +353,53 @@ def _add(totals: dict[str, tuple[float, int]], names: Sequence[str], value: Any)
         totals[name] = (before + total, counted + count)
 
 
+def dense(grad: Tensor) -> Tensor:
+    """A gradient in full: that of an embedding may name only the rows that it moves."""
+    return grad if grad.layout is torch.strided else grad.to_dense()
+
+
 def _kind(tensor: Tensor) -> str:
     return "complex numbers of shape " if tensor.is_complex() else ""
 
 
 def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
-    """A copy of a module, also where a callable gives the user's own one; what cannot be copied is made once more, and is then
-    nobody else's."""
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:
-        with seeded(seed):
-            again = task.make_model()
-        held = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
-        if again is not module and not any(id(tensor) in held for tensor in (*again.parameters(), *again.buffers())):
-            return again
-        raise TaskError(
-            f"the model cannot be copied ({said(error)}): give model= a callable that makes a new module at each call, such as "
-            "model=lambda: Net()"
-        ) from error
+    """A copy of a module, also where a callable gives the user's own one; what cannot be copied, or would lose something by it,
+    is made once more, and is then nobody else's."""
+    why, cause = tied_to_itself(module), None
+    if why is None:
+        try:
+            return copy.deepcopy(module)
+        except Exception as error:
+            why, cause = f"the model cannot be copied ({said(error)})", error
+    with seeded(seed):
+        again = task.make_model()
+    held = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    if again is not module and not any(id(tensor) in held for tensor in (*again.parameters(), *again.buffers())):
+        return again
+    raise TaskError(
+        f"{why}: give model= a callable that makes a new module at each call, such as model=lambda: Net()"
+    ) from cause
+
+
+def _name_in(tensors: Mapping[str, Tensor], wanted: Tensor) -> str:
+    return next(name for name, tensor in tensors.items() if tensor is wanted)
+
+
+def _only_counts(module: nn.Module, name: str) -> bool:
+    """Whether a buffer is the counter of a layer of torch's that computes nothing from it."""
+    path, _, own = name.rpartition(".")
+    layer = module.get_submodule(path)
+    return own == "num_batches_tracked" and isinstance(layer, _Norm) and layer.momentum is not None
+
+
+def _sum_of(tensor: Tensor) -> int:
+    """A sum over the bits of a tensor: another one where the tensor is."""
+    numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
+    return zlib.crc32(numbers)
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.detach(), other) or _sum_of(one) == _sum_of(other)
 
 
 def _expect_finite(name: str, tensor: Tensor) -> None:

@@ -11,7 +11,7 @@ from sumus.rng import generator
 from sumus.training.client import LocalTraining, Round
 from sumus.training.executor import Assignment, Trained
 from sumus.training.graph import LocalGraph, capture
-from sumus.training.program import Program, seeded
+from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
 from sumus.training.step import path_of
 from sumus.tree import unnested
@@ -51,9 +51,9 @@ class SequentialExecutor(LocalTraining):
 
     def _trained(self, round_: Round, assignment: Assignment) -> Trained:
         """Train one client."""
-        start, own = self.start(round_, assignment)
         self.watch(assignment)
-        with seeded(int.from_bytes(assignment.key[:8], "little") >> 1):
+        start, own = self.start(round_, assignment)
+        with self.drawing(int.from_bytes(assignment.key[:8], "little") >> 1):
             self.program.load(start)
             gradient = None
             if self.work.needs_gradient:

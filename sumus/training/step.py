@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad_and_value
 
-from sumus.training.program import Program
+from sumus.training.program import Program, dense
 from sumus.tree import nested, unnested
 from sumus.types import Tensors
 from sumus.work import ClientWork, apply_gradients
@@ -39,11 +39,6 @@ def step_values(program: Program, work: ClientWork, inputs: Tensor, targets: Ten
         values |= {f"{kind}/{path}": torch.as_tensor(leaf).clone() for path, leaf in unnested(trees).items()}
     values |= {"inputs": inputs, "targets": targets}
     return values | {"lr": torch.tensor(0.1, dtype=torch.float64), "step": torch.tensor(1.0, dtype=torch.float64)}
-
-
-def dense(grad: Tensor) -> Tensor:
-    """A gradient in full: that of an embedding may name only the rows that it moves."""
-    return grad if grad.layout is torch.strided else grad.to_dense()
 
 
 def local_step(

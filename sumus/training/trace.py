@@ -17,7 +17,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sumus.errors import TaskError
 from sumus.training.noise import dropout_gradient
+from sumus.training.observed import observe
 from sumus.training.program import Program
 from sumus.training.step import local_step, step_values
 from sumus.work import ClientWork
@@ -47,7 +49,10 @@ class StepGraph:
 
 
 def trace_step(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor) -> StepGraph:
-    """The graph of one step for batches shaped like these."""
+    """The graph of one step for batches shaped like these. TaskError where the step does more than a graph holds."""
+    seen = observe(program, inputs, targets)
+    if seen.alone is not None:
+        raise TaskError(f"the step cannot be traced: {seen.alone}")
     dtype = next(iter(program.trained.values())).dtype
     values = {**step_values(program, work, inputs, targets), "mask": torch.ones(len(inputs), dtype=dtype)}
     names, outputs = list(values), []

@@ -1,0 +1,295 @@
+"""What a task's code does beside computing losses, seen on a few examples before any client trains.
+
+    seen = observe(program, inputs, targets)       TaskError for what no run could do rightly
+    seen.alone                                     why its step cannot be captured, or None
+    expect_means(program, inputs, targets)         TaskError where a mean of buffers is no buffer
+
+What shows only later, at a hundredth step, is seen when it happens: every client begins with `Program.begin_anew`.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sumus.errors import TaskError, said
+from sumus.training.hidden import HiddenState, generators, put_generators, which
+from sumus.training.noise import Watch
+from sumus.training.program import Program, dense, seeded
+
+_NUDGE = 1.0
+"""By up to how much of its size a buffer is moved, to see whether its update is affine."""
+_BENT = 1e-3
+"""How far an affine update may be from it, of how far the buffer was moved: rounding."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What was seen.
+
+    draws: whether the model draws numbers that keyed noise can stand in for.
+    unkeyed: why torch's own generator draws them, and not keyed noise; None without any.
+    alone: why a step cannot be captured as a graph, since the code does more than a graph holds; None where nothing was seen.
+    generators: whether Python's or numpy's generator moved.
+    acts: whether a second pass over the same examples gave other losses than the first.
+    """
+
+    draws: bool
+    unkeyed: str | None
+    alone: str | None
+    generators: bool
+    acts: bool
+
+
+def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
+    """Try the model on a client's first examples, twice, as in training, and put everything back.
+
+    TaskError where it trains what nobody sends, moves what is frozen, or binds its leaves to new tensors.
+    """
+    with seeded(0):
+        program.begin_anew()
+        stood, before = generators(), {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
+        memory, few = {name: tensor.data_ptr() for name, tensor in program.trained.items()}, slice(0, 2)
+        inputs, targets = (_two_rows(rows[few].clone()) for rows in (inputs, targets))
+        program.module.train()
+        with seeded(0), Watch() as forward:
+            _, losses = program.losses(inputs.clone(), targets.clone())
+        expect_gradient(losses)
+        moved_to = [name for name, tensor in program.trained.items() if tensor.data_ptr() != memory[name]]
+        with Watch() as backward:
+            gradients_of(losses.sum(), list(program.trained.values()))
+        own = list(program.tensors.values())
+        first = list(_leaves_under(losses, own))
+        program.expect_own_tensors()
+        program.expect_frozen(before)
+        with seeded(0):
+            program.load(before)
+            _, again = program.losses(inputs, targets)  # what a first pass made, a second one may train
+        acts = not torch.equal(losses.detach(), again.detach())
+        _expect_known(program, first, list(_leaves_under(again, own)))
+        moved = program.hidden.changed()
+        drawn = generators() != stood
+        put_generators(stood)
+        program.expect_frozen(before)
+        program.load(before)
+        program.expect_own_tensors()
+        program.begin_anew()
+    unkeyed = alone = None
+    if forward.unkeyed:
+        unkeyed = f"it draws `{forward.unkeyed[0]}`, which has no keyed noise"
+    elif backward.seen:
+        unkeyed = "it draws numbers in its backward pass (activation checkpointing)"
+    if moved:
+        alone = which(moved[0])
+    elif drawn:
+        alone = "it draws from Python's or numpy's generator: use torch's"
+    elif moved_to:
+        alone = f"its forward puts `{moved_to[0]}` into other memory: write into the old one, as in .data.copy_(...)"
+    elif hooked := next((name for name, tensor in program.trained.items() if tensor._backward_hooks), None):
+        alone = f"`{hooked}` has a hook on its gradient"
+    return Observed(bool(forward.seen) and unkeyed is None, unkeyed, alone, drawn, acts)
+
+
+def note_of(path: str) -> str:
+    """What a user should know of a path in `Program.moved`."""
+    if path.partition(".")[0].partition("[")[0] in ("work", "update", "aggregator", "server"):
+        return (
+            f"`{path}` changes as the code runs, and a plan does not carry it: each process has its own, and a run that goes on "
+            "from a folder begins with a new one. Keep it in the part's state (init=), which is carried"
+        )
+    return (
+        f"`{path}` changes as the code runs, and a plan does not carry it: every client, and every evaluation, begins with it as "
+        "it was before the run, and no step that changes it is captured. What is to go on belongs into a float buffer of the "
+        "model, which is averaged, or kept at each client if it is personal"
+    )
+
+
+def expect_gradient(losses: Tensor) -> None:
+    """Refuse losses that nothing can be learned from."""
+    if not torch.is_grad_enabled():
+        raise TaskError("gradients are off in this thread: train outside torch.no_grad() and torch.inference_mode()")
+    if not losses.requires_grad:
+        raise TaskError("the loss does not depend on the model's parameters: drop .detach() and argmax from it")
+
+
+def gradients_of(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a loss in each of these, dense: sparse ones (of embeddings) are written out. TaskError for what fails."""
+    try:
+        found = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+    except Exception as error:
+        raise TaskError(
+            f"the backward pass of the model or its loss failed: {said(error)}; try loss(...).sum().backward() on one batch alone"
+        ) from error
+    return [dense(grad) for grad in found]
+
+
+def _two_rows(rows: Tensor) -> Tensor:
+    """A batch of two, where statistics are taken over it."""
+    return rows if len(rows) > 1 else rows.repeat(2, *[1] * (rows.dim() - 1))
+
+
+# ── parameters that nobody trains ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _leaves_under(losses: Tensor, own: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Every tensor into which a gradient of these losses would go.
+
+    own: the model's. Nothing is looked for behind them: those of a scripted module's copy remember what they were copied from.
+    """
+    waiting, seen = [losses.grad_fn], {tensor.grad_fn for tensor in own}
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(variable := getattr(node, "variable", None), Tensor):
+            yield variable
+        waiting += [before for before, _ in node.next_functions]
+
+
+def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    """Refuse gradients into what is no leaf: tensors that two passes share, and parameters of one. A pass may make others, such
+    as inputs with a gradient."""
+    known = {id(tensor) for tensor in program.tensors.values()}
+    again = {id(tensor) for tensor in first}
+    for tensor in second:
+        if id(tensor) in known or not (id(tensor) in again or isinstance(tensor, nn.Parameter)):
+            continue
+        roots = {"model": program.module, "loss": program.task.loss}
+        name = next((path for path, met in HiddenState(roots).tensors.items() if met is tensor), None)
+        where = (
+            f"`{name}`"
+            if name
+            else f"a tensor of shape {tuple(tensor.shape)} that the model or the loss takes from elsewhere"
+        )
+        raise TaskError(
+            f"{where} has requires_grad=True and is no leaf of the model: no step trains it, and nobody sends it. Make it a "
+            "parameter of the model, in the model's __init__ (a layer in a list: in an nn.ModuleList; a layer made in forward: "
+            "before; a loss's own parameter: let forward return it); or set requires_grad_(False) if it stays as it is"
+        )
+
+
+# ── buffers whose mean is none ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
+    """Refuse averaged buffers that training moves in such a way that a mean of several clients' is none that training gives.
+
+    A mean of running statistics is one: their update is affine, so that a step from the mean gives the mean of the steps. It is
+    none for a vector of unit length, a flag, a queue, or a codebook.
+    """
+    _expect_exact_norms(program)
+    asked = {name for name in program.buffers if program.task.pattern_of(program.leaves[name]) not in (None, "*")}
+    statistics = _statistics(program.module)
+    unknown = {name: tensor for name, tensor in program.buffers.items() if name not in statistics | asked}
+    if not unknown:
+        return
+    before = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
+    inputs, targets = (_two_rows(rows[:8].clone()) for rows in (inputs, targets))
+    nudge = torch.Generator().manual_seed(0)
+    moves = {
+        name: _NUDGE * torch.rand(tensor.shape, generator=nudge, dtype=torch.float64).to(tensor) * _size(tensor)
+        for name, tensor in unknown.items()
+    }
+
+    def after(times: int) -> dict[str, Tensor]:
+        """The buffers after a forward pass, from where they stand moved so many times."""
+        program.begin_anew()
+        program.load(before)
+        with torch.no_grad(), seeded(0):
+            for name, move in moves.items():
+                program.tensors[name].add_(move, alpha=times)
+            program.module.train()
+            program.losses(inputs.clone(), targets.clone())
+        return {name: tensor.detach().double().clone() for name, tensor in unknown.items()}
+
+    stood = generators()
+    try:
+        still, once, twice = after(0), after(1), after(2)
+    finally:
+        put_generators(stood)
+        program.load(before)
+        program.begin_anew()
+    for name in unknown:
+        start = before[name].double()
+        if torch.equal(still[name], start):
+            continue
+        if (why := _unaveraged(start, (still[name], once[name], twice[name]), moves[name].double())) is not None:
+            raise TaskError(
+                f"the buffer `{name}` {why}, so that a mean of clients' buffers is none that training gives, and shared buffers "
+                f'are averaged: keep one at each client, with leaves={{"{name}": "personal"}}; or, if a mean of them is right '
+                f'all the same, ask for it with leaves={{"{name}": "shared"}}'
+            )
+
+
+def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tensor) -> str | None:
+    """Why a mean of a buffer is none, from what a pass made of three that lie on a line; None where it is one."""
+    still, once, twice = after
+    rounding = 1e-5 * float(max(still.abs().max(), start.abs().max(), torch.tensor(1e-6)))
+    if float((once - (still + twice) / 2).abs().max()) > _BENT * float(move.abs().max()) + rounding:
+        return "is not moved by a step in proportion to itself (it is scaled to a length, divided, rounded or chosen by value)"
+    taken, kept = (still - start).abs() > rounding, still == start
+    if bool(taken.any()) and bool(kept.any()) and float((twice - still)[taken].abs().max()) <= rounding:
+        return "is overwritten in part by a step, as a queue is"
+    for axis in (None, *range(start.dim())):
+        if start.dim() and _keeps_length(start, still, axis):
+            return "keeps its length, and a mean is shorter"
+    return None
+
+
+def _keeps_length(start: Tensor, still: Tensor, axis: int | None) -> bool:
+    """Whether a buffer moved along an axis, or as a whole, and its lengths there stayed what they were."""
+    if (start.shape[axis] if axis is not None else start.numel()) < 2 or float((still - start).norm()) <= 1e-4 * float(
+        start.norm()
+    ):
+        return False
+    lengths, others = (tensor.norm(dim=axis) if axis is not None else tensor.norm() for tensor in (start, still))
+    return bool(lengths.abs().min() > 0) and bool(torch.allclose(lengths, others, rtol=1e-5, atol=0.0))
+
+
+def _size(tensor: Tensor) -> float:
+    """How large a buffer's numbers are; 1 for one of zeros."""
+    return float(tensor.detach().double().square().mean().sqrt()) or 1.0
+
+
+def _statistics(module: nn.Module) -> set[str]:
+    """The running means and variances of torch's own layers."""
+    return {
+        f"{path}.{name}".lstrip(".")
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._NormBase)
+        for name in ("running_mean", "running_var")
+    }
+
+
+def _expect_exact_norms(program: Program) -> None:
+    """Refuse torch's spectral norm on shared weights: its two vectors belong to one client's weights, and to no mean of them."""
+    for path, layer in program.module.named_modules():
+        if hasattr(layer, "_power_method"):  # the parametrization
+            own, names = path, ("_u", "_v")
+        else:
+            hook = next((h for h in layer._forward_pre_hooks.values() if type(h).__name__ == "SpectralNorm"), None)
+            if hook is None:
+                continue
+            own, names = path, (f"{cast(Any, hook).name}_u",)
+        for name in (f"{own}.{name}".lstrip(".") for name in names):
+            if name in program.leaves and not _is_one_clients(program, name):
+                raise TaskError(
+                    f"the buffer `{name}` of torch's spectral norm is found by steps for one client's weights, and a mean of "
+                    "clients' weights has another: the model would be measured and published with a wrong norm. Divide by the "
+                    "exact norm instead, which needs no buffer: register_parametrization(layer, 'weight', Spectral()), where "
+                    "Spectral.forward returns weight / torch.linalg.matrix_norm(weight.flatten(1), 2)"
+                )
+
+
+def _is_one_clients(program: Program, name: str) -> bool:
+    """Whether a spectral norm's vector and its layer's weights are of one client, or never change."""
+    layer = name.partition(".parametrizations")[0] if ".parametrizations" in name else name.rpartition(".")[0]
+    roles = {
+        leaf.role
+        for leaf in program.leaves.values()
+        if not layer or (leaf.name.startswith(f"{layer}.") and "bias" not in leaf.name)
+    }
+    return len(roles) == 1 and "shared" not in roles

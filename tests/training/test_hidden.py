@@ -1,0 +1,527 @@
+"""What code keeps outside a model's leaves is found, put back, and said; what cannot be put back is refused."""
+
+import collections
+import itertools
+import random
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sumus
+from sumus.training.hidden import HiddenState, tied_to_itself
+
+CALLS = 0
+KEPT: list[int] = []
+LARGE = {number: number for number in range(20_000)}
+
+
+class Counting:
+    of_all = 0
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.recent = collections.deque[int](maxlen=3)
+        self.seen = {0}
+        self.center = torch.zeros(2)
+        self.array = np.zeros(2)
+        self.told = {"a": 1}
+        self.draws = np.random.default_rng(0)
+        self.held = types.SimpleNamespace(step=0)
+
+    def step(self) -> int:
+        self.calls += 1
+        return self.calls
+
+
+def counter() -> Callable[[], int]:
+    calls = 0
+
+    def count() -> int:
+        nonlocal calls
+        calls += 1
+        return calls
+
+    return count
+
+
+def add_to_global() -> None:
+    global CALLS
+    CALLS += 1
+
+
+def add_to_list(one: int = 1, seen: list[int] = KEPT) -> None:
+    seen.append(one)
+
+
+def function_attribute() -> None:
+    function_attribute.calls = getattr(function_attribute, "calls", 0) + 1  # pyright: ignore[reportFunctionMemberAccess]
+
+
+class Slotted:
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+
+
+class Iterating:
+    """A user's own iterator: its attributes are where it stands."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __next__(self) -> int:
+        self.at += 1
+        return self.at
+
+
+def by(change: Callable[[Counting], object]) -> tuple[Any, Callable[[Any], object]]:
+    return Counting(), change
+
+
+CHANGES: dict[str, tuple[Any, Callable[[Any], object], str]] = {
+    "an attribute": (*by(lambda c: c.step()), "loss.calls"),
+    "a new attribute": (*by(lambda c: setattr(c, "more", 1)), "loss.more"),
+    "an attribute that goes": (*by(lambda c: delattr(c, "calls")), "loss.calls"),
+    "a deque": (*by(lambda c: c.recent.append(1)), "loss.recent"),
+    "a set": (*by(lambda c: c.seen.add(1)), "loss.seen"),
+    "a mapping": (*by(lambda c: c.told.update(a=2)), "loss.told['a']"),
+    "a tensor": (*by(lambda c: c.center.add_(1)), "loss.center"),
+    "a tensor through .data": (*by(lambda c: c.center.data.add_(1)), "loss.center"),
+    "an array": (*by(lambda c: c.array.__iadd__(1)), "loss.array"),
+    "a generator of numbers": (*by(lambda c: c.draws.random()), "loss.draws"),
+    "a namespace": (*by(lambda c: setattr(c.held, "step", 1)), "loss.held.step"),
+    "a class": (*by(lambda c: setattr(Counting, "of_all", 1)), "Counting.of_all"),
+    "a bound method's object": (Counting().step, lambda step: step(), "loss.calls"),
+    "an enclosed variable": (counter(), lambda count: count(), "loss.calls"),
+    "a global": (add_to_global, lambda add: add(), f"{__name__}.CALLS"),
+    "a default": (add_to_list, lambda add: add(), "loss"),
+    "a function's attribute": (function_attribute, lambda f: f(), "loss.calls"),
+    "slots": (Slotted(), lambda s: s(), "loss.calls"),
+    "an iterator's attributes": ([Iterating()], lambda held: next(held[0]), "loss[0].at"),
+    "Python's generator": ([random.Random(0)], lambda held: held[0].random(), "loss[0]"),
+    "torch's generator": ([torch.Generator()], lambda held: torch.rand(1, generator=held[0]), "loss[0]"),
+    "bytes": ([bytearray(b"ab")], lambda held: held[0].append(1), "loss[0]"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_what_changes_is_found_and_put_back(what: str) -> None:
+    value, change, path = CHANGES[what]
+    hidden = HiddenState({"loss": value})
+    assert hidden.changed() == []
+    for _ in range(2):  # the same again after it was put back
+        change(value)
+        assert hidden.changed() == [path]
+        assert hidden.restore() == [path]
+        assert hidden.changed() == []
+
+
+@pytest.mark.parametrize("moving", [itertools.cycle([1, 2]), itertools.count(), iter([1, 2, 3]), (n for n in range(3))])
+def test_what_cannot_be_put_back_is_refused_once_it_moves(moving: Any) -> None:
+    hidden = HiddenState({"loss": [moving]})
+    assert hidden.restore() == []
+    next(moving)
+    with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+ that moves on as clients train"):
+        hidden.restore()
+
+
+def test_equal_numbers_and_what_a_property_keeps_are_no_change() -> None:
+    class Known:
+        def __init__(self) -> None:
+            self.number, self.odd = 1000.5, float("nan")
+
+    known = Known()
+    hidden = HiddenState({"loss": known})
+    known.number, known.odd = float("1000.5"), float("nan")
+    assert hidden.changed() == []
+
+
+def test_long_mappings_and_libraries_are_not_looked_into() -> None:
+    assert HiddenState({"loss": lambda: LARGE}).changed() == []
+    assert HiddenState({"loss": lambda: np.linalg}).digest == HiddenState({"loss": lambda: np.linalg}).digest
+
+
+def test_a_digest_shows_what_another_process_would_see_otherwise() -> None:
+    def of(number: float) -> str:
+        return HiddenState({"loss": lambda: number}).digest
+
+    assert of(1.0) == of(1.0) != of(2.0)
+
+
+def test_a_log_is_whole_at_the_end_and_empty_for_each_client() -> None:
+    log: list[int] = []
+    hidden = HiddenState({"loss": [log]})
+    for number in range(3):
+        log.append(number)
+        hidden.restore()
+        assert log == []
+    hidden.end()
+    assert log == [0, 1, 2]
+
+
+# ── copies ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def hooked(module: nn.Module) -> None:
+    module[0].weight.register_hook(lambda grad: 0 * grad)  # pyright: ignore
+
+
+def around(module: Any) -> None:
+    module.gain = lambda: module[0].weight.sum()
+
+
+def forward_hook(module: Any) -> None:
+    module.register_forward_hook(lambda layer, inputs, outputs: outputs * module[0].bias.sum())
+
+
+def by_default(module: Any) -> None:
+    def gain(weight: Tensor = module[0].weight) -> Tensor:
+        return weight.sum()
+
+    module.gain = gain
+
+
+TIED = [hooked, around, forward_hook, by_default]
+
+
+@pytest.mark.parametrize("tie", TIED)
+def test_a_model_whose_copy_would_be_another_is_made_anew_or_refused(tie: Callable[[Any], None]) -> None:
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        module = nn.Sequential(nn.Linear(4, 2))
+        tie(module)
+        return module
+
+    given = make()
+    assert tied_to_itself(given) is not None
+    with pytest.raises(sumus.TaskError, match="a callable that makes a new module at each call"):
+        run(given)
+    history = run(make)
+    if tie is hooked:
+        assert torch.equal(history.model["0.weight"], given.state_dict()["0.weight"])
+        assert not torch.equal(history.model["0.bias"], given.state_dict()["0.bias"])
+
+
+def test_a_hook_that_would_never_run_is_refused() -> None:
+    module = nn.Linear(4, 2)
+    module.weight.register_post_accumulate_grad_hook(lambda tensor: None)
+    with pytest.raises(
+        sumus.TaskError, match="`weight` has a hook of register_post_accumulate_grad_hook.*register_hook"
+    ):
+        run(module)
+
+
+PEOPLE = {who: (np.eye(4, dtype="float32"), np.array([0, 1, 0, 1])) for who in range(3)}
+
+
+def run(net: Any, loss: Any = sumus.losses.cross_entropy, **options: Any) -> sumus.History:
+    given = {"rounds": 2, "progress": False, "executor": "autograd", **options}
+    leaves = given.pop("leaves", {})
+    work = sumus.fedavg(sumus.sgd(lr=0.1, batch_size=2))
+    return sumus.simulate(sumus.Task(net, loss, leaves=leaves), work, PEOPLE, **given)
+
+
+# ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class With(nn.Module):
+    """A layer, and what a test adds."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **more: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.out, self.own = nn.Linear(4, 2), forward
+        for name, value in more.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.out(self.own(self, inputs))
+
+
+def moved(name: str) -> Callable[[Any, Tensor], Tensor]:
+    def forward(m: Any, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            getattr(m, name).mul_(0.9).add_(inputs.mean(0), alpha=0.1)
+        return inputs + getattr(m, name)
+
+    return forward
+
+
+def frozen() -> nn.Module:
+    return With(moved("prototype"), prototype=nn.Parameter(torch.ones(4), requires_grad=False))
+
+
+def test_a_frozen_parameter_that_moves_is_refused_and_both_remedies_work() -> None:
+    with pytest.raises(sumus.TaskError, match=r"`prototype` is a frozen parameter.*register_buffer.*personal"):
+        run(frozen)
+    for net, leaves in (
+        (lambda: With(moved("prototype"), prototype=torch.ones(4)), {}),
+        (frozen, {"prototype": "personal"}),
+    ):
+        one, two = run(net, leaves=leaves), run(net, leaves=leaves, through="wire")
+        assert one.notes == two.notes == ()
+        assert one.model_sha256 == two.model_sha256
+
+
+class ScaledLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return sumus.losses.cross_entropy(outputs, targets) * self.log_scale.exp()
+
+
+def on_demand(m: Any, inputs: Tensor) -> Tensor:
+    if not hasattr(m, "late"):
+        m.late = nn.Linear(4, 4)
+    return m.late(inputs)
+
+
+ELSEWHERE = nn.Linear(4, 4)
+UNTRAINED: dict[str, tuple[Any, Any, str]] = {
+    "a loss's parameter": (lambda: With(lambda m, x: x), ScaledLoss(), "loss.log_scale"),
+    "a layer on demand": (lambda: With(on_demand), sumus.losses.cross_entropy, "model.late"),
+    "a layer in a list": (
+        lambda: With(lambda m, x: m.layers[0](x), layers=[nn.Linear(4, 4)]),
+        sumus.losses.cross_entropy,
+        "model.layers",
+    ),
+    "a global layer": (lambda: With(lambda m, x: ELSEWHERE(x)), sumus.losses.cross_entropy, "ELSEWHERE"),
+    "a plain tensor": (
+        lambda: With(lambda m, x: x * m.scales[0], scales=[torch.ones(4, requires_grad=True)]),
+        sumus.losses.cross_entropy,
+        "model.scales",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNTRAINED)
+def test_a_parameter_that_nobody_sends_is_refused(what: str) -> None:
+    net, loss, path = UNTRAINED[what]
+    with pytest.raises(sumus.TaskError, match=rf"`\S*{path}.* is no leaf of the model: no step trains it.*__init__"):
+        run(net, loss)
+
+
+def test_inputs_that_ask_for_a_gradient_are_no_parameter() -> None:
+    assert run(lambda: With(lambda m, x: x.clone().requires_grad_())).notes == ()
+
+
+def test_a_frozen_network_inside_a_loss_is_no_state() -> None:
+    judge = nn.Linear(2, 2).requires_grad_(False)
+    assert run(lambda: With(lambda m, x: x), lambda o, t: sumus.losses.cross_entropy(judge(o), t)).notes == ()
+
+
+def test_requires_grad_that_the_code_switches_is_refused() -> None:
+    def thawing(m: Any, inputs: Tensor) -> Tensor:
+        m.held.weight.requires_grad_(True)
+        return inputs + m.held(inputs)
+
+    with pytest.raises(sumus.TaskError, match="switches requires_grad of `held.weight`"):
+        run(lambda: With(thawing, held=nn.Linear(4, 4).requires_grad_(False)))
+
+
+class Scripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.out, self.calls = nn.Linear(4, 2), 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        return self.out(inputs) * (1.0 + 0.1 * self.calls)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script", "ignore:The .grad attribute")
+def test_what_a_scripted_module_counts_is_seen() -> None:
+    one, two = (run(lambda: torch.jit.script(Scripted()), **way) for way in ({}, {"through": "wire"}))  # pyright: ignore
+    assert one.model_sha256 == two.model_sha256
+    assert one.notes[0].startswith("`model.calls` changes as the code runs")
+    assert run(lambda: torch.jit.script(nn.Sequential(nn.Linear(4, 2)))).notes == ()  # pyright: ignore
+
+
+# ── buffers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def unit(m: Any, inputs: Tensor) -> Tensor:
+    if m.training:
+        with torch.no_grad():
+            m.kept.copy_(nn.functional.normalize(m.kept + 0.1 * inputs.mean(0), dim=0))
+    return inputs + m.kept
+
+
+def queued(m: Any, inputs: Tensor) -> Tensor:
+    if m.training:
+        m.kept.copy_(torch.cat([inputs, m.kept])[: len(m.kept)])
+    return inputs + m.kept.mean(0)
+
+
+def flagged(m: Any, inputs: Tensor) -> Tensor:
+    if m.training and not m.kept:
+        m.kept.fill_(1.0)
+    return inputs * (1 + m.kept)
+
+
+def nearest(m: Any, inputs: Tensor) -> Tensor:
+    """A codebook whose codes are means of what was nearest to them: two averages, and their quotient."""
+    which = torch.cdist(inputs, m.kept).argmin(1)
+    if m.training:
+        one = nn.functional.one_hot(which, len(m.kept)).float()
+        with torch.no_grad():
+            m.counts.lerp_(one.sum(0), 0.1)
+            m.sums.lerp_(one.T @ inputs, 0.1)
+            m.kept.copy_(m.sums / m.counts[:, None])
+    return inputs + m.kept[which]
+
+
+def largest(m: Any, inputs: Tensor) -> Tensor:
+    if m.training:
+        m.kept.copy_(torch.maximum(m.kept, inputs.abs().amax(0)))
+    return inputs / (1 + m.kept)
+
+
+UNAVERAGED: dict[str, Callable[[], nn.Module]] = {
+    "a unit vector": lambda: With(unit, kept=torch.tensor([1.0, 0.0, 0.0, 0.0])),
+    "a queue": lambda: With(queued, kept=torch.ones(16, 4)),
+    "a flag": lambda: With(flagged, kept=torch.zeros(())),
+    "a codebook": lambda: With(nearest, kept=torch.eye(3, 4), counts=torch.ones(3), sums=torch.eye(3, 4)),
+    "a largest value": lambda: With(largest, kept=torch.full((4,), 0.5)),
+}
+
+
+@pytest.mark.parametrize("what", UNAVERAGED)
+def test_a_buffer_whose_mean_is_none_is_refused_unless_asked_for(what: str) -> None:
+    net = UNAVERAGED[what]
+    with pytest.raises(
+        sumus.TaskError, match=r"the buffer `\w+` .*a mean of clients' buffers.*\"personal\".*\"shared\""
+    ):
+        run(net)
+    for role in ("personal", "shared"):
+        names = [name for name, _ in net().named_buffers()]
+        assert run(net, leaves=dict.fromkeys(names, role)).notes == ()
+
+
+def running(m: Any, inputs: Tensor) -> Tensor:
+    if m.training:
+        with torch.no_grad():
+            m.mean.lerp_(inputs.mean(0), 0.1)
+            m.variance.lerp_(inputs.var(0), 0.1)
+            m.seen.add_(len(inputs))
+    return (inputs - m.mean) / (m.variance + 1e-5).sqrt()
+
+
+def of_one_class(m: Any, inputs: Tensor) -> Tensor:
+    if m.training:
+        m.kept[0] = 0.9 * m.kept[0] + 0.1 * inputs.mean(0)
+    return inputs + m.kept[0]
+
+
+AVERAGED: dict[str, Callable[[], nn.Module]] = {
+    "batch norm": lambda: nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)),
+    "statistics of one's own": lambda: With(running, mean=torch.zeros(4), variance=torch.ones(4), seen=torch.zeros(())),
+    "a constant": lambda: With(lambda m, x: x * m.kept, kept=torch.ones(4)),
+    "a teacher in a buffer": lambda: With(moved("kept"), kept=torch.ones(4)),
+    "a mean of one class": lambda: With(of_one_class, kept=torch.ones(3, 4)),
+}
+
+
+@pytest.mark.parametrize("what", AVERAGED)
+def test_statistics_are_averaged_without_a_word(what: str) -> None:
+    assert run(AVERAGED[what]).notes == ()
+
+
+def spectral(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(wrap(nn.Linear(4, 4)), nn.Linear(4, 2))
+
+
+class Exact(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / torch.linalg.matrix_norm(weight.flatten(1), 2)
+
+
+def exactly(layer: nn.Module) -> nn.Module:
+    nn.utils.parametrize.register_parametrization(layer, "weight", Exact())
+    return layer
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_a_spectral_norm_is_refused_and_its_remedy_has_the_right_norm(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    for leaves in ({}, {"*_u": "personal", "*_v": "personal"}, {"*_u": "frozen", "*_v": "frozen"}):
+        with pytest.raises(sumus.TaskError, match=r"spectral norm.*torch\.linalg\.matrix_norm"):
+            run(spectral(wrap), leaves=leaves)
+    model = spectral(exactly)()
+    model.load_state_dict(run(spectral(exactly)).model)
+    assert float(torch.linalg.matrix_norm(model[0].weight.detach(), 2)) == pytest.approx(1.0)  # pyright: ignore
+
+
+def test_a_spectral_norm_of_a_layer_that_is_frozen_whole_stays_right() -> None:
+    assert run(spectral(nn.utils.parametrizations.spectral_norm), leaves={"0.*": "frozen"}).notes == ()
+
+
+def test_whole_numbers_that_move_are_said_and_those_of_batch_norm_are_not() -> None:
+    def counted(m: Any, inputs: Tensor) -> Tensor:
+        m.steps.add_(1)
+        return inputs * (1 + 0.1 * m.steps)
+
+    (note,) = run(lambda: With(counted, steps=torch.zeros((), dtype=torch.long))).notes
+    assert "`model.steps` changes as the code runs" in note
+    (note,) = run(lambda: nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.Linear(4, 2))).notes
+    assert "num_batches_tracked" in note
+
+
+# ── one result everywhere ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_loss_that_counts_gives_one_model_in_every_way_and_runs_alike_again() -> None:
+    count = counter()
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return sumus.losses.cross_entropy(outputs, targets) * (1 + 0.1 * count())
+
+    ways = [{}, {"executor": "sequential"}, {"executor": "vectorized:2"}, {"through": "wire"}, {}]
+    histories = [run(lambda: With(lambda m, x: x), loss, **way) for way in ways]
+    assert len({history.model_sha256 for history in histories}) == 1
+    assert all(any("calls` changes as the code runs" in note for note in history.notes) for history in histories)
+    assert "trained by autograd, not sequential: its steps change `loss.count.calls`" in histories[1].notes[0]
+
+
+def test_pythons_and_numpys_numbers_are_keyed_as_torchs_are() -> None:
+    def noisy(m: Any, inputs: Tensor) -> Tensor:
+        return inputs * (random.random() + float(np.random.random()))
+
+    ways = [{}, {}, {"through": "wire"}, {"executor": "sequential"}]
+    stood = random.getstate()
+    assert len({run(lambda: With(noisy), **way).model_sha256 for way in ways}) == 1
+    assert random.getstate() == stood
+
+
+def test_what_a_part_of_the_algorithm_keeps_is_said() -> None:
+    count = counter()
+
+    def scaled(tree: Any, context: Any) -> Any:
+        return {name: leaf / count() for name, leaf in tree.items()}
+
+    work = sumus.fedavg(sumus.sgd(lr=0.1), update=sumus.Transform(apply=scaled))
+    task = sumus.Task(lambda: With(lambda m, x: x), sumus.losses.cross_entropy)
+    (note,) = sumus.simulate(task, work, PEOPLE, rounds=1, progress=False).notes
+    assert note.startswith("`update.apply.count.calls` changes as the code runs")
+
+
+def test_check_says_what_is_kept() -> None:
+    count = counter()
+    task = sumus.Task(lambda: With(lambda m, x: x), lambda o, t: sumus.losses.cross_entropy(o, t) * count())
+    report = sumus.check(sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.1)), sumus.Pacing(3)), PEOPLE)
+    assert [note.partition(" ")[0] for note in report.notes] == ["`loss.count.calls`"]
+    assert count() == 1, "it is left as it was"
