@@ -30,7 +30,7 @@ from sumus.node import commands as node_commands
 from sumus.operations import commands as server_commands
 from sumus.plan import Plan
 from sumus.terminal import console, echo, show_defect
-from sumus.text import printable, whole_number
+from sumus.text import amount, many, printable, whole_number
 from sumus.userfile import experiment_or_plan, load_experiment, load_plan, split
 from sumus.virtual import commands as virtual_commands
 
@@ -258,25 +258,25 @@ def check(file: File) -> None:
     table.add_row(
         "data",
         f"inputs {data.inputs_dtype}{list(data.inputs)}, targets {data.targets_dtype}{list(data.targets)}"
-        f"{classes}; {report.examples} examples at the first client",
+        f"{classes}; {many(report.examples, 'example')} at the first client",
     )
     table.add_row("model", f"{report.parameters:,} shared parameters, output {_shape_text(report.outputs)} an example")
     table.add_row("one round", f"loss {report.loss:.4f} at the first client")
     cost = report.cost
     table.add_row(
         "memory",
-        f"{_bytes(cost.total)} a step at least: model {_bytes(cost.model)}, gradients "
-        f"{_bytes(cost.gradients)}, optimizer {_bytes(cost.optimizer)}, activations "
-        f"{_bytes(cost.activations)}",
+        f"{amount(cost.total)} a step at least: model {amount(cost.model)}, gradients "
+        f"{amount(cost.gradients)}, optimizer {amount(cost.optimizer)}, activations "
+        f"{amount(cost.activations)}",
     )
-    table.add_row("traffic", f"{_bytes(report.bytes_down)} down and {_bytes(report.bytes_up)} up, a client and round")
+    table.add_row("traffic", f"{amount(report.bytes_down)} down and {amount(report.bytes_up)} up, a client and round")
     if report.bytes_kept:
-        table.add_row("client state", f"{_bytes(report.bytes_kept)} kept by each client between rounds")
+        table.add_row("client state", f"{amount(report.bytes_kept)} kept by each client between rounds")
     sums = plan.sums
     table.add_row(
         "sums",
         f"{sums.fraction_bits} fraction bits, |u| ≤ {sums.bound:g}, weight ≤ {sums.max_weight}, "
-        f"≤ {sums.max_count} contributors",
+        f"≤ {many(sums.max_count, 'contributor')}",
     )
     table.add_row("influence", report.influence.said)
     table.add_row("updates", report.updates.proposal())
@@ -321,7 +321,7 @@ def rehearse(
             watch=watch,
         )
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("rounds", f"{report.rounds_a_day:.1f} models a day, {report.abandoned} rounds abandoned")
+    table.add_row("rounds", f"{report.rounds_a_day:.1f} models a day, {many(report.abandoned, 'round')} abandoned")
     table.add_row(
         "devices", f"{int((report.participations > 0).sum()):,} of {devices:,} took part, {report.idle_share:.1%} idle"
     )
@@ -330,8 +330,8 @@ def rehearse(
     )
     table.add_row("work", f"{report.wasted_share:.1%} of the device time is in no model")
     table.add_row("check-ins", f"{report.busiest:.1f} a second at most, {report.planned:g} planned")
-    table.add_row("server", f"{report.staged} reports waited at once, {report.waited:.2f} s at most")
-    table.add_row("traffic", f"{_bytes(report.bytes_up)} up, {_bytes(report.bytes_down)} down")
+    table.add_row("server", f"{many(report.staged, 'report')} waited at once, {report.waited:.2f} s at most")
+    table.add_row("traffic", f"{amount(report.bytes_up)} up, {amount(report.bytes_down)} down")
     _out.print(table)
     if plot is not None:
         _out.print(f"picture: {report.plot(plot)}", soft_wrap=True)
@@ -348,7 +348,7 @@ def pack(
     """Write what a server needs to run a plan without its code: the plan as data, and the initial model."""
     bundle = packed(file, seed)
     output.write_bytes(content := bundle.to_bytes())
-    _out.print(f"{output}: plan {bundle.plan.id}, {_bytes(len(content))}", soft_wrap=True)
+    _out.print(f"{output}: plan {bundle.plan.id}, {amount(len(content))}", soft_wrap=True)
     _out.print(bundle.plan.influence.said, soft_wrap=True)
 
 
@@ -468,25 +468,24 @@ def _interrupted_names(name: str) -> Generator[str, None, None]:
 def _show(history: "History", out: Path | None) -> None:
     last = history.rounds[-1]
     why = "the target was reached" if history.stopped == "target" else "all rounds done"
-    _out.print(
-        f"{len(history.rounds)} {'round' if len(history.rounds) == 1 else 'rounds'} in {history.seconds:.1f} s, {why}"
-    )
+    _out.print(f"{many(len(history.rounds), 'round')} in {history.seconds:.1f} s, {why}")
     nothing: Mapping[str, Mapping[str, float]] = {}
     evaluations = history.evaluated[-1].evaluations if history.evaluated else nothing
     for source, measured in evaluations.items():
         spreads = history.spreads.get(source, {})
         clients = next((spread.clients for spread in spreads.values()), 0)
-        title = {"central": "central held-out data", "unseen": f"{clients} clients never seen in training"}
-        _out.print(f"\non {title.get(source, f'{clients} clients that trained')}:")
+        trained_on = f"{many(clients, 'client')} that trained"
+        title = {"central": "central held-out data", "unseen": f"{many(clients, 'client')} never seen in training"}
+        _out.print(f"\non {title.get(source, trained_on)}:")
         _out.print(_measurements(measured, spreads))
     if not evaluations:
         _out.print(f"loss of local training {last.loss:.4f}")
     _out.print(
-        f"\ntraffic  {_bytes(sum(r.bytes_down for r in history.rounds))} down, "
-        f"{_bytes(sum(r.bytes_up for r in history.rounds))} up, all clients together"
+        f"\ntraffic  {amount(sum(r.bytes_down for r in history.rounds))} down, "
+        f"{amount(sum(r.bytes_up for r in history.rounds))} up, all clients together"
     )
     if above := sum(record.bytes_above for record in history.rounds):
-        _out.print(f"edges    {_bytes(above)} in sums to the server")
+        _out.print(f"edges    {amount(above)} in sums to the server")
     if dropped := sum(record.dropped for record in history.rounds):
         asked = dropped + sum(record.clients for record in history.rounds)
         reasons = sum((Counter(record.reasons) for record in history.rounds), Counter[str]())
@@ -530,14 +529,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.1f} seconds"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 def main() -> None:

@@ -113,17 +113,19 @@ def predict(
 
     store, own = FolderStore(folder or folder_of(client), look=True), load_client(client)
     device = Device(None, own.task, own.examples, store=store)
-    outputs = device.predict(_inputs(own) if inputs is None else _read(inputs), task)
+    found = device.prediction(_inputs(own) if inputs is None else _read(inputs), task)
+    outputs, of = found.outputs, f"version {found.version} of {found.task}"
     if output is not None:
         try:
             with output.open("wb") as file:
                 np.save(file, outputs)
         except OSError as error:
             raise ExperimentError(f"{output} cannot be written: {error.strerror or error}") from error
-        echo(f"{output}: outputs {list(outputs.shape)}")
+        echo(f"{output}: outputs {list(outputs.shape)} of {of}")
     elif as_json:
-        echo(json.dumps({"outputs": outputs.tolist()}))
+        echo(json.dumps({"task": found.task, "version": found.version, "outputs": outputs.tolist()}))
     else:
+        echo(f"{of} answers", error=True)
         for row in outputs:
             echo(" ".join(f"{value:g}" for value in np.ravel(row)))
 

@@ -7,23 +7,25 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from sumus.text import amount, many
+
 _COLUMNS = ("task", "", "round", "state", "reports", "train", "dropped", "since", "left", "what it waits for")
 _NUMBERS = ("round", "reports", "train", "dropped")
 
 
 def shown(now: dict[str, Any]) -> Group:
     """A ServerStatus, as JSON gives it."""
-    devices, up = now["devices"], ago(now["up_s"])
+    up = ago(now["up_s"])
     lines: list[Any] = [
         Text(
-            f"population {now['population']}: {devices:,} {'device' if devices == 1 else 'devices'} enrolled, "
+            f"population {now['population']}: {many(now['devices'], 'device')} enrolled, "
             f"{amount(now['bytes_in'])} in, {amount(now['bytes_out'])} out, up for {up}"
         ),
         Text(now["mode"], "yellow"),
     ]
     if (above := now["above"]) is not None:
         waiting = f"; {above['waiting']} on their way" if above["waiting"] else ""
-        told = f"an edge of {above['server']}: {above['sums']} sums sent, {amount(above['bytes'])}{waiting}"
+        told = f"an edge of {above['server']}: {many(above['sums'], 'sum')} sent, {amount(above['bytes'])}{waiting}"
         lines.append(Text(f"{told}; it does not hear: {above['trouble']}" if above["trouble"] else told))
     replica = now["replica"]
     if len(replica["there"]) > 1 or not replica["leads"]:
@@ -66,18 +68,22 @@ def _of_models(task: dict[str, Any]) -> Iterator[str]:
     if model is None:
         yield f"{task['name']}: devices answer with version {task['released']}"
         return
-    said = [f"{task['name']}: version {model['version']} of {model['contributors']} reports, {ago(model['age_s'])} ago"]
+    said = [
+        f"{task['name']}: version {model['version']} of {many(model['contributors'], 'report')}, {ago(model['age_s'])} ago"
+    ]
     if model["train"]:
         said.append(f"local training: {means(model['train'])}")
     late = {versions: reports for versions, reports in model["staleness"].items() if versions != "0"}
     if late:
-        said.append("late: " + ", ".join(f"{reports} by {versions}" for versions, reports in late.items()))
+        said.append(
+            "late: " + ", ".join(f"{reports} by {many(int(versions), 'version')}" for versions, reports in late.items())
+        )
     if task["released"] != task["version"]:
         said.append(f"devices answer with version {task['released']}")
     yield "; ".join(said)
     if measured is not None:
         found = measured["evaluate"]
-        yield f"    version {measured['version']} measured on {found['devices']} devices: {means(found['means'])}"
+        yield f"    version {measured['version']} measured on {many(found['devices'], 'device')}: {means(found['means'])}"
         if medians := found.get("medians"):
             yield "    the median device: " + ", ".join(f"{name} {between(*ends)}" for name, ends in medians.items())
 
@@ -100,12 +106,3 @@ def ago(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} s"
-
-
-def amount(count: float) -> str:
-    """Bytes, short."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -20,6 +20,7 @@ from sumus.protocol.round import Round, State
 from sumus.server.runs import EvaluationRun, Run, TrainingRun
 from sumus.server.server import ServedTask, Server
 from sumus.storage.store import Model
+from sumus.text import many
 from sumus.wire.messages import Refused
 
 CLEAR_MODE = "clear mode: the server sees each update in memory"
@@ -51,7 +52,7 @@ class RunStatus(msgspec.Struct, frozen=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
-    """A version. round: that it is of, if it is of one.  age_s: since it was made.  staleness: reports, by how many versions
+    """A version. sha256: of its file, which `export` writes.  round: that it is of, if it is of one.  age_s: since it was made.  staleness: reports, by how many versions
     late they were.  train: means of local training.  evaluate: what devices measured of it: means, medians (the edges of the bin
     that the median device lies in), histograms, devices."""
 
@@ -61,6 +62,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     plan: str
     contributors: int
     age_s: float
+    sha256: str = ""
     staleness: dict[str, int] = {}
     train: dict[str, float] = {}
     evaluate: dict[str, Any] = {}
@@ -219,6 +221,7 @@ def model_status(model: Model, now: float) -> ModelStatus:
         plan=model.plan,
         contributors=model.contributors,
         age_s=max(0.0, now - model.at),
+        sha256=model.model,
         staleness=measured.get("staleness", {}),
         train=measured.get("train", {}),
         evaluate=measured.get("evaluate", {}),
@@ -292,17 +295,13 @@ def why(run: Run, row: Round, people: int) -> str:
         return "about to begin"
     goal, fewest = run.pacing.cohort, run.pacing.fewest
     if people < fewest:
-        return f"needs {fewest - people} more: {_devices(people)} of at least {fewest} enrolled"
+        return f"needs {fewest - people} more: {many(people, 'device')} of at least {fewest} enrolled"
     if not row.given:
         return f"no device has asked for work yet; {people} {'is' if people == 1 else 'are'} enrolled"
     reports = f"{row.counted} of {goal} reports"
     if row.out:
-        return f"{reports}; {_devices(row.out)} {'trains' if row.out == 1 else 'train'}"
+        return f"{reports}; {many(row.out, 'device')} {'trains' if row.out == 1 else 'train'}"
     return f"{reports}; waits for devices to ask for work"
-
-
-def _devices(count: int) -> str:
-    return "1 device" if count == 1 else f"{count} devices"
 
 
 def _by_what(events: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:

@@ -493,9 +493,21 @@ class TrainingRun(Run):
             with self.store.transaction() as rows:
                 found = rows.model(version)
             if found is None:
-                raise ExperimentError(f"task {self.task} has no model {version}; ask for one of those that are listed")
+                raise ExperimentError(self._no_model(version))
             self._models[version] = found
         return self._models[version]
+
+    def _no_model(self, version: int) -> str:
+        with self.store.transaction() as rows:
+            kept = sorted(model.version for model in rows.models())
+        if version > self.version:
+            return f"{self.task} has no version {version} yet: its newest is {self.version}"
+        spans, first = list[str](), 0
+        for place, each in enumerate(kept):
+            if place + 1 == len(kept) or kept[place + 1] != each + 1:
+                spans.append(f"{kept[first]}" if first == place else f"{kept[first]} to {each}")
+                first = place + 1
+        return f"version {version} of {self.task} is not kept any more; there are {', '.join(spans)}"
 
     def state(self, model: Model) -> ServerState:
         """What the server kept of a version: what it broadcasts, and its optimizer's memory."""

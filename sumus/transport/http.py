@@ -13,7 +13,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError, SSL
 from urllib3.util import parse_url
 
 from sumus.errors import ExperimentError
-from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable
+from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable, why_unreached
 
 CONNECTING = 10.0
 """Seconds for a connection to stand, at most."""
@@ -72,13 +72,13 @@ class HttpTransport:
             ) from error
         except HTTPError as error:
             hint = "; does it answer to https://?" if self.url.startswith("http://") and _hung_up(error) else ""
-            raise Unreachable(f"{self.url} cannot be reached: {_said(error)}{hint}") from error
+            raise Unreachable(f"{self.url} cannot be reached: {why_unreached(error)}{hint}") from error
         whole = False
         try:
             read = self._read(response, until, most)
             whole = True
         except HTTPError as error:
-            raise Unreachable(f"the answer of {self.url} was cut off: {_said(error)}") from error
+            raise Unreachable(f"the answer of {self.url} was cut off: {why_unreached(error)}") from error
         finally:
             if not whole:
                 response.close()  # what is left of it must not be taken for the next answer
@@ -114,7 +114,7 @@ def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**1
     except (OSError, http.client.HTTPException) as error:
         if _speaks_no_tls(error):
             raise Unreachable(no_tls(url)) from error
-        raise Unreachable(f"{url} cannot be reached: {_said(error)}") from error
+        raise Unreachable(f"{url} cannot be reached: {why_unreached(error)}") from error
     finally:
         connection.close()
     if response.status != 200:
@@ -152,9 +152,3 @@ def _context(authority: str | None) -> ssl.SSLContext:
     except (ssl.SSLError, ValueError) as error:
         raise ExperimentError(f"the authority is no certificate in PEM: {error}") from error
     return context
-
-
-def _said(error: Exception) -> str:
-    """The reason within urllib3's reasons, in one line."""
-    inner = getattr(error, "reason", None) or error
-    return " ".join(str(inner).split()) or type(inner).__name__

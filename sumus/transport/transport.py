@@ -32,6 +32,31 @@ class Answer:
     body: bytes = b""
 
 
+_WORDS = (
+    (("badstatusline", "unknownprotocol", "not http"), "it does not answer in HTTP"),
+    (("refused",), "nothing listens there"),
+    (
+        ("name or service", "name resolution", "nodename nor servname", "getaddrinfo", "no address associated"),
+        "no such host",
+    ),
+    (("timed out", "timeout"), "no answer in time"),
+    (("reset by peer", "broken pipe", "remote end closed", "connection aborted"), "it ended the connection"),
+    (("no route to host", "network is unreachable"), "no network leads there"),
+)
+
+
+def why_unreached(error: BaseException) -> str:
+    """Why a server cannot be reached, in words; for what has none, its own first line without Python's wrapping."""
+    inner = getattr(error, "reason", None) or error
+    text = " ".join(str(inner).split())
+    looked = f"{type(inner).__name__} {text}".lower()
+    for signs, said in _WORDS:
+        if any(sign in looked for sign in signs):
+            return said
+    plain = getattr(inner, "strerror", None) or text.rpartition("[Errno")[2].partition("] ")[2] or text
+    return str(plain) or "it ended the connection"
+
+
 class Transport(Protocol):
     """A way to one server; several threads may use it at once."""
 
