@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,6 +87,8 @@ def join(
         watch=Lines(where, as_json),
     )
     with device:
+        if not as_json:
+            echo(f"asks {device.status.server} for work; Ctrl-C ends it, and the same command goes on", error=True)
         before = device.status.checkins
         try:
             device.run(rounds, (lambda status: status.checkins > before or status.unanswered > 0) if once else None)
@@ -199,7 +203,7 @@ class Lines:
     def __init__(self, folder: Path, as_json: bool) -> None:
         self._folder, self._as_json = folder, as_json
         self._done: News | None = None
-        self._last = ""
+        self._last = ("", "")
 
     def __call__(self, news: "News") -> None:
         if self._as_json:
@@ -215,9 +219,22 @@ class Lines:
             self._done = None
         elif news.what == "enrolled":
             echo(f"{news.said}; kept in {self._folder}")
-        elif news.what in ("aborted", "trouble", "waiting") and news.said and news.said != self._last:
-            echo(f"{news.what}: {news.said}", error=True)
-        self._last = news.said or self._last
+        elif news.what in ("aborted", "trouble", "waiting") and news.said and (news.what, news.said) != self._last:
+            echo(f"{_AS[news.what]}: {news.said}{_again(news.again_s)}", error=True)
+        self._last = (news.what, news.said) if news.said else self._last
+
+
+_AS = {"aborted": "gave up", "trouble": "trouble", "waiting": "waits"}
+
+
+def _again(seconds: float, now: Callable[[], datetime] = datetime.now) -> str:
+    """When it asks again, for somebody who looks at a clock."""
+    if seconds <= 0:
+        return ""
+    if seconds < 120:
+        return f"; asks again within {math.ceil(seconds)} s"
+    at, today = now() + timedelta(seconds=seconds), now().date()
+    return f"; asks again by {at:%H:%M}" + ("" if at.date() == today else f" on {at:%Y-%m-%d}")
 
 
 def _work_of(news: "News") -> str:

@@ -92,9 +92,10 @@ TRIES = 3
 LEAST = 1.0
 """Seconds that a window which a server gives is wide at least, counted from now."""
 SOON = 0.1
-"""Seconds within which a device that may wait at the server comes back, once its report is settled; and after a restart, where
-the server has never asked it to wait."""
-NEVER_TOLD = session.DeviceState().window
+"""Seconds within which a device that may wait at the server comes back, once its report is settled; and within which a process
+that has just been started asks."""
+FIRST_WAIT = 0.5
+"""Seconds for which a process's first check-ins may be held open, until it could say what it waits for."""
 UNMET = (60.0, 300.0)
 """Seconds to look again, where the device's own conditions are not met."""
 REFUSALS = frozenset(
@@ -114,17 +115,26 @@ REFUSALS = frozenset(
 )
 """Codes after which a report is not counted, and will not be."""
 WAITS: Mapping[str, str] = {
+    "asking": "for the server above its edge to answer",
+    "battery": "until its battery is charged further, as the plan asks",
     "cap": "for nothing more: it has had all the rounds that the plan gives it",
+    "charging": "until it is charging, as the plan asks (--always, for a machine that always is)",
     "closed": "for the next round",
     "few": "until enough devices are enrolled for a sum",
     "full": "for the next round: this one has all its devices",
+    "idle": "until nobody uses it, as the plan asks (--always, for a machine that nobody does)",
     "left": "for the next round: somebody who came with the same link is in this one, and has left",
     "not_edge": "until its edge may speak for more devices: ask who runs the edge",
+    "nothing to do": "for work: the server has none of the kinds that it takes",
+    "pace": "for the next round: the plan leaves time between rounds",
+    "parent": "until the work that it has by way of another edge has ended",
     "paused": "until the server's operator lets it go on",
     "resting": "for a while, since earlier work of this device did not come to an end",
     "separation": "until others have had their turn",
+    "unmetered": "until its network is unmetered, as the plan asks (--always, for one that always is)",
+    "version": "for a newer version of the program that it is part of, as the plan asks: update it",
 }
-"""What a server's reasons mean to a device's owner; others are conditions of its own."""
+"""What a server's reasons mean to a device's owner."""
 FINAL: Mapping[str, str] = {
     "not_device": "this link is for an edge, and not for a device: ask for another one",
     "revoked": "the server has barred this device: ask who runs it; predictions go on working",
@@ -138,7 +148,7 @@ FINAL: Mapping[str, str] = {
 @dataclass(frozen=True)
 class News:
     """Something that a device did or met. said: in words.  task, version: of the model that it is about.  measured: means by
-    metric."""
+    metric.  again_s: seconds within which it asks again, where it waits or had no answer."""
 
     what: Literal[
         "enrolled", "training", "trained", "evaluated", "counted", "discarded", "aborted", "model", "waiting", "trouble"
@@ -150,6 +160,7 @@ class News:
     examples: int = 0
     seconds: float = 0.0
     measured: Mapping[str, float] = field(default_factory=dict[str, float])
+    again_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -271,7 +282,7 @@ class Device:
         self._due = clock()
         self._unanswered = 0
         self._fetched = "" if self._unknown else self._record.authority
-        self._trouble = ""
+        self._trouble, self._has_said = "", False
 
     # ── what it is asked to do ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -302,15 +313,18 @@ class Device:
 
     def wake(self) -> float:
         """Do what is due; seconds until something is due again. Raises ExperimentError where a person must do something."""
-        if not self._begun or self._record.row.phase is Phase.TRAINING:  # another process ended there, or an error
+        if not self._begun:  # another process ended there
             self._begun = True
             self._apply(session.Restarted())
+        elif self._record.row.phase is Phase.TRAINING:  # an error ended there
+            self._apply(session.Restarted())
+            self._sleep_within(self._record.row.window)
         if (left := self._due - self._clock()) > 0:
             return left
         unmet = None if self._requires == ANY else self._requires.unmet(self._conditions())
         if unmet is not None:
             self._sleep_within(UNMET)
-            self._tell(News("waiting", f"until it is {unmet}"))
+            self._tell(News("waiting", WAITS[unmet].replace("as the plan asks", "as you ask"), again_s=UNMET[1]))
         elif self._is_enrolled():
             self._sleep_within(self._record.row.window)  # unless an action says otherwise
             word = self._keys("session", self._client, self._record.row.serial + 1).hex()[:32]
@@ -428,9 +442,8 @@ class Device:
             self._write(record)
         for act in actions:
             if isinstance(act, session.Sleep):
-                settled = bool(news) and before.row.phase is Phase.REPORTING
-                fresh = isinstance(event, session.Restarted) and not row.unsettled and row.window == NEVER_TOLD
-                self._sleep_within((0.0, SOON) if self._wait_s > 0 and (settled or fresh) else act.window)
+                settled = bool(news) and before.row.phase is Phase.REPORTING and self._wait_s > 0
+                self._sleep_within((0.0, SOON) if settled or act.window == session.AT_ONCE else act.window)
         for one in news:
             self._tell(one)
         return actions
@@ -456,7 +469,7 @@ class Device:
             kinds=self._kinds,
             conditions=_said(self._conditions()),
             previous=previous,
-            wait_s=0.0 if previous else self._wait_s,
+            wait_s=0.0 if previous else self._wait_s if self._has_said else min(self._wait_s, FIRST_WAIT),
         )
         try:
             answer = self._to_server().check_in(request)
@@ -479,9 +492,10 @@ class Device:
                 finally:
                     self._let_go()
             else:
-                window = answer.retry_after_s or self._record.row.window
-                self._apply(session.Told(_ordered(window)))
-                self._tell(News("waiting", WAITS.get(answer.reason, answer.reason)))
+                window = _ordered(answer.retry_after_s or self._record.row.window)
+                self._apply(session.Told(window))
+                self._tell(News("waiting", WAITS.get(answer.reason, answer.reason), again_s=window[1]))
+                self._has_said = True
         if self._keeps_model:
             for task, released in islice(answer.released.items(), MOST_TASKS):
                 self._take_model(task, released)
@@ -655,7 +669,7 @@ class Device:
         except Unreachable as error:
             self._unanswered += 1
             self._sleep_within(_longer((0.0, 0.0), self._unanswered))
-            self._note_trouble(str(error))
+            self._note_trouble(str(error), again_s=self._due - self._clock())
             return False
         return True
 
@@ -671,8 +685,8 @@ class Device:
     def _unheard(self, said: str, window: Window = (0.0, 0.0)) -> None:
         """There was no answer, or none that helps."""
         self._unanswered += 1
-        self._note_trouble(said)
         self._carry_out(session.NoAnswer(_ordered(window)))
+        self._note_trouble(said, again_s=self._due - self._clock())
 
     def _turned_away(self, refused: Refused) -> None:
         """A check-in was refused."""
@@ -693,9 +707,9 @@ class Device:
         self._write(replace(self._record, failures=failures))
         self._sleep_within(_longer(self._record.row.window, failures))
 
-    def _note_trouble(self, said: str) -> None:
+    def _note_trouble(self, said: str, again_s: float = 0.0) -> None:
         self._trouble = printable(said)
-        self._tell(News("trouble", said))
+        self._tell(News("trouble", said, again_s=again_s))
 
     # ── what it has ──────────────────────────────────────────────────────────────────────────────────────────────────
 

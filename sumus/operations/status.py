@@ -52,9 +52,9 @@ class RunStatus(msgspec.Struct, frozen=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
-    """A version. sha256: of its file, which `export` writes.  round: that it is of, if it is of one.  age_s: since it was made.  staleness: reports, by how many versions
-    late they were.  train: means of local training.  evaluate: what devices measured of it: means, medians (the edges of the bin
-    that the median device lies in), histograms, devices."""
+    """A version. round: that it is of, if it is of one.  age_s: since it was made.  sha256: of its file, which `export` writes.
+    staleness: reports, by how many versions late they were.  train: means of local training.  evaluate: what devices measured of
+    it: means, medians (the edges of the bin that the median device lies in), histograms, devices."""
 
     version: int
     round: int | None

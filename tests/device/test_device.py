@@ -381,25 +381,66 @@ def test_the_report_of_a_process_that_ended_is_sent_by_the_next(tmp_path: Path) 
     first.close()
     news = list[News]()
     with a_device(server, folder=tmp_path, watch=news.append) as second:
-        assert second.wake() > 0, "it does not come back at once"
         second.run(rounds=1)
+        assert second._clock() < 1.0, "whoever starts it waits for a word"  # type: ignore[attr-defined]
     assert words(news) == ["counted"]
     reports = server.named("report")
     assert reports[0] == reports[1]
 
 
-@pytest.mark.parametrize(("told", "least", "most"), [(None, 0.0, 1.0), ((200.0, 300.0), 200.0, 300.0)])
-def test_a_process_that_begins_anew_waits_as_long_as_the_server_last_wanted(
-    tmp_path: Path, told: tuple[float, float] | None, least: float, most: float
-) -> None:
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        Answer(200, {}, write(CheckInAnswer(retry_after_s=(200.0, 300.0)))),
+        refused("busy", (1000.0, 2000.0)),
+        LOST,
+    ],
+    ids=["nothing", "a window", "busy", "nobody there"],
+)
+def test_a_process_that_begins_asks_at_once_whatever_the_one_before_was_told(tmp_path: Path, told: Any) -> None:
     server = Served(works=1)
-    if told is not None:
-        server.fates["check_in"] = [Answer(200, {}, write(CheckInAnswer(retry_after_s=told)))]
+    server.fates["check_in"] = [] if told is None else [told]
     with a_device(server, folder=tmp_path) as device:
         device.wake()
+        before = len(server.named("check_in"))
     with a_device(server, folder=tmp_path) as device:
-        assert least <= device.wake() <= most
-        assert len(server.named("check_in")) == 1
+        assert device.wake() <= 0.1
+        device._clock.sleep(0.1)  # type: ignore[attr-defined]
+        device.wake()
+        assert len(server.named("check_in")) == before + 1
+
+
+def test_an_error_in_the_same_process_is_no_start(tmp_path: Path) -> None:
+    """Else a full disk would be asked for work again and again."""
+    server = Served(works=2)
+
+    class Full(FolderStore):
+        def put(self, body: bytes) -> str:
+            raise ExperimentError("no room on the disk")
+
+    device = a_device(server, store=Full(tmp_path))
+    with pytest.raises(ExperimentError, match="no room"):
+        device.run(rounds=1)
+    assert device.wake() >= 1.0
+    device.close()
+
+
+def test_it_says_at_once_what_it_waits_for_and_until_when() -> None:
+    server, news = Served(works=0), list[News]()
+    server.fates["check_in"] = [
+        Answer(200, {}, write(CheckInAnswer(retry_after_s=(5.0, 9.0), reason=reason)))
+        for reason in ("few", "pace", "charging", "unmetered", "nothing to do", "asking", "parent", "version")
+    ]
+    device = a_device(server, watch=news.append, wait_s=20.0)
+    while server.fates["check_in"]:
+        device._clock.sleep(device.wake())  # type: ignore[attr-defined]
+    asked: list[CheckInRequest] = server.named("check_in")
+    assert [request.wait_s for request in asked] == [0.5] + [20.0] * 7, "the first is not held"
+    waits = [one for one in news if one.what == "waiting"]
+    assert [one.again_s for one in waits] == [9.0] * 8
+    for one in waits:
+        assert re.match(r"(for|until) [a-z: ]{10}", one.said), one.said
 
 
 def test_ctrl_c_in_mid_training_is_told(tmp_path: Path) -> None:
@@ -552,7 +593,9 @@ def test_without_its_own_conditions_it_says_nothing_to_anyone() -> None:
     device = a_device(server, sensors=Unknown(), requires=Conditions(idle=True), watch=news.append)
     assert device.wake() > 0
     assert server.asked == []
-    assert news == [News("waiting", "until it is idle")]
+    assert news == [
+        News("waiting", "until nobody uses it, as you ask (--always, for a machine that nobody does)", again_s=300.0)
+    ]
 
 
 # ── what goes wrong on the device ────────────────────────────────────────────────────────────────────────────────────

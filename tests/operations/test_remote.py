@@ -90,11 +90,15 @@ def free_port() -> int:
 )
 def test_why_a_server_cannot_be_reached_is_said_in_words(tmp_path: Path, asks: str, host: str, why: str) -> None:
     url = f"http://{host}:{free_port()}"
-    with pytest.raises((ExperimentError, Unreachable)) as caught:
+
+    def ask() -> None:
         if asks == "device":
             HttpTransport(url).request("GET", "/")
         else:
             Remote(url, Logins(tmp_path)).log_in(f"{url}/#login={'A' * 43}")
+
+    with pytest.raises((ExperimentError, Unreachable)) as caught:
+        ask()
     assert f"{url} cannot be reached" in str(caught.value)
     assert why in str(caught.value)
     assert "Errno" not in str(caught.value)
