@@ -42,8 +42,9 @@ def shown(now: dict[str, Any]) -> Group:
     lines += [Text(), table, Text()]
     for task in now["tasks"]:
         lines += map(Text, _of_task(task))
+    lines += _refusals(now["refusals"])
     if refused := now["events"].get("refused"):
-        lines.append(Text("refused: " + ", ".join(f"{code} {times:,}" for code, times in refused.items())))
+        lines.append(Text("requests refused since the start: " + ", ".join(f"{code} {times:,}" for code, times in refused.items())))
     return Group(*lines)
 
 
@@ -52,6 +53,15 @@ def _row(task: str, run: dict[str, Any]) -> Iterator[str | Text]:
     yield from (f"{run['counted']}/{run['goal']}", str(run["out"]), str(run["dropped"]), ago(run["since_s"]))
     yield "" if run["left_s"] is None else ago(run["left_s"])
     yield Text(run["waiting"], "red" if run["trouble"] else "")
+
+
+def _refusals(refused: list[dict[str, Any]]) -> Iterator[Text]:
+    """Why devices took no part in the last minutes."""
+    if refused:
+        yield Text("in the last 10 minutes took no part:")
+    for each in refused:
+        run = f"{each['task']} {each['kind']}: " if each["task"] else ""
+        yield Text(f"    {run}{each['said']}", "yellow")
 
 
 def _of_task(task: dict[str, Any]) -> Iterator[str]:

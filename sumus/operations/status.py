@@ -17,6 +17,7 @@ import msgspec
 
 from sumus.plan import Plan
 from sumus.protocol.round import Round, State
+from sumus.server.refusals import Refusal
 from sumus.server.runs import EvaluationRun, Run, TrainingRun
 from sumus.server.server import ServedTask, Server
 from sumus.storage.store import Model
@@ -135,11 +136,22 @@ class AboveStatus(msgspec.Struct, frozen=True):
     waiting: int
 
 
+class RefusalStatus(msgspec.Struct, frozen=True):
+    """Devices that took no part in the last minutes. task, kind: of which run; empty for whatever the server has.  why: a word.
+    devices: how many.  said: the same as a sentence, "12 devices: already took part in …"."""
+
+    task: str
+    kind: str
+    why: str
+    devices: int
+    said: str
+
+
 class ServerStatus(msgspec.Struct, frozen=True):
     """A server. trouble: why it decides nothing; then there are no tasks.  devices: that are enrolled.  up_s: since it started.
     bytes_in, bytes_out: of bodies.  commits, acknowledged_s: of reports, and the seconds that they waited, added up.
     lent: bytes of memory in which bodies are arriving.  held: check-ins that are held open.  events: how often what happened, by
-    what and which.  above: of an edge."""
+    what and which.  above: of an edge.  refusals: why devices took no part in the last minutes."""
 
     population: str
     trouble: str
@@ -156,18 +168,21 @@ class ServerStatus(msgspec.Struct, frozen=True):
     replica: ReplicaStatus
     tasks: tuple[TaskStatus, ...] = ()
     above: AboveStatus | None = None
+    refusals: tuple[RefusalStatus, ...] = ()
 
 
 async def look(server: Server, lent: int = 0, above: AboveStatus | None = None) -> ServerStatus:
     """The status now. lent: bytes of memory that bodies arrive in."""
     tasks, people, trouble = tuple[TaskStatus, ...](), 0, server.trouble
+    refusals = tuple[RefusalStatus, ...]()
 
-    def looked(now: float) -> tuple[tuple[TaskStatus, ...], int]:
+    def looked(now: float) -> tuple[tuple[TaskStatus, ...], int, tuple[RefusalStatus, ...]]:
         people = server.roll.count(server.population)
-        return tuple(_task(task, people, now) for task in server.tasks), people
+        refused = tuple(map(_refusal, server.refusals.seen(now)))
+        return tuple(_task(task, people, now) for task in server.tasks), people, refused
 
     try:
-        tasks, people = await asyncio.wait_for(server.command(looked), PATIENCE)
+        tasks, people, refusals = await asyncio.wait_for(server.command(looked), PATIENCE)
         trouble = server.trouble
     except Refused as refused:
         trouble = server.trouble or refused.problem.detail
@@ -196,7 +211,12 @@ async def look(server: Server, lent: int = 0, above: AboveStatus | None = None) 
         ),
         tasks=tasks,
         above=above,
+        refusals=refusals,
     )
+
+
+def _refusal(seen: Refusal) -> RefusalStatus:
+    return RefusalStatus(seen.task, seen.kind, seen.why, seen.devices, f"{many(seen.devices, 'device')}: {seen.said}")
 
 
 def mode_of(server: Server) -> str:
