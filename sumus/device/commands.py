@@ -87,7 +87,7 @@ def join(
         watch=Lines(where, as_json),
     )
     with device:
-        if not as_json:
+        if not as_json and device.status.server:
             echo(f"asks {device.status.server} for work; Ctrl-C ends it, and the same command goes on", error=True)
         before = device.status.checkins
         try:

@@ -10,6 +10,8 @@ from rich.text import Text
 from sumus.text import amount, many
 
 _COLUMNS = ("task", "", "round", "state", "reports", "train", "dropped", "since", "left", "what it waits for")
+OPEN_END = 1_000_000
+"""Reports that no round is of: an edge's, which has no work yet, is of as many as the server above will let it add."""
 _NUMBERS = ("round", "reports", "train", "dropped")
 
 
@@ -24,9 +26,11 @@ def shown(now: dict[str, Any]) -> Group:
         Text(now["mode"], "yellow"),
     ]
     if (above := now["above"]) is not None:
-        waiting = f"; {above['waiting']} on their way" if above["waiting"] else ""
+        waiting = f"; {many(above['waiting'], 'sum')} on the way" if above["waiting"] else ""
         told = f"an edge of {above['server']}: {many(above['sums'], 'sum')} sent, {amount(above['bytes'])}{waiting}"
-        lines.append(Text(f"{told}; it does not hear: {above['trouble']}" if above["trouble"] else told))
+        lines.append(Text(told))
+        if above["trouble"]:
+            lines.append(Text(f"the server above does not hear this edge: {above['trouble']}", "red"))
     replica = now["replica"]
     if len(replica["there"]) > 1 or not replica["leads"]:
         leader = "it leads" if replica["leads"] else f"{replica['leader'] or 'nobody'} leads"
@@ -44,13 +48,22 @@ def shown(now: dict[str, Any]) -> Group:
         lines += map(Text, _of_task(task))
     lines += _refusals(now["refusals"])
     if refused := now["events"].get("refused"):
-        lines.append(Text("requests refused since the start: " + ", ".join(f"{code} {times:,}" for code, times in refused.items())))
+        lines.append(
+            Text(
+                "requests refused since the start: " + ", ".join(f"{code} {times:,}" for code, times in refused.items())
+            )
+        )
     return Group(*lines)
 
 
 def _row(task: str, run: dict[str, Any]) -> Iterator[str | Text]:
     yield from (task, run["kind"], str(run["round"]), "paused" if run["paused"] else run["state"])
-    yield from (f"{run['counted']}/{run['goal']}", str(run["out"]), str(run["dropped"]), ago(run["since_s"]))
+    yield from (
+        f"{run['counted']}/{run['goal']}" if run["goal"] < OPEN_END else str(run["counted"]),
+        str(run["out"]),
+        str(run["dropped"]),
+        ago(run["since_s"]),
+    )
     yield "" if run["left_s"] is None else ago(run["left_s"])
     yield Text(run["waiting"], "red" if run["trouble"] else "")
 

@@ -10,7 +10,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,6 +27,8 @@ from sumus.wire.messages import Refused
 CLEAR_MODE = "clear mode: the server sees each update in memory"
 """Until masks hide them."""
 SPOOL = "; sealed spool: each update of {} lies on its disk, sealed, until its round is over"
+SHORT = 80
+"""Letters of what is said in short."""
 PATIENCE = 15.0
 """Seconds that a look waits for the thread that decides."""
 
@@ -127,13 +129,20 @@ class TaskStatus(msgspec.Struct, frozen=True):
 
 class AboveStatus(msgspec.Struct, frozen=True):
     """Of an edge, the server above it. trouble: why that does not hear; empty where it does.  sums, bytes: that it has counted.
-    waiting: sums that are on their way."""
+    waiting: sums that are on their way.  why: the trouble in a few words."""
 
     server: str
     trouble: str
     sums: int
     bytes: int
     waiting: int
+    why: str = ""
+
+
+def in_short(trouble: str, server: str) -> str:
+    """Of why a server does not hear, what fits on a small screen: without its address, and without what to do."""
+    short = trouble.removeprefix(server).removeprefix(" cannot be reached: ").strip().partition("; ")[0]
+    return short if len(short) <= SHORT else short[: SHORT - 1] + "…"
 
 
 class RefusalStatus(msgspec.Struct, frozen=True):
@@ -178,8 +187,9 @@ async def look(server: Server, lent: int = 0, above: AboveStatus | None = None) 
 
     def looked(now: float) -> tuple[tuple[TaskStatus, ...], int, tuple[RefusalStatus, ...]]:
         people = server.roll.count(server.population)
-        refused = tuple(map(_refusal, server.refusals.seen(now)))
-        return tuple(_task(task, people, now) for task in server.tasks), people, refused
+        seen = server.refusals.seen(now)
+        tasks = tuple(_task(task, people, seen, now) for task in server.tasks)
+        return tasks, people, tuple(map(_refusal, seen))
 
     try:
         tasks, people, refusals = await asyncio.wait_for(server.command(looked), PATIENCE)
@@ -248,7 +258,7 @@ def model_status(model: Model, now: float) -> ModelStatus:
     )
 
 
-def _task(task: ServedTask, people: int, now: float) -> TaskStatus:
+def _task(task: ServedTask, people: int, refused: Sequence[Refusal], now: float) -> TaskStatus:
     main = task.runs[0]
     with main.store.transaction() as rows:
         run = rows.run()
@@ -268,7 +278,7 @@ def _task(task: ServedTask, people: int, now: float) -> TaskStatus:
         evaluated=next((model for model in reversed(models) if model.evaluate), None),
         edge_rounds=main.edges.rounds,
         noise_at=main.edges.noise_at,
-        runs=tuple(_run(each, people, now) for each in task.runs),
+        runs=tuple(_run(each, people, refused, now) for each in task.runs),
         influence=_influence(main.plan) if isinstance(main, TrainingRun) else None,
     )
 
@@ -278,7 +288,7 @@ def _influence(plan: Plan) -> InfluenceStatus:
     return InfluenceStatus(found.contributors, found.share, found.length, found.step, found.trusted, found.said)
 
 
-def _run(run: Run, people: int, now: float) -> RunStatus:
+def _run(run: Run, people: int, refused: Sequence[Refusal], now: float) -> RunStatus:
     row, pacing = run.coordinator.current, run.pacing
     left = None
     if row.state is State.OPEN and not pacing.buffered and pacing.deadline is not None:
@@ -297,12 +307,12 @@ def _run(run: Run, people: int, now: float) -> RunStatus:
         left_s=None if left is None or math.isinf(left) else left,
         paused=run.coordinator.paused,
         trouble=run.trouble,
-        waiting=why(run, row, people),
+        waiting=why(run, row, people, refused),
     )
 
 
-def why(run: Run, row: Round, people: int) -> str:
-    """What a run waits for, in a sentence. people: devices that are enrolled."""
+def why(run: Run, row: Round, people: int, refused: Sequence[Refusal] = ()) -> str:
+    """What a run waits for, in a sentence. people: devices that are enrolled.  refused: of late, most devices first."""
     if run.coordinator.paused:
         return f"paused: {run.trouble}" if run.trouble else "paused by an admin"
     if told := run.waits_for(row):
@@ -316,6 +326,9 @@ def why(run: Run, row: Round, people: int) -> str:
     goal, fewest = run.pacing.cohort, run.pacing.fewest
     if people < fewest:
         return f"needs {fewest - people} more: {many(people, 'device')} of at least {fewest} enrolled"
+    mine = [each.devices for each in refused if (each.task, each.kind) in ((run.task, run.kind), ("", ""))]
+    if mine and not row.out:
+        return f"{row.counted} of {goal} reports; {many(mine[0], 'device')} took no part of late, as is said below"
     if not row.given:
         return f"no device has asked for work yet; {people} {'is' if people == 1 else 'are'} enrolled"
     reports = f"{row.counted} of {goal} reports"
