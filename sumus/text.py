@@ -57,6 +57,14 @@ def amount(count: float) -> str:
     return f"{count / 1000:,.1f} TB"
 
 
+def ago(seconds: float) -> str:
+    """A duration, short."""
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def whole_number(text: str, digits: int = 18) -> int | None:
     """A number of ASCII digits, at most so many; None for every other text.
 

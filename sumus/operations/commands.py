@@ -17,9 +17,9 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.operations.display import ago, means, shown
+from sumus.operations.display import means, shown
 from sumus.terminal import console, echo
-from sumus.text import amount, many
+from sumus.text import ago, amount, many
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from sumus.text import amount, many
+from sumus.text import ago, amount, many
 
 _COLUMNS = ("task", "", "round", "state", "reports", "train", "dropped", "since", "left", "what it waits for")
 OPEN_END = 1_000_000
@@ -57,13 +57,9 @@ def shown(now: dict[str, Any]) -> Group:
 
 
 def _row(task: str, run: dict[str, Any]) -> Iterator[str | Text]:
+    reports = f"{run['counted']}/{run['goal']}" if run["goal"] < OPEN_END else str(run["counted"])
     yield from (task, run["kind"], str(run["round"]), "paused" if run["paused"] else run["state"])
-    yield from (
-        f"{run['counted']}/{run['goal']}" if run["goal"] < OPEN_END else str(run["counted"]),
-        str(run["out"]),
-        str(run["dropped"]),
-        ago(run["since_s"]),
-    )
+    yield from (reports, str(run["out"]), str(run["dropped"]), ago(run["since_s"]))
     yield "" if run["left_s"] is None else ago(run["left_s"])
     yield Text(run["waiting"], "red" if run["trouble"] else "")
 
@@ -121,11 +117,3 @@ def between(low: float | None, high: float | None) -> str:
 def means(values: dict[str, float]) -> str:
     """Metrics in a line."""
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-
-
-def ago(seconds: float) -> str:
-    """A duration, short."""
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

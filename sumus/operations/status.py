@@ -16,12 +16,12 @@ from typing import Any
 import msgspec
 
 from sumus.plan import Plan
-from sumus.protocol.round import Round, State
+from sumus.protocol.round import Round, State, begins_at
 from sumus.server.refusals import Refusal
 from sumus.server.runs import EvaluationRun, Run, TrainingRun
 from sumus.server.server import ServedTask, Server
 from sumus.storage.store import Model
-from sumus.text import many
+from sumus.text import ago, many
 from sumus.wire.messages import Refused
 
 CLEAR_MODE = "clear mode: the server sees each update in memory"
@@ -307,12 +307,13 @@ def _run(run: Run, people: int, refused: Sequence[Refusal], now: float) -> RunSt
         left_s=None if left is None or math.isinf(left) else left,
         paused=run.coordinator.paused,
         trouble=run.trouble,
-        waiting=why(run, row, people, refused),
+        waiting=why(run, row, people, refused, now),
     )
 
 
-def why(run: Run, row: Round, people: int, refused: Sequence[Refusal] = ()) -> str:
-    """What a run waits for, in a sentence. people: devices that are enrolled.  refused: of late, most devices first."""
+def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: float) -> str:
+    """What a run waits for, in a sentence. people: devices that are enrolled.  refused: of late, most devices first.  now: by the
+    store's clock."""
     if run.coordinator.paused:
         return f"paused: {run.trouble}" if run.trouble else "paused by an admin"
     if told := run.waits_for(row):
@@ -321,6 +322,9 @@ def why(run: Run, row: Round, people: int, refused: Sequence[Refusal] = ()) -> s
         return "every model that is to be measured has been"
     if row.state is State.CLOSING:
         return "its model is being made"
+    pause = begins_at(run.pacing, row) - now
+    if pause > 0 and not row.out:
+        return f"the plan leaves {ago(run.pacing.every or 0.0)} between rounds: goes on in {ago(pause)}"
     if row.state is not State.OPEN:
         return "about to begin"
     goal, fewest = run.pacing.cohort, run.pacing.fewest

@@ -4,8 +4,8 @@
     refusals.seen(now)             [Refusal("health", "train", "floor-rounds", 12, "already took part in as many rounds …")]
     refusals.took_part("health", "train", device)
 
-Counted are devices, each once a reason, for ten minutes. Reasons are of a closed list, and so much is remembered at most, whatever
-devices say. On the deciding thread.
+Devices are counted, each once a reason, for ten minutes. Reasons are of a closed list, and what is remembered is bounded,
+whatever devices say. On the deciding thread.
 """
 
 from collections import OrderedDict
@@ -24,16 +24,16 @@ _FLOOR = Floor()
 WORDS: Mapping[str, str] = {
     "floor-rounds": f"already took part in as many rounds today as the owner consents to ({_FLOOR.rounds}, unless told "
     "otherwise: --floor rounds=N)",
-    "floor-contributors": f"the owner consents to sums of {_FLOOR.contributors} contributors and more, unless told otherwise, and "
-    "the plan's are of fewer (--floor contributors=N, or a greater min_contributors)",
-    "floor-steps": f"the round takes more local steps than the owner consents to ({_FLOOR.steps:,}, unless told otherwise: --floor "
-    "steps=N)",
+    "floor-contributors": f"the owner consents to sums of {_FLOOR.contributors} contributors and more, unless told "
+    "otherwise, and the plan's are of fewer (--floor contributors=N, or a greater min_contributors)",
+    "floor-steps": f"the round takes more local steps than the owner consents to ({_FLOOR.steps:,}, unless told otherwise: "
+    "--floor steps=N)",
     "floor-seconds": f"the round trains for longer than the owner consents to ({_FLOOR.seconds:,.0f} s, unless told otherwise: "
     "--floor seconds=N)",
-    "floor-bytes": f"the round takes more bytes than the owner consents to ({amount(_FLOOR.bytes)}, unless told otherwise: --floor "
-    "bytes=N)",
-    "floor-memory": f"a step takes more memory than the owner consents to ({amount(_FLOOR.memory)}, unless told otherwise: --floor "
-    "memory=N)",
+    "floor-bytes": f"the round takes more bytes than the owner consents to ({amount(_FLOOR.bytes)}, unless told otherwise: "
+    "--floor bytes=N)",
+    "floor-memory": f"a step takes more memory than the owner consents to ({amount(_FLOOR.memory)}, unless told otherwise: "
+    "--floor memory=N)",
     "floor-task": "its file has another model or other data than the plan",
     "wrong_task": "its file has another model or other data than any task here: give it the file of this release",
     "conditions": "did not meet the plan's conditions any more when work came",
