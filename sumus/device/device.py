@@ -181,11 +181,13 @@ class Status:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says. outputs: one row an example.  task, version: of the model."""
+    """What a model says. outputs: one row an example.  task, version: of the model.  answers: the same in the words of a node's
+    file, one an example, if that has any."""
 
     outputs: Array
     task: str
     version: int
+    answers: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)

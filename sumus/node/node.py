@@ -18,7 +18,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from time import time as wall_clock
@@ -37,16 +37,16 @@ from sumus.logs import logger
 from sumus.node.access import VARIABLE, checked
 from sumus.node.folder import LOOK_S, Watched
 from sumus.node.formats import Raw
-from sumus.node.intake import Intake, Prepare, Taken
+from sumus.node.intake import Intake, Label, Prepare, Taken, answered
 from sumus.node.mqtt import Broker, Subscription
 from sumus.node.plane import plane_app
-from sumus.node.readings import BadReading, Readings, Retention
+from sumus.node.readings import BadReading, Kept, Readings, Retention
 from sumus.operations.listening import Listen, OnePlane, opened_plane
 from sumus.pacing import Conditions
 from sumus.protocol.session import Floor
 from sumus.storage.files import write_whole
 from sumus.task import Task
-from sumus.text import printable
+from sumus.text import amount, many, printable
 from sumus.transport.hosts import listen_address
 from sumus.transport.transport import Transport
 
@@ -68,10 +68,16 @@ LATER_S = 3600.0
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """Where a node stands. readings: kept, labelled: of these, with a target; bytes of them, and the age of the oldest, in
-    seconds. models: versions by task.  rounds: in which its report is in a sum.  server, phase: of its device.
-    trouble: what goes wrong now, by part: training, folder, mqtt.  folder: what waits in the watched folder, is left alone there,
-    and was refused.  mqtt: messages that came, that were refused, and connections that ended."""
+    """Where a node stands.
+
+    readings: kept.  labelled: of these, with a target.  new: of these, how many a round would learn something from, see `Kept`.
+    bytes: of readings.  oldest_s: age of the oldest one, in seconds.
+    models: versions by task.  rounds: in which its report is in a sum.  server, phase: of its device.
+    waits: what for before it takes part in a round; empty where it takes part.
+    trouble: what goes wrong now, by part: training, folder, mqtt.
+    folder: what waits in the watched folder, is left alone there, and was refused.
+    mqtt: messages that came, that were refused, and connections that ended.
+    """
 
     readings: int
     labelled: int
@@ -84,6 +90,8 @@ class NodeStatus:
     trouble: Mapping[str, str] = field(default_factory=dict[str, str])
     folder: Mapping[str, Any] = field(default_factory=dict[str, Any])
     mqtt: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    waits: str = ""
+    new: int = 0
 
 
 def _quiet(said: Any) -> None:
@@ -96,6 +104,9 @@ class Node:
     server: its address or its link; None for the one that it is enrolled at.  task: what it trains.
     data: its folder, made if it is not there.
     prepare: a reading as it came → (input, target or None); by default its `inputs` and `target`.
+    label: a target in the words of whoever gives it → as the task takes it: of labels that come later, and without `prepare` of
+        `target`.
+    answer: (inputs, outputs) of one reading, as the model has them → what its prediction says in your words, as JSON holds it.
     token: lets it in at the server, the first time, where the link holds none.  held_out: examples to evaluate on; else its own.
     keep_days, keep_count, keep_bytes: how much is kept; the oldest readings go first.
     watch: a folder whose files are readings.  follow: its files stay where they are, and each line is taken once it has its end.
@@ -103,7 +114,8 @@ class Node:
     time: the name of the value that is a reading's own time, by which it is ordered and grows old; None for when it comes.
     listen: HOST:PORT for HTTP, port 0 for any; None for no HTTP.  access: the token that is asked for there; other machines are
     let in only with one.  tls, names: "auto", or a certificate's chain and its key, and what this machine is called.
-    least: readings with a target before it takes part in rounds.
+    least: readings with a target before it takes part in rounds.  new: of these, how many must be new since the last round in
+        whose sum it is; 0 to train on the same ones again.
     floor, requires, sensors, executor, name, wait_s: as of `sumus.Device`.  insecure: without TLS, also where others reach it, or
         where it reaches others.
     news, say: are told what its device does, and lines about what came.
@@ -117,6 +129,8 @@ class Node:
         data: str | Path,
         *,
         prepare: Prepare | None = None,
+        label: Label | None = None,
+        answer: Callable[[Any, Any], Any] | None = None,
         token: str | None = None,
         held_out: Any = None,
         keep_days: float | None = None,
@@ -131,6 +145,7 @@ class Node:
         tls: str | Path | Sequence[str | Path] = (),
         names: Sequence[str] = (),
         least: int = 1,
+        new: int = 0,
         floor: Floor = FLOOR,
         requires: Conditions = ANY,
         sensors: Sensors | None = None,
@@ -146,6 +161,7 @@ class Node:
     ) -> None:
         self._folder = Path(data).expanduser()
         self._task, self._least, self._clock, self._executor = task, least, clock, executor
+        self._new, self._answers, self._news = new, answer, news
         self._say: Callable[[str], None] = lambda line: say(printable(line))
         self._device_of: dict[str, Any] = {
             "token": token,
@@ -156,7 +172,7 @@ class Node:
             "name": name,
             "wait_s": wait_s,
             "insecure": insecure,
-            "watch": news,
+            "watch": self._heard,
             "keys": keys,
             "transport": transport,
         }
@@ -169,7 +185,7 @@ class Node:
             declared = task.data if task.prepare is None else None  # else it is of what `prepare=` of the task makes
             self.readings = Readings(self._folder, declared, retention, clock)
             stack.callback(self.readings.close)
-            self._intake = Intake(self.readings, prepare, time)
+            self._intake = Intake(self.readings, prepare, time, label)
             if follow and watch is None:
                 raise UsageError("follow which folder? Give watch= (--watch FOLDER) too")
             self._watched: Watched | None = None
@@ -193,6 +209,7 @@ class Node:
             self._closing = stack.pop_all()
         self._over, self._up = threading.Event(), threading.Event()
         self._trouble: dict[str, str] = {}
+        self._said_waits = ""
         self._making, self._pair, self._form = threading.Lock(), tuple["Training", ...](), None
         self._device: Device | None = None
         self._answering: Device | None = None
@@ -283,7 +300,8 @@ class Node:
         self._intake.label({"key": key, "target": target})
 
     def predict(self, *raws: Raw) -> Prediction:
-        """What the last model says of readings, one row each. Asks nobody. ExperimentError where there is no model yet."""
+        """What the last model says of readings, one row each; with `answers` in your words. Asks nobody. ExperimentError where
+        there is no model yet."""
         return self._predict(raws)
 
     @property
@@ -295,38 +313,57 @@ class Node:
         oldest = None if kept.oldest is None else max(0.0, self._clock() - kept.oldest)
         folder = {} if self._watched is None else self._watched.state.as_json()
         mqtt = {} if self._mqtt is None else self._mqtt.state
-        begun = NodeStatus(kept.count, kept.labelled, kept.bytes, oldest, trouble=trouble, folder=folder, mqtt=mqtt)
+        begun = NodeStatus(
+            kept.count,
+            kept.labelled,
+            kept.bytes,
+            oldest,
+            trouble=trouble,
+            folder=folder,
+            mqtt=mqtt,
+            waits=self._waits(kept),
+            new=kept.new,
+        )
         if (device := self._device) is None:
             return begun
         its = device.status
         if its.trouble:
             trouble.setdefault("training", its.trouble)
-        return NodeStatus(
-            kept.count,
-            kept.labelled,
-            kept.bytes,
-            oldest,
-            its.models,
-            its.counts.get("in sums", 0),
-            its.server,
-            its.phase,
-            trouble,
-            folder,
-            mqtt,
-        )
+        in_sums = its.counts.get("in sums", 0)
+        return replace(begun, models=its.models, rounds=in_sums, server=its.server, phase=its.phase)
+
+    def _waits(self, kept: Kept) -> str:
+        """What it waits for before it takes part; empty where it takes part."""
+        if kept.labelled < self._least:
+            return f"for {many(self._least, 'reading')} with a target; there {_are(kept.labelled)}"
+        if kept.new < self._new:
+            return f"for {many(self._new, 'new reading')} with a target since the last round; there {_are(kept.new)}"
+        return ""
+
+    def _heard(self, news: News) -> None:
+        """Keep what was trained on in mind, and pass on what its device says."""
+        if news.kind == "train" and news.what == "trained":
+            self.readings.note_trained()
+        elif news.kind == "train" and news.what == "counted":
+            self.readings.note_counted()
+        self._news(news)
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _take_part(self) -> None:
-        """Take part in rounds, while there are readings with a target; else, only ask for models."""
-        works: bool | None = None
+        """Take part in rounds while there are readings with a target, and new ones if so many are asked for; else, measure
+        models, or only ask for them."""
+        works: tuple[bool, bool] | None = None
         try:
             while not self._over.is_set():
-                enough = self.readings.kept.labelled >= self._least
+                kept = self.readings.kept
+                enough = (not (waits := self._waits(kept)), kept.labelled >= self._least)
+                if waits != self._said_waits:
+                    self._say_waits(waits)
                 try:
                     widened = bool(self._pair) and self._form != self.readings.forms.get("input")
                     if self._device is None or works != enough or widened:
-                        self._change_device(enough)
+                        self._change_device(*enough)
                         works = enough
                     if self._device is None:
                         self._over.wait(LOOK_S)
@@ -351,8 +388,14 @@ class Node:
             if self._device is not None:
                 self._device.close()
 
-    def _change_device(self, works: bool) -> None:
-        """A device that takes work, or one that takes only models; none while nothing says what a reading looks like."""
+    def _say_waits(self, waits: str) -> None:
+        """Say what it waits for, and not again with each reading that comes."""
+        before, self._said_waits = self._said_waits, waits
+        if waits and waits.partition(";")[0] != before.partition(";")[0]:
+            self._say(f"training: waits {waits}")
+
+    def _change_device(self, trains: bool, evaluates: bool) -> None:
+        """A device that takes such work, or only models; none while nothing says what a reading looks like."""
         training, _ = self._trainings() or (None, None)
         if training is None:
             self._trouble["training"] = (
@@ -362,8 +405,8 @@ class Node:
             return
         if self._device is not None:
             self._device.close()
-        waits = {} if works else {"wait_s": 0.0}  # at the server for work, and not where it takes none
-        self._device = self._new_device(training, trains=works, evaluates=works, **waits)
+        waits = {} if evaluates else {"wait_s": 0.0}  # at the server for work, and not where it takes none
+        self._device = self._new_device(training, trains=trains, evaluates=evaluates, **waits)
 
     def _new_device(self, task: "Task | Training", **more: Any) -> Device:
         options = {**self._device_of, **more}
@@ -415,7 +458,11 @@ class Node:
             if not pair or not (folder / "record.json").is_file():
                 raise ExperimentError("there is no model yet: it comes from the server, with the first answer")
             self._answering = Device(None, pair[1], sample, store=FolderStore(folder, look=True))
-        return self._answering.prediction(inputs)
+        found = self._answering.prediction(inputs)
+        if self._answers is None:
+            return found
+        said = [answered(self._answers, each, row) for each, row in zip(inputs, found.outputs, strict=True)]
+        return replace(found, answers=tuple(said))
 
     # ── the other threads ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -456,9 +503,7 @@ class Node:
                     next_let_go = now + LET_GO_S
                 if (kept := self.readings.kept).count != said and now >= next_summary:
                     said, next_summary = kept.count, now + SUMMARY_S
-                    self._say(
-                        f"readings: {kept.count:,} kept, {kept.labelled:,} with a target, {kept.bytes / 1e6:.1f} MB"
-                    )
+                    self._say(f"readings: {kept.count:,} kept, {kept.labelled:,} with a target, {amount(kept.bytes)}")
                 self._trouble.pop("folder", None)
             except (ExperimentError, OSError) as error:
                 self._tell_trouble("folder", str(error))
@@ -509,16 +554,22 @@ def _address(listen: str, tls: str | Path | Sequence[str | Path], names: Sequenc
     return Listen(host, port, tls=pair, names=names, insecure=insecure)
 
 
+def _are(count: int) -> str:
+    return f"{'is' if count == 1 else 'are'} {count:,}"
+
+
 def _as_json(status: NodeStatus) -> dict[str, Any]:
     return {
         "readings": {
             "kept": status.readings,
             "labelled": status.labelled,
+            "new": status.new,
             "bytes": status.bytes,
             "oldest_s": status.oldest_s,
         },
         "models": dict(status.models),
         "rounds": status.rounds,
+        "waits": status.waits,
         "server": status.server,
         "phase": status.phase,
         "trouble": dict(status.trouble),

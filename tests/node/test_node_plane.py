@@ -28,6 +28,7 @@ class Said:
     outputs: Any
     task: str = "signs"
     version: int = 7
+    answers: tuple[Any, ...] = ()
 
 
 class Clock:
