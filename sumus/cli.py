@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -245,23 +245,28 @@ def _workers(text: str | None) -> int | str | None:
     return -number if text and text.startswith("-") else number
 
 
+_MADE_UP = "the file has no examples, so that it was tried on made-up ones"
+
+
 @app.command()
 def check(file: File) -> None:
     """Try a plan on its first client: data, one round, shapes, memory, bytes, and whether real devices may run it."""
     from sumus.simulator.check import check as check_plan
 
-    plan, population, _ = load_plan(file)
-    report = check_plan(plan, population)
+    trial = load_plan(file)
+    plan = trial.plan
+    report = check_plan(plan, trial.population)
     table = Table(show_header=False, box=None, pad_edge=False)
     data = report.data
     classes = f", {data.classes} classes" if data.classes else ""
     table.add_row(
         "data",
         f"inputs {data.inputs_dtype}{list(data.inputs)}, targets {data.targets_dtype}{list(data.targets)}"
-        f"{classes}; {many(report.examples, 'example')} at the first client",
+        f"{classes}; {_MADE_UP if trial.made_up else many(report.examples, 'example') + ' at the first client'}",
     )
     table.add_row("model", f"{report.parameters:,} shared parameters, output {_shape_text(report.outputs)} an example")
-    table.add_row("one round", f"loss {report.loss:.4f} at the first client")
+    if not trial.made_up:
+        table.add_row("one round", f"loss {report.loss:.4f} at the first client")
     cost = report.cost
     table.add_row(
         "memory",
@@ -279,13 +284,16 @@ def check(file: File) -> None:
         f"≤ {many(sums.max_count, 'contributor')}",
     )
     table.add_row("influence", report.influence.said)
-    table.add_row("updates", report.updates.proposal())
+    if not trial.made_up:
+        table.add_row("updates", report.updates.proposal())
     table.add_row("plan", report.plan_id)
     table.add_row("simulator", Text("legal", "green"))
     for rule, message in report.deployable.items():
         table.add_row("real devices", Text(f"refused by {rule}: ", "yellow").append(message, "default"))
     if not report.deployable:
         table.add_row("real devices", Text("legal", "green"))
+    for warning in report.warnings:
+        table.add_row("", Text("warning: ", "yellow").append(warning, "default"))
     _out.print(table)
 
 
@@ -346,26 +354,35 @@ def pack(
     seed: Seed = None,
 ) -> None:
     """Write what a server needs to run a plan without its code: the plan as data, and the initial model."""
-    bundle = packed(file, seed)
+    bundle, warnings = _packed(file, seed)
     output.write_bytes(content := bundle.to_bytes())
     _out.print(f"{output}: plan {bundle.plan.id}, {amount(len(content))}", soft_wrap=True)
     _out.print(bundle.plan.influence.said, soft_wrap=True)
+    for warning in warnings:
+        _err.print(printable(f"warning: {warning}"), soft_wrap=True)
 
 
 def packed(file: str, seed: int | None) -> "Bundle":
     """A file's plan with its first model, as a server takes it."""
+    return _packed(file, seed)[0]
+
+
+def _packed(file: str, seed: int | None) -> "tuple[Bundle, Sequence[str]]":
+    """The same, and why devices would not take part."""
     from sumus.simulator.check import check as check_plan
     from sumus.training.program import Program
     from sumus.wire.bundle import Bundle
 
-    plan, population, own_seed = load_plan(file)
-    report = check_plan(plan, population)
-    plan = plan.with_data(report.data).for_devices()
+    trial = load_plan(file)
+    report = check_plan(trial.plan, trial.population)
+    plan = trial.plan.with_data(report.data).for_devices()
     broken = dict(plan.violations("deployed"))
     if set(broken) - {"needs-each-update"} == {"trusts-devices"}:
-        raise PlanError("trusts-devices", f"{broken['trusts-devices']}. Here {report.updates.proposal()}")
+        proposal = "add `examples`, and it does" if trial.made_up else f"Here {report.updates.proposal()}"
+        raise PlanError("trusts-devices", f"{broken['trusts-devices']}. {proposal}")
     plan.check_deployable(spools=True)  # whether a server does is its own choice
-    return Bundle(plan, Program(cast(Any, plan.task), seed=own_seed if seed is None else seed).initial)
+    seed = trial.seed if seed is None else seed
+    return Bundle(plan, Program(cast(Any, plan.task), seed=seed).initial), report.warnings
 
 
 server_commands.register(app, packed)

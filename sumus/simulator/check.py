@@ -12,6 +12,7 @@ from sumus.errors import DivergedError, ExperimentError, expect
 from sumus.experiment import Examples, seed_of
 from sumus.influence import Influence
 from sumus.plan import Plan
+from sumus.protocol.consent import hurdles, missing
 from sumus.rng import generator, key
 from sumus.simulator.population import as_population
 from sumus.task import Data, Task
@@ -112,6 +113,7 @@ class CheckReport:
     updates: of the first few clients, measured to propose a clip.
     influence: what one device can do to a sum.
     deployable: rule → message for each rule that real devices would break.
+    warnings: why real devices would not take part, or not for long, though no rule is broken; each says what to do.
     """
 
     data: Data
@@ -127,6 +129,7 @@ class CheckReport:
     updates: Updates
     influence: Influence
     deployable: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
 
 
 def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> CheckReport:
@@ -181,6 +184,10 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         updates=updates,
         influence=described.influence,
         deployable=dict(described.violations("deployed")),
+        warnings=(
+            *hurdles(described, plan.algorithm.client.step_count(updates.examples[-1]), cost.total),
+            *(missing(described, len(people)) if len(people) > 1 else ()),  # one is a device's own
+        ),
     )
 
 
