@@ -146,7 +146,8 @@ def read_as(what: str) -> Generator[None, None, None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise PlanError("malformed", f"this is not {what}: {type(error).__name__}: {error!s:.200}") from error
+        why = f"it lacks {error}" if isinstance(error, KeyError) else f"{error!s:.200}"
+        raise PlanError("malformed", f"this is not {what}: {why}") from error
 
 
 def _load_own() -> None:

@@ -48,6 +48,7 @@ from sumus.errors import (
     TaskError,
     UsageError,
 )
+from sumus.errors import said as said_of
 from sumus.pacing import Conditions
 from sumus.plan import Plan
 from sumus.protocol.session import Floor, Offer, Phase
@@ -140,9 +141,15 @@ FINAL: Mapping[str, str] = {
     "revoked": "the server has barred this device: ask who runs it; predictions go on working",
     "wrong_task": "the server has no task with this model and these data: update the file that defines them",
     "old_protocol": "the server speaks another version of the protocol: update sumus, here or there",
-    "unknown_device": "the server does not know this device: enrol it again, with a new link",
+    "unknown_device": "the server does not know this device: it was let go there, or the server was put back from a backup "
+    "that is older than this device; enrol it again, with a new link",
 }
 """Codes that a person must do something about."""
+REPLAYED = (
+    "the server has answered later check-ins than this folder remembers: if the folder was put back from a backup, it goes on "
+    "from there, and nothing is to be done; if another process has a copy of it, end that one, and enrol it anew in its own"
+)
+"""What is said where a device's serial is behind the server's."""
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,13 @@ class Device:
                     self._store.close()
                 raise ExperimentError(why)
             self._unknown = True
+        if member is not None and self._store.key() is None:
+            if store is None:
+                self._store.close()
+            raise ExperimentError(
+                f"{folder or 'this device'} knows its server and has no key: it was put back in part. Put its `key` back too, or "
+                "delete the folder and enrol it anew, with a new link"
+            )
         self._task, self._examples, self._held_out = task, examples, held_out
         self._executor = executor
         self._floor, self._requires, self._sensors, self._version = floor, requires, sensors or here(), version
@@ -693,7 +707,8 @@ class Device:
     def _turned_away(self, refused: Refused) -> None:
         """A check-in was refused."""
         problem = refused.problem
-        self._unheard(str(refused), problem.retry_after_s or (0.0, 0.0))
+        said = REPLAYED if problem.code == "replayed" else str(refused)
+        self._unheard(said, problem.retry_after_s or (0.0, 0.0))
         if (
             problem.code == "replayed" and problem.serial is not None
         ):  # this memory is older than the server's, or newer
@@ -930,7 +945,7 @@ _REASONS: tuple[tuple[type[Exception], AbortReason], ...] = (
 
 
 def _in_words(error: Exception) -> str:
-    return str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, SumusError) else f"this round's work failed with {said_of(error)}"
 
 
 def _said_of_enrolment(refused: Refused) -> str:

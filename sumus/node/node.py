@@ -475,9 +475,8 @@ class Node:
                 return
             if not isinstance(error, SumusError):
                 LOG.error("%s ended: a defect", name, exc_info=error)
-            self._tell_trouble(
-                name, str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
-            )
+            defect = f"it ended by a defect, which is in the log ({type(error).__name__})"
+            self._tell_trouble(name, str(error) if isinstance(error, SumusError) else defect)
         finally:
             self._up.set()
 

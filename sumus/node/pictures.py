@@ -47,5 +47,6 @@ def read_picture(name: str, body: bytes) -> Batch:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
         if isinstance(error, BadReading):
             raise
-        raise BadReading(f"it is no picture that can be read: {type(error).__name__}: {error!s:.100}") from error
+        why = "" if "object at 0x" in str(error) else f": {str(error).partition(chr(10))[0]:.100}"
+        raise BadReading(f"it is no picture that can be read, .jpg or .png{why}") from error
     return Batch([{"inputs": points, "file": name}], lambda numbers: body)

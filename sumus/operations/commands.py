@@ -304,8 +304,8 @@ def _readable(now: Any) -> "Group":
         return shown(now)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ExperimentError(
-            f"the server's status cannot be read ({type(error).__name__}: {error}): is it of another release? Upgrade the older "
-            "side, or look at it with --json"
+            f"the server's status cannot be read{f': it lacks {error}' if isinstance(error, KeyError) else ''}; is it of another "
+            "release? Upgrade the older side, or look at it with --json"
         ) from error
 
 

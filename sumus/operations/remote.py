@@ -134,7 +134,8 @@ class Remote:
             with self._reached():
                 connection.request(method, path, body or None, headers)
                 response = connection.getresponse()
-            yield response
+            with response:
+                yield response
         finally:
             connection.close()
 

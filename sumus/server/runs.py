@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from sumus.aggregate import Aggregate
-from sumus.errors import ExperimentError, ParticipantError, SumusError
+from sumus.errors import ExperimentError, ParticipantError, SumusError, said
 from sumus.evaluation import evaluation_hop, evaluation_of, medians_of
 from sumus.first_hop import FirstHop
 from sumus.logs import logger
@@ -55,7 +55,9 @@ def usable() -> Generator[None, None, None]:
     try:
         yield
     except Exception as error:
-        raise Unusable(str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}") from error
+        raise Unusable(
+            str(error) if isinstance(error, SumusError) else f"the plan failed with {said(error)}"
+        ) from error
 
 
 PATIENCE = 3600.0

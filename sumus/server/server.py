@@ -433,12 +433,12 @@ class Server:
 
     def _fail(self, error: Exception, waiting: Iterable[Waiting[Item]]) -> None:
         """Storage failed, or we did, or another leads: whoever waits is told to come again, and everything is read anew."""
-        known = isinstance(error, SumusError | OSError)
+        known = isinstance(error, SumusError | OSError) or hasattr(error, "orig")
         if isinstance(error, TakenOver):
             known, self._taken_over = True, not self.replica.shared or bool(self.replica.trouble)
             self.trouble = str(error) or (TAKEN_OVER if self._taken_over else "another replica leads since")
         else:
-            self.trouble = f"{type(error).__name__}: {error}"
+            self.trouble = in_words(error)
         LOG.error("nothing can be decided now: %s", self.trouble, exc_info=not known)
         self.counts.events["failures", type(error).__name__] += 1
         held, self._held = self._held, []
@@ -886,6 +886,18 @@ class Server:
 
     def _people(self) -> int:
         return self.roll.count(self.population)
+
+
+def in_words(error: Exception) -> str:
+    """Why nothing can be decided: what storage says, without the wrapping of its library; of a defect, that it is one."""
+    if isinstance(error, SumusError):
+        return str(error)
+    inner = getattr(error, "orig", None) or error
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror + (f": {inner.filename}" if inner.filename else "")
+    if inner is not error or isinstance(inner, OSError):
+        return (str(inner).strip().splitlines() or ["its storage does not answer"])[0]
+    return f"a defect of the server, which is in its log ({type(error).__name__})"
 
 
 def _highest(asked: Iterable[_Asking]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError, SSL
 from urllib3.util import parse_url
 
 from sumus.errors import ExperimentError
-from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable, why_unreached
+from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable, why_unreached, why_untrusted
 
 CONNECTING = 10.0
 """Seconds for a connection to stand, at most."""
@@ -28,7 +28,7 @@ class HttpTransport:
     """
 
     def __init__(self, url: str, authority: str | None = None, connections: int = 4) -> None:
-        self.url = url
+        self.url, self._pinned = url, authority is not None
         try:
             parsed = parse_url(url)
         except LocationParseError as error:
@@ -67,9 +67,7 @@ class HttpTransport:
         except SSLError as error:
             if _speaks_no_tls(error):
                 raise Unreachable(no_tls(self.url)) from error
-            raise Unreachable(
-                f"the certificate of {self.url} is not to be trusted: {error}; is this the server that you were invited to?"
-            ) from error
+            raise Unreachable(why_untrusted(error, self.url, self._pinned)) from error
         except HTTPError as error:
             hint = "; does it answer to https://?" if self.url.startswith("http://") and _hung_up(error) else ""
             raise Unreachable(f"{self.url} cannot be reached: {why_unreached(error)}{hint}") from error

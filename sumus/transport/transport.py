@@ -57,6 +57,34 @@ def why_unreached(error: BaseException) -> str:
     return str(plain) or "it ended the connection"
 
 
+def why_untrusted(error: BaseException, url: str, pinned: bool) -> str:
+    """Why a server's certificate is not taken, and what to do.
+
+    Args:
+        error: of TLS, or around such an error.
+        url: the server's address.
+        pinned: whether one authority alone is trusted, which was pinned once.
+    """
+    said = " ".join(str(error).split()).lower()
+    if "expired" in said:
+        return f"the certificate of {url} is past its end: ask who runs the server to renew it; or this machine's clock is wrong"
+    if "not yet valid" in said:
+        return f"the certificate of {url} begins later than now: this machine's clock is wrong, or the server's was"
+    if "hostname mismatch" in said or "ip address mismatch" in said:
+        return (
+            f"the certificate of {url} is for other names: give the address that stands in the link, or that it is for"
+        )
+    if pinned:
+        return (
+            f"the certificate of {url} does not come from the authority that is known here: the server has made a new one, or it "
+            f"is another server. Ask who runs it for the new pin, and give it once behind the address: {url}/#pin=HEX"
+        )
+    return (
+        f"the certificate of {url} is from nobody that this machine trusts: if the server made its own (--tls auto), give its "
+        f"link, or its pin behind the address: {url}/#pin=HEX; else, is this the server that you were invited to?"
+    )
+
+
 class Transport(Protocol):
     """A way to one server; several threads may use it at once."""
 

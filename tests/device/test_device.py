@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -869,3 +870,59 @@ def test_news_are_json_and_hold_no_secret() -> None:
     assert "token" not in text
     assert key(7, "device", "alice").hex() not in text
     assert not math.isnan(news[2].measured.get("loss", math.nan))
+
+
+# ── a folder that was put back ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_from_a_backup_says_what_happened_and_goes_on(tmp_path: Path) -> None:
+    server, news = Served(works=2), list[News]()
+    with a_device(server, folder=tmp_path / "now") as device:
+        device.enrol()
+    shutil.copytree(tmp_path / "now", tmp_path / "backup")
+    with a_device(server, folder=tmp_path / "now") as device:
+        device.run(rounds=1)
+    server.serials[device.status.device] = 500
+    with a_device(server, folder=tmp_path / "backup", watch=news.append) as old:
+        old.run(rounds=1)
+    (said,) = (one.said for one in news if one.what == "trouble")
+    assert "answered later check-ins than this folder remembers" in said
+    assert "put back from a backup, it goes on from there" in said
+    assert old.status.trouble == ""
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ("key", r"knows its server and has no key: .* Put its `key` back too, or delete the folder and enrol it anew"),
+        ("objects", r"objects/[0-9a-f]+ is gone or damaged: delete .*, and enrol this device anew with another token"),
+    ],
+)
+def test_a_folder_that_was_put_back_in_part_says_what_is_missing(tmp_path: Path, left_out: str, said: str) -> None:
+    server = Served(works=1, releases=True)
+    with a_device(server, folder=tmp_path) as device:
+        device.run(rounds=1)
+    path = tmp_path / left_out
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (tmp_path / "objects").mkdir(exist_ok=True)
+
+    def again() -> None:
+        with a_device(server, folder=tmp_path) as device:
+            device.predict(some_examples()[0])
+
+    with pytest.raises(ExperimentError, match=said):
+        again()
+    with pytest.raises(ExperimentError, match=said):
+        again()
+
+
+def test_a_server_that_was_put_back_from_before_this_device_is_said_to_be(tmp_path: Path) -> None:
+    server = Served()
+    with a_device(server, folder=tmp_path) as device:
+        device.enrol()
+    server.fates["check_in"] = [refused("unknown_device")]
+    with a_device(server, folder=tmp_path, token=None) as device:
+        with pytest.raises(
+            ExperimentError, match="put back from a backup that is older than this device; enrol it again"
+        ):
+            device.run(rounds=1)
