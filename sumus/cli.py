@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 import sumus
 from sumus.device import commands as device_commands
 from sumus.edge import commands as edge_commands
-from sumus.errors import ExperimentError, Interrupted, PlanError, SumusError, UsageError
+from sumus.errors import ExperimentError, Interrupted, PlanError, SumusError, UsageError, needs
 from sumus.experiment import Experiment
 from sumus.interrupt import terminate_like_ctrl_c
 from sumus.node import commands as node_commands
@@ -437,6 +437,7 @@ def _simulate(
     """Run an experiment and show what came of it. options: those of `sumus.run`."""
     from sumus.interrupt import undisturbed
     from sumus.simulator.history import strict
+    from sumus.simulator.progress import LineProgress
     from sumus.simulator.simulate import run
 
     experiment = dataclasses.replace(
@@ -445,7 +446,8 @@ def _simulate(
         seed=experiment.seed if seed is None else seed,
     )
     try:
-        history = run(experiment, out=out, **options)
+        progress = None if sys.stderr.isatty() else LineProgress(first=0.0)
+        history = run(experiment, out=out, progress=progress, **options)
     except (SumusError, Interrupted) as stop:
         if out is not None or stop.checkpoint is None or not stop.checkpoint.rounds:
             raise
@@ -462,9 +464,7 @@ def _simulate(
             "model_sha256": history.model_sha256,
             "seconds": history.seconds,
             "stopped": history.stopped,
-            "spreads": {
-                s: {n: dataclasses.asdict(v) for n, v in found.items()} for s, found in history.spreads.items()
-            },
+            "spreads": {s: {n: v.to_json() for n, v in found.items()} for s, found in history.spreads.items()},
             "plan": history.plan_id,
             "seed": history.seed,
             "executor": history.executor,
@@ -561,6 +561,10 @@ def main() -> None:
         sys.exit(_say("stopped before the first round; nothing was kept", 130))
     except SumusError as error:
         sys.exit(_say(str(error), 2 if isinstance(error, UsageError) else 1))
+    except ModuleNotFoundError as error:
+        if not (why := needs(error)):
+            raise
+        sys.exit(_say(why, 2))
     except OSError as error:
         sys.exit(_say(f"{error.strerror or error}: {error.filename or 'output'}", 2))
 

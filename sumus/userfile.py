@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sumus.errors import ExperimentError, SumusError
+from sumus.errors import ExperimentError, SumusError, needs
 from sumus.experiment import Experiment
 from sumus.plan import Plan
 from sumus.task import Data, Task
@@ -176,7 +176,8 @@ def blaming(text: str) -> Generator[None, None, None]:
         if isinstance(error, SyntaxError):
             text, line = (error.filename or text) if error.filename != str(Path(text).resolve()) else text, error.lineno
         where = f"{text}, line {line}" if line else text
-        raise ExperimentError(f"{where}: {type(error).__name__}: {error}") from error
+        why = needs(error) if isinstance(error, ModuleNotFoundError) else ""
+        raise ExperimentError(f"{where}: {why or f'{type(error).__name__}: {error}'}") from error
 
 
 def named(file: str, module: ModuleType, name: str) -> Any:

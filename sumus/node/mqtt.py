@@ -22,7 +22,7 @@ from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from sumus.errors import ExperimentError, UsageError
+from sumus.errors import ExperimentError, UsageError, extra
 from sumus.node.access import read_private
 from sumus.node.batch import MOST_TEXT, Raw
 from sumus.node.formats import read_json
@@ -148,7 +148,7 @@ class Subscription:
         try:
             from paho.mqtt.client import topic_matches_sub
         except ImportError as error:
-            raise UsageError("MQTT needs the extra `mqtt`") from error
+            raise UsageError(f"MQTT needs paho-mqtt: {extra('mqtt')}") from error
         self.messages = self.refused = self.ended = 0
         self._unreached, self._unkept, self._last_end = "not connected yet", "", ""
         self._let_in, self._denied = False, dict[str, str]()

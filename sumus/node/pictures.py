@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 
+from sumus.errors import extra
 from sumus.node.batch import Batch
 from sumus.node.readings import BadReading
 
@@ -26,7 +27,7 @@ def read_picture(name: str, body: bytes) -> Batch:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
-        raise BadReading("pictures need Pillow: install sumus with the extra `pictures`") from error
+        raise BadReading(f"pictures need Pillow: {extra('pictures')}") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

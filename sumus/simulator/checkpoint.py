@@ -3,6 +3,7 @@
 checkpoint.safetensors   server state, client states, and the record of the rounds: all of a run, in one file
 model.safetensors        the published model, as a state dict
 history.jsonl            a line a round
+progress.json            how far the run is, while it goes on and after it
 plot.png
 """
 

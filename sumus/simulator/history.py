@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, extra
 from sumus.metrics import Spread
 from sumus.simulator.fleet_report import FleetReport
 from sumus.simulator.picture import figure, save
@@ -46,11 +46,12 @@ class RoundRecord:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
-        return dataclasses.asdict(self)
+        spreads = {source: {name: each.to_json() for name, each in of.items()} for source, of in self.spreads.items()}
+        return {**dataclasses.asdict(dataclasses.replace(self, spreads={})), "spreads": spreads}
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "RoundRecord":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`, but that the keys of clients are text (`Evaluation.with_keys`)."""
         spreads: dict[str, Any] = {
             source: {name: Spread(**spread) for name, spread in by_metric.items()}
             for source, by_metric in fields["spreads"].items()
@@ -166,7 +167,7 @@ class History:
         try:
             pandas: Any = importlib.import_module("pandas")
         except ImportError as error:
-            raise ExperimentError("to_frame() needs pandas: pip install 'sumus[report]'") from error
+            raise ExperimentError(f"to_frame() needs pandas: {extra('report')}") from error
         rows: list[dict[str, Any]] = []
         for record in self.rounds:
             row = {k: v for k, v in record.to_json().items() if k not in _NESTED}

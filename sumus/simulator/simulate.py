@@ -71,7 +71,8 @@ def run(
         to the same final model as without the break; `restart` starts over instead.
     checkpoint_every: rounds between checkpoints; the last round, and Ctrl-C, write one too.
     device: "cpu" or "cuda", or a torch.device.
-    progress: True for a bar in the terminal, False for none; by default, a bar where there is a terminal.
+    progress: True for a bar in the terminal, False for none; by default, a bar where there is a terminal, else a line now and
+        then. A run with `out` also writes where it is into progress.json there.
     client_states: where control variates and personal leaves are kept; by default in memory, and in the checkpoint.
         A folder takes more of them than memory holds.
     executor: "auto" tries them on this model and these clients, unless the run is short, and remembers what was fastest;

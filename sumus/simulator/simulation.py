@@ -29,7 +29,7 @@ from sumus.simulator.evaluation import Evaluation
 from sumus.simulator.fleet_report import Attendance
 from sumus.simulator.history import History, RoundRecord, Tally
 from sumus.simulator.population import as_population
-from sumus.simulator.progress import Progress, Show
+from sumus.simulator.progress import Progress, Show, Standing
 from sumus.simulator.recall import recall_of_this_user
 from sumus.simulator.share import Crew, Errand, Group, Result, Setting, Sums, Trainer, public_seed
 from sumus.simulator.timeline import Counted, Played, Timeline, Work
@@ -127,7 +127,7 @@ class Simulation:
         earlier = Checkpoint.read(out) if out is not None and not restart else None
         if earlier is not None and out is not None and earlier.rounds:
             earlier.check_same(identity, out, experiment.rounds)
-            self.at = earlier
+            self.at = replace(earlier, rounds=[self.evaluation.with_keys(record) for record in earlier.rounds])
         elif not self.states.empty and not restart:
             raise ExperimentError(
                 "client_states= holds the states of another run, or of one that was cut off before its first checkpoint: "
@@ -155,11 +155,13 @@ class Simulation:
             if self.out is not None:
                 self._write(self._checkpoint())
                 history.write(self.out)
+                Standing(self.out, self.experiment.rounds).note(self.at.rounds, history.stopped)
             return history
         except KeyboardInterrupt:
             with undisturbed():
                 checkpoint = self._checkpoint()
                 kept = f", kept in {self.out}: {self.again} to go on" if self._write(checkpoint) else ""
+                Standing(self.out, self.experiment.rounds).note(self.at.rounds, "interrupted")
                 message = f"stopped after round {self.done} of {self.experiment.rounds}{kept}"
                 raise Interrupted(message, self._history("interrupted"), checkpoint) from None
         except Exception as error:
@@ -168,6 +170,7 @@ class Simulation:
                 with suppress(SumusError, AttributeError):  # no model to release, no attributes
                     vars(error).update(history=self._history("error"), checkpoint=checkpoint)
                 self._write(checkpoint)
+                Standing(self.out, self.experiment.rounds).note(self.at.rounds, "error")
             raise
 
     def _first_notes(self, client: Any, inputs: Any, targets: Any) -> Iterator[str]:
@@ -232,10 +235,11 @@ class Simulation:
 
     def _rounds(self, checkpoint_every: int, show: Show) -> None:
         """Play them, and keep what there is now and then."""
-        saved = self.done
+        saved, standing = self.done, Standing(self.out, self.experiment.rounds)
         while self.done < self.experiment.rounds and not self._reached_target():
             self._round(self.done, self.at)
             show(self.at.rounds[-1])
+            standing.note(self.at.rounds)
             if self.done - saved >= checkpoint_every:
                 self._write(self._checkpoint())
                 saved = self.done

@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
-from sumus.errors import ExperimentError, UsageError
+from sumus.errors import ExperimentError, UsageError, extra
 from sumus.protocol.round import Device, Round, Session, State
 from sumus.storage.backup import copy_to
 from sumus.storage.cached import CachedTable, OfRows, Row, insert_into, put_rows
@@ -153,7 +153,7 @@ class SqlStore:
             if isinstance(error, ArgumentError | ModuleNotFoundError):
                 raise ExperimentError(
                     f"the database's address is not understood ({reason}): give sqlite:///FILE.db or "
-                    "postgresql+psycopg://USER@HOST/NAME (pip install 'sumus[server]')"
+                    f"postgresql+psycopg://USER@HOST/NAME; psycopg is there if you {extra('server')}"
                 ) from error
             raise ExperimentError(
                 f"the database cannot be opened ({reason}): is it there, and may you write to it?"
