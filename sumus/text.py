@@ -57,6 +57,12 @@ def amount(count: float) -> str:
     return f"{count / 1000:,.1f} TB"
 
 
+def over(size: int, most: int) -> str:
+    """Bytes beside the most that may be: '9.0 MB, and at most 8.4 MB'; exact where the two would read alike."""
+    one, other = amount(size), amount(most)
+    return f"{size:,} bytes, and at most {most:,}" if one == other else f"{one}, and at most {other}"
+
+
 def ago(seconds: float) -> str:
     """A duration, short."""
     for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):

@@ -17,6 +17,7 @@ import typer
 from sumus.errors import ExperimentError, Interrupted, UsageError
 from sumus.protocol.session import Floor
 from sumus.terminal import echo
+from sumus.text import many
 from sumus.userfile import Client, load_client, split
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def join(
             device.run(rounds, (lambda status: status.checkins > before or status.unanswered > 0) if once else None)
         except KeyboardInterrupt:
             done = device.status.counts.get("counted", 0)
-            raise Interrupted(f"stopped; {done} reports counted so far; run the same again to go on") from None
+            raise Interrupted(f"stopped; {many(done, 'report')} counted so far; run the same again to go on") from None
         if once and device.status.unanswered:
             raise Unreachable(f"the check-in came to nothing: {device.status.trouble}; run the same again later")
 
@@ -242,4 +243,4 @@ def _work_of(news: "News") -> str:
         return f"model {news.version}, {news.task}"
     verb = "trained" if news.what == "trained" else "evaluated"
     measured = ", ".join(f"{name} {value:.4f}" for name, value in news.measured.items())
-    return f"model {news.version}, {news.task}: {verb} on {news.examples} examples in {news.seconds:.1f} s, {measured}"
+    return f"model {news.version}, {news.task}: {verb} on {many(news.examples, 'example')} in {news.seconds:.1f} s, {measured}"

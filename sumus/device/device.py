@@ -53,7 +53,7 @@ from sumus.pacing import Conditions
 from sumus.plan import Plan
 from sumus.protocol.session import Floor, Offer, Phase
 from sumus.task import Task
-from sumus.text import printable
+from sumus.text import amount, many, printable
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable
 from sumus.tree import nested, unnested
@@ -845,7 +845,8 @@ def forget(store: DeviceStore, requests: Requests | None) -> Forgotten:
     remains = ["its examples: they never left this device, and are its owner's to delete"]
     if sent:
         remains.append(
-            f"models: {sent} of its reports went into sums that models are made of, and what is in a sum cannot be taken out"
+            f"models: {many(sent, 'report')} of it went into sums that models are made of, and what is in a sum cannot be "
+            "taken out"
         )
     return Forgotten(tuple(erased), tuple(remains))
 
@@ -911,16 +912,18 @@ def _beyond(reason: str, offer: Offer, floor: Floor) -> str:
             f"with --floor contributors={offer.contributors}"
         )
     if name == "rounds":
-        return f"you consent to {consented} rounds a day, and these were begun: wait, or join with a greater --floor rounds"
+        a_day = many(consented, "round")
+        return f"you consent to {a_day} a day, and so many were begun: wait, or join with a greater --floor rounds=N"
     asked = math.ceil(getattr(offer, name))
-    return f"{_ASKED[name].format(asked)}, and you consent to {consented}: join with --floor {name}={asked}"
+    takes, most = (amount(each) if name in ("bytes", "memory") else f"{each:,.0f}" for each in (asked, consented))
+    return f"{_ASKED[name].format(takes)}, and you consent to {most}: join with --floor {name}={asked}"
 
 
 _ASKED = {
     "steps": "the round takes {} local steps",
     "seconds": "the round takes some {} seconds of training here",
-    "bytes": "the round takes {} bytes, plan, model and report together",
-    "memory": "a local step takes at least {} bytes of memory",
+    "bytes": "the round takes {}, plan, model and report together",
+    "memory": "a local step takes at least {} of memory",
 }
 
 

@@ -26,6 +26,7 @@ from sumus.errors import DataError, ExperimentError, UsageError
 from sumus.metrics import IGNORED
 from sumus.storage.files import sync
 from sumus.task import Data
+from sumus.text import over
 from sumus.types import Array
 
 FILE = "readings.db"
@@ -230,11 +231,12 @@ class Readings:
                 raise BadReading("it has no input")
             size, most = sum(array.nbytes for array in fitted.values()) + OVERHEAD, self.retention.bytes
             if most is not None and size > most:
-                raise BadReading(f"it has {size} bytes, and {most} are kept here altogether")
+                raise BadReading(f"it has {over(size, most)} are kept here altogether")
             now, days = self._clock(), self.retention.days
             if reading.at is not None and days is not None and reading.at < now - days * DAY:
                 raise BadReading(
-                    f"its time is {(now - reading.at) / DAY:.1f} days ago, and readings of {days:g} days are kept"
+                    f"its time is {(now - reading.at) / DAY:.1f} days ago, and readings of {days:g} "
+                    f"{'day' if days == 1 else 'days'} are kept"
                 )
             if forms["input"] != self._forms.get("input", forms["input"]):
                 self._convert("input", forms["input"])

@@ -35,6 +35,7 @@ from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing, SealError
 from sumus.storage.store import OF_THE_RUN, Model, Rows, Store
+from sumus.text import many
 from sumus.tree import nested, unnested
 from sumus.types import Tree
 from sumus.wire.messages import Assignment, Body, CheckInRequest, Kind, Relayed, Released
@@ -460,7 +461,9 @@ class TrainingRun(Run):
     ) -> ServerState:
         """The server's state after a sum. apart: its reports, where the plan needs each."""
         if int(total.count) < self.least:
-            raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
+            raise Unusable(
+                f"it has {many(int(total.count), 'contributor')}, and the plan asks for {self.least} at least"
+            )
         algorithm = self.plan.algorithm
         with usable():
             if apart is not None:
@@ -678,7 +681,9 @@ class EvaluationRun(Run):
     def conclude(self, number: int, now: float) -> None:
         version, total = self._version(number), self.sums.total(number)
         if int(total.count) < self.least:
-            raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
+            raise Unusable(
+                f"it has {many(int(total.count), 'contributor')}, and the plan asks for {self.least} at least"
+            )
         means, histograms = evaluation_of(total, self.hop)
         enough = [name for name, bins in histograms.items() if sum(bins) >= self.least]  # a device may leave one out
         means = {name: means[name] for name in enough if name in means}

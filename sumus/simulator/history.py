@@ -14,6 +14,7 @@ from sumus.errors import ExperimentError, extra
 from sumus.metrics import Spread
 from sumus.simulator.fleet_report import FleetReport
 from sumus.simulator.picture import figure, save
+from sumus.text import many
 from sumus.training.program import model_bytes
 
 
@@ -135,7 +136,7 @@ class History:
 
     def __repr__(self) -> str:
         measured = "".join(f", {name} {value:.4g}" for name, value in self.metrics.items())
-        return f"History({len(self.rounds)} rounds{measured}, model {self.model_sha256[:12]})"
+        return f"History({many(len(self.rounds), 'round')}{measured}, model {self.model_sha256[:12]})"
 
     @property
     def evaluated(self) -> list[RoundRecord]:

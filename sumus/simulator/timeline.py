@@ -47,6 +47,7 @@ from sumus.rng import generator
 from sumus.server.coordinator import Coordinator
 from sumus.simulator.calendar import Calendar
 from sumus.storage.memory import MemoryStore
+from sumus.text import many
 from sumus.types import Array, Floats
 
 _FREE = Floor(rounds=2**62, seconds=math.inf, steps=2**62, bytes=2**62, contributors=0)
@@ -287,9 +288,9 @@ class Timeline:
 
     def _stuck(self, number: int) -> str:
         row, reasons = self._current, self.totals.reasons.most_common(3)
-        why = ", ".join(f"{reason} {count} times" for reason, count in reasons)
+        why = ", ".join(f"{reason} {many(count, 'time')}" for reason, count in reasons)
         return (
-            f"round {number + 1} never ends: {row.given} devices were given work, {row.counted} reports are counted of "
+            f"round {number + 1} never ends: {many(row.given, 'place')} were given, and {row.counted} reports are counted of "
             f"{self._pacing.cohort}, and nobody else may come"
             + (f" (work came to nothing: {why})" if why else "")
             + "; lower the cohort, separation= or what the fleet loses, raise most_rounds= or its hours, or give a deadline= to "

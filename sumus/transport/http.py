@@ -13,6 +13,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError, SSL
 from urllib3.util import parse_url
 
 from sumus.errors import ExperimentError
+from sumus.text import amount
 from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable, why_unreached, why_untrusted
 
 CONNECTING = 10.0
@@ -88,7 +89,7 @@ class HttpTransport:
         while block := response.read1(_BLOCK):
             body += block
             if len(body) > most:
-                raise Unreachable(f"{self.url} answers with more than {most} bytes, which is too much here")
+                raise Unreachable(f"{self.url} answers with more than {amount(most)}, which is too much here")
             if time.monotonic() > until:
                 raise Unreachable(f"the answer of {self.url} took too long")
         return bytes(body)

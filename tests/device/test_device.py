@@ -489,10 +489,10 @@ def test_it_ends_when_it_is_told_to() -> None:
         (
             Floor(bytes=100),
             "floor-bytes",
-            r"the round takes (\d+) bytes, .*, and you consent to 100: join with --floor bytes=\1",
+            r"the round takes [0-9.]+ kB, .*, and you consent to 100 bytes: join with --floor bytes=\d+",
         ),
         (Floor(memory=10), "floor-memory", r"a local step takes at least (\d+) bytes .* --floor memory=\1"),
-        (Floor(rounds=0), "floor-rounds", "you consent to 0 rounds a day, .* or join with a greater --floor rounds"),
+        (Floor(rounds=0), "floor-rounds", "you consent to 0 rounds a day, .* or join with a greater --floor rounds=N"),
     ],
 )
 def test_whatever_the_server_asks_for_the_floor_holds(floor: Floor, reason: str, said: str) -> None:
@@ -844,7 +844,7 @@ def test_it_is_forgotten_there_and_here_and_what_is_not_is_said(tmp_path: Path) 
         done = device.forget()
         assert server.keys == {}
         assert device.status.counts == {}
-        assert any("1 of its reports" in line for line in done.remains)
+        assert any("1 report of it" in line for line in done.remains)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"lock"}
 
