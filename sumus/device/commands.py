@@ -177,10 +177,14 @@ def floor_of(words: list[str]) -> Floor:
 
 
 def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where a device of this user is kept when no folder is given: by its file's name, and a hash of where that file is."""
+    """Where a device of this user is kept when no folder is given: by its file's name, and a hash of where that file is and which
+    NAME of it was asked for, so that each is a device of its own."""
     base = environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    file = Path(split(client)[0]).resolve()
-    return Path(base) / "sumus" / f"{file.stem}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
+    text, name = split(client)
+    file = Path(text).resolve()
+    of = os.fsencode(file) + (f":{name}".encode() if name else b"")
+    stem = f"{file.stem}-{name}" if name else file.stem
+    return Path(base) / "sumus" / f"{stem}-{hashlib.sha256(of).hexdigest()[:8]}"
 
 
 def _inputs(own: Client) -> Any:
