@@ -226,7 +226,7 @@ class Lines:
             echo(f"{news.said}; kept in {self._folder}")
         elif news.what in ("aborted", "trouble", "waiting") and news.said and (news.what, news.said) != self._last:
             echo(f"{_AS[news.what]}: {news.said}{_again(news.again_s)}", error=True)
-        self._last = (news.what, news.said) if news.said else self._last
+            self._last = (news.what, news.said)
 
 
 _AS = {"aborted": "gave up", "trouble": "trouble", "waiting": "waits"}

@@ -10,7 +10,7 @@ from dataclasses import fields
 from sumus.pacing import Conditions
 from sumus.plan import Plan
 from sumus.protocol.session import Floor
-from sumus.text import amount, many
+from sumus.text import ago, amount, many
 
 USUAL = Floor()
 _DAY = 86400.0
@@ -58,7 +58,7 @@ def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -
         )
         found.append(
             f"{pace}, and a device consents to {floor.rounds} a day: one that is in each has had its day's rounds "
-            f"{'at once' if not every else f'within {every * floor.rounds / 3600:.2g} h'}; Pacing(every="
+            f"{'at once' if not every else f'within {ago(every * floor.rounds)}'}; Pacing(every="
             f"{_DAY * rounds / floor.rounds:.0f}) leaves time between them, or let devices say --floor rounds=N"
         )
     return found

@@ -681,7 +681,8 @@ class Server:
 
     def _note_later(self, run: Run, one: _Asking, later: Later, now: float) -> None:
         """Of what runs say to a device, the earliest counts."""
-        self.refusals.note(run.task, run.kind, later.reason, one.device, now)
+        if later.reason != "separation" or run.pacing.separation > 1:  # else it is in the sum that is open
+            self.refusals.note(run.task, run.kind, later.reason, one.device, now)
         if one.later is None or later.window < one.later.window:
             one.later = later
 

@@ -52,7 +52,7 @@ def test_what_a_round_takes_is_held_against_what_devices_give(given: Any, words:
     [
         (Pacing(20), "one that is in each has had its day's rounds at once; Pacing(every=3600) leaves time"),
         (Pacing(20, every=60.0), "a round may begin every 60 s, and a device consents to 24 a day: "),
-        (Pacing(20, every=60.0), "within 0.4 h"),
+        (Pacing(20, every=60.0), "within 24 min"),
     ],
 )
 def test_a_day_s_rounds_that_are_gone_at_once_are_foretold(pacing: Pacing, words: str) -> None:
