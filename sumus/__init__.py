@@ -108,11 +108,17 @@ __all__ = sorted([*_PUBLIC, *_MODULES])  # pyright: ignore[reportUnsupportedDund
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
-    raise AttributeError(f"module 'sumus' has no attribute {name!r}")
+    if name not in _PUBLIC and name not in _MODULES:
+        raise AttributeError(f"module 'sumus' has no attribute {name!r}")
+    try:
+        module = importlib.import_module(_PUBLIC.get(name) or _MODULES[name])
+    except ModuleNotFoundError as error:
+        from sumus.errors import needs
+
+        if why := needs(error):
+            raise ModuleNotFoundError(f"sumus.{name}: {why}", name=error.name) from error
+        raise
+    return getattr(module, name) if name in _PUBLIC else module
 
 
 def __dir__() -> list[str]:

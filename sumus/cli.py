@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -23,14 +23,14 @@ from typer.core import TyperGroup
 import sumus
 from sumus.device import commands as device_commands
 from sumus.edge import commands as edge_commands
-from sumus.errors import ExperimentError, Interrupted, PlanError, SumusError, UsageError
+from sumus.errors import ExperimentError, Interrupted, PlanError, SumusError, UsageError, needs
 from sumus.experiment import Experiment
 from sumus.interrupt import terminate_like_ctrl_c
 from sumus.node import commands as node_commands
 from sumus.operations import commands as server_commands
 from sumus.plan import Plan
 from sumus.terminal import console, echo, show_defect
-from sumus.text import printable, whole_number
+from sumus.text import amount, many, printable, whole_number
 from sumus.userfile import experiment_or_plan, load_experiment, load_plan, split
 from sumus.virtual import commands as virtual_commands
 
@@ -245,41 +245,47 @@ def _workers(text: str | None) -> int | str | None:
     return -number if text and text.startswith("-") else number
 
 
+_MADE_UP = "the file has no examples, so that it was tried on made-up ones"
+
+
 @app.command()
 def check(file: File) -> None:
     """Try a plan on its first client: data, one round, shapes, memory, bytes, and whether real devices may run it."""
     from sumus.simulator.check import check as check_plan
 
-    plan, population, _ = load_plan(file)
-    report = check_plan(plan, population)
+    trial = load_plan(file)
+    plan = trial.plan
+    report = check_plan(plan, trial.population)
     table = Table(show_header=False, box=None, pad_edge=False)
     data = report.data
     classes = f", {data.classes} classes" if data.classes else ""
     table.add_row(
         "data",
         f"inputs {data.inputs_dtype}{list(data.inputs)}, targets {data.targets_dtype}{list(data.targets)}"
-        f"{classes}; {report.examples} examples at the first client",
+        f"{classes}; {_MADE_UP if trial.made_up else many(report.examples, 'example') + ' at the first client'}",
     )
     table.add_row("model", f"{report.parameters:,} shared parameters, output {_shape_text(report.outputs)} an example")
-    table.add_row("one round", f"loss {report.loss:.4f} at the first client")
+    if not trial.made_up:
+        table.add_row("one round", f"loss {report.loss:.4f} at the first client")
     cost = report.cost
     table.add_row(
         "memory",
-        f"{_bytes(cost.total)} a step at least: model {_bytes(cost.model)}, gradients "
-        f"{_bytes(cost.gradients)}, optimizer {_bytes(cost.optimizer)}, activations "
-        f"{_bytes(cost.activations)}",
+        f"{amount(cost.total)} a step at least: model {amount(cost.model)}, gradients "
+        f"{amount(cost.gradients)}, optimizer {amount(cost.optimizer)}, activations "
+        f"{amount(cost.activations)}",
     )
-    table.add_row("traffic", f"{_bytes(report.bytes_down)} down and {_bytes(report.bytes_up)} up, a client and round")
+    table.add_row("traffic", f"{amount(report.bytes_down)} down and {amount(report.bytes_up)} up, a client and round")
     if report.bytes_kept:
-        table.add_row("client state", f"{_bytes(report.bytes_kept)} kept by each client between rounds")
+        table.add_row("client state", f"{amount(report.bytes_kept)} kept by each client between rounds")
     sums = plan.sums
     table.add_row(
         "sums",
         f"{sums.fraction_bits} fraction bits, |u| ≤ {sums.bound:g}, weight ≤ {sums.max_weight}, "
-        f"≤ {sums.max_count} contributors",
+        f"≤ {many(sums.max_count, 'contributor')}",
     )
     table.add_row("influence", report.influence.said)
-    table.add_row("updates", report.updates.proposal())
+    if not trial.made_up:
+        table.add_row("updates", report.updates.proposal())
     table.add_row("plan", report.plan_id)
     table.add_row("simulator", Text("legal", "green"))
     for rule, message in report.deployable.items():
@@ -288,6 +294,8 @@ def check(file: File) -> None:
         table.add_row("real devices", Text("legal", "green"))
     for note in report.notes:
         table.add_row("note", Text(note, "yellow"))
+    for warning in report.warnings:
+        table.add_row("", Text("warning: ", "yellow").append(warning, "default"))
     _out.print(table)
 
 
@@ -323,7 +331,7 @@ def rehearse(
             watch=watch,
         )
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("rounds", f"{report.rounds_a_day:.1f} models a day, {report.abandoned} rounds abandoned")
+    table.add_row("rounds", f"{report.rounds_a_day:.1f} models a day, {many(report.abandoned, 'round')} abandoned")
     table.add_row(
         "devices", f"{int((report.participations > 0).sum()):,} of {devices:,} took part, {report.idle_share:.1%} idle"
     )
@@ -332,8 +340,8 @@ def rehearse(
     )
     table.add_row("work", f"{report.wasted_share:.1%} of the device time is in no model")
     table.add_row("check-ins", f"{report.busiest:.1f} a second at most, {report.planned:g} planned")
-    table.add_row("server", f"{report.staged} reports waited at once, {report.waited:.2f} s at most")
-    table.add_row("traffic", f"{_bytes(report.bytes_up)} up, {_bytes(report.bytes_down)} down")
+    table.add_row("server", f"{many(report.staged, 'report')} waited at once, {report.waited:.2f} s at most")
+    table.add_row("traffic", f"{amount(report.bytes_up)} up, {amount(report.bytes_down)} down")
     _out.print(table)
     if plot is not None:
         _out.print(f"picture: {report.plot(plot)}", soft_wrap=True)
@@ -348,28 +356,37 @@ def pack(
     seed: Seed = None,
 ) -> None:
     """Write what a server needs to run a plan without its code: the plan as data, and the initial model."""
-    bundle = packed(file, seed)
+    bundle, warnings = _packed(file, seed)
     output.write_bytes(content := bundle.to_bytes())
-    _out.print(f"{output}: plan {bundle.plan.id}, {_bytes(len(content))}", soft_wrap=True)
+    _out.print(f"{output}: plan {bundle.plan.id}, {amount(len(content))}", soft_wrap=True)
     _out.print(bundle.plan.influence.said, soft_wrap=True)
+    for warning in warnings:
+        _err.print(printable(f"warning: {warning}"), soft_wrap=True)
 
 
 def packed(file: str, seed: int | None) -> "Bundle":
     """A file's plan with its first model, as a server takes it."""
+    return _packed(file, seed)[0]
+
+
+def _packed(file: str, seed: int | None) -> "tuple[Bundle, Sequence[str]]":
+    """The same, and why devices would not take part."""
     from sumus.simulator.check import check as check_plan
     from sumus.training.program import Program
     from sumus.wire.bundle import Bundle
 
-    plan, population, own_seed = load_plan(file)
-    report = check_plan(plan, population)
+    trial = load_plan(file)
+    report = check_plan(trial.plan, trial.population)
     for note in report.notes:
-        _out.print(f"note: {note}", soft_wrap=True)
-    plan = plan.with_data(report.data).for_devices()
+        _out.print(printable(f"note: {note}"), soft_wrap=True)
+    plan = trial.plan.with_data(report.data).for_devices()
     broken = dict(plan.violations("deployed"))
     if set(broken) - {"needs-each-update"} == {"trusts-devices"}:
-        raise PlanError("trusts-devices", f"{broken['trusts-devices']}. Here {report.updates.proposal()}")
+        proposal = "add `examples`, and it does" if trial.made_up else f"Here {report.updates.proposal()}"
+        raise PlanError("trusts-devices", f"{broken['trusts-devices']}. {proposal}")
     plan.check_deployable(spools=True)  # whether a server does is its own choice
-    return Bundle(plan, Program(cast(Any, plan.task), seed=own_seed if seed is None else seed).initial)
+    seed = trial.seed if seed is None else seed
+    return Bundle(plan, Program(cast(Any, plan.task), seed=seed).initial), report.warnings
 
 
 server_commands.register(app, packed)
@@ -424,6 +441,7 @@ def _simulate(
     """Run an experiment and show what came of it. options: those of `sumus.run`."""
     from sumus.interrupt import undisturbed
     from sumus.simulator.history import strict
+    from sumus.simulator.progress import LineProgress
     from sumus.simulator.simulate import run
 
     experiment = dataclasses.replace(
@@ -432,7 +450,8 @@ def _simulate(
         seed=experiment.seed if seed is None else seed,
     )
     try:
-        history = run(experiment, out=out, **options)
+        progress = None if sys.stderr.isatty() else LineProgress(first=0.0)
+        history = run(experiment, out=out, progress=progress, **options)
     except (SumusError, Interrupted) as stop:
         if out is not None or stop.checkpoint is None or not stop.checkpoint.rounds:
             raise
@@ -449,9 +468,7 @@ def _simulate(
             "model_sha256": history.model_sha256,
             "seconds": history.seconds,
             "stopped": history.stopped,
-            "spreads": {
-                s: {n: dataclasses.asdict(v) for n, v in found.items()} for s, found in history.spreads.items()
-            },
+            "spreads": {s: {n: v.to_json() for n, v in found.items()} for s, found in history.spreads.items()},
             "plan": history.plan_id,
             "seed": history.seed,
             "executor": history.executor,
@@ -472,25 +489,24 @@ def _interrupted_names(name: str) -> Generator[str, None, None]:
 def _show(history: "History", out: Path | None) -> None:
     last = history.rounds[-1]
     why = "the target was reached" if history.stopped == "target" else "all rounds done"
-    _out.print(
-        f"{len(history.rounds)} {'round' if len(history.rounds) == 1 else 'rounds'} in {history.seconds:.1f} s, {why}"
-    )
+    _out.print(f"{many(len(history.rounds), 'round')} in {history.seconds:.1f} s, {why}")
     nothing: Mapping[str, Mapping[str, float]] = {}
     evaluations = history.evaluated[-1].evaluations if history.evaluated else nothing
     for source, measured in evaluations.items():
         spreads = history.spreads.get(source, {})
         clients = next((spread.clients for spread in spreads.values()), 0)
-        title = {"central": "central held-out data", "unseen": f"{clients} clients never seen in training"}
-        _out.print(f"\non {title.get(source, f'{clients} clients that trained')}:")
+        trained_on = f"{many(clients, 'client')} that trained"
+        title = {"central": "central held-out data", "unseen": f"{many(clients, 'client')} never seen in training"}
+        _out.print(f"\non {title.get(source, trained_on)}:")
         _out.print(_measurements(measured, spreads))
     if not evaluations:
         _out.print(f"loss of local training {last.loss:.4f}")
     _out.print(
-        f"\ntraffic  {_bytes(sum(r.bytes_down for r in history.rounds))} down, "
-        f"{_bytes(sum(r.bytes_up for r in history.rounds))} up, all clients together"
+        f"\ntraffic  {amount(sum(r.bytes_down for r in history.rounds))} down, "
+        f"{amount(sum(r.bytes_up for r in history.rounds))} up, all clients together"
     )
     if above := sum(record.bytes_above for record in history.rounds):
-        _out.print(f"edges    {_bytes(above)} in sums to the server")
+        _out.print(f"edges    {amount(above)} in sums to the server")
     if dropped := sum(record.dropped for record in history.rounds):
         asked = dropped + sum(record.clients for record in history.rounds)
         reasons = sum((Counter(record.reasons) for record in history.rounds), Counter[str]())
@@ -536,14 +552,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
 def main() -> None:
     """Run a command; end with 0, 1 for what a participant sent, 2 for a mistake to mend, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
@@ -557,6 +565,10 @@ def main() -> None:
         sys.exit(_say("stopped before the first round; nothing was kept", 130))
     except SumusError as error:
         sys.exit(_say(str(error), 2 if isinstance(error, UsageError) else 1))
+    except ModuleNotFoundError as error:
+        if not (why := needs(error)):
+            raise
+        sys.exit(_say(why, 2))
     except OSError as error:
         sys.exit(_say(f"{error.strerror or error}: {error.filename or 'output'}", 2))
 

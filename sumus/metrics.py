@@ -10,6 +10,7 @@ its sums leave them. These are written in tensor methods, and so need no torch t
 What is no mean over predictions is made of several sums: `SeveralSums`, and sumus/figures.py.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -403,7 +404,7 @@ class Spread:
     """A metric over clients, each counting once: how fair is the model?
 
     worst_decile: the mean of the worst tenth of the clients (at least one). deviation: the standard deviation.
-    worst: the worst client's value, and `worst_client` who it is.
+    worst: the worst client's value, and `worst_client` who it is: the key under which the population has that client.
     """
 
     clients: int
@@ -412,7 +413,14 @@ class Spread:
     worst_decile: float
     deviation: float
     worst: float
-    worst_client: str
+    worst_client: Any
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON, with the client's key as text."""
+        return {
+            **dataclasses.asdict(dataclasses.replace(self, worst_client=None)),
+            "worst_client": str(self.worst_client),
+        }
 
     @staticmethod
     def over(clients: Sequence[object], values: Sequence[float], lower_is_better: bool = False) -> "Spread":
@@ -439,7 +447,7 @@ class Spread:
                 float(np.mean(sorted_values[: max(1, count // 10)])),
                 float(np.std(sorted_values)),
                 float(sorted_values[0]),
-                str(clients[int(worst_first[0])]),
+                clients[int(worst_first[0])],
             )
 
 

@@ -2,6 +2,7 @@
 
     Pacing(cohort=64, over_select=1.3, deadline=600)       synchronous: a round sums over the first 64 of 84 devices
     Pacing(cohort=10, concurrency=100)                     buffered: 100 devices train, and every 10 reports are a sum
+    Pacing(cohort=64, every=86400)                         a round a day, at most
 
 Where `concurrency` is given, devices train on whatever model was newest when they checked in, and a round is a buffer of
 reports of any age. [Nguyen et al. 2022, arXiv:2106.06639]  How much a stale one counts is the algorithm's to say
@@ -9,11 +10,11 @@ reports of any age. [Nguyen et al. 2022, arXiv:2106.06639]  How much a stale one
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import cast
 
 from sumus.errors import PlanError, expect, expect_number
-from sumus.spec import record
+from sumus.spec import UNSAID, record
 from sumus.types import hold_plain_numbers
 
 
@@ -68,6 +69,9 @@ class Pacing:
     most_rounds: contributions of one device in the whole run; None for any number.
     requires: of a device at check-in.
     checkins: a second, that the server is planned for; retry windows of a large population spread to it.
+    every: seconds from the end of a round to the beginning of the next, at least; None for at once, so that rounds follow one
+        another as fast as devices train. Of a buffer: from its opening until devices are given work for it; then no more devices
+        work at once than one buffer takes. The first round begins at once.
     """
 
     cohort: int
@@ -80,6 +84,7 @@ class Pacing:
     most_rounds: int | None = None
     requires: Conditions = Conditions()
     checkins: float = 100.0
+    every: float | None = field(default=None, metadata=UNSAID)
 
     def __post_init__(self) -> None:
         hold_plain_numbers(self)
@@ -96,6 +101,8 @@ class Pacing:
         expect(self.requires, Conditions, "Pacing(requires=)")
         if self.deadline is not None:
             expect_number(self.deadline, 0, math.inf, "Pacing(deadline=)", open_low=True)
+        if self.every is not None:
+            expect_number(self.every, 0, math.inf, "Pacing(every=)", open_low=True)
         expect_number(self.checkins, 0, math.inf, "Pacing(checkins=)", open_low=True)
         if self.most_stale is not None:
             expect(self.most_stale, int, "Pacing(most_stale=)")

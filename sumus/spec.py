@@ -26,6 +26,8 @@ from sumus.errors import PlanError
 from sumus.types import Json
 
 CUSTOM = "custom"
+UNSAID = {"unsaid": True}
+"""The metadata of a record's field that is left out of its spec where it has its default: plans of before have the same ids."""
 MAPPING = "mapping"
 """A mapping among the parameters is written as a call too, so that it cannot be taken for one."""
 
@@ -153,7 +155,8 @@ def read_as(what: str) -> Generator[None, None, None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise PlanError("malformed", f"this is not {what}: {type(error).__name__}: {error!s:.200}") from error
+        why = f"it lacks {error}" if isinstance(error, KeyError) else f"{error!s:.200}"
+        raise PlanError("malformed", f"this is not {what}: {why}") from error
 
 
 def _load_own() -> None:
@@ -217,7 +220,8 @@ def to_json(value: object) -> Json:
     if isinstance(value, Value):
         return value.spec.to_json()
     if type(value) in _records:
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(cast(Any, value))}
+        given = [(f, getattr(value, f.name)) for f in dataclasses.fields(cast(Any, value))]
+        fields = {f.name: to_json(v) for f, v in given if not (f.metadata == UNSAID and v == f.default)}
         return Spec(_records[type(value)], fields).to_json()
     if isinstance(value, np.generic):
         return cast(Any, value).item()

@@ -1,4 +1,5 @@
-"""Text from outside, made safe to show: names of files, members of archives, topics, what another machine answers.
+"""Text from outside, made safe to show: names of files, members of archives, topics, what another machine answers. And numbers as
+people write them: `many(1, "device")` is '1 device', `amount(1_400_000)` is '1.4 MB'.
 
     printable("kitchen\\x1b[2J.csv")             'kitchen\\\\x1b[2J.csv', which no terminal obeys
     printable_lines(text)                       the same, where several lines are meant
@@ -40,6 +41,36 @@ def printable_values(value: Any) -> Any:
     if isinstance(value, dict):
         return {printable_values(key): printable_values(each) for key, each in cast(dict[Any, Any], value).items()}
     return value
+
+
+def many(number: int, noun: str, plural: str = "") -> str:
+    """A number of things: '1 device', '1,204 devices'. plural: of nouns that take more than an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def amount(count: float) -> str:
+    """Bytes in units of a thousand: '1 byte', '512 bytes', '1.4 MB'."""
+    if count < 1000:
+        return many(round(count), "byte")
+    for unit in ("kB", "MB", "GB"):
+        count /= 1000
+        if count < 999.95:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1000:,.1f} TB"
+
+
+def over(size: int, most: int) -> str:
+    """Bytes beside the most that may be: '9.0 MB, and at most 8.4 MB'; exact where the two would read alike."""
+    one, other = amount(size), amount(most)
+    return f"{size:,} bytes, and at most {most:,}" if one == other else f"{one}, and at most {other}"
+
+
+def ago(seconds: float) -> str:
+    """A duration, short."""
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def whole_number(text: str, digits: int = 18) -> int | None:

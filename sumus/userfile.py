@@ -10,15 +10,17 @@ import sys
 import traceback
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sumus.errors import ExperimentError, SumusError
+import numpy as np
+
+from sumus.errors import ExperimentError, SumusError, needs
 from sumus.experiment import Experiment
 from sumus.plan import Plan
-from sumus.task import Task
+from sumus.task import Data, Task
 
 
 def load_experiment(file: str) -> Experiment:
@@ -36,17 +38,52 @@ def load_experiment(file: str) -> Experiment:
     return value
 
 
-def load_plan(file: str) -> tuple[Plan, Mapping[Any, Any], int]:
-    """A file's plan, someone to try it on, and a seed: from `experiment`, or from `plan` and a device's `examples`."""
+@dataclass(frozen=True)
+class Trial:
+    """A plan and what it is tried on. population: a client's examples by its id.  made_up: whether these are no examples of
+    anybody, but numbers in the form that the task declares."""
+
+    plan: Plan
+    population: Mapping[Any, Any]
+    seed: int = 0
+    made_up: bool = False
+
+
+MADE_UP = 20
+"""Examples that are made up."""
+
+
+def load_plan(file: str) -> Trial:
+    """A file's plan and someone to try it on: from `experiment`, or from `plan` and a device's `examples`; where there are none,
+    made up in the form that the task declares."""
     module, value = experiment_or_plan(file)
     if isinstance(value, Experiment):
-        return value.plan, value.population, value.seed
+        return Trial(value.plan, value.population, value.seed)
     examples = named(file, module, "examples")
-    if examples is None:
+    if examples is not None:
+        return Trial(value, {"examples": examples})
+    if not isinstance(value.task, Task) or value.task.data is None:
         raise ExperimentError(
-            f"{file} defines a plan and no `examples` to try it on: add `examples = (inputs, targets)`"
+            f"{file} defines a plan, and neither `examples` to try it on nor what they look like: declare that, "
+            'Task(data=sumus.Data(inputs=(4,), inputs_dtype="float32", targets=(), targets_dtype="int64", classes=2)); or add '
+            "`examples = (inputs, targets)`"
         )
-    return value, {"examples": examples}, 0
+    task = replace(value.task, prepare=None)  # what is declared is prepared already
+    return Trial(replace(value, task=task), {"made up": made_up(value.task.data)}, made_up=True)
+
+
+def made_up(data: Data) -> tuple[Any, Any]:
+    """Examples of a form, of nobody: drawn floats, zeros for whole inputs, drawn classes."""
+    rng = np.random.default_rng(0)
+
+    def of(shape: tuple[int, ...], dtype: str, drawn: Any) -> Any:
+        whole = np.dtype(dtype).kind != "f"
+        numbers = rng.normal(size=(MADE_UP, *shape)) if drawn is None else rng.integers(0, drawn, (MADE_UP, *shape))
+        return (np.zeros_like(numbers) if whole and drawn is None else numbers).astype(dtype)
+
+    known = {"bfloat16": "float32"}
+    inputs = of(data.inputs, known.get(data.inputs_dtype, data.inputs_dtype), None)
+    return inputs, of(data.targets, known.get(data.targets_dtype, data.targets_dtype), data.classes or 2)
 
 
 @dataclass(frozen=True)
@@ -139,7 +176,8 @@ def blaming(text: str) -> Generator[None, None, None]:
         if isinstance(error, SyntaxError):
             text, line = (error.filename or text) if error.filename != str(Path(text).resolve()) else text, error.lineno
         where = f"{text}, line {line}" if line else text
-        raise ExperimentError(f"{where}: {type(error).__name__}: {error}") from error
+        why = needs(error) if isinstance(error, ModuleNotFoundError) else ""
+        raise ExperimentError(f"{where}: {why or f'{type(error).__name__}: {error}'}") from error
 
 
 def named(file: str, module: ModuleType, name: str) -> Any:

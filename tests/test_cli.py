@@ -70,11 +70,12 @@ def test_rounds_seed_and_name_replace_those_of_the_file(file: Path) -> None:
 def test_out_holds_what_a_person_looks_for_and_says_where(file: Path, tmp_path: Path) -> None:
     done = sumus("simulate", file, "--out", tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "checkpoint.safetensors", "history.jsonl", "model.safetensors", "plot.png",
+        "checkpoint.safetensors", "history.jsonl", "model.safetensors", "plot.png", "progress.json",
     }  # fmt: skip
     for name in ("model.safetensors", "plot.png", "history.jsonl"):
         assert str(tmp_path / "run" / name) in done.stdout
     assert "accuracy" in done.stdout
+    assert done.stderr.startswith("round 1 of "), "without a terminal, lines"
     assert set(load_file(tmp_path / "run" / "model.safetensors")) == {"weight", "bias"}
 
 

@@ -1,6 +1,7 @@
 """The documentation is true: its code runs; its names, rules, commands and links exist; nothing public is left out."""
 
 import inspect
+import itertools
 import os
 import re
 import shlex
@@ -255,7 +256,10 @@ def shell_lines(page: Path) -> list[str]:
 def test_commands_in_text_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     for line in shell_lines(page):
-        program, *arguments = shlex.split(line, comments=True)
+        words = shlex.split(line, comments=True)
+        program, *arguments = itertools.dropwhile(
+            re.compile(r"[A-Z]+=").match, words
+        )  # an environment's variables stand first
         program = program.rpartition("/")[2]
         if program == "make":
             assert set(arguments) <= targets, f"{name_of(page)}: `{line}` is no target of the Makefile"

@@ -10,6 +10,7 @@ from rich.table import Table
 from sumus.demos.live import Look, Outcome, behind_edge, play
 from sumus.demos.people import People
 from sumus.evaluation import EDGES, LOSS_EDGES
+from sumus.text import amount, many
 
 
 def show(module: str, people: People, folder: Path, rounds: int, every: int, out: Console, err: Console) -> Outcome:
@@ -44,11 +45,13 @@ def show(module: str, people: People, folder: Path, rounds: int, every: int, out
 
 def _result(done: Outcome, people: People, out: Console) -> None:
     rounds = done.models[-1].version
-    out.print(f"{rounds} rounds over HTTP in {done.seconds:.1f} s, {done.counted} reports acknowledged and counted")
+    out.print(
+        f"{many(rounds, 'round')} over HTTP in {done.seconds:.1f} s, {many(done.counted, 'report')} acknowledged and counted"
+    )
     if done.means:
         out.print(f"\non {len(people.unseen)} people never seen in training, each of whom reported sums alone:")
         out.print(_measured(done.means, done.histograms))
-    out.print(f"\ntraffic  {_mega(done.bytes_down)} down, {_mega(done.bytes_up)} up, all devices together")
+    out.print(f"\ntraffic  {amount(done.bytes_down)} down, {amount(done.bytes_up)} up, all devices together")
     out.print("mode     clear mode: the server sees each update in memory; on its disk are only sealed sums")
     for label, file in (
         ("weights", done.model),
@@ -73,7 +76,3 @@ def _measured(means: Mapping[str, float], histograms: Mapping[str, Sequence[int]
         ]
         table.add_row(name, f"{mean:.3f}", ", ".join(bins))
     return table
-
-
-def _mega(count: float) -> str:
-    return f"{count / 1e6:.1f} MB"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, extra
 from sumus.types import Array
 
 _WATCH_SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a42537"
@@ -50,5 +50,5 @@ def digits() -> tuple[Array, Array]:
 def _package(name: str) -> Path:
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
-        raise ExperimentError(f"this demo's data is in the package {name}: pip install 'sumus[demos]'")
+        raise ExperimentError(f"this demo's data is in the package {name}: {extra('demos')}")
     return Path(next(iter(found.submodule_search_locations)))

@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from sumus.errors import ExperimentError, Interrupted, UsageError
 from sumus.protocol.session import Floor
 from sumus.storage.files import user_folder
 from sumus.terminal import echo
+from sumus.text import many
 from sumus.userfile import Client, load_client, split
 
 if TYPE_CHECKING:
@@ -95,12 +98,14 @@ def join(
         watch=Lines(where, as_json),
     )
     with device:
+        if not as_json and device.status.server:
+            echo(f"asks {device.status.server} for work; Ctrl-C ends it, and the same command goes on", error=True)
         before = device.status.checkins
         try:
             device.run(rounds, (lambda status: status.checkins > before or status.unanswered > 0) if once else None)
         except KeyboardInterrupt:
             done = device.status.counts.get("counted", 0)
-            raise Interrupted(f"stopped; {done} reports counted so far; run the same again to go on") from None
+            raise Interrupted(f"stopped; {many(done, 'report')} counted so far; run the same again to go on") from None
         if once and device.status.unanswered:
             raise Unreachable(f"the check-in came to nothing: {device.status.trouble}; run the same again later")
 
@@ -123,17 +128,19 @@ def predict(
 
     store, own = FolderStore(folder or folder_of(client), look=True), load_client(client)
     device = Device(None, own.task, own.examples, store=store)
-    outputs = device.predict(_inputs(own) if inputs is None else _read(inputs), task)
+    found = device.prediction(_inputs(own) if inputs is None else _read(inputs), task)
+    outputs, of = found.outputs, f"version {found.version} of {found.task}"
     if output is not None:
         try:
             with output.open("wb") as file:
                 np.save(file, outputs)
         except OSError as error:
             raise ExperimentError(f"{output} cannot be written: {error.strerror or error}") from error
-        echo(f"{output}: outputs {list(outputs.shape)}")
+        echo(f"{output}: outputs {list(outputs.shape)} of {of}")
     elif as_json:
-        echo(json.dumps({"outputs": outputs.tolist()}))
+        echo(json.dumps({"task": found.task, "version": found.version, "outputs": outputs.tolist()}))
     else:
+        echo(f"{of} answers", error=True)
         for row in outputs:
             echo(" ".join(f"{value:g}" for value in np.ravel(row)))
 
@@ -180,10 +187,14 @@ def floor_of(words: list[str]) -> Floor:
 
 
 def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where a device of this user is kept when no folder is given: by its file's name, and a hash of where that file is."""
+    """Where a device of this user is kept when no folder is given: by its file's name, and a hash of where that file is and which
+    NAME of it was asked for, so that each is a device of its own."""
     base = user_folder("XDG_DATA_HOME", ".local/share", "give the device's folder, --folder DIR", environment)
-    file = Path(split(client)[0]).resolve()
-    return base / "sumus" / f"{file.stem}-{hashlib.sha256(os.fsencode(file)).hexdigest()[:8]}"
+    text, name = split(client)
+    file = Path(text).resolve()
+    of = os.fsencode(file) + (f":{name}".encode() if name else b"")
+    stem = f"{file.stem}-{name}" if name else file.stem
+    return base / "sumus" / f"{stem}-{hashlib.sha256(of).hexdigest()[:8]}"
 
 
 def _inputs(own: Client) -> Any:
@@ -207,7 +218,7 @@ class Lines:
     def __init__(self, folder: Path, as_json: bool) -> None:
         self._folder, self._as_json = folder, as_json
         self._done: News | None = None
-        self._last = ""
+        self._last = ("", "")
 
     def __call__(self, news: "News") -> None:
         if self._as_json:
@@ -223,9 +234,22 @@ class Lines:
             self._done = None
         elif news.what == "enrolled":
             echo(f"{news.said}; kept in {self._folder}")
-        elif news.what in ("aborted", "trouble", "waiting") and news.said and news.said != self._last:
-            echo(f"{news.what}: {news.said}", error=True)
-        self._last = news.said or self._last
+        elif news.what in ("aborted", "trouble", "waiting") and news.said and (news.what, news.said) != self._last:
+            echo(f"{_AS[news.what]}: {news.said}{_again(news.again_s)}", error=True)
+            self._last = (news.what, news.said)
+
+
+_AS = {"aborted": "gave up", "trouble": "trouble", "waiting": "waits"}
+
+
+def _again(seconds: float, now: Callable[[], datetime] = datetime.now) -> str:
+    """When it asks again, for somebody who looks at a clock."""
+    if seconds <= 0:
+        return ""
+    if seconds < 120:
+        return f"; asks again within {math.ceil(seconds)} s"
+    at, today = now() + timedelta(seconds=seconds), now().date()
+    return f"; asks again by {at:%H:%M}" + ("" if at.date() == today else f" on {at:%Y-%m-%d}")
 
 
 def _work_of(news: "News") -> str:
@@ -233,4 +257,4 @@ def _work_of(news: "News") -> str:
         return f"model {news.version}, {news.task}"
     verb = "trained" if news.what == "trained" else "evaluated"
     measured = ", ".join(f"{name} {value:.4f}" for name, value in news.measured.items())
-    return f"model {news.version}, {news.task}: {verb} on {news.examples} examples in {news.seconds:.1f} s, {measured}"
+    return f"model {news.version}, {news.task}: {verb} on {many(news.examples, 'example')} in {news.seconds:.1f} s, {measured}"

@@ -48,12 +48,13 @@ from sumus.errors import (
     TaskError,
     UsageError,
 )
+from sumus.errors import said as said_of
 from sumus.pacing import Conditions
 from sumus.plan import Plan
 from sumus.protocol.session import Floor, Offer, Phase
 from sumus.storage.files import expanded
 from sumus.task import Task
-from sumus.text import printable
+from sumus.text import amount, many, printable
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable
 from sumus.tree import nested, unnested
@@ -93,9 +94,10 @@ TRIES = 3
 LEAST = 1.0
 """Seconds that a window which a server gives is wide at least, counted from now."""
 SOON = 0.1
-"""Seconds within which a device that may wait at the server comes back, once its report is settled; and after a restart, where
-the server has never asked it to wait."""
-NEVER_TOLD = session.DeviceState().window
+"""Seconds within which a device that may wait at the server comes back, once its report is settled; and within which a process
+that has just been started asks."""
+FIRST_WAIT = 0.5
+"""Seconds for which a process's first check-ins may be held open, until it could say what it waits for."""
 COPIED = (
     "somebody else asks with this device's key: the server has answered check-in {}, and the last one of this folder is {}. The "
     "folder was copied to another machine, or put back from a backup. Of two machines with one folder let one go on alone, and "
@@ -126,23 +128,33 @@ REFUSALS = frozenset(
 )
 """Codes after which a report is not counted, and will not be."""
 WAITS: Mapping[str, str] = {
+    "asking": "for the server above its edge to answer",
+    "battery": "until its battery is charged further, as the plan asks",
     "cap": "for nothing more: it has had all the rounds that the plan gives it",
+    "charging": "until it is charging, as the plan asks (--always, for a machine that always is)",
     "closed": "for the next round",
     "few": "until enough devices are enrolled for a sum",
     "full": "for the next round: this one has all its devices",
+    "idle": "until nobody uses it, as the plan asks (--always, for a machine that nobody does)",
     "left": "for the next round: somebody who came with the same link is in this one, and has left",
     "not_edge": "until its edge may speak for more devices: ask who runs the edge",
+    "nothing to do": "for work: the server has none of the kinds that it takes",
+    "pace": "for the next round: the plan leaves time between rounds",
+    "parent": "until the work that it has by way of another edge has ended",
     "paused": "until the server's operator lets it go on",
     "resting": "for a while, since earlier work of this device did not come to an end",
     "separation": "until others have had their turn",
+    "unmetered": "until its network is unmetered, as the plan asks (--always, for one that always is)",
+    "version": "for a newer version of the program that it is part of, as the plan asks: update it",
 }
-"""What a server's reasons mean to a device's owner; others are conditions of its own."""
+"""What a server's reasons mean to a device's owner."""
 FINAL: Mapping[str, str] = {
     "not_device": "this link is for an edge, and not for a device: ask for another one",
     "revoked": "the server has barred this device: ask who runs it; predictions go on working",
     "wrong_task": "the server has no task with this model and these data: update the file that defines them",
     "old_protocol": "the server speaks another version of the protocol: update sumus, here or there",
-    "unknown_device": "the server does not know this device: enrol it again, with a new link",
+    "unknown_device": "the server does not know this device: it was let go there, or the server was put back from a backup "
+    "that is older than this device; enrol it again, with a new link",
 }
 """Codes that a person must do something about."""
 
@@ -150,7 +162,7 @@ FINAL: Mapping[str, str] = {
 @dataclass(frozen=True)
 class News:
     """Something that a device did or met. said: in words.  task, version: of the model that it is about.  measured: means by
-    metric."""
+    metric.  again_s: seconds within which it asks again, where it waits or had no answer."""
 
     what: Literal[
         "enrolled", "training", "trained", "evaluated", "counted", "discarded", "aborted", "model", "waiting", "trouble"
@@ -162,6 +174,7 @@ class News:
     examples: int = 0
     seconds: float = 0.0
     measured: Mapping[str, float] = field(default_factory=dict[str, float])
+    again_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -182,11 +195,13 @@ class Status:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says. outputs: one row an example.  task, version: of the model."""
+    """What a model says. outputs: one row an example.  task, version: of the model.  answers: the same in the words of a node's
+    file, one an example, if that has any."""
 
     outputs: Array
     task: str
     version: int
+    answers: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -270,6 +285,13 @@ class Device:
                     self._store.close()
                 raise ExperimentError(why)
             self._unknown = True
+        if member is not None and self._store.key() is None:
+            if store is None:
+                self._store.close()
+            raise ExperimentError(
+                f"{folder or 'this device'} knows its server and has no key: it was put back in part. Put its `key` back too, or "
+                "delete the folder and enrol it anew, with a new link"
+            )
         self._task, self._examples, self._held_out = task, examples, held_out
         self._executor = executor
         self._floor, self._requires, self._sensors, self._version = floor, requires, sensors or here(), version
@@ -286,7 +308,7 @@ class Device:
         self._due = clock()
         self._unanswered = 0
         self._fetched = "" if self._unknown else self._record.authority
-        self._trouble = ""
+        self._trouble, self._has_said = "", False
         self._copied, self._clean = "", 0
 
     # ── what it is asked to do ───────────────────────────────────────────────────────────────────────────────────────
@@ -318,15 +340,18 @@ class Device:
 
     def wake(self) -> float:
         """Do what is due; seconds until something is due again. Raises ExperimentError where a person must do something."""
-        if not self._begun or self._record.row.phase is Phase.TRAINING:  # another process ended there, or an error
+        if not self._begun:  # another process ended there
             self._begun = True
             self._apply(session.Restarted())
+        elif self._record.row.phase is Phase.TRAINING:  # an error ended there
+            self._apply(session.Restarted())
+            self._sleep_within(self._record.row.window)
         if (left := self._due - self._clock()) > 0:
             return left
         unmet = None if self._requires == ANY else self._requires.unmet(self._conditions())
         if unmet is not None:
             self._sleep_within(UNMET)
-            self._tell(News("waiting", f"until it is {unmet}"))
+            self._tell(News("waiting", WAITS[unmet].replace("as the plan asks", "as you ask"), again_s=UNMET[1]))
         elif self._is_enrolled():
             self._sleep_within(self._record.row.window)  # unless an action says otherwise
             word = self._keys("session", self._client, self._record.row.serial + 1).hex()[:32]
@@ -409,7 +434,7 @@ class Device:
             record.row.serial,
             record.counts,
             {task: kept.version for task, kept in record.models.items()},
-            "; ".join(filter(None, (self._trouble, self._copied))),
+            "; ".join(dict.fromkeys(filter(None, (self._trouble, self._copied)))),
             self._unanswered,
         )
 
@@ -444,9 +469,8 @@ class Device:
             self._write(record)
         for act in actions:
             if isinstance(act, session.Sleep):
-                settled = bool(news) and before.row.phase is Phase.REPORTING
-                fresh = isinstance(event, session.Restarted) and not row.unsettled and row.window == NEVER_TOLD
-                self._sleep_within((0.0, SOON) if self._wait_s > 0 and (settled or fresh) else act.window)
+                settled = bool(news) and before.row.phase is Phase.REPORTING and self._wait_s > 0
+                self._sleep_within((0.0, SOON) if settled or act.window == session.AT_ONCE else act.window)
         for one in news:
             self._tell(one)
         return actions
@@ -472,7 +496,7 @@ class Device:
             kinds=self._kinds,
             conditions=_said(self._conditions()),
             previous=previous,
-            wait_s=0.0 if previous else self._wait_s,
+            wait_s=0.0 if previous else self._wait_s if self._has_said else min(self._wait_s, FIRST_WAIT),
         )
         try:
             answer = self._to_server().check_in(request)
@@ -498,9 +522,10 @@ class Device:
                 finally:
                     self._let_go()
             else:
-                window = answer.retry_after_s or self._record.row.window
-                self._apply(session.Told(_ordered(window)))
-                self._tell(News("waiting", WAITS.get(answer.reason, answer.reason)))
+                window = _ordered(answer.retry_after_s or self._record.row.window)
+                self._apply(session.Told(window))
+                self._tell(News("waiting", WAITS.get(answer.reason, answer.reason), again_s=window[1]))
+                self._has_said = True
         if self._keeps_model:
             for task, released in islice(answer.released.items(), MOST_TASKS):
                 self._take_model(task, released)
@@ -674,7 +699,7 @@ class Device:
         except Unreachable as error:
             self._unanswered += 1
             self._sleep_within(_longer((0.0, 0.0), self._unanswered))
-            self._note_trouble(str(error))
+            self._note_trouble(str(error), again_s=self._due - self._clock())
             return False
         return True
 
@@ -690,40 +715,42 @@ class Device:
     def _unheard(self, said: str, window: Window = (0.0, 0.0)) -> None:
         """There was no answer, or none that helps."""
         self._unanswered += 1
-        self._note_trouble(said)
         self._carry_out(session.NoAnswer(_ordered(window)))
+        self._note_trouble(said, again_s=self._due - self._clock())
 
     def _turned_away(self, refused: Refused) -> None:
         """A check-in was refused."""
         problem = refused.problem
-        self._unheard(str(refused), problem.retry_after_s or (0.0, 0.0))
+        said = str(refused)
         if (
             problem.code == "replayed" and problem.serial is not None
         ):  # this memory is older than the server's, or newer
-            self._count_on(problem.serial)
-        elif problem.code == "unknown_device" and self._link.token is not None:
+            said = self._counted_on(problem.serial) or said
+        self._unheard(said, problem.retry_after_s or (0.0, 0.0))
+        if problem.code == "unknown_device" and self._link.token is not None:
             self._unknown = True
         elif problem.code in FINAL:
             raise ExperimentError(f"{FINAL[problem.code]} ({problem.detail or problem.code})")
 
-    def _count_on(self, last: int) -> None:
-        """Go on from the server's last serial. This device writes each serial before it asks with it. If the server knows a
-        higher one, another has asked with this device's key."""
-        row = self._record.row
+    def _counted_on(self, last: int) -> str:
+        """Go on from the server's last serial, and return what a person should know, if anything. This device writes each serial
+        before it asks with it. If the server knows a higher one, another has asked with this device's key."""
+        row, said = self._record.row, ""
         if last > row.serial:
-            self._copied, self._clean = COPIED.format(last, row.serial), 0
-            self._tell(News("trouble", self._copied))
+            said = COPIED.format(last, row.serial)
+            self._copied, self._clean = said, 0
             last += 1 + int(SPREAD * share_of(self._keys("apart", self._client, row.serial)))
         self._write(replace(self._record, row=replace(row, serial=min(last, HIGHEST))))
+        return said
 
     def _rest(self, failures: int) -> None:
         """After so many rounds in a row that came to nothing here, wait: each time longer."""
         self._write(replace(self._record, failures=failures))
         self._sleep_within(_longer(self._record.row.window, failures))
 
-    def _note_trouble(self, said: str) -> None:
+    def _note_trouble(self, said: str, again_s: float = 0.0) -> None:
         self._trouble = printable(said)
-        self._tell(News("trouble", said))
+        self._tell(News("trouble", said, again_s=again_s))
 
     # ── what it has ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -844,7 +871,8 @@ def forget(store: DeviceStore, requests: Requests | None) -> Forgotten:
     remains = ["its examples: they never left this device, and are its owner's to delete"]
     if sent:
         remains.append(
-            f"models: {sent} of its reports went into sums that models are made of, and what is in a sum cannot be taken out"
+            f"models: {many(sent, 'report')} of it went into sums that models are made of, and what is in a sum cannot be "
+            "taken out"
         )
     return Forgotten(tuple(erased), tuple(remains))
 
@@ -910,16 +938,18 @@ def _beyond(reason: str, offer: Offer, floor: Floor) -> str:
             f"with --floor contributors={offer.contributors}"
         )
     if name == "rounds":
-        return f"you consent to {consented} rounds a day, and these were begun: wait, or join with a greater --floor rounds"
+        a_day = many(consented, "round")
+        return f"you consent to {a_day} a day, and so many were begun: wait, or join with a greater --floor rounds=N"
     asked = math.ceil(getattr(offer, name))
-    return f"{_ASKED[name].format(asked)}, and you consent to {consented}: join with --floor {name}={asked}"
+    takes, most = (amount(each) if name in ("bytes", "memory") else f"{each:,.0f}" for each in (asked, consented))
+    return f"{_ASKED[name].format(takes)}, and you consent to {most}: join with --floor {name}={asked}"
 
 
 _ASKED = {
     "steps": "the round takes {} local steps",
     "seconds": "the round takes some {} seconds of training here",
-    "bytes": "the round takes {} bytes, plan, model and report together",
-    "memory": "a local step takes at least {} bytes of memory",
+    "bytes": "the round takes {}, plan, model and report together",
+    "memory": "a local step takes at least {} of memory",
 }
 
 
@@ -944,7 +974,7 @@ _REASONS: tuple[tuple[type[Exception], AbortReason], ...] = (
 
 
 def _in_words(error: Exception) -> str:
-    return str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, SumusError) else f"this round's work failed with {said_of(error)}"
 
 
 def _said_of_enrolment(refused: Refused) -> str:

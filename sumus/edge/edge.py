@@ -25,7 +25,7 @@ from sumus.errors import ExperimentError, PlanError
 from sumus.http.room import Room
 from sumus.logs import logger
 from sumus.operations.service import Conduct, Kept, Service, Shared, Where
-from sumus.operations.status import AboveStatus
+from sumus.operations.status import AboveStatus, in_short
 from sumus.server.device_plane import device_app
 from sumus.server.identity import Roll
 from sumus.server.limits import Limits
@@ -67,7 +67,8 @@ class Edge(Service):
 
     def above(self) -> AboveStatus:
         link = self.uplink
-        return AboveStatus(self.upstream, link.trouble, link.sent, link.bytes_up, link.waiting)
+        why = in_short(link.trouble, self.upstream)
+        return AboveStatus(self.upstream, link.trouble, link.sent, link.bytes_up, link.waiting, why)
 
     def close(self) -> None:
         """Answer what waits, and let go of everything. What was added and has not gone up goes up after the next start."""

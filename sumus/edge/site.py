@@ -27,6 +27,7 @@ from sumus.site import Site, seed_of
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
 from sumus.storage.store import OF_THE_RUN, Store
+from sumus.text import many
 from sumus.tree import nested, unnested
 from sumus.types import Broadcast
 from sumus.wire.messages import Assignment, Body, Served
@@ -118,9 +119,8 @@ class SiteRun(AdderRun):
             return super().waits_for(row)
         if standing.over:
             return "its sum is on its way to the server above"
-        return (
-            f"its own round {standing.done + 1} of {self.served.rounds}, on a model of {len(standing.sessions)} devices"
-        )
+        of = many(len(standing.sessions), "device")
+        return f"its own round {standing.done + 1} of {self.served.rounds}, on a model of {of}"
 
     def admits(self, asked: Asked, now: float) -> Later | None:
         standing, device = self._standing, asked.device

@@ -25,6 +25,7 @@ from sumus.server.runs import Asked
 from sumus.server.server import Server
 from sumus.storage.blobs import Blobs
 from sumus.storage.store import OF_THE_RUN, Store
+from sumus.text import amount, many
 from sumus.transport.transport import Unreachable
 from sumus.wire.messages import (
     AGAIN,
@@ -258,8 +259,8 @@ class Uplink:
         else:
             self.sent += 1
             self.bytes_up += len(waiting.body)
-            told = f"{waiting.sessions} report{'' if waiting.sessions == 1 else 's'}"
-            self._say(f"{waiting.task}  a sum of {told} went up, {len(waiting.body):,} bytes")
+            of, size = many(waiting.sessions, "report"), amount(len(waiting.body))
+            self._say(f"{waiting.task}  a sum of {of} went up, {size}")
             self._on_server(lambda now: run.delivered(waiting.number, now)).result()
         self._learnt = False  # there may be a new model to answer with
 

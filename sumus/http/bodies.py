@@ -18,7 +18,7 @@ from typing import cast
 from starlette.requests import Request
 
 from sumus.http.room import IDLE_S, Room, Shares, near
-from sumus.text import whole_number
+from sumus.text import amount, over, whole_number
 from sumus.wire.messages import Refused, Window
 
 WINDOW_S, LEAST = 10.0, 160 * 2**10
@@ -46,7 +46,7 @@ def announced(request: Request, most: int, packed: str = "identity") -> int:
     if length is None:
         raise Refused("length_required", "say Content-Length")
     if length > most:
-        raise Refused("too_large", f"{length} bytes, and at most {most} are read here")
+        raise Refused("too_large", f"{over(length, most)} are read here")
     return length
 
 
@@ -175,7 +175,7 @@ async def _read(request: Request, length: int, put: Callable[[bytes], None], exa
                 piece, more = cast(bytes, message.get("body", b"")), bool(message.get("more_body", False))
                 got += len(piece)
                 if got > length and not exactly:
-                    raise Refused("too_large", f"more than {length} bytes, and at most {length} are read here")
+                    raise Refused("too_large", f"more than {amount(length)}, and no more is read here")
                 if got > length:
                     raise Refused("malformed", f"the body is longer than it said, which was {length} bytes")
                 put(piece)

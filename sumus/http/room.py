@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from sumus.text import amount
 from sumus.types import Array
 from sumus.wire.messages import Refused, Window
 
@@ -153,7 +154,9 @@ class Room:
         """
         whole = _rounded(size)
         if whole > self.bytes:
-            raise Refused("too_large", f"{size} bytes: this server takes bodies of up to {self.bytes} at once")
+            raise Refused(
+                "too_large", f"{amount(size)}: this server takes bodies of up to {amount(self.bytes)} at once"
+            )
         with self._lock:
             self._take_back()
             if not self.shares.take(who, whole):

@@ -12,6 +12,7 @@ from sumus.device.commands import Authority, Lines, floor_of
 from sumus.errors import ExperimentError, UsageError
 from sumus.operations.commands import Tls, WithTls
 from sumus.terminal import echo
+from sumus.text import many, whole_number
 from sumus.userfile import load, split, task_of
 
 
@@ -25,7 +26,8 @@ def register(app: typer.Typer) -> None:
             typer.Option(
                 "--client",
                 metavar="FILE.py",
-                help="A file that defines `task` (or `plan`), and perhaps `prepare(reading)`.",
+                help="A file that defines `task` (or `plan`), and perhaps `prepare(reading)`, `label(value)` and "
+                "`answer(inputs, outputs)`.",
             ),
         ],
         data: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all that the node keeps.")],
@@ -78,6 +80,10 @@ def register(app: typer.Typer) -> None:
         keep_count: Annotated[int | None, typer.Option(min=1, help="Keep so many readings at most.")] = None,
         keep_bytes: Annotated[int, typer.Option(min=1, help="Keep so many bytes of readings at most.")] = 2**28,
         least: Annotated[int, typer.Option(min=1, help="Readings with a target before it takes part in rounds.")] = 1,
+        train_when: Annotated[
+            str | None,
+            typer.Option(metavar="new=N", help="Train only once N readings have a target that the last round had not."),
+        ] = None,
         name: Annotated[str | None, typer.Option(help="The node's name, in its messages to you.")] = None,
         always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False,
         floor: Annotated[
@@ -114,7 +120,7 @@ def register(app: typer.Typer) -> None:
                 mqtt_key,
             )
         link = given(url, token_file, os.environ, insecure)
-        own, consents = load_node(client), floor_of(floor or [])
+        own, consents, new = load_node(client), floor_of(floor or []), new_of(train_when)
 
         def say(line: str) -> None:
             echo(json.dumps({"said": line}) if as_json else line)
@@ -126,7 +132,7 @@ def register(app: typer.Typer) -> None:
                 return
             status = node.status
             say(f"answers at {node.url}" + (f", vouched for by {node.authority}" if node.authority else ""))
-            say(f"{status.readings:,} readings in {data}, {status.labelled:,} with a target")
+            say(f"{many(status.readings, 'reading')} in {data}, {status.labelled:,} with a target")
 
         at = f"{link.server}/#pin={link.pin}" if link.pin else link.server or None
         Node(
@@ -134,6 +140,8 @@ def register(app: typer.Typer) -> None:
             own["task"],
             data,
             prepare=own["prepare"],
+            label=own["label"],
+            answer=own["answer"],
             token=link.token,
             held_out=own["held_out"],
             keep_days=keep_days,
@@ -148,6 +156,7 @@ def register(app: typer.Typer) -> None:
             tls=tls or (),
             names=tls_name or (),
             least=least,
+            new=new,
             floor=consents,
             sensors=Always() if always else None,
             executor=executor,
@@ -161,15 +170,34 @@ def register(app: typer.Typer) -> None:
             echo("stopped; run the same again to go on", error=True)
 
 
+def new_of(word: str | None) -> int:
+    """When to train, in words: `new=50`."""
+    if word is None:
+        return 0
+    name, _, value = (part.strip() for part in word.partition("="))
+    number = whole_number(value)
+    if name != "new" or not number:
+        raise UsageError(f"--train-when {word!r}: write new=N, with a whole number of 1 or more")
+    return number
+
+
+_FUNCTIONS = {
+    "prepare": "a function of a reading that gives (input, target), where the target is None if there is none",
+    "label": "a function of a target in your words that gives it as the task takes it",
+    "answer": "a function of one reading's (inputs, outputs) that gives what to answer",
+}
+
+
 def load_node(file: str) -> dict[str, Any]:
-    """A node's file: its task, `prepare` and `held_out` if there are any."""
+    """A node's file: its task; and `prepare`, `label`, `answer` and `held_out` if there are any."""
     module, name = load(file)
-    prepare = getattr(module, name or "prepare", None)
-    if name is not None and prepare is None:
-        raise ExperimentError(f"{file} defines no {name!r}: write {name}(reading), which gives (input, target)")
-    if prepare is not None and not callable(prepare):
-        raise ExperimentError(
-            f"`{name or 'prepare'}` in {file} is a {type(prepare).__name__}: write a function of a reading that gives "
-            "(input, target), where the target is None if there is none"
-        )
-    return {"task": task_of(file, module), "prepare": prepare, "held_out": getattr(module, "held_out", None)}
+    found = {each: getattr(module, each, None) for each in _FUNCTIONS}
+    if name is not None:
+        found["prepare"] = getattr(module, name, None)
+        if found["prepare"] is None:
+            raise ExperimentError(f"{file} defines no {name!r}: write {name}(reading), which gives (input, target)")
+    for each, what in _FUNCTIONS.items():
+        if found[each] is not None and not callable(found[each]):
+            called = name if each == "prepare" and name else each
+            raise ExperimentError(f"`{called}` in {file} is a {type(found[each]).__name__}: write {what}")
+    return {"task": task_of(file, module), "held_out": getattr(module, "held_out", None), **found}

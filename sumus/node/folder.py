@@ -34,7 +34,7 @@ from sumus.node.intake import Intake, Taken
 from sumus.node.ledger import File, Ledger, State, mark_of
 from sumus.node.readings import DAY, USUAL, BadReading, Retention
 from sumus.storage.files import sync, write_whole
-from sumus.text import printable, printable_lines
+from sumus.text import amount, over, printable, printable_lines
 
 DONE, REFUSED = "done", "refused"
 SETTLED_S = 2.0
@@ -210,7 +210,7 @@ class Watched:
                 if State.of(os.fstat(descriptor)) != state:
                     return None
                 if state.size > MOST_BYTES:
-                    raise BadReading(f"it has {state.size} bytes, and at most {MOST_BYTES} are read: split it")
+                    raise BadReading(f"it has {over(state.size, MOST_BYTES)} are read: split it")
                 body = os.pread(descriptor, state.size, 0)
                 if len(body) != state.size:
                     return None
@@ -458,7 +458,7 @@ class Watched:
         if grows(name) and (not final or len(chunk) == most):
             chunk = _lines_of(chunk)
             if not chunk and length == most:
-                raise BadReading(f"it has a line of more than {most} bytes")
+                raise BadReading(f"it has a line of more than {amount(most)}")
         if not chunk and (file.offset or not final):
             return None
         head = file.beginning.head

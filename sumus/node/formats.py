@@ -29,6 +29,7 @@ from sumus.node.line_protocol import read_line_protocol
 from sumus.node.packed import unpacked_gzip, unpacked_zip
 from sumus.node.pictures import read_picture
 from sumus.node.readings import BadReading
+from sumus.text import amount, many, over
 from sumus.types import Array
 from sumus.wire.bundle import NOT_A_ZIP
 from sumus.wire.tensors import decode_tree
@@ -95,7 +96,7 @@ def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
         if not batch.found:
             raise NothingYet("there is no reading in it")
     if len(batch.found) > MOST_READINGS:
-        raise BadReading(f"it has {len(batch.found)} readings, and at most {MOST_READINGS} are read: split it")
+        raise BadReading(f"it has {len(batch.found):,} readings, and at most {MOST_READINGS:,} are read: split it")
     return batch
 
 
@@ -130,15 +131,13 @@ def is_whole(name: str, body: bytes) -> bool:
 
 def _check_length(body: bytes, most: int) -> None:
     if len(body) > most:
-        raise BadReading(f"it has {len(body)} bytes, and at most {most} are read: split it")
+        raise BadReading(f"it has {over(len(body), most)} are read: split it")
 
 
 def _check_text(body: bytes, each_line: bool) -> None:
     """Refuse what is no text in UTF-8, by what it is, and what is too long. each_line: lines are looked at one by one."""
     if len(body) > MOST_TEXT or max(body.count(b"\n"), body.count(b"\r")) > MOST_READINGS + 100:
-        raise BadReading(
-            f"it has {len(body)} bytes, and at most {MOST_TEXT}, and {MOST_READINGS} readings, are read: split it"
-        )
+        raise BadReading(f"it has {over(len(body), MOST_TEXT)}, and {MOST_READINGS:,} readings, are read: split it")
     for mark, kind in _MARKS.items():
         if body.startswith(mark):
             raise BadReading(f"it is {kind}, and not text in UTF-8: save it as text, in UTF-8")
@@ -186,7 +185,7 @@ def _of_zip(body: bytes) -> Batch:
             raise BadReading(f"its arrays and pictures have more than {MOST_TOGETHER} bytes together: split it")
     places = [(name, number) for name, batch in parts.items() for number in range(len(batch.found))]
     if not parts or len(places) > MOST_READINGS:
-        raise BadReading(f"it has {len(places)} readings: give 1 to {MOST_READINGS}")
+        raise BadReading(f"it has {many(len(places), 'reading')}: give 1 to {MOST_READINGS:,}")
 
     def subset(numbers: Sequence[int]) -> bytes:
         out = io.BytesIO()
@@ -210,7 +209,7 @@ def read_json(body: bytes) -> list[Raw | BadReading]:
     value = _decoded(body)
     found = cast(list[Any], value) if isinstance(value, list) else [value]
     if not found or len(found) > MOST_READINGS:
-        raise BadReading(f"it has {len(found)} readings: give 1 to {MOST_READINGS}")
+        raise BadReading(f"it has {many(len(found), 'reading')}: give 1 to {MOST_READINGS:,}")
     return [_mapping(each) for each in found]
 
 
@@ -294,7 +293,7 @@ def read_npz(body: bytes) -> Batch:
             unpacked = sum(member.file_size for member in members)
             if len(members) > _MOST_ARRAYS or unpacked > MOST_BYTES:
                 raise BadReading(
-                    f"unpacked it has {len(members)} arrays and {unpacked} bytes, and at most {_MOST_ARRAYS} and {MOST_BYTES} "
+                    f"unpacked it has {many(len(members), 'array')} of at most {_MOST_ARRAYS}, and {over(unpacked, MOST_BYTES)} "
                     "are read: split it"
                 )
             if {member.compress_type for member in members} - {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
@@ -338,7 +337,7 @@ def _array_of(name: str, body: bytes) -> Array:
     shape = tuple(int(side) for side in header["shape"].split(b",") if side.strip())
     size = math.prod(shape) * dtype.itemsize
     if any(side < 0 for side in shape) or not size or size != len(body) - begin or len(shape) > _MOST_SIDES:
-        raise BadReading(f"its array {name:.50} says {shape!s:.50}, and has {len(body) - begin} bytes")
+        raise BadReading(f"its array {name:.50} says {shape!s:.50}, and has {amount(len(body) - begin)}")
     if dtype.kind == "U" and np.frombuffer(body, f"{dtype.str[0]}u4", offset=begin).max() > sys.maxunicode:
         raise BadReading(f"its array {name:.50} holds text with letters that there are not")
     array = np.frombuffer(body, dtype, offset=begin)
@@ -370,7 +369,7 @@ def rows_of(arrays: Mapping[str, Array]) -> list[Raw | BadReading]:
         raise BadReading(f"its arrays do not have one row a reading each: {dict(list(lengths.items())[:8])}")
     count = next(iter(lengths.values()))
     if not 0 < count <= MOST_READINGS:
-        raise BadReading(f"it has {count} readings: give 1 to {MOST_READINGS}")
+        raise BadReading(f"it has {many(count, 'reading')}: give 1 to {MOST_READINGS:,}")
     return [
         {name: str(array[row]) if array.dtype.kind == "U" else array[row] for name, array in arrays.items()}
         for row in range(count)

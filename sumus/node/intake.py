@@ -13,14 +13,22 @@ from datetime import UTC, datetime
 from sqlite3 import Connection
 from typing import Any, TypeAlias, cast
 
+import msgspec
 import numpy as np
 
+from sumus.errors import UsageError, said
 from sumus.node.batch import Raw
 from sumus.node.readings import BadReading, Reading, Readings
 from sumus.types import Array
 
 Prepare: TypeAlias = Callable[[Raw], tuple[Any, Any]]
 """A reading as it came → (input, target), where the target is None if it has none."""
+Label: TypeAlias = Callable[[Any], Any]
+"""A target in the words of whoever gives it → as the task takes it."""
+
+
+class BadAnswer(UsageError):
+    """A prediction of which the user's `answer` makes nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,54 @@ _OTHER = {
 }
 
 
-def as_it_came(raw: Raw) -> tuple[Any, Any]:
-    """A reading whose `inputs` and `target` are what the task takes."""
+def as_it_came(raw: Raw, label: Label | None = None) -> tuple[Any, Any]:
+    """A reading whose `inputs` are what the task takes, and so is its `target`, or what `label` makes of that."""
     if "inputs" not in raw:
         names = ", ".join(map(repr, list(raw)[:5]))
         raise BadReading(f"it has no 'inputs', but {names or 'nothing'}: send inputs, or define `prepare(reading)`")
-    return raw["inputs"], raw.get("target")
+    target = raw.get("target")
+    return raw["inputs"], target if target is None else labelled(label, target)
+
+
+def labelled(label: Label | None, value: Any) -> Any:
+    """A target as the task takes it. BadReading for what `label` has no target for."""
+    if label is None:
+        return value
+    try:
+        target = label(value)
+    except BadReading:
+        raise
+    except Exception as error:  # of the user's file, about this one label
+        why = f"it knows no {value!r:.100}" if isinstance(error, KeyError) else said(error)
+        raise BadReading(f"label: {why:.300}") from error
+    if target is None:
+        raise BadReading(f"label: it gives no target for {value!r:.100}")
+    return target
+
+
+def answered(answer: Callable[[Any, Any], Any], inputs: Array, outputs: Array) -> Any:
+    """What a user's `answer` says of one prediction, as JSON holds it. BadAnswer for what it raises, or gives and JSON does not
+    hold."""
+    try:
+        found = as_json(answer(inputs, outputs))
+        msgspec.json.encode(found)
+        return found
+    except Exception as error:
+        raise BadAnswer(
+            f"answer(inputs, outputs) of the node's file failed: {said(error)}; it is given one reading's input, of shape "
+            f"{list(inputs.shape)}, and the model's output, of {list(outputs.shape)}, and must give what JSON holds"
+        ) from error
+
+
+def as_json(value: Any) -> Any:
+    """A value with numpy's numbers and arrays as Python's."""
+    if isinstance(value, np.generic | np.ndarray):
+        return cast(Any, value).tolist()
+    if isinstance(value, dict):
+        return {as_json(name): as_json(each) for name, each in cast(dict[Any, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [as_json(each) for each in cast(list[Any], value)]
+    return value
 
 
 class Intake:
@@ -65,10 +115,19 @@ class Intake:
         readings: where they are kept.
         prepare: the user's; None if readings come as the task takes them.
         time: the name of the value that is a reading's own time; None if its time is when it comes.
+        label: the user's words for targets; None if they come as the task takes them.
     """
 
-    def __init__(self, readings: Readings, prepare: Prepare | None = None, time: str | None = None) -> None:
-        self.readings, self._prepare, self._time = readings, prepare or as_it_came, time
+    def __init__(
+        self,
+        readings: Readings,
+        prepare: Prepare | None = None,
+        time: str | None = None,
+        label: Label | None = None,
+    ) -> None:
+        self.readings, self._time, self._label = readings, time, label
+        self._prepare: Prepare = prepare or (lambda raw: as_it_came(raw, label))
+        self._as_input: Prepare = prepare or as_it_came  # to predict for: no target is asked for, in whatever words
 
     def take(
         self,
@@ -110,14 +169,15 @@ class Intake:
         return Taken(became.count("kept"), became.count("labelled"), again, dict(sorted(refused.items())))
 
     def label(self, raw: Raw | BadReading) -> None:
-        """Give a reading that is here its target: `{"key": …, "target": …}`, the target as the task takes it. BadReading where
+        """Give a reading that is here its target: `{"key": …, "target": …}`, the target as the task takes it, or in the
+        words of `label`. BadReading where
         there is none under this key."""
         if isinstance(raw, BadReading):
             raise raw
         key = raw.get("key")
         if not isinstance(key, str) or "target" not in raw:
             raise BadReading("a label has a key and a target")
-        if not self.readings.label(key, raw["target"]):
+        if not self.readings.label(key, labelled(self._label, raw["target"])):
             raise BadReading("there is no reading under this key, or not any more")
 
     def inputs(self, raws: Sequence[Raw | BadReading]) -> Array:
@@ -125,19 +185,19 @@ class Intake:
         rows = list[Array]()
         for number, raw in enumerate(raws):
             try:
-                rows.append(self.readings.shaped(self._prepared(raw, None).input))
+                rows.append(self.readings.shaped(self._prepared(raw, None, self._as_input).input))
                 if rows[-1].shape != rows[0].shape:
                     raise BadReading("its input has another shape than the first one's")
             except BadReading as bad:
                 raise BadReading(f"reading {number}: {bad}") from bad
         return np.stack(rows)
 
-    def _prepared(self, raw: Raw | BadReading, key: str | None) -> Reading:
+    def _prepared(self, raw: Raw | BadReading, key: str | None, prepare: Prepare | None = None) -> Reading:
         if isinstance(raw, BadReading):
             raise raw
         at = None if self._time is None else time_of(raw, self._time)
         try:
-            input, target = self._prepare(raw)
+            input, target = (prepare or self._prepare)(raw)
         except BadReading:
             raise
         except Exception as error:  # of the user's file, about this one reading

@@ -22,14 +22,14 @@ from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from sumus.errors import ExperimentError, UsageError
+from sumus.errors import ExperimentError, UsageError, extra
 from sumus.node.access import read_private
 from sumus.node.batch import MOST_TEXT, Raw
 from sumus.node.formats import read_json
 from sumus.node.intake import Intake
 from sumus.node.readings import BadReading
 from sumus.storage.files import write_whole
-from sumus.text import printable
+from sumus.text import over, printable
 from sumus.transport.hosts import is_loopback
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Subscription:
         try:
             from paho.mqtt.client import topic_matches_sub
         except ImportError as error:
-            raise UsageError("MQTT needs the extra `mqtt`") from error
+            raise UsageError(f"MQTT needs paho-mqtt: {extra('mqtt')}") from error
         self.messages = self.refused = self.ended = 0
         self._unreached, self._unkept, self._last_end = "not connected yet", "", ""
         self._let_in, self._denied = False, dict[str, str]()
@@ -352,7 +352,7 @@ def _readings_of(message: Any) -> list[Raw | BadReading]:
     """The readings of a message, each with its topic; a bare value is a reading with a `value`."""
     payload: bytes = message.payload
     if len(payload) > MOST_TEXT:
-        raise BadReading(f"it has {len(payload)} bytes, and at most {MOST_TEXT} are read")
+        raise BadReading(f"it has {over(len(payload), MOST_TEXT)} are read")
     if payload.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
         found = read_json(payload)
         return [{"topic": message.topic, **each} if isinstance(each, dict) else each for each in found]
@@ -367,7 +367,7 @@ def _bare(payload: bytes) -> Any:
         raise BadReading("it is neither JSON nor text in UTF-8") from error
     if not text or len(payload) > LONGEST_VALUE:
         raise BadReading(
-            f"it is no JSON object, and a bare value has 1 to {LONGEST_VALUE} bytes: this has {len(payload)}"
+            f"it is no JSON object, and a bare value has 1 to {LONGEST_VALUE} bytes: this has {len(payload):,}"
         )
     try:
         value = json.loads(text, parse_constant=_no_constant)

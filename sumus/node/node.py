@@ -38,16 +38,16 @@ from sumus.logs import logger
 from sumus.node.access import VARIABLE, checked
 from sumus.node.folder import LOOK_S, Watched
 from sumus.node.formats import Raw
-from sumus.node.intake import Intake, Prepare, Taken
+from sumus.node.intake import Intake, Label, Prepare, Taken, answered
 from sumus.node.mqtt import Broker, Subscription
 from sumus.node.plane import plane_app
-from sumus.node.readings import BadReading, Readings, Retention
+from sumus.node.readings import BadReading, Kept, Readings, Retention
 from sumus.operations.listening import Listen, OnePlane, opened_plane
 from sumus.pacing import Conditions
 from sumus.protocol.session import Floor
 from sumus.storage.files import expanded, write_whole
 from sumus.task import Task
-from sumus.text import printable
+from sumus.text import amount, many, printable
 from sumus.transport.hosts import listen_address
 from sumus.transport.transport import Transport
 
@@ -74,12 +74,14 @@ class NodeStatus:
     Attributes:
         readings: Readings that are kept.
         labelled: Of these, with a target.
+        new: Of these, how many a round would learn something from, see `Kept`.
         bytes: Bytes of the readings.
         oldest_s: Age of the oldest, in seconds.
         models: Versions by task.
         rounds: Rounds in which its report is in a sum.
         server: Of its device.
         phase: Of its device.
+        waits: What it waits for before it takes part in a round; empty where it takes part.
         trouble: What goes wrong now, by part: training, folder, mqtt, certificate.
         folder: What waits in the watched folder, is left alone there, and was refused.
         mqtt: Messages that came, that were refused, and connections that ended.
@@ -98,6 +100,8 @@ class NodeStatus:
     folder: Mapping[str, Any] = field(default_factory=dict[str, Any])
     mqtt: Mapping[str, Any] = field(default_factory=dict[str, Any])
     certificate_s: float | None = None
+    waits: str = ""
+    new: int = 0
 
 
 def _quiet(said: Any) -> None:
@@ -110,6 +114,9 @@ class Node:
     server: its address or its link; None for the one that it is enrolled at.  task: what it trains.
     data: its folder, made if it is not there.
     prepare: a reading as it came → (input, target or None); by default its `inputs` and `target`.
+    label: a target in the words of whoever gives it → as the task takes it: of labels that come later, and without `prepare` of
+        `target`.
+    answer: (inputs, outputs) of one reading, as the model has them → what its prediction says in your words, as JSON holds it.
     token: lets it in at the server, the first time, where the link holds none.  held_out: examples to evaluate on; else its own.
     keep_days, keep_count, keep_bytes: how much is kept; the oldest readings go first.
     watch: a folder whose files are readings.  follow: its files stay where they are, and each line is taken once it has its end.
@@ -117,7 +124,8 @@ class Node:
     time: the name of the value that is a reading's own time, by which it is ordered and grows old; None for when it comes.
     listen: HOST:PORT for HTTP, port 0 for any; None for no HTTP.  access: the token that is asked for there; other machines are
     let in only with one.  tls, names: "auto", or a certificate's chain and its key, and what this machine is called.
-    least: readings with a target before it takes part in rounds.
+    least: readings with a target before it takes part in rounds.  new: of these, how many must be new since the last round in
+        whose sum it is; 0 to train on the same ones again.
     floor, requires, sensors, executor, name, wait_s: as of `sumus.Device`.  insecure: without TLS, also where others reach it, or
         where it reaches others.
     authority: a file of certificates, PEM, that the server's must come from.
@@ -132,6 +140,8 @@ class Node:
         data: str | Path,
         *,
         prepare: Prepare | None = None,
+        label: Label | None = None,
+        answer: Callable[[Any, Any], Any] | None = None,
         token: str | None = None,
         held_out: Any = None,
         keep_days: float | None = None,
@@ -146,6 +156,7 @@ class Node:
         tls: str | Path | Sequence[str | Path] = (),
         names: Sequence[str] = (),
         least: int = 1,
+        new: int = 0,
         floor: Floor = FLOOR,
         requires: Conditions = ANY,
         sensors: Sensors | None = None,
@@ -162,6 +173,7 @@ class Node:
     ) -> None:
         self._folder = expanded(data)
         self._task, self._least, self._clock, self._executor = task, least, clock, executor
+        self._new, self._answers, self._news = new, answer, news
         self._say: Callable[[str], None] = lambda line: say(printable(line))
         self._device_of: dict[str, Any] = {
             "token": token,
@@ -173,7 +185,7 @@ class Node:
             "wait_s": wait_s,
             "insecure": insecure,
             "authority": authority,
-            "watch": news,
+            "watch": self._heard,
             "keys": keys,
             "transport": transport,
         }
@@ -186,7 +198,7 @@ class Node:
             declared = task.data if task.prepare is None else None  # else it is of what `prepare=` of the task makes
             self.readings = Readings(self._folder, declared, retention, clock)
             stack.callback(self.readings.close)
-            self._intake = Intake(self.readings, prepare, time)
+            self._intake = Intake(self.readings, prepare, time, label)
             if follow and watch is None:
                 raise UsageError("follow which folder? Give watch= (--watch FOLDER) too")
             self._watched: Watched | None = None
@@ -210,6 +222,7 @@ class Node:
             self._closing = stack.pop_all()
         self._over, self._up = threading.Event(), threading.Event()
         self._trouble: dict[str, str] = {}
+        self._said_waits = ""
         self._making, self._pair, self._form = threading.Lock(), tuple["Training", ...](), None
         self._device: Device | None = None
         self._answering: Device | None = None
@@ -300,7 +313,8 @@ class Node:
         self._intake.label({"key": key, "target": target})
 
     def predict(self, *raws: Raw) -> Prediction:
-        """What the last model says of readings, one row each. Asks nobody. ExperimentError where there is no model yet."""
+        """What the last model says of readings, one row each; with `answers` in your words. Asks nobody. ExperimentError where
+        there is no model yet."""
         return self._predict(raws)
 
     @property
@@ -315,34 +329,57 @@ class Node:
         certificate = None if self._at is None else self._at.certificate
         left = None if certificate is None else certificate.left_s(datetime.now(UTC))
         begun = NodeStatus(
-            kept.count, kept.labelled, kept.bytes, oldest, trouble=trouble, folder=folder, mqtt=mqtt, certificate_s=left
+            kept.count,
+            kept.labelled,
+            kept.bytes,
+            oldest,
+            trouble=trouble,
+            folder=folder,
+            mqtt=mqtt,
+            waits=self._waits(kept),
+            new=kept.new,
+            certificate_s=left,
         )
         if (device := self._device) is None:
             return begun
         its = device.status
         if its.trouble:
             trouble.setdefault("training", its.trouble)
-        return replace(
-            begun,
-            models=its.models,
-            rounds=its.counts.get("in sums", 0),
-            server=its.server,
-            phase=its.phase,
-            trouble=trouble,
-        )
+        in_sums = its.counts.get("in sums", 0)
+        return replace(begun, models=its.models, rounds=in_sums, server=its.server, phase=its.phase)
+
+    def _waits(self, kept: Kept) -> str:
+        """What it waits for before it takes part; empty where it takes part."""
+        if kept.labelled < self._least:
+            return f"for {many(self._least, 'reading')} with a target; there {_are(kept.labelled)}"
+        if kept.new < self._new:
+            return f"for {many(self._new, 'new reading')} with a target since the last round; there {_are(kept.new)}"
+        return ""
+
+    def _heard(self, news: News) -> None:
+        """Keep what was trained on in mind, and pass on what its device says."""
+        if news.kind == "train" and news.what == "trained":
+            self.readings.note_trained()
+        elif news.kind == "train" and news.what == "counted":
+            self.readings.note_counted()
+        self._news(news)
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _take_part(self) -> None:
-        """Take part in rounds, while there are readings with a target; else, only ask for models."""
-        works: bool | None = None
+        """Take part in rounds while there are readings with a target, and new ones if so many are asked for; else, measure
+        models, or only ask for them."""
+        works: tuple[bool, bool] | None = None
         try:
             while not self._over.is_set():
-                enough = self.readings.kept.labelled >= self._least
+                kept = self.readings.kept
+                enough = (not (waits := self._waits(kept)), kept.labelled >= self._least)
+                if waits != self._said_waits:
+                    self._say_waits(waits)
                 try:
                     widened = bool(self._pair) and self._form != self.readings.forms.get("input")
                     if self._device is None or works != enough or widened:
-                        self._change_device(enough)
+                        self._change_device(*enough)
                         works = enough
                     if self._device is None:
                         self._over.wait(LOOK_S)
@@ -367,8 +404,14 @@ class Node:
             if self._device is not None:
                 self._device.close()
 
-    def _change_device(self, works: bool) -> None:
-        """A device that takes work, or one that takes only models; none while nothing says what a reading looks like."""
+    def _say_waits(self, waits: str) -> None:
+        """Say what it waits for, and not again with each reading that comes."""
+        before, self._said_waits = self._said_waits, waits
+        if waits and waits.partition(";")[0] != before.partition(";")[0]:
+            self._say(f"training: waits {waits}")
+
+    def _change_device(self, trains: bool, evaluates: bool) -> None:
+        """A device that takes such work, or only models; none while nothing says what a reading looks like."""
         training, _ = self._trainings() or (None, None)
         if training is None:
             self._trouble["training"] = (
@@ -378,8 +421,8 @@ class Node:
             return
         if self._device is not None:
             self._device.close()
-        waits = {} if works else {"wait_s": 0.0}  # at the server for work, and not where it takes none
-        self._device = self._new_device(training, trains=works, evaluates=works, **waits)
+        waits = {} if evaluates else {"wait_s": 0.0}  # at the server for work, and not where it takes none
+        self._device = self._new_device(training, trains=trains, evaluates=evaluates, **waits)
 
     def _new_device(self, task: "Task | Training", **more: Any) -> Device:
         options = {**self._device_of, **more}
@@ -431,7 +474,11 @@ class Node:
             if not pair or not (folder / "record.json").is_file():
                 raise ExperimentError("there is no model yet: it comes from the server, with the first answer")
             self._answering = Device(None, pair[1], sample, store=FolderStore(folder, look=True))
-        return self._answering.prediction(inputs)
+        found = self._answering.prediction(inputs)
+        if self._answers is None:
+            return found
+        said = [answered(self._answers, each, row) for each, row in zip(inputs, found.outputs, strict=True)]
+        return replace(found, answers=tuple(said))
 
     # ── the other threads ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -444,9 +491,8 @@ class Node:
                 return
             if not isinstance(error, SumusError):
                 LOG.error("%s ended: a defect", name, exc_info=error)
-            self._tell_trouble(
-                name, str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}"
-            )
+            defect = f"it ended by a defect, which is in the log ({type(error).__name__})"
+            self._tell_trouble(name, str(error) if isinstance(error, SumusError) else defect)
         finally:
             self._up.set()
 
@@ -473,9 +519,7 @@ class Node:
                     self._look_at_certificate()
                 if (kept := self.readings.kept).count != said and now >= next_summary:
                     said, next_summary = kept.count, now + SUMMARY_S
-                    self._say(
-                        f"readings: {kept.count:,} kept, {kept.labelled:,} with a target, {kept.bytes / 1e6:.1f} MB"
-                    )
+                    self._say(f"readings: {kept.count:,} kept, {kept.labelled:,} with a target, {amount(kept.bytes)}")
                 self._trouble.pop("folder", None)
             except (ExperimentError, OSError) as error:
                 self._tell_trouble("folder", str(error))
@@ -533,16 +577,22 @@ def _address(listen: str, tls: str | Path | Sequence[str | Path], names: Sequenc
     return Listen(host, port, tls=pair, names=names, insecure=insecure)
 
 
+def _are(count: int) -> str:
+    return f"{'is' if count == 1 else 'are'} {count:,}"
+
+
 def _as_json(status: NodeStatus) -> dict[str, Any]:
     return {
         "readings": {
             "kept": status.readings,
             "labelled": status.labelled,
+            "new": status.new,
             "bytes": status.bytes,
             "oldest_s": status.oldest_s,
         },
         "models": dict(status.models),
         "rounds": status.rounds,
+        "waits": status.waits,
         "server": status.server,
         "phase": status.phase,
         "trouble": dict(status.trouble),

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping
 
 from sumus.node.readings import BadReading
+from sumus.text import amount, many, over
 from sumus.wire.bundle import NOT_A_ZIP
 
 MOST_MEMBERS = 1000
@@ -36,7 +37,7 @@ def unpacked_gzip(packed: bytes, most: int) -> bytes:
         except zlib.error as error:
             raise BadReading(f"it is no .gz file: {error!s:.100}") from error
         if len(out) > most:
-            raise BadReading(f"unpacked it has more than {most} bytes, and no more are read: split it")
+            raise BadReading(f"unpacked it has more than {amount(most)}, and no more is read: split it")
         if not unpacking.eof:
             raise BadReading("it is cut off: its end is not there")
         rest = unpacking.unused_data.lstrip(b"\0")
@@ -59,7 +60,7 @@ def unpacked_zip(packed: bytes, most: int) -> Mapping[str, bytes]:
             size = sum(member.file_size for member in members)
             if len(members) > MOST_MEMBERS or size > most:
                 raise BadReading(
-                    f"unpacked it has {len(members)} files and {size} bytes, and at most {MOST_MEMBERS} and {most} are read: "
+                    f"unpacked it has {many(len(members), 'file')} of at most {MOST_MEMBERS:,}, and {over(size, most)} are read: "
                     "split it"
                 )
             if any(member.flag_bits & 1 for member in members):

@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 
+from sumus.errors import extra
 from sumus.node.batch import Batch
 from sumus.node.readings import BadReading
 
@@ -26,7 +27,7 @@ def read_picture(name: str, body: bytes) -> Batch:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
-        raise BadReading("pictures need Pillow: install sumus with the extra `pictures`") from error
+        raise BadReading(f"pictures need Pillow: {extra('pictures')}") from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -45,5 +46,6 @@ def read_picture(name: str, body: bytes) -> Batch:
                     )
                 points = np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
-        raise BadReading(f"it is no picture that can be read: {type(error).__name__}: {error!s:.100}") from error
+        why = "" if "object at 0x" in str(error) else f": {str(error).partition(chr(10))[0]:.100}"
+        raise BadReading(f"it is no picture that can be read, .jpg or .png{why}") from error
     return Batch([{"inputs": points, "file": name}], lambda numbers: body)

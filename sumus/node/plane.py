@@ -31,7 +31,7 @@ from sumus.http.room import Shares, near
 from sumus.logs import logger
 from sumus.node.batch import MOST_TEXT, Raw
 from sumus.node.formats import read_json, read_safetensors
-from sumus.node.intake import Intake, Taken
+from sumus.node.intake import BadAnswer, Intake, Taken
 from sumus.node.metrics import CONTENT_TYPE, exposition
 from sumus.node.packed import unpacked_gzip
 from sumus.node.readings import LONGEST_KEY, BadReading
@@ -62,7 +62,8 @@ JSON, TENSORS = "application/json", "application/octet-stream"
 
 
 class Predicted(Protocol):
-    """A prediction: outputs, one row an example, and the task and version of the model that it is of."""
+    """A prediction: outputs, one row an example, the task and version of the model that it is of, and the answers in the words of
+    the node's file, if it has any."""
 
     @property
     def outputs(self) -> Any: ...
@@ -70,6 +71,8 @@ class Predicted(Protocol):
     def task(self) -> str: ...
     @property
     def version(self) -> int: ...
+    @property
+    def answers(self) -> tuple[Any, ...]: ...
 
 
 class Refusal(Exception):
@@ -184,7 +187,8 @@ class _Plane:
             raise Refusal(503, "no_model", str(error)) from error
         finally:
             self._waiting -= 1
-        return _answer({"task": found.task, "version": found.version, "outputs": found.outputs.tolist()})
+        said = {"task": found.task, "version": found.version, "outputs": found.outputs.tolist()}
+        return _answer(said | ({"answers": found.answers} if found.answers else {}))
 
     async def status(self, request: Request) -> Response:
         """Where the node stands."""
@@ -317,6 +321,9 @@ def _of(error: Exception) -> Refusal:
             return Refusal(error.status, error.problem.code, error.problem.detail)
         case BadReading() | DataError() | TaskError():
             return Refusal(422, "bad_reading", str(error))
+        case BadAnswer():
+            LOG.error("%s", error)
+            return Refusal(500, "answer", str(error))
         case ExperimentError():
             return Refusal(503, "not_kept", str(error))
         case _:

@@ -26,6 +26,7 @@ from sumus.errors import DataError, ExperimentError, UsageError
 from sumus.metrics import IGNORED
 from sumus.storage.files import sync
 from sumus.task import Data
+from sumus.text import over
 from sumus.types import Array
 
 FILE = "readings.db"
@@ -40,6 +41,7 @@ CREATE TABLE IF NOT EXISTS readings (
 );
 CREATE INDEX IF NOT EXISTS by_time ON readings (at);
 CREATE TABLE IF NOT EXISTS forms (what TEXT PRIMARY KEY, form TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS targets (what TEXT PRIMARY KEY, number INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS files (
     id TEXT PRIMARY KEY, name TEXT NOT NULL, inode TEXT NOT NULL, offset INTEGER NOT NULL, mark BLOB NOT NULL,
     size INTEGER NOT NULL, changed INTEGER NOT NULL, head BLOB NOT NULL, decimal TEXT NOT NULL, separator TEXT NOT NULL,
@@ -100,12 +102,14 @@ USUAL = Retention()
 
 @dataclass(frozen=True)
 class Kept:
-    """What there is. labelled: of these, with a target.  oldest: its time, in seconds since 1970."""
+    """What there is. labelled: of these, with a target.  oldest: its time, in seconds since 1970.  new: of those with a target,
+    how many had it, or got another one, since a round was trained on them that was counted."""
 
     count: int = 0
     labelled: int = 0
     bytes: int = 0
     oldest: float | None = None
+    new: int = 0
 
 
 @dataclass(frozen=True)
@@ -200,7 +204,10 @@ class Readings:
         self._path = Path(folder).absolute() / FILE  # of a relative path that begins with `file:`, SQLite makes a URI
         self._database = self._opened()
         try:
+            self._targets = dict(self._database.execute("SELECT what, number FROM targets"))
             self._kept = self._shown = self._counted()
+            self._targets.setdefault("given", self._kept.labelled)
+            self._read = 0
             self._declared = frozenset(forms_of(data))
             self._forms = self._same_forms(forms_of(data))
             self.let_go()
@@ -225,11 +232,12 @@ class Readings:
                 raise BadReading("it has no input")
             size, most = sum(array.nbytes for array in fitted.values()) + OVERHEAD, self.retention.bytes
             if most is not None and size > most:
-                raise BadReading(f"it has {size} bytes, and {most} are kept here altogether")
+                raise BadReading(f"it has {over(size, most)} are kept here altogether")
             now, days = self._clock(), self.retention.days
             if reading.at is not None and days is not None and reading.at < now - days * DAY:
                 raise BadReading(
-                    f"its time is {(now - reading.at) / DAY:.1f} days ago, and readings of {days:g} days are kept"
+                    f"its time is {(now - reading.at) / DAY:.1f} days ago, and readings of {days:g} "
+                    f"{'day' if days == 1 else 'days'} are kept"
                 )
             if forms["input"] != self._forms.get("input", forms["input"]):
                 self._convert("input", forms["input"])
@@ -337,9 +345,11 @@ class Readings:
             form = self._forms.get("target") or Form.of(target, "target")
             encoded = form.fit(target, "target").tobytes()
             with self._transaction() as database:
-                found = database.execute("SELECT length(target) FROM readings WHERE key = ?", (key,)).fetchone()
+                found = database.execute("SELECT length(target), target FROM readings WHERE key = ?", (key,)).fetchone()
                 if found is None:
                     return False
+                if found[0] is not None and found[1] != encoded:
+                    self._targets["given"] += 1
                 database.execute("UPDATE readings SET target = ? WHERE key = ?", (encoded, key))
                 self._forms = {**self._forms, "target": form}
                 self._keep_forms(database)
@@ -357,6 +367,7 @@ class Readings:
         """Inputs and targets of the readings that have a target, oldest first: for `sumus.Device`, which asks each round."""
         self.let_go()
         with self._lock, self._reading():
+            self._read = self._targets["given"]
             if not {"input", "target"} <= set(self._forms):
                 raise DataError("this node", "it has no reading with a target yet")
             inputs, targets = (
@@ -370,6 +381,18 @@ class Readings:
                 inputs[number] = np.frombuffer(input, inputs.dtype).reshape(inputs.shape[1:])
                 targets[number] = np.frombuffer(target, targets.dtype).reshape(targets.shape[1:])
         return inputs, targets
+
+    def note_trained(self) -> None:
+        """A round was trained on the examples that were read last."""
+        self._note_targets(trained=self._read)
+
+    def note_counted(self) -> None:
+        """The report of the last such round is counted: what it was trained on is new no more."""
+        self._note_targets(counted=max(self._targets.get("trained", 0), self._targets.get("counted", 0)))
+
+    def _note_targets(self, **numbers: int) -> None:
+        with self._lock, self._transaction():
+            self._targets = {**self._targets, **numbers}
 
     @property
     def kept(self) -> Kept:
@@ -431,15 +454,18 @@ class Readings:
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection, None, None]:
         """All of it or nothing, also of what is counted and of the forms."""
-        kept, forms = self._kept, self._forms
+        kept, forms, targets = self._kept, self._forms, dict(self._targets)
         try:
             self._database.execute("BEGIN IMMEDIATE")
             yield self._database
             oldest = self._database.execute("SELECT min(at) FROM readings").fetchone()[0]
+            if self._targets != targets:
+                self._database.executemany("INSERT OR REPLACE INTO targets VALUES (?, ?)", list(self._targets.items()))
             self._database.execute("COMMIT")
-            self._shown = replace(self._kept, oldest=oldest)
+            new = self._targets["given"] - self._targets.get("counted", 0)
+            self._shown = replace(self._kept, oldest=oldest, new=min(new, self._kept.labelled))
         except BaseException as error:
-            self._kept, self._forms = kept, forms
+            self._kept, self._forms, self._targets = kept, forms, targets
             with suppress(sqlite3.Error):  # where it was rolled back already
                 self._database.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
@@ -488,6 +514,8 @@ class Readings:
 
     def _count(self, readings: int, labelled: int, bytes: int) -> None:
         now = self._kept
+        if labelled > 0:
+            self._targets["given"] += labelled
         self._kept = Kept(now.count + readings, now.labelled + labelled, now.bytes + bytes)
 
     def _let_go(self, database: sqlite3.Connection, now: float) -> None:

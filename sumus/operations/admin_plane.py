@@ -5,6 +5,7 @@
     POST /v1/admin/login               {"code"} → {"session"}, once             access.py
     GET  /v1/admin/status              status.ServerStatus
     GET  /v1/admin/models/TASK         its lineage
+    GET  /v1/admin/models/TASK/VERSION that version's file, safetensors
     POST /v1/admin/models/TASK/VERB    promote, rollback {"version"}; pause, resume, cancel {"kind"}
     POST /v1/admin/tokens              {"uses", "lasts_s", "speaks_for"} → {"link"}
     GET  /v1/admin/devices?after=ID    who is enrolled, a hundred at a time
@@ -29,11 +30,12 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sumus.errors import UsageError
+from sumus.http.answers import PiecewiseResponse
 from sumus.http.bodies import Strangers, announced, source
 from sumus.json_names import repeated
 from sumus.logs import logger
@@ -46,6 +48,7 @@ from sumus.operations.status import ModelStatus, ServerStatus, lineage, look
 from sumus.server.device_plane import explained, problem
 from sumus.server.identity import DAY, TOKEN_S
 from sumus.server.runs import Run, TrainingRun
+from sumus.text import whole_number
 from sumus.wire.messages import MAX_CONTROL, Count, Kind, Nothing, Problem, Refused, read, write
 
 AUDIT = logger("sumus.admin")
@@ -146,6 +149,7 @@ class AdminPlane:
     def __init__(self, service: Service, access: Access, invite: Callable[[str], str]) -> None:
         self._service, self._server, self._access, self._invite = service, service.server, access, invite
         self._metrics = Snapshot(self._exposed)
+        self._reading = asyncio.Lock()
 
     async def _look(self) -> ServerStatus:
         certificate = self._service.certificate
@@ -176,6 +180,27 @@ class AdminPlane:
             return Lineage(run.task, run.version, run.shown, lineage(run, now))
 
         return await self._server.command(found)
+
+    async def model(self, request: Request) -> Response:
+        """A version's file, piece by piece. One is read into memory at a time, if its blobs are no files."""
+        run, version = self._training(request), whole_number(request.path_params["version"])
+        if version is None:
+            raise Refused("not_found", f"{request.path_params['version']!r:.80} is no version: give a number")
+
+        def found(now: float) -> str:
+            return run.model(version).model
+
+        blobs = self._service.blobs
+        try:
+            sha256 = await self._server.command(found)
+            headers = {"etag": f'"{sha256}"', "content-type": "application/octet-stream"}
+            path = await asyncio.to_thread(blobs.path, sha256)
+            if path is not None and await asyncio.to_thread(path.is_file):
+                return FileResponse(path, headers=headers)
+            async with self._reading:
+                return PiecewiseResponse(await asyncio.to_thread(blobs.get, sha256), headers=headers)
+        except UsageError as error:
+            raise Refused("not_found", str(error)) from error
 
     async def promote(self, request: Request) -> Done:
         """Let devices answer with a version."""
@@ -274,6 +299,7 @@ class AdminPlane:
             ("POST", "/v1/admin/logout", self.logout),
             ("GET", "/v1/admin/status", self.status),
             ("GET", task, self.models),
+            ("GET", f"{task}/{{version}}", self.model),
             *(("POST", f"{task}/{verb.__name__}", verb) for verb in verbs),
             ("POST", "/v1/admin/tokens", self.tokens),
             ("GET", "/v1/admin/devices", self.devices),
@@ -300,19 +326,25 @@ class AdminPlane:
 
     def _training(self, request: Request) -> TrainingRun:
         run = self._server.run(request.path_params["task"], "train")
-        if not isinstance(run, TrainingRun):
+        if run is None:
             raise self._no_task(request)
+        if not isinstance(run, TrainingRun):
+            raise Refused("not_found", "an edge makes no models, and keeps none: ask the server above it")
         return run
 
     async def _run(self, request: Request) -> Run:
-        run = self._server.run(request.path_params["task"], (await _message(request, Of)).kind)
+        kind = (await _message(request, Of)).kind
+        run = self._server.run(request.path_params["task"], kind)
+        if run is None and self._server.run(request.path_params["task"], "train") is not None:
+            raise Refused("not_found", "nobody measures this task's models: serve it with --evaluate")
         if run is None:
             raise self._no_task(request)
         return run
 
     def _no_task(self, request: Request) -> Refused:
         names = ", ".join(task.name for task in self._server.tasks)
-        return Refused("not_found", f"no such run of a task {request.path_params['task']!r:.80}; there are {names}")
+        there = f"its tasks are {names}" if names else "it serves no task yet"
+        return Refused("not_found", f"there is no task {request.path_params['task']!r:.80} here; {there}")
 
     async def _command(self, do: Callable[[float], Any]) -> Any:
         """Let the deciding thread change something. Refused where that cannot be, or is another replica's to do."""

@@ -20,6 +20,7 @@ from sumus.operations.service import Where, make_private, reconcile
 from sumus.storage.blobs import Blobs, DirectoryBlobs, open_blobs
 from sumus.storage.files import sync, write_whole
 from sumus.storage.sql import SqlStore
+from sumus.text import amount
 
 DATABASE, MODELS, ABOUT = "sumus.db", "blobs", "backup.json"
 
@@ -36,7 +37,7 @@ class Copied:
 
     def shown(self) -> list[str]:
         """Lines for a terminal."""
-        lines = [f"{self.objects:,} plans and models, {self.nbytes / 1e6:.1f} MB"]
+        lines = [f"{self.objects:,} plans and models, {amount(self.nbytes)}"]
         for task, version in self.tasks.items():
             epoch = "" if self.epochs is None else f", epoch {self.epochs[task]}"
             lines.append(f"{task}: version {version}{epoch}")

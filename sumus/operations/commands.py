@@ -17,8 +17,9 @@ from rich.table import Table
 from typer.core import TyperCommand
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.operations.display import ago, means, shown
+from sumus.operations.display import means, shown
 from sumus.terminal import console, echo
+from sumus.text import ago, amount, many
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -202,7 +203,21 @@ def register(app: typer.Typer, pack: Pack) -> None:
 
     for command in (status, backup, restore, reconcile):
         app.command()(command)
-    for command in (login, logout, link, models, promote, rollback, pause, resume, cancel, token, devices, revoke):
+    for command in (
+        login,
+        logout,
+        link,
+        models,
+        export,
+        promote,
+        rollback,
+        pause,
+        resume,
+        cancel,
+        token,
+        devices,
+        revoke,
+    ):
         admin.command()(command)
     app.add_typer(admin, name="admin")
 
@@ -289,8 +304,8 @@ def _readable(now: Any) -> "Group":
         return shown(now)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ExperimentError(
-            f"the server's status cannot be read ({type(error).__name__}: {error}): is it of another release? Upgrade the older "
-            "side, or look at it with --json"
+            f"the server's status cannot be read{f': it lacks {error}' if isinstance(error, KeyError) else ''}; is it of another "
+            "release? Upgrade the older side, or look at it with --json"
         ) from error
 
 
@@ -339,6 +354,29 @@ def models(url: Url, task: TaskName, as_json: AsJson = False, authority: Authori
             "released" if model["version"] == found["released"] else "",
         )
     _out.print(table)
+
+
+def export(
+    url: Url,
+    task: TaskName,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="MODEL.safetensors", help="The file to write.")],
+    version: Annotated[
+        int | None,
+        typer.Argument(metavar="[VERSION]", min=0, help="By default the one that devices answer with."),
+    ] = None,
+    authority: Authority = None,
+) -> None:
+    """Write a version's shared leaves, by the plan's names, as safetensors. A file that is there stays as it is."""
+    remote = _remote(url, authority)
+    found = remote.ask("GET", f"/v1/admin/models/{_part(task)}")
+    wanted = found["released"] if version is None else version
+    row = next((model for model in found["models"] if model["version"] == wanted), None)
+    path = f"/v1/admin/models/{_part(task)}/{wanted}"
+    if row is None:
+        remote.ask("GET", path)  # says which there are
+        raise ExperimentError(f"version {wanted} of {task} has come or gone just now: run the same again")
+    nbytes = remote.fetch(path, row["sha256"], output)
+    echo(f"{output}: version {wanted} of {task}, {amount(nbytes)}, sha256 {row['sha256']}")
 
 
 def promote(url: Url, task: TaskName, version: Version, authority: Authority = None) -> None:
@@ -400,7 +438,7 @@ def token(
         echo(made)
     else:
         write_whole(output, f"{made}\n".encode(), private=True)
-        echo(f"{output}: for {links * uses} {'edges' if edge else 'devices'}")
+        echo(f"{output}: for {many(links * uses, 'edge' if edge else 'device')}")
 
 
 def devices(
@@ -416,10 +454,14 @@ def devices(
         return
     today = int(time.time() // 86400)
     for row in found["devices"]:
-        seen = f"heard of {today - row['seen']} days ago" if row["seen"] else ""
-        echo(f"{row['id']}  {row['state']:9}  enrolled {today - row['enrolled']} days ago  {seen}".rstrip())
+        seen = f"heard of {_day(today - row['seen'])}" if row["seen"] else ""
+        echo(f"{row['id']}  {row['state']:9}  enrolled {_day(today - row['enrolled'])}  {seen}".rstrip())
     if found["after"]:
         echo(f"more: --after {found['after']}", error=True)
+
+
+def _day(ago: int) -> str:
+    return "today" if ago <= 0 else "yesterday" if ago == 1 else f"{ago} days ago"
 
 
 def revoke(

@@ -7,7 +7,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from sumus.text import ago, amount, many
+
 _COLUMNS = ("task", "", "round", "state", "reports", "train", "dropped", "since", "left", "what it waits for")
+OPEN_END = 1_000_000
+"""Reports that no round is of: an edge's, which has no work yet, is of as many as the server above will let it add."""
 _NUMBERS = ("round", "reports", "train", "dropped")
 SOON_S = 14 * 86400.0
 """Seconds before its end from which on a certificate is shown in red."""
@@ -15,18 +19,20 @@ SOON_S = 14 * 86400.0
 
 def shown(now: dict[str, Any]) -> Group:
     """A ServerStatus, as JSON gives it."""
-    devices, up = now["devices"], ago(now["up_s"])
+    up = ago(now["up_s"])
     lines: list[Any] = [
         Text(
-            f"population {now['population']}: {devices:,} {'device' if devices == 1 else 'devices'} enrolled, "
+            f"population {now['population']}: {many(now['devices'], 'device')} enrolled, "
             f"{amount(now['bytes_in'])} in, {amount(now['bytes_out'])} out, up for {up}"
         ),
         Text(now["mode"], "yellow"),
     ]
     if (above := now["above"]) is not None:
-        waiting = f"; {above['waiting']} on their way" if above["waiting"] else ""
-        told = f"an edge of {above['server']}: {above['sums']} sums sent, {amount(above['bytes'])}{waiting}"
-        lines.append(Text(f"{told}; it does not hear: {above['trouble']}" if above["trouble"] else told))
+        waiting = f"; {many(above['waiting'], 'sum')} on the way" if above["waiting"] else ""
+        told = f"an edge of {above['server']}: {many(above['sums'], 'sum')} sent, {amount(above['bytes'])}{waiting}"
+        lines.append(Text(told))
+        if above["trouble"]:
+            lines.append(Text(f"the server above does not hear this edge: {above['trouble']}", "red"))
     replica = now["replica"]
     if len(replica["there"]) > 1 or not replica["leads"]:
         leader = "it leads" if replica["leads"] else f"{replica['leader'] or 'nobody'} leads"
@@ -44,16 +50,31 @@ def shown(now: dict[str, Any]) -> Group:
     lines += [Text(), table, Text()]
     for task in now["tasks"]:
         lines += map(Text, _of_task(task))
+    lines += _refusals(now["refusals"])
     if refused := now["events"].get("refused"):
-        lines.append(Text("refused: " + ", ".join(f"{code} {times:,}" for code, times in refused.items())))
+        lines.append(
+            Text(
+                "requests refused since the start: " + ", ".join(f"{code} {times:,}" for code, times in refused.items())
+            )
+        )
     return Group(*lines)
 
 
 def _row(task: str, run: dict[str, Any]) -> Iterator[str | Text]:
+    reports = f"{run['counted']}/{run['goal']}" if run["goal"] < OPEN_END else str(run["counted"])
     yield from (task, run["kind"], str(run["round"]), "paused" if run["paused"] else run["state"])
-    yield from (f"{run['counted']}/{run['goal']}", str(run["out"]), str(run["dropped"]), ago(run["since_s"]))
+    yield from (reports, str(run["out"]), str(run["dropped"]), ago(run["since_s"]))
     yield "" if run["left_s"] is None else ago(run["left_s"])
     yield Text(run["waiting"], "red" if run["trouble"] else "")
+
+
+def _refusals(refused: list[dict[str, Any]]) -> Iterator[Text]:
+    """Why devices took no part in the last minutes."""
+    if refused:
+        yield Text("in the last 10 minutes took no part:")
+    for each in refused:
+        run = f"{each['task']} {each['kind']}: " if each["task"] else ""
+        yield Text(f"    {run}{each['said']}", "yellow")
 
 
 def _of_task(task: dict[str, Any]) -> Iterator[str]:
@@ -70,18 +91,22 @@ def _of_models(task: dict[str, Any]) -> Iterator[str]:
     if model is None:
         yield f"{task['name']}: devices answer with version {task['released']}"
         return
-    said = [f"{task['name']}: version {model['version']} of {model['contributors']} reports, {ago(model['age_s'])} ago"]
+    said = [
+        f"{task['name']}: version {model['version']} of {many(model['contributors'], 'report')}, {ago(model['age_s'])} ago"
+    ]
     if model["train"]:
         said.append(f"local training: {means(model['train'])}")
     late = {versions: reports for versions, reports in model["staleness"].items() if versions != "0"}
     if late:
-        said.append("late: " + ", ".join(f"{reports} by {versions}" for versions, reports in late.items()))
+        said.append(
+            "late: " + ", ".join(f"{reports} by {many(int(versions), 'version')}" for versions, reports in late.items())
+        )
     if task["released"] != task["version"]:
         said.append(f"devices answer with version {task['released']}")
     yield "; ".join(said)
     if measured is not None:
         found = measured["evaluate"]
-        yield f"    version {measured['version']} measured on {found['devices']} devices: {means(found['means'])}"
+        yield f"    version {measured['version']} measured on {many(found['devices'], 'device')}: {means(found['means'])}"
         if medians := found.get("medians"):
             yield "    the median device: " + ", ".join(f"{name} {between(*ends)}" for name, ends in medians.items())
 
@@ -96,20 +121,3 @@ def between(low: float | None, high: float | None) -> str:
 def means(values: dict[str, float]) -> str:
     """Metrics in a line."""
     return ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-
-
-def ago(seconds: float) -> str:
-    """A duration, short."""
-    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def amount(count: float) -> str:
-    """Bytes, short."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

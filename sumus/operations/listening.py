@@ -210,7 +210,11 @@ def _certificate(listen: Listen, folder: Path) -> tuple[Certificate | None, byte
                 raise UsageError("--tls auto makes a certificate for names: give --name HOSTNAME, as devices call it")
             before = folder.exists()
             made = issue(folder, names, datetime.now(UTC))
-            news = (f"a new certificate ({made.new}): devices that know another need a new link",)
+            news = (
+                f"a new certificate ({made.new}): devices and edges that know the one before stay away until each is given the "
+                f"new pin once, behind the address: `sumus join https://HOST:PORT/#pin={made.pin} --client FILE.py`; admins' "
+                "--authority is the new authority.pem",
+            )
             notes = news if before and made.new else ()
             return Certificate(made.chain, made.key, own=True), made.authority.read_bytes(), made.pin, notes
         case [chain, key]:

@@ -14,6 +14,7 @@ from sumus.server.identity import DAY, TOKEN_S
 from sumus.server.runs import EvaluationRun, TrainingRun
 from sumus.server.server import Server
 from sumus.storage.store import Model
+from sumus.text import many
 
 LOG = logger("sumus.serve")
 ENOUGH = "it has all the models that it was to have"
@@ -35,14 +36,14 @@ class Opened:
 
     def shown(self) -> list[str]:
         """Lines that an operator sees when it begins."""
-        lines = [f"sumus serves {_count(len(self.tasks), 'task')} at {self.url}; {self.mode}"]
+        lines = [f"sumus serves {many(len(self.tasks), 'task')} at {self.url}; {self.mode}"]
         lines += [f"  task     {name}: plan {id}" for name, id in self.tasks.items()]
         lines.append(
             f"  admin    {self.login}   (once, within {CODE_S / 60:.0f} minutes; `sumus admin link` makes another)"
         )
         if self.enrolment is not None:
             first, *others = self.enrolment.split("\n")
-            lines.append(f"  devices  {first}   (within {TOKEN_S / DAY:.0f} days)")
+            lines.append(f"  devices  {first}   (within {many(round(TOKEN_S / DAY), 'day')})")
             lines += [f"           {other}" for other in others]
         lines += [f"  note     {note}" for note in self.notes]
         return lines
@@ -92,18 +93,14 @@ def _model_line(task: str, model: Model, training: TrainingRun) -> str:
         seconds = model.at - training.model(model.parent).at
         loss = json.loads(model.metrics)["train"].get("loss")
         told = "" if loss is None else f"  loss {loss:.4f}"
-        return f"{task}  version {model.version}  {_count(model.contributors, 'device')}{told}  {seconds:.1f} s"
+        return f"{task}  version {model.version}  {many(model.contributors, 'device')}{told}  {seconds:.1f} s"
     return f"{task}  version {model.version}"
 
 
 def _measured_line(task: str, model: Model) -> str:
     measured = json.loads(model.metrics)["evaluate"]
     means = "  ".join(f"{name} {value:.4f}" for name, value in measured["means"].items())
-    return f"{task}  version {model.version} measured on {_count(measured['devices'], 'device')}  {means}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{task}  version {model.version} measured on {many(measured['devices'], 'device')}  {means}"
 
 
 @contextmanager

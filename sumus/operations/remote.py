@@ -3,24 +3,33 @@
     remote = Remote("http://127.0.0.1:8081", Logins(config_folder(os.environ)))
     remote.log_in(link)                                        once; the session is remembered for its twelve hours
     remote.ask("GET", "/v1/admin/status")                      the answer's JSON
+    remote.fetch("/v1/admin/models/health/7", sha256, path)    a file, whole or not at all
 
 Everything that goes wrong is said in a sentence: nobody is there, it is the devices' address, the session is over.
 """
 
+import hashlib
 import http.client
 import json
+import os
+import secrets
 import ssl
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.operations.access import PLANE, Logins, code_of, origin
-from sumus.text import printable_values
+from sumus.storage.files import sync
+from sumus.text import printable_values, whole_number
+from sumus.transport.transport import why_unreached
 
 PATIENCE = 30.0
 MOST = 64 * 2**20
+"""Bytes of an answer in JSON."""
+_PIECE = 2**20
 
 
 class Remote:
@@ -57,56 +66,92 @@ class Remote:
 
     def ask(self, method: str, path: str, body: Any = None, known: bool = True) -> Any:
         """An answer's JSON. known: whether the session is shown. ExperimentError for every error."""
+        with self._asked(method, path, body, known) as response, self._reached():
+            return _json(response.read(MOST))
+
+    def fetch(self, path: str, sha256: str, output: Path) -> int:
+        """Write the body of an answer to a new file, in pieces; bytes. The file is there whole, with this hash, or not at all.
+        ExperimentError where that cannot be, or where there is a file already."""
+        part = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
+        try:
+            if output.exists() or output.is_symlink():
+                raise FileExistsError
+            with self._asked("GET", path, None, True) as response:
+                nbytes = _written(response, sha256, part, self.url)
+            _named(part, output)
+            sync(output.parent)
+        except FileExistsError:
+            raise ExperimentError(f"{output} is there already, and stays as it is: give another -o FILE") from None
+        except OSError as error:
+            raise ExperimentError(
+                f"{output} cannot be written: {error.strerror or error}; give another -o FILE"
+            ) from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+        return nbytes
+
+    @contextmanager
+    def _asked(self, method: str, path: str, body: Any, known: bool) -> Generator[http.client.HTTPResponse, None, None]:
+        """An answer that says yes, while it is read. ExperimentError for every other."""
         headers = {"Content-Type": "application/json"}
         if known:
             session = self._logins.session(self.url)
             if session is None:
-                self._check(self._request("GET", "/healthz", {}, b"")[1])
+                with self._requested("GET", "/healthz", {}, b"") as response:
+                    self._check(response)
                 raise ExperimentError(f"you are not logged in at {self.url}: run `sumus admin login {self.url}`")
             headers["Authorization"] = f"Bearer {session}"
-        status, plane, said = self._request(
-            method, path, headers, b"" if method == "GET" else json.dumps(body or {}).encode()
-        )
-        self._check(plane)
-        if status == 200:
-            return said
-        if known and said.get("code") == "bad_token":
-            self._logins.forget(self.url)
-            raise ExperimentError(
-                f"your session at {self.url} is over: run `sumus admin login {self.url}`; whoever owns the server's folder "
-                "makes a new link with `sumus admin link`"
-            )
-        raise ExperimentError(f"{self.url} says no: {said.get('detail') or said.get('code') or status}")
+        sent = b"" if method == "GET" else json.dumps(body or {}).encode()
+        with self._requested(method, path, headers, sent) as response:
+            self._check(response)
+            if response.status == 200:
+                yield response
+                return
+            with self._reached():
+                said = _json(response.read(MOST))
+            if known and said.get("code") == "bad_token":
+                self._logins.forget(self.url)
+                raise ExperimentError(
+                    f"your session at {self.url} is over: run `sumus admin login {self.url}`; whoever owns the server's folder "
+                    "makes a new link with `sumus admin link`"
+                )
+            raise ExperimentError(f"{self.url} says no: {said.get('detail') or said.get('code') or response.status}")
 
-    def _check(self, plane: str) -> None:
-        if plane != "admin":
+    def _check(self, response: http.client.HTTPResponse) -> None:
+        if response.headers.get(PLANE, "") != "admin":
             raise ExperimentError(
                 f"{self.url} is not the admin's address of a sumus server: give the one that `sumus serve` prints after `admin`"
             )
 
-    def _request(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, str, Any]:
+    @contextmanager
+    def _requested(
+        self, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> Generator[http.client.HTTPResponse, None, None]:
         parts = urlsplit(self.url)
         connection = self._connection(parts.scheme, parts.hostname or "", parts.port or 80)
         try:
-            connection.request(method, path, body or None, headers)
-            response = connection.getresponse()
-            read = response.read(MOST)
+            with self._reached():
+                connection.request(method, path, body or None, headers)
+                response = connection.getresponse()
+            with response:
+                yield response
+        finally:
+            connection.close()
+
+    @contextmanager
+    def _reached(self) -> Generator[None, None, None]:
+        try:
+            yield
         except ssl.SSLCertVerificationError as error:
             raise ExperimentError(
-                f"the certificate of {self.url} is not to be trusted ({error.verify_message}): give its authority with "
-                "--authority DATA/tls/authority.pem, if it is the server's own"
+                f"the certificate of {self.url} is not to be trusted ({error.verify_message}): if it is the server's own, give "
+                "its authority, --authority DATA/tls/authority.pem. A renewed certificate has a new one there: copy it again"
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ExperimentError(
-                f"{self.url} cannot be reached ({error or type(error).__name__}): does the server run, and is that its admin's "
-                "address?"
+                f"{self.url} cannot be reached ({why_unreached(error)}): does the server run, and is that its admin's address?"
             ) from error
-        finally:
-            connection.close()
-        said: Any = {}
-        with suppress(ValueError, RecursionError):
-            said = printable_values(json.loads(read))
-        return response.status, response.headers.get(PLANE, ""), said
 
     def _connection(self, scheme: str, host: str, port: int) -> http.client.HTTPConnection:
         if scheme == "http":
@@ -116,3 +161,47 @@ class Remote:
         except OSError as error:
             raise UsageError(f"{self._authority} is no certificate: {error.strerror or error}") from error
         return http.client.HTTPSConnection(host, port, timeout=PATIENCE, context=context)
+
+
+def _json(body: bytes) -> Any:
+    with suppress(ValueError, RecursionError):
+        return printable_values(json.loads(body))
+    return {}
+
+
+def _named(part: Path, output: Path) -> None:
+    """Give a whole file its name, and take no other file's place: a rename alone would. FileExistsError."""
+    try:
+        os.link(part, output)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        output.open("xb").close()
+        part.replace(output)
+
+
+def _written(response: http.client.HTTPResponse, sha256: str, part: Path, url: str) -> int:
+    """Write a body to a new file, no more than it announced; bytes."""
+    announced, got, hashed = whole_number(response.headers.get("content-length", "")), 0, hashlib.sha256()
+    cut = ExperimentError(f"the answer of {url} was cut off, or is not what it announced: run the same again")
+    if announced is None:
+        raise cut
+    with part.open("xb") as file:
+        while got < announced:
+            try:
+                piece = response.read(min(_PIECE, announced - got))
+            except (OSError, http.client.HTTPException) as error:
+                raise cut from error
+            if not piece:
+                raise cut
+            got += len(piece)
+            hashed.update(piece)
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    if hashed.hexdigest() != sha256:
+        raise ExperimentError(
+            f"what {url} sent is not the model that it lists (its SHA-256 is another): is a proxy between that changes answers, "
+            "or the server's disk damaged?"
+        )
+    return got

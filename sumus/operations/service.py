@@ -36,6 +36,7 @@ from sumus.operations.certificates import Certificate
 from sumus.operations.departures import Departures
 from sumus.operations.status import AboveStatus
 from sumus.plan import Plan
+from sumus.protocol.consent import hurdles
 from sumus.protocol.round import Round, State
 from sumus.protocol.rows import changed
 from sumus.server.device_plane import device_app
@@ -308,6 +309,7 @@ def _task(
             f"{name}: the plan gives rounds no deadline; on a server each ends after an hour: Pacing(deadline=)"
         )
     notes.append(f"{name}: {plan.influence.said}")
+    notes += [f"{name}: {each}" for each in hurdles(plan)]
     number, before = _version(name, plan, kept.store("tasks"))
     wire = name if number == 1 else f"{name}.{number}"
     training = TrainingRun(

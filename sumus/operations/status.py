@@ -10,21 +10,25 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from sumus.plan import Plan
-from sumus.protocol.round import Round, State
+from sumus.protocol.round import Round, State, begins_at
+from sumus.server.refusals import Refusal
 from sumus.server.runs import EvaluationRun, Run, TrainingRun
 from sumus.server.server import ServedTask, Server
 from sumus.storage.store import Model
+from sumus.text import ago, many
 from sumus.wire.messages import Refused
 
 CLEAR_MODE = "clear mode: the server sees each update in memory"
 """Until masks hide them."""
 SPOOL = "; sealed spool: each update of {} lies on its disk, sealed, until its round is over"
+SHORT = 80
+"""Letters of what is said in short."""
 PATIENCE = 15.0
 """Seconds that a look waits for the thread that decides."""
 
@@ -51,9 +55,9 @@ class RunStatus(msgspec.Struct, frozen=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
-    """A version. round: that it is of, if it is of one.  age_s: since it was made.  staleness: reports, by how many versions
-    late they were.  train: means of local training.  evaluate: what devices measured of it: means, medians (the edges of the bin
-    that the median device lies in), histograms, devices."""
+    """A version. round: that it is of, if it is of one.  age_s: since it was made.  sha256: of its file, which `export` writes.
+    staleness: reports, by how many versions late they were.  train: means of local training.  evaluate: what devices measured of
+    it: means, medians (the edges of the bin that the median device lies in), histograms, devices."""
 
     version: int
     round: int | None
@@ -61,6 +65,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     plan: str
     contributors: int
     age_s: float
+    sha256: str = ""
     staleness: dict[str, int] = {}
     train: dict[str, float] = {}
     evaluate: dict[str, Any] = {}
@@ -124,20 +129,39 @@ class TaskStatus(msgspec.Struct, frozen=True):
 
 class AboveStatus(msgspec.Struct, frozen=True):
     """Of an edge, the server above it. trouble: why that does not hear; empty where it does.  sums, bytes: that it has counted.
-    waiting: sums that are on their way."""
+    waiting: sums that are on their way.  why: the trouble in a few words."""
 
     server: str
     trouble: str
     sums: int
     bytes: int
     waiting: int
+    why: str = ""
+
+
+def in_short(trouble: str, server: str) -> str:
+    """Of why a server does not hear, what fits on a small screen: without its address, and without what to do."""
+    short = trouble.removeprefix(server).removeprefix(" cannot be reached: ").strip().partition("; ")[0]
+    return short if len(short) <= SHORT else short[: SHORT - 1] + "…"
+
+
+class RefusalStatus(msgspec.Struct, frozen=True):
+    """Devices that took no part in the last minutes. task, kind: of which run; empty for whatever the server has.  why: a word.
+    devices: how many.  said: the same as a sentence, "12 devices: already took part in …"."""
+
+    task: str
+    kind: str
+    why: str
+    devices: int
+    said: str
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
     """A server. trouble: why it decides nothing; then there are no tasks.  devices: that are enrolled.  up_s: since it started.
     bytes_in, bytes_out: of bodies.  commits, acknowledged_s: of reports, and the seconds that they waited, added up.
     lent: bytes of memory in which bodies are arriving.  held: check-ins that are held open.  events: how often what happened, by
-    what and which.  above: of an edge.  certificate_s: seconds until its certificate ends; None if it shows none."""
+    what and which.  above: of an edge.  certificate_s: seconds until its certificate ends; None if it shows none.
+    refusals: why devices took no part in the last minutes."""
 
     population: str
     trouble: str
@@ -155,6 +179,7 @@ class ServerStatus(msgspec.Struct, frozen=True):
     tasks: tuple[TaskStatus, ...] = ()
     above: AboveStatus | None = None
     certificate_s: float | None = None
+    refusals: tuple[RefusalStatus, ...] = ()
 
 
 async def look(
@@ -162,13 +187,16 @@ async def look(
 ) -> ServerStatus:
     """The status now. lent: bytes of memory that bodies arrive in."""
     tasks, people, trouble = tuple[TaskStatus, ...](), 0, server.trouble
+    refusals = tuple[RefusalStatus, ...]()
 
-    def looked(now: float) -> tuple[tuple[TaskStatus, ...], int]:
+    def looked(now: float) -> tuple[tuple[TaskStatus, ...], int, tuple[RefusalStatus, ...]]:
         people = server.roll.count(server.population)
-        return tuple(_task(task, people, now) for task in server.tasks), people
+        seen = server.refusals.seen(now)
+        tasks = tuple(_task(task, people, seen, now) for task in server.tasks)
+        return tasks, people, tuple(map(_refusal, seen))
 
     try:
-        tasks, people = await asyncio.wait_for(server.command(looked), PATIENCE)
+        tasks, people, refusals = await asyncio.wait_for(server.command(looked), PATIENCE)
         trouble = server.trouble
     except Refused as refused:
         trouble = server.trouble or refused.problem.detail
@@ -198,7 +226,12 @@ async def look(
         tasks=tasks,
         above=above,
         certificate_s=certificate_s,
+        refusals=refusals,
     )
+
+
+def _refusal(seen: Refusal) -> RefusalStatus:
+    return RefusalStatus(seen.task, seen.kind, seen.why, seen.devices, f"{many(seen.devices, 'device')}: {seen.said}")
 
 
 def mode_of(server: Server) -> str:
@@ -223,13 +256,14 @@ def model_status(model: Model, now: float) -> ModelStatus:
         plan=model.plan,
         contributors=model.contributors,
         age_s=max(0.0, now - model.at),
+        sha256=model.model,
         staleness=measured.get("staleness", {}),
         train=measured.get("train", {}),
         evaluate=measured.get("evaluate", {}),
     )
 
 
-def _task(task: ServedTask, people: int, now: float) -> TaskStatus:
+def _task(task: ServedTask, people: int, refused: Sequence[Refusal], now: float) -> TaskStatus:
     main = task.runs[0]
     with main.store.transaction() as rows:
         run = rows.run()
@@ -249,7 +283,7 @@ def _task(task: ServedTask, people: int, now: float) -> TaskStatus:
         evaluated=next((model for model in reversed(models) if model.evaluate), None),
         edge_rounds=main.edges.rounds,
         noise_at=main.edges.noise_at,
-        runs=tuple(_run(each, people, now) for each in task.runs),
+        runs=tuple(_run(each, people, refused, now) for each in task.runs),
         influence=_influence(main.plan) if isinstance(main, TrainingRun) else None,
     )
 
@@ -259,7 +293,7 @@ def _influence(plan: Plan) -> InfluenceStatus:
     return InfluenceStatus(found.contributors, found.share, found.length, found.step, found.trusted, found.said)
 
 
-def _run(run: Run, people: int, now: float) -> RunStatus:
+def _run(run: Run, people: int, refused: Sequence[Refusal], now: float) -> RunStatus:
     row, pacing = run.coordinator.current, run.pacing
     left = None
     if row.state is State.OPEN and not pacing.buffered and pacing.deadline is not None:
@@ -278,12 +312,13 @@ def _run(run: Run, people: int, now: float) -> RunStatus:
         left_s=None if left is None or math.isinf(left) else left,
         paused=run.coordinator.paused,
         trouble=run.trouble,
-        waiting=why(run, row, people),
+        waiting=why(run, row, people, refused, now),
     )
 
 
-def why(run: Run, row: Round, people: int) -> str:
-    """What a run waits for, in a sentence. people: devices that are enrolled."""
+def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: float) -> str:
+    """What a run waits for, in a sentence. people: devices that are enrolled.  refused: of late, most devices first.  now: by the
+    store's clock."""
     if run.coordinator.paused:
         return f"paused: {run.trouble}" if run.trouble else "paused by an admin"
     if told := run.waits_for(row):
@@ -292,21 +327,23 @@ def why(run: Run, row: Round, people: int) -> str:
         return "every model that is to be measured has been"
     if row.state is State.CLOSING:
         return "its model is being made"
+    pause = begins_at(run.pacing, row) - now
+    if pause > 0 and not row.out:
+        return f"the plan leaves {ago(run.pacing.every or 0.0)} between rounds: goes on in {ago(pause)}"
     if row.state is not State.OPEN:
         return "about to begin"
     goal, fewest = run.pacing.cohort, run.pacing.fewest
     if people < fewest:
-        return f"needs {fewest - people} more: {_devices(people)} of at least {fewest} enrolled"
+        return f"needs {fewest - people} more: {many(people, 'device')} of at least {fewest} enrolled"
+    mine = [each.devices for each in refused if (each.task, each.kind) in ((run.task, run.kind), ("", ""))]
+    if mine and not row.out:
+        return f"{row.counted} of {goal} reports; {many(mine[0], 'device')} took no part of late, as is said below"
     if not row.given:
         return f"no device has asked for work yet; {people} {'is' if people == 1 else 'are'} enrolled"
     reports = f"{row.counted} of {goal} reports"
     if row.out:
-        return f"{reports}; {_devices(row.out)} {'trains' if row.out == 1 else 'train'}"
+        return f"{reports}; {many(row.out, 'device')} {'trains' if row.out == 1 else 'train'}"
     return f"{reports}; waits for devices to ask for work"
-
-
-def _devices(count: int) -> str:
-    return "1 device" if count == 1 else f"{count} devices"
 
 
 def _by_what(events: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:

@@ -449,6 +449,8 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
         return "paused"
     if device is not None and facts.now < device.rests_until:
         return "resting"
+    if facts.now < begins_at(pacing, row):
+        return "pace"
     late = row.state is State.OPEN and not pacing.buffered and _past_deadline(facts)
     if device is None or late or row.state is not (State.SELECTING if facts.masked else State.OPEN):
         return "closed"
@@ -474,9 +476,16 @@ def room(pacing: Pacing, population: int, row: Round) -> int:
     """Places that may be given. Where there is no deadline, a synchronous round's devices are not replaced. population: 0 if not
     known."""
     if pacing.concurrency is not None:
-        return pacing.concurrency - row.out
+        left = pacing.concurrency - row.out
+        return left if pacing.every is None else min(left, pacing.cohort - row.counted - row.out)
     taken = row.given if pacing.deadline is None else row.given - row.dropped
     return min(pacing.chosen, population or pacing.chosen) - taken
+
+
+def begins_at(pacing: Pacing, row: Round) -> float:
+    """When the pace lets a planned round open, or lets an open buffer's devices have work, by the store's clock."""
+    waits = row.state is State.OPEN if pacing.buffered else row.state is State.PLANNED
+    return row.since + pacing.every if pacing.every is not None and waits and row.number else 0.0
 
 
 def _is_timed(facts: Facts) -> bool:
@@ -552,6 +561,8 @@ def _until_next(facts: Facts, row: Round, reason: str) -> float:
     """Seconds until there may be work for this device again, as far as that can be told."""
     if reason == "cap":
         return _DAY
+    if reason == "pace":
+        return begins_at(facts.pacing, row) - facts.now
     if reason == "resting" and facts.device is not None:
         return min(_DAY, facts.device.rests_until - facts.now)
     lasts = facts.lasts or facts.pacing.deadline or 0.0
@@ -687,8 +698,8 @@ def _let_go(facts: Facts, event: Overdue) -> Decision:
 
 
 def _open(facts: Facts, event: Tick) -> Decision:
-    """Begin, unless the run is held."""
-    if facts.paused:
+    """Begin, unless the run is held, or the pace leaves time since the round before."""
+    if facts.paused or facts.now < begins_at(facts.pacing, facts.round):
         return NOTHING
     return _moved(facts, State.SELECTING if facts.masked else State.OPEN)
 

@@ -26,6 +26,9 @@ SENDS = 4
 """Times that a report is sent before its end is asked for."""
 
 
+AT_ONCE = (0.0, 0.0)
+
+
 class Phase(StrEnum):
     """Where a device stands."""
 
@@ -319,11 +322,12 @@ def _widest(*windows: tuple[float, float]) -> tuple[float, float]:
 
 
 def _restart(state: DeviceState, event: Restarted, floor: Floor) -> Step:
-    """What was in memory is gone; an update is not: it was written before it was sent."""
+    """What was in memory is gone; an update is not: it was written before it was sent. Whoever started it waits for a word: it
+    asks, or sends, at once."""
     if state.phase is Phase.REPORTING:
-        return state, (Sleep(_backoff(state.tries)),)
+        return state, (Sleep(AT_ONCE),)
     session = state.session if state.unsettled else ""
-    return changed(state, phase=Phase.IDLE, session=session, tries=0), (Sleep(state.window),)
+    return changed(state, phase=Phase.IDLE, session=session, tries=0), (Sleep(AT_ONCE),)
 
 
 Rule: TypeAlias = Callable[[DeviceState, "Event", Floor], Step]

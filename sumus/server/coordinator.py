@@ -33,6 +33,7 @@ from sumus.protocol.round import (
     Stage,
     State,
     Tick,
+    begins_at,
     decide,
     forgiven,
     learnt,
@@ -111,10 +112,11 @@ class Coordinator:
         with self.store.transaction() as rows:
             return rows.session(id)
 
-    def room(self) -> int:
-        """Sessions that may be given now."""
+    def room(self, now: float | None = None) -> int:
+        """Sessions that may be given now. now: by the store's clock; None to leave the pace out of account."""
         row = self.current
         giving = row.state is (State.SELECTING if self.masked else State.OPEN) and not self.paused
+        giving = giving and (now is None or now >= begins_at(self.pacing, row))
         return room(self.pacing, self.population, row) if giving else 0
 
     def facts(self, now: float) -> Facts:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from sumus.aggregate import Aggregate
-from sumus.errors import ExperimentError, ParticipantError, SumusError
+from sumus.errors import ExperimentError, ParticipantError, SumusError, said
 from sumus.evaluation import evaluation_hop, evaluation_of, medians_of
 from sumus.first_hop import FirstHop
 from sumus.logs import logger
@@ -35,6 +35,7 @@ from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing, SealError
 from sumus.storage.store import OF_THE_RUN, Model, Rows, Store
+from sumus.text import many
 from sumus.tree import nested, unnested
 from sumus.types import Tree
 from sumus.wire.messages import Assignment, Body, CheckInRequest, Kind, Relayed, Released
@@ -55,7 +56,9 @@ def usable() -> Generator[None, None, None]:
     try:
         yield
     except Exception as error:
-        raise Unusable(str(error) if isinstance(error, SumusError) else f"{type(error).__name__}: {error}") from error
+        raise Unusable(
+            str(error) if isinstance(error, SumusError) else f"the plan failed with {said(error)}"
+        ) from error
 
 
 PATIENCE = 3600.0
@@ -458,7 +461,9 @@ class TrainingRun(Run):
     ) -> ServerState:
         """The server's state after a sum. apart: its reports, where the plan needs each."""
         if int(total.count) < self.least:
-            raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
+            raise Unusable(
+                f"it has {many(int(total.count), 'contributor')}, and the plan asks for {self.least} at least"
+            )
         algorithm = self.plan.algorithm
         with usable():
             if apart is not None:
@@ -493,9 +498,21 @@ class TrainingRun(Run):
             with self.store.transaction() as rows:
                 found = rows.model(version)
             if found is None:
-                raise ExperimentError(f"task {self.task} has no model {version}; ask for one of those that are listed")
+                raise ExperimentError(self._no_model(version))
             self._models[version] = found
         return self._models[version]
+
+    def _no_model(self, version: int) -> str:
+        with self.store.transaction() as rows:
+            kept = sorted(model.version for model in rows.models())
+        if version > self.version:
+            return f"{self.task} has no version {version} yet: its newest is {self.version}"
+        spans, first = list[str](), 0
+        for place, each in enumerate(kept):
+            if place + 1 == len(kept) or kept[place + 1] != each + 1:
+                spans.append(f"{kept[first]}" if first == place else f"{kept[first]} to {each}")
+                first = place + 1
+        return f"version {version} of {self.task} is not kept any more; there are {', '.join(spans)}"
 
     def state(self, model: Model) -> ServerState:
         """What the server kept of a version: what it broadcasts, and its optimizer's memory."""
@@ -664,7 +681,9 @@ class EvaluationRun(Run):
     def conclude(self, number: int, now: float) -> None:
         version, total = self._version(number), self.sums.total(number)
         if int(total.count) < self.least:
-            raise Unusable(f"it has {int(total.count)} contributors, and the plan asks for {self.least} at least")
+            raise Unusable(
+                f"it has {many(int(total.count), 'contributor')}, and the plan asks for {self.least} at least"
+            )
         means, histograms = evaluation_of(total, self.hop)
         enough = [name for name, bins in histograms.items() if sum(bins) >= self.least]  # a device may leave one out
         means = {name: means[name] for name in enough if name in means}

@@ -30,6 +30,7 @@ from sumus.protocol.round import Accept, Action, Assign, CheckIn, Close, Later, 
 from sumus.server.committer import Committer, Waiting
 from sumus.server.coordinator import Arrived
 from sumus.server.identity import MEMBER_S, Roll
+from sumus.server.refusals import Refusals
 from sumus.server.replica import Replica
 from sumus.server.runs import Asked, EvaluationRun, Run, TrainingRun
 from sumus.spec import canonical_json, to_json
@@ -193,6 +194,7 @@ class Server:
     over restarts (`storage_clock`).
 
     trouble: why nothing can be decided now; empty where all is well.  people_changed: whether somebody has enrolled or left.
+    refusals: why devices took no part of late.
     """
 
     def __init__(
@@ -210,6 +212,7 @@ class Server:
             for run in task.runs:
                 run.people = self._people
         self.counts = Counts()
+        self.refusals = Refusals()
         self.trouble = "starting"
         self.began = time.monotonic()
         self.listeners: list[Callable[[], None]] = []
@@ -430,12 +433,12 @@ class Server:
 
     def _fail(self, error: Exception, waiting: Iterable[Waiting[Item]]) -> None:
         """Storage failed, or we did, or another leads: whoever waits is told to come again, and everything is read anew."""
-        known = isinstance(error, SumusError | OSError)
+        known = isinstance(error, SumusError | OSError) or hasattr(error, "orig")
         if isinstance(error, TakenOver):
             known, self._taken_over = True, not self.replica.shared or bool(self.replica.trouble)
             self.trouble = str(error) or (TAKEN_OVER if self._taken_over else "another replica leads since")
         else:
-            self.trouble = f"{type(error).__name__}: {error}"
+            self.trouble = in_words(error)
         LOG.error("nothing can be decided now: %s", self.trouble, exc_info=not known)
         self.counts.events["failures", type(error).__name__] += 1
         held, self._held = self._held, []
@@ -477,6 +480,7 @@ class Server:
             if not self.tasks:
                 one.waiting.say(Refused("not_ready", "this edge has not heard yet what there is to do", AGAIN))
             elif not one.known:
+                self.refusals.note("", "", "wrong_task", one.device, now)
                 one.waiting.say(
                     Refused(
                         "wrong_task",
@@ -603,7 +607,7 @@ class Server:
         able = [one for one in asked if task.fingerprint in one.request.fingerprints]
         for one in able:
             one.known = True
-        able = [one for one in able if wanted and run.kind in one.request.kinds and self._may(run, task, one, now)]
+        able = [one for one in able if wanted and self._may(run, task, one, now)]
         able = self._not_again(run, able, now)
         if not able:
             return list(asked)
@@ -629,24 +633,29 @@ class Server:
                     given.add(id(one))
                     self._give(run, one, action.session, now)
                 elif isinstance(action, Later):
-                    self._note_later(one, action)
+                    self._note_later(run, one, action, now)
             run.carry_out(actions, now)
         return [one for one in asked if id(one) not in given]
 
     def _may(self, run: Run, task: ServedTask, one: _Asking, now: float) -> bool:
         """Whether a run may give this device work: not where the same request was given other work before."""
+        if run.kind not in one.request.kinds:
+            only = "only measures" if run.kind == "train" else "only trains"
+            self.refusals.note(run.task, run.kind, only, one.device, now)
+            return False
         out = self._out.get(one.device)
         if out is not None and out[0] is not run:
             if out[2] >= one.request.serial:
                 return False
             if self._is_of_another(out[0], out[1], one.parent, now):  # new work would spoil the sum that this is in
-                self._note_later(one, Later(ELSEWHERE, "parent"))
+                self._note_later(run, one, Later(ELSEWHERE, "parent"), now)
                 return False
         if task.keeps_state and not one.request.keeps_state:
+            self.refusals.note(run.task, run.kind, "keeps_state", one.device, now)
             return False
         later = run.admits(one.asked, now)
         if later is not None:
-            self._note_later(one, later)
+            self._note_later(run, one, later, now)
         return later is None
 
     def _is_of_another(self, run: Run, session: str, parent: str, now: float) -> bool:
@@ -666,12 +675,14 @@ class Server:
         for one in with_link:
             if one.identity is not None and one.identity.enrolled >= departed.get(one.identity.link, math.inf) - _SKEW:
                 after.add(id(one))
-                self._note_later(one, Later(AGAIN, "left"))
+                self._note_later(run, one, Later(AGAIN, "left"), now)
                 run.turned_away(one.asked, now)
         return [one for one in asked if id(one) not in after]
 
-    def _note_later(self, one: _Asking, later: Later) -> None:
+    def _note_later(self, run: Run, one: _Asking, later: Later, now: float) -> None:
         """Of what runs say to a device, the earliest counts."""
+        if later.reason != "separation" or run.pacing.separation > 1:  # else it is in the sum that is open
+            self.refusals.note(run.task, run.kind, later.reason, one.device, now)
         if one.later is None or later.window < one.later.window:
             one.later = later
 
@@ -808,6 +819,7 @@ class Server:
         for action in actions:
             if isinstance(action, Accept):
                 self.counts.events["reports", "duplicate" if duplicate else "counted"] += 1
+                self.refusals.took_part(run.task, run.kind, action.session.rpartition("/")[0])
                 self._answer(run, action.session, Counted(duplicate=duplicate))
             elif isinstance(action, Refuse):
                 self.counts.events["reports", action.reason] += 1
@@ -822,6 +834,7 @@ class Server:
     def _abort(self, one: Waiting[Item], item: Aborted, now: float) -> None:
         row = item.run.coordinator.session(item.session)
         if row is not None and row.parent == item.parent:
+            self.refusals.note(item.run.task, item.run.kind, item.reason, row.device, now)
             self._drop(item.run, [item.session], item.reason, now)
         one.say(Nothing())
 
@@ -829,6 +842,7 @@ class Server:
         row = item.run.coordinator.session(item.session)
         if row is not None and row.state == "out" and not row.parent:
             self.counts.events["dropped", item.code] += 1
+            self.refusals.note(item.run.task, item.run.kind, item.code, row.device, now)
             item.run.carry_out(item.run.coordinator.let_go(item.session, now), now)
         one.say(Nothing())
 
@@ -873,6 +887,18 @@ class Server:
 
     def _people(self) -> int:
         return self.roll.count(self.population)
+
+
+def in_words(error: Exception) -> str:
+    """Why nothing can be decided: what storage says, without the wrapping of its library; of a defect, that it is one."""
+    if isinstance(error, SumusError):
+        return str(error)
+    inner = getattr(error, "orig", None) or error
+    if isinstance(inner, OSError) and inner.strerror:
+        return inner.strerror + (f": {inner.filename}" if inner.filename else "")
+    if inner is not error or isinstance(inner, OSError):
+        return (str(inner).strip().splitlines() or ["its storage does not answer"])[0]
+    return f"a defect of the server, which is in its log ({type(error).__name__})"
 
 
 def _highest(asked: Iterable[_Asking]) -> dict[str, int]:

@@ -28,6 +28,7 @@ from sumus.server.coordinator import Arrived, Coordinator
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing, new_key, seal_pieces, unseal
 from sumus.storage.store import Rows, Shard
+from sumus.text import many
 from sumus.wire.tensors import aggregate_pieces, decode_aggregate
 
 
@@ -100,8 +101,8 @@ class SealedSums:
         counted, there = 0 if row is None else row.counted, sum(int(part.count) for part in parts)
         if there != counted:
             raise ExperimentError(
-                f"the sum of round {number} is of {there} reports, and {counted} are counted: rows and files are not of one "
-                "time; put back both from the same backup, or give up the open rounds with `sumus reconcile`"
+                f"the sum of round {number} is of {many(there, 'report')}, and {counted} are counted: rows and files are not "
+                "of one time; put back both from the same backup, or give up the open rounds with `sumus reconcile`"
             )
         return parts
 
@@ -204,4 +205,4 @@ def _key_of(number: int) -> str:
 
 
 def _content(shard: Shard) -> str:
-    return f"sum {shard.round}, shard {shard.name}, commit {shard.seq}, {shard.count} reports"
+    return f"sum {shard.round}, shard {shard.name}, commit {shard.seq}, {many(shard.count, 'report')}"

@@ -12,6 +12,7 @@ from sumus.errors import DivergedError, ExperimentError, at_client, expect
 from sumus.experiment import Examples, seed_of
 from sumus.influence import Influence
 from sumus.plan import Plan
+from sumus.protocol.consent import hurdles, missing
 from sumus.rng import generator, key
 from sumus.simulator.population import as_population
 from sumus.task import Data, Task
@@ -114,6 +115,7 @@ class CheckReport:
     influence: what one device can do to a sum.
     deployable: rule → message for each rule that real devices would break.
     notes: what the code keeps outside the leaves, and every client therefore begins with anew.
+    warnings: why real devices would not take part, or not for long, though no rule is broken; each says what to do.
     """
 
     data: Data
@@ -130,6 +132,7 @@ class CheckReport:
     influence: Influence
     deployable: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> CheckReport:
@@ -188,6 +191,10 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         influence=described.influence,
         deployable=dict(described.violations("deployed")),
         notes=tuple(map(note_of, program.moved)),
+        warnings=(
+            *hurdles(described, plan.algorithm.client.step_count(updates.examples[-1]), cost.total),
+            *(missing(described, len(people)) if len(people) > 1 else ()),  # one is a device's own
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 checkpoint.safetensors   server state, client states, and the record of the rounds: all of a run, in one file
 model.safetensors        the published model, as a state dict
 history.jsonl            a line a round
+progress.json            how far the run is, while it goes on and after it
 plot.png
 """
 
@@ -23,6 +24,7 @@ from sumus.optimizers import ServerState
 from sumus.simulator.history import RoundRecord, Tally
 from sumus.simulator.kept import Kept
 from sumus.storage.files import write_whole
+from sumus.text import many
 from sumus.tree import nested, unnested
 from sumus.types import Array, Tree
 
@@ -95,8 +97,8 @@ class Checkpoint:
         """Refuse to go on with another experiment's run, or with one that is past the rounds that are wanted."""
         if len(self.rounds) > rounds:
             raise ExperimentError(
-                f"{folder} holds {len(self.rounds)} rounds, and {rounds} are asked for: ask for more, give another folder, or "
-                "restart=True (--restart) to start over there"
+                f"{folder} holds {many(len(self.rounds), 'round')}, and {rounds} are asked for: ask for more, give another "
+                "folder, or restart=True (--restart) to start over there"
             )
         for name, value in identity.items():
             if self.identity.get(name) != value:

@@ -2,7 +2,7 @@
 
 import re
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, extra
 from sumus.simulator.population import Population
 from sumus.simulator.share import CannotTravel, Crew, Setting, Trainer
 
@@ -38,8 +38,8 @@ def crew_of(trainer: Trainer, setting: Setting, workers: int | str, insecure: bo
     except CannotTravel as reason:
         return trainer, f"all clients train in one process: {reason}"
     except ModuleNotFoundError as error:
-        extra = "ray" if error.name == "ray" else "train"
-        raise ExperimentError(f"workers={workers!r} needs {error.name}: pip install 'sumus[{extra}]'") from error
+        of = "ray" if error.name == "ray" else "train"
+        raise ExperimentError(f"workers={workers!r} needs {error.name}: {extra(of)}") from error
 
 
 def described(workers: int | str) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from sumus.errors import ExperimentError, TaskError, at_client
@@ -9,6 +10,7 @@ from sumus.experiment import Evaluate
 from sumus.figures import figure_names, figure_of
 from sumus.metrics import Spread, is_lower_better, pooled, sums_of
 from sumus.rng import generator
+from sumus.simulator.history import RoundRecord
 from sumus.simulator.population import Population, as_population, sample
 from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.types import Array, Tree
@@ -90,6 +92,17 @@ class Evaluation:
             evaluations[source] = pooled(added(by_client.values()))
             spreads[source] = self._spreads(by_client)
         return evaluations, spreads
+
+    def with_keys(self, record: RoundRecord) -> RoundRecord:
+        """A record that was read from a file, with each worst client's key as its population has it."""
+        spreads = dict(record.spreads)
+        for source, people in (("unseen", self._unseen), ("seen", self._population)):
+            if people is not None and source in spreads:
+                spreads[source] = {
+                    name: replace(spread, worst_client=people.key_of(spread.worst_client))
+                    for name, spread in spreads[source].items()
+                }
+        return replace(record, spreads=spreads)
 
     def _measured(self, population: Population, client: Any) -> Measured:
         """What the module measures on a client, as it is loaded."""

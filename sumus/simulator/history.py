@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, extra
 from sumus.metrics import Spread
 from sumus.simulator.fleet_report import FleetReport
 from sumus.simulator.picture import figure, save
+from sumus.text import many
 from sumus.training.program import model_bytes
 
 
@@ -47,11 +48,12 @@ class RoundRecord:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
-        return dataclasses.asdict(self)
+        spreads = {source: {name: each.to_json() for name, each in of.items()} for source, of in self.spreads.items()}
+        return {**dataclasses.asdict(dataclasses.replace(self, spreads={})), "spreads": spreads}
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "RoundRecord":
-        """The inverse of `to_json`."""
+        """The inverse of `to_json`, but that the keys of clients are text (`Evaluation.with_keys`)."""
         spreads: dict[str, Any] = {
             source: {name: Spread(**spread) for name, spread in by_metric.items()}
             for source, by_metric in fields["spreads"].items()
@@ -200,7 +202,7 @@ class History:
 
     def __repr__(self) -> str:
         measured = "".join(f", {name} {value:.4g}" for name, value in self.metrics.items())
-        return f"History({len(self.rounds)} rounds{measured}, model {self.model_sha256[:12]})"
+        return f"History({many(len(self.rounds), 'round')}{measured}, model {self.model_sha256[:12]})"
 
     @property
     def evaluated(self) -> list[RoundRecord]:
@@ -238,7 +240,7 @@ class History:
         try:
             pandas: Any = importlib.import_module("pandas")
         except ImportError as error:
-            raise ExperimentError("to_frame() needs pandas: pip install 'sumus[report]'") from error
+            raise ExperimentError(f"to_frame() needs pandas: {extra('report')}") from error
         rows: list[dict[str, Any]] = []
         for record in self._shown:
             row = {k: v for k, v in record.to_json().items() if k not in _NESTED}

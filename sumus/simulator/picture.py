@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, extra
 
 
 def colormap(name: str, count: int) -> Any:
@@ -18,7 +18,7 @@ def figure(width: float, height: float) -> Any:
         canvas: Any = importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
         made: Any = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
     except ImportError as error:
-        raise ExperimentError("plot() needs matplotlib: pip install 'sumus[report]'") from error
+        raise ExperimentError(f"plot() needs matplotlib: {extra('report')}") from error
     canvas(made)
     return made
 

@@ -13,6 +13,7 @@ from sumus.errors import DataError, ExperimentError, SumusError
 from sumus.experiment import Examples, expect_population
 from sumus.simulator.participation import Participation, PerClient
 from sumus.simulator.picture import colormap, figure, save
+from sumus.text import whole_number
 from sumus.types import Array
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Population(Mapping[Any, Examples]):
     """Who is dishonest; nobody here (see `sumus.attacks`)."""
     participation = Participation()
     """Who takes part when, and with what weight: all alike, unless `in_passes`, `joining` or `weighed` says otherwise."""
+    _by_text: dict[str, Any] | None = None
 
     def __init__(self, ids: Iterable[Any], load: Callable[[Any], Examples]) -> None:
         self._ids: Sequence[Any] = ids if isinstance(ids, range) else list(ids)
@@ -244,6 +246,16 @@ class Population(Mapping[Any, Examples]):
     def sent(self, results: "Iterator[Trained]") -> "Iterator[Trained]":
         """What clients send of what they trained: honest ones send it as it is (others: `sumus.attacks`)."""
         return results
+
+    def key_of(self, text: str) -> Any:
+        """The id that is this text when it is written; the text itself, if there is none."""
+        if isinstance(self._ids, range):
+            number = whole_number(text.removeprefix("-"))
+            signed = number if number is None or not text.startswith("-") else -number
+            return signed if signed is not None and signed in self._ids else text
+        if self._by_text is None:
+            self._by_text = {str(client): client for client in self._ids}
+        return self._by_text.get(text, text)
 
     def pick(self, index: int) -> Any:
         """The id at a position."""

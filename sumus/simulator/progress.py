@@ -1,14 +1,19 @@
 """What the user sees while a run goes on."""
 
+import json
+import math
 import sys
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import Protocol
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, SumusError
 from sumus.experiment import Experiment
-from sumus.simulator.history import RoundRecord
-from sumus.text import printable
+from sumus.simulator.history import RoundRecord, strict
+from sumus.storage.files import write_whole
+from sumus.text import ago, printable
 
 Show = Callable[[RoundRecord], None]
 
@@ -25,6 +30,35 @@ class NoProgress:
     @contextmanager
     def watching(self, experiment: Experiment, done: int) -> Generator[Show, None, None]:
         yield lambda record: None
+
+
+class LineProgress:
+    """Lines on standard error, where that is no terminal: the first after `first` seconds, then one each ten seconds, and after
+    the first minute one each minute; and one at the end, if there was any."""
+
+    def __init__(self, first: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._first, self._clock = first, clock
+
+    @contextmanager
+    def watching(self, experiment: Experiment, done: int) -> Generator[Show, None, None]:
+        from sumus.terminal import echo
+
+        began, number, latest = self._clock(), done, ""
+        due, said = began + self._first, False
+
+        def show(record: RoundRecord) -> None:
+            nonlocal number, latest, due, said
+            number, now = number + 1, self._clock()
+            if record.metrics:
+                latest = "".join(f", {name} {value:.3f}" for name, value in record.metrics.items() if name != "loss")
+            if now < due and not (said and number == experiment.rounds):
+                return
+            said, due = True, now + (10.0 if now - began < 60.0 else 60.0)
+            left = (now - began) / (number - done) * (experiment.rounds - number)
+            until = f"; about {ago(left)} left" if number < experiment.rounds else ""
+            echo(f"round {number} of {experiment.rounds}: loss {record.loss:.4f}{latest}{until}", error=True)
+
+        yield show
 
 
 class TerminalProgress:
@@ -58,10 +92,42 @@ class TerminalProgress:
             yield show
 
 
+class Standing:
+    """Writes where a run stands into its folder, for whoever looks from outside: at most once a second, and at the end.
+
+    folder: None for a run without one.  rounds: that are wanted.
+    """
+
+    FILE = "progress.json"
+
+    def __init__(self, folder: Path | None, rounds: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._wanted, self._clock = folder, rounds, clock
+        self._next = -math.inf
+
+    def note(self, records: Sequence[RoundRecord], stopped: str = "") -> None:
+        """The rounds so far. stopped: why no more come; empty while the run goes on."""
+        if self._folder is None or not records or (not stopped and self._clock() < self._next):
+            return
+        self._next = self._clock() + 1.0
+        measured = next((record.metrics for record in reversed(records) if record.metrics), {})
+        standing = {
+            "round": len(records),
+            "rounds": self._wanted,
+            "seconds": sum(record.seconds for record in records),
+            "loss": records[-1].loss,
+            "metrics": dict(measured),
+            "stopped": stopped,
+        }
+        with suppress(SumusError, OSError):  # a full disk is said where the run itself is kept
+            write_whole(self._folder / self.FILE, f"{json.dumps(strict(standing))}\n".encode())
+
+
 def progress_of(wanted: "Progress | bool | None") -> Progress:
-    """The progress that was asked for; by default a bar where standard error is a terminal."""
-    if isinstance(wanted, bool) or wanted is None:
-        return TerminalProgress() if wanted or (wanted is None and sys.stderr.isatty()) else NoProgress()
+    """The progress that was asked for; by default a bar where standard error is a terminal, else lines."""
+    if wanted is None:
+        return TerminalProgress() if sys.stderr.isatty() else LineProgress()
+    if isinstance(wanted, bool):
+        return TerminalProgress() if wanted else NoProgress()
     if not callable(getattr(wanted, "watching", None)):
         raise ExperimentError(
             f"progress={wanted!r:.80}: give True, False, or an object whose watching(experiment, done) gives a context manager "

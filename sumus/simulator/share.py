@@ -290,4 +290,4 @@ class Trainer:
                 raise
             became = "refused"
         moved = tuple(self.program.moved)
-        return Result(one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone, moved)
+        return Result(one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone, moved=moved)

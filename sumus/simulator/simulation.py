@@ -30,7 +30,7 @@ from sumus.simulator.fleet_report import Attendance
 from sumus.simulator.history import BestModel, History, RoundRecord, Tally, failures_of
 from sumus.simulator.participation import joined_of, present_at
 from sumus.simulator.population import as_population
-from sumus.simulator.progress import Progress, Show
+from sumus.simulator.progress import Progress, Show, Standing
 from sumus.simulator.recall import recall_of_this_user
 from sumus.simulator.share import Crew, Errand, Group, Result, Setting, Sums, Trainer, public_seed
 from sumus.simulator.stopping import Stopping
@@ -144,7 +144,9 @@ class Simulation:
         earlier = Checkpoint.read(out) if out is not None and not restart else None
         if earlier is not None and out is not None and earlier.rounds:
             earlier.check_same(identity, out, experiment.rounds)
-            self.at = self._with_same_best(earlier, out)
+            self.at = self._with_same_best(
+                replace(earlier, rounds=[self.evaluation.with_keys(record) for record in earlier.rounds]), out
+            )
         elif not self.states.empty and not restart:
             raise ExperimentError(
                 "client_states= holds the states of another run, or of one that was cut off before its first checkpoint: "
@@ -175,11 +177,13 @@ class Simulation:
             if self.out is not None:
                 self._write(self._checkpoint())
                 history.write(self.out)
+                Standing(self.out, self.experiment.rounds).note(self.at.rounds, history.stopped)
             return history
         except KeyboardInterrupt:
             with undisturbed():
                 checkpoint = self._checkpoint()
                 kept = f", kept in {self.out}: {self.again} to go on" if self._write(checkpoint) else ""
+                Standing(self.out, self.experiment.rounds).note(self.at.rounds, "interrupted")
                 message = f"stopped after round {self.done} of {self.experiment.rounds}{kept}"
                 raise Interrupted(message, self._history("interrupted"), checkpoint) from None
         except Exception as error:
@@ -188,6 +192,7 @@ class Simulation:
                 with suppress(SumusError, AttributeError):  # no model to release, no attributes
                     vars(error).update(history=self._history("error"), checkpoint=checkpoint)
                 self._write(checkpoint)
+                Standing(self.out, self.experiment.rounds).note(self.at.rounds, "error")
             raise
 
     def _first_notes(self, client: Any, inputs: Any, targets: Any) -> Iterator[str]:
@@ -268,7 +273,7 @@ class Simulation:
 
     def _rounds(self, checkpoint_every: int, show: Show, listener: RoundListener) -> None:
         """Play them, keep what there is now and then, and tell the user's function of each."""
-        saved = self.done
+        saved, standing = self.done, Standing(self.out, self.experiment.rounds)
         if self.experiment.evaluate.first and self.at.start is None:
             self._measure_start()
             if self._is_told_to_stop(listener):
@@ -276,6 +281,7 @@ class Simulation:
         while self.done < self.experiment.rounds and not self._why_over():
             self._round(self.done, self.at)
             show(self.at.rounds[-1])
+            standing.note(self.at.rounds)
             if self.done - saved >= checkpoint_every:
                 self._write(self._checkpoint())
                 saved = self.done

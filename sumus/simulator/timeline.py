@@ -37,6 +37,7 @@ from sumus.protocol.round import (
     Settle,
     Stage,
     State,
+    begins_at,
     lets_go_at,
     over_at,
 )
@@ -47,6 +48,7 @@ from sumus.server.coordinator import Coordinator
 from sumus.simulator.calendar import Calendar
 from sumus.simulator.participation import FIRST_ROUND, Passes, present_at
 from sumus.storage.memory import MemoryStore
+from sumus.text import many
 from sumus.types import Array, Floats
 
 _FREE = Floor(rounds=2**62, seconds=math.inf, steps=2**62, bytes=2**62, contributors=0)
@@ -215,9 +217,11 @@ class Timeline:
         self._next_lapse = self._next_tick = math.inf
         self._watched_place: tuple[str, float] = ("", 0.0)
         self._rests_until = np.zeros(len(devices))
-        self._drawn, self._oldest, self._watched, self._yielded = -1, 0, -1, 0
+        self._drawn, self._oldest, self._watched, self._paced, self._yielded = -1, 0, -1, -1, 0
         self._progressed, self._void = 0.0, 0
-        self._patience = max(7 * DAY, 10 * (pacing.deadline or 0.0), 100 * float(work.seconds(devices).max()))
+        self._patience = max(
+            7 * DAY, 10 * (pacing.deadline or 0.0), 10 * (pacing.every or 0.0), 100 * float(work.seconds(devices).max())
+        )
         self._alarms = np.zeros(len(devices), np.int64)
         self._due = np.full(len(devices), -1.0)
         self._waiting_to_fill = False
@@ -290,9 +294,9 @@ class Timeline:
 
     def _stuck(self, number: int) -> str:
         row, reasons = self._current, self.totals.reasons.most_common(3)
-        why = ", ".join(f"{reason} {count} times" for reason, count in reasons)
+        why = ", ".join(f"{reason} {many(count, 'time')}" for reason, count in reasons)
         return (
-            f"round {number + 1} never ends: {row.given} devices were given work, {row.counted} reports are counted of "
+            f"round {number + 1} never ends: {many(row.given, 'place')} were given, and {row.counted} reports are counted of "
             f"{self._pacing.cohort}, and nobody else may come"
             + (f" (work came to nothing: {why})" if why else "")
             + "; lower the cohort, separation= or what the fleet loses, raise most_rounds= or its hours, or give a deadline= to "
@@ -304,6 +308,9 @@ class Timeline:
     def _fill(self) -> None:
         """Where devices wait for work: give it to as many as there is room for, drawn uniformly from those who may come."""
         if self._asleep is not None or (wanted := self._server.room()) <= 0 or self._waiting_to_fill:
+            return
+        if (begins := begins_at(self._pacing, self._current)) > self.now:
+            self._look_again_at(begins)
             return
         if self._down():  # nobody is asked: the requests that devices hold open are cut
             self._look_again_at(max(end for begin, end in self._outages if begin <= self.now < end))
@@ -401,7 +408,7 @@ class Timeline:
                 asleep.put(who[position:], moments[position:])
                 return
             self.now = float(moments[position])
-            if self._owing[who[position]] or (self._server.room() > 0 and not self._down()):
+            if self._owing[who[position]] or (self._server.room(self.now) > 0 and not self._down()):
                 self.totals.checked_in(moments[position : position + 1])
                 self._check_in(int(who[position]))
                 position += 1
@@ -725,7 +732,19 @@ class Timeline:
         if row.state is State.PLANNED:
             self._server.tick(self.now)
             row = self._current
-        if row.number > self._watched and self._pacing.deadline is not None and not self._pacing.buffered:
+        if (
+            row.state is State.PLANNED
+            and row.number > self._paced
+            and (begins := begins_at(self._pacing, row)) > self.now
+        ):
+            self._paced = row.number
+            self._at(begins, self._look_at_rounds)
+        if (
+            row.state is not State.PLANNED
+            and row.number > self._watched
+            and self._pacing.deadline is not None
+            and not self._pacing.buffered
+        ):
             self._watched = row.number
             self._at(self.now + self._pacing.deadline, self._tick, late=True)
 

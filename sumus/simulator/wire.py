@@ -207,10 +207,10 @@ def _check(experiment: Experiment, skips: bool) -> None:
             "it out, or simulate without through="
         )
     pacing = experiment.plan.pacing
-    if experiment.fleet != PERFECT or pacing.buffered or pacing.chosen != pacing.cohort:
+    if experiment.fleet != PERFECT or pacing.buffered or pacing.chosen != pacing.cohort or pacing.every is not None:
         raise ExperimentError(
-            "through the wire, all chosen devices finish, one after the other: leave out fleet=, over_select= and concurrency=, "
-            "or simulate without through="
+            "through the wire, all chosen devices finish, one after the other: leave out fleet=, over_select=, concurrency= and "
+            "every=, or simulate without through="
         )
     if experiment.plan.edges.rounds > 1:
         raise ExperimentError(

@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, SQLAlchemyError
 
-from sumus.errors import ExperimentError, UsageError
+from sumus.errors import ExperimentError, UsageError, extra
 from sumus.protocol.round import Device, Round, Session, State
 from sumus.storage.backup import copy_to
 from sumus.storage.cached import CachedTable, OfRows, Row, insert_into, put_rows
@@ -229,7 +229,7 @@ class SqlStore:
             if isinstance(error, ArgumentError | ModuleNotFoundError):
                 raise ExperimentError(
                     f"the database's address is not understood ({reason}): give sqlite:///FILE.db or "
-                    "postgresql+psycopg://USER@HOST/NAME (pip install 'sumus[server]')"
+                    f"postgresql+psycopg://USER@HOST/NAME; psycopg is there if you {extra('server')}"
                 ) from error
             if "statement pooling mode" in reason:
                 raise ExperimentError(

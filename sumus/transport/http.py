@@ -7,7 +7,6 @@ import http.client
 import ssl
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import urllib3
@@ -15,8 +14,9 @@ from urllib3.exceptions import HTTPError, LocationParseError, ProtocolError, Pro
 from urllib3.util import parse_url
 
 from sumus.errors import ExperimentError
+from sumus.text import amount
 from sumus.transport.outbound import Outbound, proxy_to
-from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable
+from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable, why_unreached, why_untrusted
 
 CONNECTING = 10.0
 """Seconds for a connection to stand, at most."""
@@ -32,7 +32,7 @@ class HttpTransport:
     """
 
     def __init__(self, url: str, authority: str | None = None, connections: int = 4) -> None:
-        self.url = url
+        self.url, self._pinned = url, authority is not None
         try:
             parsed = parse_url(url)
         except LocationParseError as error:
@@ -80,18 +80,18 @@ class HttpTransport:
         except SSLError as error:
             if _speaks_no_tls(error):
                 raise Unreachable(no_tls(self.url)) from error
-            raise Unreachable(f"the certificate of {self.url} is not to be trusted: {_untrusted(error)}") from error
+            raise Unreachable(why_untrusted(error, self.url, self._pinned)) from error
         except ProxyError as error:
             raise Unreachable(_of_proxy(self.url, self._proxy, error.original_error)) from error
         except HTTPError as error:
             hint = "; does it answer to https://?" if self.url.startswith("http://") and _hung_up(error) else ""
-            raise Unreachable(f"{self.url} cannot be reached: {_said(error)}{hint}") from error
+            raise Unreachable(f"{self.url} cannot be reached: {why_unreached(error)}{hint}") from error
         whole = False
         try:
             read = self._read(response, until, most)
             whole = True
         except HTTPError as error:
-            raise Unreachable(f"the answer of {self.url} was cut off: {_said(error)}") from error
+            raise Unreachable(f"the answer of {self.url} was cut off: {why_unreached(error)}") from error
         finally:
             if not whole:
                 response.close()  # what is left of it must not be taken for the next answer
@@ -103,7 +103,7 @@ class HttpTransport:
         while block := response.read1(_BLOCK):
             body += block
             if len(body) > most:
-                raise Unreachable(f"{self.url} answers with more than {most} bytes, which is too much here")
+                raise Unreachable(f"{self.url} answers with more than {amount(most)}, which is too much here")
             if time.monotonic() > until:
                 raise Unreachable(f"the answer of {self.url} took too long")
         return bytes(body)
@@ -135,7 +135,7 @@ def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**1
             raise Unreachable(no_tls(url)) from error
         if proxy is not None:
             raise Unreachable(_of_proxy(url, proxy, error)) from error
-        raise Unreachable(f"{url} cannot be reached: {_said(error)}") from error
+        raise Unreachable(f"{url} cannot be reached: {why_unreached(error)}") from error
     finally:
         connection.close()
     if response.status != 200:
@@ -146,26 +146,14 @@ def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**1
 def _of_proxy(url: str, proxy: Outbound | None, error: Exception) -> str:
     """What to say of a way that does not lead through its proxy."""
     named = "the proxy" if proxy is None else f"the proxy {proxy.url} ({proxy.variable} of the environment)"
-    return f"{url} cannot be reached by way of {named}: {_said(error)}; NO_PROXY names what is reached without it"
+    return (
+        f"{url} cannot be reached by way of {named}: {why_unreached(error)}; NO_PROXY names what is reached without it"
+    )
 
 
 def no_tls(url: str) -> str:
     """What to say of a port that answers, and not in TLS."""
     return f"{url} does not speak TLS: is it http://, or another port? (behind a proxy that encrypts, give the proxy's address)"
-
-
-def _untrusted(error: SSLError) -> str:
-    """Why a certificate is not trusted, and what to do. One of another time may mean that this machine's clock is wrong."""
-    said = _said(error)
-    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    if "not yet valid" in said:
-        return f"it is not valid yet, and here it is {now}; is this machine's clock late?"
-    if "has expired" in said:
-        return f"its time is over, and here it is {now}; if this machine's clock is right, ask who runs the server to renew it"
-    return (
-        f"{said}; is this the server that you were invited to? If its certificate comes from an authority of your own, name that "
-        "with --authority FILE (authority=)"
-    )
 
 
 def _speaks_no_tls(error: BaseException) -> bool:
@@ -193,9 +181,3 @@ def _context(authority: str | None) -> ssl.SSLContext:
     except (ssl.SSLError, ValueError) as error:
         raise ExperimentError(f"the authority is no certificate in PEM: {error}") from error
     return context
-
-
-def _said(error: Exception) -> str:
-    """The reason within urllib3's reasons, in one line."""
-    inner = getattr(error, "reason", None) or error
-    return " ".join(str(inner).split()) or type(inner).__name__

@@ -14,6 +14,7 @@ from concurrent.futures import CancelledError
 from typing import Any, TypeAlias
 
 from sumus.errors import ExperimentError
+from sumus.text import amount
 from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -93,7 +94,7 @@ class InProcess:
         if call.answered:  # what it does beyond, it does without anyone waiting
             return Answer(call.status, call.headers, bytes(call.body))
         if len(call.body) > most:
-            raise Unreachable(f"the application answers with more than {most} bytes, which is too much here")
+            raise Unreachable(f"the application answers with more than {amount(most)}, which is too much here")
         if call.status:
             raise Unreachable("the answer of the application was cut off")
         return Answer(500, {}, b"Internal Server Error")

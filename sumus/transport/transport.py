@@ -9,6 +9,7 @@ ask the same again.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 
 from sumus.errors import SumusError
@@ -30,6 +31,63 @@ class Answer:
     status: int
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     body: bytes = b""
+
+
+_WORDS = (
+    (("badstatusline", "unknownprotocol", "not http"), "it does not answer in HTTP"),
+    (("refused",), "nothing listens there"),
+    (
+        ("name or service", "name resolution", "nodename nor servname", "getaddrinfo", "no address associated"),
+        "no such host",
+    ),
+    (("timed out", "timeout"), "no answer in time"),
+    (("reset by peer", "broken pipe", "remote end closed", "connection aborted"), "it ended the connection"),
+    (("no route to host", "network is unreachable"), "no network leads there"),
+)
+
+
+def why_unreached(error: BaseException) -> str:
+    """Why a server cannot be reached, in words; for what has none, its own first line without Python's wrapping."""
+    inner = getattr(error, "reason", None) or error
+    text = " ".join(str(inner).split())
+    looked = f"{type(inner).__name__} {text}".lower()
+    for signs, said in _WORDS:
+        if any(sign in looked for sign in signs):
+            return said
+    plain = getattr(inner, "strerror", None) or text.rpartition("[Errno")[2].partition("] ")[2] or text
+    return str(plain) or "it ended the connection"
+
+
+def why_untrusted(error: BaseException, url: str, pinned: bool) -> str:
+    """Why a server's certificate is not taken, and what to do.
+
+    Args:
+        error: of TLS, or around such an error.
+        url: the server's address.
+        pinned: whether one authority alone is trusted, which was pinned once.
+    """
+    said, now = " ".join(str(error).split()).lower(), f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    if "expired" in said:
+        return (
+            f"the certificate of {url} is past its end, and here it is {now}: if this machine's clock is right, ask who runs the "
+            "server to renew it"
+        )
+    if "not yet valid" in said:
+        return f"the certificate of {url} is not valid yet, and here it is {now}: is this machine's clock late?"
+    if "hostname mismatch" in said or "ip address mismatch" in said:
+        return (
+            f"the certificate of {url} is for other names: give the address that stands in the link, or that it is for"
+        )
+    if pinned:
+        return (
+            f"the certificate of {url} does not come from the authority that is known here: the server has made a new one, or it "
+            f"is another server. Ask who runs it for the new pin, and give it once behind the address: {url}/#pin=HEX"
+        )
+    return (
+        f"the certificate of {url} is from nobody that this machine trusts: if the server made its own (--tls auto), give its "
+        f"link, or its pin behind the address: {url}/#pin=HEX; if it comes from an authority of your own, name that with "
+        "--authority FILE (authority=); else, is this the server that you were invited to?"
+    )
 
 
 class Transport(Protocol):

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -384,25 +385,66 @@ def test_the_report_of_a_process_that_ended_is_sent_by_the_next(tmp_path: Path) 
     first.close()
     news = list[News]()
     with a_device(server, folder=tmp_path, watch=news.append) as second:
-        assert second.wake() > 0, "it does not come back at once"
         second.run(rounds=1)
+        assert second._clock() < 1.0, "whoever starts it waits for a word"  # type: ignore[attr-defined]
     assert words(news) == ["counted"]
     reports = server.named("report")
     assert reports[0] == reports[1]
 
 
-@pytest.mark.parametrize(("told", "least", "most"), [(None, 0.0, 1.0), ((200.0, 300.0), 200.0, 300.0)])
-def test_a_process_that_begins_anew_waits_as_long_as_the_server_last_wanted(
-    tmp_path: Path, told: tuple[float, float] | None, least: float, most: float
-) -> None:
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        Answer(200, {}, write(CheckInAnswer(retry_after_s=(200.0, 300.0)))),
+        refused("busy", (1000.0, 2000.0)),
+        LOST,
+    ],
+    ids=["nothing", "a window", "busy", "nobody there"],
+)
+def test_a_process_that_begins_asks_at_once_whatever_the_one_before_was_told(tmp_path: Path, told: Any) -> None:
     server = Served(works=1)
-    if told is not None:
-        server.fates["check_in"] = [Answer(200, {}, write(CheckInAnswer(retry_after_s=told)))]
+    server.fates["check_in"] = [] if told is None else [told]
     with a_device(server, folder=tmp_path) as device:
         device.wake()
+        before = len(server.named("check_in"))
     with a_device(server, folder=tmp_path) as device:
-        assert least <= device.wake() <= most
-        assert len(server.named("check_in")) == 1
+        assert device.wake() <= 0.1
+        device._clock.sleep(0.1)  # type: ignore[attr-defined]
+        device.wake()
+        assert len(server.named("check_in")) == before + 1
+
+
+def test_an_error_in_the_same_process_is_no_start(tmp_path: Path) -> None:
+    """Else a full disk would be asked for work again and again."""
+    server = Served(works=2)
+
+    class Full(FolderStore):
+        def put(self, body: bytes) -> str:
+            raise ExperimentError("no room on the disk")
+
+    device = a_device(server, store=Full(tmp_path))
+    with pytest.raises(ExperimentError, match="no room"):
+        device.run(rounds=1)
+    assert device.wake() >= 1.0
+    device.close()
+
+
+def test_it_says_at_once_what_it_waits_for_and_until_when() -> None:
+    server, news = Served(works=0), list[News]()
+    server.fates["check_in"] = [
+        Answer(200, {}, write(CheckInAnswer(retry_after_s=(5.0, 9.0), reason=reason)))
+        for reason in ("few", "pace", "charging", "unmetered", "nothing to do", "asking", "parent", "version")
+    ]
+    device = a_device(server, watch=news.append, wait_s=20.0)
+    while server.fates["check_in"]:
+        device._clock.sleep(device.wake())  # type: ignore[attr-defined]
+    asked: list[CheckInRequest] = server.named("check_in")
+    assert [request.wait_s for request in asked] == [0.5] + [20.0] * 7, "the first is not held"
+    waits = [one for one in news if one.what == "waiting"]
+    assert [one.again_s for one in waits] == [9.0] * 8
+    for one in waits:
+        assert re.match(r"(for|until) [a-z: ]{10}", one.said), one.said
 
 
 def test_ctrl_c_in_mid_training_is_told(tmp_path: Path) -> None:
@@ -450,10 +492,10 @@ def test_it_ends_when_it_is_told_to() -> None:
         (
             Floor(bytes=100),
             "floor-bytes",
-            r"the round takes (\d+) bytes, .*, and you consent to 100: join with --floor bytes=\1",
+            r"the round takes [0-9.]+ kB, .*, and you consent to 100 bytes: join with --floor bytes=\d+",
         ),
         (Floor(memory=10), "floor-memory", r"a local step takes at least (\d+) bytes .* --floor memory=\1"),
-        (Floor(rounds=0), "floor-rounds", "you consent to 0 rounds a day, .* or join with a greater --floor rounds"),
+        (Floor(rounds=0), "floor-rounds", "you consent to 0 rounds a day, .* or join with a greater --floor rounds=N"),
     ],
 )
 def test_whatever_the_server_asks_for_the_floor_holds(floor: Floor, reason: str, said: str) -> None:
@@ -555,7 +597,9 @@ def test_without_its_own_conditions_it_says_nothing_to_anyone() -> None:
     device = a_device(server, sensors=Unknown(), requires=Conditions(idle=True), watch=news.append)
     assert device.wake() > 0
     assert server.asked == []
-    assert news == [News("waiting", "until it is idle")]
+    assert news == [
+        News("waiting", "until nobody uses it, as you ask (--always, for a machine that nobody does)", again_s=300.0)
+    ]
 
 
 # ── what goes wrong on the device ────────────────────────────────────────────────────────────────────────────────────
@@ -803,7 +847,7 @@ def test_it_is_forgotten_there_and_here_and_what_is_not_is_said(tmp_path: Path) 
         done = device.forget()
         assert server.keys == {}
         assert device.status.counts == {}
-        assert any("1 of its reports" in line for line in done.remains)
+        assert any("1 report of it" in line for line in done.remains)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"lock"}
 
@@ -829,3 +873,58 @@ def test_news_are_json_and_hold_no_secret() -> None:
     assert "token" not in text
     assert key(7, "device", "alice").hex() not in text
     assert not math.isnan(news[2].measured.get("loss", math.nan))
+
+
+# ── a folder that was put back ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_folder_from_a_backup_says_what_happened_and_goes_on(tmp_path: Path) -> None:
+    server, news = Served(works=2), list[News]()
+    with a_device(server, folder=tmp_path / "now") as device:
+        device.enrol()
+    shutil.copytree(tmp_path / "now", tmp_path / "backup")
+    with a_device(server, folder=tmp_path / "now") as device:
+        device.run(rounds=1)
+    server.serials[device.status.device] = 500
+    with a_device(server, folder=tmp_path / "backup", watch=news.append) as old:
+        old.run(rounds=1)
+    (said,) = (one.said for one in news if one.what == "trouble")
+    assert "a folder that was put back goes on by itself" in said
+    assert old.status.trouble == said
+
+
+@pytest.mark.parametrize(
+    ("left_out", "said"),
+    [
+        ("key", r"knows its server and has no key: .* Put its `key` back too, or delete the folder and enrol it anew"),
+        ("objects", r"objects/[0-9a-f]+ is gone or damaged: delete .*, and enrol this device anew with another token"),
+    ],
+)
+def test_a_folder_that_was_put_back_in_part_says_what_is_missing(tmp_path: Path, left_out: str, said: str) -> None:
+    server = Served(works=1, releases=True)
+    with a_device(server, folder=tmp_path) as device:
+        device.run(rounds=1)
+    path = tmp_path / left_out
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (tmp_path / "objects").mkdir(exist_ok=True)
+
+    def again() -> None:
+        with a_device(server, folder=tmp_path) as device:
+            device.predict(some_examples()[0])
+
+    with pytest.raises(ExperimentError, match=said):
+        again()
+    with pytest.raises(ExperimentError, match=said):
+        again()
+
+
+def test_a_server_that_was_put_back_from_before_this_device_is_said_to_be(tmp_path: Path) -> None:
+    server = Served()
+    with a_device(server, folder=tmp_path) as device:
+        device.enrol()
+    server.fates["check_in"] = [refused("unknown_device")]
+    with a_device(server, folder=tmp_path, token=None) as device:
+        with pytest.raises(
+            ExperimentError, match="put back from a backup that is older than this device; enrol it again"
+        ):
+            device.run(rounds=1)

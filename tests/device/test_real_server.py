@@ -228,7 +228,7 @@ def test_predict_reads_inputs_and_writes_outputs(training: Training, tmp_path: P
     np.save(tmp_path / "inputs.npy", inputs)
     where = ("--client", str(file), "--folder", str(folder), "--inputs", str(tmp_path / "inputs.npy"))
     assert said("predict", *where, "--output", str(tmp_path / "outputs.npy"))[0].endswith(
-        "outputs.npy: outputs [5, 1]\n"
+        "outputs.npy: outputs [5, 1] of version 0 of a\n"
     )
     np.testing.assert_allclose(np.load(tmp_path / "outputs.npy"), expected, rtol=1e-6)
     assert [float(line) for line in said("predict", *where)[0].split()] == pytest.approx(

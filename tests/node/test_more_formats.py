@@ -13,6 +13,7 @@ from sumus.node.batch import MOST_BYTES, MOST_TEXT
 from sumus.node.formats import is_read, is_whole, read_file
 from sumus.node.pictures import MOST_POINTS
 from sumus.node.readings import BadReading
+from sumus.text import amount
 
 TABLE = b"a,b\n1,2\n3\n5,6\n"
 
@@ -114,13 +115,13 @@ BOMB = gzip.compress(b"a\n" + b"1\n" * (MOST_TEXT // 2))
 @pytest.mark.parametrize(
     ("name", "body", "why"),
     [
-        ("a.csv.gz", BOMB, f"unpacked it has more than {MOST_TEXT} bytes"),
-        ("a.csv.gz", gzip.compress(b"")[:10] + BOMB[10:] + BOMB, f"unpacked it has more than {MOST_TEXT} bytes"),
+        ("a.csv.gz", BOMB, f"unpacked it has more than {amount(MOST_TEXT)}"),
+        ("a.csv.gz", gzip.compress(b"")[:10] + BOMB[10:] + BOMB, f"unpacked it has more than {amount(MOST_TEXT)}"),
         ("a.csv.gz", gzip.compress(TABLE)[:-4], "it is cut off"),
         ("a.csv.gz", TABLE, "it is no .gz file"),
         ("a.csv.gz", gzip.compress(gzip.compress(TABLE)), "it is packed by gzip"),
-        ("a.zip", zipped({"a.csv": b"x" * (MOST_BYTES + 1)}), f"1 files and {MOST_BYTES + 1} bytes"),
-        ("a.zip", zipped({f"{n}.csv": b"" for n in range(1001)}), "1001 files"),
+        ("a.zip", zipped({"a.csv": b"x" * (MOST_BYTES + 1)}), f"1 file of at most 1,000, and {MOST_BYTES + 1:,} bytes"),
+        ("a.zip", zipped({f"{n}.csv": b"" for n in range(1001)}), "1,001 files of at most 1,000"),
         ("a.zip", zipped({"a.zip": b""}), "within it is 'a.zip', which is no file of readings"),
         ("a.zip", zipped({"readme.txt": b""}), "within it is 'readme.txt', which is no file of readings"),
         ("a.zip", zipped({"a.csv": b"a,a\n"}), "a.csv: line 1 names the columns"),

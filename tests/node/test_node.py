@@ -68,9 +68,10 @@ class Patient(Served):
 
     def _check_in(self, device: str, asked: CheckInRequest) -> Answer:
         works = self.works
-        self.works = works if asked.kinds else 0
+        takes = self.kind in asked.kinds
+        self.works = works if takes else 0
         answer = read(CheckInAnswer, super()._check_in(device, asked).body)
-        self.works = self.works if asked.kinds else works
+        self.works = self.works if takes else works
         return Answer(200, {}, write(msgspec.structs.replace(answer, retry_after_s=(0.0, 0.1))))
 
 

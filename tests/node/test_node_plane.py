@@ -15,6 +15,7 @@ from sumus.node.formats import MOST_TEXT, Raw
 from sumus.node.intake import Intake
 from sumus.node.plane import JSON, MOST_LABELS, MOST_TENSORS, TENSORS, plane_app
 from sumus.node.readings import BadReading, Readings
+from sumus.text import amount
 from sumus.transport.inprocess import InProcess
 from sumus.wire.tensors import encode_tree
 
@@ -28,6 +29,7 @@ class Said:
     outputs: Any
     task: str = "signs"
     version: int = 7
+    answers: tuple[Any, ...] = ()
 
 
 class Clock:
@@ -104,7 +106,7 @@ def test_a_body_may_be_packed(here: Here) -> None:
     bomb = gzip.compress(b" " * (MOST_TEXT + 1))
     status, said = here.post("/v1/readings", bomb, content_encoding="gzip")
     assert (status, said["error"]) == (422, "bad_reading")
-    assert f"more than {MOST_TEXT} bytes" in said["detail"]
+    assert f"more than {amount(MOST_TEXT)}" in said["detail"]
 
 
 def test_something_else_under_a_key_that_is_here_is_refused(here: Here) -> None:

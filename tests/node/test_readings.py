@@ -271,7 +271,7 @@ def test_by_bytes_and_the_file_stays_small(tmp_path: Path) -> None:
         assert first(readings)[-1] == 19
     assert (tmp_path / FILE).stat().st_size < 1.5 * most + 100_000
     with Readings(tmp_path, retention=Retention(bytes=200)) as readings:
-        with pytest.raises(BadReading, match="it has 216 bytes, and 200 are kept here altogether"):
+        with pytest.raises(BadReading, match="it has 216 bytes, and at most 200 bytes are kept here altogether"):
             readings.fit(Reading(np.zeros(32), 0))
 
 

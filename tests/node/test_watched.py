@@ -140,7 +140,7 @@ def test_one_that_is_too_large_is_not_read(folder: Folder) -> None:
     with (folder.path / "a.csv").open("wb") as file:
         file.truncate(2**40)
     (said,) = folder.taken()
-    assert "1099511627776 bytes, and at most" in said
+    assert "1.1 TB, and at most" in said
 
 
 def test_after_a_crash_before_the_move_it_is_not_kept_twice(folder: Folder) -> None:

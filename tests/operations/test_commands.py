@@ -1,5 +1,6 @@
 """What an operator types, and what is printed."""
 
+import hashlib
 import json
 import queue
 import threading
@@ -7,15 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from sumus.cli import app
+from sumus.errors import ExperimentError
 from sumus.operations import commands
 from sumus.operations.listening import Listen
 from sumus.operations.progress import Opened
 from sumus.operations.serve import Tell, run
 from sumus.operations.service import Conduct, Where
+from sumus.text import amount
 from sumus.transport.http import HttpTransport
 from tests.server.devices import ScriptedDevice, tiny, train_round
 
@@ -95,6 +100,43 @@ def test_logging_in_looking_and_changing(operator: Operator, tmp_path: Path, mon
     types("admin", "revoke", url, operator.devices[2].id)
     assert types("admin", "rollback", url, "tiny", "0") == "tiny goes on from version 0, which is version 2 now\n"
     operator.thread.join(60)
+
+
+def test_a_model_comes_out_bit_for_bit_by_the_plan_s_names(operator: Operator, tmp_path: Path) -> None:
+    types, url = operator.types, operator.url
+    types("admin", "login", url, stdin=operator.opened.login)
+    operator.round()
+    while (found := json.loads(types("admin", "models", url, "tiny", "--json")))["version"] < 1:
+        pass
+    first, newest, old = tmp_path / "first.safetensors", tmp_path / "newest.safetensors", tmp_path / "old"
+    said = types("admin", "export", url, "tiny", "-o", str(newest))
+    sha256 = found["models"][1]["sha256"]
+    assert said == f"{newest}: version 1 of tiny, {amount(newest.stat().st_size)}, sha256 {sha256}\n"
+    assert hashlib.sha256(newest.read_bytes()).hexdigest() == sha256
+    assert types("admin", "export", url, "tiny", "0", "-o", str(first)).startswith(f"{first}: version 0 of tiny, ")
+    loaded = load_file(newest)
+    assert set(loaded) == {"w"} == {leaf.name for leaf in PLAN.description.leaves}
+    assert loaded["w"].tobytes() == np.full(4, -1.0, np.float32).tobytes()
+    assert not load_file(first)["w"].any()
+
+    old.write_text("mine")
+    for there in (old, tmp_path / "dangling"):
+        if there is not old:
+            there.symlink_to(tmp_path / "nowhere")
+        with pytest.raises(ExperimentError, match="is there already, and stays as it is"):
+            types("admin", "export", url, "tiny", "-o", str(there), code=2)
+    assert old.read_text() == "mine"
+    missing = tmp_path / "missing" / "model"
+    with pytest.raises(ExperimentError, match="missing/model cannot be written: No such file or directory"):
+        types("admin", "export", url, "tiny", "-o", str(missing), code=2)
+    for words, why in (
+        (("tiny", "7"), "tiny has no version 7 yet: its newest is 1"),
+        (("tinny",), "there is no task 'tinny' here; its tasks are tiny"),
+    ):
+        with pytest.raises(ExperimentError, match=why):
+            types("admin", "export", url, *words, "-o", str(tmp_path / "other"), code=2)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [first.name, newest.name, "old"]
+    types("admin", "resume", url, "tiny")
 
 
 def test_a_backup_is_made_while_it_runs_and_put_back(operator: Operator, tmp_path: Path) -> None:

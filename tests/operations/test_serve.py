@@ -387,7 +387,7 @@ def test_whoever_asks_the_wrong_place_is_told_which_it_is(tmp_path: Path) -> Non
     remote = Remote(running.opened.admin_url, logins)
     remote.log_in(running.opened.login)
     assert remote.ask("GET", "/v1/admin/status")["population"] == "default"
-    with pytest.raises(ExperimentError, match="says no: task tiny has no model 9"):
+    with pytest.raises(ExperimentError, match="says no: tiny has no version 9 yet: its newest is 0"):
         remote.ask("POST", "/v1/admin/models/tiny/promote", {"version": 9})
     with pytest.raises(ExperimentError, match="used, or its time is over"):
         remote.log_in(running.opened.login)

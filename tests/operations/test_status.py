@@ -1,19 +1,25 @@
 """A status says what a server waits for, and names no device."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
+import sumus
+from sumus.device.device import WAITS
 from sumus.evaluation import evaluation_report
 from sumus.operations.display import shown
 from sumus.operations.service import Conduct, Service, open_service
 from sumus.operations.status import CLEAR_MODE, ServerStatus, look
+from sumus.server.refusals import WORDS, Refusals
 from sumus.server.runs import Evaluating
 from sumus.transport.inprocess import InProcess
+from sumus.wire.messages import AbortReason, Refused
 from tests.server.devices import ScriptedDevice, tiny, update_of
 
 
@@ -148,16 +154,107 @@ def test_while_storage_fails_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         assert it.now().trouble == ""
 
 
-def test_a_terminal_shows_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def printed(now: ServerStatus, capsys: pytest.CaptureFixture[str]) -> str:
     from rich.console import Console
 
+    Console(width=200).print(shown(json.loads(msgspec.json.encode(now))))
+    return capsys.readouterr().out
+
+
+def test_a_terminal_shows_all_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     with served(evaluate=Evaluating(cohort=2)) as it:
         for device in it.devices(3):
             work = device.check_in(PLAN, kinds=("train",)).assignment
             assert work is not None
             device.report(work, update_of(PLAN, 1))
-        now = json.loads(msgspec.json.encode(it.now()))
-    Console(width=200).print(shown(now))
-    out = capsys.readouterr().out
+        out = printed(it.now(), capsys)
     for said in ("3 devices enrolled", CLEAR_MODE, "what it waits for", "tiny: version 1 of 3 reports", "loss 0.5000"):
         assert said in out
+
+
+# ── why devices took no part ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_devices_refused_is_said_in_words_and_counts_each_device_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with served(deadline=1000.0) as it:
+        for device in it.devices(2):
+            work = device.work(PLAN)
+            assert work is not None
+            device.abort(work, "floor-rounds")
+        first, *others = it.now().refusals
+        assert (first.task, first.kind, first.why, first.devices) == ("tiny", "train", "floor-rounds", 2)
+        assert first.said.startswith(
+            "2 devices: already took part in as many rounds today as the owner consents to (24,"
+        )
+        assert {other.why for other in others} <= {"resting"}
+        text = printed(it.now(), capsys)
+        assert "in the last 10 minutes took no part:\n    tiny train: 2 devices: already took part in" in text
+
+
+@pytest.mark.parametrize(
+    ("pacing", "asked", "said"),
+    [
+        ({"requires": sumus.Conditions(charging=True)}, {}, "1 device: not charging, and the plan asks for that"),
+        ({"requires": sumus.Conditions(idle=True)}, {}, "1 device: in use, and the plan asks for an idle one"),
+        ({"requires": sumus.Conditions(version=7)}, {}, "1 device: an older version of its program than the plan asks"),
+        ({}, {"kinds": ("evaluate",)}, "1 device: measures models, and does not train"),
+    ],
+)
+def test_what_keeps_devices_from_work_is_said(pacing: Any, asked: Any, said: str) -> None:
+    with served(**pacing) as it:
+        device = it.devices(2)[0]
+        for _ in range(3):
+            assert device.check_in(PLAN, **asked).assignment is None
+        (only,) = it.now().refusals
+        assert only.said.startswith(said)
+
+
+def test_a_device_of_another_release_and_a_report_of_no_use_are_said() -> None:
+    with served() as it:
+        one, two, _ = it.devices(3)
+        with pytest.raises(Refused, match="wrong_task"):
+            one.check_in(tiny(size=5).plan)
+        work = two.work(PLAN)
+        assert work is not None
+        with pytest.raises(Refused):
+            two.report(work, update_of(PLAN, 1, value=float("nan")))
+        said = {each.why: each.said for each in it.now().refusals}
+        assert said["wrong_task"].startswith("1 device: its file has another model or other data than any task here")
+        assert said["not_finite"] == "1 device: reported NaN or infinity"
+
+
+def test_who_took_part_after_all_and_what_is_long_past_is_not_said() -> None:
+    refusals = Refusals()
+    for device in "abc":
+        refusals.note("tiny", "train", "charging", device, 0.0)
+    refusals.note("tiny", "evaluate", "only trains", "a", 0.0)
+    refusals.note("", "", "wrong_task", "c", 0.0)
+    refusals.took_part("tiny", "train", "a")
+    assert [(each.why, each.devices) for each in refusals.seen(0.0)] == [
+        ("charging", 2), ("wrong_task", 1), ("only trains", 1),
+    ]  # fmt: skip
+    refusals.note("tiny", "train", "charging", "b", 500.0)
+    assert [(each.why, each.devices) for each in refusals.seen(601.0)] == [("charging", 1)]
+    assert refusals.seen(1101.0) == ()
+
+
+def test_what_is_remembered_of_refusals_is_bounded() -> None:
+    refusals = Refusals()
+    for number in range(10_100):
+        refusals.note("tiny", "train", "idle", str(number), 0.0)
+        refusals.note("tiny", "train", f"a word of its own {number}", str(number), 0.0)
+    assert [(each.why, each.devices) for each in refusals.seen(0.0)] == [("idle", 10_000)]
+
+
+def test_every_reason_of_the_protocol_has_words() -> None:
+    assert set(get_args(AbortReason)) <= set(WORDS)
+    assert {field.name for field in dataclasses.fields(sumus.Conditions)} <= set(WORDS)
+    assert set(WAITS) >= {
+        "few",
+        "full",
+        "pace",
+        "paused",
+        *(field.name for field in dataclasses.fields(sumus.Conditions)),
+    }

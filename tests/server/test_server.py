@@ -305,7 +305,7 @@ def test_devices_answer_with_the_model_that_was_promoted(start: Start) -> None:
     training = running.server.tasks[0].training
     running.server.ask_to_do(lambda now: training.promote(1)).result()
     assert devices[1].check_in(bundle.plan).released["tiny"].version == 1
-    with pytest.raises(ExperimentError, match="no model 7"):
+    with pytest.raises(ExperimentError, match="tiny has no version 7 yet: its newest is 1"):
         running.server.ask_to_do(lambda now: training.promote(7)).result()
 
 

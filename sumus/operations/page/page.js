@@ -20,11 +20,39 @@ async function logIn() {
   else throw new Error(said.detail || said.code);
 }
 
+const OPEN_END = 1000000; // an edge's round is of as many reports as the server above lets it add
+const COLUMNS = ["", "", "round", "", "reports", "train", "dropped", ""];
+
 function row(cells, trouble) {
   const line = document.createElement("tr");
-  for (const cell of cells) line.insertCell().textContent = cell;
+  cells.forEach((said, place) => {
+    const cell = line.insertCell();
+    cell.textContent = said;
+    cell.dataset.is = COLUMNS[place];
+  });
   if (trouble) line.lastChild.className = "trouble";
   return line;
+}
+
+function items(list, lines) {
+  list.replaceChildren(...lines.map((said) => {
+    const line = document.createElement("li");
+    line.textContent = said;
+    return line;
+  }));
+}
+
+function many(count, noun) {
+  return `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+}
+
+function amount(count) {
+  if (count < 1000) return many(Math.round(count), "byte");
+  for (const unit of ["kB", "MB", "GB"]) {
+    count /= 1000;
+    if (count < 999.95) return `${count.toFixed(1)} ${unit}`;
+  }
+  return `${(count / 1000).toFixed(1)} TB`;
 }
 
 function means(values) {
@@ -36,32 +64,44 @@ function medians(values) {
   return said.length ? `, the median device ${said.join(", ")}` : "";
 }
 
+// Of an edge: what became of the server above it; the whole text of what is wrong is shown to whoever points at it.
+function above(edge) {
+  const line = document.getElementById("above");
+  line.hidden = !edge;
+  if (!edge) return;
+  const waiting = edge.waiting ? `, ${many(edge.waiting, "sum")} on the way` : "";
+  line.className = edge.trouble ? "trouble" : "";
+  line.title = edge.trouble;
+  line.textContent = edge.trouble
+    ? `The server above does not hear this edge: ${edge.why}${waiting}`
+    : `An edge of ${edge.server}: ${many(edge.sums, "sum")} sent${waiting}`;
+}
+
 function show(now) {
   const said = document.getElementById("said");
   said.textContent = now.trouble
     ? `waiting for storage: ${now.trouble}`
-    : `population ${now.population}: ${now.devices} devices enrolled, ${now.bytes_in} bytes in, ${now.bytes_out} bytes out`
-      + (now.above ? `; an edge of ${now.above.server}: ${now.above.sums} sums sent` : "")
-      + (now.certificate_s !== null && now.certificate_s < 14 * 86400 ? `; the certificate ends in ${Math.floor(now.certificate_s / 86400)} days` : "")
-      + (now.above && now.above.trouble ? `; it does not hear: ${now.above.trouble}` : "");
+    : `population ${now.population}: ${many(now.devices, "device")} enrolled, ${amount(now.bytes_in)} in, ${amount(now.bytes_out)} out`
+      + (now.certificate_s !== null && now.certificate_s < 14 * 86400 ? `; the certificate ends in ${many(Math.floor(now.certificate_s / 86400), "day")}` : "");
   said.className = now.trouble ? "trouble" : "";
+  above(now.above);
   document.getElementById("mode").textContent = now.mode;
   document.querySelector("table").hidden = false;
   document.querySelector("tbody").replaceChildren(...now.tasks.flatMap((task) => task.runs.map((run) => row([
-    task.name, run.kind, run.round, run.paused ? "paused" : run.state, `${run.counted} of ${run.goal}`, run.out, run.dropped,
+    task.name, run.kind, run.round, run.paused ? "paused" : run.state, run.goal < OPEN_END ? `${run.counted} of ${run.goal}` : run.counted, run.out, run.dropped,
     run.waiting,
   ], run.trouble))));
-  document.getElementById("models").replaceChildren(...now.tasks.map((task) => {
-    const line = document.createElement("li");
+  document.getElementById("refused").hidden = !now.refusals.length;
+  items(document.querySelector("#refused ul"), now.refusals.map((each) => `${each.task ? `${each.task} ${each.kind}: ` : ""}${each.said}`));
+  items(document.getElementById("models"), now.tasks.map((task) => {
     const measured = task.evaluated;
-    line.textContent = `${task.name}: version ${task.version}`
-      + (task.model ? ` of ${task.model.contributors} reports` : "")
+    return `${task.name}: version ${task.version}`
+      + (!task.model ? "" : task.model.round === null ? "" : ` of ${many(task.model.contributors, "report")}`)
       + (task.released === task.version ? "" : `, devices answer with version ${task.released}`)
-      + (measured ? `; version ${measured.version} measured on ${measured.evaluate.devices} devices: ${means(measured.evaluate.means)}${medians(measured.evaluate.medians || {})}` : "")
+      + (measured ? `; version ${measured.version} measured on ${many(measured.evaluate.devices, "device")}: ${means(measured.evaluate.means)}${medians(measured.evaluate.medians || {})}` : "")
       + (task.influence ? `; ${task.influence.said}` : "")
       + `; no noise is added yet, its place is ${task.noise_at === "top" ? "the top" : "at edges"}`
       + (task.edge_rounds > 1 ? `; edges do ${task.edge_rounds} rounds of their own between two sums` : "");
-    return line;
   }));
 }
 

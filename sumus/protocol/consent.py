@@ -1,0 +1,81 @@
+"""Where a plan cannot start, though it is legal: what devices consent to unless their owners say otherwise, beside what it asks.
+
+hurdles(plan)                                     by the plan alone
+hurdles(plan, steps=400, memory=2**30)            and by what a round takes
+missing(plan, clients=3)                          by how many devices there are
+"""
+
+from dataclasses import fields
+
+from sumus.pacing import Conditions
+from sumus.plan import Plan
+from sumus.protocol.session import Floor
+from sumus.text import ago, amount, many
+
+USUAL = Floor()
+_DAY = 86400.0
+
+
+def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -> list[str]:
+    """Why devices would refuse a plan's rounds, or soon have had enough, in sentences that say what to do.
+
+    Args:
+        plan: the plan, with its data declared.
+        steps: local steps of a round at the client with the most; 0 if they are not known.
+        memory: bytes that a local step takes at least; 0 if they are not known.
+        floor: what the devices consent to.
+    """
+    found, rounds = list[str](), plan.edges.rounds
+    if plan.min_contributors < floor.contributors:
+        found.append(
+            f"devices consent to sums of {floor.contributors} contributors and more, and min_contributors is "
+            f"{plan.min_contributors}: they refuse every round, unless each is started with --floor "
+            f"contributors={plan.min_contributors}; or raise min_contributors"
+        )
+    nbytes = len(plan.to_json()) + plan.broadcast_nbytes + plan.first_hop.nbytes
+    for name, takes, most, unit in (
+        ("steps", steps, floor.steps, lambda count: many(int(count), "local step")),
+        ("bytes", nbytes, floor.bytes, amount),
+        ("memory", memory, floor.memory, amount),
+    ):
+        if takes > most:
+            found.append(
+                f"a round takes {unit(takes)}{' of memory' if name == 'memory' else ''}, and devices consent to {unit(most)}: "
+                f"they refuse it, unless each is started with --floor {name}={takes}"
+            )
+    requires = plan.pacing.requires
+    if asked := [each.name for each in fields(Conditions) if getattr(requires, each.name)]:
+        found.append(
+            f"devices take part only where {', '.join(asked)} {'is' if len(asked) == 1 else 'are'} met (Pacing(requires=)); on "
+            "machines that cannot tell, join with --always"
+        )
+    every = plan.pacing.every or 0.0
+    if every * floor.rounds < _DAY * rounds:
+        pace = (
+            "rounds follow one another as fast as devices train"
+            if not every
+            else f"a round may begin every {every:g} s"
+        )
+        found.append(
+            f"{pace}, and a device consents to {floor.rounds} a day: one that is in each has had its day's rounds "
+            f"{'at once' if not every else f'within {ago(every * floor.rounds)}'}; Pacing(every="
+            f"{_DAY * rounds / floor.rounds:.0f}) leaves time between them, or let devices say --floor rounds=N"
+        )
+    return found
+
+
+def missing(plan: Plan, clients: int) -> list[str]:
+    """Why a plan does not start, or goes slowly, with so many devices."""
+    least = max(plan.min_contributors, plan.pacing.fewest)
+    if clients < least:
+        return [
+            f"there {'is' if clients == 1 else 'are'} {many(clients, 'client')} here, and a sum needs {least} contributors: no "
+            f"round begins before {least} devices are enrolled"
+        ]
+    if clients < plan.pacing.cohort and not plan.pacing.buffered:
+        end = "an hour" if plan.pacing.deadline is None else f"{plan.pacing.deadline:g} s"
+        return [
+            f"there are {many(clients, 'client')} here, and a round waits for {plan.pacing.cohort}: with no more devices, each "
+            f"lasts until its deadline ({end}); lower the cohort"
+        ]
+    return []

@@ -1,0 +1,108 @@
+"""Why devices took no part of late, so that whoever runs a server sees why nothing happens.
+
+    refusals.note("health", "train", "floor-rounds", device, now)
+    refusals.seen(now)             [Refusal("health", "train", "floor-rounds", 12, "already took part in as many rounds …")]
+    refusals.took_part("health", "train", device)
+
+Devices are counted, each once a reason, for ten minutes. Reasons are of a closed list, and what is remembered is bounded,
+whatever devices say. On the deciding thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from sumus.protocol.session import Floor
+from sumus.text import amount
+from sumus.wire.messages import Kind
+
+LASTS_S = 600.0
+"""Seconds for which a refusal is remembered."""
+MOST = 10_000
+"""Devices that are remembered for each reason; beyond that, those that were heard of last."""
+_FLOOR = Floor()
+WORDS: Mapping[str, str] = {
+    "floor-rounds": f"already took part in as many rounds today as the owner consents to ({_FLOOR.rounds}, unless told "
+    "otherwise: --floor rounds=N)",
+    "floor-contributors": f"the owner consents to sums of {_FLOOR.contributors} contributors and more, unless told "
+    "otherwise, and the plan's are of fewer (--floor contributors=N, or a greater min_contributors)",
+    "floor-steps": f"the round takes more local steps than the owner consents to ({_FLOOR.steps:,}, unless told otherwise: "
+    "--floor steps=N)",
+    "floor-seconds": f"the round trains for longer than the owner consents to ({_FLOOR.seconds:,.0f} s, unless told otherwise: "
+    "--floor seconds=N)",
+    "floor-bytes": f"the round takes more bytes than the owner consents to ({amount(_FLOOR.bytes)}, unless told otherwise: "
+    "--floor bytes=N)",
+    "floor-memory": f"a step takes more memory than the owner consents to ({amount(_FLOOR.memory)}, unless told otherwise: "
+    "--floor memory=N)",
+    "floor-task": "its file has another model or other data than the plan",
+    "wrong_task": "its file has another model or other data than any task here: give it the file of this release",
+    "conditions": "did not meet the plan's conditions any more when work came",
+    "charging": "not charging, and the plan asks for that (--always, for machines that always are)",
+    "unmetered": "in a metered network, and the plan asks for another (--always, if it is none)",
+    "idle": "in use, and the plan asks for an idle one (--always, for machines that nobody uses)",
+    "battery": "less battery than the plan asks for",
+    "version": "an older version of its program than the plan asks for",
+    "diverged": "trained to NaN, to infinity or beyond the plan's bounds: lower the learning rate",
+    "data": "could not read its examples",
+    "task": "could not run the model, its loss or its metrics",
+    "plan": "could not do what the plan says",
+    "memory": "ran out of memory",
+    "stopped": "stopped by its owner in mid-round",
+    "other": "gave up for another reason, which it shows its owner",
+    "cap": "had all the rounds that the plan gives one device (most_rounds=)",
+    "resting": "rests, since earlier work did not come to an end",
+    "separation": "was in one of the last sums, and others come first (separation=)",
+    "left": "came with the link of somebody who is in this sum and has left",
+    "keeps_state": "keeps nothing between rounds, and the plan needs that",
+    "only measures": "measures models, and does not train (--evaluate-only)",
+    "only trains": "trains, and does not measure models (--train-only)",
+    "bad_report": "sent what is no report of this plan",
+    "not_finite": "reported NaN or infinity",
+    "out_of_bounds": "reported numbers beyond the plan's bounds",
+    "empty": "reported without any examples",
+    "too_large": "sent a report that is too long",
+}
+"""Reason → what is said of each such device, behind how many they are. Other reasons are not remembered."""
+
+
+class Refusal(NamedTuple):
+    """Devices that took no part. task, kind: of the run; empty for whatever a server has.  why: the reason's word.  devices: how
+    many, of late.  said: in words."""
+
+    task: str
+    kind: Kind | str
+    why: str
+    devices: int
+    said: str
+
+
+class Refusals:
+    """What is remembered."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str, str], OrderedDict[str, float]] = {}
+
+    def note(self, task: str, kind: Kind | str, why: str, device: str, now: float) -> None:
+        """A device refused work, or was given none, or its report was no good."""
+        if why not in WORDS:
+            return
+        devices = self._seen.setdefault((task, kind, why), OrderedDict())
+        devices[device] = now
+        devices.move_to_end(device)
+        if len(devices) > MOST:
+            devices.popitem(last=False)
+
+    def took_part(self, task: str, kind: Kind, device: str) -> None:
+        """A report of a device is counted: whatever kept it away does not any more."""
+        for (of, its, _), devices in self._seen.items():
+            if of in (task, "") and its in (kind, ""):
+                devices.pop(device, None)
+
+    def seen(self, now: float) -> tuple[Refusal, ...]:
+        """Of the last minutes, of most devices first; that devices rest follows from something else, and comes last."""
+        for devices in self._seen.values():
+            while devices and next(iter(devices.values())) < now - LASTS_S:
+                devices.popitem(last=False)
+        self._seen = {key: devices for key, devices in self._seen.items() if devices}
+        found = [Refusal(*key, len(devices), WORDS[key[2]]) for key, devices in self._seen.items()]
+        return tuple(sorted(found, key=lambda each: (each.why == "resting", -each.devices, each[:3])))
