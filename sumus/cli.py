@@ -552,6 +552,18 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} seconds"
 
 
+_EXTRA_OF = {
+    "serve": "server,train",
+    "worker": "server,device",
+    "node": "node",
+    "demo": "all",
+    **dict.fromkeys(("edge", "status", "admin", "backup", "restore", "reconcile"), "server"),
+    **dict.fromkeys(("join", "predict", "forget"), "device"),
+    **dict.fromkeys(("simulate", "check", "pack", "rehearse"), "train"),
+}
+"""By command, the extras that bring what it imports; `serve` needs no `train` for what `pack` has made."""
+
+
 def main() -> None:
     """Run a command; end with 0, 1 for what a participant sent, 2 for a mistake to mend, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
@@ -566,7 +578,7 @@ def main() -> None:
     except SumusError as error:
         sys.exit(_say(str(error), 2 if isinstance(error, UsageError) else 1))
     except ModuleNotFoundError as error:
-        if not (why := needs(error)):
+        if not (why := needs(error, _EXTRA_OF.get(next(iter(sys.argv[1:]), ""), ""))):
             raise
         sys.exit(_say(why, 2))
     except OSError as error:

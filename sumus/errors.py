@@ -98,9 +98,9 @@ EXTRAS: Mapping[str, str] = {
     "starlette": "server",
     "uvicorn": "server",
     "uvloop": "server",
-    "cryptography": "server` or `device",
-    "msgspec": "server` or `device",
-    "urllib3": "server` or `device",
+    "cryptography": "device",
+    "msgspec": "device",
+    "urllib3": "device",
     "paho": "mqtt",
     "PIL": "pictures",
     "matplotlib": "report",
@@ -112,12 +112,11 @@ EXTRAS: Mapping[str, str] = {
 """Packages that an extra brings, by the name under which they are imported."""
 
 
-def needs(error: ModuleNotFoundError) -> str:
-    """What to install for a module that is not there; empty for one that is none of sumus's."""
+def needs(error: ModuleNotFoundError, of: str = "") -> str:
+    """What to install for a module that is not there; empty for one that is none of sumus's. of: the extra of what was to be
+    done, where that is known."""
     name = (error.name or "").partition(".")[0]
-    if name not in EXTRAS:
-        return ""
-    return f"{name} is not installed here: {extra(EXTRAS[name])}".replace("[server` or `device]", "[server]")
+    return f"{name} is not installed here: {extra(of or EXTRAS[name])}" if name in EXTRAS else ""
 
 
 def said(error: BaseException) -> str:

@@ -221,7 +221,7 @@ def to_json(value: object) -> Json:
         return value.spec.to_json()
     if type(value) in _records:
         given = [(f, getattr(value, f.name)) for f in dataclasses.fields(cast(Any, value))]
-        fields = {f.name: to_json(v) for f, v in given if not (f.metadata == UNSAID and v == f.default)}
+        fields = {f.name: to_json(v) for f, v in given if not (f.metadata.get("unsaid") and v == f.default)}
         return Spec(_records[type(value)], fields).to_json()
     if isinstance(value, np.generic):
         return cast(Any, value).item()

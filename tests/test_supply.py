@@ -18,6 +18,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from sumus.errors import EXTRAS, needs
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 NO_HOLE = {
@@ -73,6 +75,54 @@ def behind(requirement: Requirement, seen: set[str]) -> None:
                 one = Requirement(line)
                 if one.marker is None or one.marker.evaluate({"extra": extra}):
                     behind(Requirement(line.partition(";")[0]), seen)
+
+
+DISTRIBUTIONS = {
+    "PIL": "pillow", "sklearn": "scikit-learn", "paho": "paho-mqtt", "prometheus_client": "prometheus-client",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", EXTRAS)
+def test_what_is_missing_is_said_with_the_extra_that_brings_it(module: str) -> None:
+    brought = {named(Requirement(line).name) for line in PROJECT["project"]["optional-dependencies"][EXTRAS[module]]}
+    assert DISTRIBUTIONS.get(module, module) in brought
+    said = needs(ModuleNotFoundError(f"No module named {module!r}", name=f"{module}.inner"))
+    assert f"pip install '.[{EXTRAS[module]}]' in a checkout" in said
+    assert "pip install 'WHEEL[server,train]'" in needs(ModuleNotFoundError(name=module), "server,train")
+    assert needs(ModuleNotFoundError("No module named 'mine'", name="mine")) == ""
+
+
+COMMANDS = {
+    "server": ("sumus.operations.serve", "sumus.operations.remote", "sumus.operations.backup", "sumus.edge.edge"),
+    "device": ("sumus.device.device", "sumus.device.training", "sumus.simulator.simulate"),
+    "node": ("sumus.node.node", "sumus.device.training"),
+}
+"""By extra, what its commands import."""
+
+
+@pytest.mark.parametrize("extra", COMMANDS)
+def test_an_extra_brings_all_that_its_commands_import(extra: str) -> None:
+    """In a process that finds none of the packages which other extras bring."""
+    seen: set[str] = set()
+    try:
+        for line in PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"][extra]:
+            behind(Requirement(line), seen)
+        if extra != "server":  # they name each other, as sumus[train] and sumus[device]
+            for other in ("train", "device"):
+                for line in PROJECT["project"]["optional-dependencies"][other]:
+                    behind(Requirement(line), seen)
+    except PackageNotFoundError as missing:
+        pytest.skip(f"{missing.name} is not installed")
+    brought = {name.partition("[")[0] for name in seen}
+    hidden = sorted(module for module in EXTRAS if DISTRIBUTIONS.get(module, module) not in brought)
+    assert hidden, "control: something is hidden"
+    code = (
+        f"import sys\nfor name in {hidden}: sys.modules[name] = None\nfor name in {COMMANDS[extra]}: __import__(name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_all_that_a_server_needs_is_known_by_its_hash() -> None:

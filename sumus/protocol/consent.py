@@ -33,15 +33,15 @@ def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -
             f"contributors={plan.min_contributors}; or raise min_contributors"
         )
     nbytes = len(plan.to_json()) + plan.broadcast_nbytes + plan.first_hop.nbytes
-    for name, takes, most, unit in (
-        ("steps", steps, floor.steps, lambda count: many(int(count), "local step")),
-        ("bytes", nbytes, floor.bytes, amount),
-        ("memory", memory, floor.memory, amount),
+    for name, takes, most, said in (
+        ("steps", steps, floor.steps, (many(steps, "local step"), many(floor.steps, "local step"))),
+        ("bytes", nbytes, floor.bytes, (amount(nbytes), amount(floor.bytes))),
+        ("memory", memory, floor.memory, (f"{amount(memory)} of memory", amount(floor.memory))),
     ):
         if takes > most:
             found.append(
-                f"a round takes {unit(takes)}{' of memory' if name == 'memory' else ''}, and devices consent to {unit(most)}: "
-                f"they refuse it, unless each is started with --floor {name}={takes}"
+                f"a round takes {said[0]}, and devices consent to {said[1]}: they refuse it, unless each is started with --floor "
+                f"{name}={takes}"
             )
     requires = plan.pacing.requires
     if asked := [each.name for each in fields(Conditions) if getattr(requires, each.name)]:

@@ -109,13 +109,15 @@ class Standing:
         if self._folder is None or not records or (not stopped and self._clock() < self._next):
             return
         self._next = self._clock() + 1.0
-        measured = next((record.metrics for record in reversed(records) if record.metrics), {})
+        measured = dict[str, float]()
+        for record in records:
+            measured = dict(record.metrics) or measured
         standing = {
             "round": len(records),
             "rounds": self._wanted,
             "seconds": sum(record.seconds for record in records),
             "loss": records[-1].loss,
-            "metrics": dict(measured),
+            "metrics": measured,
             "stopped": stopped,
         }
         with suppress(SumusError, OSError):  # a full disk is said where the run itself is kept
