@@ -37,13 +37,13 @@ def read_picture(name: str, body: bytes) -> Batch:
                     raise BadReading(
                         f"it has {width} x {height} points, and at most {MOST_POINTS} are read: make it smaller"
                     )
-                upright = ImageOps.exif_transpose(picture)
-                deep = upright.mode in ("I", "F") or upright.mode.startswith("I;")
-                if deep or "A" in upright.getbands() or "transparency" in upright.info:
+                deep = picture.mode in ("I", "F") or picture.mode.startswith("I;")
+                if deep or "A" in picture.getbands() or "transparency" in picture.info:
                     raise BadReading(
-                        f"its points are of the kind {upright.mode}, with more than 8 bits or partly clear: save it as plain "
+                        f"its points are of the kind {picture.mode}, with more than 8 bits or partly clear: save it as plain "
                         "colours or greys"
                     )
+                upright = ImageOps.exif_transpose(picture)
                 points = np.asarray(upright.convert("L" if upright.mode in ("1", "L") else "RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
         why = "" if "object at 0x" in str(error) else f": {str(error).partition(chr(10))[0]:.100}"
