@@ -193,7 +193,7 @@ def _counts_again() -> None:
         known = set[str]()
         for id in rows._unchecked:
             here = sql.COUNTED.c.run == rows._name, sql.COUNTED.c.session == id
-            if rows._connection.execute(sql.select(sql.COUNTED.c.sum).where(*here)).first() is not None:
+            if rows.connection.execute(sql.select(sql.COUNTED.c.sum).where(*here)).first() is not None:
                 known.add(id)
         rows._unchecked = {
             f"{id}#{os.urandom(4).hex()}" if id in known and number is not None else id: number

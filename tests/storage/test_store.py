@@ -468,7 +468,7 @@ def test_a_process_that_is_stopped_in_a_transaction_does_not_stop_the_others(
     store = databases("postgresql")
     with store.transaction() as rows:
         told = [
-            cast(Any, rows)._connection.exec_driver_sql(f"SHOW {name}").scalar()
+            cast(Any, rows).connection.exec_driver_sql(f"SHOW {name}").scalar()
             for name in ("idle_in_transaction_session_timeout", "lock_timeout", "synchronous_commit")
         ]
     assert told == ["5s", "10s", "on"]
@@ -500,7 +500,7 @@ def test_a_database_is_there_after_a_kill(tmp_path: Path) -> None:
 def test_sqlite_waits_for_the_disk_and_leaves_nothing_of_what_is_deleted(tmp_path: Path) -> None:
     store = SqlStore.open(f"sqlite:///{tmp_path}/run.db")
     with store.transaction() as rows:
-        connection = cast(Any, rows)._connection
+        connection = cast(Any, rows).connection
         told = [
             connection.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "secure_delete")
