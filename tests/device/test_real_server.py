@@ -235,7 +235,7 @@ def test_predict_reads_inputs_and_writes_outputs(training: Training, tmp_path: P
         expected.ravel().tolist(), 1e-4
     )
     (tmp_path / "inputs.npy").write_text("1 2 3")
-    with pytest.raises(ExperimentError, match="is no array of numbers: .*numpy.save"):
+    with pytest.raises(ExperimentError, match="is no .npy of numbers, or holds Python objects.*numpy.save"):
         said("predict", *where)
 
 
