@@ -119,6 +119,15 @@ def needs(error: ModuleNotFoundError, of: str = "") -> str:
     return f"{name} is not installed here: {extra(of or EXTRAS[name])}" if name in EXTRAS else ""
 
 
+def unread(error: BaseException) -> str:
+    """Why a file cannot be read or written, in words without Python's wrapping."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no text in UTF-8"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def said(error: BaseException) -> str:
     """The kind of an error and the first line of its text."""
     lines = str(error).strip().splitlines()

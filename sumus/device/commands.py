@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from sumus.errors import ExperimentError, Interrupted, UsageError
+from sumus.errors import ExperimentError, Interrupted, UsageError, unread
 from sumus.protocol.session import Floor
 from sumus.storage.files import user_folder
 from sumus.terminal import echo
@@ -208,8 +208,12 @@ def _inputs(own: Client) -> Any:
 def _read(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ExperimentError(f"--inputs {path} is no array of numbers: {error}; write it with numpy.save") from error
+    except OSError as error:
+        raise ExperimentError(f"--inputs {path} cannot be read: {unread(error)}") from error
+    except ValueError as error:
+        raise ExperimentError(
+            f"--inputs {path} is no .npy of numbers, or holds Python objects, which are not read: write it with numpy.save"
+        ) from error
 
 
 class Lines:

@@ -524,7 +524,8 @@ class Device:
             else:
                 window = _ordered(answer.retry_after_s or self._record.row.window)
                 self._apply(session.Told(window))
-                self._tell(News("waiting", WAITS.get(answer.reason, answer.reason), again_s=window[1]))
+                if self._kinds:  # else it waits for models alone
+                    self._tell(News("waiting", WAITS.get(answer.reason, answer.reason), again_s=window[1]))
                 self._has_said = True
         if self._keeps_model:
             for task, released in islice(answer.released.items(), MOST_TASKS):

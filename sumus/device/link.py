@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl
 from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
-from sumus.errors import ExperimentError, UsageError
+from sumus.errors import ExperimentError, UsageError, unread
 from sumus.storage.files import expanded
 from sumus.transport.hosts import is_loopback
 from sumus.transport.http import unverified
@@ -154,7 +154,7 @@ def _given(text: str | None, file: str | None, environment: Mapping[str, str], i
         try:
             secret = Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ExperimentError(f"--token-file {file} cannot be read: {error}") from error
+            raise ExperimentError(f"--token-file {file} cannot be read: {unread(error)}") from error
     if not secret or not secret.strip():
         return link
     more = read_link(secret, insecure)

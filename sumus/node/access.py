@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from sumus.errors import ExperimentError, UsageError
+from sumus.errors import ExperimentError, UsageError, unread
 from sumus.storage.files import write_whole
 from sumus.text import shell_word
 
@@ -39,4 +39,4 @@ def read_private(file: Path) -> str:
             )
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"the secret in {file} cannot be read: {error}") from error
+        raise ExperimentError(f"the secret in {file} cannot be read: {unread(error)}") from error

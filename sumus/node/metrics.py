@@ -19,6 +19,9 @@ def _lines(status: Mapping[str, Any]) -> Iterator[str]:
     readings, folder, mqtt = status.get("readings", {}), status.get("folder", {}), status.get("mqtt", {})
     yield from _of("readings", "gauge", "Readings that are kept.", {"": readings.get("kept")})
     yield from _of("readings_labelled", "gauge", "Readings with a target.", {"": readings.get("labelled")})
+    yield from _of(
+        "readings_new", "gauge", "Readings that a round would learn something from.", {"": readings.get("new")}
+    )
     yield from _of("readings_bytes", "gauge", "Bytes of the readings.", {"": readings.get("bytes")})
     yield from _of("readings_oldest_seconds", "gauge", "Age of the oldest reading.", {"": readings.get("oldest_s")})
     left = {"": status.get("certificate_s")}

@@ -22,7 +22,7 @@ from sqlite3 import Connection
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
-from sumus.errors import ExperimentError, UsageError, extra
+from sumus.errors import ExperimentError, UsageError, extra, unread
 from sumus.node.access import read_private
 from sumus.node.batch import MOST_TEXT, Raw
 from sumus.node.formats import read_json
@@ -31,6 +31,7 @@ from sumus.node.readings import BadReading
 from sumus.storage.files import write_whole
 from sumus.text import over, printable
 from sumus.transport.hosts import is_loopback
+from sumus.transport.transport import why_unreached
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client
@@ -215,7 +216,7 @@ class Subscription:
                 self._answered = False
                 self._client.loop_forever(retry_first_connection=False)
             except (OSError, ValueError) as error:
-                self._unreached = f"{self._broker.url} is not reached: {error}"
+                self._unreached = f"{self._broker.url} is not reached: {why_unreached(error)}"
             if not (self._answered or over.is_set()):  # a broker that does not know the newest MQTT may say nothing
                 self._newest = not self._newest
                 self._client = self._new_client()
@@ -393,5 +394,5 @@ def _tls_of(broker: Broker) -> ssl.SSLContext:
             context.load_cert_chain(broker.certificate, broker.key)
     except (OSError, ssl.SSLError) as error:
         files = ", ".join(str(each) for each in (broker.authority, broker.certificate, broker.key) if each is not None)
-        raise ExperimentError(f"the certificates for {broker.url} cannot be read ({files}): {error}") from error
+        raise ExperimentError(f"the certificates for {broker.url} cannot be read ({files}): {unread(error)}") from error
     return context

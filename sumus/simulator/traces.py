@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sumus.errors import ExperimentError
+from sumus.errors import ExperimentError, unread
 from sumus.fleet import DAY, Devices, Fleet
 
 COLUMNS = ("seconds", "down", "up", "clock", "online")
@@ -38,7 +38,7 @@ def trace_digest(fleet: Fleet) -> str:
     try:
         return "" if fleet.trace is None else hashlib.sha256(Path(fleet.trace).read_bytes()).hexdigest()
     except OSError as error:
-        raise ExperimentError(f"the trace {fleet.trace} cannot be read: {error}") from error
+        raise ExperimentError(f"the trace {fleet.trace} cannot be read: {unread(error)}") from error
 
 
 def read(path: Path) -> Devices:
@@ -49,7 +49,7 @@ def read(path: Path) -> Devices:
             lines = [(reader.line_num, line) for line in reader]
             named = sorted(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ExperimentError(f"the trace {path} cannot be read: {error}") from error
+        raise ExperimentError(f"the trace {path} cannot be read: {unread(error)}") from error
     if not lines or named != sorted(COLUMNS):
         raise ExperimentError(f"the trace {path} must have a line a device, and the columns {', '.join(COLUMNS)}")
     numbers, intervals = list[list[float]](), list[list[tuple[float, float]]]()

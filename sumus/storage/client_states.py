@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVariableType]
 
-from sumus.errors import ExperimentError, UsageError
+from sumus.errors import ExperimentError, UsageError, unread
 from sumus.storage.files import sync, write_whole
 from sumus.tree import nested, unnested
 from sumus.types import Array, Tree
@@ -170,7 +170,7 @@ class DirectoryClientStates:
             for path in (*self._unsynced, self._folder):
                 sync(path)
         except OSError as error:
-            raise ExperimentError(f"client states in {self._folder} cannot be kept: {error}") from error
+            raise ExperimentError(f"client states in {self._folder} cannot be kept: {unread(error)}") from error
         self._unsynced.clear()
         now = {self._path(client, version) for client, version in self._kept.items()}
         if now != self._listed[1]:  # asked again, the list before may still be the last that was written
@@ -223,7 +223,9 @@ class DirectoryClientStates:
         try:
             return nested(load_file(path))
         except (SafetensorError, OSError) as error:
-            raise ExperimentError(f"the state of client {client!r} at {path} cannot be read: {error}") from error
+            raise ExperimentError(
+                f"the state of client {client!r} at {path} cannot be read: {unread(error)}"
+            ) from error
 
     def _retire(self, path: Path) -> None:
         """Delete a file, or let it wait while a snapshot that may be resumed from lists it."""

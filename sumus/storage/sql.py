@@ -225,7 +225,7 @@ class SqlStore:
                 engine.dispose()
             if isinstance(error, ExperimentError):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             if isinstance(error, ArgumentError | ModuleNotFoundError):
                 raise ExperimentError(
                     f"the database's address is not understood ({reason}): give sqlite:///FILE.db or "

@@ -9,7 +9,7 @@ A request that is not answered is sent again, the same bytes, and done once.
 from pathlib import Path
 
 from sumus.device.link import read_link
-from sumus.errors import ExperimentError, ParticipantError
+from sumus.errors import ExperimentError, ParticipantError, unread
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable
 from sumus.virtual.messages import OVERHEAD, Begin, Begun, Refusal, Said, read, write
@@ -48,7 +48,7 @@ def read_token(file: Path) -> str:
             raise ExperimentError(f"{file} holds a secret, and others may read it: chmod 600 {file}")
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"the token's file {file} cannot be read: {error}") from error
+        raise ExperimentError(f"the token's file {file} cannot be read: {unread(error)}") from error
 
 
 class RemoteWorker(Worker):

@@ -235,7 +235,7 @@ def test_predict_reads_inputs_and_writes_outputs(training: Training, tmp_path: P
         expected.ravel().tolist(), 1e-4
     )
     (tmp_path / "inputs.npy").write_text("1 2 3")
-    with pytest.raises(ExperimentError, match="is no array of numbers: .*numpy.save"):
+    with pytest.raises(ExperimentError, match="is no .npy of numbers, or holds Python objects.*numpy.save"):
         said("predict", *where)
 
 
@@ -277,7 +277,10 @@ def test_files_of_one_name_in_two_projects_are_two_devices(tmp_path: Path, monke
     one.write_text(FILE)
     assert folder_of(str(one)) != folder_of(str(other))
     monkeypatch.chdir(one.parent)
-    assert folder_of("client.py") == folder_of(f"{one}:mine") == folder_of(str(one))
+    assert folder_of("client.py") == folder_of(str(one))
+    names = [folder_of(str(one)), folder_of(f"{one}:mine"), folder_of(f"{one}:yours")]
+    assert len(set(names)) == 3, "each name is a device of its own"
+    assert folder_of("client.py:mine") == names[1]
 
 
 def test_one_check_in_that_nobody_answers_is_an_error(training: Training, tmp_path: Path) -> None:

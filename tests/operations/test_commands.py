@@ -136,7 +136,8 @@ def test_a_model_comes_out_bit_for_bit_by_the_plan_s_names(operator: Operator, t
         with pytest.raises(ExperimentError, match=why):
             types("admin", "export", url, *words, "-o", str(tmp_path / "other"), code=2)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [first.name, newest.name, "old"]
-    types("admin", "resume", url, "tiny")
+    operator.round()
+    operator.thread.join(60)
 
 
 def test_a_backup_is_made_while_it_runs_and_put_back(operator: Operator, tmp_path: Path) -> None:
