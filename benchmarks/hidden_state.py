@@ -64,18 +64,18 @@ class Count:
 class Drawn(nn.Module):
     """A small model with the features that were drawn."""
 
-    def __init__(self, features: Sequence[str]) -> None:
+    def __init__(self, features: "Sequence[Feature]") -> None:
         super().__init__()
         torch.manual_seed(0)
         self.features = tuple(features)
         self.first, self.out = nn.Linear(WIDTH, 5), nn.Linear(5, 2)
         for feature in features:
-            FEATURES[feature].make(self)
+            feature.make(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = torch.tanh(self.first(inputs))
         for feature in self.features:
-            hidden = FEATURES[feature].forward(self, hidden)
+            hidden = feature.forward(self, hidden)
         return self.out(hidden)
 
 
@@ -373,6 +373,9 @@ FEATURES: dict[str, Feature] = {
     "a mask in place": Feature(_set(pruned=lambda: torch.tensor([1.0, 0, 1, 1, 0])), _masked, kept=False),
     "a mask in other memory": Feature(_set(pruned_too=lambda: torch.tensor([1.0, 0, 1, 1, 0])), _rebound, kept=False),
     "a hook on a gradient": Feature(_on_gradient, kept=False),
+    "a hook": Feature(
+        lambda m: m.first.register_forward_hook(lambda layer, inputs, outputs: 1.5 * outputs), kept=False
+    ),
     "an if": Feature(forward=lambda m, x: x if m.out.bias.sum() > -9 else 0.5 * x, kept=False),
     "Python's generator": Feature(forward=_python, kept=False),
     "numpy's generator": Feature(forward=_numpy, kept=False),
@@ -429,8 +432,8 @@ PLANTED = (
 class Losses:
     """Cross-entropy, times the factors of what was drawn."""
 
-    def __init__(self, features: Sequence[str]) -> None:
-        self.factors = [make() for feature in features if (make := FEATURES[feature].loss) is not None]
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self.factors = [make() for feature in features if (make := feature.loss) is not None]
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         losses = F.cross_entropy(outputs, targets, reduction="none")
@@ -477,7 +480,8 @@ def trained(features: Sequence[str], way: str) -> Outcome:
     options = {"executor": "autograd", "progress": False, "evaluate": sumus.Evaluate(seen=2), **WAYS[way]}
 
     def run(rounds: int, **more: Any) -> sumus.History:
-        task = sumus.Task(lambda: Drawn(features), Losses(features))
+        own = [FEATURES[feature] for feature in features]
+        task = sumus.Task(lambda: Drawn(own), Losses(own))
         work = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=4))
         return sumus.simulate(task, work, people(), rounds, **options, **more)
 
@@ -655,7 +659,7 @@ def campaign(draws: int, seed: int, ways: int) -> int:
                 if (found := difference(features, way, plain, trained(features, way))) is not None:
                     wrong += 1
                     print(f"draw {number}, {features}, autograd and {way}: {found}", flush=True)
-            if (number + 1) % 200 == 0:
+            if (number + 1) % 50 == 0:
                 print(f"{number + 1} draws", flush=True)
     return wrong
 

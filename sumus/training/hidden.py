@@ -558,11 +558,13 @@ class HiddenState:
                 )
             )
             for name, part in shown().items():
-                inside = (
-                    path if name in ("_parameters", "_buffers", "_modules") and isinstance(value, nn.Module) else ""
-                )
-                if inside:
+                if name in _MEMBERS and isinstance(value, nn.Module):
                     self._look_at_members(path, part, users(kind.__module__))
+                elif name.endswith("_hooks") and isinstance(
+                    value, nn.Module
+                ):  # by order: their numbers are a process's
+                    self._look_at_members(f"{path}.hooks", part, True)
+                    self._later((f"{path}.hook{at}", hook) for at, hook in enumerate(part.values()))
                 else:
                     self._later([(f"{path}.{name}", part)])
         self._look_at_slots(path, value, kind)
@@ -584,14 +586,16 @@ class HiddenState:
         self._later((f"{path}.{name}", part) for name, part in inside)
 
     def _look_at_members(self, path: str, held: dict[str, Any], is_users: bool) -> None:
-        """Parameters, buffers or modules of a module. torch's own layers get no more of them than they have."""
+        """Parameters, buffers, modules or hooks of a module. torch's own layers get no more of them than they have."""
         if not held and not is_users:
             return
         self._seen[id(held)] = held
         self._keep(
             _Names(lambda name: f"{path}.{name}", lambda: held, held.__setitem__, lambda name: held.pop(name, None))
         )
-        self._later((f"{path}.{name}", part) for name, part in held.items() if part is not None)
+        self._later(
+            (f"{path}.{name}", part) for name, part in held.items() if isinstance(name, str) and part is not None
+        )
 
     def _look_at_slots(self, path: str, value: Any, kind: type) -> None:
         slots = [
