@@ -17,6 +17,7 @@ from sumus.operations.status import AboveStatus, in_short
 from sumus.text import amount
 from sumus.transport.inprocess import InProcess
 from tests.server.devices import ScriptedDevice, tiny
+from tests.services import missing
 from tests.transport.echoing import listening
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -31,10 +32,11 @@ def seen(url: str, home: Path) -> str:
     return html.unescape(" ".join(found.stdout.split()))
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_what_it_waits_for_who_took_no_part_and_a_lost_server_above_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if CHROMIUM is None:
+        missing("Chromium (Debian: apt-get install chromium)")
     service = open_service({"tiny": tiny()}, Where(tmp_path / "data"), Conduct(group=0.0))
     service.server.start()
     access = Access(tmp_path / "data" / "admin")
