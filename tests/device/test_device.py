@@ -606,10 +606,8 @@ def test_without_its_own_conditions_it_says_nothing_to_anyone() -> None:
 
 
 def failing(kind: type[Exception]) -> Callable[[Any, Any], Any]:
-    calls = itertools.count()
-
     def loss(outputs: Any, targets: Any) -> Any:
-        if next(calls) > 2:
+        if outputs.requires_grad:  # in training
             raise kind("mine")
         return ((outputs - targets) ** 2).mean(1)
 
