@@ -11,7 +11,8 @@ from typing import Any
 
 import uvloop
 
-from sumus.operations.listening import Planes, bound, config
+from sumus.operations.certificates import Certificate
+from sumus.operations.listening import Planes, bound
 from sumus.operations.service import Conduct, Service, open_service
 from sumus.server.limits import Limits, Rate
 from sumus.transport.http import HttpTransport
@@ -136,13 +137,13 @@ def comes_true(what: Callable[[], bool], within: float = 20.0) -> bool:
 
 
 @contextmanager
-def listening(app: Any, tls: Any = None) -> Generator[tuple[int, Planes], None, None]:
+def listening(app: Any, tls: Certificate | None = None) -> Generator[tuple[int, Planes], None, None]:
     """An application on loopback, any port."""
     ready, over = threading.Event(), threading.Event()
     made: list[Planes] = []
 
     async def serve(listening: socket.socket) -> None:
-        async with Planes([(listening, config(app, tls))]) as planes:
+        async with Planes([(listening, app, tls)]) as planes:
             made.append(planes)
             ready.set()
             await asyncio.to_thread(over.wait)

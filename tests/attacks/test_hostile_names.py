@@ -158,7 +158,7 @@ def hostile() -> Iterator[str]:
         "/v1/admin/status": {
             "population": text, "devices": 1, "up_s": 1.0, "bytes_in": 0, "bytes_out": 0, "mode": text, "above": None,
             "replica": {"there": [text, text], "name": text, "leads": False, "leader": text}, "trouble": text, "events": {},
-            "refusals": [{"task": text, "kind": text, "why": text, "devices": 1, "said": text}],
+            "certificate_s": 1.0, "refusals": [{"task": text, "kind": text, "why": text, "devices": 1, "said": text}],
             "tasks": [
                 {
                     "name": text, "runs": [run], "model": None, "released": 0, "evaluated": None, "edge_rounds": 1,

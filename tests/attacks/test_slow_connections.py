@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sumus.operations.certificates import Certificate
 from sumus.operations.tls import issue
 from sumus.wire.messages import CheckInRequest, write
 from tests.attacks.besieged import (
@@ -294,7 +295,7 @@ def test_connections_that_never_begin_their_tls_are_counted_and_end(
     shortened(monkeypatch, "HANDSHAKE_S")
     made = issue(tmp_path, ["localhost"], datetime.now(UTC))
     trusting = ssl.create_default_context(cafile=str(made.authority))
-    with listening(answering, (made.chain, made.key)) as (port, planes), ExitStack() as stack:
+    with listening(answering, Certificate(made.chain, made.key)) as (port, planes), ExitStack() as stack:
         places: Callable[[], int] = lambda: planes._planes[0][1]._connections.shares.taken  # noqa: E731 # pyright: ignore
         silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(20)]
         for each in silent[:10]:
