@@ -37,8 +37,8 @@ def expect_nothing_kept(task: Any, people: Any) -> None:
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
 def test_examples(file: Path) -> None:
-    plan, people, _ = load_plan(str(file))
-    expect_nothing_kept(plan.task, people)
+    trial = load_plan(str(file))
+    expect_nothing_kept(trial.plan.task, trial.population)
 
 
 @pytest.mark.parametrize("demo", [digits, health, keyboard])

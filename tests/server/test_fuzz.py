@@ -45,6 +45,7 @@ ADMIN: tuple[tuple[str, str, Any, Any], ...] = (
     ("POST", "/v1/admin/logout", None, Nothing),
     ("GET", "/v1/admin/status", None, ServerStatus),
     ("GET", "/v1/admin/models/{task}", None, admin_plane.Lineage),
+    ("GET", "/v1/admin/models/{task}/{version}", None, bytes),
     ("POST", "/v1/admin/models/{task}/promote", admin_plane.Which, admin_plane.Done),
     ("POST", "/v1/admin/models/{task}/rollback", admin_plane.Which, admin_plane.Done),
     ("POST", "/v1/admin/models/{task}/pause", admin_plane.Of, admin_plane.Done),
@@ -239,7 +240,7 @@ def test_whatever_is_sent_to_the_admin_plane_the_answer_is_of_its_form(
 
 def admin_document() -> dict[str, Any]:
     """An OpenAPI document of the admin plane."""
-    forms = {form for row in ADMIN for form in row[2:] if form is not None} | {Problem}
+    forms = {form for row in ADMIN for form in row[2:] if form not in (None, bytes)} | {Problem}
     _, components = msgspec.json.schema_components(sorted(forms, key=str), ref_template="#/components/schemas/{name}")
     paths = dict[str, dict[str, Any]]()
     for method, path, asked, answer in ADMIN:
@@ -248,7 +249,7 @@ def admin_document() -> dict[str, Any]:
             "parameters": [
                 {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
             ],
-            "responses": {"200": _said("application/json", answer)},
+            "responses": {"200": _BYTES if answer is bytes else _said("application/json", answer)},
         }
         for status in {400, 401, 403, 404, 408, 411, 413, 415, 429}:
             operation["responses"][str(status)] = _said("application/problem+json", Problem)
@@ -259,6 +260,13 @@ def admin_document() -> dict[str, Any]:
         paths.setdefault(path, {})[method.lower()] = operation
     info = {"title": "the admin plane", "version": "1"}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": {"schemas": _plain(components)}}
+
+
+_BYTES = {
+    "description": "",
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
+"""An answer that is a model's file."""
 
 
 def _said(media: str, form: Any) -> dict[str, Any]:
