@@ -144,8 +144,10 @@ class Simulation:
         earlier = Checkpoint.read(out) if out is not None and not restart else None
         if earlier is not None and out is not None and earlier.rounds:
             earlier.check_same(identity, out, experiment.rounds)
+            with_keys = self.evaluation.with_keys
+            start = None if earlier.start is None else with_keys(earlier.start)
             self.at = self._with_same_best(
-                replace(earlier, rounds=[self.evaluation.with_keys(record) for record in earlier.rounds]), out
+                replace(earlier, start=start, rounds=list(map(with_keys, earlier.rounds))), out
             )
         elif not self.states.empty and not restart:
             raise ExperimentError(

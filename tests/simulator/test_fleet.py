@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -306,16 +307,15 @@ def test_where_partial_work_is_not_counted_stragglers_do_not_even_begin(
 def test_a_break_while_the_model_is_measured_undoes_that_round_everywhere(
     controlled: Callable[..., sumus.Experiment], tmp_path: Path, store: str, error: type[BaseException]
 ) -> None:
-    broken = False
+    broken = str(tmp_path / "broken")  # a file: what the metric's code could see would be put back
 
     def margin(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if broken:
+        if os.path.exists(broken):
             raise error
         return outputs[:, 0] - outputs[:, 1]
 
     def break_it() -> None:
-        nonlocal broken
-        broken = True
+        Path(broken).touch()
 
     experiment = controlled(metrics={"margin": margin})
     whole = sumus.run(experiment)
@@ -330,7 +330,7 @@ def test_a_break_while_the_model_is_measured_undoes_that_round_everywhere(
     checkpoint = Checkpoint.read(tmp_path / "run")
     assert checkpoint is not None
     assert len(checkpoint.rounds) == 3
-    broken = False
+    Path(broken).unlink()
     resumed = sumus.run(experiment, out=tmp_path / "run", client_states=STORES[store](tmp_path / "states"))
     assert resumed.model_sha256 == whole.model_sha256
     assert told(resumed.rounds) == told(whole.rounds)
