@@ -170,7 +170,9 @@ class DirectoryClientStates:
             for path in (*self._unsynced, self._folder):
                 sync(path)
         except OSError as error:
-            raise ExperimentError(f"client states in {self._folder} cannot be kept: {unread(error)}") from error
+            raise ExperimentError(
+                f"client states in {self._folder} cannot be kept: {error.filename or 'a file'}: {unread(error)}"
+            ) from error
         self._unsynced.clear()
         now = {self._path(client, version) for client, version in self._kept.items()}
         if now != self._listed[1]:  # asked again, the list before may still be the last that was written
