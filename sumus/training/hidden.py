@@ -160,10 +160,12 @@ class HiddenState:
 
     roots: by the name that paths begin with.  leaves: tensors that the plan carries, and that therefore are not hidden.
     digest: of its numbers and texts; equal in two processes that begin alike.  tensors: that were met, each with its path.
+    refused: why not all could be put back, the first time; None where it always could.
     """
 
     def __init__(self, roots: Mapping[str, object], leaves: Iterable[Tensor] = ()) -> None:
         self.tensors: list[tuple[str, Tensor]] = []
+        self.refused: TaskError | None = None
         self._leaves = {id(leaf): leaf for leaf in leaves}
         self._places: list[Place] = []
         self._seen: dict[int, Any] = {}
@@ -212,8 +214,7 @@ class HiddenState:
         Args:
             whole: As `changed` takes it.
         """
-        paths: dict[str, None] = {}
-        refused: TaskError | None = None
+        paths, refused = dict[str, None](), None
         for place in self._places:
             if found := self._changed(place, whole):
                 paths |= dict.fromkeys(found)
@@ -222,6 +223,7 @@ class HiddenState:
                 except TaskError as error:
                     refused = refused or error
         if refused is not None:
+            self.refused = self.refused or refused
             raise refused
         return list(paths)
 

@@ -148,6 +148,8 @@ class Program:
                 self.expect_own_tensors()
             finally:
                 self.hidden.restore(whole)
+        if self.hidden.refused is not None:  # also if a device tries again
+            raise TaskError(str(self.hidden.refused))
         for (name, own), (part, hidden) in self._parts.items():
             if changed := hidden.changed():
                 self.moved |= dict.fromkeys(changed)

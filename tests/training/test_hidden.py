@@ -4,6 +4,7 @@ import collections
 import contextvars
 import copy
 import enum
+import functools
 import itertools
 import multiprocessing
 import os
@@ -765,6 +766,35 @@ def test_a_loss_that_counts_gives_one_model_in_every_way_and_runs_alike_again() 
     assert len({history.model_sha256 for history in histories}) == 1
     assert all(any("calls` changes as the code runs" in note for note in history.notes) for history in histories)
     assert "trained by autograd, not sequential: its steps change `loss.count.calls`" in histories[1].notes[0]
+
+
+@functools.cache
+def unseen() -> list[bool]:
+    """What the walk does not see: a value in a cache of Python's own."""
+    return [False]
+
+
+@pytest.mark.parametrize("way", [{}, {"through": "wire"}])
+@pytest.mark.parametrize("after", [5, 18])
+def test_a_large_array_that_begins_to_change_late_is_refused_or_said_at_the_end(
+    way: dict[str, Any], after: int
+) -> None:
+    bank = np.zeros(2**20)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        bank[0] += float(unseen()[0])
+        return sumus.losses.cross_entropy(outputs, targets) * (1 + 0.01 * bank[0])
+
+    def switch(outcome: Any) -> None:
+        unseen()[0] = outcome.round >= after
+
+    unseen()[0], said = False, ""
+    try:
+        said = " ".join(run(lambda: With(lambda m, x: x), loss, rounds=20, after_round=switch, **way).notes)
+    except sumus.SumusError as error:
+        said = str(error)
+    assert "`loss.bank` is large, and changed as clients trained, after it had stayed the same" in said
+    assert not bank.any(), "it is put back all the same"
 
 
 def test_pythons_and_numpys_numbers_are_keyed_as_torchs_are() -> None:
