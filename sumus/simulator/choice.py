@@ -231,9 +231,20 @@ class _Probe:
             return "autograd runs to NaN or infinity on the first clients, and there is nothing to compare with"
         if all(self._agree(one, wanted[one.client]) for one in found):
             return None
+        if not self._repeats():
+            return (
+                "the same clients give another result when they train again: the code keeps state that sumus does not see (in an "
+                "object of an installed package, a cache, a file), or draws numbers that sumus does not seed"
+            )
         if choice.kind == "vectorized":
             return "its examples act on each other within a batch (batch statistics?), and short batches are padded"
         return "its captured step is not autograd's: something in it depends on values, or on earlier steps"
+
+    def _repeats(self) -> bool:
+        """Whether autograd makes the same of the samples once more."""
+        samples = [sample for sample in self._samples if sample.client in self._autograd()]
+        again = [one for sample in samples for one in self._trained(AUTOGRAD, [sample])[0]]
+        return all(self._agree(one, self._autograd()[one.client]) for one in again)
 
     def _agree(self, found: Trained, wanted: Trained) -> bool:
         """Whether every leaf that is sent or kept, and the loss, are autograd's, up to rounding."""

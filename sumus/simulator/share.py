@@ -25,7 +25,10 @@ from sumus.tree import sha256
 from sumus.types import Broadcast
 from sumus.work import ClientState, ClientWork
 
-ELSEWHERE = "another process computes something else: are there settings that only this one has made, outside the task?"
+ELSEWHERE = (
+    "another process computes something else: does the code keep state that sumus does not see, or settings that only this "
+    "process has made, outside the task?"
+)
 """Said where proofs differ: a module's variables that a script set, torch's settings, a model= that is not seeded."""
 
 

@@ -670,8 +670,10 @@ class Simulation:
 
     def _history(self, stopped: str) -> History:
         model = self._published(self.at.state)
-        with suppress(TaskError):
-            self.program.begin_anew()  # what the last code changed is known after it
+        try:
+            self.program.begin_anew(whole=True)  # what the last code changed is known after it
+        except TaskError as error:
+            self.notes[str(error)] = None
         if refused := getattr(self.trainer.executor, "refused", None):
             self.notes[f"some clients were trained by autograd: {refused}"] = None
         self.notes |= self.evaluation.notes

@@ -95,6 +95,10 @@ class WireSimulation(Simulation):
 
     def _history(self, stopped: str) -> History:
         if self._training is not None:
+            try:
+                self._training.program.begin_anew(whole=True)  # what the last client's code changed is known after it
+            except TaskError as error:
+                self.notes[str(error)] = None
             self.program.moved |= self._training.program.moved
             self.notes |= self._training.notes
         return super()._history(stopped)

@@ -10,18 +10,22 @@ places where such state can be. It looks into what a user wrote, and not into wh
 """
 
 import collections
+import contextvars
+import ctypes
 import dis
 import enum
 import functools
 import hashlib
-import math
+import importlib.util
+import io
+import os
 import pickle
 import random
 import re
 import sys
 import types
-import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -31,30 +35,45 @@ import torch
 from torch import Tensor, nn
 
 from sumus.errors import TaskError
+from sumus.training.places import (
+    LONGEST,
+    LONGEST_PICKLED,
+    MISSING,
+    PLAIN,
+    SMALL_BYTES,
+    Cell,
+    Depths,
+    Drawing,
+    Entries,
+    Iterating,
+    Memory,
+    Names,
+    Numbers,
+    Objects,
+    Opaque,
+    Place,
+    Sequence,
+    Sparse,
+    Variable,
+    bytes_of,
+    inside_of,
+)
 
 MOST_PLACES = 20_000
 """Beyond so many places, the walk ends."""
-LONGEST = 10_000
-"""A longer list, mapping or set is compared by its length alone, and what it holds is not looked at."""
 MOST_BYTES = 2**26
 """Bytes of tensors and arrays that are copied, so that they can be put back."""
-_SMALL = 2**14
-"""Numbers in a tensor that is compared by value too: a write through `.data` does not count as a version."""
-_PICKLED = 2**16
-"""Bytes of a pickle that are compared."""
-
-_PLAIN = (
-    *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis), range, enum.Enum),
-    *(np.generic, np.dtype, torch.dtype, torch.device, torch.Size),
-)
+_ALWAYS = 8
+"""So many times at first, everything is compared; then at each power of two, and at the end."""
 _RANDOM = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 _FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinMethodType, types.MethodWrapperType, functools.partial)
 _HOLDERS = {
     "types.SimpleNamespace",
     "argparse.Namespace",
     "_thread._local",
-    "collections.UserDict",
-    "collections.UserList",
+    *("collections.UserDict", "collections.UserList", "collections.ChainMap", "queue.Queue"),
+    *("weakref.WeakKeyDictionary", "weakref.WeakValueDictionary", "_weakrefset.WeakSet"),
+    "multiprocessing.sharedctypes.SynchronizedBase",
 }
 """Python's own classes in which people keep what they please."""
 _SHOW_NOTHING = {"builtins", "_thread", "_weakref", "weakref", "re", "_abc", "_contextvars"}
@@ -74,7 +93,6 @@ _OF_MODULES = {
 """What torch's modules keep for themselves."""
 _MEMBERS = {"_parameters", "_buffers", "_modules"}
 _DEEPEST = 4
-_MISSING = object()
 
 
 @functools.lru_cache(1024)
@@ -92,247 +110,46 @@ def users(module: object) -> bool:
 
 
 @functools.lru_cache(4096)
-def globals_of(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Names of the globals that a piece of code reads or writes, in order; and of the attributes that it names."""
-    names, attributes = dict[str, None](), set[str]()
+def globals_of(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], tuple[tuple[int, str], ...]]:
+    """Names of the globals that a piece of code reads or writes, in order; of the attributes that it names, and of what it takes
+    from a module; and the modules that it imports, each with how many packages up."""
+    names, attributes, imported = dict[str, None](), set[str](), dict[tuple[int, str], None]()
+    before: list[Any] = [0, 0]
     for step in dis.get_instructions(code):
         if "GLOBAL" in step.opname or step.opname in ("LOAD_NAME", "STORE_NAME"):
             names[str(step.argval)] = None
+        elif step.opname == "IMPORT_NAME":
+            up = before[-2] if isinstance(before[-2], int) else 0
+            imported[up, str(step.argval)] = None
+            for name in before[-1] if isinstance(before[-1], tuple) else ():  # it may be a module
+                attributes.add(str(name))
+                imported[up, f"{step.argval}.{name}".lstrip(".")] = None
         elif "ATTR" in step.opname or "METHOD" in step.opname:
             attributes.add(str(step.argval))
+        before = [before[-1], step.argval]
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            more, others = globals_of(inner)
+            more, others, modules = globals_of(inner)
             names |= dict.fromkeys(more)
             attributes |= others
-    return tuple(names), frozenset(attributes)
+            imported |= dict.fromkeys(modules)
+    return tuple(names), frozenset(attributes), tuple(imported)
 
 
-# ── places ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _same(now: Any, then: Any) -> bool:
-    """Whether a value is the one that it was; a number or a text that equals it is."""
-    if now is then:
-        return True
-    if type(now) is not type(then) or not isinstance(now, (*_PLAIN, tuple)):
-        return False
-    if isinstance(now, tuple):
-        return len(now) == len(then) and all(map(_same, now, then))
-    return bool(now == then) or (isinstance(now, float) and math.isnan(now) and math.isnan(then))
-
-
-class _Names:
-    """A namespace, or some of its names: of an object, a mapping, a module, a class.
-
-    read: gives the values by name.  put, drop: set a name's value; take a name away.  whole: the namespace, where `read` gives
-        only some of it: one of the same length with the same values has not changed.
-    """
-
-    def __init__(
-        self,
-        path: Callable[[Any], str],
-        read: Callable[[], Mapping[Any, Any]],
-        put: Callable[[Any, Any], object],
-        drop: Callable[[Any], object],
-        whole: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._path, self._read, self._put, self._drop = path, read, put, drop
-        self._whole, self._length = whole, len(whole or ())
-        self.then = dict(read())
-
-    def changed(self) -> Iterator[str]:
-        then, whole = self.then, self._whole
-        if whole is not None and len(whole) == self._length and all(whole.get(name) is then[name] for name in then):
-            return
-        now = self._read()
-        if len(now) == len(then) and all(now.get(name, _MISSING) is value for name, value in then.items()):
-            return
-        for name in {**then, **now}:
-            if not _same(now.get(name, _MISSING), then.get(name, _MISSING)):
-                yield self._path(name)
-
-    def restore(self) -> None:
-        now = dict(self._read())
-        for name in now.keys() - self.then.keys():
-            self._drop(name)
-        for name, value in self.then.items():
-            if now.get(name, _MISSING) is not value:
-                self._put(name, value)
-
-
-class _Sequence:
-    """A list, a deque or a set, as a whole."""
-
-    def __init__(self, path: str, held: Any) -> None:
-        self._path, self._held = path, held
-        self.then = tuple(held)
-        self._log: list[Any] = []
-
-    def changed(self) -> Iterator[str]:
-        held, then = self._held, self.then
-        if len(held) != len(then) or (
-            held != set(then) if isinstance(held, set) else len(then) <= LONGEST and not all(map(_same, held, then))
-        ):
-            yield self._path
-
-    def restore(self) -> None:
-        now = tuple(self._held)
-        if isinstance(self._held, list) and all(map(_same, now, self.then)):
-            self._log += now[len(self.then) :]
-        self._held.clear()
-        (self._held.update if isinstance(self._held, set) else self._held.extend)(self.then)
-
-    def end(self) -> None:
-        """A list to which the code only adds may be a user's log: give the list all that was ever added."""
-        if self._log:
-            self._held.extend(self._log)
-            self._log = []
-            self.then = tuple(self._held)
-
-
-class _Cell:
-    """A variable that a function encloses."""
-
-    def __init__(self, path: str, cell: types.CellType) -> None:
-        self._path, self._cell = path, cell
-        self.then = self._now()
-
-    def _now(self) -> Any:
-        try:
-            return self._cell.cell_contents
-        except ValueError:
-            return _MISSING
-
-    def changed(self) -> Iterator[str]:
-        if not _same(self._now(), self.then):
-            yield self._path
-
-    def restore(self) -> None:
-        if self.then is _MISSING:
-            del self._cell.cell_contents
-        else:
-            self._cell.cell_contents = self.then
-
-
-class _Numbers:
-    """A tensor or an array. kept: a copy; None for one that is too large to be put back."""
-
-    def __init__(self, path: str, held: Any, room: int) -> None:
-        self._path, self._held = path, held
-        self._small = (held.nelement() if isinstance(held, Tensor) else held.size) <= _SMALL
-        self._version = self._of(held)
-        size = held.nelement() * held.element_size() if isinstance(held, Tensor) else held.nbytes
-        self.nbytes = size if size <= room else 0
-        self._kept = None if size > room else _copied(held)
-
-    @staticmethod
-    def _of(held: Any) -> int:
-        return held._version if isinstance(held, Tensor) and not held.is_inference() else 0
-
-    def changed(self) -> Iterator[str]:
-        if self._of(self._held) != self._version or (
-            self._kept is not None and self._small and not _same_bits(self._held, self._kept)
-        ):
-            yield self._path
-
-    def restore(self) -> None:
-        if self._kept is None:
-            raise TaskError(
-                f"`{self._path}` changes as clients train, is no leaf of the model, and is too large to be put back for each "
-                "client: make it a buffer of the model, with register_buffer"
-            )
-        if isinstance(self._held, Tensor):
-            with torch.no_grad():
-                if self._held.shape != self._kept.shape:
-                    self._held.set_(self._kept.clone())  # pyright: ignore[reportUnknownMemberType]
-                else:
-                    self._held.copy_(self._kept)
-        else:
-            self._held[...] = self._kept
-        self._version = self._of(self._held)
-
-
-class _Drawing:
-    """A generator of random numbers."""
-
-    def __init__(self, path: str, held: Any) -> None:
-        self._path, self._held = path, held
-        self.then = self._now()
-
-    def _now(self) -> Any:
-        held = self._held
-        if isinstance(held, random.Random):
-            return held.getstate()
-        if isinstance(held, torch.Generator):
-            return held.get_state().numpy().tobytes()
-        return held.bit_generator.state if isinstance(held, np.random.Generator) else held.get_state()
-
-    def changed(self) -> Iterator[str]:
-        if pickle.dumps(self._now()) != pickle.dumps(self.then):
-            yield self._path
-
-    def restore(self) -> None:
-        held = self._held
-        if isinstance(held, random.Random):
-            held.setstate(self.then)
-        elif isinstance(held, np.random.Generator):
-            held.bit_generator.state = self.then
-        elif isinstance(held, torch.Generator):
-            held.set_state(torch.frombuffer(bytearray(self.then), dtype=torch.uint8))
-        else:
-            held.set_state(self.then)
-
-
-class _Opaque:
-    """What cannot be put back, and shows that it moved: an iterator, an object of an extension."""
-
-    def __init__(self, path: str, held: Any) -> None:
-        self._path, self._held = path, held
-        self.then = self._now()
-
-    def _now(self) -> Any:
-        if isinstance(self._held, types.GeneratorType):
-            frame = self._held.gi_frame
-            return frame and (frame.f_lasti, {n: v for n, v in frame.f_locals.items() if isinstance(v, _PLAIN)})
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return pickle.dumps(self._held)[:_PICKLED]
-        except Exception:  # whatever its class raises: then its text is all that is seen
-            return repr(self._held) if type(self._held).__module__ == "itertools" else None
-
-    def changed(self) -> Iterator[str]:
-        if self._now() != self.then:
-            yield self._path
-
-    def restore(self) -> None:
-        raise TaskError(
-            f"`{self._path}` is a {type(self._held).__name__} that moves on as clients train, and it cannot be put back for each "
-            "client: compute its values from a buffer of the model instead, such as a count of steps"
-        )
-
-
-def _copied(held: Any) -> Any:
-    return held.detach().clone() if isinstance(held, Tensor) else held.copy()
-
-
-def _bytes_of(held: Any) -> bytes:
-    """The numbers of a tensor or an array, as they lie in memory."""
-    if isinstance(held, Tensor):
-        return (
-            held.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if held.nelement() else b""
-        )
-    return held.tobytes()
-
-
-def _same_bits(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and one.shape == other.shape and torch.equal(one.detach(), other):
-        return True
-    return one.shape == other.shape and _bytes_of(one) == _bytes_of(other)
-
-
-_Place = _Names | _Sequence | _Cell | _Numbers | _Drawing | _Opaque
+def _imported(name: str, package: str) -> types.ModuleType | None:
+    """A module that code imports as it runs; it is imported now if it is a user's own, since it may keep state from then on."""
+    try:
+        full = importlib.util.resolve_name(name, package) if name.startswith(".") else name
+        if full in sys.modules:
+            return sys.modules[full]
+        if full.partition(".")[0] in sys.stdlib_module_names | _LIBRARIES:
+            return None
+        found = importlib.util.find_spec(full)
+        if found is None or {"site-packages", "dist-packages"} & {*Path(found.origin or "").parts}:
+            return None
+        return importlib.import_module(full)
+    except Exception:  # whatever the module raises: the code will raise it, if it gets there
+        return None
 
 
 # ── the walk ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -342,16 +159,18 @@ class HiddenState:
     """What the code behind some roots keeps outside the leaves, as it is now.
 
     roots: by the name that paths begin with.  leaves: tensors that the plan carries, and that therefore are not hidden.
-    digest: of its numbers and texts; equal in two processes that begin alike.  tensors: that were met, by path.
+    digest: of its numbers and texts; equal in two processes that begin alike.  tensors: that were met, each with its path.
+    refused: why not all could be put back, the first time; None where it always could.
     """
 
     def __init__(self, roots: Mapping[str, object], leaves: Iterable[Tensor] = ()) -> None:
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: list[tuple[str, Tensor]] = []
+        self.refused: TaskError | None = None
         self._leaves = {id(leaf): leaf for leaf in leaves}
-        self._places: list[_Place] = []
+        self._places: list[Place] = []
         self._seen: dict[int, Any] = {}
         self._names: dict[int, tuple[str, dict[str, Any], dict[str, None]]] = {}
-        self._room = MOST_BYTES
+        self._room, self._each_time, self._begun = MOST_BYTES, SMALL_BYTES, 0
         self._hash = hashlib.sha256()
         self._waiting = collections.deque[tuple[str, Any, bool]]((name, root, True) for name, root in roots.items())
         while self._waiting and len(self._places) < MOST_PLACES:
@@ -360,22 +179,51 @@ class HiddenState:
             self._keep(_part(path, held, tuple(names)))
         self.digest = self._hash.hexdigest()
 
-    def changed(self) -> list[str]:
-        """The paths whose values are others now."""
-        return list(dict.fromkeys(path for place in self._places for path in place.changed()))
+    def is_due(self) -> bool:
+        """Whether what takes long is to be compared now. Asked before each client: yes at the first, then ever more rarely."""
+        self._begun += 1
+        return self._begun <= _ALWAYS or self._begun & (self._begun - 1) == 0
 
-    def restore(self) -> list[str]:
-        """Put everything back; the paths that had changed. TaskError for what cannot be put back, once the rest is."""
-        paths: dict[str, None] = {}
-        refused: TaskError | None = None
+    def changed(self, whole: bool = True) -> list[str]:
+        """The paths whose values are others now.
+
+        Args:
+            whole: Whether what takes long is compared, too: large arrays, long containers.
+        """
+        return list(dict.fromkeys(path for place in self._places for path in self._changed(place, whole)))
+
+    @staticmethod
+    def _changed(place: Place, whole: bool) -> list[str]:
+        """A place's paths that changed. A place where this was seen once is compared each time from then on."""
+        if not place.rare:
+            return list(place.changed())
+        if place.is_other_at_a_glance():
+            place.missed = 0
+        elif not whole:
+            place.missed += 1
+            return []
+        if found := list(place.changed()):
+            place.rare = False
+        else:
+            place.missed = 0
+        return found
+
+    def restore(self, whole: bool = True) -> list[str]:
+        """Put everything back; the paths that had changed. TaskError for what cannot be put back, once the rest is.
+
+        Args:
+            whole: As `changed` takes it.
+        """
+        paths, refused = dict[str, None](), None
         for place in self._places:
-            if found := list(place.changed()):
+            if found := self._changed(place, whole):
                 paths |= dict.fromkeys(found)
                 try:
                     place.restore()
                 except TaskError as error:
                     refused = refused or error
         if refused is not None:
+            self.refused = self.refused or refused
             raise refused
         return list(paths)
 
@@ -383,22 +231,23 @@ class HiddenState:
         """Put everything back for the last time.
 
         Args:
-            logs: Whether lists to which the code only added get all that was added.
+            logs: Whether containers to which the code only added get all that was added.
         """
         try:
             self.restore()
         finally:
             for place in self._places if logs else ():
-                if isinstance(place, _Sequence):
-                    place.end()
+                place.end()
 
-    def _keep(self, place: _Place) -> None:
+    def _keep(self, place: Place) -> None:
         self._places.append(place)
 
     def _look_at(self, path: str, value: Any, root: bool = False) -> None:
         """Note a value's places, and go on to what it holds."""
-        if isinstance(value, _PLAIN):
-            self._hash.update(f"{path}={value!r}\n".encode())
+        kind = type(value)
+        if isinstance(value, PLAIN) and not (isinstance(value, enum.Enum) and users(kind.__module__)):
+            if "{" not in path:  # of a set: in another order in another process
+                self._hash.update(f"{path}={value!r}\n".encode())
             return
         if id(value) in self._seen:
             return
@@ -406,22 +255,29 @@ class HiddenState:
         if isinstance(value, Tensor | np.ndarray):
             self._look_at_numbers(path, value)
         elif isinstance(value, _RANDOM):
-            self._keep(_Drawing(path, value))
-        elif isinstance(value, tuple | frozenset):
-            self._later((f"{path}[{at}]", part) for at, part in enumerate(cast(Iterable[Any], value)))
-        elif isinstance(value, dict):
-            self._look_at_mapping(path, cast(dict[Any, Any], value))
-        elif isinstance(value, list | collections.deque | set | bytearray):
-            held = cast(Any, value)
-            self._keep(_Sequence(path, held))
-            if len(held) <= LONGEST and not isinstance(held, set | bytearray):
-                self._later((f"{path}[{at}]", part) for at, part in enumerate(held))
+            self._keep(Drawing(path, value))
+        elif isinstance(value, tuple | frozenset | dict | list | collections.deque | set | bytearray):
+            self._look_at_container(path, cast(Any, value))
         elif isinstance(value, type):
             self._look_at_class(value)
         elif isinstance(value, _FUNCTIONS):
             self._look_at_callable(path, value)
-        elif isinstance(value, Iterator) and not users(type(value).__module__):
-            self._keep(_Opaque(path, value))
+        elif isinstance(value, Iterator) and not users(kind.__module__):
+            if not isinstance(value, io.IOBase):
+                self._keep(Iterating(path, value))
+                self._later((path, part) for part in inside_of(value))
+        elif isinstance(value, weakref.ref):
+            self._later([(path, value())])
+        elif isinstance(value, contextvars.ContextVar):
+            self._keep(place := Variable(path, cast(Any, value)))
+            self._later([(path, place.then)] if place.then is not MISSING else [])
+        elif isinstance(value, ctypes._SimpleCData | ctypes.Array | ctypes.Structure) or (
+            isinstance(value, memoryview) and not value.readonly and value.c_contiguous
+        ):
+            self._keep(Memory(path, value))
+        elif value is os.environ:
+            held = os.environ
+            self._keep(Names(lambda _: "os.environ", held.copy, held.__setitem__, lambda name: held.pop(name, None)))
         elif not isinstance(value, types.ModuleType):
             self._look_at_object(path, value, root)
 
@@ -430,33 +286,55 @@ class HiddenState:
 
     def _look_at_numbers(self, path: str, value: Any) -> None:
         if isinstance(value, Tensor):
-            self.tensors.setdefault(path, value)
+            self.tensors.append((path, value))
             hooks = cast(Mapping[int, Any], getattr(value, "_backward_hooks", None) or {})
             self._later((f"{path}.hook", hook) for hook in hooks.values())
-            if id(value) in self._leaves or str(value.device) == "meta" or value.layout is not torch.strided:
+            self._look_at_attributes(path, value, frozenset(name for name in vars(value) if name.startswith("_")))
+            if id(value) in self._leaves or value.device.type == "meta":
                 return
             if type(value).__name__.startswith(("Uninitialized", "Fake")):
                 return
+            if value.layout is not torch.strided:
+                if "sparse" in str(value.layout):
+                    self._keep(Sparse(path, value))
+                return
         elif value.dtype.hasobject:
+            if value.dtype == object:
+                self._keep(Objects(path, value))
+                self._later((f"{path}[{at}]", part) for at, part in enumerate(value.flat) if at < LONGEST)
             return
-        place = _Numbers(path, value, self._room)
+        elif type(value) is not np.ndarray:
+            self._look_at_attributes(path, value)
+        place = Numbers(path, value, self._room, self._each_time)
         self._room -= place.nbytes
+        self._each_time -= 0 if place.rare else place.nbytes
         self._keep(place)
-        if place.nbytes:
-            self._hash.update(path.encode() + _bytes_of(value))
+        if place.nbytes and "{" not in path:
+            self._hash.update(path.encode() + bytes_of(value))
 
-    def _look_at_mapping(self, path: str, value: dict[Any, Any]) -> None:
-        if len(value) > LONGEST:
-            return
-        self._keep(
-            _Names(
-                lambda name: f"{path}[{name!r:.40}]",
-                lambda: value,
-                value.__setitem__,
-                lambda name: value.pop(name, None),
-            )
-        )
-        self._later((f"{path}[{name!r:.40}]", part) for name, part in value.items())
+    def _look_at_container(self, path: str, value: Any) -> None:
+        """What a container holds, and what an object of a class derived from one keeps besides."""
+        kind, long = type(value), len(value) > LONGEST
+        if isinstance(value, dict):
+            values = list(cast(dict[Any, Any], value).values())
+            self._keep(Entries(path, cast(dict[Any, Any], value)))
+            self._look_at(path, tuple(key for key in value if isinstance(key, PLAIN)))
+        else:
+            values = list(cast(Iterable[Any], value))
+            if not isinstance(value, tuple | frozenset):
+                self._keep(Sequence(path, value))
+        if isinstance(value, set | frozenset):
+            self._later((f"{path}{{...}}", part) for part in values[:LONGEST] if not isinstance(part, PLAIN))
+        elif not isinstance(value, bytearray) and not (long and not isinstance(value, tuple)):
+            names = ("..." if isinstance(value, dict) else str(at) for at in range(len(values)))
+            self._later((f"{path}[{name}]", part) for name, part in zip(names, values, strict=True))
+        if long and len(values) <= LONGEST_PICKLED and not all(isinstance(part, PLAIN) for part in values):
+            self._keep(Depths(path, value))
+        if isinstance(value, collections.defaultdict):
+            self._later([(path, cast(Any, value).default_factory)])
+        if kind not in (tuple, frozenset, dict, list, collections.deque, set, bytearray):
+            self._look_at_attributes(path, value)
+            self._look_at_class(kind)
 
     def _look_at_class(self, value: type) -> None:
         """A class that a user wrote: its data, and the functions in it."""
@@ -464,13 +342,15 @@ class HiddenState:
             if not users(kind.__module__) or (kind is not value and id(kind) in self._seen):
                 continue
             self._seen[id(kind)] = kind
+            if issubclass(kind, enum.Enum):
+                self._later((f"{kind.__name__}.{name}", member) for name, member in kind.__members__.items())
 
             def data(kind: type = kind) -> dict[str, Any]:
                 return {name: part for name, part in vars(kind).items() if _is_data(name, part)}
 
             where = kind.__name__
             self._keep(
-                _Names(
+                Names(
                     lambda name, where=where: f"{where}.{name}",
                     data,
                     lambda name, part, kind=kind: setattr(kind, name, part),
@@ -500,26 +380,40 @@ class HiddenState:
                 continue
             self._seen[id(cell)] = cell
             where = f"{path}.{name}"
-            place = _Cell(where, cell)
+            place = Cell(where, cell)
             self._keep(place)
-            if place.then is not _MISSING:
+            if place.then is not MISSING:
                 self._later([(where, place.then)])
         self._later((f"{path}({name}=)", part) for name, part in (value.__kwdefaults__ or {}).items())
         self._later((path, part) for part in value.__defaults__ or ())
         if not users(value.__module__):
             return
         own = vars(value)
-        self._keep(
-            _Names(lambda name: f"{path}.{name}", lambda: own, own.__setitem__, lambda name: own.pop(name, None))
-        )
+        self._keep(Names(lambda name: f"{path}.{name}", lambda: own, own.__setitem__, lambda name: own.pop(name, None)))
         self._later((f"{path}.{name}", part) for name, part in own.items())
-        names, attributes = globals_of(value.__code__)
+        names, attributes, imported = globals_of(value.__code__)
         self._look_at_globals(value.__module__, value.__globals__, names)
-        for name in names:
-            module = value.__globals__.get(name)
-            if isinstance(module, types.ModuleType) and users(module.__name__):
-                held = vars(module)
-                self._look_at_globals(module.__name__, held, sorted(attributes & held.keys()))
+        package = str(value.__globals__.get("__package__") or "")
+        inside = [value.__globals__.get(name) for name in names]
+        inside += [Cell(path, cell).then for cell in value.__closure__ or ()]
+        inside += [_imported("." * up + name, package) for up, name in imported]
+        self._look_at_modules([part for part in inside if isinstance(part, types.ModuleType)], attributes)
+
+    def _look_at_modules(self, waiting: list[types.ModuleType], attributes: frozenset[str]) -> None:
+        """Of these modules, and of those in them, what code names."""
+        met = set[int]()
+        while waiting:
+            module = waiting.pop()
+            if id(module) in met:
+                continue
+            met.add(id(module))
+            held = vars(module)
+            if module is os and attributes & {"environ", "environb", "getenv", "putenv"}:
+                self._later([("os.environ", os.environ)])
+            if users(module.__name__):
+                names = sorted(attributes & held.keys())
+                self._look_at_globals(module.__name__, held, names)
+                waiting += [held[name] for name in names if isinstance(held[name], types.ModuleType)]
 
     def _look_at_globals(self, module: str, held: dict[str, Any], names: Iterable[str]) -> None:
         _, _, known = self._names.setdefault(id(held), (module, held, {}))
@@ -540,11 +434,17 @@ class HiddenState:
         elif hasattr(value, "__wrapped__"):  # functools.cache, and decorators of its kind
             return self._later([(path, value.__wrapped__)])
         elif not hasattr(value, "__dict__") and kind.__module__ not in _SHOW_NOTHING:
-            if (place := _Opaque(path, value)).then is not None:
+            if (place := Opaque(path, value)).then is not None:
                 self._keep(place)
             return None
         else:
             return None
+        self._look_at_attributes(path, value, skipped)
+        return self._look_at_class(kind)
+
+    def _look_at_attributes(self, path: str, value: Any, skipped: frozenset[str] = frozenset()) -> None:
+        """What an object keeps under names of its own."""
+        kind = type(value)
         own = getattr(value, "__dict__", None)
         if isinstance(own, dict):
             names = cast(dict[str, Any], own)
@@ -553,7 +453,7 @@ class HiddenState:
                 return {name: part for name, part in names.items() if name not in skipped}
 
             self._keep(
-                _Names(
+                Names(
                     lambda name: f"{path}.{name}", shown, names.__setitem__, lambda name: names.pop(name, None), names
                 )
             )
@@ -568,14 +468,13 @@ class HiddenState:
                 else:
                     self._later([(f"{path}.{name}", part)])
         self._look_at_slots(path, value, kind)
-        return self._look_at_class(kind)
 
     def _look_at_script(self, path: str, value: Any) -> None:
         """The attributes and tensors that a scripted module, and those in it, keep in a machine of their own."""
         concrete = getattr(value, "_concrete_type", None)
         names = [name for name in (concrete.get_attributes() if concrete else ()) if name not in _OF_MODULES]
         self._keep(
-            _Names(
+            Names(
                 lambda name: f"{path}.{name}",
                 lambda: {name: getattr(value, name) for name in names},
                 lambda name, part: setattr(value, name, part),
@@ -591,20 +490,20 @@ class HiddenState:
             return
         self._seen[id(held)] = held
         self._keep(
-            _Names(lambda name: f"{path}.{name}", lambda: held, held.__setitem__, lambda name: held.pop(name, None))
+            Names(lambda name: f"{path}.{name}", lambda: held, held.__setitem__, lambda name: held.pop(name, None))
         )
         self._later(
             (f"{path}.{name}", part) for name, part in held.items() if isinstance(name, str) and part is not None
         )
 
     def _look_at_slots(self, path: str, value: Any, kind: type) -> None:
-        slots = [
-            name
+        slots = {  # under the names that Python gives to private ones
+            name: part
             for base in kind.__mro__
-            if users(base.__module__) and not isinstance(vars(base).get("__slots__", ()), str)
-            for name in cast(Iterable[str], vars(base).get("__slots__", ()))
-            if name not in ("__dict__", "__weakref__")
-        ]
+            if users(base.__module__)
+            for name, part in vars(base).items()
+            if isinstance(part, types.MemberDescriptorType)
+        }
         if not slots:
             return
 
@@ -612,19 +511,19 @@ class HiddenState:
             return {name: getattr(value, name) for name in slots if hasattr(value, name)}
 
         self._keep(
-            _Names(
+            Names(
                 lambda name: f"{path}.{name}",
                 read,
-                lambda name, part: object.__setattr__(value, name, part),
-                lambda name: object.__delattr__(value, name),
+                lambda name, part: slots[name].__set__(value, part),
+                lambda name: slots[name].__delete__(value),
             )
         )
         self._later((f"{path}.{name}", part) for name, part in read().items())
 
 
-def _part(path: str, held: dict[str, Any], names: tuple[str, ...]) -> _Names:
+def _part(path: str, held: dict[str, Any], names: tuple[str, ...]) -> Names:
     """Some names of a namespace."""
-    return _Names(
+    return Names(
         lambda name: f"{path}.{name}",
         lambda: {name: held[name] for name in names if name in held},
         held.__setitem__,
@@ -706,8 +605,8 @@ def _function_around(value: Any, own: Mapping[int, str], depth: int) -> str | No
     """The part of a module that a function in a value encloses, or reads as a global."""
     inside: Iterable[Any] = ()
     if isinstance(value, types.FunctionType):
-        names, _ = globals_of(value.__code__) if users(value.__module__) else ((), None)
-        cells = [part for cell in value.__closure__ or () if (part := _Cell("", cell).then) is not _MISSING]
+        names = globals_of(value.__code__)[0] if users(value.__module__) else ()
+        cells = [part for cell in value.__closure__ or () if (part := Cell("", cell).then) is not MISSING]
         held = [*cells, *(value.__defaults__ or ()), *(value.__globals__.get(name) for name in names)]
         flat = [part for one in held for part in (one if isinstance(one, list | tuple) else (one,))]
         if (found := next((own[id(part)] for part in flat if id(part) in own), None)) is not None:

@@ -49,7 +49,7 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
     TaskError where it trains what nobody sends, moves what is frozen, or binds its leaves to new tensors.
     """
     with seeded(0):
-        program.begin_anew()
+        program.begin_anew(whole=True)
         stood, before = generators(), {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
         memory, few = {name: tensor.data_ptr() for name, tensor in program.trained.items()}, slice(0, 2)
         inputs, targets = (_two_rows(rows[few].clone()) for rows in (inputs, targets))
@@ -158,7 +158,7 @@ def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Te
         if id(tensor) in known or not (id(tensor) in again or isinstance(tensor, nn.Parameter)):
             continue
         roots = {"model": program.module, "loss": program.task.loss}
-        name = next((path for path, met in HiddenState(roots).tensors.items() if met is tensor), None)
+        name = next((path for path, met in HiddenState(roots).tensors if met is tensor), None)
         where = (
             f"`{name}`"
             if name

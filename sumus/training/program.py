@@ -132,18 +132,24 @@ class Program:
             for path in hidden.changed()
         ]
 
-    def begin_anew(self) -> None:
+    def begin_anew(self, whole: bool = False) -> None:
         """Put what the code keeps outside the leaves back to where it was when this program was made: so begins every client, and
         every measurement. `moved` gains the paths that had changed.
 
         TaskError where a frozen parameter changed, or what changed cannot be put back.
+
+        Args:
+            whole: Whether large arrays and long containers are compared in any case, and not only now and then.
         """
-        if changed := self.hidden.changed():
+        whole = self.hidden.is_due() or whole
+        if changed := self.hidden.changed(whole):
             self.moved |= dict.fromkeys(changed)
             try:
                 self.expect_own_tensors()
             finally:
-                self.hidden.restore()
+                self.hidden.restore(whole)
+        if self.hidden.refused is not None:  # also if a device tries again
+            raise TaskError(str(self.hidden.refused))
         for (name, own), (part, hidden) in self._parts.items():
             if changed := hidden.changed():
                 self.moved |= dict.fromkeys(changed)
@@ -368,7 +374,7 @@ def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
     why, cause = tied_to_itself(module), None
     if why is None:
         try:
-            return copy.deepcopy(module)
+            return _copied(module)
         except Exception as error:
             why, cause = f"the model cannot be copied ({said(error)})", error
     with seeded(seed):
@@ -379,6 +385,17 @@ def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
     raise TaskError(
         f"{why}: give model= a callable that makes a new module at each call, such as model=lambda: Net()"
     ) from cause
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy, with the attributes that a user gave to parameters: torch leaves them out."""
+    memo: dict[int, Any] = {}
+    own = copy.deepcopy(module, memo)
+    copies = dict(own.named_parameters())
+    for name, parameter in module.named_parameters():
+        if vars(parameter):
+            vars(copies[name]).update(copy.deepcopy(vars(parameter), memo))
+    return own
 
 
 def _name_in(tensors: Mapping[str, Tensor], wanted: Tensor) -> str:

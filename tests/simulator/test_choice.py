@@ -1,6 +1,7 @@
 """The probe: which executor it picks and why, that it remembers, and that what cannot be vectorized says so in one line."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(choices.STACKS, "cpu", (4, 16))
 
 
-def dense() -> nn.Module:
+def dense() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
 
 
@@ -212,7 +213,24 @@ def test_a_memory_that_cannot_be_written_is_none(tmp_path: Path) -> None:
     assert recall.get("somewhere") is None
 
 
+@functools.cache
+def kept() -> list[int]:
+    """What no walk sees: a value in a cache of Python's own."""
+    return [0]
+
+
+class Unseen(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = dense()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        kept()[0] += 1
+        return self.inner(inputs) * (1 + 0.1 * kept()[0])
+
+
 REFUSED = {
+    "state that is not seen": (Unseen, "sequential", "the code keeps state that sumus does not see"),
     "batch statistics": (
         normed,
         "vectorized",

@@ -1,10 +1,20 @@
 """What code keeps outside a model's leaves is found, put back, and said; what cannot be put back is refused."""
 
 import collections
+import contextvars
+import copy
+import enum
+import functools
 import itertools
+import multiprocessing
+import os
+import queue
 import random
+import sys
 import types
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +82,70 @@ class Slotted:
         self.calls += 1
 
 
+class SlotNamedByText:
+    __slots__ = "calls"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+class PrivateSlot:
+    __slots__ = ("__calls",)
+
+    def __init__(self) -> None:
+        self.__calls = 0
+
+    def step(self) -> None:
+        self.__calls += 1
+
+
+class OwnList(list[Any]):
+    calls = 0
+
+
+class OwnDict(dict[str, Any]):
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.calls += 1
+        super().__setitem__(key, value)
+
+
+class OwnSet(set[Any]):
+    pass
+
+
+class OwnOrder(collections.OrderedDict[str, Any]):
+    pass
+
+
+class OwnDeque(collections.deque[Any]):
+    pass
+
+
+class Key:
+    pass
+
+
+class Kind(enum.Enum):
+    ONE = "one"
+
+
+ONE_KEY = Key()
+VARIABLE = contextvars.ContextVar[int]("VARIABLE", default=0)
+
+
+def two_keys() -> collections.OrderedDict[str, int]:
+    return collections.OrderedDict(a=1, b=2)
+
+
+def to_environment() -> None:
+    os.environ["SUMUS_TEST_HIDDEN"] = "1"
+
+
 class Iterating:
     """A user's own iterator: its attributes are where it stands."""
 
@@ -81,6 +155,10 @@ class Iterating:
     def __next__(self) -> int:
         self.at += 1
         return self.at
+
+
+def sparse_one() -> Tensor:
+    return torch.tensor([[0.0, 1.0], [0.0, 0.0]]).to_sparse()
 
 
 def by(change: Callable[[Counting], object]) -> tuple[Any, Callable[[Any], object]]:
@@ -93,7 +171,7 @@ CHANGES: dict[str, tuple[Any, Callable[[Any], object], str]] = {
     "an attribute that goes": (*by(lambda c: delattr(c, "calls")), "loss.calls"),
     "a deque": (*by(lambda c: c.recent.append(1)), "loss.recent"),
     "a set": (*by(lambda c: c.seen.add(1)), "loss.seen"),
-    "a mapping": (*by(lambda c: c.told.update(a=2)), "loss.told['a']"),
+    "a mapping": (*by(lambda c: c.told.update(a=2)), "loss.told"),
     "a tensor": (*by(lambda c: c.center.add_(1)), "loss.center"),
     "a tensor through .data": (*by(lambda c: c.center.data.add_(1)), "loss.center"),
     "an array": (*by(lambda c: c.array.__iadd__(1)), "loss.array"),
@@ -109,6 +187,52 @@ CHANGES: dict[str, tuple[Any, Callable[[Any], object], str]] = {
     "an iterator's attributes": ([Iterating()], lambda held: next(held[0]), "loss[0].at"),
     "Python's generator": ([random.Random(0)], lambda held: held[0].random(), "loss[0]"),
     "torch's generator": ([torch.Generator()], lambda held: torch.rand(1, generator=held[0]), "loss[0]"),
+    "a slot named by a text": (SlotNamedByText(), lambda s: setattr(s, "calls", 1), "loss.calls"),
+    "a private slot": (PrivateSlot(), lambda s: s.step(), "loss._PrivateSlot__calls"),
+    "a list's attribute": (OwnList([1]), lambda held: setattr(held, "calls", 1), "loss.calls"),
+    "a list of its own class": (OwnList([1]), lambda held: held.append(1), "loss"),
+    "a mapping's slot": (OwnDict(), lambda held: setattr(held, "calls", 7), "loss.calls"),
+    "a set's attribute": (OwnSet(), lambda held: setattr(held, "calls", 1), "loss.calls"),
+    "a deque's attribute": (OwnDeque(), lambda held: setattr(held, "calls", 1), "loss.calls"),
+    "an ordered mapping's attribute": (OwnOrder(), lambda held: setattr(held, "calls", 1), "loss.calls"),
+    "an order": (two_keys(), lambda held: held.move_to_end("a"), "loss"),
+    "an object in a set": ({Iterating()}, lambda held: next(*held), "loss{...}.at"),
+    "an object in a mapping": ({"a name": Iterating()}, lambda held: next(held["a name"]), "loss[...].at"),
+    "a member of an enumeration": (lambda: Kind.ONE, lambda _: setattr(Kind.ONE, "calls", 1), "Kind.ONE.calls"),
+    "a tensor's attribute": ([torch.zeros(2)], lambda held: setattr(held[0], "calls", 1), "loss[0].calls"),
+    "an array of objects": ([np.array([0, None])], lambda held: held[0].__setitem__(0, 1), "loss[0]"),
+    "a sparse tensor": ([torch.eye(2).to_sparse()], lambda held: held[0]._values().add_(1), "loss[0]"),
+    "a sparse tensor's places": ([torch.eye(2).to_sparse()], lambda held: held[0].add_(sparse_one()), "loss[0]"),
+    "a queue": ([queue.Queue[int]()], lambda held: held[0].queue.append(1), "loss[0].queue"),
+    "weak keys": (
+        [weakref.WeakKeyDictionary({ONE_KEY: 0})],
+        lambda held: held[0].__setitem__(ONE_KEY, 1),
+        "loss[0].data",
+    ),
+    "an object behind weak values": (
+        [weakref.WeakValueDictionary({0: ONE_KEY})],
+        lambda held: setattr(held[0][0], "calls", 1),
+        "loss[0].data[...].calls",
+    ),
+    "a context variable": ([VARIABLE], lambda held: held[0].set(VARIABLE.get() + 1), "loss[0]"),
+    "a number of processes": (
+        [multiprocessing.Value("i", 0)],
+        lambda held: setattr(held[0], "value", 1),
+        "loss[0]._obj",
+    ),
+    "numbers of processes": ([multiprocessing.RawArray("d", 2)], lambda held: held[0].__setitem__(0, 1), "loss[0]"),
+    "a view of memory": (
+        [memoryview(bytearray(2))],
+        lambda held: held[0].__setitem__(0, held[0][0] ^ 1),
+        "loss[0]",
+    ),
+    "the environment": (to_environment, lambda to: to(), "os.environ"),
+    "a large array": ([np.zeros((200, 100))], lambda held: held[0].__setitem__((0, 0), 1), "loss[0]"),
+    "a large tensor through .data": ([torch.zeros(200, 100)], lambda held: held[0].data[0].add_(1), "loss[0]"),
+    "a large tensor through an array": ([torch.zeros(200, 100)], lambda held: held[0].numpy().fill(1), "loss[0]"),
+    "a very large array": ([np.zeros(2**20)], lambda held: held[0].__setitem__(-1, 1), "loss[0]"),
+    "a long mapping": ([dict.fromkeys(range(10_001), 0)], lambda held: held[0].update({5: 1}), "loss[0]"),
+    "a long list": ([[0] * 10_001], lambda held: held[0].__setitem__(5, 1), "loss[0]"),
     "bytes": ([bytearray(b"ab")], lambda held: held[0].append(1), "loss[0]"),
 }
 
@@ -125,13 +249,116 @@ def test_what_changes_is_found_and_put_back(what: str) -> None:
         assert hidden.changed() == []
 
 
-@pytest.mark.parametrize("moving", [itertools.cycle([1, 2]), itertools.count(), iter([1, 2, 3]), (n for n in range(3))])
+def examples() -> list[Tensor]:
+    return [torch.zeros(1)] * 3
+
+
+MOVING = [
+    *(itertools.cycle([1, 2]), itertools.count(), iter([1, 2, 3]), (n for n in range(3)), iter({1: 2, 3: 4})),
+    *(map(abs, itertools.count()), zip([1, 2], [3, 4], strict=True), filter(None, [1, 2]), enumerate("ab")),
+    *(reversed([1, 2]), iter(torch.utils.data.DataLoader(examples()))),  # pyright: ignore[reportArgumentType]
+]
+
+
+@pytest.mark.parametrize("moving", MOVING, ids=lambda moving: type(moving).__name__)
 def test_what_cannot_be_put_back_is_refused_once_it_moves(moving: Any) -> None:
     hidden = HiddenState({"loss": [moving]})
     assert hidden.restore() == []
     next(moving)
     with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+ that moves on as clients train"):
         hidden.restore()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_compressed_rows_and_columns_are_put_back() -> None:
+    for held in (torch.eye(2).to_sparse_csr(), torch.eye(2).to_sparse_csc()):
+        hidden = HiddenState({"loss": [held]})
+        held.values().add_(1)
+        assert hidden.restore() == ["loss[0]"]
+        assert torch.equal(held.to_dense(), torch.eye(2))
+
+
+def test_what_does_not_show_where_it_stands_is_refused_at_once() -> None:
+    def growing() -> Generator[float, None, None]:
+        size = [1.0]
+        while True:
+            size[0] += 0.5
+            yield size[0]
+
+    begun = growing()
+    next(begun)
+    for iterator in (begun, map(abs, begun)):
+        with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is a \w+, and nothing shows where it stands"):
+            HiddenState({"loss": [iterator]}).restore()
+
+
+def test_what_a_module_keeps_is_found_where_the_code_imports_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = tmp_path / "kept_package" / "deep"
+    inside.mkdir(parents=True)
+    for folder in (inside.parent, inside):
+        (folder / "__init__.py").touch()
+    (inside / "kept.py").write_text("CALLS = 0\ndef step():\n    global CALLS\n    CALLS += 1\n")
+    (inside / "relative.py").write_text("def step():\n    from . import kept\n    kept.CALLS += 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def by_module() -> None:
+        import kept_package.deep.kept  # pyright: ignore
+
+        kept_package.deep.kept.CALLS += 1
+
+    def by_name() -> None:
+        from kept_package.deep import kept as other  # pyright: ignore
+
+        other.CALLS += 1
+
+    def by_function() -> None:
+        from kept_package.deep.kept import step  # pyright: ignore
+
+        step()
+
+    def from_there() -> None:
+        from kept_package.deep.relative import step  # pyright: ignore
+
+        step()
+
+    try:
+        for code in (by_module, by_name, by_function, from_there):
+            hidden = HiddenState({"loss": code})
+            code()
+            assert hidden.restore() == ["kept_package.deep.kept.CALLS"], code.__name__
+        import kept_package.deep.kept as package  # pyright: ignore
+
+        assert package.CALLS == 0
+    finally:
+        for name in [name for name in sys.modules if name.startswith("kept_package")]:
+            del sys.modules[name]
+
+
+def test_what_is_large_is_compared_at_first_and_at_powers_of_two_and_what_began_unseen_is_refused() -> None:
+    bank = np.zeros(2**20)
+    hidden = HiddenState({"loss": [bank]})
+    due = [hidden.is_due() for _ in range(40)]
+    assert [at + 1 for at, now in enumerate(due) if now] == [*range(1, 9), 16, 32]
+    assert hidden.changed(whole=False) == []
+    bank[3] = 1
+    assert hidden.changed(whole=False) == [], "not looked at"
+    with pytest.raises(sumus.TaskError, match=r"`loss\[0\]` is large, and changed .* clients may have begun"):
+        hidden.restore()
+    assert bank[3] == 0
+    bank[3] = 1
+    assert hidden.restore(whole=False) == ["loss[0]"], "from now on it is compared each time"
+
+
+def test_what_a_long_container_holds_deep_inside_is_refused_if_it_changes() -> None:
+    both: list[Any] = [{at: [0] for at in range(10_001)}, [[torch.zeros(1)] for _ in range(10_001)]]
+    for held in both:
+        hidden = HiddenState({"loss": [held]})
+        assert hidden.restore() == []
+        held[7][0] += 1
+        with pytest.raises(sumus.TaskError, match=r"what `loss\[0\]` holds changes .* too much"):
+            hidden.restore()
 
 
 def test_equal_numbers_and_what_a_property_keeps_are_no_change() -> None:
@@ -145,7 +372,7 @@ def test_equal_numbers_and_what_a_property_keeps_are_no_change() -> None:
     assert hidden.changed() == []
 
 
-def test_long_mappings_and_libraries_are_not_looked_into() -> None:
+def test_long_mappings_that_stay_and_libraries_are_not_looked_into() -> None:
     assert HiddenState({"loss": lambda: LARGE}).changed() == []
     assert HiddenState({"loss": lambda: np.linalg}).digest == HiddenState({"loss": lambda: np.linalg}).digest
 
@@ -157,15 +384,44 @@ def test_a_digest_shows_what_another_process_would_see_otherwise() -> None:
     assert of(1.0) == of(1.0) != of(2.0)
 
 
-def test_a_log_is_whole_at_the_end_and_empty_for_each_client() -> None:
-    log: list[int] = []
+LOGS: dict[str, tuple[Any, Callable[[Any, int], object], Any]] = {
+    "list": ([], lambda log, number: log.append(number), [0, 1, 2]),
+    "set": ({7}, lambda log, number: log.update({number, 1}), {7, 0, 1, 2}),
+    "deque": (collections.deque([7]), lambda log, number: log.append(number), collections.deque([7, 0, 1, 2])),
+    "last two": (
+        collections.deque[int](maxlen=2),
+        lambda log, number: log.append(number),
+        collections.deque([1, 2]),
+    ),
+    "dict": ({"x": 7}, lambda log, number: log.update({number: number}), {"x": 7, 0: 0, 1: 1, 2: 2}),
+    "ordered": (
+        collections.OrderedDict(x=7),
+        lambda log, number: log.update({number: number}),
+        collections.OrderedDict([("x", 7), (0, 0), (1, 1), (2, 2)]),
+    ),
+    "bytes": (bytearray(b"x"), lambda log, number: log.append(number), bytearray(b"x\0\1\2")),
+}
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_a_log_is_whole_at_the_end_and_as_before_for_each_client(kind: str) -> None:
+    log, add, whole = LOGS[kind]
+    before = copy.copy(log)
     hidden = HiddenState({"loss": [log]})
     for number in range(3):
-        log.append(number)
-        hidden.restore()
-        assert log == []
+        add(log, number)
+        assert hidden.restore() == ["loss[0]"], "the container, and no key of it"
+        assert log == before
     hidden.end()
-    assert log == [0, 1, 2]
+    assert log == whole
+
+
+def test_what_code_changes_besides_adding_is_no_log() -> None:
+    for log, change in (({"x": 1}, lambda log: log.update(x=2, y=1)), ({1}, lambda log: (log.clear(), log.add(2)))):
+        hidden, before = HiddenState({"loss": [log]}), copy.copy(log)
+        change(log)
+        hidden.end()
+        assert log == before
 
 
 # ── copies ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -209,6 +465,21 @@ def test_a_model_whose_copy_would_be_another_is_made_anew_or_refused(tie: Callab
     if tie is hooked:
         assert torch.equal(history.model["0.weight"], given.state_dict()["0.weight"])
         assert not torch.equal(history.model["0.bias"], given.state_dict()["0.bias"])
+
+
+def test_an_attribute_of_a_parameter_is_in_the_copy_too() -> None:
+    def gained(m: Any, inputs: Tensor) -> Tensor:
+        return inputs * m.out.weight.gain * m.out.weight.owner.factor
+
+    def make() -> nn.Module:
+        module = With(gained, factor=3.0)
+        module.out.weight.gain = 2.0  # pyright: ignore
+        module.out.weight.owner = module  # pyright: ignore
+        return module
+
+    plain = With(lambda m, x: x * 6.0)
+    assert run(make()).notes == run(make).notes == ()
+    assert run(make()).model_sha256 == run(make, through="wire").model_sha256 == run(plain).model_sha256
 
 
 def test_a_hook_that_would_never_run_is_refused() -> None:
@@ -495,6 +766,35 @@ def test_a_loss_that_counts_gives_one_model_in_every_way_and_runs_alike_again() 
     assert len({history.model_sha256 for history in histories}) == 1
     assert all(any("calls` changes as the code runs" in note for note in history.notes) for history in histories)
     assert "trained by autograd, not sequential: its steps change `loss.count.calls`" in histories[1].notes[0]
+
+
+@functools.cache
+def unseen() -> list[bool]:
+    """What the walk does not see: a value in a cache of Python's own."""
+    return [False]
+
+
+@pytest.mark.parametrize("way", [{}, {"through": "wire"}])
+@pytest.mark.parametrize("after", [5, 18])
+def test_a_large_array_that_begins_to_change_late_is_refused_or_said_at_the_end(
+    way: dict[str, Any], after: int
+) -> None:
+    bank = np.zeros(2**20)
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        bank[0] += float(unseen()[0])
+        return sumus.losses.cross_entropy(outputs, targets) * (1 + 0.01 * bank[0])
+
+    def switch(outcome: Any) -> None:
+        unseen()[0] = outcome.round >= after
+
+    unseen()[0], said = False, ""
+    try:
+        said = " ".join(run(lambda: With(lambda m, x: x), loss, rounds=20, after_round=switch, **way).notes)
+    except sumus.SumusError as error:
+        said = str(error)
+    assert "`loss.bank` is large, and changed as clients trained, after it had stayed the same" in said
+    assert not bank.any(), "it is put back all the same"
 
 
 def test_pythons_and_numpys_numbers_are_keyed_as_torchs_are() -> None:

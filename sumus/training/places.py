@@ -1,0 +1,608 @@
+"""Where code can keep state: each place remembers what it held, tells whether it holds something else, and puts it back.
+
+    place = Sequence("loss.seen", seen)
+    ...                                  the code runs
+    list(place.changed())                the path, if the list is another one now
+    place.restore()                      the list holds again what it held
+
+`sumus.training.hidden` finds the places.
+"""
+
+import collections
+import contextvars
+import enum
+import io
+import math
+import operator
+import pickle
+import random
+import types
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sumus.errors import TaskError
+
+LONGEST = 10_000
+"""What a longer list, mapping or set holds is compared as a whole, and only now and then."""
+LONGEST_PICKLED = 1_000_000
+"""A longer one is compared by the objects that it holds alone, and not by what these hold."""
+SMALL_BYTES = 2**22
+"""Bytes of tensors and arrays that are compared each time; larger ones now and then."""
+_PICKLED = 2**16
+"""Bytes of a pickle that are compared."""
+_DEEPEST = 8
+
+PLAIN = (
+    *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis), range, enum.Enum),
+    *(np.generic, np.dtype, torch.dtype, torch.device, torch.Size),
+)
+MISSING = object()
+
+
+def _same(now: Any, then: Any) -> bool:
+    """Whether a value is the one that it was; a number or a text that equals it is."""
+    if now is then:
+        return True
+    if type(now) is not type(then) or not isinstance(now, (*PLAIN, tuple)):
+        return False
+    if isinstance(now, tuple):
+        return len(now) == len(then) and all(map(_same, now, then))
+    return bool(now == then) or (isinstance(now, float) and math.isnan(now) and math.isnan(then))
+
+
+class Place:
+    """A place where code can keep state.
+
+    rare: comparing takes long, and is done now and then.  missed: how often it was not done since it was done last.
+    """
+
+    rare = False
+    missed = 0
+
+    def changed(self) -> Iterator[str]:
+        """The paths in it whose values are others now."""
+        raise NotImplementedError
+
+    def is_other_at_a_glance(self) -> bool:
+        """Whether a rarely compared place shows at once that it is another: by its length, or by torch's count of writes."""
+        return False
+
+    def restore(self) -> None:
+        """Put it back. TaskError for what cannot be put back."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """A container to which the code only added may be a user's log: give it all that was ever added."""
+
+    def _expect_looked_at(self, path: str) -> None:
+        """Refuse what changed at a client that nobody knows, since not all were looked at: some began with it as it was not.
+
+        From now on it is looked at each time.
+        """
+        missed, self.rare, self.missed = self.missed, False, 0
+        if missed:
+            raise TaskError(
+                f"`{path}` is large, and changed as clients trained, after it had stayed the same at first: clients may have "
+                "begun with what others left there. Make it a buffer of the model, with register_buffer, or let it stay as it is"
+            )
+
+
+class Names(Place):
+    """A namespace, or some of its names: of an object, a module, a class.
+
+    read: gives the values by name.  put, drop: set a name's value; take a name away.  whole: the namespace, where `read` gives
+        only some of it: one of the same length with the same values has not changed.
+    """
+
+    def __init__(
+        self,
+        path: Callable[[Any], str],
+        read: Callable[[], Mapping[Any, Any]],
+        put: Callable[[Any, Any], object],
+        drop: Callable[[Any], object],
+        whole: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._path, self._read, self._put, self._drop = path, read, put, drop
+        self._whole, self._length = whole, len(whole or ())
+        self.then = dict(read())
+
+    def changed(self) -> Iterator[str]:
+        then, whole = self.then, self._whole
+        if whole is not None and len(whole) == self._length and all(whole.get(name) is then[name] for name in then):
+            return
+        now = self._read()
+        if len(now) == len(then) and all(now.get(name, MISSING) is value for name, value in then.items()):
+            return
+        for name in {**then, **now}:
+            if not _same(now.get(name, MISSING), then.get(name, MISSING)):
+                yield self._path(name)
+
+    def restore(self) -> None:
+        now = dict(self._read())
+        for name in now.keys() - self.then.keys():
+            self._drop(name)
+        for name, value in self.then.items():
+            if now.get(name, MISSING) is not value:
+                self._put(name, value)
+
+
+class Entries(Place):
+    """A mapping, with the order of its keys. A path names the mapping alone: its keys may be a user's data."""
+
+    def __init__(self, path: str, held: dict[Any, Any]) -> None:
+        self._path, self._held = path, held
+        self._kind: Any = collections.OrderedDict if isinstance(held, collections.OrderedDict) else dict
+        self.then = dict(self._kind.items(held))
+        self.rare = len(self.then) > LONGEST
+        self._log: dict[Any, Any] = {}
+
+    def changed(self) -> Iterator[str]:
+        kind, held, then = self._kind, self._held, self.then
+        pairs = (kind.keys(held), then.keys()), (kind.values(held), then.values())
+        if len(held) != len(then) or not all(
+            all(map(operator.is_, *pair)) or all(map(_same, *pair))
+            for pair in pairs  # the first is fast
+        ):
+            yield self._path
+
+    def restore(self) -> None:
+        now = dict(self._kind.items(self._held))
+        if len(now) > len(self.then) and all(map(_same, list(now.items())[: len(self.then)], self.then.items())):
+            self._log |= {key: now[key] for key in now.keys() - self.then.keys()}
+        self._put(self.then)
+        self._expect_looked_at(self._path)
+
+    def end(self) -> None:
+        if self._log:
+            self.then = {**self.then, **self._log}
+            self._log = {}
+            self._put(self.then)
+
+    def is_other_at_a_glance(self) -> bool:
+        return len(self._held) != len(self.then)
+
+    def _put(self, entries: Mapping[Any, Any]) -> None:
+        """Hold these; by the mapping's own type, whatever a user's subclass does at each entry."""
+        kind, held = self._kind, self._held
+        for key in [key for key in kind.keys(held) if key not in entries]:
+            kind.__delitem__(held, key)
+        if list(kind.keys(held)) != [key for key in entries if key in held]:
+            kind.clear(held)
+        for key, value in entries.items():
+            if kind.get(held, key, MISSING) is not value:
+                kind.__setitem__(held, key, value)
+        if list(kind.keys(held)) != list(entries):
+            kind.clear(held)
+            kind.update(held, entries)
+
+
+class Sequence(Place):
+    """A list, a deque, a set or bytes, as a whole."""
+
+    def __init__(self, path: str, held: Any) -> None:
+        self._path, self._held = path, held
+        self._kind: Any = next(kind for kind in (list, collections.deque, set, bytearray) if isinstance(held, kind))
+        self.then = self._now()
+        self.rare = len(self.then) > LONGEST
+        self._log: list[Any] = []
+        self._added = set[Any]()
+
+    def _now(self) -> tuple[Any, ...]:
+        return tuple(self._kind.__iter__(self._held))
+
+    def changed(self) -> Iterator[str]:
+        held, then = self._held, self.then
+        if len(held) != len(then) or (
+            not all(map(held.__contains__, then))
+            if self._kind is set
+            else not all(map(_same, self._kind.__iter__(held), then))
+        ):
+            yield self._path
+
+    def restore(self) -> None:
+        now = self._now()
+        if self._kind is set:
+            if (added := {*now} - {*self.then}) and len(added) + len(self.then) == len(now):
+                self._added |= added
+        elif all(map(_same, now, self.then)):
+            self._log += now[len(self.then) :]
+        self._put(self.then)
+        self._expect_looked_at(self._path)
+
+    def end(self) -> None:
+        if self._log or self._added:
+            self._put((*self.then, *self._log, *self._added))
+            self._log, self._added, self.then = [], set(), self._now()
+
+    def is_other_at_a_glance(self) -> bool:
+        return len(self._held) != len(self.then)
+
+    def _put(self, values: tuple[Any, ...]) -> None:
+        self._kind.clear(self._held)
+        (self._kind.update if self._kind is set else self._kind.extend)(self._held, values)
+
+
+class Depths(Place):
+    """What the objects in a long container hold, by a checksum. None where it cannot be pickled."""
+
+    rare = True
+
+    def __init__(self, path: str, held: Any) -> None:
+        self._path, self._held = path, held
+        self.then = self._now()
+
+    def _now(self) -> int | None:
+        checksum = _Checksum()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                _PlainPickler(checksum, protocol=5).dump(self._held)
+        except Exception:  # whatever a class of the user's raises
+            return None
+        return checksum.value
+
+    def changed(self) -> Iterator[str]:
+        if self._now() != self.then:
+            yield self._path
+
+    def restore(self) -> None:
+        raise TaskError(
+            f"what `{self._path}` holds changes as clients train, and it holds too much to be put back for each client: keep "
+            "less there, or make it a buffer of the model, with register_buffer"
+        )
+
+
+class _Checksum(io.RawIOBase):
+    """A file that keeps a checksum of what is written."""
+
+    value = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.value = zlib.crc32(data, self.value)
+        return memoryview(data).nbytes
+
+
+class _PlainPickler(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, Tensor) and obj.layout is torch.strided:
+            return bytes, (_bits(obj).tobytes(),)
+        return NotImplemented
+
+
+class Cell(Place):
+    """A variable that a function encloses."""
+
+    def __init__(self, path: str, cell: types.CellType) -> None:
+        self._path, self._cell = path, cell
+        self.then = self._now()
+
+    def _now(self) -> Any:
+        try:
+            return self._cell.cell_contents
+        except ValueError:
+            return MISSING
+
+    def changed(self) -> Iterator[str]:
+        if not _same(self._now(), self.then):
+            yield self._path
+
+    def restore(self) -> None:
+        if self.then is MISSING:
+            del self._cell.cell_contents
+        else:
+            self._cell.cell_contents = self.then
+
+
+class Variable(Place):
+    """A context variable, in the context of the thread that trains."""
+
+    def __init__(self, path: str, held: contextvars.ContextVar[Any]) -> None:
+        self._path, self._held = path, held
+        self.then = self._now()
+
+    def _now(self) -> Any:
+        try:
+            return self._held.get()
+        except LookupError:
+            return MISSING
+
+    def changed(self) -> Iterator[str]:
+        if not _same(self._now(), self.then):
+            yield self._path
+
+    def restore(self) -> None:
+        if self.then is MISSING:
+            raise TaskError(
+                f"the context variable `{self._path}` is set as clients train, and had no value before, so that it cannot be put "
+                "back: give it a default, or set it before the run"
+            )
+        self._held.set(self.then)
+
+
+class Memory(Place):
+    """Memory that is written through a view, such as a number that processes share."""
+
+    def __init__(self, path: str, held: Any) -> None:
+        self._path, self._held = path, held
+        self.then = self._view().tobytes()
+
+    def _view(self) -> memoryview:
+        return memoryview(self._held).cast("B")
+
+    def changed(self) -> Iterator[str]:
+        if self._view().tobytes() != self.then:
+            yield self._path
+
+    def restore(self) -> None:
+        self._view()[:] = self.then
+
+
+class Numbers(Place):
+    """A tensor or an array.
+
+    room: bytes that may be copied; one that is larger is not put back.  each_time: bytes that may be compared each time.
+    """
+
+    def __init__(self, path: str, held: Any, room: int, each_time: int = SMALL_BYTES) -> None:
+        self._path, self._held = path, held
+        self._version = self._of(held)
+        size = held.nelement() * held.element_size() if isinstance(held, Tensor) else held.nbytes
+        self.nbytes = size if size <= room else 0
+        self.rare = size > min(each_time, room)
+        self._kept = None if size > room else _copied(held)
+        self._checksum = None if size <= room else zlib.crc32(_bits(held))
+
+    @staticmethod
+    def _of(held: Any) -> int:
+        return held._version if isinstance(held, Tensor) and not held.is_inference() else 0
+
+    def changed(self) -> Iterator[str]:
+        if self._of(self._held) != self._version:
+            yield self._path
+        elif self._kept is not None:
+            if not _same_bits(self._held, self._kept):
+                yield self._path
+        elif zlib.crc32(_bits(self._held)) != self._checksum:
+            yield self._path
+
+    def is_other_at_a_glance(self) -> bool:
+        return self._of(self._held) != self._version
+
+    def restore(self) -> None:
+        if self._kept is None:
+            raise TaskError(
+                f"`{self._path}` changes as clients train, is no leaf of the model, and is too large to be put back for each "
+                "client: make it a buffer of the model, with register_buffer"
+            )
+        if isinstance(self._held, Tensor):
+            with torch.no_grad():
+                if self._held.shape != self._kept.shape:
+                    self._held.set_(self._kept.clone())  # pyright: ignore[reportUnknownMemberType]
+                else:
+                    self._held.copy_(self._kept)
+        elif self._held.shape != self._kept.shape:
+            self._held.resize(self._kept.shape, refcheck=False)
+            self._held[...] = self._kept
+        else:
+            self._held[...] = self._kept
+        self._version = self._of(self._held)
+        self._expect_looked_at(self._path)
+
+
+class Sparse(Place):
+    """A sparse tensor: where its numbers are, and which."""
+
+    def __init__(self, path: str, held: Tensor) -> None:
+        self._path, self._held = path, held
+        self._kept = held.detach().clone()
+
+    def changed(self) -> Iterator[str]:
+        if not all(map(_same_bits, _parts_of(self._held), _parts_of(self._kept))):
+            yield self._path
+
+    def restore(self) -> None:
+        now, then = _parts_of(self._held), _parts_of(self._kept)
+        with torch.no_grad():
+            if all(one.shape == other.shape for one, other in zip(now, then, strict=True)):
+                for one, other in zip(now, then, strict=True):
+                    one.copy_(other)
+            else:
+                self._held.copy_(self._kept)
+
+
+class Objects(Place):
+    """A numpy array of objects."""
+
+    def __init__(self, path: str, held: Any) -> None:
+        self._path, self._held, self.then = path, held, held.copy()
+
+    def changed(self) -> Iterator[str]:
+        if not all(map(_same, self._held.flat, self.then.flat)):
+            yield self._path
+
+    def restore(self) -> None:
+        self._held[...] = self.then
+
+
+class Drawing(Place):
+    """A generator of random numbers."""
+
+    def __init__(self, path: str, held: Any) -> None:
+        self._path, self._held = path, held
+        self.then = self._now()
+
+    def _now(self) -> Any:
+        held = self._held
+        if isinstance(held, random.Random):
+            return held.getstate()
+        if isinstance(held, torch.Generator):
+            return held.get_state().numpy().tobytes()
+        return held.bit_generator.state if isinstance(held, np.random.Generator) else held.get_state()
+
+    def changed(self) -> Iterator[str]:
+        if pickle.dumps(self._now()) != pickle.dumps(self.then):
+            yield self._path
+
+    def restore(self) -> None:
+        held = self._held
+        if isinstance(held, random.Random):
+            held.setstate(self.then)
+        elif isinstance(held, np.random.Generator):
+            held.bit_generator.state = self.then
+        elif isinstance(held, torch.Generator):
+            held.set_state(torch.frombuffer(bytearray(self.then), dtype=torch.uint8))
+        else:
+            held.set_state(self.then)
+
+
+class Opaque(Place):
+    """What cannot be put back, and shows that it moved: an object of an extension."""
+
+    def __init__(self, path: str, held: Any) -> None:
+        self._path, self._held = path, held
+        self.then = self._now()
+
+    def _now(self) -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return pickle.dumps(self._held)[:_PICKLED]
+        except Exception:  # whatever its class raises
+            return None
+
+    def changed(self) -> Iterator[str]:
+        if self._now() != self.then:
+            yield self._path
+
+    def restore(self) -> None:
+        raise TaskError(
+            f"`{self._path}` is a {type(self._held).__name__} that moves on as clients train, and it cannot be put back for each "
+            "client: compute its values from a buffer of the model instead, such as a count of steps"
+        )
+
+
+class Iterating(Opaque):
+    """An iterator: refused once it moves, and at once if nothing shows where it stands."""
+
+    def _now(self) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return _standing(self._held, 0)
+            except _Unseen:
+                return None
+
+    def changed(self) -> Iterator[str]:
+        if self.then is None or self._now() != self.then:
+            yield self._path
+
+    def restore(self) -> None:
+        if self.then is not None:
+            super().restore()
+        raise TaskError(
+            f"`{self._path}` is a {type(self._held).__name__}, and nothing shows where it stands, so that it cannot be put back "
+            "for each client: compute its values from a buffer of the model instead, such as a count of steps, or make it anew "
+            "in the code that uses it"
+        )
+
+
+class _Unseen(Exception):
+    """Nothing shows where an iterator stands."""
+
+
+def _standing(value: Any, depth: int) -> Any:
+    """Where an iterator stands, as plain values that can be compared; of what it goes through, where that is an iterator too."""
+    if isinstance(value, PLAIN):
+        return repr(value)
+    if isinstance(value, tuple):
+        return tuple(_standing(part, depth + 1) for part in cast(tuple[Any, ...], value))
+    if not isinstance(value, Iterator):
+        return type(value).__qualname__, len(cast(Any, value)) if isinstance(value, list | dict | set | str) else 0
+    if isinstance(value, types.GeneratorType):
+        frame = value.gi_frame
+        if frame is not None and (value.gi_running or value.gi_suspended):
+            raise _Unseen
+        return "ended" if frame is None else "fresh"
+    if depth > _DEEPEST:
+        raise _Unseen
+    own = getattr(value, "__dict__", None)
+    if isinstance(own, dict) and own:
+        held = cast(dict[str, Any], own)
+        if shown := [
+            (n, _standing(part, depth + 1)) for n, part in held.items() if isinstance(part, (*PLAIN, Iterator))
+        ]:
+            return shown
+    try:
+        reduced = value.__reduce__()
+    except Exception as error:  # whatever its class raises: some show by their text where they stand
+        if type(value).__module__ == "itertools" and " object at " not in repr(value):
+            return repr(value)
+        raise _Unseen from error
+    if isinstance(reduced, str):
+        return reduced
+    return type(value).__qualname__, *(_standing(part, depth + 1) for part in reduced[1:])
+
+
+def inside_of(iterator: Any) -> list[Any]:
+    """What an iterator goes through, and the functions that it calls."""
+    if isinstance(iterator, types.GeneratorType):
+        return list(iterator.gi_frame.f_locals.values()) if iterator.gi_frame else []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            reduced: Any = iterator.__reduce__()
+        except Exception:  # whatever its class raises
+            return []
+    return [
+        part
+        for part in (reduced[1] if isinstance(reduced, tuple) else ())
+        if callable(part) or isinstance(part, list | dict | set | tuple)
+    ]
+
+
+def _copied(held: Any) -> Any:
+    return held.detach().clone() if isinstance(held, Tensor) else held.copy()
+
+
+def _parts_of(held: Tensor) -> tuple[Tensor, ...]:
+    """The tensors that make up a sparse one."""
+    held = held.detach()
+    if held.layout is torch.sparse_coo:
+        return held._indices(), held._values()
+    if held.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return held.crow_indices(), held.col_indices(), held.values()
+    return held.ccol_indices(), held.row_indices(), held.values()
+
+
+def _bits(held: Any) -> Any:
+    """The bytes of a tensor or an array `(bytes,)`, uint8; where they lie, if they lie in order on the CPU."""
+    if isinstance(held, Tensor):
+        if not held.nelement():
+            return np.empty(0, np.uint8)
+        plain = held.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+        return (torch.int_repr(plain) if plain.is_quantized else plain).view(torch.uint8).numpy()
+    if not held.nbytes:
+        return np.empty(0, np.uint8)
+    return np.ascontiguousarray(held).reshape(-1).view(np.uint8)
+
+
+def bytes_of(held: Any) -> bytes:
+    """The numbers of a tensor or an array, as they lie in memory."""
+    return _bits(held).tobytes()
+
+
+def _same_bits(one: Any, other: Any) -> bool:
+    if one.shape != other.shape:
+        return False
+    if isinstance(one, Tensor) and one.device.type != "cpu" and torch.equal(one.detach(), other):
+        return True
+    return bool(np.array_equal(_bits(one), _bits(other)))
