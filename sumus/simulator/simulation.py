@@ -215,7 +215,7 @@ class Simulation:
     def _look(self) -> None:
         """Try the model on the first client's examples as in training: what no run could do rightly is refused before the first
         round."""
-        client = self.population.pick(0)
+        client = self.population.pick(self.first)
         with at_client(client):
             if self.program.observed is None:
                 self.program.observed = observe(self.program, *self.program.reader.read(self.population, client))
