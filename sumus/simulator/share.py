@@ -173,7 +173,7 @@ class Trainer:
     def __init__(self, setting: Setting, program: Program) -> None:
         self.program = program
         self.executor = setting.executor(program, setting.plan.algorithm.client)
-        self.witness = Witness(program, setting.clients, self._read_anew)
+        self.witness = Witness(program, setting.clients, self.read_anew)
         self._setting = setting
         self._hop = setting.plan.first_hop
         self._most = (
@@ -212,7 +212,8 @@ class Trainer:
     def _run(self, broadcast: Broadcast, number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
         return self.witness.run(self.executor, broadcast, number, assignments)
 
-    def _read_anew(self, client: Any) -> tuple[Any, Any]:
+    def read_anew(self, client: Any) -> tuple[Any, Any]:
+        """A client's (inputs, targets), read and prepared once more."""
         return self.program.reader.convert(client, self._setting.population[client])
 
     def look_again(self) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ class WireSimulation(Simulation):
         assert isinstance(task, Task), "a simulation has its task's code"
         executor = "auto" if wanted is None else str(wanted)
         self._training = Training(task, self.population[first], executor, str(self.program.device), seed)
-        self._training.witness = Witness(self._training.program, self._left)
+        self._training.witness = Witness(self._training.program, self._left, self.trainer.read_anew)
         self._service = self._serve(seed)
         self._transport = self._stack.enter_context(InProcess(self._service.device_app))
         self.how = f"{executor}, on devices, through the wire"

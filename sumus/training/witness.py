@@ -17,9 +17,9 @@ repeated training gives goes nowhere.
 What the witness does not see:
 
 - Captured and vectorized executors run the Python of a step once, and then a graph of the step. A counter is a constant in such a
-  graph, and a repeated training gives the same bits. There the witness says nothing. (The proof of an executor compares the graph
-  with autograd on a few steps.)
-- On a GPU, kernels may add in another order each time: bits differ without any state. There the witness says nothing either.
+  graph, and a repeated training gives the same bits. There the witness only reads the client's examples again. (The proof of an
+  executor compares the graph with autograd on a few steps.)
+- On a GPU, kernels may add in another order each time: bits differ without any state. There too it only reads.
 - State that is back where it was when the client is trained again, such as a counter that is read modulo a small number.
 """
 
@@ -57,14 +57,14 @@ class Testimony:
     """What the first client was given, and what it gave.
 
     executor: that trained the client.  broadcast, assignment: copies, but for the examples.  round_number: from 0.
-    digest: `digest_of` what the client gave.
+    digest: `digest_of` what the client gave; None where only its examples are read again.
     """
 
-    executor: SequentialExecutor
+    executor: Executor
     broadcast: Broadcast
     round_number: int
     assignment: Assignment
-    digest: str
+    digest: str | None = None
 
 
 class Witness:
@@ -88,31 +88,30 @@ class Witness:
         self, executor: Executor, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]
     ) -> Iterator[Trained]:
         """What `executor.run` gives; the first client of all calls becomes the witness."""
-        if not isinstance(executor, SequentialExecutor) or self._program.device.type != "cpu":
-            yield from executor.run(broadcast, round_number, assignments)
-            return
         everyone = iter(assignments)
         begun = list(islice(everyone, 1))
         for trained in executor.run(broadcast, round_number, chain(begun, everyone)):
             if self._first is not None:
                 self._count()
-            elif begun and trained.client == begun[0].client and not executor.is_captured:
+            elif trained.client == begun[0].client and self._program.device.type == "cpu" and _runs_the_code(executor):
                 own = replace(begun[0], state=copy.deepcopy(dict(begun[0].state)))
                 self._first = Testimony(executor, copy.deepcopy(dict(broadcast)), round_number, own, digest_of(trained))
+            else:
+                self._first = Testimony(executor, {}, round_number, begun[0])
             begun = []
             yield trained
 
     def look(self) -> None:
-        """Train the witness again, unless nothing was trained since, or a difference is known already."""
+        """Read the witness's examples and train it again, unless nothing was trained since, or a difference is known already."""
         first, program = self._first, self._program
-        if first is None or first.executor.is_captured or self._looked == self._further:
+        if first is None or self._looked == self._further:
             return
         self._looked = self._further
         with _leaving_no_trace(program):
             if self._read is not None and (other := _other_examples(first.assignment, self._read)):
                 program.moved[other] = None
             known = len(program.moved)
-            if OTHER_NUMBERS in program.moved:
+            if first.digest is None or OTHER_NUMBERS in program.moved or not _runs_the_code(first.executor):
                 return
             try:
                 (again,) = first.executor.run(first.broadcast, first.round_number, [first.assignment])
@@ -128,6 +127,11 @@ class Witness:
         if self._due is not None and self._further >= self._due:
             self._due *= FACTOR
             self.look()
+
+
+def _runs_the_code(executor: Executor) -> bool:
+    """Whether the Python of a task runs at each step of each client."""
+    return isinstance(executor, SequentialExecutor) and not executor.is_captured
 
 
 def digest_of(trained: Trained) -> str:

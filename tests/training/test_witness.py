@@ -163,20 +163,31 @@ def test_code_that_fails_later_gets_a_note(tmp_path: Path) -> None:
 
 
 class Moving(dict[int, Any]):
-    """Clients that give other examples from the third time on."""
+    """Clients that give other examples after so many times."""
 
-    def __init__(self, pairs: People) -> None:
+    def __init__(self, pairs: People, stays: int) -> None:
         super().__init__(pairs)
+        self.stays = stays
         self.times = dict.fromkeys(pairs, 0)
 
     def __getitem__(self, client: int) -> Any:
         inputs, targets = super().__getitem__(client)
         self.times[client] += 1
-        return inputs + (self.times[client] > 2), targets
+        return inputs + (self.times[client] > self.stays), targets
 
 
-def test_examples_that_change_late_are_said_and_once() -> None:
-    (note,) = run(people=Moving(people(3))).notes
+@pytest.mark.parametrize(
+    ("how", "times"),
+    [
+        ({}, 2),
+        ({"executor": "sequential"}, 2),
+        ({"executor": "vectorized:2"}, 2),
+        ({"through": "wire"}, 5),  # a device reads its examples in each round
+    ],
+    ids=str,
+)
+def test_examples_that_change_late_are_said_and_once(how: dict[str, Any], times: int) -> None:
+    (note,) = run(people=Moving(people(3), times), **how).notes
     assert note.startswith(f"client 0 {READ}")
 
 
