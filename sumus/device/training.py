@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,8 @@ from sumus.work import PERSONAL, ClientState, ClientWork
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from sumus.training.witness import Witness
 
 ROUNDS = 100
 """That a device is expected to train, when it is weighed whether capturing its step pays."""
@@ -102,7 +105,8 @@ class Training:
 
     examples: of the first device, which say what all of them look like.  executor: "auto" captures the step as a graph where
     that pays and gives what autograd gives; or a name of `--executor`.  seed: of leaves that no server sends.  notes: what the
-    user should know, once each.
+    user should know, once each.  witness: trains the first client again where a simulation asks for it; None on
+    real devices, which have nobody to tell.
     """
 
     def __init__(self, task: Task, examples: Any, executor: str = "auto", device: str = "cpu", seed: int = 0) -> None:
@@ -116,6 +120,7 @@ class Training:
         self.description = replace(self.program.description, data=data)
         self.fingerprint = self.description.fingerprint
         self.notes: dict[str, None] = {}
+        self.witness: Witness | None = None
         self._plans: dict[str, Plan] = {}
         self._executors: dict[str, Executor] = {}
         self._memory: dict[tuple[str, int], int] = {}
@@ -173,7 +178,8 @@ class Training:
         )
         with self._one_at_a_time, _one_thread():
             executor = self._executor(plan, broadcast, own)
-            (trained,) = executor.run(broadcast, errand.version, [own])
+            run = executor.run if self.witness is None else partial(self.witness.run, executor)
+            (trained,) = run(broadcast, errand.version, [own])
         rng = generator_of(errand.key("transform")) if algorithm.update.links else None
         update = algorithm.report(errand.client, trained.parts, trained.examples, trained.metrics, errand.seed, rng)
         _check_finite(update)
@@ -186,6 +192,12 @@ class Training:
             time.perf_counter() - began,
             trained.state,
         )
+
+    def look_again(self) -> None:
+        """Let the witness train its client again, if there is one."""
+        if self.witness is not None:
+            with self._one_at_a_time, _one_thread():
+                self.witness.look()
 
     def evaluate(self, plan: Plan, broadcast: Broadcast, errand: Errand) -> Done:
         """Measure the plan's metrics on the client's examples, with its personal leaves."""

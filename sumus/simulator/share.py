@@ -21,6 +21,7 @@ from sumus.rng import generator_of, key
 from sumus.simulator.population import Population
 from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.program import Program
+from sumus.training.witness import Witness
 from sumus.tree import sha256
 from sumus.types import Broadcast
 from sumus.work import ClientState, ClientWork
@@ -75,7 +76,7 @@ class Setting:
 
     plan: with its data declared, and its task with its code.  executor: makes one, of a program and the clients' work.  skips:
     whether a client whose part of a round fails is left out.  first: the position of the client that says what examples look
-    like.
+    like.  clients: how often each process is likely to train one; 0 where that is not known.
     """
 
     plan: Plan
@@ -84,6 +85,7 @@ class Setting:
     executor: Callable[[Program, ClientWork], Executor]
     skips: bool = False
     first: int = 0
+    clients: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,14 @@ class Crew(Protocol):
         """How many examples each of these clients holds, as the model sees them."""
         ...
 
+    def look_again(self) -> Iterable[str]:
+        """Train the first client of each process again (`Witness`).
+
+        Returns:
+            `Program.moved` of all processes.
+        """
+        ...
+
     def close(self) -> None:
         """End everything that was begun for it."""
         ...
@@ -166,6 +176,7 @@ class Trainer:
     def __init__(self, setting: Setting, program: Program) -> None:
         self.program = program
         self.executor = setting.executor(program, setting.plan.algorithm.client)
+        self.witness = Witness(program, setting.clients, self.read_anew)
         self._setting = setting
         self._hop = setting.plan.first_hop
         self._most = (
@@ -190,7 +201,7 @@ class Trainer:
         else:
             runs = groups if self.executor.needs_sizes else (chain.from_iterable(groups),)
             trained = chain.from_iterable(
-                self.executor.run(broadcast, number, self._assignments(number, run, errands)) for run in runs
+                self._run(broadcast, number, self._assignments(number, run, errands)) for run in runs
             )
         failed: list[Result] = []
         if (
@@ -201,6 +212,18 @@ class Trainer:
             yield one if isinstance(one, Result) else self._result(one, number, public, errands.pop(one.client), sums)
         yield from failed
 
+    def _run(self, broadcast: Broadcast, number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
+        return self.witness.run(self.executor, broadcast, number, assignments)
+
+    def read_anew(self, client: Any) -> tuple[Any, Any]:
+        """A client's (inputs, targets), read and prepared once more."""
+        return self.program.reader.convert(client, self._setting.population[client])
+
+    def look_again(self) -> tuple[str, ...]:
+        """Train the first client again; `Program.moved` after it."""
+        self.witness.look()
+        return tuple(self.program.moved)
+
     def _skipping(
         self, broadcast: Broadcast, number: int, groups: Iterable[Group], errands: dict[Any, Errand]
     ) -> Iterator[Trained | Result]:
@@ -208,7 +231,7 @@ class Trainer:
         given before the next one is taken."""
         for group in groups:
             try:
-                trained = list(self.executor.run(broadcast, number, self._assignments(number, group, errands)))
+                trained = list(self._run(broadcast, number, self._assignments(number, group, errands)))
             except SumusError as error:
                 if len(group) == 1:
                     yield _failed(group[0], error)

@@ -41,8 +41,9 @@ from sumus.spec import canonical_json, to_json
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
 from sumus.training.executor import Assignment
-from sumus.training.observed import expect_means, note_of, observe
+from sumus.training.observed import expect_means, observe
 from sumus.training.program import EVALUATION_BATCH, Program
+from sumus.training.witness import examples_of, notes_of
 from sumus.tree import nbytes, sha256
 from sumus.types import Broadcast, Tree
 from sumus.work import ClientState
@@ -175,6 +176,7 @@ class Simulation:
                 self._staff(executor, workers, insecure)
                 with closing(self.crew):
                     self._rounds(checkpoint_every, show, listener)
+                    self._look_again()
             history = self._history(self._stopped or self._why_over() or "rounds")
             if self.out is not None:
                 self._write(self._checkpoint())
@@ -200,10 +202,7 @@ class Simulation:
     def _first_notes(self, client: Any, inputs: Any, targets: Any) -> Iterator[str]:
         """What the first client's examples show that the user should know."""
         if not self.program.reader.reads_alike(self.population, client):
-            yield (
-                f"client {client!r} gives other examples each time it is read, and a run reads each client once: random views "
-                "of one example are drawn once; draw them in the model's forward, while it trains"
-            )
+            self.program.moved[examples_of(client)] = None
         evaluate = self.experiment.evaluate
         measures = evaluate.central is not None or evaluate.unseen is not None or evaluate.seen
         few = slice(0, _PROBED)
@@ -218,7 +217,7 @@ class Simulation:
     def _look(self) -> None:
         """Try the model on the first client's examples as in training: what no run could do rightly is refused before the first
         round."""
-        client = self.population.pick(0)
+        client = self.population.pick(self.first)
         with at_client(client):
             if self.program.observed is None:
                 self.program.observed = observe(self.program, *self.program.reader.read(self.population, client))
@@ -242,12 +241,13 @@ class Simulation:
         if wanted not in (None, chosen.choice):
             self.notes[f"trained by {chosen.choice}, {chosen.reason}"] = None
         self.at = replace(self.at, executor=str(chosen.choice))
-        self.setting = replace(self.setting, executor=chosen.choice.executor)
-        self.trainer = Trainer(self.setting, self.program)
         count = workers or processes(run.seconds_with(chosen), cohort, self.program.device.type)
         count = (
             min(count, self.plan.pacing.cohort) if isinstance(count, int) else count
         )  # more would have nothing to do
+        clients = self._left // count if isinstance(count, int) else 0
+        self.setting = replace(self.setting, executor=chosen.choice.executor, clients=clients)
+        self.trainer = Trainer(self.setting, self.program)
         self.crew, alone = crew_of(self.trainer, self.setting, count, insecure)
         if alone:
             self.notes[alone] = None
@@ -289,6 +289,10 @@ class Simulation:
                 saved = self.done
             if self._is_told_to_stop(listener):
                 return
+
+    def _look_again(self) -> None:
+        """See whether the first clients still give what they gave (`sumus.training.witness`)."""
+        self.program.moved |= dict.fromkeys(self.crew.look_again())
 
     def _is_told_to_stop(self, listener: RoundListener) -> bool:
         """Tell the user's function of the last round; whether it ends the run."""
@@ -677,7 +681,7 @@ class Simulation:
         if refused := getattr(self.trainer.executor, "refused", None):
             self.notes[f"some clients were trained by autograd: {refused}"] = None
         self.notes |= self.evaluation.notes
-        self.notes |= dict.fromkeys(note_of(path) for path in [*self.program.moved][:MOST_NOTES])
+        self.notes |= dict.fromkeys(notes_of(self.program.moved, MOST_NOTES))
         self.notes |= dict.fromkeys(failures_of(self.at.rounds))
         best = self.at.best
         if self.at.rounds and self.stopping.improves(

@@ -36,6 +36,7 @@ from sumus.simulator.simulation import Received, Simulation
 from sumus.simulator.timeline import Counted
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
+from sumus.training.witness import Witness
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
 
@@ -83,6 +84,7 @@ class WireSimulation(Simulation):
         assert isinstance(task, Task), "a simulation has its task's code"
         executor = "auto" if wanted is None else str(wanted)
         self._training = Training(task, self.population[first], executor, str(self.program.device), seed)
+        self._training.witness = Witness(self._training.program, self._left, self.trainer.read_anew)
         self._service = self._serve(seed)
         self._transport = self._stack.enter_context(InProcess(self._service.device_app))
         self.how = f"{executor}, on devices, through the wire"
@@ -92,6 +94,10 @@ class WireSimulation(Simulation):
         if self._training is not None:
             with suppress(TaskError):
                 self._training.program.end()
+
+    def _look_again(self) -> None:
+        if self._training is not None:
+            self._training.look_again()
 
     def _history(self, stopped: str) -> History:
         if self._training is not None:

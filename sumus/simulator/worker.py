@@ -1,8 +1,8 @@
 """A worker process: trains the clients it is dealt, until whoever started it is gone.
 
 It is asked in `Message`s, in order, and gives one answer to each but `Begin`: to `Deal` the results of those clients, to `End`
-the sum over the round's clients, to `Sizes` how many examples clients hold. Its first answer is a proof that it
-computes the same; an answer that could not be given is a `Failure`, and the last one.
+the sum over the round's clients, to `Sizes` how many examples clients hold, to `LookAgain` what the program was found to change.
+Its first answer is a proof that it computes the same; an answer that could not be given is a `Failure`, and the last one.
 
 Reading and writing have threads of their own, so that neither side waits for the other while it trains.
 """
@@ -56,6 +56,11 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class LookAgain:
+    """The rounds are over: the first client is to be trained again."""
+
+
+@dataclass(frozen=True)
 class Failure:
     """What went wrong, and where (a traceback as text)."""
 
@@ -63,7 +68,7 @@ class Failure:
     where: str
 
 
-Message: TypeAlias = Begin | Deal | End | Sizes
+Message: TypeAlias = Begin | Deal | End | Sizes | LookAgain
 
 
 def main(line: int, memory: int) -> None:
@@ -98,6 +103,9 @@ def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]
         message = inbox.get()
         if isinstance(message, Sizes):
             outbox.put(dumps(trainer.sizes(message.clients)))
+            continue
+        if isinstance(message, LookAgain):
+            outbox.put(dumps(trainer.look_again()))
             continue
         sums, results = Sums(), list[Result]()
 

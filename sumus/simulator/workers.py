@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import Any
@@ -19,7 +20,7 @@ from sumus.errors import ExperimentError
 from sumus.interrupt import undisturbed, unheard, whole
 from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Sums, Trainer
 from sumus.simulator.travel import Spans, dumps, packed
-from sumus.simulator.worker import Begin, Deal, End, Failure, Message, Sizes
+from sumus.simulator.worker import Begin, Deal, End, Failure, LookAgain, Message, Sizes
 from sumus.types import Broadcast
 
 AHEAD = 2
@@ -79,6 +80,17 @@ class Workers:
         for child, theirs in zip(self._children, people[1:], strict=True):
             found |= zip(theirs, child.receive(), strict=True)
         return [found[client] for client in clients]
+
+    def look_again(self) -> list[str]:
+        """Every process trains its first client again; what all of them found. One that is gone found nothing."""
+        with suppress(ExperimentError):
+            for child in self._children:
+                child.send(LookAgain())
+        found = list(self._trainer.look_again())
+        with suppress(ExperimentError):
+            for child in self._children:
+                found += child.receive()
+        return found
 
     def close(self) -> None:
         """End the workers, whatever they are doing: nothing of theirs is worth keeping."""

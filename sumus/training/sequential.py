@@ -37,6 +37,11 @@ class SequentialExecutor(LocalTraining):
         self._captured, self._onednn = captured, onednn
         self._graph: LocalGraph | None = None
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether a step was captured so far; else every step of every client runs the task's own code."""
+        return self._graph is not None
+
     def groups(self, examples: Sequence[int]) -> list[list[int]]:
         """Each client alone, in the order given."""
         return [[position] for position in range(len(examples))]

@@ -1,0 +1,209 @@
+"""A witness: the first client of a process is trained again, to see whether it still gives the same numbers.
+
+    witness = Witness(program, clients=1000)
+    for trained in witness.run(executor, broadcast, number, assignments): ...      as `executor.run`
+    witness.look()                                                                 at the end; `program.moved` knows
+
+A client's result is a function of its examples, its state, the broadcast, the round and its key. `sumus.training.hidden` finds
+state outside the leaves by a walk, and puts the state back before every client; but a walk does not see everything: a file, an
+object of an extension, what an installed package keeps. Whatever such state is, it shows in one way: the same client, from the
+same broadcast, gives other bits later. So each process keeps what its first client was given, and a digest of what that client
+gave. It trains this client again after 2, 16, 128, 1024 … further clients of a long run, and once at the end of every run. So a
+process that trains 100 clients trains 3 more, and one that trains more has a smaller share; a shorter run has one more.
+
+A repeated training leaves no trace: leaves, generators of random numbers, and lists that are a user's logs are put back. What the
+repeated training gives goes nowhere.
+
+What the witness does not see:
+
+- Captured and vectorized executors run the Python of a step once, and then a graph of the step. A counter is a constant in such a
+  graph, and a repeated training gives the same bits. There the witness only reads the client's examples again. (The proof of an
+  executor compares the graph with autograd on a few steps.)
+- On a GPU, kernels may add in another order each time: bits differ without any state. There too it only reads.
+- State that is back where it was when the client is trained again, such as a counter that is read modulo a small number.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sumus.errors import SumusError
+from sumus.training import observed
+from sumus.training.executor import Assignment, Executor, Trained
+from sumus.training.hidden import generators, put_generators
+from sumus.training.program import Program, seeded
+from sumus.training.sequential import SequentialExecutor
+from sumus.tree import sha256
+from sumus.types import Broadcast
+
+OTHER_NUMBERS = "numbers of a client that is trained again"
+"""In `Program.moved`: the witness gave other bits."""
+_EXAMPLES = "examples of "
+FIRST_LOOK, FACTOR = 2, 8
+"""Further clients before the first repeated training, and by how much their number grows before each next one."""
+LONG = 100
+"""Clients of a process from which the witness is trained again during the run, and not only at its end."""
+
+
+@dataclass(frozen=True)
+class Testimony:
+    """What the first client was given, and what it gave.
+
+    executor: that trained the client.  broadcast, assignment: copies, but for the examples.  round_number: from 0.
+    digest: `digest_of` what the client gave; None where only its examples are read again.
+    """
+
+    executor: Executor
+    broadcast: Broadcast
+    round_number: int
+    assignment: Assignment
+    digest: str | None = None
+
+
+class Witness:
+    """The first client of one process, trained again now and then.
+
+    Args:
+        program: On which all clients of this process are trained. Its `moved` learns what the witness finds.
+        clients: How many this process is likely to train; below `LONG` the witness is trained again by `look` alone.
+        read: Reads a client's examples anew, as (inputs, targets); None where nothing can be read again.
+    """
+
+    def __init__(
+        self, program: Program, clients: int = 0, read: Callable[[Any], tuple[Tensor, Tensor]] | None = None
+    ) -> None:
+        self._program, self._read = program, read
+        self._first: Testimony | None = None
+        self._further, self._looked = 0, -1
+        self._due = FIRST_LOOK if clients >= LONG else None
+
+    def run(
+        self, executor: Executor, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]
+    ) -> Iterator[Trained]:
+        """What `executor.run` gives; the first client of all calls becomes the witness."""
+        everyone = iter(assignments)
+        begun = list(islice(everyone, 1))
+        for trained in executor.run(broadcast, round_number, chain(begun, everyone)):
+            if self._first is not None:
+                self._count()
+            elif trained.client == begun[0].client and self._program.device.type == "cpu" and _runs_the_code(executor):
+                own = replace(begun[0], state=copy.deepcopy(dict(begun[0].state)))
+                self._first = Testimony(executor, copy.deepcopy(dict(broadcast)), round_number, own, digest_of(trained))
+            else:
+                self._first = Testimony(executor, {}, round_number, begun[0])
+            begun = []
+            yield trained
+
+    def look(self) -> None:
+        """Read the witness's examples and train it again, unless nothing was trained since, or a difference is known already."""
+        first, program = self._first, self._program
+        if first is None or self._looked == self._further:
+            return
+        self._looked = self._further
+        with _leaving_no_trace(program):
+            if self._read is not None and (other := _other_examples(first.assignment, self._read)):
+                program.moved[other] = None
+            known = len(program.moved)
+            if first.digest is None or OTHER_NUMBERS in program.moved or not _runs_the_code(first.executor):
+                return
+            try:
+                (again,) = first.executor.run(first.broadcast, first.round_number, [first.assignment])
+                differs = digest_of(again) != first.digest
+            except SumusError:  # it was trained before: something moved; what the walk saw is said by its path
+                differs = len(program.moved) == known
+        if differs and not any(path.startswith(("work.", "work[")) for path in program.moved):
+            program.moved[OTHER_NUMBERS] = None
+
+    def _count(self) -> None:
+        """A further client was trained: look, if a look is due."""
+        self._further += 1
+        if self._due is not None and self._further >= self._due:
+            self._due *= FACTOR
+            self.look()
+
+
+def _runs_the_code(executor: Executor) -> bool:
+    """Whether the Python of a task runs at each step of each client."""
+    return isinstance(executor, SequentialExecutor) and not executor.is_captured
+
+
+def digest_of(trained: Trained) -> str:
+    """A hash of all that a client gave: equal bits, and only they, share it."""
+    trees = [sorted((name, sha256(tree)) for name, tree in part.items()) for part in (trained.parts, trained.state)]
+    numbers = sorted((name, float(total), int(count)) for name, (total, count) in trained.metrics.items())
+    return hashlib.sha256(repr((trees, trained.examples, numbers)).encode()).hexdigest()
+
+
+def examples_of(client: object) -> str:
+    """In `Program.moved`: a client gives other examples each time that it is read."""
+    return f"{_EXAMPLES}client {client!r}"
+
+
+def notes_of(moved: Iterable[str], most: int) -> list[str]:
+    """What a user should know of `Program.moved`.
+
+    Args:
+        moved: The paths that the walk found, and what witnesses found.
+        most: Paths of the walk that are named.
+
+    Returns:
+        Notes, each once: of other examples one, whoever found them.
+    """
+    paths = list(moved)
+    read = [path for path in paths if path.startswith(_EXAMPLES)][:1]
+    walked = [path for path in paths if path != OTHER_NUMBERS and not path.startswith(_EXAMPLES)]
+    notes = [
+        f"{path.removeprefix(_EXAMPLES)} gives other examples each time it is read, and a run reads each client once: random "
+        "views of one example are drawn once; draw them in the model's forward, while it trains"
+        for path in read
+    ]
+    if OTHER_NUMBERS in paths:
+        notes.append(
+            "the same client gave other numbers when it was trained again: code of the task keeps state, or draws numbers, that "
+            "sumus does not see. So the figures of this run depend on the order of clients, and on how many processes train "
+            "them. Keep such state in a float buffer of the model, which is averaged, or in personal leaves"
+        )
+    return [*notes, *map(observed.note_of, walked[:most])]
+
+
+def _other_examples(assignment: Assignment, read: Callable[[Any], tuple[Tensor, Tensor]]) -> str | None:
+    """What `moved` is told if a client's examples are others now; None if they are the same, or cannot be read any more."""
+    with suppress(Exception):  # of whatever kind a user's reading raises: no figure is wrong because of it
+        pairs = zip((assignment.inputs, assignment.targets), read(assignment.client), strict=True)
+        return None if all(torch.equal(one, other) for one, other in pairs) else examples_of(assignment.client)
+    return None
+
+
+@contextmanager
+def _leaving_no_trace(program: Program) -> Generator[None, None, None]:
+    """Put back what a training changes: leaves, modes of layers, generators, and what the walk sees. Lists that are a user's logs
+    get nothing of it."""
+    with suppress(SumusError):  # the next client says it
+        program.begin_anew()
+    stood = generators()
+    values: Mapping[str, Tensor] = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
+    modes = [(part, part.training) for part in program.module.modules()]
+    places: list[Any] = list(program.hidden._places)
+    logs = [(place, list(place._log)) for place in places if hasattr(place, "_log")]
+    try:
+        with seeded(0):
+            yield
+    finally:
+        with suppress(SumusError):
+            program.begin_anew()
+        for place, log in logs:
+            place._log = log
+        with torch.no_grad():
+            for name, tensor in program.tensors.items():
+                if not torch.equal(tensor, values[name]):
+                    tensor.copy_(values[name])
+        for part, is_training in modes:
+            part.training = is_training
+        put_generators(stood)
