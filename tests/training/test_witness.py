@@ -78,16 +78,6 @@ def in_a_file(folder: Path) -> Count:
     return count
 
 
-def in_the_environment(folder: Path) -> Count:
-    name = "SUMUS_TEST_CALLS"
-
-    def count() -> int:
-        os.environ[name] = str(int(os.environ.get(name, "0")) + 1)
-        return int(os.environ[name])
-
-    return count
-
-
 def on_an_installed_package(folder: Path) -> Count:
     def count() -> int:
         nn.Linear.sumus_test_calls = getattr(nn.Linear, "sumus_test_calls", 0) + 1  # type: ignore[attr-defined]
@@ -96,12 +86,11 @@ def on_an_installed_package(folder: Path) -> Count:
     return count
 
 
-COUNTERS = (by_address, in_a_file, in_the_environment, on_an_installed_package)
+COUNTERS = (by_address, in_a_file, on_an_installed_package)
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("SUMUS_TEST_CALLS", "0")
     monkeypatch.setattr(nn.Linear, "sumus_test_calls", 0, raising=False)
     yield
     MEMORY.clear()
@@ -135,7 +124,7 @@ def test_a_counter_that_acts_late_gets_a_note_through_the_wire_too(tmp_path: Pat
 
 def test_what_another_process_hides_is_said(tmp_path: Path) -> None:
     """Here nothing is hidden: only the other process's witness can tell."""
-    home, count = os.getpid(), in_the_environment(tmp_path)
+    home, count = os.getpid(), in_a_file(tmp_path)
 
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         late = 0 if os.getpid() == home else max(0, count() - 3 * STEPS)
