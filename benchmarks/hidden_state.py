@@ -620,7 +620,7 @@ class _Until:
 
     def get(self) -> Any:
         message = self._given.get()
-        if not isinstance(message, worker.Begin | worker.Deal | worker.End | worker.Sizes):
+        if not isinstance(message, worker.Message):
             raise _NextRun(message)
         return message
 
