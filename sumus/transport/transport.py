@@ -10,6 +10,7 @@ ask the same again.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from ssl import SSLCertVerificationError
 from typing import Protocol
 
 from sumus.errors import SumusError
@@ -48,7 +49,10 @@ _WORDS = (
 
 def why_unreached(error: BaseException) -> str:
     """Why a server cannot be reached, in words; for what has none, its own first line without Python's wrapping."""
-    inner = getattr(error, "reason", None) or error
+    reason = getattr(error, "reason", None)
+    inner = reason if isinstance(reason, BaseException) else error  # an error of TLS has a word there
+    if isinstance(inner, SSLCertVerificationError):
+        return f"its certificate is not trusted: {inner.verify_message or 'it cannot be checked'}"
     text = " ".join(str(inner).split())
     looked = f"{type(inner).__name__} {text}".lower()
     for signs, said in _WORDS:
