@@ -53,6 +53,10 @@ class Forward:
             self._start(self._serve, one)
 
     def _serve(self, one: socket.socket) -> None:
+        with suppress(OSError):  # the client may go at any moment
+            self._answer(one)
+
+    def _answer(self, one: socket.socket) -> None:
         head = b""
         while b"\r\n\r\n" not in head:
             piece = one.recv(4096)
