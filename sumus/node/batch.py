@@ -84,11 +84,6 @@ def of_lines(
     return Batch(found, subset, lambda number: f"line {lines[number]}", begins, pieces, beginning, open)
 
 
-def ended(piece: bytes) -> bytes:
-    """A line with an end."""
-    return piece if piece.endswith((b"\n", b"\r")) else piece + b"\n"
-
-
 def _closed(piece: bytes) -> bytes:
     """A line that another can follow in every form of text: a carriage return alone ends none in JSON and in line protocol."""
     return piece if piece.endswith(b"\n") else piece + b"\n"

@@ -27,7 +27,7 @@ from secrets import token_hex
 from typing import Any
 
 from sumus.errors import ExperimentError
-from sumus.node.batch import MOST_BYTES, MOST_READINGS, MOST_TEXT, Batch, NothingYet, ended
+from sumus.node.batch import MOST_BYTES, MOST_READINGS, MOST_TEXT, Batch, NothingYet
 from sumus.node.delimited import continues
 from sumus.node.formats import grows, is_read, is_whole, read_file
 from sumus.node.intake import Intake, Taken
@@ -604,7 +604,7 @@ def _short_mark(piece: bytes) -> str:
 
 def ended_well(chunk: bytes) -> bool:
     """Whether the last line has its end."""
-    return chunk == b"" or ended(chunk) == chunk
+    return chunk == b"" or chunk.endswith((b"\n", b"\r"))
 
 
 def _lines_of(chunk: bytes) -> bytes:

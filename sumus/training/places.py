@@ -278,7 +278,21 @@ class _PlainPickler(pickle.Pickler):
         return NotImplemented
 
 
-class Cell(Place):
+class OneValue(Place):
+    """A place that holds one value under one path, or none."""
+
+    _path: str
+    then: Any
+
+    def _now(self) -> Any:
+        raise NotImplementedError
+
+    def changed(self) -> Iterator[str]:
+        if not _same(self._now(), self.then):
+            yield self._path
+
+
+class Cell(OneValue):
     """A variable that a function encloses."""
 
     def __init__(self, path: str, cell: types.CellType) -> None:
@@ -291,10 +305,6 @@ class Cell(Place):
         except ValueError:
             return MISSING
 
-    def changed(self) -> Iterator[str]:
-        if not _same(self._now(), self.then):
-            yield self._path
-
     def restore(self) -> None:
         if self.then is MISSING:
             del self._cell.cell_contents
@@ -302,7 +312,7 @@ class Cell(Place):
             self._cell.cell_contents = self.then
 
 
-class Variable(Place):
+class Variable(OneValue):
     """A context variable, in the context of the thread that trains."""
 
     def __init__(self, path: str, held: contextvars.ContextVar[Any]) -> None:
@@ -314,10 +324,6 @@ class Variable(Place):
             return self._held.get()
         except LookupError:
             return MISSING
-
-    def changed(self) -> Iterator[str]:
-        if not _same(self._now(), self.then):
-            yield self._path
 
     def restore(self) -> None:
         if self.then is MISSING:
