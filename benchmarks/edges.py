@@ -22,7 +22,7 @@ from benchmarks.results import write_table
 from benchmarks.server_load.served import Job, Process, bundle, process
 from sumus.aggregate import Update
 from sumus.device.requests import Requests
-from sumus.server.identity import Roll
+from sumus.server.identity import DeviceRegister
 from sumus.storage.sql import SqlStore
 from sumus.transport.http import HttpTransport
 from sumus.wire.messages import Assignment, CheckInRequest
@@ -72,7 +72,9 @@ def body_of(job: Job) -> bytes:
 def link_for_edges(job: Job, port: int, edges: int) -> str:
     """A link that so many edges may enrol with."""
     store = SqlStore.open(Path(job.data) / "sumus.db", "tasks")
-    token = Roll(store.identities(), {"default": 10**6}).new_token("default", time.time(), edges, speaks_for=10**6)
+    token = DeviceRegister(store.identities(), {"default": 10**6}).new_token(
+        "default", time.time(), edges, speaks_for=10**6
+    )
     store.close()
     return f"http://127.0.0.1:{port}/#enrol={token}"
 

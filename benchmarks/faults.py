@@ -27,7 +27,7 @@ from sumus.protocol import session as device
 from sumus.protocol.round import ORDER, Facts, State
 from sumus.protocol.session import DeviceState, Floor, Phase
 from sumus.rng import generator
-from sumus.server.coordinator import Coordinator
+from sumus.rounds.coordinator import Coordinator
 from sumus.storage.memory import MemoryStore
 from sumus.storage.store import Fenced
 
@@ -58,7 +58,7 @@ class Broken(AssertionError):
 def accepts_before_commit(facts: Facts, event: server.Event) -> server.Decision:
     """Answers a report when it is staged."""
     decision = server.decide(facts, event)
-    told = [server.Accept(act.session) for act in decision.actions if isinstance(act, server.Stage)]
+    told = [server.AcceptReport(act.session) for act in decision.actions if isinstance(act, server.StageReport)]
     return replace(decision, actions=(*decision.actions, *told)) if isinstance(event, server.Report) else decision
 
 
@@ -66,20 +66,20 @@ def accepts_after_close(facts: Facts, event: server.Event) -> server.Decision:
     """Counts what is staged into the round that it was given in, whatever became of that."""
     if not isinstance(event, server.Commit):
         if isinstance(event, server.Report) and [one.state for one in facts.sessions] == ["out"]:
-            return server.Decision(actions=(server.Stage(facts.sessions[0].id),))
+            return server.Decision(actions=(server.StageReport(facts.sessions[0].id),))
         return server.decide(facts, event)
     late = [one for one in facts.sessions if one.state == "out" and one.round != facts.round.number]
     written = tuple(replace(one, state="counted", sum=one.round) for one in late)
     rest = replace(facts, sessions=tuple(one for one in facts.sessions if one not in late))
     decision = server.decide(rest, event)
-    accepted = (server.Accept(one.id) for one in late)
+    accepted = (server.AcceptReport(one.id) for one in late)
     return replace(decision, sessions=(*decision.sessions, *written), actions=(*decision.actions, *accepted))
 
 
 def counts_twice(facts: Facts, event: server.Event) -> server.Decision:
     """Stages a report again that is counted already."""
     if isinstance(event, server.Report) and [one.state for one in facts.sessions] == ["counted"]:
-        return server.Decision(actions=(server.Stage(facts.sessions[0].id),))
+        return server.Decision(actions=(server.StageReport(facts.sessions[0].id),))
     if isinstance(event, server.Commit):
         facts = replace(facts, sessions=tuple(replace(one, state="out") for one in facts.sessions))
     return server.decide(facts, event)
@@ -117,14 +117,14 @@ def counts_rounds_for_models(facts: Facts, event: server.Event) -> server.Decisi
 def forgets_to_resend(state: DeviceState, event: device.Event, floor: Floor) -> device.Step:
     """Takes a report that got no answer for lost, and goes on."""
     if isinstance(event, device.NoAnswer) and state.phase is Phase.REPORTING:
-        return replace(state, phase=Phase.IDLE, session="", unsettled=False), (device.Sleep(state.window),)
+        return replace(state, phase=Phase.IDLE, session="", unsettled=False), (device.SleepFor(state.window),)
     return device.step(state, event, floor)
 
 
 def keeps_early(state: DeviceState, event: device.Event, floor: Floor) -> device.Step:
     """Commits the client's state when the report goes out."""
     after, actions = device.step(state, event, floor)
-    early = (device.Keep(state.session),) if isinstance(event, device.Trained) and actions else ()
+    early = (device.KeepState(state.session),) if isinstance(event, device.TrainingDone) and actions else ()
     return after, (*early, *actions)
 
 
@@ -292,21 +292,21 @@ class Schedule:
         for action in actions:
             self._say(f"    {who}: {action}")
             match action:
-                case device.Ask(session, serial, previous):
+                case device.SendCheckIn(session, serial, previous):
                     ask = server.CheckIn(session, serial, _FREE, previous)
                     self._request(who, functools.partial(self.server.check_in, str(who), ask))
-                case device.Train(session):
+                case device.StartWork(session):
                     phone.begun = session
                     self._at(self.now + float(self._rng.exponential(60)), self._train, who, session)
-                case device.Send(session):
+                case device.SendReport(session):
                     self._request(who, functools.partial(self.server.report, session))
-                case device.Abort(session, reason):
+                case device.SendAbort(session, reason):
                     self._request(who, functools.partial(self.server.drop, [session], reason), answered=False)
-                case device.Keep(session):
+                case device.KeepState(session):
                     self.kept[session] += 1
-                case device.Undo(session):
+                case device.UndoState(session):
                     self.undone[session] += 1
-                case device.Sleep(window):
+                case device.SleepFor(window):
                     phone.asking += 1
                     self._at(self.now + float(self._rng.uniform(*window)), self._wake, who)
         if self._chance(self._restarts):
@@ -320,11 +320,11 @@ class Schedule:
     def _wake(self, who: int) -> None:
         phone = self.phones[who]
         if self.now < UNTIL or phone.state.unsettled:
-            self._do(who, device.Wake(f"{who}/{phone.state.serial + 1}"))
+            self._do(who, device.WakeUp(f"{who}/{phone.state.serial + 1}"))
 
     def _train(self, who: int, session: str) -> None:
         if self.phones[who].begun == session:
-            self._do(who, device.Failed("conditions") if self._chance(0.1) else device.Trained())
+            self._do(who, device.Failed("conditions") if self._chance(0.1) else device.TrainingDone())
 
     # the network
 
@@ -354,14 +354,14 @@ class Schedule:
         phone.asking += 1
         for action in actions:
             match action:
-                case server.Assign(session):
-                    self._do(who, device.Assigned(device.Offer(session.id)))
-                case server.Later(window, _):
-                    self._do(who, device.Told(window))
-                case server.Settle(session, outcome):
+                case server.AssignWork(session):
+                    self._do(who, device.Assigned(device.WorkOffer(session.id)))
+                case server.ComeLater(window, _):
+                    self._do(who, device.ToldLater(window))
+                case server.SettleSession(session, outcome):
                     self._do(who, device.Settled(session, outcome))
-                case server.Accept(session) | server.Refuse(session):
-                    counted = isinstance(action, server.Accept)
+                case server.AcceptReport(session) | server.RefuseReport(session):
+                    counted = isinstance(action, server.AcceptReport)
                     self._do(who, device.Settled(session, "counted" if counted else "discarded"))
                 case _:
                     pass
@@ -376,17 +376,17 @@ class Schedule:
         if self._crashed():
             return
         for action in actions:
-            if isinstance(action, server.Stage):
+            if isinstance(action, server.StageReport):
                 self._waiting.setdefault(action.session, []).append((who, asking))
                 self._at(self.now + 0.05, self._commit)
         self._act(actions)
-        self._reply(who, asking, tuple(action for action in actions if not isinstance(action, server.Stage)))
+        self._reply(who, asking, tuple(action for action in actions if not isinstance(action, server.StageReport)))
 
     def _reply(self, who: int, asking: int, actions: tuple[server.Action, ...]) -> None:
         for action in actions:
-            if isinstance(action, server.Accept):
+            if isinstance(action, server.AcceptReport):
                 self.told[action.session] = "counted"
-            elif isinstance(action, server.Refuse):
+            elif isinstance(action, server.RefuseReport):
                 self.told[action.session] = "discarded"
         if actions and asking >= 0:
             self._answer(who, asking, actions)
@@ -401,10 +401,10 @@ class Schedule:
         self._act(actions)
         for action in actions:
             match action:
-                case server.Accept(session) | server.Refuse(session):
+                case server.AcceptReport(session) | server.RefuseReport(session):
                     for who, asking in self._waiting.pop(session, []):
                         self._reply(who, asking, (action,))
-                case server.Stage():
+                case server.StageReport():
                     self._at(self.now + 1.0, self._commit)
                 case _:
                     pass
@@ -415,7 +415,7 @@ class Schedule:
 
     def _act(self, actions: tuple[server.Action, ...]) -> None:
         for action in actions:
-            if isinstance(action, server.Close):
+            if isinstance(action, server.CloseRound):
                 self._at(self.now + float(self._rng.exponential(2.0)), self._publish, action.number)
 
     def _publish(self, number: int) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sumus.node.folder import PATIENCE_S, SETTLED_S, Watched
+from sumus.node.folder import PATIENCE_S, SETTLED_S, WatchedFolder
 from sumus.node.intake import Intake
 from sumus.node.readings import Readings
 
@@ -248,7 +248,7 @@ def run(folder: Path, seed: int, steps: int, follow: bool) -> dict[str, Any]:
     }
 
 
-def _look(watched: Watched, writer: Writer, rng: random.Random) -> None:
+def _look(watched: WatchedFolder, writer: Writer, rng: random.Random) -> None:
     """One look; the writer goes on at some moment within it: after a file was read, or was moved."""
     within = writer.step if rng.random() < 0.5 else lambda: None
     before, there = set(writer._unseen), list(writer.files)  # pyright: ignore[reportPrivateUsage]
@@ -278,11 +278,11 @@ def _look(watched: Watched, writer: Writer, rng: random.Random) -> None:
     writer._unseen |= later  # pyright: ignore[reportPrivateUsage]
 
 
-def _watched(folder: Path, readings: Readings, clock: Clock, follow: bool) -> Watched:
+def _watched(folder: Path, readings: Readings, clock: Clock, follow: bool) -> WatchedFolder:
     def prepare(raw: Any) -> tuple[Any, Any]:
         return [raw["number"], raw["twice"]], 0
 
-    return Watched(folder / "incoming", Intake(readings, prepare), clock=clock, follow=follow)
+    return WatchedFolder(folder / "incoming", Intake(readings, prepare), clock=clock, follow=follow)
 
 
 def _rows(readings: Readings) -> list[list[int]]:

@@ -24,7 +24,7 @@ import sumus
 from benchmarks.results import write_table
 from sumus import attacks
 from sumus.demos import health
-from sumus.training.executor import Trained
+from sumus.executors.executor import Trained
 from sumus.types import Tree
 from sumus.update.clip import global_norm
 

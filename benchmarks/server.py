@@ -38,8 +38,8 @@ from benchmarks.server_load.devices import Device
 from benchmarks.server_load.generator import Load
 from benchmarks.server_load.served import Job, Process, bundle, bundles, enrol, process
 from sumus.aggregate import Update
-from sumus.operations.service import Where, open_service
-from sumus.protocol.round import Device as ProtocolDevice
+from sumus.operations.service import Storage, open_service
+from sumus.protocol.round import DeviceRow as ProtocolDevice
 from sumus.protocol.round import Session
 from sumus.storage.identities import Identity
 from sumus.storage.sql import SqlStore
@@ -231,7 +231,7 @@ def committer(job: Job, updates: int) -> float:
 
     Path(job.data).mkdir(mode=0o700)
     enrol(job)
-    service = open_service(bundles(job), Where(Path(job.data), job.database))
+    service = open_service(bundles(job), Storage(Path(job.data), job.database))
     service.server.start()
     try:
         return asyncio.run(count())

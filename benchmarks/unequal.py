@@ -26,7 +26,7 @@ import numpy as np
 import sumus
 from benchmarks import digits
 from benchmarks.results import write_table
-from sumus.device.conditions import Always
+from sumus.device.conditions import AllConditionsMet
 from sumus.device.training import Training
 from sumus.operations.access import Logins
 from sumus.operations.remote import Remote
@@ -152,7 +152,7 @@ def _device(link: str, training: Training, examples: Any, number: int, seconds: 
         training,
         slowly,
         floor=FLOOR,
-        sensors=Always(),
+        sensors=AllConditionsMet(),
         name=number,
         evaluates=False,
         keeps_model=False,

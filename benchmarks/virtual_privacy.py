@@ -27,33 +27,33 @@ from sumus.virtual import operations, workbench
 from sumus.virtual.graph import Survey
 from sumus.virtual.messages import (
     Ask,
-    Asked,
     Backward,
     Call,
-    Count,
-    Dots,
+    CountHeld,
     Dtype,
-    Fetch,
+    EllipsisIndex,
+    FetchTensor,
     Gradient,
     Items,
-    Learn,
-    Made,
-    MadeSeveral,
     NotFinite,
-    Offered,
     Ref,
-    Refusal,
-    Said,
-    Send,
+    RefusalAnswer,
+    SendTensor,
     SetGradient,
+    SetRequiresGrad,
     Slice,
+    TensorMade,
+    TensorsMade,
+    UseOffered,
+    WorkerAnswer,
+    WorkerRequest,
     read,
     write,
 )
 from sumus.virtual.operations import OPERATIONS, Operation
 from sumus.virtual.outline import BoundCall, Outline
 from sumus.virtual.policy import Policy
-from sumus.virtual.workbench import Refused, Workbench
+from sumus.virtual.workbench import RequestRefused, Workbench
 
 OPERATIONS_EACH, DRAWS = 30, 16
 """Operations of a program, and bytes that decide on one."""
@@ -101,7 +101,7 @@ NUMBERS: dict[str, Sequence[Any]] = {
     "dim": (0, 1, -1, None, 5),
     "dims": (Items((1, 0)), Items((0,))),
     "shape": (Items((-1,)), Items((2, 2)), Items((1, 2)), Items((2, -1))),
-    "index": (0, 1, Slice(0, 1), Dots(), Items((0, 1)), Items((Slice(), 0))),
+    "index": (0, 1, Slice(0, 1), EllipsisIndex(), Items((0, 1)), Items((Slice(), 0))),
     "dtype": (Dtype("float32"), Dtype("float64"), Dtype("float16"), Dtype("int8"), None),
     "reduction": ("mean", "none", "sum"),
     "ignore_index": (-100, 0, 1),
@@ -112,7 +112,7 @@ NUMBERS: dict[str, Sequence[Any]] = {
 """What an argument may be that is no tensor, by its name; of others there are `ANY`."""
 ANY: tuple[Any, ...] = (0, 1, -1, 2, 0.5, True, None, 1e30, NotFinite("nan"), "none", Dtype("int64"))
 
-WANTED: dict[str, Callable[[Made], bool]] = {
+WANTED: dict[str, Callable[[TensorMade], bool]] = {
     "mask": lambda made: made.dtype == "bool",
     "condition": lambda made: made.dtype == "bool",
     "value": lambda made: made.shape == (),
@@ -137,7 +137,7 @@ class Program:
 
     drawn: Iterator[int]
     names: Sequence[str]
-    there: list[Made] = field(default_factory=list[Made])
+    there: list[TensorMade] = field(default_factory=list[TensorMade])
 
     def ask(self) -> Ask:
         """The next step."""
@@ -145,7 +145,7 @@ class Program:
         first, second = self.tensor(), self.tensor()
         match name:
             case "learn":
-                return Learn(first.id, self.one_of((True, True, False)))
+                return SetRequiresGrad(first.id, self.one_of((True, True, False)))
             case "backward":
                 return Backward(first.id, None, keep=self.one_of((True, False)))
             case "backward from":
@@ -155,9 +155,9 @@ class Program:
             case "set gradient":
                 return SetGradient(first.id, self.one_of((second.id, second.id, None)))
             case "fetch":
-                return Fetch(first.id)
+                return FetchTensor(first.id)
             case "count":
-                return Count()
+                return CountHeld()
             case _:
                 return self.call(OPERATIONS[name])
 
@@ -180,7 +180,7 @@ class Program:
             return self.tensor(wanted if luck % 4 else None)
         return self.one_of(NUMBERS.get(name, ANY))
 
-    def tensor(self, wanted: Callable[[Made], bool] | None = None) -> Ref:
+    def tensor(self, wanted: Callable[[TensorMade], bool] | None = None) -> Ref:
         """One of the tensors, or of those that are wanted; more often a new one."""
         among = self.there if wanted is None else [made for made in self.there if wanted(made)]
         luck = next(self.drawn)
@@ -216,29 +216,29 @@ def transcript(
     steps = Program(bytes_for_ever(program), names)
 
     def ask(what: Ask, tensor: Any = None) -> None:
-        body = bench.answer(write(Asked(len(found.answers), what), tensor))
-        said, behind = read(Said, body)
+        body = bench.answer(write(WorkerRequest(len(found.answers), what), tensor))
+        said, behind = read(WorkerAnswer, body)
         answer = said.answer
-        assert not (isinstance(answer, Refusal) and answer.code == "failed"), (what, answer)
-        told = isinstance(what, Fetch) and fetch == "parameters"
+        assert not (isinstance(answer, RefusalAnswer) and answer.code == "failed"), (what, answer)
+        told = isinstance(what, FetchTensor) and fetch == "parameters"
         found.answers.append(write(said) + len(behind).to_bytes(8) if told else body)
         found.asked += isinstance(what, Call)
-        found.done += isinstance(what, Call) and not isinstance(answer, Refusal)
-        made = answer.made if isinstance(answer, MadeSeveral) else (answer,) if isinstance(answer, Made) else ()
+        found.done += isinstance(what, Call) and not isinstance(answer, RefusalAnswer)
+        made = answer.made if isinstance(answer, TensorsMade) else (answer,) if isinstance(answer, TensorMade) else ()
         known = {each.id for each in steps.there}
         steps.there.extend(each for each in made if each.id not in known)
 
     for tensor in PUBLIC:
-        ask(Send(tensor.dtype == torch.float32), tensor.numpy())
+        ask(SendTensor(tensor.dtype == torch.float32), tensor.numpy())
     for name in own:
-        ask(Offered(name))
+        ask(UseOffered(name))
     for _ in range(OPERATIONS_EACH):
         ask(steps.ask())
     for made in list(steps.there):
         ask(Gradient(made.id))
     for made in list(steps.there):
-        ask(Fetch(made.id))
-    ask(Count())
+        ask(FetchTensor(made.id))
+    ask(CountHeld())
     unchanged = all(torch.equal(bench._offered[name].nan_to_num(), own[name].nan_to_num()) for name in own)  # pyright: ignore[reportPrivateUsage]
     assert unchanged, "the owner's tensors have changed"
     return found
@@ -264,7 +264,7 @@ def _told(self: Workbench, call: BoundCall, outline: Outline) -> list[Tensor]:
     try:
         return call.results(closed=True)
     except Exception as error:
-        raise Refused("impossible", str(error)) from error
+        raise RequestRefused("impossible", str(error)) from error
 
 
 def _without_stand_in(indices: Tensor, size: int, ignored: int | None = None) -> tuple[Tensor, Tensor]:

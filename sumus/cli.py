@@ -68,7 +68,7 @@ class Demo(StrEnum):
     digits = "digits"
 
 
-class Through(StrEnum):
+class SimulationPath(StrEnum):
     """What a simulation's clients send goes through."""
 
     memory = "memory"
@@ -147,9 +147,9 @@ def simulate(
         int | None, typer.Option(min=1, help="Rounds of an edge's own between two of its sums; 1: it only adds.")
     ] = None,
     through: Annotated[
-        Through,
+        SimulationPath,
         typer.Option(help="wire: each client is a device of a real server, in this process; the same model, slower."),
-    ] = Through.memory,
+    ] = SimulationPath.memory,
 ) -> None:
     """Run the experiment of a file."""
     experiment = load_experiment(file)

@@ -35,7 +35,7 @@ class Fate:
 
 
 @dataclass(frozen=True)
-class Devices:
+class DeviceArrays:
     """Devices as arrays of one length, `(n,)` float64.
 
     seconds: for a round's work.  down, up: bytes a second.  clock: how fast its clock runs.
@@ -173,7 +173,7 @@ class Fleet:
         """Whether anything takes time, or somebody is ever away."""
         return bool(self.seconds or self.latency or self.down or self.up or self.hours or self.trace) or not self.waits
 
-    def devices(self, count: int, rng: np.random.Generator) -> Devices:
+    def devices(self, count: int, rng: np.random.Generator) -> DeviceArrays:
         """So many devices."""
         pace, down, up = (self.spread ** (rng.random(count) - 0.5) for _ in range(3))
         intervals = 0 if self.hours is None else 2
@@ -186,7 +186,7 @@ class Fleet:
             begins[:, 1] = (
                 begins[:, 0] + lasts[:, 0] + rng.random(count) * (DAY - length)
             ) % DAY  # when it is not night
-        return Devices(
+        return DeviceArrays(
             self.seconds * pace,
             (self.down or math.inf) / down,
             (self.up or math.inf) / up,

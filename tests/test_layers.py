@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wire", "secagg", "protocol"),
     ("training",),
     ("storage", "transport", "http", "userfile", "interrupt", "logs", "terminal"),
+    ("executors", "rounds"),
     ("simulator", "server", "operations", "edge", "device", "virtual", "node"),
     ("demos", "web"),
     ("cli", "__main__"),
@@ -118,8 +119,8 @@ def test_an_edge_needs_no_model_no_transform_and_no_optimizer() -> None:
 
 def test_an_executor_is_a_contract_without_an_implementation() -> None:
     """Other executors stand beside the sequential one, and need nothing of it."""
-    assert everything_behind("training.executor") == {"types"}
-    assert "training.sequential" not in everything_behind("algorithm") | everything_behind("plan")
+    assert everything_behind("executors.executor") == {"types"}
+    assert "executors.sequential" not in everything_behind("algorithm") | everything_behind("plan")
 
 
 def test_no_imports_go_in_a_circle() -> None:
@@ -136,7 +137,7 @@ def test_no_imports_go_in_a_circle() -> None:
         visit(module, ())
 
 
-@pytest.mark.parametrize("module", [m for m in FILES if topic(m) not in ("training", "demos", "virtual")])
+@pytest.mark.parametrize("module", [m for m in FILES if topic(m) not in ("training", "executors", "demos", "virtual")])
 def test_nothing_outside_training_imports_torch(module: str) -> None:
     """Demos are users' files, which bring their own model; a virtual worker computes with torch's own tensors."""
     assert [name for name in imports(FILES[module]) if name.partition(".")[0] == "torch"] == []

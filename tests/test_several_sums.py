@@ -14,7 +14,7 @@ from torch import nn
 import sumus
 from sumus import figures, metrics
 from sumus.aggregate import RunningSum
-from sumus.device.training import Errand, Training
+from sumus.device.training import DeviceJob, Training
 from sumus.errors import BeyondBoundError
 from sumus.evaluation import (
     check_measured,
@@ -208,7 +208,7 @@ def over_the_wire() -> tuple[RunningSum, Any]:
     broadcast = plan.algorithm.start(training.program.initial_shared, plan.description).broadcast
     for number in PEOPLE:
         inputs, targets = training.read(number, person(number))
-        errand = Errand(number, inputs, targets, 0, b"", lambda *words: b"")
+        errand = DeviceJob(number, inputs, targets, 0, b"", lambda *words: b"")
         done = training.evaluate(plan, broadcast, errand)
         update = decode_report(done.report, number, hop)
         check_measured(update, trains=False)

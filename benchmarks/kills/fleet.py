@@ -18,7 +18,7 @@ from sumus.device.requests import Requests, may_be_repeated
 from sumus.plan import Plan
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import MOST, Answer, Transport, Unreachable
-from sumus.wire.messages import Assignment, CheckInAnswer, CheckInRequest, Previous, Refused
+from sumus.wire.messages import Assignment, CheckInAnswer, CheckInRequest, PreviousSession, Refused
 from sumus.wire.reports import encode_report
 
 PATIENCE = 10.0
@@ -154,7 +154,7 @@ class Scripted:
         previous = None
         if self.unsettled is not None:
             work = self.unsettled.work
-            previous = Previous(work.task, work.kind, work.session)
+            previous = PreviousSession(work.task, work.kind, work.session)
         asked = CheckInRequest(
             self.serial, f"s{self.serial}", (self.plan.description.fingerprint,), previous=previous, wait_s=wait
         )

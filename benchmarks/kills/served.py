@@ -28,16 +28,16 @@ import uvicorn
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-import sumus.server.sums as sums_module
+import sumus.rounds.sealed_sums as sums_module
 from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, optimizers, sgd
 from sumus.device.link import read_link
 from sumus.edge.edge import open_edge
-from sumus.operations.service import Conduct, Service, Where, open_service
-from sumus.protocol.round import Accept, Commit, Report, decide
-from sumus.server.coordinator import Coordinator
-from sumus.server.limits import Limits, Rate
+from sumus.http.limits import Limits, Rate
+from sumus.operations.service import ServerPolicy, Service, Storage, open_service
+from sumus.protocol.round import AcceptReport, Commit, Report, decide
+from sumus.rounds.coordinator import Coordinator
+from sumus.rounds.run import Run
 from sumus.server.replica import Replica
-from sumus.server.runs import Run
 from sumus.server.server import Server
 from sumus.storage import sql
 from sumus.storage.keyring import KeyRing
@@ -50,7 +50,7 @@ SAID = 9
 """The descriptor of what was standard output; what the server itself prints goes into the log."""
 _ROOT = Path(__file__).parents[2]
 _MUCH = Rate(1e6, 10**6)
-QUIET = Conduct(limits=Limits(_MUCH, _MUCH, _MUCH, _MUCH))
+QUIET = ServerPolicy(limits=Limits(_MUCH, _MUCH, _MUCH, _MUCH))
 """No limits of requests: these devices are in a hurry."""
 
 
@@ -169,7 +169,7 @@ def _acknowledges_early() -> None:
 
     def early(server: Server, run: Run, reports: Any, now: float) -> None:
         stage(server, run, reports, now)
-        server._say(run, [Accept(session) for session in run.coordinator.staged])
+        server._say(run, [AcceptReport(session) for session in run.coordinator.staged])
         threading.Event().wait(0.02)  # so long the commit takes on a slow disk
 
     Server._stage = early
@@ -278,7 +278,7 @@ class Job:
 
 def opened(job: Job) -> Service:
     """The server of a job, not started."""
-    where = Where(Path(job.data), job.database)
+    where = Storage(Path(job.data), job.database)
     if job.shares is not None:
         where = replace(where, keys=Path(job.shares) / "keys", blobs=f"{job.shares}/blobs")
         os.environ["PGAPPNAME"] = Path(job.data).name

@@ -39,10 +39,10 @@ from benchmarks.server_load.devices import Device
 from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, sgd
 from sumus.device.link import read_link
 from sumus.edge.edge import open_edge
-from sumus.operations.listening import Listen
-from sumus.operations.serve import Tell, keep, run
-from sumus.operations.service import Conduct, Where
-from sumus.server.limits import Limits, Rate
+from sumus.http.limits import Limits, Rate
+from sumus.http.listening import Listening
+from sumus.operations.serve import Startup, keep, run
+from sumus.operations.service import ServerPolicy, Storage
 from sumus.storage.identities import Identity
 from sumus.storage.sql import SqlStore
 from sumus.task import Data, Description, Leaf
@@ -106,10 +106,10 @@ def serve(job: Job) -> None:
     """Ours, until SIGTERM."""
     Path(job.data).mkdir(mode=0o700, exist_ok=True)
     enrol(job)
-    where, conduct = Where(Path(job.data), job.database), Conduct(limits=OPEN)
+    where, conduct = Storage(Path(job.data), job.database), ServerPolicy(limits=OPEN)
     tell, listen = (
-        Tell(ready=lambda opened: print(opened.url, opened.admin_url, flush=True)),
-        Listen(port=0, admin_port=0),
+        Startup(ready=lambda opened: print(opened.url, opened.admin_url, flush=True)),
+        Listening(port=0, admin_port=0),
     )
     if job.upstream:
         link = read_link(job.upstream)

@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sumus.demos.live import Look, Outcome, behind_edge, play
-from sumus.demos.people import People
+from sumus.demos.live import DemoView, Outcome, behind_edge, play
+from sumus.demos.people import DemoPeople
 from sumus.evaluation import EDGES, LOSS_EDGES
 from sumus.text import amount, many
 
 
-def show(module: str, people: People, folder: Path, rounds: int, every: int, out: Console, err: Console) -> Outcome:
+def show(module: str, people: DemoPeople, folder: Path, rounds: int, every: int, out: Console, err: Console) -> Outcome:
     """Play a demo, with a bar for its rounds on `err` and its result on `out`."""
     out.print(
         f"server   sumus serve PLAN.sumus: SQLite in a temporary folder, loopback; no code of the model, no PyTorch\n"
@@ -32,7 +32,7 @@ def show(module: str, people: People, folder: Path, rounds: int, every: int, out
     with Progress(*columns, console=err, expand=True) as bar:
         task = bar.add_task("", total=rounds, said="pack, serve, and wait for devices")
 
-        def watch(look: Look) -> None:
+        def watch(look: DemoView) -> None:
             measured = "".join(f"  {name} {value:.3f}" for name, value in look.measured.items() if name != "loss")
             loss = "" if look.loss is None else f"  loss {look.loss:.4f}"
             bar.update(task, completed=look.version, said=f"{look.counted}/{look.goal} counted{loss}{measured}")
@@ -43,7 +43,7 @@ def show(module: str, people: People, folder: Path, rounds: int, every: int, out
     return done
 
 
-def _result(done: Outcome, people: People, out: Console) -> None:
+def _result(done: Outcome, people: DemoPeople, out: Console) -> None:
     rounds = done.models[-1].version
     out.print(
         f"{many(rounds, 'round')} over HTTP in {done.seconds:.1f} s, {many(done.counted, 'report')} acknowledged and counted"

@@ -9,9 +9,9 @@ from torch import nn
 import sumus
 from sumus import preparation
 from sumus.demos import sources
-from sumus.demos.people import People
+from sumus.demos.people import DemoPeople
 
-PEOPLE = People(training=range(1, 8), unseen=(8, 9, 10), least=3)
+PEOPLE = DemoPeople(training=range(1, 8), unseen=(8, 9, 10), least=3)
 ROUNDS, EVERY = 30, 5
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sumus.demos.people import People
+from sumus.demos.people import DemoPeople
 from sumus.errors import ExperimentError
 from sumus.operations.access import Logins
 from sumus.operations.remote import Remote
@@ -46,7 +46,7 @@ examples = {where}[{who!r}]
 
 
 @dataclass(frozen=True)
-class Look:
+class DemoView:
     """How far it is. counted: of goal reports of this round.  waiting: why there is not more.  measured: means on people never
     seen, of the model that was measured last."""
 
@@ -75,7 +75,9 @@ class Outcome:
     counted: int
 
 
-def play(module: str, people: People, folder: Path, rounds: int, every: int, watch: Callable[[Look], None]) -> Outcome:
+def play(
+    module: str, people: DemoPeople, folder: Path, rounds: int, every: int, watch: Callable[[DemoView], None]
+) -> Outcome:
     """Serve a demo's experiment to its people until there are so many models. every: versions between measurements.
 
     folder: for the model, the history and each process's log.
@@ -103,7 +105,7 @@ def play(module: str, people: People, folder: Path, rounds: int, every: int, wat
         return _outcome(scratch, folder, module, last, time.monotonic() - began)
 
 
-def behind_edge(people: People) -> Sequence[Any]:
+def behind_edge(people: DemoPeople) -> Sequence[Any]:
     """Who joins the edge."""
     return people.training[1::2]
 
@@ -150,7 +152,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def _server(
-    scratch: Path, folder: Path, people: People, rounds: int, every: int
+    scratch: Path, folder: Path, people: DemoPeople, rounds: int, every: int
 ) -> Generator[tuple[subprocess.Popen[str], Mapping[str, Any]], None, None]:
     """The server, and what it says of itself once it answers."""
     many = len(people.training) + len(people.unseen)
@@ -199,7 +201,7 @@ def _said(process: subprocess.Popen[str], log: Path, what: str) -> Mapping[str, 
 
 @contextmanager
 def _device(
-    scratch: Path, folder: Path, module: str, url: str, link: str, people: People, who: Any
+    scratch: Path, folder: Path, module: str, url: str, link: str, people: DemoPeople, who: Any
 ) -> Generator[subprocess.Popen[str], None, None]:
     """A person's device. link: of the server or of the edge, for this device alone."""
     unseen = who in people.unseen
@@ -236,7 +238,7 @@ def _watched(
     server: subprocess.Popen[str],
     devices: Sequence[subprocess.Popen[str]],
     folder: Path,
-    watch: Callable[[Look], None],
+    watch: Callable[[DemoView], None],
 ) -> Mapping[str, Any]:
     """Look until the server ends; what it said last."""
     remote = Remote(opened["admin_url"], Logins(scratch / "admin"))
@@ -257,9 +259,9 @@ def _watched(
     return status
 
 
-def _look(task: Mapping[str, Any]) -> Look:
+def _look(task: Mapping[str, Any]) -> DemoView:
     run, measured = task["runs"][0], task["evaluated"] or {}
-    return Look(
+    return DemoView(
         task["version"],
         run["counted"],
         run["goal"],

@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class People:
+class DemoPeople:
     """Who takes part. training, unseen: as they are known in the experiment.  least: people in a sum, at least."""
 
     training: Sequence[Any]

@@ -22,7 +22,7 @@ from sumus.text import many
 from sumus.userfile import Client, load_client, split
 
 if TYPE_CHECKING:
-    from sumus.device.device import News
+    from sumus.device.device import DeviceNews
 
 ClientFile = Annotated[
     str,
@@ -72,7 +72,7 @@ def join(
     as_json: AsJson = False,
 ) -> None:
     """Take part in a server's rounds with the examples of a file, until Ctrl-C."""
-    from sumus.device.conditions import Always
+    from sumus.device.conditions import AllConditionsMet
     from sumus.device.device import Device
     from sumus.device.link import given
     from sumus.transport.transport import Unreachable
@@ -87,7 +87,7 @@ def join(
         token=link.token,
         held_out=own.held_out,
         floor=consents,
-        sensors=Always() if always else None,
+        sensors=AllConditionsMet() if always else None,
         name=name or Path(split(client)[0]).stem,
         trains=not evaluate_only,
         evaluates=not train_only,
@@ -124,9 +124,9 @@ def predict(
 ) -> None:
     """Predict with the last model that the device was given; asks nobody, needs no network."""
     from sumus.device.device import Device
-    from sumus.device.store import FolderStore
+    from sumus.device.store import FolderDeviceStore
 
-    store, own = FolderStore(folder or folder_of(client), look=True), load_client(client)
+    store, own = FolderDeviceStore(folder or folder_of(client), look=True), load_client(client)
     device = Device(None, own.task, own.examples, store=store)
     found = device.prediction(_inputs(own) if inputs is None else _read(inputs), task)
     outputs, of = found.outputs, f"version {found.version} of {found.task}"
@@ -154,14 +154,14 @@ def forget(
     """Withdraw this device's consent: the server forgets it, and what it kept is erased."""
     from sumus.device.device import forget as forgotten
     from sumus.device.requests import Requests
-    from sumus.device.store import FolderStore
+    from sumus.device.store import FolderDeviceStore
     from sumus.transport.http import HttpTransport
 
     if folder is None and client is None:
         raise UsageError("which device? Give --client FILE.py as to `sumus join`, or --folder DIR, which it printed")
     where = folder or folder_of(client or "")
-    FolderStore(where, look=True)  # a device's, or nothing of it is touched
-    with closing(FolderStore(where)) as store:
+    FolderDeviceStore(where, look=True)  # a device's, or nothing of it is touched
+    with closing(FolderDeviceStore(where)) as store:
         record, key = store.read(), store.key()
         requests = None
         if record.membership is not None and key is not None:
@@ -221,10 +221,10 @@ class Lines:
 
     def __init__(self, folder: Path, as_json: bool) -> None:
         self._folder, self._as_json = folder, as_json
-        self._done: News | None = None
+        self._done: DeviceNews | None = None
         self._last = ("", "")
 
-    def __call__(self, news: "News") -> None:
+    def __call__(self, news: "DeviceNews") -> None:
         if self._as_json:
             if news.what != "training":
                 said = {field.name: getattr(news, field.name) for field in dataclasses.fields(news)}
@@ -256,7 +256,7 @@ def _again(seconds: float, now: Callable[[], datetime] = datetime.now) -> str:
     return f"; asks again by {at:%H:%M}" + ("" if at.date() == today else f" on {at:%Y-%m-%d}")
 
 
-def _work_of(news: "News") -> str:
+def _work_of(news: "DeviceNews") -> str:
     if not news.examples:  # of the process before
         return f"model {news.version}, {news.task}"
     verb = "trained" if news.what == "trained" else "evaluated"

@@ -29,14 +29,14 @@ class Sensors(Protocol):
         ...
 
 
-class Always:
+class AllConditionsMet:
     """Every condition is met."""
 
     def read(self) -> Conditions:
         return Conditions(charging=True, unmetered=True, idle=True, battery=1.0)
 
 
-class Unknown:
+class NoConditionKnown:
     """None is known to be met."""
 
     def read(self) -> Conditions:
@@ -121,7 +121,7 @@ class Linux:
 
 def here() -> Sensors:
     """Those of this system; where it has none that are known, nothing is known to be met."""
-    return Linux() if sys.platform == "linux" else Unknown()
+    return Linux() if sys.platform == "linux" else NoConditionKnown()
 
 
 def output_of(command: list[str]) -> str | None:

@@ -27,14 +27,14 @@ from sumus.device.keys import Keys, share_of, system
 from sumus.device.link import Link, fetch_authority, pin_of, read_link
 from sumus.device.requests import Requests
 from sumus.device.store import (
-    Begun,
     DeviceStore,
-    FolderStore,
+    FolderDeviceStore,
     KeptModel,
     KeptState,
     Membership,
-    MemoryStore,
+    MemoryDeviceStore,
     Record,
+    WorkStarts,
     counted,
 )
 from sumus.errors import (
@@ -51,7 +51,7 @@ from sumus.errors import (
 from sumus.errors import said as said_of
 from sumus.pacing import Conditions
 from sumus.plan import Plan
-from sumus.protocol.session import Floor, Offer, Phase
+from sumus.protocol.session import Floor, Phase, WorkOffer
 from sumus.storage.files import expanded
 from sumus.task import Task
 from sumus.text import amount, many, printable
@@ -67,7 +67,7 @@ from sumus.wire.messages import (
     CheckInRequest,
     DeviceConditions,
     Kind,
-    Previous,
+    PreviousSession,
     Refused,
     Released,
     Window,
@@ -160,7 +160,7 @@ FINAL: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class News:
+class DeviceNews:
     """Something that a device did or met. said: in words.  task, version: of the model that it is about.  measured: means by
     metric.  again_s: seconds within which it asks again, where it waits or had no answer."""
 
@@ -205,14 +205,14 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Forgotten:
+class ForgetReport:
     """What `forget` erased, and what it could not, in words."""
 
     erased: tuple[str, ...]
     remains: tuple[str, ...]
 
 
-def _quiet(news: News) -> None:
+def _quiet(news: DeviceNews) -> None:
     """Nobody watches."""
 
 
@@ -266,7 +266,7 @@ class Device:
         insecure: bool = False,
         moves: bool = False,
         authority: str | Path | None = None,
-        watch: Callable[[News], None] = _quiet,
+        watch: Callable[[DeviceNews], None] = _quiet,
         keys: Keys = system,
         transport: Transport | None = None,
         store: DeviceStore | None = None,
@@ -276,7 +276,7 @@ class Device:
     ) -> None:
         link = Link("") if server is None else read_link(server, insecure)
         self._link = replace(link.vouched_for_by(authority), token=token or link.token)
-        self._store = store or (MemoryStore() if folder is None else FolderStore(expanded(folder)))
+        self._store = store or (MemoryDeviceStore() if folder is None else FolderDeviceStore(expanded(folder)))
         self._record, self._unknown = self._store.read(), False
         if (member := self._record.membership) is not None and _is_of_another(self._link, member.server):
             why = _stays(self._record, member, self._link) if moves else _belongs(member, self._link)
@@ -335,7 +335,7 @@ class Device:
             member = Membership(self._link.server, enrolment.population, enrolment.device)
             self._write(replace(self._record, membership=member, authority=self._fetched))
             self._unknown, self._unanswered = False, 0
-            self._tell(News("enrolled", f"enrolled in {enrolment.population} as {enrolment.device[:12]}…"))
+            self._tell(DeviceNews("enrolled", f"enrolled in {enrolment.population} as {enrolment.device[:12]}…"))
         return requests.device
 
     def wake(self) -> float:
@@ -351,11 +351,11 @@ class Device:
         unmet = None if self._requires == ANY else self._requires.unmet(self._conditions())
         if unmet is not None:
             self._sleep_within(UNMET)
-            self._tell(News("waiting", WAITS[unmet].replace("as the plan asks", "as you ask"), again_s=UNMET[1]))
+            self._tell(DeviceNews("waiting", WAITS[unmet].replace("as the plan asks", "as you ask"), again_s=UNMET[1]))
         elif self._is_enrolled():
             self._sleep_within(self._record.row.window)  # unless an action says otherwise
             word = self._keys("session", self._client, self._record.row.serial + 1).hex()[:32]
-            self._carry_out(session.Wake(word))
+            self._carry_out(session.WakeUp(word))
         return max(0.0, self._due - self._clock())
 
     def run(self, rounds: int | None = None, until: Callable[[Status], bool] | None = None) -> None:
@@ -414,7 +414,7 @@ class Device:
             ) from error
         return Prediction(training.predict(model, state, self._examples, inputs), name, version)
 
-    def forget(self) -> Forgotten:
+    def forget(self) -> ForgetReport:
         """Take back consent: the server forgets the device, and everything that it kept here is erased. Where the server cannot
         be reached nothing is, so that it can be asked again."""
         done = forget(self._store, self._to_server() if self._record.membership else None)
@@ -449,17 +449,17 @@ class Device:
         before = replace(self._record, **changes) if changes else self._record
         row, actions = session.step(before.row, event, self._floor)
         record, work = replace(before, row=row), before.work
-        news = list[News]()
+        news = list[DeviceNews]()
         for act in actions:
-            if isinstance(act, session.Keep | session.Undo):
-                kept = isinstance(act, session.Keep)
+            if isinstance(act, session.KeepState | session.UndoState):
+                kept = isinstance(act, session.KeepState)
                 became: Literal["counted", "discarded"] = "counted" if kept else "discarded"
                 if kept and work is not None and record.pending is not None:
                     record = replace(record, states=_with(record.states, work.task, record.pending))
                 in_sums = ("in sums",) if kept and work is not None and work.kind == "train" else ()
                 record = replace(record, counts=counted(record.counts, became, *in_sums))
                 news.append(_news(became, work))
-            elif isinstance(act, session.Abort):
+            elif isinstance(act, session.SendAbort):
                 record = replace(record, counts=counted(record.counts, "aborted"))
         if not row.session:  # its end is known, or there is nothing to know
             record = replace(record, work=None)
@@ -468,7 +468,7 @@ class Device:
         if record != self._record:
             self._write(record)
         for act in actions:
-            if isinstance(act, session.Sleep):
+            if isinstance(act, session.SleepFor):
                 settled = bool(news) and before.row.phase is Phase.REPORTING and self._wait_s > 0
                 self._sleep_within((0.0, SOON) if settled or act.window == session.AT_ONCE else act.window)
         for one in news:
@@ -479,16 +479,16 @@ class Device:
         """Apply an event, and do what follows."""
         work = self._record.work
         for act in self._apply(event, **changes):
-            if isinstance(act, session.Ask):
+            if isinstance(act, session.SendCheckIn):
                 self._ask(act)
-            elif isinstance(act, session.Send):
+            elif isinstance(act, session.SendReport):
                 self._send()
-            elif isinstance(act, session.Abort) and work is not None:
+            elif isinstance(act, session.SendAbort) and work is not None:
                 self._abort(work, cast(AbortReason, act.reason), self._trouble)
 
-    def _ask(self, act: session.Ask) -> None:
+    def _ask(self, act: session.SendCheckIn) -> None:
         work = self._record.work
-        previous = None if act.previous is None or work is None else Previous(work.task, work.kind, act.previous)
+        previous = None if act.previous is None or work is None else PreviousSession(work.task, work.kind, act.previous)
         request = CheckInRequest(
             serial=act.serial,
             session=act.session,
@@ -511,7 +511,7 @@ class Device:
                 self._copied = ""
             self._answered(act, answer)
 
-    def _answered(self, act: session.Ask, answer: CheckInAnswer) -> None:
+    def _answered(self, act: session.SendCheckIn, answer: CheckInAnswer) -> None:
         """Take what an answer says in its order: the end of the last session, then work or a window, and models."""
         if answer.settled is not None:
             self._carry_out(session.Settled(answer.settled.session, answer.settled.outcome))
@@ -523,44 +523,44 @@ class Device:
                     self._let_go()
             else:
                 window = _ordered(answer.retry_after_s or self._record.row.window)
-                self._apply(session.Told(window))
+                self._apply(session.ToldLater(window))
                 if self._kinds:  # else it waits for models alone
-                    self._tell(News("waiting", WAITS.get(answer.reason, answer.reason), again_s=window[1]))
+                    self._tell(DeviceNews("waiting", WAITS.get(answer.reason, answer.reason), again_s=window[1]))
                 self._has_said = True
         if self._keeps_model:
             for task, released in islice(answer.released.items(), MOST_TASKS):
                 self._take_model(task, released)
 
-    def _consider(self, act: session.Ask, work: Assignment) -> None:
+    def _consider(self, act: session.SendCheckIn, work: Assignment) -> None:
         """Look at what is asked for, and do it where that is within the floor."""
         if work.session != act.session or self._record.row.unsettled:
-            self._apply(session.Assigned(Offer(work.session), self._today()))
+            self._apply(session.Assigned(WorkOffer(work.session), self._today()))
             return
         try:
             plan, offer = self._offer(work)
         except Unreachable as error:
             self._unheard(str(error))
             return
-        before = self._record.begun.get(work.task, Begun())
-        begun = Begun(work.version, before.times + 1 if before.version == work.version else 1)
+        before = self._record.begun.get(work.task, WorkStarts())
+        begun = WorkStarts(work.version, before.times + 1 if before.version == work.version else 1)
         actions = self._apply(
             session.Assigned(offer, self._today()),
             work=work,
             **({} if plan is None else {"begun": _with(self._record.begun, work.task, begun)}),
         )
         for one in actions:
-            if isinstance(one, session.Abort):
+            if isinstance(one, session.SendAbort):
                 self._abort(
                     work, cast(AbortReason, one.reason), _beyond(one.reason, offer, self._floor) or self._trouble
                 )
                 self._rest(self._record.failures + 1)
-            elif isinstance(one, session.Train) and plan is not None:
+            elif isinstance(one, session.StartWork) and plan is not None:
                 self._work(work, plan)
 
-    def _offer(self, work: Assignment) -> tuple[Plan | None, Offer]:
+    def _offer(self, work: Assignment) -> tuple[Plan | None, WorkOffer]:
         """What an assignment asks for, from its real plan; without a plan, why it cannot be done. Raises Unreachable."""
         size = work.plan.bytes + work.broadcast.bytes
-        asked = Offer(work.session, bytes=size, contributors=work.contributors)
+        asked = WorkOffer(work.session, bytes=size, contributors=work.contributors)
         if size > self._floor.bytes:
             return None, asked
         if work.kind not in self._kinds or work.plan.bytes > MAX_PLAN:
@@ -619,7 +619,7 @@ class Device:
             )
         )
         self._carry_out(
-            session.Trained(),
+            session.TrainingDone(),
             report=report,
             pending=pending,
             failures=0,
@@ -628,10 +628,10 @@ class Device:
         )
 
     def _done(self, work: Assignment, plan: Plan, broadcast: Any) -> Any:
-        from sumus.device.training import Errand
+        from sumus.device.training import DeviceJob
 
         training, inputs_and_targets = self._trains_with(), self._own(work.kind)
-        errand = Errand(
+        errand = DeviceJob(
             self._client,
             *inputs_and_targets,
             work.version,
@@ -661,7 +661,7 @@ class Device:
             if code in REFUSALS:
                 self._carry_out(session.Settled(work.session, "discarded"))
             elif code == "unknown_session":
-                self._carry_out(session.NotKnown())
+                self._carry_out(session.SessionUnknown())
             else:
                 self._carry_out(session.NoAnswer(_ordered(refused.problem.retry_after_s or (0.0, 0.0))))
         else:
@@ -689,7 +689,7 @@ class Device:
             return
         models = _with(self._record.models, task, KeptModel(released.version, released.model.sha256))
         self._write(replace(self._record, models=models, latest=task))
-        self._tell(News("model", "to predict with", task, "train", released.version))
+        self._tell(DeviceNews("model", "to predict with", task, "train", released.version))
 
     # ── when the server does not answer, or answers no ───────────────────────────────────────────────────────────────
 
@@ -751,7 +751,7 @@ class Device:
 
     def _note_trouble(self, said: str, again_s: float = 0.0) -> None:
         self._trouble = printable(said)
-        self._tell(News("trouble", said, again_s=again_s))
+        self._tell(DeviceNews("trouble", said, again_s=again_s))
 
     # ── what it has ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -851,11 +851,11 @@ class Device:
         share = share_of(self._keys("sleep", self._client, row.serial, row.tries))
         self._due = self._clock() + first + share * (last - first)
 
-    def _tell(self, news: News) -> None:
+    def _tell(self, news: DeviceNews) -> None:
         self._watch(replace(news, said=printable(news.said)))
 
 
-def forget(store: DeviceStore, requests: Requests | None) -> Forgotten:
+def forget(store: DeviceStore, requests: Requests | None) -> ForgetReport:
     """Take back a device's consent. requests: to its server; None where it is not enrolled."""
     record = store.read()
     if requests is not None:
@@ -875,7 +875,7 @@ def forget(store: DeviceStore, requests: Requests | None) -> Forgotten:
             f"models: {many(sent, 'report')} of it went into sums that models are made of, and what is in a sum cannot be "
             "taken out"
         )
-    return Forgotten(tuple(erased), tuple(remains))
+    return ForgetReport(tuple(erased), tuple(remains))
 
 
 def _is_of_another(link: Link, server: str) -> bool:
@@ -906,8 +906,8 @@ def _with(kept: Mapping[str, V], task: str, value: V) -> dict[str, V]:
     return dict([*others[1 - MOST_TASKS :], (task, value)])
 
 
-def _news(what: Any, work: Assignment | None) -> News:
-    return News(what) if work is None else News(what, "", work.task, work.kind, work.version)
+def _news(what: Any, work: Assignment | None) -> DeviceNews:
+    return DeviceNews(what) if work is None else DeviceNews(what, "", work.task, work.kind, work.version)
 
 
 def _said(conditions: Conditions) -> DeviceConditions:
@@ -927,7 +927,7 @@ def _longer(window: Window, times: int) -> Window:
     return max(window[0], first), max(window[1], 2 * first)
 
 
-def _beyond(reason: str, offer: Offer, floor: Floor) -> str:
+def _beyond(reason: str, offer: WorkOffer, floor: Floor) -> str:
     """What of an offer is beyond the floor, and how to consent to it; empty for other reasons."""
     name = reason.removeprefix("floor-")
     if name == reason or not hasattr(floor, name):

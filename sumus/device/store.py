@@ -56,7 +56,7 @@ class KeptModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class WorkStarts:
     """How often work on a version was begun."""
 
     version: int = -1
@@ -82,7 +82,7 @@ class Record:
     states: Mapping[str, KeptState] = field(default_factory=dict[str, KeptState])
     models: Mapping[str, KeptModel] = field(default_factory=dict[str, KeptModel])
     latest: str = ""
-    begun: Mapping[str, Begun] = field(default_factory=dict[str, Begun])
+    begun: Mapping[str, WorkStarts] = field(default_factory=dict[str, WorkStarts])
     failures: int = 0
     seconds: float = 0.0
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -131,7 +131,7 @@ class DeviceStore(Protocol):
         ...
 
 
-class MemoryStore:
+class MemoryDeviceStore:
     """A device's memory in this process."""
 
     def __init__(self) -> None:
@@ -167,7 +167,7 @@ class MemoryStore:
         """There is no other process."""
 
 
-class FolderStore:
+class FolderDeviceStore:
     """A device's memory in a folder that only its owner may read (0700, files 0600).
 
     One process may have it; to `look` is to read what another one may be writing. A folder in which something else lies is left

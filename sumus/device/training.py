@@ -23,13 +23,13 @@ from sumus.aggregate import BUFFERS, Update
 from sumus.device.keys import Keys
 from sumus.errors import DataError, DivergedError, ParticipantError, PlanError, SumusError, TaskError
 from sumus.evaluation import evaluation_report
+from sumus.executors.choice import AUTOGRAD, SEQUENTIAL, SHORT, ExecutorChoice, RunLength, checked
+from sumus.executors.executor import ClientAssignment, Executor
 from sumus.plan import Plan
 from sumus.rng import generator_of
-from sumus.simulator.choice import AUTOGRAD, SEQUENTIAL, SHORT, Choice, RunLength, checked
 from sumus.task import Task
 from sumus.training.cost import cost_of
 from sumus.training.examples import as_pair
-from sumus.training.executor import Assignment, Executor
 from sumus.training.observed import expect_means
 from sumus.training.program import EVALUATION_BATCH, Program, one_thread
 from sumus.tree import first_non_finite, nested, unnested
@@ -41,7 +41,7 @@ from sumus.work import PERSONAL, ClientState, ClientWork
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sumus.training.witness import Witness
+    from sumus.executors.witness import Witness
 
 ROUNDS = 100
 """That a device is expected to train, when it is weighed whether capturing its step pays."""
@@ -68,7 +68,7 @@ def _one_thread() -> Generator[None, None, None]:
 
 
 @dataclass(frozen=True)
-class Errand:
+class DeviceJob:
     """One client's work. client: its id.  version: of the model.  seed: of the sum.  again: how often it had work on this model
     before.  state: what it kept."""
 
@@ -88,7 +88,7 @@ class Errand:
 
 
 @dataclass(frozen=True)
-class Done:
+class JobResult:
     """What came of an errand. report: encoded.  state: what the client keeps if it is counted.  measured: (sum, count) by metric.
     seconds: that it took."""
 
@@ -110,7 +110,7 @@ class Training:
     """
 
     def __init__(self, task: Task, examples: Any, executor: str = "auto", device: str = "cpu", seed: int = 0) -> None:
-        self._wanted = None if executor == "auto" else Choice.parse(executor)
+        self._wanted = None if executor == "auto" else ExecutorChoice.parse(executor)
         self._one_at_a_time = threading.RLock()
         with _one_thread():
             self.program = Program(task, device, seed)
@@ -170,10 +170,10 @@ class Training:
 
     # ── what is done ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def train(self, plan: Plan, broadcast: Broadcast, errand: Errand) -> Done:
+    def train(self, plan: Plan, broadcast: Broadcast, errand: DeviceJob) -> JobResult:
         """Train, and report. Raises what a client's training raises, DivergedError where it ran to NaN."""
         algorithm, began = plan.algorithm, time.perf_counter()
-        own = Assignment(
+        own = ClientAssignment(
             errand.client, errand.inputs, errand.targets, self._fitting(plan, errand.state), errand.key("training")
         )
         with self._one_at_a_time, _one_thread():
@@ -184,7 +184,7 @@ class Training:
         update = algorithm.report(errand.client, trained.parts, trained.examples, trained.metrics, errand.seed, rng)
         _check_finite(update)
         plan.first_hop.check(update)
-        return Done(
+        return JobResult(
             encode_report(update),
             trained.examples,
             trained.metrics,
@@ -199,7 +199,7 @@ class Training:
             with self._one_at_a_time, _one_thread():
                 self.witness.look()
 
-    def evaluate(self, plan: Plan, broadcast: Broadcast, errand: Errand) -> Done:
+    def evaluate(self, plan: Plan, broadcast: Broadcast, errand: DeviceJob) -> JobResult:
         """Measure the plan's metrics on the client's examples, with its personal leaves."""
         began = time.perf_counter()
         with self._one_at_a_time, _one_thread():
@@ -216,7 +216,7 @@ class Training:
         chosen = {name: measured[name] for name in wanted}
         update = evaluation_report(errand.client, chosen, len(errand.inputs))
         _check_finite(update)
-        return Done(encode_report(update), len(errand.inputs), chosen, seconds=time.perf_counter() - began)
+        return JobResult(encode_report(update), len(errand.inputs), chosen, seconds=time.perf_counter() - began)
 
     def predict(self, model: Tree, state: ClientState, examples: Any, inputs: Any) -> Array:
         """The model's outputs for inputs as this device stores them; they are prepared like its examples. One row for each that
@@ -239,7 +239,7 @@ class Training:
         known = {*plan.algorithm.client.init(self.program.initial_shared), PERSONAL}
         return {name: tree for name, tree in state.items() if name in known}
 
-    def _executor(self, plan: Plan, broadcast: Broadcast, first: Assignment) -> Executor:
+    def _executor(self, plan: Plan, broadcast: Broadcast, first: ClientAssignment) -> Executor:
         work = plan.algorithm.client
         if repr(work) not in self._executors:
             kept = list(self._executors.items())[1 - _PLANS :]
@@ -247,7 +247,7 @@ class Training:
             self._executors = {**dict(kept), repr(work): choice.executor(self.program, work)}
         return self._executors[repr(work)]
 
-    def _choice(self, work: ClientWork, broadcast: Broadcast, first: Assignment) -> Choice:
+    def _choice(self, work: ClientWork, broadcast: Broadcast, first: ClientAssignment) -> ExecutorChoice:
         wanted = self._wanted
         if wanted is None:
             short = RunLength.of(self.program, work, first, clients=ROUNDS).seconds < SHORT

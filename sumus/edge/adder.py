@@ -20,10 +20,10 @@ import msgspec
 
 from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
-from sumus.protocol.round import Abandon, Action, Later, Round, Session, State, lets_go_at
+from sumus.protocol.round import AbandonRound, Action, ComeLater, Round, Session, State, lets_go_at
 from sumus.protocol.rows import changed
-from sumus.server.coordinator import keep_departed, newest_of
-from sumus.server.runs import Asked, Run, any_seed
+from sumus.rounds.coordinator import keep_departed, newest_of
+from sumus.rounds.run import DeviceCheckIn, Run, any_seed
 from sumus.site import Edges
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
@@ -39,7 +39,7 @@ LINGER = 20.0
 """Seconds for which more devices are awaited, once all who were given work have ended."""
 ASKING = (0.3, 1.0)
 """The window to come back in while a check-in is on its way up."""
-NOT_NOW = Later(ASKING, "asking")
+NOT_NOW = ComeLater(ASKING, "asking")
 MOST_OBJECTS = 12
 """Plans and models that are kept for devices to fetch."""
 REASONS = frozenset(get_args(EndReason))
@@ -72,15 +72,15 @@ class Relay:
     """
 
     def __init__(self) -> None:
-        self.asking: dict[str, Asked] = {}
-        self.going_up: dict[str, Asked] = {}
+        self.asking: dict[str, DeviceCheckIn] = {}
+        self.going_up: dict[str, DeviceCheckIn] = {}
         self.granted: dict[str, Granted] = {}
         self.ended: dict[tuple[str, Kind, str], str] = {}
         self.wake: Callable[[], None] = lambda: None
         self.holds: Callable[[str], bool] = lambda device: False
         self.forgets: Callable[[str, float], None] = lambda device, now: None
         self.members = 0
-        self._later: OrderedDict[str, tuple[int, float, Later]] = OrderedDict()
+        self._later: OrderedDict[str, tuple[int, float, ComeLater]] = OrderedDict()
         self._next = math.inf
 
     def clear(self) -> None:
@@ -88,7 +88,7 @@ class Relay:
         for each in (self.asking, self.going_up, self.granted):
             each.clear()
 
-    def ask(self, asked: Asked, now: float) -> Later:
+    def ask(self, asked: DeviceCheckIn, now: float) -> ComeLater:
         """Pass a check-in on, unless that was done, and what came down says when it may be done again. Whoever is held must wait:
         to the server above a device that asks anew has forgotten its work, and with that the whole sum would be refused."""
         device = asked.device
@@ -97,7 +97,7 @@ class Relay:
             return later
         if device not in self.granted and asked not in (self.going_up.get(device), self.asking.get(device)):
             if self.holds(device):
-                return Later(ASKING, "closed")
+                return ComeLater(ASKING, "closed")
             self.forgets(device, now)
             self.asking[device] = asked
             self.wake()
@@ -107,7 +107,7 @@ class Relay:
         """A device is to come later."""
         window = answer.retry_after_s or ASKING
         until = math.inf if answer.reason == "replayed" else now + min(window[0], ASK_AGAIN)
-        self._later[device] = request.serial, until, Later(window, answer.reason)
+        self._later[device] = request.serial, until, ComeLater(window, answer.reason)
         self._next = min(self._next, until)
         self._later.move_to_end(device)
         while len(self._later) > MOST_SENT_AWAY:
@@ -144,7 +144,7 @@ class Purpose(msgspec.Struct, frozen=True):
     sent: float | None
 
 
-class Waiting(NamedTuple):
+class ReadySum(NamedTuple):
     """A sum that goes up. sessions: how many it is of."""
 
     number: int
@@ -171,7 +171,7 @@ class AdderRun(Run):
         self.hop_above = hop
         self.plan_body, self.most_together = served.plan, min(served.most, hop.sums.max_count)
         self.edges = Edges(served.rounds, served.noise_at)
-        self.sums_to_send: dict[int, Waiting] = {}
+        self.sums_to_send: dict[int, ReadySum] = {}
         self._relay, self._linger = relay, linger
         self._purpose: tuple[int, Purpose] | None = None
         self._latest = 0.0
@@ -194,7 +194,7 @@ class AdderRun(Run):
         decided = list(actions)
         super().carry_out(decided, now)
         for action in decided:
-            if isinstance(action, Abandon):
+            if isinstance(action, AbandonRound):
                 self._give_back(action.number, now)
 
     def _give_back(self, number: int, now: float) -> None:
@@ -239,7 +239,7 @@ class AdderRun(Run):
             return "no work has come down yet"
         return ""
 
-    def admits(self, asked: Asked, now: float) -> Later | None:
+    def admits(self, asked: DeviceCheckIn, now: float) -> ComeLater | None:
         """None where work for this very check-in has come down. Else it is to be passed on, unless what the device did last is
         still on its way up: the server above would take that for forgotten."""
         device, request = asked.device, asked.request
@@ -256,12 +256,12 @@ class AdderRun(Run):
             return None  # the same check-in again
         if known is not None and now < known.rests_until:
             rest = known.rests_until - now
-            return Later((rest, rest + ASKING[1]), "resting")
+            return ComeLater((rest, rest + ASKING[1]), "resting")
         state = "" if last is None or row is None or row.over else last.state
         if newest.state is State.CLOSING or state == "counted":
-            return Later(ASKING, "closed")
+            return ComeLater(ASKING, "closed")
         if state != "out" and not self._has_room(newest):
-            return Later(ASKING, "full")
+            return ComeLater(ASKING, "full")
         return self._relay.ask(asked, now)
 
     def forget_work(self, device: str, now: float) -> None:
@@ -286,7 +286,7 @@ class AdderRun(Run):
         self.coordinator.drop(out, "closed", now)
         total = self.sums.total(number)
         body = encode_sum(sessions, total, self.hop_above)
-        self.sums_to_send[number] = Waiting(number, self.task, self.kind, body, len(sessions))
+        self.sums_to_send[number] = ReadySum(number, self.task, self.kind, body, len(sessions))
         self._relay.wake()
 
     def tick(self, now: float) -> None:
@@ -331,7 +331,7 @@ class AdderRun(Run):
         self._full |= reason in ("full", "closed")
         self._pace(now)
 
-    def turned_away(self, asked: Asked, now: float) -> None:
+    def turned_away(self, asked: DeviceCheckIn, now: float) -> None:
         """Give back work that has come down for this device. If nobody else has any, then end the round, so that the server above
         is asked again a little later: it may have begun another sum."""
         granted = self._relay.granted.get(asked.device)

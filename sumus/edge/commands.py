@@ -80,21 +80,21 @@ def register(app: typer.Typer) -> None:
         """Add what devices report, and send one sum to the server above, until Ctrl-C."""
         from sumus.device.link import given
         from sumus.edge.edge import open_edge
+        from sumus.http.listening import Listening
         from sumus.logs import log_to
-        from sumus.operations.listening import Listen
-        from sumus.operations.serve import Tell, keep
-        from sumus.operations.service import Conduct, Where
+        from sumus.operations.serve import Startup, keep
+        from sumus.operations.service import ServerPolicy, Storage
 
         with_edge_file(edges, edge_file)
         link = given(upstream, link_file, os.environ, insecure, authority)
         log_to(sys.stderr, log.value)
         say = None if quiet or as_json else echo
-        conduct = Conduct(quota=quota, memory=memory * 2**20)
+        conduct = ServerPolicy(quota=quota, memory=memory * 2**20)
         keep(
-            lambda own: open_edge(link, Where(data), conduct, own, linger, say=say),
+            lambda own: open_edge(link, Storage(data), conduct, own, linger, say=say),
             data,
-            Listen(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
-            Tell(
+            Listening(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
+            Startup(
                 tokens,
                 uses,
                 token_file,

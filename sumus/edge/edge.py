@@ -17,18 +17,18 @@ from dataclasses import replace
 from sumus.device.keys import system
 from sumus.device.link import Link, fetch_authority, pin_of
 from sumus.device.requests import Requests
-from sumus.device.store import DeviceStore, FolderStore, Membership, MemoryStore
+from sumus.device.store import DeviceStore, FolderDeviceStore, Membership, MemoryDeviceStore
 from sumus.edge.adder import LINGER, AdderRun, Relay
 from sumus.edge.site import SiteRun
 from sumus.edge.uplink import Uplink, quiet
 from sumus.errors import ExperimentError, PlanError
+from sumus.http.limits import Limits
 from sumus.http.room import Room
 from sumus.logs import logger
-from sumus.operations.service import Conduct, Kept, Service, Shared, Where
+from sumus.operations.service import ServerPolicy, Service, Shared, Storage, Stores
 from sumus.operations.status import AboveStatus, in_short
 from sumus.server.device_plane import device_app
-from sumus.server.identity import Roll
-from sumus.server.limits import Limits
+from sumus.server.identity import DeviceRegister
 from sumus.server.replica import Replica
 from sumus.server.server import ServedTask, Server, storage_clock
 from sumus.transport.http import HttpTransport
@@ -36,7 +36,7 @@ from sumus.transport.transport import Transport, Unreachable
 from sumus.wire.messages import AGAIN, Refused, Served
 
 LOG = logger("sumus.edge")
-HERE, USUAL = Where(), Conduct()
+HERE, USUAL = Storage(), ServerPolicy()
 
 
 class Edge(Service):
@@ -81,8 +81,8 @@ class Edge(Service):
 
 def open_edge(
     link: Link,
-    where: Where = HERE,
-    conduct: Conduct = USUAL,
+    where: Storage = HERE,
+    conduct: ServerPolicy = USUAL,
     authority: bytes | None = None,
     linger: float = LINGER,
     transport: Transport | None = None,
@@ -95,15 +95,15 @@ def open_edge(
     ExperimentError where it cannot be.
     """
     with ExitStack() as stack:
-        kept = Kept(where, stack, shares=False)
+        kept = Stores(where, stack, shares=False)
         replica = Replica(kept.leases, kept.name)
         stack.callback(replica.stop)
-        memory: DeviceStore = MemoryStore() if where.data is None else FolderStore(where.data / "upstream")
+        memory: DeviceStore = MemoryDeviceStore() if where.data is None else FolderDeviceStore(where.data / "upstream")
         stack.callback(memory.close)
         requests, upstream = _enrolled(link, memory, transport)
         clock = storage_clock(map(kept.store, kept.runs()))
         shared = Shared(kept.store("tasks"), kept.ring, kept.blobs)
-        roll = Roll(kept.identities, {requests.population: conduct.quota}, shared.join(replica))
+        roll = DeviceRegister(kept.identities, {requests.population: conduct.quota}, shared.join(replica))
         server = Server(requests.population, [], roll, replica, clock, conduct.group)
         relay = Relay()
 

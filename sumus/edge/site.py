@@ -17,12 +17,12 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 
-from sumus.edge.adder import ASKING, LINGER, AdderRun, Purpose, Relay, Waiting, share_of
+from sumus.edge.adder import ASKING, LINGER, AdderRun, Purpose, ReadySum, Relay, share_of
 from sumus.errors import ExperimentError
 from sumus.plan import Plan
-from sumus.protocol.round import Abandon, Action, Later, Round, Session
-from sumus.server.coordinator import newest_of
-from sumus.server.runs import LOG, Asked, Unusable, usable
+from sumus.protocol.round import AbandonRound, Action, ComeLater, Round, Session
+from sumus.rounds.coordinator import newest_of
+from sumus.rounds.run import LOG, DeviceCheckIn, Unusable, usable
 from sumus.site import Site, seed_of
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
@@ -37,7 +37,7 @@ from sumus.wire.tensors import decode_tree, encode_tree
 _NOTE = "standing"
 
 
-class Standing(msgspec.Struct, frozen=True):
+class SiteStanding(msgspec.Struct, frozen=True):
     """Where a site is between two sums, from the end of the first round on.
 
     purpose: the work of the server above, and the end of the round that comes.
@@ -76,7 +76,7 @@ class SiteRun(AdderRun):
     ) -> None:
         self._blobs = blobs
         self._plan = Plan.from_json(bytes(blobs.get(served.plan.sha256)).decode())
-        self._standing: Standing | None = None
+        self._standing: SiteStanding | None = None
         super().__init__(served, relay, store, ring, sums, linger)
         self.edges = replace(self.edges, rounds=1)  # of what stands below: they add
 
@@ -85,7 +85,7 @@ class SiteRun(AdderRun):
     def recover(self, now: float, fence: int | None) -> None:
         with self.store.transaction() as rows:
             note = rows.note(OF_THE_RUN, _NOTE)
-        before = None if note is None else msgspec.json.decode(note, type=Standing)
+        before = None if note is None else msgspec.json.decode(note, type=SiteStanding)
         other = before is not None and before.purpose.work.plan != self.served.plan
         self._standing = None if other else before
         super().recover(now, fence)
@@ -102,7 +102,7 @@ class SiteRun(AdderRun):
         super().carry_out(decided, now)
         standing = self._standing
         if standing is not None and not standing.over:
-            ended = any(isinstance(each, Abandon) and each.number > standing.last for each in decided)
+            ended = any(isinstance(each, AbandonRound) and each.number > standing.last for each in decided)
             if ended:
                 self._finish(standing, now)
 
@@ -122,7 +122,7 @@ class SiteRun(AdderRun):
         of = many(len(standing.sessions), "device")
         return f"its own round {standing.done + 1} of {self.served.rounds}, on a model of {of}"
 
-    def admits(self, asked: Asked, now: float) -> Later | None:
+    def admits(self, asked: DeviceCheckIn, now: float) -> ComeLater | None:
         standing, device = self._standing, asked.device
         if standing is None:
             return super().admits(asked, now)
@@ -132,7 +132,7 @@ class SiteRun(AdderRun):
             newest = newest_of(rows)
         again = last is not None and last.serial == asked.request.serial
         if not again and (standing.over or device not in standing.devices or _is_counted_in(last, newest)):
-            return Later(ASKING, "closed")
+            return ComeLater(ASKING, "closed")
         return None
 
     def offer(self, session: Session, now: float) -> Assignment:
@@ -185,7 +185,7 @@ class SiteRun(AdderRun):
             self._send_up(self._standing, now)
         super().tick(now)
 
-    def turned_away(self, asked: Asked, now: float) -> None:
+    def turned_away(self, asked: DeviceCheckIn, now: float) -> None:
         if self._standing is None:  # else the round is the site's own
             super().turned_away(asked, now)
 
@@ -227,7 +227,7 @@ class SiteRun(AdderRun):
     def _most(self) -> int:
         return super()._most() if self._standing is None else len(self._standing.sessions)
 
-    def _site(self, work: Assignment, standing: Standing | None) -> Site:
+    def _site(self, work: Assignment, standing: SiteStanding | None) -> Site:
         """The value that a standing is of."""
         plan, base = self._plan, self._model(work.broadcast)
         site = Site.of(plan.algorithm, plan.description, plan.sums, bytes.fromhex(work.seed), base)
@@ -237,11 +237,11 @@ class SiteRun(AdderRun):
         at, weights = self._model(standing.model), standing.weights
         return replace(site, at=at, done=standing.done, weights=weights, metrics=metrics)
 
-    def _moved(self, purpose: Purpose, sessions: tuple[str, ...], site: Site, number: int, now: float) -> Standing:
+    def _moved(self, purpose: Purpose, sessions: tuple[str, ...], site: Site, number: int, now: float) -> SiteStanding:
         """Where the site is after a round, its model kept. The time that is left is shared among the rounds that are."""
         body = encode_tree(unnested(site.at))
         left = self.served.rounds - site.done
-        return Standing(
+        return SiteStanding(
             msgspec.structs.replace(purpose, ends=share_of(purpose.sent, max(1, left), now)),
             sessions,
             Body(self._blobs.put(body), len(body)),
@@ -252,7 +252,7 @@ class SiteRun(AdderRun):
             left <= 0,
         )
 
-    def _finish(self, standing: Standing, now: float) -> None:
+    def _finish(self, standing: SiteStanding, now: float) -> None:
         """No more rounds: what there is goes up."""
         done = msgspec.structs.replace(standing, over=True)
         with self.coordinator.leading() as rows:
@@ -260,7 +260,7 @@ class SiteRun(AdderRun):
         self._standing = done
         self._send_up(done, now)
 
-    def _send_up(self, standing: Standing, now: float) -> None:
+    def _send_up(self, standing: SiteStanding, now: float) -> None:
         """Keep the sum for the uplink."""
         number = standing.last
         try:
@@ -278,7 +278,7 @@ class SiteRun(AdderRun):
             self._forget()
             return
         body = encode_sum(standing.sessions, total, self.hop_above)
-        self.sums_to_send[number] = Waiting(number, self.task, self.kind, body, len(standing.sessions))
+        self.sums_to_send[number] = ReadySum(number, self.task, self.kind, body, len(standing.sessions))
         self._relay.wake()
 
     def _forget(self) -> None:
@@ -290,7 +290,7 @@ class SiteRun(AdderRun):
     def _is_standing(self, number: int) -> bool:
         return self._standing is not None and self._standing.last == number
 
-    def _keep_for(self, standing: Standing) -> None:
+    def _keep_for(self, standing: SiteStanding) -> None:
         work = standing.purpose.work
         self._keep(work.plan.sha256, work.broadcast.sha256, standing.model.sha256)
 

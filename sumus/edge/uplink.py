@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, cast
 import msgspec
 
 from sumus.device.requests import Requests
-from sumus.edge.adder import AdderRun, Relay, Waiting
+from sumus.edge.adder import AdderRun, ReadySum, Relay
 from sumus.errors import SumusError
 from sumus.logs import logger
-from sumus.server.runs import Asked
+from sumus.rounds.run import DeviceCheckIn
 from sumus.server.server import Server
 from sumus.storage.blobs import Blobs
 from sumus.storage.store import OF_THE_RUN, Store
@@ -33,7 +33,7 @@ from sumus.wire.messages import (
     MOST_RELAYED,
     Body,
     CheckInAnswer,
-    Ended,
+    EndedSession,
     EndReason,
     Kind,
     Refused,
@@ -67,9 +67,9 @@ class _Taken(NamedTuple):
     """What is to go up."""
 
     members: int
-    asked: dict[str, Asked]
+    asked: dict[str, DeviceCheckIn]
     ended: dict[tuple[str, Kind, str], str]
-    sums: list[tuple[AdderRun, Waiting]]
+    sums: list[tuple[AdderRun, ReadySum]]
 
 
 class Uplink:
@@ -205,7 +205,7 @@ class Uplink:
             return
         asked = tuple(each.signed for each in taken.asked.values() if each.signed is not None)
         ended = tuple(
-            Ended(task, kind, *_parts(session), cast(EndReason, reason))
+            EndedSession(task, kind, *_parts(session), cast(EndReason, reason))
             for (task, kind, session), reason in taken.ended.items()
         )
         answers = self._requests.relay(RelayRequest(taken.members, asked, ended)).answers
@@ -243,7 +243,7 @@ class Uplink:
             self._server.replica.leases.raise_serials({told.device: told.serial})
         return CheckInAnswer(retry_after_s=REFUSED, reason=told.code)
 
-    def _send(self, run: AdderRun, waiting: Waiting) -> None:
+    def _send(self, run: AdderRun, waiting: ReadySum) -> None:
         """Send a sum; what the server above will never count is given up, and said."""
         try:
             self._requests.report_sum(waiting.task, waiting.kind, waiting.body)
@@ -283,7 +283,7 @@ class Uplink:
             self._blobs.delete(sha256)
 
 
-def _that_fit(asking: Mapping[str, Asked]) -> list[str]:
+def _that_fit(asking: Mapping[str, DeviceCheckIn]) -> list[str]:
     """The first devices whose check-ins go up in one request, by their number and their bytes: a letter of a check-in takes two
     bytes at most, in the text of another message."""
     left, devices = MAX_RELAY // 2, list[str]()

@@ -17,7 +17,7 @@ MOST_TEXT = 8 * 2**20
 """Of a file of text, or a body of JSON: in memory it is many times that."""
 
 
-class NothingYet(BadReading):
+class NothingReadable(BadReading):
     """A file in which nothing can be read so far, and something may follow."""
 
 

@@ -98,7 +98,7 @@ def register(app: typer.Typer) -> None:
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")] = False,
     ) -> None:
         """Keep readings as they come, train on them as a device, and answer with the last model, until Ctrl-C."""
-        from sumus.device.conditions import Always
+        from sumus.device.conditions import AllConditionsMet
         from sumus.device.link import given
         from sumus.node.access import access_token
         from sumus.node.mqtt import Broker
@@ -158,7 +158,7 @@ def register(app: typer.Typer) -> None:
             least=least,
             new=new,
             floor=consents,
-            sensors=Always() if always else None,
+            sensors=AllConditionsMet() if always else None,
             executor=executor,
             name=name or Path(split(client)[0]).stem,
             insecure=insecure,

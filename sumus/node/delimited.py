@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from sumus.node.batch import Batch, Beginning, NothingYet, Raw, of_lines
+from sumus.node.batch import Batch, Beginning, NothingReadable, Raw, of_lines
 from sumus.node.readings import BadReading
 
 LONGEST_FIELD = 2**17
@@ -84,7 +84,7 @@ def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
         lines[0] = lines[0].removeprefix("\ufeff")
     first, separator = _first_line(lines)
     if first == len(lines):
-        raise NothingYet("there is nothing in it")
+        raise NothingReadable("there is nothing in it")
     separator = separator or (before.separator if before else "") or _separator(lines, first)
     rows = list(_rows(lines, first, separator))
     names = _names(rows[0])

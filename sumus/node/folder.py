@@ -11,7 +11,7 @@ it: mended, it can be put back. A program that still has the file open may go on
 With `follow=True` files stay where they are, and each line is taken once it has its end, also of files that are renamed, replaced
 or begun anew.
 
-Names that begin with a dot, or end otherwise than these files do, are left alone. `Watched.state` says what waits, and why.
+Names that begin with a dot, or end otherwise than these files do, are left alone. `WatchedFolder.state` says what waits, and why.
 """
 
 import itertools
@@ -27,11 +27,11 @@ from secrets import token_hex
 from typing import Any
 
 from sumus.errors import ExperimentError
-from sumus.node.batch import MOST_BYTES, MOST_READINGS, MOST_TEXT, Batch, NothingYet
+from sumus.node.batch import MOST_BYTES, MOST_READINGS, MOST_TEXT, Batch, NothingReadable
 from sumus.node.delimited import continues
 from sumus.node.formats import grows, is_read, is_whole, read_file
-from sumus.node.intake import Intake, Taken
-from sumus.node.ledger import File, Ledger, State, mark_of
+from sumus.node.intake import Intake, IntakeResult
+from sumus.node.ledger import File, FileState, Ledger, mark_of
 from sumus.node.readings import DAY, USUAL, BadReading, Retention
 from sumus.storage.files import sync, write_whole
 from sumus.text import amount, over, printable, printable_lines
@@ -52,15 +52,15 @@ MOST_OPEN = 128
 MOST_BEHIND = 1000
 """Files in `done/`, the last ones, that are looked at for what is written into them there."""
 _MOST_REASONS = 100
-_NOTHING = Taken(0, 0, 0, {})
+_NOTHING = IntakeResult(0, 0, 0, {})
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenFile:
     """A file of which something was taken. why: it was refused altogether, else empty."""
 
     name: str
-    taken: Taken
+    taken: IntakeResult
     why: str = ""
 
     @property
@@ -100,7 +100,7 @@ class FolderState:
         return {**named, "refused": self.refused}
 
 
-class Watched:
+class WatchedFolder:
     """A folder, and what is known of the files in it.
 
     Args:
@@ -126,7 +126,7 @@ class Watched:
     ) -> None:
         self._folder, self._intake, self._retention, self._clock, self._now = folder, intake, retention, clock, now
         self._follows, self._ledger, self.state = follow, Ledger(intake.readings), FolderState()
-        self._since: dict[str, tuple[State, float]] = {}
+        self._since: dict[str, tuple[FileState, float]] = {}
         self._first: dict[str, float] = {}
         self._open: dict[str, int] = {}
         self._said: dict[str, str] = {}
@@ -147,7 +147,7 @@ class Watched:
             os.close(descriptor)
         self._open.clear()
 
-    def look(self) -> list[Seen]:
+    def look(self) -> list[SeenFile]:
         """Take what there is to take. ExperimentError if nothing can be kept or moved now: what was not taken is still there."""
         states, now = self._states(), self._clock()
         self.state.waiting.clear()
@@ -162,9 +162,9 @@ class Watched:
 
     # ── what is there ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _states(self) -> dict[str, State]:
+    def _states(self) -> dict[str, FileState]:
         """The files that may be readings."""
-        found, left = dict[str, State](), dict[str, str]()
+        found, left = dict[str, FileState](), dict[str, str]()
         try:
             with os.scandir(self._folder) as entries:
                 for entry in entries:
@@ -174,8 +174,10 @@ class Watched:
                         status = entry.stat(follow_symlinks=False)
                         if not stat.S_ISREG(status.st_mode):
                             left[entry.name] = "it is no plain file"
-                        elif is_read(entry.name) or (self._follows and self._ledger.of_inode(State.of(status).inode)):
-                            found[entry.name] = State.of(status)
+                        elif is_read(entry.name) or (
+                            self._follows and self._ledger.of_inode(FileState.of(status).inode)
+                        ):
+                            found[entry.name] = FileState.of(status)
                         else:
                             left[entry.name] = "files with such an ending are not read"
         except OSError as error:
@@ -183,7 +185,7 @@ class Watched:
         self.state.left_alone = left
         return found
 
-    def _settle(self, states: dict[str, State], now: float) -> None:
+    def _settle(self, states: dict[str, FileState], now: float) -> None:
         """Note since when each file is as it is."""
         since = {
             name: before if (before := self._since.get(name)) and before[0] == state else (state, now)
@@ -193,7 +195,7 @@ class Watched:
 
     # ── whole files ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _whole(self, states: dict[str, State], now: float) -> Iterator[Seen]:
+    def _whole(self, states: dict[str, FileState], now: float) -> Iterator[SeenFile]:
         """Take and move the files that have come to their end."""
         for name, state in sorted(states.items()):
             quiet = now - self._since[name][1]
@@ -202,12 +204,12 @@ class Watched:
             elif (one := self._take_whole(name, state, quiet >= PATIENCE_S)) is not None:
                 yield one
 
-    def _take_whole(self, name: str, state: State, anyway: bool) -> Seen | None:
+    def _take_whole(self, name: str, state: FileState, anyway: bool) -> SeenFile | None:
         """Take a file, unless it is not whole yet."""
         path, taken = self._folder / name, _NOTHING
         try:
             with _opened(path) as descriptor:
-                if State.of(os.fstat(descriptor)) != state:
+                if FileState.of(os.fstat(descriptor)) != state:
                     return None
                 if state.size > MOST_BYTES:
                     raise BadReading(f"it has {over(state.size, MOST_BYTES)} are read: split it")
@@ -231,9 +233,9 @@ class Watched:
             why = str(error) if isinstance(error, BadReading) else f"it cannot be read: {error.strerror or error}"
             return self._refuse_whole(name, state, why)
         self._move(path, self._place(DONE, name), state)
-        return Seen(name, taken)
+        return SeenFile(name, taken)
 
-    def _refuse_whole(self, name: str, state: State, why: str) -> Seen:
+    def _refuse_whole(self, name: str, state: FileState, why: str) -> SeenFile:
         """Put a file into `refused/` as it is."""
         self.state.refused += 1
         place = self._place(REFUSED, name)
@@ -241,16 +243,16 @@ class Watched:
         self._move(self._folder / name, place, state)
         for file in self._ledger.of_inode(state.inode):
             self._ledger.forget(file)
-        return Seen(name, _NOTHING, why.partition("\n")[0])
+        return SeenFile(name, _NOTHING, why.partition("\n")[0])
 
-    def _behind(self, now: float) -> Iterator[Seen]:
+    def _behind(self, now: float) -> Iterator[SeenFile]:
         """Take what was written into files after they were moved, by programs that had them open."""
         gone = list[str]()
         places = [place for place in self._ledger.places if place.startswith(f"{DONE}/")]
         for place in places[-MOST_BEHIND:]:
             moved, path = self._ledger.places[place], self._folder / place
             try:
-                state = State.of(path.lstat())
+                state = FileState.of(path.lstat())
             except OSError:
                 gone.append(place)
                 continue
@@ -271,13 +273,13 @@ class Watched:
                 self._ledger.moved(place, state, moved.at)
         self._ledger.gone(gone)
 
-    def _left_over(self, state: State) -> bool:
+    def _left_over(self, state: FileState) -> bool:
         """Whether a file has bytes that were not read."""
         return any(file.offset < state.size for file in self._ledger.of_inode(state.inode)[:1])
 
     # ── files that are followed ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _followed(self, states: dict[str, State], now: float) -> Iterator[Seen]:
+    def _followed(self, states: dict[str, FileState], now: float) -> Iterator[SeenFile]:
         """Take the lines that have come to their end, of files that are there, and of those that have gone since."""
         for name, state in sorted(states.items()):
             if not self._keep_open(name, state):  # another one has its name since: the next look finds it
@@ -309,7 +311,7 @@ class Watched:
             yield from self._take_gone(inode, now)
         self._first = {inode: first for inode, first in self._first.items() if inode in there}
 
-    def _is_copy(self, name: str, state: State) -> bool:
+    def _is_copy(self, name: str, state: FileState) -> bool:
         """Whether a new file begins with all that was read of another one, as a copy does before the other one is begun anew."""
         with suppress(OSError), _opened(self._folder / name) as descriptor:
             known = self._ledger.of_inode(state.inode)[:1]
@@ -319,13 +321,13 @@ class Watched:
             return any(self._begins_as(descriptor, file, state, continuing=True) for file in others)
         return False
 
-    def _keep_open(self, name: str, state: State) -> bool:
+    def _keep_open(self, name: str, state: FileState) -> bool:
         """Keep a file open, if there is room for one more; whether it is still the one under its name."""
         if state.inode in self._open or not grows(name) or len(self._open) >= MOST_OPEN:
             return True
         try:
             with _opened(self._folder / name) as descriptor:
-                found = State.of(os.fstat(descriptor))
+                found = FileState.of(os.fstat(descriptor))
                 if found.inode != state.inode:
                     return False
                 self._open[state.inode] = os.dup(descriptor)
@@ -336,10 +338,10 @@ class Watched:
             pass
         return True
 
-    def _take_gone(self, inode: str, now: float) -> Iterator[Seen]:
+    def _take_gone(self, inode: str, now: float) -> Iterator[SeenFile]:
         """Take the last lines of a file that is not in the folder any more, for as long as they come."""
         descriptor = self._open[inode]
-        state, place = State.of(os.fstat(descriptor)), f"/{inode}"
+        state, place = FileState.of(os.fstat(descriptor)), f"/{inode}"
         known = self._ledger.of_inode(inode)
         before = self._since.get(place)
         if before is None or before[0] != state or not known or known[0].state != state:
@@ -353,7 +355,7 @@ class Watched:
 
     # ── lines ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _take_lines(self, path: Path, name: str, state: State, final: bool) -> Iterator[Seen]:
+    def _take_lines(self, path: Path, name: str, state: FileState, final: bool) -> Iterator[SeenFile]:
         """Take what a file has more than was read of it. final: it is taken as it is, also without an end."""
         with suppress(FileNotFoundError):
             try:
@@ -364,15 +366,15 @@ class Watched:
                     raise
                 yield from self._say_once(name, state, f"it cannot be read: {error.strerror or error}")
 
-    def _take_open(self, descriptor: int, name: str, state: State, final: bool) -> Iterator[Seen]:
-        found = State.of(os.fstat(descriptor))
+    def _take_open(self, descriptor: int, name: str, state: FileState, final: bool) -> Iterator[SeenFile]:
+        found = FileState.of(os.fstat(descriptor))
         if found.inode != state.inode:
             return
-        file, total, begun = self._known(descriptor, name, found, continuing=True), list[Taken](), False
+        file, total, begun = self._known(descriptor, name, found, continuing=True), list[IntakeResult](), False
         while True:
             try:
                 part = self._part(descriptor, file, found, final, MOST_TEXT)
-            except NothingYet:
+            except NothingReadable:
                 break
             except BadReading as bad:
                 yield from self._say_once(name, found, str(bad))
@@ -384,24 +386,24 @@ class Watched:
             file = part.after
         self._ledger.save(replace(file, state=found, at=self._now()))
         kept, labelled, again = (sum(getattr(each, what) for each in total) for what in ("kept", "labelled", "again"))
-        taken = Taken(
+        taken = IntakeResult(
             kept,
             labelled,
             again,
             {len(total) + number: why for each in total for number, why in each.refused.items()},
         )
         if taken.refused or (total and (begun or not self._follows)):
-            yield Seen(name, taken)
+            yield SeenFile(name, taken)
 
-    def _say_once(self, name: str, state: State, why: str) -> Iterator[Seen]:
+    def _say_once(self, name: str, state: FileState, why: str) -> Iterator[SeenFile]:
         """Say why a file is not read, which stays where it is."""
         self.state.waiting[name] = why
         if self._said.get(state.inode) != why:
             self._said[state.inode] = why
             self.state.refused += 1
-            yield Seen(name, _NOTHING, why)
+            yield SeenFile(name, _NOTHING, why)
 
-    def _known(self, descriptor: int, name: str, state: State, continuing: bool) -> File:
+    def _known(self, descriptor: int, name: str, state: FileState, continuing: bool) -> File:
         """What is known of a file.
 
         Args:
@@ -435,12 +437,12 @@ class Watched:
                 return replace(new, beginning=prior.beginning)
         return new
 
-    def _begins_as(self, descriptor: int, file: File, state: State, continuing: bool) -> bool:
+    def _begins_as(self, descriptor: int, file: File, state: FileState, continuing: bool) -> bool:
         """Whether a file begins with all that was read of another one, and has more."""
         more = state.size >= file.offset if continuing else state.size > file.offset
         return more and file.offset > len(file.beginning.head) and mark_of(descriptor, file.offset) == file.mark
 
-    def _orphans(self, state: State) -> Sequence[File]:
+    def _orphans(self, state: FileState) -> Sequence[File]:
         """Files that were read, and are gone or begun anew: what was copied before that is not new."""
         here = {each.inode for each, _ in self._since.values()}
         gone = [
@@ -448,7 +450,7 @@ class Watched:
         ]
         return [file for file in gone if file.at > self._now() - DAY]
 
-    def _part(self, descriptor: int, file: File, state: State, final: bool, most: int) -> "_Part | None":
+    def _part(self, descriptor: int, file: File, state: FileState, final: bool, most: int) -> "_Part | None":
         """The readings of the next bytes of a file; None if no line has come to its end."""
         name = file.name
         if not grows(name) and (file.offset or not final):
@@ -464,7 +466,7 @@ class Watched:
         head = file.beginning.head
         try:
             batch = read_file(name, head + chunk, file.beginning if head else None)
-        except NothingYet:
+        except NothingReadable:
             if not file.offset:
                 raise
             part = _Part(file, Batch([], lambda numbers: b""), [], replace(file, offset=file.offset + len(chunk)))
@@ -482,7 +484,7 @@ class Watched:
                 return None
         return part
 
-    def _keep(self, part: "_Part", whole: bool) -> Taken:
+    def _keep(self, part: "_Part", whole: bool) -> IntakeResult:
         """Keep readings, put what is refused into `refused/`, and only then remember that they were read.
 
         Raises:
@@ -520,19 +522,19 @@ class Watched:
 
     def _note(self, path: Path) -> None:
         """Remember that the node wrote a file."""
-        self._ledger.moved(self._relative(path), State.of(path.lstat()), self._now())
+        self._ledger.moved(self._relative(path), FileState.of(path.lstat()), self._now())
 
     def _relative(self, path: Path) -> str:
         return f"{path.parent.name}/{path.name}"
 
-    def _move(self, path: Path, place: Path, state: State) -> None:
+    def _move(self, path: Path, place: Path, state: FileState) -> None:
         """Move a file that was read, and see whether it is the one that was read."""
         relative = self._relative(place)
         self._ledger.moved(relative, state, self._now())
         try:
             path.rename(place)
             sync(self._folder)
-            found = State.of(place.lstat())
+            found = FileState.of(place.lstat())
         except FileNotFoundError:  # it was renamed since: under its new name nothing in it is new
             self._ledger.gone([relative])
             return
@@ -540,7 +542,7 @@ class Watched:
             self._ledger.gone([relative])
             raise ExperimentError(f"{path} cannot be moved to {place}: {error.strerror or error}") from error
         if found.inode != state.inode:  # another one took its name: it is read where it lies
-            self._ledger.moved(relative, State("", -1, 0), self._now())
+            self._ledger.moved(relative, FileState("", -1, 0), self._now())
         self._since.pop(path.name, None)
 
     def _let_go(self, where: str) -> None:
@@ -551,7 +553,7 @@ class Watched:
         for place, moved in list(self._ledger.places.items()):
             if place.startswith(f"{where}/"):
                 try:
-                    state = State.of((self._folder / place).lstat())
+                    state = FileState.of((self._folder / place).lstat())
                 except OSError:
                     gone.append(place)
                     continue
@@ -580,7 +582,7 @@ class _Part:
     after: File
 
 
-def _whole_part(file: File, batch: Batch, chunk: bytes, state: State, final: bool) -> _Part | None:
+def _whole_part(file: File, batch: Batch, chunk: bytes, state: FileState, final: bool) -> _Part | None:
     """The readings whose lines have come to their end, with a key each: of the file, the place in it and what stands there."""
     shift, end = file.offset - len(file.beginning.head), file.offset + len(chunk)
     count, half, offset = len(batch.found), "", end

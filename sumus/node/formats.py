@@ -23,7 +23,7 @@ import numpy as np
 
 from sumus.errors import ParticipantError
 from sumus.json_names import repeated
-from sumus.node.batch import MOST_BYTES, MOST_READINGS, MOST_TEXT, Batch, Beginning, NothingYet, Raw, of_lines
+from sumus.node.batch import MOST_BYTES, MOST_READINGS, MOST_TEXT, Batch, Beginning, NothingReadable, Raw, of_lines
 from sumus.node.delimited import read_delimited
 from sumus.node.line_protocol import read_line_protocol
 from sumus.node.packed import unpacked_gzip, unpacked_zip
@@ -94,7 +94,7 @@ def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
     else:
         batch = read_line_protocol(body) if lower.endswith(_PROTOCOL) else read_lines(body)
         if not batch.found:
-            raise NothingYet("there is no reading in it")
+            raise NothingReadable("there is no reading in it")
     if len(batch.found) > MOST_READINGS:
         raise BadReading(f"it has {len(batch.found):,} readings, and at most {MOST_READINGS:,} are read: split it")
     return batch

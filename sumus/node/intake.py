@@ -32,7 +32,7 @@ class BadAnswer(UsageError):
 
 
 @dataclass(frozen=True)
-class Taken:
+class IntakeResult:
     """What became of readings.
 
     Attributes:
@@ -135,7 +135,7 @@ class Intake:
         key: str | None = None,
         keys: Sequence[str] | None = None,
         beside: Callable[[Connection], None] | None = None,
-    ) -> Taken:
+    ) -> IntakeResult:
         """Keep what can be kept. It is on the disk when this returns.
 
         Args:
@@ -149,7 +149,7 @@ class Intake:
         of_all = [key] if len(raws) == 1 else [f"{key}/{number}" for number in range(len(raws))] if key else None
         given = keys or (of_all if key is not None else None)
         if key is not None and self.readings.has(f"{key}/0" if len(raws) == 1 else key):
-            return Taken(0, 0, 0, dict.fromkeys(range(len(raws)), _OTHER["other input"]))
+            return IntakeResult(0, 0, 0, dict.fromkeys(range(len(raws)), _OTHER["other input"]))
         for number, raw in enumerate(raws):
             try:
                 own = raw.get("key") if isinstance(raw, dict) else None
@@ -166,7 +166,7 @@ class Intake:
                 again += 1  # the same line, which another `prepare` made something else of
             elif what in _OTHER:
                 refused[number] = _OTHER[what]
-        return Taken(became.count("kept"), became.count("labelled"), again, dict(sorted(refused.items())))
+        return IntakeResult(became.count("kept"), became.count("labelled"), again, dict(sorted(refused.items())))
 
     def label(self, raw: Raw | BadReading) -> None:
         """Give a reading that is here its target: `{"key": …, "target": …}`, the target as the task takes it, or in the

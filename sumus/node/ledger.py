@@ -24,7 +24,7 @@ NONE_READ = sha256(bytes(8)).digest()
 
 
 @dataclass(frozen=True)
-class State:
+class FileState:
     """A file on the disk as it is now.
 
     Attributes:
@@ -38,9 +38,9 @@ class State:
     changed: int
 
     @staticmethod
-    def of(stat: os.stat_result) -> "State":
+    def of(stat: os.stat_result) -> "FileState":
         """From what the system says."""
-        return State(f"{stat.st_dev}/{stat.st_ino}", stat.st_size, stat.st_mtime_ns)
+        return FileState(f"{stat.st_dev}/{stat.st_ino}", stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class File:
     """
 
     name: str
-    state: State
+    state: FileState
     offset: int = 0
     mark: bytes = NONE_READ
     beginning: Beginning = field(default_factory=Beginning)
@@ -69,17 +69,17 @@ class File:
 
 
 @dataclass(frozen=True)
-class Moved:
+class MovedFile:
     """A file that the node put where it is. state: of the file then.  at: when, in seconds since 1970."""
 
     place: str
-    state: State
+    state: FileState
     at: float
 
 
 def _file_of(row: Sequence[Any]) -> File:
     id, name, inode, offset, mark, size, changed, head, decimal, separator, half, at = row
-    return File(name, State(inode, size, changed), offset, mark, Beginning(head, decimal, separator), half, at, id)
+    return File(name, FileState(inode, size, changed), offset, mark, Beginning(head, decimal, separator), half, at, id)
 
 
 def mark_of(descriptor: int, offset: int) -> bytes:
@@ -103,7 +103,7 @@ class Ledger:
         self._readings = readings
         rows, moved = readings.rows("files"), readings.rows("moved")
         self._files = {row[0]: _file_of(row) for row in rows}
-        self._moved = {row[0]: Moved(row[0], State(*row[1:4]), row[4]) for row in moved}
+        self._moved = {row[0]: MovedFile(row[0], FileState(*row[1:4]), row[4]) for row in moved}
         self._by_inode: dict[str, dict[str, None]] = {}
         self._by_name: dict[str, dict[str, None]] = {}
         for file in self._files.values():
@@ -153,12 +153,12 @@ class Ledger:
             database.execute("DELETE FROM files WHERE id = ?", (file.id,))
         self._drop(file.id)
 
-    def moved(self, place: str, state: State, at: float) -> None:
+    def moved(self, place: str, state: FileState, at: float) -> None:
         """Remember that a file was put somewhere by the node."""
         with self._readings.transaction() as database:
             row = (place, state.inode, state.size, state.changed, at)
             database.execute("INSERT OR REPLACE INTO moved VALUES (?, ?, ?, ?, ?)", row)
-        self._moved[place] = Moved(place, state, at)
+        self._moved[place] = MovedFile(place, state, at)
 
     def gone(self, places: list[str]) -> None:
         """Forget files that were put somewhere, and are not there any more."""
@@ -169,7 +169,7 @@ class Ledger:
                 self._moved.pop(place, None)
 
     @property
-    def places(self) -> dict[str, Moved]:
+    def places(self) -> dict[str, MovedFile]:
         """What was put where, by place."""
         return self._moved
 

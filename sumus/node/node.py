@@ -29,20 +29,20 @@ import numpy as np
 import uvloop
 
 from sumus.device.conditions import Sensors
-from sumus.device.device import ANY, FLOOR, Device, News, Prediction
+from sumus.device.device import ANY, FLOOR, Device, DeviceNews, Prediction
 from sumus.device.keys import Keys, system
 from sumus.device.link import read_link
-from sumus.device.store import FolderStore
+from sumus.device.store import FolderDeviceStore
 from sumus.errors import DataError, ExperimentError, SumusError, UsageError
+from sumus.http.listening import Listening, PlaneAddress, opened_plane
 from sumus.logs import logger
 from sumus.node.access import VARIABLE, checked
-from sumus.node.folder import LOOK_S, Watched
+from sumus.node.folder import LOOK_S, WatchedFolder
 from sumus.node.formats import Raw
-from sumus.node.intake import Intake, Label, Prepare, Taken, answered
+from sumus.node.intake import Intake, IntakeResult, Label, Prepare, answered
 from sumus.node.mqtt import Broker, Subscription
 from sumus.node.plane import plane_app
-from sumus.node.readings import BadReading, Kept, Readings, Retention
-from sumus.operations.listening import Listen, OnePlane, opened_plane
+from sumus.node.readings import BadReading, ReadingCounts, Readings, Retention
 from sumus.pacing import Conditions
 from sumus.protocol.session import Floor
 from sumus.storage.files import expanded, write_whole
@@ -74,7 +74,7 @@ class NodeStatus:
     Attributes:
         readings: Readings that are kept.
         labelled: Of these, with a target.
-        new: Of these, how many a round would learn something from, see `Kept`.
+        new: Of these, how many a round would learn something from, see `ReadingCounts`.
         bytes: Bytes of the readings.
         oldest_s: Age of the oldest, in seconds.
         models: Versions by task.
@@ -165,7 +165,7 @@ class Node:
         wait_s: float = 20.0,
         insecure: bool = False,
         authority: str | Path | None = None,
-        news: Callable[[News], None] = _quiet,
+        news: Callable[[DeviceNews], None] = _quiet,
         say: Callable[[str], None] = _quiet,
         keys: Keys = system,
         transport: Transport | None = None,
@@ -201,16 +201,16 @@ class Node:
             self._intake = Intake(self.readings, prepare, time, label)
             if follow and watch is None:
                 raise UsageError("follow which folder? Give watch= (--watch FOLDER) too")
-            self._watched: Watched | None = None
+            self._watched: WatchedFolder | None = None
             if watch is not None:
                 folder = expanded(watch)
-                self._watched = Watched(folder, self._intake, retention, now=clock, follow=follow)
+                self._watched = WatchedFolder(folder, self._intake, retention, now=clock, follow=follow)
                 stack.callback(self._watched.close)
             self._mqtt: Subscription | None = None
             if mqtt is not None:
                 asked = self._folder / "mqtt-topics"
                 self._mqtt = Subscription(mqtt, self._intake, self._name_at_broker(), self._tell_mqtt, asked)
-            self._at: OnePlane | None = None
+            self._at: PlaneAddress | None = None
             if self._listen is not None:
                 self._at = stack.enter_context(opened_plane(self._listen, self._folder / "tls"))
                 if not self._at.local and self._access is None:
@@ -304,7 +304,7 @@ class Node:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def keep(self, *raws: Raw, key: str | None = None) -> Taken:
+    def keep(self, *raws: Raw, key: str | None = None) -> IntakeResult:
         """Take readings as they come; they are on the disk when it returns. key: of all, so that they are kept once."""
         return self._intake.take(raws, key)
 
@@ -348,7 +348,7 @@ class Node:
         in_sums = its.counts.get("in sums", 0)
         return replace(begun, models=its.models, rounds=in_sums, server=its.server, phase=its.phase)
 
-    def _waits(self, kept: Kept) -> str:
+    def _waits(self, kept: ReadingCounts) -> str:
         """What it waits for before it takes part; empty where it takes part."""
         if kept.labelled < self._least:
             return f"for {many(self._least, 'reading')} with a target; there {_are(kept.labelled)}"
@@ -356,7 +356,7 @@ class Node:
             return f"for {many(self._new, 'new reading')} with a target since the last round; there {_are(kept.new)}"
         return ""
 
-    def _heard(self, news: News) -> None:
+    def _heard(self, news: DeviceNews) -> None:
         """Keep what was trained on in mind, and pass on what its device says."""
         if news.kind == "train" and news.what == "trained":
             self.readings.note_trained()
@@ -473,7 +473,7 @@ class Node:
             folder = self._folder / "device"
             if not pair or not (folder / "record.json").is_file():
                 raise ExperimentError("there is no model yet: it comes from the server, with the first answer")
-            self._answering = Device(None, pair[1], sample, store=FolderStore(folder, look=True))
+            self._answering = Device(None, pair[1], sample, store=FolderDeviceStore(folder, look=True))
         found = self._answering.prediction(inputs)
         if self._answers is None:
             return found
@@ -571,10 +571,10 @@ def _own_folder(folder: Path) -> None:
         ) from error
 
 
-def _address(listen: str, tls: str | Path | Sequence[str | Path], names: Sequence[str], insecure: bool) -> Listen:
+def _address(listen: str, tls: str | Path | Sequence[str | Path], names: Sequence[str], insecure: bool) -> Listening:
     host, port = listen_address(listen)
     pair = [tls] if isinstance(tls, str | Path) else list(tls)
-    return Listen(host, port, tls=pair, names=names, insecure=insecure)
+    return Listening(host, port, tls=pair, names=names, insecure=insecure)
 
 
 def _are(count: int) -> str:

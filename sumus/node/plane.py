@@ -27,17 +27,17 @@ from starlette.routing import Route
 
 from sumus.errors import DataError, ExperimentError, TaskError
 from sumus.http.bodies import SOON, announced, let_go, source, up_to, whole
+from sumus.http.limits import Buckets, Rate, neighbourhood
 from sumus.http.room import Shares, near
 from sumus.logs import logger
 from sumus.node.batch import MOST_TEXT, Raw
 from sumus.node.formats import read_json, read_safetensors
-from sumus.node.intake import BadAnswer, Intake, Taken
+from sumus.node.intake import BadAnswer, Intake, IntakeResult
 from sumus.node.metrics import CONTENT_TYPE, exposition
 from sumus.node.packed import unpacked_gzip
 from sumus.node.readings import LONGEST_KEY, BadReading
 from sumus.operations.guard import guard, media_type, shows
 from sumus.operations.snapshot import Snapshot
-from sumus.server.limits import Buckets, Rate, neighbourhood
 from sumus.wire.messages import Refused
 
 LOG = logger("sumus.node")
@@ -75,7 +75,7 @@ class Predicted(Protocol):
     def answers(self) -> tuple[Any, ...]: ...
 
 
-class Refusal(Exception):
+class ErrorAnswer(Exception):
     """An answer that is an error. code: a word.  detail: for a person."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:
@@ -110,7 +110,7 @@ def plane_app(
 
     async def not_there(request: Request, error: Exception) -> Response:
         return _refusal(
-            Refusal(404, "not_found", "there is no such path, or not for this method: this is a sumus node")
+            ErrorAnswer(404, "not_found", "there is no such path, or not for this method: this is a sumus node")
         )
 
     app = Starlette(
@@ -148,7 +148,7 @@ class _Plane:
         self._admit(request)
         key = request.headers.get("idempotency-key")
         if key is not None and not (key.isprintable() and 0 < len(key) <= LONGEST_KEY - 10):
-            raise Refusal(400, "malformed", f"Idempotency-Key is a text of 1 to {LONGEST_KEY - 10} letters")
+            raise ErrorAnswer(400, "malformed", f"Idempotency-Key is a text of 1 to {LONGEST_KEY - 10} letters")
         async with self._body(request, (JSON, TENSORS)) as (body, kind):
             taken = await self._in(self._keeping, lambda: self._intake.take(_read(body, kind), key))
         return _answer(_said(taken), 422 if taken.refused else 200)
@@ -178,13 +178,13 @@ class _Plane:
         """What the last model says of readings."""
         self._admit(request)
         if self._waiting >= WAITING:
-            raise Refusal(503, "busy", "as many predictions are asked for as may wait: ask again")
+            raise ErrorAnswer(503, "busy", "as many predictions are asked for as may wait: ask again")
         self._waiting += 1
         try:
             async with self._body(request, (JSON, TENSORS)) as (body, kind):
                 found = await self._in(self._predicting, lambda: self._predict(_read(body, kind)))
         except ExperimentError as error:
-            raise Refusal(503, "no_model", str(error)) from error
+            raise ErrorAnswer(503, "no_model", str(error)) from error
         finally:
             self._waiting -= 1
         said = {"task": found.task, "version": found.version, "outputs": found.outputs.tolist()}
@@ -219,10 +219,10 @@ class _Plane:
         address, now = (request.client.host if request.client else ""), self._clock()
         if self._token is not None and not shows(request, self._token):
             if self._guesses.take(neighbourhood(address), now) is not None:
-                raise Refusal(429, "rate", "too many wrong tokens from this network")
-            raise Refusal(401, "bad_token", "show this node's token: Authorization: Bearer TOKEN")
+                raise ErrorAnswer(429, "rate", "too many wrong tokens from this network")
+            raise ErrorAnswer(401, "bad_token", "show this node's token: Authorization: Bearer TOKEN")
         if self._requests.take(address, now) is not None:
-            raise Refusal(429, "rate", "too many requests from this address: send many readings in one")
+            raise ErrorAnswer(429, "rate", "too many requests from this address: send many readings in one")
 
     @asynccontextmanager
     async def _body(self, request: Request, kinds: tuple[str, ...]) -> AsyncGenerator[tuple[bytes, str], None]:
@@ -230,10 +230,10 @@ class _Plane:
         send one unasked."""
         kind = media_type(request)
         if kind not in kinds:
-            raise Refusal(415, "encoding", f"say Content-Type: {' or '.join(kinds)}")
+            raise ErrorAnswer(415, "encoding", f"say Content-Type: {' or '.join(kinds)}")
         packed = request.headers.get("content-encoding", "identity").strip().lower()
         if packed not in ("identity", "gzip"):
-            raise Refusal(415, "encoding", "bodies come as they are, or packed by gzip")
+            raise ErrorAnswer(415, "encoding", "bodies come as they are, or packed by gzip")
         most, who = (MOST_TEXT if kind == JSON else MOST_TENSORS), near(source(request))
         each = JSON_COSTS if kind == JSON else 4
         taken = 0
@@ -241,7 +241,7 @@ class _Plane:
         def take(more: int) -> None:
             nonlocal taken
             if not self._room.take(who, more):
-                raise Refusal(503, "busy", f"no room for the body now: ask again in {SOON[0]:g} to {SOON[1]:g} s")
+                raise ErrorAnswer(503, "busy", f"no room for the body now: ask again in {SOON[0]:g} to {SOON[1]:g} s")
             taken += more
 
         try:
@@ -282,7 +282,7 @@ def _read(body: bytes, kind: str) -> list[Raw | BadReading]:
     return read_json(body) if kind == JSON else read_safetensors(body)
 
 
-def _said(taken: Taken) -> dict[str, Any]:
+def _said(taken: IntakeResult) -> dict[str, Any]:
     return {
         "kept": taken.kept,
         "labelled": taken.labelled,
@@ -310,28 +310,28 @@ def _explained(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Re
 
 
 def _turned_away(status: int, code: str, detail: str) -> Response:
-    return _refusal(Refusal(status, code, detail))
+    return _refusal(ErrorAnswer(status, code, detail))
 
 
-def _of(error: Exception) -> Refusal:
+def _of(error: Exception) -> ErrorAnswer:
     match error:
-        case Refusal():
+        case ErrorAnswer():
             return error
         case Refused():
-            return Refusal(error.status, error.problem.code, error.problem.detail)
+            return ErrorAnswer(error.status, error.problem.code, error.problem.detail)
         case BadReading() | DataError() | TaskError():
-            return Refusal(422, "bad_reading", str(error))
+            return ErrorAnswer(422, "bad_reading", str(error))
         case BadAnswer():
             LOG.error("%s", error)
-            return Refusal(500, "answer", str(error))
+            return ErrorAnswer(500, "answer", str(error))
         case ExperimentError():
-            return Refusal(503, "not_kept", str(error))
+            return ErrorAnswer(503, "not_kept", str(error))
         case _:
             LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-            return Refusal(500, "failed", "a defect of the node, which is in its log")
+            return ErrorAnswer(500, "failed", "a defect of the node, which is in its log")
 
 
-def _refusal(no: Refusal) -> Response:
+def _refusal(no: ErrorAnswer) -> Response:
     return _answer({"error": no.code, "detail": no.detail}, no.status)
 
 

@@ -101,7 +101,7 @@ USUAL = Retention()
 
 
 @dataclass(frozen=True)
-class Kept:
+class ReadingCounts:
     """What there is. labelled: of these, with a target.  oldest: its time, in seconds since 1970.  new: of those with a target,
     how many had it, or got another one, since a round was trained on them that was counted."""
 
@@ -395,7 +395,7 @@ class Readings:
             self._targets = {**self._targets, **numbers}
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> ReadingCounts:
         """How much there is. It waits for nothing, whatever is being kept or read."""
         return self._shown
 
@@ -506,17 +506,17 @@ class Readings:
         rows = [(what, msgspec.json.encode(form).decode()) for what, form in self._forms.items()]
         database.executemany("INSERT OR IGNORE INTO forms (what, form) VALUES (?, ?)", rows)
 
-    def _counted(self) -> Kept:
+    def _counted(self) -> ReadingCounts:
         row = self._database.execute(
             f"SELECT count(*), count(target), coalesce(sum{_SIZE}, 0) FROM readings"
         ).fetchone()
-        return Kept(*row)
+        return ReadingCounts(*row)
 
     def _count(self, readings: int, labelled: int, bytes: int) -> None:
         now = self._kept
         if labelled > 0:
             self._targets["given"] += labelled
-        self._kept = Kept(now.count + readings, now.labelled + labelled, now.bytes + bytes)
+        self._kept = ReadingCounts(now.count + readings, now.labelled + labelled, now.bytes + bytes)
 
     def _let_go(self, database: sqlite3.Connection, now: float) -> None:
         limits, gone = self.retention, list[tuple[int]]()

@@ -23,8 +23,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sumus.errors import ExperimentError, UsageError
+from sumus.http.limits import Buckets, Rate
 from sumus.http.room import neighbourhood
-from sumus.server.limits import Buckets, Rate
 from sumus.storage.files import user_folder, write_whole
 from sumus.text import shell_word
 from sumus.wire.messages import Refused

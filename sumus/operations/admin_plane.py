@@ -45,9 +45,10 @@ from sumus.operations.metrics import CONTENT_TYPE, exposition
 from sumus.operations.service import Service
 from sumus.operations.snapshot import Snapshot
 from sumus.operations.status import ModelStatus, ServerStatus, lineage, look
+from sumus.rounds.run import Run
 from sumus.server.device_plane import explained, problem
 from sumus.server.identity import DAY, TOKEN_S
-from sumus.server.runs import Run, TrainingRun
+from sumus.server.runs import TrainingRun
 from sumus.text import whole_number
 from sumus.wire.messages import MAX_CONTROL, Count, Kind, Nothing, Problem, Refused, read, write
 
@@ -84,13 +85,13 @@ class LoggedIn(msgspec.Struct, frozen=True):
     session: str
 
 
-class Which(msgspec.Struct, frozen=True):
+class VersionRef(msgspec.Struct, frozen=True):
     """A version of a task's model."""
 
     version: Count
 
 
-class Of(msgspec.Struct, frozen=True):
+class RunRef(msgspec.Struct, frozen=True):
     """Of a task's runs, this one."""
 
     kind: Kind = "train"
@@ -105,7 +106,7 @@ class NewToken(msgspec.Struct, frozen=True):
     lasts_s: Annotated[float, msgspec.Meta(gt=0, le=3650 * DAY)] = TOKEN_S
 
 
-class Link(msgspec.Struct, frozen=True):
+class EnrolmentLink(msgspec.Struct, frozen=True):
     """Who has it may enrol."""
 
     link: str
@@ -120,14 +121,14 @@ class Lineage(msgspec.Struct, frozen=True):
     models: tuple[ModelStatus, ...]
 
 
-class Done(msgspec.Struct, frozen=True):
+class ChangeMade(msgspec.Struct, frozen=True):
     """What was changed. version: that is now the newest, or released.  round: that was ended."""
 
     version: int | None = None
     round: int | None = None
 
 
-class DeviceRow(msgspec.Struct, frozen=True):
+class EnrolledDevice(msgspec.Struct, frozen=True):
     """A device. enrolled, seen: in days since 1970."""
 
     id: str
@@ -136,10 +137,10 @@ class DeviceRow(msgspec.Struct, frozen=True):
     seen: int
 
 
-class Devices(msgspec.Struct, frozen=True):
+class DevicePage(msgspec.Struct, frozen=True):
     """Some devices by their id. after: where the next ones begin, if there are any."""
 
-    devices: tuple[DeviceRow, ...]
+    devices: tuple[EnrolledDevice, ...]
     after: str | None = None
 
 
@@ -202,44 +203,44 @@ class AdminPlane:
         except UsageError as error:
             raise Refused("not_found", str(error)) from error
 
-    async def promote(self, request: Request) -> Done:
+    async def promote(self, request: Request) -> ChangeMade:
         """Let devices answer with a version."""
-        run, version = self._training(request), (await _message(request, Which)).version
+        run, version = self._training(request), (await _message(request, VersionRef)).version
         await self._command(lambda now: run.promote(version))
         self._audit("promote", request, task=run.task, version=version)
-        return Done(version=version)
+        return ChangeMade(version=version)
 
-    async def rollback(self, request: Request) -> Done:
+    async def rollback(self, request: Request) -> ChangeMade:
         """Train on from an earlier version."""
-        run, version = self._training(request), (await _message(request, Which)).version
+        run, version = self._training(request), (await _message(request, VersionRef)).version
         made = await self._command(lambda now: run.roll_back(version, now).version)
         self._audit("rollback", request, task=run.task, to=version, version=made)
-        return Done(version=made)
+        return ChangeMade(version=made)
 
-    async def pause(self, request: Request) -> Done:
+    async def pause(self, request: Request) -> ChangeMade:
         """Begin no round, and give no work."""
         run = await self._run(request)
         await self._command(lambda now: run.pause())
         self._audit("pause", request, task=run.task, kind=run.kind)
-        return Done()
+        return ChangeMade()
 
-    async def resume(self, request: Request) -> Done:
+    async def resume(self, request: Request) -> ChangeMade:
         """Go on."""
         run = await self._run(request)
         await self._command(lambda now: run.resume())
         self._audit("resume", request, task=run.task, kind=run.kind)
-        return Done()
+        return ChangeMade()
 
-    async def cancel(self, request: Request) -> Done:
+    async def cancel(self, request: Request) -> ChangeMade:
         """End the open round without a model."""
         run = await self._run(request)
         number = await self._command(run.cancel)
         if number is None:
             raise Refused("not_found", f"no round of {run.task} is on its way")
         self._audit("cancel", request, task=run.task, kind=run.kind, round=number)
-        return Done(round=number)
+        return ChangeMade(round=number)
 
-    async def tokens(self, request: Request) -> Link:
+    async def tokens(self, request: Request) -> EnrolmentLink:
         """A link for new devices."""
         asked, roll = await _message(request, NewToken), self._server.roll
         token = await asyncio.to_thread(
@@ -251,13 +252,13 @@ class AdminPlane:
             asked.speaks_for,
         )
         self._audit("token", request, uses=asked.uses, lasts_s=asked.lasts_s, speaks_for=asked.speaks_for)
-        return Link(self._invite(token))
+        return EnrolmentLink(self._invite(token))
 
-    async def devices(self, request: Request) -> Devices:
+    async def devices(self, request: Request) -> DevicePage:
         """Who is enrolled, or was."""
         found = await asyncio.to_thread(self._server.roll.devices, request.query_params.get("after", ""), MOST_DEVICES)
-        rows = tuple(DeviceRow(row.id, row.state, int(row.enrolled // DAY), int(row.seen // DAY)) for row in found)
-        return Devices(rows, rows[-1].id if len(rows) == MOST_DEVICES else None)
+        rows = tuple(EnrolledDevice(row.id, row.state, int(row.enrolled // DAY), int(row.seen // DAY)) for row in found)
+        return DevicePage(rows, rows[-1].id if len(rows) == MOST_DEVICES else None)
 
     async def revoke(self, request: Request) -> Nothing:
         """Shut a device out."""
@@ -333,7 +334,7 @@ class AdminPlane:
         return run
 
     async def _run(self, request: Request) -> Run:
-        kind = (await _message(request, Of)).kind
+        kind = (await _message(request, RunRef)).kind
         run = self._server.run(request.path_params["task"], kind)
         if run is None and self._server.run(request.path_params["task"], "train") is not None:
             raise Refused("not_found", "nobody measures this task's models: serve it with --evaluate")

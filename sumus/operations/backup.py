@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sumus.errors import ExperimentError
-from sumus.operations.service import Where, make_private, reconcile
+from sumus.operations.service import Storage, make_private, reconcile
 from sumus.storage.blobs import Blobs, DirectoryBlobs, open_blobs
 from sumus.storage.files import sync, write_whole
 from sumus.storage.sql import SqlStore
@@ -26,7 +26,7 @@ DATABASE, MODELS, ABOUT = "sumus.db", "blobs", "backup.json"
 
 
 @dataclass(frozen=True)
-class Copied:
+class BackupContents:
     """What is in a backup, or was put back. tasks: versions, by task.  epochs: by task, where it was put back.
     objects, nbytes: plans and models."""
 
@@ -44,7 +44,7 @@ class Copied:
         return lines
 
 
-def back_up(where: Where, folder: Path) -> Copied:
+def back_up(where: Storage, folder: Path) -> BackupContents:
     """Copy a server's rows, and the plans and models that they point to, to a new folder. ExperimentError where it cannot be."""
     if where.data is None or not (where.database or (where.data / DATABASE).exists()):
         raise ExperimentError(f"there is no server's database in {where.data}: give the folder of `sumus serve --data`")
@@ -59,18 +59,18 @@ def back_up(where: Where, folder: Path) -> Copied:
         raise
 
 
-def _backed_up(where: Where, data: Path, folder: Path) -> Copied:
+def _backed_up(where: Storage, data: Path, folder: Path) -> BackupContents:
     with closing(SqlStore.open(where.database or data / DATABASE, "tasks")) as store:
         store.backup(folder / DATABASE)
     tasks, wanted, needed = _pointed_to(folder / DATABASE)
     objects, nbytes = _copy(open_blobs(where.blobs or data / MODELS), DirectoryBlobs(folder / MODELS), wanted, needed)
-    copied = Copied(tasks, objects, nbytes)
+    copied = BackupContents(tasks, objects, nbytes)
     about = {"tasks": dict(tasks), "objects": objects, "bytes": nbytes}
     write_whole(folder / ABOUT, json.dumps(about).encode(), lasting=True)
     return copied
 
 
-def restore(folder: Path, where: Where) -> Copied:
+def restore(folder: Path, where: Storage) -> BackupContents:
     """Put a backup into a server's folder that has no database. ExperimentError where it cannot be."""
     if not (folder / ABOUT).exists():
         raise ExperimentError(f"{folder} is no whole backup: give what `sumus backup -o` made")
@@ -101,7 +101,7 @@ def restore(folder: Path, where: Where) -> Copied:
             raise ExperimentError(
                 f"{where.data} cannot be written: {error.strerror or error}; see to its disk"
             ) from error
-    return Copied(tasks, objects, nbytes, reconcile(where))
+    return BackupContents(tasks, objects, nbytes, reconcile(where))
 
 
 def _pointed_to(database: Path) -> tuple[dict[str, int], list[str], set[str]]:

@@ -40,7 +40,7 @@ class LogForm(StrEnum):
     json = "json"
 
 
-class Promote(StrEnum):
+class Promotion(StrEnum):
     """Whether devices answer with a new model at once."""
 
     auto = "auto"
@@ -138,8 +138,8 @@ def register(app: typer.Typer, pack: Pack) -> None:
         evaluate: Annotated[int | None, typer.Option(min=1, help="Let so many devices measure a model.")] = None,
         every: Annotated[int, typer.Option(min=1, help="Versions from one that is measured to the next.")] = 1,
         promote: Annotated[
-            Promote, typer.Option(help="Whether devices answer with a new model at once.")
-        ] = Promote.auto,
+            Promotion, typer.Option(help="Whether devices answer with a new model at once.")
+        ] = Promotion.auto,
         priority: Annotated[
             list[str] | None, typer.Option(metavar="TASK=N", help="The higher, the earlier a task's devices are asked.")
         ] = None,
@@ -161,10 +161,10 @@ def register(app: typer.Typer, pack: Pack) -> None:
         ] = False,
     ) -> None:
         """Serve tasks to real devices, until Ctrl-C."""
+        from sumus.http.listening import Listening
         from sumus.logs import log_to
-        from sumus.operations.listening import Listen
-        from sumus.operations.serve import Tell, bundles_of, run
-        from sumus.operations.service import Conduct, Where
+        from sumus.operations.serve import Startup, bundles_of, run
+        from sumus.operations.service import ServerPolicy, Storage
         from sumus.server.runs import Evaluating
 
         with_edge_file(edges, edge_file)
@@ -177,19 +177,19 @@ def register(app: typer.Typer, pack: Pack) -> None:
         log_to(sys.stderr, log.value)
         run(
             bundles,
-            Where(data, without_secret(database), keys, blobs),
-            Conduct(
+            Storage(data, without_secret(database), keys, blobs),
+            ServerPolicy(
                 population,
                 quota,
                 None if evaluate is None else Evaluating(evaluate, every),
-                promote is Promote.auto,
+                promote is Promotion.auto,
                 warm_start,
                 spool,
                 first,
                 memory * 2**20,
             ),
-            Listen(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
-            Tell(
+            Listening(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
+            Startup(
                 tokens,
                 uses,
                 token_file,
@@ -513,9 +513,9 @@ def backup(
 ) -> None:
     """Copy a server's database and models, also while it runs; without keys, and without sums of open rounds."""
     from sumus.operations.backup import back_up
-    from sumus.operations.service import Where
+    from sumus.operations.service import Storage
 
-    echo(*back_up(Where(data, without_secret(database), None, blobs), output).shown())
+    echo(*back_up(Storage(data, without_secret(database), None, blobs), output).shown())
 
 
 def restore(
@@ -525,15 +525,15 @@ def restore(
 ) -> None:
     """Put a backup into a server's folder, and begin a new epoch from it."""
     from sumus.operations.backup import restore as restored
-    from sumus.operations.service import Where
+    from sumus.operations.service import Storage
 
-    echo(*restored(folder, Where(data, None, None, blobs)).shown())
+    echo(*restored(folder, Storage(data, None, None, blobs)).shown())
 
 
 def reconcile(data: Data, database: Database = None, blobs: BlobsAt = None) -> None:
     """Go on from a database that was put back: a new epoch begins, in which nothing counts as unspent."""
-    from sumus.operations.service import Where
+    from sumus.operations.service import Storage
     from sumus.operations.service import reconcile as reconciled
 
-    for task, epoch in reconciled(Where(data, without_secret(database), None, blobs)).items():
+    for task, epoch in reconciled(Storage(data, without_secret(database), None, blobs)).items():
         echo(f"{task}: epoch {epoch}")

@@ -21,7 +21,7 @@ ENOUGH = "it has all the models that it was to have"
 
 
 @dataclass(frozen=True)
-class Opened:
+class ServerOpened:
     """Where a server answers. url: for devices.  mode: what it sees of updates.  login: a link for its admin, which works once.
     enrolment: links for devices, one a line, if some were asked for and not written to a file.  tasks: ids of plans, by task."""
 
@@ -49,7 +49,7 @@ class Opened:
         return lines
 
 
-class Progress:
+class ServerProgress:
     """Looks, on the deciding thread, at what has become of each task; a line for each new model. rounds: models after which a
     task only measures what it has, and the server ends."""
 

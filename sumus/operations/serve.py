@@ -24,14 +24,14 @@ from typing import Any, Literal, TypeAlias
 import uvloop
 
 from sumus.errors import UsageError
+from sumus.http.listening import Listening, Planes, expect_no_loop, opened_at, told_to_stop
+from sumus.http.tls import enrolment_link
 from sumus.logs import Form, log_to, logger
 from sumus.operations.access import Access, login_link
 from sumus.operations.admin_plane import admin_app
-from sumus.operations.listening import Listen, Planes, expect_no_loop, opened_at, told_to_stop
-from sumus.operations.progress import Opened, Progress, spoken
-from sumus.operations.service import Conduct, Service, Where, make_private, open_service
+from sumus.operations.progress import ServerOpened, ServerProgress, spoken
+from sumus.operations.service import ServerPolicy, Service, Storage, make_private, open_service
 from sumus.operations.status import mode_of
-from sumus.operations.tls import enrolment_link
 from sumus.operations.upkeep import keep_house, watch
 from sumus.operations.waiting import once_there
 from sumus.plan import Plan
@@ -50,7 +50,7 @@ What: TypeAlias = Plan | Bundle | str | Path
 
 
 @dataclass(frozen=True)
-class Tell:
+class Startup:
     """What a server says, and whom it lets in.
 
     Args:
@@ -71,7 +71,7 @@ class Tell:
     edges: int = 0
     edge_file: Path | None = None
     say: Callable[[str], None] | None = None
-    ready: Callable[[Opened], None] = field(default=lambda opened: None)
+    ready: Callable[[ServerOpened], None] = field(default=lambda opened: None)
 
 
 def serve(
@@ -118,14 +118,14 @@ def serve(
     population, quota: who may enrol, and how many.  memory: MiB for reports on their way.
     evaluate: devices that measure a model, every so many versions.
     promote: whether devices answer with a new model at once.  warm_start, spool, priority: see
-    `Conduct`.
+    `ServerPolicy`.
     tokens, uses: make so many links for devices, each for so many of them, and print the links, or write them to token_file,
     one a line.
     seed: of a plan's first model.  log: "text" or "json", on standard error.
     """
     expect_no_loop("a server", "`sumus serve`")
     pair = [tls] if isinstance(tls, str | Path) else list(tls)
-    conduct = Conduct(
+    conduct = ServerPolicy(
         population,
         quota,
         None if evaluate is None else Evaluating(evaluate, every),
@@ -140,10 +140,10 @@ def serve(
     try:
         run(
             bundles_of(what, seed),
-            Where(None if data is None else Path(data), database, None if keys is None else Path(keys), blobs),
+            Storage(None if data is None else Path(data), database, None if keys is None else Path(keys), blobs),
             conduct,
-            Listen(host, port, admin_host, admin_port, pair, names, url, proxies, insecure),
-            Tell(
+            Listening(host, port, admin_host, admin_port, pair, names, url, proxies, insecure),
+            Startup(
                 tokens,
                 uses,
                 None if token_file is None else Path(token_file),
@@ -194,12 +194,12 @@ def _read(path: str | Path) -> Bundle:
         raise UsageError(f"{path}: {error}") from error
 
 
-def run(bundles: Mapping[str, Bundle], where: Where, conduct: Conduct, listen: Listen, tell: Tell) -> None:
+def run(bundles: Mapping[str, Bundle], where: Storage, conduct: ServerPolicy, listen: Listening, tell: Startup) -> None:
     """Serve, until the process is told to stop."""
     keep(lambda authority: open_service(bundles, where, conduct, authority), where.data, listen, tell)
 
 
-def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Listen, tell: Tell) -> None:
+def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Listening, tell: Startup) -> None:
     """Open a service, and keep it running until the process is told to stop. opens: given the certificate that devices pin, where
     it is made here.  data: its folder; None for one that goes with the process."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -227,7 +227,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
             tokens = server.roll.new_tokens(count, server.population, server.clock(), uses=uses, speaks_for=speaks_for)
             return "\n".join(map(invite, tokens))
 
-        def opened() -> Opened:
+        def opened() -> ServerOpened:
             enrolment = links(tell.tokens, tell.uses) if tell.tokens else None
             if enrolment is not None and tell.token_file is not None:
                 write_whole(tell.token_file, f"{enrolment}\n".encode(), private=True)
@@ -238,7 +238,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
             tasks = {task.name: task.runs[0].plan_body.sha256 for task in service.server.tasks}
             login = login_link(at.admin_url, access.new_code(time.time()))
             mode, notes = mode_of(service.server), (*at.notes, *service.notes)
-            return Opened(at.url, mode, at.admin_url, login, enrolment, at.pin, tasks, notes)
+            return ServerOpened(at.url, mode, at.admin_url, login, enrolment, at.pin, tasks, notes)
 
         planes = at.planes(service.device_app, admin_app(service, access, invite, at.names))
         say = stack.enter_context(spoken(tell.say))
@@ -264,9 +264,9 @@ def _spared_collections() -> Generator[None, None, None]:
 async def _answer(
     service: Service,
     planes: Planes,
-    tell: Tell,
+    tell: Startup,
     say: Callable[[str], None],
-    opened: Callable[[], Opened],
+    opened: Callable[[], ServerOpened],
 ) -> None:
     """Both planes, from the first answer to the last. Until the server has recovered, that is "not ready"."""
     server, over = service.server, asyncio.Event()
@@ -287,7 +287,7 @@ async def _answer(
                 await asyncio.to_thread(service.start)
             except Refused as refused:
                 LOG.error("not ready yet: %s; trying again", refused.problem.detail)
-            progress = Progress(server, say, tell.rounds, enough)
+            progress = ServerProgress(server, say, tell.rounds, enough)
             server.listeners.append(progress.look)
             house = asyncio.create_task(keep_house(service))
             try:

@@ -31,26 +31,27 @@ from typing import Any, cast
 from starlette.applications import Starlette
 
 from sumus.errors import ExperimentError
+from sumus.http.certificates import Certificate
+from sumus.http.limits import Limits
 from sumus.http.room import Room
-from sumus.operations.certificates import Certificate
 from sumus.operations.departures import Departures
 from sumus.operations.status import AboveStatus
 from sumus.plan import Plan
 from sumus.protocol.consent import hurdles
 from sumus.protocol.round import Round, State
 from sumus.protocol.rows import changed
+from sumus.rounds.run import Run, Seeds, any_seed
 from sumus.server.device_plane import device_app
-from sumus.server.identity import Roll
-from sumus.server.limits import Limits
+from sumus.server.identity import DeviceRegister
 from sumus.server.replica import LASTS, Replica
-from sumus.server.runs import Evaluating, EvaluationRun, Run, Seeds, TrainingRun, any_seed
+from sumus.server.runs import Evaluating, EvaluationRun, TrainingRun
 from sumus.server.server import GROUP, ServedTask, Server, storage_clock
 from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, open_blobs
 from sumus.storage.files import write_whole
 from sumus.storage.identities import Identities, MemoryIdentities
 from sumus.storage.keyring import KeyRing, SealError, new_key
-from sumus.storage.leases import Leases, MemoryLeases, Present
+from sumus.storage.leases import Leases, MemoryLeases, PresentReplica
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import OF_THE_RUN, Model, Rows, Store, TakenOver
@@ -65,7 +66,7 @@ DEPARTED = "departed.txt"
 
 
 @dataclass(frozen=True)
-class Where:
+class Storage:
     """Where a server keeps what it keeps.
 
     data: its folder; None for memory, which is gone with the process.  database: a URL, by default SQLite in the folder.
@@ -79,7 +80,7 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Conduct:
+class ServerPolicy:
     """How a server goes about its tasks.
 
     population: its name.  quota: devices that may enrol.  evaluate: how models are measured on devices; None for not at all.
@@ -145,7 +146,7 @@ class Shared:
                 raise TakenOver
             self._write(rows, self._secret(rows, ()))
 
-    def _secret(self, rows: Rows, others: Sequence[Present]) -> bytes:
+    def _secret(self, rows: Rows, others: Sequence[PresentReplica]) -> bytes:
         """Another one where the ring has no key for it any more; not while others use it."""
         wrapped = rows.note(OF_THE_RUN, self._NOTE)
         try:
@@ -196,10 +197,10 @@ class Service:
         self._stack.close()
 
 
-class Kept:
+class Stores:
     """Where rows, blobs and keys lie. shares: whether other servers may use the same database."""
 
-    def __init__(self, where: Where, stack: ExitStack, shares: bool = True) -> None:
+    def __init__(self, where: Storage, stack: ExitStack, shares: bool = True) -> None:
         self.data = where.data
         self._stores: dict[str, MemoryStore] = {}
         self._sums: dict[str, MemoryBlobs] = {}
@@ -246,8 +247,8 @@ class Kept:
 
 def open_service(
     bundles: Mapping[str, Bundle],
-    where: Where = Where(),
-    conduct: Conduct = Conduct(),
+    where: Storage = Storage(),
+    conduct: ServerPolicy = ServerPolicy(),
     authority: bytes | None = None,
 ) -> Service:
     """Everything of a server for these tasks, by name. What it kept before goes on. ExperimentError where it cannot be.
@@ -259,7 +260,7 @@ def open_service(
             f"a population is called {conduct.population!r}: give it letters, digits, `.`, `_` and `-`, at most 64"
         )
     with ExitStack() as stack:
-        kept, notes, tasks = Kept(where, stack), list[str](), list[ServedTask]()
+        kept, notes, tasks = Stores(where, stack), list[str](), list[ServedTask]()
         beginnings: list[Callable[[float], None]] = []
         for name, bundle in bundles.items():
             task, begin = _task(name, bundle, kept, conduct, notes)
@@ -276,9 +277,9 @@ def open_service(
             begin(clock())
         quotas = {conduct.population: conduct.quota}
         if where.data is None:
-            roll = Roll(kept.identities, quotas, secret)
+            roll = DeviceRegister(kept.identities, quotas, secret)
         else:
-            roll = Roll(kept.identities, quotas, secret, left=Departures(where.data / DEPARTED).note)
+            roll = DeviceRegister(kept.identities, quotas, secret, left=Departures(where.data / DEPARTED).note)
         server = Server(conduct.population, tasks, roll, replica, clock, conduct.group)
         if where.data is not None:
             server.listeners.append(_head_writer(where.data / "head.json", tasks))
@@ -288,7 +289,7 @@ def open_service(
 
 
 def _task(
-    name: str, bundle: Bundle, kept: Kept, conduct: Conduct, notes: list[str]
+    name: str, bundle: Bundle, kept: Stores, conduct: ServerPolicy, notes: list[str]
 ) -> tuple[ServedTask, Callable[[float], None]]:
     """A task as it is served, and how it begins: it goes on where leaves and data are as before, else it is another version."""
     plan = bundle.plan
@@ -365,7 +366,7 @@ def _version(name: str, plan: Plan, store: Store, write: bool = False) -> tuple[
     return number, name if number <= 2 else f"{name}.{number - 1}"
 
 
-def _warm(shared: Tree, before: str, kept: Kept) -> tuple[Tree, int]:
+def _warm(shared: Tree, before: str, kept: Stores) -> tuple[Tree, int]:
     """First values, where leaves of the same name and shape are those of the version before; how many are."""
     with kept.store(f"{before}.train").transaction() as rows:
         model: Model | None = rows.model(rows.run().version)
@@ -376,7 +377,7 @@ def _warm(shared: Tree, before: str, kept: Kept) -> tuple[Tree, int]:
     return {leaf: old[leaf].astype(value.dtype) if leaf in fits else value for leaf, value in shared.items()}, len(fits)
 
 
-def _serves(tasks: Sequence[ServedTask], conduct: Conduct) -> str:
+def _serves(tasks: Sequence[ServedTask], conduct: ServerPolicy) -> str:
     """A hash of what servers that share rounds must have in common."""
     evaluate = None if conduct.evaluate is None else dataclasses.asdict(conduct.evaluate)
     plans = {task.name: [task.training.plan.id, task.priority] for task in tasks}
@@ -470,7 +471,7 @@ def _head_writer(path: Path, tasks: list[ServedTask]) -> Callable[[], None]:
     return write
 
 
-def reconcile(where: Where) -> dict[str, int]:
+def reconcile(where: Storage) -> dict[str, int]:
     """Go on from a database that was put back. Each task's noise epoch grows beyond what was published, and rounds that were open
     are given up, since their sums are of another time. The epochs, by task."""
     if where.data is None:
@@ -481,7 +482,7 @@ def reconcile(where: Where) -> dict[str, int]:
         known = json.loads(path.read_text())
     epochs: dict[str, int] = {}
     with ExitStack() as stack:
-        kept = Kept(where, stack)
+        kept = Stores(where, stack)
         if kept.leases.shared and (there := [each.name for each in kept.leases.present(LASTS)]):
             raise ExperimentError(f"replica {there[0]} works on this database: stop all of them first")
         for name in kept.runs():

@@ -17,8 +17,9 @@ import msgspec
 
 from sumus.plan import Plan
 from sumus.protocol.round import Round, State, begins_at
+from sumus.rounds.run import Run
 from sumus.server.refusals import Refusal
-from sumus.server.runs import EvaluationRun, Run, TrainingRun
+from sumus.server.runs import EvaluationRun, TrainingRun
 from sumus.server.server import ServedTask, Server
 from sumus.storage.store import Model
 from sumus.text import ago, many

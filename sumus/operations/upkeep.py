@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sumus.errors import SumusError
 from sumus.logs import logger
 from sumus.operations.service import Service
-from sumus.server.runs import Run
+from sumus.rounds.run import Run
 from sumus.server.server import Server
 from sumus.storage.keyring import KeyRing
 from sumus.wire.messages import Refused

@@ -122,7 +122,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class DeviceRow:
     """What the store knows of a device.
 
     session: that it was given last.  last_sum: the round that it was last counted in, and last_counted: the id of the session,
@@ -161,7 +161,7 @@ class Facts:
     round: Round
     version: int = 0
     sessions: tuple[Session, ...] = ()
-    device: Device | None = None
+    device: DeviceRow | None = None
     masked: bool = False
     paused: bool = False
     population: int = 0
@@ -275,14 +275,14 @@ Event: TypeAlias = CheckIn | Report | Commit | Dropped | Overdue | Tick | Gather
 
 
 @dataclass(frozen=True, slots=True)
-class Assign:
+class AssignWork:
     """Answer a check-in with work."""
 
     session: Session
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class ComeLater:
     """Answer a check-in: come back within this window of seconds, at a moment drawn uniformly. reason: for the counts."""
 
     window: tuple[float, float]
@@ -290,7 +290,7 @@ class Later:
 
 
 @dataclass(frozen=True, slots=True)
-class Settle:
+class SettleSession:
     """Answer a check-in that asked for a session's end: "counted", "discarded", or "unknown": send it again."""
 
     session: str
@@ -298,21 +298,21 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class StageReport:
     """Hold a session's update in memory for the next commit."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
-class Accept:
+class AcceptReport:
     """Answer a report: it is counted."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
+class RefuseReport:
     """Answer a report: it is not counted, and will not be."""
 
     session: str
@@ -320,7 +320,7 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
+class CloseRound:
     """Make a model of the round's sum; doing it again gives the same one."""
 
     number: int
@@ -334,14 +334,24 @@ class Gather:
 
 
 @dataclass(frozen=True, slots=True)
-class Abandon:
+class AbandonRound:
     """Nothing comes of the round's sum: destroy it."""
 
     number: int
     reason: str
 
 
-Action: TypeAlias = Assign | Later | Settle | Stage | Accept | Refuse | Close | Gather | Abandon
+Action: TypeAlias = (
+    AssignWork
+    | ComeLater
+    | SettleSession
+    | StageReport
+    | AcceptReport
+    | RefuseReport
+    | CloseRound
+    | Gather
+    | AbandonRound
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,15 +392,15 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
     settled: list[Action] = []
     if event.previous is not None:
         ended = _end_of(event.previous, facts)
-        settled = [Settle(event.previous, ended)]
+        settled = [SettleSession(event.previous, ended)]
         if ended == "unknown":
             return Decision(actions=tuple(settled))
     if not event.works:
         return Decision(actions=tuple(settled))
     if before is not None and event.serial == before.serial:  # the same request again
-        return Decision(actions=(*settled, Assign(before))) if outcome(before, facts) == "unknown" else NOTHING
+        return Decision(actions=(*settled, AssignWork(before))) if outcome(before, facts) == "unknown" else NOTHING
     if before is not None and before.parent != event.parent and outcome(before, facts) == "unknown":
-        wait = Later(window(facts.pacing, facts.population, facts.arriving, _time_left(before, facts)), "parent")
+        wait = ComeLater(window(facts.pacing, facts.population, facts.arriving, _time_left(before, facts)), "parent")
         return Decision(actions=(*settled, wait))  # it may be in the sum of that edge, and must not be in two
     row, left, holds = facts.round, list[Session](), before is not None and _holds_place(before, facts.round, facts)
     if before is not None:  # if a report of it is awaited, it is over, or the device has forgotten it
@@ -398,11 +408,13 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
     if holds and not _gives_again(facts):  # then its place is as if it had not been given
         row = changed(facts.round, given=row.given - 1)
     if (reason := _not_now(facts, event, row)) is not None:
-        later = Later(window(facts.pacing, facts.population, facts.arriving, _until_next(facts, row, reason)), reason)
+        later = ComeLater(
+            window(facts.pacing, facts.population, facts.arriving, _until_next(facts, row, reason)), reason
+        )
         lapses = [one.id for one in left if holds and _is_timed(facts) and row.state is State.OPEN]
         return _closed_if_over(facts, row, left, [*settled, later], lapses)
     given = _given(event, holds, facts)
-    return _closed_if_over(facts, _with_place(before, holds, row, facts), [*left, given], [*settled, Assign(given)])
+    return _closed_if_over(facts, _with_place(before, holds, row, facts), [*left, given], [*settled, AssignWork(given)])
 
 
 def _given(event: CheckIn, holds: bool, facts: Facts) -> Session:
@@ -463,7 +475,7 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
     return None if room(facts.pacing, facts.population, row) > 0 else "full"
 
 
-def _models_left(device: Device, row: Round, facts: Facts) -> int:
+def _models_left(device: DeviceRow, row: Round, facts: Facts) -> int:
     """Models that must be made before a device may be in another sum; 0 or less where it may. A sum that is abandoned makes none,
     and so takes nobody's separation away."""
     if device.last_sum is None:
@@ -526,7 +538,7 @@ def learnt(takes: float, seconds: float) -> float:
     return max(MOMENT, takes * (UP if seconds > takes else DOWN))
 
 
-def rested(device: Device, session: Session, facts: Facts) -> Device:
+def rested(device: DeviceRow, session: Session, facts: Facts) -> DeviceRow:
     """A device that let this session's place go: it rests as long as it held the place, and twice as long each further time,
     until a report of it is counted."""
     held = min(facts.now - session.began, patience(facts.pacing, _takes(session, facts)))
@@ -534,7 +546,7 @@ def rested(device: Device, session: Session, facts: Facts) -> Device:
     return changed(device, lapses=device.lapses + 1, rests_until=max(device.rests_until, facts.now + rest))
 
 
-def forgiven(device: Device, late: Session) -> Device:
+def forgiven(device: DeviceRow, late: Session) -> DeviceRow:
     """A device whose report came, and too late: it was slow and not silent, so this session's lapse is taken back."""
     if not device.lapses or device.rests_until <= late.began:
         return device
@@ -542,7 +554,7 @@ def forgiven(device: Device, late: Session) -> Device:
 
 
 LEFT = float("inf")
-"""`Device.rests_until` of a device that has left, and whose work an edge may still report."""
+"""`DeviceRow.rests_until` of a device that has left, and whose work an edge may still report."""
 
 
 def _lifetime(facts: Facts, row: Round) -> float:
@@ -577,11 +589,11 @@ def _report(facts: Facts, event: Report) -> Decision:
     if not facts.sessions or any(session.parent != event.parent for session in facts.sessions):
         return NOTHING  # nobody knows it, or somebody else was to report it
     if all(outcome(session, facts) == "counted" for session in facts.sessions):
-        return Decision(actions=tuple(Accept(session.id) for session in facts.sessions))
+        return Decision(actions=tuple(AcceptReport(session.id) for session in facts.sessions))
     if (reason := _why_not(facts.sessions, facts)) is not None:
         row, written, refused = _refused(facts.sessions, reason, facts.round, facts)
         return _closed_if_over(facts, row, written, refused)
-    return Decision(actions=tuple(Stage(session.id) for session in facts.sessions))
+    return Decision(actions=tuple(StageReport(session.id) for session in facts.sessions))
 
 
 def _refused(
@@ -593,7 +605,7 @@ def _refused(
         gone, row = _gone(session, reason, row, facts)
         heard = gone or [session] * (session.state == "dropped" and session.reason in OVER)
         written += [changed(one, state="late") if one.reason in OVER else one for one in heard]
-    return row, written, [Refuse(session.id, reason) for session in sessions]
+    return row, written, [RefuseReport(session.id, reason) for session in sessions]
 
 
 def _why_not(sessions: Sequence[Session], facts: Facts) -> str | None:
@@ -640,15 +652,15 @@ def _commit(facts: Facts, event: Commit) -> Decision:
             row.counted < facts.pacing.cohort and row.counted + count <= facts.pacing.chosen
         )
         if all(outcome(session, facts) == "counted" for session in sessions):
-            actions += [Accept(session.id) for session in sessions]
+            actions += [AcceptReport(session.id) for session in sessions]
         elif (reason := _why_not(sessions, facts)) is None and fits:
             for session in sessions:
                 row = _counted(session, row, facts)
                 stale = facts.version - session.version
                 written.append(changed(session, state="counted", sum=row.number, staleness=stale))
-                actions.append(Accept(session.id))
+                actions.append(AcceptReport(session.id))
         elif reason is None and facts.pacing.buffered:
-            actions += [Stage(session.id) for session in sessions]
+            actions += [StageReport(session.id) for session in sessions]
         else:
             row, gone, refused = _refused(sessions, reason or "closed", row, facts)
             written += gone
@@ -734,7 +746,7 @@ def _recovered(facts: Facts, event: Recovered) -> Decision:
     if event.fence < row.fence:
         return NOTHING  # it was fenced out itself
     again: dict[State, Action] = {phase: Gather(phase) for phase in (State.KEYS, State.SHARES, State.UNMASKING)}
-    again |= {State.CLOSING: Close(row.number), State.ABANDONED: Abandon(row.number, row.reason)}
+    again |= {State.CLOSING: CloseRound(row.number), State.ABANDONED: AbandonRound(row.number, row.reason)}
     return Decision((changed(row, fence=event.fence),), (), (again[row.state],) if row.state in again else ())
 
 
@@ -742,7 +754,7 @@ def _cancelled(facts: Facts, event: Cancelled) -> Decision:
     """End it: an admin wants so, or no model can be made of its sum."""
     if facts.round.state is State.CLOSING and facts.pacing.buffered:  # the next buffer is open already
         row = changed(facts.round, state=State.ABANDONED, since=facts.now, reason="cancelled")
-        return Decision((row,), (), (Abandon(row.number, row.reason),))
+        return Decision((row,), (), (AbandonRound(row.number, row.reason),))
     return _moved(facts, State.ABANDONED, "cancelled")
 
 
@@ -793,15 +805,15 @@ def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
     follows = Round(row.number + 1, since=facts.now, fence=row.fence, given=row.out if buffered else 0)
     match to:
         case State.CLOSING if buffered:  # the next buffer is open in the same transaction
-            return Decision((row, changed(follows, state=State.OPEN)), (), (Close(row.number),))
+            return Decision((row, changed(follows, state=State.OPEN)), (), (CloseRound(row.number),))
         case State.CLOSING:
-            return Decision((row,), (), (Close(row.number),))
+            return Decision((row,), (), (CloseRound(row.number),))
         case State.PUBLISHED if buffered:
             return Decision((row,))
         case State.PUBLISHED:
             return Decision((row, follows))
         case State.ABANDONED:
-            return Decision((row, follows), (), (Abandon(row.number, reason),))
+            return Decision((row, follows), (), (AbandonRound(row.number, reason),))
         case State.KEYS | State.SHARES | State.UNMASKING:
             return Decision((row,), (), (Gather(to),))
         case _:

@@ -6,8 +6,8 @@ It is pure, and its state is a row that the device writes before it does what th
 whenever the device restarts, these hold:
 
 - A report is sent again until the server answers it; past its time, the next check-in asks what became of it.
-- What a client keeps from a round (a control variate, personal leaves) is pending until then: `Keep` where the report is
-  counted, `Undo` where it is not. While that is not known, no new work is begun.
+- What a client keeps from a round (a control variate, personal leaves) is pending until then: `KeepState` where the report is
+  counted, `UndoState` where it is not. While that is not known, no new work is begun.
 - Its own floor is looked at before any work is begun, and a round is charged to the day before its report is sent.
 """
 
@@ -55,7 +55,7 @@ class Floor:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class WorkOffer:
     """What an assignment asks for. unfit: why this device cannot do it at all, of a closed list; empty where it can."""
 
     session: str
@@ -92,7 +92,7 @@ class DeviceState:
 
 
 @dataclass(frozen=True, slots=True)
-class Wake:
+class WakeUp:
     """Its time has come, and its conditions are met. session: a new id, used if one is asked for."""
 
     session: str
@@ -102,12 +102,12 @@ class Wake:
 class Assigned:
     """The server gives work. day: of the device's own calendar."""
 
-    offer: Offer
+    offer: WorkOffer
     day: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ToldLater:
     """The server's `Later`: it has no work now. window: seconds to come back within."""
 
     window: tuple[float, float]
@@ -123,7 +123,7 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainingDone:
     """The update is ready, and what the client would keep."""
 
 
@@ -142,7 +142,7 @@ class NoAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class NotKnown:
+class SessionUnknown:
     """The server does not know the session that a report is for."""
 
 
@@ -151,13 +151,15 @@ class Restarted:
     """The process began anew with the row that was written last."""
 
 
-Event: TypeAlias = Wake | Assigned | Told | Settled | Trained | Failed | NoAnswer | NotKnown | Restarted
+Event: TypeAlias = (
+    WakeUp | Assigned | ToldLater | Settled | TrainingDone | Failed | NoAnswer | SessionUnknown | Restarted
+)
 
 # ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class SendCheckIn:
     """Check in."""
 
     session: str
@@ -166,21 +168,21 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Train:
+class StartWork:
     """Begin to work."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendReport:
     """Send the update, the same bytes at each time."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
-class Abort:
+class SendAbort:
     """Tell the server that no report will come."""
 
     session: str
@@ -188,33 +190,33 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class KeepState:
     """What the client kept from the round is from now on its state; its update may be forgotten."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
-class Undo:
+class UndoState:
     """The client's state is what it was before the round; its update may be forgotten."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
-class Sleep:
+class SleepFor:
     """Wake again within so many seconds, at a moment drawn uniformly, and not when an earlier one said."""
 
     window: tuple[float, float]
 
 
-Action: TypeAlias = Ask | Train | Send | Abort | Keep | Undo | Sleep
+Action: TypeAlias = SendCheckIn | StartWork | SendReport | SendAbort | KeepState | UndoState | SleepFor
 Step: TypeAlias = tuple[DeviceState, tuple[Action, ...]]
 
 # ── rules ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _ask(state: DeviceState, event: Wake, floor: Floor) -> Step:
+def _ask(state: DeviceState, event: WakeUp, floor: Floor) -> Step:
     """Ask for work, and for the end of what is not settled. Where an answer was lost, this is a new request."""
     previous = state.session if state.unsettled else None
     tries = 1 + (state.tries if state.phase is Phase.ASKED else 0)
@@ -226,7 +228,7 @@ def _ask(state: DeviceState, event: Wake, floor: Floor) -> Step:
         session=previous or "",
         tries=tries,
     )
-    return asked, (Ask(event.session, asked.serial, previous),)
+    return asked, (SendCheckIn(event.session, asked.serial, previous),)
 
 
 def _consider(state: DeviceState, event: Assigned, floor: Floor) -> Step:
@@ -235,17 +237,17 @@ def _consider(state: DeviceState, event: Assigned, floor: Floor) -> Step:
     if offer.session != state.asked:  # it was long on its way, and was asked for by a check-in before
         return state, ()
     if state.unsettled:  # and the answer does not say what it asked for: not yet
-        return state, (Sleep(state.window),)
+        return state, (SleepFor(state.window),)
     if (reason := _too_much(offer, floor, today)) is not None:
         return changed(state, phase=Phase.IDLE, session="", tries=0), (
-            Abort(offer.session, reason),
-            Sleep(state.window),
+            SendAbort(offer.session, reason),
+            SleepFor(state.window),
         )
     begun = changed(state, phase=Phase.TRAINING, session=offer.session, tries=0, day=event.day, today=today + 1)
-    return begun, (Train(offer.session),)
+    return begun, (StartWork(offer.session),)
 
 
-def _too_much(offer: Offer, floor: Floor, today: int) -> str | None:
+def _too_much(offer: WorkOffer, floor: Floor, today: int) -> str | None:
     if offer.unfit:
         return offer.unfit
     for name in ("steps", "seconds", "bytes", "memory"):
@@ -256,10 +258,10 @@ def _too_much(offer: Offer, floor: Floor, today: int) -> str | None:
     return "floor-rounds" if today >= floor.rounds else None
 
 
-def _told(state: DeviceState, event: Told, floor: Floor) -> Step:
+def _told(state: DeviceState, event: ToldLater, floor: Floor) -> Step:
     """Sleep within the server's window."""
     session = state.session if state.unsettled else ""
-    return changed(state, phase=Phase.IDLE, session=session, tries=0, window=event.window), (Sleep(event.window),)
+    return changed(state, phase=Phase.IDLE, session=session, tries=0, window=event.window), (SleepFor(event.window),)
 
 
 def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
@@ -268,47 +270,47 @@ def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
     if not state.unsettled or event.session != state.session:
         return state, ()
     if event.outcome == "unknown":
-        return changed(state, phase=Phase.REPORTING, tries=state.tries + 1), (Send(state.session),)
+        return changed(state, phase=Phase.REPORTING, tries=state.tries + 1), (SendReport(state.session),)
     ended = changed(state, session="", unsettled=False, tries=0)
-    after = (Keep(event.session) if event.outcome == "counted" else Undo(event.session),)
+    after = (KeepState(event.session) if event.outcome == "counted" else UndoState(event.session),)
     if state.phase is Phase.REPORTING:
-        return changed(ended, phase=Phase.IDLE), (*after, Sleep(state.window))
+        return changed(ended, phase=Phase.IDLE), (*after, SleepFor(state.window))
     return ended, after
 
 
-def _send(state: DeviceState, event: Trained, floor: Floor) -> Step:
+def _send(state: DeviceState, event: TrainingDone, floor: Floor) -> Step:
     """Send the update; from now on its end must be known."""
-    return changed(state, phase=Phase.REPORTING, unsettled=True, tries=1), (Send(state.session),)
+    return changed(state, phase=Phase.REPORTING, unsettled=True, tries=1), (SendReport(state.session),)
 
 
 def _give_up(state: DeviceState, event: Failed, floor: Floor) -> Step:
     """Tell the server that nothing will come."""
     return changed(state, phase=Phase.IDLE, session="", tries=0), (
-        Abort(state.session, event.reason),
-        Sleep(state.window),
+        SendAbort(state.session, event.reason),
+        SleepFor(state.window),
     )
 
 
 def _wait(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
     """Nobody may come back at once: after an outage, as spread as the server last wanted it."""
-    return state, (Sleep(_widest(state.window, event.window, _backoff(state.tries))),)
+    return state, (SleepFor(_widest(state.window, event.window, _backoff(state.tries))),)
 
 
 def _wait_to_send(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
     """Wait a little, each time twice as long."""
-    return state, (Sleep(_widest(event.window, _backoff(state.tries))),)
+    return state, (SleepFor(_widest(event.window, _backoff(state.tries))),)
 
 
-def _send_again(state: DeviceState, event: Wake, floor: Floor) -> Step:
+def _send_again(state: DeviceState, event: WakeUp, floor: Floor) -> Step:
     """Again, and after many times ask what became of it."""
     if state.tries >= SENDS:
         return _ask(state, event, floor)
-    return changed(state, tries=state.tries + 1), (Send(state.session),)
+    return changed(state, tries=state.tries + 1), (SendReport(state.session),)
 
 
-def _ask_later(state: DeviceState, event: NotKnown, floor: Floor) -> Step:
+def _ask_later(state: DeviceState, event: SessionUnknown, floor: Floor) -> Step:
     """Do not send again: the next check-in asks what became of it."""
-    return changed(state, tries=max(SENDS, state.tries)), (Sleep(state.window),)
+    return changed(state, tries=max(SENDS, state.tries)), (SleepFor(state.window),)
 
 
 def _backoff(tries: int) -> tuple[float, float]:
@@ -325,26 +327,26 @@ def _restart(state: DeviceState, event: Restarted, floor: Floor) -> Step:
     """What was in memory is gone; an update is not: it was written before it was sent. Whoever started it waits for a word: it
     asks, or sends, at once."""
     if state.phase is Phase.REPORTING:
-        return state, (Sleep(AT_ONCE),)
+        return state, (SleepFor(AT_ONCE),)
     session = state.session if state.unsettled else ""
-    return changed(state, phase=Phase.IDLE, session=session, tries=0), (Sleep(AT_ONCE),)
+    return changed(state, phase=Phase.IDLE, session=session, tries=0), (SleepFor(AT_ONCE),)
 
 
 Rule: TypeAlias = Callable[[DeviceState, "Event", Floor], Step]
 
 TABLE: Mapping[tuple[Phase, type], Rule] = {
-    (Phase.IDLE, Wake): _ask,
-    (Phase.ASKED, Wake): _ask,
+    (Phase.IDLE, WakeUp): _ask,
+    (Phase.ASKED, WakeUp): _ask,
     (Phase.ASKED, Assigned): _consider,
-    (Phase.ASKED, Told): _told,
+    (Phase.ASKED, ToldLater): _told,
     (Phase.ASKED, Settled): _settled,
     (Phase.ASKED, NoAnswer): _wait,
-    (Phase.TRAINING, Trained): _send,
+    (Phase.TRAINING, TrainingDone): _send,
     (Phase.TRAINING, Failed): _give_up,
-    (Phase.REPORTING, Wake): _send_again,
+    (Phase.REPORTING, WakeUp): _send_again,
     (Phase.REPORTING, Settled): _settled,
     (Phase.REPORTING, NoAnswer): _wait_to_send,
-    (Phase.REPORTING, NotKnown): _ask_later,
+    (Phase.REPORTING, SessionUnknown): _ask_later,
     **{(phase, Restarted): _restart for phase in Phase},
 }  # pyright: ignore[reportAssignmentType]
 """(phase, event) → what is done. What is not in it changes nothing: an answer that came late, or twice."""

@@ -48,7 +48,7 @@ class _Post:
 
 
 @dataclass(eq=False)
-class Waiting(Generic[T]):
+class PendingRequest(Generic[T]):
     """Something to be decided, and where its answer goes: to a thread, or by the post to an event loop.
 
     since: when it came, on the monotonic clock.  answered: whether something was said.
@@ -88,9 +88,9 @@ class Committer(Generic[T]):
     """turn(waiting) → seconds until it wants to be called with nothing that waits. It answers each, now or later, and never
     raises. gather: seconds from one turn to the next, so that under load a turn is of many."""
 
-    def __init__(self, turn: Callable[[Sequence[Waiting[T]]], float], gather: float = 0.0) -> None:
+    def __init__(self, turn: Callable[[Sequence[PendingRequest[T]]], float], gather: float = 0.0) -> None:
         self._turn, self._gather = turn, gather
-        self._waiting: list[Waiting[T]] = []
+        self._waiting: list[PendingRequest[T]] = []
         self._post: _Post | None = None
         self._wake = threading.Condition()
         self._stopping = False
@@ -120,7 +120,7 @@ class Committer(Generic[T]):
     def put(self, item: T) -> "Future[Any]":
         """Let something wait for the next turn; its answer."""
         answer: Future[Any] = Future()
-        self._put(Waiting(item, answer))
+        self._put(PendingRequest(item, answer))
         return answer
 
     async def ask(self, item: T) -> Any:
@@ -129,10 +129,10 @@ class Committer(Generic[T]):
         if post is None or post.loop is not loop:
             self._post = post = _Post(loop)
         answer: asyncio.Future[Any] = loop.create_future()
-        self._put(Waiting(item, answer, post))
+        self._put(PendingRequest(item, answer, post))
         return await answer
 
-    def _put(self, waiting: Waiting[T]) -> None:
+    def _put(self, waiting: PendingRequest[T]) -> None:
         with self._wake:
             self._waiting.append(waiting)
             self._wake.notify()

@@ -29,13 +29,13 @@ from sumus.errors import ParticipantError
 from sumus.evaluation import check_measured, check_sum_measured
 from sumus.http.answers import PiecewiseResponse
 from sumus.http.bodies import STRANGERS, Strangers, Uploads, announced, let_go, source
+from sumus.http.limits import Limits
 from sumus.http.room import Room, near
+from sumus.rounds.run import Run
 from sumus.server.doubt import Doubt
 from sumus.server.identity import signed_by_device
-from sumus.server.limits import Limits
-from sumus.server.objects import HeldObject, Objects
+from sumus.server.objects import HeldObject, ObjectReader
 from sumus.server.openapi import document
-from sumus.server.runs import Run
 from sumus.server.server import AGAIN, LOG, Server
 from sumus.storage.blobs import Blobs
 from sumus.text import whole_number
@@ -86,7 +86,7 @@ class DevicePlane:
         self._server, self._limits = server, limits
         self._authority = authority
         self._strangers, self._uploads, self._doubt = Strangers(STRANGERS), Uploads(room), Doubt()
-        self._objects = Objects(blobs, room.bytes, self._in_thread)
+        self._objects = ObjectReader(blobs, room.bytes, self._in_thread)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="bodies")
         self._finding, self._lookups = ThreadPoolExecutor(1, thread_name_prefix="devices"), 0
 

@@ -46,7 +46,7 @@ _BATCH = 1000
 _ID = re.compile("[0-9a-f]{64}")
 
 
-class Roll:
+class DeviceRegister:
     """The devices that are enrolled, by population.
 
     quotas: by population, how many may be.  secret: what challenges are made with; replicas that answer each other's share

@@ -24,7 +24,7 @@ class HeldObject:
         self.body = body
 
 
-class Objects:
+class ObjectReader:
     """Reads objects for answers. All calls are from one event loop.
 
     Args:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from sqlalchemy.exc import SQLAlchemyError
 
 from sumus.logs import logger
-from sumus.storage.leases import Leases, Present
+from sumus.storage.leases import Leases, PresentReplica
 from sumus.storage.store import Rows
 
 LOG = logger("sumus.replica")
@@ -52,7 +52,7 @@ class Replica:
         """Whether others may be there."""
         return self.leases.shared
 
-    def others(self, rows: Rows | None = None) -> Sequence[Present]:
+    def others(self, rows: Rows | None = None) -> Sequence[PresentReplica]:
         """Who else is there. rows: a transaction that is under way."""
         there = self.leases.present(self.lasts, rows) if self.shared else ()
         return [each for each in there if each.name != self.name]

@@ -26,13 +26,25 @@ from typing import Any, TypeAlias
 from sumus.aggregate import Aggregate, Update
 from sumus.errors import ExperimentError, SumusError, UsageError
 from sumus.logs import logger
-from sumus.protocol.round import Accept, Action, Assign, CheckIn, Close, Later, Refuse, Session, Settle, outcome
-from sumus.server.committer import Committer, Waiting
-from sumus.server.coordinator import Arrived
-from sumus.server.identity import MEMBER_S, Roll
+from sumus.protocol.round import (
+    AcceptReport,
+    Action,
+    AssignWork,
+    CheckIn,
+    CloseRound,
+    ComeLater,
+    RefuseReport,
+    Session,
+    SettleSession,
+    outcome,
+)
+from sumus.rounds.coordinator import Arrived
+from sumus.rounds.run import DeviceCheckIn, Run
+from sumus.server.committer import Committer, PendingRequest
+from sumus.server.identity import MEMBER_S, DeviceRegister
 from sumus.server.refusals import Refusals
 from sumus.server.replica import Replica
-from sumus.server.runs import Asked, EvaluationRun, Run, TrainingRun
+from sumus.server.runs import EvaluationRun, TrainingRun
 from sumus.spec import canonical_json, to_json
 from sumus.storage.identities import Identity
 from sumus.storage.keyring import SealError
@@ -146,19 +158,19 @@ class Command:
     do: Callable[[float], Any]
 
 
-Item: TypeAlias = Asked | Reported | Aborted | Spoilt | Command
+Item: TypeAlias = DeviceCheckIn | Reported | Aborted | Spoilt | Command
 
 
 @dataclass(eq=False)
 class _Asking:
     """A check-in while it is decided. identity: of the device, or of the edge that passed it on, once that was looked up."""
 
-    waiting: Waiting[Item]
-    asked: Asked
+    waiting: PendingRequest[Item]
+    asked: DeviceCheckIn
     until: float
     identity: Identity | None = None
     settled: Settlement | None = None
-    later: Later | None = None
+    later: ComeLater | None = None
     known: bool = False
 
     @property
@@ -201,7 +213,7 @@ class Server:
         self,
         population: str,
         tasks: Sequence[ServedTask],
-        roll: Roll,
+        roll: DeviceRegister,
         replica: Replica,
         clock: Callable[[], float] = time.time,
         group: float = GROUP,
@@ -223,8 +235,8 @@ class Server:
         self._held: list[_Asking] = []
         self._fence: int | None = None
         self._out: dict[str, tuple[Run, str, int]] = {}
-        self._reports: dict[tuple[int, str], list[Waiting[Item]]] = {}
-        self._waiting_reports: list[Waiting[Item]] = []
+        self._reports: dict[tuple[int, str], list[PendingRequest[Item]]] = {}
+        self._waiting_reports: list[PendingRequest[Item]] = []
         self._next_commit = self._next_tick = self._next_finish = self._next_count = self._checkins_since = 0.0
         self._saw = 0.0
         self._checkins = 0
@@ -272,8 +284,8 @@ class Server:
         return None if found is None else found.run(kind)
 
     async def check_in(self, device: str, request: CheckInRequest, signed: Relayed | None = None) -> CheckInAnswer:
-        """Answer a device; up to `request.wait_s` later, if there is no work now. signed: see `Asked`."""
-        return await self._committer.ask(Asked(device, request, signed=signed))
+        """Answer a device; up to `request.wait_s` later, if there is no work now. signed: see `DeviceCheckIn`."""
+        return await self._committer.ask(DeviceCheckIn(device, request, signed=signed))
 
     async def report(self, device: str, run: Run, session: str, update: Update) -> Counted:
         """Count a report that the run's first hop has checked. Refused where it is not, and will not be; or cannot be now."""
@@ -281,7 +293,7 @@ class Server:
 
     async def relay(self, edge: str, request: CheckInRequest, signed: Relayed) -> CheckInAnswer:
         """Answer a device by way of its edge. signed: the check-in as the device signed it, which was verified."""
-        return await self._committer.ask(Asked(signed.device, request, edge, signed))
+        return await self._committer.ask(DeviceCheckIn(signed.device, request, edge, signed))
 
     async def report_sum(self, edge: str, run: Run, sessions: tuple[str, ...], total: Aggregate) -> Counted:
         """Count what an edge has added of these sessions' reports, all of it or nothing."""
@@ -323,7 +335,7 @@ class Server:
 
     def forget(self, device: str, link: str, now: float, reason: str = "withdrawn") -> None:
         """Forget what is known of a device, and not that it was counted. If it is an edge, the work that was given through it
-        ends, and its places are free. On the deciding thread. link: that it enrolled with, see `Roll.link_of`."""
+        ends, and its places are free. On the deciding thread. link: that it enrolled with, see `DeviceRegister.link_of`."""
         for one in [each for each in self._held if each.device == device]:
             self._held.remove(one)
             one.waiting.say(Refused("unknown_device", "it has left, or was shut out"))
@@ -375,7 +387,7 @@ class Server:
 
     # ── a turn ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _turn(self, taken: Sequence[Waiting[Item]]) -> float:
+    def _turn(self, taken: Sequence[PendingRequest[Item]]) -> float:
         """Decide on everything that waits; seconds until the next turn is due."""
         now = self.clock()
         waiting = [one for one in taken if not one.gone]
@@ -389,7 +401,7 @@ class Server:
             for one in waiting:
                 if isinstance(one.item, Command):
                     self._command(one, one.item, now)
-            asked = [self._asking(one, one.item) for one in waiting if isinstance(one.item, Asked)]
+            asked = [self._asking(one, one.item) for one in waiting if isinstance(one.item, DeviceCheckIn)]
             self._check_in(asked, now)
             self._waiting_reports += [one for one in waiting if isinstance(one.item, Reported)]
             if time.monotonic() >= self._next_commit or self._stopping:
@@ -431,7 +443,7 @@ class Server:
         run.recover(now, self._fence)
         run.tick(now)
 
-    def _fail(self, error: Exception, waiting: Iterable[Waiting[Item]]) -> None:
+    def _fail(self, error: Exception, waiting: Iterable[PendingRequest[Item]]) -> None:
         """Storage failed, or we did, or another leads: whoever waits is told to come again, and everything is read anew."""
         known = isinstance(error, SumusError | OSError) or hasattr(error, "orig")
         if isinstance(error, TakenOver):
@@ -445,13 +457,13 @@ class Server:
         self._send_back([*waiting, *self._waiting_reports, *(each.waiting for each in held)])
         self._waiting_reports = []
 
-    def _send_back(self, waiting: Iterable[Waiting[Item]]) -> None:
+    def _send_back(self, waiting: Iterable[PendingRequest[Item]]) -> None:
         """Tell these to come again, and who has reported what is not counted yet."""
         staged, self._reports = self._reports, {}
         for one in [*waiting, *(one for those in staged.values() for one in those)]:
             one.say(Refused("not_ready", "the server begins anew; your report is not counted yet", AGAIN))
 
-    def _command(self, one: Waiting[Item], command: Command, now: float) -> None:
+    def _command(self, one: PendingRequest[Item], command: Command, now: float) -> None:
         try:
             one.say(command.do(now))
         except SumusError as error:
@@ -463,7 +475,7 @@ class Server:
 
     # ── check-ins ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _asking(self, waiting: Waiting[Item], asked: Asked) -> _Asking:
+    def _asking(self, waiting: PendingRequest[Item], asked: DeviceCheckIn) -> _Asking:
         self._checkins += 1
         return _Asking(waiting, asked, waiting.since + asked.request.wait_s)
 
@@ -586,7 +598,7 @@ class Server:
                 found = [
                     action.outcome
                     for action in run.coordinator.check_in(one.device, event, now)
-                    if isinstance(action, Settle)
+                    if isinstance(action, SettleSession)
                 ]
                 if not found:
                     self._refuse_replayed(one)
@@ -629,10 +641,10 @@ class Server:
                 given.add(id(one))
                 self._refuse_replayed(one)
             for action in actions:
-                if isinstance(action, Assign):
+                if isinstance(action, AssignWork):
                     given.add(id(one))
                     self._give(run, one, action.session, now)
-                elif isinstance(action, Later):
+                elif isinstance(action, ComeLater):
                     self._note_later(run, one, action, now)
             run.carry_out(actions, now)
         return [one for one in asked if id(one) not in given]
@@ -648,7 +660,7 @@ class Server:
             if out[2] >= one.request.serial:
                 return False
             if self._is_of_another(out[0], out[1], one.parent, now):  # new work would spoil the sum that this is in
-                self._note_later(run, one, Later(ELSEWHERE, "parent"), now)
+                self._note_later(run, one, ComeLater(ELSEWHERE, "parent"), now)
                 return False
         if task.keeps_state and not one.request.keeps_state:
             self.refusals.note(run.task, run.kind, "keeps_state", one.device, now)
@@ -675,11 +687,11 @@ class Server:
         for one in with_link:
             if one.identity is not None and one.identity.enrolled >= departed.get(one.identity.link, math.inf) - _SKEW:
                 after.add(id(one))
-                self._note_later(run, one, Later(AGAIN, "left"), now)
+                self._note_later(run, one, ComeLater(AGAIN, "left"), now)
                 run.turned_away(one.asked, now)
         return [one for one in asked if id(one) not in after]
 
-    def _note_later(self, run: Run, one: _Asking, later: Later, now: float) -> None:
+    def _note_later(self, run: Run, one: _Asking, later: ComeLater, now: float) -> None:
         """Of what runs say to a device, the earliest counts."""
         if later.reason != "separation" or run.pacing.separation > 1:  # else it is in the sum that is open
             self.refusals.note(run.task, run.kind, later.reason, one.device, now)
@@ -774,7 +786,7 @@ class Server:
                 self._commit(run, now)
                 self._next_commit = time.monotonic() + self._group
 
-    def _stage(self, run: Run, reports: Sequence[Waiting[Item]], now: float) -> None:
+    def _stage(self, run: Run, reports: Sequence[PendingRequest[Item]], now: float) -> None:
         items = [one.item for one in reports if isinstance(one.item, Reported)]
         for one, item in zip(reports, items, strict=True):
             self._reports.setdefault((id(run), item.report.sessions[0]), []).append(one)
@@ -804,7 +816,7 @@ class Server:
             self.counts.batches += 1
             self._say(run, actions)
             run.carry_out(actions, now)
-            if any(isinstance(action, Close) for action in actions):
+            if any(isinstance(action, CloseRound) for action in actions):
                 self._next_tick = 0.0  # whoever watches is told of the model in this turn
         run.tick(now)
 
@@ -817,11 +829,11 @@ class Server:
     def _say(self, run: Run, actions: Iterable[Action], duplicate: bool = False) -> None:
         """Answer reports."""
         for action in actions:
-            if isinstance(action, Accept):
+            if isinstance(action, AcceptReport):
                 self.counts.events["reports", "duplicate" if duplicate else "counted"] += 1
                 self.refusals.took_part(run.task, run.kind, action.session.rpartition("/")[0])
                 self._answer(run, action.session, Counted(duplicate=duplicate))
-            elif isinstance(action, Refuse):
+            elif isinstance(action, RefuseReport):
                 self.counts.events["reports", action.reason] += 1
                 code = action.reason if action.reason in ("stale", "phase") else "closed"
                 self._answer(run, action.session, Refused(code, action.reason))
@@ -831,14 +843,14 @@ class Server:
             self.counts.waited += time.monotonic() - one.since
             one.say(answer)
 
-    def _abort(self, one: Waiting[Item], item: Aborted, now: float) -> None:
+    def _abort(self, one: PendingRequest[Item], item: Aborted, now: float) -> None:
         row = item.run.coordinator.session(item.session)
         if row is not None and row.parent == item.parent:
             self.refusals.note(item.run.task, item.run.kind, item.reason, row.device, now)
             self._drop(item.run, [item.session], item.reason, now)
         one.say(Nothing())
 
-    def _let_go(self, one: Waiting[Item], item: Spoilt, now: float) -> None:
+    def _let_go(self, one: PendingRequest[Item], item: Spoilt, now: float) -> None:
         row = item.run.coordinator.session(item.session)
         if row is not None and row.state == "out" and not row.parent:
             self.counts.events["dropped", item.code] += 1

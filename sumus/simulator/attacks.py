@@ -23,7 +23,7 @@ from sumus.tree import tree_map
 from sumus.types import Array, Tree
 
 if TYPE_CHECKING:
-    from sumus.training.executor import Trained
+    from sumus.executors.executor import Trained
 
 Collusion = Callable[["Sequence[Trained]", int], "Iterable[Trained]"]
 """(what a round's attackers trained, how many reports the round has) → what they send."""

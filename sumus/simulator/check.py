@@ -9,6 +9,8 @@ import numpy as np
 
 from sumus.aggregate import BUFFERS
 from sumus.errors import DivergedError, ExperimentError, at_client, expect
+from sumus.executors.executor import ClientAssignment, Trained
+from sumus.executors.sequential import SequentialExecutor
 from sumus.experiment import Examples, seed_of
 from sumus.influence import Influence
 from sumus.plan import Plan
@@ -17,10 +19,8 @@ from sumus.rng import generator, key
 from sumus.simulator.population import as_population
 from sumus.task import Data, Task
 from sumus.training.cost import Cost, cost_of
-from sumus.training.executor import Assignment, Trained
 from sumus.training.observed import expect_means, note_of
 from sumus.training.program import Program, expect_gradients, one_thread, seeded, shapes_of
-from sumus.training.sequential import SequentialExecutor
 from sumus.tree import first_non_finite, nbytes
 from sumus.types import Tree
 from sumus.update.clip import global_norm
@@ -156,7 +156,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
             expect_means(program, inputs, targets)
         executor = SequentialExecutor(program, plan.algorithm.client)
         broadcast = plan.algorithm.start(program.initial_shared, program.description).broadcast
-        assignment = Assignment(client, inputs, targets, {}, key(seed, "check", client, "training"))
+        assignment = ClientAssignment(client, inputs, targets, {}, key(seed, "check", client, "training"))
         (trained,) = executor.run(broadcast, 0, [assignment])
         update = plan.algorithm.report(
             client,
@@ -171,7 +171,8 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         outputs = shapes_of(program.outputs(inputs[:2]))
         more = [people.pick(index) for index in range(1, min(MEASURED, len(people)))]
         work = [
-            Assignment(who, *program.reader.read(people, who), {}, key(seed, "check", who, "training")) for who in more
+            ClientAssignment(who, *program.reader.read(people, who), {}, key(seed, "check", who, "training"))
+            for who in more
         ]
         described = plan.with_data(data)
         updates = _measured(described, broadcast.get(BUFFERS, {}), [trained, *executor.run(broadcast, 0, work)])

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVa
 from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError
 from sumus.optimizers import ServerState
-from sumus.simulator.history import RoundRecord, Tally
-from sumus.simulator.kept import Kept
+from sumus.simulator.history import RoundRecord, RoundTally
+from sumus.simulator.kept import BestSoFar
 from sumus.storage.files import write_whole
 from sumus.text import many
 from sumus.tree import nested, unnested
@@ -50,9 +50,9 @@ class Checkpoint:
     executor: str = ""
     version: int = 0
     pending: Mapping[int, Aggregate] = field(default_factory=dict[int, Aggregate])
-    tallies: Mapping[int, Tally] = field(default_factory=dict[int, Tally])
+    tallies: Mapping[int, RoundTally] = field(default_factory=dict[int, RoundTally])
     start: RoundRecord | None = None
-    best: Kept | None = None
+    best: BestSoFar | None = None
 
     def write(self, folder: Path) -> Path:
         """Replace the folder's checkpoint in one step: a crash leaves the old one or the new one, whole."""
@@ -117,9 +117,9 @@ def _decoded(tensors: dict[str, Array]) -> Checkpoint:
     state = ServerState(nested(trees["broadcast"]), nested(trees["memory"]))
     rounds = [RoundRecord.from_json(record) for record in head["rounds"]]
     pending = {int(number): Aggregate.from_slots(slots) for number, slots in nested(trees["pending"]).items()}
-    tallies = {number: Tally.from_json(fields) for number, fields in head["tallies"]}
+    tallies = {number: RoundTally.from_json(fields) for number, fields in head["tallies"]}
     start = RoundRecord.from_json(head["start"]) if "start" in head else None
-    best = Kept(*cast(tuple[str, int, float], tuple(head["best"])), trees["best"]) if "best" in head else None
+    best = BestSoFar(*cast(tuple[str, int, float], tuple(head["best"])), trees["best"]) if "best" in head else None
     executor, version = head["executor"], head["version"]
     return Checkpoint(
         head["identity"], state, trees["clients"], rounds, executor, version, pending, tallies, start, best

@@ -27,7 +27,7 @@ import numpy as np
 from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError
 from sumus.interrupt import undisturbed
-from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Sums, Trainer
+from sumus.simulator.share import ELSEWHERE, CannotTravel, ClientResult, Group, RunSetting, Sums, Trainer
 from sumus.simulator.travel import dumps
 from sumus.simulator.worker import Failure, trainer_of
 from sumus.simulator.workers import AHEAD, WorkerTraceback
@@ -45,7 +45,7 @@ class Cluster:
     address: "ray" for a cluster of this machine's CPUs, as long as the run; or HOST:PORT of one that runs.
     """
 
-    def __init__(self, trainer: Trainer, setting: Setting, address: str, insecure: bool) -> None:
+    def __init__(self, trainer: Trainer, setting: RunSetting, address: str, insecure: bool) -> None:
         self._ending = ExitStack()
         self._actors: list[Any] = []
         try:
@@ -57,7 +57,7 @@ class Cluster:
 
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
-    ) -> Iterator[Result]:
+    ) -> Iterator[ClientResult]:
         """Deal groups to the actors, one ahead; then let them add up what they have."""
         waiting, owed = iter(groups), dict[Any, Any]()
         sent = self._ray.put(dumps((public, broadcast)))
@@ -97,7 +97,7 @@ class Cluster:
             self._actors = []
             self._ending.close()
 
-    def _start(self, setting: Setting, made: str) -> None:
+    def _start(self, setting: RunSetting, made: str) -> None:
         """One actor a CPU, each with the model that the seed makes."""
         arrays: list[Array] = []
         try:
@@ -175,7 +175,7 @@ class _Actor:
         self._sums = Sums()
 
     @_answering
-    def train(self, group: bytes) -> list[Result]:
+    def train(self, group: bytes) -> list[ClientResult]:
         groups = [pickle.loads(group)]
         return list(self._trainer.train(self._number, self._public, self._broadcast, groups, self._sums))
 

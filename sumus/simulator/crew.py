@@ -4,7 +4,7 @@ import re
 
 from sumus.errors import ExperimentError, extra
 from sumus.simulator.population import Population
-from sumus.simulator.share import CannotTravel, Crew, Setting, Trainer
+from sumus.simulator.share import CannotTravel, Crew, RunSetting, Trainer
 
 
 def check_workers(workers: object, device: str) -> None:
@@ -21,7 +21,7 @@ def check_workers(workers: object, device: str) -> None:
         )
 
 
-def crew_of(trainer: Trainer, setting: Setting, workers: int | str, insecure: bool) -> tuple[Crew, str | None]:
+def crew_of(trainer: Trainer, setting: RunSetting, workers: int | str, insecure: bool) -> tuple[Crew, str | None]:
     """A crew as wanted, and None; or this process alone, and why."""
     if workers == 1:
         return trainer, None
@@ -49,7 +49,7 @@ def described(workers: int | str) -> str:
     return f"in {workers} {'process' if workers == 1 else 'processes'}"
 
 
-def _together(setting: Setting) -> str | None:
+def _together(setting: RunSetting) -> str | None:
     """Why one process has to train everyone, if it has to."""
     if setting.plan.algorithm.aggregator.one_by_one:
         return "each goes on from where the one before left the model"

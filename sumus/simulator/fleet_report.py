@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sumus.fleet import DAY, Devices
+from sumus.fleet import DAY, DeviceArrays
 from sumus.simulator.picture import figure, save
-from sumus.simulator.timeline import Played, Totals, Work
+from sumus.simulator.timeline import Played, RoundWork, Totals
 from sumus.types import Array, Floats
 
 CLASSES = 10
@@ -105,7 +105,7 @@ class FleetReport:
 class Attendance:
     """Who took part in the rounds that are over, and what they cost: what a `FleetReport` is made of."""
 
-    def __init__(self, devices: Devices, work: Work, planned: float) -> None:
+    def __init__(self, devices: DeviceArrays, work: RoundWork, planned: float) -> None:
         self._pace, self._planned = work.seconds(devices), planned
         self._participations = np.zeros(len(devices), np.int64)
         self._rounds = self._abandoned = 0

@@ -129,7 +129,7 @@ class BestModel:
 
 
 @dataclass
-class Tally:
+class RoundTally:
     """What a round adds up besides its sum. staleness: of each report, in versions."""
 
     clients: int = 0
@@ -146,7 +146,7 @@ class Tally:
         self.seen += loss[1]
         self.staleness[late] = self.staleness.get(late, 0) + 1
 
-    def add(self, other: "Tally") -> None:
+    def add(self, other: "RoundTally") -> None:
         """What another one counted."""
         self.clients += other.clients
         self.examples += other.examples
@@ -155,18 +155,18 @@ class Tally:
         for late, count in other.staleness.items():
             self.staleness[late] = self.staleness.get(late, 0) + count
 
-    def copy(self) -> "Tally":
+    def copy(self) -> "RoundTally":
         """Another one like it."""
         return dataclasses.replace(self, staleness=dict(self.staleness))
 
     @staticmethod
-    def from_json(fields: Mapping[str, Any]) -> "Tally":
+    def from_json(fields: Mapping[str, Any]) -> "RoundTally":
         """Of its fields as JSON."""
         plain: dict[str, Any] = {
             **fields,
             "staleness": {int(late): count for late, count in fields["staleness"].items()},
         }
-        return Tally(**plain)
+        return RoundTally(**plain)
 
 
 def strict(value: Any) -> Any:

@@ -6,7 +6,7 @@ from sumus.types import Array, Tree
 
 
 @dataclass(frozen=True)
-class Kept:
+class BestSoFar:
     """The best model so far: by which metric, in which round (0 is before the first), its value there, and its published
     leaves."""
 

@@ -17,7 +17,7 @@ from sumus.text import whole_number
 from sumus.types import Array
 
 if TYPE_CHECKING:
-    from sumus.training.executor import Trained
+    from sumus.executors.executor import Trained
 
 
 class Population(Mapping[Any, Examples]):

@@ -92,7 +92,7 @@ class TerminalProgress:
             yield show
 
 
-class Standing:
+class ProgressFile:
     """Writes where a run stands into its folder, for whoever looks from outside: at most once a second, and at the end.
 
     folder: None for a run without one.  rounds: that are wanted.

@@ -15,7 +15,7 @@ from sumus.fleet import DAY, Fleet
 from sumus.pacing import Pacing
 from sumus.rng import generator
 from sumus.simulator.fleet_report import Attendance, FleetReport
-from sumus.simulator.timeline import ServerCost, Timeline, Work
+from sumus.simulator.timeline import RoundWork, ServerCost, Timeline
 from sumus.simulator.traces import devices_of
 from sumus.types import plain_number
 
@@ -60,7 +60,7 @@ def rehearse(
     if not fleet.timed:
         raise ExperimentError("in a fleet where nothing takes time no time goes by: give Fleet(seconds=, ...)")
     drawn = devices_of(fleet, devices, generator(seed, "devices"))
-    work = Work(down=down, up=up)
+    work = RoundWork(down=down, up=up)
     timeline = Timeline(pacing, fleet, drawn, work, seed, cost=server, outages=outages)
     attendance = Attendance(drawn, work, pacing.checkins)
     with _uncollected():

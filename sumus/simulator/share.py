@@ -16,12 +16,12 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from sumus.aggregate import Aggregate, RunningSum
 from sumus.errors import ParticipantError, SumusError
+from sumus.executors.executor import ClientAssignment, Executor, Trained
+from sumus.executors.witness import Witness
 from sumus.plan import Plan
 from sumus.rng import generator_of, key
 from sumus.simulator.population import Population
-from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.program import Program
-from sumus.training.witness import Witness
 from sumus.tree import sha256
 from sumus.types import Broadcast
 from sumus.work import ClientState, ClientWork
@@ -34,7 +34,7 @@ ELSEWHERE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class ClientJob:
     """One client's work in a round, whose report is counted.
 
     state: what it kept from earlier rounds.  again: how often it had work in this round before.  most_steps: that it has time
@@ -49,7 +49,7 @@ class Errand:
     staleness: int = 0
 
 
-Group: TypeAlias = Sequence[Errand]
+Group: TypeAlias = Sequence[ClientJob]
 """Clients that train together."""
 
 
@@ -71,7 +71,7 @@ class Sums(defaultdict[int, RunningSum]):
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunSetting:
     """What it takes to train shares of a run's rounds: the same in every process.
 
     plan: with its data declared, and its task with its code.  executor: makes one, of a program and the clients' work.  skips:
@@ -89,7 +89,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Result:
+class ClientResult:
     """What came of one client's training.
 
     into: the number of the sum that it is in.  metrics: (sum, count) by name.  nbytes: of its report.  became: whether that is
@@ -110,7 +110,7 @@ class Result:
     moved: tuple[str, ...] = ()
 
     @property
-    def settled(self) -> "Result":
+    def settled(self) -> "ClientResult":
         """The same without the state, which is kept elsewhere."""
         return replace(self, state={}) if self.state else self
 
@@ -124,7 +124,7 @@ class Crew(Protocol):
 
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
-    ) -> Iterator[Result]:
+    ) -> Iterator[ClientResult]:
         """Train clients on the model of round `number`, from 0. `sums` are whole when the iterator ends.
 
         public: what all who report share (`public_seed`).
@@ -155,16 +155,16 @@ def public_seed(plan: Plan, seed: int, number: int) -> bytes:
     return key(seed, "round", 0 if plan.pacing.buffered else number, "public")
 
 
-def _failed(errand: Errand, error: SumusError, examples: int = 0) -> Result:
+def _failed(errand: ClientJob, error: SumusError, examples: int = 0) -> ClientResult:
     """What came of a client whose part of the round failed: nothing, and why."""
     why = str(error).removeprefix(f"client {errand.client!r}: ")
-    return Result(errand.client, errand.into, examples, {}, 0, "failed", {}, None, why[:300])
+    return ClientResult(errand.client, errand.into, examples, {}, 0, "failed", {}, None, why[:300])
 
 
-def _without_failed(results: Iterable[Trained | Result], failed: list[Result]) -> Iterator[Trained]:
+def _without_failed(results: Iterable[Trained | ClientResult], failed: list[ClientResult]) -> Iterator[Trained]:
     """Those that trained; the others are put aside."""
     for one in results:
-        if isinstance(one, Result):
+        if isinstance(one, ClientResult):
             failed.append(one)
         else:
             yield one
@@ -173,7 +173,7 @@ def _without_failed(results: Iterable[Trained | Result], failed: list[Result]) -
 class Trainer:
     """A `Crew` of one: trains in this process, on one program."""
 
-    def __init__(self, setting: Setting, program: Program) -> None:
+    def __init__(self, setting: RunSetting, program: Program) -> None:
         self.program = program
         self.executor = setting.executor(program, setting.plan.algorithm.client)
         self.witness = Witness(program, setting.clients, self.read_anew)
@@ -192,10 +192,10 @@ class Trainer:
 
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
-    ) -> Iterator[Result]:
+    ) -> Iterator[ClientResult]:
         """Train clients; a group is one call of the executor, and where groups do not matter to it, all of them are."""
-        errands: dict[Any, Errand] = {}
-        trained: Iterator[Trained | Result]
+        errands: dict[Any, ClientJob] = {}
+        trained: Iterator[Trained | ClientResult]
         if self._setting.skips:
             trained = self._skipping(broadcast, number, groups, errands)
         else:
@@ -203,16 +203,20 @@ class Trainer:
             trained = chain.from_iterable(
                 self._run(broadcast, number, self._assignments(number, run, errands)) for run in runs
             )
-        failed: list[Result] = []
+        failed: list[ClientResult] = []
         if (
             type(self._setting.population).sent is not Population.sent
         ):  # attackers, who know of each other in this process
             trained = self._setting.population.sent(_without_failed(trained, failed))
         for one in trained:
-            yield one if isinstance(one, Result) else self._result(one, number, public, errands.pop(one.client), sums)
+            yield (
+                one
+                if isinstance(one, ClientResult)
+                else self._result(one, number, public, errands.pop(one.client), sums)
+            )
         yield from failed
 
-    def _run(self, broadcast: Broadcast, number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
+    def _run(self, broadcast: Broadcast, number: int, assignments: Iterable[ClientAssignment]) -> Iterator[Trained]:
         return self.witness.run(self.executor, broadcast, number, assignments)
 
     def read_anew(self, client: Any) -> tuple[Any, Any]:
@@ -225,8 +229,8 @@ class Trainer:
         return tuple(self.program.moved)
 
     def _skipping(
-        self, broadcast: Broadcast, number: int, groups: Iterable[Group], errands: dict[Any, Errand]
-    ) -> Iterator[Trained | Result]:
+        self, broadcast: Broadcast, number: int, groups: Iterable[Group], errands: dict[Any, ClientJob]
+    ) -> Iterator[Trained | ClientResult]:
         """Train each group, without those whose part fails: of a group that fails, each client alone. All that came of a group is
         given before the next one is taken."""
         for group in groups:
@@ -240,7 +244,7 @@ class Trainer:
             else:
                 yield from trained
 
-    def _result(self, one: Trained, number: int, public: bytes, errand: Errand, sums: Sums) -> Result:
+    def _result(self, one: Trained, number: int, public: bytes, errand: ClientJob, sums: Sums) -> ClientResult:
         """What came of a client that trained."""
         try:
             return self._counted(one, number, public, errand, sums[errand.into])
@@ -270,7 +274,7 @@ class Trainer:
         setting, program = self._setting, self.program
         client = setting.population.pick(setting.first)
         inputs, targets = program.reader.read(setting.population, client)
-        one = Assignment(client, inputs, targets, {}, key("proof"), most_steps=1)
+        one = ClientAssignment(client, inputs, targets, {}, key("proof"), most_steps=1)
         state = setting.plan.algorithm.start(program.initial_shared, setting.plan.description)
         (trained,) = self.executor.run(state.broadcast, 0, [one])
         program.begin_anew()
@@ -282,20 +286,22 @@ class Trainer:
     def close(self) -> None:
         """Nothing was begun."""
 
-    def _assignments(self, number: int, group: Iterable[Errand], errands: dict[Any, Errand]) -> Iterator[Assignment]:
+    def _assignments(
+        self, number: int, group: Iterable[ClientJob], errands: dict[Any, ClientJob]
+    ) -> Iterator[ClientAssignment]:
         """Each client's work. errands: those that were begun, by client."""
         for errand in group:
             errands[errand.client] = errand
             inputs, targets = self.program.reader.read(self._setting.population, errand.client)
             own_key = self._key(number, errand, "training")
-            yield Assignment(errand.client, inputs, targets, errand.state, own_key, errand.most_steps)
+            yield ClientAssignment(errand.client, inputs, targets, errand.state, own_key, errand.most_steps)
 
-    def _key(self, number: int, errand: Errand, purpose: str) -> bytes:
+    def _key(self, number: int, errand: ClientJob, purpose: str) -> bytes:
         """For what is random about an errand: another one each time that a client has the same round's work again."""
         again = [errand.again] if errand.again else []
         return key(self._setting.seed, "round", number, "client", errand.client, purpose, *again)
 
-    def _counted(self, one: Trained, number: int, public: bytes, errand: Errand, total: RunningSum) -> Result:
+    def _counted(self, one: Trained, number: int, public: bytes, errand: ClientJob, total: RunningSum) -> ClientResult:
         """Report what was trained, and count it in."""
         setting, algorithm = self._setting, self._setting.plan.algorithm
         alone, size = None, 0
@@ -316,4 +322,6 @@ class Trainer:
                 raise
             became = "refused"
         moved = tuple(self.program.moved)
-        return Result(one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone, moved=moved)
+        return ClientResult(
+            one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone, moved=moved
+        )

@@ -6,12 +6,12 @@ from typing import Any, Literal, TypeAlias, TypedDict, Unpack, get_args
 
 from sumus.algorithm import Algorithm
 from sumus.errors import ExperimentError, expect
+from sumus.executors.choice import ExecutorChoice
 from sumus.experiment import Evaluate, Examples, Experiment, expect_population, seed_of
 from sumus.fleet import PERFECT, Fleet
 from sumus.pacing import Pacing
 from sumus.plan import ADDING, Plan
 from sumus.simulator.after_round import AfterRound
-from sumus.simulator.choice import Choice
 from sumus.simulator.crew import check_workers
 from sumus.simulator.history import History
 from sumus.simulator.progress import Progress, progress_of
@@ -123,7 +123,7 @@ def run(experiment: Experiment, **options: Unpack[RunOptions]) -> History:
     ):
         if given not in known:
             raise ExperimentError(f"{name}={given!r:.80}: give one of {', '.join(known)}")
-    wanted = None if executor == "auto" else Choice.parse(executor)
+    wanted = None if executor == "auto" else ExecutorChoice.parse(executor)
     with one_thread(), seeded(experiment.seed), generators_seeded(experiment.seed):
         states = MemoryClientStates() if client_states is None else client_states
         if isinstance(states, str | Path):

@@ -17,33 +17,33 @@ from typing import Any
 
 from sumus.aggregate import Aggregate
 from sumus.errors import DataError, ExperimentError, Interrupted, SumusError, TaskError, at_client, own_code
+from sumus.executors.choice import AUTOGRAD, ExecutorChoice, ExecutorChosen, RunLength, checked, choose, processes
+from sumus.executors.executor import ClientAssignment
+from sumus.executors.recall import recall_of_this_user
+from sumus.executors.witness import examples_of, notes_of
 from sumus.experiment import Experiment
 from sumus.interrupt import undisturbed, whole
 from sumus.optimizers import ServerState
 from sumus.rng import generator, key
 from sumus.simulator.after_round import AfterRound, RoundListener, RoundOutcome
 from sumus.simulator.checkpoint import Checkpoint
-from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, RunLength, checked, choose, processes
 from sumus.simulator.crew import crew_of, described
 from sumus.simulator.evaluation import MOST_NOTES, Evaluation
 from sumus.simulator.fleet_report import Attendance
-from sumus.simulator.history import BestModel, History, RoundRecord, Tally, failures_of
+from sumus.simulator.history import BestModel, History, RoundRecord, RoundTally, failures_of
 from sumus.simulator.participation import joined_of, present_at
 from sumus.simulator.population import as_population
-from sumus.simulator.progress import Progress, Show, Standing
-from sumus.simulator.recall import recall_of_this_user
-from sumus.simulator.share import Crew, Errand, Group, Result, Setting, Sums, Trainer, public_seed
+from sumus.simulator.progress import Progress, ProgressFile, Show
+from sumus.simulator.share import ClientJob, ClientResult, Crew, Group, RunSetting, Sums, Trainer, public_seed
 from sumus.simulator.stopping import Stopping
-from sumus.simulator.timeline import Counted, Played, Timeline, Work
+from sumus.simulator.timeline import CountedReport, Played, RoundWork, Timeline
 from sumus.simulator.traces import devices_of, trace_digest
 from sumus.site import Site
 from sumus.spec import canonical_json, to_json
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
-from sumus.training.executor import Assignment
 from sumus.training.observed import expect_means, observe
 from sumus.training.program import EVALUATION_BATCH, Program
-from sumus.training.witness import examples_of, notes_of
 from sumus.tree import nbytes, sha256
 from sumus.types import Broadcast, Tree
 from sumus.work import ClientState
@@ -54,7 +54,7 @@ _REHEARSED = 100_000
 """Clients beyond which rounds are not played in advance."""
 
 
-def _waves(counted: Sequence[Counted]) -> Iterator[list[Counted]]:
+def _waves(counted: Sequence[CountedReport]) -> Iterator[list[CountedReport]]:
     """Each client at most once in a wave: who has work on one model twice begins with what was kept of the first."""
     for again in range(1 + max((one.again for one in counted), default=0)):
         if wave := [one for one in counted if one.again == again]:
@@ -80,12 +80,12 @@ def _writable(out: Path | None) -> Path | None:
 
 
 @dataclass(frozen=True)
-class Received:
+class RoundReports:
     """What clients have reported while a round is played. sums, tallies: of rounds, by number.  settled: for each client that
     trained, whether what it keeps is to be kept.  failed: clients whose part failed, each with why."""
 
     sums: Sums
-    tallies: dict[int, Tally]
+    tallies: dict[int, RoundTally]
     settled: dict[str, bool]
     failed: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -119,7 +119,7 @@ class Simulation:
         self.plan = experiment.plan.with_data(data)
         self.task = self.plan.description
         self.joined = joined_of(self.population, experiment)
-        self.setting = Setting(self.plan, self.population, experiment.seed, AUTOGRAD.executor, skips, self.first)
+        self.setting = RunSetting(self.plan, self.population, experiment.seed, AUTOGRAD.executor, skips, self.first)
         self.trainer = Trainer(self.setting, self.program)
         self.crew: Crew = self.trainer
         self.how = ""
@@ -162,7 +162,7 @@ class Simulation:
         self,
         checkpoint_every: int,
         progress: Progress,
-        executor: Choice | None,
+        executor: ExecutorChoice | None,
         workers: int | str | None,
         insecure: bool,
         after_round: AfterRound | None = None,
@@ -181,13 +181,13 @@ class Simulation:
             if self.out is not None:
                 self._write(self._checkpoint())
                 history.write(self.out)
-                Standing(self.out, self.experiment.rounds).note(self.at.rounds, history.stopped)
+                ProgressFile(self.out, self.experiment.rounds).note(self.at.rounds, history.stopped)
             return history
         except KeyboardInterrupt:
             with undisturbed():
                 checkpoint = self._checkpoint()
                 kept = f", kept in {self.out}: {self.again} to go on" if self._write(checkpoint) else ""
-                Standing(self.out, self.experiment.rounds).note(self.at.rounds, "interrupted")
+                ProgressFile(self.out, self.experiment.rounds).note(self.at.rounds, "interrupted")
                 message = f"stopped after round {self.done} of {self.experiment.rounds}{kept}"
                 raise Interrupted(message, self._history("interrupted"), checkpoint) from None
         except Exception as error:
@@ -196,7 +196,7 @@ class Simulation:
                 with suppress(SumusError, AttributeError):  # no model to release, no attributes
                     vars(error).update(history=self._history("error"), checkpoint=checkpoint)
                 self._write(checkpoint)
-                Standing(self.out, self.experiment.rounds).note(self.at.rounds, "error")
+                ProgressFile(self.out, self.experiment.rounds).note(self.at.rounds, "error")
             raise
 
     def _first_notes(self, client: Any, inputs: Any, targets: Any) -> Iterator[str]:
@@ -222,17 +222,17 @@ class Simulation:
             if self.program.observed is None:
                 self.program.observed = observe(self.program, *self.program.reader.read(self.population, client))
 
-    def _staff(self, wanted: Choice | None, workers: int | str | None, insecure: bool) -> None:
+    def _staff(self, wanted: ExecutorChoice | None, workers: int | str | None, insecure: bool) -> None:
         """Decide how clients are trained, and by how many processes, and start these."""
         work, broadcast = self.plan.algorithm.client, self.at.state.broadcast
         cohort = 1 if self.plan.algorithm.aggregator.one_by_one else self.plan.pacing.cohort
         run = RunLength.of(self.program, work, *self._tried(1, 1), clients=self._left)
         if wanted == AUTOGRAD:
-            chosen = Chosen(AUTOGRAD, "as asked for")
+            chosen = ExecutorChosen(AUTOGRAD, "as asked for")
         elif wanted is not None:
             chosen = checked(wanted, self.program, work, self._tried(cohort, 4), broadcast)
         elif self.at.executor:
-            chosen = Chosen(Choice.parse(self.at.executor), "as in the rounds before")
+            chosen = ExecutorChosen(ExecutorChoice.parse(self.at.executor), "as in the rounds before")
         else:
             several = partial(self._tried, cohort)
             chosen = choose(self.program, work, several, broadcast, run, recall_of_this_user())
@@ -263,19 +263,19 @@ class Simulation:
         """How often a client is still to train."""
         return (self.experiment.rounds - self.done) * self.plan.pacing.cohort
 
-    def _tried(self, cohort: int, most: int) -> list[Assignment]:
+    def _tried(self, cohort: int, most: int) -> list[ClientAssignment]:
         """The first clients as they would train, to try executors on; one whose examples cannot be read is left out."""
-        tried: list[Assignment] = []
+        tried: list[ClientAssignment] = []
         last = min(self.first + min(cohort, most), len(self.population))
         for client in (self.population.pick(index) for index in range(self.first, last)):
             with suppress(DataError):  # the round that picks it will say so
                 examples = self.program.reader.read(self.population, client)
-                tried.append(Assignment(client, *examples, {}, key("tried", client)))
+                tried.append(ClientAssignment(client, *examples, {}, key("tried", client)))
         return tried
 
     def _rounds(self, checkpoint_every: int, show: Show, listener: RoundListener) -> None:
         """Play them, keep what there is now and then, and tell the user's function of each."""
-        saved, standing = self.done, Standing(self.out, self.experiment.rounds)
+        saved, standing = self.done, ProgressFile(self.out, self.experiment.rounds)
         if self.experiment.evaluate.first and self.at.start is None:
             self._measure_start()
             if self._is_told_to_stop(listener):
@@ -291,7 +291,7 @@ class Simulation:
                 return
 
     def _look_again(self) -> None:
-        """See whether the first clients still give what they gave (`sumus.training.witness`)."""
+        """See whether the first clients still give what they gave (`sumus.executors.witness`)."""
         self.program.moved |= dict.fromkeys(self.crew.look_again())
 
     def _is_told_to_stop(self, listener: RoundListener) -> bool:
@@ -385,7 +385,7 @@ class Simulation:
 
         rounds = self.plan.edges.rounds  # a site's devices have that many times the work
         up, down = self.plan.first_hop.nbytes, self._broadcast_bytes(self.at.state)
-        work = Work(
+        work = RoundWork(
             lambda position: self.plan.algorithm.client.step_count(examples(position)) * rounds,
             lambda position: examples(position) / mean(),
             down * rounds,
@@ -447,13 +447,13 @@ class Simulation:
             self.at = after
 
     def _played(
-        self, counted: list[Counted], played: Played, began: float, at: Checkpoint, settled: dict[str, bool]
+        self, counted: list[CountedReport], played: Played, began: float, at: Checkpoint, settled: dict[str, bool]
     ) -> Checkpoint:
         """Train, sum, step, evaluate. settled: for each client that trained, whether what it keeps is to be kept."""
         state, pending = at.state, Sums()
         tallies = {number: tally.copy() for number, tally in at.tallies.items()}
         pending.add(at.pending)
-        received = Received(pending, tallies, settled)
+        received = RoundReports(pending, tallies, settled)
         if self.plan.algorithm.aggregator.one_by_one:  # the model travels
             places = {self.population.pick(one.position): one for one in counted}
             for client in self.population.in_order(list(places)):
@@ -461,7 +461,7 @@ class Simulation:
         elif played.published:
             state = self._sum_and_step(counted, played.number, state, received)
         self._expect_some(received, played.number)
-        tally = tallies.pop(played.number, Tally())
+        tally = tallies.pop(played.number, RoundTally())
         loss = tally.loss / tally.seen if tally.clients else math.nan
         evaluations, spreads = self._evaluate(played.number, state, settled)
         failed, reasons = received.failed, played.dropped.copy()
@@ -497,7 +497,7 @@ class Simulation:
         return self._with_best(after, record)
 
     @staticmethod
-    def _expect_some(received: Received, number: int) -> None:
+    def _expect_some(received: RoundReports, number: int) -> None:
         """Refuse a round in which the part of everyone who trained failed: there is more wrong than one client."""
         if received.failed and not any(received.settled.values()):
             client, why = next(iter(received.failed.items()))
@@ -508,10 +508,10 @@ class Simulation:
 
     def _sum_and_step(
         self,
-        counted: Sequence[Counted],
+        counted: Sequence[CountedReport],
         number: int,
         state: ServerState,
-        received: Received,
+        received: RoundReports,
     ) -> ServerState:
         """Let clients train from a state, add what they report to the sums that it is counted in, take the step of one."""
         algorithm, people = self.plan.algorithm, len(present_at(self.joined, number, len(self.population)))
@@ -534,20 +534,20 @@ class Simulation:
 
     def _through_sites(
         self,
-        counted: Sequence[Counted],
+        counted: Sequence[CountedReport],
         number: int,
         public: bytes,
         broadcast: Broadcast,
-        received: Received,
+        received: RoundReports,
     ) -> None:
         """Let each site's clients do its rounds among themselves, and add what it sends up. Its last round is what is told of."""
         rounds = self.plan.edges.rounds
         for members in self._by_site(counted).values():
             site, count = Site.of(self.plan.algorithm, self.task, self.plan.sums, public, broadcast), 0
-            told = dict[int, Tally]()  # of the last round
+            told = dict[int, RoundTally]()  # of the last round
             for done in range(rounds):
                 told.clear()
-                own = Received(Sums(), told, received.settled, received.failed)
+                own = RoundReports(Sums(), told, received.settled, received.failed)
                 wave = [
                     replace(one, again=done, most_steps=_part_of(one.most_steps, rounds))
                     for one in members
@@ -560,11 +560,11 @@ class Simulation:
             if count:
                 received.sums[number].add(site.total(count))
             for into, tally in told.items():
-                received.tallies.setdefault(into, Tally()).add(tally)
+                received.tallies.setdefault(into, RoundTally()).add(tally)
 
-    def _by_site(self, counted: Sequence[Counted]) -> Mapping[tuple[Hashable, int], list[Counted]]:
+    def _by_site(self, counted: Sequence[CountedReport]) -> Mapping[tuple[Hashable, int], list[CountedReport]]:
         """Whose reports come through which edge, and into which sum."""
-        found = defaultdict[tuple[Hashable, int], list[Counted]](list)
+        found = defaultdict[tuple[Hashable, int], list[CountedReport]](list)
         for one in counted:
             found[self._site(one.position), one.into].append(one)
         return found
@@ -583,18 +583,18 @@ class Simulation:
             return site
         return position * sites // len(self.population)
 
-    def _bytes_above(self, counted: Sequence[Counted]) -> int:
+    def _bytes_above(self, counted: Sequence[CountedReport]) -> int:
         if not self.experiment.sites:
             return 0
         return sum(self.plan.first_hop.sum_nbytes(len(members)) for members in self._by_site(counted).values())
 
     def _reported(
         self,
-        wave: Sequence[Counted],
+        wave: Sequence[CountedReport],
         number: int,
         public: bytes,
         broadcast: Broadcast,
-        received: Received,
+        received: RoundReports,
     ) -> list[Aggregate]:
         """Let clients train, each once, and report; aggregates of one, where they are needed apart."""
         alone, results = list[Aggregate](), self._trained(wave, number, public, broadcast, received.sums)
@@ -604,16 +604,16 @@ class Simulation:
             if result.became == "failed":
                 received.failed[str(result.client)] = result.why
             if result.became == "counted":
-                tally = received.tallies.setdefault(one.into, Tally())
+                tally = received.tallies.setdefault(one.into, RoundTally())
                 tally.count(result.examples, result.metrics["loss"], one.staleness)
                 alone += [result.alone] if result.alone is not None else []
         return alone
 
     def _trained(
-        self, wave: Sequence[Counted], number: int, public: bytes, broadcast: Broadcast, sums: Sums
-    ) -> dict[Any, Result]:
+        self, wave: Sequence[CountedReport], number: int, public: bytes, broadcast: Broadcast, sums: Sums
+    ) -> dict[Any, ClientResult]:
         """Train clients, each once; what they keep is pending."""
-        results, again = dict[Any, Result](), wave[0].again > 0
+        results, again = dict[Any, ClientResult](), wave[0].again > 0
         for result in self.crew.train(number, public, broadcast, self._groups(wave), sums):
             if result.state:
                 if again:
@@ -624,7 +624,7 @@ class Simulation:
             self._note(result)
         return results
 
-    def _groups(self, wave: Sequence[Counted]) -> Iterator[Group]:
+    def _groups(self, wave: Sequence[CountedReport]) -> Iterator[Group]:
         """Who trains together, and what they kept, in the order to deal them; a group's states are read as it is asked for."""
         clients = [self.population.pick(one.position) for one in wave]
         if self.trainer.executor.needs_sizes:
@@ -637,10 +637,10 @@ class Simulation:
                 places.sort(key=lambda place: -self.sizes.get(clients[place[0]], math.inf))
         return ([self._errand(clients[place], wave[place]) for place in group] for group in places)
 
-    def _errand(self, client: Any, one: Counted) -> Errand:
+    def _errand(self, client: Any, one: CountedReport) -> ClientJob:
         kept = self.states.pending(str(client)) if one.again else None
         state = self.states.get(str(client)) if kept is None else kept
-        return Errand(client, state, one.again, one.most_steps, one.into, one.staleness)
+        return ClientJob(client, state, one.again, one.most_steps, one.into, one.staleness)
 
     def _evaluate(self, number: int, state: ServerState, settled: Mapping[str, bool]) -> tuple[Any, Any]:
         """What there is to measure after this round, each client with the state that it will have."""
@@ -653,7 +653,7 @@ class Simulation:
             return {}, {}
         return self.evaluation.measure(self._published(state), state_of)
 
-    def _note(self, result: Result) -> None:
+    def _note(self, result: ClientResult) -> None:
         """What the user should know of a client's report."""
         self.program.moved |= dict.fromkeys(result.moved)
         if result.became == "refused":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sumus.errors import ExperimentError
 from sumus.experiment import Evaluate
 from sumus.simulator.history import RoundRecord
-from sumus.simulator.kept import Kept
+from sumus.simulator.kept import BestSoFar
 from sumus.types import Tree
 
 
@@ -33,19 +33,19 @@ class Stopping:
         """Whether a record was measured in its turn: an earlier, shorter run may have measured its last round besides."""
         return record.round % self.wanted.every == 0 and bool(record.metrics)
 
-    def improves(self, record: RoundRecord, kept: Kept | None) -> bool:
+    def improves(self, record: RoundRecord, kept: BestSoFar | None) -> bool:
         """Whether a record is better than the best so far. The first of equal ones stays; NaN is the worst."""
         name = self.wanted.best
         if name is None or name not in record.metrics:
             return False
         return kept is None or self._rank(record.metrics[name]) > self._rank(kept.value)
 
-    def kept(self, record: RoundRecord, model: Tree) -> Kept:
+    def kept(self, record: RoundRecord, model: Tree) -> BestSoFar:
         """A record's model as the best one."""
         assert self.wanted.best is not None
-        return Kept(self.wanted.best, record.round, record.metrics[self.wanted.best], model)
+        return BestSoFar(self.wanted.best, record.round, record.metrics[self.wanted.best], model)
 
-    def why(self, rounds: Sequence[RoundRecord], kept: Kept | None) -> str | None:
+    def why(self, rounds: Sequence[RoundRecord], kept: BestSoFar | None) -> str | None:
         """Why a run of these rounds ends: "target" or "patience"; None where it goes on."""
         if rounds and self.is_due(rounds[-1]) and self._reached(rounds[-1]):
             return "target"

@@ -21,30 +21,30 @@ from typing import Any
 import numpy as np
 
 from sumus.errors import ExperimentError
-from sumus.fleet import DAY, MINUTE, Devices, Fate, Fleet
+from sumus.fleet import DAY, MINUTE, DeviceArrays, Fate, Fleet
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol import session as device
 from sumus.protocol.round import (
-    Accept,
+    AcceptReport,
     Action,
-    Assign,
+    AssignWork,
     CheckIn,
-    Close,
-    Later,
-    Refuse,
+    CloseRound,
+    ComeLater,
+    RefuseReport,
     Round,
     Session,
-    Settle,
-    Stage,
+    SettleSession,
+    StageReport,
     State,
     begins_at,
     lets_go_at,
     over_at,
 )
-from sumus.protocol.session import DeviceState, Floor, Offer, Phase
+from sumus.protocol.session import DeviceState, Floor, Phase, WorkOffer
 from sumus.protocol.steering import window
 from sumus.rng import generator
-from sumus.server.coordinator import Coordinator
+from sumus.rounds.coordinator import Coordinator
 from sumus.simulator.calendar import Calendar
 from sumus.simulator.participation import FIRST_ROUND, Passes, present_at
 from sumus.storage.memory import MemoryStore
@@ -62,7 +62,7 @@ _SLICE = 10.0
 
 
 @dataclass(frozen=True)
-class Work:
+class RoundWork:
     """What a round asks of each device, by position. steps: of its training.  share: its examples over the mean client's.
 
     down, up: bytes of broadcasts and of reports.  times: how often it trains, in rounds of its edge's own; steps, down and up are
@@ -75,7 +75,7 @@ class Work:
     up: int = 0
     times: int = 1
 
-    def seconds(self, devices: Devices) -> Floats:
+    def seconds(self, devices: DeviceArrays) -> Floats:
         """What a round takes each device, transfers and all. Shape `(n,)`."""
         total = devices.seconds * self.times
         for nbytes, rate in ((self.down, devices.down), (self.up, devices.up)):
@@ -94,7 +94,7 @@ class ServerCost:
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountedReport:
     """A report in a sum. position: of its client.  again: how often that had work on this model before.  into: the round that
     it is counted in.  staleness: in versions.  most_steps: that it had time for.  seconds: that it worked.
     """
@@ -117,7 +117,7 @@ class Played:
     number: int
     ended: float
     published: bool
-    counted: list[Counted]
+    counted: list[CountedReport]
     given: int
     dropped: Counter[str]
     bytes_up: int
@@ -175,8 +175,8 @@ class Timeline:
         self,
         pacing: Pacing,
         fleet: Fleet,
-        devices: Devices,
-        work: Work,
+        devices: DeviceArrays,
+        work: RoundWork,
         seed: int,
         name: Callable[[int], Any] | None = None,
         cost: ServerCost = ServerCost(),
@@ -205,8 +205,8 @@ class Timeline:
         self._owing = np.zeros(len(devices), bool)
         self._given: tuple[int, Counter[int]] = (-1, Counter())
         self._open_versions: Counter[int] = Counter()
-        self._counted: dict[int, list[Counted]] = {}
-        self._by_version: dict[int, list[Counted]] = {}
+        self._counted: dict[int, list[CountedReport]] = {}
+        self._by_version: dict[int, list[CountedReport]] = {}
         self._played: dict[int, Played] = {}
         self._dropped: dict[int, Counter[str]] = {}
         self._bytes, self._ended = (0, 0), 0.0
@@ -238,7 +238,7 @@ class Timeline:
                 raise ExperimentError(self._stuck(number))
         return self._played[number]
 
-    def based_on(self, version: int) -> list[Counted]:
+    def based_on(self, version: int) -> list[CountedReport]:
         """Run until everyone who was given a published model has ended; those whose report is in a sum, in their order."""
         assert version < self._store.run.version, "this model's round is not over"
         while self._open_versions[version] and self._advance() and not self._is_stuck():
@@ -423,7 +423,7 @@ class Timeline:
         """No work now: all of them come back within one window; where nobody answers, within the one that each has."""
         if not self._down():
             (later,) = self._server.check_in("", CheckIn("", 1, _ALL), self.now)
-            assert isinstance(later, Later)
+            assert isinstance(later, ComeLater)
             self._windows[who] = later.window
             self.totals.reasons[later.reason] += len(who)
         windows = np.asarray(self._windows[who], np.float64)
@@ -441,8 +441,8 @@ class Timeline:
     def _check_in(self, who: int) -> None:
         """One device asks, and is answered."""
         state = self._states.get(who, DeviceState(window=tuple(self._windows[who].tolist())))
-        state, (ask,) = device.step(state, device.Wake(f"{who}/{state.serial + 1}"), _FREE)
-        assert isinstance(ask, device.Ask)
+        state, (ask,) = device.step(state, device.WakeUp(f"{who}/{state.serial + 1}"), _FREE)
+        assert isinstance(ask, device.SendCheckIn)
         self._states[who] = state
         self._due[who] = -1.0
         if self._is_lost():
@@ -450,12 +450,12 @@ class Timeline:
             return
         for action in self._server.check_in(str(who), CheckIn(ask.session, ask.serial, _ALL, ask.previous), self.now):
             match action:
-                case Settle(session, outcome):
+                case SettleSession(session, outcome):
                     self._told(who, device.Settled(session, outcome))
-                case Later(times, reason):
+                case ComeLater(times, reason):
                     self.totals.reasons[reason] += 1
-                    self._told(who, device.Told(times))
-                case Assign(session):
+                    self._told(who, device.ToldLater(times))
+                case AssignWork(session):
                     self._begin(who, session)
                 case _:
                     self._act(action)
@@ -501,7 +501,7 @@ class Timeline:
         upload = work.up / float(devices.up[who])
         self._workers[who] = _Worker(session, fate, again, self.now, seconds + upload)
         self.totals.bytes_down += work.down
-        self._told(who, device.Assigned(Offer(session.id)))
+        self._told(who, device.Assigned(WorkOffer(session.id)))
         if self._pacing.deadline is not None:
             self._order += 1
             heapq.heappush(self._places, (session.began, self._order, session.id))
@@ -511,7 +511,7 @@ class Timeline:
         elif fate.lost or fate.late:
             self._at(self.now + seconds, self._vanish, who, session, "lost" if fate.lost else "late")
         else:
-            self._at(self.now + seconds, self._told, who, device.Trained())
+            self._at(self.now + seconds, self._told, who, device.TrainingDone())
 
     def _fail(self, who: int, reason: str) -> None:
         """It can tell the server so."""
@@ -577,20 +577,20 @@ class Timeline:
         self._owing[who] = state.unsettled
         for action in actions:
             match action:
-                case device.Send(session):
+                case device.SendReport(session):
                     self._send(who, session)
-                case device.Abort(session, reason):
+                case device.SendAbort(session, reason):
                     worker = self._workers.get(who)
                     if worker is not None:
                         self._end_work(who, worker.session, reason)
                     self._drop(who, session, reason)
-                case device.Keep(session) | device.Undo(session):
+                case device.KeepState(session) | device.UndoState(session):
                     worker = self._workers.get(who)
                     if worker is not None and worker.session.id == session:
                         self._end_work(
-                            who, worker.session, self._why(session) if isinstance(action, device.Undo) else None
+                            who, worker.session, self._why(session) if isinstance(action, device.UndoState) else None
                         )
-                case device.Sleep(times):
+                case device.SleepFor(times):
                     self._rest(who, times)
                 case _:
                     pass
@@ -619,7 +619,7 @@ class Timeline:
         if alarm != self._alarms[who] or not state.unsettled:
             return
         if state.phase is Phase.REPORTING and state.tries < 4:
-            self._told(who, device.Wake(""))
+            self._told(who, device.WakeUp(""))
         else:
             self._check_in(who)
 
@@ -642,7 +642,7 @@ class Timeline:
             self._at(self.now + device.PATIENCE, self._no_answer, who, int(self._alarms[who]))
             return
         for action in self._server.report(session, self.now):
-            if isinstance(action, Stage):
+            if isinstance(action, StageReport):
                 self._staged.setdefault(session, self.now)
                 self.totals.staged = max(self.totals.staged, len(self._staged))
                 self._commit_soon()
@@ -677,9 +677,9 @@ class Timeline:
 
     def _act(self, action: Action) -> None:
         match action:
-            case Accept(session) | Refuse(session, _):
-                self._answer(session, "counted" if isinstance(action, Accept) else "discarded")
-            case Close(number):
+            case AcceptReport(session) | RefuseReport(session, _):
+                self._answer(session, "counted" if isinstance(action, AcceptReport) else "discarded")
+            case CloseRound(number):
                 self._publishing = max(self.now, self._publishing) + self._cost.publish
                 self._at(self._publishing, self._publish, number, late=True)
             case _:
@@ -710,7 +710,7 @@ class Timeline:
             or self._last[who] >= row.sum
         ):
             return
-        counted = Counted(who, worker.again, row.sum, row.staleness, worker.fate.most_steps, worker.seconds)
+        counted = CountedReport(who, worker.again, row.sum, row.staleness, worker.fate.most_steps, worker.seconds)
         self._counted.setdefault(row.sum, []).append(counted)
         self._by_version.setdefault(row.version, []).append(counted)
         self._last[who] = row.sum

@@ -18,19 +18,19 @@ from pathlib import Path
 import numpy as np
 
 from sumus.errors import ExperimentError, unread
-from sumus.fleet import DAY, Devices, Fleet
+from sumus.fleet import DAY, DeviceArrays, Fleet
 
 COLUMNS = ("seconds", "down", "up", "clock", "online")
 
 
-def devices_of(fleet: Fleet, count: int, rng: np.random.Generator) -> Devices:
+def devices_of(fleet: Fleet, count: int, rng: np.random.Generator) -> DeviceArrays:
     """The devices of a fleet: drawn, or those of its trace."""
     if fleet.trace is None:
         return fleet.devices(count, rng)
     measured = read(Path(fleet.trace))
     who = np.arange(count) % len(measured)
     columns = (getattr(measured, name)[who] for name in ("seconds", "down", "up", "clock", "begins", "lasts"))
-    return Devices(*columns)
+    return DeviceArrays(*columns)
 
 
 def trace_digest(fleet: Fleet) -> str:
@@ -41,7 +41,7 @@ def trace_digest(fleet: Fleet) -> str:
         raise ExperimentError(f"the trace {fleet.trace} cannot be read: {unread(error)}") from error
 
 
-def read(path: Path) -> Devices:
+def read(path: Path) -> DeviceArrays:
     """The devices in a file; ExperimentError names the line that cannot be read."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -75,7 +75,7 @@ def read(path: Path) -> Devices:
         if not found:
             lasts[row] = DAY
     seconds, down, up, clock = np.array(numbers).T
-    return Devices(seconds, down, up, clock, begins, lasts)
+    return DeviceArrays(seconds, down, up, clock, begins, lasts)
 
 
 def _number(column: str, text: str, default: float | str = "") -> float:

@@ -14,29 +14,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sumus.device.device import Device, News
+from sumus.device.device import Device, DeviceNews
 from sumus.device.keys import keyed
-from sumus.device.store import MemoryStore
+from sumus.device.store import MemoryDeviceStore
 from sumus.device.training import Training
 from sumus.errors import ExperimentError, TaskError
+from sumus.executors.choice import ExecutorChoice
+from sumus.executors.witness import Witness
 from sumus.experiment import Experiment
 from sumus.fleet import PERFECT
-from sumus.operations.service import Conduct, Service, open_service
+from sumus.http.limits import Limits, Rate
+from sumus.operations.service import ServerPolicy, Service, open_service
 from sumus.optimizers import ServerState
 from sumus.protocol.session import Floor
-from sumus.server.limits import Limits, Rate
 from sumus.simulator.after_round import RoundListener
-from sumus.simulator.choice import Choice
-from sumus.simulator.history import History, Tally
+from sumus.simulator.history import History, RoundTally
 from sumus.simulator.participation import present_at
 from sumus.simulator.population import Population
 from sumus.simulator.progress import Show
 from sumus.simulator.share import public_seed
-from sumus.simulator.simulation import Received, Simulation
-from sumus.simulator.timeline import Counted
+from sumus.simulator.simulation import RoundReports, Simulation
+from sumus.simulator.timeline import CountedReport
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
-from sumus.training.witness import Witness
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
 
@@ -74,10 +74,10 @@ class WireSimulation(Simulation):
         self._stack = ExitStack()
         self._now = 0.0
         self._devices: dict[Any, Device] = {}
-        self._stores: dict[Any, MemoryStore] = {}
-        self._said: dict[Any, list[News]] = {}
+        self._stores: dict[Any, MemoryDeviceStore] = {}
+        self._said: dict[Any, list[DeviceNews]] = {}
 
-    def _staff(self, wanted: Choice | None, workers: int | str | None, insecure: bool) -> None:
+    def _staff(self, wanted: ExecutorChoice | None, workers: int | str | None, insecure: bool) -> None:
         if workers not in (None, 1):
             raise ExperimentError("through the wire, clients train one after the other: leave workers= out")
         task, seed, first = self.experiment.plan.task, self.experiment.seed, self.population.pick(0)
@@ -114,7 +114,7 @@ class WireSimulation(Simulation):
             return partial(public_seed, self.plan, seed)
 
         limits = Limits(_PLENTY, _PLENTY, _PLENTY, _PLENTY)
-        conduct = Conduct(self.task.name, MOST, group=0.0, limits=limits, seeds=seeds)
+        conduct = ServerPolicy(self.task.name, MOST, group=0.0, limits=limits, seeds=seeds)
         bundle = Bundle(self._served, self.program.initial)
         service = open_service({self.task.name: bundle}, conduct=conduct)
         self._stack.callback(service.close)
@@ -140,7 +140,7 @@ class WireSimulation(Simulation):
         """A client's device."""
         assert self._training is not None, "the run has begun"
         if client not in self._devices:
-            self._stores[client] = MemoryStore()
+            self._stores[client] = MemoryDeviceStore()
             self._devices[client] = Device(
                 "http://127.0.0.1",
                 self._training,
@@ -162,10 +162,10 @@ class WireSimulation(Simulation):
 
     def _sum_and_step(
         self,
-        counted: Sequence[Counted],
+        counted: Sequence[CountedReport],
         number: int,
         state: ServerState,
-        received: Received,
+        received: RoundReports,
     ) -> ServerState:
         """Let the round's devices take part, one after the other; the server's state after it."""
         self._enrol(number)
@@ -175,7 +175,7 @@ class WireSimulation(Simulation):
             client = self.population.pick(one.position)
             news = self._taken_part(client)
             loss = news.measured["loss"]
-            received.tallies.setdefault(one.into, Tally()).count(
+            received.tallies.setdefault(one.into, RoundTally()).count(
                 news.examples, (loss * news.examples, news.examples), 0
             )
             kept = self._devices[client].kept(self.task.name)
@@ -189,7 +189,7 @@ class WireSimulation(Simulation):
             )
         return training.state(training.model(training.version))
 
-    def _taken_part(self, client: Any) -> News:
+    def _taken_part(self, client: Any) -> DeviceNews:
         """A device's whole round: it asks, trains, reports and is told that it is counted."""
         said = self._said[client] = []
         for _ in range(3):  # a device that was out of a round may have to hear its end first

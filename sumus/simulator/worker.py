@@ -1,8 +1,9 @@
 """A worker process: trains the clients it is dealt, until whoever started it is gone.
 
-It is asked in `Message`s, in order, and gives one answer to each but `Begin`: to `Deal` the results of those clients, to `End`
-the sum over the round's clients, to `Sizes` how many examples clients hold, to `LookAgain` what the program was found to change.
-Its first answer is a proof that it computes the same; an answer that could not be given is a `Failure`, and the last one.
+It is asked in `Message`s, in order, and gives one answer to each but `RoundStart`: to `ClientBatch` the results of those
+clients, to `RoundEnd` the sum over the round's clients, to `Sizes` how many examples clients hold, to `WitnessRequest` what the
+program was found to change. Its first answer is a proof that it computes the same. If an answer cannot be given, a `Failure` is
+sent instead, as the last one.
 
 Reading and writing have threads of their own, so that neither side waits for the other while it trains.
 """
@@ -17,7 +18,7 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from sumus.simulator.share import Group, Result, Setting, Sums, Trainer
+from sumus.simulator.share import ClientResult, Group, RunSetting, Sums, Trainer
 from sumus.simulator.travel import dumps, unpacked
 from sumus.task import Task
 from sumus.training.program import Program, one_thread, seeded
@@ -28,7 +29,7 @@ LOOK_EVERY = 2.0
 
 
 @dataclass(frozen=True)
-class Begin:
+class RoundStart:
     """A round: its number, from 0, what all who report share, and what the server sends."""
 
     number: int
@@ -37,14 +38,14 @@ class Begin:
 
 
 @dataclass(frozen=True)
-class Deal:
+class ClientBatch:
     """Clients to train in the round that was begun."""
 
     group: Group
 
 
 @dataclass(frozen=True)
-class End:
+class RoundEnd:
     """No more clients in this round."""
 
 
@@ -56,7 +57,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class LookAgain:
+class WitnessRequest:
     """The rounds are over: the first client is to be trained again."""
 
 
@@ -68,7 +69,7 @@ class Failure:
     where: str
 
 
-Message: TypeAlias = Begin | Deal | End | Sizes | LookAgain
+Message: TypeAlias = RoundStart | ClientBatch | RoundEnd | Sizes | WitnessRequest
 
 
 def main(line: int, memory: int) -> None:
@@ -79,7 +80,7 @@ def main(line: int, memory: int) -> None:
     reader.start()
     threading.Thread(target=_write, args=(connection, outbox), daemon=True).start()
     try:
-        setting: Setting = unpacked(memory, inbox.get())
+        setting: RunSetting = unpacked(memory, inbox.get())
         os.close(memory)
         with one_thread(), seeded(setting.seed):
             trainer = trainer_of(setting)
@@ -90,7 +91,7 @@ def main(line: int, memory: int) -> None:
         reader.join()
 
 
-def trainer_of(setting: Setting) -> Trainer:
+def trainer_of(setting: RunSetting) -> Trainer:
     """A trainer on a program of its own, on the CPU."""
     task = setting.plan.task
     assert isinstance(task, Task)
@@ -104,13 +105,13 @@ def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]
         if isinstance(message, Sizes):
             outbox.put(dumps(trainer.sizes(message.clients)))
             continue
-        if isinstance(message, LookAgain):
+        if isinstance(message, WitnessRequest):
             outbox.put(dumps(trainer.look_again()))
             continue
-        sums, results = Sums(), list[Result]()
+        sums, results = Sums(), list[ClientResult]()
 
-        def dealt(results: list[Result] = results) -> Iterator[Group]:
-            while isinstance(message := inbox.get(), Deal):
+        def dealt(results: list[ClientResult] = results) -> Iterator[Group]:
+            while isinstance(message := inbox.get(), ClientBatch):
                 yield message.group  # and when the next one is wanted, this one is through
                 outbox.put(dumps(results))
                 results.clear()

@@ -18,9 +18,9 @@ from typing import Any
 
 from sumus.errors import ExperimentError
 from sumus.interrupt import undisturbed, unheard, whole
-from sumus.simulator.share import ELSEWHERE, CannotTravel, Group, Result, Setting, Sums, Trainer
+from sumus.simulator.share import ELSEWHERE, CannotTravel, ClientResult, Group, RunSetting, Sums, Trainer
 from sumus.simulator.travel import Spans, dumps, packed
-from sumus.simulator.worker import Begin, Deal, End, Failure, LookAgain, Message, Sizes
+from sumus.simulator.worker import ClientBatch, Failure, Message, RoundEnd, RoundStart, Sizes, WitnessRequest
 from sumus.types import Broadcast
 
 AHEAD = 2
@@ -34,7 +34,7 @@ _START = (
 class Workers:
     """A `Crew` of processes: this one, and `count` − 1 that are started for it. CannotTravel where they cannot be."""
 
-    def __init__(self, trainer: Trainer, setting: Setting, count: int) -> None:
+    def __init__(self, trainer: Trainer, setting: RunSetting, count: int) -> None:
         self._trainer = trainer
         self._children: list[_Child] = []
         proof = trainer.proof()
@@ -52,10 +52,10 @@ class Workers:
 
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
-    ) -> Iterator[Result]:
+    ) -> Iterator[ClientResult]:
         """Deal groups to the workers, and train what this process has time for."""
-        waiting, heard = iter(groups), list[Result]()
-        begin = dumps(Begin(number, public, broadcast))
+        waiting, heard = iter(groups), list[ClientResult]()
+        begin = dumps(RoundStart(number, public, broadcast))
         for child in self._children:
             child.send_bytes(begin)
         for result in self._trainer.train(number, public, broadcast, self._own(waiting, heard), sums):
@@ -66,7 +66,7 @@ class Workers:
             self._hear(None, heard)
         yield from heard
         for child in self._children:
-            child.send(End())
+            child.send(RoundEnd())
         for child in self._children:
             sums.add(child.receive())
 
@@ -85,7 +85,7 @@ class Workers:
         """Every process trains its first client again; what all of them found. One that is gone found nothing."""
         with suppress(ExperimentError):
             for child in self._children:
-                child.send(LookAgain())
+                child.send(WitnessRequest())
         found = list(self._trainer.look_again())
         with suppress(ExperimentError):
             for child in self._children:
@@ -98,7 +98,7 @@ class Workers:
             for child in self._children:
                 child.end()
 
-    def _own(self, waiting: Iterator[Group], heard: list[Result]) -> Iterator[Group]:
+    def _own(self, waiting: Iterator[Group], heard: list[ClientResult]) -> Iterator[Group]:
         """The groups that this process trains; in between it hears the others, and deals."""
         self._deal(waiting, 1)
         while (group := next(waiting, None)) is not None:
@@ -111,10 +111,10 @@ class Workers:
         """Let every worker have so many groups, as far as there are any."""
         for child in self._children:
             while child.owes < most and (group := next(waiting, None)) is not None:
-                child.send(Deal(group))
+                child.send(ClientBatch(group))
                 child.owes += 1
 
-    def _hear(self, timeout: float | None, heard: list[Result]) -> None:
+    def _hear(self, timeout: float | None, heard: list[ClientResult]) -> None:
         """Take the answers that are there; without a timeout, wait for one."""
         owing = {child.line: child for child in self._children if child.owes}
         for line in wait(list(owing), timeout):
@@ -200,7 +200,7 @@ class WorkerTraceback(Exception):
         return "\n" + str(self.args[0])
 
 
-def _packed(setting: Setting) -> Any:
+def _packed(setting: RunSetting) -> Any:
     try:
         return packed(setting)
     except Exception as error:

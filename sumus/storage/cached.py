@@ -100,7 +100,7 @@ class CachedTable:
         return rows
 
 
-class OfRows:
+class BulkStatement:
     """A statement that is said of many rows at once, which SQLAlchemy does not have to look at one by one.
 
     On PostgreSQL it takes an array for each column. Of a list of rows psycopg would make a pipeline, and as long as one is not at
@@ -138,8 +138,8 @@ class _Statements:
     key: tuple[str, ...]
     one: Select[Any]
     many: Select[Any]
-    put: OfRows
-    drop: OfRows
+    put: BulkStatement
+    drop: BulkStatement
 
 
 @cache
@@ -163,13 +163,13 @@ def _statements(table: Table, dialect: str, once: bool) -> _Statements:
         select(*columns).where(this),
         select(*columns).where(mine, *these),
         put_rows(table, dialect, once),
-        OfRows(dialect, drop, whole_key),
+        BulkStatement(dialect, drop, whole_key),
     )
 
 
 def put_rows(
     table: Table, dialect: str, once: bool = False, where: Callable[[Put], ColumnElement[bool]] | None = None
-) -> OfRows:
+) -> BulkStatement:
     """Write rows, in place of those that are there. once: none is.  where: of a row that is to take another's place."""
 
     def put(rows: Select[Any] | None) -> Put:
@@ -183,7 +183,7 @@ def put_rows(
             index_elements=list(table.primary_key), set_=others, where=None if where is None else where(new)
         )
 
-    return OfRows(dialect, put, list(table.columns))
+    return BulkStatement(dialect, put, list(table.columns))
 
 
 def insert_into(table: Table, dialect: str) -> Put:

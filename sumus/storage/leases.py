@@ -40,7 +40,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Present:
+class PresentReplica:
     """A replica that is there. name: its own.  serves: a hash of its tasks and plans."""
 
     name: str
@@ -77,7 +77,7 @@ class Leases(Protocol):
         """Be there. rows: a transaction of the same database that is under way, of which this becomes a part."""
         ...
 
-    def present(self, within: float, rows: Rows | None = None) -> Sequence[Present]:
+    def present(self, within: float, rows: Rows | None = None) -> Sequence[PresentReplica]:
         """Who was there in the last so many seconds, by name. rows: as of `beat`."""
         ...
 
@@ -175,9 +175,9 @@ class MemoryLeases:
     def beat(self, name: str, serves: str, rows: Rows | None = None) -> None:
         self._present[name] = serves, self.now()
 
-    def present(self, within: float, rows: Rows | None = None) -> Sequence[Present]:
+    def present(self, within: float, rows: Rows | None = None) -> Sequence[PresentReplica]:
         since = self.now() - within
-        return [Present(name, serves) for name, (serves, seen) in sorted(self._present.items()) if seen > since]
+        return [PresentReplica(name, serves) for name, (serves, seen) in sorted(self._present.items()) if seen > since]
 
     def raise_serials(self, asked: Mapping[str, int], known: Mapping[str, int] = {}) -> Mapping[str, int]:
         with self._lock:

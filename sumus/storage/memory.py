@@ -6,8 +6,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TypeVar
 
-from sumus.protocol.round import Device, Round, Session
-from sumus.storage.store import Fenced, Model, Rows, Run, Shard
+from sumus.protocol.round import DeviceRow, Round, Session
+from sumus.storage.store import Fenced, Model, Rows, RunRow, Shard
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -18,10 +18,10 @@ class MemoryStore:
     run: where it stands."""
 
     def __init__(self) -> None:
-        self.run = Run()
+        self.run = RunRow()
         self.rounds: dict[int, Round] = {0: Round(0)}
         self.sessions: dict[str, Session] = {}
-        self.devices: dict[str, Device] = {}
+        self.devices: dict[str, DeviceRow] = {}
         self.sums: dict[int, dict[str, None]] = {}
         self.counted: dict[str, int] = {}
         self.shards: dict[tuple[int, str], Shard] = {}
@@ -53,7 +53,7 @@ class _Transaction:
         self._store, self._run, self._began, self._forget = store, store.run, store.run, 0
         self._rounds: dict[int, Round] = {}
         self._sessions: dict[str, Session | None] = {}
-        self._devices: dict[str, Device | None] = {}
+        self._devices: dict[str, DeviceRow | None] = {}
         self._counted: dict[str, int] = {}
         self._shards: dict[tuple[int, str], Shard | None] = {}
         self._notes: dict[tuple[int, str], bytes | None] = {}
@@ -85,7 +85,7 @@ class _Transaction:
         _write(store.notes, self._notes)
         _write(store.models, self._models)
 
-    def run(self) -> Run:
+    def run(self) -> RunRow:
         return self._run
 
     def round(self, number: int) -> Round | None:
@@ -99,7 +99,7 @@ class _Transaction:
     def session(self, id: str) -> Session | None:
         return self._sessions[id] if id in self._sessions else self._store.sessions.get(id)
 
-    def device(self, id: str) -> Device | None:
+    def device(self, id: str) -> DeviceRow | None:
         known = self._devices[id] if id in self._devices else self._store.devices.get(id)
         if known is None or known.session is None:
             return known
@@ -127,7 +127,7 @@ class _Transaction:
         number = self._counted.get(id, self._store.counted.get(id))
         return number if number is not None and number >= self._forget else None
 
-    def put_run(self, run: Run) -> None:
+    def put_run(self, run: RunRow) -> None:
         self._run = run
 
     def put_round(self, row: Round) -> None:
@@ -143,7 +143,7 @@ class _Transaction:
             self._counted[row.id] = row.sum
         self._sessions[row.id] = row
 
-    def put_device(self, row: Device) -> None:
+    def put_device(self, row: DeviceRow) -> None:
         self._devices[row.id] = row
 
     def drop_session(self, id: str) -> None:

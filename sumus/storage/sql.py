@@ -38,14 +38,14 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, SQLAlchemyError
 
 from sumus.errors import ExperimentError, UsageError, extra
-from sumus.protocol.round import Device, Round, Session, State
+from sumus.protocol.round import DeviceRow, Round, Session, State
 from sumus.storage.backup import copy_to
-from sumus.storage.cached import CachedTable, OfRows, Row, insert_into, put_rows
+from sumus.storage.cached import BulkStatement, CachedTable, Row, insert_into, put_rows
 from sumus.storage.files import network_disk
 from sumus.storage.identities import Identity, IdentityRows, Member, Token
-from sumus.storage.leases import Lease, Present, Serials, after, is_near
+from sumus.storage.leases import Lease, PresentReplica, Serials, after, is_near
 from sumus.storage.migrations import alone, bring_up_to_date
-from sumus.storage.store import Fenced, Model, Rows, Run, Shard, StorageAway
+from sumus.storage.store import Fenced, Model, Rows, RunRow, Shard, StorageAway
 from sumus.storage.tables import (
     COUNTED,
     DEVICE,
@@ -306,20 +306,20 @@ class _SqlRows:
         self._notes = CachedTable(connection, NOTE, run)
         self._models = CachedTable(connection, MODEL, run)
         self._unchecked: dict[str, int | None] = {}
-        self._at = Run()
+        self._at = RunRow()
 
     def begin(self) -> None:
         """Write the first rows, where there are none."""
         alone(self.connection)
         if self._runs.get() is None:
-            self._runs.put(_RUN_VALUES(Run()))
+            self._runs.put(_RUN_VALUES(RunRow()))
             if self._rounds.get(0) is None:
                 self.put_round(Round(0))
         self.flush()
 
     def lock(self) -> None:
         """Wait for other transactions of this run, and keep them waiting."""
-        self._at = Run(*self._runs.find(_LOCK, {})[0])
+        self._at = RunRow(*self._runs.find(_LOCK, {})[0])
 
     def flush(self) -> None:
         """Write all that is not written yet."""
@@ -327,7 +327,7 @@ class _SqlRows:
         for table in (self._runs, self._rounds, self._sessions, self._devices, self._shards, self._notes, self._models):
             table.flush()
 
-    def run(self) -> Run:
+    def run(self) -> RunRow:
         return self._at
 
     def round(self, number: int) -> Round | None:
@@ -341,12 +341,12 @@ class _SqlRows:
         found = self._sessions.get(id)
         return None if found is None else Session(*found)
 
-    def device(self, id: str) -> Device | None:
+    def device(self, id: str) -> DeviceRow | None:
         found = self._devices.get(id)
         if found is None:
             return None
         _, session, *others = found
-        return Device(id, None if session is None else self.session(session), *others)
+        return DeviceRow(id, None if session is None else self.session(session), *others)
 
     def overdue(self, now: float) -> Sequence[str]:
         return [found[0] for found in self._sessions.find(_AWAITED, {"until": now})]
@@ -376,7 +376,7 @@ class _SqlRows:
         found = self._counted.get(id)
         return None if found is None else found[1]
 
-    def put_run(self, run: Run) -> None:
+    def put_run(self, run: RunRow) -> None:
         self._runs.put(_RUN_VALUES(run))
         self._at = run
 
@@ -389,7 +389,7 @@ class _SqlRows:
             self._unchecked[row.id] = row.sum
         self._sessions.put(_SESSION_VALUES(row))
 
-    def put_device(self, row: Device) -> None:
+    def put_device(self, row: DeviceRow) -> None:
         session = None if row.session is None else row.session.id
         self._devices.put((row.id, session, *_DEVICE_VALUES(row)))
 
@@ -661,10 +661,10 @@ class SqlLeases:
             replicas.flush()
             connection.execute(delete(REPLICA).where(REPLICA.c.seen < now - _LONG_GONE))
 
-    def present(self, within: float, rows: Rows | None = None) -> Sequence[Present]:
+    def present(self, within: float, rows: Rows | None = None) -> Sequence[PresentReplica]:
         with self._within(rows, reads=True) as connection:
             found = connection.execute(_PRESENT, {"since": self._now(connection) - within}).all()
-            return [Present(*row) for row in found]
+            return [PresentReplica(*row) for row in found]
 
     @contextmanager
     def _within(self, rows: Rows | None, reads: bool = False) -> Generator[Connection, None, None]:
@@ -713,6 +713,6 @@ class SqlLeases:
 
 
 @cache
-def _raise_serials(dialect: str) -> OfRows:
+def _raise_serials(dialect: str) -> BulkStatement:
     """Of (device, serial): only where it is higher than the one that is there."""
     return put_rows(SERIAL, dialect, where=lambda put: SERIAL.c.serial < put.excluded.serial)

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sumus.errors import ExperimentError
-from sumus.protocol.round import Device, Round, Session
+from sumus.protocol.round import DeviceRow, Round, Session
 
 OF_THE_RUN = 2**31 - 1
 """In place of a round's number: what the run itself must remember."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunRow:
     """Where a run stands. newest: the number of its newest round.  version: models published.  fence: of the leader that took
     over last.  lasts: seconds that rounds have lasted of late, 0 before the first has ended.  epoch: of noise, which grows when
     older rows are put back.  released: the version that devices answer with.  led: when that leader took over.
@@ -93,7 +93,7 @@ class Rows(Protocol):
     Of what is forgotten nothing is read any more. What is written again afterwards is there again.
     """
 
-    def run(self) -> Run:
+    def run(self) -> RunRow:
         """Where the run stands."""
         ...
 
@@ -109,7 +109,7 @@ class Rows(Protocol):
         """A session's row."""
         ...
 
-    def device(self, id: str) -> Device | None:
+    def device(self, id: str) -> DeviceRow | None:
         """What is known of a device; its session as it is now."""
         ...
 
@@ -138,7 +138,7 @@ class Rows(Protocol):
         """The round that a session was counted in; None where it was not, or that is forgotten."""
         ...
 
-    def put_run(self, run: Run) -> None:
+    def put_run(self, run: RunRow) -> None:
         """Write where the run stands."""
         ...
 
@@ -150,7 +150,7 @@ class Rows(Protocol):
         """Write a session's row. Fenced where it was counted before, and now would be in another sum, or in none."""
         ...
 
-    def put_device(self, row: Device) -> None:
+    def put_device(self, row: DeviceRow) -> None:
         """Write what is known of a device, and with it the id of its session."""
         ...
 

@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sumus.errors import UsageError
 from sumus.training import rewrite
 from sumus.training.hidden import generators, put_generators, which
-from sumus.training.noise import Draw
+from sumus.training.noise import NoiseShape
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
 from sumus.training.step import local_step, step_values
@@ -51,7 +51,7 @@ class LocalGraph:
     module: GraphModule
     names: tuple[str, ...]
     others: tuple[str, ...]
-    draws: tuple[Draw, ...]
+    draws: tuple[NoiseShape, ...]
     stack: int | None
 
     def __call__(
@@ -190,10 +190,10 @@ def _one_row_more(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows[:1]])
 
 
-def _expect_rows_first(draws: Sequence[Draw], longer: Sequence[Draw], rows: int) -> None:
+def _expect_rows_first(draws: Sequence[NoiseShape], longer: Sequence[NoiseShape], rows: int) -> None:
     """Padding must change no other row's numbers. longer: what is drawn for a batch of one row more."""
 
-    def is_unmoved(draw: Draw, other: Draw) -> bool:
+    def is_unmoved(draw: NoiseShape, other: NoiseShape) -> bool:
         grown = draw.shape == (rows, *draw.shape[1:]) and other.shape == (rows + 1, *draw.shape[1:])
         return grown or draw.shape == other.shape
 

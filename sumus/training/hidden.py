@@ -43,15 +43,15 @@ from sumus.training.places import (
     SMALL_BYTES,
     Cell,
     Depths,
-    Drawing,
     Entries,
     Iterating,
     Memory,
     Names,
     Numbers,
-    Objects,
+    ObjectArray,
     Opaque,
     Place,
+    RandomGenerator,
     Sequence,
     Sparse,
     Variable,
@@ -255,7 +255,7 @@ class HiddenState:
         if isinstance(value, Tensor | np.ndarray):
             self._look_at_numbers(path, value)
         elif isinstance(value, _RANDOM):
-            self._keep(Drawing(path, value))
+            self._keep(RandomGenerator(path, value))
         elif isinstance(value, tuple | frozenset | dict | list | collections.deque | set | bytearray):
             self._look_at_container(path, cast(Any, value))
         elif isinstance(value, type):
@@ -300,7 +300,7 @@ class HiddenState:
                 return
         elif value.dtype.hasobject:
             if value.dtype == object:
-                self._keep(Objects(path, value))
+                self._keep(ObjectArray(path, value))
                 self._later((f"{path}[{at}]", part) for at, part in enumerate(value.flat) if at < LONGEST)
             return
         elif type(value) is not np.ndarray:

@@ -20,7 +20,7 @@ _aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Draw:
+class NoiseShape:
     """What a random operator wants: uniform numbers in [0, 1), or standard normal ones, of this shape."""
 
     normal: bool
@@ -133,14 +133,14 @@ class KeyedNoise(Interception):
             if isinstance(first, Tensor)
             else (tuple(first), torch.device(kwargs.get("device") or "cpu"))
         )
-        numbers = Draw(random.normal, shape).numbers(self._key, self._step, self.calls)
+        numbers = NoiseShape(random.normal, shape).numbers(self._key, self._step, self.calls)
         self.calls += 1
         kwargs.pop("generator", None)
         made = random.make(torch.from_numpy(numbers).to(device), *args, **kwargs)
         return first.copy_(made) if func._schema.is_mutable else made
 
 
-class Watch(Interception):
+class RandomOperatorWatch(Interception):
     """Notes which random operators run while it is entered."""
 
     def __init__(self) -> None:

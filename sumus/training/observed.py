@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sumus.errors import TaskError, said
 from sumus.training.hidden import HiddenState, generators, put_generators, which
-from sumus.training.noise import Watch
+from sumus.training.noise import RandomOperatorWatch
 from sumus.training.program import Program, dense, seeded
 
 _NUDGE = 1.0
@@ -54,11 +54,11 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
         memory, few = {name: tensor.data_ptr() for name, tensor in program.trained.items()}, slice(0, 2)
         inputs, targets = (_two_rows(rows[few].clone()) for rows in (inputs, targets))
         program.module.train()
-        with seeded(0), Watch() as forward:
+        with seeded(0), RandomOperatorWatch() as forward:
             _, losses = program.losses(inputs.clone(), targets.clone())
         expect_gradient(losses)
         moved_to = [name for name, tensor in program.trained.items() if tensor.data_ptr() != memory[name]]
-        with Watch() as backward:
+        with RandomOperatorWatch() as backward:
             gradients_of(losses.sum(), list(program.trained.values()))
         own = list(program.tensors.values())
         first = list(_leaves_under(losses, own))

@@ -425,7 +425,7 @@ class Sparse(Place):
                 self._held.copy_(self._kept)
 
 
-class Objects(Place):
+class ObjectArray(Place):
     """A numpy array of objects."""
 
     def __init__(self, path: str, held: Any) -> None:
@@ -439,7 +439,7 @@ class Objects(Place):
         self._held[...] = self.then
 
 
-class Drawing(Place):
+class RandomGenerator(Place):
     """A generator of random numbers."""
 
     def __init__(self, path: str, held: Any) -> None:

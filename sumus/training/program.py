@@ -32,7 +32,7 @@ class Program:
     shared, buffers, personal: the module's tensors by leaf: shared with a gradient, shared without, and the device's own.
     trained: all leaves with a gradient. Changing a tensor in place changes the module.
     hidden: what the code keeps outside the leaves.  moved: the paths there that were found changed, and what a witness found
-    (`sumus.training.witness`).  observed: what the code was seen to do (`sumus.training.observed`); None before it was tried.
+    (`sumus.executors.witness`).  observed: what the code was seen to do (`sumus.training.observed`); None before it was tried.
     """
 
     def __init__(self, task: Task, device: Any = "cpu", seed: int = 0) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch.fx import Graph, Node
 
-from sumus.training.noise import KEYED, Draw, is_random
+from sumus.training.noise import KEYED, NoiseShape, is_random
 
 _aten = torch.ops.aten
 _RESHAPES = (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default)
@@ -78,9 +78,9 @@ def _unchanged(node: Node, source: Node) -> Node | None:
     return None
 
 
-def stand_in_noise(graph: Graph, stack: int | None) -> list[Draw]:
+def stand_in_noise(graph: Graph, stack: int | None) -> list[NoiseShape]:
     """Give every random operator a placeholder of noise; what they draw, in order, by client."""
-    draws: list[Draw] = []
+    draws: list[NoiseShape] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
         if node.op != "call_function" or not is_random(node.target, node.args, node.kwargs):
@@ -92,7 +92,7 @@ def stand_in_noise(graph: Graph, stack: int | None) -> list[Draw]:
         shape = _form(first)[0] if isinstance(first, Node) else tuple(cast(Sequence[int], first))
         if stack is not None and (not shape or shape[0] != stack):
             raise NotCapturable(f"`{node.target}` draws numbers that are not one client's")
-        draws.append(Draw(random.normal, shape if stack is None else shape[1:]))
+        draws.append(NoiseShape(random.normal, shape if stack is None else shape[1:]))
         with graph.inserting_after(last):
             last = graph.placeholder(f"noise_{len(draws) - 1}")
         with graph.inserting_before(node):

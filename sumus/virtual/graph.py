@@ -22,17 +22,17 @@ BACKWARD = 3
 """How much more the backward pass of an operation may take than the operation: two products of matrices, and one to add."""
 
 
-class Tally:
+class GraphBytes:
     """Bytes of the operations in a caller's graphs."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
 
-class Step:
+class GraphStep:
     """One operation in a graph. autograd keeps it with the operation's node, and lets go of it with the node."""
 
-    def __init__(self, tally: Tally, outline: Outline) -> None:
+    def __init__(self, tally: GraphBytes, outline: Outline) -> None:
         self.bytes, self.steps = outline.bytes, outline.steps
         self._tally = tally
         tally.bytes += STEP_BYTES
@@ -41,7 +41,7 @@ class Step:
         self._tally.bytes -= STEP_BYTES
 
 
-def record(results: list[Tensor], step: Callable[[], Step]) -> None:
+def record(results: list[Tensor], step: Callable[[], GraphStep]) -> None:
     """Keep a step with the nodes that results came from, if there are any."""
     nodes = {result.grad_fn for result in results} - {None}
     if nodes:
@@ -97,7 +97,7 @@ def survey(root: Tensor) -> Survey:
     held, kernel, count = sum(arrived[root.grad_fn].values()), 0, 0
     while waiting:
         node = heapq.heappop(waiting)[2]
-        steps: list[Step] = node.metadata.get(__name__, [])
+        steps: list[GraphStep] = node.metadata.get(__name__, [])
         found.steps += BACKWARD * sum(step.steps for step in steps)
         kernel = max([kernel, *(BACKWARD * step.bytes for step in steps)])
         if hasattr(node, "variable"):

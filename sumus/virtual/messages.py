@@ -95,7 +95,7 @@ class Slice(msgspec.Struct, frozen=True, tag="slice"):
     step: Whole | None = None
 
 
-class Dots(msgspec.Struct, frozen=True, tag="dots"):
+class EllipsisIndex(msgspec.Struct, frozen=True, tag="dots"):
     """The ellipsis of an index."""
 
 
@@ -112,18 +112,18 @@ class Items(msgspec.Struct, frozen=True, tag="items"):
     as_list: bool = False
 
 
-Value: TypeAlias = bool | Whole | float | Text | Ref | Dtype | Slice | Dots | NotFinite | Items | None
+Value: TypeAlias = bool | Whole | float | Text | Ref | Dtype | Slice | EllipsisIndex | NotFinite | Items | None
 
 # ── what is asked ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Send(msgspec.Struct, frozen=True, tag="send"):
+class SendTensor(msgspec.Struct, frozen=True, tag="send"):
     """Keep the tensor behind this message. learns: whether it requires a gradient."""
 
     learns: bool = False
 
 
-class Offered(msgspec.Struct, frozen=True, tag="offered"):
+class UseOffered(msgspec.Struct, frozen=True, tag="offered"):
     """Use a tensor of the owner's."""
 
     name: Name
@@ -159,27 +159,29 @@ class SetGradient(msgspec.Struct, frozen=True, tag="set_gradient"):
     to: Id | None = None
 
 
-class Learn(msgspec.Struct, frozen=True, tag="learn"):
+class SetRequiresGrad(msgspec.Struct, frozen=True, tag="learn"):
     """Whether a leaf requires a gradient."""
 
     id: Id
     learns: bool
 
 
-class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
+class FetchTensor(msgspec.Struct, frozen=True, tag="fetch"):
     """The numbers themselves."""
 
     id: Id
 
 
-class Count(msgspec.Struct, frozen=True, tag="count"):
+class CountHeld(msgspec.Struct, frozen=True, tag="count"):
     """How much the caller holds."""
 
 
-Ask: TypeAlias = Send | Offered | Call | Backward | Gradient | SetGradient | Learn | Fetch | Count
+Ask: TypeAlias = (
+    SendTensor | UseOffered | Call | Backward | Gradient | SetGradient | SetRequiresGrad | FetchTensor | CountHeld
+)
 
 
-class Asked(msgspec.Struct, frozen=True):
+class WorkerRequest(msgspec.Struct, frozen=True):
     """A request. serial: grows with each; the same one again gets the same answer, and is done once.  forget: tensors that the
     caller has no pointer to any more, deleted before."""
 
@@ -188,14 +190,14 @@ class Asked(msgspec.Struct, frozen=True):
     forget: Annotated[tuple[Id, ...], msgspec.Meta(max_length=MOST_FORGOTTEN)] = ()
 
 
-class Begin(msgspec.Struct, frozen=True):
+class BeginRequest(msgspec.Struct, frozen=True):
     """A new caller at a worker of another process."""
 
 
 # ── what is answered ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Made(msgspec.Struct, frozen=True, tag="made"):
+class TensorMade(msgspec.Struct, frozen=True, tag="made"):
     """A tensor that is there now. learns: whether it requires a gradient.  leaf: as autograd has it."""
 
     id: Id
@@ -205,26 +207,26 @@ class Made(msgspec.Struct, frozen=True, tag="made"):
     leaf: bool = True
 
 
-class MadeSeveral(msgspec.Struct, frozen=True, tag="several"):
+class TensorsMade(msgspec.Struct, frozen=True, tag="several"):
     """The results of an operation that has several."""
 
-    made: tuple[Made, ...]
+    made: tuple[TensorMade, ...]
 
 
-class Fetched(msgspec.Struct, frozen=True, tag="fetched"):
+class FetchAnswer(msgspec.Struct, frozen=True, tag="fetched"):
     """The tensor is behind this message. learns: whether it requires a gradient there."""
 
     learns: bool = False
 
 
-class Held(msgspec.Struct, frozen=True, tag="held"):
+class HeldAnswer(msgspec.Struct, frozen=True, tag="held"):
     """How much a caller holds: tensors, and bytes of them and of what autograd keeps for them, counted from above."""
 
     tensors: Id
     bytes: Id
 
 
-class Begun(msgspec.Struct, frozen=True, tag="begun"):
+class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
     """caller: a secret, to be shown with every request.  names: of the tensors that the owner offers."""
 
     caller: Name
@@ -232,27 +234,29 @@ class Begun(msgspec.Struct, frozen=True, tag="begun"):
     names: tuple[Name, ...]
 
 
-class Nothing(msgspec.Struct, frozen=True, tag="nothing"):
+class EmptyAnswer(msgspec.Struct, frozen=True, tag="nothing"):
     """It is done, and there is nothing to say."""
 
 
-class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
+class RefusalAnswer(msgspec.Struct, frozen=True, tag="refusal"):
     """It is not done. code: a key of `STATUS`.  detail: for a person."""
 
     code: Code
     detail: str = ""
 
 
-class Said(msgspec.Struct, frozen=True):
+class WorkerAnswer(msgspec.Struct, frozen=True):
     """An answer."""
 
-    answer: Made | MadeSeveral | Fetched | Held | Begun | Nothing | Refusal
+    answer: TensorMade | TensorsMade | FetchAnswer | HeldAnswer | BeginAnswer | EmptyAnswer | RefusalAnswer
 
 
 # ── bytes ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 M = TypeVar("M")
-_READERS: dict[Any, msgspec.json.Decoder[Any]] = {form: msgspec.json.Decoder(form) for form in (Asked, Begin, Said)}
+_READERS: dict[Any, msgspec.json.Decoder[Any]] = {
+    form: msgspec.json.Decoder(form) for form in (WorkerRequest, BeginRequest, WorkerAnswer)
+}
 """Made here: msgspec (0.22) crashes where threads are the first to read a form and do so at the same time."""
 
 

@@ -93,7 +93,7 @@ class BoundCall:
 
 
 @dataclass(frozen=True)
-class Result:
+class OutlineResult:
     """One tensor that a call gives.
 
     shape, dtype: as of a tensor.
@@ -117,7 +117,7 @@ class Outline:
     tried: whether the call was done once with blanks in the place of private tensors.
     """
 
-    results: list[Result]
+    results: list[OutlineResult]
     bytes: int
     steps: int
     tried: bool = False
@@ -130,7 +130,9 @@ def outline_of(call: BoundCall, closed: bool) -> Outline:
     with _Counting() as counting:
         made = there.results(closed)
     results = [
-        Result(tuple(each.shape), each.dtype, each.requires_grad, given.index(id(each)) if id(each) in given else None)
+        OutlineResult(
+            tuple(each.shape), each.dtype, each.requires_grad, given.index(id(each)) if id(each) in given else None
+        )
         for each in made
     ]
     return Outline(results, counting.bytes, counting.steps)

@@ -21,17 +21,17 @@ from sumus.errors import UsageError
 from sumus.virtual.messages import (
     Backward,
     Call,
-    Dots,
     Dtype,
+    EllipsisIndex,
+    EmptyAnswer,
     Gradient,
     Items,
-    Learn,
-    Made,
-    MadeSeveral,
-    Nothing,
     Ref,
     SetGradient,
+    SetRequiresGrad,
     Slice,
+    TensorMade,
+    TensorsMade,
     Value,
     number,
 )
@@ -86,7 +86,7 @@ class Pointer(Tensor):
     _gradient: "tuple[int, Pointer | None]"
 
     @staticmethod
-    def __new__(cls: "type[Pointer]", worker: "Worker", made: Made) -> "Pointer":
+    def __new__(cls: "type[Pointer]", worker: "Worker", made: TensorMade) -> "Pointer":
         make = cast(Callable[..., Pointer], Tensor._make_wrapper_subclass)
         pointer = make(cls, made.shape, dtype=DTYPES[made.dtype], device="cpu")
         pointer.worker, pointer.id, pointer._hold = worker, made.id, _Hold(worker, made.id)
@@ -94,10 +94,10 @@ class Pointer(Tensor):
         pointer.now(made)
         return pointer
 
-    def __init__(self, worker: "Worker", made: Made) -> None:
+    def __init__(self, worker: "Worker", made: TensorMade) -> None:
         super().__init__()
 
-    def now(self, made: Made) -> None:
+    def now(self, made: TensorMade) -> None:
         """Take in what autograd has come to think of it there."""
         self._learns, self._leaf = made.learns, made.leaf
 
@@ -190,7 +190,7 @@ class Pointer(Tensor):
             raise PointerError("backward() at a worker takes gradient and retain_graph alone")
         if gradient is not None:
             _same_place(self.worker, gradient)
-        self.worker.ask(Backward(self.id, None if gradient is None else gradient.id, bool(retain_graph)), Nothing)
+        self.worker.ask(Backward(self.id, None if gradient is None else gradient.id, bool(retain_graph)), EmptyAnswer)
         self.worker.gradients_changed += 1
 
     @property
@@ -199,8 +199,8 @@ class Pointer(Tensor):
         if not self._learns or not self._leaf:
             return None
         if self._gradient[0] != self.worker.gradients_changed:
-            said = self.worker.ask(Gradient(self.id), (Made, Nothing))
-            found = self.worker.pointer(said) if isinstance(said, Made) else None
+            said = self.worker.ask(Gradient(self.id), (TensorMade, EmptyAnswer))
+            found = self.worker.pointer(said) if isinstance(said, TensorMade) else None
             self._gradient = (self.worker.gradients_changed, found)
         return self._gradient[1]
 
@@ -210,7 +210,7 @@ class Pointer(Tensor):
             _same_place(self.worker, gradient)
         elif self._gradient[0] == self.worker.gradients_changed and self._gradient[1] is None:
             return
-        self.worker.ask(SetGradient(self.id, None if gradient is None else gradient.id), Nothing)
+        self.worker.ask(SetGradient(self.id, None if gradient is None else gradient.id), EmptyAnswer)
         self._gradient = (self.worker.gradients_changed, gradient)
 
     @property
@@ -224,7 +224,7 @@ class Pointer(Tensor):
     def requires_grad_(self, mode: bool = True) -> "Pointer":
         """As of a tensor."""
         if mode != self._learns:
-            self.now(self.worker.ask(Learn(self.id, mode), Made))
+            self.now(self.worker.ask(SetRequiresGrad(self.id, mode), TensorMade))
         return self
 
     @property
@@ -314,8 +314,8 @@ def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         {name: _value(worker, each) for name, each in named.items()},
         torch.is_grad_enabled(),
     )
-    said = worker.ask(asked, (Made, MadeSeveral))
-    if isinstance(said, Made):
+    said = worker.ask(asked, (TensorMade, TensorsMade))
+    if isinstance(said, TensorMade):
         return worker.pointer(said)
     return ValuesAndIndices(*(worker.pointer(made) for made in said.made))
 
@@ -341,7 +341,7 @@ def _value(worker: "Worker", given: Any) -> Value:
             several = cast(list[Any], given)
             return Items(tuple(_value(worker, each) for each in several), isinstance(given, list))
         case _ if given is ...:
-            return Dots()
+            return EllipsisIndex()
         case _:
             raise PointerError(f"{given!r:.80} does not travel to a worker: give numbers, shapes, dtypes and pointers")
 

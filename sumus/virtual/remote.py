@@ -12,7 +12,7 @@ from sumus.device.link import read_link
 from sumus.errors import ExperimentError, ParticipantError, unread
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable
-from sumus.virtual.messages import OVERHEAD, Begin, Begun, Refusal, Said, read, write
+from sumus.virtual.messages import OVERHEAD, BeginAnswer, BeginRequest, RefusalAnswer, WorkerAnswer, read, write
 from sumus.virtual.worker import Worker, WorkerRefused
 
 ATTEMPTS = 3
@@ -58,10 +58,10 @@ class RemoteWorker(Worker):
         self._url, self._token, self._transport, self._patience = url, token, transport, patience
         self._caller = ""
         super().__init__(url, ())
-        said = self._said(self._post("/v1/begin", write(Begin()), 2**20)).answer
-        if isinstance(said, Refusal):
+        said = self._said(self._post("/v1/begin", write(BeginRequest()), 2**20)).answer
+        if isinstance(said, RefusalAnswer):
             raise WorkerRefused(url, said.code, said.detail)
-        if not isinstance(said, Begun):
+        if not isinstance(said, BeginAnswer):
             raise self._strange(ParticipantError(None, "it did not begin"))
         self._caller, self.name, self.names = said.caller, said.worker, said.names
 
@@ -93,8 +93,8 @@ class RemoteWorker(Worker):
                     ) from error
         raise AssertionError
 
-    def _said(self, body: bytes) -> Said:
+    def _said(self, body: bytes) -> WorkerAnswer:
         try:
-            return read(Said, body)[0]
+            return read(WorkerAnswer, body)[0]
         except ParticipantError as error:
             raise self._strange(error) from error

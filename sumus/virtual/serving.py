@@ -27,14 +27,25 @@ from torch import Tensor
 
 from sumus.errors import ParticipantError, UsageError
 from sumus.http.bodies import announced, let_go, whole
-from sumus.operations.certificates import Certificate
+from sumus.http.certificates import Certificate
+from sumus.http.listening import Planes, bound, expect_no_loop, told_to_stop, url_at
 from sumus.operations.guard import guard, shows
-from sumus.operations.listening import Planes, bound, expect_no_loop, told_to_stop, url_at
 from sumus.terminal import echo
 from sumus.transport.hosts import is_loopback
-from sumus.virtual.messages import OVERHEAD, STATUS, Begin, Begun, Code, Nothing, Refusal, Said, read, write
+from sumus.virtual.messages import (
+    OVERHEAD,
+    STATUS,
+    BeginAnswer,
+    BeginRequest,
+    Code,
+    EmptyAnswer,
+    RefusalAnswer,
+    WorkerAnswer,
+    read,
+    write,
+)
 from sumus.virtual.policy import Policy
-from sumus.virtual.workbench import LOG, Refused, Workbench
+from sumus.virtual.workbench import LOG, RequestRefused, Workbench
 from sumus.virtual.worker import offered
 from sumus.wire.messages import Refused as NotRead
 
@@ -121,7 +132,7 @@ class Callers:
         secret = secrets.token_urlsafe(32)
         with self._lock:
             if len(self._callers) >= self.policy.callers:
-                raise Refused(
+                raise RequestRefused(
                     "busy", f"{self.policy.callers} callers are here already, the most: close one, or come later"
                 )
             self._callers[_hash(secret)] = _Caller(Workbench(self._tensors, self.policy), self._clock())
@@ -133,7 +144,7 @@ class Callers:
         with self._lock:
             caller = self._callers.get(_hash(secret))
             if caller is None:
-                raise Refused(
+                raise RequestRefused(
                     "unknown_caller",
                     f"it does not know you, or you asked nothing for {self.policy.idle_s:g} s; connect again, and send anew",
                 )
@@ -183,7 +194,7 @@ def worker_app(
 
     async def not_there(request: Request, error: Exception) -> Response:
         return _refusal(
-            Refused("not_found", "there is no such path: this is a sumus worker, for sumus.virtual.connect(url)")
+            RequestRefused("not_found", "there is no such path: this is a sumus worker, for sumus.virtual.connect(url)")
         )
 
     app = Starlette(
@@ -208,8 +219,8 @@ class _Plane:
 
     async def begin(self, request: Request) -> bytes:
         """A new caller."""
-        read(Begin, await self._body(request, 2**10))
-        return write(Said(Begun(self._callers.begin(), self._name, self._names)))
+        read(BeginRequest, await self._body(request, 2**10))
+        return write(WorkerAnswer(BeginAnswer(self._callers.begin(), self._name, self._names)))
 
     async def ask(self, request: Request) -> bytes:
         """Whatever a caller asks."""
@@ -222,17 +233,19 @@ class _Plane:
         """A caller goes."""
         await self._body(request, 2**10)
         self._callers.end(request.headers.get(CALLER, ""))
-        return write(Said(Nothing()))
+        return write(WorkerAnswer(EmptyAnswer()))
 
     def _authorize(self, request: Request) -> None:
         if not shows(request, self._token):
-            raise Refused("bad_token", "this is not its token: ask its owner for the one that it was started with")
+            raise RequestRefused(
+                "bad_token", "this is not its token: ask its owner for the one that it was started with"
+            )
 
     async def _body(self, request: Request, most: int) -> bytes:
         self._authorize(request)
         length = announced(request, most)
         if not self._room:
-            raise Refused("busy", "as many requests are on their way as there may be: ask again")
+            raise RequestRefused("busy", "as many requests are on their way as there may be: ask again")
         self._room -= 1
         try:
             return await whole(request, length)
@@ -259,19 +272,21 @@ def _turned_away(status: int, code: str, detail: str) -> Response:
     return PlainTextResponse(detail, status)
 
 
-def _of(error: Exception) -> Refused:
+def _of(error: Exception) -> RequestRefused:
     match error:
-        case Refused():
+        case RequestRefused():
             return error
         case NotRead():
             code = error.problem.code if error.problem.code in STATUS else "malformed"
-            return Refused(cast(Code, code), error.problem.detail)
+            return RequestRefused(cast(Code, code), error.problem.detail)
         case ParticipantError():
-            return Refused("malformed", str(error))
+            return RequestRefused("malformed", str(error))
         case _:
             LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-            return Refused("failed", "a defect of the worker, which is in its log")
+            return RequestRefused("failed", "a defect of the worker, which is in its log")
 
 
-def _refusal(no: Refused) -> Response:
-    return Response(write(Said(Refusal(no.code, no.detail))), STATUS[no.code], media_type="application/octet-stream")
+def _refusal(no: RequestRefused) -> Response:
+    return Response(
+        write(WorkerAnswer(RefusalAnswer(no.code, no.detail))), STATUS[no.code], media_type="application/octet-stream"
+    )

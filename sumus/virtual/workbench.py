@@ -24,40 +24,49 @@ from sumus.errors import ParticipantError
 from sumus.logs import logger
 from sumus.text import printable
 from sumus.types import Array
-from sumus.virtual.graph import Step, Tally, record, saving, survey
+from sumus.virtual.graph import GraphBytes, GraphStep, record, saving, survey
 from sumus.virtual.memory import Memories
 from sumus.virtual.messages import (
     OVERHEAD,
-    Asked,
     Backward,
     Call,
     Code,
-    Count,
-    Dots,
+    CountHeld,
     Dtype,
-    Fetch,
-    Fetched,
+    EllipsisIndex,
+    EmptyAnswer,
+    FetchAnswer,
+    FetchTensor,
     Gradient,
-    Held,
+    HeldAnswer,
     Items,
-    Learn,
-    Made,
-    MadeSeveral,
     NotFinite,
-    Nothing,
-    Offered,
     Ref,
-    Refusal,
-    Said,
-    Send,
+    RefusalAnswer,
+    SendTensor,
     SetGradient,
+    SetRequiresGrad,
     Slice,
+    TensorMade,
+    TensorsMade,
+    UseOffered,
+    WorkerAnswer,
+    WorkerRequest,
     read,
     read_tensor,
     write,
 )
 from sumus.virtual.operations import DTYPE_NAMES, DTYPES, OPERATIONS, TELLS, Operation
-from sumus.virtual.outline import STEPS_A_SECOND, BoundCall, Form, Outline, Result, bytes_of, outline_of, with_blanks
+from sumus.virtual.outline import (
+    STEPS_A_SECOND,
+    BoundCall,
+    Form,
+    Outline,
+    OutlineResult,
+    bytes_of,
+    outline_of,
+    with_blanks,
+)
 from sumus.virtual.policy import Policy
 
 LOG = logger("sumus.worker")
@@ -69,7 +78,7 @@ DEEPEST = 32
 """Lists within lists of an argument."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request is answered with a refusal."""
 
     def __init__(self, code: Code, detail: str) -> None:
@@ -97,7 +106,7 @@ class Workbench:
     def __init__(self, tensors: Mapping[str, Tensor], policy: Policy) -> None:
         self._offered, self._policy = tensors, policy
         self._memories = Memories(tensors, policy.public)
-        self._graphs = Tally()
+        self._graphs = GraphBytes()
         self._outlines: dict[Form, Outline] = {}
         self._kept: dict[int, _Kept] = {}
         self._next = 0
@@ -108,47 +117,47 @@ class Workbench:
         """The answer to a request. Any thread may call; the same request again has the same answer, and is done once."""
         with self._lock:
             try:
-                asked, behind = read(Asked, body)
+                asked, behind = read(WorkerRequest, body)
                 if asked.serial == self._last and self._said:
                     return self._said
                 if asked.serial < self._last:
-                    raise Refused("replayed", "this request is older than one that was answered: connect again")
+                    raise RequestRefused("replayed", "this request is older than one that was answered: connect again")
                 self._last = asked.serial
                 self._said = b""
                 for number in asked.forget:
                     self._forget(number)
-                if isinstance(asked.ask, Fetch):
+                if isinstance(asked.ask, FetchTensor):
                     return write(*self._fetch(asked.ask))  # not kept: it may be large, and may be done twice
-                self._said = write(Said(_DOES[type(asked.ask)](self, asked.ask, behind)))
+                self._said = write(WorkerAnswer(_DOES[type(asked.ask)](self, asked.ask, behind)))
                 return self._said
             except ParticipantError as error:
-                return write(Said(Refusal("malformed", str(error))))
-            except Refused as no:
-                self._said = write(Said(Refusal(no.code, no.detail)))
+                return write(WorkerAnswer(RefusalAnswer("malformed", str(error))))
+            except RequestRefused as no:
+                self._said = write(WorkerAnswer(RefusalAnswer(no.code, no.detail)))
                 return self._said
             except Exception as error:
                 LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-                self._said = write(Said(Refusal("failed", "a defect of the worker, which is in its log")))
+                self._said = write(WorkerAnswer(RefusalAnswer("failed", "a defect of the worker, which is in its log")))
                 return self._said
 
     # ── tensors come and go ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _send(self, ask: Send, behind: bytes) -> Made:
+    def _send(self, ask: SendTensor, behind: bytes) -> TensorMade:
         if len(behind) > self._policy.largest + OVERHEAD:
             raise self._over(len(behind))
         self._afford(2 * len(behind))  # read, and copied to where torch wants it
         tensor = as_tensor(read_tensor(behind))
         if ask.learns and not tensor.is_floating_point():
-            raise Refused("impossible", f"a tensor of {DTYPE_NAMES[tensor.dtype]} has no gradient: send floats")
+            raise RequestRefused("impossible", f"a tensor of {DTYPE_NAMES[tensor.dtype]} has no gradient: send floats")
         return self._keep(tensor.requires_grad_(ask.learns), sent=True)
 
-    def _use(self, ask: Offered, behind: bytes) -> Made:
+    def _use(self, ask: UseOffered, behind: bytes) -> TensorMade:
         if ask.name not in self._offered:
             known = ", ".join(sorted(self._offered)) or "none"
-            raise Refused("unknown_name", f"its owner offers no tensor {ask.name!r}; there is: {known}")
+            raise RequestRefused("unknown_name", f"its owner offers no tensor {ask.name!r}; there is: {known}")
         return self._keep(self._offered[ask.name].detach())
 
-    def _fetch(self, ask: Fetch) -> tuple[Said, Array]:
+    def _fetch(self, ask: FetchTensor) -> tuple[WorkerAnswer, Array]:
         kept = self._of(ask.id)
         if self._memories.is_private(kept.tensor) and not (
             self._policy.fetch == "all" or (self._policy.fetch == "parameters" and kept.sent)
@@ -157,17 +166,17 @@ class Workbench:
                 only = "of what does, only a model that you sent and trained may be fetched"
             else:
                 only = "and may not be fetched; its owner may have a policy that lets it"
-            raise Refused("private", f"this tensor depends on its owner's data, {only}")
+            raise RequestRefused("private", f"this tensor depends on its owner's data, {only}")
         self._afford(2 * bytes_of(kept.tensor.shape, kept.tensor.dtype))
-        return Said(Fetched(kept.tensor.requires_grad)), kept.tensor.detach().resolve_neg().numpy()
+        return WorkerAnswer(FetchAnswer(kept.tensor.requires_grad)), kept.tensor.detach().resolve_neg().numpy()
 
     def _forget(self, number: int) -> None:
         self._kept.pop(number, None)
 
-    def _count(self, ask: Count, behind: bytes) -> Held:
-        return Held(len(self._kept), self._memories.in_use() + self._graphs.bytes)
+    def _count(self, ask: CountHeld, behind: bytes) -> HeldAnswer:
+        return HeldAnswer(len(self._kept), self._memories.in_use() + self._graphs.bytes)
 
-    def _keep(self, tensor: Tensor, sent: bool = False) -> Made:
+    def _keep(self, tensor: Tensor, sent: bool = False) -> TensorMade:
         self._room(1)
         self._within(tensor.shape, tensor.dtype)
         memory = self._memories.note(tensor)
@@ -179,7 +188,7 @@ class Workbench:
 
     def _afford(self, more: int) -> None:
         if not self._memories.fits(more + self._graphs.bytes, self._policy.held):
-            raise Refused(
+            raise RequestRefused(
                 "too_many",
                 f"you would hold more than {self._policy.held} bytes here, with what is needed on the way: let go of pointers",
             )
@@ -187,7 +196,7 @@ class Workbench:
     def _in_time(self, steps: int) -> None:
         seconds = steps / STEPS_A_SECOND
         if seconds > self._policy.seconds:
-            raise Refused(
+            raise RequestRefused(
                 "too_large",
                 f"this may take {seconds:.0f} s, and at most {self._policy.seconds:g} are allowed for a request: work in parts",
             )
@@ -195,31 +204,35 @@ class Workbench:
     def _of(self, number: int) -> _Kept:
         kept = self._kept.get(number)
         if kept is None:
-            raise Refused("unknown_tensor", f"there is no tensor {number} of yours here: was its pointer let go of?")
+            raise RequestRefused(
+                "unknown_tensor", f"there is no tensor {number} of yours here: was its pointer let go of?"
+            )
         return kept
 
     def _room(self, more: int) -> None:
         if len(self._kept) + more > self._policy.tensors:
-            raise Refused("too_many", f"you hold {self._policy.tensors} tensors here, the most: let go of pointers")
+            raise RequestRefused(
+                "too_many", f"you hold {self._policy.tensors} tensors here, the most: let go of pointers"
+            )
 
     def _within(self, shape: Sequence[int], dtype: torch.dtype) -> None:
         if (size := bytes_of(shape, dtype)) > self._policy.largest:
             raise self._over(size)
         if dtype not in DTYPE_NAMES:
-            raise Refused("impossible", f"the result would be of {dtype}, which does not travel")
+            raise RequestRefused("impossible", f"the result would be of {dtype}, which does not travel")
         if len(shape) > MOST_DIMENSIONS:
-            raise Refused(
+            raise RequestRefused(
                 "impossible", f"this has {len(shape)} dimensions, and at most {MOST_DIMENSIONS} are taken here"
             )
 
-    def _over(self, size: int) -> Refused:
-        return Refused(
+    def _over(self, size: int) -> RequestRefused:
+        return RequestRefused(
             "too_large", f"a tensor of {size} bytes, and at most {self._policy.largest} are allowed here: work in parts"
         )
 
     # ── operations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _call(self, ask: Call, behind: bytes) -> Made | MadeSeveral:
+    def _call(self, ask: Call, behind: bytes) -> TensorMade | TensorsMade:
         used: dict[int, _Kept] = {}
         call = self._bound(ask, used)
         private = {id(kept.tensor) for kept in used.values() if self._memories.is_private(kept.tensor)}
@@ -232,50 +245,54 @@ class Workbench:
                 self._memories.make_private(call.changed())
         if private:
             self._memories.make_private(results)
-        record(results, lambda: Step(self._graphs, outline))
+        record(results, lambda: GraphStep(self._graphs, outline))
         return self._made(results, {id(kept.tensor): number for number, kept in used.items()})
 
     def _bound(self, ask: Call, used: dict[int, _Kept]) -> BoundCall:
         """The call that is asked for. used: takes up its tensors."""
         operation = OPERATIONS.get(ask.operation)
         if operation is None or operation.name not in self._policy.operations:
-            raise Refused("not_allowed", f"the operation {ask.operation!r} is not on the list of what may be done here")
+            raise RequestRefused(
+                "not_allowed", f"the operation {ask.operation!r} is not on the list of what may be done here"
+            )
         if len(ask.arguments) > len(operation.takes) or not ask.named.keys() <= {*operation.takes, *operation.named}:
             takes = ", ".join((*operation.takes, *sorted(operation.named)))
-            raise Refused("not_allowed", f"{operation.name} takes {takes} here, and nothing else")
+            raise RequestRefused("not_allowed", f"{operation.name} takes {takes} here, and nothing else")
         arguments = [
             self._argument(operation, *each, used) for each in zip(operation.takes, ask.arguments, strict=False)
         ]
         named = {name: self._argument(operation, name, value, used) for name, value in ask.named.items()}
         call = BoundCall(operation, tuple(arguments), named, ask.graph)
         if any(self._memories.is_owned(tensor) for tensor in call.changed()):
-            raise Refused("not_yours", f"{operation.name} would change a tensor of the owner's: clone() it first")
+            raise RequestRefused(
+                "not_yours", f"{operation.name} would change a tensor of the owner's: clone() it first"
+            )
         return call
 
-    def _made(self, results: list[Tensor], same: Mapping[int, int]) -> Made | MadeSeveral:
+    def _made(self, results: list[Tensor], same: Mapping[int, int]) -> TensorMade | TensorsMade:
         """Keep results. same: numbers of tensors that are kept already, by their id."""
-        made: list[Made] = []
+        made: list[TensorMade] = []
         try:
             for result in results:
                 number = same.get(id(result))
                 made.append(self._keep(result) if number is None else _made(number, result))
-        except Refused:
+        except RequestRefused:
             for each in made:
                 if each.id not in same.values():
                     self._forget(each.id)
             raise
-        return made[0] if len(made) == 1 else MadeSeveral(tuple(made))
+        return made[0] if len(made) == 1 else TensorsMade(tuple(made))
 
     def _argument(self, operation: Operation, name: str, value: Any, used: dict[int, _Kept]) -> Any:
         own: dict[int, _Kept] = {}
         found = self._value(value, own)
         used.update(own)
         if own and name not in operation.tensors:
-            raise Refused("not_allowed", f"`{name}` of {operation.name} is a number here, and not a tensor")
+            raise RequestRefused("not_allowed", f"`{name}` of {operation.name} is a number here, and not a tensor")
         if TELLS.get(operation.name) == name and any(
             self._memories.is_private(kept.tensor) and not kept.tensor.is_floating_point() for kept in own.values()
         ):
-            raise Refused(
+            raise RequestRefused(
                 "private",
                 f"`{name}` of {operation.name} depends on its owner's data, and whether it fails would tell the numbers: use "
                 "one that you sent",
@@ -292,13 +309,13 @@ class Workbench:
                 return DTYPES[name]
             case Slice(start, stop, step):
                 return slice(start, stop, step)
-            case Dots():
+            case EllipsisIndex():
                 return ...
             case NotFinite(text):
                 return float(text)
             case Items(items, as_list):
                 if depth == DEEPEST:
-                    raise Refused("malformed", f"lists lie in each other more than {DEEPEST} deep")
+                    raise RequestRefused("malformed", f"lists lie in each other more than {DEEPEST} deep")
                 inner = [self._value(item, used, depth + 1) for item in items]
                 return inner if as_list else tuple(inner)
             case _:
@@ -335,7 +352,7 @@ class Workbench:
             return outline_of(call, closed)
         except Exception as error:
             if isinstance(error, NotImplementedError) or " meta " in str(error):
-                raise Refused(
+                raise RequestRefused(
                     "impossible",
                     f"{name}: the shape of the result would depend on numbers in a tensor, and that is not done here",
                 ) from error
@@ -353,12 +370,12 @@ class Workbench:
                 and not before.requires_grad
                 and self._memories.note(before).learned
             ):
-                raise Refused(
+                raise RequestRefused(
                     "impossible",
                     f"{call.operation.name} would make a result of a tensor that has learnt: clone() it first, or use no_grad()",
                 )
 
-    def _tried(self, call: BoundCall, results: list[Result]) -> list[Result]:
+    def _tried(self, call: BoundCall, results: list[OutlineResult]) -> list[OutlineResult]:
         """Do a call with blanks in the place of private tensors and of changed ones, so that an error tells no private number.
 
         Returns:
@@ -402,7 +419,7 @@ class Workbench:
 
     # ── gradients ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _backward(self, ask: Backward, behind: bytes) -> Nothing:
+    def _backward(self, ask: Backward, behind: bytes) -> EmptyAnswer:
         root = self._of(ask.id).tensor
         gradient = None if ask.gradient is None else self._of(ask.gradient).tensor
         found = survey(root)
@@ -414,18 +431,18 @@ class Workbench:
             # A copy: torch may make what it is given a leaf's gradient, to be added to in place later on.
             root.backward(None if gradient is None else gradient.clone(), retain_graph=ask.keep)
         except Exception as error:
-            raise Refused("impossible", f"backward: {_first_line(error)}") from error
+            raise RequestRefused("impossible", f"backward: {_first_line(error)}") from error
         finally:
             for leaf, was_private in zip(found.leaves, before, strict=True):
                 if leaf.grad is not None:
                     memory = self._memories.note(leaf.grad)
                     memory.private = memory.private or private or was_private
-        return Nothing()
+        return EmptyAnswer()
 
-    def _gradient(self, ask: Gradient, behind: bytes) -> Made | Nothing:
+    def _gradient(self, ask: Gradient, behind: bytes) -> TensorMade | EmptyAnswer:
         kept = self._of(ask.id)
         if not kept.tensor.is_leaf or kept.tensor.grad is None:
-            return Nothing()
+            return EmptyAnswer()
         known = None if kept.gradient is None else self._kept.get(kept.gradient)
         if known is not None and known.tensor.is_set_to(kept.tensor.grad):
             return _made(cast(int, kept.gradient), known.tensor)
@@ -434,38 +451,38 @@ class Workbench:
         kept.gradient = made.id
         return made
 
-    def _set_gradient(self, ask: SetGradient, behind: bytes) -> Nothing:
+    def _set_gradient(self, ask: SetGradient, behind: bytes) -> EmptyAnswer:
         kept = self._of(ask.id)
         to = None if ask.to is None else self._of(ask.to).tensor
         if to is not None and self._memories.is_owned(to):
-            raise Refused("not_yours", "backward() would add to a tensor of the owner's: clone() it first")
+            raise RequestRefused("not_yours", "backward() would add to a tensor of the owner's: clone() it first")
         try:
             kept.tensor.grad = None if to is None else to.detach()
         except RuntimeError as error:
-            raise Refused("impossible", f"grad: {_first_line(error)}") from error
+            raise RequestRefused("impossible", f"grad: {_first_line(error)}") from error
         kept.gradient = ask.to
-        return Nothing()
+        return EmptyAnswer()
 
-    def _learn(self, ask: Learn, behind: bytes) -> Made:
+    def _learn(self, ask: SetRequiresGrad, behind: bytes) -> TensorMade:
         kept = self._of(ask.id)
         try:
             kept.tensor.requires_grad_(ask.learns)
         except RuntimeError as error:
-            raise Refused("impossible", f"requires_grad: {_first_line(error)}") from error
+            raise RequestRefused("impossible", f"requires_grad: {_first_line(error)}") from error
         memory = self._memories.note(kept.tensor)
         memory.learned = memory.learned or ask.learns
         return _made(ask.id, kept.tensor)
 
 
 _DOES: dict[type, Callable[[Workbench, Any, bytes], Any]] = {
-    Send: Workbench._send,  # pyright: ignore[reportPrivateUsage]
-    Offered: Workbench._use,  # pyright: ignore[reportPrivateUsage]
+    SendTensor: Workbench._send,  # pyright: ignore[reportPrivateUsage]
+    UseOffered: Workbench._use,  # pyright: ignore[reportPrivateUsage]
     Call: Workbench._call,  # pyright: ignore[reportPrivateUsage]
     Backward: Workbench._backward,  # pyright: ignore[reportPrivateUsage]
     Gradient: Workbench._gradient,  # pyright: ignore[reportPrivateUsage]
     SetGradient: Workbench._set_gradient,  # pyright: ignore[reportPrivateUsage]
-    Learn: Workbench._learn,  # pyright: ignore[reportPrivateUsage]
-    Count: Workbench._count,  # pyright: ignore[reportPrivateUsage]
+    SetRequiresGrad: Workbench._learn,  # pyright: ignore[reportPrivateUsage]
+    CountHeld: Workbench._count,  # pyright: ignore[reportPrivateUsage]
 }
 """What is done for each request. It is no attribute of a workbench: one that held its own methods would never go by itself."""
 
@@ -475,15 +492,17 @@ def as_tensor(array: Array) -> Tensor:
     return torch.from_numpy(array).clone()
 
 
-def _made(number: int, tensor: Tensor) -> Made:
-    return Made(number, tuple(tensor.shape), cast(Any, DTYPE_NAMES[tensor.dtype]), tensor.requires_grad, tensor.is_leaf)
+def _made(number: int, tensor: Tensor) -> TensorMade:
+    return TensorMade(
+        number, tuple(tensor.shape), cast(Any, DTYPE_NAMES[tensor.dtype]), tensor.requires_grad, tensor.is_leaf
+    )
 
 
 def _told(result: Tensor) -> tuple[Any, ...]:
     return tuple(result.shape), result.dtype, result.requires_grad
 
 
-def _unknown(result: Result, tensors: list[Tensor]) -> Tensor:
+def _unknown(result: OutlineResult, tensors: list[Tensor]) -> Tensor:
     """NaN, or 0 in whole numbers, in the place of a result. NaN flows back from it to the tensors that the result would be of."""
     unknown = torch.full(result.shape, float("nan") if result.dtype.is_floating_point else 0, dtype=result.dtype)
     if result.learns:
@@ -493,8 +512,8 @@ def _unknown(result: Result, tensors: list[Tensor]) -> Tensor:
     return unknown
 
 
-def _impossible(name: str, error: Exception) -> Refused:
-    return Refused("impossible", f"{name}: {_first_line(error)}")
+def _impossible(name: str, error: Exception) -> RequestRefused:
+    return RequestRefused("impossible", f"{name}: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:

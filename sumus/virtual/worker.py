@@ -22,16 +22,16 @@ from sumus.virtual.messages import (
     MOST_FORGOTTEN,
     OVERHEAD,
     Ask,
-    Asked,
-    Count,
-    Fetch,
-    Fetched,
-    Held,
-    Made,
-    Offered,
-    Refusal,
-    Said,
-    Send,
+    CountHeld,
+    FetchAnswer,
+    FetchTensor,
+    HeldAnswer,
+    RefusalAnswer,
+    SendTensor,
+    TensorMade,
+    UseOffered,
+    WorkerAnswer,
+    WorkerRequest,
     read,
     read_tensor,
     write,
@@ -94,25 +94,25 @@ class Worker:
 
     def send(self, tensor: Tensor) -> Pointer:
         """Send a tensor; what is left here is a pointer. It requires a gradient if the tensor does, and is a leaf."""
-        return self.pointer(self.ask(Send(tensor.requires_grad), Made, as_array(tensor)))
+        return self.pointer(self.ask(SendTensor(tensor.requires_grad), TensorMade, as_array(tensor)))
 
     def __getitem__(self, name: str) -> Pointer:
         """A tensor that the owner offers."""
-        return self.pointer(self.ask(Offered(name), Made))
+        return self.pointer(self.ask(UseOffered(name), TensorMade))
 
     def fetch(self, pointer: Pointer) -> Tensor:
         """The numbers of a tensor; it stays there."""
         with self._one_at_a_time:
-            said, behind = self._answer(Fetch(pointer.id), None, OVERHEAD + pointer.nbytes)
-        fetched = self._checked(said, Fetched)
+            said, behind = self._answer(FetchTensor(pointer.id), None, OVERHEAD + pointer.nbytes)
+        fetched = self._checked(said, FetchAnswer)
         try:
             return as_tensor(read_tensor(behind)).requires_grad_(fetched.learns)
         except ParticipantError as error:
             raise self._strange(error) from error
 
-    def held(self) -> Held:
+    def held(self) -> HeldAnswer:
         """How many tensors, and bytes, are held there for this caller."""
-        return self.ask(Count(), Held)
+        return self.ask(CountHeld(), HeldAnswer)
 
     def ask(self, ask: Ask, wanted: type[A] | tuple[type[A], ...], tensor: Any = None) -> A:
         """The answer to a request, of a wanted kind. WorkerRefused where it is a refusal."""
@@ -120,7 +120,7 @@ class Worker:
             said, _ = self._answer(ask, tensor, OVERHEAD)
         return self._checked(said, wanted)
 
-    def pointer(self, made: Made) -> Pointer:
+    def pointer(self, made: TensorMade) -> Pointer:
         """A pointer to what is there now; the same one again where there is one."""
         found = self._pointers.get(made.id)
         if found is None:
@@ -141,23 +141,23 @@ class Worker:
         """Delete a tensor there, with the next request. Called by garbage collection, at any moment."""
         self._let_go.append(number)
 
-    def _answer(self, ask: Ask, tensor: Any, most: int) -> tuple[Said, bytes]:
+    def _answer(self, ask: Ask, tensor: Any, most: int) -> tuple[WorkerAnswer, bytes]:
         gone: list[int] = []
         while self._let_go and len(gone) < MOST_FORGOTTEN:
             gone.append(self._let_go.popleft())
         self._serial += 1
         try:
-            body = self._exchange(write(Asked(self._serial, ask, tuple(gone)), tensor), most)
+            body = self._exchange(write(WorkerRequest(self._serial, ask, tuple(gone)), tensor), most)
         except BaseException:
             self._let_go.extend(gone)  # deleting twice does no harm
             raise
         try:
-            return read(Said, body)
+            return read(WorkerAnswer, body)
         except ParticipantError as error:
             raise self._strange(error) from error
 
-    def _checked(self, said: Said, wanted: type[A] | tuple[type[A], ...]) -> A:
-        if isinstance(said.answer, Refusal):
+    def _checked(self, said: WorkerAnswer, wanted: type[A] | tuple[type[A], ...]) -> A:
+        if isinstance(said.answer, RefusalAnswer):
             raise WorkerRefused(self.name, said.answer.code, said.answer.detail)
         if not isinstance(said.answer, wanted):
             raise self._strange(ParticipantError(None, f"it answers {type(said.answer).__name__}"))

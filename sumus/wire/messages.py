@@ -88,7 +88,7 @@ class DeviceConditions(msgspec.Struct, frozen=True):
         return Conditions(self.charging, self.unmetered, self.idle, self.battery, self.version)
 
 
-class Previous(msgspec.Struct, frozen=True):
+class PreviousSession(msgspec.Struct, frozen=True):
     """A session whose end a device does not know."""
 
     task: Name
@@ -107,7 +107,7 @@ class CheckInRequest(msgspec.Struct, frozen=True):
     kinds: Annotated[tuple[Kind, ...], msgspec.Meta(max_length=2)] = ("train", "evaluate")
     conditions: DeviceConditions = DeviceConditions()
     keeps_state: bool = True
-    previous: Previous | None = None
+    previous: PreviousSession | None = None
     wait_s: Annotated[float, msgspec.Meta(ge=0.0, le=60.0)] = 0.0
 
 
@@ -218,7 +218,7 @@ class Relayed(msgspec.Struct, frozen=True):
     signature: Base64
 
 
-class Ended(msgspec.Struct, frozen=True):
+class EndedSession(msgspec.Struct, frozen=True):
     """A session of an edge's device of which no report will come."""
 
     task: Name
@@ -233,7 +233,7 @@ class RelayRequest(msgspec.Struct, frozen=True):
 
     members: Count
     asked: Annotated[tuple[Relayed, ...], msgspec.Meta(max_length=MOST_RELAYED)] = ()
-    ended: Annotated[tuple[Ended, ...], msgspec.Meta(max_length=MOST_RELAYED)] = ()
+    ended: Annotated[tuple[EndedSession, ...], msgspec.Meta(max_length=MOST_RELAYED)] = ()
 
 
 class RelayedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -14,7 +14,7 @@ from torch import nn
 
 import sumus
 from sumus.protocol.round import Session
-from sumus.simulator.timeline import Counted, Timeline
+from sumus.simulator.timeline import CountedReport, Timeline
 from sumus.types import Floats
 
 CLIENTS, COHORT, ROUNDS, LOST = 24, 6, 260, 0.1
@@ -38,7 +38,7 @@ def kept_too_early() -> Iterator[None]:
     vanish = Timeline._vanish
 
     def kept(timeline: Timeline, who: int, session: Session, reason: str) -> None:
-        counted = Counted(who, timeline._workers[who].again, into=-1, staleness=0, most_steps=None)
+        counted = CountedReport(who, timeline._workers[who].again, into=-1, staleness=0, most_steps=None)
         timeline._by_version.setdefault(session.version, []).append(counted)
         vanish(timeline, who, session, reason)
 

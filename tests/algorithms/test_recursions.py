@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 import sumus
+from sumus.executors.executor import ClientAssignment
+from sumus.executors.sequential import SequentialExecutor
 from sumus.rng import generator, key
-from sumus.training.executor import Assignment
 from sumus.training.program import Program, one_thread
-from sumus.training.sequential import SequentialExecutor
 from sumus.types import Floats
 
 SEED, ROUNDS, COHORT = 7, 6, 3
@@ -259,7 +259,7 @@ def test_fedbuff_with_stale_updates(stalenesses: tuple[int, ...], within: float)
         for i, wanted in zip(cohort(t), stalenesses, strict=True):
             tau = wanted if wanted <= t else 0
             own = key(SEED, "round", t, "client", i, "training")
-            held = Assignment(i, torch.from_numpy(INPUTS[i]), torch.from_numpy(TARGETS[i]), {}, own)
+            held = ClientAssignment(i, torch.from_numpy(INPUTS[i]), torch.from_numpy(TARGETS[i]), {}, own)
             with one_thread():
                 (done,) = executor.run(states[t - tau].broadcast, t, [held])
             update = algorithm.report(i, done.parts, done.examples, done.metrics, b"", generator(i))

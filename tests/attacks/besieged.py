@@ -11,10 +11,10 @@ from typing import Any
 
 import uvloop
 
-from sumus.operations.certificates import Certificate
-from sumus.operations.listening import Planes, bound
-from sumus.operations.service import Conduct, Service, open_service
-from sumus.server.limits import Limits, Rate
+from sumus.http.certificates import Certificate
+from sumus.http.limits import Limits, Rate
+from sumus.http.listening import Planes, bound
+from sumus.operations.service import ServerPolicy, Service, open_service
 from sumus.transport.http import HttpTransport
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Assignment, signed_text
@@ -169,7 +169,7 @@ def listening(app: Any, tls: Certificate | None = None) -> Generator[tuple[int, 
 def besieged(bundle: Bundle, **conduct: Any) -> Generator[Besieged, None, None]:
     """A server of a task, without limits of requests."""
     service = open_service(
-        {"tiny": bundle}, conduct=Conduct(group=0.0, limits=Limits(MUCH, MUCH, MUCH, MUCH), **conduct)
+        {"tiny": bundle}, conduct=ServerPolicy(group=0.0, limits=Limits(MUCH, MUCH, MUCH, MUCH), **conduct)
     )
     service.server.start()
     try:

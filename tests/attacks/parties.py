@@ -10,7 +10,7 @@ import pytest
 
 from sumus.aggregate import RunningSum
 from sumus.device.requests import Requests
-from sumus.operations.service import Conduct, Service, Where, open_service
+from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
@@ -18,7 +18,7 @@ from sumus.wire.messages import Assignment, Counted, Refused, RelayedAnswer, Rel
 from sumus.wire.reports import encode_sum
 from tests.server.devices import ScriptedDevice, update_of
 
-HERE = Where()
+HERE = Storage()
 
 
 class Parties:
@@ -100,9 +100,9 @@ class EdgeParty:
 
 
 @contextmanager
-def parties(bundle: Bundle, where: Where = HERE, **conduct: Any) -> Iterator[Parties]:
+def parties(bundle: Bundle, where: Storage = HERE, **conduct: Any) -> Iterator[Parties]:
     """A server of one task that commits each report at once, and enough sleeping devices for a round to begin."""
-    service = open_service({"tiny": bundle}, where, Conduct(group=0.0, **conduct))
+    service = open_service({"tiny": bundle}, where, ServerPolicy(group=0.0, **conduct))
     service.server.start()
     transport = InProcess(service.device_app)
     them = Parties(bundle, service, transport)

@@ -26,7 +26,7 @@ from sumus.node.plane import plane_app
 from sumus.node.readings import BadReading
 from sumus.operations.access import origin
 from sumus.operations.commands import without_secret
-from sumus.operations.service import Service, Where, open_service
+from sumus.operations.service import Service, Storage, open_service
 from sumus.server import objects
 from sumus.storage.blobs import open_blobs
 from sumus.transport.http import HttpTransport
@@ -41,7 +41,7 @@ STRANGE = (DIGITS, f"-{DIGITS}", f"+{DIGITS}", "1_0", "1 1", "\xd9\xa3", "1e3", 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = open_service({"tiny": tiny()}, Where(tmp_path_factory.mktemp("server") / "data"))
+    service = open_service({"tiny": tiny()}, Storage(tmp_path_factory.mktemp("server") / "data"))
     service.start()
     yield service
     service.close()

@@ -17,17 +17,17 @@ import msgspec
 import pytest
 import torch
 
+from sumus.http.listening import Listening, opened_at
 from sumus.node.intake import Intake
 from sumus.node.plane import plane_app
 from sumus.node.readings import Readings
 from sumus.operations import admin_plane
 from sumus.operations.access import Access
 from sumus.operations.admin_plane import admin_app
-from sumus.operations.listening import Listen, opened_at
-from sumus.operations.service import Service, Where, open_service
+from sumus.operations.service import Service, Storage, open_service
 from sumus.transport.http import HttpTransport
 from sumus.transport.inprocess import InProcess
-from sumus.virtual.messages import Begin, write
+from sumus.virtual.messages import BeginRequest, write
 from sumus.virtual.policy import Policy
 from sumus.virtual.serving import worker_app
 from sumus.wire.messages import Refused
@@ -67,7 +67,7 @@ class Plane:
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
     folder = tmp_path_factory.mktemp("admin")
-    service = open_service({"tiny": tiny()}, Where())
+    service = open_service({"tiny": tiny()}, Storage())
     service.start()
     plane = Plane(service, folder / "admin")
     yield plane
@@ -108,8 +108,11 @@ def test_a_node_and_a_worker_do_not_answer_to_a_page_s_name(node: InProcess) -> 
         assert node.request("GET", path, b"", shown).status == 421
         assert node.request("GET", path, b"", {**shown, "host": "localhost:8070"}).status in (200, 503)
     with InProcess(worker_app("bob", {"x": torch.ones(2)}, Policy(), TOKEN)) as worker:
-        assert worker.request("POST", "/v1/begin", write(Begin()), shown).status == 421
-        assert worker.request("POST", "/v1/begin", write(Begin()), {**shown, "host": "127.0.0.1:8090"}).status == 200
+        assert worker.request("POST", "/v1/begin", write(BeginRequest()), shown).status == 421
+        assert (
+            worker.request("POST", "/v1/begin", write(BeginRequest()), {**shown, "host": "127.0.0.1:8090"}).status
+            == 200
+        )
 
 
 def test_a_path_with_a_slash_too_many_sends_nobody_elsewhere(plane: Plane, node: InProcess) -> None:
@@ -224,7 +227,7 @@ def clients(folder: Path, proxies: Mapping[str, str], forwarded: str) -> tuple[s
         return application
 
     async def both() -> None:
-        with opened_at(Listen(port=0, admin_port=0, **proxies), folder) as at:
+        with opened_at(Listening(port=0, admin_port=0, **proxies), folder) as at:
             async with at.planes(telling("devices"), telling("admin")):
                 for url in (at.url, at.admin_url):
                     transport = HttpTransport(url)

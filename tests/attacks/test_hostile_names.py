@@ -26,17 +26,17 @@ import sumus
 from sumus import cli
 from sumus.cli import _measurements, _out, app  # pyright: ignore[reportPrivateUsage]
 from sumus.device.commands import Lines
-from sumus.device.device import Device, News
+from sumus.device.device import Device, DeviceNews
 from sumus.errors import DataError, ExperimentError, ParticipantError, PlanError, UsageError
 from sumus.metrics import Spread
-from sumus.node.folder import Watched
+from sumus.node.folder import WatchedFolder
 from sumus.node.formats import read_file
 from sumus.node.intake import Intake
 from sumus.node.mqtt import Broker, Subscription
 from sumus.node.readings import BadReading, Readings
 from sumus.operations import serve
 from sumus.operations.access import Logins
-from sumus.operations.service import Conduct, open_service
+from sumus.operations.service import ServerPolicy, open_service
 from sumus.server import server
 from sumus.transport.transport import Answer, Unreachable
 from sumus.virtual.worker import WorkerRefused
@@ -75,7 +75,7 @@ def readings(tmp_path: Path) -> Iterator[Readings]:
 
 @pytest.mark.parametrize(("name", "shown"), [(EVIL, None), (PLAIN, PLAIN)])
 def test_a_file_in_a_watched_folder(tmp_path: Path, readings: Readings, name: str, shown: str | None) -> None:
-    watched = Watched(tmp_path / "incoming", Intake(readings), clock=iter(range(0, 1000, 100)).__next__)
+    watched = WatchedFolder(tmp_path / "incoming", Intake(readings), clock=iter(range(0, 1000, 100)).__next__)
     file = tmp_path / "incoming" / f"{name.replace(chr(0xD800), '')}.jsonl"
     file.write_text('{"inputs": [1], "target": 0}\n{"in": 1}\n')
     seen = [*watched.look(), *watched.look()]
@@ -102,7 +102,7 @@ def test_a_member_of_an_archive(tmp_path: Path, readings: Readings) -> None:
     with pytest.raises(BadReading) as error:
         read_file("a.npz", body.getvalue())
     assert shown_safely(str(error.value).replace("\n", ""))
-    watched = Watched(tmp_path / "incoming", Intake(readings), clock=iter(range(0, 1000, 100)).__next__)
+    watched = WatchedFolder(tmp_path / "incoming", Intake(readings), clock=iter(range(0, 1000, 100)).__next__)
     (tmp_path / "incoming" / "a.npz").write_bytes(body.getvalue())
     (seen,) = [*watched.look(), *watched.look()]
     assert seen.said.isprintable()
@@ -140,7 +140,7 @@ def test_a_line_of_a_device_s_command(tmp_path: Path, capsys: pytest.CaptureFixt
     for as_json in (True, False):
         lines = Lines(tmp_path, as_json)
         for what in ("trouble", "enrolled", "aborted", "counted"):
-            lines(News(what, EVIL, EVIL, "train", 1, 12, 1.0, {EVIL: 0.5}))  # type: ignore[arg-type]
+            lines(DeviceNews(what, EVIL, EVIL, "train", 1, 12, 1.0, {EVIL: 0.5}))  # type: ignore[arg-type]
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 6, "a name begins no line"
     assert all(map(str.isprintable, (captured.out + captured.err).splitlines()))
@@ -303,7 +303,7 @@ def test_a_bundle_with_members_of_such_names() -> None:
 
 
 def test_a_task_or_a_population_cannot_be_called_so() -> None:
-    for bundles, conduct in (({EVIL: tiny()}, Conduct()), ({"tiny": tiny()}, Conduct(population=EVIL))):
+    for bundles, conduct in (({EVIL: tiny()}, ServerPolicy()), ({"tiny": tiny()}, ServerPolicy(population=EVIL))):
         with pytest.raises(ExperimentError) as error:
             open_service(bundles, conduct=conduct)
         assert shown_safely(str(error.value))

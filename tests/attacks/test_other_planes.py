@@ -16,8 +16,8 @@ from sumus.node.plane import TENSORS, plane_app
 from sumus.node.readings import Readings
 from sumus.operations.access import Access
 from sumus.operations.admin_plane import admin_app
-from sumus.operations.service import Conduct, open_service
-from sumus.virtual.messages import Begin, Begun, Said, read, write
+from sumus.operations.service import ServerPolicy, open_service
+from sumus.virtual.messages import BeginAnswer, BeginRequest, WorkerAnswer, read, write
 from sumus.virtual.policy import Policy
 from sumus.virtual.serving import ASK, BEGIN, worker_app
 from tests.server.devices import tiny
@@ -71,8 +71,8 @@ def node(tmp_path: Path) -> Iterator[tuple[Any, str, dict[str, str]]]:
 def worker() -> tuple[Any, str, dict[str, str]]:
     app = worker_app("dora", {"x": torch.ones(2)}, Policy(), TOKEN)
     headers = {"authorization": f"Bearer {TOKEN}"}
-    begun = read(Said, ask(app, BEGIN, headers, [write(Begin())]))[0].answer
-    assert isinstance(begun, Begun)
+    begun = read(WorkerAnswer, ask(app, BEGIN, headers, [write(BeginRequest())]))[0].answer
+    assert isinstance(begun, BeginAnswer)
     return app, ASK, {**headers, "sumus-caller": begun.caller}
 
 
@@ -115,7 +115,7 @@ def test_bodies_that_stop_are_slow(request: pytest.FixtureRequest, plane: str, m
 
 
 def test_logins_that_are_cut_are_refused_and_the_next_one_is_heard(tmp_path: Path) -> None:
-    service = open_service({"tiny": tiny(2)}, conduct=Conduct(group=0.0))
+    service = open_service({"tiny": tiny(2)}, conduct=ServerPolicy(group=0.0))
     app = admin_app(service, Access(tmp_path), str)
     for _ in range(100):
         assert b"malformed" in ask(app, "/v1/admin/login", {"content-type": "application/json"}, [b"x" * 60_000], 2**16)

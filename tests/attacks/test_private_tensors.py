@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sumus.virtual import Policy, VirtualWorker, WorkerRefused, get, send
-from sumus.virtual.messages import Asked, Call, Items, Refusal, Said, Value, read, write
+from sumus.virtual.messages import Call, Items, RefusalAnswer, Value, WorkerAnswer, WorkerRequest, read, write
 from sumus.virtual.policy import Policy as OwnersPolicy
 from sumus.virtual.workbench import Workbench
 
@@ -340,8 +340,8 @@ def test_lists_in_lists_are_no_defect() -> None:
     deep: Value = 1
     for _ in range(400):
         deep = Items((deep,))
-    said, _ = read(Said, Workbench({}, Policy()).answer(write(Asked(1, Call("relu", (deep,))))))
-    assert isinstance(said.answer, Refusal)
+    said, _ = read(WorkerAnswer, Workbench({}, Policy()).answer(write(WorkerRequest(1, Call("relu", (deep,))))))
+    assert isinstance(said.answer, RefusalAnswer)
     assert said.answer.code == "malformed"
 
 

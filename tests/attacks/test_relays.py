@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sumus.operations.service import Where
+from sumus.http.limits import Limits, Rate
+from sumus.operations.service import Storage
 from sumus.server.identity import MEMBER_S
-from sumus.server.limits import Limits, Rate
-from sumus.wire.messages import Ended, RelayRequest
+from sumus.wire.messages import EndedSession, RelayRequest
 from tests.attacks.parties import given, parties, refused
 from tests.server.devices import tiny, update_of
 
@@ -34,7 +34,7 @@ def test_an_edge_for_one_device_does_not_bring_twelve_one_after_the_other() -> N
         edge, told = them.edge(speaks_for=1), list[bool]()
         for device in (them.stranger() for _ in range(4)):
             told += given(edge.relay(device))
-            ended = Ended("tiny", "train", device.id, "s1", "other")
+            ended = EndedSession("tiny", "train", device.id, "s1", "other")
             edge.requests.relay(RelayRequest(1, (), (ended,)))
         assert told == [True, False, False, False]
 
@@ -88,10 +88,10 @@ def test_nothing_of_a_check_in_is_changed_on_its_way(changed: str) -> None:
 
 
 def test_what_a_device_signed_for_its_edge_before_it_moved_is_of_no_use(tmp_path: Path) -> None:
-    with parties(ROUND, Where(tmp_path)) as them:
+    with parties(ROUND, Storage(tmp_path)) as them:
         left, right, mover = them.edge(speaks_for=1), them.edge(speaks_for=1), them.stranger()
         (told,) = left.relay(mover, serial=1)
-        ended = Ended("tiny", "train", mover.id, "s1", "other")
+        ended = EndedSession("tiny", "train", mover.id, "s1", "other")
         left.requests.relay(RelayRequest(1, (), (ended,)))
         them.let_rest(mover)
         assert given(right.relay(mover, serial=2)) == [True], "control: a device that moves is given work"
@@ -103,10 +103,10 @@ def test_what_a_device_signed_for_its_edge_before_it_moved_is_of_no_use(tmp_path
 
 
 def test_control_a_device_that_enrols_at_the_server_itself_leaves_its_place_at_the_edge(tmp_path: Path) -> None:
-    with parties(ROUND, Where(tmp_path)) as them:
+    with parties(ROUND, Storage(tmp_path)) as them:
         edge, mover = them.edge(speaks_for=1), them.stranger()
         edge.relay(mover, serial=1)
-        edge.requests.relay(RelayRequest(1, (), (Ended("tiny", "train", mover.id, "s1", "other"),)))
+        edge.requests.relay(RelayRequest(1, (), (EndedSession("tiny", "train", mover.id, "s1", "other"),)))
         mover.enrol(them.token())
         mover.serial = 1
         them.let_rest(mover)
@@ -115,7 +115,7 @@ def test_control_a_device_that_enrols_at_the_server_itself_leaves_its_place_at_t
 
 
 def test_a_device_with_work_through_one_edge_stays_there(tmp_path: Path) -> None:
-    with parties(ROUND, Where(tmp_path)) as them:
+    with parties(ROUND, Storage(tmp_path)) as them:
         left, right, mover = them.edge(speaks_for=1), them.edge(speaks_for=1), them.stranger()
         left.relay(mover, serial=1)
         (told,) = right.relay(mover, serial=2)
@@ -131,7 +131,7 @@ def test_an_edge_ends_the_work_of_its_own_devices_alone() -> None:
         honest.relay(behind)
         (work,) = them.works([victim])
         for device, session in ((behind, "s1"), (victim, work.session)):
-            thief.requests.relay(RelayRequest(1, (), (Ended("tiny", "train", device.id, session, "other"),)))
+            thief.requests.relay(RelayRequest(1, (), (EndedSession("tiny", "train", device.id, session, "other"),)))
         assert not victim.report(work, update_of(them.plan, victim.id)).duplicate
         assert not honest.send([f"{behind.id}/s1"]).duplicate
 
@@ -207,7 +207,7 @@ def test_an_edge_that_a_device_has_left_uses_up_nothing_of_it() -> None:
     with parties(ROUND, limits=limits) as them:
         edge, device = them.edge(speaks_for=500), them.stranger()
         old = device.relayed(them.plan, serial=1)
-        ended = Ended("tiny", "train", device.id, "s1", "edge")
+        ended = EndedSession("tiny", "train", device.id, "s1", "edge")
         edge.requests.relay(RelayRequest(1, (old,)))
         edge.requests.relay(RelayRequest(1, (), (ended,)))
         device.enrol(them.token())

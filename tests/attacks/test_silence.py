@@ -20,13 +20,14 @@ import pytest
 import sumus
 from sumus.aggregate import Update
 from sumus.evaluation import evaluation_report
-from sumus.operations.service import Conduct, Where, open_service
+from sumus.operations.service import ServerPolicy, Storage, open_service
 from sumus.pacing import Pacing
-from sumus.protocol.round import Action, Assign, CheckIn, Close
+from sumus.protocol.round import Action, AssignWork, CheckIn, CloseRound
 from sumus.rng import generator
-from sumus.server.coordinator import Coordinator
-from sumus.server.runs import Evaluating, Run
-from sumus.simulator.timeline import Timeline, Work
+from sumus.rounds.coordinator import Coordinator
+from sumus.rounds.run import Run
+from sumus.server.runs import Evaluating
+from sumus.simulator.timeline import RoundWork, Timeline
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Assignment, Refused
@@ -45,13 +46,13 @@ UNKNOWN = DEADLINE / 4 + 1
 class Served:
     """A server of ten of ten, whose clock goes on when it is told to."""
 
-    def __init__(self, bundle: Bundle, where: Where, stack: ExitStack, **conduct: Any) -> None:
+    def __init__(self, bundle: Bundle, where: Storage, stack: ExitStack, **conduct: Any) -> None:
         self.bundle, self.plan, self._where, self._stack, self._conduct = bundle, bundle.plan, where, stack, conduct
         self.open()
 
     def open(self) -> None:
         """Start, also once more."""
-        self.service = open_service({"tiny": self.bundle}, self._where, Conduct(group=0.0, **self._conduct))
+        self.service = open_service({"tiny": self.bundle}, self._where, ServerPolicy(group=0.0, **self._conduct))
         self.server = self.service.server
         self.server.start()
         self.transport = InProcess(self.service.device_app)
@@ -114,7 +115,7 @@ def serve(tmp_path: Path, stack: ExitStack) -> Serve:
 
     def started(cohort: int = 10, least: int = 2, conduct: Any = None, **pacing: Any) -> Served:
         bundle = tiny(cohort, least=least, **{"deadline": DEADLINE, **pacing})
-        return Served(bundle, Where(tmp_path / "data"), stack, **(conduct or {}))
+        return Served(bundle, Storage(tmp_path / "data"), stack, **(conduct or {}))
 
     return started
 
@@ -168,7 +169,7 @@ def rounds_with(silent: int, honest: int = 30, rounds: int = 40) -> tuple[list[f
 
     def carry_out(actions: Sequence[Action]) -> None:
         for action in actions:
-            if isinstance(action, Close):
+            if isinstance(action, CloseRound):
                 ended.append(now)
                 server.publish(action.number, now)
 
@@ -180,9 +181,9 @@ def rounds_with(silent: int, honest: int = 30, rounds: int = 40) -> tuple[list[f
                 serials[name] -= 1
                 continue
             for action in server.check_in(name, CheckIn(f"{name}/{serials[name]}", serials[name]), now):
-                if isinstance(action, Assign) and name.startswith("silent"):
+                if isinstance(action, AssignWork) and name.startswith("silent"):
                     given[name] += action.session.began == now  # else it is the place that it has
-                elif isinstance(action, Assign):
+                elif isinstance(action, AssignWork):
                     reports[action.session.id] = now + 20.0
         now += 10.0
         for session in [session for session, when in reports.items() if when <= now]:
@@ -365,7 +366,7 @@ def shares(deadline: float | None, spread: float = 100.0, rounds: int = 120) -> 
     """How often each fifth of a fleet's devices is counted, from the fastest to the slowest; of all that is counted."""
     fleet = sumus.Fleet(seconds=60, spread=spread)
     drawn = fleet.devices(60, generator(5, "devices"))
-    line = Timeline(Pacing(10, deadline=deadline), fleet, drawn, Work(), 5)
+    line = Timeline(Pacing(10, deadline=deadline), fleet, drawn, RoundWork(), 5)
     times = np.zeros(60)
     for number in range(rounds):
         for each in line.ended(number).counted:
@@ -381,7 +382,9 @@ def test_control_slow_devices_are_not_starved_by_a_limit_that_begins_too_tight()
 def test_silent_devices_of_a_simulated_fleet_cost_their_limits_and_not_the_deadline() -> None:
     def mean_seconds(**more: Any) -> float:
         fleet = sumus.Fleet(seconds=60, spread=2, **more)
-        line = Timeline(Pacing(10, deadline=36_000.0), fleet, fleet.devices(100, generator(5, "devices")), Work(), 5)
+        line = Timeline(
+            Pacing(10, deadline=36_000.0), fleet, fleet.devices(100, generator(5, "devices")), RoundWork(), 5
+        )
         played = [line.ended(number) for number in range(60)]
         assert all(len(each.counted) == 10 for each in played)
         return played[-1].ended / 60

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from sumus.operations.certificates import Certificate
-from sumus.operations.tls import issue
+from sumus.http.certificates import Certificate
+from sumus.http.tls import issue
 from sumus.wire.messages import CheckInRequest, write
 from tests.attacks.besieged import (
     ELSEWHERE,
@@ -247,7 +247,7 @@ def test_a_reader_who_is_slow_is_waited_for(server: Besieged, monkeypatch: pytes
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[Besieged]:
     """A server of thirty-two connections."""
-    monkeypatch.setattr("sumus.operations.listening.MOST", (32, 32), raising=False)
+    monkeypatch.setattr("sumus.http.listening.MOST", (32, 32), raising=False)
     with besieged(tiny(2)) as found:
         yield found
 

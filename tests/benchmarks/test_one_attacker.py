@@ -10,8 +10,8 @@ from benchmarks import one_attacker
 from benchmarks.one_attacker import CONTROL, DIRECTIONS, HONEST, MISSING, OneAttacker
 from sumus.aggregate import Update
 from sumus.errors import BeyondBoundError
+from sumus.executors.executor import Trained
 from sumus.rng import generator
-from sumus.training.executor import Trained
 from sumus.types import Tree
 from sumus.update.clip import global_norm
 

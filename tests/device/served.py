@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 import sumus
-from sumus.device.conditions import Always
+from sumus.device.conditions import AllConditionsMet
 from sumus.device.device import Device
 from sumus.device.keys import keyed
 from sumus.device.training import Training
@@ -257,7 +257,7 @@ def a_device(server: Any, **changes: Any) -> Device:
         "token": "token",
         "transport": server,
         "floor": FREE,
-        "sensors": Always(),
+        "sensors": AllConditionsMet(),
         "keys": keyed(7),
         "name": "alice",
         "clock": clock,

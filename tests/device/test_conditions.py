@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sumus.device.conditions import Always, Linux, Unknown, here, output_of
+from sumus.device.conditions import AllConditionsMet, Linux, NoConditionKnown, here, output_of
 from sumus.pacing import Conditions
 
 ROUTES = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
@@ -42,8 +42,8 @@ BATTERY = {"type": "Battery", "capacity": "83"}
         ({"BAT0": {**BATTERY, "status": "Discharging"}}, False, 0.83),
         ({"BAT0": {**BATTERY, "status": "Charging"}}, True, 0.83),
         ({"BAT0": {**BATTERY, "status": "Full"}}, True, 0.83),
-        ({"BAT0": {**BATTERY, "status": "Unknown"}, "AC": {"type": "Mains", "online": "1"}}, True, 0.83),
-        ({"BAT0": {**BATTERY, "status": "Unknown"}, "AC": {"type": "Mains", "online": "0"}}, False, 0.83),
+        ({"BAT0": {**BATTERY, "status": "NoConditionKnown"}, "AC": {"type": "Mains", "online": "1"}}, True, 0.83),
+        ({"BAT0": {**BATTERY, "status": "NoConditionKnown"}, "AC": {"type": "Mains", "online": "0"}}, False, 0.83),
         ({"BAT0": {**BATTERY, "status": "Discharging"}, "BAT1": {**BATTERY, "capacity": "20"}}, False, 0.2),
         ({"mouse": {**BATTERY, "scope": "Device", "status": "Discharging", "capacity": "3"}}, True, 1.0),
     ],
@@ -110,8 +110,8 @@ def test_each_check_can_be_replaced(tmp_path: Path, check: str, value: Any, read
 
 def test_a_server_in_a_rack_meets_all_and_what_nobody_knows_is_not_met() -> None:
     everything = Conditions(charging=True, unmetered=True, idle=True, battery=1.0)
-    assert everything.unmet(Always().read()) is None
-    assert Unknown().read() == Conditions()
+    assert everything.unmet(AllConditionsMet().read()) is None
+    assert NoConditionKnown().read() == Conditions()
     assert isinstance(here().read(), Conditions)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sumus.device.device import CLEAN, Device, News
+from sumus.device.device import CLEAN, Device, DeviceNews
 from sumus.device.keys import system
 from sumus.operations.service import Service
 from sumus.rng import generator
@@ -27,7 +27,7 @@ class Machines:
 
     def __init__(self, service: Service, folder: Path, stack: ExitStack) -> None:
         self.way: Transport = stack.enter_context(InProcess(service.device_app))
-        self.folder, self.news = folder, list[News]()
+        self.folder, self.news = folder, list[DeviceNews]()
         self._stack, self._token = stack, a_token(service)
 
     def device(self, name: str) -> Device:

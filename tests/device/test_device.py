@@ -19,10 +19,10 @@ from torch import nn
 
 import sumus
 from sumus.aggregate import RunningSum
-from sumus.device.conditions import Always, Unknown
-from sumus.device.device import SPREAD, Device, News
+from sumus.device.conditions import AllConditionsMet, NoConditionKnown
+from sumus.device.device import SPREAD, Device, DeviceNews
 from sumus.device.keys import keyed
-from sumus.device.store import DeviceStore, FolderStore, MemoryStore, Record
+from sumus.device.store import DeviceStore, FolderDeviceStore, MemoryDeviceStore, Record
 from sumus.device.training import Training
 from sumus.errors import ExperimentError
 from sumus.evaluation import evaluation_hop, evaluation_of
@@ -40,7 +40,7 @@ from tests.device.served import FREE, SCAFFOLD, SEED, Clock, Served, a_device, a
 LOST = Unreachable("lost")
 
 
-def words(news: list[News]) -> list[str]:
+def words(news: list[DeviceNews]) -> list[str]:
     return [one.what for one in news if one.what not in ("waiting", "model")]
 
 
@@ -48,7 +48,7 @@ def words(news: list[News]) -> list[str]:
 
 
 def test_a_round_as_it_should_be() -> None:
-    server, news = Served(), list[News]()
+    server, news = Served(), list[DeviceNews]()
     device = a_device(server, watch=news.append)
     device.run(rounds=1)
     assert [name for name, _ in server.asked] == ["challenge", "enrol", "check_in", "object", "object", "report"]
@@ -151,7 +151,7 @@ def test_many_devices_of_a_process_share_one_program() -> None:
             examples=lambda client=client: some_examples(client),
             name=client,
             token=f"token{client}",
-            store=MemoryStore(),
+            store=MemoryDeviceStore(),
         )
         device.run(rounds=1)
     assert next(made) == before + 1
@@ -194,7 +194,7 @@ def lose_the_answer(usual: Callable[[], Answer]) -> Any:
     ],
 )
 def test_a_report_is_sent_until_it_is_answered(fates: list[Any]) -> None:
-    server, news = Served(works=2), list[News]()
+    server, news = Served(works=2), list[DeviceNews]()
     server.fates["report"] = list(fates)
     device = a_device(server, watch=news.append)
     device.run(rounds=2)
@@ -205,7 +205,7 @@ def test_a_report_is_sent_until_it_is_answered(fates: list[Any]) -> None:
 
 @pytest.mark.parametrize("code", ["closed", "stale", "phase", "bad_report", "not_finite", "out_of_bounds", "too_large"])
 def test_a_report_that_is_refused_is_over(code: str) -> None:
-    server, news = Served(works=2), list[News]()
+    server, news = Served(works=2), list[DeviceNews]()
     server.fates["report"] = [refused(code)]
     device = a_device(server, watch=news.append)
     device.run(rounds=1)
@@ -229,7 +229,7 @@ def test_a_session_that_nobody_knows_is_asked_for_and_its_report_not_sent_again(
 
 @pytest.mark.parametrize("outcome", ["counted", "discarded"])
 def test_a_check_in_brings_the_end_of_the_last_session_and_then_work(outcome: str) -> None:
-    server, news = Served(works=2, algorithm=SCAFFOLD), list[News]()
+    server, news = Served(works=2, algorithm=SCAFFOLD), list[DeviceNews]()
     server.fates["report"] = [LOST] * 4
     device = a_device(server, watch=news.append)
     device.wake()
@@ -283,7 +283,7 @@ def test_over_a_bad_network_every_report_is_settled_once_and_the_state_with_it(s
     """SCAFFOLD's server keeps the mean of all controls: a client must hold that of its last counted report, and no other."""
     server = Served(works=10**6, algorithm=SCAFFOLD)
     network = FaultyTransport(server, FAULTS, generator(seed, "network"))
-    held = Tracked(MemoryStore())
+    held = Tracked(MemoryDeviceStore())
     device = a_device(network, store=held)
     device.run(rounds=12)
     assert len(server.counted) >= 12
@@ -353,11 +353,11 @@ class Crashing:
 def test_it_may_crash_at_every_write_and_every_session_is_settled_once(kind: str, before: bool, tmp_path: Path) -> None:
     task = Training(a_task(), some_examples(), "autograd")
     for at in range(1, 100):
-        server, memory = Served(works=10**6, algorithm=SCAFFOLD, releases=True), MemoryStore()
+        server, memory = Served(works=10**6, algorithm=SCAFFOLD, releases=True), MemoryDeviceStore()
         proposed: dict[str, str] = {}
 
-        def opened(memory: MemoryStore = memory, folder: Path = tmp_path / f"{at}") -> DeviceStore:
-            return memory if kind == "memory" else FolderStore(folder)
+        def opened(memory: MemoryDeviceStore = memory, folder: Path = tmp_path / f"{at}") -> DeviceStore:
+            return memory if kind == "memory" else FolderDeviceStore(folder)
 
         store, crashed = opened(), False
         try:
@@ -383,7 +383,7 @@ def test_the_report_of_a_process_that_ended_is_sent_by_the_next(tmp_path: Path) 
     first.wake()
     assert first.status.phase == "reporting"
     first.close()
-    news = list[News]()
+    news = list[DeviceNews]()
     with a_device(server, folder=tmp_path, watch=news.append) as second:
         second.run(rounds=1)
         assert second._clock() < 1.0, "whoever starts it waits for a word"  # type: ignore[attr-defined]
@@ -419,7 +419,7 @@ def test_an_error_in_the_same_process_is_no_start(tmp_path: Path) -> None:
     """Else a full disk would be asked for work again and again."""
     server = Served(works=2)
 
-    class Full(FolderStore):
+    class Full(FolderDeviceStore):
         def put(self, body: bytes) -> str:
             raise ExperimentError("no room on the disk")
 
@@ -431,7 +431,7 @@ def test_an_error_in_the_same_process_is_no_start(tmp_path: Path) -> None:
 
 
 def test_it_says_at_once_what_it_waits_for_and_until_when() -> None:
-    server, news = Served(works=0), list[News]()
+    server, news = Served(works=0), list[DeviceNews]()
     server.fates["check_in"] = [
         Answer(200, {}, write(CheckInAnswer(retry_after_s=(5.0, 9.0), reason=reason)))
         for reason in ("few", "pace", "charging", "unmetered", "nothing to do", "asking", "parent", "version")
@@ -499,7 +499,7 @@ def test_it_ends_when_it_is_told_to() -> None:
     ],
 )
 def test_whatever_the_server_asks_for_the_floor_holds(floor: Floor, reason: str, said: str) -> None:
-    server, news = Served(), list[News]()
+    server, news = Served(), list[DeviceNews]()
     device = a_device(server, floor=floor, watch=news.append)
     device.wake()
     assert server.named("abort") == [reason]
@@ -583,7 +583,7 @@ def test_a_broadcast_that_is_not_the_plans_is_refused(broadcast: str) -> None:
 
 def test_conditions_of_the_plan_are_looked_at_before_anything_is_trained() -> None:
     pacing = sumus.Pacing(cohort=10, requires=Conditions(charging=True))
-    for sensors, aborted in ((Always(), []), (Unknown(), ["conditions"])):
+    for sensors, aborted in ((AllConditionsMet(), []), (NoConditionKnown(), ["conditions"])):
         server = Served(pacing=pacing)
         device = a_device(server, sensors=sensors)
         device.wake()
@@ -593,12 +593,14 @@ def test_conditions_of_the_plan_are_looked_at_before_anything_is_trained() -> No
 
 
 def test_without_its_own_conditions_it_says_nothing_to_anyone() -> None:
-    server, news = Served(), list[News]()
-    device = a_device(server, sensors=Unknown(), requires=Conditions(idle=True), watch=news.append)
+    server, news = Served(), list[DeviceNews]()
+    device = a_device(server, sensors=NoConditionKnown(), requires=Conditions(idle=True), watch=news.append)
     assert device.wake() > 0
     assert server.asked == []
     assert news == [
-        News("waiting", "until nobody uses it, as you ask (--always, for a machine that nobody does)", again_s=300.0)
+        DeviceNews(
+            "waiting", "until nobody uses it, as you ask (--always, for a machine that nobody does)", again_s=300.0
+        )
     ]
 
 
@@ -628,7 +630,7 @@ def failing(kind: type[Exception]) -> Callable[[Any, Any], Any]:
 def test_an_error_in_training_ends_its_round_and_not_the_device(
     changes: dict[str, Any], reason: str, said: str
 ) -> None:
-    server, news = Served(works=4), list[News]()
+    server, news = Served(works=4), list[DeviceNews]()
     device = a_device(server, watch=news.append, **changes)
     waits = []
     for _ in range(4):
@@ -730,13 +732,13 @@ def test_a_device_of_one_server_gives_nothing_to_another(tmp_path: Path) -> None
     server.fates["report"] = [LOST]
     with a_device(server, folder=tmp_path) as device:
         device.wake()
-    before = FolderStore(tmp_path, look=True).read()
+    before = FolderDeviceStore(tmp_path, look=True).read()
     assert before.row.unsettled
     for where, token in (("https://other.example/#enrol=token", None), ("https://other.example", "token")):
         with pytest.raises(ExperimentError, match="a device of https://example.org: give another --folder"):
             at(other, where, tmp_path, token)
     assert other.asked == []
-    assert FolderStore(tmp_path, look=True).read() == before
+    assert FolderDeviceStore(tmp_path, look=True).read() == before
     with a_device(server, folder=tmp_path) as device:  # with the token still in the environment, and the folder let go
         device.run(rounds=1)
     assert len(server.counted) == 1
@@ -749,7 +751,7 @@ def test_a_server_that_has_moved_is_followed_once_it_knows_the_device(tmp_path: 
     with at(other, "https://other.example", tmp_path, None) as device:
         with pytest.raises(ExperimentError, match="does not know this device"):
             device.run()
-    kept = FolderStore(tmp_path, look=True)
+    kept = FolderDeviceStore(tmp_path, look=True)
     assert kept.read().membership.server == "https://example.org"  # type: ignore[union-attr]
     with at(server, "https://moved.example", tmp_path, None) as device:
         device.run(until=lambda status: status.checkins >= 3)
@@ -771,14 +773,14 @@ def test_a_device_moves_to_another_edge_with_its_key_once_it_knows_what_became_o
         device.run(rounds=1)
     assert (len(one.counted), len(other.counted)) == (1, 1)
     assert one.keys == other.keys, "it is the same device"
-    assert FolderStore(tmp_path, look=True).read().membership.server == "https://other.example"  # type: ignore[union-attr]
+    assert FolderDeviceStore(tmp_path, look=True).read().membership.server == "https://other.example"  # type: ignore[union-attr]
 
 
 def at(server: Served, where: str, folder: Path, token: str | None, moves: bool = False) -> Device:
     """A device that is told where its server is."""
     clock = Clock()
     return Device(
-        where, a_task(), some_examples(), folder=folder, token=token, transport=server, floor=FREE, sensors=Always(),
+        where, a_task(), some_examples(), folder=folder, token=token, transport=server, floor=FREE, sensors=AllConditionsMet(),
         keys=keyed(7), name="alice", clock=clock, sleep=clock.sleep, moves=moves, executor="autograd",
     )  # fmt: skip
 
@@ -798,7 +800,7 @@ def test_it_predicts_with_the_last_model_also_offline_and_in_another_process(tmp
             device.predict(some_examples()[0])
         device.wake()
         assert device.status.models == {"a": 3}
-    later = Device(None, task, some_examples(), store=FolderStore(tmp_path, look=True))
+    later = Device(None, task, some_examples(), store=FolderDeviceStore(tmp_path, look=True))
     inputs = some_examples(9, 1100)[0]
     model = server.state.broadcast["params"]
     np.testing.assert_allclose(
@@ -807,7 +809,7 @@ def test_it_predicts_with_the_last_model_also_offline_and_in_another_process(tmp
 
 
 def test_a_newer_model_takes_the_place_of_the_last_and_a_broken_one_does_not() -> None:
-    server, news = Served(works=0, releases=True), list[News]()
+    server, news = Served(works=0, releases=True), list[DeviceNews]()
     device = a_device(server, watch=news.append)
     device.wake()
     first = device.predict(some_examples()[0])
@@ -864,7 +866,7 @@ def test_what_the_server_has_not_heard_is_not_forgotten_here(tmp_path: Path) -> 
 
 
 def test_news_are_json_and_hold_no_secret() -> None:
-    server, news = Served(works=2), list[News]()
+    server, news = Served(works=2), list[DeviceNews]()
     server.fates["report"] = [LOST]
     a_device(server, watch=news.append).run(rounds=1)
     text = json.dumps([vars(one) for one in news])
@@ -877,7 +879,7 @@ def test_news_are_json_and_hold_no_secret() -> None:
 
 
 def test_a_folder_from_a_backup_says_what_happened_and_goes_on(tmp_path: Path) -> None:
-    server, news = Served(works=2), list[News]()
+    server, news = Served(works=2), list[DeviceNews]()
     with a_device(server, folder=tmp_path / "now") as device:
         device.enrol()
     shutil.copytree(tmp_path / "now", tmp_path / "backup")

@@ -10,14 +10,14 @@ import pytest
 
 import sumus.device.store as stores
 from sumus.device.store import (
-    Begun,
     DeviceStore,
-    FolderStore,
+    FolderDeviceStore,
     KeptModel,
     KeptState,
     Membership,
-    MemoryStore,
+    MemoryDeviceStore,
     Record,
+    WorkStarts,
     counted,
 )
 from sumus.errors import ExperimentError
@@ -37,12 +37,12 @@ class Crash(Exception):
 @pytest.fixture(params=["memory", "folder"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Reopen]:
     """The store as the next process finds it."""
-    memory, opened = MemoryStore(), list[DeviceStore]()
+    memory, opened = MemoryDeviceStore(), list[DeviceStore]()
 
     def open_it() -> DeviceStore:
         for one in opened:
             one.close()
-        opened[:] = [memory if request.param == "memory" else FolderStore(tmp_path / "device")]
+        opened[:] = [memory if request.param == "memory" else FolderDeviceStore(tmp_path / "device")]
         return opened[0]
 
     yield open_it
@@ -64,7 +64,7 @@ def test_what_was_written_is_there_in_the_next_process(reopen: Reopen) -> None:
         {"a": KeptState(names[2], "f")},
         {"a": KeptModel(3, names[3])},
         "a",
-        {"a": Begun(3, 2)},
+        {"a": WorkStarts(3, 2)},
         1,
         0.25,
         counted({"trained": 1}, "trained", "counted"),
@@ -106,9 +106,9 @@ def files_in(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def a_folder(tmp_path: Path) -> FolderStore:
+def a_folder(tmp_path: Path) -> FolderDeviceStore:
     """One that reports: with a report, a pending state and a model."""
-    store = FolderStore(tmp_path)
+    store = FolderDeviceStore(tmp_path)
     store.put_key(bytes(32))
     report, pending, model = (store.put(body) for body in (b"report", b"pending", b"model"))
     store.write(
@@ -142,25 +142,25 @@ def test_what_a_crash_left_is_cleared_away(tmp_path: Path) -> None:
     whole = files_in(tmp_path)
     (tmp_path / "objects" / ("0" * 64)).write_bytes(b"of no record")
     (tmp_path / "objects" / f"{'1' * 64}.new").write_bytes(b"half")
-    FolderStore(tmp_path).close()
+    FolderDeviceStore(tmp_path).close()
     assert files_in(tmp_path) == whole
 
 
 def test_two_processes_cannot_be_one_device_but_one_may_look(tmp_path: Path) -> None:
     store = a_folder(tmp_path)
     with pytest.raises(ExperimentError, match="another process is this device: end what runs on"):
-        FolderStore(tmp_path)
-    looking = FolderStore(tmp_path, look=True)
+        FolderDeviceStore(tmp_path)
+    looking = FolderDeviceStore(tmp_path, look=True)
     assert looking.read() == store.read()
     store.close()
-    FolderStore(tmp_path).close()
+    FolderDeviceStore(tmp_path).close()
 
 
 @pytest.mark.parametrize("place", ["nothing", "empty"])
 def test_a_folder_of_no_device_is_said_to_be(tmp_path: Path, place: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ExperimentError, match="is no device's folder: give the one that `sumus join` was given"):
-        FolderStore(tmp_path / place, look=True)
+        FolderDeviceStore(tmp_path / place, look=True)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path, there: dict
         (tmp_path / name).write_bytes(body)
     tmp_path.chmod(0o755)
     with pytest.raises(ExperimentError, match="holds something else, and is no device's folder: give a new one"):
-        FolderStore(tmp_path)
+        FolderDeviceStore(tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in files_in(tmp_path)} == there
     assert tmp_path.stat().st_mode & 0o777 == 0o755
 
@@ -191,7 +191,7 @@ def test_what_is_not_a_devices_stays_beside_it(tmp_path: Path) -> None:
     (tmp_path / "objects" / "notes.txt").write_bytes(b"mine")
     (tmp_path / "draft.new").write_bytes(b"mine")
     (tmp_path / "record.json.new").write_bytes(b"half")
-    store = FolderStore(tmp_path)
+    store = FolderDeviceStore(tmp_path)
     store.erase()
     store.close()
     assert files_in(tmp_path) == {"lock", "draft.new", "objects/notes.txt"}
@@ -199,10 +199,10 @@ def test_what_is_not_a_devices_stays_beside_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [("lock",), ("lock", "key"), ("lock", "key.new")], ids=" ".join)
 def test_what_a_first_enrolment_left_is_a_devices(tmp_path: Path, left: tuple[str, ...]) -> None:
-    FolderStore(tmp_path).close()
+    FolderDeviceStore(tmp_path).close()
     for name in left:
         (tmp_path / name).write_bytes(bytes(32) if name == "key" else b"")
-    FolderStore(tmp_path).close()
+    FolderDeviceStore(tmp_path).close()
 
 
 def test_damage_is_said_with_what_to_do(tmp_path: Path) -> None:
@@ -215,13 +215,13 @@ def test_damage_is_said_with_what_to_do(tmp_path: Path) -> None:
     store.close()
     (tmp_path / "record.json").write_bytes(b'{"row": 3}')
     with pytest.raises(ExperimentError, match=r"record.json is damaged .* delete .* and enrol this device anew"):
-        FolderStore(tmp_path)
+        FolderDeviceStore(tmp_path)
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ExperimentError, match="a device cannot keep anything in"):
-        FolderStore(tmp_path / "file")
+        FolderDeviceStore(tmp_path / "file")
 
 
 MOMENTS = ("before anything is written", "half of the new file", "the new file beside the old one", "in its place")
@@ -232,7 +232,7 @@ MOMENTS = ("before anything is written", "half of the new file", "the new file b
 def test_a_crash_while_a_report_is_kept_leaves_the_record_before_or_the_one_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, nth: int
 ) -> None:
-    store = FolderStore(tmp_path)
+    store = FolderDeviceStore(tmp_path)
     before = Record(row=DeviceState(Phase.TRAINING, 5, "s1", "s1"), work=WORK)
     store.write(before)
     left = nth
@@ -260,7 +260,7 @@ def test_a_crash_while_a_report_is_kept_leaves_the_record_before_or_the_one_afte
         store.write(after)
     monkeypatch.setattr(stores, "write_whole", whole)
     store.close()
-    again = FolderStore(tmp_path)
+    again = FolderDeviceStore(tmp_path)
     assert again.read() == (after if (nth, moment) == (2, MOMENTS[3]) else before)
     assert all(again.get(name) for name in again.read().objects)
     assert len(files_in(tmp_path)) == 2 + len(again.read().objects)  # the record and the lock

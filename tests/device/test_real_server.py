@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 import sumus
 from sumus.device.commands import floor_of, folder_of, forget, join, predict
 from sumus.device.device import Device
-from sumus.device.store import FolderStore
+from sumus.device.store import FolderDeviceStore
 from sumus.device.training import Training
 from sumus.errors import ExperimentError, UsageError
-from sumus.operations.service import Conduct, Service, open_service
-from sumus.operations.tls import enrolment_link, issue
+from sumus.http.tls import enrolment_link, issue
+from sumus.operations.service import ServerPolicy, Service, open_service
 from sumus.plan import Plan
 from sumus.protocol.session import Floor
 from sumus.rng import generator
@@ -68,7 +68,9 @@ def serving(
 ) -> Iterator[Service]:
     plan = Plan(training.description, algorithm, sumus.Pacing(cohort=cohort), min_contributors=2, trusts_devices=True)
     service = open_service(
-        {"a": Bundle(plan, training.program.initial)}, conduct=Conduct(**{"group": 0.0, **conduct}), authority=authority
+        {"a": Bundle(plan, training.program.initial)},
+        conduct=ServerPolicy(**{"group": 0.0, **conduct}),
+        authority=authority,
     )
     service.server.start()
     try:
@@ -292,14 +294,12 @@ def test_one_check_in_that_nobody_answers_is_an_error(training: Training, tmp_pa
             at = f"http://127.0.0.1:{port}"
             link = enrolment_link(at, a_token(service))
             out, _ = said(*words, SUMUS_TOKEN=link)
-            assert (
-                out
-                == f"enrolled in default as {FolderStore(folder, look=True).read().membership.device[:12]}…; kept in {folder}\n"
-            )  # type: ignore[union-attr]
-    before = FolderStore(folder, look=True).read().row.serial
+            device = FolderDeviceStore(folder, look=True).read().membership.device  # type: ignore[union-attr]
+            assert out == f"enrolled in default as {device[:12]}…; kept in {folder}\n"
+    before = FolderDeviceStore(folder, look=True).read().row.serial
     with pytest.raises(Unreachable, match="the check-in came to nothing: .*; run the same again later"):
         said(*words)
-    assert FolderStore(folder, look=True).read().row.serial == before + 1
+    assert FolderDeviceStore(folder, look=True).read().row.serial == before + 1
     new = (*words[:-2], str(tmp_path / "new"), "--once")
     with pytest.raises(Unreachable, match="the check-in came to nothing: "):
         said(*new, SUMUS_TOKEN=link)

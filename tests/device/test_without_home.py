@@ -15,9 +15,9 @@ from sumus.device.commands import folder_of
 from sumus.device.device import Device
 from sumus.device.link import read_authority
 from sumus.errors import UsageError
+from sumus.executors.recall import recall_of_this_user
 from sumus.node.node import Node
 from sumus.operations.access import config_folder
-from sumus.simulator.recall import recall_of_this_user
 from tests.device.served import a_task, some_examples
 from tests.server.devices import tiny
 

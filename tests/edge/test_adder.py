@@ -14,15 +14,15 @@ from sumus.aggregate import RunningSum
 from sumus.device.link import Link
 from sumus.device.requests import Requests
 from sumus.edge.edge import Edge, open_edge
-from sumus.operations.service import Conduct, Service, Where, open_service
+from sumus.http.limits import Limits, Rate
+from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
-from sumus.server.limits import Limits, Rate
 from sumus.server.runs import Evaluating
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer, Unreachable
 from sumus.tree import sha256
 from sumus.wire.bundle import Bundle
-from sumus.wire.messages import CheckInAnswer, Counted, Ended, Refused, RelayRequest
+from sumus.wire.messages import CheckInAnswer, Counted, EndedSession, Refused, RelayRequest
 from sumus.wire.reports import encode_sum
 from sumus.wire.tensors import decode_tree
 from tests.server.devices import ScriptedDevice, tiny, together, update_of
@@ -41,9 +41,9 @@ class Tree:
         self, bundle: Bundle, stack: ExitStack, limits: Limits | None = None, evaluates: bool = False, *others: Bundle
     ) -> None:
         self.bundle, self._stack = bundle, stack
-        conduct = Conduct(group=0.0, limits=limits, evaluate=Evaluating(2) if evaluates else None)
+        conduct = ServerPolicy(group=0.0, limits=limits, evaluate=Evaluating(2) if evaluates else None)
         served = {"tiny": bundle, **{other.plan.description.name: other for other in others}}
-        self.service = open_service(served, Where(), conduct)
+        self.service = open_service(served, Storage(), conduct)
         stack.callback(self.service.close)
         self.service.server.start()
         self.top = stack.enter_context(InProcess(self.service.device_app))
@@ -56,7 +56,7 @@ class Tree:
         token = server.roll.new_token(server.population, server.clock(), speaks_for=100)
         edge = open_edge(
             Link("http://127.0.0.1:1", token),
-            conduct=Conduct(group=0.0),
+            conduct=ServerPolicy(group=0.0),
             transport=transport or self.top,  # pyright: ignore[reportArgumentType]
             linger=linger,
             **more,  # pyright: ignore[reportArgumentType]
@@ -211,7 +211,7 @@ def test_a_sum_whose_answer_is_lost_is_counted_once(stack: ExitStack, tree: Tree
 
 
 def test_an_edge_that_was_killed_sends_the_sum_that_it_had(stack: ExitStack, tree: Tree, tmp_path: Path) -> None:
-    way, where = Cut(tree.top), Where(tmp_path / "edge")
+    way, where = Cut(tree.top), Storage(tmp_path / "edge")
     edge = tree.edge(transport=way, where=where)
     people = devices(edge, tree.below(edge), range(3))
     plan = tree.bundle.plan
@@ -219,7 +219,7 @@ def test_an_edge_that_was_killed_sends_the_sum_that_it_had(stack: ExitStack, tre
     way.cut = True
     together(*(partial(d.report, w, update_of(plan, n)) for n, (d, w) in enumerate(zip(people, works, strict=True))))
     edge.close()
-    again = open_edge(Link("http://127.0.0.1:1"), where, Conduct(group=0.0), transport=tree.top, linger=0.3)
+    again = open_edge(Link("http://127.0.0.1:1"), where, ServerPolicy(group=0.0), transport=tree.top, linger=0.3)
     stack.callback(again.close)
     again.start()
     assert tree.model(1)
@@ -546,7 +546,7 @@ def test_nobody_reports_for_another_edge_or_for_a_device(tree: Tree, requests: R
     assert work is not None
     body = sum_of(plan, [f"{device.id}/{work.session}"])
     assert refused(lambda: thief.report_sum("tiny", "train", body)) == "unknown_session"
-    thief.relay(RelayRequest(1, (), (Ended("tiny", "train", device.id, work.session, "other"),)))
+    thief.relay(RelayRequest(1, (), (EndedSession("tiny", "train", device.id, work.session, "other"),)))
     assert not device.report(work, update_of(plan, 0)).duplicate, "it was not ended by somebody else"
 
 

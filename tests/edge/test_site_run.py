@@ -18,7 +18,7 @@ from sumus.edge.edge import Edge, open_edge
 from sumus.edge.site import SiteRun
 from sumus.experiment import Experiment
 from sumus.first_hop import FirstHop
-from sumus.operations.service import Conduct, Service, Where, open_service
+from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
 from sumus.simulator.share import public_seed
 from sumus.tree import sha256
@@ -48,8 +48,8 @@ def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]
     """A server of it over HTTP, its address, and what devices do."""
     bundle, training = served(wanted)
     seeds = partial(public_seed, bundle.plan, SEED)
-    conduct = Conduct("people", group=0.0, seeds=lambda task: seeds)
-    service = open_service({"sites": bundle}, Where(), conduct)
+    conduct = ServerPolicy("people", group=0.0, seeds=lambda task: seeds)
+    service = open_service({"sites": bundle}, Storage(), conduct)
     stack.callback(service.close)
     service.server.start()
     return service, stack.enter_context(over_http(service)), training
@@ -58,7 +58,7 @@ def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]
 def site(service: Service, url: str, stack: ExitStack) -> tuple[Edge, str]:
     """One below it, and its address."""
     token = service.server.roll.new_token("people", service.server.clock(), speaks_for=100)
-    edge = open_edge(Link(url, token), conduct=Conduct(group=0.0), linger=300.0)
+    edge = open_edge(Link(url, token), conduct=ServerPolicy(group=0.0), linger=300.0)
     stack.callback(edge.close)
     edge.start()
     return edge, stack.enter_context(over_http(edge))
@@ -170,7 +170,7 @@ def test_while_the_server_above_is_away_a_site_goes_on_and_delivers_once(tree: T
 def test_a_site_that_was_killed_goes_on_where_it_was_and_sends_the_same_bytes(
     stack: ExitStack, tree: Tree, tmp_path: Path
 ) -> None:
-    way, where, plan = Cut(tree.top), Where(tmp_path / "edge"), tree.bundle.plan
+    way, where, plan = Cut(tree.top), Storage(tmp_path / "edge"), tree.bundle.plan
     edge = tree.edge(transport=way, where=where)
     people = scripted(edge, tree.below(edge), range(3))
     own_round(plan, people, 1.0)
@@ -181,7 +181,7 @@ def test_a_site_that_was_killed_goes_on_where_it_was_and_sends_the_same_bytes(
     edge.close()
 
     def again() -> Edge:
-        edge = open_edge(Link("http://127.0.0.1:1"), where, Conduct(group=0.0), transport=way, linger=30.0)  # pyright: ignore[reportArgumentType]
+        edge = open_edge(Link("http://127.0.0.1:1"), where, ServerPolicy(group=0.0), transport=way, linger=30.0)  # pyright: ignore[reportArgumentType]
         stack.callback(edge.close)
         edge.start()
         for device in people:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.growing import run
 from sumus.node import folder as folders
-from sumus.node.folder import PATIENCE_S, SETTLED_S, Watched
+from sumus.node.folder import PATIENCE_S, SETTLED_S, WatchedFolder
 from sumus.node.intake import Intake
 from sumus.node.readings import Readings
 
@@ -23,7 +23,7 @@ def test_beside_a_writer_each_row_is_kept_once(follow: bool, tmp_path: Path) -> 
 
 def test_the_writer_finds_what_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A control: a node that never looks at what it moved loses rows, and the run says so."""
-    monkeypatch.setattr(Watched, "_behind", lambda self, now: iter(()))
+    monkeypatch.setattr(WatchedFolder, "_behind", lambda self, now: iter(()))
     assert any(run(tmp_path / str(seed), seed, 30, False)["lost"] for seed in range(3))
 
 
@@ -40,7 +40,7 @@ class Folder:
             return [raw["a"]], raw["b"]
 
         clock = lambda: self.now  # noqa: E731
-        self.watched = Watched(self.path, Intake(self.readings, prepare), clock=clock, follow=self.follow)
+        self.watched = WatchedFolder(self.path, Intake(self.readings, prepare), clock=clock, follow=self.follow)
 
     def look(self, after: float = SETTLED_S) -> list[str]:
         self.now += after

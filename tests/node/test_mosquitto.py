@@ -22,11 +22,11 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
 from sumus.errors import ExperimentError
+from sumus.http.tls import issue
 from sumus.node import mqtt
 from sumus.node.intake import Intake
 from sumus.node.mqtt import Broker, Subscription
 from sumus.node.readings import Readings
-from sumus.operations.tls import issue
 from tests.services import missing
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"

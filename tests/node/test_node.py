@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import sumus
-from sumus.device.conditions import Always
+from sumus.device.conditions import AllConditionsMet
 from sumus.device.device import Prediction
 from sumus.errors import ExperimentError, UsageError
 from sumus.node.node import Node, NodeStatus
@@ -53,7 +53,7 @@ def a_node(folder: Path, server: Any = None, **more: Any) -> Node:
         "token": "token",
         "transport": server or Patient(releases=True),
         "floor": FREE,
-        "sensors": Always(),
+        "sensors": AllConditionsMet(),
         "wait_s": 0.0,
         "executor": "autograd",
         "listen": None,
@@ -180,7 +180,7 @@ def test_the_model_is_that_of_a_device_with_the_same_examples(tmp_path: Path) ->
         token="token",
         transport=device_server,
         floor=FREE,
-        sensors=Always(),
+        sensors=AllConditionsMet(),
         keys=keyed(7),
         name="alice",
         executor="autograd",

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from sumus.errors import ExperimentError, UsageError
+from sumus.http.tls import issue
 from sumus.node import mqtt
 from sumus.node.access import access_token, read_private
 from sumus.node.intake import Intake
 from sumus.node.mqtt import Broker, Subscription
 from sumus.node.readings import Readings
-from sumus.operations.tls import issue
 from tests.node import broker as test_broker
 
 TOPICS = ("home/+/climate",)

@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sumus.errors import DataError, ExperimentError, UsageError
-from sumus.node.readings import DAY, FILE, LONGEST_KEY, OVERHEAD, BadReading, Form, Kept, Reading, Readings, Retention
+from sumus.node.readings import (
+    DAY,
+    FILE,
+    LONGEST_KEY,
+    OVERHEAD,
+    BadReading,
+    Form,
+    Reading,
+    ReadingCounts,
+    Readings,
+    Retention,
+)
 from sumus.task import Data
 
 PAIR = Data(inputs=(2,), inputs_dtype="float32", targets=(), targets_dtype="int64", classes=3)
@@ -253,10 +264,10 @@ def test_by_age_also_while_nothing_comes(tmp_path: Path) -> None:
         kept(readings, reading(2, None, "a"))
         clock.now += 1.5 * DAY
         assert first(readings) == []
-        assert readings.kept == Kept(1, 0, OVERHEAD + 2 * 8 + 1, clock.now - 1.5 * DAY)
+        assert readings.kept == ReadingCounts(1, 0, OVERHEAD + 2 * 8 + 1, clock.now - 1.5 * DAY)
         clock.now += DAY
         readings.let_go()
-        assert readings.kept == Kept()
+        assert readings.kept == ReadingCounts()
         assert not readings.label("a", 0)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sumus.errors import ExperimentError
-from sumus.node.folder import PATIENCE_S, SETTLED_S, Watched
+from sumus.node.folder import PATIENCE_S, SETTLED_S, WatchedFolder
 from sumus.node.intake import Intake
 from sumus.node.readings import DAY, Readings, Retention
 
@@ -36,7 +36,7 @@ class Folder:
         self.begin()
 
     def begin(self) -> None:
-        self.watched = Watched(self.path, Intake(self.readings), self.retention, self.clock, self.today)
+        self.watched = WatchedFolder(self.path, Intake(self.readings), self.retention, self.clock, self.today)
 
     def put(self, name: str, body: bytes) -> Path:
         file = self.path / name
@@ -240,8 +240,8 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with Readings(tmp_path / "node") as readings:
         with pytest.raises(ExperimentError, match="cannot be watched"):
-            Watched(tmp_path / "file", Intake(readings))
-        watched = Watched(tmp_path / "gone", Intake(readings))
+            WatchedFolder(tmp_path / "file", Intake(readings))
+        watched = WatchedFolder(tmp_path / "gone", Intake(readings))
         shutil.rmtree(tmp_path / "gone")
         with pytest.raises(ExperimentError, match="cannot be watched"):
             watched.look()

@@ -12,7 +12,7 @@ import pytest
 
 from sumus.operations.access import Access
 from sumus.operations.admin_plane import admin_app
-from sumus.operations.service import Conduct, Where, open_service
+from sumus.operations.service import ServerPolicy, Storage, open_service
 from sumus.operations.status import AboveStatus, in_short
 from sumus.text import amount
 from sumus.transport.inprocess import InProcess
@@ -37,7 +37,7 @@ def test_what_it_waits_for_who_took_no_part_and_a_lost_server_above_are_shown(
 ) -> None:
     if CHROMIUM is None:
         missing("Chromium (Debian: apt-get install chromium)")
-    service = open_service({"tiny": tiny()}, Where(tmp_path / "data"), Conduct(group=0.0))
+    service = open_service({"tiny": tiny()}, Storage(tmp_path / "data"), ServerPolicy(group=0.0))
     service.server.start()
     access = Access(tmp_path / "data" / "admin")
     above: list[AboveStatus | None] = [None]

@@ -11,7 +11,7 @@ import pytest
 
 from sumus.operations.access import CODE_S, SESSION_S, Access
 from sumus.operations.admin_plane import admin_app
-from sumus.operations.service import Conduct, Service, Where, open_service
+from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer
 from tests.server.devices import ScriptedDevice, tiny, train_round
@@ -61,7 +61,7 @@ class Admin:
 
 @pytest.fixture
 def admin(tmp_path: Path) -> Iterator[Admin]:
-    service = open_service({"tiny": tiny()}, Where(tmp_path / "data"), Conduct(group=0.0, releases=False))
+    service = open_service({"tiny": tiny()}, Storage(tmp_path / "data"), ServerPolicy(group=0.0, releases=False))
     service.server.start()
     access = Access(tmp_path / "data" / "admin")
     app = admin_app(service, access, lambda token: f"http://devices/#enrol={token}")
@@ -168,7 +168,7 @@ def test_a_pause_gives_no_work_and_outlasts_the_process(admin: Admin, tmp_path: 
     admin.ask("POST", "/v1/admin/models/tiny/pause")
     assert device.check_in(PLAN).reason == "paused"
     admin.service.close()
-    again = open_service({"tiny": tiny()}, Where(tmp_path / "data"))
+    again = open_service({"tiny": tiny()}, Storage(tmp_path / "data"))
     again.server.start()
     assert again.server.tasks[0].training.coordinator.paused
     again.server.ask_to_do(lambda now: again.server.tasks[0].training.resume()).result()

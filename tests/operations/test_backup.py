@@ -9,7 +9,7 @@ import pytest
 
 from sumus.errors import ExperimentError
 from sumus.operations.backup import back_up, restore
-from sumus.operations.service import Conduct, Service, Where, open_service, reconcile
+from sumus.operations.service import ServerPolicy, Service, Storage, open_service, reconcile
 from sumus.transport.inprocess import InProcess
 from sumus.wire.messages import Assignment, Refused
 from tests.server.devices import ScriptedDevice, tiny, train_round, update_of
@@ -19,7 +19,7 @@ PLAN = tiny().plan
 
 @contextmanager
 def served(data: Path) -> Iterator[tuple[Service, InProcess]]:
-    service = open_service({"tiny": tiny()}, Where(data), Conduct(group=0.0))
+    service = open_service({"tiny": tiny()}, Storage(data), ServerPolicy(group=0.0))
     service.server.start()
     with InProcess(service.device_app) as transport:
         yield service, transport
@@ -60,7 +60,7 @@ def grown(tmp_path: Path) -> tuple[list[ScriptedDevice], Assignment]:
         assert works[0] is not None
         devices[0].report(works[0], update_of(PLAN, 0, 5.0))
         settle(service)
-        copied = back_up(Where(tmp_path / "data"), tmp_path / "backup")
+        copied = back_up(Storage(tmp_path / "data"), tmp_path / "backup")
         assert copied.tasks == {"tiny": 1}
         assert copied.shown()[1] == "tiny: version 1"
         out = works[2]
@@ -89,7 +89,7 @@ def test_what_is_put_back_goes_on_from_its_model_in_a_greater_epoch(
     devices, out = grown
     for path in (tmp_path / "data").glob("sumus.db*"):
         path.unlink()
-    done = restore(tmp_path / "backup", Where(tmp_path / "data"))
+    done = restore(tmp_path / "backup", Storage(tmp_path / "data"))
     assert done.epochs == {"tiny": 1}
     assert done.shown()[1] == "tiny: version 1, epoch 1"
     with served(tmp_path / "data") as (service, transport):
@@ -109,7 +109,7 @@ def test_what_is_put_back_goes_on_from_its_model_in_a_greater_epoch(
 
 def test_it_is_put_on_another_machine_too(tmp_path: Path, grown: tuple[list[ScriptedDevice], Assignment]) -> None:
     devices, _ = grown
-    restore(tmp_path / "backup", Where(tmp_path / "new" / "data"))
+    restore(tmp_path / "backup", Storage(tmp_path / "new" / "data"))
     with served(tmp_path / "new" / "data") as (service, transport):
         again = remembered(service, devices, transport)
         assert len(train_round(again, PLAN, [1.0, 1.0, 1.0])) == 3
@@ -121,29 +121,29 @@ def test_an_old_database_beside_a_newer_head_does_not_start_until_it_is_reconcil
     data = tmp_path / "data"
     put_back(data, tmp_path / "backup" / "sumus.db")
     with pytest.raises(ExperimentError, match="version 2 was published.*`sumus reconcile` begins a new epoch"):
-        open_service({"tiny": tiny()}, Where(data))
-    assert reconcile(Where(data)) == {"tiny": 1}
+        open_service({"tiny": tiny()}, Storage(data))
+    assert reconcile(Storage(data)) == {"tiny": 1}
     with served(data) as (service, _):
         assert service.server.trouble == ""
         assert service.server.tasks[0].training.version == 1
-    assert reconcile(Where(data)) == {"tiny": 2}, "each time it is another epoch"
+    assert reconcile(Storage(data)) == {"tiny": 2}, "each time it is another epoch"
 
 
 def test_a_restore_disturbs_nothing(tmp_path: Path, grown: tuple[list[ScriptedDevice], Assignment]) -> None:
     backup, data = tmp_path / "backup", tmp_path / "data"
     with pytest.raises(ExperimentError, match="move sumus.db, .* keep keys/, head.json and departed.txt"):
-        restore(backup, Where(data))
+        restore(backup, Storage(data))
     with served(data):
         with pytest.raises(ExperimentError, match="a server runs on .*: stop it first"):
-            restore(backup, Where(data))
+            restore(backup, Storage(data))
         with pytest.raises(ExperimentError, match="another server runs"):
-            reconcile(Where(data))
+            reconcile(Storage(data))
     with pytest.raises(ExperimentError, match="is no whole backup"):
-        restore(tmp_path, Where(tmp_path / "other"))
+        restore(tmp_path, Storage(tmp_path / "other"))
     with pytest.raises(ExperimentError, match="give the backup a new folder"):
-        back_up(Where(data), backup)
+        back_up(Storage(data), backup)
     with pytest.raises(ExperimentError, match="no server's database"):
-        back_up(Where(tmp_path / "other"), tmp_path / "b")
+        back_up(Storage(tmp_path / "other"), tmp_path / "b")
 
 
 def test_where_the_key_ring_is_lost_reconciling_gives_up_what_it_opened(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_where_the_key_ring_is_lost_reconciling_gives_up_what_it_opened(tmp_path
         devices[0].report(work, update_of(PLAN, 0))
     for key in (data / "keys").iterdir():
         key.unlink()
-    assert reconcile(Where(data)) == {"tiny": 1}
+    assert reconcile(Storage(data)) == {"tiny": 1}
     with served(data) as (service, transport):
         again = remembered(service, devices, transport)
         assert len(train_round(again, PLAN, [1.0, 1.0, 1.0])) == 3
@@ -197,7 +197,7 @@ def test_who_was_revoked_or_left_after_the_backup_does_not_come_back_with_it(tmp
     with served(data) as (service, transport):
         revoked, left, stays = enrolled(service, transport)
         token = service.server.roll.new_token("default", service.server.clock(), uses=9)
-        back_up(Where(data), tmp_path / "backup")
+        back_up(Storage(data), tmp_path / "backup")
         later = ScriptedDevice(transport, 3)
         later.enrol(token)
         for device in (revoked, later):
@@ -213,7 +213,7 @@ def test_who_was_revoked_or_left_after_the_backup_does_not_come_back_with_it(tmp
         file.write(f"\nrevoked {stays.id[:9]}")  # a crash within a line
     for path in data.glob("sumus.db*"):
         path.unlink()
-    restore(tmp_path / "backup", Where(data))
+    restore(tmp_path / "backup", Storage(data))
     for _ in range(2):
         with served(data) as (service, transport):
             found = states(service)
@@ -233,7 +233,7 @@ def test_a_database_put_back_by_other_means_lets_nobody_in_again(tmp_path: Path)
     data = tmp_path / "data"
     with served(data) as (service, transport):
         devices = enrolled(service, transport)
-        back_up(Where(data), tmp_path / "backup")
+        back_up(Storage(data), tmp_path / "backup")
         service.server.roll.revoke(devices[0].id)
     put_back(data, tmp_path / "backup" / "sumus.db")
     with served(data) as (service, _):
@@ -259,7 +259,7 @@ def test_what_is_kept_is_its_owner_s_alone(tmp_path: Path) -> None:
         files = [path for path in data.iterdir() if path.name.startswith("sumus.db")]
         assert len(files) == 3
         assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
-        back_up(Where(data), backup)
+        back_up(Storage(data), backup)
     assert {path.stat().st_mode & 0o777 for path in (data, backup)} == {0o700}
     assert (backup / "sumus.db").stat().st_mode & 0o777 == 0o600
 
@@ -267,15 +267,15 @@ def test_what_is_kept_is_its_owner_s_alone(tmp_path: Path) -> None:
 def test_a_folder_that_others_may_open_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "my data"
     with served(data):
-        back_up(Where(data), tmp_path / "backup")
+        back_up(Storage(data), tmp_path / "backup")
     data.chmod(0o755)
     said = r"open to other users \(mode 755\).*`chmod 700 '.*my data'`"
     with pytest.raises(ExperimentError, match=said):
-        open_service({"tiny": tiny()}, Where(data))
+        open_service({"tiny": tiny()}, Storage(data))
     with pytest.raises(ExperimentError, match=said):
-        reconcile(Where(data))
+        reconcile(Storage(data))
     with pytest.raises(ExperimentError, match=said):
-        restore(tmp_path / "backup", Where(data))
+        restore(tmp_path / "backup", Storage(data))
     data.chmod(0o700)
     (data / "sumus.db").chmod(0o644)
     with served(data):

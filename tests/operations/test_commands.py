@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from sumus.cli import app
 from sumus.errors import ExperimentError
+from sumus.http.listening import Listening
 from sumus.operations import commands
-from sumus.operations.listening import Listen
-from sumus.operations.progress import Opened
-from sumus.operations.serve import Tell, run
-from sumus.operations.service import Conduct, Where
+from sumus.operations.progress import ServerOpened
+from sumus.operations.serve import Startup, run
+from sumus.operations.service import ServerPolicy, Storage
 from sumus.text import amount
 from sumus.transport.http import HttpTransport
 from tests.server.devices import ScriptedDevice, tiny, train_round
@@ -32,9 +32,9 @@ class Operator:
 
     def __init__(self, folder: Path) -> None:
         self.data = folder / "data"
-        opened: queue.Queue[Opened] = queue.Queue()
-        tell = Tell(tokens=1, uses=3, rounds=2, ready=opened.put)
-        arguments = {"tiny": tiny()}, Where(self.data), Conduct(), Listen(port=0, admin_port=0), tell
+        opened: queue.Queue[ServerOpened] = queue.Queue()
+        tell = Startup(tokens=1, uses=3, rounds=2, ready=opened.put)
+        arguments = {"tiny": tiny()}, Storage(self.data), ServerPolicy(), Listening(port=0, admin_port=0), tell
         self.thread = threading.Thread(target=run, args=arguments)
         self.thread.start()
         self.opened = opened.get(timeout=30)

@@ -9,9 +9,9 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from sumus.errors import UsageError
+from sumus.http.listening import Listening, opened_at, opened_plane
+from sumus.http.proxies import Proxies
 from sumus.operations.guard import guard
-from sumus.operations.listening import Listen, opened_at, opened_plane
-from sumus.operations.proxies import Proxies
 from sumus.operations.snapshot import Snapshot
 from sumus.transport.inprocess import InProcess
 
@@ -32,11 +32,11 @@ def test_names_that_an_operator_gives_are_answered(host: str) -> None:
 
 
 def test_a_plane_is_called_what_it_prints_and_what_it_was_told(tmp_path: Path) -> None:
-    listen = Listen(port=0, admin_port=0, names=["fl.example"], url="https://out.example/")
+    listen = Listening(port=0, admin_port=0, names=["fl.example"], url="https://out.example/")
     with opened_at(listen, tmp_path) as at:
         assert {"fl.example", "out.example"} < {name.partition(":")[0] for name in at.names}
         assert at.admin_url.removeprefix("http://") in at.names
-    with opened_plane(Listen(port=0, names=["pi.lan"]), tmp_path) as one:
+    with opened_plane(Listening(port=0, names=["pi.lan"]), tmp_path) as one:
         assert {name.partition(":")[0] for name in one.names} == {"pi.lan"}
 
 

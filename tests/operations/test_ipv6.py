@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sumus.device.link import fetch_authority, read_link
+from sumus.http.listening import Listening, opened_at
 from sumus.operations.access import Logins
-from sumus.operations.listening import Listen, opened_at
 from sumus.operations.remote import Remote
 from sumus.transport.http import HttpTransport
 from tests.operations.test_serve import serving
@@ -48,7 +48,7 @@ def test_devices_and_the_admin_reach_a_server_with_its_own_certificate(tmp_path:
 def test_an_address_is_in_brackets_in_a_url_and_nowhere_else(
     host: str, names: tuple[str, ...], url: str, tmp_path: Path
 ) -> None:
-    with opened_at(Listen(host=host, port=0, admin_port=0, tls=["auto"], names=names), tmp_path) as at:
+    with opened_at(Listening(host=host, port=0, admin_port=0, tls=["auto"], names=names), tmp_path) as at:
         assert at.url == f"{url}:{at.sockets[0].getsockname()[1]}"
         assert at.authority is not None
 

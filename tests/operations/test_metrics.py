@@ -5,7 +5,7 @@ import asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from sumus.operations.metrics import exposition
-from sumus.operations.service import Conduct, open_service
+from sumus.operations.service import ServerPolicy, open_service
 from sumus.operations.status import look
 from sumus.server.runs import Evaluating
 from sumus.transport.inprocess import InProcess
@@ -14,7 +14,7 @@ from tests.server.devices import ScriptedDevice, tiny, update_of
 
 def test_it_says_what_happened_in_sums() -> None:
     bundle = tiny()
-    service = open_service({"tiny": bundle}, conduct=Conduct(evaluate=Evaluating(2), group=0.0))
+    service = open_service({"tiny": bundle}, conduct=ServerPolicy(evaluate=Evaluating(2), group=0.0))
     server = service.server
     server.start()
     with InProcess(service.device_app) as transport:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import urllib3
 
-from sumus.operations.listening import Listen, opened_at
-from sumus.operations.service import Conduct, Service, open_service
-from sumus.operations.tls import Certificates, issue
+from sumus.http.listening import Listening, opened_at
+from sumus.http.tls import Certificates, issue
+from sumus.operations.service import ServerPolicy, Service, open_service
 from sumus.transport.http import HttpTransport
 from tests.server.devices import ScriptedDevice, tiny, together, train_round, update_of
 from tests.services import nginx
@@ -55,7 +55,7 @@ def answering(service: Service, host: str, folder: Path, seen: set[str]) -> Iter
     """Its devices' plane at an address, which believes a proxy there; its URL. seen: gets who asked."""
     over, up = threading.Event(), threading.Event()
     at = ExitStack()
-    found = at.enter_context(opened_at(Listen(host=host, port=0, admin_port=0, proxies=host), folder / "tls"))
+    found = at.enter_context(opened_at(Listening(host=host, port=0, admin_port=0, proxies=host), folder / "tls"))
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         seen.add(scope["client"][0])
@@ -82,7 +82,7 @@ def test_rounds_go_through_it(upstream: str, tmp_path: Path) -> None:
     bundle = tiny(cohort=4, size=SIZE, deadline=600.0)
     made = issue(tmp_path / "nginx", ["127.0.0.1", "::1"], datetime.now(UTC))
     ports = {host: free(host) for host in ("127.0.0.1", "::1")}
-    service = open_service({"tiny": bundle}, conduct=Conduct(group=0.0))
+    service = open_service({"tiny": bundle}, conduct=ServerPolicy(group=0.0))
     seen = set[str]()
     with ExitStack() as stack:
         stack.callback(service.close)

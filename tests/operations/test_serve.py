@@ -21,14 +21,14 @@ import pytest
 
 from sumus.device.link import read_link
 from sumus.errors import ExperimentError, UsageError
+from sumus.http.listening import Listening, Planes, opened_at
 from sumus.operations.access import Logins
 from sumus.operations.commands import is_file_of_code, priorities_of, without_secret
-from sumus.operations.listening import Listen, Planes, opened_at
-from sumus.operations.progress import Opened
+from sumus.operations.progress import ServerOpened
 from sumus.operations.remote import Remote
-from sumus.operations.serve import Tell, bundles_of, run
+from sumus.operations.serve import Startup, bundles_of, run
 from sumus.operations.serve import _read as read_bundle  # pyright: ignore[reportPrivateUsage]
-from sumus.operations.service import Conduct, Where, open_service
+from sumus.operations.service import ServerPolicy, Storage, open_service
 from sumus.operations.upkeep import EXIT_STUCK, keep_house, keys_turned, watch
 from sumus.transport.http import HttpTransport
 from sumus.transport.inprocess import InProcess
@@ -127,7 +127,7 @@ def test_when_it_is_told_to_stop_it_answers_who_waits_and_keeps_what_was_counted
         code, _, err = served.ended()
         transport.close()
         assert code == 0, err
-    again = open_service({"tiny": Bundle.from_bytes(bundle.read_bytes())}, Where(tmp_path / "data"))
+    again = open_service({"tiny": Bundle.from_bytes(bundle.read_bytes())}, Storage(tmp_path / "data"))
     again.server.start()
     assert again.server.tasks[0].training.coordinator.current.counted == 1
     again.close()
@@ -142,11 +142,11 @@ def logged_in(opened: dict[str, Any], folder: Path) -> Remote:
 class Running:
     """A server in a thread of this process, which ends after one model."""
 
-    def __init__(self, tmp_path: Path, listen: Listen) -> None:
+    def __init__(self, tmp_path: Path, listen: Listening) -> None:
         self.said: queue.Queue[str] = queue.Queue()
-        opened: queue.Queue[Opened] = queue.Queue()
-        tell = Tell(tokens=1, uses=3, rounds=1, say=self.said.put, ready=opened.put)
-        arguments = {"tiny": tiny()}, Where(tmp_path / "data"), Conduct(), listen, tell
+        opened: queue.Queue[ServerOpened] = queue.Queue()
+        tell = Startup(tokens=1, uses=3, rounds=1, say=self.said.put, ready=opened.put)
+        arguments = {"tiny": tiny()}, Storage(tmp_path / "data"), ServerPolicy(), listen, tell
         self.thread = threading.Thread(target=run, args=arguments)
         self.thread.start()
         self.opened = opened.get(timeout=30)
@@ -165,7 +165,7 @@ class Running:
 
 
 def test_each_model_is_a_line(tmp_path: Path) -> None:
-    running = Running(tmp_path, Listen(port=0, admin_port=0))
+    running = Running(tmp_path, Listening(port=0, admin_port=0))
     first, last = running.finish(HttpTransport(running.opened.url))
     assert first.startswith("tiny  version 1  3 devices  loss 0.5000")
     assert last.startswith("stopping")
@@ -176,7 +176,7 @@ def test_each_model_is_a_line(tmp_path: Path) -> None:
 
 
 def test_it_makes_its_own_certificate_and_the_link_says_which(tmp_path: Path) -> None:
-    listen = Listen(port=0, admin_port=0, tls=["auto"], names=["localhost", "127.0.0.1"])
+    listen = Listening(port=0, admin_port=0, tls=["auto"], names=["localhost", "127.0.0.1"])
     running = Running(tmp_path, listen)
     assert running.opened.url.startswith("https://localhost:")
     assert f"&pin={running.opened.pin}" in (running.opened.enrolment or "")
@@ -190,16 +190,16 @@ def test_it_makes_its_own_certificate_and_the_link_says_which(tmp_path: Path) ->
 
 def test_a_public_address_wants_tls_or_to_be_asked_for_without(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="others reach 0.0.0.0.*--tls auto"):
-        with opened_at(Listen(host="0.0.0.0", port=0, admin_port=0), tmp_path):
+        with opened_at(Listening(host="0.0.0.0", port=0, admin_port=0), tmp_path):
             pass
     with pytest.raises(UsageError, match="others reach ::"):
-        with opened_at(Listen(port=0, admin_host="::", admin_port=0), tmp_path):
+        with opened_at(Listening(port=0, admin_host="::", admin_port=0), tmp_path):
             pass
     with pytest.raises(UsageError, match="give --name HOSTNAME"):
-        with opened_at(Listen(host="0.0.0.0", port=0, admin_port=0, tls=["auto"]), tmp_path):
+        with opened_at(Listening(host="0.0.0.0", port=0, admin_port=0, tls=["auto"]), tmp_path):
             pass
     with opened_at(
-        Listen(host="0.0.0.0", port=0, admin_port=0, insecure=True, url="https://fl.example"), tmp_path
+        Listening(host="0.0.0.0", port=0, admin_port=0, insecure=True, url="https://fl.example"), tmp_path
     ) as at:
         assert at.url == "https://fl.example"
 
@@ -209,18 +209,18 @@ def test_what_cannot_be_listened_on_is_said(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ExperimentError, match="Address already in use; give another with --port"):
-            with opened_at(Listen(port=taken.getsockname()[1], admin_port=0), tmp_path):
+            with opened_at(Listening(port=taken.getsockname()[1], admin_port=0), tmp_path):
                 pass
     with pytest.raises(ExperimentError, match="give another with --admin-port"):
-        with opened_at(Listen(port=0, admin_host="192.0.2.1", admin_port=0), tmp_path):
+        with opened_at(Listening(port=0, admin_host="192.0.2.1", admin_port=0), tmp_path):
             pass
     (tmp_path / "no.pem").write_text("no certificate")
-    listen = Listen(port=0, admin_port=0, tls=[tmp_path / "no.pem", tmp_path / "no.pem"])
+    listen = Listening(port=0, admin_port=0, tls=[tmp_path / "no.pem", tmp_path / "no.pem"])
     with pytest.raises(UsageError, match="no.pem holds no certificate"):
         with opened_at(listen, tmp_path):
             pass
     with pytest.raises(UsageError, match="there is no file .*missing.pem"):
-        with opened_at(Listen(port=0, admin_port=0, tls=["missing.pem", "missing.key"]), tmp_path):
+        with opened_at(Listening(port=0, admin_port=0, tls=["missing.pem", "missing.key"]), tmp_path):
             pass
 
 
@@ -242,7 +242,7 @@ def test_a_head_that_is_too_long_or_too_slow_ends_its_connection(
         raise AssertionError
 
     async def both() -> bytes:
-        with opened_at(Listen(port=0, admin_port=0), tmp_path) as at:
+        with opened_at(Listening(port=0, admin_port=0), tmp_path) as at:
             async with at.planes(application, application) as planes:
                 assert isinstance(planes, Planes)
                 return await asyncio.to_thread(talk, at.sockets[0].getsockname()[1])
@@ -254,7 +254,7 @@ def test_a_head_that_is_too_long_or_too_slow_ends_its_connection(
 
 
 def test_keys_are_turned_and_those_of_open_rounds_stay(tmp_path: Path) -> None:
-    service = open_service({"tiny": tiny()}, Where(tmp_path / "data"), Conduct(group=0.0))
+    service = open_service({"tiny": tiny()}, Storage(tmp_path / "data"), ServerPolicy(group=0.0))
     server, ring = service.server, service.ring
     server.start()
     runs = [server.tasks[0].training]
@@ -295,7 +295,7 @@ def test_a_process_that_is_stuck_ends(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_keeping_house_warns_of_a_certificate_s_end() -> None:
-    service = open_service({"tiny": tiny()}, conduct=Conduct(group=0.0))
+    service = open_service({"tiny": tiny()}, conduct=ServerPolicy(group=0.0))
     service.server.start()
 
     async def kept() -> None:
@@ -311,8 +311,8 @@ def test_keeping_house_warns_of_a_certificate_s_end() -> None:
 
 def test_a_plan_whose_reports_could_never_be_taken_is_not_served() -> None:
     with pytest.raises(ExperimentError, match=r"a report of tiny may have 2 MiB, .* hold 1: .*--memory \d"):
-        open_service({"tiny": tiny()}, conduct=Conduct(memory=2**20))
-    open_service({"tiny": tiny()}, conduct=Conduct(memory=3 * 2**20)).close()
+        open_service({"tiny": tiny()}, conduct=ServerPolicy(memory=2**20))
+    open_service({"tiny": tiny()}, conduct=ServerPolicy(memory=3 * 2**20)).close()
 
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -374,7 +374,7 @@ def test_a_mistake_is_one_line(bundle: Path, tmp_path: Path, words: list[str], s
 
 
 def test_whoever_asks_the_wrong_place_is_told_which_it_is(tmp_path: Path) -> None:
-    running = Running(tmp_path, Listen(port=0, admin_port=0))
+    running = Running(tmp_path, Listening(port=0, admin_port=0))
     logins = Logins(tmp_path / "config")
     with pytest.raises(ExperimentError, match="not logged in .*sumus admin login"):
         Remote(running.opened.admin_url, logins).ask("GET", "/v1/admin/status")

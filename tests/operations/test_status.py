@@ -14,7 +14,7 @@ import sumus
 from sumus.device.device import WAITS
 from sumus.evaluation import evaluation_report
 from sumus.operations.display import shown
-from sumus.operations.service import Conduct, Service, open_service
+from sumus.operations.service import ServerPolicy, Service, open_service
 from sumus.operations.status import CLEAR_MODE, ServerStatus, look
 from sumus.server.refusals import WORDS, Refusals
 from sumus.server.runs import Evaluating
@@ -46,7 +46,7 @@ class Served:
 @contextmanager
 def served(cohort: int = 3, evaluate: Evaluating | None = None, **pacing: object) -> Iterator[Served]:
     bundle = tiny(cohort, **pacing)
-    service = open_service({"tiny": bundle}, conduct=Conduct(evaluate=evaluate, group=0.0))
+    service = open_service({"tiny": bundle}, conduct=ServerPolicy(evaluate=evaluate, group=0.0))
     service.server.start()
     with InProcess(service.device_app) as transport:
         yield Served(service, transport)

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sumus.cli import app
-from sumus.device.conditions import Always
+from sumus.device.conditions import AllConditionsMet
 from sumus.device.device import Device
 from sumus.protocol.session import Floor
 from sumus.storage.blobs import DirectoryBlobs
@@ -100,7 +100,13 @@ def take_part(link: str, file: Path) -> None:
 
     def run(number: int) -> None:
         device = Device(
-            link, client.task, client.examples, floor=floor, sensors=Always(), name=number, executor="autograd"
+            link,
+            client.task,
+            client.examples,
+            floor=floor,
+            sensors=AllConditionsMet(),
+            name=number,
+            executor="autograd",
         )
         try:
             device.run(rounds=ROUNDS)

@@ -13,27 +13,27 @@ from sumus.protocol import round as protocol
 from sumus.protocol.round import (
     ORDER,
     TABLE,
-    Abandon,
-    Accept,
-    Assign,
+    AbandonRound,
+    AcceptReport,
+    AssignWork,
     CheckIn,
-    Close,
+    CloseRound,
+    ComeLater,
     Commit,
-    Device,
+    DeviceRow,
     Dropped,
     Facts,
     Gather,
     Gathered,
-    Later,
     Overdue,
     Published,
     Recovered,
-    Refuse,
+    RefuseReport,
     Report,
     Round,
     Session,
-    Settle,
-    Stage,
+    SettleSession,
+    StageReport,
     State,
     Tick,
     decide,
@@ -53,7 +53,7 @@ MANY = 10
 
 
 def facts(pacing: Pacing = SYNCHRONOUS, row: Round = OPEN, **more: object) -> Facts:
-    return replace(Facts(pacing, 110.0, row, version=4, device=Device("d"), population=MANY), **more)  # pyright: ignore[reportArgumentType]
+    return replace(Facts(pacing, 110.0, row, version=4, device=DeviceRow("d"), population=MANY), **more)  # pyright: ignore[reportArgumentType]
 
 
 def out(name: str, round: int = 4, version: int = 4, **more: object) -> Session:
@@ -67,7 +67,7 @@ def test_a_device_gets_work_that_ends_with_the_round() -> None:
     found = decide(facts(), CheckIn("s", 1))
     assert found.rounds == (replace(OPEN, given=1),)
     assert found.sessions == (Session("s", "d", 1, 4, 4, expires=160.0, began=110.0),)
-    assert found.actions == (Assign(found.sessions[0]),)
+    assert found.actions == (AssignWork(found.sessions[0]),)
 
 
 @pytest.mark.parametrize(
@@ -77,13 +77,13 @@ def test_a_device_gets_work_that_ends_with_the_round() -> None:
         ({"row": Round(4, State.PLANNED)}, "closed"),
         ({"row": Round(4, State.CLOSING)}, "closed"),
         ({"paused": True}, "paused"),
-        ({"device": Device("d", lapses=1, rests_until=115.0)}, "resting"),
-        ({"pacing": replace(SYNCHRONOUS, separation=3), "device": Device("d", last_sum=2)}, "separation"),
+        ({"device": DeviceRow("d", lapses=1, rests_until=115.0)}, "resting"),
+        ({"pacing": replace(SYNCHRONOUS, separation=3), "device": DeviceRow("d", last_sum=2)}, "separation"),
         (
-            {"pacing": replace(SYNCHRONOUS, separation=3), "device": Device("d", last_sum=0, models=1), "models": 2},
+            {"pacing": replace(SYNCHRONOUS, separation=3), "device": DeviceRow("d", last_sum=0, models=1), "models": 2},
             "separation",
         ),
-        ({"pacing": replace(SYNCHRONOUS, most_rounds=2), "device": Device("d", last_sum=0, times_counted=2)}, "cap"),
+        ({"pacing": replace(SYNCHRONOUS, most_rounds=2), "device": DeviceRow("d", last_sum=0, times_counted=2)}, "cap"),
         ({"pacing": replace(SYNCHRONOUS, requires=Conditions(charging=True))}, "charging"),
         ({"pacing": replace(SYNCHRONOUS, requires=Conditions(version=7))}, "version"),
     ],
@@ -92,57 +92,59 @@ def test_a_device_that_gets_no_work_is_told_when_to_come_back(changes: dict[str,
     found = decide(facts(**changes), CheckIn("s", 1, Conditions(version=6)))  # pyright: ignore[reportArgumentType]
     assert (found.rounds, found.sessions) == ((), ())
     (later,) = found.actions
-    assert isinstance(later, Later)
+    assert isinstance(later, ComeLater)
     assert later.reason == reason
     assert 0 <= later.window[0] < later.window[1]
 
 
 def test_the_same_check_in_again_gets_the_same_answer_and_an_older_one_none() -> None:
-    known = facts(device=Device("d", session=out("s", device="d")), row=replace(OPEN, given=1))
-    assert decide(known, CheckIn("s", 1)).actions == (Assign(out("s", device="d")),)
+    known = facts(device=DeviceRow("d", session=out("s", device="d")), row=replace(OPEN, given=1))
+    assert decide(known, CheckIn("s", 1)).actions == (AssignWork(out("s", device="d")),)
     assert decide(known, CheckIn("r", 0)) == protocol.NOTHING
-    asked = replace(known, device=Device("d", session=out("s", device="d"), last_counted="q"))
+    asked = replace(known, device=DeviceRow("d", session=out("s", device="d"), last_counted="q"))
     assert decide(asked, CheckIn("s", 1, previous="q")).actions == (
-        Settle("q", "counted"),
-        Assign(out("s", device="d")),
+        SettleSession("q", "counted"),
+        AssignWork(out("s", device="d")),
     )
 
 
 def test_what_a_device_does_not_know_the_end_of_is_settled_first() -> None:
     before = out("s", round=3)
-    ended = facts(device=Device("d", session=before))
-    assert decide(ended, CheckIn("t", 2, previous="s")).actions[0] == Settle("s", "discarded")
+    ended = facts(device=DeviceRow("d", session=before))
+    assert decide(ended, CheckIn("t", 2, previous="s")).actions[0] == SettleSession("s", "discarded")
     counted = replace(before, state="counted", sum=3)
-    assert decide(facts(device=Device("d", last_sum=3, session=counted)), CheckIn("t", 2, previous="s")).actions[
+    assert decide(facts(device=DeviceRow("d", last_sum=3, session=counted)), CheckIn("t", 2, previous="s")).actions[
         0
-    ] == Settle("s", "counted")
-    running = facts(device=Device("d", session=out("s")), row=replace(OPEN, given=1))
-    assert decide(running, CheckIn("t", 2, previous="s")) == protocol.Decision(actions=(Settle("s", "unknown"),))
-    assert decide(facts(), CheckIn("t", 2, previous="never given")).actions[0] == Settle("never given", "discarded")
+    ] == SettleSession("s", "counted")
+    running = facts(device=DeviceRow("d", session=out("s")), row=replace(OPEN, given=1))
+    assert decide(running, CheckIn("t", 2, previous="s")) == protocol.Decision(actions=(SettleSession("s", "unknown"),))
+    assert decide(facts(), CheckIn("t", 2, previous="never given")).actions[0] == SettleSession(
+        "never given", "discarded"
+    )
 
 
 @pytest.mark.parametrize("pacing", [SYNCHRONOUS, BUFFERED], ids=["synchronous", "buffered"])
 def test_a_device_that_forgot_its_session_asks_for_another_in_its_place(pacing: Pacing) -> None:
     before = out("s", device="d")
-    found = decide(facts(pacing, replace(OPEN, given=3), device=Device("d", session=before)), CheckIn("t", 2))
+    found = decide(facts(pacing, replace(OPEN, given=3), device=DeviceRow("d", session=before)), CheckIn("t", 2))
     assert found.rounds[0] == replace(OPEN, given=3)
     assert found.sessions[1].began == before.began, "it holds the place no longer for that"
     assert [(one.id, one.state) for one in found.sessions] == [("s", "dropped"), ("t", "out")]
-    assert isinstance(found.actions[0], Assign)
+    assert isinstance(found.actions[0], AssignWork)
 
 
 def test_a_lost_answer_takes_nobody_elses_place() -> None:
     pacing = replace(SYNCHRONOUS, over_select=1.0)
     row = decide(facts(pacing, OPEN), CheckIn("a1", 1)).rounds[0]
-    again = decide(facts(pacing, row, device=Device("d", session=out("a1", device="d"))), CheckIn("a2", 2)).rounds[0]
-    assert isinstance(decide(facts(pacing, again, device=Device("e")), CheckIn("e1", 1)).actions[0], Assign)
+    again = decide(facts(pacing, row, device=DeviceRow("d", session=out("a1", device="d"))), CheckIn("a2", 2)).rounds[0]
+    assert isinstance(decide(facts(pacing, again, device=DeviceRow("e")), CheckIn("e1", 1)).actions[0], AssignWork)
 
 
 def test_no_work_is_given_when_a_round_is_over() -> None:
     late = replace(facts(row=replace(OPEN, given=2, counted=2)), now=161.0)
     found = decide(replace(late, pacing=replace(SYNCHRONOUS, cohort=4, least=0.5)), CheckIn("s", 1))
     assert [each.state for each in found.rounds] == [State.CLOSING]
-    assert [type(action) for action in found.actions] == [Later, Close]
+    assert [type(action) for action in found.actions] == [ComeLater, CloseRound]
     assert found.sessions == ()
 
 
@@ -168,11 +170,11 @@ def test_a_session_that_says_nothing_lets_its_place_go_to_the_next_device_that_a
     found = decide(after(80.0, sessions=(silent(),)), Overdue())
     assert [(one.state, one.reason) for one in found.sessions] == [("lapsed", "")]
     assert (found.rounds, found.lapses) == ((replace(FULL, dropped=1),), ("s",))
-    asks = decide(after(81.0, found.rounds[0], device=Device("e")), CheckIn("e1", 1))
-    assert isinstance(asks.actions[0], Assign)
+    asks = decide(after(81.0, found.rounds[0], device=DeviceRow("e")), CheckIn("e1", 1))
+    assert isinstance(asks.actions[0], AssignWork)
     assert asks.rounds == (replace(FULL, given=11, dropped=1),)
-    full = decide(after(82.0, asks.rounds[0], device=Device("f")), CheckIn("f1", 1))
-    assert isinstance(full.actions[0], Later), "one place is given away once"
+    full = decide(after(82.0, asks.rounds[0], device=DeviceRow("f")), CheckIn("f1", 1))
+    assert isinstance(full.actions[0], ComeLater), "one place is given away once"
 
 
 @pytest.mark.parametrize(
@@ -200,27 +202,29 @@ def test_the_time_without_a_leader_is_nobodys_silence() -> None:
 def test_a_late_report_counts_while_there_is_room_and_once() -> None:
     row = replace(FULL, given=11, dropped=1)
     late = after(90.0, row, sessions=(silent(state="lapsed"),))
-    assert decide(late, Report()).actions == (Stage("s"),)
+    assert decide(late, Report()).actions == (StageReport("s"),)
     found = decide(late, Commit())
-    assert found.actions == (Accept("s"), Close(4))
+    assert found.actions == (AcceptReport("s"), CloseRound(4))
     assert found.rounds[0] == Round(4, State.CLOSING, 190.0, given=11, dropped=0, counted=10)
     over = replace(late, round=found.rounds[0], sessions=found.sessions)
-    assert decide(over, Report()).actions == (Accept("s"),), "it is told again, and not counted again"
+    assert decide(over, Report()).actions == (AcceptReport("s"),), "it is told again, and not counted again"
 
 
 def test_a_late_report_to_a_round_that_is_full_is_refused() -> None:
     late = after(90.0, Round(4, State.CLOSING, 185.0, given=11, dropped=1, counted=10))
-    assert decide(replace(late, sessions=(silent(state="lapsed"),)), Report()).actions == (Refuse("s", "closed"),)
+    assert decide(replace(late, sessions=(silent(state="lapsed"),)), Report()).actions == (RefuseReport("s", "closed"),)
     both = (out("e", expires=3700.0), silent(state="lapsed"))
     found = decide(after(90.0, replace(FULL, given=11, dropped=1), sessions=both), Commit())
-    assert found.actions == (Accept("e"), Refuse("s", "closed"), Close(4))
+    assert found.actions == (AcceptReport("e"), RefuseReport("s", "closed"), CloseRound(4))
 
 
 @pytest.mark.parametrize("reason", ["withdrawn", "revoked", "data", "bad_report", "closed"])
 def test_a_place_that_is_given_up_is_given_away_at_once(reason: str) -> None:
     found = decide(after(40.0, replace(FULL, counted=5), sessions=(silent(),)), Dropped(reason))
     assert (found.rounds[0].out, found.rounds[0].counted) == (4, 5), "no report is lost by it"
-    assert isinstance(decide(after(40.0, found.rounds[0], device=Device("e")), CheckIn("e", 1)).actions[0], Assign)
+    assert isinstance(
+        decide(after(40.0, found.rounds[0], device=DeviceRow("e")), CheckIn("e", 1)).actions[0], AssignWork
+    )
     assert found.lapses == (("s",) if reason in ("data", "bad_report") else ())
 
 
@@ -229,7 +233,7 @@ def test_who_sends_what_cannot_be_counted_loses_its_place_and_may_mend_it() -> N
     assert ([one.state for one in found.sessions], found.lapses, found.rounds[0].out) == (["lapsed"], ("s",), 4)
     again = after(2.0, found.rounds[0], sessions=found.sessions)
     assert decide(again, Overdue(spoilt=True)) == protocol.NOTHING, "once"
-    assert decide(again, Commit()).actions == (Accept("s"),), "while there is room"
+    assert decide(again, Commit()).actions == (AcceptReport("s"),), "while there is room"
 
 
 def test_a_place_that_lapsed_is_not_given_up_once_more() -> None:
@@ -244,25 +248,27 @@ def test_a_buffer_gives_a_silent_devices_slot_to_another() -> None:
     found = decide(after(80.0, row, pacing, sessions=(silent(),)), Overdue())
     assert found.rounds[0].out == 2
     assert isinstance(
-        decide(after(80.0, found.rounds[0], pacing, device=Device("e")), CheckIn("e", 1)).actions[0], Assign
+        decide(after(80.0, found.rounds[0], pacing, device=DeviceRow("e")), CheckIn("e", 1)).actions[0], AssignWork
     )
     counted = decide(
         after(90.0, Round(5, State.OPEN, 185.0, given=3), pacing, sessions=(silent(state="lapsed"),)), Commit()
     )
-    assert (counted.actions, counted.rounds[0].out) == ((Accept("s"),), 3), "it takes nobody's slot"
+    assert (counted.actions, counted.rounds[0].out) == ((AcceptReport("s"),), 3), "it takes nobody's slot"
 
 
 def test_who_lets_places_go_rests_longer_each_time_up_to_a_day() -> None:
-    device, rests = Device("d"), list[float]()
+    device, rests = DeviceRow("d"), list[float]()
     for _ in range(13):
         device = rested(device, silent(), after(80.0))
         rests.append(device.rests_until - 180.0)
     assert rests == [min(80.0 * 2**n, 86400.0) for n in range(13)]
-    assert rested(Device("d"), silent(), after(2.0)).rests_until == 104.0, "as long as it held the place"
+    assert rested(DeviceRow("d"), silent(), after(2.0)).rests_until == 104.0, "as long as it held the place"
 
 
 def test_who_forgets_its_work_and_gets_no_other_lets_its_place_go() -> None:
-    asked = after(50.0, pacing=replace(TEN, requires=Conditions(charging=True)), device=Device("d", session=silent()))
+    asked = after(
+        50.0, pacing=replace(TEN, requires=Conditions(charging=True)), device=DeviceRow("d", session=silent())
+    )
     found = decide(asked, CheckIn("t", 2))
     assert (found.rounds, found.lapses) == ((replace(FULL, dropped=1),), ("s",))
 
@@ -281,12 +287,12 @@ def test_what_work_takes_is_what_three_of_four_reports_do_not_exceed() -> None:
 
 def test_a_device_is_given_to_a_round_once_however_often_it_comes() -> None:
     """Else who takes a place and gives it up again and again would make it seem that everybody had been asked."""
-    row, device = replace(OPEN, given=3, counted=2), Device("d")
+    row, device = replace(OPEN, given=3, counted=2), DeviceRow("d")
     dropped = protocol.NOTHING
     for serial in range(1, 9):
         given = decide(after(10.0, row, device=device), CheckIn(f"s{serial}", serial))
         dropped = decide(after(10.0, given.rounds[0], sessions=given.sessions[-1:]), Dropped("data"))
-        row, device = dropped.rounds[0], Device("d", session=dropped.sessions[0])
+        row, device = dropped.rounds[0], DeviceRow("d", session=dropped.sessions[0])
     assert row == replace(OPEN, given=4, dropped=1, counted=2)
 
 
@@ -303,16 +309,16 @@ def test_a_population_smaller_than_the_chosen_is_given_what_there_is() -> None:
 
 
 def test_a_report_is_staged_and_nothing_is_promised() -> None:
-    assert decide(facts(sessions=(out("s"),)), Report()) == protocol.Decision(actions=(Stage("s"),))
+    assert decide(facts(sessions=(out("s"),)), Report()) == protocol.Decision(actions=(StageReport("s"),))
 
 
 @pytest.mark.parametrize(
     ("session", "action"),
     [
-        (out("s", state="counted", sum=4), Accept("s")),
-        (out("s", state="dropped", reason="expired"), Refuse("s", "expired")),
-        (out("s", round=3), Refuse("s", "closed")),
-        (out("s", expires=105.0), Refuse("s", "expired")),
+        (out("s", state="counted", sum=4), AcceptReport("s")),
+        (out("s", state="dropped", reason="expired"), RefuseReport("s", "expired")),
+        (out("s", round=3), RefuseReport("s", "closed")),
+        (out("s", expires=105.0), RefuseReport("s", "expired")),
     ],
     ids=["counted already", "dropped", "of a round before", "late"],
 )
@@ -323,7 +329,7 @@ def test_a_report_that_is_settled_is_answered_at_once(session: Session, action: 
 def test_a_report_that_is_too_stale_is_refused_and_makes_room() -> None:
     stale = out("s", round=1, version=1)
     found = decide(facts(BUFFERED, replace(OPEN, given=3), sessions=(stale,)), Report())
-    assert found.actions == (Refuse("s", "stale"),)
+    assert found.actions == (RefuseReport("s", "stale"),)
     assert found.rounds[0].out == 2
     assert found.sessions[0].reason == "stale"
 
@@ -331,7 +337,7 @@ def test_a_report_that_is_too_stale_is_refused_and_makes_room() -> None:
 def test_a_commit_accepts_up_to_the_cohort_and_closes() -> None:
     staged = (out("a"), out("b"), out("c"))
     found = decide(facts(row=replace(OPEN, given=3), sessions=staged), Commit())
-    assert found.actions == (Accept("a"), Accept("b"), Refuse("c", "closed"), Close(4))
+    assert found.actions == (AcceptReport("a"), AcceptReport("b"), RefuseReport("c", "closed"), CloseRound(4))
     assert [(one.id, one.state, one.sum) for one in found.sessions] == [
         ("a", "counted", 4), ("b", "counted", 4), ("c", "late", None),
     ]  # fmt: skip
@@ -341,7 +347,7 @@ def test_a_commit_accepts_up_to_the_cohort_and_closes() -> None:
 def test_a_buffer_keeps_what_is_left_for_the_next_one_which_is_open_at_once() -> None:
     staged = (out("a", version=2), out("b", version=4), out("c", version=4))
     found = decide(facts(BUFFERED, replace(OPEN, given=3), sessions=staged), Commit())
-    assert found.actions == (Accept("a"), Accept("b"), Stage("c"), Close(4))
+    assert found.actions == (AcceptReport("a"), AcceptReport("b"), StageReport("c"), CloseRound(4))
     assert [one.staleness for one in found.sessions] == [2, 0]
     assert found.rounds == (
         Round(4, State.CLOSING, 110.0, given=3, counted=2),
@@ -351,23 +357,25 @@ def test_a_buffer_keeps_what_is_left_for_the_next_one_which_is_open_at_once() ->
 
 def test_nothing_is_counted_after_the_close() -> None:
     found = decide(facts(row=Round(4, State.CLOSING, 105.0, given=3, counted=2), sessions=(out("c"),)), Commit())
-    assert found.actions == (Refuse("c", "closed"),)
+    assert found.actions == (RefuseReport("c", "closed"),)
     assert [(one.id, one.state) for one in found.sessions] == [("c", "late")]
 
 
 def test_a_report_that_grew_stale_while_it_waited_is_not_counted() -> None:
     staged = (out("a", version=1), out("b", version=4))
     found = decide(facts(BUFFERED, replace(OPEN, given=3), sessions=staged, version=4), Commit())
-    assert found.actions == (Refuse("a", "stale"), Accept("b"))
+    assert found.actions == (RefuseReport("a", "stale"), AcceptReport("b"))
     assert found.rounds[0].out == 1
 
 
 def test_what_is_refused_stays_refused_whatever_the_clock_does() -> None:
     late = facts(BUFFERED, replace(OPEN, given=3), sessions=(out("s", expires=105.0),))
     found = decide(late, Report())
-    assert found.actions == (Refuse("s", "expired"),)
+    assert found.actions == (RefuseReport("s", "expired"),)
     assert found.rounds[0].out == 2
-    assert decide(replace(late, now=100.0, sessions=found.sessions), Report()).actions == (Refuse("s", "expired"),)
+    assert decide(replace(late, now=100.0, sessions=found.sessions), Report()).actions == (
+        RefuseReport("s", "expired"),
+    )
 
 
 def test_a_report_of_a_session_that_nobody_knows_changes_nothing() -> None:
@@ -385,10 +393,10 @@ def test_models_are_published_in_order() -> None:
 
 def test_at_the_deadline_a_round_is_closed_with_enough_and_abandoned_without() -> None:
     late = replace(facts(replace(SYNCHRONOUS, least=0.5), replace(OPEN, given=3, counted=1)), now=160.0)
-    assert decide(late, Tick()).actions == (Close(4),)
+    assert decide(late, Tick()).actions == (CloseRound(4),)
     strict = replace(late, pacing=replace(SYNCHRONOUS, least=1.0))
     found = decide(strict, Tick())
-    assert found.actions == (Abandon(4, "too few"),)
+    assert found.actions == (AbandonRound(4, "too few"),)
     assert [each.state for each in found.rounds] == [State.ABANDONED, State.PLANNED]
     assert decide(replace(late, now=159.0), Tick()) == protocol.NOTHING
 
@@ -396,10 +404,10 @@ def test_at_the_deadline_a_round_is_closed_with_enough_and_abandoned_without() -
 def test_without_a_deadline_a_round_is_over_when_everyone_who_was_chosen_has_ended() -> None:
     pacing, row = replace(SYNCHRONOUS, deadline=None), replace(OPEN, given=3, dropped=1, counted=1)
     found = decide(facts(pacing, row, sessions=(out("s"),)), Dropped("lost"))
-    assert (found.actions, found.lapses) == ((Close(4),), ())
+    assert (found.actions, found.lapses) == ((CloseRound(4),), ())
     assert decide(facts(pacing, replace(row, dropped=0), sessions=(out("s"),)), Dropped("lost")).actions == ()
-    full = decide(facts(pacing, replace(row, dropped=0), device=Device("e")), CheckIn("e", 1))
-    assert isinstance(full.actions[0], Later), "nobody is replaced"
+    full = decide(facts(pacing, replace(row, dropped=0), device=DeviceRow("e")), CheckIn("e", 1))
+    assert isinstance(full.actions[0], ComeLater), "nobody is replaced"
 
 
 def test_publishing_opens_the_next_round_once() -> None:
@@ -415,13 +423,15 @@ def test_a_new_leader_fences_out_the_old_one_and_finishes_what_it_left() -> None
     closing = Round(4, State.CLOSING, 105.0, fence=1, counted=2)
     found = decide(facts(row=closing), Recovered(fence=2))
     assert found.rounds == (replace(closing, fence=2),)
-    assert found.actions == (Close(4),)
+    assert found.actions == (CloseRound(4),)
     asked = decide(facts(row=replace(closing, state=State.UNMASKING)), Recovered(2))
     assert asked.actions == (Gather(State.UNMASKING),), "the same survivors are asked again"
     for phase in (State.KEYS, State.SHARES):
         assert decide(facts(row=Round(4, phase)), Recovered(2)).actions == (Gather(phase),)
     abandoned = Round(4, State.ABANDONED, reason="too few")
-    assert decide(facts(row=abandoned), Recovered(2)).actions == (Abandon(4, "too few"),), "it may not be destroyed yet"
+    assert decide(facts(row=abandoned), Recovered(2)).actions == (AbandonRound(4, "too few"),), (
+        "it may not be destroyed yet"
+    )
     assert decide(facts(row=replace(closing, fence=3)), Recovered(2)) == protocol.NOTHING, "it was fenced out itself"
 
 
@@ -433,15 +443,15 @@ def test_secure_aggregation_goes_through_its_phases_and_waits_for_nobody_for_eve
         assert row.state is state
     assert decide(facts(row=Round(4, State.KEYS, 100.0), masked=True), Gathered(enough=False)) == protocol.NOTHING
     late = replace(facts(row=Round(4, State.KEYS, 100.0), masked=True), now=170.0)
-    assert decide(late, Tick()).actions == (Abandon(4, "deadline"),)
+    assert decide(late, Tick()).actions == (AbandonRound(4, "deadline"),)
     full = facts(row=replace(OPEN, given=2, counted=1), masked=True, sessions=(out("s"),))
-    assert decide(full, Commit()).actions == (Accept("s"), Gather(State.UNMASKING))
+    assert decide(full, Commit()).actions == (AcceptReport("s"), Gather(State.UNMASKING))
     few = facts(replace(SYNCHRONOUS, least=0.5), replace(OPEN, given=2, counted=1), masked=True, sessions=(out("s"),))
     ended = decide(few, Dropped())
     assert ended.actions == (Gather(State.UNMASKING),), "nobody can join any more, so nobody is waited for"
-    assert decide(facts(row=Round(4, State.UNMASKING), masked=True), Gathered(enough=True)).actions == (Close(4),)
+    assert decide(facts(row=Round(4, State.UNMASKING), masked=True), Gathered(enough=True)).actions == (CloseRound(4),)
     assert decide(facts(row=Round(4, State.KEYS), masked=True, sessions=(out("s"),)), Report()).actions == (
-        Refuse("s", "phase"),
+        RefuseReport("s", "phase"),
     )
 
 
@@ -479,7 +489,7 @@ def test_every_move_is_in_the_table_and_every_move_of_the_table_is_made() -> Non
                 if isinstance(event, Report) or (isinstance(event, Commit | Dropped | Overdue) and row.out > 0)
                 else ()
             )
-            device = Device("d", session=replace(session, device="d") if row.out > 0 else None)
+            device = DeviceRow("d", session=replace(session, device="d") if row.out > 0 else None)
             known = int(rng.choice([0, 2]))
             found = decide(Facts(pacing, now, row, 4, named, device, masked, population=known, takes=0.1), event)
             for after in found.rounds:
@@ -520,4 +530,4 @@ def test_a_report_that_is_refused_since_its_round_is_over_teaches_once() -> None
     (first,) = decide(seen, Report()).sessions
     assert (first.state, first.reason) == ("late", "closed")
     again = decide(replace(seen, sessions=(first,)), Report())
-    assert (again.sessions, again.actions) == ((), (Refuse("s", "closed"),))
+    assert (again.sessions, again.actions) == ((), (RefuseReport("s", "closed"),))

@@ -8,10 +8,10 @@ train(devices, 3)                                   until each was counted three
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from sumus.device.conditions import Always
+from sumus.device.conditions import AllConditionsMet
 from sumus.device.device import Device
 from sumus.device.keys import keyed
-from sumus.device.store import MemoryStore
+from sumus.device.store import MemoryDeviceStore
 from sumus.device.training import Training
 from sumus.experiment import Experiment
 from sumus.simulator.wire import NO_FLOOR
@@ -47,12 +47,12 @@ def clients(
             person(number),
             token=token,
             floor=NO_FLOOR,
-            sensors=Always(),
+            sensors=AllConditionsMet(),
             name=number,
             evaluates=False,
             wait_s=10.0,
             keys=keyed(seed),
-            store=MemoryStore(),
+            store=MemoryDeviceStore(),
             transport=transport(),
         )
         for number in numbers

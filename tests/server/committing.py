@@ -9,9 +9,9 @@ from sumus.aggregate import Aggregate, Part, RunningSum, Update
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.pacing import Conditions, Pacing
-from sumus.protocol.round import Assign, CheckIn
-from sumus.server.coordinator import Coordinator
-from sumus.server.sums import SealedSums
+from sumus.protocol.round import AssignWork, CheckIn
+from sumus.rounds.coordinator import Coordinator
+from sumus.rounds.sealed_sums import SealedSums
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.keyring import KeyRing
 from sumus.storage.sql import SqlStore
@@ -47,6 +47,6 @@ def take_in(coordinator: Coordinator, sums: SealedSums, device: str) -> str:
     """A device checks in, is given work and reports; its session."""
     session = f"{device}/1"
     actions = coordinator.check_in(device, CheckIn(session, 1, Conditions()), 0.0)
-    assert any(isinstance(action, Assign) for action in actions)
+    assert any(isinstance(action, AssignWork) for action in actions)
     sums.report(session, update(device), 0.0)
     return session

@@ -35,7 +35,7 @@ from sumus.wire.messages import (
     EnrolmentRequest,
     Kind,
     Nothing,
-    Previous,
+    PreviousSession,
     Problem,
     Refused,
     Relayed,
@@ -132,7 +132,7 @@ class ScriptedDevice:
             self.session,
             tuple(plan.description.fingerprint for plan in plans),
             kinds,
-            previous=None if previous is None else Previous(previous.task, previous.kind, previous.session),
+            previous=None if previous is None else PreviousSession(previous.task, previous.kind, previous.session),
             wait_s=wait_s,
         )
         patience = 30.0 + wait_s

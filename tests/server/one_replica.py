@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sumus.operations.service import Conduct, Where, open_service
+from sumus.operations.service import ServerPolicy, Storage, open_service
 from sumus.rng import key
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import MOST, PATIENCE, Answer
@@ -76,8 +76,8 @@ class Rotating:
 def main(job: dict[str, Any]) -> None:
     """Serve."""
     bundle, shares = Bundle.from_bytes(Path(job["bundle"]).read_bytes()), Path(job["shares"])
-    where = Where(Path(job["data"]), job["database"], shares / "keys", str(shares / "blobs"))
-    conduct = Conduct(
+    where = Storage(Path(job["data"]), job["database"], shares / "keys", str(shares / "blobs"))
+    conduct = ServerPolicy(
         "people", group=0.0, seeds=lambda task: lambda number: key(job["seed"], "round", number, "public")
     )
     service = open_service({job["name"]: bundle}, where, conduct)

@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.kills.audit import Found, Ledger, left_behind
 from benchmarks.kills.fleet import Book, Scripted
 from benchmarks.kills.served import COHORT, QUIET, TASK, bundle
-from sumus.operations.service import Service, Where, open_service
+from sumus.operations.service import Service, Storage, open_service
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer, Transport
 from sumus.wire.messages import Assignment
@@ -18,7 +18,7 @@ class Standing:
     """service: started.  devices: enrolled, each with a transport of its own to it, which `reach` makes of service and number."""
 
     def __init__(
-        self, where: Where, kind: str, devices: int, twice: float, reach: Callable[[Service, int], Transport]
+        self, where: Storage, kind: str, devices: int, twice: float, reach: Callable[[Service, int], Transport]
     ) -> None:
         self.bundle, self.book, self.ledger = bundle(kind), Book(), Ledger()
         self._where, self._reach = where, reach
@@ -101,14 +101,14 @@ def in_process(service: Service, number: int) -> Transport:
 
 @contextmanager
 def standing(
-    where: Where | Path,
+    where: Storage | Path,
     kind: str = "synchronous",
     devices: int = COHORT,
     twice: float = 0.0,
     reach: Callable[[Service, int], Transport] = in_process,
 ) -> Iterator[Standing]:
     """A server in this process, and devices."""
-    found = Standing(where if isinstance(where, Where) else Where(where), kind, devices, twice, reach)
+    found = Standing(where if isinstance(where, Storage) else Storage(where), kind, devices, twice, reach)
     try:
         yield found
     finally:

@@ -22,22 +22,22 @@ from sumus.fixed_point import FixedPoint
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol.round import (
     ORDER,
-    Abandon,
-    Accept,
+    AbandonRound,
+    AcceptReport,
     Action,
-    Assign,
+    AssignWork,
     CheckIn,
-    Close,
+    CloseRound,
     Decision,
     Facts,
-    Refuse,
+    RefuseReport,
     Report,
-    Stage,
+    StageReport,
     State,
     decide,
 )
-from sumus.server.coordinator import Coordinator, Rules
-from sumus.server.sums import SealedSums
+from sumus.rounds.coordinator import Coordinator, Rules
+from sumus.rounds.sealed_sums import SealedSums
 from sumus.storage.blobs import MemoryBlobs
 from sumus.storage.keyring import KeyRing
 from sumus.storage.memory import MemoryStore
@@ -136,16 +136,16 @@ class Rounds(RuleBasedStateMachine):
         finally:
             self.store.dies = None
         for action in actions:
-            if isinstance(action, Accept | Refuse):
-                said = "counted" if isinstance(action, Accept) else "discarded"
+            if isinstance(action, AcceptReport | RefuseReport):
+                said = "counted" if isinstance(action, AcceptReport) else "discarded"
                 assert self.told.setdefault(action.session, said) == said
         return actions
 
     def carry_out(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
-            if isinstance(action, Close):
+            if isinstance(action, CloseRound):
                 self.publish(action.number)
-            elif isinstance(action, Abandon):
+            elif isinstance(action, AbandonRound):
                 self.sums.destroy(action.number)
 
     def publish(self, number: int) -> None:
@@ -175,7 +175,7 @@ class Rounds(RuleBasedStateMachine):
         serial = self.serials[device] = self.serials.get(device, 0) + 1
         event = CheckIn(f"{device}/{serial}", serial, Conditions())
         for action in self.do(lambda: self.coordinator.check_in(device, event, self.now)):
-            if isinstance(action, Assign):
+            if isinstance(action, AssignWork):
                 self.out[device] = action.session.id
 
     @rule(device=DEVICES, number=st.integers(0, 2**32))
@@ -286,8 +286,10 @@ class BuffersOnSqlite(OnSqlite, Buffers):
 def _early(facts: Facts, event: Any) -> Decision:
     """A bug: a report that is staged is acknowledged."""
     decision = decide(facts, event)
-    staged = [action.session for action in decision.actions if isinstance(event, Report) and isinstance(action, Stage)]
-    return replace(decision, actions=(*decision.actions, *(Accept(session) for session in staged)))
+    staged = [
+        action.session for action in decision.actions if isinstance(event, Report) and isinstance(action, StageReport)
+    ]
+    return replace(decision, actions=(*decision.actions, *(AcceptReport(session) for session in staged)))
 
 
 class AcknowledgesEarly(Rounds):

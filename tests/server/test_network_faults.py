@@ -15,7 +15,7 @@ from benchmarks.kills.served import QUIET
 from sumus import Bundle, Pacing, Plan, scaffold, sgd
 from sumus.aggregate import Update
 from sumus.device.requests import Requests, may_be_repeated
-from sumus.operations.service import Service, Where, open_service
+from sumus.operations.service import Service, Storage, open_service
 from sumus.protocol import session as device
 from sumus.protocol.round import State
 from sumus.rng import generator
@@ -25,7 +25,7 @@ from sumus.transport.http import HttpTransport
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Transport, Unreachable
 from sumus.types import Array
-from sumus.wire.messages import Assignment, CheckInRequest, Previous, Refused
+from sumus.wire.messages import Assignment, CheckInRequest, PreviousSession, Refused
 from sumus.wire.reports import encode_report
 from tests.server.proxy import HARMS, Proxy
 from tests.server.standing import standing
@@ -108,30 +108,30 @@ class Client:
 
     def wake(self) -> None:
         """Its time has come."""
-        self._do(device.Wake(f"s{self.state.serial + 1}"))
+        self._do(device.WakeUp(f"s{self.state.serial + 1}"))
 
     def _do(self, event: device.Event) -> None:
         floor = device.Floor(contributors=1, rounds=10**6)
         self.state, actions = device.step(self.state, event, floor)
         for action in actions:
             match action:
-                case device.Ask():
+                case device.SendCheckIn():
                     self._ask(action)
-                case device.Train():
+                case device.StartWork():
                     self._train()
-                case device.Send():
+                case device.SendReport():
                     self._send(action.session)
-                case device.Keep(session):
+                case device.KeepState(session):
                     assert self._pending is not None
                     self.control[session] = self._pending[0]
                 case _:
                     pass
 
-    def _ask(self, ask: device.Ask) -> None:
+    def _ask(self, ask: device.SendCheckIn) -> None:
         previous = None
         if ask.previous is not None:
             assert self._work is not None
-            previous = Previous(self._work.task, self._work.kind, ask.previous)
+            previous = PreviousSession(self._work.task, self._work.kind, ask.previous)
         request = CheckInRequest(
             ask.serial, ask.session, (self.plan.description.fingerprint,), kinds=("train",), previous=previous
         )
@@ -144,9 +144,9 @@ class Client:
             self._do(device.Settled(answer.settled.session, answer.settled.outcome))
         if answer.assignment is not None:
             self._work = answer.assignment
-            self._do(device.Assigned(device.Offer(answer.assignment.session)))
+            self._do(device.Assigned(device.WorkOffer(answer.assignment.session)))
         elif answer.retry_after_s is not None:
-            self._do(device.Told(answer.retry_after_s))
+            self._do(device.ToldLater(answer.retry_after_s))
 
     def _train(self) -> None:
         moved, change = (self._rng.integers(-2000, 2000, SIZE).astype(np.float32) / 1024 for _ in range(2))
@@ -154,7 +154,7 @@ class Client:
             self.requests.device, {"params": {"w": moved}, "control": {"w": change}}, 10, {"loss": (1.0, 10)}
         )
         self._pending = change, encode_report(update)
-        self._do(device.Trained())
+        self._do(device.TrainingDone())
 
     def _send(self, session: str) -> None:
         assert self._work is not None
@@ -166,7 +166,7 @@ class Client:
             self._do(device.Settled(session, "discarded") if self._forgetful else device.NoAnswer())
         except Refused as refused:
             if refused.problem.code == "unknown_session":
-                self._do(device.NotKnown())
+                self._do(device.SessionUnknown())
             elif may_be_repeated(refused):
                 self._do(device.NoAnswer())
             else:
@@ -178,7 +178,7 @@ def test_controls_move_with_the_server_where_a_tenth_of_acknowledgements_is_lost
     tmp_path: Path, forgetful: bool
 ) -> None:
     bundle = of_scaffold()
-    service = open_service({"scaffold": bundle}, Where(tmp_path / "data"), replace(QUIET, group=0.0))
+    service = open_service({"scaffold": bundle}, Storage(tmp_path / "data"), replace(QUIET, group=0.0))
     service.server.start()
     with InProcess(service.device_app) as transport:
         token = service.server.roll.new_token("default", service.server.clock(), uses=PEOPLE)

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from sumus.server.objects import LARGE, MEMORY, HeldObject, Objects
+from sumus.server.objects import LARGE, MEMORY, HeldObject, ObjectReader
 from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs
 from sumus.wire.messages import Refused
 
-Play = Callable[[Objects], Awaitable[None]]
+Play = Callable[[ObjectReader], Awaitable[None]]
 
 
 class Counted:
@@ -37,7 +37,7 @@ def test_many_readers_share_one_copy(tmp_path: Path) -> None:
     name = put(blobs, 1000)
 
     async def play() -> None:
-        objects = Objects(blobs, MEMORY, counted)
+        objects = ObjectReader(blobs, MEMORY, counted)
         found = await asyncio.gather(*(objects.open(name) for _ in range(20)))
         assert len({id(each) for each in found}) == 1
         assert counted.calls.count("get") == 1
@@ -51,7 +51,7 @@ def test_large_objects_and_those_for_which_there_is_no_memory_come_from_their_fi
     large, several = put(blobs, LARGE + 1), [put(blobs, LARGE, number) for number in range(1, 7)]
 
     async def play() -> None:
-        objects = Objects(blobs, MEMORY, Counted())
+        objects = ObjectReader(blobs, MEMORY, Counted())
         assert isinstance(await objects.open(large), Path)
         read = [await objects.open(name) for name in several]
         assert [isinstance(each, HeldObject) for each in read] == [True] * 4 + [False] * 2
@@ -66,13 +66,13 @@ def test_without_files_it_is_busy_until_others_have_read() -> None:
     first, second = put(blobs, 1000, 1), put(blobs, 1000, 2)
 
     async def play() -> None:
-        objects = Objects(blobs, 1500, Counted())
+        objects = ObjectReader(blobs, 1500, Counted())
         reading = await objects.open(first)
         with pytest.raises(Refused, match="busy"):
             await objects.open(second)
         del reading
         assert isinstance(await objects.open(second), HeldObject)
-        alone = Objects(blobs, 10, Counted())
+        alone = ObjectReader(blobs, 10, Counted())
         assert isinstance(await alone.open(first), HeldObject), "what is longer than the bound may be there alone"
 
     asyncio.run(play())
@@ -89,7 +89,7 @@ def test_an_object_that_cannot_be_read_is_read_again_the_next_time(tmp_path: Pat
         return function(*arguments)
 
     async def play() -> None:
-        objects = Objects(blobs, MEMORY, flaky)
+        objects = ObjectReader(blobs, MEMORY, flaky)
         with pytest.raises(OSError, match="away"):
             await objects.open(name)
         assert isinstance(await objects.open(name), HeldObject)

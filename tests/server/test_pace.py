@@ -9,8 +9,8 @@ import sumus
 from sumus.fleet import Fleet
 from sumus.pacing import Pacing
 from sumus.plan import Plan
-from sumus.protocol.round import Assign, CheckIn, Later, State
-from sumus.server.coordinator import Coordinator
+from sumus.protocol.round import AssignWork, CheckIn, ComeLater, State
+from sumus.rounds.coordinator import Coordinator
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
 from tests.server.devices import tiny
@@ -25,16 +25,16 @@ class Paced:
         self.server, self.serial = Coordinator(pacing, 50, store=store), 0
         self.models = list[float]()
 
-    def ask(self, device: str, now: float) -> Assign | Later:
+    def ask(self, device: str, now: float) -> AssignWork | ComeLater:
         self.server.tick(now)
         self.serial += 1
         (answer,) = self.server.check_in(device, CheckIn(f"{device}{self.serial}", self.serial), now)
-        assert isinstance(answer, Assign | Later)
+        assert isinstance(answer, AssignWork | ComeLater)
         return answer
 
     def takes_part(self, device: str, now: float) -> str:
         answer = self.ask(device, now)
-        if isinstance(answer, Later):
+        if isinstance(answer, ComeLater):
             return answer.reason
         number = self.server.current.number
         self.server.report(answer.session.id, now)
@@ -61,15 +61,15 @@ def test_a_device_that_comes_too_soon_is_told_when(pacing: Pacing) -> None:
     assert [paced.takes_part(device, 1000.0) for device in "ab"] == ["counted"] * 2
     for now, least, most in ((1000.0, 70.0, 90.0), (1050.0, 35.0, 45.0), (1099.0, 0.5, 3.0)):
         answer = paced.ask("c", now)
-        assert isinstance(answer, Later)
+        assert isinstance(answer, ComeLater)
         assert answer.reason == "pace"
         assert least <= answer.window[0] <= answer.window[1] <= most, "before its time, not long after it"
-    assert isinstance(paced.ask("c", 1100.0), Assign)
+    assert isinstance(paced.ask("c", 1100.0), AssignWork)
 
 
 def test_a_buffer_with_a_pace_gives_no_more_work_than_it_takes() -> None:
     paced = Paced(PACINGS[1])
-    given = [isinstance(paced.ask(device, 1000.0), Assign) for device in "abcdef"]
+    given = [isinstance(paced.ask(device, 1000.0), AssignWork) for device in "abcdef"]
     assert given == [True, True, False, False, False, False]
 
 
@@ -86,7 +86,7 @@ def test_a_server_that_starts_again_keeps_the_pace(tmp_path: Path) -> None:
 
 def test_a_round_that_came_to_nothing_is_paced_too() -> None:
     paced = Paced(PACINGS[0])
-    assert isinstance(paced.ask("a", 1000.0), Assign)
+    assert isinstance(paced.ask("a", 1000.0), AssignWork)
     paced.server.cancel(0, 1010.0)
     assert paced.takes_part("b", 1100.0) == "pace"
     assert paced.takes_part("b", 1110.0) == "counted"

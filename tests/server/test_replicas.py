@@ -19,7 +19,7 @@ from benchmarks.kills.served import Life
 from sumus.errors import ExperimentError
 from sumus.operations.access import Access
 from sumus.operations.admin_plane import admin_app
-from sumus.operations.service import Conduct, Service, Where, open_service, reconcile
+from sumus.operations.service import ServerPolicy, Service, Storage, open_service, reconcile
 from sumus.operations.upkeep import turn_keys
 from sumus.protocol.round import State
 from sumus.server.runs import Evaluating
@@ -43,9 +43,9 @@ class Replicas:
         """One that is not started."""
         name, shares = name or f"r{len(self.services)}", self.folder / shared
         shares.mkdir(exist_ok=True)
-        where = Where(self.folder / name, self.url, shares / "keys", str(shares / "blobs"))
+        where = Storage(self.folder / name, self.url, shares / "keys", str(shares / "blobs"))
         conduct = {"group": 0.0, "lease": 60.0} | conduct
-        return open_service({"tiny": bundle}, where, Conduct(**conduct))
+        return open_service({"tiny": bundle}, where, ServerPolicy(**conduct))
 
     def start(self, bundle: Bundle, **conduct: Any) -> Service:
         """Another one."""
@@ -320,7 +320,7 @@ def test_what_is_not_shared_is_refused_at_the_start(replicas: Replicas) -> None:
     first = replicas.start(bundle)
     name = first.server.replica.name
     (replicas.folder / "other").mkdir()
-    where = Where(
+    where = Storage(
         replicas.folder / "new", replicas.url, replicas.folder / "shared" / "keys", str(replicas.folder / "x")
     )
     with pytest.raises(

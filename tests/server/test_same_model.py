@@ -12,7 +12,7 @@ import sumus
 from benchmarks.kills.__main__ import database
 from sumus.device.training import Training
 from sumus.experiment import Experiment
-from sumus.operations.service import Conduct, Where, open_service
+from sumus.operations.service import ServerPolicy, Storage, open_service
 from sumus.simulator.share import public_seed
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
@@ -41,11 +41,11 @@ def take_part(url: str, token: str, training: Training, transport: Callable[[], 
         device.close()
 
 
-def over_the_network(wanted: Experiment, where: Where) -> str:
+def over_the_network(wanted: Experiment, where: Storage) -> str:
     """The model of a server over HTTP and a device for each client, with a connection of its own."""
     (bundle, training), name = served(wanted), wanted.plan.description.name
     seeds = partial(public_seed, bundle.plan, SEED)
-    service = open_service({name: bundle}, where, Conduct("people", group=0.0, seeds=lambda task: seeds))
+    service = open_service({name: bundle}, where, ServerPolicy("people", group=0.0, seeds=lambda task: seeds))
     try:
         service.server.start()
         with over_http(service) as url:
@@ -95,10 +95,10 @@ def test_in_memory_through_the_wire_and_over_http_on_any_store_it_is_the_same_mo
         through: sumus.run(wanted, executor="sequential", workers=1, through=through).model_sha256  # pyright: ignore[reportArgumentType]
         for through in ("memory", "wire")
     }
-    models["HTTP, memory"] = over_the_network(wanted, Where())
-    models["HTTP, SQLite"] = over_the_network(wanted, Where(tmp_path / "sqlite"))
+    models["HTTP, memory"] = over_the_network(wanted, Storage())
+    models["HTTP, SQLite"] = over_the_network(wanted, Storage(tmp_path / "sqlite"))
     with database(postgres) as one, database(postgres) as other:
         assert other is not None
-        models["HTTP, PostgreSQL"] = over_the_network(wanted, Where(tmp_path / "postgresql", one))
+        models["HTTP, PostgreSQL"] = over_the_network(wanted, Storage(tmp_path / "postgresql", one))
         models["HTTP, three replicas on PostgreSQL"] = over_replicas(wanted, tmp_path / "replicas", other)
     assert len(set(models.values())) == 1, models

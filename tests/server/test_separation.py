@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from sumus.pacing import Pacing
-from sumus.protocol.round import Assign, CheckIn, Later, State
+from sumus.protocol.round import AssignWork, CheckIn, ComeLater, State
 from sumus.protocol.rows import changed
-from sumus.server.coordinator import Coordinator
+from sumus.rounds.coordinator import Coordinator
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import Store
@@ -31,9 +31,9 @@ def served(store: Store, pacing: Pacing) -> tuple[Coordinator, Asks]:
         serials[device] = serials.get(device, 0) + 1
         word = f"{device}{serials[device]}"
         (answer,) = server.check_in(device, CheckIn(word, serials[device]), 0.0)
-        if isinstance(answer, Later):
+        if isinstance(answer, ComeLater):
             return answer.reason
-        assert isinstance(answer, Assign)
+        assert isinstance(answer, AssignWork)
         server.report(word, 0.0)
         server.commit(0.0)
         return "counted"
@@ -98,7 +98,7 @@ def test_it_is_told_to_come_back_when_the_models_may_be_there(store: Store) -> N
     for number, other in enumerate("bcd", 1):
         server.tick(0.0)
         (later,) = server.check_in("a", CheckIn(f"again{number}", 1 + number), 0.0)
-        assert isinstance(later, Later)
+        assert isinstance(later, ComeLater)
         windows[number] = later.window[1]
         assert asks(other) == "counted"
         server.publish(number, 0.0)

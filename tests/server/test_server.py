@@ -15,9 +15,9 @@ import pytest
 import sumus
 from sumus.errors import ExperimentError
 from sumus.evaluation import evaluation_report
-from sumus.operations.service import Conduct, Service, Where, open_service
+from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
-from sumus.server.coordinator import Arrived
+from sumus.rounds.coordinator import Arrived
 from sumus.server.runs import Evaluating
 from sumus.task import Leaf
 from sumus.transport.inprocess import InProcess
@@ -67,7 +67,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
             if stop is not None:
                 stop.transport.close()
                 stop.service.close()
-            service = open_service(bundles, Where(tmp_path / "data"), Conduct(group=0.0, **conduct))
+            service = open_service(bundles, Storage(tmp_path / "data"), ServerPolicy(group=0.0, **conduct))
             service.server.start()
             running = Running(service, InProcess(service.device_app))
             stack.callback(service.close)
@@ -503,7 +503,8 @@ def test_a_second_server_on_a_database_takes_over_and_the_first_says_so(tmp_path
     url = f"sqlite:///{tmp_path}/shared.db"
     bundle = tiny(2)
     services = [
-        open_service({"tiny": bundle}, Where(tmp_path / name, url), Conduct(group=0.0)) for name in ("one", "two")
+        open_service({"tiny": bundle}, Storage(tmp_path / name, url), ServerPolicy(group=0.0))
+        for name in ("one", "two")
     ]
     for service in services:
         service.server.start()

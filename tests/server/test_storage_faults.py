@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import event
 
 from benchmarks.kills.fleet import Scripted
-from sumus.operations.service import Where
+from sumus.operations.service import Storage
 from sumus.wire.messages import Refused
 from tests.server.standing import Standing, in_process, standing
 from tests.services import postgresql, restart_postgresql
@@ -149,7 +149,7 @@ def test_a_real_disk_that_is_full(small_disk: Path) -> None:
 
 
 def test_postgresql_restarts_in_the_middle_of_commits(tmp_path: Path) -> None:
-    with postgresql() as url, standing(Where(tmp_path / "data", url), "buffered", devices=8, twice=0.1) as at:
+    with postgresql() as url, standing(Storage(tmp_path / "data", url), "buffered", devices=8, twice=0.1) as at:
         restarts, one = [10, 20], threading.Lock()
 
         def enough() -> bool:

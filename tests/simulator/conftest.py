@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 import sumus
-from sumus.training.executor import Trained
+from sumus.executors.executor import Trained
 
 WEIGHTS = np.linspace(-1, 1, 6, dtype=np.float32)
 

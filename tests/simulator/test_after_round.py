@@ -13,7 +13,7 @@ from torch import nn
 import sumus
 from sumus.simulator.after_round import RoundOutcome
 from sumus.simulator.history import RoundRecord
-from sumus.simulator.kept import Kept
+from sumus.simulator.kept import BestSoFar
 from sumus.simulator.stopping import Stopping
 
 Make = Callable[..., sumus.Experiment]
@@ -199,18 +199,18 @@ def record(number: int, **metrics: float) -> RoundRecord:
 def test_nan_is_the_worst() -> None:
     stopping = Stopping(sumus.Evaluate(seen=1, best="accuracy", patience=2), lambda name: False)
     assert stopping.improves(record(1, accuracy=math.nan), None)
-    assert stopping.improves(record(2, accuracy=0.0), Kept("accuracy", 1, math.nan))
-    assert not stopping.improves(record(2, accuracy=math.nan), Kept("accuracy", 1, math.nan))
-    assert not stopping.improves(record(2, accuracy=math.nan), Kept("accuracy", 1, -5.0))
+    assert stopping.improves(record(2, accuracy=0.0), BestSoFar("accuracy", 1, math.nan))
+    assert not stopping.improves(record(2, accuracy=math.nan), BestSoFar("accuracy", 1, math.nan))
+    assert not stopping.improves(record(2, accuracy=math.nan), BestSoFar("accuracy", 1, -5.0))
     lower = Stopping(sumus.Evaluate(seen=1, best="loss"), lambda name: True)
-    assert not lower.improves(record(2, loss=math.nan), Kept("loss", 1, 9.0))
-    assert lower.improves(record(2, loss=-math.inf), Kept("loss", 1, 9.0))
+    assert not lower.improves(record(2, loss=math.nan), BestSoFar("loss", 1, 9.0))
+    assert lower.improves(record(2, loss=-math.inf), BestSoFar("loss", 1, 9.0))
 
 
 def test_patience_counts_measurements_and_not_rounds() -> None:
     stopping = Stopping(sumus.Evaluate(seen=1, every=3, best="accuracy", patience=2), lambda name: False)
     rounds = [record(number, **({"accuracy": 0.5} if number % 3 == 0 or number == 7 else {})) for number in range(1, 9)]
-    kept = Kept("accuracy", 3, 0.5)
+    kept = BestSoFar("accuracy", 3, 0.5)
     assert stopping.why(rounds, kept) is None  # 6; 7 was out of turn
     assert stopping.why([*rounds, record(9, accuracy=0.1)], kept) == "patience"
 

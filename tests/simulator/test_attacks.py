@@ -13,8 +13,8 @@ from torch.utils.data import TensorDataset
 import sumus
 from sumus import attacks
 from sumus.aggregate import BUFFERS
+from sumus.executors.executor import Trained
 from sumus.simulator.attacks import AttackedPopulation, largest_z
-from sumus.training.executor import Trained
 
 Attack = Callable[..., AttackedPopulation]
 

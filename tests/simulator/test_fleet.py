@@ -18,11 +18,11 @@ from torch import nn
 import sumus
 from sumus import robust
 from sumus.algorithms import scaffold
+from sumus.executors.executor import Trained
 from sumus.rng import generator
 from sumus.simulator.checkpoint import CHECKPOINT, Checkpoint
 from sumus.simulator.history import History, RoundRecord
 from sumus.storage.client_states import ClientStates
-from sumus.training.executor import Trained
 from sumus.work import ClientState, LocalRun, Parts, send_difference
 
 LOSSY = sumus.Fleet(lost=0.4)
@@ -290,7 +290,9 @@ def test_where_partial_work_is_not_counted_stragglers_do_not_even_begin(
     work = counting(sumus.sgd(lr=0.2, batch_size=8, epochs=4), steps)
     some = with_work(task, people, work, sumus.Fleet(stragglers=0.5, partial_work=False)).rounds[0]
     assert 0 < some.dropped < 12
-    assert steps == [12] * (some.clients + 1)  # the first one is trained again at the end, see `sumus.training.witness`
+    assert steps == [12] * (
+        some.clients + 1
+    )  # the first one is trained again at the end, see `sumus.executors.witness`
     assert some.bytes_up == some.clients * some.bytes_down / 12
     steps.clear()
     few = with_work(task, people, work, sumus.Fleet(stragglers=1.0, partial_work=False)).rounds[0]

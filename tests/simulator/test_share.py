@@ -8,11 +8,11 @@ import pytest
 
 import sumus
 from sumus.aggregate import RunningSum
+from sumus.executors.executor import ClientAssignment, Trained
+from sumus.executors.sequential import SequentialExecutor
 from sumus.simulator.population import as_population
-from sumus.simulator.share import Errand, Result, Setting, Sums, Trainer
-from sumus.training.executor import Assignment, Trained
+from sumus.simulator.share import ClientJob, ClientResult, RunSetting, Sums, Trainer
 from sumus.training.program import Program
-from sumus.training.sequential import SequentialExecutor
 from sumus.tree import sha256
 from sumus.types import Broadcast
 
@@ -29,7 +29,9 @@ class InPairs(SequentialExecutor):
     needs_sizes = True
     calls: list[list[Any]]  # made by whoever looks
 
-    def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
+    def run(
+        self, broadcast: Broadcast, round_number: int, assignments: Iterable[ClientAssignment]
+    ) -> Iterator[Trained]:
         assignments = list(assignments)
         self.calls.append([assignment.client for assignment in assignments])
         return super().run(broadcast, round_number, assignments)
@@ -39,17 +41,17 @@ def trainer(experiment: sumus.Experiment, executor: Any = SequentialExecutor) ->
     population = as_population(experiment.population)
     program = Program(experiment.plan.task, seed=0)
     data = program.learn_schema(0, *program.reader.read(population, 0))
-    setting = Setting(experiment.plan.with_data(data), population, 0, executor)
+    setting = RunSetting(experiment.plan.with_data(data), population, 0, executor)
     return Trainer(setting, program)
 
 
-def trained(trainer: Trainer, cut: Cut, number: int = 0) -> tuple[RunningSum, list[Result]]:
+def trained(trainer: Trainer, cut: Cut, number: int = 0) -> tuple[RunningSum, list[ClientResult]]:
     """Round `number` from the initial model."""
     plan = trainer._setting.plan
     broadcast = plan.algorithm.start(trainer.program.initial_shared, plan.description).broadcast
     sums = Sums()
     results = list(
-        trainer.train(number, PUBLIC, broadcast, [[Errand(client) for client in group] for group in cut], sums)
+        trainer.train(number, PUBLIC, broadcast, [[ClientJob(client) for client in group] for group in cut], sums)
     )
     return sums[0], results
 
@@ -59,7 +61,7 @@ def test_shares_add_up_to_the_whole_in_any_order(anywhere: Make, name: str) -> N
     one, other = trainer(anywhere(name)), trainer(anywhere(name))
     whole, results = trained(one, [[client] for client in range(10)])
     merged = RunningSum()
-    by_client: dict[Any, Result] = {}
+    by_client: dict[Any, ClientResult] = {}
     for place, cut in enumerate([[[7], [2], [9]], [[0, 1]], [[8, 6], [5, 4, 3]]]):
         total, part = trained((one, other)[place % 2], cut)
         merged.add(total.total)
@@ -83,10 +85,10 @@ def test_an_errand_says_how_long_which_sum_and_how_stale(anywhere: Make) -> None
     broadcast = one._setting.plan.algorithm.start(one.program.initial_shared, one._setting.plan.description).broadcast
     sums = Sums()
     group = [
-        Errand(3, into=7),
-        Errand(4, into=8, staleness=3),
-        Errand(5, into=8, most_steps=1),
-        Errand(6, again=1, into=8),
+        ClientJob(3, into=7),
+        ClientJob(4, into=8, staleness=3),
+        ClientJob(5, into=8, most_steps=1),
+        ClientJob(6, again=1, into=8),
     ]
     results = {result.client: result for result in one.train(0, PUBLIC, broadcast, [group], sums)}
     assert {client: result.into for client, result in results.items()} == {3: 7, 4: 8, 5: 8, 6: 8}
@@ -94,7 +96,7 @@ def test_an_errand_says_how_long_which_sum_and_how_stale(anywhere: Make) -> None
     assert int(sums[7].total.weights["params"]) == 1024
     assert int(sums[8].total.weights["params"]) == 1024 + 512 + 1024
     assert results[5].metrics["loss"][1] == 8
-    again = {result.client: result for result in one.train(0, PUBLIC, broadcast, [[Errand(6)]], Sums())}
+    again = {result.client: result for result in one.train(0, PUBLIC, broadcast, [[ClientJob(6)]], Sums())}
     assert again[6].metrics != results[6].metrics, "a client's second work on one model has other batches"
 
 
@@ -121,10 +123,10 @@ def test_groups_are_taken_only_as_they_are_trained(anywhere: Make) -> None:
     """So a worker can be dealt more, and a client's state is read when it begins."""
     taken: list[int] = []
 
-    def groups() -> Iterator[list[Errand]]:
+    def groups() -> Iterator[list[ClientJob]]:
         for client in range(4):
             taken.append(client)
-            yield [Errand(client)]
+            yield [ClientJob(client)]
 
     one = trainer(anywhere("fedavg"))
     broadcast = {"params": one.program.initial_shared}
@@ -137,6 +139,6 @@ def test_sizes_are_those_that_the_model_sees(anywhere: Make) -> None:
 
 
 def test_a_result_is_settled_without_its_state() -> None:
-    settled = Result("alice", 0, 3, {"loss": (1.0, 3)}, 8, "counted", {"control": {"w": np.ones(2)}}).settled
+    settled = ClientResult("alice", 0, 3, {"loss": (1.0, 3)}, 8, "counted", {"control": {"w": np.ones(2)}}).settled
     assert (settled.client, settled.examples, settled.state) == ("alice", 3, {})
     assert settled.settled is settled

@@ -10,9 +10,9 @@ import pytest
 
 import sumus
 from sumus.errors import ExperimentError
+from sumus.executors.choice import ExecutorChoice
 from sumus.rng import key
-from sumus.simulator.choice import Choice
-from sumus.simulator.share import Errand, Sums
+from sumus.simulator.share import ClientJob, Sums
 from sumus.site import Site
 from sumus.training.program import one_thread
 from tests.simulator.conftest import told
@@ -45,7 +45,7 @@ def test_a_site_is_its_clients_trained_round_after_round_on_its_own_model(experi
     """The same from its parts: trainer, site and sum."""
     made = behind(experiment(rounds=1, pacing=sumus.Pacing(10)), sites=lambda client: client % 2, rounds=3)
     history = sumus.run(made, executor="sequential", workers=1)
-    one = trainer(made, Choice.parse("sequential").executor)
+    one = trainer(made, ExecutorChoice.parse("sequential").executor)
     plan = one._setting.plan
     state = plan.algorithm.start(one.program.initial_shared, plan.description)
     public = key(0, "round", 0, "public")
@@ -54,7 +54,7 @@ def test_a_site_is_its_clients_trained_round_after_round_on_its_own_model(experi
         site = Site.of(plan.algorithm, plan.description, plan.sums, public, state.broadcast)
         for done in range(3):
             own = Sums()
-            errands = [[Errand(client, again=done)] for client in range(parity, 10, 2)]
+            errands = [[ClientJob(client, again=done)] for client in range(parity, 10, 2)]
             with one_thread():
                 assert len(list(one.train(0, site.seed_now, site.at, errands, own))) == 5
             site = site.after(own[0].total)

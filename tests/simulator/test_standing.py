@@ -13,7 +13,7 @@ import torch
 
 import sumus
 from sumus.simulator.history import RoundRecord
-from sumus.simulator.progress import LineProgress, Standing, progress_of
+from sumus.simulator.progress import LineProgress, ProgressFile, progress_of
 
 
 def person(number: int) -> tuple[Any, Any]:
@@ -174,7 +174,7 @@ def test_a_run_that_ends_before_its_time_says_so(tmp_path: Path, stop: type[Base
 
 def test_a_standing_is_written_once_a_second_at_most(tmp_path: Path) -> None:
     clock = Clock()
-    standing = Standing(tmp_path, 100, clock)
+    standing = ProgressFile(tmp_path, 100, clock)
     rounds = list[int]()
     for number in range(1, 31):
         clock.now += 0.125

@@ -12,10 +12,10 @@ import pytest
 from torch import nn
 
 import sumus
-from sumus.fleet import DAY, Devices, Fleet
+from sumus.fleet import DAY, DeviceArrays, Fleet
 from sumus.pacing import Pacing
 from sumus.rng import generator
-from sumus.simulator.timeline import Played, ServerCost, Timeline, Work
+from sumus.simulator.timeline import Played, RoundWork, ServerCost, Timeline
 from sumus.simulator.traces import devices_of, read
 
 MINUTES = Fleet(seconds=60, spread=10)
@@ -23,7 +23,7 @@ MINUTES = Fleet(seconds=60, spread=10)
 
 def timeline(pacing: Pacing, fleet: Fleet, count: int, seed: int = 0, **more: Any) -> Timeline:
     drawn = fleet.devices(count, generator(seed, "devices"))
-    return Timeline(pacing, fleet, more.pop("devices", drawn), more.pop("work", Work()), seed, **more)
+    return Timeline(pacing, fleet, more.pop("devices", drawn), more.pop("work", RoundWork()), seed, **more)
 
 
 def played(pacing: Pacing, fleet: Fleet, count: int, rounds: int, **more: Any) -> tuple[Timeline, list[Played]]:
@@ -162,7 +162,7 @@ def test_two_runs_are_the_same_event_for_event_and_another_seed_is_another_run()
     fleet = Fleet(
         seconds=60, spread=10, jitter=0.3, lost=0.1, flaky=0.2, doubled=0.2, hours=9, latency=2, up=1e5, skew=0.01
     )
-    work = Work(down=10**6, up=10**6)
+    work = RoundWork(down=10**6, up=10**6)
 
     def told(seed: int) -> list[tuple[Any, ...]]:
         run, rounds = played(Pacing(4, over_select=1.5, deadline=900), fleet, 60, 30, seed=seed, work=work)
@@ -174,7 +174,7 @@ def test_two_runs_are_the_same_event_for_event_and_another_seed_is_another_run()
 
 def test_messages_that_are_lost_are_sent_again_and_nothing_is_counted_twice() -> None:
     flaky = Fleet(seconds=60, flaky=0.4, doubled=0.4, latency=1.0)
-    run, rounds = played(Pacing(10), flaky, 10, 20, work=Work(up=1000))
+    run, rounds = played(Pacing(10), flaky, 10, 20, work=RoundWork(up=1000))
     assert all(sorted(positions(one)) == list(range(10)) for one in rounds)
     assert run.totals.bytes_up > 1.3 * 20 * 10 * 1000
 
@@ -187,13 +187,13 @@ def test_work_of_who_goes_offline_is_dropped() -> None:
 
 def test_transfers_take_their_time() -> None:
     fleet = Fleet(seconds=10, down=1000.0, up=100.0, latency=1.0)
-    _, rounds = played(Pacing(1), fleet, 1, 1, work=Work(down=5000, up=2000))
+    _, rounds = played(Pacing(1), fleet, 1, 1, work=RoundWork(down=5000, up=2000))
     assert rounds[0].ended == pytest.approx(5 + 10 + 20 + 3 * 1.0)
 
 
 def test_work_by_examples_takes_longer_for_more() -> None:
     fleet = Fleet(seconds=10, by="examples")
-    _, rounds = played(Pacing(3), fleet, 3, 1, work=Work(share=lambda position: [0.5, 1.0, 1.5][position]))
+    _, rounds = played(Pacing(3), fleet, 3, 1, work=RoundWork(share=lambda position: [0.5, 1.0, 1.5][position]))
     assert rounds[0].ended == pytest.approx(15)
 
 
@@ -294,7 +294,7 @@ def test_transfers_are_work_and_make_a_device_slow() -> None:
     report = sumus.rehearse(Pacing(5, over_select=2), Fleet(up=10, spread=20), 40, days=0.01, up=100)
     assert report.wasted_share > 0.2
     assert report.by_speed[0] > 2 * report.by_speed[-1]
-    played(Pacing(3), Fleet(up=5e-5), 5, 1, work=Work(up=40))  # nine days, and it ends
+    played(Pacing(3), Fleet(up=5e-5), 5, 1, work=RoundWork(up=40))  # nine days, and it ends
 
 
 def test_nobody_asks_a_server_that_is_away() -> None:
@@ -305,7 +305,9 @@ def test_nobody_asks_a_server_that_is_away() -> None:
 
 def test_stragglers_hurry_nobody() -> None:
     _, plain = played(Pacing(5, over_select=2), Fleet(seconds=60), 20, 3)
-    _, slow = played(Pacing(5, over_select=2), Fleet(seconds=60, stragglers=0.9), 20, 3, work=Work(lambda position: 8))
+    _, slow = played(
+        Pacing(5, over_select=2), Fleet(seconds=60, stragglers=0.9), 20, 3, work=RoundWork(lambda position: 8)
+    )
     assert [one.ended for one in slow] == [one.ended for one in plain] == [60, 120, 180]
     assert any(each.most_steps for one in slow for each in one.counted)
 
@@ -343,7 +345,7 @@ def test_a_fleet_that_cannot_be_is_refused(given: dict[str, Any], said: str) -> 
 
 
 def test_online_intervals_go_over_midnight() -> None:
-    one = Devices(*np.ones((4, 1)), np.array([[79200.0]]), np.array([[18000.0]]))  # 22:00 to 03:00
+    one = DeviceArrays(*np.ones((4, 1)), np.array([[79200.0]]), np.array([[18000.0]]))  # 22:00 to 03:00
     who = np.zeros(5, np.int64)
     hours = np.array([21.0, 22.0, 26.0, 27.0, 30.0]) * 3600
     assert one.online_until(who, hours).tolist() == [75600.0, 97200.0, 97200.0, 97200.0, 108000.0]

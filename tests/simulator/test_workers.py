@@ -23,13 +23,13 @@ from torch import nn
 
 import sumus
 from sumus import attacks
+from sumus.executors.vectorized import VectorizedExecutor
 from sumus.simulator.history import RoundRecord
 from sumus.simulator.population import as_population
-from sumus.simulator.share import CannotTravel, Errand, Setting, Sums, Trainer
+from sumus.simulator.share import CannotTravel, ClientJob, RunSetting, Sums, Trainer
 from sumus.simulator.travel import packed, unpacked
 from sumus.simulator.workers import Workers
 from sumus.training.program import Program
-from sumus.training.vectorized import VectorizedExecutor
 from sumus.tree import sha256
 
 Make = Callable[..., sumus.Experiment]
@@ -100,11 +100,11 @@ def test_a_run_goes_on_with_another_number_of_workers(anywhere: Make, told: Told
     assert told(sumus.run(anywhere(name, rounds=5), out=tmp_path, workers=3)) == told(whole)
 
 
-def crew_parts(experiment: sumus.Experiment, executor: Any) -> tuple[Trainer, Setting]:
+def crew_parts(experiment: sumus.Experiment, executor: Any) -> tuple[Trainer, RunSetting]:
     population = as_population(experiment.population)
     program = Program(experiment.plan.task, seed=0)
     data = program.learn_schema(0, *program.reader.read(population, 0))
-    setting = Setting(experiment.plan.with_data(data), population, 0, executor)
+    setting = RunSetting(experiment.plan.with_data(data), population, 0, executor)
     return Trainer(setting, program), setting
 
 
@@ -118,7 +118,7 @@ def test_whole_groups_go_to_one_process_and_sizes_are_asked_of_all(anywhere: Mak
     trainer.program.module.train()
     clients = list(range(10))
     sizes = trainer.sizes(clients)
-    groups = [[Errand(clients[place]) for place in group] for group in trainer.executor.groups(sizes)]
+    groups = [[ClientJob(clients[place]) for place in group] for group in trainer.executor.groups(sizes)]
     assert max(map(len, groups)) > 1
     broadcast = setting.plan.algorithm.start(trainer.program.initial_shared, setting.plan.description).broadcast
     alone, shared = Sums(), Sums()

@@ -16,8 +16,8 @@ from sqlalchemy import create_engine, text
 
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol.round import CheckIn
-from sumus.server.coordinator import Coordinator
-from sumus.storage.leases import MOST_JUMP, Leases, MemoryLeases, Present
+from sumus.rounds.coordinator import Coordinator
+from sumus.storage.leases import MOST_JUMP, Leases, MemoryLeases, PresentReplica
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import Store, TakenOver
@@ -162,7 +162,7 @@ def test_who_is_there_is_seen_for_a_while(at: At) -> None:
     at.leases.beat("b", "x")
     at.leases.beat("a", "y")
     at.leases.beat("b", "z")
-    assert list(at.leases.present(FOR_EVER)) == [Present("a", "y"), Present("b", "z")]
+    assert list(at.leases.present(FOR_EVER)) == [PresentReplica("a", "y"), PresentReplica("b", "z")]
     assert list(at.leases.present(-1.0)) == []
     at.leases.leave("a/1")
     assert [each.name for each in at.leases.present(FOR_EVER)] == ["b"]

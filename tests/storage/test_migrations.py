@@ -18,11 +18,11 @@ from sqlalchemy.exc import OperationalError
 
 import sumus.storage.migrations
 from sumus.errors import ExperimentError
-from sumus.protocol.round import Device
+from sumus.protocol.round import DeviceRow
 from sumus.storage.files import network_disk
 from sumus.storage.migrations import FORM, VERSION_TABLE
 from sumus.storage.sql import SqlStore
-from sumus.storage.store import Run
+from sumus.storage.store import RunRow
 from sumus.storage.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
@@ -76,11 +76,11 @@ def test_an_empty_database_is_made_as_the_tables_say(empty: str, engine: Engine)
 def test_opening_again_changes_nothing(empty: str, engine: Engine) -> None:
     store = SqlStore.open(empty, "keyboard")
     with store.transaction() as rows:
-        rows.put_run(Run(version=7))
+        rows.put_run(RunRow(version=7))
     store.close()
     store = SqlStore.open(empty, "keyboard")
     with store.transaction() as rows:
-        assert rows.run() == Run(version=7)
+        assert rows.run() == RunRow(version=7)
     store.close()
 
 
@@ -131,7 +131,7 @@ def test_what_was_counted_before_models_were_is_a_separation_from_now_on(empty: 
     store = SqlStore.open(empty, "keyboard")
     with store.transaction() as rows:
         assert (rows.run().models, rows.run().version) == (9, 9)
-        assert rows.device("ann") == Device("ann", last_sum=7, times_counted=3, models=9)
+        assert rows.device("ann") == DeviceRow("ann", last_sum=7, times_counted=3, models=9)
     store.close()
 
 

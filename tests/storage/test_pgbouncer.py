@@ -9,7 +9,7 @@ from sqlalchemy import create_engine, text
 
 from benchmarks.kills.__main__ import database
 from sumus.errors import ExperimentError
-from sumus.operations.service import Where
+from sumus.operations.service import Storage
 from sumus.protocol.rows import changed
 from sumus.storage.sql import SqlStore
 from tests.server.devices import tiny
@@ -26,7 +26,7 @@ def url(postgres: str) -> Iterator[str]:
 
 
 def test_a_server_needs_one_connection_of_the_pool(url: str, tmp_path: Path) -> None:
-    with pgbouncer(url, size=1) as pooled, standing(Where(tmp_path / "data", pooled)) as at:
+    with pgbouncer(url, size=1) as pooled, standing(Storage(tmp_path / "data", pooled)) as at:
         at.round()
         at.open_again()
         at.round()

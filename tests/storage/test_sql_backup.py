@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.protocol.round import Device, Round, State
+from sumus.protocol.round import DeviceRow, Round, State
 from sumus.storage.sql import SqlStore
 from sumus.storage.store import Shard
 from tests.storage.test_identities import ALICE, TOKEN
@@ -26,7 +26,7 @@ def test_what_is_put_back_is_what_there_was_without_what_opens_sums(store: SqlSt
         rows.put_run(RUN)
         rows.put_round(Round(1, State.OPEN))
         rows.put_session(replace(OUT, state="counted", sum=1))
-        rows.put_device(Device("a", OUT, 1, "a/1", 1))
+        rows.put_device(DeviceRow("a", OUT, 1, "a/1", 1))
         rows.put_model(MODEL)
         rows.put_note(1, "model", b"which was made")
         rows.put_note(1, "key", key)

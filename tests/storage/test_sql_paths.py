@@ -8,7 +8,7 @@ import pytest
 from sumus.errors import ExperimentError
 from sumus.node.readings import Reading, Readings
 from sumus.operations.backup import back_up, restore
-from sumus.operations.service import Where, open_service
+from sumus.operations.service import Storage, open_service
 from sumus.protocol.rows import changed
 from sumus.storage.files import network_disk
 from sumus.storage.sql import SqlStore
@@ -74,10 +74,10 @@ def test_a_server_and_its_backup_stay_within_their_folders(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data, copy, restored = Path(name) / "data", Path(name) / "copy", Path(name) / "restored"
-    open_service({"tiny": tiny()}, Where(data)).close()
-    back_up(Where(data), copy)
-    restore(copy, Where(restored))
-    open_service({"tiny": tiny()}, Where(restored)).close()
+    open_service({"tiny": tiny()}, Storage(data)).close()
+    back_up(Storage(data), copy)
+    restore(copy, Storage(restored))
+    open_service({"tiny": tiny()}, Storage(restored)).close()
     assert os.listdir() == [name]
     assert set(os.listdir(name)) == {"data", "copy", "restored"}
     for folder in (data, copy, restored):

@@ -20,15 +20,15 @@ from sqlalchemy import event
 
 from sumus.errors import ExperimentError
 from sumus.pacing import Conditions, Pacing
-from sumus.protocol.round import Assign, CheckIn, Close, Device, Round, Session, State
-from sumus.server.coordinator import Arrived, Coordinator
+from sumus.protocol.round import AssignWork, CheckIn, CloseRound, DeviceRow, Round, Session, State
+from sumus.rounds.coordinator import Arrived, Coordinator
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
-from sumus.storage.store import Fenced, Model, Rows, Run, Shard, Store
+from sumus.storage.store import Fenced, Model, Rows, RunRow, Shard, Store
 
 STORES = ("memory", "sqlite", "postgresql")
 OUT = Session("a/1", "a", 1, 0, 0, math.inf)
-RUN = Run(1, 2, 3, 4.5, 6, 7)
+RUN = RunRow(1, 2, 3, 4.5, 6, 7)
 MODEL = Model(1, 5, 0, "ab" * 32, "cd" * 32, "ef" * 32, "01" * 32, 12, '{"loss":0.5}', 1.5)
 
 
@@ -90,14 +90,14 @@ def everything_in(rows: Rows) -> dict[str, Any]:
 
 def test_a_new_store_holds_a_run_that_begins(store: Store) -> None:
     found = everything(store)
-    assert (found["run"], found["rounds"]) == (Run(), [Round(0)])
+    assert (found["run"], found["rounds"]) == (RunRow(), [Round(0)])
     assert not any([*found["sessions"], *found["devices"], *found["overdue"], *found["counted"]])
 
 
 def test_what_is_written_is_read_in_the_same_transaction_and_after_it(store: Store) -> None:
     row = Round(1, State.OPEN, 2.5, fence=3, given=4, dropped=1, counted=2, reason="because")
     session = replace(OUT, state="counted", sum=1, staleness=2)
-    device = Device("a", session, last_sum=1, last_counted="a/1", times_counted=5)
+    device = DeviceRow("a", session, last_sum=1, last_counted="a/1", times_counted=5)
     with store.transaction() as rows:
         rows.put_run(RUN)
         rows.put_round(row)
@@ -118,10 +118,10 @@ def test_a_transaction_that_fails_leaves_nothing(store: Store) -> None:
     before = everything(store)
 
     def fails(rows: Rows) -> None:
-        rows.put_run(Run(5, 5, 5, 5.0))
+        rows.put_run(RunRow(5, 5, 5, 5.0))
         rows.put_round(Round(5))
         rows.put_session(replace(OUT, state="counted", sum=0))
-        rows.put_device(Device("a", OUT))
+        rows.put_device(DeviceRow("a", OUT))
         rows.put_shard(Shard(0, "ab", 1, 1, "x"))
         rows.put_note(0, "key", b"wrapped")
         rows.put_model(MODEL)
@@ -190,7 +190,7 @@ def test_a_processes_part_of_a_sum_lies_where_its_last_commit_put_it(store: Stor
 def test_a_devices_session_is_as_it_is_now(store: Store) -> None:
     with store.transaction() as rows:
         rows.put_session(OUT)
-        rows.put_device(Device("a", OUT))
+        rows.put_device(DeviceRow("a", OUT))
     with store.transaction() as rows:
         rows.put_session(replace(OUT, state="dropped", reason="lost"))
     found = everything(store)["devices"][0]
@@ -226,15 +226,15 @@ def test_a_device_is_forgotten_with_its_sessions_and_not_that_they_were_counted(
         rows.put_session(counted)
         rows.put_session(replace(OUT, id="a/2", serial=2))
         rows.put_session(other)
-        rows.put_device(Device("a", replace(OUT, id="a/2", serial=2), 0, "a/1", 1))
-        rows.put_device(Device("b", other))
+        rows.put_device(DeviceRow("a", replace(OUT, id="a/2", serial=2), 0, "a/1", 1))
+        rows.put_device(DeviceRow("b", other))
     with store.transaction() as rows:
         rows.put_session(replace(OUT, id="a/3", serial=3))
         rows.forget_device("a")
         assert [rows.session(f"a/{serial}") for serial in (1, 2, 3)] == [None] * 3
     found = everything(store)
     assert [row and row.id for row in found["sessions"]] == [None, None, None, "b/1", None, None]
-    assert (found["devices"], found["counted"][0], found["out"]) == ([None, Device("b", other)], ["a/1"], ["b/1"])
+    assert (found["devices"], found["counted"][0], found["out"]) == ([None, DeviceRow("b", other)], ["a/1"], ["b/1"])
     with pytest.raises(Fenced), store.transaction() as rows:
         rows.put_session(replace(counted, sum=1))
 
@@ -288,14 +288,14 @@ def test_reading_ahead_changes_nothing(store: Store) -> None:
     with store.transaction() as rows:
         rows.put_session(counted)
         rows.put_session(last)
-        rows.put_device(Device("a", last, 0, "a/1", 1))
+        rows.put_device(DeviceRow("a", last, 0, "a/1", 1))
     with store.transaction() as rows:
         rows.put_session(replace(last, reason="written before"))
         rows.read_ahead(["a", "b", "a"], ["a/1", "b/1"])
-        assert rows.device("a") == Device("a", replace(last, reason="written before"), 0, "a/1", 1)
+        assert rows.device("a") == DeviceRow("a", replace(last, reason="written before"), 0, "a/1", 1)
         assert (rows.device("b"), rows.session("a/1"), rows.session("b/1")) == (None, counted, None)
         rows.put_session(replace(OUT, id="b/1", device="b"))
-        rows.put_device(Device("b", replace(OUT, id="b/1", device="b")))
+        rows.put_device(DeviceRow("b", replace(OUT, id="b/1", device="b")))
     assert everything(store)["out"] == ["a/2", "b/1"]
 
 
@@ -326,7 +326,7 @@ def test_more_rows_than_a_statement_takes(store: Store) -> None:
         for name in names:
             session = Session(f"{name}/1", name, 1, 0, 0, 1.0, "counted", sum=0)
             rows.put_session(session)
-            rows.put_device(Device(name, session, 0, session.id, 1))
+            rows.put_device(DeviceRow(name, session, 0, session.id, 1))
     with store.transaction() as rows:
         rows.read_ahead(names)
         assert [rows.device(name) is None for name in names] == [False] * len(names)
@@ -347,11 +347,13 @@ SESSIONS = st.builds(
     st.sampled_from([0.0, 5.0, math.inf]),
 )
 VERBS: st.SearchStrategy[tuple[Any, ...]] = st.one_of(
-    st.tuples(st.just("put_run"), st.builds(Run, NUMBERS, NUMBERS)),
+    st.tuples(st.just("put_run"), st.builds(RunRow, NUMBERS, NUMBERS)),
     st.tuples(st.just("put_round"), st.builds(Round, NUMBERS, st.sampled_from(State), given=NUMBERS)),
     st.tuples(st.just("put_session"), SESSIONS),
     st.tuples(st.just("put_session"), SESSIONS),
-    st.tuples(st.just("put_device"), SESSIONS.map(lambda session: Device(session.device, session, None, session.id))),
+    st.tuples(
+        st.just("put_device"), SESSIONS.map(lambda session: DeviceRow(session.device, session, None, session.id))
+    ),
     st.tuples(st.just("drop_session"), st.sampled_from(["a/1", "b/2"])),
     st.tuples(st.just("forget_device"), st.sampled_from("ab")),
     st.tuples(
@@ -417,7 +419,7 @@ def walk(store: Store, seed: int, steps: int = 600) -> list[object]:
                 previous = str(rng.choice(given)) if given and rng.random() < 0.3 else None
                 session = f"{who}/{serials[who]}"
                 actions = server.check_in(who, CheckIn(session, serials[who], Conditions(), previous), now)
-                given += [action.session.id for action in actions if isinstance(action, Assign)]
+                given += [action.session.id for action in actions if isinstance(action, AssignWork)]
             case 3 | 4:
                 actions = server.report(str(rng.choice(given[-6:])) if given else "nobody/1", now)
             case 5:
@@ -427,7 +429,7 @@ def walk(store: Store, seed: int, steps: int = 600) -> list[object]:
             case _:
                 actions = server.recover(now) if rng.random() < 0.3 else server.drop(given[-1:], "gone", now)
         for action in actions:
-            if isinstance(action, Close):
+            if isinstance(action, CloseRound):
                 actions = (*actions, *server.publish(action.number, now))
         said.append(actions)
     with store.transaction() as rows:
@@ -522,7 +524,7 @@ def test_rows_that_are_as_they_were_are_not_written(
                 rows.put_round(row)
             rows.read_ahead(["a"])
             rows.put_session(counted)
-            rows.put_device(Device("a", counted, 0, "a/1", 1))
+            rows.put_device(DeviceRow("a", counted, 0, "a/1", 1))
 
     said = statements(store)
     put_all()
@@ -556,11 +558,11 @@ def test_runs_in_one_database_do_not_see_each_other(tmp_path: Path) -> None:
     one, other = (SqlStore.open(f"sqlite:///{tmp_path}/all.db", run) for run in ("keyboard", "health"))
     with one.transaction() as rows:
         rows.put_session(OUT)
-        rows.put_run(Run(version=7))
-    assert everything(other)["run"] == Run()
+        rows.put_run(RunRow(version=7))
+    assert everything(other)["run"] == RunRow()
     assert not any(everything(other)["sessions"])
     again = SqlStore.open(f"sqlite:///{tmp_path}/all.db", "keyboard")
-    assert everything(again)["run"] == Run(version=7)
+    assert everything(again)["run"] == RunRow(version=7)
 
 
 def test_a_database_that_cannot_be_opened_is_one_line(tmp_path: Path) -> None:

@@ -15,16 +15,16 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import sumus
 from sumus.aggregate import BUFFERS
 from sumus.errors import TaskError
+from sumus.executors.choice import ExecutorChoice, checked
+from sumus.executors.executor import ClientAssignment, Executor, Trained
+from sumus.executors.sequential import SequentialExecutor
+from sumus.executors.vectorized import VectorizedExecutor
 from sumus.metrics import IGNORED
 from sumus.rng import key
-from sumus.simulator.choice import Choice, checked
 from sumus.training import losses
-from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.graph import capture
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
-from sumus.training.sequential import SequentialExecutor
-from sumus.training.vectorized import VectorizedExecutor
 from sumus.work import ClientWork, LeafRule
 
 Examples = tuple[Tensor, Tensor]
@@ -120,7 +120,7 @@ def trained_by(executor: Any, clients: list[Examples]) -> dict[str, Trained]:
     broadcast = {"params": {name: program.initial[name] for name in program.shared}}
     if program.buffers:
         broadcast[BUFFERS] = {name: program.initial[name] for name in program.buffers}
-    assignments = [Assignment(f"{n}", *examples, {}, key(n)) for n, examples in enumerate(clients)]
+    assignments = [ClientAssignment(f"{n}", *examples, {}, key(n)) for n, examples in enumerate(clients)]
     return {one.client: one for one in executor.run(broadcast, 0, assignments)}
 
 
@@ -866,8 +866,8 @@ def test_padding_would_act_on_such_rows_and_so_they_are_not_stacked(what: str, s
     make, clients = ACTING[what]
     program = program_of(make)
     broadcast = {"params": {name: program.initial[name] for name in program.shared}}
-    assignments = [Assignment(f"{n}", *examples, {}, key(n)) for n, examples in enumerate(clients(*sizes))]
-    chosen = checked(Choice("vectorized", 2), program, WORK, assignments, broadcast)
+    assignments = [ClientAssignment(f"{n}", *examples, {}, key(n)) for n, examples in enumerate(clients(*sizes))]
+    chosen = checked(ExecutorChoice("vectorized", 2), program, WORK, assignments, broadcast)
     assert chosen.choice.kind != "vectorized"
     assert "its examples act on each other within a batch" in chosen.reason
 

@@ -11,15 +11,15 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import sumus
+from sumus.executors.executor import ClientAssignment, Executor, Trained
+from sumus.executors.sequential import SequentialExecutor
+from sumus.executors.vectorized import VectorizedExecutor
 from sumus.rng import key
 from sumus.training import losses
-from sumus.training.executor import Assignment, Executor, Trained
-from sumus.training.noise import KEYED, Draw, KeyedNoise, Watch, dropout_gradient
+from sumus.training.noise import KEYED, KeyedNoise, NoiseShape, RandomOperatorWatch, dropout_gradient
 from sumus.training.program import Program
-from sumus.training.sequential import SequentialExecutor
 from sumus.training.step import local_step, step_values
 from sumus.training.trace import trace_step
-from sumus.training.vectorized import VectorizedExecutor
 from sumus.work import ClientWork
 
 FEATURES, LENGTH, CLASSES = 6, 3, 3
@@ -173,7 +173,7 @@ def trained_by(
 ) -> dict[str, Trained]:
     program: Program = executor.program
     broadcast = {"params": {name: program.initial[name] for name in program.shared}}
-    assignments = [Assignment(who, *examples, {}, key(round_number, who)) for who, examples in clients.items()]
+    assignments = [ClientAssignment(who, *examples, {}, key(round_number, who)) for who, examples in clients.items()]
     return {one.client: one for one in executor.run(broadcast, round_number, assignments)}
 
 
@@ -265,7 +265,7 @@ def test_noise_drawn_in_place_is_seen_through_every_view(forward: Any, rows_firs
 
 
 def test_numbers_differ_by_key_step_and_call_and_are_the_same_again() -> None:
-    draw = Draw(False, (64,))
+    draw = NoiseShape(False, (64,))
     seen = [
         draw.numbers(own, step, call).tobytes() for own in (key(0), key(1)) for step in (0, 1, 2) for call in (0, 1)
     ]
@@ -276,13 +276,13 @@ def test_numbers_differ_by_key_step_and_call_and_are_the_same_again() -> None:
 @pytest.mark.parametrize("normal", [False, True])
 @pytest.mark.parametrize("shape", [(), (5,), (5, 3), (5, 2, 4)])
 def test_numbers_of_the_first_rows_stay_when_a_batch_is_padded(normal: bool, shape: tuple[int, ...]) -> None:
-    few, many = (Draw(normal, (rows, *shape)).numbers(key("alice"), 1, 0) for rows in (3, 8))
+    few, many = (NoiseShape(normal, (rows, *shape)).numbers(key("alice"), 1, 0) for rows in (3, 8))
     assert few.dtype == np.float32
     np.testing.assert_array_equal(many[:3], few)
 
 
 def test_uniform_and_normal_numbers_are_what_they_are_called() -> None:
-    uniform, normal = (Draw(normal, (100_000,)).numbers(key(0), 1, 0) for normal in (False, True))
+    uniform, normal = (NoiseShape(normal, (100_000,)).numbers(key(0), 1, 0) for normal in (False, True))
     assert uniform.min() >= 0
     assert uniform.max() < 1
     assert uniform.mean() == pytest.approx(0.5, abs=0.01)
@@ -388,7 +388,7 @@ def test_clients_and_rounds_draw_apart(executor: str) -> None:
 def test_the_gradient_that_a_work_asks_for_draws_apart_from_every_step() -> None:
     executor = SequentialExecutor(program_of(DRAWING["nn.Dropout"]), sumus.sgd(0.2))
     ((who, examples),) = clients_of((FEATURES,), 8).items()
-    assignment = Assignment(who, *examples, {}, key(who))
+    assignment = ClientAssignment(who, *examples, {}, key(who))
     drawn = []
     for step in (0, 1):
         with executor.noise(assignment, step):
@@ -409,7 +409,7 @@ def test_in_evaluation_nothing_is_drawn(model: str) -> None:
     program = program_of(DRAWING[model])
     inputs, _ = clients_of((FEATURES,), 20)["client 0"]
     program.module.eval()
-    with Watch() as watch:
+    with RandomOperatorWatch() as watch:
         once, again = program.module(inputs), program.module(inputs)
     assert watch.seen == []
     assert torch.equal(once, again)
@@ -423,14 +423,14 @@ def test_what_draws_nothing_counts_as_not_random(model: str) -> None:
     shape = (LENGTH, FEATURES) if "attention" in model else (FEATURES,)
     executor = SequentialExecutor(program_of(SILENT[model]), WORK)
     ((who, examples),) = clients_of(shape, 8).items()
-    assert not isinstance(executor.noise(Assignment(who, *examples, {}, key(who)), 1), KeyedNoise)
+    assert not isinstance(executor.noise(ClientAssignment(who, *examples, {}, key(who)), 1), KeyedNoise)
     assert executor.unkeyed is None
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_fused_attention_is_random_only_with_dropout(dropout: float) -> None:
     query = torch.randn(2, 2, 4, 3, generator=torch.Generator().manual_seed(0))
-    with Watch() as watch:
+    with RandomOperatorWatch() as watch:
         functional.scaled_dot_product_attention(query, query, query, dropout_p=dropout)
     assert bool(watch.seen) == (dropout > 0)
     assert watch.unkeyed == []

@@ -11,12 +11,12 @@ from torch import nn
 
 import sumus
 from sumus.aggregate import Part, mean
+from sumus.executors.executor import ClientAssignment
+from sumus.executors.sequential import SequentialExecutor
 from sumus.optimizers import ServerState
 from sumus.rng import generator, key
 from sumus.task import Description
-from sumus.training.executor import Assignment
 from sumus.training.program import Program
-from sumus.training.sequential import SequentialExecutor
 from sumus.types import Tree
 from sumus.work import sgd_rule, zeros_as
 
@@ -82,7 +82,7 @@ def distance_after(algorithm: sumus.Algorithm) -> float:
     for number in range(ROUNDS):
         cohort = generator(number, "cohort").permutation(10)[:COHORT].tolist()
         total, pending = sumus.RunningSum(), dict[int, Any]()
-        who = [Assignment(i, INPUTS[i], TARGETS[i], kept.get(i, {}), key(number, i)) for i in cohort]
+        who = [ClientAssignment(i, INPUTS[i], TARGETS[i], kept.get(i, {}), key(number, i)) for i in cohort]
         for done in executor.run(state.broadcast, number, who):
             update = algorithm.report(done.client, done.parts, done.examples, done.metrics, b"", generator(number))
             hop.count_in(update, into=total)

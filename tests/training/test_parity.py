@@ -23,13 +23,13 @@ from sumus.algorithms.feddyn import dynamic
 from sumus.algorithms.fednova import normalized
 from sumus.algorithms.fedprox import prox
 from sumus.algorithms.scaffold import control
+from sumus.executors.executor import ClientAssignment, Executor, Trained
+from sumus.executors.sequential import SequentialExecutor
+from sumus.executors.vectorized import VectorizedExecutor
 from sumus.metrics import IGNORED
 from sumus.rng import key
 from sumus.training import losses
-from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.program import Program
-from sumus.training.sequential import SequentialExecutor
-from sumus.training.vectorized import VectorizedExecutor
 from sumus.types import Broadcast, Tree
 from sumus.work import ClientWork, adam_rule
 
@@ -310,7 +310,7 @@ def trained_by(
 ) -> dict[str, Trained]:
     program, work = executor.program, executor.work  # pyright: ignore[reportAttributeAccessIssue]
     assignments = [
-        Assignment(
+        ClientAssignment(
             client,
             *examples,
             state_of(program, work, client),
@@ -549,7 +549,7 @@ def test_results_are_the_clients_own_and_stay_as_they_were(executor: str) -> Non
     make = {**ALONE, **EXECUTORS}[executor]
     program, work = program_of("mlp", leaves=LEAVES["personal"]), WORKS["feddyn"]
     assignments = [
-        Assignment(who, *examples, {}, key(who)) for who, examples in clients_of("mlp", (9, 8, 7, 6, 5)).items()
+        ClientAssignment(who, *examples, {}, key(who)) for who, examples in clients_of("mlp", (9, 8, 7, 6, 5)).items()
     ]
     seen: list[tuple[Trained, Any]] = []
     for result in make(program, work).run(broadcast_of(program, work), 0, assignments):

@@ -15,13 +15,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 
 import sumus
+from sumus.executors.executor import ClientAssignment
+from sumus.executors.sequential import SequentialExecutor
 from sumus.metrics import IGNORED
 from sumus.rng import key
 from sumus.training import losses, rewrite
-from sumus.training.executor import Assignment
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
-from sumus.training.sequential import SequentialExecutor
 from sumus.work import ClientWork
 
 aten = torch.ops.aten
@@ -509,7 +509,7 @@ LOSSES: dict[str, Losses] = {"cross-entropy": losses.cross_entropy, "weighted": 
 def step_of(program: Program, work: ClientWork, examples: tuple[Tensor, Tensor], captured: bool) -> dict[str, Any]:
     executor = SequentialExecutor(program, work, captured=captured)
     broadcast = {"params": {name: program.initial[name] for name in program.shared}}
-    (done,) = executor.run(broadcast, 0, [Assignment("alice", *examples, {}, key(0))])
+    (done,) = executor.run(broadcast, 0, [ClientAssignment("alice", *examples, {}, key(0))])
     assert executor.refused is None
     return {**done.parts["params"], "loss": done.metrics["loss"][0]}
 

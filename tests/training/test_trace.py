@@ -12,10 +12,10 @@ import sumus
 from sumus.algorithms.feddyn import dynamic
 from sumus.algorithms.fedprox import prox
 from sumus.algorithms.scaffold import control
+from sumus.executors.executor import ClientAssignment
+from sumus.executors.sequential import SequentialExecutor
 from sumus.training import losses
-from sumus.training.executor import Assignment
 from sumus.training.program import Program
-from sumus.training.sequential import SequentialExecutor
 from sumus.training.step import step_values
 from sumus.training.trace import StepGraph, trace_step
 from sumus.tree import nested
@@ -226,7 +226,7 @@ def test_a_graph_takes_the_steps_of_the_executor(work: str) -> None:
     program, rule, graph = traced("mlp", work, "float64")
     inputs, targets = batch_of(vectors, "float64")
     (trained,) = SequentialExecutor(program, rule).run(
-        {"params": program.initial_shared}, 0, [Assignment("alice", inputs, targets, {}, bytes(32))]
+        {"params": program.initial_shared}, 0, [ClientAssignment("alice", inputs, targets, {}, bytes(32))]
     )
     program.load(program.tensors_of(program.initial_shared))
     values = by_graph(program, rule, graph, [(inputs, targets)] * STEPS)
@@ -253,7 +253,7 @@ def test_a_corrected_step_takes_what_is_broadcast_and_what_the_client_kept(name:
     assert bool(extra) is (name != "prox")
     broadcast = {"params": program.initial_shared, **nested(without("broadcast/", extra))}
     (trained,) = SequentialExecutor(program, work).run(
-        broadcast, 0, [Assignment("alice", inputs, targets, nested(without("state/", extra)), bytes(32))]
+        broadcast, 0, [ClientAssignment("alice", inputs, targets, nested(without("state/", extra)), bytes(32))]
     )
     program.load(program.tensors_of(program.initial_shared))
     given = {key: torch.from_numpy(value) for key, value in extra.items()}

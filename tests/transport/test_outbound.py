@@ -11,8 +11,8 @@ from sumus.device.device import Device
 from sumus.device.link import Link, fetch_authority
 from sumus.edge.edge import open_edge
 from sumus.errors import UsageError
-from sumus.operations.service import Service, Where, open_service
-from sumus.operations.tls import Certificates, enrolment_link, issue
+from sumus.http.tls import Certificates, enrolment_link, issue
+from sumus.operations.service import Service, Storage, open_service
 from sumus.transport.http import HttpTransport
 from sumus.transport.outbound import proxy_to
 from sumus.transport.transport import Unreachable
@@ -170,8 +170,8 @@ def test_a_device_and_an_edge_trust_the_authority_that_they_are_given_and_rememb
 
         token = server.roll.new_token("default", server.clock(), speaks_for=10)
         given = Link(url, token).vouched_for_by(mine.authority)
-        open_edge(given, Where(tmp_path / "edge")).close()
-        edge = open_edge(Link(""), Where(tmp_path / "edge"))
+        open_edge(given, Storage(tmp_path / "edge")).close()
+        edge = open_edge(Link(""), Storage(tmp_path / "edge"))
         assert edge.uplink._requests.tasks().runs  # pyright: ignore[reportPrivateUsage]
         edge.close()
 

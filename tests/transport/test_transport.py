@@ -13,7 +13,7 @@ import pytest
 
 from sumus.device.link import Link, fetch_authority
 from sumus.errors import ExperimentError, PlanError
-from sumus.operations.tls import Certificates, issue
+from sumus.http.tls import Certificates, issue
 from sumus.rng import generator
 from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.http import HttpTransport, unverified

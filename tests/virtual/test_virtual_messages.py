@@ -15,32 +15,32 @@ from sumus.virtual.messages import (
     DTYPE_NAMES,
     MAX_CONTROL,
     STATUS,
-    Asked,
     Backward,
-    Begin,
-    Begun,
+    BeginAnswer,
+    BeginRequest,
     Call,
     Code,
-    Count,
-    Dots,
+    CountHeld,
     Dtype,
-    Fetch,
-    Fetched,
+    EllipsisIndex,
+    EmptyAnswer,
+    FetchAnswer,
+    FetchTensor,
     Gradient,
-    Held,
+    HeldAnswer,
     Items,
-    Learn,
-    Made,
-    MadeSeveral,
     NotFinite,
-    Nothing,
-    Offered,
     Ref,
-    Refusal,
-    Said,
-    Send,
+    RefusalAnswer,
+    SendTensor,
     SetGradient,
+    SetRequiresGrad,
     Slice,
+    TensorMade,
+    TensorsMade,
+    UseOffered,
+    WorkerAnswer,
+    WorkerRequest,
     number,
     read,
     read_tensor,
@@ -63,49 +63,49 @@ PLAIN = (
     | st.builds(Ref, IDS)
     | st.builds(Dtype, DTYPES)
     | st.builds(Slice, ENDS, ENDS, ENDS)
-    | st.builds(Dots)
+    | st.builds(EllipsisIndex)
     | st.builds(NotFinite, st.sampled_from(["inf", "-inf", "nan"]))
 )
 VALUES = st.recursive(PLAIN, lambda inner: st.builds(Items, st.lists(inner, max_size=4).map(tuple), st.booleans()))
 ASKS = (
-    st.builds(Send, st.booleans())
-    | st.builds(Offered, TEXT)
+    st.builds(SendTensor, st.booleans())
+    | st.builds(UseOffered, TEXT)
     | st.builds(
         Call, TEXT, st.lists(VALUES, max_size=4).map(tuple), st.dictionaries(TEXT, VALUES, max_size=3), st.booleans()
     )
     | st.builds(Backward, IDS, st.none() | IDS, st.booleans())
     | st.builds(Gradient, IDS)
     | st.builds(SetGradient, IDS, st.none() | IDS)
-    | st.builds(Learn, IDS, st.booleans())
-    | st.builds(Fetch, IDS)
-    | st.just(Count())
+    | st.builds(SetRequiresGrad, IDS, st.booleans())
+    | st.builds(FetchTensor, IDS)
+    | st.just(CountHeld())
 )
-MADE = st.builds(Made, IDS, st.lists(IDS, max_size=4).map(tuple), DTYPES, st.booleans(), st.booleans())
+MADE = st.builds(TensorMade, IDS, st.lists(IDS, max_size=4).map(tuple), DTYPES, st.booleans(), st.booleans())
 ANSWERS = (
     MADE
-    | st.builds(MadeSeveral, st.lists(MADE, max_size=3).map(tuple))
-    | st.builds(Fetched, st.booleans())
-    | st.builds(Held, IDS, IDS)
-    | st.builds(Begun, TEXT, TEXT, st.lists(TEXT, max_size=3).map(tuple))
-    | st.just(Nothing())
-    | st.builds(Refusal, st.sampled_from(sorted(STATUS)), st.text())
+    | st.builds(TensorsMade, st.lists(MADE, max_size=3).map(tuple))
+    | st.builds(FetchAnswer, st.booleans())
+    | st.builds(HeldAnswer, IDS, IDS)
+    | st.builds(BeginAnswer, TEXT, TEXT, st.lists(TEXT, max_size=3).map(tuple))
+    | st.just(EmptyAnswer())
+    | st.builds(RefusalAnswer, st.sampled_from(sorted(STATUS)), st.text())
 )
 
 
-@given(st.builds(Asked, IDS, ASKS, st.lists(IDS, max_size=5).map(tuple)))
-def test_a_request_comes_back_as_it_was(asked: Asked) -> None:
-    assert read(Asked, write(asked)) == (asked, b"")
+@given(st.builds(WorkerRequest, IDS, ASKS, st.lists(IDS, max_size=5).map(tuple)))
+def test_a_request_comes_back_as_it_was(asked: WorkerRequest) -> None:
+    assert read(WorkerRequest, write(asked)) == (asked, b"")
 
 
-@given(st.builds(Said, ANSWERS))
-def test_an_answer_comes_back_as_it_was(said: Said) -> None:
-    assert read(Said, write(said)) == (said, b"")
+@given(st.builds(WorkerAnswer, ANSWERS))
+def test_an_answer_comes_back_as_it_was(said: WorkerAnswer) -> None:
+    assert read(WorkerAnswer, write(said)) == (said, b"")
 
 
 @given(st.floats())
 def test_every_float_travels_to_the_bit(value: float) -> None:
-    asked = Asked(1, Call("add", (number(value),)))
-    found = read(Asked, write(asked))[0].ask
+    asked = WorkerRequest(1, Call("add", (number(value),)))
+    found = read(WorkerRequest, write(asked))[0].ask
     assert isinstance(found, Call)
     again: Any = found.arguments[0]
     again = float(again.text) if isinstance(again, NotFinite) else again
@@ -114,7 +114,7 @@ def test_every_float_travels_to_the_bit(value: float) -> None:
 
 
 def test_whole_numbers_and_floats_stay_what_they_are() -> None:
-    found = read(Asked, write(Asked(1, Call("add", (1, 1.0, True)))))[0].ask
+    found = read(WorkerRequest, write(WorkerRequest(1, Call("add", (1, 1.0, True)))))[0].ask
     assert isinstance(found, Call)
     assert [type(value) for value in found.arguments] == [int, float, bool]
 
@@ -124,16 +124,16 @@ def test_a_tensor_travels_to_the_bit(dtype: str, shape: list[int], random: Any) 
     items = math.prod(shape) * np.dtype(dtype).itemsize
     sent = np.frombuffer(random.randbytes(items), np.uint8 if dtype == "bool" else dtype).reshape(shape)
     sent = (sent % 2).astype(bool) if dtype == "bool" else sent
-    message, behind = read(Said, write(Said(Fetched()), sent))
+    message, behind = read(WorkerAnswer, write(WorkerAnswer(FetchAnswer()), sent))
     found = read_tensor(behind)
-    assert message == Said(Fetched())
+    assert message == WorkerAnswer(FetchAnswer())
     assert (found.dtype, found.shape, found.tobytes()) == (sent.dtype, sent.shape, sent.tobytes())
     assert found.flags.writeable
 
 
 @given(st.binary(max_size=200))
 def test_whatever_else_is_refused(body: bytes) -> None:
-    for form in (Asked, Begin, Said):
+    for form in (WorkerRequest, BeginRequest, WorkerAnswer):
         with pytest.raises(ParticipantError):
             read(form, b"x" + body)
 
@@ -142,8 +142,8 @@ def test_whatever_else_is_refused(body: bytes) -> None:
 def test_a_worker_answers_whatever_comes(body: bytes, length: int) -> None:
     bench = Workbench({}, Policy())
     for sent in (body, b"svw1" + body, b"svw1" + struct.pack("<I", length) + body):
-        said, _ = read(Said, bench.answer(sent))
-        assert isinstance(said.answer, Refusal)
+        said, _ = read(WorkerAnswer, bench.answer(sent))
+        assert isinstance(said.answer, RefusalAnswer)
         assert said.answer.code == "malformed"
 
 
@@ -171,7 +171,7 @@ def framed(control: bytes) -> bytes:
 )
 def test_a_form_that_is_not_given_is_refused(control: bytes) -> None:
     with pytest.raises(ParticipantError):
-        read(Asked, framed(control))
+        read(WorkerRequest, framed(control))
 
 
 def test_behind_a_message_is_one_tensor_of_a_dtype_that_travels() -> None:

@@ -12,7 +12,17 @@ from torch.nn import functional as F
 
 import sumus
 from sumus.virtual import ARITHMETIC, EVERYTHING, Policy, VirtualWorker, WorkerRefused, get, move, send, workbench
-from sumus.virtual.messages import Asked, Call, Count, Offered, Ref, Refusal, Said, read, write
+from sumus.virtual.messages import (
+    Call,
+    CountHeld,
+    Ref,
+    RefusalAnswer,
+    UseOffered,
+    WorkerAnswer,
+    WorkerRequest,
+    read,
+    write,
+)
 from sumus.virtual.workbench import Workbench
 
 OWN = {
@@ -354,18 +364,18 @@ def test_an_operation_outside_the_list_is_refused() -> None:
 @pytest.mark.parametrize("name", ["eval", "__class__", "save", "torch.add", "add ", "getattr", ""])
 def test_a_name_that_is_not_in_the_table_is_nothing(name: str) -> None:
     bench = Workbench(OWN, Policy())
-    bench.answer(write(Asked(1, Offered("inputs"))))
-    said, _ = read(Said, bench.answer(write(Asked(2, Call(name, (Ref(0),))))))
-    assert isinstance(said.answer, Refusal)
+    bench.answer(write(WorkerRequest(1, UseOffered("inputs"))))
+    said, _ = read(WorkerAnswer, bench.answer(write(WorkerRequest(2, Call(name, (Ref(0),))))))
+    assert isinstance(said.answer, RefusalAnswer)
     assert said.answer.code == "not_allowed"
 
 
 @pytest.mark.parametrize("named", ["out", "inplace", "device", "generator", "layout"])
 def test_an_argument_that_is_not_in_the_table_is_nothing(named: str) -> None:
     bench = Workbench(OWN, Policy())
-    bench.answer(write(Asked(1, Offered("inputs"))))
-    said, _ = read(Said, bench.answer(write(Asked(2, Call("relu", (Ref(0),), {named: Ref(0)})))))
-    assert isinstance(said.answer, Refusal)
+    bench.answer(write(WorkerRequest(1, UseOffered("inputs"))))
+    said, _ = read(WorkerAnswer, bench.answer(write(WorkerRequest(2, Call("relu", (Ref(0),), {named: Ref(0)})))))
+    assert isinstance(said.answer, RefusalAnswer)
     assert said.answer.code == "not_allowed"
     assert "relu takes input here, and nothing else" in said.answer.detail
 
@@ -456,21 +466,21 @@ def test_what_is_refused_leaves_nothing_behind() -> None:
 
 def test_a_request_is_done_once() -> None:
     bench = Workbench({"x": torch.ones(1)}, Policy(fetch="all"))
-    bench.answer(write(Asked(1, Offered("x"))))
-    made = bench.answer(write(Asked(2, Call("clone", (Ref(0),)))))
-    assert bench.answer(write(Asked(2, Call("clone", (Ref(0),))))) == made
-    added = write(Asked(3, Call("add_", (Ref(1), 1.0))))
+    bench.answer(write(WorkerRequest(1, UseOffered("x"))))
+    made = bench.answer(write(WorkerRequest(2, Call("clone", (Ref(0),)))))
+    assert bench.answer(write(WorkerRequest(2, Call("clone", (Ref(0),))))) == made
+    added = write(WorkerRequest(3, Call("add_", (Ref(1), 1.0))))
     assert bench.answer(added) == bench.answer(added)
     assert bench._kept[1].tensor.tolist() == [2.0]  # pyright: ignore[reportPrivateUsage]
-    said, _ = read(Said, bench.answer(write(Asked(1, Count()))))
-    assert said.answer == Refusal("replayed", "this request is older than one that was answered: connect again")
+    said, _ = read(WorkerAnswer, bench.answer(write(WorkerRequest(1, CountHeld()))))
+    assert said.answer == RefusalAnswer("replayed", "this request is older than one that was answered: connect again")
 
 
 def test_a_defect_is_no_news_to_the_caller(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     bench = Workbench({}, Policy())
-    monkeypatch.setitem(workbench._DOES, Count, lambda bench, ask, behind: 1 // 0)  # pyright: ignore[reportPrivateUsage]
-    said, _ = read(Said, bench.answer(write(Asked(1, Count()))))
-    assert said.answer == Refusal("failed", "a defect of the worker, which is in its log")
+    monkeypatch.setitem(workbench._DOES, CountHeld, lambda bench, ask, behind: 1 // 0)  # pyright: ignore[reportPrivateUsage]
+    said, _ = read(WorkerAnswer, bench.answer(write(WorkerRequest(1, CountHeld()))))
+    assert said.answer == RefusalAnswer("failed", "a defect of the worker, which is in its log")
     assert "ZeroDivisionError" in caplog.text
 
 

@@ -26,7 +26,18 @@ from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable
 from sumus.virtual import Policy, VirtualWorker, Worker, WorkerRefused, connect, get, move, send, serve
 from sumus.virtual.commands import load_tensors, token_of
-from sumus.virtual.messages import OVERHEAD, STATUS, Asked, Begin, Begun, Count, Refusal, Said, read, write
+from sumus.virtual.messages import (
+    OVERHEAD,
+    STATUS,
+    BeginAnswer,
+    BeginRequest,
+    CountHeld,
+    RefusalAnswer,
+    WorkerAnswer,
+    WorkerRequest,
+    read,
+    write,
+)
 from sumus.virtual.remote import read_token
 from sumus.virtual.serving import ASK, BEGIN, END, worker_app
 from tests.virtual.owned import FILE, TOKEN, owners
@@ -65,7 +76,7 @@ class Device:
         """Status and answer of a request."""
         shown = {"Authorization": f"Bearer {TOKEN}"} if headers is None else headers
         answer = self.network.request("POST", path, body, shown)
-        return answer.status, read(Said, answer.body)[0].answer
+        return answer.status, read(WorkerAnswer, answer.body)[0].answer
 
 
 class Way:
@@ -212,7 +223,7 @@ def test_without_the_token_nobody_is_let_in(device: Device) -> None:
     with pytest.raises(WorkerRefused, match="this is not its token: ask its owner") as caught:
         connect(HERE, "another-token-entirely", transport=Way(device.network))
     assert caught.value.code == "bad_token"
-    caller = device.post(BEGIN, write(Begin()))[1].caller
+    caller = device.post(BEGIN, write(BeginRequest()))[1].caller
     for path in (BEGIN, ASK, END):
         for headers in (
             {},
@@ -231,19 +242,19 @@ class refusal:
         self.code = code
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Refusal) and other.code == self.code
+        return isinstance(other, RefusalAnswer) and other.code == self.code
 
     __hash__ = None  # type: ignore[assignment]
 
 
 def test_a_token_alone_is_no_caller(device: Device) -> None:
-    status, said = device.post(ASK, write(Asked(1, Count())))
+    status, said = device.post(ASK, write(WorkerRequest(1, CountHeld())))
     assert (status, said) == (401, refusal("unknown_caller"))
     assert device.post(END, b"")[0] == 200
 
 
 def test_bodies_are_refused_by_their_length_before_they_are_read(device: Device) -> None:
-    headers = {"Authorization": f"Bearer {TOKEN}", "Sumus-Caller": device.post(BEGIN, write(Begin()))[1].caller}
+    headers = {"Authorization": f"Bearer {TOKEN}", "Sumus-Caller": device.post(BEGIN, write(BeginRequest()))[1].caller}
     for path, length, status, code in (
         (ASK, str(2**26 + OVERHEAD + 1), 413, "too_large"),
         (BEGIN, "2000", 413, "too_large"),
@@ -412,9 +423,9 @@ def test_a_caller_reads_its_token_from_a_file(device: Device, tmp_path: Path) ->
 
 def test_what_begins_is_told_once() -> None:
     device = Device()
-    status, said = device.post(BEGIN, write(Begin()))
+    status, said = device.post(BEGIN, write(BeginRequest()))
     assert status == 200
-    assert isinstance(said, Begun)
+    assert isinstance(said, BeginAnswer)
     assert len(said.caller) == 43
     assert TOKEN not in repr(said)
     device.network.close()

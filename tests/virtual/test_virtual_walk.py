@@ -17,19 +17,19 @@ from torch import Tensor
 from sumus.virtual import EVERYTHING, VirtualWorker, send
 from sumus.virtual.messages import (
     Ask,
-    Asked,
     Backward,
     Call,
-    Fetch,
+    FetchTensor,
     Gradient,
     Items,
-    Made,
-    MadeSeveral,
-    Offered,
     Ref,
-    Refusal,
-    Said,
-    Send,
+    RefusalAnswer,
+    SendTensor,
+    TensorMade,
+    TensorsMade,
+    UseOffered,
+    WorkerAnswer,
+    WorkerRequest,
     read,
     write,
 )
@@ -110,30 +110,30 @@ def transcript(call: Call, public: dict[int, Tensor], private: dict[int, Tensor]
     answers: list[bytes] = []
 
     def ask(what: Ask, tensor: Any = None) -> Any:
-        answers.append(bench.answer(write(Asked(len(answers), what), tensor)))
-        return read(Said, answers[-1])[0].answer
+        answers.append(bench.answer(write(WorkerRequest(len(answers), what), tensor)))
+        return read(WorkerAnswer, answers[-1])[0].answer
 
     there: dict[int, int] = {}
     for at, tensor in public.items():
-        there[at] = ask(Send(learn and tensor.is_floating_point()), tensor.numpy()).id
+        there[at] = ask(SendTensor(learn and tensor.is_floating_point()), tensor.numpy()).id
     for at in private:
-        there[at] = ask(Call("clone", (Ref(ask(Offered(str(at))).id),))).id
+        there[at] = ask(Call("clone", (Ref(ask(UseOffered(str(at))).id),))).id
     said = ask(renumbered(call, there))
-    assert not (isinstance(said, Refusal) and said.code == "failed"), said.detail
-    made = said.made if isinstance(said, MadeSeveral) else (said,) if isinstance(said, Made) else ()
+    assert not (isinstance(said, RefusalAnswer) and said.code == "failed"), said.detail
+    made = said.made if isinstance(said, TensorsMade) else (said,) if isinstance(said, TensorMade) else ()
     for each in made:
-        assert ask(Fetch(each.id)).code == "private"
+        assert ask(FetchTensor(each.id)).code == "private"
     if made and made[0].learns:
-        ones = ask(Send(), torch.ones(made[0].shape, dtype=getattr(torch, made[0].dtype)).numpy())
+        ones = ask(SendTensor(), torch.ones(made[0].shape, dtype=getattr(torch, made[0].dtype)).numpy())
         ask(Backward(made[0].id, ones.id, keep=True))
         ask(Backward(made[0].id, ones.id))
         ask(Backward(made[0].id, ones.id))
         for at in public:
             gradient = ask(Gradient(there[at]))
-            if isinstance(gradient, Made):
-                assert ask(Fetch(gradient.id)).code == "private"
+            if isinstance(gradient, TensorMade):
+                assert ask(FetchTensor(gradient.id)).code == "private"
     for at in there.values():
-        ask(Fetch(at))
+        ask(FetchTensor(at))
     return answers
 
 

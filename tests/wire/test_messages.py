@@ -29,7 +29,7 @@ from sumus.wire.messages import (
     Enrolment,
     EnrolmentRequest,
     Nothing,
-    Previous,
+    PreviousSession,
     Problem,
     Refused,
     Released,
@@ -44,7 +44,7 @@ FORMS: list[Any] = [
 ]
 HASH = "ab" * 32
 CHECK_IN = CheckInRequest(
-    3, "s-1", (HASH,), conditions=DeviceConditions(battery=0.5), previous=Previous("t", "train", "s-0")
+    3, "s-1", (HASH,), conditions=DeviceConditions(battery=0.5), previous=PreviousSession("t", "train", "s-0")
 )
 
 

@@ -16,25 +16,25 @@ from sumus.virtual.messages import (
     DTYPE_NAMES,
     LEAF,
     MAGIC,
-    Asked,
-    Begin,
-    Begun,
+    BeginAnswer,
+    BeginRequest,
     Call,
-    Dots,
     Dtype,
-    Fetched,
-    Held,
+    EllipsisIndex,
+    EmptyAnswer,
+    FetchAnswer,
+    HeldAnswer,
     Items,
-    Learn,
-    Made,
-    MadeSeveral,
     NotFinite,
-    Nothing,
     Ref,
-    Refusal,
-    Said,
-    Send,
+    RefusalAnswer,
+    SendTensor,
+    SetRequiresGrad,
     Slice,
+    TensorMade,
+    TensorsMade,
+    WorkerAnswer,
+    WorkerRequest,
     number,
     read,
     read_tensor,
@@ -42,13 +42,13 @@ from sumus.virtual.messages import (
 )
 from sumus.wire.tensors import encode_tree
 
-FORMS: tuple[Any, ...] = (Asked, Begin, Said)
-_FIRST = {Asked: b"A", Begin: b"B", Said: b"C"}
+FORMS: tuple[Any, ...] = (WorkerRequest, BeginRequest, WorkerAnswer)
+_FIRST = {WorkerRequest: b"A", BeginRequest: b"B", WorkerAnswer: b"C"}
 
 
 def check(data: bytes) -> None:
     """A message that is read can be written, and is read again as it was; and so is the tensor behind it."""
-    form = FORMS[(data[0] - ord("A")) % len(FORMS)] if data else Asked
+    form = FORMS[(data[0] - ord("A")) % len(FORMS)] if data else WorkerRequest
     try:
         message, behind = read(form, _framed(data[1:]))
     except ParticipantError:
@@ -88,35 +88,41 @@ def seeds() -> Mapping[str, bytes]:
         Ref(3),
         Dtype("float32"),
         Slice(0, None, 2),
-        Dots(),
+        EllipsisIndex(),
         NotFinite("nan"),
         Items((None, Ref(1))),
     )
-    call = Asked(1, Call("add", values, {"alpha": Items((1, 2), as_list=True)}, graph=False), (4, 5))
-    made = Made(1, (2, 3), "float32", learns=True, leaf=False)
+    call = WorkerRequest(1, Call("add", values, {"alpha": Items((1, 2), as_list=True)}, graph=False), (4, 5))
+    made = TensorMade(1, (2, 3), "float32", learns=True, leaf=False)
     tensor = readable(encode_tree({LEAF: np.ones((2, 1), np.float32)}))
     found = {
-        "call": _input(Asked, call),
-        "send": _input(Asked, Asked(1, Send(True)), tensor),
-        "learn": _input(Asked, Asked(2, Learn(3, False))),
-        "begin": _input(Begin, Begin()),
-        "made": _input(Said, Said(MadeSeveral((made, made)))),
-        "held": _input(Said, Said(Held(1, 2))),
-        "begun": _input(Said, Said(Begun("c", "w", ("inputs",)))),
-        "fetched": _input(Said, Said(Fetched(True)), tensor),
-        "nothing": _input(Said, Said(Nothing())),
-        "refusal": _input(Said, Said(Refusal("too_large", "é"))),
+        "call": _input(WorkerRequest, call),
+        "send": _input(WorkerRequest, WorkerRequest(1, SendTensor(True)), tensor),
+        "learn": _input(WorkerRequest, WorkerRequest(2, SetRequiresGrad(3, False))),
+        "begin": _input(BeginRequest, BeginRequest()),
+        "made": _input(WorkerAnswer, WorkerAnswer(TensorsMade((made, made)))),
+        "held": _input(WorkerAnswer, WorkerAnswer(HeldAnswer(1, 2))),
+        "begun": _input(WorkerAnswer, WorkerAnswer(BeginAnswer("c", "w", ("inputs",)))),
+        "fetched": _input(WorkerAnswer, WorkerAnswer(FetchAnswer(True)), tensor),
+        "nothing": _input(WorkerAnswer, WorkerAnswer(EmptyAnswer())),
+        "refusal": _input(WorkerAnswer, WorkerAnswer(RefusalAnswer("too_large", "é"))),
         "raw": b"A" + write(call, np.ones(2, np.int8)),
     }
     for name in (*DTYPE_NAMES, "uint16"):
         leaf = {LEAF: np.ones(2, name)}
-        found[f"tensor-{name}"] = _input(Asked, Asked(1, Send()), readable(encode_tree(leaf)))
+        found[f"tensor-{name}"] = _input(WorkerRequest, WorkerRequest(1, SendTensor()), readable(encode_tree(leaf)))
     for name, value in (("nan", np.nan), ("inf", np.inf), ("minus-inf", -np.inf)):
-        found[f"tensor-{name}"] = _input(Asked, Asked(1, Send()), readable(encode_tree({LEAF: np.array([value])})))
+        found[f"tensor-{name}"] = _input(
+            WorkerRequest, WorkerRequest(1, SendTensor()), readable(encode_tree({LEAF: np.array([value])}))
+        )
     return found | {
-        "tensor-empty": _input(Asked, Asked(1, Send()), readable(encode_tree({LEAF: np.ones((0, 2))}))),
-        "two-tensors": _input(Asked, Asked(1, Send()), readable(encode_tree({LEAF: np.ones(2), "more": np.ones(2)}))),
-        "no-tensor": _input(Asked, Asked(1, Send()), b"{}\n"),
+        "tensor-empty": _input(
+            WorkerRequest, WorkerRequest(1, SendTensor()), readable(encode_tree({LEAF: np.ones((0, 2))}))
+        ),
+        "two-tensors": _input(
+            WorkerRequest, WorkerRequest(1, SendTensor()), readable(encode_tree({LEAF: np.ones(2), "more": np.ones(2)}))
+        ),
+        "no-tensor": _input(WorkerRequest, WorkerRequest(1, SendTensor()), b"{}\n"),
         "deep": b'A{"serial":1,"ask":' + b"[" * 3000 + b"}\n",
         "items-in-items": b"A" + text(_nested(200)) + b"\n",
         "not-of-this-form": b'A{"serial":-1}\n',

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sumus.aggregate import BUFFERS
 from sumus.errors import UsageError, own_code
+from sumus.executors.executor import ClientAssignment, Trained
 from sumus.schedules import Schedule
-from sumus.training.executor import Assignment, Trained
 from sumus.training.hidden import generators_seeded
 from sumus.training.noise import KeyedNoise
 from sumus.training.observed import Observed, expect_gradient, gradients_of, observe
@@ -23,7 +23,7 @@ from sumus.work import PERSONAL, ClientState, ClientWork, LeafState, LocalRun, P
 
 
 @dataclass(frozen=True)
-class Round:
+class RoundTensors:
     """A round's broadcast as tensors. lr: the round's rate, and `factors` of its local steps; sent: by part, params too; buffers:
     shared leaves without a gradient."""
 
@@ -57,15 +57,15 @@ class LocalTraining:
         self._seen: Observed | None = None
         program.look_at("work", work)
 
-    def begin(self, broadcast: Broadcast, round_number: int) -> Round:
+    def begin(self, broadcast: Broadcast, round_number: int) -> RoundTensors:
         """The broadcast on the device."""
         program = self.program
         sent = {name: self._apart(tree) for name, tree in broadcast.items() if name not in ("params", BUFFERS)}
         sent["params"] = program.tensors_of(broadcast["params"])
         lr = self.work.lr
-        return Round(lr.rate(round_number), lr, sent, program.tensors_of(broadcast.get(BUFFERS, {})))
+        return RoundTensors(lr.rate(round_number), lr, sent, program.tensors_of(broadcast.get(BUFFERS, {})))
 
-    def start(self, round_: Round, assignment: Assignment) -> tuple[dict[str, Tensor], ClientState]:
+    def start(self, round_: RoundTensors, assignment: ClientAssignment) -> tuple[dict[str, Tensor], ClientState]:
         """A client's leaves before its first step, and what it kept: its first state, if it kept nothing."""
         own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
         personal = self.program.tensors_of(assignment.state.get(PERSONAL, {})) or self.program.initial_personal
@@ -83,7 +83,7 @@ class LocalTraining:
         loss = losses.sum()
         return loss, gradients_of(loss / over, params)
 
-    def gradient(self, assignment: Assignment) -> dict[str, Tensor]:
+    def gradient(self, assignment: ClientAssignment) -> dict[str, Tensor]:
         """The gradient, in the shared leaves, of the mean loss over all of a client's examples; a batch at a time."""
         names, params = list(self.program.shared), list(self.program.shared.values())
         total = [torch.zeros_like(param) for param in params]
@@ -96,11 +96,11 @@ class LocalTraining:
             torch._foreach_add_(total, list(self.loss_and_gradient(inputs, targets, count, params, noise)[1]))
         return {name: self.program.widen(name, grad) for name, grad in zip(names, total, strict=True)}
 
-    def noise(self, assignment: Assignment, step: int) -> AbstractContextManager[Any]:
+    def noise(self, assignment: ClientAssignment, step: int) -> AbstractContextManager[Any]:
         """To be entered around a step's forward pass. step: from 1; 0 is the gradient before them."""
         return KeyedNoise(assignment.key, step) if self._seen is not None and self._seen.draws else nullcontext()
 
-    def watch(self, assignment: Assignment) -> None:
+    def watch(self, assignment: ClientAssignment) -> None:
         """Try the model on the first client's first examples, and let every client begin alike."""
         if self._seen is None:
             seen: Observed = self.program.observed or observe(self.program, assignment.inputs, assignment.targets)
@@ -133,8 +133,8 @@ class LocalTraining:
 
     def ended(
         self,
-        round_: Round,
-        assignment: Assignment,
+        round_: RoundTensors,
+        assignment: ClientAssignment,
         own: ClientState,
         leaves: Mapping[str, Tensor],
         done: LocalRun,

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from sumus.errors import at_client
+from sumus.executors.client import LocalTraining, RoundTensors
+from sumus.executors.executor import ClientAssignment, Trained
+from sumus.executors.sequential import SequentialExecutor
 from sumus.rng import generator
-from sumus.training.client import LocalTraining, Round
-from sumus.training.executor import Assignment, Trained
 from sumus.training.graph import LocalGraph, capture, is_stacked
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
-from sumus.training.sequential import SequentialExecutor
 from sumus.training.step import path_of
 from sumus.tree import unnested
 from sumus.types import Array, Broadcast
@@ -53,7 +53,9 @@ class VectorizedExecutor(LocalTraining):
             groups[-1].append(position)
         return groups
 
-    def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
+    def run(
+        self, broadcast: Broadcast, round_number: int, assignments: Iterable[ClientAssignment]
+    ) -> Iterator[Trained]:
         """Train the clients from the broadcast, a stack at a time."""
         round_ = self.begin(broadcast, round_number)
         everyone = list(assignments)
@@ -65,7 +67,7 @@ class VectorizedExecutor(LocalTraining):
                 self.refused = str(error)
                 yield from self._alone.run(broadcast, round_number, group)
 
-    def _train(self, round_: Round, group: list[Assignment]) -> Iterator[Trained]:
+    def _train(self, round_: RoundTensors, group: list[ClientAssignment]) -> Iterator[Trained]:
         with at_client(group[0].client):
             self.watch(group[0])
         if self.unkeyed:
@@ -93,8 +95,8 @@ class VectorizedExecutor(LocalTraining):
 
     def _take_steps(
         self,
-        round_: Round,
-        group: list[Assignment],
+        round_: RoundTensors,
+        group: list[ClientAssignment],
         batches: list[list[Array]],
         values: Mapping[str, Tensor],
         losses: Tensor,
@@ -127,7 +129,7 @@ class VectorizedExecutor(LocalTraining):
         """Of a client's longest batch."""
         return min(examples, self.work.batch_size or examples)
 
-    def _batches(self, assignment: Assignment) -> list[Array]:
+    def _batches(self, assignment: ClientAssignment) -> list[Array]:
         rng = generator(assignment.key, "batches")
         count = len(assignment.inputs)
         everything = np.arange(count)
@@ -136,14 +138,16 @@ class VectorizedExecutor(LocalTraining):
             for rows in self.work.batches(count, rng, assignment.most_steps)
         ]
 
-    def _gradient(self, assignment: Assignment, start: Mapping[str, Tensor]) -> Any:
+    def _gradient(self, assignment: ClientAssignment, start: Mapping[str, Tensor]) -> Any:
         """The gradient that the work asks for before the first step, one client at a time."""
         if not self.work.needs_gradient:
             return None
         self.program.load(start)
         return self.gradient(assignment)
 
-    def _stacked(self, round_: Round, begun: Sequence[tuple[Mapping[str, Tensor], ClientState]]) -> dict[str, Tensor]:
+    def _stacked(
+        self, round_: RoundTensors, begun: Sequence[tuple[Mapping[str, Tensor], ClientState]]
+    ) -> dict[str, Tensor]:
         """The arguments of a step by name, each client's own ones stacked `(K, ...)`, in memory that is used again."""
         program, count = self.program, len(begun)
         values: dict[str, Tensor] = {}

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import sumus
 from sumus.aggregate import BUFFERS
+from sumus.executors.executor import ClientAssignment, Trained
+from sumus.executors.sequential import SequentialExecutor
+from sumus.executors.witness import OTHER_NUMBERS, Witness, digest_of, examples_of, notes_of
 from sumus.rng import key
-from sumus.training.executor import Assignment, Trained
 from sumus.training.program import Program
-from sumus.training.sequential import SequentialExecutor
-from sumus.training.witness import OTHER_NUMBERS, Witness, digest_of, examples_of, notes_of
 from sumus.types import Broadcast
 
 AGAIN = "the same client gave other numbers when it was trained again"
@@ -257,17 +257,19 @@ def test_the_bits_are_the_same_without_a_witness(name: str, monkeypatch: pytest.
 class Counting(SequentialExecutor):
     trained = 0
 
-    def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
+    def run(
+        self, broadcast: Broadcast, round_number: int, assignments: Iterable[ClientAssignment]
+    ) -> Iterator[Trained]:
         for trained in super().run(broadcast, round_number, assignments):
             self.trained += 1
             yield trained
 
 
-def program_and_work(task: sumus.Task, count: int) -> tuple[Program, list[Assignment]]:
+def program_and_work(task: sumus.Task, count: int) -> tuple[Program, list[ClientAssignment]]:
     program = Program(task)
     pairs = people(min(count, 5))
     read = [program.reader.convert(client, pairs[client]) for client in pairs]
-    return program, [Assignment(at, *read[at % len(read)], {}, key("test", at)) for at in range(count)]
+    return program, [ClientAssignment(at, *read[at % len(read)], {}, key("test", at)) for at in range(count)]
 
 
 def broadcast_of(program: Program) -> Broadcast:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import sumus
 from sumus.errors import TaskError
+from sumus.executors.executor import ClientAssignment, Trained
+from sumus.executors.sequential import SequentialExecutor
+from sumus.executors.vectorized import VectorizedExecutor, _padded, _runs, _width
 from sumus.rng import key
 from sumus.training import losses, vectorized
-from sumus.training.executor import Assignment, Trained
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
-from sumus.training.sequential import SequentialExecutor
-from sumus.training.vectorized import VectorizedExecutor, _padded, _runs, _width
 from sumus.work import ClientWork
 
 FEATURES, CLASSES, BATCH = 5, 3, 4
@@ -65,11 +65,11 @@ def dealt(sizes: Sequence[int], stack: int, batch_size: int | None = BATCH) -> l
     return VectorizedExecutor(PROGRAM, sumus.sgd(0.1, batch_size=batch_size), stack).groups(sizes)
 
 
-def clients_of(*sizes: int, most_steps: Iterable[int | None] | None = None) -> list[Assignment]:
+def clients_of(*sizes: int, most_steps: Iterable[int | None] | None = None) -> list[ClientAssignment]:
     draw = torch.Generator().manual_seed(0)
     limits = list(most_steps or [None] * len(sizes))
     return [
-        Assignment(
+        ClientAssignment(
             f"{number}: {count}",
             torch.randn(count, FEATURES, generator=draw, dtype=torch.float64),
             torch.randint(0, CLASSES, (count,), generator=draw),
@@ -81,12 +81,12 @@ def clients_of(*sizes: int, most_steps: Iterable[int | None] | None = None) -> l
     ]
 
 
-def trained_by(executor: Any, clients: Sequence[Assignment], round_number: int = 0) -> dict[str, Trained]:
+def trained_by(executor: Any, clients: Sequence[ClientAssignment], round_number: int = 0) -> dict[str, Trained]:
     broadcast = {"params": dict(executor.program.initial)}
     return {one.client: one for one in executor.run(broadcast, round_number, clients)}
 
 
-def by_autograd(clients: Sequence[Assignment], work: ClientWork = WORK, **options: Any) -> dict[str, Trained]:
+def by_autograd(clients: Sequence[ClientAssignment], work: ClientWork = WORK, **options: Any) -> dict[str, Trained]:
     return trained_by(SequentialExecutor(program_of(**options), work), clients)
 
 

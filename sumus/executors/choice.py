@@ -19,14 +19,14 @@ from typing import Any, cast
 import numpy as np
 
 from sumus.errors import ExperimentError, SumusError
-from sumus.simulator.recall import Recall, where_of
+from sumus.executors.executor import ClientAssignment, Executor, Trained
+from sumus.executors.recall import Recall, where_of
+from sumus.executors.sequential import SequentialExecutor
+from sumus.executors.vectorized import VectorizedExecutor
 from sumus.training.cost import cost_of, step_flops
-from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.graph import leaving_no_trace
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
-from sumus.training.sequential import SequentialExecutor
-from sumus.training.vectorized import VectorizedExecutor
 from sumus.types import Broadcast, Tree
 from sumus.work import ClientWork
 
@@ -52,7 +52,7 @@ _SMALL = 1e-2
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExecutorChoice:
     """An executor by name: what a checkpoint holds and `--executor` takes.
 
     kind: "autograd": one client after the other, by torch as it is; "sequential": the same with the step captured as a graph,
@@ -66,7 +66,7 @@ class Choice:
         return f"{self.kind}:{self.stack}" if self.kind == "vectorized" else self.kind
 
     @classmethod
-    def parse(cls, text: object) -> "Choice":
+    def parse(cls, text: object) -> "ExecutorChoice":
         """From its name; a stack is of 16 where it does not say."""
         if isinstance(text, str) and text in KINDS:
             return cls(text, 16 if text == "vectorized" else 1)
@@ -87,14 +87,14 @@ class Choice:
         )
 
 
-AUTOGRAD, SEQUENTIAL = Choice("autograd"), Choice("sequential")
+AUTOGRAD, SEQUENTIAL = ExecutorChoice("autograd"), ExecutorChoice("sequential")
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ExecutorChosen:
     """A choice, and why in one line.  seconds: what a local step of one client took, where it was measured."""
 
-    choice: Choice
+    choice: ExecutorChoice
     reason: str
     seconds: float | None = None
 
@@ -111,7 +111,7 @@ class RunLength:
     flops: float
 
     @classmethod
-    def of(cls, program: Program, work: ClientWork, first: Assignment, *, clients: int) -> "RunLength":
+    def of(cls, program: Program, work: ClientWork, first: ClientAssignment, *, clients: int) -> "RunLength":
         """For so many times a client, all like this one."""
         rows = min(work.batch_size or len(first.inputs), len(first.inputs))
         steps = clients * work.step_count(len(first.inputs))
@@ -121,7 +121,7 @@ class RunLength:
     def seconds(self) -> float:
         return self.steps * (3e-4 + self.flops / 5e10)
 
-    def seconds_with(self, chosen: Chosen) -> float:
+    def seconds_with(self, chosen: ExecutorChosen) -> float:
         """The same as it was measured, where it was."""
         return self.seconds if chosen.seconds is None else self.steps * chosen.seconds
 
@@ -129,23 +129,25 @@ class RunLength:
 def choose(
     program: Program,
     work: ClientWork,
-    clients: Callable[[int], list[Assignment]],
+    clients: Callable[[int], list[ClientAssignment]],
     broadcast: Broadcast,
     run: RunLength,
     recall: Recall,
-) -> Chosen:
+) -> ExecutorChosen:
     """The fastest executor for a run, tried on some of its clients.
 
     clients: gives up to so many, whose training here has no effect.  recall: what was found before on this machine.
     """
     if run.seconds < SHORT:
-        return Chosen(AUTOGRAD, "the run is too short to probe")
+        return ExecutorChosen(AUTOGRAD, "the run is too short to probe")
     where = where_of(program, work, *clients(1))
     several = clients(STACKS[program.device.type][-1])
     probe = _Probe(program, work, several, broadcast, max(BUDGET, SHARE * run.seconds))
     with suppress(ExperimentError):  # what stands there may be of another version
-        if (known := recall.get(where)) is not None and probe.refused(choice := Choice.parse(known["choice"])) is None:
-            return Chosen(choice, f"{known['reason']}; probed before on this machine", known["seconds"])
+        if (known := recall.get(where)) is not None and probe.refused(
+            choice := ExecutorChoice.parse(known["choice"])
+        ) is None:
+            return ExecutorChosen(choice, f"{known['reason']}; probed before on this machine", known["seconds"])
     chosen = probe.run(run.flops)
     if not probe.hurried:
         recall.put(where, {"choice": str(chosen.choice), "reason": chosen.reason, "seconds": chosen.seconds})
@@ -153,14 +155,18 @@ def choose(
 
 
 def checked(
-    choice: Choice, program: Program, work: ClientWork, clients: Sequence[Assignment], broadcast: Broadcast
-) -> Chosen:
+    choice: ExecutorChoice,
+    program: Program,
+    work: ClientWork,
+    clients: Sequence[ClientAssignment],
+    broadcast: Broadcast,
+) -> ExecutorChosen:
     """A choice that was asked for; where the model cannot be trained so, the next that it can, with the reason."""
     probe = _Probe(program, work, clients, broadcast, 0.0)
     if (refused := probe.refused(choice)) is None:
-        return Chosen(choice, "as asked for")
+        return ExecutorChosen(choice, "as asked for")
     instead = next(other for other in (SEQUENTIAL, AUTOGRAD) if other != choice and probe.refused(other) is None)
-    return Chosen(instead, f"not {choice}: {refused}")
+    return ExecutorChosen(instead, f"not {choice}: {refused}")
 
 
 def processes(seconds: float, clients: int, device: str) -> int:
@@ -180,7 +186,7 @@ class _Probe:
         self,
         program: Program,
         work: ClientWork,
-        clients: Sequence[Assignment],
+        clients: Sequence[ClientAssignment],
         broadcast: Broadcast,
         budget: float,
     ) -> None:
@@ -190,14 +196,14 @@ class _Probe:
         self.hurried = False
         self._samples = [*self._clients[:3], _shortened(self._clients[0], work.batch_size)]
         self._by_autograd: dict[Any, Trained] = {}
-        self._executors: dict[Choice, Executor] = {}
+        self._executors: dict[ExecutorChoice, Executor] = {}
 
-    def run(self, flops: float) -> Chosen:
+    def run(self, flops: float) -> ExecutorChosen:
         """The fastest. flops: of a step, to tell whether arithmetic is what it takes."""
-        took: dict[Choice, float] = {AUTOGRAD: self._time(AUTOGRAD)}
+        took: dict[ExecutorChoice, float] = {AUTOGRAD: self._time(AUTOGRAD)}
         reasons: list[str] = []
         for kind in ("sequential", "sequential+onednn") if self._on_cpu() else ("sequential",):
-            if not self._try(Choice(kind), took, reasons):
+            if not self._try(ExecutorChoice(kind), took, reasons):
                 break
         largest = max(self._clients, key=lambda client: len(client.inputs))
         each = cost_of(self._program, self._work, largest.inputs, largest.targets).total
@@ -208,15 +214,15 @@ class _Probe:
         for stack in stacks:
             if stack > len(self._clients) or stack * each > STACK_BYTES:
                 break
-            choice = Choice("vectorized", stack)
+            choice = ExecutorChoice("vectorized", stack)
             if not self._try(choice, took, reasons) or took[choice] > min(took.values()):
                 break
         best = min(took, key=lambda choice: took[choice])
         ratios = ", ".join(f"{choice} {took[AUTOGRAD] / took[choice]:.2f}" for choice in took if choice != AUTOGRAD)
         said = [f"times autograd's speed: {ratios}"] if ratios else []
-        return Chosen(best, "; ".join([*said, *dict.fromkeys(reasons)]), took[best])
+        return ExecutorChosen(best, "; ".join([*said, *dict.fromkeys(reasons)]), took[best])
 
-    def refused(self, choice: Choice) -> str | None:
+    def refused(self, choice: ExecutorChoice) -> str | None:
         """Why the model cannot be trained so: it cannot be captured, or the result is not autograd's."""
         if choice == AUTOGRAD:
             return None
@@ -267,7 +273,7 @@ class _Probe:
         held = self._program.leaves.get(leaf)
         return _TOLERANCE.get(held.dtype if held else "", _COARSE)
 
-    def _try(self, choice: Choice, took: dict[Choice, float], reasons: list[str]) -> bool:
+    def _try(self, choice: ExecutorChoice, took: dict[ExecutorChoice, float], reasons: list[str]) -> bool:
         """Measure it, if there is time left and the model can be trained so."""
         if time.perf_counter() > self._until:
             self.hurried = True
@@ -279,7 +285,7 @@ class _Probe:
         took[choice] = self._time(choice)
         return True
 
-    def _time(self, choice: Choice) -> float:
+    def _time(self, choice: ExecutorChoice) -> float:
         """Seconds a local step of one client: the least of a few runs. All stacks are of the same clients."""
         group = self._clients if choice.stack > 1 else self._clients[:2]
         steps = sum(min(self._work.step_count(len(one.inputs)), one.most_steps or _STEPS) for one in group)
@@ -289,7 +295,7 @@ class _Probe:
             took.append(self._trained(choice, group)[1])
         return min(took) / steps
 
-    def _trained(self, choice: Choice, clients: Sequence[Assignment]) -> tuple[list[Trained], float]:
+    def _trained(self, choice: ExecutorChoice, clients: Sequence[ClientAssignment]) -> tuple[list[Trained], float]:
         """What comes of it, and the seconds; modules that keep count, and generators, stay where they were."""
         trained, took = list[Trained](), 0.0
         with suppress(NotCapturable), leaving_no_trace(self._program):
@@ -306,7 +312,7 @@ class _Probe:
                     self._by_autograd |= {one.client: one for one in self._trained(AUTOGRAD, [sample])[0]}
         return self._by_autograd
 
-    def _executor(self, choice: Choice) -> Executor:
+    def _executor(self, choice: ExecutorChoice) -> Executor:
         if choice not in self._executors:
             self._executors[choice] = choice.executor(self._program, self._work)
         return self._executors[choice]
@@ -315,12 +321,12 @@ class _Probe:
         return self._program.device.type == "cpu"
 
 
-def _first_steps(client: Assignment) -> Assignment:
+def _first_steps(client: ClientAssignment) -> ClientAssignment:
     """A client that has time for a few steps."""
     return replace(client, most_steps=min(client.most_steps or _STEPS, _STEPS))
 
 
-def _shortened(client: Assignment, batch_size: int | None) -> Assignment:
+def _shortened(client: ClientAssignment, batch_size: int | None) -> ClientAssignment:
     """The same client with fewer examples under another name: a batch that is not whole comes within its first steps."""
     count = len(client.inputs)
     rows = -(-count // 2) if batch_size is None or count <= batch_size else batch_size + -(-batch_size // 2)

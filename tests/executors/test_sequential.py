@@ -18,13 +18,13 @@ from torch import Tensor, nn
 import sumus
 from sumus.algorithm import Algorithm
 from sumus.errors import UsageError
+from sumus.executors.executor import ClientAssignment, Executor, Trained
+from sumus.executors.sequential import SequentialExecutor
 from sumus.fixed_point import FixedPoint
 from sumus.optimizers import ServerState
 from sumus.rng import generator, key
 from sumus.training import losses
-from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.program import Program
-from sumus.training.sequential import SequentialExecutor
 from sumus.types import Broadcast, Tree
 from sumus.work import ClientWork, LocalRun, no_state, send_difference, zeros_as
 
@@ -78,7 +78,7 @@ def trained_by(
     most_steps: int | None = None,
 ) -> dict[str, Trained]:
     assignments = [
-        Assignment(who, *examples, (states or {}).get(who, {}), key(round_number, who), most_steps)
+        ClientAssignment(who, *examples, (states or {}).get(who, {}), key(round_number, who), most_steps)
         for who, examples in clients.items()
     ]
     executor: Executor = SequentialExecutor(program, work)
@@ -640,7 +640,7 @@ def test_all_randomness_comes_from_the_key() -> None:
 
     def result(who: Any, number: int, own: bytes) -> Any:
         torch.manual_seed(number)
-        (trained,) = executor.run(first_of(program), number, [Assignment(who, *examples, {}, own)])
+        (trained,) = executor.run(first_of(program), number, [ClientAssignment(who, *examples, {}, own)])
         return bits(trained)
 
     assert result("a", 0, key("x")) == result(7, 3, key("x")) != result("a", 0, key("y"))
@@ -656,7 +656,7 @@ def test_training_leaves_torchs_own_randomness_alone() -> None:
 def test_results_stay_as_they_are_when_the_next_client_trains() -> None:
     program, work = program_of(leaves={"2.*": "personal"}), sumus.sgd(0.5, steps=2)
     clients = {"alice": some(20, 0), "bob": some(20, 1)}
-    assignments = [Assignment(who, *examples, {}, key(who)) for who, examples in clients.items()]
+    assignments = [ClientAssignment(who, *examples, {}, key(who)) for who, examples in clients.items()]
     results = iter(SequentialExecutor(program, work).run(first_of(program), 0, assignments))
     alice = next(results)
     before = copy.deepcopy(bits(alice))

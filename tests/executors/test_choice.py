@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import sumus
 from sumus.errors import ExperimentError
+from sumus.executors import choice as choices
+from sumus.executors.choice import AUTOGRAD, ExecutorChoice, ExecutorChosen, RunLength, checked, choose, processes
+from sumus.executors.executor import ClientAssignment
+from sumus.executors.recall import Recall
 from sumus.rng import key
-from sumus.simulator import choice as choices
-from sumus.simulator.choice import AUTOGRAD, Choice, Chosen, RunLength, checked, choose, processes
-from sumus.simulator.recall import Recall
-from sumus.training.executor import Assignment
 from sumus.training.program import Program
 from sumus.types import Broadcast
 
@@ -81,16 +81,18 @@ def program_of(model: Callable[[], nn.Module]) -> Program:
     return Program(sumus.Task(model, sumus.losses.cross_entropy))
 
 
-def clients(count: int = 20) -> list[Assignment]:
+def clients(count: int = 20) -> list[ClientAssignment]:
     draw = torch.Generator().manual_seed(0)
     sizes = [3 + 5 * position % 11 for position in range(count)]
     return [
-        Assignment(who, torch.randn(n, 6, generator=draw), torch.randint(0, 3, (n,), generator=draw), {}, key(who))
+        ClientAssignment(
+            who, torch.randn(n, 6, generator=draw), torch.randint(0, 3, (n,), generator=draw), {}, key(who)
+        )
         for who, n in enumerate(sizes)
     ]
 
 
-def first_of(most: int) -> list[Assignment]:
+def first_of(most: int) -> list[ClientAssignment]:
     return clients()[:most]
 
 
@@ -98,17 +100,17 @@ def broadcast_of(program: Program) -> Broadcast:
     return sumus.fedavg(WORK).start(program.initial_shared, program.description).broadcast
 
 
-def chosen(program: Program, steps: int = LONG, recall: Recall | None = None) -> Chosen:
+def chosen(program: Program, steps: int = LONG, recall: Recall | None = None) -> ExecutorChosen:
     return choose(program, WORK, first_of, broadcast_of(program), RunLength(steps, 1e5), recall or Recall(None))
 
 
 @pytest.mark.parametrize("text", ["autograd", "sequential", "sequential+onednn", "vectorized:1", "vectorized:64"])
 def test_a_choice_is_its_name(text: str) -> None:
-    assert str(Choice.parse(text)) == text
+    assert str(ExecutorChoice.parse(text)) == text
 
 
 def test_a_stack_has_a_size_by_default() -> None:
-    assert Choice.parse("vectorized") == Choice("vectorized", 16)
+    assert ExecutorChoice.parse("vectorized") == ExecutorChoice("vectorized", 16)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +133,7 @@ def test_a_stack_has_a_size_by_default() -> None:
 )
 def test_an_unknown_executor_is_refused_with_those_that_are_known(text: object) -> None:
     with pytest.raises(ExperimentError, match="vectorized:K"):
-        Choice.parse(text)
+        ExecutorChoice.parse(text)
 
 
 def test_the_fastest_is_chosen_and_all_speeds_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +146,7 @@ def test_the_fastest_is_chosen_and_all_speeds_are_said(monkeypatch: pytest.Monke
     }
     monkeypatch.setattr(choices._Probe, "_time", lambda self, choice: took[str(choice)])
     found = chosen(program_of(dense))
-    assert found.choice == Choice("vectorized", 4)
+    assert found.choice == ExecutorChoice("vectorized", 4)
     assert found.seconds == 5e-5
     assert found.reason == (
         "times autograd's speed: sequential 2.00, sequential+onednn 0.50, vectorized:4 4.00, vectorized:16 2.50"
@@ -168,7 +170,7 @@ def test_a_probe_stops_when_its_time_is_spent(monkeypatch: pytest.MonkeyPatch) -
 def test_a_short_run_is_not_probed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choices, "_Probe", None)  # it would fail
     found = chosen(program_of(dense), steps=100)
-    assert found == Chosen(AUTOGRAD, "the run is too short to probe")
+    assert found == ExecutorChosen(AUTOGRAD, "the run is too short to probe")
 
 
 def test_what_is_too_short_does_not_depend_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +253,7 @@ def test_what_cannot_be_stacked_trains_sequentially_and_says_why(name: str) -> N
     assert found.choice.kind != "vectorized"
     assert f"not {word}: " in found.reason
     assert why in found.reason
-    asked = checked(Choice("vectorized", 4), program, WORK, clients(), broadcast_of(program))
+    asked = checked(ExecutorChoice("vectorized", 4), program, WORK, clients(), broadcast_of(program))
     assert asked.choice.kind != "vectorized"
     assert asked.reason.startswith("not vectorized:4: ")
     assert why in asked.reason
@@ -260,17 +262,17 @@ def test_what_cannot_be_stacked_trains_sequentially_and_says_why(name: str) -> N
 
 def test_what_was_asked_for_is_given_where_it_can_be() -> None:
     program = program_of(dense)
-    for choice in (AUTOGRAD, Choice("sequential"), Choice("vectorized", 4)):
+    for choice in (AUTOGRAD, ExecutorChoice("sequential"), ExecutorChoice("vectorized", 4)):
         found = checked(choice, program, WORK, clients(), broadcast_of(program))
-        assert found == Chosen(choice, "as asked for")
+        assert found == ExecutorChosen(choice, "as asked for")
 
 
 def test_a_run_is_as_long_as_its_steps_and_their_arithmetic() -> None:
     run = RunLength.of(program_of(dense), WORK, clients(1)[0], clients=100)
     assert run == RunLength(100, 3 * 3 * 2 * (6 * 16 + 16 * 3))  # one step of three examples; three passes; 2 a product
     assert run.seconds == pytest.approx(100 * (3e-4 + run.flops / 5e10))
-    assert run.seconds_with(Chosen(AUTOGRAD, "", 0.5)) == 50.0
-    assert run.seconds_with(Chosen(AUTOGRAD, "")) == run.seconds
+    assert run.seconds_with(ExecutorChosen(AUTOGRAD, "", 0.5)) == 50.0
+    assert run.seconds_with(ExecutorChosen(AUTOGRAD, "")) == run.seconds
 
 
 def test_processes_are_started_where_they_save_more_than_their_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +304,7 @@ def test_the_first_clients_may_be_fewer_than_a_stack() -> None:
 def test_a_chosen_executor_is_picklable() -> None:
     import pickle
 
-    choice = Choice("vectorized", 8)
+    choice = ExecutorChoice("vectorized", 8)
     make = pickle.loads(pickle.dumps(choice.executor))
     assert make(program_of(dense), WORK).stack == 8
     assert dataclasses.asdict(choice) == {"kind": "vectorized", "stack": 8}

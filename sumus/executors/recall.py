@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from sumus.errors import SumusError, UsageError
+from sumus.executors.executor import ClientAssignment
 from sumus.rng import key
 from sumus.spec import canonical_json, to_json
 from sumus.storage.files import user_folder, write_whole
-from sumus.training.executor import Assignment
 from sumus.training.program import Program
 from sumus.work import ClientWork
 
@@ -59,7 +59,7 @@ def recall_of_this_user() -> Recall:
     return Recall(folder / "sumus" / "executors.json")
 
 
-def where_of(program: Program, work: ClientWork, client: Assignment) -> str:
+def where_of(program: Program, work: ClientWork, client: ClientAssignment) -> str:
     """Step, shapes, torch and machine."""
     step = {
         "task": program.description.fingerprint,

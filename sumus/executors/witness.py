@@ -35,11 +35,11 @@ import torch
 from torch import Tensor
 
 from sumus.errors import SumusError
+from sumus.executors.executor import ClientAssignment, Executor, Trained
+from sumus.executors.sequential import SequentialExecutor
 from sumus.training import observed
-from sumus.training.executor import Assignment, Executor, Trained
 from sumus.training.hidden import generators, put_generators
 from sumus.training.program import Program, seeded
-from sumus.training.sequential import SequentialExecutor
 from sumus.tree import sha256
 from sumus.types import Broadcast
 
@@ -63,7 +63,7 @@ class Testimony:
     executor: Executor
     broadcast: Broadcast
     round_number: int
-    assignment: Assignment
+    assignment: ClientAssignment
     digest: str | None = None
 
 
@@ -85,7 +85,7 @@ class Witness:
         self._due = FIRST_LOOK if clients >= LONG else None
 
     def run(
-        self, executor: Executor, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]
+        self, executor: Executor, broadcast: Broadcast, round_number: int, assignments: Iterable[ClientAssignment]
     ) -> Iterator[Trained]:
         """What `executor.run` gives; the first client of all calls becomes the witness."""
         everyone = iter(assignments)
@@ -173,7 +173,7 @@ def notes_of(moved: Iterable[str], most: int) -> list[str]:
     return [*notes, *map(observed.note_of, walked[:most])]
 
 
-def _other_examples(assignment: Assignment, read: Callable[[Any], tuple[Tensor, Tensor]]) -> str | None:
+def _other_examples(assignment: ClientAssignment, read: Callable[[Any], tuple[Tensor, Tensor]]) -> str | None:
     """What `moved` is told if a client's examples are others now; None if they are the same, or cannot be read any more."""
     with suppress(Exception):  # of whatever kind a user's reading raises: no figure is wrong because of it
         pairs = zip((assignment.inputs, assignment.targets), read(assignment.client), strict=True)

@@ -10,7 +10,7 @@ from sumus.types import Broadcast, Tree
 
 
 @dataclass(frozen=True)
-class Assignment:
+class ClientAssignment:
     """A client that is to train.
 
     client: its id.  inputs, targets: its examples on the device, one row an example.  state: what it kept from earlier
@@ -52,6 +52,8 @@ class Executor(Protocol):
         """
         ...
 
-    def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
+    def run(
+        self, broadcast: Broadcast, round_number: int, assignments: Iterable[ClientAssignment]
+    ) -> Iterator[Trained]:
         """Train each client from the broadcast; results come as they are ready. round_number: from 0, for the schedule."""
         ...

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sumus.errors import at_client
+from sumus.executors.client import LocalTraining, RoundTensors
+from sumus.executors.executor import ClientAssignment, Trained
 from sumus.rng import generator
-from sumus.training.client import LocalTraining, Round
-from sumus.training.executor import Assignment, Trained
 from sumus.training.graph import LocalGraph, capture
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
@@ -46,7 +46,9 @@ class SequentialExecutor(LocalTraining):
         """Each client alone, in the order given."""
         return [[position] for position in range(len(examples))]
 
-    def run(self, broadcast: Broadcast, round_number: int, assignments: Iterable[Assignment]) -> Iterator[Trained]:
+    def run(
+        self, broadcast: Broadcast, round_number: int, assignments: Iterable[ClientAssignment]
+    ) -> Iterator[Trained]:
         """Train each client from the broadcast; results come as they are ready."""
         round_ = self.begin(broadcast, round_number)
         for assignment in assignments:
@@ -54,7 +56,7 @@ class SequentialExecutor(LocalTraining):
                 trained = self._trained(round_, assignment)
             yield trained
 
-    def _trained(self, round_: Round, assignment: Assignment) -> Trained:
+    def _trained(self, round_: RoundTensors, assignment: ClientAssignment) -> Trained:
         """Train one client."""
         self.watch(assignment)
         start, own = self.start(round_, assignment)
@@ -69,7 +71,9 @@ class SequentialExecutor(LocalTraining):
         leaves = {name: tensor.detach() for name, tensor in self.program.tensors.items()}
         return self.ended(round_, assignment, own, leaves, done, loss)
 
-    def _train(self, assignment: Assignment, round_: Round, own: ClientState) -> tuple[int, tuple[float, int]]:
+    def _train(
+        self, assignment: ClientAssignment, round_: RoundTensors, own: ClientState
+    ) -> tuple[int, tuple[float, int]]:
         """Take the local steps; (steps, (summed loss, examples seen))."""
         program, work = self.program, self.work
         names, params = list(program.trained), list(program.trained.values())
@@ -115,7 +119,7 @@ class SequentialExecutor(LocalTraining):
         return self._graph
 
     def _state(
-        self, graph: LocalGraph, rules: Mapping[str, LeafState], round_: Round, own: ClientState
+        self, graph: LocalGraph, rules: Mapping[str, LeafState], round_: RoundTensors, own: ClientState
     ) -> Sequence[Tensor]:
         """What the graph takes, in its order; the module's own memory, so that both ways of taking a step go on from it."""
         values = {path_of(self.program, name): tensor for name, tensor in self.program.tensors.items()}
@@ -124,7 +128,7 @@ class SequentialExecutor(LocalTraining):
         values |= {f"state/{path}": leaf for path, leaf in unnested(own).items()}
         return [values[name].detach() for name in graph.names]
 
-    def _fused_sgd(self, rules: Mapping[str, LeafState], round_: Round) -> Step | None:
+    def _fused_sgd(self, rules: Mapping[str, LeafState], round_: RoundTensors) -> Step | None:
         """SGD in place, where the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""
         rule = self.work.optimizer.spec
         if rule.name != "rule/sgd" or self.work.correct is not no_correction or self.work.groups:
@@ -148,7 +152,7 @@ class SequentialExecutor(LocalTraining):
 
         return step
 
-    def _generic_step(self, rules: dict[str, LeafState], round_: Round, own: ClientState) -> Step:
+    def _generic_step(self, rules: dict[str, LeafState], round_: RoundTensors, own: ClientState) -> Step:
         """Any rule, by its own definition."""
         params = self.program.trained
         memory = {param.untyped_storage().data_ptr() for param in params.values()}

@@ -11,10 +11,10 @@ import pytest
 
 from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError, ParticipantError
-from sumus.protocol.round import Accept
-from sumus.server import sums as module
-from sumus.server.coordinator import Coordinator
-from sumus.server.sums import SealedSums
+from sumus.protocol.round import AcceptReport
+from sumus.rounds import sealed_sums as module
+from sumus.rounds.coordinator import Coordinator
+from sumus.rounds.sealed_sums import SealedSums
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.keyring import SealError
 from sumus.wire.tensors import encode_aggregate
@@ -40,7 +40,7 @@ def same(one: Aggregate, other: Aggregate) -> bool:
 
 
 def accepted(actions: tuple[object, ...]) -> list[str]:
-    return [action.session for action in actions if isinstance(action, Accept)]
+    return [action.session for action in actions if isinstance(action, AcceptReport)]
 
 
 # ── as it should be ──────────────────────────────────────────────────────────────────────────────────────────────────

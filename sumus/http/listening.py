@@ -24,11 +24,11 @@ from typing import Any
 import uvicorn
 
 from sumus.errors import ExperimentError, UsageError
+from sumus.http.certificates import Certificate
 from sumus.http.connections import MOST_CONNECTIONS, Connections, Listener, files_for
+from sumus.http.proxies import Proxies, told_by_proxies
 from sumus.http.room import trim
-from sumus.operations.certificates import Certificate
-from sumus.operations.proxies import Proxies, told_by_proxies
-from sumus.operations.tls import issue
+from sumus.http.tls import issue
 
 KEEP_ALIVE_S = 15
 """Seconds that an idle connection is kept."""
@@ -49,7 +49,7 @@ ANY = ("0.0.0.0", "::", "")
 
 
 @dataclass(frozen=True)
-class Listen:
+class Listening:
     """Where a server listens, and what devices call it; see `sumus.serve`."""
 
     host: str = "127.0.0.1"
@@ -74,7 +74,7 @@ def _bare(host: str) -> str:
 
 
 @dataclass(frozen=True)
-class At:
+class Addresses:
     """Where it listens.
 
     Attributes:
@@ -111,7 +111,7 @@ class At:
 
 
 @contextmanager
-def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
+def opened_at(listen: Listening, folder: Path) -> Generator[Addresses, None, None]:
     """Sockets that listen, with their certificate. folder: for one that the server makes.
 
     UsageError where others would read along, and nobody has said that they may.
@@ -134,11 +134,13 @@ def opened_at(listen: Listen, folder: Path) -> Generator[At, None, None]:
                 admins is not None, listen.admin_host if local[1] else name or _called(listen.admin_host), admin
             )
             names = (*listen.names, *_hosts_of(url, admin_url))
-            yield At((device, admin), (certificate, admins), url, admin_url, authority, pin, notes, proxies, names)
+            yield Addresses(
+                (device, admin), (certificate, admins), url, admin_url, authority, pin, notes, proxies, names
+            )
 
 
 @dataclass(frozen=True)
-class OnePlane:
+class PlaneAddress:
     """Where one plane listens. url: what it is called.  certificate: its chain and key.  authority: the file of what vouches for
     that, where it was made here.  local: whether only this machine reaches it.  names: hosts that it may be called by."""
 
@@ -155,7 +157,7 @@ class OnePlane:
 
 
 @contextmanager
-def opened_plane(listen: Listen, folder: Path, option: str = "--listen") -> Generator[OnePlane, None, None]:
+def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> Generator[PlaneAddress, None, None]:
     """A socket that listens at `host` and `port`, with its certificate, as `opened_at` has two. option: that gives another."""
     with bound(listen.host, listen.port, option) as listening:
         local = _is_local(listening)
@@ -168,7 +170,7 @@ def opened_plane(listen: Listen, folder: Path, option: str = "--listen") -> Gene
         name = listen.names[0] if listen.names else _called(listen.host)
         made = folder / "authority.pem" if authority is not None else None
         url = url_at(certificate is not None, name, listening)
-        yield OnePlane(listening, url, certificate, made, local, (*listen.names, *_hosts_of(url)))
+        yield PlaneAddress(listening, url, certificate, made, local, (*listen.names, *_hosts_of(url)))
 
 
 def bound(host: str, port: int, option: str) -> socket.socket:
@@ -199,7 +201,7 @@ def _is_local(listening: socket.socket) -> bool:
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def _certificate(listen: Listen, folder: Path) -> tuple[Certificate | None, bytes | None, str, tuple[str, ...]]:
+def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, bytes | None, str, tuple[str, ...]]:
     """The certificate; the authority and its hash, where the server made its own; what is new about it."""
     match list(listen.tls):
         case []:
@@ -264,7 +266,7 @@ def config(app: Any) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # see `sumus.operations.proxies`
+        proxy_headers=False,  # see `sumus.http.proxies`
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )

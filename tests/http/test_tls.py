@@ -23,10 +23,10 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.operations import tls
-from sumus.operations.certificates import Certificate
-from sumus.operations.listening import expect_no_loop
-from sumus.operations.tls import LASTS, RENEWED, Certificates, enrolment_link, fingerprint, issue
+from sumus.http import tls
+from sumus.http.certificates import Certificate
+from sumus.http.listening import expect_no_loop
+from sumus.http.tls import LASTS, RENEWED, Certificates, enrolment_link, fingerprint, issue
 
 NOW = datetime.now(UTC)
 """OpenSSL looks at the system's clock."""

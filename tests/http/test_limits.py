@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sumus.server.limits import EMPTY, LONGEST_S, Bucket, Buckets, Limits, Rate, take
+from sumus.http.limits import EMPTY, LONGEST_S, Bucket, Buckets, Limits, Rate, take
 from sumus.wire.messages import Refused, Window
 
 # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────

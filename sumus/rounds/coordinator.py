@@ -13,24 +13,24 @@ from typing import NamedTuple, TypeAlias
 from sumus.pacing import Pacing
 from sumus.protocol.round import (
     LEFT,
-    Accept,
+    AcceptReport,
     Action,
     Cancelled,
     CheckIn,
     Commit,
     Decision,
-    Device,
+    DeviceRow,
     Dropped,
     Event,
     Facts,
     Overdue,
     Published,
     Recovered,
-    Refuse,
+    RefuseReport,
     Report,
     Round,
     Session,
-    Stage,
+    StageReport,
     State,
     Tick,
     begins_at,
@@ -43,7 +43,7 @@ from sumus.protocol.round import (
 )
 from sumus.protocol.rows import changed
 from sumus.storage.memory import MemoryStore
-from sumus.storage.store import Fenced, Rows, Run, Store, TakenOver
+from sumus.storage.store import Fenced, Rows, RunRow, Store, TakenOver
 
 Rules: TypeAlias = Callable[[Facts, Event], Decision]
 Adding: TypeAlias = Callable[[Rows, Sequence[Session]], None]
@@ -158,13 +158,13 @@ class Coordinator:
                 _write(rows, decision, facts)
                 add(rows, [session for session in decision.sessions if session.state == "counted"])
                 actions = decision.actions
-        again = {action.session for action in actions if isinstance(action, Stage)}
+        again = {action.session for action in actions if isinstance(action, StageReport)}
         self.staged = {first: sessions for first, sessions in waiting.items() if first in again}
         self._waits_with = {session: sessions for sessions in self.staged.values() for session in sessions}
         gone = [
             sessions for first, sessions in waiting.items() if first not in whole
         ]  # with a device that has left since
-        return (*actions, *(Refuse(session, "closed") for sessions in gone for session in sessions))
+        return (*actions, *(RefuseReport(session, "closed") for sessions in gone for session in sessions))
 
     def drop(self, sessions: Iterable[str], reason: str, now: float) -> tuple[Action, ...]:
         """Sessions that will not report."""
@@ -289,7 +289,7 @@ class Coordinator:
             rows.forget_device(device)
             for session in held:  # one, of which nobody gives it other work before that has ended
                 rows.put_session(session)
-                rows.put_device(Device(device, session, rests_until=LEFT))
+                rows.put_device(DeviceRow(device, session, rests_until=LEFT))
             return actions
 
     def departed(self) -> Mapping[str, float]:
@@ -322,19 +322,19 @@ class Coordinator:
         sessions = report.sessions
         facts = self._facts(rows, now, sessions)
         if len(facts.sessions) < len(sessions) and _is_counted(rows, report):  # and some devices have left since
-            return tuple(map(Accept, sessions))
+            return tuple(map(AcceptReport, sessions))
         if len(facts.sessions) != len(sessions) or any(
             self._waits_with.get(session, sessions) != sessions for session in sessions
         ):
             return ()
         actions = self._apply(rows, Report(report.parent), facts)
-        if any(isinstance(action, Stage) for action in actions):
+        if any(isinstance(action, StageReport) for action in actions):
             self.staged[sessions[0]] = sessions
             self._waits_with |= dict.fromkeys(sessions, sessions)
         return actions
 
     def _check_in(self, rows: Rows, device: str, event: CheckIn, now: float) -> tuple[Action, ...]:
-        known = rows.device(device) or Device(device)
+        known = rows.device(device) or DeviceRow(device)
         used = rows.session(event.session)
         if (used is not None and used.serial != event.serial) or (
             used is None and rows.sum_of(event.session) is not None
@@ -342,7 +342,7 @@ class Coordinator:
             return ()  # a word that the device has used before: whoever asks so is not one of ours
         return self._apply(rows, event, self._facts(rows, now, device=known))
 
-    def _facts(self, rows: Rows, now: float, sessions: Iterable[str] = (), device: Device | None = None) -> Facts:
+    def _facts(self, rows: Rows, now: float, sessions: Iterable[str] = (), device: DeviceRow | None = None) -> Facts:
         run = self._led(rows)
         known = (rows.session(session) for session in sessions)
         return Facts(
@@ -363,7 +363,7 @@ class Coordinator:
             models=run.models,
         )
 
-    def _led(self, rows: Rows) -> Run:
+    def _led(self, rows: Rows) -> RunRow:
         """Where the run stands. TakenOver where this process led it, and another does since."""
         run = rows.run()
         if self.fence not in (None, FOLLOWS, run.fence):
@@ -446,7 +446,7 @@ def _write(rows: Rows, decision: Decision, facts: Facts) -> None:
             _without_model(rows, row)
 
 
-def _models_before(rows: Rows, run: Run, decision: Decision, facts: Facts) -> int:
+def _models_before(rows: Rows, run: RunRow, decision: Decision, facts: Facts) -> int:
     """How many sums have become a model when the sum that is open will: those that are still being made, too."""
     if not facts.pacing.buffered or not any(session.state == "counted" for session in decision.sessions):
         return run.models
@@ -462,10 +462,10 @@ def _without_model(rows: Rows, row: Round) -> None:
             rows.put_device(changed(device, models=device.models - 1))
 
 
-def _with_durations(run: Run, decision: Decision, facts: Facts) -> Run:
+def _with_durations(run: RunRow, decision: Decision, facts: Facts) -> RunRow:
     """What the reports that are answered now say of how long such work takes, whether they are counted or not. Nothing is learnt
     from work during which another led."""
-    answered = {action.session for action in decision.actions if isinstance(action, Accept | Refuse)}
+    answered = {action.session for action in decision.actions if isinstance(action, AcceptReport | RefuseReport)}
     heard = set[str]()
     for session in sorted(decision.sessions, key=lambda session: session.began):
         if session.id in answered and session.began >= run.led and session.parent not in heard:
@@ -489,7 +489,7 @@ def _write_session(rows: Rows, session: Session, models: int) -> None:
         session: The session's new row.
         models: How many sums have become a model when the one that is open has.
     """
-    known = rows.device(session.device) or Device(session.device)
+    known = rows.device(session.device) or DeviceRow(session.device)
     rows.put_session(session)
     if known.rests_until == LEFT:
         if not session.awaited:

@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from sumus.http.certificates import Certificate
+from sumus.http.listening import Listening, opened_at, opened_plane
+from sumus.http.tls import issue
 from sumus.operations.access import Access
 from sumus.operations.admin_plane import admin_app
-from sumus.operations.certificates import Certificate
-from sumus.operations.listening import Listen, opened_at, opened_plane
 from sumus.operations.service import open_service
-from sumus.operations.tls import issue
 from sumus.transport.inprocess import InProcess
 from tests.server.devices import tiny
 
@@ -78,12 +78,12 @@ def linked(new: Path, old: Path) -> None:
 def test_what_lies_in_the_files_is_shown_without_a_restart(
     renew: Callable[[Path, Path], None], kinds: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sumus.operations.listening.LOOKED", 1)
+    monkeypatch.setattr("sumus.http.listening.LOOKED", 1)
     old = written(tmp_path / "old", NOW, NOW + 90 * DAY, kinds[0])
     new = written(tmp_path / "new", NOW + 60 * DAY, NOW + 150 * DAY, kinds[1])
 
     async def served() -> None:
-        listen = Listen(port=0, admin_port=0, tls=old)
+        listen = Listening(port=0, admin_port=0, tls=old)
         with opened_at(listen, tmp_path / "tls") as at:
             port = at.sockets[0].getsockname()[1]
             async with at.planes(nothing, nothing):
@@ -97,12 +97,12 @@ def test_what_lies_in_the_files_is_shown_without_a_restart(
 
 
 def test_a_node_s_plane_shows_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sumus.operations.listening.LOOKED", 1)
+    monkeypatch.setattr("sumus.http.listening.LOOKED", 1)
     old = written(tmp_path / "old", NOW, NOW + 90 * DAY)
     new = written(tmp_path / "new", NOW, NOW + 91 * DAY)
 
     async def served() -> None:
-        with opened_plane(Listen(port=0, tls=old), tmp_path / "tls") as at:
+        with opened_plane(Listening(port=0, tls=old), tmp_path / "tls") as at:
             async with at.plane(nothing):
                 for one, other in zip(new, old, strict=True):
                     renamed(one, other)
@@ -174,7 +174,7 @@ def test_of_its_own_one_the_server_says_that_a_restart_renews_it(
 def test_status_and_metrics_say_when_it_ends(tmp_path: Path) -> None:
     ends = datetime.now(UTC) + 3 * DAY
     chain, key = written(tmp_path / "mine", ends - 90 * DAY, ends)
-    with opened_at(Listen(port=0, admin_port=0, tls=[chain, key]), tmp_path / "tls") as at:
+    with opened_at(Listening(port=0, admin_port=0, tls=[chain, key]), tmp_path / "tls") as at:
         (note,) = at.notes
     assert "ends in 2 days" in note
     service = open_service({"tiny": tiny()})

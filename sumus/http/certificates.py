@@ -19,8 +19,8 @@ from typing import Any
 from cryptography import x509
 
 from sumus.errors import UsageError
+from sumus.http.tls import RENEWED
 from sumus.logs import logger
-from sumus.operations.tls import RENEWED
 from sumus.text import shell_word
 
 LOG = logger("sumus.certificate")

@@ -23,8 +23,8 @@ from typing import cast
 from sumus.aggregate import Aggregate, RunningSum, Update
 from sumus.errors import ExperimentError
 from sumus.first_hop import FirstHop
-from sumus.protocol.round import Action, Session, Stage
-from sumus.server.coordinator import Arrived, Coordinator
+from sumus.protocol.round import Action, Session, StageReport
+from sumus.rounds.coordinator import Arrived, Coordinator
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing, new_key, seal_pieces, unseal
 from sumus.storage.store import Rows, Shard
@@ -59,7 +59,7 @@ class SealedSums:
         edge made of those of many."""
         answers = self._coordinator.report_all([report for report, _ in reports], now)
         for (report, content), actions in zip(reports, answers, strict=True):
-            if any(isinstance(action, Stage) for action in actions):
+            if any(isinstance(action, StageReport) for action in actions):
                 self._held.setdefault(report.sessions[0], content)  # what came first is what counts
         return answers
 
