@@ -28,6 +28,7 @@ import uvicorn
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+import sumus.rounds.coordinator as coordinator_module
 import sumus.rounds.sealed_sums as sums_module
 from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, optimizers, sgd
 from sumus.device.link import read_link
@@ -235,13 +236,13 @@ def _leads_for_ever() -> None:
     def look_once(replica: Replica) -> int | None:
         return look(replica) if replica.fence is None else replica.fence
 
-    def unchecked(coordinator: Coordinator, rows: Any) -> Any:
+    def unchecked(rows: Any, fence: Any) -> Any:
         return rows.run()
 
     def recover_anyhow(coordinator: Coordinator, now: float, fence: int | None = None) -> Any:
         return recover(coordinator, now)
 
-    Replica.look, Coordinator._led, Coordinator.recover = look_once, unchecked, recover_anyhow
+    Replica.look, coordinator_module.run_led_with, Coordinator.recover = look_once, unchecked, recover_anyhow
 
 
 PLANTED: Mapping[str, Callable[[], None]] = {

@@ -82,7 +82,7 @@ class ServerProgress:
     def _done(self, training: TrainingRun, evaluation: EvaluationRun | None) -> bool:
         if self._rounds is None or training.version < self._rounds:
             return False
-        training.coordinator.paused, training.trouble = True, training.trouble or ENOUGH
+        training.hold(training.trouble or ENOUGH)
         return evaluation is None or not evaluation.wanted()
 
 

@@ -21,6 +21,7 @@ from sumus.logs import logger
 from sumus.pacing import Pacing
 from sumus.plan import ADDING
 from sumus.protocol.round import AbandonRound, Action, CloseRound, ComeLater, Round, Session, State
+from sumus.rounds.circumstances import Circumstances, Crowd
 from sumus.rounds.coordinator import FOLLOWS, Also, Coordinator
 from sumus.rounds.sealed_sums import SealedSums
 from sumus.storage.blobs import Blobs
@@ -90,8 +91,8 @@ class Run:
     trouble: why no model can be made, empty where all is well; then the run is paused.  A pause outlasts the process.
     unfinished: rounds whose sum could not be read, or whose model not be written; they are tried again, or an admin cancels them.
     plan_body: the plan.  objects: hashes of what devices may fetch.  most_together: reports that an edge's sum may hold, 0 where
-    no edge may take part.  edges: what edges do.  people: how many devices there are, for parts
-    that are divided by it.  changes: grows with what may bring work to devices that wait, besides what the coordinator knows.
+    no edge may take part.  edges: what edges do.  crowd: the devices of the server.  paused: whether no round begins and no work
+    is given.  changes: grows with what may bring work to devices that wait, besides what the coordinator knows.
     """
 
     kind: Kind
@@ -110,23 +111,29 @@ class Run:
         sums: Blobs,
         seeds: Seeds,
         least: int,
+        crowd: Crowd,
         spools: bool = False,
     ) -> None:
-        self.task, self.hop, self.store, self.least = task, hop, store, least
-        self.coordinator = Coordinator(pacing, 0, store=store)
+        self.task, self.hop, self.store, self.least, self.crowd = task, hop, store, least, crowd
+        self.coordinator = Coordinator(self.circumstances, store)
         self.sums = SealedSums(self.coordinator, hop, ring, sums, spools)
         self.trouble = ""
+        self.paused = False
         self.unfinished: list[int] = []
-        self.people: Callable[[], int] = lambda: self.coordinator.population
         self.changes = 0
+        self._pacing = pacing
         self._seeds = seeds
         self._seed_of: dict[int, bytes] = {}
         self._given_up: set[int] = set()
 
     @property
     def pacing(self) -> Pacing:
-        """Of its rounds, as served."""
-        return self.coordinator.pacing
+        """How the open round is paced. A kind of run whose rounds change while they are open overrides this property."""
+        return self._pacing
+
+    def circumstances(self) -> Circumstances:
+        """What the coordinator's decisions depend on, besides rows."""
+        return Circumstances(self.pacing, self.paused, self.crowd.population, self.crowd.arriving)
 
     @property
     def leads(self) -> bool:
@@ -179,13 +186,20 @@ class Run:
         """Begin no round and give no work, until `resume`; what was given may still be reported."""
         with self.coordinator.leading() as rows:
             rows.put_note(OF_THE_RUN, "paused", trouble.encode())
-        self.coordinator.paused, self.trouble = True, trouble
+        self.hold(trouble)
+
+    def hold(self, why: str) -> None:
+        """Begin no round and give no work in this process.
+
+        Unlike a `pause`, this is not written down, and ends with the process.
+        """
+        self.paused, self.trouble = True, why
 
     def resume(self) -> None:
         """Go on after a pause."""
         with self.coordinator.leading() as rows:
             rows.put_note(OF_THE_RUN, "paused", None)
-        self.coordinator.paused, self.trouble = False, ""
+        self.paused, self.trouble = False, ""
 
     def give_up(self, error: Exception, now: float) -> None:
         """The key ring or the sums of the open rounds are lost: end them, and pause, until somebody has looked."""
@@ -300,7 +314,7 @@ class Run:
         except ExperimentError as error:
             # a file that is missing may be put back, a full disk be emptied: nothing is lost yet
             self.unfinished.append(number)
-            self.coordinator.paused, self.trouble = True, f"round {number} cannot be closed yet: {error}"
+            self.hold(f"round {number} cannot be closed yet: {error}")
             LOG.warning("%s: %s", self.task, self.trouble)
 
     def _ended_what_was_open(self, now: float) -> bool:
@@ -315,7 +329,7 @@ class Run:
         """Be paused as it is written."""
         with self.store.transaction() as rows:
             paused = rows.note(OF_THE_RUN, "paused")
-        self.coordinator.paused, self.trouble = paused is not None, (paused or b"").decode()
+        self.paused, self.trouble = paused is not None, (paused or b"").decode()
 
     def _assignment(self, session: Session, version: int, plan: Body, broadcast: Body, now: float) -> Assignment:
         left = max(0.0, session.expires - now)

@@ -25,6 +25,7 @@ from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.protocol.round import Session
 from sumus.protocol.rows import changed
+from sumus.rounds.circumstances import Crowd
 from sumus.rounds.run import Run, Seeds, Unusable, any_seed, served, usable
 from sumus.rounds.sealed_sums import merged
 from sumus.spec import canonical_json
@@ -59,12 +60,13 @@ class TrainingRun(Run):
         blobs: Blobs,
         ring: KeyRing,
         sums: Blobs,
+        crowd: Crowd,
         seeds: Seeds = any_seed,
         releases: bool = True,
     ) -> None:
-        pacing = served(plan.pacing, plan.min_contributors)
+        pacing, least = served(plan.pacing, plan.min_contributors), plan.min_contributors
         spools = plan.algorithm.aggregator.needs_each_update
-        super().__init__(task, pacing, plan.first_hop, store, ring, sums, seeds, plan.min_contributors, spools)
+        super().__init__(task, pacing, plan.first_hop, store, ring, sums, seeds, least, crowd, spools)
         self.plan, self.blobs, self.releases = plan, blobs, releases
         self.plan_body = Body(blobs.put(plan.to_json().encode()), len(plan.to_json().encode()))
         self.most_together = 0 if spools or plan.sums.max_count < pacing.chosen else pacing.chosen
@@ -106,7 +108,7 @@ class TrainingRun(Run):
         return self._assignment(session, session.version, self.plan_body, broadcast, now)
 
     def conclude(self, number: int, now: float) -> None:
-        seed, known = self.seed(number), self.people()
+        seed, known = self.seed(number), self.crowd.count()
         with self.coordinator.leading() as rows:
             version = rows.run().version
             people = int(self._noted(rows, number, "people", lambda: str(known).encode()))
@@ -310,7 +312,7 @@ class EvaluationRun(Run):
         pacing = served(Pacing(how.cohort, deadline=how.deadline), least)
         plan = training.plan
         hop = evaluation_hop(plan.description, how.cohort, plan.metric_cap)
-        super().__init__(training.task, pacing, hop, store, ring, sums, seeds, least)
+        super().__init__(training.task, pacing, hop, store, ring, sums, seeds, least, training.crowd)
         self.training, self._how = training, how
         self.plan_body, self.most_together = training.plan_body, pacing.chosen
         self.measured = -1

@@ -381,7 +381,7 @@ def test_status_and_metrics_say_who_leads_and_who_follows_is_ready(replicas: Rep
             else:
                 assert (answer.status, f"replica {one} leads" in answer.body.decode()) == (404, True)
     replicas.look()
-    assert [each.server.tasks[0].training.coordinator.paused for each in replicas.services] == [True, True]
+    assert [each.server.tasks[0].training.paused for each in replicas.services] == [True, True]
 
 
 def test_a_round_that_a_follower_ends_is_cleared_away_by_the_leader(replicas: Replicas) -> None:
