@@ -25,7 +25,8 @@ from sumus.protocol.rows import changed
 from sumus.rounds.circumstances import Crowd
 from sumus.rounds.departures import keep_departed
 from sumus.rounds.recording import newest_of
-from sumus.rounds.run import DeviceCheckIn, Run, any_seed
+from sumus.rounds.run import DeviceCheckIn, Run
+from sumus.rounds.seeds import any_seed
 from sumus.site import Edges
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing

@@ -22,8 +22,9 @@ from sumus.errors import ExperimentError
 from sumus.plan import Plan
 from sumus.protocol.round import AbandonRound, Action, ComeLater, Round, Session
 from sumus.rounds.circumstances import Crowd
+from sumus.rounds.closing import Unusable, usable
 from sumus.rounds.recording import newest_of
-from sumus.rounds.run import LOG, DeviceCheckIn, Unusable, usable
+from sumus.rounds.run import LOG, DeviceCheckIn
 from sumus.site import Site, seed_of
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing

@@ -41,12 +41,14 @@ from sumus.protocol.consent import hurdles
 from sumus.protocol.round import Round, State
 from sumus.protocol.rows import changed
 from sumus.rounds.circumstances import Crowd
-from sumus.rounds.run import Run, Seeds, any_seed
+from sumus.rounds.run import Run
+from sumus.rounds.seeds import Seeds, any_seed
 from sumus.server.device_plane import device_app
+from sumus.server.evaluation import Evaluating, EvaluationRun
 from sumus.server.identity import DeviceRegister, count_enrolled
 from sumus.server.replica import LASTS, Replica
-from sumus.server.runs import Evaluating, EvaluationRun, TrainingRun
 from sumus.server.server import GROUP, ServedTask, Server, storage_clock
+from sumus.server.training import TrainingRun
 from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, open_blobs
 from sumus.storage.files import write_whole

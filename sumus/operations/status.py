@@ -18,9 +18,10 @@ import msgspec
 from sumus.plan import Plan
 from sumus.protocol.round import Round, State, begins_at
 from sumus.rounds.run import Run
+from sumus.server.evaluation import EvaluationRun
 from sumus.server.refusals import Refusal
-from sumus.server.runs import EvaluationRun, TrainingRun
 from sumus.server.server import ServedTask, Server
+from sumus.server.training import TrainingRun
 from sumus.storage.store import Model
 from sumus.text import ago, many
 from sumus.wire.messages import Refused

@@ -41,12 +41,13 @@ from sumus.protocol.round import (
 from sumus.rounds.circumstances import Crowd
 from sumus.rounds.coordinator import Arrived
 from sumus.rounds.departures import departed, forget_device, sessions_out_of
-from sumus.rounds.run import DeviceCheckIn, Run
+from sumus.rounds.run import DeviceCheckIn, Run, give_up_open_rounds
 from sumus.server.committer import Committer, PendingRequest
+from sumus.server.evaluation import EvaluationRun
 from sumus.server.identity import MEMBER_S, DeviceRegister
 from sumus.server.refusals import Refusals
 from sumus.server.replica import Replica
-from sumus.server.runs import EvaluationRun, TrainingRun
+from sumus.server.training import TrainingRun
 from sumus.spec import canonical_json, to_json
 from sumus.storage.identities import Identity
 from sumus.storage.keyring import SealError
@@ -821,7 +822,7 @@ class Server:
 
     def _give_up(self, run: Run, error: Exception, now: float) -> None:
         """End what a run has begun, since nothing can be added to it; the reports that wait are not counted."""
-        run.give_up(error, now)
+        give_up_open_rounds(run, error, now)
         for session in [session for which, session in self._reports if which == id(run)]:
             self._answer(run, session, Refused("closed", "its round was given up"))
 
@@ -873,8 +874,8 @@ class Server:
         for run in self._runs():
             run.tick(now)
             if self.replica.shared and self.leads:
-                run.take_up(now)
-            if run.unfinished and moment >= self._next_finish:
+                run.closed.take_up(now)
+            if run.closed.unfinished and moment >= self._next_finish:
                 run.finish(now)
             if run.coordinator.staged:
                 self._commit(run, now)

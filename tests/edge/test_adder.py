@@ -17,7 +17,7 @@ from sumus.edge.edge import Edge, open_edge
 from sumus.http.limits import Limits, Rate
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
-from sumus.server.runs import Evaluating
+from sumus.server.evaluation import Evaluating
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer, Unreachable
 from sumus.tree import sha256
