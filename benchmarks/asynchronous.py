@@ -25,7 +25,7 @@ from benchmarks.figures import DOCS
 from benchmarks.pool import played
 from benchmarks.results import write_table
 from sumus import optimizers, staleness
-from sumus.simulator.picture import colormap, figure, save
+from sumus.plotting import colormap, figure, save
 
 STRETCHES, AT_ONCE, BUFFER = 10, 100, 10
 UPLOADS = 5000

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sumus
-from sumus.simulator import worker
-from sumus.simulator.share import CannotTravel
-from sumus.simulator.travel import dumps
-from sumus.simulator.workers import Workers
+from sumus.simulator.processes import worker
+from sumus.simulator.processes.share import CannotTravel
+from sumus.simulator.processes.travel import dumps
+from sumus.simulator.processes.workers import Workers
 from sumus.training.program import one_thread, seeded
 
 WIDTH, CLIENTS, ROUNDS = 4, 4, 2
@@ -639,7 +639,7 @@ def second_process() -> Iterator[None]:
     second = SecondProcess()
     try:
         with (
-            mock.patch("sumus.simulator.workers.Workers", second.crew),
+            mock.patch("sumus.simulator.processes.workers.Workers", second.crew),
             mock.patch.object(sumus.History, "plot"),  # drawing takes longer than training
         ):
             yield

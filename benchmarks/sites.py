@@ -23,7 +23,7 @@ from benchmarks.asynchronous import SmallNet, median, stretches
 from benchmarks.figures import DOCS
 from benchmarks.pool import played
 from benchmarks.results import write_table
-from sumus.simulator.picture import colormap, figure, save
+from sumus.plotting import colormap, figure, save
 
 SITES, COHORT = 7, 70
 WORK = 96

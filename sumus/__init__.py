@@ -61,8 +61,8 @@ _PUBLIC = {
     "Experiment": "sumus.experiment",
     "Conditions": "sumus.pacing",
     "Fleet": "sumus.fleet",
-    "FleetReport": "sumus.simulator.fleet_report",
-    "rehearse": "sumus.simulator.rehearsal",
+    "FleetReport": "sumus.simulator.virtual_time.fleet_report",
+    "rehearse": "sumus.simulator.virtual_time.rehearsal",
     "serve": "sumus.operations.serve",
     "Device": "sumus.device.device",
     "Floor": "sumus.protocol.session",
@@ -70,7 +70,7 @@ _PUBLIC = {
     "DirectoryClientStates": "sumus.storage.client_states",
     "MemoryClientStates": "sumus.storage.client_states",
     "Evaluate": "sumus.experiment",
-    "Population": "sumus.simulator.population",
+    "Population": "sumus.simulator.populations.population",
     "simulate": "sumus.simulator.simulate",
     "run": "sumus.simulator.simulate",
     "check": "sumus.simulator.check",
@@ -92,14 +92,14 @@ _PUBLIC = {
 }
 
 _MODULES = {
-    "attacks": "sumus.simulator.attacks",
+    "attacks": "sumus.simulator.populations.attacks",
     "losses": "sumus.training.losses",
     "metrics": "sumus.metrics",
     "optimizers": "sumus.optimizers",
     "preparation": "sumus.preparation",
     "robust": "sumus.robust",
     "schedules": "sumus.schedules",
-    "splits": "sumus.simulator.splits",
+    "splits": "sumus.simulator.populations.splits",
     "staleness": "sumus.staleness",
 }
 

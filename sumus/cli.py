@@ -311,8 +311,8 @@ def rehearse(
 ) -> None:
     """Let a fleet run a file's plan in simulated time, with nobody training: rounds a day, wasted work, load on the server."""
     from sumus.fleet import PERFECT
-    from sumus.simulator.picture import check_path
-    from sumus.simulator.rehearsal import rehearse as rehearsed
+    from sumus.plotting import check_path
+    from sumus.simulator.virtual_time.rehearsal import rehearse as rehearsed
 
     _, value = experiment_or_plan(file)
     plan, own, own_seed = (value, PERFECT, 0) if isinstance(value, Plan) else (value.plan, value.fleet, value.seed)

@@ -115,7 +115,7 @@ class Fleet:
         long as all of them would.
     partial_work: whether a straggler's partial report is counted (FedProx), or comes too late and is not (what FedAvg's
         paper does). [Li et al. 2020, arXiv:1812.06127, section 5.2]
-    trace: a CSV file of measured devices, in place of those drawn from these numbers (`sumus.simulator.traces`).
+    trace: a CSV file of measured devices, in place of those drawn from these numbers (`sumus.simulator.virtual_time.traces`).
     """
 
     lost: float = 0.0

@@ -16,7 +16,7 @@ from sumus.influence import Influence
 from sumus.plan import Plan
 from sumus.protocol.consent import hurdles, missing
 from sumus.rng import generator, key
-from sumus.simulator.population import as_population
+from sumus.simulator.populations.population import as_population
 from sumus.task import Data, Task
 from sumus.training.cost import Cost, cost_of
 from sumus.training.observed import expect_means, note_of

@@ -11,7 +11,7 @@ from sumus.figures import figure_names, figure_of
 from sumus.metrics import Spread, is_lower_better, pooled, sums_of
 from sumus.rng import generator
 from sumus.simulator.history import RoundRecord
-from sumus.simulator.population import Population, as_population, sample
+from sumus.simulator.populations.population import Population, as_population, sample
 from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.types import Array, Tree
 from sumus.work import PERSONAL, ClientState

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from sumus.errors import ExperimentError, extra
 from sumus.metrics import Spread
-from sumus.simulator.fleet_report import FleetReport
-from sumus.simulator.picture import figure, save
+from sumus.plotting import figure, save
+from sumus.simulator.virtual_time.fleet_report import FleetReport
 from sumus.text import many
 from sumus.training.program import model_bytes
 

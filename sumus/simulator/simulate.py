@@ -12,8 +12,8 @@ from sumus.fleet import PERFECT, Fleet
 from sumus.pacing import Pacing
 from sumus.plan import ADDING, Plan
 from sumus.simulator.after_round import AfterRound
-from sumus.simulator.crew import check_workers
 from sumus.simulator.history import History
+from sumus.simulator.processes.crew import check_workers
 from sumus.simulator.progress import Progress, progress_of
 from sumus.simulator.simulation import Simulation
 from sumus.site import Edges

@@ -27,17 +27,17 @@ from sumus.optimizers import ServerState
 from sumus.rng import generator, key
 from sumus.simulator.after_round import AfterRound, RoundListener, RoundOutcome
 from sumus.simulator.checkpoint import Checkpoint
-from sumus.simulator.crew import crew_of, described
 from sumus.simulator.evaluation import MOST_NOTES, Evaluation
-from sumus.simulator.fleet_report import Attendance
 from sumus.simulator.history import BestModel, History, RoundRecord, RoundTally, failures_of
-from sumus.simulator.participation import joined_of, present_at
-from sumus.simulator.population import as_population
+from sumus.simulator.populations.participation import joined_of, present_at
+from sumus.simulator.populations.population import as_population
+from sumus.simulator.processes.crew import crew_of, described
+from sumus.simulator.processes.share import ClientJob, ClientResult, Crew, Group, RunSetting, Sums, Trainer, public_seed
 from sumus.simulator.progress import Progress, ProgressFile, Show
-from sumus.simulator.share import ClientJob, ClientResult, Crew, Group, RunSetting, Sums, Trainer, public_seed
 from sumus.simulator.stopping import Stopping
-from sumus.simulator.timeline import CountedReport, Played, RoundWork, Timeline
-from sumus.simulator.traces import devices_of, trace_digest
+from sumus.simulator.virtual_time.fleet_report import Attendance
+from sumus.simulator.virtual_time.timeline import CountedReport, Played, RoundWork, Timeline
+from sumus.simulator.virtual_time.traces import devices_of, trace_digest
 from sumus.site import Site
 from sumus.spec import canonical_json, to_json
 from sumus.storage.client_states import ClientStates

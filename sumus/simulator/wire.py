@@ -29,12 +29,12 @@ from sumus.optimizers import ServerState
 from sumus.protocol.session import Floor
 from sumus.simulator.after_round import RoundListener
 from sumus.simulator.history import History, RoundTally
-from sumus.simulator.participation import present_at
-from sumus.simulator.population import Population
+from sumus.simulator.populations.participation import present_at
+from sumus.simulator.populations.population import Population
+from sumus.simulator.processes.share import public_seed
 from sumus.simulator.progress import Show
-from sumus.simulator.share import public_seed
 from sumus.simulator.simulation import RoundReports, Simulation
-from sumus.simulator.timeline import CountedReport
+from sumus.simulator.virtual_time.timeline import CountedReport
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
 from sumus.transport.inprocess import InProcess

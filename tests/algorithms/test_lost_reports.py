@@ -14,7 +14,7 @@ from torch import nn
 
 import sumus
 from sumus.protocol.round import Session
-from sumus.simulator.timeline import CountedReport, Timeline
+from sumus.simulator.virtual_time.timeline import CountedReport, Timeline
 from sumus.types import Floats
 
 CLIENTS, COHORT, ROUNDS, LOST = 24, 6, 260, 0.1

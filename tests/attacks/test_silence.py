@@ -27,7 +27,7 @@ from sumus.rng import generator
 from sumus.rounds.coordinator import Coordinator
 from sumus.rounds.run import Run
 from sumus.server.runs import Evaluating
-from sumus.simulator.timeline import RoundWork, Timeline
+from sumus.simulator.virtual_time.timeline import RoundWork, Timeline
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Assignment, Refused

@@ -20,7 +20,7 @@ from sumus.experiment import Experiment
 from sumus.first_hop import FirstHop
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
-from sumus.simulator.share import public_seed
+from sumus.simulator.processes.share import public_seed
 from sumus.tree import sha256
 from sumus.wire.messages import Assignment, RelayRequest
 from sumus.wire.reports import encode_sum

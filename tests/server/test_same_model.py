@@ -13,7 +13,7 @@ from benchmarks.kills.__main__ import database
 from sumus.device.training import Training
 from sumus.experiment import Experiment
 from sumus.operations.service import ServerPolicy, Storage, open_service
-from sumus.simulator.share import public_seed
+from sumus.simulator.processes.share import public_seed
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
 from sumus.transport.transport import Transport

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import sumus
-from sumus.simulator.crew import check_workers
+from sumus.simulator.processes.crew import check_workers
 
 TESTS = Path(__file__).parent
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -194,8 +194,8 @@ found["same"] = is_same("fedavg", workers={address!r}, insecure=True)
 @needs_ray
 def test_a_cluster_that_is_not_there_is_said_not_to_be() -> None:
     code = """
-import sumus.simulator.cluster
-sumus.simulator.cluster.REACHED_WITHIN = 3
+import sumus.simulator.processes.cluster
+sumus.simulator.processes.cluster.REACHED_WITHIN = 3
 found["refused"] = refused(workers="127.0.0.1:9")
 """
     found = said(code, **TOKEN)

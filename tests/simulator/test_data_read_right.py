@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 import sumus
 from sumus.preparation import drop_missing, standardize, standardize_running, windows
-from sumus.simulator import traces
+from sumus.simulator.virtual_time import traces
 from tests.simulator.test_population import hugging_face
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype("f4")

@@ -10,7 +10,7 @@ from torch import nn
 
 import sumus
 from sumus import attacks
-from sumus.simulator.participation import Passes
+from sumus.simulator.populations.participation import Passes
 
 TASK = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy})
 WORK = sumus.sgd(lr=0.1, batch_size=8)

@@ -12,7 +12,7 @@ import sumus
 from sumus.errors import ExperimentError
 from sumus.executors.choice import ExecutorChoice
 from sumus.rng import key
-from sumus.simulator.share import ClientJob, Sums
+from sumus.simulator.processes.share import ClientJob, Sums
 from sumus.site import Site
 from sumus.training.program import one_thread
 from tests.simulator.conftest import told

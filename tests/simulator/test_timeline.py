@@ -15,8 +15,8 @@ import sumus
 from sumus.fleet import DAY, DeviceArrays, Fleet
 from sumus.pacing import Pacing
 from sumus.rng import generator
-from sumus.simulator.timeline import Played, RoundWork, ServerCost, Timeline
-from sumus.simulator.traces import devices_of, read
+from sumus.simulator.virtual_time.timeline import Played, RoundWork, ServerCost, Timeline
+from sumus.simulator.virtual_time.traces import devices_of, read
 
 MINUTES = Fleet(seconds=60, spread=10)
 

@@ -3,8 +3,8 @@
 import re
 
 from sumus.errors import ExperimentError, extra
-from sumus.simulator.population import Population
-from sumus.simulator.share import CannotTravel, Crew, RunSetting, Trainer
+from sumus.simulator.populations.population import Population
+from sumus.simulator.processes.share import CannotTravel, Crew, RunSetting, Trainer
 
 
 def check_workers(workers: object, device: str) -> None:
@@ -29,10 +29,10 @@ def crew_of(trainer: Trainer, setting: RunSetting, workers: int | str, insecure:
         return trainer, f"all clients train in one process: {reason}"
     try:
         if isinstance(workers, str):
-            from sumus.simulator.cluster import Cluster
+            from sumus.simulator.processes.cluster import Cluster
 
             return Cluster(trainer, setting, workers, insecure), None
-        from sumus.simulator.workers import Workers
+        from sumus.simulator.processes.workers import Workers
 
         return Workers(trainer, setting, workers), None
     except CannotTravel as reason:

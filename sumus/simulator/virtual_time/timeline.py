@@ -45,8 +45,8 @@ from sumus.protocol.session import DeviceState, Floor, Phase, WorkOffer
 from sumus.protocol.steering import window
 from sumus.rng import generator
 from sumus.rounds.coordinator import Coordinator
-from sumus.simulator.calendar import Calendar
-from sumus.simulator.participation import FIRST_ROUND, Passes, present_at
+from sumus.simulator.populations.participation import FIRST_ROUND, Passes, present_at
+from sumus.simulator.virtual_time.calendar import Calendar
 from sumus.storage.memory import MemoryStore
 from sumus.text import many
 from sumus.types import Array, Floats

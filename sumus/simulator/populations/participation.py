@@ -19,7 +19,7 @@ from sumus.spec import canonical_json
 from sumus.types import Array, plain_number
 
 if TYPE_CHECKING:
-    from sumus.simulator.population import Population
+    from sumus.simulator.populations.population import Population
 
 PerClient = Mapping[Any, int] | Callable[[Any], int]
 """A whole number for each client: by id, or as a function of the id."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sumus.fleet import DAY, DeviceArrays
-from sumus.simulator.picture import figure, save
-from sumus.simulator.timeline import Played, RoundWork, Totals
+from sumus.plotting import figure, save
+from sumus.simulator.virtual_time.timeline import Played, RoundWork, Totals
 from sumus.types import Array, Floats
 
 CLASSES = 10

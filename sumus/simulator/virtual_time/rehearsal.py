@@ -14,9 +14,9 @@ from sumus.experiment import seed_of
 from sumus.fleet import DAY, Fleet
 from sumus.pacing import Pacing
 from sumus.rng import generator
-from sumus.simulator.fleet_report import Attendance, FleetReport
-from sumus.simulator.timeline import RoundWork, ServerCost, Timeline
-from sumus.simulator.traces import devices_of
+from sumus.simulator.virtual_time.fleet_report import Attendance, FleetReport
+from sumus.simulator.virtual_time.timeline import RoundWork, ServerCost, Timeline
+from sumus.simulator.virtual_time.traces import devices_of
 from sumus.types import plain_number
 
 SERVER = ServerCost(commit=0.05, report=0.004, publish=2.0)

@@ -20,7 +20,7 @@ from sumus.executors.executor import ClientAssignment, Executor, Trained
 from sumus.executors.witness import Witness
 from sumus.plan import Plan
 from sumus.rng import generator_of, key
-from sumus.simulator.population import Population
+from sumus.simulator.populations.population import Population
 from sumus.training.program import Program
 from sumus.tree import sha256
 from sumus.types import Broadcast

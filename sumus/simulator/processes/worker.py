@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from sumus.simulator.share import ClientResult, Group, RunSetting, Sums, Trainer
-from sumus.simulator.travel import dumps, unpacked
+from sumus.simulator.processes.share import ClientResult, Group, RunSetting, Sums, Trainer
+from sumus.simulator.processes.travel import dumps, unpacked
 from sumus.task import Task
 from sumus.training.program import Program, one_thread, seeded
 from sumus.types import Broadcast
