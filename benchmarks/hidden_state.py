@@ -477,19 +477,21 @@ def people() -> dict[int, Any]:
 
 def trained(features: Sequence[str], way: str) -> Outcome:
     """Train what was drawn in one of the ways."""
-    options = {"executor": "autograd", "progress": False, "evaluate": sumus.Evaluate(seen=2), **WAYS[way]}
+    compute = sumus.Compute(**{"executor": "autograd", **WAYS[way]})
+    evaluate = sumus.Evaluate(seen=2)
 
-    def run(rounds: int, **more: Any) -> sumus.History:
+    def run(rounds: int, folder: str | None = None) -> sumus.History:
         own = [FEATURES[feature] for feature in features]
         task = sumus.Task(lambda: Drawn(own), Losses(own))
         work = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=4))
-        return sumus.simulate(task, work, people(), rounds, **options, **more)
+        out = sumus.Output(folder, progress=False)
+        return sumus.simulate(task, work, people(), rounds, evaluate=evaluate, compute=compute, out=out)
 
     try:
         if way == "resumed":
             with tempfile.TemporaryDirectory() as folder:
-                run(1, out=folder)
-                history = run(ROUNDS, out=folder)
+                run(1, folder)
+                history = run(ROUNDS, folder)
         else:
             history = run(ROUNDS)
     except sumus.SumusError as error:

@@ -95,14 +95,14 @@ class Evaluation:
 
     def with_keys(self, record: RoundRecord) -> RoundRecord:
         """A record that was read from a file, with each worst client's key as its population has it."""
-        spreads = dict(record.spreads)
+        spreads = dict(record.evaluation.spreads)
         for source, people in (("unseen", self._unseen), ("seen", self._population)):
             if people is not None and source in spreads:
                 spreads[source] = {
                     name: replace(spread, worst_client=people.key_of(spread.worst_client))
                     for name, spread in spreads[source].items()
                 }
-        return replace(record, spreads=spreads)
+        return replace(record, evaluation=replace(record.evaluation, spreads=spreads))
 
     def _measured(self, population: Population, client: Any) -> Measured:
         """What the module measures on a client, as it is loaded."""

@@ -22,7 +22,7 @@ BIG = 2**53 + 1
 
 def run(examples: Any, **task: Any) -> sumus.History:
     made = sumus.Task(lambda: nn.Linear(3, 2), sumus.losses.cross_entropy, **task)
-    return sumus.simulate(made, sumus.fedavg(sumus.sgd(lr=0.1)), {"bob": examples}, 1, progress=False)
+    return sumus.simulate(made, sumus.fedavg(sumus.sgd(lr=0.1)), {"bob": examples}, 1, out=sumus.Output(progress=False))
 
 
 class Items(Dataset[Any]):

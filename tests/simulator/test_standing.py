@@ -14,6 +14,7 @@ import torch
 import sumus
 from sumus.simulator.history import RoundRecord
 from sumus.simulator.progress import LineProgress, ProgressFile, progress_of
+from tests.simulating import simulated
 
 
 def person(number: int) -> tuple[Any, Any]:
@@ -60,7 +61,7 @@ TASK = sumus.Task(
 
 
 def run(people: Any, rounds: int = 1, **options: Any) -> sumus.History:
-    return sumus.simulate(
+    return simulated(
         TASK,
         sumus.fedavg(sumus.sgd(lr=0.1)),
         people,
