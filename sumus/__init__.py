@@ -80,7 +80,7 @@ _PUBLIC = {
     "Output": "sumus.simulator.options",
     "check": "sumus.simulator.check",
     "History": "sumus.simulator.history",
-    "RoundRecord": "sumus.simulator.history",
+    "RoundRecord": "sumus.simulator.records",
     "Spread": "sumus.metrics",
     # what can go wrong?
     "DataError": "sumus.errors",

@@ -245,11 +245,21 @@ def apply_gradients(
     lr: Any,
     step: Any,
 ) -> tuple[dict[str, Any], dict[str, LeafState]]:
-    """One local step after the gradient is known: correct, clip, update every leaf. Pure; the reference for executors.
+    """Take one local step after the gradient is known: correct, clip, update every leaf. Pure; the reference for executors.
 
-    params, grads: every leaf with a gradient, float arrays or tensors of one shape and dtype a leaf. Leaves that are not in
-    `broadcast["params"]` are personal: they are trained, and never corrected.
-    lr: of this step, a float or a 0-d float.  step: from 1 within the client's round, an int or a 0-d float.
+    Args:
+        work: What the client does.
+        params: Every leaf with a gradient, float arrays or tensors. Leaves that are not in `broadcast["params"]` are personal:
+            they are trained, and never corrected.
+        grads: The gradients, of the shapes and dtypes of the leaves.
+        states: What the optimizer keeps of each leaf.
+        broadcast: What the server sent.
+        client_state: What the client keeps.
+        lr: The rate of this step, a float or a 0-d float.
+        step: The number of the step, from 1 within the client's round, an int or a 0-d float.
+
+    Returns:
+        The leaves, and what the optimizer keeps of each.
     """
     shared = {name: grads[name] for name in broadcast["params"] if name in grads}
     with own_code("correct", work, "it must give a gradient for every gradient that it is given"):
@@ -414,8 +424,18 @@ def sgd(
 ) -> ClientWork:
     """Local SGD: one epoch unless `epochs` or `steps` says otherwise; state starts afresh each round.
 
-    leaves: by pattern of their names, shell-style, what is otherwise for some leaves: `weight_decay`, and `lr_factor`, which
-        multiplies the rate. A leaf matches one pattern, or none.
+    Args:
+        lr: The rate of each round.
+        epochs: Passes over the client's examples.
+        steps: A number of batches, in place of `epochs`.
+        batch_size: Examples a batch; None for one batch of all examples.
+        momentum: The share of the last step that the next one keeps.
+        nesterov: Whether momentum looks ahead.
+        weight_decay: What each leaf is pulled towards zero by.
+        clip_norm: The largest L2 norm of a step's gradient; None for any.
+        drop_last: Whether the examples that do not fill a pass's last batch are left out.
+        leaves: By pattern of their names, shell-style, what is otherwise for some leaves: `weight_decay`, and `lr_factor`, which
+            multiplies the rate. A leaf matches one pattern, or none.
     """
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: sgd_rule(momentum, nesterov, decay), weight_decay, leaves, *amount)
@@ -435,7 +455,7 @@ def adam(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local Adam; its moments start afresh each round and never leave the device. leaves: as of `sgd`."""
+    """Local Adam; its moments start afresh each round and never leave the device. `leaves` are as of `sgd`."""
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay), weight_decay, leaves, *amount)
 
@@ -454,6 +474,6 @@ def adamw(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local AdamW: weight decay apart from the gradient. leaves: as of `sgd`."""
+    """Local AdamW: weight decay apart from the gradient. `leaves` are as of `sgd`."""
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: adam_rule(betas, eps, decay, decoupled=True), weight_decay, leaves, *amount)

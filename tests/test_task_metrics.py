@@ -12,7 +12,7 @@ from torch import nn
 
 import sumus
 from sumus import losses, metrics
-from sumus.simulator.history import RoundRecord
+from sumus.simulator.records import RoundRecord
 
 LOGITS = losses.binary_cross_entropy_with_logits
 EQUAL = [metrics.mean_absolute_error, metrics.mean_squared_error, losses.mean_squared_error]

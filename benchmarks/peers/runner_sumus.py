@@ -12,8 +12,8 @@ import sumus
 from benchmarks.lockstep import Turns
 from benchmarks.peers.asked import parser, workload_of
 from benchmarks.workloads import Workload
-from sumus.simulator.history import RoundRecord
 from sumus.simulator.progress import Show
+from sumus.simulator.records import RoundRecord
 
 PLANNED = 1000  # rounds of the run that is begun: long enough for a probe; it is stopped when its turns are over
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from sumus.errors import ExperimentError, UsageError, own_code
 from sumus.metrics import Spread
-from sumus.simulator.history import RoundRecord, figures_of
+from sumus.simulator.records import RoundRecord, figures_of
 from sumus.training.apart import TorchApart
 
 

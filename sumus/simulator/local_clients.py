@@ -8,12 +8,12 @@ from typing import Any
 from sumus.aggregate import Aggregate
 from sumus.optimizers import ServerState
 from sumus.simulator.checkpoint import Checkpoint
-from sumus.simulator.history import RoundTally
 from sumus.simulator.options import Compute
 from sumus.simulator.participants import RoundReports
 from sumus.simulator.populations.participation import present_at
 from sumus.simulator.prepared import PreparedRun
 from sumus.simulator.processes.share import ClientJob, ClientResult, Crew, Group, Sums, Trainer, public_seed
+from sumus.simulator.records import RoundTally
 from sumus.simulator.staffing import staff
 from sumus.simulator.virtual_time.account import CountedReport
 from sumus.site import Site

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from sumus.optimizers import ServerState
 from sumus.simulator.checkpoint import Checkpoint
-from sumus.simulator.history import RoundTally
 from sumus.simulator.processes.share import Sums
+from sumus.simulator.records import RoundTally
 from sumus.simulator.virtual_time.account import CountedReport
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from sumus.errors import ExperimentError
 from sumus.simulator.checkpoint import Checkpoint
-from sumus.simulator.history import History, RoundRecord
+from sumus.simulator.history import History
 from sumus.simulator.progress import ProgressFile
+from sumus.simulator.records import RoundRecord
 
 
 class RunFolder:

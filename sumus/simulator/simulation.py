@@ -17,28 +17,20 @@ from sumus.optimizers import ServerState
 from sumus.simulator.after_round import RoundListener, RoundOutcome
 from sumus.simulator.checkpoint import Checkpoint
 from sumus.simulator.evaluation import MOST_NOTES, Evaluation
-from sumus.simulator.history import (
-    BestModel,
-    History,
-    Provenance,
-    ReportCounts,
-    RoundEvaluation,
-    RoundRecord,
-    RoundTally,
-    RoundTraffic,
-    failures_of,
-)
+from sumus.simulator.history import BestModel, History, Provenance, failures_of
 from sumus.simulator.kept import BestSoFar
 from sumus.simulator.participants import Participants, RoundReports
 from sumus.simulator.populations.participation import present_at
 from sumus.simulator.prepared import PreparedRun
 from sumus.simulator.processes.share import Sums
 from sumus.simulator.progress import Progress, Show
+from sumus.simulator.records import ReportCounts, RoundEvaluation, RoundRecord, RoundTally, RoundTraffic
 from sumus.simulator.run_folder import RunFolder
 from sumus.simulator.stopping import Stopping
 from sumus.simulator.turnout import Turnout
 from sumus.simulator.virtual_time.account import CountedReport, Played
 from sumus.storage.client_states import ClientStates
+from sumus.training.program import Program
 from sumus.tree import nbytes, sha256
 from sumus.types import Tree
 from sumus.work import ClientState
@@ -250,7 +242,7 @@ class Simulation:
             ),
             seconds=time.perf_counter() - began,
             at=played.ended,
-            reports=self._reports(played, tally, received.failed),
+            reports=_report_counts(played, tally, received.failed, self._plan.pacing.buffered),
         )
         pending.pop(number, None)
         after = replace(
@@ -262,18 +254,6 @@ class Simulation:
             rounds=(*at.rounds, record),
         )
         return self._with_best(after, record)
-
-    def _reports(self, played: Played, tally: RoundTally, failed: Mapping[str, str]) -> ReportCounts:
-        """What became of a round's reports besides being counted."""
-        reasons = played.dropped.copy()
-        if failed:
-            reasons["failed"] = len(failed)
-        return ReportCounts(
-            dropped=sum(reasons.values()) if self._plan.pacing.buffered else played.given - tally.clients,
-            staleness=dict(sorted(tally.staleness.items())),
-            reasons=dict(sorted(reasons.items())),
-            failed=failed,
-        )
 
     def _evaluated(self, number: int, state: ServerState, loss: float, settled: Mapping[str, bool]) -> RoundEvaluation:
         """Measure the model after a round if its turn has come, each client with the state that it will have."""
@@ -345,12 +325,8 @@ class Simulation:
             notes=tuple(notes),
             fleet=self._turnout.report(),
             start=self.at.start,
-            best=None if best is None else self._best_model(best),
+            best=None if best is None else _best_model(best, self._program),
         )
-
-    def _best_model(self, best: BestSoFar) -> BestModel:
-        model = self._program.state_dict(best.model)
-        return BestModel(best.round, best.metric, best.value, model, sha256(best.model))
 
 
 def _expect_some(received: RoundReports, number: int) -> None:
@@ -361,3 +337,22 @@ def _expect_some(received: RoundReports, number: int) -> None:
             f"the part of all {len(received.failed)} clients of round {number + 1} failed, so that leaving them out leaves "
             f"nobody; the first of them, {client}: {why}"
         )
+
+
+def _report_counts(played: Played, tally: RoundTally, failed: Mapping[str, str], buffered: bool) -> ReportCounts:
+    """What became of a round's reports besides being counted. buffered: whether a sum is over reports of any age."""
+    reasons = played.dropped.copy()
+    if failed:
+        reasons["failed"] = len(failed)
+    return ReportCounts(
+        dropped=sum(reasons.values()) if buffered else played.given - tally.clients,
+        staleness=dict(sorted(tally.staleness.items())),
+        reasons=dict(sorted(reasons.items())),
+        failed=failed,
+    )
+
+
+def _best_model(best: BestSoFar, program: Program) -> BestModel:
+    """The best model of a run, as a history has it."""
+    model = program.state_dict(best.model)
+    return BestModel(best.round, best.metric, best.value, model, sha256(best.model))

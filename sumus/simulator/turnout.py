@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sumus.rng import generator
-from sumus.simulator.history import RoundRecord
 from sumus.simulator.prepared import PreparedRun
+from sumus.simulator.records import RoundRecord
 from sumus.simulator.virtual_time.account import CountedReport, Played
 from sumus.simulator.virtual_time.fleet_model import RoundWork
 from sumus.simulator.virtual_time.fleet_report import Attendance, FleetReport

@@ -27,12 +27,12 @@ from sumus.operations.service import ServerPolicy, Service, open_service
 from sumus.optimizers import ServerState
 from sumus.protocol.session import Floor
 from sumus.simulator.checkpoint import Checkpoint
-from sumus.simulator.history import RoundTally
 from sumus.simulator.participants import RoundReports
 from sumus.simulator.populations.participation import present_at
 from sumus.simulator.populations.population import Population
 from sumus.simulator.prepared import PreparedRun
 from sumus.simulator.processes.share import public_seed
+from sumus.simulator.records import RoundTally
 from sumus.simulator.virtual_time.account import CountedReport
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task

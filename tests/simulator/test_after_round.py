@@ -12,8 +12,8 @@ from torch import nn
 
 import sumus
 from sumus.simulator.after_round import RoundOutcome
-from sumus.simulator.history import RoundRecord
 from sumus.simulator.kept import BestSoFar
+from sumus.simulator.records import RoundRecord
 from sumus.simulator.stopping import Stopping
 from tests.simulating import doors
 

@@ -21,7 +21,8 @@ from sumus.algorithms import scaffold
 from sumus.executors.executor import Trained
 from sumus.rng import generator
 from sumus.simulator.checkpoint import CHECKPOINT, Checkpoint
-from sumus.simulator.history import History, RoundRecord
+from sumus.simulator.history import History
+from sumus.simulator.records import RoundRecord
 from sumus.storage.client_states import ClientStates
 from sumus.work import ClientState, LocalRun, Parts, send_difference
 

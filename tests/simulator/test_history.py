@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import sumus
-from sumus.simulator.history import RoundRecord
+from sumus.simulator.records import RoundRecord
 
 Make = Callable[..., sumus.Experiment]
 

@@ -19,7 +19,7 @@ from torch import nn
 import sumus
 from sumus import attacks
 from sumus.simulator.checkpoint import CHECKPOINT, Checkpoint
-from sumus.simulator.history import RoundRecord
+from sumus.simulator.records import RoundRecord
 
 Make = Callable[..., sumus.Experiment]
 

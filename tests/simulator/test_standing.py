@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import sumus
-from sumus.simulator.history import RoundRecord
 from sumus.simulator.progress import LineProgress, ProgressFile, progress_of
+from sumus.simulator.records import RoundRecord
 from tests.simulating import simulated
 
 

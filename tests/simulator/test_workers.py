@@ -24,11 +24,11 @@ from torch import nn
 import sumus
 from sumus import attacks
 from sumus.executors.vectorized import VectorizedExecutor
-from sumus.simulator.history import RoundRecord
 from sumus.simulator.populations.population import as_population
 from sumus.simulator.processes.share import CannotTravel, ClientJob, RunSetting, Sums, Trainer
 from sumus.simulator.processes.travel import packed, unpacked
 from sumus.simulator.processes.workers import Workers
+from sumus.simulator.records import RoundRecord
 from sumus.training.program import Program
 from sumus.tree import sha256
 
