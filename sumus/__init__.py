@@ -13,6 +13,7 @@ _PUBLIC = {
     "Data": "sumus.task",
     # what does a client do?
     "ClientWork": "sumus.work",
+    "ClientRules": "sumus.work",
     "LeafRule": "sumus.work",
     "LocalRun": "sumus.work",
     "zeros_as": "sumus.work",
@@ -61,8 +62,10 @@ _PUBLIC = {
     "Experiment": "sumus.experiment",
     "Conditions": "sumus.pacing",
     "Fleet": "sumus.fleet",
-    "FleetReport": "sumus.simulator.fleet_report",
-    "rehearse": "sumus.simulator.rehearsal",
+    "FleetNetwork": "sumus.fleet",
+    "FleetTiming": "sumus.fleet",
+    "FleetReport": "sumus.simulator.virtual_time.fleet_report",
+    "rehearse": "sumus.simulator.virtual_time.rehearsal",
     "serve": "sumus.operations.serve",
     "Device": "sumus.device.device",
     "Floor": "sumus.protocol.session",
@@ -70,12 +73,14 @@ _PUBLIC = {
     "DirectoryClientStates": "sumus.storage.client_states",
     "MemoryClientStates": "sumus.storage.client_states",
     "Evaluate": "sumus.experiment",
-    "Population": "sumus.simulator.population",
+    "Population": "sumus.simulator.populations.population",
     "simulate": "sumus.simulator.simulate",
     "run": "sumus.simulator.simulate",
+    "Compute": "sumus.simulator.options",
+    "Output": "sumus.simulator.options",
     "check": "sumus.simulator.check",
     "History": "sumus.simulator.history",
-    "RoundRecord": "sumus.simulator.history",
+    "RoundRecord": "sumus.simulator.records",
     "Spread": "sumus.metrics",
     # what can go wrong?
     "DataError": "sumus.errors",
@@ -92,14 +97,14 @@ _PUBLIC = {
 }
 
 _MODULES = {
-    "attacks": "sumus.simulator.attacks",
+    "attacks": "sumus.simulator.populations.attacks",
     "losses": "sumus.training.losses",
     "metrics": "sumus.metrics",
     "optimizers": "sumus.optimizers",
     "preparation": "sumus.preparation",
     "robust": "sumus.robust",
     "schedules": "sumus.schedules",
-    "splits": "sumus.simulator.splits",
+    "splits": "sumus.simulator.populations.splits",
     "staleness": "sumus.staleness",
 }
 

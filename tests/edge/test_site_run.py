@@ -20,7 +20,7 @@ from sumus.experiment import Experiment
 from sumus.first_hop import FirstHop
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
-from sumus.simulator.share import public_seed
+from sumus.simulator.processes.share import public_seed
 from sumus.tree import sha256
 from sumus.wire.messages import Assignment, RelayRequest
 from sumus.wire.reports import encode_sum
@@ -84,7 +84,7 @@ def test_a_site_does_what_a_simulated_one_does(stack: ExitStack, algorithm: str)
     run = service.server.tasks[0].training
     wait_until(lambda: run.version == ROUNDS, "the sums did not go up")
     real = sha256(decode_tree(service.blobs.get(run.model(ROUNDS).model)))
-    assert real == sumus.run(wanted, executor="sequential", workers=1).model_sha256
+    assert real == sumus.run(wanted, compute=sumus.Compute(executor="sequential", workers=1)).model_sha256
     wait_until(lambda: [edge.uplink.sent for edge, _ in edges] == [ROUNDS] * SITES, "a sum for all of its own rounds")
     assert run.model(ROUNDS).contributors == len(PEOPLE)
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import sumus
-from sumus.simulator.history import RoundRecord
 from sumus.simulator.progress import LineProgress, ProgressFile, progress_of
+from sumus.simulator.records import RoundRecord
+from tests.simulating import simulated
 
 
 def person(number: int) -> tuple[Any, Any]:
@@ -60,7 +61,7 @@ TASK = sumus.Task(
 
 
 def run(people: Any, rounds: int = 1, **options: Any) -> sumus.History:
-    return sumus.simulate(
+    return simulated(
         TASK,
         sumus.fedavg(sumus.sgd(lr=0.1)),
         people,

@@ -18,7 +18,7 @@ from sumus.columns import array_of
 from sumus.errors import ExperimentError
 from sumus.experiment import Examples
 from sumus.rng import generator
-from sumus.simulator.population import Population, as_population
+from sumus.simulator.populations.population import Population, as_population
 from sumus.tree import tree_map
 from sumus.types import Array, Tree
 

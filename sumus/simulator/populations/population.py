@@ -11,8 +11,8 @@ import numpy as np
 from sumus.columns import array_of, ids_of, numbers_of, stacked
 from sumus.errors import DataError, ExperimentError, SumusError
 from sumus.experiment import Examples, expect_population
-from sumus.simulator.participation import Participation, PerClient
-from sumus.simulator.picture import colormap, figure, save
+from sumus.plotting import colormap, figure, save
+from sumus.simulator.populations.participation import Participation, PerClient
 from sumus.text import whole_number
 from sumus.types import Array
 

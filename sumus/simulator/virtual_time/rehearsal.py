@@ -14,9 +14,11 @@ from sumus.experiment import seed_of
 from sumus.fleet import DAY, Fleet
 from sumus.pacing import Pacing
 from sumus.rng import generator
-from sumus.simulator.fleet_report import Attendance, FleetReport
-from sumus.simulator.timeline import RoundWork, ServerCost, Timeline
-from sumus.simulator.traces import devices_of
+from sumus.simulator.virtual_time.fleet_model import RoundWork
+from sumus.simulator.virtual_time.fleet_report import Attendance, FleetReport
+from sumus.simulator.virtual_time.server import ServerCost
+from sumus.simulator.virtual_time.timeline import Timeline
+from sumus.simulator.virtual_time.traces import devices_of
 from sumus.types import plain_number
 
 SERVER = ServerCost(commit=0.05, report=0.004, publish=2.0)
@@ -35,10 +37,22 @@ def rehearse(
     outages: Sequence[tuple[float, float]] = (),
     watch: Callable[[float], None] = lambda day: None,
 ) -> FleetReport:
-    """Let a fleet of so many devices run for so many simulated days.
+    """Let a fleet run for some simulated days. Two runs with one seed are the same, event for event.
 
-    down, up: bytes of a broadcast and of a report.  outages: (from, to) in seconds, in which the server cannot be reached.
-    watch: is told the day, now and then.  Two runs with one seed are the same, event for event.
+    Args:
+        pacing: Who takes part in a round, and when.
+        fleet: What the devices are like.
+        devices: How many devices there are.
+        days: How many simulated days.
+        seed: The seed of everything random.
+        down: Bytes of a broadcast.
+        up: Bytes of a report.
+        server: How long the server takes.
+        outages: (from, to) in seconds, in which the server cannot be reached.
+        watch: Is called with the day that was reached, after each round.
+
+    Returns:
+        What the fleet did.
     """
     expect(pacing, Pacing, "pacing=")
     expect(fleet, Fleet, "fleet=")

@@ -32,7 +32,12 @@ Spans = Sequence[tuple[int, int]]
 
 
 def dumps(value: object, apart: Callable[[pickle.PickleBuffer], object] | None = None) -> bytes:
-    """A value as bytes for `pickle.loads`. apart: takes the memory of large arrays, which then is not in the bytes."""
+    """Turn a value into bytes for `pickle.loads`.
+
+    Args:
+        value: The value.
+        apart: Takes the memory of large arrays, which then is not in the bytes.
+    """
     written = io.BytesIO()
     with _by_value() as met:
         pickler: Any = _Pickler(written, met, apart)

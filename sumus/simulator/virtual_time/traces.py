@@ -1,12 +1,15 @@
-"""Devices that were measured, from a CSV file with a line for each, in place of drawn ones.
+"""Devices that were measured, from a CSV file with a line for each, in place of devices that are drawn.
 
     seconds,down,up,clock,online
     48,1200000,300000,1.0,79200-25200
     150,800000,100000,1.0002,75600-21600 43200-46800
 
-seconds: for a round's work.  down, up: bytes a second; empty for no time.  clock: how fast
-its clock runs, empty for right.  online: intervals of each day in seconds, over midnight too; empty for always.  A population
-that is larger than the file has its lines again from the first.
+seconds   how long a round's work takes
+down, up  bytes a second; empty if transfers take no time
+clock     how fast the device's clock runs; empty if it is right
+online    intervals of each day in seconds, which may go over midnight; empty if the device is always online
+
+A population that is larger than the file has its lines again from the first.
 """
 
 import csv
@@ -19,6 +22,7 @@ import numpy as np
 
 from sumus.errors import ExperimentError, unread
 from sumus.fleet import DAY, DeviceArrays, Fleet
+from sumus.spec import canonical_json
 
 COLUMNS = ("seconds", "down", "up", "clock", "online")
 
@@ -33,12 +37,14 @@ def devices_of(fleet: Fleet, count: int, rng: np.random.Generator) -> DeviceArra
     return DeviceArrays(*columns)
 
 
-def trace_digest(fleet: Fleet) -> str:
-    """A hash of the file that a fleet's devices are read from; empty where they are drawn."""
+def fleet_identity(fleet: Fleet) -> str:
+    """What must be the same of a fleet for a run to go on: its figures, and a hash of the file that its devices are read from."""
+    figures = canonical_json({"name": "fleet", "with": {**fleet.figures, "trace": None}})
     try:
-        return "" if fleet.trace is None else hashlib.sha256(Path(fleet.trace).read_bytes()).hexdigest()
+        measured = b"" if fleet.trace is None else Path(fleet.trace).read_bytes()
     except OSError as error:
         raise ExperimentError(f"the trace {fleet.trace} cannot be read: {unread(error)}") from error
+    return figures + ("" if fleet.trace is None else hashlib.sha256(measured).hexdigest())
 
 
 def read(path: Path) -> DeviceArrays:

@@ -19,7 +19,7 @@ from sumus.spec import canonical_json
 from sumus.types import Array, plain_number
 
 if TYPE_CHECKING:
-    from sumus.simulator.population import Population
+    from sumus.simulator.populations.population import Population
 
 PerClient = Mapping[Any, int] | Callable[[Any], int]
 """A whole number for each client: by id, or as a function of the id."""
@@ -28,21 +28,26 @@ FIRST_ROUND = 1
 
 @dataclass(frozen=True)
 class Participation:
-    """in_passes: whether each client is drawn once before any is drawn twice.  joins: the round, from 1, from which a client is
-    there; 1 for those that a mapping does not name.  weights: what a client weighs; None for its examples."""
+    """Who takes part, and with what weight.
+
+    Attributes:
+        in_passes: Whether each client is drawn once before any is drawn twice.
+        joins: The round, from 1, from which a client is there; 1 for clients that a mapping does not name.
+        weights: What a client weighs; None for its examples.
+    """
 
     in_passes: bool = False
     joins: PerClient | None = None
     weights: PerClient | None = None
 
     def joined(self, clients: Sequence[Any]) -> Array | None:
-        """The round from which each client is there, int64 `(clients,)`, from 1; None where all are there from the start."""
+        """The round from which each client is there, int64 `(clients,)`, from 1; None if all are there from the start."""
         if self.joins is None:
             return None
         return np.array([self._number("joining", self.joins, client, FIRST_ROUND) for client in clients], np.int64)
 
     def weight_of(self, client: Any, examples: int, most: int) -> int:
-        """What a client with so many examples weighs. most: that the plan counts."""
+        """What a client with so many examples weighs. most: the largest weight that the plan counts."""
         if self.weights is None:
             return examples
         weight = self._number("weighed", self.weights, client, None)
@@ -106,9 +111,12 @@ class Passes:
         self._left: Array = np.zeros(0, np.int64)
 
     def draw(self, wanted: int, present: Array, may_come: Callable[[Array], Array]) -> list[int]:
-        """Up to so many who may come now. Those who may not keep their place, and the next pass begins when nobody is left.
+        """Draw clients that may come now. Those that may not keep their place, and the next pass begins when nobody is left.
 
-        present: positions of all who are there, int64.  may_come: of positions, which may be given work now.
+        Args:
+            wanted: How many, at most.
+            present: Positions of all clients that are there, int64.
+            may_come: Tells which of some positions may be given work now.
         """
         drawn: list[int] = []
         for _ in range(2):  # what is left of a pass, and the next one; more than two would hold a client twice

@@ -1,38 +1,32 @@
 """Who trains a round's clients: this process, processes beside it, or a cluster."""
 
-import re
-
 from sumus.errors import ExperimentError, extra
-from sumus.simulator.population import Population
-from sumus.simulator.share import CannotTravel, Crew, RunSetting, Trainer
-
-
-def check_workers(workers: object, device: str) -> None:
-    """Refuse what is no number of processes and no cluster; None leaves it open."""
-    processes = isinstance(workers, int) and not isinstance(workers, bool) and workers >= 1
-    cluster = isinstance(workers, str) and re.fullmatch(r"ray|[\w.-]+:\d+|\[[\da-fA-F:]+\]:\d+", workers)
-    if not (workers is None or processes or cluster):
-        raise ExperimentError(
-            f"workers={workers!r}: give a number of processes from 1, 'ray', or HOST:PORT of a Ray cluster that runs"
-        )
-    if workers not in (None, 1) and device != "cpu":
-        raise ExperimentError(
-            f"workers={workers!r} with device={device!r}: processes share no GPU; leave workers= out, or train on the CPU"
-        )
+from sumus.simulator.populations.population import Population
+from sumus.simulator.processes.share import CannotTravel, Crew, RunSetting, Trainer
 
 
 def crew_of(trainer: Trainer, setting: RunSetting, workers: int | str, insecure: bool) -> tuple[Crew, str | None]:
-    """A crew as wanted, and None; or this process alone, and why."""
+    """Start who trains a run's clients.
+
+    Args:
+        trainer: This process.
+        setting: What the clients of the run are trained with.
+        workers: How many processes train at once, or the Ray cluster that does.
+        insecure: Whether a Ray cluster may be used that lets everyone in.
+
+    Returns:
+        The crew, and why it is this process alone if more was wanted; else None.
+    """
     if workers == 1:
         return trainer, None
     if reason := _together(setting):
         return trainer, f"all clients train in one process: {reason}"
     try:
         if isinstance(workers, str):
-            from sumus.simulator.cluster import Cluster
+            from sumus.simulator.processes.cluster import Cluster
 
             return Cluster(trainer, setting, workers, insecure), None
-        from sumus.simulator.workers import Workers
+        from sumus.simulator.processes.workers import Workers
 
         return Workers(trainer, setting, workers), None
     except CannotTravel as reason:
@@ -43,14 +37,14 @@ def crew_of(trainer: Trainer, setting: RunSetting, workers: int | str, insecure:
 
 
 def described(workers: int | str) -> str:
-    """Where clients are trained, in words."""
+    """Say where clients are trained."""
     if isinstance(workers, str):
         return f"on {'a Ray cluster here' if workers == 'ray' else workers}"
     return f"in {workers} {'process' if workers == 1 else 'processes'}"
 
 
 def _together(setting: RunSetting) -> str | None:
-    """Why one process has to train everyone, if it has to."""
+    """Say why one process has to train all clients; None if it need not."""
     if setting.plan.algorithm.aggregator.one_by_one:
         return "each goes on from where the one before left the model"
     if type(setting.population).sent is not Population.sent:

@@ -1,4 +1,4 @@
-"""Who wakes when, for very many: devices by minute, as arrays, sorted as their minute comes."""
+"""When devices wake, for very many of them: arrays by the minute, each sorted when its minute comes."""
 
 import heapq
 import math
@@ -12,7 +12,13 @@ from sumus.types import Array, Floats
 
 @dataclass(slots=True)
 class _Minute:
-    """Those who wake in it, in no order. many: put in together.  who, moments: one by one."""
+    """The devices that wake in a minute, in no order.
+
+    Attributes:
+        many: Devices that were put in together, and their moments.
+        who: Devices that were put in one by one.
+        moments: The moments of these.
+    """
 
     many: list[tuple[Array, Floats]] = field(default_factory=list[tuple[Array, Floats]])
     who: list[int] = field(default_factory=list[int])
@@ -20,7 +26,7 @@ class _Minute:
 
 
 class Calendar:
-    """Devices and the moments at which they wake."""
+    """Devices, and the moments at which they wake."""
 
     def __init__(self) -> None:
         self._minutes: list[int] = []
@@ -31,7 +37,7 @@ class Calendar:
         self._minute = -1
 
     def put(self, who: Array, moments: Floats) -> None:
-        """Wake these then."""
+        """Wake devices at these moments."""
         if not len(who):
             return
         minutes = np.maximum(moments // MINUTE, self._minute).astype(np.int64)
@@ -45,7 +51,7 @@ class Calendar:
                 self._in(minute).many.append((who[some], moments[some]))
 
     def put_one(self, who: int, moment: float) -> None:
-        """Wake this one then."""
+        """Wake a device at this moment."""
         minute = int(moment // MINUTE)
         if minute <= self._minute:
             self._wake_within_this_minute(np.array([who]), np.array([moment]))
@@ -65,14 +71,14 @@ class Calendar:
         self._lay_out([self._who[rest], who], [self._moments[rest], moments])
 
     def _lay_out(self, who: list[Array], moments: list[Floats]) -> None:
-        """The minute that is being lived through."""
+        """Sort the devices of the minute that has come."""
         together = np.concatenate(moments)
         order = np.argsort(together, kind="stable")
         self._who, self._moments = np.concatenate(who)[order], together[order]
         self._taken, self._held = 0, len(order)
 
     def next(self) -> float:
-        """When the next one wakes, infinity for never."""
+        """When the next device wakes; infinity if none does."""
         while self._taken == self._held:
             if not self._minutes:
                 return math.inf
@@ -83,7 +89,7 @@ class Calendar:
         return float(self._moments[self._taken])
 
     def take(self, until: float) -> tuple[Array, Floats]:
-        """Those who wake next, up to a moment; one at least."""
+        """Take the devices that wake next, up to a moment; at least one."""
         stop = max(self._taken + 1, int(np.searchsorted(self._moments, until, "right")))
         taken = slice(self._taken, stop)
         self._taken = stop

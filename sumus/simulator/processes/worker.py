@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
-from sumus.simulator.share import ClientResult, Group, RunSetting, Sums, Trainer
-from sumus.simulator.travel import dumps, unpacked
+from sumus.simulator.processes.share import ClientResult, Group, RunSetting, Sums, Trainer
+from sumus.simulator.processes.travel import dumps, unpacked
 from sumus.task import Task
 from sumus.training.program import Program, one_thread, seeded
 from sumus.types import Broadcast
@@ -73,7 +73,12 @@ Message: TypeAlias = RoundStart | ClientBatch | RoundEnd | Sizes | WitnessReques
 
 
 def main(line: int, memory: int) -> None:
-    """Serve on a connection. line, memory: descriptors of the connection, and of the file with the setting."""
+    """Serve on a connection.
+
+    Args:
+        line: The descriptor of the connection.
+        memory: The descriptor of the file with the setting.
+    """
     connection, parent = Connection(line), os.getppid()
     inbox, outbox = SimpleQueue[Any](), SimpleQueue[bytes]()
     reader = threading.Thread(target=_read, args=(connection, inbox, parent), daemon=True)

@@ -18,16 +18,16 @@ from typing import Any
 
 from sumus.errors import ExperimentError
 from sumus.interrupt import undisturbed, unheard, whole
-from sumus.simulator.share import ELSEWHERE, CannotTravel, ClientResult, Group, RunSetting, Sums, Trainer
-from sumus.simulator.travel import Spans, dumps, packed
-from sumus.simulator.worker import ClientBatch, Failure, Message, RoundEnd, RoundStart, Sizes, WitnessRequest
+from sumus.simulator.processes.share import ELSEWHERE, CannotTravel, ClientResult, Group, RunSetting, Sums, Trainer
+from sumus.simulator.processes.travel import Spans, dumps, packed
+from sumus.simulator.processes.worker import ClientBatch, Failure, Message, RoundEnd, RoundStart, Sizes, WitnessRequest
 from sumus.types import Broadcast
 
 AHEAD = 2
 """Groups that a worker has at most: the one that it trains, and one more."""
 _START = (
     "import sys; line, memory, *sys.path = sys.argv[1:]; "
-    "from sumus.simulator.worker import main; main(int(line), int(memory))"
+    "from sumus.simulator.processes.worker import main; main(int(line), int(memory))"
 )
 
 

@@ -20,7 +20,7 @@ from sumus.executors.executor import ClientAssignment, Executor, Trained
 from sumus.executors.witness import Witness
 from sumus.plan import Plan
 from sumus.rng import generator_of, key
-from sumus.simulator.population import Population
+from sumus.simulator.populations.population import Population
 from sumus.training.program import Program
 from sumus.tree import sha256
 from sumus.types import Broadcast
@@ -30,15 +30,20 @@ ELSEWHERE = (
     "another process computes something else: does the code keep state that sumus does not see, or settings that only this "
     "process has made, outside the task?"
 )
-"""Said where proofs differ: a module's variables that a script set, torch's settings, a model= that is not seeded."""
+"""Said if proofs differ: a module's variables that a script set, torch's settings, a model= that is not seeded."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClientJob:
     """One client's work in a round, whose report is counted.
 
-    state: what it kept from earlier rounds.  again: how often it had work in this round before.  most_steps: that it has time
-    for.  into: the number of the sum that its report goes into.  staleness: of the report, in versions.
+    Attributes:
+        client: The client's id.
+        state: What the client kept from earlier rounds.
+        again: How often the client had work in this round before.
+        most_steps: The local steps that the client has time for; None for all.
+        into: The number of the sum that the report goes into.
+        staleness: How many versions late the report is.
     """
 
     client: Any
@@ -72,11 +77,16 @@ class Sums(defaultdict[int, RunningSum]):
 
 @dataclass(frozen=True)
 class RunSetting:
-    """What it takes to train shares of a run's rounds: the same in every process.
+    """What shares of a run's rounds are trained with: the same in every process.
 
-    plan: with its data declared, and its task with its code.  executor: makes one, of a program and the clients' work.  skips:
-    whether a client whose part of a round fails is left out.  first: the position of the client that says what examples look
-    like.  clients: how often each process is likely to train one; 0 where that is not known.
+    Attributes:
+        plan: The plan, with its data declared, and its task with its code.
+        population: The clients.
+        seed: The seed of everything random.
+        executor: Makes an executor of a program and the clients' work.
+        skips: Whether a client whose part of a round fails is left out.
+        first: The position of the client that says what examples look like.
+        clients: How often each process is likely to train a client; 0 if that is not known.
     """
 
     plan: Plan
@@ -92,10 +102,17 @@ class RunSetting:
 class ClientResult:
     """What came of one client's training.
 
-    into: the number of the sum that it is in.  metrics: (sum, count) by name.  nbytes: of its report.  became: whether that is
-    counted, or was an attacker's and refused, or there is none, since something failed.  state: what it is to keep once it is
-    counted.  alone: its aggregate of one, where the aggregator needs each update; else it is in the share's sum.  why: what
-    failed.  moved: `Program.moved`, where the client was trained.
+    Attributes:
+        client: The client's id.
+        into: The number of the sum that the report is in.
+        examples: How many examples the client holds.
+        metrics: (sum, count) by name.
+        nbytes: Bytes of the report.
+        became: "counted"; "refused" if the report was an attacker's; "failed" if there is no report, since something failed.
+        state: What the client is to keep once the report is counted.
+        alone: The report as an aggregate of one, if the aggregator needs each update; else the report is in the share's sum.
+        why: What failed.
+        moved: `Program.moved` of the process in which the client was trained.
     """
 
     client: Any
@@ -125,11 +142,20 @@ class Crew(Protocol):
     def train(
         self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
     ) -> Iterator[ClientResult]:
-        """Train clients on the model of round `number`, from 0. `sums` are whole when the iterator ends.
+        """Train clients on the model of a round.
 
-        public: what all who report share (`public_seed`).
-        groups: taken one by one, as there is room for them; no client is in them twice. Results come in any order.
-        Raises what a client's training raises, in the same words wherever it was.
+        Args:
+            number: The round, from 0.
+            public: What all reports of the round share (`public_seed`).
+            broadcast: What the server sends.
+            groups: Who trains together. They are taken one by one, as there is room for them; no client is in them twice.
+            sums: Where reports are added. They are whole when the iterator ends.
+
+        Yields:
+            What came of each client, in any order.
+
+        Raises:
+            SumusError: What a client's training raises, in the same words wherever it was trained.
         """
         ...
 
@@ -146,7 +172,7 @@ class Crew(Protocol):
         ...
 
     def close(self) -> None:
-        """End everything that was begun for it."""
+        """End everything that was started for the crew."""
         ...
 
 
@@ -266,10 +292,11 @@ class Trainer:
             return 0  # it is said when the client trains
 
     def proof(self, step: bool = True) -> str:
-        """A hash of the initial model, of what the task's code can see besides, of the first client's examples, and of its first
-        step: equal where the same is computed.
+        """Hash the initial model, what the task's code can see besides, the first client's examples, and its first step. Two
+        processes that compute the same have the same hash.
 
-        step: without it, for machines that may round otherwise.
+        Args:
+            step: Whether the first step is included; not for machines that may round otherwise.
         """
         setting, program = self._setting, self.program
         client = setting.population.pick(setting.first)
@@ -289,7 +316,7 @@ class Trainer:
     def _assignments(
         self, number: int, group: Iterable[ClientJob], errands: dict[Any, ClientJob]
     ) -> Iterator[ClientAssignment]:
-        """Each client's work. errands: those that were begun, by client."""
+        """Give each client's work. errands: is filled in, with the jobs that were begun, by client."""
         for errand in group:
             errands[errand.client] = errand
             inputs, targets = self.program.reader.read(self._setting.population, errand.client)

@@ -27,10 +27,10 @@ import numpy as np
 from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError
 from sumus.interrupt import undisturbed
-from sumus.simulator.share import ELSEWHERE, CannotTravel, ClientResult, Group, RunSetting, Sums, Trainer
-from sumus.simulator.travel import dumps
-from sumus.simulator.worker import Failure, trainer_of
-from sumus.simulator.workers import AHEAD, WorkerTraceback
+from sumus.simulator.processes.share import ELSEWHERE, CannotTravel, ClientResult, Group, RunSetting, Sums, Trainer
+from sumus.simulator.processes.travel import dumps
+from sumus.simulator.processes.worker import Failure, trainer_of
+from sumus.simulator.processes.workers import AHEAD, WorkerTraceback
 from sumus.training.program import one_thread, seeded
 from sumus.types import Array, Broadcast
 
