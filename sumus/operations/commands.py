@@ -323,7 +323,7 @@ def logout(url: Url, authority: Authority = None) -> None:
 
 def link(data: Data) -> None:
     """Make a new login link; for whoever owns the server's folder."""
-    from sumus.operations.access import CODE_S, Access, login_link
+    from sumus.server.access import CODE_S, Access, login_link
 
     try:
         url = (data / "admin" / "url").read_text()
@@ -479,8 +479,8 @@ def _part(word: str) -> str:
 
 def _remote(url: str, authority: Path | None, ask: bool = True) -> "Remote":
     """A server, logged in if there is a way."""
-    from sumus.operations.access import Logins, config_folder
     from sumus.operations.remote import Remote
+    from sumus.server.access import Logins, config_folder
 
     remote = Remote(url, Logins(config_folder(os.environ)), authority)
     if ask and not remote.logged_in and ("SUMUS_LOGIN" in os.environ or sys.stdin.isatty()):

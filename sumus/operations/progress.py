@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sumus.errors import ExperimentError
 from sumus.logs import logger
-from sumus.operations.access import CODE_S
+from sumus.server.access import CODE_S
 from sumus.server.identity import DAY, TOKEN_S
 from sumus.server.runs import EvaluationRun, TrainingRun
 from sumus.server.server import Server

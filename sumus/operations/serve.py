@@ -27,15 +27,15 @@ from sumus.errors import UsageError
 from sumus.http.listening import Listening, Planes, expect_no_loop, opened_at, told_to_stop
 from sumus.http.tls import enrolment_link
 from sumus.logs import Form, log_to, logger
-from sumus.operations.access import Access, login_link
-from sumus.operations.admin_plane import admin_app
 from sumus.operations.progress import ServerOpened, ServerProgress, spoken
 from sumus.operations.service import ServerPolicy, Service, Storage, make_private, open_service
-from sumus.operations.status import mode_of
 from sumus.operations.upkeep import keep_house, watch
 from sumus.operations.waiting import once_there
 from sumus.plan import Plan
+from sumus.server.access import Access, login_link
+from sumus.server.admin_plane import admin_app
 from sumus.server.runs import Evaluating
+from sumus.server.status import mode_of
 from sumus.storage.files import write_whole
 from sumus.terminal import echo
 from sumus.wire.bundle import Bundle

@@ -35,7 +35,6 @@ from sumus.http.certificates import Certificate
 from sumus.http.limits import Limits
 from sumus.http.room import Room
 from sumus.operations.departures import Departures
-from sumus.operations.status import AboveStatus
 from sumus.plan import Plan
 from sumus.protocol.consent import hurdles
 from sumus.protocol.round import Round, State
@@ -46,6 +45,7 @@ from sumus.server.identity import DeviceRegister
 from sumus.server.replica import LASTS, Replica
 from sumus.server.runs import Evaluating, EvaluationRun, TrainingRun
 from sumus.server.server import GROUP, ServedTask, Server, storage_clock
+from sumus.server.status import AboveStatus
 from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, open_blobs
 from sumus.storage.files import write_whole

@@ -35,9 +35,9 @@ from sumus.node.intake import Intake
 from sumus.node.mqtt import Broker, Subscription
 from sumus.node.readings import BadReading, Readings
 from sumus.operations import serve
-from sumus.operations.access import Logins
 from sumus.operations.service import ServerPolicy, open_service
 from sumus.server import server
+from sumus.server.access import Logins
 from sumus.transport.transport import Answer, Unreachable
 from sumus.virtual.worker import WorkerRefused
 from sumus.wire.bundle import Bundle

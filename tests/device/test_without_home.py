@@ -17,7 +17,7 @@ from sumus.device.link import read_authority
 from sumus.errors import UsageError
 from sumus.executors.recall import recall_of_this_user
 from sumus.node.node import Node
-from sumus.operations.access import config_folder
+from sumus.server.access import config_folder
 from tests.device.served import a_task, some_examples
 from tests.server.devices import tiny
 

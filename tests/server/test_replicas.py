@@ -17,11 +17,11 @@ from benchmarks.kills.__main__ import database
 from benchmarks.kills.replicas import crowd, harassed
 from benchmarks.kills.served import Life
 from sumus.errors import ExperimentError
-from sumus.operations.access import Access
-from sumus.operations.admin_plane import admin_app
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service, reconcile
 from sumus.operations.upkeep import turn_keys
 from sumus.protocol.round import State
+from sumus.server.access import Access
+from sumus.server.admin_plane import admin_app
 from sumus.server.runs import Evaluating
 from sumus.storage.store import TakenOver
 from sumus.transport.inprocess import InProcess
