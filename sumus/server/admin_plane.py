@@ -14,9 +14,9 @@
     GET  /                             a page that shows the status to an operator who opens a login link
 
 All requests but login and the last two rows need `Authorization: Bearer SESSION`. There are no cookies, so that no page of
-another site can use a session. The plane answers only under its own names and to no page of another site (http/guard.py), and a request
-that changes something must say that its body is JSON. /metrics is made at most once a second. Every change writes a line to the
-log of `sumus.admin`.
+another site can use a session. The plane answers only under its own names and to no page of another site (http/guard.py), and a
+request that changes something must say that its body is JSON. /metrics is made at most once a second. Every change writes a line
+to the log of `sumus.admin`.
 
 Each group of requests is a class: `StatusRequests`, `ModelRequests` and `DeviceRequests`. What they share is `AdminGate`.
 """
