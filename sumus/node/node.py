@@ -42,7 +42,8 @@ from sumus.node.formats import Raw
 from sumus.node.intake import Intake, IntakeResult, Label, Prepare, answered
 from sumus.node.mqtt import Broker, Subscription
 from sumus.node.plane import plane_app
-from sumus.node.readings import BadReading, ReadingCounts, Readings, Retention
+from sumus.node.reading import BadReading
+from sumus.node.readings import ReadingCounts, Readings, Retention
 from sumus.pacing import Conditions
 from sumus.protocol.session import Floor
 from sumus.storage.files import expanded, write_whole

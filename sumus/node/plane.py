@@ -38,7 +38,8 @@ from sumus.node.formats import read_json, read_safetensors
 from sumus.node.intake import BadAnswer, Intake, IntakeResult
 from sumus.node.metrics import CONTENT_TYPE, exposition
 from sumus.node.packed import unpacked_gzip
-from sumus.node.readings import LONGEST_KEY, BadReading
+from sumus.node.reading import BadReading
+from sumus.node.readings import LONGEST_KEY
 from sumus.wire.messages import Refused
 
 LOG = logger("sumus.node")

@@ -33,7 +33,8 @@ from sumus.node.folder import WatchedFolder
 from sumus.node.formats import read_file
 from sumus.node.intake import Intake
 from sumus.node.mqtt import Broker, Subscription
-from sumus.node.readings import BadReading, Readings
+from sumus.node.reading import BadReading
+from sumus.node.readings import Readings
 from sumus.operations import serve
 from sumus.operations.service import ServerPolicy, open_service
 from sumus.server import server

@@ -22,7 +22,8 @@ from sumus.device.conditions import AllConditionsMet
 from sumus.device.device import Prediction
 from sumus.errors import ExperimentError, UsageError
 from sumus.node.node import Node, NodeStatus
-from sumus.node.readings import FILE, BadReading
+from sumus.node.reading import BadReading
+from sumus.node.readings_file import FILE
 from sumus.operations.serve import bundles_of
 from sumus.operations.service import open_service
 from sumus.transport.inprocess import InProcess

@@ -14,7 +14,8 @@ import sumus
 from sumus.errors import ExperimentError, UsageError
 from sumus.node.commands import load_node, new_of
 from sumus.node.intake import BadAnswer
-from sumus.node.readings import BadReading, Reading, Readings, Retention
+from sumus.node.reading import BadReading, Reading
+from sumus.node.readings import Readings, Retention
 
 FELT = {"cold": [0.0], "warm": [1.0]}
 
