@@ -46,7 +46,8 @@ from sumus.virtual.messages import (
     write,
 )
 from sumus.virtual.policy import Policy
-from sumus.virtual.workbench import LOG, RequestRefused, Workbench
+from sumus.virtual.refusal import RequestRefused
+from sumus.virtual.workbench import LOG, Workbench
 from sumus.virtual.worker import offered
 from sumus.wire.messages import Refused as NotRead
 
