@@ -1,6 +1,6 @@
 """Where a server listens: two planes of HTTP on one event loop, each on a socket of its own.
 
-    with opened_at(Listen(host="0.0.0.0", tls=["auto"], names=["fl.example"]), data / "tls") as at:
+    with opened_at(Listening(host="0.0.0.0", tls=["auto"], names=["fl.example"]), data / "tls") as at:
         async with at.planes(device_app, admin_app):
             …                                          both answer
         …                                              both have answered what they were asked, and are closed
@@ -50,13 +50,26 @@ ANY = ("0.0.0.0", "::", "")
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a server listens, and what devices call it; see `sumus.serve`."""
+    """Where a server listens, and what devices call it.
+
+    Attributes:
+        host: The address for devices; 0.0.0.0 for all that the machine has.
+        port: The port for devices, 0 for any.
+        admin_host: The address for the operator and for /metrics.
+        admin_port: The port for the operator, 0 for any.
+        tls: "auto" for a certificate that is made here; or the files of a certificate's chain and of its key, PEM; else HTTP.
+        names: Host names and addresses that devices and the operator use. The first one is in the server's links.
+        url: What devices call the server, if a proxy stands before it.
+        proxies: Addresses and networks of proxies, with commas between them. They are believed about who asks, on the devices'
+            port.
+        insecure: Whether others may reach the server without TLS.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     admin_host: str = "127.0.0.1"
     admin_port: int = 8081
-    tls: Sequence[str | Path] = ()
+    tls: str | Path | Sequence[str | Path] = ()
     names: Sequence[str] = ()
     url: str | None = None
     proxies: str = ""
@@ -66,6 +79,11 @@ class Listening:
         for of in ("host", "admin_host"):
             object.__setattr__(self, of, _bare(getattr(self, of)))
         object.__setattr__(self, "names", tuple(map(_bare, self.names)))
+
+    @property
+    def certificate_files(self) -> list[str | Path]:
+        """What `tls` names: nothing, "auto", or two files."""
+        return [self.tls] if isinstance(self.tls, str | Path) else list(self.tls)
 
 
 def _bare(host: str) -> str:
@@ -120,7 +138,7 @@ def opened_at(listen: Listening, folder: Path) -> Generator[Addresses, None, Non
     with bound(listen.host, listen.port, "--port") as device:
         with bound(listen.admin_host, listen.admin_port, "--admin-port") as admin:
             local = _is_local(device), _is_local(admin)
-            if not all(local) and not listen.tls and not listen.insecure:
+            if not all(local) and not listen.certificate_files and not listen.insecure:
                 which = listen.admin_host if local[0] else listen.host
                 raise UsageError(
                     f"others reach {which}, and without TLS they read along: give --tls auto --name HOSTNAME, or a "
@@ -161,7 +179,7 @@ def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> G
     """A socket that listens at `host` and `port`, with its certificate, as `opened_at` has two. option: that gives another."""
     with bound(listen.host, listen.port, option) as listening:
         local = _is_local(listening)
-        if not local and not listen.tls and not listen.insecure:
+        if not local and not listen.certificate_files and not listen.insecure:
             raise UsageError(
                 f"others reach {listen.host}, and without TLS they read along: give --tls auto --tls-name HOSTNAME, or a "
                 "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
@@ -203,7 +221,7 @@ def _is_local(listening: socket.socket) -> bool:
 
 def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, bytes | None, str, tuple[str, ...]]:
     """The certificate; the authority and its hash, where the server made its own; what is new about it."""
-    match list(listen.tls):
+    match listen.certificate_files:
         case []:
             return None, None, "", ()
         case ["auto"]:

@@ -1,6 +1,6 @@
 """A server with all that belongs to it: what it keeps, what it decides, and what it answers on.
 
-service = open_service({"health": bundle}, Where(data=Path("DIR")))
+service = open_service({"health": bundle}, Storage(data=Path("DIR")))
 service.start()
 … service.device_app, an ASGI application
 service.close()
@@ -67,28 +67,43 @@ DEPARTED = "departed.txt"
 
 @dataclass(frozen=True)
 class Storage:
-    """Where a server keeps what it keeps.
+    """Where a server keeps its data.
 
-    data: its folder; None for memory, which is gone with the process.  database: a URL, by default SQLite in the folder.
-    keys: a folder for the key ring, better on another volume.  blobs: a folder or a URL for plans, models and sealed sums.
+    Attributes:
+        data: The server's folder; None for memory, which is lost when the process ends.
+        database: The URL of a database; None for SQLite in the folder.
+        keys: A folder for the key ring, better on another volume; None for one in the server's folder.
+        blobs: A folder or a URL for plans, models and sealed sums; None for the server's folder.
+        lease: The seconds for which one of several servers that share a database leads, unless it renews its lease.
     """
 
     data: Path | None = None
     database: str | None = None
     keys: Path | None = None
     blobs: str | None = None
+    lease: float = LASTS
+
+    def __post_init__(self) -> None:
+        for name in ("data", "keys"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
 
 
 @dataclass(frozen=True)
 class ServerPolicy:
     """How a server goes about its tasks.
 
-    population: its name.  quota: devices that may enrol.  evaluate: how models are measured on devices; None for not at all.
-    releases: whether a new model is at once the one that devices answer with.  warm_start: whether a task whose leaves or data
-    have changed begins with what of the old model fits.  priority: by task.  memory: bytes for bodies on their way.
-    spool: whether plans are served that need each update apart, which then lies sealed on the disk until its round is over.
-    group: see `server.GROUP`.  limits: requests a second.  seeds: by task and round's number, what sums share.
-    lease: seconds for which a replica leads, unless it renews that.
+    Attributes:
+        population: The name of its devices' population.
+        quota: The number of devices that may enrol.
+        evaluate: How devices measure models; None if they measure none.
+        releases: Whether devices answer with a new model at once, without waiting for an operator to promote it.
+        warm_start: Whether a task whose leaves or data have changed begins with those values of the old model that fit.
+        spool: Whether plans are served that need each update apart. An update then lies sealed on the disk until its round ends.
+        priority: By task; the higher, the earlier devices are asked to work on the task.
+        memory: The most bytes of memory for bodies on their way.
+        group: The seconds for which the server collects reports before it decides them together; see `server.GROUP`.
+        limits: The requests a second that are answered; None for the usual ones.
     """
 
     population: str = "default"
@@ -101,8 +116,6 @@ class ServerPolicy:
     memory: int = 256 * 2**20
     group: float = GROUP
     limits: Limits | None = None
-    seeds: Callable[[str], Seeds] = lambda task: any_seed
-    lease: float = LASTS
 
 
 class Shared:
@@ -165,8 +178,18 @@ class Shared:
 
 
 class Service:
-    """What `open_service` opens. room: memory for bodies.  ring: wraps rounds' keys.  shared: with other servers.
-    notes: what the operator should know.  certificate: that it shows where it listens; None if it shows none."""
+    """All that belongs to a server, as `open_service` opens it.
+
+    Attributes:
+        server: Decides.
+        blobs: Plans and models.
+        room: Memory for bodies on their way.
+        ring: Wraps the keys of rounds.
+        shared: What servers of one database share.
+        device_app: The device plane, an ASGI application.
+        notes: What the operator should know.
+        certificate: The certificate that the server shows; None if it shows none.
+    """
 
     def __init__(
         self,
@@ -250,10 +273,19 @@ def open_service(
     where: Storage = Storage(),
     conduct: ServerPolicy = ServerPolicy(),
     authority: bytes | None = None,
+    seeds: Callable[[str], Seeds] = lambda task: any_seed,
 ) -> Service:
-    """Everything of a server for these tasks, by name. What it kept before goes on. ExperimentError where it cannot be.
+    """Open all that belongs to a server. What it kept before goes on.
 
-    authority: the certificate that devices pin, PEM, where the server made its own.
+    Args:
+        bundles: The tasks, by name.
+        where: Where the server keeps its data.
+        conduct: How it goes about its tasks.
+        authority: The certificate that devices pin, PEM, if the server made its own.
+        seeds: Gives, by task and round, the seed that a round's sums share; random ones by default.
+
+    Raises:
+        ExperimentError: Such a server cannot be opened.
     """
     if not _NAME.fullmatch(conduct.population):
         raise ExperimentError(
@@ -263,10 +295,10 @@ def open_service(
         kept, notes, tasks = Stores(where, stack), list[str](), list[ServedTask]()
         beginnings: list[Callable[[float], None]] = []
         for name, bundle in bundles.items():
-            task, begin = _task(name, bundle, kept, conduct, notes)
+            task, begin = _task(name, bundle, kept, conduct, seeds(name), notes)
             tasks.append(task)
             beginnings.append(begin)
-        replica = Replica(kept.leases, kept.name, _serves(tasks, conduct), conduct.lease)
+        replica = Replica(kept.leases, kept.name, _serves(tasks, conduct), where.lease)
         stack.callback(replica.stop)
         shared = Shared(kept.store("tasks"), kept.ring, kept.blobs)
         secret = shared.join(replica)
@@ -289,7 +321,7 @@ def open_service(
 
 
 def _task(
-    name: str, bundle: Bundle, kept: Stores, conduct: ServerPolicy, notes: list[str]
+    name: str, bundle: Bundle, kept: Stores, conduct: ServerPolicy, seeds: Seeds, notes: list[str]
 ) -> tuple[ServedTask, Callable[[float], None]]:
     """A task as it is served, and how it begins: it goes on where leaves and data are as before, else it is another version."""
     plan = bundle.plan
@@ -320,7 +352,7 @@ def _task(
         kept.blobs,
         kept.ring,
         kept.sums(f"{wire}.train"),
-        conduct.seeds(name),
+        seeds,
         conduct.releases,
     )
     if (most := most_bytes(training.hop)) > conduct.memory:

@@ -43,9 +43,9 @@ class Replicas:
         """One that is not started."""
         name, shares = name or f"r{len(self.services)}", self.folder / shared
         shares.mkdir(exist_ok=True)
-        where = Storage(self.folder / name, self.url, shares / "keys", str(shares / "blobs"))
-        conduct = {"group": 0.0, "lease": 60.0} | conduct
-        return open_service({"tiny": bundle}, where, ServerPolicy(**conduct))
+        lease = conduct.pop("lease", 60.0)
+        where = Storage(self.folder / name, self.url, shares / "keys", str(shares / "blobs"), lease)
+        return open_service({"tiny": bundle}, where, ServerPolicy(**{"group": 0.0, **conduct}))
 
     def start(self, bundle: Bundle, **conduct: Any) -> Service:
         """Another one."""
