@@ -45,7 +45,7 @@ Authority = Annotated[
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """The server of a device, and how the device reaches the server."""
+    """The server of a device or of a node."""
 
     url: Annotated[
         str | None, typer.Argument(metavar="[URL]", help="The server, https://HOST:PORT; a link gives it too.")
@@ -54,7 +54,6 @@ class ServerOptions:
         str | None,
         typer.Option(help="File with a token or a link, - for standard input; else SUMUS_TOKEN may hold it."),
     ] = None
-    insecure: Annotated[bool, typer.Option(help="Take http:// to another machine.")] = False
     authority: Authority = None
 
 
@@ -71,12 +70,12 @@ class WorkOptions:
 
 @dataclass(frozen=True)
 class ConsentOptions:
-    """What the owner of a device consents to."""
+    """What the owner of a device or of a node consents to."""
 
     always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False
     floor: Annotated[
         list[str] | None,
-        typer.Option(help="What this device consents to, as rounds=100; see sumus.Device. May be given several times."),
+        typer.Option(help="What its owner consents to, as rounds=100; see sumus.Floor. May be given several times."),
     ] = None
 
 
@@ -90,6 +89,7 @@ def join(
         Path | None, typer.Option(help="Folder for the device's key and memory; by default one of this user's.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The device's name, in its messages to you.")] = None,
+    insecure: Annotated[bool, typer.Option(help="Take http:// to another machine.")] = False,
     move: Annotated[
         bool, typer.Option(help="The link is of another edge of the same population: move there, with the same key.")
     ] = False,
@@ -101,7 +101,7 @@ def join(
     from sumus.device.link import given
     from sumus.transport.transport import Unreachable
 
-    link = given(server.url, server.token_file, os.environ, server.insecure)
+    link = given(server.url, server.token_file, os.environ, insecure)
     consents, own, where = floor_of(consent.floor or []), load_client(client), folder or folder_of(client)
     device = Device(
         f"{link.server}/#pin={link.pin}" if link.pin else link.server or None,
@@ -116,7 +116,7 @@ def join(
         trains=not work.evaluate_only,
         evaluates=not work.train_only,
         executor=work.executor,
-        insecure=server.insecure,
+        insecure=insecure,
         moves=move,
         authority=server.authority,
         watch=Lines(where, as_json),
