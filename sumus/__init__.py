@@ -80,7 +80,7 @@ _PUBLIC = {
     "Broker": "sumus.node.mqtt",
     "Retention": "sumus.node.readings",
     "NodeListening": "sumus.node.options",
-    "Participation": "sumus.node.options",
+    "NodeTraining": "sumus.node.options",
     "DirectoryClientStates": "sumus.storage.client_states",
     "MemoryClientStates": "sumus.storage.client_states",
     "Evaluate": "sumus.experiment",

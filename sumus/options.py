@@ -30,7 +30,7 @@ Tls = Annotated[
 ]
 
 
-class WithTls(TyperCommand):
+class TlsCommand(TyperCommand):
     """A command whose --tls takes one word, or two."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import typer
 
 from sumus.device.commands import Authority
 from sumus.operations.options import LinkOptions, ListenOptions, Memory, OutputOptions
-from sumus.options import WithTls, with_option_groups
+from sumus.options import TlsCommand, with_option_groups
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ BESIDE_A_SERVER = EdgeListenOptions(port=8090, admin_port=8091)
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command(cls=WithTls)
+    @app.command(cls=TlsCommand)
     @with_option_groups
     def edge(  # pyright: ignore[reportUnusedFunction]
         data: Annotated[Path, typer.Option(help="Folder for all that the edge keeps.")],

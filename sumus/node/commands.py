@@ -11,7 +11,7 @@ import typer
 
 from sumus.device.commands import ConsentOptions, Lines, ServerOptions, floor_of
 from sumus.errors import ExperimentError, UsageError
-from sumus.options import Tls, WithTls, with_option_groups
+from sumus.options import Tls, TlsCommand, with_option_groups
 from sumus.terminal import echo
 from sumus.text import many, whole_number
 from sumus.userfile import load, split, task_of
@@ -149,7 +149,7 @@ class TrainingOptions:
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command(cls=WithTls)
+    @app.command(cls=TlsCommand)
     @with_option_groups
     def node(  # pyright: ignore[reportUnusedFunction]
         client: Annotated[
@@ -176,7 +176,7 @@ def register(app: typer.Typer) -> None:
         from sumus.device.link import given
         from sumus.device.options import Consent, DeviceProfile, ServerConnection
         from sumus.node.node import Node
-        from sumus.node.options import Participation, ReadingSchema, ReadingSources
+        from sumus.node.options import NodeTraining, ReadingSchema, ReadingSources
 
         sources = ReadingSources(folder.watch, folder.follow, broker.broker(listen.insecure))
         link = given(server.url, server.token_file, os.environ, listen.insecure)
@@ -193,7 +193,7 @@ def register(app: typer.Typer) -> None:
             sources=sources,
             retention=retention.retention(),
             listen=listen.listening(),
-            participation=Participation(
+            training=NodeTraining(
                 token=link.token,
                 held_out=own["held_out"],
                 least=training.least,

@@ -41,7 +41,7 @@ from sumus.node.intake import Intake, IntakeResult
 from sumus.node.local_plane import LocalPlane
 from sumus.node.models import ModelPair, Predictor
 from sumus.node.mqtt import Subscription
-from sumus.node.options import NodeListening, Participation, ReadingSchema, ReadingSources
+from sumus.node.options import NodeListening, NodeTraining, ReadingSchema, ReadingSources
 from sumus.node.participant import PART, Participant
 from sumus.node.plane import plane_app
 from sumus.node.readings import USUAL, Readings, Retention
@@ -51,7 +51,7 @@ from sumus.task import Task
 from sumus.text import printable
 
 LOG = logger("sumus.node")
-AS_IT_COMES, BY_HTTP, HERE, AS_A_DEVICE = ReadingSchema(), ReadingSources(), NodeListening(), Participation()
+AS_IT_COMES, BY_HTTP, HERE, AS_A_DEVICE = ReadingSchema(), ReadingSources(), NodeListening(), NodeTraining()
 
 
 def _quiet(said: Any) -> None:
@@ -69,7 +69,7 @@ class Node:
         sources: Where readings come from, besides HTTP and `keep`; a folder alone is short for `ReadingSources(watch=)`.
         retention: How much is kept; the oldest readings go first.
         listen: Where the node answers over HTTP; "HOST:PORT" is short for `NodeListening(address=)`, None for no HTTP.
-        participation: How the node takes part in rounds.
+        training: How the node takes part in rounds.
         say: Is told lines about what comes and what goes wrong.
         clock: Gives the seconds since 1970.
 
@@ -88,7 +88,7 @@ class Node:
         sources: ReadingSources | str | Path = BY_HTTP,
         retention: Retention = USUAL,
         listen: NodeListening | str | None = HERE,
-        participation: Participation = AS_A_DEVICE,
+        training: NodeTraining = AS_A_DEVICE,
         say: Callable[[str], None] = _quiet,
         clock: Callable[[], float] = wall_clock,
     ) -> None:
@@ -113,7 +113,7 @@ class Node:
             if sources.mqtt is not None:
                 asked, name = self._folder / "mqtt-topics", _name_at_broker(self._folder / "mqtt")
                 self._mqtt = Subscription(sources.mqtt, self._intake, name, self._tell_mqtt, asked)
-            models = ModelPair(task, self.readings, participation.profile.executor)
+            models = ModelPair(task, self.readings, training.profile.executor)
             self._predictor = Predictor(models, self._intake, device, schema.answer)
             self._at: PlaneAddress | None = None
             if listening is not None:
@@ -124,7 +124,7 @@ class Node:
                         "(access=), so that not everyone may put readings here and ask"
                     )
             self._participant = Participant(
-                server, task, self.readings, models, device, participation, self._troubles, self._say
+                server, task, self.readings, models, device, training, self._troubles, self._say
             )
             self._participant.check_enrolled()
             self._closing = stack.pop_all()

@@ -8,7 +8,7 @@ node = Node(
     sources=ReadingSources(watch="incoming"),
     retention=Retention(days=30),
     listen=NodeListening("0.0.0.0:8070", access=token, tls="auto", names=["pi.lan"]),
-    participation=Participation(least=100, consent=Consent(floor=Floor(contributors=50))),
+    training=NodeTraining(least=100, consent=Consent(floor=Floor(contributors=50))),
 )
 """
 
@@ -85,7 +85,7 @@ class NodeListening:
 
 
 @dataclass(frozen=True)
-class Participation:
+class NodeTraining:
     """How a node takes part in rounds, as a device of its server.
 
     Attributes:

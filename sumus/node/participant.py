@@ -14,7 +14,7 @@ from sumus.device.device import Device, DeviceNews, Status
 from sumus.device.link import read_link
 from sumus.errors import DataError, ExperimentError
 from sumus.node.models import ModelPair
-from sumus.node.options import Participation
+from sumus.node.options import NodeTraining
 from sumus.node.readings import ReadingCounts, Readings
 from sumus.node.status import NodeTroubles
 from sumus.task import Task
@@ -54,7 +54,7 @@ class Participant:
         readings: Readings,
         models: ModelPair,
         folder: Path,
-        how: Participation,
+        how: NodeTraining,
         troubles: NodeTroubles,
         say: Callable[[str], None],
     ) -> None:

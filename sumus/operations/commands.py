@@ -26,7 +26,7 @@ from sumus.operations.options import (
     StorageOptions,
     without_secret,
 )
-from sumus.options import WithTls, with_option_groups
+from sumus.options import TlsCommand, with_option_groups
 from sumus.terminal import console, echo
 from sumus.text import ago, amount, many
 
@@ -66,7 +66,7 @@ admin = typer.Typer(no_args_is_help=True, help="Look at a running server's model
 def register(app: typer.Typer, pack: Pack) -> None:
     """Add the commands."""
 
-    @app.command(cls=WithTls)
+    @app.command(cls=TlsCommand)
     @with_option_groups
     def serve(  # pyright: ignore[reportUnusedFunction]
         what: Annotated[

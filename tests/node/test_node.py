@@ -23,7 +23,7 @@ from sumus.device.device import Prediction
 from sumus.device.options import Consent, DeviceProfile, DeviceSystem, ServerConnection
 from sumus.errors import ExperimentError, UsageError
 from sumus.node.node import Node
-from sumus.node.options import NodeListening, Participation, ReadingSchema, ReadingSources
+from sumus.node.options import NodeListening, NodeTraining, ReadingSchema, ReadingSources
 from sumus.node.reading import BadReading
 from sumus.node.readings import Retention
 from sumus.node.readings_file import FILE
@@ -71,7 +71,7 @@ def a_node(folder: Path, server: Any = None, **more: Any) -> Node:
 
     listen = of("access", "tls", "names", "insecure")
     system = DeviceSystem(**of("keys"))
-    participation = Participation(
+    training = NodeTraining(
         consent=Consent(**of("floor", "requires")),
         connection=ServerConnection(**of("wait_s", "transport", "authority")),
         profile=DeviceProfile(system=system, **{"name": "this node"} | of("name", "sensors", "executor")),
@@ -88,7 +88,7 @@ def a_node(folder: Path, server: Any = None, **more: Any) -> Node:
         sources=ReadingSources(**of("watch", "follow", "mqtt")),
         retention=Retention(**retention),
         listen=NodeListening(given.pop("listen"), **listen) if listen else given.pop("listen"),
-        participation=participation,
+        training=training,
         **given,
     )
 

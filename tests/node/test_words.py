@@ -13,7 +13,7 @@ from test_node import FORM, Patient, a_node, reading, until
 from sumus.errors import ExperimentError, UsageError
 from sumus.node.commands import load_node, new_of
 from sumus.node.intake import BadAnswer
-from sumus.node.options import Participation
+from sumus.node.options import NodeTraining
 from sumus.node.reading import BadReading, Reading
 from sumus.node.readings import Readings, Retention
 
@@ -162,4 +162,4 @@ def test_when_to_train_is_said_in_one_form(word: str) -> None:
     with pytest.raises(UsageError, match="write new=N, with a whole number of 1 or more"):
         new_of(word)
     assert (new_of("new=50"), new_of(None)) == (50, 0)
-    assert Participation().new == 0
+    assert NodeTraining().new == 0
