@@ -9,8 +9,8 @@
         startup=sumus.Startup(tokens=100, token_file="LINKS"),
     )
 
-It stops as it began: nobody new is let in, who waits is answered, what was sent is committed. Whatever ends it otherwise loses
-nothing that was acknowledged.
+A server that is told to stop lets nobody new in, answers those who wait, and commits what was sent. If it ends in any other way,
+nothing is lost that was acknowledged.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ from sumus.wire.messages import Refused
 
 LOG = logger("sumus.serve")
 MOST_BEHIND_AN_EDGE = 10_000
-"""Devices that an edge may speak for, that enrolled with a link made at a start."""
+"""The number of devices for which an edge may speak that enrols with a link made at a start."""
 
 What: TypeAlias = Plan | Bundle | str | Path
 """A plan with its task's code, a bundle, or a bundle's file."""
@@ -204,7 +204,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
             return enrolment_link(at.url, token, at.pin)
 
         def links(count: int, uses: int = 1, speaks_for: int = 0) -> str:
-            """New links, one a line."""
+            """Make new links, one a line."""
             server = service.server
             tokens = server.roll.new_tokens(count, server.population, server.clock(), uses=uses, speaks_for=speaks_for)
             return "\n".join(map(invite, tokens))
@@ -230,10 +230,10 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
 
 @contextmanager
 def _spared_collections() -> Generator[None, None, None]:
-    """Take what the start of a server has made out of the garbage collector's sight, for the length of a block.
+    """Hide the objects that the start of a server has made from the garbage collector, for the length of a block.
 
-    It lives as long as the server. A full collection would else visit all of it: 90 ms in which nobody is answered, again and
-    again under a flood of requests.
+    They live as long as the server. A full collection would otherwise visit all of them: 90 ms in which nobody is answered, again
+    and again under a flood of requests.
     """
     gc.collect()
     gc.freeze()
@@ -250,7 +250,7 @@ async def _answer(
     say: Callable[[str], None],
     opened: Callable[[], ServerOpened],
 ) -> None:
-    """Both planes, from the first answer to the last. Until the server has recovered, that is "not ready"."""
+    """Let both planes answer until the server is told to stop. Until it has recovered, they answer "not ready"."""
     server, over = service.server, asyncio.Event()
     loop = asyncio.get_running_loop()
 
