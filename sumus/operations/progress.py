@@ -60,7 +60,7 @@ class ServerOpened:
 
 
 class ServerProgress:
-    """Says a line for each new model, and ends the server once it has made enough of them. Its methods run on the deciding thread.
+    """Says a line for each new model, and ends the server once there are enough. Its methods run on the deciding thread.
 
     Args:
         server: The server.

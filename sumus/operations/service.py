@@ -10,8 +10,8 @@ DIR/keys        the key ring                    DIR/head.json    what was publis
 DIR/lock        held while a server runs        DIR/departed.txt    who left or was shut out, outside the database
 DIR/replica     its name among those that share the database
 
-Servers share rounds if they share a PostgreSQL, the key ring and the blobs; the sums then lie below the blobs. A server that joins
-others must have all of these and serve the same tasks, or it does not start.
+Servers share rounds if they share a PostgreSQL, the key ring and the blobs; the sums then lie below the blobs. A server that
+joins others must have all of these and serve the same tasks, or it does not start.
 """
 
 import dataclasses
