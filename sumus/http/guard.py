@@ -60,7 +60,7 @@ def _guarded(app: ASGIApp, known: frozenset[str], refusal: Refusal, option: str)
 
 
 def shows(request: Request, token: bytes) -> bool:
-    """Tell whether a request shows a token, as `Authorization: Bearer TOKEN`. The time that this takes tells nothing of the token."""
+    """Tell whether a request shows a token (`Authorization: Bearer TOKEN`). The time that this takes tells nothing of the token."""
     scheme, _, shown = request.headers.get("authorization", "").partition(" ")
     return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), token) and scheme.lower() == "bearer"
 
@@ -85,7 +85,7 @@ def _is_called(scope: Scope, known: frozenset[str]) -> bool:
 
 
 def _is_of_other_site(scope: Scope) -> bool:
-    """Tell, by what a browser says, whether a page of another site sent a request. A link that a person follows is no such request."""
+    """Tell, by what a browser says, whether a page of another site sent a request. A link that a person follows is none."""
     headers = Headers(scope=scope)
     if scope["method"] in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate":
         return False
