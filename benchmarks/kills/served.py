@@ -28,7 +28,9 @@ import uvicorn
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+import sumus.rounds.coordinator as coordinator_module
 import sumus.rounds.sealed_sums as sums_module
+import sumus.rounds.seeds as seeds_module
 from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, optimizers, sgd
 from sumus.device.link import read_link
 from sumus.edge.edge import open_edge
@@ -206,14 +208,12 @@ def _counts_again() -> None:
 
 def _forgets_seeds() -> None:
     """What a sum's seed was is not written down: after a restart it is drawn anew."""
-    noted, remembered = Run._noted, dict[tuple[int, int], bytes]()
+    remembered = dict[int, bytes]()
 
-    def forgetful(run: Run, rows: Any, number: int, name: str, make: Callable[[], bytes]) -> bytes:
-        if name != "seed":
-            return noted(run, rows, number, name, make)
-        return remembered.setdefault((id(run), number), make())
+    def forgetful(rows: Any, number: int, name: str, make: Callable[[], bytes]) -> bytes:
+        return remembered.setdefault(number, make())
 
-    Run._noted = forgetful
+    seeds_module.noted = forgetful
 
 
 def _seals_nothing() -> None:
@@ -235,13 +235,13 @@ def _leads_for_ever() -> None:
     def look_once(replica: Replica) -> int | None:
         return look(replica) if replica.fence is None else replica.fence
 
-    def unchecked(coordinator: Coordinator, rows: Any) -> Any:
+    def unchecked(rows: Any, fence: Any) -> Any:
         return rows.run()
 
     def recover_anyhow(coordinator: Coordinator, now: float, fence: int | None = None) -> Any:
         return recover(coordinator, now)
 
-    Replica.look, Coordinator._led, Coordinator.recover = look_once, unchecked, recover_anyhow
+    Replica.look, coordinator_module.run_led_with, Coordinator.recover = look_once, unchecked, recover_anyhow
 
 
 PLANTED: Mapping[str, Callable[[], None]] = {

@@ -22,8 +22,11 @@ from sumus.first_hop import FirstHop
 from sumus.pacing import Pacing
 from sumus.protocol.round import AbandonRound, Action, ComeLater, Round, Session, State, lets_go_at
 from sumus.protocol.rows import changed
-from sumus.rounds.coordinator import keep_departed, newest_of
-from sumus.rounds.run import DeviceCheckIn, Run, any_seed
+from sumus.rounds.circumstances import Crowd
+from sumus.rounds.departures import keep_departed
+from sumus.rounds.recording import newest_of
+from sumus.rounds.run import DeviceCheckIn, Run
+from sumus.rounds.seeds import any_seed
 from sumus.site import Edges
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
@@ -162,12 +165,20 @@ class AdderRun(Run):
     """
 
     def __init__(
-        self, served: Served, relay: Relay, store: Store, ring: KeyRing, sums: Blobs, linger: float = LINGER
+        self,
+        served: Served,
+        relay: Relay,
+        store: Store,
+        ring: KeyRing,
+        sums: Blobs,
+        crowd: Crowd,
+        linger: float = LINGER,
     ) -> None:
         self.kind = served.kind
         hop = FirstHop.from_json(served.hop)
         below = replace(hop, rounds=1)  # devices and edges below report of one round, however many a site does
-        super().__init__(served.task, Pacing(MOST), below, store, ring, sums, any_seed, 1)
+        super().__init__(served.task, Pacing(MOST), below, store, ring, sums, any_seed, 1, crowd)
+        self._open_pacing = Pacing(MOST)
         self.hop_above = hop
         self.plan_body, self.most_together = served.plan, min(served.most, hop.sums.max_count)
         self.edges = Edges(served.rounds, served.noise_at)
@@ -180,6 +191,11 @@ class AdderRun(Run):
         self.serve(served)
 
     # ── what the server asks of every run ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def pacing(self) -> Pacing:
+        """How the open round is paced, as `_pace` has found last."""
+        return self._open_pacing
 
     def recover(self, now: float, fence: int | None) -> None:
         self._relay.clear()
@@ -291,7 +307,7 @@ class AdderRun(Run):
 
     def tick(self, now: float) -> None:
         self.changes += self._relay.is_due(now)  # who is held may ask again
-        self._relay.note_members(self.coordinator.population)
+        self._relay.note_members(self.crowd.population)
         self._take_back(lambda granted: now - granted.since > PICK_UP, "other")
         self._pace(now)
         super().tick(now)
@@ -430,7 +446,7 @@ class AdderRun(Run):
         deadline = None if purpose.ends is None else max(1e-3, purpose.ends - row.since)
         if row.given and not expected and not awaited:  # all have ended without a report, and nobody comes any more
             deadline = 1e-3
-        self.coordinator.pacing = replace(self.coordinator.pacing, cohort=cohort, deadline=deadline)
+        self._open_pacing = replace(self._open_pacing, cohort=cohort, deadline=deadline)
 
     def _lapsed(self, row: Round) -> list[Session]:
         """Sessions of a round that have lost their places, and may still report."""
@@ -442,7 +458,7 @@ class AdderRun(Run):
 
     def _most(self) -> int:
         """Devices that may come into the round that is open."""
-        return min(self.most_together, self.coordinator.population or MOST)
+        return min(self.most_together, self.crowd.population or MOST)
 
     def _note(self, number: int, work: Assignment, now: float) -> None:
         """Write down what a round of ours is for, and when it ends."""

@@ -27,8 +27,9 @@ from sumus.http.room import Room
 from sumus.logs import logger
 from sumus.operations.service import ServerPolicy, Service, Shared, Storage, Stores
 from sumus.operations.status import AboveStatus, in_short
+from sumus.rounds.circumstances import Crowd
 from sumus.server.device_plane import device_app
-from sumus.server.identity import DeviceRegister
+from sumus.server.identity import DeviceRegister, count_enrolled
 from sumus.server.replica import Replica
 from sumus.server.server import ServedTask, Server, storage_clock
 from sumus.transport.http import HttpTransport
@@ -104,7 +105,8 @@ def open_edge(
         clock = storage_clock(map(kept.store, kept.runs()))
         shared = Shared(kept.store("tasks"), kept.ring, kept.blobs)
         roll = DeviceRegister(kept.identities, {requests.population: conduct.quota}, shared.join(replica))
-        server = Server(requests.population, [], roll, replica, clock, conduct.group)
+        crowd = Crowd(lambda: count_enrolled(kept.identities, requests.population))
+        server = Server(requests.population, [], roll, replica, crowd, clock, conduct.group)
         relay = Relay()
 
         def take_up(runs: Sequence[Served], now: float) -> None:
@@ -127,8 +129,8 @@ def open_edge(
 
         def adder(run: str, served: Served) -> AdderRun:
             if served.rounds > 1:
-                return SiteRun(served, relay, kept.store(run), kept.ring, kept.sums(run), kept.blobs, linger)
-            return AdderRun(served, relay, kept.store(run), kept.ring, kept.sums(run), linger)
+                return SiteRun(served, relay, kept.store(run), kept.ring, kept.sums(run), kept.blobs, crowd, linger)
+            return AdderRun(served, relay, kept.store(run), kept.ring, kept.sums(run), crowd, linger)
 
         uplink = Uplink(requests, server, kept.blobs, kept.store("uplink"), relay, take_up, say or quiet)
         room = Room(conduct.memory)

@@ -21,8 +21,10 @@ from sumus.edge.adder import ASKING, LINGER, AdderRun, Purpose, ReadySum, Relay,
 from sumus.errors import ExperimentError
 from sumus.plan import Plan
 from sumus.protocol.round import AbandonRound, Action, ComeLater, Round, Session
-from sumus.rounds.coordinator import newest_of
-from sumus.rounds.run import LOG, DeviceCheckIn, Unusable, usable
+from sumus.rounds.circumstances import Crowd
+from sumus.rounds.closing import Unusable, usable
+from sumus.rounds.recording import newest_of
+from sumus.rounds.run import LOG, DeviceCheckIn
 from sumus.site import Site, seed_of
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
@@ -72,12 +74,13 @@ class SiteRun(AdderRun):
         ring: KeyRing,
         sums: Blobs,
         blobs: Blobs,
+        crowd: Crowd,
         linger: float = LINGER,
     ) -> None:
         self._blobs = blobs
         self._plan = Plan.from_json(bytes(blobs.get(served.plan.sha256)).decode())
         self._standing: SiteStanding | None = None
-        super().__init__(served, relay, store, ring, sums, linger)
+        super().__init__(served, relay, store, ring, sums, crowd, linger)
         self.edges = replace(self.edges, rounds=1)  # of what stands below: they add
 
     # ── what the server asks of every run ────────────────────────────────────────────────────────────────────────────

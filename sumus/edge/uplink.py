@@ -185,7 +185,7 @@ class Uplink:
         return [run for task in self._server.tasks for run in task.runs if isinstance(run, AdderRun)]
 
     def _take(self, now: float) -> _Taken:
-        relay, members = self._relay, self._server.roll.count(self._server.population)
+        relay, members = self._relay, self._server.crowd.count()
         asked = {device: relay.asking.pop(device) for device in _that_fit(relay.asking)}
         relay.going_up |= asked
         ended = {which: relay.ended.pop(which) for which in list(islice(relay.ended, MOST_RELAYED))}

@@ -45,10 +45,10 @@ from sumus.operations.metrics import CONTENT_TYPE, exposition
 from sumus.operations.service import Service
 from sumus.operations.snapshot import Snapshot
 from sumus.operations.status import ModelStatus, ServerStatus, lineage, look
-from sumus.rounds.run import Run
+from sumus.rounds.run import Run, cancel_newest
 from sumus.server.device_plane import explained, problem
 from sumus.server.identity import DAY, TOKEN_S
-from sumus.server.runs import TrainingRun
+from sumus.server.training import TrainingRun
 from sumus.text import whole_number
 from sumus.wire.messages import MAX_CONTROL, Count, Kind, Nothing, Problem, Refused, read, write
 
@@ -234,7 +234,7 @@ class AdminPlane:
     async def cancel(self, request: Request) -> ChangeMade:
         """End the open round without a model."""
         run = await self._run(request)
-        number = await self._command(run.cancel)
+        number = await self._command(lambda now: cancel_newest(run, now))
         if number is None:
             raise Refused("not_found", f"no round of {run.task} is on its way")
         self._audit("cancel", request, task=run.task, kind=run.kind, round=number)

@@ -165,7 +165,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
         from sumus.logs import log_to
         from sumus.operations.serve import Startup, bundles_of, run
         from sumus.operations.service import ServerPolicy, Storage
-        from sumus.server.runs import Evaluating
+        from sumus.server.evaluation import Evaluating
 
         with_edge_file(edges, edge_file)
         first = priorities_of(priority or [])

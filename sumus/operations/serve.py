@@ -35,7 +35,7 @@ from sumus.operations.status import mode_of
 from sumus.operations.upkeep import keep_house, watch
 from sumus.operations.waiting import once_there
 from sumus.plan import Plan
-from sumus.server.runs import Evaluating
+from sumus.server.evaluation import Evaluating
 from sumus.storage.files import write_whole
 from sumus.terminal import echo
 from sumus.wire.bundle import Bundle

@@ -18,9 +18,10 @@ import msgspec
 from sumus.plan import Plan
 from sumus.protocol.round import Round, State, begins_at
 from sumus.rounds.run import Run
+from sumus.server.evaluation import EvaluationRun
 from sumus.server.refusals import Refusal
-from sumus.server.runs import EvaluationRun, TrainingRun
 from sumus.server.server import ServedTask, Server
+from sumus.server.training import TrainingRun
 from sumus.storage.store import Model
 from sumus.text import ago, many
 from sumus.wire.messages import Refused
@@ -37,7 +38,8 @@ PATIENCE = 15.0
 class RunStatus(msgspec.Struct, frozen=True):
     """A run's newest round. since_s: that it has been in this state.  goal: reports that its sum takes, and fewest, that it must
     have.  given, out, dropped, counted: sessions.  left_s: to its deadline.  trouble: why no model could be made.
-    waiting: in a sentence, why nothing more has happened yet."""
+    waiting: in a sentence, why nothing more has happened yet.  illegal: since the process started, events that the
+    table of a round does not allow, by state and event."""
 
     kind: str
     round: int
@@ -53,6 +55,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     paused: bool
     trouble: str
     waiting: str
+    illegal: dict[str, dict[str, int]] = {}
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -191,7 +194,7 @@ async def look(
     refusals = tuple[RefusalStatus, ...]()
 
     def looked(now: float) -> tuple[tuple[TaskStatus, ...], int, tuple[RefusalStatus, ...]]:
-        people = server.roll.count(server.population)
+        people = server.crowd.count()
         seen = server.refusals.seen(now)
         tasks = tuple(_task(task, people, seen, now) for task in server.tasks)
         return tasks, people, tuple(map(_refusal, seen))
@@ -311,16 +314,17 @@ def _run(run: Run, people: int, refused: Sequence[Refusal], now: float) -> RunSt
         dropped=row.dropped,
         counted=row.counted,
         left_s=None if left is None or math.isinf(left) else left,
-        paused=run.coordinator.paused,
+        paused=run.paused,
         trouble=run.trouble,
         waiting=why(run, row, people, refused, now),
+        illegal=_by_what(run.coordinator.illegal),
     )
 
 
 def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: float) -> str:
     """What a run waits for, in a sentence. people: devices that are enrolled.  refused: of late, most devices first.  now: by the
     store's clock."""
-    if run.coordinator.paused:
+    if run.paused:
         return f"paused: {run.trouble}" if run.trouble else "paused by an admin"
     if told := run.waits_for(row):
         return told

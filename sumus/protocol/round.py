@@ -42,14 +42,10 @@ from sumus.protocol.steering import window
 
 
 class State(StrEnum):
-    """Of a round's row. `selecting`, `keys`, `shares` and `unmasking` are of secure aggregation alone."""
+    """The state of a round."""
 
     PLANNED = "planned"
-    SELECTING = "selecting"
-    KEYS = "keys"
-    SHARES = "shares"
     OPEN = "open"
-    UNMASKING = "unmasking"
     CLOSING = "closing"
     PUBLISHED = "published"
     ABANDONED = "abandoned"
@@ -148,7 +144,7 @@ class Facts:
     now: the store's clock, in seconds.  round: the row that the event is about; of a check-in, report, commit or drop, the
     newest.
     version: models published.  sessions: the rows that the event names.  device: of a check-in.
-    masked: whether the plan uses secure aggregation.  paused: whether an admin holds the run.
+    paused: whether an admin holds the run.
     population: devices known, 0 where that is not.  arriving: check-ins a second of late, 0 where that is not known.  lasts:
     seconds that rounds have lasted of late.  waits: whether a round before this one is still to be published.
     models: sums that have become a model.
@@ -162,7 +158,6 @@ class Facts:
     version: int = 0
     sessions: tuple[Session, ...] = ()
     device: DeviceRow | None = None
-    masked: bool = False
     paused: bool = False
     population: int = 0
     arriving: float = 0.0
@@ -246,13 +241,6 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Gathered:
-    """In a phase of secure aggregation, so many devices have answered; enough: whether that is the threshold."""
-
-    enough: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Published:
     """The round's sum has become a model, in this transaction."""
 
@@ -269,7 +257,7 @@ class Cancelled:
     """An admin ends the round."""
 
 
-Event: TypeAlias = CheckIn | Report | Commit | Dropped | Overdue | Tick | Gathered | Published | Recovered | Cancelled
+Event: TypeAlias = CheckIn | Report | Commit | Dropped | Overdue | Tick | Published | Recovered | Cancelled
 
 # ── actions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -327,13 +315,6 @@ class CloseRound:
 
 
 @dataclass(frozen=True, slots=True)
-class Gather:
-    """Ask the devices of a round for a phase of secure aggregation."""
-
-    phase: State
-
-
-@dataclass(frozen=True, slots=True)
 class AbandonRound:
     """Nothing comes of the round's sum: destroy it."""
 
@@ -342,15 +323,7 @@ class AbandonRound:
 
 
 Action: TypeAlias = (
-    AssignWork
-    | ComeLater
-    | SettleSession
-    | StageReport
-    | AcceptReport
-    | RefuseReport
-    | CloseRound
-    | Gather
-    | AbandonRound
+    AssignWork | ComeLater | SettleSession | StageReport | AcceptReport | RefuseReport | CloseRound | AbandonRound
 )
 
 
@@ -464,7 +437,7 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
     if facts.now < begins_at(pacing, row):
         return "pace"
     late = row.state is State.OPEN and not pacing.buffered and _past_deadline(facts)
-    if device is None or late or row.state is not (State.SELECTING if facts.masked else State.OPEN):
+    if device is None or late or row.state is not State.OPEN:
         return "closed"
     if 0 < facts.population < pacing.fewest:
         return "few"  # whatever they do, no sum of theirs would be used
@@ -501,8 +474,8 @@ def begins_at(pacing: Pacing, row: Round) -> float:
 
 
 def _is_timed(facts: Facts) -> bool:
-    """Whether sessions may lapse, and devices rest: each phase of secure aggregation has a deadline of its own."""
-    return facts.pacing.deadline is not None and not facts.masked
+    """Whether sessions may lapse, and devices rest."""
+    return facts.pacing.deadline is not None
 
 
 def _gives_again(facts: Facts) -> bool:
@@ -559,7 +532,7 @@ LEFT = float("inf")
 
 def _lifetime(facts: Facts, row: Round) -> float:
     """Seconds that a session given now may take."""
-    if facts.pacing.deadline is None or facts.masked:  # masked: each phase has its own deadline
+    if facts.pacing.deadline is None:
         return float("inf")
     return facts.pacing.deadline if facts.pacing.buffered else row.since + facts.pacing.deadline - facts.now
 
@@ -620,7 +593,7 @@ def _uncountable(session: Session, facts: Facts) -> str | None:
     """Why a report will never be counted; None where it may be."""
     if outcome(session, facts) == "discarded":
         return session.reason or ("expired" if facts.now >= session.expires else "closed")
-    if not (facts.round.state is State.OPEN or (facts.pacing.buffered and not facts.masked)):
+    if not (facts.round.state is State.OPEN or facts.pacing.buffered):
         return "phase"
     stale = facts.pacing.most_stale
     return "stale" if stale is not None and facts.version - session.version > stale else None
@@ -713,25 +686,17 @@ def _open(facts: Facts, event: Tick) -> Decision:
     """Begin, unless the run is held, or the pace leaves time since the round before."""
     if facts.paused or facts.now < begins_at(facts.pacing, facts.round):
         return NOTHING
-    return _moved(facts, State.SELECTING if facts.masked else State.OPEN)
-
-
-def _gathered(facts: Facts, event: Gathered) -> Decision:
-    """The next phase of secure aggregation, once enough have answered in this one."""
-    if not event.enough:
-        return NOTHING
-    following = {State.SELECTING: State.KEYS, State.KEYS: State.SHARES, State.SHARES: State.OPEN}
-    return _moved(facts, following.get(facts.round.state, State.CLOSING))
-
-
-def _overdue(facts: Facts, event: Tick) -> Decision:
-    """Abandon a phase of secure aggregation that not enough have answered in time."""
-    return _moved(facts, State.ABANDONED, "deadline") if _past_deadline(facts) else NOTHING
+    return _moved(facts, State.OPEN)
 
 
 def _tick(facts: Facts, event: Tick) -> Decision:
-    """Look at the deadline."""
+    """Close or abandon the round if its deadline is past."""
     return _closed_if_over(facts, facts.round, [], [])
+
+
+def _awaits_model(facts: Facts, event: Tick) -> Decision:
+    """Do nothing: the round waits for its model, however long that takes."""
+    return NOTHING
 
 
 def _published(facts: Facts, event: Published) -> Decision:
@@ -745,9 +710,16 @@ def _recovered(facts: Facts, event: Recovered) -> Decision:
     row = facts.round
     if event.fence < row.fence:
         return NOTHING  # it was fenced out itself
-    again: dict[State, Action] = {phase: Gather(phase) for phase in (State.KEYS, State.SHARES, State.UNMASKING)}
-    again |= {State.CLOSING: CloseRound(row.number), State.ABANDONED: AbandonRound(row.number, row.reason)}
+    again: dict[State, Action] = {
+        State.CLOSING: CloseRound(row.number),
+        State.ABANDONED: AbandonRound(row.number, row.reason),
+    }
     return Decision((changed(row, fence=event.fence),), (), (again[row.state],) if row.state in again else ())
+
+
+def _recovered_published(facts: Facts, event: Recovered) -> Decision:
+    """Do nothing: the model is there, and the leader before has left nothing undone."""
+    return NOTHING
 
 
 def _cancelled(facts: Facts, event: Cancelled) -> Decision:
@@ -767,7 +739,7 @@ def _closed_if_over(
         pacing = facts.pacing
         over = not pacing.buffered and facts.now >= over_at(facts, row)
         if row.counted >= pacing.cohort or (over and row.counted >= pacing.fewest):
-            ended = _moved(changed(facts, round=row), State.UNMASKING if facts.masked else State.CLOSING)
+            ended = _moved(changed(facts, round=row), State.CLOSING)
         elif over:
             ended = _moved(changed(facts, round=row), State.ABANDONED, "too few")
     rounds = ended.rounds or ((row,) if row is not facts.round else ())
@@ -784,8 +756,8 @@ def over_at(facts: Facts, row: Round) -> float:
     end = float("inf") if facts.pacing.deadline is None else row.since + facts.pacing.deadline
     if not row.given or row.out:
         return end
-    if not _gives_again(facts):  # masked: who takes part is settled before
-        return row.since if facts.masked or room(facts.pacing, facts.population, row) <= 0 else end
+    if not _gives_again(facts):
+        return row.since if room(facts.pacing, facts.population, row) <= 0 else end
     if 0 < facts.population <= row.given and row.counted >= facts.pacing.fewest:
         if row.counted >= facts.population:
             return row.since  # everybody is in the sum
@@ -814,8 +786,6 @@ def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
             return Decision((row, follows))
         case State.ABANDONED:
             return Decision((row, follows), (), (AbandonRound(row.number, reason),))
-        case State.KEYS | State.SHARES | State.UNMASKING:
-            return Decision((row,), (), (Gather(to),))
         case _:
             return Decision((row,))
 
@@ -838,34 +808,36 @@ def _entries() -> dict[tuple[State, type], Entry]:
     def on(states: tuple[State, ...], event: type, rule: Callable[[Facts, Any], Decision], *to: State) -> None:
         table.update({(state, event): Entry(rule, to) for state in states})
 
-    phases = (s.SELECTING, s.KEYS, s.SHARES)
-    running = (s.PLANNED, *phases, s.OPEN, s.UNMASKING, s.CLOSING)
+    running = (s.PLANNED, s.OPEN, s.CLOSING)
     on(ORDER, CheckIn, _check_in)
     on(ORDER, Report, _report)
     on(ORDER, Commit, _commit)
     on(ORDER, Dropped, _dropped)
     on(ORDER, Overdue, _let_go)
     # while it is open, these may also end it
-    on((s.OPEN,), CheckIn, _check_in, s.CLOSING, s.UNMASKING, s.ABANDONED)
-    on((s.OPEN,), Report, _report, s.CLOSING, s.UNMASKING, s.ABANDONED)
-    on((s.OPEN,), Commit, _commit, s.CLOSING, s.UNMASKING, s.ABANDONED)
-    on((s.OPEN,), Dropped, _dropped, s.CLOSING, s.UNMASKING, s.ABANDONED)
-    on((s.OPEN,), Overdue, _let_go, s.CLOSING, s.UNMASKING, s.ABANDONED)
-    on((s.PLANNED,), Tick, _open, s.OPEN, s.SELECTING)
-    on((*phases, s.UNMASKING), Tick, _overdue, s.ABANDONED)
-    on((s.OPEN,), Tick, _tick, s.CLOSING, s.UNMASKING, s.ABANDONED)
-    on((s.SELECTING,), Gathered, _gathered, s.KEYS)
-    on((s.KEYS,), Gathered, _gathered, s.SHARES)
-    on((s.SHARES,), Gathered, _gathered, s.OPEN)
-    on((s.UNMASKING,), Gathered, _gathered, s.CLOSING)
+    on((s.OPEN,), CheckIn, _check_in, s.CLOSING, s.ABANDONED)
+    on((s.OPEN,), Report, _report, s.CLOSING, s.ABANDONED)
+    on((s.OPEN,), Commit, _commit, s.CLOSING, s.ABANDONED)
+    on((s.OPEN,), Dropped, _dropped, s.CLOSING, s.ABANDONED)
+    on((s.OPEN,), Overdue, _let_go, s.CLOSING, s.ABANDONED)
+    on((s.PLANNED,), Tick, _open, s.OPEN)
+    on((s.OPEN,), Tick, _tick, s.CLOSING, s.ABANDONED)
+    on((s.CLOSING,), Tick, _awaits_model)
     on((s.CLOSING,), Published, _published, s.PUBLISHED)
     on((*running, s.ABANDONED), Recovered, _recovered)
+    on((s.PUBLISHED,), Recovered, _recovered_published)
     on(running, Cancelled, _cancelled, s.ABANDONED)
     return table
 
 
 TABLE: Mapping[tuple[State, type], Entry] = _entries()
-"""(state, event) → what is done. What is not in it changes nothing: it comes from somebody who has not heard the end."""
+"""(state, event) → what is done. An event that the table does not allow in a state changes nothing: its sender has not heard yet
+that the round is over. Such events are counted (see `is_allowed`)."""
+
+
+def is_allowed(state: State, event: Event) -> bool:
+    """Whether the table has an entry for an event in a state."""
+    return (state, type(event)) in TABLE
 
 
 def decide(facts: Facts, event: Event) -> Decision:

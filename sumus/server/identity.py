@@ -46,6 +46,12 @@ _BATCH = 1000
 _ID = re.compile("[0-9a-f]{64}")
 
 
+def count_enrolled(identities: Identities, population: str) -> int:
+    """Count the devices that are enrolled in a population, here or at its edges."""
+    with identities.transaction() as rows:
+        return rows.count(population)
+
+
 class DeviceRegister:
     """The devices that are enrolled, by population.
 
@@ -171,11 +177,6 @@ class DeviceRegister:
             raise Refused("quota", f"the population {token.population} is full")
         rows.put_token(replace(token, uses=token.uses - 1))
         return token
-
-    def count(self, population: str) -> int:
-        """Devices that are enrolled in a population."""
-        with self._identities.transaction() as rows:
-            return rows.count(population)
 
     # ── being in ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -38,13 +38,16 @@ from sumus.protocol.round import (
     SettleSession,
     outcome,
 )
+from sumus.rounds.circumstances import Crowd
 from sumus.rounds.coordinator import Arrived
-from sumus.rounds.run import DeviceCheckIn, Run
+from sumus.rounds.departures import departed, forget_device, sessions_out_of
+from sumus.rounds.run import DeviceCheckIn, Run, give_up_open_rounds
 from sumus.server.committer import Committer, PendingRequest
+from sumus.server.evaluation import EvaluationRun
 from sumus.server.identity import MEMBER_S, DeviceRegister
 from sumus.server.refusals import Refusals
 from sumus.server.replica import Replica
-from sumus.server.runs import EvaluationRun, TrainingRun
+from sumus.server.training import TrainingRun
 from sumus.spec import canonical_json, to_json
 from sumus.storage.identities import Identity
 from sumus.storage.keyring import SealError
@@ -206,7 +209,7 @@ class Server:
     over restarts (`storage_clock`).
 
     trouble: why nothing can be decided now; empty where all is well.  people_changed: whether somebody has enrolled or left.
-    refusals: why devices took no part of late.
+    refusals: why devices took no part of late.  crowd: the devices that are enrolled, as the runs of the tasks share it.
     """
 
     def __init__(
@@ -215,14 +218,12 @@ class Server:
         tasks: Sequence[ServedTask],
         roll: DeviceRegister,
         replica: Replica,
+        crowd: Crowd,
         clock: Callable[[], float] = time.time,
         group: float = GROUP,
     ) -> None:
-        self.population, self.roll, self.replica, self.clock = population, roll, replica, clock
+        self.population, self.roll, self.replica, self.crowd, self.clock = population, roll, replica, crowd, clock
         self.tasks = sorted(tasks, key=lambda task: (-task.priority, task.name))
-        for task in tasks:
-            for run in task.runs:
-                run.people = self._people
         self.counts = Counts()
         self.refusals = Refusals()
         self.trouble = "starting"
@@ -340,10 +341,10 @@ class Server:
             self._held.remove(one)
             one.waiting.say(Refused("unknown_device", "it has left, or was shut out"))
         for run in self._runs():
-            out = run.coordinator.sessions_out_of(device)
+            out = sessions_out_of(run.store, device)
             if out:
                 self._note_dropped(run, out, reason)
-            run.carry_out(run.coordinator.forget(device, link, run.rounds_of_sum(), reason, now), now)
+            run.carry_out(forget_device(run.coordinator, device, link, run.rounds_of_sum(), reason, now), now)
         self.replica.leases.forget_serial(device)
         self.count_people()
 
@@ -351,7 +352,6 @@ class Server:
         """Serve one more task, or another version of one. On the deciding thread."""
         self.tasks = [each for each in self.tasks if each.name != task.name] + [task]
         for run in task.runs:
-            run.people = self._people
             self._recover_run(run, now)
         self.count_people()
 
@@ -683,9 +683,9 @@ class Server:
         with_link = [one for one in asked if one.identity is not None and one.identity.link]
         if not with_link:
             return list(asked)
-        departed, after = run.coordinator.departed(), set[int]()
+        left, after = departed(run.store), set[int]()
         for one in with_link:
-            if one.identity is not None and one.identity.enrolled >= departed.get(one.identity.link, math.inf) - _SKEW:
+            if one.identity is not None and one.identity.enrolled >= left.get(one.identity.link, math.inf) - _SKEW:
                 after.add(id(one))
                 self._note_later(run, one, ComeLater(AGAIN, "left"), now)
                 run.turned_away(one.asked, now)
@@ -759,7 +759,7 @@ class Server:
                 run.coordinator.current.number,
                 run.coordinator.room() > 0,
                 run.wanted(),
-                run.coordinator.population,
+                self.crowd.population,
                 run.changes,
             )
             for run in self._runs()
@@ -822,7 +822,7 @@ class Server:
 
     def _give_up(self, run: Run, error: Exception, now: float) -> None:
         """End what a run has begun, since nothing can be added to it; the reports that wait are not counted."""
-        run.give_up(error, now)
+        give_up_open_rounds(run, error, now)
         for session in [session for which, session in self._reports if which == id(run)]:
             self._answer(run, session, Refused("closed", "its round was given up"))
 
@@ -870,13 +870,12 @@ class Server:
 
     def _tick(self, now: float) -> None:
         moment = time.monotonic()
-        rate = self._checkins / max(1e-3, moment - self._checkins_since)
+        self.crowd.note_checkins(self._checkins, moment - self._checkins_since)
         for run in self._runs():
-            run.coordinator.arriving += 0.2 * (rate - run.coordinator.arriving)
             run.tick(now)
             if self.replica.shared and self.leads:
-                run.take_up(now)
-            if run.unfinished and moment >= self._next_finish:
+                run.closed.take_up(now)
+            if run.closed.unfinished and moment >= self._next_finish:
                 run.finish(now)
             if run.coordinator.staged:
                 self._commit(run, now)
@@ -893,12 +892,7 @@ class Server:
     def count_people(self) -> None:
         """Look how many devices are enrolled. On the deciding thread."""
         self.people_changed = False
-        people = self._people()
-        for run in self._runs():
-            run.coordinator.population = people
-
-    def _people(self) -> int:
-        return self.roll.count(self.population)
+        self.crowd.count()
 
 
 def in_words(error: Exception) -> str:

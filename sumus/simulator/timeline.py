@@ -44,6 +44,7 @@ from sumus.protocol.round import (
 from sumus.protocol.session import DeviceState, Floor, Phase, WorkOffer
 from sumus.protocol.steering import window
 from sumus.rng import generator
+from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
 from sumus.simulator.calendar import Calendar
 from sumus.simulator.participation import FIRST_ROUND, Passes, present_at
@@ -191,7 +192,8 @@ class Timeline:
         self._seed, self._name, self._outages = seed, name, outages
         self._rng = generator(seed, "fleet")
         self._store = MemoryStore()
-        self._server = Coordinator(pacing, len(devices), store=self._store)
+        self._circumstances = Circumstances(pacing, population=len(devices))
+        self._server = Coordinator(lambda: self._circumstances, self._store)
         self._queue: list[tuple[float, int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
         self._asleep: Calendar | None = None
@@ -433,7 +435,7 @@ class Timeline:
     def _measure_rate(self) -> None:
         """Check-ins a second, over the last minutes."""
         recent = self.totals.checkins[-5:]
-        self._server.arriving = sum(recent) / (MINUTE * max(1, len(recent)))
+        self._circumstances = replace(self._circumstances, arriving=sum(recent) / (MINUTE * max(1, len(recent))))
 
     def _down(self) -> bool:
         return any(begin <= self.now < end for begin, end in self._outages)
@@ -727,7 +729,8 @@ class Timeline:
         while (row := self._store.rounds.get(self._oldest)) is not None and row.over:
             self._note(row)
             self._oldest += 1
-            self._server.forget_rounds_before(self._oldest - 1)
+            with self._server.leading() as rows:
+                rows.forget_rounds_before(self._oldest - 1)
         row = self._current
         if row.state is State.PLANNED:
             self._server.tick(self.now)

@@ -130,7 +130,7 @@ def test_an_edge_leaves_out_what_its_server_describes_so(hop: str) -> None:
     body = Body("0" * 64, 1)
     served = Served("tiny", "train", "0" * 64, False, body, hop, 1, 1)
     with pytest.raises(PlanError):
-        AdderRun(served, None, None, None, None)  # type: ignore[arg-type]  # pyright: ignore
+        AdderRun(served, None, None, None, None, None)  # type: ignore[arg-type]  # pyright: ignore
 
 
 def test_a_server_that_answers_so_was_not_reached() -> None:

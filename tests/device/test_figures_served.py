@@ -12,7 +12,7 @@ from sumus.device.device import Device
 from sumus.device.training import Training
 from sumus.evaluation import medians_of
 from sumus.figures import figures
-from sumus.server.runs import Evaluating
+from sumus.server.evaluation import Evaluating
 from sumus.training.program import Program
 from sumus.transport.inprocess import InProcess
 from tests.device.served import FEDAVG, a_device

@@ -25,7 +25,7 @@ from sumus.operations.service import ServerPolicy, Service, open_service
 from sumus.plan import Plan
 from sumus.protocol.session import Floor
 from sumus.rng import generator
-from sumus.server.runs import Evaluating
+from sumus.server.evaluation import Evaluating
 from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Unreachable

@@ -10,6 +10,7 @@ from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol.round import AssignWork, CheckIn
+from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
 from sumus.rounds.sealed_sums import SealedSums
 from sumus.storage.blobs import DirectoryBlobs
@@ -39,7 +40,8 @@ def recomputed(devices: Sequence[str]) -> Aggregate:
 
 def opened(url: str, run: str, folder: Path) -> tuple[Coordinator, SealedSums]:
     """A server's insides."""
-    coordinator = Coordinator(Pacing(MANY, concurrency=MANY), MANY, store=SqlStore.open(url, run))
+    pacing = Pacing(MANY, concurrency=MANY)
+    coordinator = Coordinator(lambda: Circumstances(pacing, population=MANY), SqlStore.open(url, run))
     return coordinator, SealedSums(coordinator, HOP, KeyRing(folder / "keys"), DirectoryBlobs(folder / "sums"))
 
 

@@ -36,6 +36,7 @@ from sumus.protocol.round import (
     State,
     decide,
 )
+from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator, Rules
 from sumus.rounds.sealed_sums import SealedSums
 from sumus.storage.blobs import MemoryBlobs
@@ -115,7 +116,7 @@ class Rounds(RuleBasedStateMachine):
     def make_anew(self) -> None:
         """A new process on what is durable; where it dies while it recovers, another one."""
         while True:
-            self.coordinator = Coordinator(self.pacing, 6, rules=self.decides, store=self.store)
+            self.coordinator = Coordinator(lambda: Circumstances(self.pacing, population=6), self.store, self.decides)
             self.sums = SealedSums(self.coordinator, HOP, self.ring, self.blobs)
             try:
                 self.carry_out(self.coordinator.recover(self.now))

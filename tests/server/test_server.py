@@ -18,7 +18,7 @@ from sumus.evaluation import evaluation_report
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
 from sumus.rounds.coordinator import Arrived
-from sumus.server.runs import Evaluating
+from sumus.server.evaluation import Evaluating
 from sumus.task import Leaf
 from sumus.transport.inprocess import InProcess
 from sumus.tree import nested
@@ -717,10 +717,10 @@ def test_behind_a_sum_that_cannot_be_read_yet_others_wait_and_none_is_lost(
             ]
             assert [answer.status for answer in together(*calls)] == ["counted"] * 2
         running.server.ask_to_do(lambda now: None).result()
-        assert run.unfinished == [0, 1]
+        assert run.closed.unfinished == [0, 1]
     running.server.ask_to_do(run.finish).result()
     assert [model.contributors for model in running.models()] == [0, 2, 2]
-    assert (run.unfinished, run.trouble, run.coordinator.paused) == ([], "", False)
+    assert (run.closed.unfinished, run.trouble, run.paused) == ([], "", False)
 
 
 @pytest.mark.parametrize("how", ["cancelled", "rolled back"])
@@ -734,6 +734,6 @@ def test_a_round_that_cannot_be_closed_may_be_given_up_and_the_next_begins(
         run = without_its_sums(running, patch)
         round_of(running, devices, bundle.plan, 1.0, 1.0)
         running.server.ask_to_do(run.cancel if how == "cancelled" else lambda now: run.roll_back(0, now)).result()
-    assert (run.unfinished, run.trouble, run.coordinator.paused) == ([], "", False)
+    assert (run.closed.unfinished, run.trouble, run.paused) == ([], "", False)
     round_of(running, devices, bundle.plan, 3.0, 3.0)
     np.testing.assert_allclose(running.weights(devices[0]), -3.0)

@@ -1,43 +1,43 @@
-"""A task's runs on a server: in one its devices train, in the other they evaluate. Both are the same rounds.
+"""A task's training run on a server: devices train, and a round's sum becomes the next model.
 
-    run = TrainingRun("health", plan, initial, store, blobs, ring, sums)
-    run.begin(initial, now)              its first model
-    run.recover(now, fence)              what a crash left undone; or, with None, as one that another process leads
+    run = TrainingRun("health", plan, store, blobs, ring, sums, crowd)
+    run.begin(initial, now)              the first model
+    run.recover(now, fence)              what a crash left undone; or, with None, as a process that does not lead
     run.offer(session, now)              an assignment for a session that the coordinator gave
     run.carry_out(actions, now)          what was decided: a sum becomes a model, or is destroyed
 
-A sum becomes a model in steps that may each be the last: what the model depends on besides the sum (the seed that transforms are
-undone by, how many people there are) is written before it is used, models are objects under their own hash, and one transaction
-publishes. So doing it again gives the same bits, and nobody sees two models of one round.
+A sum becomes a model in steps, and the process may die after each of them. What the model depends on besides the sum (the seed
+that transforms are undone by, the number of devices) is written down before it is used, models are objects under their own hash,
+and one transaction publishes. So doing it again gives the same bits, and nobody sees two models of one round.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError
-from sumus.evaluation import evaluation_hop, evaluation_of, medians_of
-from sumus.logs import logger
 from sumus.optimizers import ServerState
-from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.protocol.round import Session
 from sumus.protocol.rows import changed
-from sumus.rounds.run import Run, Seeds, Unusable, any_seed, served, usable
+from sumus.rounds.circumstances import Crowd
+from sumus.rounds.closing import Unusable, usable
+from sumus.rounds.run import Run, pacing_on_server
 from sumus.rounds.sealed_sums import merged
+from sumus.rounds.seeds import Seeds, any_seed, noted
 from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing
-from sumus.storage.store import OF_THE_RUN, Model, Rows, Store
+from sumus.storage.store import Model, Rows, Store
 from sumus.text import many
 from sumus.tree import nested, unnested
 from sumus.types import Tree
 from sumus.wire.messages import Assignment, Body, Kind, Released
 from sumus.wire.tensors import decode_tree, encode_tree
 
-LOG = logger("sumus.server")
 KEPT_MODELS = 100
 """Versions that are kept, before the newest; the released one and the first stay."""
 
@@ -59,12 +59,13 @@ class TrainingRun(Run):
         blobs: Blobs,
         ring: KeyRing,
         sums: Blobs,
+        crowd: Crowd,
         seeds: Seeds = any_seed,
         releases: bool = True,
     ) -> None:
-        pacing = served(plan.pacing, plan.min_contributors)
+        pacing, least = pacing_on_server(plan.pacing, plan.min_contributors), plan.min_contributors
         spools = plan.algorithm.aggregator.needs_each_update
-        super().__init__(task, pacing, plan.first_hop, store, ring, sums, seeds, plan.min_contributors, spools)
+        super().__init__(task, pacing, plan.first_hop, store, ring, sums, seeds, least, crowd, spools)
         self.plan, self.blobs, self.releases = plan, blobs, releases
         self.plan_body = Body(blobs.put(plan.to_json().encode()), len(plan.to_json().encode()))
         self.most_together = 0 if spools or plan.sums.max_count < pacing.chosen else pacing.chosen
@@ -103,13 +104,13 @@ class TrainingRun(Run):
                 f"{self.task} is served with another plan since, by another server: stop one of the two"
             )
         broadcast = self.body(model.broadcast)
-        return self._assignment(session, session.version, self.plan_body, broadcast, now)
+        return assignment_of(self, session, session.version, self.plan_body, broadcast, now)
 
     def conclude(self, number: int, now: float) -> None:
-        seed, known = self.seed(number), self.people()
+        seed, known = self.seeds.of(number), self.crowd.count()
         with self.coordinator.leading() as rows:
             version = rows.run().version
-            people = int(self._noted(rows, number, "people", lambda: str(known).encode()))
+            people = int(noted(rows, number, "people", lambda: str(known).encode()))
             late = [row.staleness for row in map(rows.session, rows.counted_in(number)) if row is not None]
         apart = self.sums.shards(number) if self.sums.spools else None
         total = self.sums.total(number) if apart is None else merged(apart)
@@ -133,10 +134,7 @@ class TrainingRun(Run):
         self, total: Aggregate, apart: Sequence[Aggregate] | None, state: ServerState, seed: bytes, people: int
     ) -> ServerState:
         """The server's state after a sum. apart: its reports, where the plan needs each."""
-        if int(total.count) < self.least:
-            raise Unusable(
-                f"it has {many(int(total.count), 'contributor')}, and the plan asks for {self.least} at least"
-            )
+        check_enough(total, self.least)
         algorithm = self.plan.algorithm
         with usable():
             if apart is not None:
@@ -282,113 +280,32 @@ class TrainingRun(Run):
         return self._bodies[sha256]
 
 
-@dataclass(frozen=True)
-class Evaluating:
-    """How devices are asked what a model is worth. cohort: devices that measure it.  every: how many versions apart.
-    deadline: seconds."""
+def assignment_of(run: Run, session: Session, version: int, plan: Body, broadcast: Body, now: float) -> Assignment:
+    """Write the assignment of a session.
 
-    cohort: int
-    every: int = 1
-    deadline: float = 600.0
-
-
-class EvaluationRun(Run):
-    """Devices measure a model of the training run, and a round's sum becomes that version's metrics. measured: the version that
-    was measured last, −1 for none."""
-
-    kind: Kind = "evaluate"
-
-    def __init__(
-        self, training: TrainingRun, how: Evaluating, store: Store, ring: KeyRing, sums: Blobs, seeds: Seeds = any_seed
-    ) -> None:
-        least = training.least
-        if how.cohort < least:
-            raise ExperimentError(
-                f"{how.cohort} devices to measure a model of {training.task}, and its plan publishes no metric of fewer than "
-                f"{least} (min_contributors): ask more of them"
-            )
-        pacing = served(Pacing(how.cohort, deadline=how.deadline), least)
-        plan = training.plan
-        hop = evaluation_hop(plan.description, how.cohort, plan.metric_cap)
-        super().__init__(training.task, pacing, hop, store, ring, sums, seeds, least)
-        self.training, self._how = training, how
-        self.plan_body, self.most_together = training.plan_body, pacing.chosen
-        self.measured = -1
-        self._asked: tuple[int, int] | None = None
-
-    def recover(self, now: float, fence: int | None) -> None:
-        self._read_measured()
-        self._asked = None
-        super().recover(now, fence)
-
-    def look(self) -> None:
-        super().look()
-        self._read_measured()
-
-    def _ended_what_was_open(self, now: float) -> bool:
-        plan = self.training.plan.id.encode()
-        with self.store.transaction() as rows:
-            before = rows.note(OF_THE_RUN, "plan")
-        if before == plan:
-            return False
-        self.end_all(now)  # it may be of other metrics
-        with self.coordinator.leading() as rows:
-            rows.put_note(OF_THE_RUN, "plan", plan)
-        return True
-
-    def _read_measured(self) -> None:
-        with self.store.transaction() as rows:
-            self.measured = _measured(rows)
-
-    def wanted(self) -> bool:
-        """Whether there is a model to measure that was not measured yet, be it under another number: two sums over the same model
-        would tell what the devices measured that are in one of them alone."""
-        newest = self._newest()
-        return newest > self.measured and "evaluate" not in json.loads(self.training.model(newest).metrics)
-
-    def offer(self, session: Session, now: float) -> Assignment:
-        version = self._version(session.round)
-        broadcast = self.training.body(self.training.model(version).broadcast)
-        return self._assignment(session, version, self.training.plan_body, broadcast, now)
-
-    def conclude(self, number: int, now: float) -> None:
-        version, total = self._version(number), self.sums.total(number)
-        if int(total.count) < self.least:
-            raise Unusable(
-                f"it has {many(int(total.count), 'contributor')}, and the plan asks for {self.least} at least"
-            )
-        means, histograms = evaluation_of(total, self.hop)
-        enough = [name for name, bins in histograms.items() if sum(bins) >= self.least]  # a device may leave one out
-        means = {name: means[name] for name in enough if name in means}
-        histograms = {name: histograms[name] for name in enough}
-        measured = {
-            "means": means,
-            "medians": medians_of(histograms, self.hop),
-            "histograms": histograms,
-            "devices": int(total.count),
-        }
-        self.training.note_evaluation(version, measured)
-        note = str(version).encode()
-        self._publish(number, now, lambda rows: rows.put_note(OF_THE_RUN, "measured", note))
-        self.measured = version
-
-    def _version(self, number: int) -> int:
-        """The model that a round measures: the newest when its first device was asked."""
-        if self._asked is None or self._asked[0] != number:
-            with self.coordinator.transaction() as rows:
-                newest = self._newest()
-                if rows.note(number, "model") is None and newest <= _measured(rows):
-                    raise ExperimentError(
-                        f"version {newest} of {self.task} was measured since, on devices of another server"
-                    )
-                version = int(self._noted(rows, number, "model", lambda: str(newest).encode()))
-            self._asked = number, version
-        return self._asked[1]
-
-    def _newest(self) -> int:
-        newest = self.training.version
-        return newest - newest % self._how.every
+    Args:
+        run: The run that gave the session.
+        session: The session.
+        version: The model that the device begins from, or measures.
+        plan: The plan's body.
+        broadcast: The body of what the device begins from.
+        now: Seconds of the server's clock.
+    """
+    left = max(0.0, session.expires - now)
+    return Assignment(
+        task=run.task,
+        kind=run.kind,
+        session=session.id.rpartition("/")[2],
+        version=version,
+        plan=plan,
+        broadcast=broadcast,
+        seed=run.seeds.of(session.round).hex(),
+        contributors=run.least,
+        expires_in_s=left if math.isfinite(left) else None,
+    )
 
 
-def _measured(rows: Rows) -> int:
-    return int(rows.note(OF_THE_RUN, "measured") or -1)
+def check_enough(total: Aggregate, least: int) -> None:
+    """Refuse a sum of too few contributors. Raises Unusable."""
+    if int(total.count) < least:
+        raise Unusable(f"it has {many(int(total.count), 'contributor')}, and the plan asks for {least} at least")
