@@ -253,6 +253,10 @@ class Server:
     def _look_soon(self) -> None:
         self._committer.put(Command(lambda now: None))
 
+    def decide_held_again(self) -> None:
+        """Decide anew on check-ins that are held, at the end of this turn, since a run may answer them differently now."""
+        self._seen = None
+
     def drain(self) -> None:
         """Hold no check-in from now on: whoever waits is answered. Reports are taken as ever."""
         self._stopping = True
@@ -343,7 +347,7 @@ class Server:
         for run in self._runs():
             out = sessions_out_of(run.store, device)
             if out:
-                self._note_dropped(run, out, reason)
+                self._note_dropped(run, out, reason, now)
             run.carry_out(forget_device(run.coordinator, device, link, run.rounds_of_sum(), reason, now), now)
         self.replica.leases.forget_serial(device)
         self.count_people()
@@ -760,7 +764,6 @@ class Server:
                 run.coordinator.room() > 0,
                 run.wanted(),
                 self.crowd.population,
-                run.changes,
             )
             for run in self._runs()
         ]
@@ -858,12 +861,12 @@ class Server:
             item.run.carry_out(item.run.coordinator.let_go(item.session, now), now)
         one.say(Nothing())
 
-    def _note_dropped(self, run: Run, sessions: Sequence[str], reason: str) -> None:
+    def _note_dropped(self, run: Run, sessions: Sequence[str], reason: str, now: float) -> None:
         self.counts.events["dropped", reason] += len(sessions)
-        run.dropped(sessions, reason)
+        run.dropped(sessions, reason, now)
 
     def _drop(self, run: Run, sessions: Sequence[str], reason: str, now: float) -> None:
-        self._note_dropped(run, sessions, reason)
+        self._note_dropped(run, sessions, reason, now)
         run.carry_out(run.coordinator.drop(sessions, reason, now), now)
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
