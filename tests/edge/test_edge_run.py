@@ -16,6 +16,7 @@ from sumus.edge.site_model import SiteModel
 from sumus.protocol.round import AssignWork, CheckIn, ComeLater, State
 from sumus.rounds.circumstances import Crowd
 from sumus.rounds.run import DeviceCheckIn, cancel_newest
+from sumus.rounds.stages import ClearReport
 from sumus.spec import canonical_json, to_json
 from sumus.storage.blobs import MemoryBlobs
 from sumus.storage.keyring import KeyRing
@@ -129,8 +130,10 @@ class World:
         """A device reports, and the report is committed."""
         if self._out:
             device = self.dice.choice(sorted(self._out))
-            self.run.sums.report(session := self._out.pop(device), update_of(self.plan, session), self.now)
-            self.run.carry_out(self.run.sums.commit(self.now), self.now)
+            session = self._out.pop(device)
+            checked = self.run.hop.check(update_of(self.plan, session))
+            self.run.intake.stage_all([ClearReport(session, checked)], self.now)
+            self.run.carry_out(self.run.intake.commit(self.now), self.now)
 
     def drop(self) -> None:
         """A device gives up."""
