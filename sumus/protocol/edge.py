@@ -22,10 +22,10 @@ given work have ended, or when four fifths of the time are over that the server 
 same bytes are sent until the server above answers. After the answer, or if the round came to nothing, it is *settled*, and
 the next round is waiting.
 
-**Who acts.** Devices ask (`DeviceAsks`), fetch work (`WorkFetched`), give up or leave (`SessionsDropped`). The server above
-gives work (`WorkArrived`), has none (`NoWorkAbove`), and answers for the sum (`SumCounted`, `SumRefused`). Time goes by
-(`Tick`). The administrator of the edge may cancel a round, which arrives here as `RoundAbandoned`, and a new plan or a lost
-key ends everything (`AllWorkEnds`).
+**Who acts.** Devices ask (`DeviceAsks`), fetch work (`WorkFetched`), give up, leave, or let their time go by
+(`SessionsDropped`). The server above gives work (`WorkArrived`), has none (`NoWorkAbove`), and answers for the sum (`SumCounted`,
+`SumRefused`). Time goes by (`Tick`). The administrator of the edge may cancel a round, which arrives here as `RoundAbandoned`. A
+new plan or a lost key ends everything (`AllWorkEnds`).
 
 **Nothing is lost.** Every session that comes down ends in exactly one of three ways: its report is in a sum that goes up; or
 the server above is told that no report will come (`SayEnded`); or the same device asks again with a newer check-in, which the
@@ -117,7 +117,8 @@ class EdgeFacts:
         now: The store's clock, in seconds.
         round: The round that the event is about.
         row: The same round's row, as the round table keeps it.
-        waiting: Work of this run that no device has fetched yet.
+        waiting: How much work of this run no device has fetched yet.
+        unfetched: That work, each piece of it; it is read only for events that may give some of it back.
         lapsed: How many sessions have lost their places and are waited for all the same (`waited_for`).
         most: Reports that the sum may hold; the server above would refuse more.
         devices: Devices that may come into the round.
@@ -128,7 +129,8 @@ class EdgeFacts:
     now: float
     round: EdgeRound
     row: Round
-    waiting: tuple[WaitingWork, ...] = ()
+    waiting: int = 0
+    unfetched: tuple[WaitingWork, ...] = ()
     lapsed: int = 0
     most: int = MOST
     devices: int = MOST
@@ -146,9 +148,9 @@ def round_at(row: Round, has_work: bool, now: float) -> EdgeRound:
     """
     if row.over:
         return EdgeRound(EdgeState.SETTLED)
-    if row.state is State.CLOSING:
-        return EdgeRound(EdgeState.GOING_UP)
-    return EdgeRound(EdgeState.GATHERING if has_work else EdgeState.WAITING, now)
+    if not has_work:
+        return EdgeRound(EdgeState.WAITING)
+    return EdgeRound(EdgeState.GOING_UP if row.state is State.CLOSING else EdgeState.GATHERING, now)
 
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -219,7 +221,7 @@ class DeviceKeptOut:
 
 @dataclass(frozen=True, slots=True)
 class SessionsDropped:
-    """Devices will not report: they gave up, or left."""
+    """Devices will not report: they gave up, or left, or their time is over."""
 
     sessions: tuple[str, ...]
     reason: str
@@ -410,12 +412,12 @@ class EdgeDecision:
 
 def expected(facts: EdgeFacts) -> int:
     """Return how many devices have reported or are waited for."""
-    return facts.row.given - facts.row.dropped + len(facts.waiting) + facts.lapsed
+    return facts.row.given - facts.row.dropped + facts.waiting + facts.lapsed
 
 
 def has_room(facts: EdgeFacts) -> bool:
     """Return whether the sum can hold one report more than those that were given work."""
-    return facts.row.given - facts.row.dropped + len(facts.waiting) < facts.most
+    return facts.row.given - facts.row.dropped + facts.waiting < facts.most
 
 
 def waited_for(lapsed: Sequence[Session], facts: Facts) -> int:
@@ -463,11 +465,11 @@ def _asks(facts: EdgeFacts, event: DeviceAsks) -> EdgeDecision:
     removed = removed_work(event)
     if (answer := answer_at_once(facts, event)) is not None:
         return EdgeDecision(facts.round, (*removed, answer))
-    left = replace(facts, waiting=tuple(work for work in facts.waiting if work.device != event.device))
+    left = changed(facts, waiting=facts.waiting - 1) if removed and event.mine else facts
     last = event.known.session if event.known is not None and not event.over else None
     if last is not None and last.state == "counted":
         answer = ComeLater(ASKING, "closed")
-    elif (last is None or last.state != "out") and not has_room(left if removed else facts):
+    elif (last is None or last.state != "out") and not has_room(left):
         answer = ComeLater(ASKING, "full")
     else:
         answer = PassCheckInOn()
@@ -522,7 +524,7 @@ def _more_work(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
         return EdgeDecision(facts.round, (SayEnded((event.session,)),))
     ending = changed(facts.round, state=EdgeState.FINISHING, full=True)
     out = (*said(event.out, BY_EDGE), DropSessions(event.out)) if event.out else ()
-    return EdgeDecision(ending, (*given_back(facts.waiting), *out, LetTimePass(), ConsiderAgain()))
+    return EdgeDecision(ending, (*given_back(facts.unfetched), *out, LetTimePass(), ConsiderAgain()))
 
 
 def work_too_late(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
@@ -547,9 +549,9 @@ def _keep_out(facts: EdgeFacts, event: DeviceKeptOut) -> EdgeDecision:
 
     Then the server above is asked again a little later: it may have begun another sum, in which the device may be.
     """
-    mine = tuple(work for work in facts.waiting if work.device == event.device)
+    mine = tuple(work for work in facts.unfetched if work.device == event.device)
     empty = facts.row.state is State.OPEN and facts.row.given == facts.row.dropped and not facts.lapsed
-    ends = (CancelRound(),) if empty and len(mine) == len(facts.waiting) else ()
+    ends = (CancelRound(),) if empty and len(mine) == facts.waiting else ()
     return EdgeDecision(facts.round, (*given_back(mine), SendDeviceAway(event.device), *ends))
 
 
@@ -572,10 +574,10 @@ def _look(facts: EdgeFacts, event: Tick) -> EdgeDecision:
     They are for `linger` seconds after work has come; and as long as nobody has work or has reported, since a sum of nobody is
     of no use.
     """
-    old = tuple(work for work in facts.waiting if facts.now - work.since > PICK_UP)
+    old = tuple(work for work in facts.unfetched if facts.now - work.since > PICK_UP)
     state = facts.round.state
     if state in (EdgeState.GATHERING, EdgeState.FINISHING):
-        left = replace(facts, waiting=tuple(work for work in facts.waiting if work not in old))
+        left = changed(facts, waiting=facts.waiting - len(old))
         lingers = not expected(left) or facts.now - facts.round.latest < facts.linger
         state = EdgeState.GATHERING if lingers and not facts.round.full else EdgeState.FINISHING
     return EdgeDecision(changed(facts.round, state=state), given_back(old, "other"))
@@ -590,12 +592,12 @@ def _close(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
     """Send the sum up. Say of everyone who is not in it that no report will come. After a crash, the same is done again."""
     late = (*said(event.out), DropSessions(event.out)) if event.out else ()
     going_up = changed(facts.round, state=EdgeState.GOING_UP)
-    return EdgeDecision(going_up, (*given_back(facts.waiting), *late, SendSum()))
+    return EdgeDecision(going_up, (*given_back(facts.unfetched), *late, SendSum()))
 
 
 def _abandon(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
     """Say of everyone who had work, or has reported, that no report will come: the server above may give their places away."""
-    actions = [*given_back(facts.waiting), *ended_out(event.out), *said(event.counted)]
+    actions = [*given_back(facts.unfetched), *ended_out(event.out), *said(event.counted)]
     if facts.round.state is EdgeState.GOING_UP:
         actions.insert(0, WithdrawSum())
     return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), tuple(actions))
@@ -617,8 +619,8 @@ def _refused(facts: EdgeFacts, event: SumRefused) -> EdgeDecision:
 
 
 def end_all(facts: EdgeFacts, event: AllWorkEnds) -> EdgeDecision:
-    """Give back all work that waits. The rounds are cancelled after this, and each is abandoned."""
-    return EdgeDecision(facts.round, given_back(facts.waiting))
+    """Give back all work that no device has fetched. The rounds are cancelled after this, and each is abandoned."""
+    return EdgeDecision(facts.round, given_back(facts.unfetched))
 
 
 def ignore(facts: EdgeFacts, event: Any) -> EdgeDecision:

@@ -214,11 +214,17 @@ def _moved(facts: SiteFacts, done: int, late: tuple[EdgeAction, ...]) -> SiteDec
     move = MoveModel((*late, SendMove()) if over else late)
     going_up = changed(facts.edge.round, state=EdgeState.GOING_UP)
     state = SiteState.GOING_UP if over else SiteState.OWN_ROUND
-    return SiteDecision(state, going_up, (*given_back(facts.edge.waiting), move))
+    return SiteDecision(state, going_up, (*given_back(facts.edge.unfetched), move))
 
 
 def _abandon_own(facts: SiteFacts, event: RoundAbandoned) -> SiteDecision:
-    """Do no further round, since this one came to nothing: the sum is of the rounds before it."""
+    """Do no further round, since this one came to nothing: the sum is of the rounds before it.
+
+    After a crash, rounds that were abandoned long ago are named once more; they change nothing.
+    """
+    assert facts.own is not None, "an own round comes after a first one"
+    if facts.edge.row.number <= facts.own.last:
+        return _stays(facts, *_dropped(event.out))
     settled = changed(facts.edge.round, state=EdgeState.SETTLED)
     return SiteDecision(SiteState.GOING_UP, settled, (*_dropped(event.out), EndOwnRounds(), SendMove()))
 
@@ -290,7 +296,7 @@ def _not_counted(facts: SiteFacts, event: SumRefused | MoveUnusable) -> SiteDeci
 def _end_all(facts: SiteFacts, event: AllWorkEnds) -> SiteDecision:
     """Say that no report will come of the sessions that the sum would have stood for, and forget the site's rounds."""
     assert facts.own is not None, "an own round comes after a first one"
-    ended = (*given_back(facts.edge.waiting), SayEnded(facts.own.sessions), ForgetOwnRounds())
+    ended = (*given_back(facts.edge.unfetched), SayEnded(facts.own.sessions), ForgetOwnRounds())
     return SiteDecision(SiteState.FIRST_ROUND, facts.edge.round, ended)
 
 

@@ -20,6 +20,7 @@ from sumus.protocol.round import AbandonRound, Action, CloseRound, ComeLater, Ro
 from sumus.rounds.circumstances import Circumstances, Crowd
 from sumus.rounds.closing import ClosedRounds
 from sumus.rounds.coordinator import FOLLOWS, Also, Coordinator
+from sumus.rounds.intake import Intake
 from sumus.rounds.sealed_sums import SealedSums
 from sumus.rounds.seeds import Seeds, SumSeeds
 from sumus.storage.blobs import Blobs
@@ -71,6 +72,7 @@ class Run:
         crowd: The devices of the server.
         coordinator: The rounds.
         sums: The sums of the rounds.
+        intake: The way of reports into these sums.
         closed: The rounds that have closed, and whose models are not there yet.
         seeds: The seeds of the sums.
         plan_body: The plan.
@@ -79,7 +81,6 @@ class Run:
         edges: What edges do.
         paused: Whether no round begins and no work is given.
         trouble: Why no model can be made; empty if all is well.
-        changes: Grows with everything that may bring work to devices that wait, besides what the coordinator knows.
     """
 
     kind: Kind
@@ -117,7 +118,8 @@ class Run:
         """
         self.task, self.hop, self.store, self.least, self.crowd = task, hop, store, least, crowd
         self.coordinator = Coordinator(self.circumstances, store)
-        self.sums = SealedSums(self.coordinator, hop, ring, sums, spools)
+        self.sums = SealedSums(self.coordinator, ring, sums, spools)
+        self.intake = Intake(self.coordinator, self.sums, hop, self.kind == "train", spools)
         self.seeds = SumSeeds(self.coordinator, seeds, pacing.buffered)
         self.closed = ClosedRounds(
             task,
@@ -129,12 +131,11 @@ class Run:
         )
         self.trouble = ""
         self.paused = False
-        self.changes = 0
         self._pacing = pacing
 
     @property
     def pacing(self) -> Pacing:
-        """How the open round is paced. A kind of run whose rounds change while they are open overrides this property."""
+        """How the open round is paced. A kind of run may change that while the round is open."""
         return self._pacing
 
     def circumstances(self) -> Circumstances:
@@ -155,7 +156,8 @@ class Run:
             now: Seconds of the server's clock.
             fence: The fence of the lease; None if another process leads.
         """
-        self.sums.restart()
+        self.intake.restart()
+        self.sums.begin_anew()
         self.seeds.forget()
         self.closed.restart()
         self._read_pause()
@@ -178,6 +180,7 @@ class Run:
                 self.closed.close_up_to(action.number, now)
             elif isinstance(action, AbandonRound):
                 self.closed.destroy(action.number)
+                self.abandoned(action.number, now)
 
     def look(self) -> None:
         """Read what the leader has done."""
@@ -205,6 +208,7 @@ class Run:
 
     def end_all(self, now: float) -> None:
         """End all work that is out, and every round that is not over."""
+        self.all_ends(now)
         with self.store.transaction() as rows:
             out = rows.sessions_out()
             rounds = [row.number for row in rows.rounds() if not row.over]
@@ -229,6 +233,7 @@ class Run:
         if not self.leads:
             self.look()
             return
+        self.time_passes(now)
         for decided in (self.coordinator.expire(now), self.coordinator.tick(now)):
             self.carry_out(decided, now)
 
@@ -245,8 +250,17 @@ class Run:
     def turned_away(self, asked: DeviceCheckIn, now: float) -> None:
         """Learn of a check-in whose device may not be in the open sum."""
 
-    def dropped(self, sessions: Iterable[str], reason: str) -> None:
+    def dropped(self, sessions: Iterable[str], reason: str, now: float) -> None:
         """Learn of sessions that will not report."""
+
+    def time_passes(self, now: float) -> None:
+        """Learn the time, before sessions expire and deadlines pass."""
+
+    def abandoned(self, number: int, now: float) -> None:
+        """Learn that nothing comes of a round's sum; also after a crash, of every abandoned round that is not forgotten."""
+
+    def all_ends(self, now: float) -> None:
+        """Learn that all rounds and all work are about to end."""
 
     def rounds_of_sum(self) -> Sequence[int]:
         """The numbers of the rounds that go into the open sum, the last one last. Nobody is in one sum twice."""
@@ -327,4 +341,5 @@ def give_up_open_rounds(run: Run, error: Exception, now: float) -> None:
     """End the open rounds, whose key or sum is lost, and pause until an admin has looked."""
     run.pause(f"its open rounds were given up: {error}")
     run.end_all(now)
-    run.sums.restart()
+    run.intake.restart()
+    run.sums.begin_anew()

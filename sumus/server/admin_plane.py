@@ -59,7 +59,7 @@ from sumus.server.admin_messages import (
     RunRef,
     VersionRef,
 )
-from sumus.server.identity import DAY
+from sumus.server.membership import DAY
 from sumus.server.metrics import CONTENT_TYPE, exposition
 from sumus.server.problems import problem, refusal_of
 from sumus.server.server import Server
