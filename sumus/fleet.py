@@ -24,6 +24,14 @@ _SHARE = "it is a share, a number from 0 to 1"
 _FINITE = "it must be 0 or more, and finite"
 
 
+def _expect(value: object, name: str, low: float, high: float, rule: str) -> None:
+    """Refuse a field of a value that is no finite number within bounds."""
+    number = getattr(value, name)
+    known = isinstance(number, int | float) and not isinstance(number, bool)
+    if not known or not math.isfinite(number) or not low <= number <= high:
+        raise ExperimentError(f"{type(value).__name__}({name}={number!r}): {rule}")
+
+
 @dataclass(frozen=True)
 class Fate:
     """What becomes of one client's work in one round.
@@ -267,14 +275,6 @@ class Fleet:
         most = 1 + int(share * steps) if slow < self.stragglers else None
         late = most is not None and most < steps and not self.partial_work
         return Fate(most, late, lost=arrives < self.lost)
-
-
-def _expect(value: object, name: str, low: float, high: float, rule: str) -> None:
-    """Refuse a field of a value that is no finite number within bounds."""
-    number = getattr(value, name)
-    known = isinstance(number, int | float) and not isinstance(number, bool)
-    if not known or not math.isfinite(number) or not low <= number <= high:
-        raise ExperimentError(f"{type(value).__name__}({name}={number!r}): {rule}")
 
 
 PERFECT = Fleet()

@@ -13,7 +13,7 @@ from torch import nn
 import sumus
 from sumus.simulator.after_round import RoundOutcome
 from sumus.simulator.kept import BestSoFar
-from sumus.simulator.records import RoundRecord
+from sumus.simulator.records import RoundEvaluation, RoundRecord
 from sumus.simulator.stopping import Stopping
 from tests.simulating import doors
 
@@ -34,7 +34,7 @@ def test_it_is_told_of_every_round_in_every_executor(people: sumus.Population, h
     assert [outcome.round for outcome in heard] == [0, 1, 2, 3]
     assert [outcome.record for outcome in heard] == [history.start, *history.rounds]
     assert [bool(outcome.metrics) for outcome in heard] == [True, False, True, True]
-    assert heard[2].spreads["seen"]["accuracy"] == history.rounds[1].spreads["seen"]["accuracy"]
+    assert heard[2].spreads["seen"]["accuracy"] == history.rounds[1].evaluation.spreads["seen"]["accuracy"]
     assert all(torch.equal(heard[3].model[name], leaf) for name, leaf in history.model.items())
     assert not all(torch.equal(heard[2].model[name], leaf) for name, leaf in history.model.items())
     assert sumus.run(made, compute=how["executor"]).model_sha256 == history.model_sha256
@@ -179,7 +179,7 @@ def test_a_run_that_was_cut_keeps_the_same_best_model(experiment: Make, tmp_path
     assert (cut.best.round, cut.best.model_sha256) == (straight.best.round, straight.best.model_sha256)
     assert cut.start is not None
     assert straight.start is not None
-    assert (cut.start.metrics, cut.start.spreads) == (straight.start.metrics, straight.start.spreads)
+    assert cut.start.evaluation == straight.start.evaluation
 
 
 def test_patience_ends_a_run(experiment: Make, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_patience_ends_a_run(experiment: Make, tmp_path: Path) -> None:
 
 
 def record(number: int, **metrics: float) -> RoundRecord:
-    return RoundRecord(number, 1, 1, 0.0, metrics, 0, 0, 0.0)
+    return RoundRecord(number, 1, 1, 0.0, RoundEvaluation(metrics))
 
 
 def test_nan_is_the_worst() -> None:

@@ -292,17 +292,20 @@ def test_where_partial_work_is_not_counted_stragglers_do_not_even_begin(
     steps: list[int] = []
     work = counting(sumus.sgd(lr=0.2, batch_size=8, epochs=4), steps)
     some = with_work(task, people, work, sumus.Fleet(stragglers=0.5, partial_work=False)).rounds[0]
-    assert 0 < some.dropped < 12
+    assert 0 < some.reports.dropped < 12
     assert steps == [12] * (
         some.clients + 1
     )  # the first one is trained again at the end, see `sumus.executors.witness`
-    assert some.bytes_up == some.clients * some.bytes_down / 12
+    assert some.traffic.up == some.clients * some.traffic.down / 12
     steps.clear()
     few = with_work(task, people, work, sumus.Fleet(stragglers=1.0, partial_work=False)).rounds[0]
     again = min(few.clients, 1)
-    assert (few.clients + few.dropped, steps) == (12, [12] * (few.clients + again))  # those who had time for all of it
-    assert few.dropped > 8
-    assert few.bytes_up == few.clients * few.bytes_down / 12
+    assert (few.clients + few.reports.dropped, steps) == (
+        12,
+        [12] * (few.clients + again),
+    )  # those who had time for all of it
+    assert few.reports.dropped > 8
+    assert few.traffic.up == few.clients * few.traffic.down / 12
 
 
 # ── breaks at bad moments ────────────────────────────────────────────────────────────────────────────────────────────

@@ -78,7 +78,7 @@ PARTS: dict[str, tuple[Callable[[], sumus.Algorithm], str]] = {
         lambda: sumus.fedavg(rule(update=lambda grad, state, param, *_: (param.sum(), ()))),
         r"client [0-3]: .*`weight` a Tensor of shape torch.Size\(\[\]\), and the leaf is of shape \(2, 4\)",
     ),
-    "a client's first state": (lambda: sumus.fedavg(replace(WORK, init=raising)), "client [0-3]: init of custom"),
+    "a client's first state": (lambda: sumus.fedavg(with_rules(init=raising)), "client [0-3]: init of custom"),
     "finish": (lambda: sumus.fedavg(with_rules(finish=raising)), "client [0-3]: finish of custom"),
     "parts that are none": (
         lambda: sumus.fedavg(with_rules(finish=lambda *_: ({"params": 3}, {}))),

@@ -248,7 +248,7 @@ def test_a_round_counts_what_travelled(experiment: Make) -> None:
     assert (record.clients, record.examples) == (4, 4 * 24)
     assert record.traffic.down == record.traffic.up == 4 * parameters * 4
     codes = sumus.run(experiment(rounds=1, algorithm=sumus.fedavg(sumus.sgd(lr=0.1), COMPRESSED))).rounds[0]
-    assert codes.bytes_up == 4 * 256  # one byte each, padded to a block of 256
+    assert codes.traffic.up == 4 * 256  # one byte each, padded to a block of 256
 
 
 def test_the_users_model_and_randomness_are_left_alone(people: sumus.Population) -> None:
