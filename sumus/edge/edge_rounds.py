@@ -45,7 +45,8 @@ class RunShare:
 
     def __init__(self, relay: Relay, task: str, kind: Kind) -> None:
         """Look at a relay for the run of a task."""
-        self._relay, self._which = relay, (task, kind)
+        self._relay = relay
+        self._which: tuple[str, Kind] = task, kind
 
     def count(self) -> int:
         """Return how much work of this run waits."""
