@@ -236,7 +236,7 @@ class Training:
 
     def _fitting(self, plan: Plan, state: ClientState) -> ClientState:
         """What a client kept, as far as the plan's work knows it: another algorithm's trees mean nothing to it."""
-        known = {*plan.algorithm.client.init(self.program.initial_shared), PERSONAL}
+        known = {*plan.algorithm.client.rules.init(self.program.initial_shared), PERSONAL}
         return {name: tree for name, tree in state.items() if name in known}
 
     def _executor(self, plan: Plan, broadcast: Broadcast, first: ClientAssignment) -> Executor:
