@@ -48,7 +48,6 @@ LARGE = {
     "storage.memory._Transaction": "the same table in memory",
     # to be removed, once the rooms of these classes are rebuilt
     "device.device.Device": "device",
-    "edge.adder.AdderRun": "edge",
     "first_hop.FirstHop": "rounds",
     "rounds.coordinator.Coordinator": "rounds",
     "rounds.run.Run": "rounds",
