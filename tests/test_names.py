@@ -47,7 +47,6 @@ LARGE = {
     "storage.memory._Transaction": "the same table in memory",
     # to be removed, once the rooms of these classes are rebuilt
     "device.device.Device": "device",
-    "edge.adder.AdderRun": "edge",
     "simulator.simulation.Simulation": "simulator",
     "simulator.timeline.Timeline": "simulator",
     "training.hidden.HiddenState": "device",
