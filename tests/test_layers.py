@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("algorithms", "personalization", "privacy"),
     ("wire", "secagg", "protocol"),
     ("training",),
-    ("storage", "transport", "http", "userfile", "interrupt", "logs", "terminal", "plotting"),
+    ("storage", "transport", "http", "userfile", "interrupt", "logs", "options", "terminal", "plotting"),
     ("executors", "rounds"),
     ("simulator", "server", "operations", "edge", "device", "virtual", "node"),
     ("demos", "web"),

@@ -128,9 +128,9 @@ class DeviceClients:
 
         name = self._plan.description.name
         limits = Limits(_PLENTY, _PLENTY, _PLENTY, _PLENTY)
-        conduct = ServerPolicy(name, MOST, group=0.0, limits=limits, seeds=seeds)
+        conduct = ServerPolicy(name, MOST, group=0.0, limits=limits)
         bundle = Bundle(self._served, self._prepared.program.initial)
-        service = open_service({name: bundle}, conduct=conduct)
+        service = open_service({name: bundle}, conduct=conduct, seeds=seeds)
         self._stack.callback(service.close)
         service.server.start()
         return service
@@ -143,7 +143,7 @@ class DeviceClients:
         if new := [client for client in there if client not in self._devices]:
             for client in new:
                 self._device(client, self._token).enrol()
-            server.ask_to_do(lambda now: server.count_people()).result()
+            server.ask_to_do(lambda now: server.crowd.count()).result()
 
     def _device(self, client: Any, token: str | None = None) -> Device:
         """A client's device."""

@@ -15,11 +15,12 @@ from sumus.device.link import Link
 from sumus.device.requests import Requests
 from sumus.device.training import Training
 from sumus.edge.edge import Edge, open_edge
-from sumus.edge.site import SiteRun
+from sumus.edge.edge_run import EdgeRun
 from sumus.experiment import Experiment
 from sumus.first_hop import FirstHop
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
+from sumus.rounds.run import cancel_newest
 from sumus.simulator.processes.share import public_seed
 from sumus.tree import sha256
 from sumus.wire.messages import Assignment, RelayRequest
@@ -48,8 +49,8 @@ def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]
     """A server of it over HTTP, its address, and what devices do."""
     bundle, training = served(wanted)
     seeds = partial(public_seed, bundle.plan, SEED)
-    conduct = ServerPolicy("people", group=0.0, seeds=lambda task: seeds)
-    service = open_service({"sites": bundle}, Storage(), conduct)
+    conduct = ServerPolicy("people", group=0.0)
+    service = open_service({"sites": bundle}, Storage(), conduct, seeds=lambda task: seeds)
     stack.callback(service.close)
     service.server.start()
     return service, stack.enter_context(over_http(service)), training
@@ -126,9 +127,9 @@ def model_of(tree: Tree, version: int) -> list[float]:
     return decode_tree(tree.service.blobs.get(run.model(version).model))["w"].tolist()
 
 
-def run_of(edge: Edge) -> SiteRun:
+def run_of(edge: Edge) -> EdgeRun:
     (run,) = edge.server.tasks[0].runs
-    assert isinstance(run, SiteRun)
+    assert isinstance(run, EdgeRun)
     return run
 
 
@@ -278,7 +279,9 @@ def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(tree: Tree) -> Non
     edge, way, people = cut_off_after_its_first_round(tree)
     plan = tree.bundle.plan
     run = tree.service.server.tasks[0].training
-    tree.service.server.ask_to_do(run.cancel).result()  # the round is over, as after a deadline
+    tree.service.server.ask_to_do(
+        lambda now: cancel_newest(run, now)
+    ).result()  # the round is over, as after a deadline
     way.cut = False
     edge.uplink.wake()
     wait_until(lambda: "was not counted above" in run_of(edge).trouble, "nobody was told")

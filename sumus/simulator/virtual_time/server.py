@@ -1,7 +1,7 @@
 """The server of a timeline: it decides by the protocol's own table, takes its time for it, and may be away for a while."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol.round import (
@@ -16,6 +16,7 @@ from sumus.protocol.round import (
     StageReport,
     begins_at,
 )
+from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
 from sumus.simulator.virtual_time.account import Account
 from sumus.simulator.virtual_time.clock import VirtualClock
@@ -75,7 +76,8 @@ class VirtualServer:
         self._pacing, self._clock, self._cost, self._outages, self._answer = pacing, clock, cost, outages, answer
         self._account = books[0]
         self._store = MemoryStore()
-        self._coordinator = Coordinator(pacing, population, store=self._store)
+        self._circumstances = Circumstances(pacing, population=population)
+        self._coordinator = Coordinator(lambda: self._circumstances, self._store)
         self._staged: dict[str, float] = {}
         self._committing, self._committed = False, 0.0
         self._publishing = 0.0
@@ -123,7 +125,7 @@ class VirtualServer:
 
     def note_rate(self, rate: float) -> None:
         """Note how many check-ins a second arrive."""
-        self._coordinator.arriving = rate
+        self._circumstances = replace(self._circumstances, arriving=rate)
 
     def check_in(self, who: int, event: CheckIn) -> tuple[Action, ...]:
         """Answer a device that asks for work."""

@@ -56,7 +56,8 @@ class RoundWatch:
             for report in () if played.published else played.counted:
                 self.note_models(report.position)
             self.oldest += 1
-            self._coordinator.forget_rounds_before(self.oldest - 1)
+            with self._coordinator.leading() as rows:
+                rows.forget_rounds_before(self.oldest - 1)
         row = self._store.rounds[self._store.run.newest]
         if row.state is State.PLANNED:
             self._coordinator.tick(now)
