@@ -36,9 +36,6 @@ NO_NOUNS = frozenset([*PREPOSITIONS.split(), *PRONOUNS.split(), *BARE_VERBS.spli
 ALLOWED = {
     "Run": "a server's run of rounds: the noun of the field",
     "Nothing": "the empty message of the wire; the OpenAPI document, which others read, has this name",
-    # to be removed, once the rooms of these classes are rebuilt
-    "Evaluate": "simulator",
-    "Gather": "rounds",
 }
 """Classes that keep such a name, and why."""
 
@@ -55,8 +52,6 @@ LARGE = {
     "server.device_plane.DevicePlane": "rounds",
     "server.identity.DeviceRegister": "rounds",
     "server.server.Server": "rounds",
-    "simulator.simulation.Simulation": "simulator",
-    "simulator.timeline.Timeline": "simulator",
     "training.hidden.HiddenState": "device",
     "training.program.Program": "device",
 }

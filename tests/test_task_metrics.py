@@ -93,7 +93,7 @@ def test_a_loss_with_its_classes_second_trains_and_knows_its_classes() -> None:
     people = {k: (x, np.abs(x).argmax(1)) for k in range(2)}
     runs = [
         sumus.simulate(
-            task, sumus.fedavg(sumus.sgd(lr=0.1)), people, 2, evaluate=sumus.Evaluate(seen=2), compute=executor
+            task, sumus.fedavg(sumus.sgd(lr=0.1)), people, 2, evaluate=sumus.Evaluation(seen=2), compute=executor
         )
         for executor in ("autograd", "sequential")
     ]
