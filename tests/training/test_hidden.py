@@ -405,8 +405,8 @@ LOGS: dict[str, tuple[Any, Callable[[Any, int], object], Any]] = {
 
 @pytest.mark.parametrize("kind", LOGS)
 def test_a_log_is_whole_at_the_end_and_as_before_for_each_client(kind: str) -> None:
-    log, add, whole = LOGS[kind]
-    before = copy.copy(log)
+    given, add, whole = LOGS[kind]
+    log, before = copy.copy(given), copy.copy(given)
     hidden = HiddenState({"loss": [log]})
     for number in range(3):
         add(log, number)
@@ -418,8 +418,8 @@ def test_a_log_is_whole_at_the_end_and_as_before_for_each_client(kind: str) -> N
 
 @pytest.mark.parametrize("kind", LOGS)
 def test_a_log_gets_nothing_of_a_run_that_is_only_looked_at(kind: str) -> None:
-    log, add, whole = LOGS[kind]
-    log = copy.copy(log)
+    given, add, whole = LOGS[kind]
+    log = copy.copy(given)
     hidden = HiddenState({"loss": [log]})
     for number in range(3):
         with hidden.keeping_logs():
