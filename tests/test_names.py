@@ -47,7 +47,6 @@ LARGE = {
     "storage.sql._SqlRows": "the same table in SQL",
     "storage.memory._Transaction": "the same table in memory",
     # to be removed, once the rooms of these classes are rebuilt
-    "device.device.Device": "device",
     "edge.adder.AdderRun": "edge",
     "first_hop.FirstHop": "rounds",
     "rounds.coordinator.Coordinator": "rounds",
@@ -57,8 +56,6 @@ LARGE = {
     "server.server.Server": "rounds",
     "simulator.simulation.Simulation": "simulator",
     "simulator.timeline.Timeline": "simulator",
-    "training.hidden.HiddenState": "device",
-    "training.program.Program": "device",
 }
 """Classes that are larger, by module and name, and why."""
 

@@ -416,6 +416,21 @@ def test_a_log_is_whole_at_the_end_and_as_before_for_each_client(kind: str) -> N
     assert log == whole
 
 
+@pytest.mark.parametrize("kind", LOGS)
+def test_a_log_gets_nothing_of_a_run_that_is_only_looked_at(kind: str) -> None:
+    log, add, whole = LOGS[kind]
+    log = copy.copy(log)
+    hidden = HiddenState({"loss": [log]})
+    for number in range(3):
+        with hidden.keeping_logs():
+            add(log, number + 10)
+            hidden.restore()
+        add(log, number)
+        hidden.restore()
+    hidden.end()
+    assert log == whole
+
+
 def test_what_code_changes_besides_adding_is_no_log() -> None:
     for log, change in (({"x": 1}, lambda log: log.update(x=2, y=1)), ({1}, lambda log: (log.clear(), log.add(2)))):
         hidden, before = HiddenState({"loss": [log]}), copy.copy(log)
