@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,7 @@ from sumus.experiment import Experiment
 from sumus.interrupt import terminate_like_ctrl_c
 from sumus.node import commands as node_commands
 from sumus.operations import commands as server_commands
+from sumus.options import with_option_groups
 from sumus.plan import Plan
 from sumus.terminal import console, echo, show_defect
 from sumus.text import amount, many, printable, whole_number
@@ -122,58 +124,83 @@ def options(
     """Federated learning: devices train on data that never leaves them, and the server works with their sum."""
 
 
-@app.command()
-def simulate(
-    file: File,
-    rounds: Rounds = None,
-    seed: Seed = None,
-    out: Out = None,
-    as_json: AsJson = False,
-    restart: Restart = False,
-    device: Device = "cpu",
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Rounds between checkpoints.")] = 10,
-    client_states: Annotated[
-        Path | None,
-        typer.Option(help="Folder for what clients keep between rounds, where that is more than memory holds."),
-    ] = None,
-    executor: How = "auto",
-    workers: Workers = None,
-    insecure: Annotated[bool, typer.Option(help="Use a Ray cluster even if it lets everyone in.")] = False,
-    fleet: FleetText = None,
-    sites: Annotated[
-        int | None, typer.Option(min=1, help="Edges that clients report through, with as many clients each.")
-    ] = None,
-    edge_rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds of an edge's own between two of its sums; 1: it only adds.")
-    ] = None,
+@dataclass(frozen=True)
+class ComputeOptions:
+    """What a simulation computes with, and what its clients' reports go through."""
+
+    device: Device = "cpu"
+    executor: How = "auto"
+    workers: Workers = None
+    insecure: Annotated[bool, typer.Option(help="Use a Ray cluster even if it lets everyone in.")] = False
     through: Annotated[
         SimulationPath,
         typer.Option(help="wire: each client is a device of a real server, in this process; the same model, slower."),
-    ] = SimulationPath.memory,
+    ] = SimulationPath.memory
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """What a simulation keeps and prints."""
+
+    out: Out = None
+    as_json: AsJson = False
+    restart: Restart = False
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Rounds between checkpoints.")] = 10
+    client_states: Annotated[
+        Path | None,
+        typer.Option(help="Folder for what clients keep between rounds, if that is more than memory holds."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class EdgeOptions:
+    """The edges through which the clients of a simulation report."""
+
+    sites: Annotated[
+        int | None, typer.Option(min=1, help="Edges that clients report through, with as many clients each.")
+    ] = None
+    edge_rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of an edge's own between two of its sums; 1: it only adds.")
+    ] = None
+
+    def of(self, experiment: Experiment) -> Experiment:
+        """Give the experiment with these edges in the place of its own."""
+        if self.sites is not None:
+            experiment = dataclasses.replace(experiment, sites=self.sites)
+        if self.edge_rounds is None:
+            return experiment
+        edges = dataclasses.replace(experiment.plan.edges, rounds=self.edge_rounds)
+        return dataclasses.replace(experiment, plan=dataclasses.replace(experiment.plan, edges=edges))
+
+
+@app.command()
+@with_option_groups
+def simulate(
+    file: File,
+    compute: ComputeOptions,
+    result: ResultOptions,
+    edges: EdgeOptions,
+    rounds: Rounds = None,
+    seed: Seed = None,
+    fleet: FleetText = None,
 ) -> None:
     """Run the experiment of a file."""
-    experiment = load_experiment(file)
-    changed: dict[str, Any] = {} if fleet is None else {"fleet": fleet_of(fleet)}
-    if sites is not None:
-        changed["sites"] = sites
-    if edge_rounds is not None:
-        edges = dataclasses.replace(experiment.plan.edges, rounds=edge_rounds)
-        changed["plan"] = dataclasses.replace(experiment.plan, edges=edges)
+    experiment = edges.of(load_experiment(file))
     _simulate(
-        dataclasses.replace(experiment, **changed),
+        experiment if fleet is None else dataclasses.replace(experiment, fleet=fleet_of(fleet)),
         Path(split(file)[0]).stem,
         rounds,
         seed,
-        out,
-        as_json,
-        restart=restart,
-        device=device,
-        checkpoint_every=checkpoint_every,
-        client_states=client_states,
-        executor=executor,
-        workers=_workers(workers),
-        insecure=insecure,
-        through=through.value,
+        result.out,
+        result.as_json,
+        restart=result.restart,
+        device=compute.device,
+        checkpoint_every=result.checkpoint_every,
+        client_states=result.client_states,
+        executor=compute.executor,
+        workers=_workers(compute.workers),
+        insecure=compute.insecure,
+        through=compute.through.value,
     )
 
 

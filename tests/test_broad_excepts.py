@@ -26,12 +26,11 @@ KNOWN: dict[str, dict[str, str]] = {
     "errors.py": {"own_code": USERS},
     "executors/choice.py": {"_Probe.refused": USERS},
     "executors/witness.py": {"_other_examples": USERS},
+    "http/answers.py": {"ExplainedEndpoint.__call__": END},
     "node/intake.py": {"labelled": USERS, "answered": USERS, "Intake._prepared": USERS},
     "node/node.py": {"Node._part": END},
     "node/pictures.py": {"read_picture": LIBRARY},
-    "node/plane.py": {"_explained.explain": END},
     "rounds/run.py": {"usable": USERS},
-    "server/device_plane.py": {"explained.explain": END},
     "server/server.py": {"Server._turn": END},
     "simulator/cluster.py": {"Cluster._start": USERS, "Cluster._start 2": USERS, "_answering.answer": END},
     "simulator/population.py": {"Population.__getitem__": USERS},
@@ -50,16 +49,15 @@ KNOWN: dict[str, dict[str, str]] = {
     },
     "training/walk.py": {"_imported": USERS},
     "userfile.py": {"blaming": USERS},
-    "virtual/pointer.py": {"_Hold.__del__": END},
-    "virtual/serving.py": {"_explained.explain": END},
-    "virtual/workbench.py": {
-        "Workbench.answer": END,
-        "Workbench._drawn": LIBRARY,
-        "Workbench._tried": LIBRARY,
-        "Workbench._plainly": LIBRARY,
-        "Workbench._computed": LIBRARY,
-        "Workbench._backward": LIBRARY,
+    "virtual/calls.py": {
+        "OperationCalls._drawn": LIBRARY,
+        "OperationCalls._tried": LIBRARY,
+        "OperationCalls._plainly": LIBRARY,
+        "OperationCalls._computed": LIBRARY,
     },
+    "virtual/gradients.py": {"backward": LIBRARY},
+    "virtual/pointer.py": {"_TensorHandle.__del__": END},
+    "virtual/workbench.py": {"Workbench.answer": END},
 }
 """By file and enclosing function; a second clause in one function has a number."""
 

@@ -26,11 +26,11 @@ from sumus.http.limits import Limits
 from sumus.http.room import Room
 from sumus.logs import logger
 from sumus.operations.service import ServerPolicy, Service, Shared, Storage, Stores
-from sumus.operations.status import AboveStatus, in_short
 from sumus.server.device_plane import device_app
 from sumus.server.identity import DeviceRegister
 from sumus.server.replica import Replica
 from sumus.server.server import ServedTask, Server, storage_clock
+from sumus.server.status import AboveStatus, in_short
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable
 from sumus.wire.messages import AGAIN, Refused, Served

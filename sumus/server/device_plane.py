@@ -16,19 +16,17 @@ from pathlib import Path
 from typing import Any, cast
 
 from msgspec.structs import replace
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import Receive, Scope, Send
 
 from sumus.aggregate import Aggregate
 from sumus.errors import ParticipantError
 from sumus.evaluation import check_measured, check_sum_measured
-from sumus.http.answers import PiecewiseResponse
-from sumus.http.bodies import STRANGERS, Strangers, Uploads, announced, let_go, source
+from sumus.http.answers import ExplainedEndpoint, PiecewiseResponse
+from sumus.http.bodies import STRANGERS, Strangers, Uploads, announced, source
 from sumus.http.limits import Limits
 from sumus.http.room import Room, near
 from sumus.rounds.run import Run
@@ -36,7 +34,8 @@ from sumus.server.doubt import Doubt
 from sumus.server.identity import signed_by_device
 from sumus.server.objects import HeldObject, ObjectReader
 from sumus.server.openapi import document
-from sumus.server.server import AGAIN, LOG, Server
+from sumus.server.problems import problem, refusal_of
+from sumus.server.server import AGAIN, Server
 from sumus.storage.blobs import Blobs
 from sumus.text import whole_number
 from sumus.wire.messages import (
@@ -49,14 +48,12 @@ from sumus.wire.messages import (
     CheckInRequest,
     EnrolmentRequest,
     Nothing,
-    Problem,
     Refused,
     RelayAnswer,
     Relayed,
     RelayedAnswer,
     RelayRequest,
     Tasks,
-    Window,
     digest_of,
     read,
     text_over,
@@ -72,8 +69,6 @@ MOST_LOOKUPS = 1000
 _DIGEST = re.compile("[0-9a-f]{64}")
 MOST = {endpoint.name: endpoint.most for endpoint in ENDPOINTS}
 IMMUTABLE = "public, max-age=31536000, immutable"
-
-Answering = Callable[[Request], Awaitable[Response]]
 
 
 class DevicePlane:
@@ -278,10 +273,10 @@ class DevicePlane:
             ("/v1/openapi.json", self.openapi),
             ("/healthz", self.alive),
         ):
-            mine.append(Route(path, explained(what, self._refused), methods=["GET"]))
-        return [*mine, Route("/readyz", explained(self.ready, self._refused), methods=["GET"])]
+            mine.append(Route(path, ExplainedEndpoint(what, self._answer_to), methods=["GET"]))
+        return [*mine, Route("/readyz", ExplainedEndpoint(self.ready, self._answer_to), methods=["GET"])]
 
-    def _answering(self, name: str, signed: bool) -> Answering:
+    def _answering(self, name: str, signed: bool) -> ExplainedEndpoint:
         """An endpoint whose answer is a message, or a response."""
         endpoint = cast(Callable[[Request], Awaitable[Any]], getattr(self, name))
 
@@ -294,10 +289,13 @@ class DevicePlane:
             found = await endpoint(request)
             return found if isinstance(found, Response) else Response(write(found), media_type="application/json")
 
-        return explained(answer, self._refused)
+        return ExplainedEndpoint(answer, self._answer_to)
 
-    def _refused(self, code: str) -> None:
-        self._server.counts.events["refused", code] += 1
+    def _answer_to(self, request: Request, error: Exception) -> Response:
+        """Count a request that failed, and answer it."""
+        refused = refusal_of(request, error)
+        self._server.counts.events["refused", refused.problem.code] += 1
+        return problem(refused)
 
     async def _message(self, request: Request, form: type[Any]) -> Any:
         return read(form, await self._strangers.read(request, announced(request, MAX_CONTROL)))
@@ -412,46 +410,6 @@ def device_app(server: Server, blobs: Blobs, room: Room, limits: Limits, authori
     return app
 
 
-def problem(refused: Refused) -> Response:
-    """An answer that is an error."""
-    said: Problem = refused.problem
-    headers = {"retry-after": str(max(1, round(said.retry_after_s[0])))} if said.retry_after_s is not None else {}
-    return Response(write(said), refused.status, headers, "application/problem+json")
-
-
-def explained(endpoint: Answering, refused: Callable[[str], None]) -> Any:
-    """What goes wrong, said in the closed list's words. refused: is told the code."""
-
-    async def explain(scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        try:
-            response = await endpoint(request)
-        except Exception as error:
-            response = said(request, error)
-            let_go(error)
-        await response(scope, receive, send)
-
-    def said(request: Request, error: Exception) -> Response:
-        no = _refusal(request, error)
-        refused(no.problem.code)
-        return problem(no)
-
-    return _Asgi(explain)
-
-
-def _refusal(request: Request, error: Exception) -> Refused:
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, ParticipantError):
-        return Refused(error.code if request.method == "PUT" else "malformed", str(error))
-    if isinstance(error, SQLAlchemyError | OSError):
-        LOG.error("storage fails: %s: %s", type(error).__name__, str(error).partition("\n")[0])
-        return Refused("not_ready", "the server's storage does not answer", AGAIN)
-    LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
-    again: Window = (5.0, 30.0)
-    return Refused("failed", "a defect of the server, which is in its log", again)
-
-
 def _passed_on(relayed: Relayed) -> CheckInRequest:
     """Read a check-in that an edge passes on: the edge answers what became of earlier work, and holds nothing open."""
     try:
@@ -459,16 +417,6 @@ def _passed_on(relayed: Relayed) -> CheckInRequest:
     except ParticipantError as error:
         raise Refused("malformed", str(error)) from error
     return replace(request, previous=None, wait_s=0.0)
-
-
-class _Asgi:
-    """An endpoint in raw ASGI: Starlette wraps functions, and leaves objects as they are."""
-
-    def __init__(self, call: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        self._call = call
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._call(scope, receive, send)
 
 
 def _path(request: Request) -> str:

@@ -122,9 +122,9 @@ class WireSimulation(Simulation):
             return partial(public_seed, self.plan, seed)
 
         limits = Limits(_PLENTY, _PLENTY, _PLENTY, _PLENTY)
-        conduct = ServerPolicy(self.task.name, MOST, group=0.0, limits=limits, seeds=seeds)
+        conduct = ServerPolicy(self.task.name, MOST, group=0.0, limits=limits)
         bundle = Bundle(self._served, self.program.initial)
-        service = open_service({self.task.name: bundle}, conduct=conduct)
+        service = open_service({self.task.name: bundle}, conduct=conduct, seeds=seeds)
         self._stack.callback(service.close)
         service.server.start()
         return service

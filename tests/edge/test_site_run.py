@@ -48,8 +48,8 @@ def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]
     """A server of it over HTTP, its address, and what devices do."""
     bundle, training = served(wanted)
     seeds = partial(public_seed, bundle.plan, SEED)
-    conduct = ServerPolicy("people", group=0.0, seeds=lambda task: seeds)
-    service = open_service({"sites": bundle}, Storage(), conduct)
+    conduct = ServerPolicy("people", group=0.0)
+    service = open_service({"sites": bundle}, Storage(), conduct, seeds=lambda task: seeds)
     stack.callback(service.close)
     service.server.start()
     return service, stack.enter_context(over_http(service)), training

@@ -45,7 +45,7 @@ def over_the_network(wanted: Experiment, where: Storage) -> str:
     """The model of a server over HTTP and a device for each client, with a connection of its own."""
     (bundle, training), name = served(wanted), wanted.plan.description.name
     seeds = partial(public_seed, bundle.plan, SEED)
-    service = open_service({name: bundle}, where, ServerPolicy("people", group=0.0, seeds=lambda task: seeds))
+    service = open_service({name: bundle}, where, ServerPolicy("people", group=0.0), seeds=lambda task: seeds)
     try:
         service.server.start()
         with over_http(service) as url:

@@ -1,14 +1,14 @@
-"""Who runs a server. There is no password: whoever started it has a link that works once, and a session comes of it.
+"""Logging in at a server. There is no password: the operator has a link that works once, and gets a session for it.
 
     access = Access(data / "admin")
     print(login_link("http://127.0.0.1:8001", access.new_code(now)))     to the terminal, and to no log
     session = access.exchange(code, address, now)                        once, within 15 minutes
     access.check(f"Bearer {session}", address, now)                      for 12 hours; or Refused
 
-In the folder lie hashes, each a file: when the file is gone so is the right, at once and in every process. Who reads the folder
-cannot log in; who writes in it can make a link, as whoever owns the server should.
+The folder holds hashes, each a file: when the file is gone so is the right, at once and in every process. A person who reads the
+folder cannot log in. A person who may write in it can make a link, as the owner of the server should.
 
-    logins = Logins(config_folder(os.environ))                           beside who asks: `sumus status URL`
+    logins = Logins(config_folder(os.environ))                           on the operator's machine: `sumus status URL`
     logins.keep(url, session)
     logins.session(url)
 """
@@ -42,10 +42,14 @@ _SECRET = re.compile("[A-Za-z0-9_-]{43}")
 class Access:
     """Codes and sessions, as hashes in a folder of the server's own.
 
-    `now`: by the machine's clock, which `sumus admin link` reads too; what ends too far ahead of it is not valid.
-    random: bytes that nobody can guess.  attempts: how often each neighbourhood of addresses may show a wrong code or
-    session before it is told to wait. A code is 256 random bits, so no number of guesses finds one; the limit keeps guesses
-    cheap. A right code or session is taken whatever came before: nobody's guesses keep an operator out.
+    Each `now` is a time by the machine's clock, which `sumus admin link` reads too; what ends too far ahead of it is not valid.
+    A code is 256 random bits, so no number of guesses finds one; the limit keeps guesses cheap. A right code or session is
+    accepted whatever came before, so that nobody's guesses keep an operator out.
+
+    Args:
+        folder: The folder.
+        random: Gives bytes that nobody can guess.
+        attempts: How often each neighbourhood of addresses may show a wrong code or session before it is told to wait.
     """
 
     def __init__(
@@ -58,23 +62,35 @@ class Access:
             _private_folder(path)
 
     def new_code(self, now: float, lasts: float = CODE_S) -> str:
-        """A code for one login, 43 letters. What has ended is cleared away."""
+        """Make a code of 43 letters for one login. Codes and sessions that have ended are deleted."""
         for path in (*self._codes.iterdir(), *self._sessions.iterdir()):
             if path.suffix != ".new" and _until(path) <= now:
                 path.unlink(missing_ok=True)
         return self._new(self._codes, now + lasts)
 
     def exchange(self, code: str, address: str, now: float) -> str:
-        """A session for a code, once. address: of the peer.  Refused: bad_token, rate."""
+        """Make a session for a code, once.
+
+        Args:
+            code: The code of a login link.
+            address: The address of the peer.
+            now: The time.
+
+        Raises:
+            Refused: `bad_token` or `rate`.
+        """
         if not _valid(self._codes, code, now) or not _taken_away(self._codes, code):
             self._fail(address, now)
             raise Refused("bad_token", "this login link was used, or its time is over: make a new one")
         return self._new(self._sessions, now + SESSION_S)
 
     def check(self, authorization: str, address: str, now: float) -> str:
-        """The session of an `Authorization` header. Refused: bad_token, rate.
+        """Give the session of an `Authorization` header.
 
-        It is looked up by its hash, which no guess comes near step by step: how long that takes tells nothing.
+        A session is looked up by its hash, which no guess comes near step by step: the time that this takes tells nothing.
+
+        Raises:
+            Refused: `bad_token` or `rate`.
         """
         scheme, _, session = authorization.partition(" ")
         if scheme.lower() != "bearer" or not _valid(self._sessions, session, now):
@@ -83,11 +99,11 @@ class Access:
         return session
 
     def revoke(self, session: str) -> None:
-        """End a session; one that is over already is no error."""
+        """End a session. A session that has ended already is no error."""
         _taken_away(self._sessions, session)
 
     def revoke_all(self) -> int:
-        """End all sessions and codes, and say how many those were."""
+        """End all sessions and codes, and give their number."""
         paths = [*self._codes.iterdir(), *self._sessions.iterdir()]
         for path in paths:
             path.unlink(missing_ok=True)
@@ -105,12 +121,12 @@ class Access:
 
 
 def login_link(url: str, code: str) -> str:
-    """A link that logs in once. The code is in its fragment, which browsers do not send."""
+    """Make a link that logs in once. The code is in its fragment, which browsers do not send."""
     return f"{url.rstrip('/')}/#login={code}"
 
 
 def code_of(link: str) -> tuple[str, str]:
-    """A login link's URL and its code. UsageError for what is none."""
+    """Split a login link into URL and code. UsageError is raised for any other text."""
     url, mark, code = link.strip().partition("#login=")
     if not mark or not _SECRET.fullmatch(code):
         raise UsageError("this is no login link: give all of it, from http to its end, as the server printed it")
@@ -118,21 +134,25 @@ def code_of(link: str) -> tuple[str, str]:
 
 
 class Logins:
-    """Sessions that somebody has on servers, by their URL, in a file that is theirs alone."""
+    """A person's sessions on servers, by the server's URL, in a file that is theirs alone.
+
+    Args:
+        folder: The folder of the file.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "logins.json"
 
     def keep(self, url: str, session: str) -> None:
-        """Remember a session, in the place of the one before."""
+        """Remember a session in the place of the one before."""
         self._write(self._read() | {origin(url): session})
 
     def session(self, url: str) -> str | None:
-        """The session on the server that this URL is of; None where there is none."""
+        """Give the session on a server; None if there is none."""
         return self._read().get(origin(url))
 
     def forget(self, url: str) -> None:
-        """Remember none."""
+        """Forget the session on a server."""
         self._write({server: session for server, session in self._read().items() if server != origin(url)})
 
     def _read(self) -> dict[str, str]:
@@ -156,13 +176,13 @@ class Logins:
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:
-    """Where a user's settings lie: $XDG_CONFIG_HOME/sumus, or ~/.config/sumus."""
+    """Give the folder of a user's settings: $XDG_CONFIG_HOME/sumus, or ~/.config/sumus."""
     instead = "set XDG_CONFIG_HOME to a folder of your own, in which sessions are kept"
     return user_folder("XDG_CONFIG_HOME", ".config", instead, environ) / "sumus"
 
 
 def origin(url: str) -> str:
-    """Scheme, host and port of a URL: a session is shown to no other."""
+    """Give scheme, host and port of a URL: a session is shown to no other server."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -175,17 +195,17 @@ def origin(url: str) -> str:
 
 
 def _place(folder: Path, secret: str) -> Path:
-    """The file of a secret. Secrets are 256 random bits: a plain hash of one cannot be turned back."""
+    """Give the file of a secret. Secrets are 256 random bits, so a plain hash of one cannot be turned back."""
     return folder / sha256(secret.encode()).hexdigest()
 
 
 def _valid(folder: Path, secret: str, now: float) -> bool:
-    """What would last more than twice a session is of before the clock was put back."""
+    """Tell whether a secret is valid. One that would last twice as long as a session is older than a change of the clock."""
     return _SECRET.fullmatch(secret) is not None and now < _until(_place(folder, secret)) <= now + 2 * SESSION_S
 
 
 def _until(path: Path) -> float:
-    """When what a file stands for ends: before all time, where there is no such file, or it is damaged."""
+    """Read when a code or session ends. If there is no such file, or it is damaged, that is before all time."""
     try:
         return float(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -193,7 +213,7 @@ def _until(path: Path) -> float:
 
 
 def _taken_away(folder: Path, secret: str) -> bool:
-    """Whether the file was there until now: of many who take it away at once, one is told so."""
+    """Delete the file of a secret, and tell whether it was there. Of many calls at once, one is told so."""
     try:
         _place(folder, secret).unlink()
     except FileNotFoundError:

@@ -7,8 +7,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from sumus.operations.status import RunStatus, ServerStatus, TaskStatus
 from sumus.protocol.round import ORDER
+from sumus.server.status import RunStatus, ServerStatus, TaskStatus
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _COUNTED = {

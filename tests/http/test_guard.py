@@ -9,10 +9,10 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from sumus.errors import UsageError
+from sumus.http.guard import guard
 from sumus.http.listening import Listening, opened_at, opened_plane
 from sumus.http.proxies import Proxies
-from sumus.operations.guard import guard
-from sumus.operations.snapshot import Snapshot
+from sumus.http.snapshot import Snapshot
 from sumus.transport.inprocess import InProcess
 
 

@@ -1,4 +1,4 @@
-"""An answer that anybody may ask for, and that takes work to make: it is made once in a while, whoever asks.
+"""An answer that anybody may ask for and that takes work to make. It is made at most once in a while, however many ask.
 
 metrics = Snapshot(make, lasts=1.0)
 await metrics.look()                         made now, or up to a second ago
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class Snapshot(Generic[T]):
-    """What `make` gives, for everybody who asks within so many seconds; who asks meanwhile waits for the one that is being made.
+    """Gives everybody who asks within so many seconds the same answer. Those who ask while it is being made wait for it.
 
     Args:
-        make: makes the answer.
-        lasts: seconds for which an answer is given again.
-        clock: seconds, which do not go back.
+        make: Makes the answer.
+        lasts: The seconds for which an answer is given again.
+        clock: Gives seconds, which do not go back.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Snapshot(Generic[T]):
         self._made: tuple[T, float] | None = None
 
     async def look(self) -> T:
-        """The answer."""
+        """Give the answer."""
         async with self._making:
             if self._made is None or self._clock() >= self._made[1]:
                 self._made = await self._make(), self._clock() + self._lasts

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from sumus.operations.access import Access
-from sumus.operations.admin_plane import admin_app
 from sumus.operations.service import ServerPolicy, Storage, open_service
-from sumus.operations.status import AboveStatus, in_short
+from sumus.server.access import Access
+from sumus.server.admin_plane import admin_app
+from sumus.server.status import AboveStatus, in_short
 from sumus.text import amount
 from sumus.transport.inprocess import InProcess
 from tests.server.devices import ScriptedDevice, tiny

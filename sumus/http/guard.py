@@ -1,4 +1,4 @@
-"""Which requests a plane answers that a browser can reach: those under its own names, and none of another site's pages.
+"""Guards a plane that a browser can reach: it answers only under its own names, and no page of another site.
 
     app = Starlette(routes=routes, middleware=[guard(names, refusal, "--name")])
 
@@ -25,11 +25,11 @@ from sumus.transport.hosts import host_of, ip_of, is_loopback
 WRONG_HOST, OTHER_SITE = "wrong_host", "other_site"
 STATUS = {WRONG_HOST: 421, OTHER_SITE: 403}
 Refusal: TypeAlias = Callable[[int, str, str], Response]
-"""An answer in a plane's own form, of a status, a code and a detail."""
+"""Makes an answer in a plane's own form of a status, a code and a detail."""
 
 
 def guard(names: Iterable[str], refusal: Refusal, option: str) -> Middleware:
-    """Both checks, before any other work of an application.
+    """Make the middleware that does both checks before any other work of an application.
 
     Args:
         names: hosts or addresses that the operator calls this plane by.
@@ -60,18 +60,18 @@ def _guarded(app: ASGIApp, known: frozenset[str], refusal: Refusal, option: str)
 
 
 def shows(request: Request, token: bytes) -> bool:
-    """Whether a request shows this token, as `Authorization: Bearer TOKEN`; how long that takes tells nothing of the token."""
+    """Tell whether a request shows a token (`Authorization: Bearer TOKEN`), in a time that tells nothing of the token."""
     scheme, _, shown = request.headers.get("authorization", "").partition(" ")
     return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), token) and scheme.lower() == "bearer"
 
 
 def is_json(request: Request) -> bool:
-    """Whether a body is said to be JSON."""
+    """Tell whether a body is said to be JSON."""
     return media_type(request) == "application/json"
 
 
 def media_type(request: Request) -> str:
-    """What a body is said to be, without parameters."""
+    """Give the media type of a body, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -85,7 +85,7 @@ def _is_called(scope: Scope, known: frozenset[str]) -> bool:
 
 
 def _is_of_other_site(scope: Scope) -> bool:
-    """What a browser says of the page. A link that somebody follows is none of its requests."""
+    """Tell, by what a browser says, whether a page of another site sent a request. A link that a person follows is none."""
     headers = Headers(scope=scope)
     if scope["method"] in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate":
         return False

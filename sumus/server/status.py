@@ -3,7 +3,8 @@
     now = await look(server)                       a ServerStatus; also while storage fails
     now.tasks[0].runs[0].waiting                   "3 of 7 reports; 4 devices train"
 
-Sums over devices only: no device is named, and no moment at which one did something.
+A status holds sums over devices only: it names no device, and no time at which one device did something. The structs are the JSON
+of the admin plane, so their fields stay flat, however many they are.
 """
 
 import asyncio
@@ -35,9 +36,24 @@ PATIENCE = 15.0
 
 
 class RunStatus(msgspec.Struct, frozen=True):
-    """A run's newest round. since_s: that it has been in this state.  goal: reports that its sum takes, and fewest, that it must
-    have.  given, out, dropped, counted: sessions.  left_s: to its deadline.  trouble: why no model could be made.
-    waiting: in a sentence, why nothing more has happened yet."""
+    """A run's newest round.
+
+    Attributes:
+        kind: Whether the run trains or evaluates.
+        round: The round's number.
+        state: The round's state.
+        since_s: The seconds for which the round has been in this state.
+        goal: The number of reports that its sum takes.
+        fewest: The least number of reports for a model.
+        given: The number of sessions that devices were given.
+        out: Sessions that have not ended.
+        dropped: Sessions that ended without a report.
+        counted: Sessions whose report is in the sum.
+        left_s: The seconds to the round's deadline; None if it has none.
+        paused: Whether the run is paused.
+        trouble: Why no model could be made; empty if one could.
+        waiting: Why nothing more has happened yet, as a sentence.
+    """
 
     kind: str
     round: int
@@ -56,9 +72,21 @@ class RunStatus(msgspec.Struct, frozen=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
-    """A version. round: that it is of, if it is of one.  age_s: since it was made.  sha256: of its file, which `export` writes.
-    staleness: reports, by how many versions late they were.  train: means of local training.  evaluate: what devices measured of
-    it: means, medians (the edges of the bin that the median device lies in), histograms, devices."""
+    """A version of a model.
+
+    Attributes:
+        version: The version's number.
+        round: The round that made the version; None if no round did.
+        parent: The version that this one was made from; None for the first one.
+        plan: The id of the plan.
+        contributors: The number of reports in the version.
+        age_s: The seconds since the version was made.
+        sha256: The hash of its file, which `export` writes.
+        staleness: The number of reports, by how many versions late they were.
+        train: Means of local training, by metric.
+        evaluate: What devices measured: `means`, `medians` (the edges of the bin that the median device lies in), `histograms`
+            and the number of `devices`.
+    """
 
     version: int
     round: int | None
@@ -73,8 +101,15 @@ class ModelStatus(msgspec.Struct, frozen=True):
 
 
 class ReplicaStatus(msgspec.Struct, frozen=True):
-    """One of the servers that share the rounds. name: its own.  leads: whether it is the one that makes models.  leader: who is.
-    fence: of the leader's lease.  there: all of them, by name."""
+    """One of the servers that share rounds.
+
+    Attributes:
+        name: The server's name.
+        leads: Whether this server makes the models.
+        leader: The name of the server that does.
+        fence: The number of the leader's lease.
+        there: The names of all of them.
+    """
 
     name: str
     leads: bool
@@ -84,15 +119,16 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
 
 
 class InfluenceStatus(msgspec.Struct, frozen=True):
-    """What one dishonest device can do to a sum, at most (`sumus.influence`).
+    """The most that one dishonest device can do to a sum (`sumus.influence`).
 
-    contributors: the fewest devices whose sum is used.
-    share: of the sum's weight, from 0 to 1; of an aggregator that chooses among updates, of what it gives.
-    length: the longest update that is counted, in parameters; None if no clip bounds it.
-    step: how far the device moves the round's mean; of an aggregator that chooses among updates, or of an algorithm whose devices
-        receive more than the model, how long what it gives is at most. None if nothing bounds it.
-    trusted: whether the plan trusts its devices, and bounds neither.
-    said: the same as a sentence, which the terminal and the page show as it is.
+    Attributes:
+        contributors: The least number of devices whose sum is used.
+        share: The device's share of the sum's weight, from 0 to 1; if an aggregator chooses among updates, of what that gives.
+        length: The length of the longest update that is counted; None if no clip bounds updates.
+        step: How far the device moves the round's mean. If an aggregator chooses among updates, or devices receive more than the
+            model, the greatest length of what the aggregator gives. None if nothing bounds this.
+        trusted: Whether the plan trusts its devices, and bounds neither.
+        said: The same as a sentence, which the terminal and the page show as it is.
     """
 
     contributors: int
@@ -104,13 +140,22 @@ class InfluenceStatus(msgspec.Struct, frozen=True):
 
 
 class TaskStatus(msgspec.Struct, frozen=True):
-    """A task.
+    """A task that is served.
 
-    version: the newest model, and released: the one that devices answer with.
-    model: the newest; None at an edge, which makes none.
-    evaluated: the newest model that devices have measured.
-    edge_rounds, noise_at: what the plan asks of edges (`Edges`).
-    influence: what one device can do to a sum; None at an edge, which knows no plan.
+    Attributes:
+        name: The task's name.
+        plan: The id of its plan.
+        priority: The higher, the earlier devices are asked to work on the task.
+        min_contributors: The least number of devices whose sum is used.
+        epoch: The task's noise epoch.
+        version: The newest version.
+        released: The version with which devices answer.
+        model: The newest model; None at an edge, which makes none.
+        evaluated: The newest model that devices have measured; None if there is none.
+        edge_rounds: The rounds of an edge between two of its sums (`Edges`).
+        noise_at: Where noise has its place (`Edges`).
+        runs: The task's runs.
+        influence: What one device can do to a sum; None at an edge, which knows no plan.
     """
 
     name: str
@@ -129,8 +174,16 @@ class TaskStatus(msgspec.Struct, frozen=True):
 
 
 class AboveStatus(msgspec.Struct, frozen=True):
-    """Of an edge, the server above it. trouble: why that does not hear; empty where it does.  sums, bytes: that it has counted.
-    waiting: sums that are on their way.  why: the trouble in a few words."""
+    """The server above an edge.
+
+    Attributes:
+        server: The server's address.
+        trouble: Why the server cannot be reached; empty if it can.
+        sums: The number of sums that the server has counted.
+        bytes: The bytes of these sums.
+        waiting: The number of sums that are on their way.
+        why: The trouble in a few words.
+    """
 
     server: str
     trouble: str
@@ -141,14 +194,26 @@ class AboveStatus(msgspec.Struct, frozen=True):
 
 
 def in_short(trouble: str, server: str) -> str:
-    """Of why a server does not hear, what fits on a small screen: without its address, and without what to do."""
+    """Shorten the reason why a server cannot be reached: without its address, and without what to do.
+
+    Args:
+        trouble: The reason.
+        server: The server's address.
+    """
     short = trouble.removeprefix(server).removeprefix(" cannot be reached: ").strip().partition("; ")[0]
     return short if len(short) <= SHORT else short[: SHORT - 1] + "…"
 
 
 class RefusalStatus(msgspec.Struct, frozen=True):
-    """Devices that took no part in the last minutes. task, kind: of which run; empty for whatever the server has.  why: a word.
-    devices: how many.  said: the same as a sentence, "12 devices: already took part in …"."""
+    """Devices that took no part in the last minutes, for one reason.
+
+    Attributes:
+        task: The task; empty for all tasks.
+        kind: The kind of run; empty for all runs.
+        why: The reason, as a word.
+        devices: The number of devices.
+        said: The same as a sentence: "12 devices: already took part in …".
+    """
 
     task: str
     kind: str
@@ -158,11 +223,27 @@ class RefusalStatus(msgspec.Struct, frozen=True):
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
-    """A server. trouble: why it decides nothing; then there are no tasks.  devices: that are enrolled.  up_s: since it started.
-    bytes_in, bytes_out: of bodies.  commits, acknowledged_s: of reports, and the seconds that they waited, added up.
-    lent: bytes of memory in which bodies are arriving.  held: check-ins that are held open.  events: how often what happened, by
-    what and which.  above: of an edge.  certificate_s: seconds until its certificate ends; None if it shows none.
-    refusals: why devices took no part in the last minutes."""
+    """A server.
+
+    Attributes:
+        population: The name of its population.
+        trouble: Why the server decides nothing; then there are no tasks. Empty if it decides.
+        devices: The number of enrolled devices.
+        up_s: The seconds since the server started.
+        bytes_in: The bytes of bodies that came.
+        bytes_out: The bytes of bodies that were sent.
+        commits: The number of commits of reports.
+        acknowledged_s: The seconds that all reports together waited for their acknowledgement.
+        lent: The bytes of memory in which bodies are arriving.
+        held: The number of check-ins that are held open.
+        mode: What the server sees of updates, in words.
+        events: How often something happened, by kind and outcome.
+        replica: This server among those that share its rounds.
+        tasks: The tasks.
+        above: The server above an edge; None for a server that is no edge.
+        certificate_s: The seconds until its certificate ends; None if it shows none.
+        refusals: Why devices took no part in the last minutes.
+    """
 
     population: str
     trouble: str
@@ -186,7 +267,14 @@ class ServerStatus(msgspec.Struct, frozen=True):
 async def look(
     server: Server, lent: int = 0, above: AboveStatus | None = None, certificate_s: float | None = None
 ) -> ServerStatus:
-    """The status now. lent: bytes of memory that bodies arrive in."""
+    """Take the status of a server now.
+
+    Args:
+        server: The server.
+        lent: The bytes of memory in which bodies are arriving.
+        above: The server above an edge.
+        certificate_s: The seconds until the server's certificate ends.
+    """
     tasks, people, trouble = tuple[TaskStatus, ...](), 0, server.trouble
     refusals = tuple[RefusalStatus, ...]()
 
@@ -236,19 +324,19 @@ def _refusal(seen: Refusal) -> RefusalStatus:
 
 
 def mode_of(server: Server) -> str:
-    """What the server sees of updates, in words."""
+    """Tell in words what a server sees of updates."""
     spooled = [task.name for task in server.tasks if any(run.sums.spools for run in task.runs)]
     return CLEAR_MODE + (SPOOL.format(", ".join(spooled)) if spooled else "")
 
 
 def lineage(run: Run, now: float) -> tuple[ModelStatus, ...]:
-    """All versions of a task that are kept, the oldest first. On the deciding thread."""
+    """List all versions of a task that are kept, the oldest first. Call this on the deciding thread."""
     with run.store.transaction() as rows:
         return tuple(model_status(model, now) for model in rows.models())
 
 
 def model_status(model: Model, now: float) -> ModelStatus:
-    """A version's row, as it is shown."""
+    """Make the status of a version of its row."""
     measured: Mapping[str, Any] = json.loads(model.metrics)
     return ModelStatus(
         version=model.version,
@@ -318,8 +406,15 @@ def _run(run: Run, people: int, refused: Sequence[Refusal], now: float) -> RunSt
 
 
 def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: float) -> str:
-    """What a run waits for, in a sentence. people: devices that are enrolled.  refused: of late, most devices first.  now: by the
-    store's clock."""
+    """Tell in a sentence what a run waits for.
+
+    Args:
+        run: The run.
+        row: Its newest round.
+        people: The number of enrolled devices.
+        refused: Why devices took no part of late, most devices first.
+        now: The time by the store's clock.
+    """
     if run.coordinator.paused:
         return f"paused: {run.trouble}" if run.trouble else "paused by an admin"
     if told := run.waits_for(row):

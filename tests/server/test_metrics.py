@@ -4,10 +4,10 @@ import asyncio
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from sumus.operations.metrics import exposition
 from sumus.operations.service import ServerPolicy, open_service
-from sumus.operations.status import look
+from sumus.server.metrics import exposition
 from sumus.server.runs import Evaluating
+from sumus.server.status import look
 from sumus.transport.inprocess import InProcess
 from tests.server.devices import ScriptedDevice, tiny, update_of
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sumus.operations.access import CODE_S, SESSION_S, Access
-from sumus.operations.admin_plane import admin_app
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
+from sumus.server.access import CODE_S, SESSION_S, Access
+from sumus.server.admin_plane import admin_app
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer
 from tests.server.devices import ScriptedDevice, tiny, train_round

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.operations.access import CODE_S, SESSION_S, Access, Logins, code_of, config_folder, login_link, origin
+from sumus.server.access import CODE_S, SESSION_S, Access, Logins, code_of, config_folder, login_link, origin
 from sumus.wire.messages import Refused
 
 NOW = 1_000_000.0
