@@ -25,7 +25,7 @@ from sumus.operations.service import ServerPolicy, Service, open_service
 from sumus.plan import Plan
 from sumus.protocol.session import Floor
 from sumus.rng import generator
-from sumus.server.runs import Evaluating
+from sumus.server.evaluation import Evaluating
 from sumus.transport.faulty import Faults, FaultyTransport
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Unreachable
@@ -112,7 +112,7 @@ def test_rounds_are_trained_measured_and_published(training: Training, algorithm
         ]
         for device in devices:
             device.enrol()
-        service.server.ask_to_do(lambda now: service.server.count_people()).result()
+        service.server.ask_to_do(lambda now: service.server.crowd.count()).result()
         in_turn(devices, lambda: run.version >= 8)
         assert transport.failures == []
         assert sum(device.status.counts.get("in sums", 0) for device in devices) >= PEOPLE * 8
