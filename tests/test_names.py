@@ -43,10 +43,6 @@ LARGE = {
     "storage.store.Rows": "a table: one method for each operation on rows",
     "storage.sql._SqlRows": "the same table in SQL",
     "storage.memory._Transaction": "the same table in memory",
-    # to be removed, once the rooms of these classes are rebuilt
-    "device.device.Device": "device",
-    "training.hidden.HiddenState": "device",
-    "training.program.Program": "device",
 }
 """Classes that are larger, by module and name, and why."""
 
