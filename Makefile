@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench faults faults-short wheel sbom lock clean
+.PHONY: help setup docs demo test lint format bench faults faults-short wheel sbom lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,10 @@ setup: .venv/ready  ## make .venv with everything
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	@touch $@
+
+docs: .venv/ready  ## build the documentation as a site in build/site, with search, to be read from the disk
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
+	@echo "open build/site/index.html"
 
 demo: .venv/ready  ## train a watch-activity model across ten people, and show the result
 	$(BIN)/sumus demo health

@@ -27,7 +27,9 @@ from sumus.protocol import session as device
 from sumus.protocol.round import ORDER, Facts, State
 from sumus.protocol.session import DeviceState, Floor, Phase
 from sumus.rng import generator
+from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
+from sumus.rounds.recording import record_fenced
 from sumus.storage.memory import MemoryStore
 from sumus.storage.store import Fenced
 
@@ -165,7 +167,8 @@ class Schedule:
             0, (0.35, 0.3, 0.06, 0.04)
         ).tolist()
         self.store = MemoryStore()
-        self.server = Coordinator(pacing, DEVICES, rules=rules, store=self.store)
+        self.pacing = pacing
+        self.server = Coordinator(lambda: Circumstances(pacing, population=DEVICES), self.store, rules)
         self.phones = [Phone() for _ in range(DEVICES)]
         self.now = 0.0
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -209,14 +212,14 @@ class Schedule:
                 or row.fence < before.fence
             ):
                 raise Broken(f"round {number} went backwards: {before} → {row}")
-            if row.counted > self.server.pacing.cohort or row.out < 0:
+            if row.counted > self.pacing.cohort or row.out < 0:
                 raise Broken(f"round {number} counts more than it may: {row}")
         self._rows = dict(self.store.rounds)
         self._check_places()
 
     def _check_places(self) -> None:
         """Every place is one session's, and a round gives no more of them than it has."""
-        pacing, row = self.server.pacing, self.store.rounds[self.store.run.newest]
+        pacing, row = self.pacing, self.store.rounds[self.store.run.newest]
         holds = {
             session.id
             for session in self.store.sessions.values()
@@ -235,7 +238,7 @@ class Schedule:
 
     def _check_end(self) -> None:
         """At rest: everyone has been told the truth, and what was told is in a model, or in a round that says it is not."""
-        pacing, rounds = self.server.pacing, self.store.rounds
+        pacing, rounds = self.pacing, self.store.rounds
         everywhere = Counter(session for sessions in self.store.sums.values() for session in sessions)
         if twice := [session for session, times in everywhere.items() if times > 1]:
             raise Broken(f"{twice} are counted twice")
@@ -466,7 +469,7 @@ class Schedule:
         if zombie is not None and zombie.round.state in (State.OPEN, State.CLOSING):
             moved = server.Decision((replace(zombie.round, state=State.PUBLISHED),))
             try:
-                self.server.write(moved, zombie)
+                record_fenced(self.store, moved, zombie)
             except Fenced:
                 return
             raise Broken("a leader that was taken over from could still write")

@@ -3,9 +3,8 @@
     total = hop.count_in(alice).merge(hop.count_in(bob)).merge(edge.total)
 
 Devices, edges and servers speak one type, and it can be added: integers by part, how many people are in it, and metrics.
-From that follow edges of edges, replicas (each adds its share), crash safety (a partial sum is a checkpoint),
-asynchronous rounds (a buffer is a sum) and secure aggregation (masks cancel in a sum). Integer sums do not depend on
-order or topology, so all of these give the same bits.
+From that follow edges of edges, replicas (each adds its share), crash safety (a partial sum is a checkpoint) and
+asynchronous rounds (a buffer is a sum). Integer sums do not depend on order or topology, so all of these give the same bits.
 
 `Update` is what a device reports, in floats or narrow codes; the first hop (sumus/first_hop.py) makes of it an `Aggregate`
 of one. `Part` says how it is weighted and what the sum is divided by; `Aggregator` does the dividing.
@@ -14,7 +13,7 @@ of one. `Part` says how it is weighted and what the sum is divided by; `Aggregat
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -163,8 +162,7 @@ class Update:
 class Aggregate:
     """Integer sums by part and leaf, the weight of each part, the number of contributors, and metric sums.
 
-    Every array has one dtype: int64 for plain sums, or uint16 / uint32 for the rings of secure aggregation, where
-    addition wraps. `Aggregate()` is the empty sum. `metrics[name]` is (Σ value · 2^20, Σ count).
+    Every array is int64. `Aggregate()` is the empty sum. `metrics[name]` is (Σ value · 2^20, Σ count).
     """
 
     sums: Mapping[str, Tree] = field(default_factory=dict[str, Tree])
@@ -176,11 +174,6 @@ class Aggregate:
     def empty(self) -> bool:
         """Whether nothing was added yet."""
         return not self.sums
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """int64, or the ring's unsigned dtype."""
-        return self.count.dtype
 
     def merge(self, other: "Aggregate") -> "Aggregate":
         """The sum of both: associative, commutative, with `Aggregate()` as its zero."""
@@ -215,21 +208,6 @@ class Aggregate:
                 groups[kind][rest] = array
         return Aggregate(sums, groups["weight"], slots["count"], groups["metric"])
 
-    def in_ring(self, bits: Literal[16, 32]) -> "Aggregate":
-        """Every slot modulo 2^bits, where secure aggregation adds masks. Sums come back if they stayed below 2^(bits−1)."""
-        dtype = np.uint16 if bits == 16 else np.uint32
-        return Aggregate.from_slots(tree_map(lambda slot: slot.astype(dtype), self.slots()))
-
-    def centred(self) -> "Aggregate":
-        """Out of the ring: int64 slots in [−2^(bits−1), 2^(bits−1))."""
-        signed = np.int16 if self.dtype == np.uint16 else np.int32
-        return Aggregate.from_slots(tree_map(lambda slot: slot.view(signed).astype(np.int64), self.slots()))
-
-    def plus_mask(self, mask: Array) -> "Aggregate":
-        """Add a vector over all slots in canonical order. Shape `(slots,)`, the aggregate's dtype."""
-        slots = self.slots()
-        return Aggregate.from_slots(tree_map(np.add, slots, unflatten(mask, layout(slots))))
-
     def metric_means(self) -> dict[str, float]:
         """Each metric's mean over what it was counted on."""
         return {
@@ -241,12 +219,9 @@ class Aggregate:
 
 def check_same_shape(left: Aggregate, right: Aggregate) -> None:
     """Refuse to add sums of different plans."""
-    for what, mine, theirs in (
-        ("dtype", left.dtype, right.dtype),
-        ("parts", _layouts(left.sums), _layouts(right.sums)),
-    ):
-        if mine != theirs:
-            raise ParticipantError(None, f"the {what} of two sums differ ({mine} and {theirs}): not of one plan")
+    mine, theirs = _layouts(left.sums), _layouts(right.sums)
+    if mine != theirs:
+        raise ParticipantError(None, f"the parts of two sums differ ({mine} and {theirs}): not of one plan")
 
 
 def _merge_metrics(mine: Tree, theirs: Tree) -> dict[str, Array]:

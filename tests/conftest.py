@@ -3,6 +3,7 @@
 `--hypothesis-profile deep` looks further and elsewhere each time.
 """
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ import pytest
 from hypothesis import settings
 
 from tests.services import postgresql
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell without job control starts background jobs so, and children inherit it. The tests of Ctrl-C send the signal.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("sumus", derandomize=True, database=None, deadline=None, max_examples=60)
 settings.register_profile("deep", derandomize=False, database=None, deadline=None, max_examples=3000)

@@ -167,7 +167,6 @@ def test_slots_hold_everything(a: Aggregate) -> None:
 def test_sums_of_different_plans_are_refused() -> None:
     base = SUMS.encode(one([1.0, 2.0]), PARTS[:1])
     strangers = {
-        "another dtype": base.in_ring(32),
         "another shape": SUMS.encode(one([1.0, 2.0, 3.0]), PARTS[:1]),
         "another leaf": SUMS.encode(Update("bob", {"params": {"v": np.zeros(2)}}, 1), PARTS[:1]),
         "another part": SUMS.encode(Update("bob", {"control": {"w": np.zeros(2)}}, 1), (Part("control"),)),
@@ -486,47 +485,3 @@ def test_a_metric_that_is_no_number_counts_as_nothing(value: float, count: int) 
     assert with_metrics({"loss": (value, count)}).metrics["loss"].tolist() == [0, 0]
     total = flat([with_metrics({"loss": (value, count)}), with_metrics({"loss": (3.0, 2)})])
     assert total.metric_means() == {"loss": 1.5}
-
-
-# ── rings: what secure aggregation adds in ───────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("width", [16, 32])
-@given(st.lists(aggregates().filter(lambda a: not a.empty), min_size=1, max_size=6))
-def test_merging_in_the_ring_is_the_ring_of_the_merge(width: int, clients: list[Aggregate]) -> None:
-    ringed = [client.in_ring(width) for client in clients]  # pyright: ignore[reportArgumentType]
-    assert {slot.dtype.itemsize * 8 for client in ringed for slot in client.slots().values()} == {width}
-    assert bits(flat(ringed)) == bits(flat(clients).in_ring(width))  # pyright: ignore[reportArgumentType]
-    assert bits(running(ringed)) == bits(flat(ringed))
-
-
-@pytest.mark.parametrize("width", [16, 32])
-@given(st.integers(0, 2**32))
-def test_pairwise_masks_vanish_from_the_sum(width: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    sums = FixedPoint(4, 1.0, 1, 64)
-    updates = [
-        Update(i, {"params": {"w": rng.uniform(-1, 1, (2, 3)), "b": rng.uniform(-1, 1, 3)}}, 1) for i in range(5)
-    ]
-    plain = [sums.encode(update, PARTS[:1]).in_ring(width) for update in updates]  # pyright: ignore[reportArgumentType]
-    dtype, slots = plain[0].dtype, sum(slot.size for slot in plain[0].slots().values())
-    masked = list(plain)
-    for i in range(5):
-        for j in range(i):
-            mask = rng.integers(0, 2**width, slots).astype(dtype)
-            masked[i], masked[j] = masked[i].plus_mask(mask), masked[j].plus_mask(np.negative(mask))
-    assert all(bits(hidden) != bits(bare) for hidden, bare in zip(masked, plain, strict=True))
-    assert bits(flat(masked)) == bits(flat(plain))
-    assert bits(flat(masked).centred()) == bits(flat([sums.encode(update, PARTS[:1]) for update in updates]))
-
-
-@pytest.mark.parametrize("width", [16, 32])
-def test_sums_come_back_from_the_ring_while_they_are_small(width: int) -> None:
-    limit = 2 ** (width - 1)
-
-    def through(value: int) -> int:
-        total = Aggregate({"params": {"w": np.array([value])}}, {"params": np.array(1)}, np.array(1))
-        return int(total.in_ring(width).centred().sums["params"]["w"][0])  # pyright: ignore[reportArgumentType]
-
-    assert [through(value) for value in (0, 1, -1, limit - 1, -limit)] == [0, 1, -1, limit - 1, -limit]
-    assert through(limit) == -limit  # beyond: it wraps

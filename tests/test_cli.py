@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,9 @@ from safetensors.numpy import load_file
 
 from sumus.plan import Plan
 from sumus.rng import generator
-from sumus.simulator.population import Population, sample
+from sumus.simulator.populations.population import Population, sample
 from sumus.wire.bundle import Bundle
+from tests import forked
 
 FILE = """
 import numpy as np
@@ -44,8 +44,7 @@ def file(tmp_path: Path) -> Path:
 
 def sumus(*words: object, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, as a person would."""
-    command = [sys.executable, "-m", "sumus", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+    done = forked.run("sumus", words, cwd, timeout=120)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done

@@ -363,6 +363,143 @@ def test_both_readmes_have_the_same_code_and_the_same_rows() -> None:
             assert sorted(set(found[0]) - {"README.zh.md"}) == sorted(set(found[1]) - {"README.md"})
 
 
+# ── tutorials ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", TUTORIALS, ids=name_of)
+def test_a_tutorial_is_short_and_its_code_runs(page: Path) -> None:
+    assert 80 <= len(page.read_text(encoding="utf-8").splitlines()) <= 200
+    assert blocks(page, *RUNNABLE), f"{name_of(page)} has no Python block that a test runs"
+
+
+def without_words(code: str) -> str:
+    """Code as it is compared with its translation: without comments and docstrings."""
+    return re.sub(r'""".*?"""', '""""""', re.sub(r"[ ]*#.*", "", code), flags=re.DOTALL)
+
+
+def test_the_chinese_quickstart_has_the_code_of_the_english_one() -> None:
+    english, chinese = ROOT / "docs" / "quickstart.md", ROOT / "docs" / "tutorials" / "quickstart.zh.md"
+    for language in (*RUNNABLE, *SHELL):
+        ours, theirs = ([without_words(code) for _, code in blocks(page, language)] for page in (english, chinese))
+        assert ours == theirs
+    sections = [len(re.findall(r"^## ", page.read_text(encoding="utf-8"), re.MULTILINE)) for page in (english, chinese)]
+    assert sections[1] == sections[0] + 1  # the last one says what can be promised today
+
+
+# ── pages that cannot lie ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_reading_order_counts_its_lines() -> None:
+    order = section(ROOT / "docs" / "index.md", "Reading order").partition("Then read")[0]
+    said = re.search(r"(\w+) files, about ([\d,]+) lines", order)
+    assert said
+    files = [ROOT / "docs" / link for link in re.findall(r"\]\(([^)]+)\)", order)]
+    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+    assert (said[1], len(files)) == ("four", 4)
+    assert abs(lines - int(said[2].replace(",", ""))) <= 50, f"the four files have {lines} lines"
+
+
+def test_the_index_lists_decisions_in_order_by_their_titles() -> None:
+    rows = re.findall(r"^\| (\d+) \| \[(.+)\]\((.+)\) \|$", section(ROOT / "docs" / "index.md", "Decisions"), re.M)
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [ROOT / "docs" / link for _, _, link in rows] == pages
+    for (number, words, _), page in zip(rows, pages, strict=True):
+        title = page.read_text(encoding="utf-8").splitlines()[0]
+        assert page.name.startswith(f"{int(number):04d}-")
+        assert title.lower().startswith(f"# {number}. {words}".lower()), f"{name_of(page)} is called {title!r}"
+
+
+def test_where_things_are_is_answered_by_three_files_that_exist() -> None:
+    rows = re.findall(r"^\| (.+\?) \| (.+) \|$", section(ROOT / "docs" / "index.md", "Where things are"), re.MULTILINE)
+    assert len(rows) >= 5
+    for question, answer in rows:
+        files = set(re.findall(r"`(sumus/[\w/]+\.py)`", answer))
+        assert 1 <= len(files) <= 3, question
+        assert all((ROOT / file).is_file() for file in files), f"{question}: {sorted(files)}"
+
+
+def test_paths_in_text_exist() -> None:
+    """Every path of a Python file in inline code. Decisions and the changelog name places as they were."""
+    for page in PAGES:
+        if page.parent.name == "decisions" or page.name == "CHANGELOG.md":
+            continue
+        for path in re.findall(r"`((?:sumus|tests|benchmarks|docs|examples|deploy)/[\w/.-]+\.py)`", prose(page)):
+            assert (ROOT / path).is_file() or "NAME" in path or "TARGET" in path, f"{name_of(page)}: there is no {path}"
+
+
+def test_what_comes_later_is_not_there() -> None:
+    """No command and no public name is listed among what does not exist."""
+    later = section(ROOT / "docs" / "idea.md", "What comes later")
+    named = {word for cell in re.findall(r"^\| ([^|]+) \| ", later, re.MULTILINE) for word in re.findall(r"\w+", cell)}
+    there = {word for name in commands() for word in name.split()} | {name.lower() for name in public_names()}
+    assert not {word for word in named if word.lower() in there or word.lower().removesuffix("s") in there}
+
+
+def test_the_idea_lists_every_transform_and_every_server_optimizer() -> None:
+    rows = dict(
+        re.findall(r"^\| ([^|]+\?) \| [^|]+ \| ([^|]+) \|$", section(ROOT / "docs" / "idea.md", "The values"), re.M)
+    )
+    listed = [
+        set(re.findall(r"`(\w+)`", said))
+        for question, said in rows.items()
+        if "way" in question or "server" in question
+    ]
+    made = {"Transform": set[str](), "ServerOptimizer": set[str]()}
+    for dotted in public_names():
+        value = resolve(dotted)
+        kind = getattr(value, "__annotations__", {}).get("return") if inspect.isfunction(value) else None
+        name = getattr(kind, "__name__", str(kind)).rpartition(".")[2]
+        if name in made and dotted.rpartition(".")[0] in ("", "optimizers"):
+            made[name].add(dotted.rpartition(".")[2])
+    assert made["Transform"] - {"chain"} == listed[0]
+    assert made["ServerOptimizer"] == listed[1] - {"mean"}
+
+
+def test_the_default_floor_is_in_the_page_of_devices() -> None:
+    from dataclasses import fields
+
+    from sumus.protocol.session import Floor
+
+    rows = re.findall(
+        r"^\| `(\w+)` \| [^|]* \| ([\d,^]+) \|$", section(ROOT / "docs" / "device.md", "What it consents to"), re.M
+    )
+    said = {name: eval(number.replace(",", "").replace("^", "**")) for name, number in rows}
+    assert said == {field.name: field.default for field in fields(Floor)}
+
+
+def test_the_words_of_an_abort_are_counted() -> None:
+    from typing import get_args
+
+    from sumus.wire.messages import AbortReason
+
+    assert len(get_args(AbortReason)) == 15
+    assert "one of fifteen words" in " ".join((ROOT / "docs" / "device.md").read_text(encoding="utf-8").split())
+
+
+def test_limits_in_the_pages_are_those_of_the_code() -> None:
+    from sumus.http.connections import MOST_CONNECTIONS
+    from sumus.http.limits import Limits
+    from sumus.http.tls import LASTS, RENEWED
+
+    rates = {name: parameter.default for name, parameter in inspect.signature(Limits.__init__).parameters.items()}
+    words = {2: "two", 30: "30"}
+    server, edge = (
+        " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split()) for name in ("server", "edge")
+    )
+    device, source, population, above = (rates[name] for name in ("device", "source", "population", "edge"))
+    for page, sentence in (
+        (server, f"Each device may send {words[device.per_s]} requests a second (burst {device.burst})"),
+        (server, f"each /24 network {words[source.per_s]} enrolments a second (burst {source.burst}; /48 with IPv6)"),
+        (server, f"all devices together {population.per_s:,.0f} check-ins a second"),
+        (server, f"at most {MOST_CONNECTIONS:,} to the devices' port"),
+        (server, f"A certificate lasts {LASTS.days} days, and a start in its last {RENEWED.days} days makes another"),
+        (edge, f"may send the server above {words[above.per_s]} requests a second, and a burst of {above.burst}."),
+    ):
+        assert sentence in page, sentence
+
+
 # ── what belongs to one machine ──────────────────────────────────────────────────────────────────────────────────────
 
 # In pieces, so that this file does not hold what it looks for.

@@ -2,11 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 FOLDER = Path(__file__).parents[1] / "examples"
 ELSEWHERE = "virtual_workers.py"
@@ -22,8 +22,8 @@ EXPECTED = {
 }
 
 
-def run(*command: str, cwd: Path) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=cwd, timeout=300, check=False)
+def run(program: str | Path, *words: str, cwd: Path) -> str:
+    done = forked.run(program, words, cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -34,7 +34,7 @@ def test_the_list_of_examples_is_whole() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_runs_as_an_experiment_and_learns(name: str, tmp_path: Path) -> None:
-    result = json.loads(run("-m", "sumus", "simulate", str(FOLDER / name), "--json", cwd=tmp_path).splitlines()[-1])
+    result = json.loads(run("sumus", "simulate", str(FOLDER / name), "--json", cwd=tmp_path).splitlines()[-1])
     if name == "linear_regression.py":
         assert result["metrics"]["absolute_error"] < 0.05
     else:
@@ -44,10 +44,10 @@ def test_it_runs_as_an_experiment_and_learns(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_runs_as_a_program_and_predicts_on_the_device(name: str, tmp_path: Path) -> None:
-    assert re.search(r"\d", run(str(FOLDER / name), "pictures", cwd=tmp_path))
+    assert re.search(r"\d", run(FOLDER / name, "pictures", cwd=tmp_path))
     assert (tmp_path / "pictures" / "people.png").exists() == (name == "heterogeneous.py")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_it_passes_its_own_check(name: str, tmp_path: Path) -> None:
-    assert "simulator" in run("-m", "sumus", "check", str(FOLDER / name), cwd=tmp_path)
+    assert "simulator" in run("sumus", "check", str(FOLDER / name), cwd=tmp_path)

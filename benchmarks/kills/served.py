@@ -28,7 +28,9 @@ import uvicorn
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+import sumus.rounds.coordinator as coordinator_module
 import sumus.rounds.sealed_sums as sums_module
+import sumus.rounds.seeds as seeds_module
 from sumus import Bundle, Pacing, Plan, fedavg, fedbuff, optimizers, sgd
 from sumus.device.link import read_link
 from sumus.edge.edge import open_edge
@@ -38,6 +40,7 @@ from sumus.protocol.round import AcceptReport, Commit, Report, decide
 from sumus.rounds.coordinator import Coordinator
 from sumus.rounds.run import Run
 from sumus.server.replica import Replica
+from sumus.server.report_queue import ReportQueue
 from sumus.server.server import Server
 from sumus.storage import sql
 from sumus.storage.keyring import KeyRing
@@ -142,7 +145,7 @@ def _arm(points: Points, closing: int | None, recovering: bool) -> None:
 
     def while_closing(server: Server, now: float) -> None:
         row = server.tasks[0].training.coordinator.current
-        points.armed = row.number == closing and row.counted + len(server._waiting_reports) >= COHORT
+        points.armed = row.number == closing and row.counted + len(server._reports.waiting) >= COHORT
         take(server, now)
         _disarm(points)
 
@@ -165,14 +168,14 @@ def _disarm(points: Points) -> None:
 
 def _acknowledges_early() -> None:
     """A report is answered when it is staged, and not when it is committed."""
-    stage = Server._stage
+    stage = ReportQueue.stage
 
-    def early(server: Server, run: Run, reports: Any, now: float) -> None:
-        stage(server, run, reports, now)
-        server._say(run, [AcceptReport(session) for session in run.coordinator.staged])
+    def early(queue: ReportQueue, run: Run, requests: Any, now: float) -> None:
+        stage(queue, run, requests, now)
+        queue.say(run, [AcceptReport(session) for session in run.coordinator.staged])
         threading.Event().wait(0.02)  # so long the commit takes on a slow disk
 
-    Server._stage = early
+    ReportQueue.stage = early
 
 
 def _counts_again() -> None:
@@ -206,14 +209,12 @@ def _counts_again() -> None:
 
 def _forgets_seeds() -> None:
     """What a sum's seed was is not written down: after a restart it is drawn anew."""
-    noted, remembered = Run._noted, dict[tuple[int, int], bytes]()
+    remembered = dict[int, bytes]()
 
-    def forgetful(run: Run, rows: Any, number: int, name: str, make: Callable[[], bytes]) -> bytes:
-        if name != "seed":
-            return noted(run, rows, number, name, make)
-        return remembered.setdefault((id(run), number), make())
+    def forgetful(rows: Any, number: int, name: str, make: Callable[[], bytes]) -> bytes:
+        return remembered.setdefault(number, make())
 
-    Run._noted = forgetful
+    seeds_module.noted = forgetful
 
 
 def _seals_nothing() -> None:
@@ -235,13 +236,13 @@ def _leads_for_ever() -> None:
     def look_once(replica: Replica) -> int | None:
         return look(replica) if replica.fence is None else replica.fence
 
-    def unchecked(coordinator: Coordinator, rows: Any) -> Any:
+    def unchecked(rows: Any, fence: Any) -> Any:
         return rows.run()
 
     def recover_anyhow(coordinator: Coordinator, now: float, fence: int | None = None) -> Any:
         return recover(coordinator, now)
 
-    Replica.look, Coordinator._led, Coordinator.recover = look_once, unchecked, recover_anyhow
+    Replica.look, coordinator_module.run_led_with, Coordinator.recover = look_once, unchecked, recover_anyhow
 
 
 PLANTED: Mapping[str, Callable[[], None]] = {

@@ -60,7 +60,7 @@ def _guarded(app: ASGIApp, known: frozenset[str], refusal: Refusal, option: str)
 
 
 def shows(request: Request, token: bytes) -> bool:
-    """Tell whether a request shows a token (`Authorization: Bearer TOKEN`), in a time that tells nothing of the token."""
+    """Tell whether a request shows a token (`Authorization: Bearer TOKEN`), in a time that does not depend on the token."""
     scheme, _, shown = request.headers.get("authorization", "").partition(" ")
     return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), token) and scheme.lower() == "bearer"
 

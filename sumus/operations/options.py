@@ -139,7 +139,7 @@ class PolicyOptions:
             UsageError: A priority is given to a task that is not served.
         """
         from sumus.operations.service import ServerPolicy
-        from sumus.server.runs import Evaluating
+        from sumus.server.evaluation import Evaluating
 
         priority = priorities_of(self.priority or [])
         if unknown := priority.keys() - set(tasks):

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from sumus.errors import ExperimentError
 from sumus.logs import logger
 from sumus.server.access import CODE_S
-from sumus.server.identity import DAY, TOKEN_S
-from sumus.server.runs import EvaluationRun, TrainingRun
+from sumus.server.evaluation import EvaluationRun
+from sumus.server.identity import TOKEN_S
+from sumus.server.membership import DAY
 from sumus.server.server import Server
+from sumus.server.training import TrainingRun
 from sumus.storage.store import Model
 from sumus.text import many
 
@@ -98,7 +100,7 @@ class ServerProgress:
     def _done(self, training: TrainingRun, evaluation: EvaluationRun | None) -> bool:
         if self._rounds is None or training.version < self._rounds:
             return False
-        training.coordinator.paused, training.trouble = True, training.trouble or ENOUGH
+        training.pause(training.trouble or ENOUGH, lasting=False)
         return evaluation is None or not evaluation.wanted()
 
 

@@ -38,13 +38,17 @@ from sumus.plan import Plan
 from sumus.protocol.consent import hurdles
 from sumus.protocol.round import Round, State
 from sumus.protocol.rows import changed
-from sumus.rounds.run import Run, Seeds, any_seed
+from sumus.rounds.circumstances import Crowd
+from sumus.rounds.run import Run
+from sumus.rounds.seeds import Seeds, any_seed
 from sumus.server.device_plane import device_app
-from sumus.server.identity import DeviceRegister
+from sumus.server.evaluation import Evaluating, EvaluationRun
+from sumus.server.identity import DeviceRegister, count_enrolled
 from sumus.server.replica import LASTS, Replica
-from sumus.server.runs import Evaluating, EvaluationRun, TrainingRun
-from sumus.server.server import GROUP, ServedTask, Server, storage_clock
+from sumus.server.server import GROUP, Server, storage_clock
 from sumus.server.status import AboveStatus
+from sumus.server.tasks import ServedTask
+from sumus.server.training import TrainingRun
 from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, open_blobs
 from sumus.storage.files import LockHeldError, lock_file, make_private_folder, write_whole
@@ -310,9 +314,10 @@ def open_service(
         )
     with ExitStack() as stack:
         kept, notes, tasks = Stores(where, stack), list[str](), list[ServedTask]()
+        crowd = Crowd(lambda: count_enrolled(kept.identities, conduct.population))
         beginnings: list[Callable[[float], None]] = []
         for name, bundle in bundles.items():
-            task, begin = _task(name, bundle, kept, conduct, seeds(name), notes)
+            task, begin = _task(name, bundle, kept, conduct, crowd, seeds(name), notes)
             tasks.append(task)
             beginnings.append(begin)
         replica = Replica(kept.leases, kept.name, _serves(tasks, conduct), where.lease)
@@ -329,7 +334,7 @@ def open_service(
             roll = DeviceRegister(kept.identities, quotas, secret)
         else:
             roll = DeviceRegister(kept.identities, quotas, secret, left=Departures(where.data / DEPARTED).note)
-        server = Server(conduct.population, tasks, roll, replica, clock, conduct.group)
+        server = Server(conduct.population, tasks, roll, replica, crowd, clock, conduct.group)
         if where.data is not None:
             server.listeners.append(_head_writer(where.data / "head.json", tasks))
         room = Room(conduct.memory)
@@ -338,7 +343,13 @@ def open_service(
 
 
 def _task(
-    name: str, bundle: Bundle, kept: Stores, conduct: ServerPolicy, seeds: Seeds, notes: list[str]
+    name: str,
+    bundle: Bundle,
+    kept: Stores,
+    conduct: ServerPolicy,
+    crowd: Crowd,
+    seeds: Seeds,
+    notes: list[str],
 ) -> tuple[ServedTask, Callable[[float], None]]:
     """Make a task as it is served, and what begins it. If leaves or data have changed, the task is another version."""
     plan = bundle.plan
@@ -369,6 +380,7 @@ def _task(
         kept.blobs,
         kept.ring,
         kept.sums(f"{wire}.train"),
+        crowd,
         seeds,
         conduct.releases,
     )

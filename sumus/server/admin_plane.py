@@ -45,7 +45,7 @@ from sumus.http.room import Room
 from sumus.http.snapshot import Snapshot
 from sumus.json_names import repeated
 from sumus.logs import logger
-from sumus.rounds.run import Run
+from sumus.rounds.run import Run, cancel_newest
 from sumus.server.access import PLANE, Access
 from sumus.server.admin_messages import (
     ChangeMade,
@@ -59,12 +59,12 @@ from sumus.server.admin_messages import (
     RunRef,
     VersionRef,
 )
-from sumus.server.identity import DAY
+from sumus.server.membership import DAY
 from sumus.server.metrics import CONTENT_TYPE, exposition
 from sumus.server.problems import problem, refusal_of
-from sumus.server.runs import TrainingRun
 from sumus.server.server import Server
 from sumus.server.status import AboveStatus, ServerStatus, lineage, look
+from sumus.server.training import TrainingRun
 from sumus.storage.blobs import Blobs
 from sumus.text import whole_number
 from sumus.wire.messages import MAX_CONTROL, Nothing, Problem, Refused, read, write
@@ -330,7 +330,7 @@ class ModelRequests:
     async def cancel(self, request: Request) -> ChangeMade:
         """End the open round without a model."""
         run = await self._run(request)
-        number = await self._gate.change(run.cancel)
+        number = await self._gate.change(lambda now: cancel_newest(run, now))
         if number is None:
             raise Refused("not_found", f"no round of {run.task} is on its way")
         self._gate.audit("cancel", request, task=run.task, kind=run.kind, round=number)

@@ -106,6 +106,11 @@ def _of_runs(runs: list[tuple[str, RunStatus]]) -> Iterator[Metric]:
     goal = GaugeMetricFamily("sumus_round_goal", "Reports that its sum takes.", labels=which)
     paused = GaugeMetricFamily("sumus_paused", "Whether the run is paused.", labels=which)
     sessions = GaugeMetricFamily("sumus_round_sessions", "Its sessions.", labels=[*which, "state"])
+    illegal = CounterMetricFamily(
+        "sumus_illegal_events",
+        "Events that the table of a round does not allow in the state that the round was in.",
+        labels=[*which, "state", "event"],
+    )
     for task, run in runs:
         number.add_metric([task, run.kind], run.round)
         for each in ORDER:
@@ -115,4 +120,7 @@ def _of_runs(runs: list[tuple[str, RunStatus]]) -> Iterator[Metric]:
         paused.add_metric([task, run.kind], float(run.paused))
         for name in ("out", "dropped", "counted"):
             sessions.add_metric([task, run.kind, name], getattr(run, name))
-    yield from (number, state, age, goal, paused, sessions)
+        for in_state, events in run.illegal.items():
+            for event, times in events.items():
+                illegal.add_metric([task, run.kind, in_state, event], times)
+    yield from (number, state, age, goal, paused, sessions, illegal)

@@ -8,9 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sumus.errors import ParticipantError
-from sumus.server.server import AGAIN, LOG
+from sumus.logs import logger
+from sumus.server.windows import AGAIN
 from sumus.wire.messages import Problem, Refused, Window, write
 
+LOG = logger("sumus.server")
 AFTER_DEFECT: Window = (5.0, 30.0)
 """Seconds within which a request that met a defect of the server may be tried again."""
 

@@ -19,9 +19,11 @@ import msgspec
 from sumus.plan import Plan
 from sumus.protocol.round import Round, State, begins_at
 from sumus.rounds.run import Run
+from sumus.server.evaluation import EvaluationRun
 from sumus.server.refusals import Refusal
-from sumus.server.runs import EvaluationRun, TrainingRun
-from sumus.server.server import ServedTask, Server
+from sumus.server.server import Server
+from sumus.server.tasks import ServedTask
+from sumus.server.training import TrainingRun
 from sumus.storage.store import Model
 from sumus.text import ago, many
 from sumus.wire.messages import Refused
@@ -53,6 +55,7 @@ class RunStatus(msgspec.Struct, frozen=True):
         paused: Whether the run is paused.
         trouble: Why no model could be made; empty if one could.
         waiting: Why nothing more has happened yet, as a sentence.
+        illegal: Events, since the process started, that the table of a round does not allow: their number by state and event.
     """
 
     kind: str
@@ -69,6 +72,7 @@ class RunStatus(msgspec.Struct, frozen=True):
     paused: bool
     trouble: str
     waiting: str
+    illegal: dict[str, dict[str, int]] = {}
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -279,7 +283,7 @@ async def look(
     refusals = tuple[RefusalStatus, ...]()
 
     def looked(now: float) -> tuple[tuple[TaskStatus, ...], int, tuple[RefusalStatus, ...]]:
-        people = server.roll.count(server.population)
+        people = server.crowd.count()
         seen = server.refusals.seen(now)
         tasks = tuple(_task(task, people, seen, now) for task in server.tasks)
         return tasks, people, tuple(map(_refusal, seen))
@@ -399,9 +403,10 @@ def _run(run: Run, people: int, refused: Sequence[Refusal], now: float) -> RunSt
         dropped=row.dropped,
         counted=row.counted,
         left_s=None if left is None or math.isinf(left) else left,
-        paused=run.coordinator.paused,
+        paused=run.paused,
         trouble=run.trouble,
         waiting=why(run, row, people, refused, now),
+        illegal=_by_what(run.coordinator.illegal),
     )
 
 
@@ -415,7 +420,7 @@ def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: floa
         refused: Why devices took no part of late, most devices first.
         now: The time by the store's clock.
     """
-    if run.coordinator.paused:
+    if run.paused:
         return f"paused: {run.trouble}" if run.trouble else "paused by an admin"
     if told := run.waits_for(row):
         return told

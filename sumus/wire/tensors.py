@@ -144,13 +144,13 @@ def aggregate_pieces(aggregate: Aggregate) -> list[bytes | memoryview]:
 
 
 def decode_aggregate(body: bytes) -> Aggregate:
-    """The sum of these bytes: one integer dtype, and for every part its weight."""
+    """Read a sum: int64 slots, and for every part its weight."""
     slots = decode_tree(body)
     if "count" not in slots or slots["count"].shape != ():
         raise ParticipantError(None, "the sum has no count: not an aggregate of ours")
     dtypes = {slot.dtype.name for slot in slots.values()}
-    if len(dtypes) != 1 or dtypes - {"int64", "uint16", "uint32"}:
-        raise ParticipantError(None, f"slots of dtypes {sorted(dtypes)}; a sum is int64, or a ring of uint16 or uint32")
+    if dtypes != {"int64"}:
+        raise ParticipantError(None, f"slots of dtypes {sorted(dtypes)}: every slot of a sum is int64")
     aggregate = Aggregate.from_slots(slots)
     _check_whole(slots, aggregate)
     return aggregate

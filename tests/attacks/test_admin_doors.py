@@ -140,7 +140,7 @@ CHANGES = [
 )  # fmt: skip
 def test_a_form_of_a_page_changes_nothing(plane: Plane, path: str, kind: str) -> None:
     assert plane.ask("POST", path, {"content-type": kind}, {"version": 0}) == 415
-    assert not plane.service.server.tasks[0].training.coordinator.paused
+    assert not plane.service.server.tasks[0].training.paused
 
 
 def test_nor_does_a_body_without_a_type(plane: Plane) -> None:
@@ -158,7 +158,7 @@ def test_nor_does_a_body_without_a_type(plane: Plane) -> None:
 )  # fmt: skip
 def test_a_page_of_another_site_changes_nothing(plane: Plane, said: dict[str, str]) -> None:
     assert plane.ask("POST", "/v1/admin/models/tiny/pause", {"host": "localhost:8081", **JSON, **said}) == 403
-    assert not plane.service.server.tasks[0].training.coordinator.paused
+    assert not plane.service.server.tasks[0].training.paused
 
 
 def test_its_own_page_and_a_command_do_and_links_are_followed(plane: Plane) -> None:

@@ -24,10 +24,12 @@ from sumus.operations.service import ServerPolicy, Storage, open_service
 from sumus.pacing import Pacing
 from sumus.protocol.round import Action, AssignWork, CheckIn, CloseRound
 from sumus.rng import generator
+from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
 from sumus.rounds.run import Run
-from sumus.server.runs import Evaluating
-from sumus.simulator.timeline import RoundWork, Timeline
+from sumus.server.evaluation import Evaluating
+from sumus.simulator.virtual_time.fleet_model import RoundWork
+from sumus.simulator.virtual_time.timeline import Timeline
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Assignment, Refused
@@ -163,7 +165,8 @@ def test_a_round_whose_places_all_fell_to_silent_devices_goes_to_others(serve: S
 def rounds_with(silent: int, honest: int = 30, rounds: int = 40) -> tuple[list[float], Counter[str]]:
     """How long rounds of ten of ten last, and how often each silent key was given a place. Silent keys ask every ten seconds,
     before everybody else; honest devices take twenty seconds for their work."""
-    server, now, ended = Coordinator(Pacing(10, deadline=DEADLINE), silent + honest), 0.0, list[float]()
+    pacing, now, ended = Pacing(10, deadline=DEADLINE), 0.0, list[float]()
+    server = Coordinator(lambda: Circumstances(pacing, population=silent + honest))
     given, serials, reports = Counter[str](), Counter[str](), dict[str, float]()
     names = [*(f"silent {number}" for number in range(silent)), *(f"honest {number}" for number in range(honest))]
 
@@ -250,7 +253,9 @@ def test_a_silent_device_does_not_stop_a_measurement(serve: Serve) -> None:
     served.wait(LIMIT)
     send(spare, measure(spare))
     assert served.contributors() == []
-    assert [run.coordinator.version for run in served.runs if run.kind == "evaluate"] == [1]
+    (evaluation,) = (run for run in served.runs if run.kind == "evaluate")
+    with evaluation.store.transaction() as rows:
+        assert rows.run().version == 1
 
 
 # ── who gives a place up ─────────────────────────────────────────────────────────────────────────────────────────────

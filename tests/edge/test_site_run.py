@@ -15,12 +15,13 @@ from sumus.device.link import Link
 from sumus.device.requests import Requests
 from sumus.device.training import Training
 from sumus.edge.edge import Edge, open_edge
-from sumus.edge.site import SiteRun
+from sumus.edge.edge_run import EdgeRun
 from sumus.experiment import Experiment
 from sumus.first_hop import FirstHop
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
-from sumus.simulator.share import public_seed
+from sumus.rounds.run import cancel_newest
+from sumus.simulator.processes.share import public_seed
 from sumus.tree import sha256
 from sumus.wire.messages import Assignment, RelayRequest
 from sumus.wire.reports import encode_sum
@@ -84,7 +85,7 @@ def test_a_site_does_what_a_simulated_one_does(stack: ExitStack, algorithm: str)
     run = service.server.tasks[0].training
     wait_until(lambda: run.version == ROUNDS, "the sums did not go up")
     real = sha256(decode_tree(service.blobs.get(run.model(ROUNDS).model)))
-    assert real == sumus.run(wanted, executor="sequential", workers=1).model_sha256
+    assert real == sumus.run(wanted, compute=sumus.Compute(executor="sequential", workers=1)).model_sha256
     wait_until(lambda: [edge.uplink.sent for edge, _ in edges] == [ROUNDS] * SITES, "a sum for all of its own rounds")
     assert run.model(ROUNDS).contributors == len(PEOPLE)
 
@@ -126,9 +127,9 @@ def model_of(tree: Tree, version: int) -> list[float]:
     return decode_tree(tree.service.blobs.get(run.model(version).model))["w"].tolist()
 
 
-def run_of(edge: Edge) -> SiteRun:
+def run_of(edge: Edge) -> EdgeRun:
     (run,) = edge.server.tasks[0].runs
-    assert isinstance(run, SiteRun)
+    assert isinstance(run, EdgeRun)
     return run
 
 
@@ -278,7 +279,9 @@ def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(tree: Tree) -> Non
     edge, way, people = cut_off_after_its_first_round(tree)
     plan = tree.bundle.plan
     run = tree.service.server.tasks[0].training
-    tree.service.server.ask_to_do(run.cancel).result()  # the round is over, as after a deadline
+    tree.service.server.ask_to_do(
+        lambda now: cancel_newest(run, now)
+    ).result()  # the round is over, as after a deadline
     way.cut = False
     edge.uplink.wake()
     wait_until(lambda: "was not counted above" in run_of(edge).trouble, "nobody was told")

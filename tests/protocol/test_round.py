@@ -23,8 +23,6 @@ from sumus.protocol.round import (
     DeviceRow,
     Dropped,
     Facts,
-    Gather,
-    Gathered,
     Overdue,
     Published,
     Recovered,
@@ -37,6 +35,7 @@ from sumus.protocol.round import (
     State,
     Tick,
     decide,
+    is_allowed,
     learnt,
     patience,
     rested,
@@ -424,10 +423,6 @@ def test_a_new_leader_fences_out_the_old_one_and_finishes_what_it_left() -> None
     found = decide(facts(row=closing), Recovered(fence=2))
     assert found.rounds == (replace(closing, fence=2),)
     assert found.actions == (CloseRound(4),)
-    asked = decide(facts(row=replace(closing, state=State.UNMASKING)), Recovered(2))
-    assert asked.actions == (Gather(State.UNMASKING),), "the same survivors are asked again"
-    for phase in (State.KEYS, State.SHARES):
-        assert decide(facts(row=Round(4, phase)), Recovered(2)).actions == (Gather(phase),)
     abandoned = Round(4, State.ABANDONED, reason="too few")
     assert decide(facts(row=abandoned), Recovered(2)).actions == (AbandonRound(4, "too few"),), (
         "it may not be destroyed yet"
@@ -435,24 +430,20 @@ def test_a_new_leader_fences_out_the_old_one_and_finishes_what_it_left() -> None
     assert decide(facts(row=replace(closing, fence=3)), Recovered(2)) == protocol.NOTHING, "it was fenced out itself"
 
 
-def test_secure_aggregation_goes_through_its_phases_and_waits_for_nobody_for_ever() -> None:
-    row, way = Round(4, State.PLANNED), [State.SELECTING, State.KEYS, State.SHARES, State.OPEN]
-    for state in way:
-        found = decide(facts(row=row, masked=True), Tick() if row.state is State.PLANNED else Gathered(enough=True))
-        (row,) = found.rounds
-        assert row.state is state
-    assert decide(facts(row=Round(4, State.KEYS, 100.0), masked=True), Gathered(enough=False)) == protocol.NOTHING
-    late = replace(facts(row=Round(4, State.KEYS, 100.0), masked=True), now=170.0)
-    assert decide(late, Tick()).actions == (AbandonRound(4, "deadline"),)
-    full = facts(row=replace(OPEN, given=2, counted=1), masked=True, sessions=(out("s"),))
-    assert decide(full, Commit()).actions == (AcceptReport("s"), Gather(State.UNMASKING))
-    few = facts(replace(SYNCHRONOUS, least=0.5), replace(OPEN, given=2, counted=1), masked=True, sessions=(out("s"),))
-    ended = decide(few, Dropped())
-    assert ended.actions == (Gather(State.UNMASKING),), "nobody can join any more, so nobody is waited for"
-    assert decide(facts(row=Round(4, State.UNMASKING), masked=True), Gathered(enough=True)).actions == (CloseRound(4),)
-    assert decide(facts(row=Round(4, State.KEYS), masked=True, sessions=(out("s"),)), Report()).actions == (
-        RefuseReport("s", "phase"),
-    )
+def test_a_report_of_a_round_that_is_not_open_yet_is_refused() -> None:
+    early = facts(row=Round(4, State.PLANNED), sessions=(out("s"),))
+    assert decide(early, Report()).actions == (RefuseReport("s", "phase"),)
+
+
+def test_a_round_that_waits_for_its_model_waits_however_long_that_takes() -> None:
+    closing = Round(4, State.CLOSING, 105.0, counted=2)
+    assert decide(replace(facts(row=closing), now=1e9), Tick()) == protocol.NOTHING
+
+
+def test_without_a_deadline_a_round_ends_when_nobody_is_waited_for() -> None:
+    pacing = replace(SYNCHRONOUS, deadline=None, least=0.5)
+    few = facts(pacing, replace(OPEN, given=3, dropped=1, counted=1), sessions=(out("s"),))
+    assert decide(few, Dropped()).actions == (CloseRound(4),), "nobody can join any more, so nobody is waited for"
 
 
 # ── the table, the code and the page ─────────────────────────────────────────────────────────────────────────────────
@@ -468,14 +459,11 @@ def test_every_move_is_in_the_table_and_every_move_of_the_table_is_made() -> Non
         Dropped(),
         Overdue(),
         Tick(),
-        Gathered(True),
         Published(),
         Recovered(9),
         protocol.Cancelled(),
     ]
-    for state, event, buffered, masked, now in itertools.product(
-        ORDER, events, (False, True), (False, True), (101.0, 1e6)
-    ):
+    for state, event, buffered, now in itertools.product(ORDER, events, (False, True), (101.0, 1e6)):
         for _ in range(12):
             given = int(rng.integers(0, 4))
             counted = int(rng.integers(0, min(given, 2) + 1))
@@ -491,7 +479,7 @@ def test_every_move_is_in_the_table_and_every_move_of_the_table_is_made() -> Non
             )
             device = DeviceRow("d", session=replace(session, device="d") if row.out > 0 else None)
             known = int(rng.choice([0, 2]))
-            found = decide(Facts(pacing, now, row, 4, named, device, masked, population=known, takes=0.1), event)
+            found = decide(Facts(pacing, now, row, 4, named, device, population=known, takes=0.1), event)
             for after in found.rounds:
                 if after.number != row.number or after.state is state:
                     continue
@@ -504,6 +492,21 @@ def test_every_move_is_in_the_table_and_every_move_of_the_table_is_made() -> Non
 def test_whatever_a_device_says_is_decided_in_every_state() -> None:
     for state, event in itertools.product(ORDER, (CheckIn, Report, Commit, Dropped, Overdue)):
         assert (state, event) in TABLE
+
+
+def test_an_event_that_the_table_does_not_allow_changes_nothing_and_is_told_apart() -> None:
+    """Published and Cancelled come to rounds that are over, and Published to rounds whose sum is not closed."""
+    allowed = {state for state in ORDER if is_allowed(state, Published())}
+    assert allowed == {State.CLOSING}
+    assert {state for state in ORDER if is_allowed(state, protocol.Cancelled())} == {
+        State.PLANNED,
+        State.OPEN,
+        State.CLOSING,
+    }
+    for state in set(ORDER) - allowed:
+        assert decide(facts(row=Round(4, state)), Published()) == protocol.NOTHING
+    over = {(state, event) for state in (State.PUBLISHED, State.ABANDONED) for event in (Tick, Published)}
+    assert not over & set(TABLE), "time does nothing to a round that is over"
 
 
 def test_the_vocabulary_stays_small() -> None:

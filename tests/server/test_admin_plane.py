@@ -170,9 +170,9 @@ def test_a_pause_gives_no_work_and_outlasts_the_process(admin: Admin, tmp_path: 
     admin.service.close()
     again = open_service({"tiny": tiny()}, Storage(tmp_path / "data"))
     again.server.start()
-    assert again.server.tasks[0].training.coordinator.paused
+    assert again.server.tasks[0].training.paused
     again.server.ask_to_do(lambda now: again.server.tasks[0].training.resume()).result()
-    assert not again.server.tasks[0].training.coordinator.paused
+    assert not again.server.tasks[0].training.paused
     again.close()
 
 

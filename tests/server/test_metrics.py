@@ -5,8 +5,8 @@ import asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from sumus.operations.service import ServerPolicy, open_service
+from sumus.server.evaluation import Evaluating
 from sumus.server.metrics import exposition
-from sumus.server.runs import Evaluating
 from sumus.server.status import look
 from sumus.transport.inprocess import InProcess
 from tests.server.devices import ScriptedDevice, tiny, update_of
@@ -26,6 +26,8 @@ def test_it_says_what_happened_in_sums() -> None:
             work = device.check_in(bundle.plan, kinds=("train",)).assignment
             assert work is not None
             device.report(work, update_of(bundle.plan, 1))
+        training = server.tasks[0].training
+        server.ask_to_do(lambda now: training.coordinator.publish(0, now)).result()
         devices[0].request("POST", "/v1/checkins", b"no json")
         text = exposition(asyncio.run(look(server, lent=service.room.lent))).decode()
     service.close()
@@ -45,4 +47,8 @@ def test_it_says_what_happened_in_sums() -> None:
     assert samples["sumus_model_metric", ("by", "train"), ("metric", "loss"), task] == 0.5
     assert samples["sumus_round", ("kind", "train"), task] == 1
     assert samples["sumus_round_state", ("kind", "evaluate"), ("state", "open"), task] == 1
+    assert (
+        samples["sumus_illegal_events_total", ("event", "Published"), ("kind", "train"), ("state", "published"), task]
+        == 1
+    )
     assert not any(device.id in text for device in devices)

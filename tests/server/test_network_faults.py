@@ -187,7 +187,7 @@ def test_controls_move_with_the_server_where_a_tenth_of_acknowledgements_is_lost
         for client in clients:
             Requests(transport, client.requests._key).enrol(token)
         run = service.server.tasks[0].training
-        while run.coordinator.version < 20:
+        while run.version < 20:
             for client in clients:
                 client.wake()
         for client in clients:

@@ -10,6 +10,7 @@ from sumus.fleet import Fleet
 from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.protocol.round import AssignWork, CheckIn, ComeLater, State
+from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
@@ -22,7 +23,7 @@ class Paced:
     """A coordinator whose devices ask, and report at once."""
 
     def __init__(self, pacing: Pacing, store: MemoryStore | SqlStore | None = None) -> None:
-        self.server, self.serial = Coordinator(pacing, 50, store=store), 0
+        self.server, self.serial = Coordinator(lambda: Circumstances(pacing, population=50), store), 0
         self.models = list[float]()
 
     def ask(self, device: str, now: float) -> AssignWork | ComeLater:

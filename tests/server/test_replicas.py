@@ -22,7 +22,7 @@ from sumus.operations.upkeep import turn_keys
 from sumus.protocol.round import State
 from sumus.server.access import Access
 from sumus.server.admin_plane import admin_app
-from sumus.server.runs import Evaluating
+from sumus.server.evaluation import Evaluating
 from sumus.storage.store import TakenOver
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
@@ -195,7 +195,7 @@ def test_a_leader_that_is_behind_writes_nothing_more_and_follows(replicas: Repli
         lambda: run.promote(0),
         lambda: run.sums.sweep(),
         lambda: run.sums.destroy(0),
-        lambda: run.seed(0) if run._seed_of.clear() is None else None,  # pyright: ignore[reportPrivateUsage]
+        lambda: run.seeds.of(0) if run.seeds.forget() is None else None,
         lambda: one.shared.wrap_again(one.server.replica.fence),
     ):
         with pytest.raises(TakenOver):
@@ -381,7 +381,7 @@ def test_status_and_metrics_say_who_leads_and_who_follows_is_ready(replicas: Rep
             else:
                 assert (answer.status, f"replica {one} leads" in answer.body.decode()) == (404, True)
     replicas.look()
-    assert [each.server.tasks[0].training.coordinator.paused for each in replicas.services] == [True, True]
+    assert [each.server.tasks[0].training.paused for each in replicas.services] == [True, True]
 
 
 def test_a_round_that_a_follower_ends_is_cleared_away_by_the_leader(replicas: Replicas) -> None:

@@ -13,7 +13,7 @@ from benchmarks.kills.__main__ import database
 from sumus.device.training import Training
 from sumus.experiment import Experiment
 from sumus.operations.service import ServerPolicy, Storage, open_service
-from sumus.simulator.share import public_seed
+from sumus.simulator.processes.share import public_seed
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
 from sumus.transport.transport import Transport
@@ -92,7 +92,9 @@ def test_in_memory_through_the_wire_and_over_http_on_any_store_it_is_the_same_mo
 ) -> None:
     wanted = experiment(algorithm)
     models = {
-        through: sumus.run(wanted, executor="sequential", workers=1, through=through).model_sha256  # pyright: ignore[reportArgumentType]
+        through: sumus.run(
+            wanted, compute=sumus.Compute(executor="sequential", workers=1, through=through)
+        ).model_sha256  # pyright: ignore[reportArgumentType]
         for through in ("memory", "wire")
     }
     models["HTTP, memory"] = over_the_network(wanted, Storage())

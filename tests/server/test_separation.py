@@ -8,6 +8,7 @@ import pytest
 from sumus.pacing import Pacing
 from sumus.protocol.round import AssignWork, CheckIn, ComeLater, State
 from sumus.protocol.rows import changed
+from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
@@ -23,7 +24,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 def served(store: Store, pacing: Pacing) -> tuple[Coordinator, Asks]:
     """A coordinator, and a way in which devices take part: "counted", or the reason why there is no work."""
-    server, serials = Coordinator(pacing, 100, store=store), dict[str, int]()
+    server, serials = Coordinator(lambda: Circumstances(pacing, population=100), store), dict[str, int]()
 
     def asks(device: str) -> str:
         if server.current.state is State.PLANNED:
@@ -61,7 +62,8 @@ def test_a_device_whose_own_sum_was_abandoned_waits_for_as_many_models(store: St
     server, asks = served(store, Pacing(cohort=2, separation=separation))
     assert asks("a") == "counted"
     server.cancel(0, 0.0)
-    server.forget_rounds_before(1)
+    with server.leading() as rows:
+        rows.forget_rounds_before(1)
     for number in range(1, separation):
         assert asks("a") == "separation"
         assert [asks(f"{other}{number}") for other in "bc"] == ["counted"] * 2

@@ -15,8 +15,8 @@ from sumus.device.words import WAITS
 from sumus.evaluation import evaluation_report
 from sumus.operations.display import shown
 from sumus.operations.service import ServerPolicy, Service, open_service
+from sumus.server.evaluation import Evaluating
 from sumus.server.refusals import WORDS, Refusals
-from sumus.server.runs import Evaluating
 from sumus.server.status import CLEAR_MODE, ServerStatus, look
 from sumus.transport.inprocess import InProcess
 from sumus.wire.messages import AbortReason, Refused

@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, text
 
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol.round import CheckIn
+from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
 from sumus.storage.leases import MOST_JUMP, Leases, MemoryLeases, PresentReplica
 from sumus.storage.memory import MemoryStore
@@ -113,7 +114,7 @@ def test_of_many_that_ask_at_once_one_gets_it(at: At) -> None:
 
 def test_under_an_old_fence_nothing_is_written(at: At) -> None:
     pacing = Pacing(2, deadline=60.0)
-    leader, other = (Coordinator(pacing, 2, store=at.stores[0]) for _ in range(2))
+    leader, other = (Coordinator(lambda: Circumstances(pacing, population=2), at.stores[0]) for _ in range(2))
     leader.recover(0.0, at.leases.hold("a/1", NOT_AT_ALL).fence)
     leader.tick(0.0)
     before = leader.current
@@ -124,13 +125,14 @@ def test_under_an_old_fence_nothing_is_written(at: At) -> None:
         lambda: leader.cancel(0, 1.0),
         lambda: leader.check_in("d", CheckIn("d/1", 1, Conditions()), 1.0),
         lambda: leader.commit(1.0),
-        lambda: leader.forget_rounds_before(5),
         lambda: leader.recover(1.0, 1),
     ):
         with pytest.raises(TakenOver):
             act()
     with pytest.raises(TakenOver), leader.transaction() as rows:
         rows.put_note(0, "seed", b"")
+    with pytest.raises(TakenOver), leader.leading() as rows:
+        rows.forget_rounds_before(5)
     assert leader.current == before
     other.recover(1.0, fence)
     assert other.current.fence == fence
@@ -139,7 +141,7 @@ def test_under_an_old_fence_nothing_is_written(at: At) -> None:
 
 def test_who_follows_takes_devices_and_nothing_else(at: At) -> None:
     pacing = Pacing(2, deadline=60.0)
-    leader, other = (Coordinator(pacing, 2, store=at.stores[0]) for _ in range(2))
+    leader, other = (Coordinator(lambda: Circumstances(pacing, population=2), at.stores[0]) for _ in range(2))
     leader.recover(0.0, at.leases.hold("a/1", FOR_EVER).fence)
     leader.tick(0.0)
     other.follow()

@@ -21,6 +21,7 @@ from sqlalchemy import event
 from sumus.errors import ExperimentError
 from sumus.pacing import Conditions, Pacing
 from sumus.protocol.round import AssignWork, CheckIn, CloseRound, DeviceRow, Round, Session, State
+from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Arrived, Coordinator
 from sumus.storage.memory import MemoryStore
 from sumus.storage.sql import SqlStore
@@ -408,7 +409,7 @@ def walk(store: Store, seed: int, steps: int = 600) -> list[object]:
     pacing = (
         Pacing(3, concurrency=5, most_stale=2, deadline=90) if seed % 2 else Pacing(3, over_select=1.5, deadline=60)
     )
-    server, said, now = Coordinator(pacing, 6, store=store), list[object](), 0.0
+    server, said, now = Coordinator(lambda: Circumstances(pacing, population=6), store), list[object](), 0.0
     serials, given = dict.fromkeys("abcdef", 0), list[str]()
     for _ in range(steps):
         now += float(rng.exponential(2.0))
@@ -538,7 +539,7 @@ def test_many_check_ins_are_few_statements(
     databases: Callable[[str], SqlStore], statements: Callable[[SqlStore], list[str]]
 ) -> None:
     store = databases("sqlite")
-    server = Coordinator(Pacing(100, concurrency=200), 0, store=store)
+    server = Coordinator(lambda: Circumstances(Pacing(100, concurrency=200)), store)
     server.tick(0.0)
     said = statements(store)
     for serial in (1, 2):

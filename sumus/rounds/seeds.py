@@ -1,0 +1,55 @@
+"""The seed that everybody shares who reports into a sum: transforms such as `rotate` draw from it, and are undone by it."""
+
+import secrets
+from collections.abc import Callable
+from typing import TypeAlias
+
+from sumus.rounds.coordinator import Coordinator
+from sumus.storage.store import OF_THE_RUN, Rows
+
+Seeds: TypeAlias = Callable[[int], bytes]
+"""32 bytes for a sum, by its round's number: from the system's generator, or keyed in simulation and tests."""
+
+
+def any_seed(number: int) -> bytes:
+    """A seed that nobody can guess."""
+    return secrets.token_bytes(32)
+
+
+class SumSeeds:
+    """The seeds of a run's sums.
+
+    A seed is written down before it is used, so that the same sum has the same seed after a crash.
+    """
+
+    def __init__(self, coordinator: Coordinator, draw: Seeds, buffered: bool) -> None:
+        """Draw seeds for a run.
+
+        Args:
+            coordinator: The rounds of the run.
+            draw: Makes the seed of a round.
+            buffered: Whether the run's rounds are buffers. A buffer takes reports of several models, so all buffers share one
+                seed.
+        """
+        self._coordinator, self._draw, self._buffered = coordinator, draw, buffered
+        self._last: tuple[int, bytes] | None = None
+
+    def of(self, number: int) -> bytes:
+        """The seed of a round's sum; of all sums of the run, if its rounds are buffers."""
+        where = OF_THE_RUN if self._buffered else number
+        if self._last is None or self._last[0] != where:
+            with self._coordinator.transaction() as rows:
+                seed = noted(rows, where, "seed", lambda: self._draw(0 if self._buffered else number))
+            self._last = where, seed
+        return self._last[1]
+
+    def forget(self) -> None:
+        """Read the next seed from the rows."""
+        self._last = None
+
+
+def noted(rows: Rows, number: int, name: str, make: Callable[[], bytes]) -> bytes:
+    """Read what a round has noted under a name; the first process to need the note makes it and writes it down."""
+    if (body := rows.note(number, name)) is None:
+        rows.put_note(number, name, body := make())
+    return body
