@@ -1,12 +1,15 @@
-"""The first hop: whoever receives devices' updates turns them into integers, and adds.
+"""The first hop: the process that receives the updates of devices turns them into integers, and adds them.
 
     hop = plan.first_hop
     one = hop.count_in(update)                  # an aggregate of one
     hop.count_in(update, into=running_sum)      # the same, added at once
 
-An edge needs this record and nothing else of a plan: no model, no transform, no optimizer. It is also the line behind
-which nothing a device says is believed: names, shapes, dtypes and magnitudes must be those of the plan, no update is longer
-than the plan's clip leaves it, and no client weighs more than the plan's cap.
+    checked = hop.check(update)                 # the same in two steps: on any thread,
+    checked.count_in(running_sum)               # and, without any check, on the thread that adds
+
+An edge needs this record and nothing else of a plan: no model, no transform, no optimizer. The hop believes nothing that a device
+says: names, shapes, dtypes and magnitudes must be those of the plan, no update is longer than the plan's clip leaves it, and no
+client weighs more than the plan's cap.
 """
 
 import json
@@ -45,19 +48,20 @@ _BLOCK = 1 << 16
 @record("first-hop")
 @dataclass(frozen=True)
 class FirstHop:
-    """What of a plan it takes to count updates in.
+    """The part of a plan that is needed to check updates, and to add them.
 
-    parts: what is sent, with its weights.
-    layouts: (leaf, shape) of each part, as it is sent.
-    sums: the integers.
-    weight_cap: of an explicit `weight` stage, which multiplied on the device; None if the weight multiplies here.
-    code_bits: the width of integer codes, None if leaves are floats.
-    metrics: the names that may come.
-    norms: for each part, the longest L2 norm of what is sent, in parameters or codes; None for a part without such a
-        norm. Empty if no part has one.
-    ranges: for each metric, where its mean can lie. Empty if nothing is known.
-    metric_cap: the most predictions that a client's metrics count; None for any number.
-    rounds: how many rounds of its own an edge sums up: its sum may be so many times as long.
+    Attributes:
+        parts: What is sent, with its weights.
+        layouts: (leaf, shape) of each part, as it is sent.
+        sums: How floats become integers.
+        weight_cap: The cap of an explicit `weight` stage, which multiplied on the device; None if the weight multiplies here.
+        code_bits: The width of integer codes; None if leaves are floats.
+        metrics: The names of the metrics that may come.
+        norms: For each part, the longest L2 norm of what is sent, in parameters or codes; None for a part without such a norm.
+            Empty if no part has one.
+        ranges: For each metric, where its mean can lie. Empty if nothing is known.
+        metric_cap: The most predictions that a client's metrics count; None for any number.
+        rounds: How many rounds of its own an edge sums up: its sum may be so many times as long.
     """
 
     parts: tuple[Part, ...]
@@ -73,7 +77,11 @@ class FirstHop:
 
     @staticmethod
     def from_json(text: str) -> "FirstHop":
-        """Read the hop that a server tells its edges. Raises PlanError for a text that is no hop."""
+        """Read the hop that a server tells its edges.
+
+        Raises:
+            PlanError: The text is no hop.
+        """
         with read_as("a first hop"):
             hop: object = build(json.loads(text))
             expect(hop, FirstHop, "the hop of a task")
@@ -107,34 +115,30 @@ class FirstHop:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of a report's body, where its floats have four."""
+        """The size of a report's body in bytes, if its floats have four bytes."""
         coded = 4 if self.code_bits is None else 1 if self.code_bits <= 8 else 2
         return sum(size * (coded if part.in_chain else 4) for part, size in self._sizes())
 
     def count_in(self, update: Update, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
-        """An update as an aggregate of one; or, added `into` a running sum, that sum so far.
+        """Check an update and add it: `check` and `CheckedUpdate.count_in` in one."""
+        return self.check(update).count_in(into, staleness)
 
-        staleness: how many versions old its model was, for parts that are weighted by it.
-        Raises ParticipantError for anything that is not of the plan, DivergedError for NaN; then nothing was added.
+    def check(self, update: Update) -> "CheckedUpdate":
+        """Refuse an update that is not of the plan.
+
+        Raises:
+            DivergedError: A value is NaN.
+            ParticipantError: Anything else of the update is not of the plan, or beyond its bounds.
         """
-        self.check(update)
-        return self.add(update, into, staleness)
-
-    def check(self, update: Update) -> None:
-        """Refuse what `count_in` would, adding nothing: for whoever holds updates before they are added."""
         with np.errstate(invalid="ignore"):  # a signaling NaN is refused by name, and makes NumPy warn before that
             self._check_form(update)
             self._check_lengths(update)
-            self.sums.check(update, self.parts)
-            self._check_metrics(update)  # last: where training diverged, the leaf says more than the loss
-
-    def add(self, update: Update, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
-        """Count an update in that `check` has let through already."""
-        counted = replace(update, metrics=self._capped(update.metrics))
-        return self.sums.encode(counted, self.parts, self.weight_cap, into, staleness)
+            reaches = self.sums.check(update, self.parts)
+            self._check_metrics(update)  # last: if training diverged, the leaf says more than the loss
+        return CheckedUpdate(self, replace(update, metrics=self._capped(update.metrics)), tuple(reaches))
 
     def largest(self, part: Part, count: int) -> int:
-        """The largest |integer| that a sum of so many updates can hold in a part's leaves."""
+        """The largest |integer| that a sum of `count` updates can hold in a part's leaves."""
         weight = self.most_weight(part) if self._multiplies(part) else 1
         if part.in_chain and self.code_bits is not None:
             return count * weight * self.rounds * (2 ** (self.code_bits - 1) - 1)
@@ -142,9 +146,10 @@ class FirstHop:
         return count * math.ceil(weight * bound * 2.0 ** self.sums.bits(part))
 
     def sum_dtype(self, part: Part, count: int) -> np.dtype[np.signedinteger[Any]]:
-        """Choose the narrowest integers that hold every sum of so many updates in a part's leaves.
+        """Choose the narrowest integers that hold every sum of `count` updates in a part's leaves.
 
-        Raises PlanError for sums that need more than 64 bits.
+        Raises:
+            PlanError: The sums need more than 64 bits.
         """
         largest = self.largest(part, count)
         fitting = [dtype for dtype in map(np.dtype, ("i1", "i2", "i4", "i8")) if largest <= np.iinfo(dtype).max]
@@ -156,18 +161,21 @@ class FirstHop:
         return fitting[0]
 
     def sum_nbytes(self, count: int) -> int:
-        """Bytes of the leaves of a sum of so many updates."""
+        """Encoded size of the leaves of a sum of `count` updates, in bytes."""
         return sum(self.sum_dtype(part, count).itemsize * size for part, size in self._sizes())
 
-    def check_sum(self, total: Aggregate, sender: object, count: int, least: int | None = None) -> None:
-        """Refuse what cannot be a sum of so many updates of this plan.
+    def check_sum(self, total: Aggregate, sender: object, count: int, least: int | None = None) -> "CheckedSum":
+        """Refuse a sum that so many updates of this plan cannot have.
 
         Args:
             total: The sum.
-            sender: The edge that sent it, for errors.
-            count: Reports that the edge names.
+            sender: The edge that sent the sum, for errors.
+            count: The number of reports that the edge names.
             least: The smallest weight that the sum may have; `count` if None, since no update weighs nothing. A site's sum may
                 weigh less: its later rounds may be of fewer devices than the first.
+
+        Raises:
+            ParticipantError: The sum is of another plan, of another number of reports, or beyond what they add up to.
         """
         least = count if least is None else least
         if int(total.count) != count:
@@ -191,9 +199,10 @@ class FirstHop:
                     raise BeyondBoundError(sender, f"`{part.name}[{name}]` is beyond what {count} reports add up to")
             self._check_sum_length(total, part, sender, count)
         self._check_summed_metrics(total, sender, count)
+        return CheckedSum(total)
 
     def _sizes(self) -> Iterator[tuple[Part, int]]:
-        """Numbers of each part, as it is sent."""
+        """How many numbers each part has, as it is sent."""
         for part, leaves in zip(self.parts, self.layouts, strict=True):
             yield part, sum(math.prod(shape) for _, shape in leaves)
 
@@ -247,7 +256,7 @@ class FirstHop:
             raise BeyondBoundError(sender, f"`{part.name}` is longer than {count} clipped updates add up to")
 
     def _longest_sum(self, part: Part, weight: int, count: int) -> float | None:
-        """The L2 norm that no sum of so many clipped updates exceeds but by rounding, in its units; None without a clip."""
+        """The L2 norm that a sum of `count` clipped updates exceeds only by rounding, in its units; None without a clip."""
         norm = next((norm for bounded, norm in self._norms() if bounded is part), None)
         if norm is None:
             return None
@@ -257,17 +266,17 @@ class FirstHop:
         return times * norm * (1.0 if self._is_coded(part) else 2.0 ** self.sums.bits(part))
 
     def without_rounding(self, part: Part, tree: Tree, rounding: float, weight: int, count: int) -> Tree:
-        """A site's sum, in units of the sum, without what rounding has added to its length.
+        """Take out of a site's sum what rounding has added to its length.
 
         A sum that is longer than the clip allows, by no more than its rounding, is scaled to the longest that is allowed. A
         longer sum stays as it is, and `check_sum` refuses it.
 
         Args:
-            part: one of `parts`.
-            tree: float64.
-            rounding: the L2 norm that rounding has added at most, in units of the sum.
-            weight: the part's.
-            count: contributors.
+            part: One of `parts`.
+            tree: The part's sum, float64, in units of the sum.
+            rounding: The L2 norm that rounding has added at most, in units of the sum.
+            weight: The part's weight.
+            count: The number of contributors.
         """
         longest = self._longest_sum(part, weight, count)
         if longest is None:
@@ -289,7 +298,7 @@ class FirstHop:
 
     @property
     def range_of(self) -> Mapping[str, Range]:
-        """Where the mean of each metric can lie, by name; nothing for a metric without a range."""
+        """Where the mean of each metric can lie, by the metric's name; a metric without a range is left out."""
         return dict(zip(self.metrics, self.ranges, strict=bool(self.ranges)))
 
     def _check_metrics(self, update: Update) -> None:
@@ -334,32 +343,82 @@ class FirstHop:
                     update.client,
                     f"`{part.name}[{wrong}]` has shape {found.get(wrong)}, and the plan's is {expected.get(wrong)}",
                 )
-            self._check_numbers(update.client, part, tree)
+            _check_numbers(update.client, part, tree, self.code_bits if part.in_chain else None)
 
-    def _check_numbers(self, client: object, part: Part, tree: Tree) -> None:
-        codes = self.code_bits if part.in_chain else None
-        for name, leaf in tree.items():
-            if codes is None:
-                if leaf.dtype.kind != "f" or leaf.dtype.itemsize not in (4, 8):
-                    raise ParticipantError(client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are floats")
-                if part.least is not None and not float(leaf) >= part.least and not math.isnan(float(leaf)):
-                    raise BeyondBoundError(
-                        client, f"`{part.name}` is {float(leaf):g}, and the plan counts nothing below {part.least:g}"
-                    )
-                if part.content == "bins" and not (set(np.unique(leaf).tolist()) <= {0.0, 1.0} and leaf.sum() <= 1):
-                    raise ParticipantError(client, f"`{part.name}[{name}]` must hold a single 1, or zeros alone")
-                continue
-            largest = 2 ** (codes - 1) - 1
-            if leaf.dtype != (np.int8 if codes <= 8 else np.int16):
-                raise ParticipantError(
-                    client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are {codes}-bit codes"
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckedUpdate:
+    """An update that a first hop has checked. `FirstHop.check` alone makes such values, and a sum takes no others of a device.
+
+    So form and magnitude of an update are validated once, wherever the update waits before it is added.
+
+    Attributes:
+        hop: The hop that has checked the update, and adds it.
+        update: The update; its metrics count no more predictions than the plan's cap.
+        reaches: The largest |value| of each part.
+    """
+
+    hop: FirstHop
+    update: Update
+    reaches: tuple[float, ...]
+
+    def count_in(self, into: RunningSum | None = None, staleness: int = 0) -> Aggregate:
+        """Add the update to a running sum; None makes an aggregate of one.
+
+        Args:
+            into: The running sum.
+            staleness: How many versions old the model was that the client trained on, for parts that are weighted by it.
+
+        Returns:
+            The running sum so far; or the aggregate of one.
+        """
+        hop = self.hop
+        return hop.sums.encode_checked(self.update, hop.parts, self.reaches, hop.weight_cap, into, staleness)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckedSum:
+    """A sum of many updates that a first hop has checked. `FirstHop.check_sum` alone makes such values."""
+
+    total: Aggregate
+
+    def count_in(self, into: RunningSum, staleness: int = 0) -> Aggregate:
+        """Add the sum to a running sum, and return that so far. A sum of an edge is never weighted by its staleness."""
+        into.add(self.total)
+        return into.total
+
+
+def _check_numbers(client: object, part: Part, tree: Tree, codes: int | None) -> None:
+    """Refuse leaves of another dtype than the plan's, and numbers that no client of the plan sends.
+
+    Args:
+        client: The client that sent the leaves, for errors.
+        part: The part that the leaves are of.
+        tree: The leaves.
+        codes: The width of the part's integer codes; None if its leaves are floats.
+    """
+    for name, leaf in tree.items():
+        if codes is None:
+            if leaf.dtype.kind != "f" or leaf.dtype.itemsize not in (4, 8):
+                raise ParticipantError(client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are floats")
+            if part.least is not None and not float(leaf) >= part.least and not math.isnan(float(leaf)):
+                raise BeyondBoundError(
+                    client, f"`{part.name}` is {float(leaf):g}, and the plan counts nothing below {part.least:g}"
                 )
-            if leaf.size and max(-int(leaf.min()), int(leaf.max())) > largest:
-                raise ParticipantError(client, f"`{part.name}[{name}]` holds codes beyond ±{largest}: not of this plan")
+            if part.content == "bins" and not (set(np.unique(leaf).tolist()) <= {0.0, 1.0} and leaf.sum() <= 1):
+                raise ParticipantError(client, f"`{part.name}[{name}]` must hold a single 1, or zeros alone")
+            continue
+        largest = 2 ** (codes - 1) - 1
+        if leaf.dtype != (np.int8 if codes <= 8 else np.int16):
+            raise ParticipantError(
+                client, f"`{part.name}[{name}]` is {leaf.dtype}, and the plan's are {codes}-bit codes"
+            )
+        if leaf.size and max(-int(leaf.min()), int(leaf.max())) > largest:
+            raise ParticipantError(client, f"`{part.name}[{name}]` holds codes beyond ±{largest}: not of this plan")
 
 
 def _square(tree: Tree) -> int | float:
-    """Σ x² over all leaves: in float64, and exact for integers that have at most 16 bits."""
+    """Compute Σ x² over all leaves: in float64, and exactly for integers that have at most 16 bits."""
     total = 0
     for _, arrays in blocks(tree, _BLOCK):
         for array in arrays:

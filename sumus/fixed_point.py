@@ -10,6 +10,7 @@ everything is integers, whose sum has the same bits in any order.
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -73,15 +74,38 @@ class FixedPoint:
         into: RunningSum | None = None,
         staleness: int = 0,
     ) -> Aggregate:
-        """An update as an aggregate of one; or, added `into` a running sum, that sum so far, without any array between.
+        """Check an update, and make an aggregate of one of it. See `encode_checked` for the arguments.
 
-        weighted: the cap of an explicit `weight` stage that the device applied already, so that here its weight is only
-        counted for leaves; None where the weight multiplies here. Nothing is added unless all of it can be.
-        staleness: how many versions old the model was that the client trained on.
-        Raises EmptyError for an update of no examples, ParticipantError for a value that is not finite or beyond the bound,
-        DivergedError for NaN.
+        Raises:
+            EmptyError: The update is of no examples.
+            ParticipantError: A value is not finite, or beyond the bound.
+            DivergedError: A value is NaN.
         """
-        reaches = self.check(update, parts)
+        return self.encode_checked(update, parts, self.check(update, parts), weighted, into, staleness)
+
+    def encode_checked(
+        self,
+        update: Update,
+        parts: tuple[Part, ...],
+        reaches: Sequence[float],
+        weighted: int | None = None,
+        into: RunningSum | None = None,
+        staleness: int = 0,
+    ) -> Aggregate:
+        """Make an aggregate of one of an update that `check` has let through; or add the update to a running sum.
+
+        Args:
+            update: The update.
+            parts: The parts that are added.
+            reaches: The largest |value| of each part, as `check` returned them.
+            weighted: The cap of an explicit `weight` stage that the device has applied already: then the weight of leaves is only
+                counted here. None if the weight multiplies here.
+            into: The running sum to add to, without any array in between; None for an aggregate of one.
+            staleness: How many versions old the model was that the client trained on.
+
+        Returns:
+            The aggregate of one; or the running sum so far.
+        """
         trees = {part.name: update.parts[part.name] for part in parts}
         multiplies = {part.name: weighted is None or not part.in_chain for part in parts}
         counted = self.max_weight if weighted is None else weighted
@@ -105,7 +129,16 @@ class FixedPoint:
         return into.total
 
     def check(self, update: Update, parts: tuple[Part, ...]) -> list[float]:
-        """Refuse what `encode` would, adding nothing; the largest |value| of each part."""
+        """Refuse what cannot be added.
+
+        Returns:
+            The largest |value| of each part.
+
+        Raises:
+            EmptyError: The update is of no examples.
+            ParticipantError: A value is not finite, or beyond the bound.
+            DivergedError: A value is NaN.
+        """
         if update.examples < 1:
             raise EmptyError(
                 update.client,

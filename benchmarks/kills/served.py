@@ -40,6 +40,7 @@ from sumus.protocol.round import AcceptReport, Commit, Report, decide
 from sumus.rounds.coordinator import Coordinator
 from sumus.rounds.run import Run
 from sumus.server.replica import Replica
+from sumus.server.report_queue import ReportQueue
 from sumus.server.server import Server
 from sumus.storage import sql
 from sumus.storage.keyring import KeyRing
@@ -144,7 +145,7 @@ def _arm(points: Points, closing: int | None, recovering: bool) -> None:
 
     def while_closing(server: Server, now: float) -> None:
         row = server.tasks[0].training.coordinator.current
-        points.armed = row.number == closing and row.counted + len(server._waiting_reports) >= COHORT
+        points.armed = row.number == closing and row.counted + len(server._reports.waiting) >= COHORT
         take(server, now)
         _disarm(points)
 
@@ -167,14 +168,14 @@ def _disarm(points: Points) -> None:
 
 def _acknowledges_early() -> None:
     """A report is answered when it is staged, and not when it is committed."""
-    stage = Server._stage
+    stage = ReportQueue.stage
 
-    def early(server: Server, run: Run, reports: Any, now: float) -> None:
-        stage(server, run, reports, now)
-        server._say(run, [AcceptReport(session) for session in run.coordinator.staged])
+    def early(queue: ReportQueue, run: Run, requests: Any, now: float) -> None:
+        stage(queue, run, requests, now)
+        queue.say(run, [AcceptReport(session) for session in run.coordinator.staged])
         threading.Event().wait(0.02)  # so long the commit takes on a slow disk
 
-    Server._stage = early
+    ReportQueue.stage = early
 
 
 def _counts_again() -> None:

@@ -31,7 +31,8 @@ from sumus.rounds.circumstances import Crowd
 from sumus.server.device_plane import device_app
 from sumus.server.identity import DeviceRegister, count_enrolled
 from sumus.server.replica import Replica
-from sumus.server.server import ServedTask, Server, storage_clock
+from sumus.server.server import Server, storage_clock
+from sumus.server.tasks import ServedTask
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable
 from sumus.wire.messages import AGAIN, Refused, Served

@@ -46,8 +46,9 @@ from sumus.operations.service import Service
 from sumus.operations.snapshot import Snapshot
 from sumus.operations.status import ModelStatus, ServerStatus, lineage, look
 from sumus.rounds.run import Run, cancel_newest
-from sumus.server.device_plane import explained, problem
-from sumus.server.identity import DAY, TOKEN_S
+from sumus.server.identity import TOKEN_S
+from sumus.server.membership import DAY
+from sumus.server.problems import explained, problem
 from sumus.server.training import TrainingRun
 from sumus.text import whole_number
 from sumus.wire.messages import MAX_CONTROL, Count, Kind, Nothing, Problem, Refused, read, write

@@ -11,7 +11,8 @@ from sumus.errors import ExperimentError
 from sumus.logs import logger
 from sumus.operations.access import CODE_S
 from sumus.server.evaluation import EvaluationRun
-from sumus.server.identity import DAY, TOKEN_S
+from sumus.server.identity import TOKEN_S
+from sumus.server.membership import DAY
 from sumus.server.server import Server
 from sumus.server.training import TrainingRun
 from sumus.storage.store import Model

@@ -47,7 +47,8 @@ from sumus.server.device_plane import device_app
 from sumus.server.evaluation import Evaluating, EvaluationRun
 from sumus.server.identity import DeviceRegister, count_enrolled
 from sumus.server.replica import LASTS, Replica
-from sumus.server.server import GROUP, ServedTask, Server, storage_clock
+from sumus.server.server import GROUP, Server, storage_clock
+from sumus.server.tasks import ServedTask
 from sumus.server.training import TrainingRun
 from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, open_blobs

@@ -20,7 +20,8 @@ from sumus.protocol.round import Round, State, begins_at
 from sumus.rounds.run import Run
 from sumus.server.evaluation import EvaluationRun
 from sumus.server.refusals import Refusal
-from sumus.server.server import ServedTask, Server
+from sumus.server.server import Server
+from sumus.server.tasks import ServedTask
 from sumus.server.training import TrainingRun
 from sumus.storage.store import Model
 from sumus.text import ago, many

@@ -2,32 +2,71 @@
 
     decision = decide(facts, event)
 
-It is pure. Whoever runs rounds (a server, an edge, the simulator's virtual clock, the fault tests) reads `Facts` from its store,
-decides, writes `decision.rounds` and `decision.sessions` in that same transaction, where the rows are still as they were read
-(state and fence), and does what `decision.actions` say when that is durable: not before.
+The function is pure: it reads no clock, no rows and no random numbers. A *driver* calls it: a server, an edge, the
+simulator's virtual clock, or the fault tests. In one transaction, the driver reads `Facts` from its store, decides, and
+writes `decision.rounds` and `decision.sessions`. When the transaction is durable, and not before, the driver does what
+`decision.actions` say.
 
-A device's way through it:
+Theory of operation
+===================
 
-    CheckIn ─► Assign            it trains, and sends
-    Report  ─► Stage             its update waits in memory; nothing is promised
-    Commit  ─► Accept            the update is in the round's sum, in the transaction that decided so
+A round is a row, and moves through five states, never backwards.
+
+    planned      The round is to begin. The leader's `Tick` opens it, unless the run is paused or the pace leaves time.
+    open         Devices are given sessions (`CheckIn`), and report. Reports are staged, and counted by `Commit`.
+    closing      No report is counted any more. The leader makes a model of the sum, however long that takes.
+    published    The model is there. In synchronous rounds, the next round is planned in the same transaction.
+    abandoned    No model comes of the round: too few reported by its end, an admin cancelled it, or its sum was unusable. The
+                 sum is destroyed, and the next round is planned in the same transaction, if none is open already.
+
+A device's way through a round:
+
+    CheckIn   ─► AssignWork      the device gets a session; it trains, and sends its update
+    Report    ─► StageReport     the update waits in memory; nothing is promised
+    Commit    ─► AcceptReport    the update is in the round's sum, in the transaction that decided so
     Published                    the sum has become a model
 
-A report that is not accepted is refused with the reason, and a device that was not told asks at its next check-in
-(`previous`). A synchronous round and a buffer are one machine under another `Pacing`: in a synchronous round the devices are
-chosen, and whoever was not is not counted; a buffer takes the next reports, whichever model they began from.
+A report that is not accepted is refused with the reason. A device that heard no answer asks at its next check-in what became
+of its session (`CheckIn.previous`).
 
-A session holds a *place*: one of the devices that a round is given to, or that a buffer lets train at once. A session that ends
-without a report gives its place back, and the next device that asks gets it. So does a session that says nothing for longer than
-such work takes (`lets_go_at`): it has *lapsed*. Its report is not refused for that: it is counted as long as the round has room.
-A device that let a place go rests, longer each time, until a report of it is counted (`rested`). All of this needs a clock: if
-the pacing has no deadline, no session lapses, and the devices of a synchronous round are not replaced.
+Who acts. Devices and edges cause `CheckIn`, `Report` and `Dropped`, through any of the processes that share a store. Each
+process causes `Commit` for the reports that wait in its own memory, and `Overdue` for a session that sent a bad report. One
+process leads: it alone causes `Tick`, `Overdue` as time goes by, and `Published` when it has made a model. An admin causes
+`Cancelled`. A process that takes the lead causes `Recovered` for every round.
 
-Three numbers count, each something else. `Round.number`: sums, published or abandoned.  `Session.version`: models that were
-published before it was given.  `Session.sum`: the number of the round that its report is in, which in a buffer may be a later
-one than `Session.round`, in which it was given.
+What survives a crash. Rows survive: rounds, sessions, devices. Staged reports do not: they were in memory, and since they
+were not accepted, their devices send them again. A round that was closing is closed again by the new leader (`Recovered`
+yields `CloseRound`), and gives the same model, since its sum is durable; a round that was abandoned is abandoned again,
+since its sum may not be destroyed yet. A *fence* tells leaders apart: each leader writes a higher fence into the rows, and a
+leader with a lower fence can write nothing.
 
-`TABLE` is the whole of it. The diagram in docs/protocol.md is drawn from it.
+Every event may come at any time, several times, and too late. What devices and edges cause is decided in every state. What
+the leader and admins cause is allowed only in the states of the table; elsewhere it changes nothing, and is counted as
+illegal. A steady count of illegal events hints at a driver with a defect, or at two leaders.
+
+Synchronous rounds and buffers. Both are this one machine, under another `Pacing`. In a synchronous round, the devices are
+chosen, and a device that was not chosen is not counted. A buffer counts the next reports, whichever model they began from:
+the next buffer opens in the transaction that closes the one before, and sessions go on from one to the next.
+
+Places. A session holds a *place*: one of the devices that a round is given to, or that a buffer lets train at once. A
+session that ends without a report gives its place back, and the next device that asks gets the place. So does a session that
+says nothing for longer than such work takes (`lets_go_at`): it has *lapsed*. Its report is not refused for that: it is
+counted as long as the round has room. A device that let a place go rests, longer each time, until a report of it is counted
+(`rested`). All of this needs a deadline: without one, no session lapses, and the devices of a synchronous round are not
+replaced.
+
+Three numbers, which are easily confused. `Round.number` counts sums, published or abandoned. `Session.version` counts the
+models that were published before the session was given. `Session.sum` is the number of the round whose sum has the report;
+in a buffer that may be a later round than `Session.round`, in which the session was given.
+
+Warning. The rows may only be written if they are still as they were read (state and fence), and actions may only be done
+when the rows are durable. A driver that answers a device before that promises what a crash can take back; the fault tests
+find such drivers.
+
+Beside the round. An edge's sum enters as one report of many sessions, which is counted whole or not at all. Cohorts of secure
+aggregation will enter in the same way, with a table of their own.
+
+`TABLE` is the whole of the machine. The diagram in docs/protocol.md is drawn from it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,11 +98,19 @@ ORDER = tuple(State)
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """A row. since: when it came into this state, in seconds of the store's clock.  fence: of the leader that wrote it.
+    """The row of a round.
 
-    given: devices that were given a place; a device that asks again in the same round is given once.  dropped: of them, that have
-    no place now, and no report in the sum.  counted: reports in the sum.  A buffer's row begins with the sessions that held a
-    place when the one before it closed as given; a session that lapsed and is counted all the same is given once more.
+    Attributes:
+        number: Counts rounds, from 0.
+        state: The round's state.
+        since: When the round came into this state, in seconds of the store's clock.
+        fence: The fence of the leader that wrote the row.
+        given: Devices that were given a place; a device that asks again in the same round counts once. A buffer's row begins
+            with the sessions that held a place when the buffer before it closed. A session that lapsed and is counted all
+            the same counts once more.
+        dropped: Of these devices, those that have no place now, and no report in the sum.
+        counted: Reports in the sum.
+        reason: Why the round was abandoned.
     """
 
     number: int
@@ -77,25 +124,34 @@ class Round:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more comes of it."""
+        """Whether the round is published or abandoned."""
         return self.state in (State.PUBLISHED, State.ABANDONED)
 
     @property
     def out(self) -> int:
-        """Sessions that hold a place, and are to report."""
+        """How many sessions hold a place, and are to report."""
         return self.given - self.dropped - self.counted
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A row: one device's work for one round. Its id makes everything that is sent for it idempotent.
+    """The row of a session: one device's work for one round. Its id makes everything that is sent for it idempotent.
 
-    parent: the edge that asked for it, and alone may report it; empty where the device itself did.  serial: of the check-in that
-    it answered.  round: that it was given in.  version: models published then, so the model that it began from.  expires: when no
-    report of it is counted any more.  began: when it was given its place; both by the store's clock.  state: "out" while it
-    holds its place; "lapsed" when it has no place any more, and may still report; "counted" or "dropped"; "late" when its report
-    came after all, and too late: so it is learnt once how long its work took.  sum, staleness: where it was counted, and how
-    many versions late; fixed then.
+    Attributes:
+        id: The device's id and a word of the device, with a slash between.
+        device: The device's id.
+        serial: The serial of the check-in that the session answered.
+        round: The number of the round in which the session was given.
+        version: Models published at that time, so the model that the device began from.
+        expires: When no report of the session is counted any more, by the store's clock.
+        state: "out" while the session holds its place; "lapsed" if it has no place any more and may still report; "counted";
+            "dropped"; "late" if a report came after the session was dropped. Being late once, the session teaches once how long
+            its work took.
+        reason: Why the session was dropped.
+        sum: The number of the round whose sum has the report; None if no sum has it.
+        staleness: How many versions late the report was, when it was counted.
+        parent: The edge that asked for the session, and alone may report it; empty if the device itself asked.
+        began: When the session was given its place, by the store's clock.
     """
 
     id: str
@@ -113,18 +169,23 @@ class Session:
 
     @property
     def awaited(self) -> bool:
-        """Whether a report of it may still come, as far as its row says."""
+        """Whether a report may still come, as far as the row says."""
         return self.state in ("out", "lapsed")
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
-    """What the store knows of a device.
+    """The row of a device.
 
-    session: that it was given last.  last_sum: the round that it was last counted in, and last_counted: the id of the session,
-    of which it may not have been told.  times_counted: how often it was.  lapses: how often it let a place go since then, and
-    rests_until: when it may have another, by the store's clock.  models: how many sums of the run have become a model when
-    `last_sum` has; one fewer if that sum was abandoned.
+    Attributes:
+        id: The device's id.
+        session: The session that the device was given last.
+        last_sum: The round in whose sum the device was counted last.
+        last_counted: The id of the session that was counted then; the device may not have been told.
+        times_counted: How often the device was counted.
+        lapses: How often the device let a place go since it was counted last.
+        rests_until: When the device may have another place, by the store's clock.
+        models: How many sums of the run have become a model when `last_sum` has; one fewer if that sum was abandoned.
     """
 
     id: str
@@ -139,17 +200,25 @@ class DeviceRow:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was read in the transaction that decides.
+    """What was read in the transaction that decides, and the circumstances of the run.
 
-    now: the store's clock, in seconds.  round: the row that the event is about; of a check-in, report, commit or drop, the
-    newest.
-    version: models published.  sessions: the rows that the event names.  device: of a check-in.
-    paused: whether an admin holds the run.
-    population: devices known, 0 where that is not.  arriving: check-ins a second of late, 0 where that is not known.  lasts:
-    seconds that rounds have lasted of late.  waits: whether a round before this one is still to be published.
-    models: sums that have become a model.
-    led: when the present leader took over.  takes: seconds that such work takes a device, and takes_by_edge: from the moment at
-    which an edge gets it for a device to that edge's sum; 0 before the first report.
+    Attributes:
+        pacing: How the round is paced.
+        now: Seconds of the store's clock.
+        round: The round that the event is about; for check-ins, reports, commits and drops, the newest round.
+        version: Models published.
+        sessions: The rows of the sessions that the event names.
+        device: The row of the device that checks in.
+        paused: Whether the run is held.
+        population: Devices that are enrolled; 0 if that is not known.
+        arriving: Check-ins a second of late; 0 if that is not known.
+        lasts: Seconds that rounds have lasted of late.
+        waits: Whether a round before this one is still to be published.
+        led: When the present leader took over.
+        takes: Seconds that such work takes a device; 0 before the first report.
+        takes_by_edge: Seconds from the moment at which an edge gets work for a device to that edge's sum; 0 before the first
+        sum.
+        models: Sums that have become a model.
     """
 
     pacing: Pacing
@@ -172,19 +241,19 @@ class Facts:
 NOTHING_SAID = Conditions()
 _DAY = 86400.0
 MULTIPLE = 4.0
-"""A session holds its place for so many times what such work takes."""
+"""A session holds its place for this multiple of the time that such work takes."""
 SHARE = 0.25
-"""The share of the deadline for which it does before anything is known of that."""
+"""The share of the deadline for which a session holds its place before the time that such work takes is known."""
 SHORTEST = 60.0
-"""Seconds for which it does at least, unless that share is shorter: a message that got no answer is sent again in that time."""
+"""Seconds for which a session holds its place at least, unless `SHARE` gives less: in that time a lost message is repeated."""
 LONGEST_REST = _DAY
 """Seconds that a device rests at most."""
 UP, DOWN = 1.35, 0.9
-"""Factors of what work takes, after a report that took longer, and one that did not. They balance where three of four do not."""
+"""Factors of the learnt time, after a report that took longer, and after one that did not; they balance at three of four."""
 MOMENT = 1e-3
 """Seconds that any work takes at least."""
 OVER = frozenset({"closed", "expired"})
-"""Reasons for which a session is dropped whose device may still be at work."""
+"""Reasons why a session is dropped though its device may still be at work."""
 NO_FAULT = frozenset({"closed", "withdrawn", "revoked", "edge"})
 """Reasons why a session ends that are not its device's doing."""
 
@@ -193,9 +262,16 @@ NO_FAULT = frozenset({"closed", "withdrawn", "revoked", "edge"})
 
 @dataclass(frozen=True, slots=True)
 class CheckIn:
-    """A device asks for work. session: an id for the one it may be given.  serial: grows with every check-in of a device.
-    previous: the session that it does not know the end of.  works: whether it asks for work too, or for that end alone.
-    parent: the edge that asks for it."""
+    """A device asks for work.
+
+    Attributes:
+        session: The id of the session that the device may be given.
+        serial: Grows with every check-in of a device.
+        conditions: What the device says of itself: whether it charges, and the like.
+        previous: An earlier session whose end the device does not know.
+        works: Whether the device asks for work too, or only for that end.
+        parent: The edge that asks for the device; empty if the device itself asks.
+    """
 
     session: str
     serial: int
@@ -207,30 +283,40 @@ class CheckIn:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the sessions of the facts have done arrived, whole and of the plan's form: a device's update; or the sum of an edge,
-    the `parent`."""
+    """A report of the sessions of the facts has arrived, whole and checked.
+
+    Attributes:
+        parent: The edge whose sum the report is; empty for the update of a device.
+    """
 
     parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Staged reports are about to be in the sum: decided in the transaction that adds them. together: how many sessions each
-    report is of, in the order of the facts; empty where each is of one."""
+    """Staged reports are added to the sum, in this transaction.
+
+    Attributes:
+        together: How many sessions each report is of, in the order of the facts; empty if each is of one.
+    """
 
     together: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Sessions will not report: their devices said so, or left, or what they work for is over."""
+    """The sessions of the facts will not report: their devices said so, or left, or their round is over."""
 
     reason: str = "other"
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """Time went by for these sessions; or, if spoilt, what they reported can never be counted, and nobody waits for more."""
+    """The sessions of the facts may have taken too long.
+
+    Attributes:
+        spoilt: Whether they sent a report instead that can never be counted, so that nobody waits for them any more.
+    """
 
     spoilt: bool = False
 
@@ -247,7 +333,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A leader took over, with this fence: what was in the memory of the one before it is gone."""
+    """A leader took over, with this fence: what was in the memory of the leader before is gone."""
 
     fence: int
 
@@ -271,7 +357,12 @@ class AssignWork:
 
 @dataclass(frozen=True, slots=True)
 class ComeLater:
-    """Answer a check-in: come back within this window of seconds, at a moment drawn uniformly. reason: for the counts."""
+    """Answer a check-in: come back within a window.
+
+    Attributes:
+        window: Seconds; the device draws the moment uniformly.
+        reason: Why there is no work, for the counts.
+    """
 
     window: tuple[float, float]
     reason: str
@@ -279,7 +370,7 @@ class ComeLater:
 
 @dataclass(frozen=True, slots=True)
 class SettleSession:
-    """Answer a check-in that asked for a session's end: "counted", "discarded", or "unknown": send it again."""
+    """Answer a check-in that asked what became of a session: "counted", "discarded", or "unknown": send the report again."""
 
     session: str
     outcome: str
@@ -301,7 +392,7 @@ class AcceptReport:
 
 @dataclass(frozen=True, slots=True)
 class RefuseReport:
-    """Answer a report: it is not counted, and will not be."""
+    """Answer a report: it is not counted, and never will be."""
 
     session: str
     reason: str
@@ -316,7 +407,7 @@ class CloseRound:
 
 @dataclass(frozen=True, slots=True)
 class AbandonRound:
-    """Nothing comes of the round's sum: destroy it."""
+    """Destroy the round's sum: no model comes of it."""
 
     number: int
     reason: str
@@ -329,8 +420,14 @@ Action: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """rounds, sessions: rows as they are to be written; new ones too.  actions: to be done once they are.
-    lapses: ids of those of the sessions whose devices let a place go; each is `rested`."""
+    """What is to be written, and then done.
+
+    Attributes:
+        rounds: Rows of rounds to be written, new ones among them.
+        sessions: Rows of sessions to be written, new ones among them.
+        actions: What is to be done when the rows are durable.
+        lapses: Ids of those of the sessions whose devices let a place go; each of these devices is to be `rested`.
+    """
 
     rounds: tuple[Round, ...] = ()
     sessions: tuple[Session, ...] = ()
@@ -344,8 +441,10 @@ NOTHING = Decision()
 
 
 def outcome(session: Session, facts: Facts) -> str:
-    """What became of a session: "counted", "discarded", or "unknown", where it may still be counted. A row says "out" or "lapsed"
-    also where its round is over."""
+    """What became of a session: "counted", "discarded", or "unknown" if it may still be counted.
+
+    The row alone does not tell: it says "out" or "lapsed" also if its round is over.
+    """
     if not session.awaited:
         return "counted" if session.state == "counted" else "discarded"
     over = facts.now >= session.expires or (not facts.pacing.buffered and _is_over(session.round, facts.round))
@@ -358,10 +457,10 @@ def _is_over(number: int, current: Round) -> bool:
 
 
 def _check_in(facts: Facts, event: CheckIn) -> Decision:
-    """Settle what is not settled; then give work, where there is some and this device may have it."""
+    """Say what became of the device's earlier session; then give work, if there is some and the device may have it."""
     before = facts.device.session if facts.device else None
     if before is not None and event.serial < before.serial:
-        return NOTHING  # it was long on its way, and nobody waits for the answer
+        return NOTHING  # the message was long on its way, and nobody waits for the answer
     settled: list[Action] = []
     if event.previous is not None:
         ended = _end_of(event.previous, facts)
@@ -374,11 +473,13 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
         return Decision(actions=(*settled, AssignWork(before))) if outcome(before, facts) == "unknown" else NOTHING
     if before is not None and before.parent != event.parent and outcome(before, facts) == "unknown":
         wait = ComeLater(window(facts.pacing, facts.population, facts.arriving, _time_left(before, facts)), "parent")
-        return Decision(actions=(*settled, wait))  # it may be in the sum of that edge, and must not be in two
+        return Decision(
+            actions=(*settled, wait)
+        )  # the device may be in the sum of that edge, and must not be in two sums
     row, left, holds = facts.round, list[Session](), before is not None and _holds_place(before, facts.round, facts)
-    if before is not None:  # if a report of it is awaited, it is over, or the device has forgotten it
+    if before is not None:  # if a report of that session is awaited, the device has forgotten the session
         left, row = _gone(before, "forgotten", row, facts)
-    if holds and not _gives_again(facts):  # then its place is as if it had not been given
+    if holds and not _gives_again(facts):  # then the place counts as if it had not been given
         row = changed(facts.round, given=row.given - 1)
     if (reason := _not_now(facts, event, row)) is not None:
         later = ComeLater(
@@ -391,8 +492,14 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
 
 
 def _given(event: CheckIn, holds: bool, facts: Facts) -> Session:
-    """New work for the device of the facts. holds: whether it takes over the place of its last session, for as long as that may
-    hold it: else who forgets its work again and again would hold a place for ever."""
+    """Make a session for the device of the facts.
+
+    Args:
+        event: The check-in that asks for the session.
+        holds: Whether the session takes over the place of the device's last session. Then it takes over the time too for which
+            that has held the place: else a device that forgets its work again and again would hold a place for ever.
+        facts: What was read.
+    """
     assert facts.device is not None
     last, row = facts.device.session, facts.round
     began = last.began if holds and last is not None else facts.now
@@ -410,15 +517,15 @@ def _given(event: CheckIn, holds: bool, facts: Facts) -> Session:
 
 
 def _with_place(before: Session | None, holds: bool, row: Round, facts: Facts) -> Round:
-    """The round when its device has a place. before: the device's last session, which is gone."""
+    """The round's row after the device of the facts was given a place. before: the device's last session, which is over."""
     of_this = before is not None and before.state != "counted" and before.round == row.number
-    if (holds or of_this) and _gives_again(facts):  # it is among those that were given one
+    if (holds or of_this) and _gives_again(facts):  # the device is among those that were given a place
         return changed(row, dropped=row.dropped - 1)
     return changed(row, given=row.given + 1)
 
 
 def _end_of(session: str, facts: Facts) -> str:
-    """What became of a session that a device asks for: of its last, or of the last that was counted; no other is."""
+    """What became of the session that a device asks about: its last, or the last that was counted; all others are over."""
     device = facts.device
     if device is not None and device.session is not None and device.session.id == session:
         return outcome(device.session, facts)
@@ -426,7 +533,7 @@ def _end_of(session: str, facts: Facts) -> str:
 
 
 def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
-    """Why a device gets no work; None where it does."""
+    """Why a device gets no work; None if it gets work."""
     pacing, device = facts.pacing, facts.device
     if (unmet := pacing.requires.unmet(event.conditions)) is not None:
         return unmet
@@ -440,7 +547,7 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
     if device is None or late or row.state is not State.OPEN:
         return "closed"
     if 0 < facts.population < pacing.fewest:
-        return "few"  # whatever they do, no sum of theirs would be used
+        return "few"  # no sum of so few devices would be used
     if device.last_sum is not None and _models_left(device, row, facts) > 0:
         return "separation"
     if pacing.most_rounds is not None and device.times_counted >= pacing.most_rounds:
@@ -449,8 +556,10 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
 
 
 def _models_left(device: DeviceRow, row: Round, facts: Facts) -> int:
-    """Models that must be made before a device may be in another sum; 0 or less where it may. A sum that is abandoned makes none,
-    and so takes nobody's separation away."""
+    """Models that must be made before a device may be in another sum; 0 or less if it may be in one now.
+
+    A sum that is abandoned makes no model, so it ends nobody's separation.
+    """
     if device.last_sum is None:
         return 0
     others = facts.models - device.models
@@ -458,8 +567,13 @@ def _models_left(device: DeviceRow, row: Round, facts: Facts) -> int:
 
 
 def room(pacing: Pacing, population: int, row: Round) -> int:
-    """Places that may be given. Where there is no deadline, a synchronous round's devices are not replaced. population: 0 if not
-    known."""
+    """How many places may be given. Without a deadline, the devices of a synchronous round are not replaced.
+
+    Args:
+        pacing: How the round is paced.
+        population: Devices that are enrolled; 0 if that is not known.
+        row: The round.
+    """
     if pacing.concurrency is not None:
         left = pacing.concurrency - row.out
         return left if pacing.every is None else min(left, pacing.cohort - row.counted - row.out)
@@ -468,7 +582,7 @@ def room(pacing: Pacing, population: int, row: Round) -> int:
 
 
 def begins_at(pacing: Pacing, row: Round) -> float:
-    """When the pace lets a planned round open, or lets an open buffer's devices have work, by the store's clock."""
+    """When the pace lets a planned round open, or lets devices have work of an open buffer, by the store's clock."""
     waits = row.state is State.OPEN if pacing.buffered else row.state is State.PLANNED
     return row.since + pacing.every if pacing.every is not None and waits and row.number else 0.0
 
@@ -485,7 +599,11 @@ def _gives_again(facts: Facts) -> bool:
 
 def patience(pacing: Pacing, takes: float) -> float:
     """Seconds for which a session may hold its place: a multiple of what such work takes, and never longer than the deadline.
-    takes: 0 if nothing is known."""
+
+    Args:
+        pacing: How the round is paced.
+        takes: Seconds that such work takes; 0 if that is not known.
+    """
     if pacing.deadline is None:
         return float("inf")
     share = SHARE * pacing.deadline
@@ -493,7 +611,7 @@ def patience(pacing: Pacing, takes: float) -> float:
 
 
 def lets_go_at(session: Session, facts: Facts) -> float:
-    """When a session that says nothing lapses. The time in which no leader was there to hear it does not count."""
+    """When a session that says nothing lapses. The time in which there was no leader does not count."""
     if not _is_timed(facts):
         return float("inf")
     return max(session.began, facts.led) + patience(facts.pacing, _takes(session, facts))
@@ -504,30 +622,39 @@ def _takes(session: Session, facts: Facts) -> float:
 
 
 def learnt(takes: float, seconds: float) -> float:
-    """What such work takes, after one more report, which took so many seconds. It comes to what three of four reports do not
-    exceed, and one report moves it by a fixed factor: a few that are slow or fast on purpose do not move it far."""
+    """Learn how long such work takes from one more report.
+
+    The estimate comes to what three of four reports do not exceed. One report moves it by a fixed factor, so a few devices
+    that are slow or fast on purpose do not move it far.
+
+    Args:
+        takes: The estimate so far, in seconds; 0 before the first report.
+        seconds: How long the report took.
+    """
     if takes <= 0:
         return max(seconds, MOMENT)
     return max(MOMENT, takes * (UP if seconds > takes else DOWN))
 
 
 def rested(device: DeviceRow, session: Session, facts: Facts) -> DeviceRow:
-    """A device that let this session's place go: it rests as long as it held the place, and twice as long each further time,
-    until a report of it is counted."""
+    """Let a device rest that let a session's place go.
+
+    It rests as long as it held the place, and twice as long each further time, until a report of it is counted.
+    """
     held = min(facts.now - session.began, patience(facts.pacing, _takes(session, facts)))
     rest = min(LONGEST_REST, held * 2.0 ** min(device.lapses, 30))
     return changed(device, lapses=device.lapses + 1, rests_until=max(device.rests_until, facts.now + rest))
 
 
 def forgiven(device: DeviceRow, late: Session) -> DeviceRow:
-    """A device whose report came, and too late: it was slow and not silent, so this session's lapse is taken back."""
+    """Take back the lapse of a session whose report came too late: its device was slow, and not silent."""
     if not device.lapses or device.rests_until <= late.began:
         return device
     return changed(device, lapses=device.lapses - 1, rests_until=0.0)
 
 
 LEFT = float("inf")
-"""`DeviceRow.rests_until` of a device that has left, and whose work an edge may still report."""
+"""`DeviceRow.rests_until` of a device that has left while an edge may still report its work."""
 
 
 def _lifetime(facts: Facts, row: Round) -> float:
@@ -538,12 +665,12 @@ def _lifetime(facts: Facts, row: Round) -> float:
 
 
 def _time_left(session: Session, facts: Facts) -> float:
-    """Seconds until a session is over, whatever comes of it, as far as that can be told."""
+    """An estimate of the seconds until a session is over, whatever becomes of it."""
     return session.expires - facts.now if session.expires < float("inf") else facts.lasts
 
 
 def _until_next(facts: Facts, row: Round, reason: str) -> float:
-    """Seconds until there may be work for this device again, as far as that can be told."""
+    """An estimate of the seconds until there may be work for this device again."""
     if reason == "cap":
         return _DAY
     if reason == "pace":
@@ -558,9 +685,9 @@ def _until_next(facts: Facts, row: Round, reason: str) -> float:
 
 
 def _report(facts: Facts, event: Report) -> Decision:
-    """Stage what can be counted; say at once what cannot, and what is counted already."""
+    """Stage a report that may be counted; refuse one that cannot; accept again one that is counted already."""
     if not facts.sessions or any(session.parent != event.parent for session in facts.sessions):
-        return NOTHING  # nobody knows it, or somebody else was to report it
+        return NOTHING  # nobody knows the session, or another parent was to report it
     if all(outcome(session, facts) == "counted" for session in facts.sessions):
         return Decision(actions=tuple(AcceptReport(session.id) for session in facts.sessions))
     if (reason := _why_not(facts.sessions, facts)) is not None:
@@ -572,7 +699,7 @@ def _report(facts: Facts, event: Report) -> Decision:
 def _refused(
     sessions: Sequence[Session], reason: str, row: Round, facts: Facts
 ) -> tuple[Round, list[Session], list[Action]]:
-    """What a report that is not counted leaves: the round, its sessions, and what is said."""
+    """Refuse the report of these sessions: the round's row, the rows to write, and the answers."""
     written = list[Session]()
     for session in sessions:
         gone, row = _gone(session, reason, row, facts)
@@ -582,15 +709,17 @@ def _refused(
 
 
 def _why_not(sessions: Sequence[Session], facts: Facts) -> str | None:
-    """Why a report of these will never be counted; None where it may be: a sum cannot be taken apart, so it is counted whole or
-    not at all."""
+    """Why the report of these sessions will never be counted; None if it may be.
+
+    A sum cannot be taken apart, so the report is counted whole or not at all.
+    """
     if len(sessions) > 1 and any(outcome(session, facts) == "counted" for session in sessions):
-        return "closed"  # some of it is in another sum already
+        return "closed"  # one of the sessions is in another sum already
     return next((reason for session in sessions if (reason := _uncountable(session, facts)) is not None), None)
 
 
 def _uncountable(session: Session, facts: Facts) -> str | None:
-    """Why a report will never be counted; None where it may be."""
+    """Why a session's report will never be counted; None if it may be."""
     if outcome(session, facts) == "discarded":
         return session.reason or ("expired" if facts.now >= session.expires else "closed")
     if not (facts.round.state is State.OPEN or facts.pacing.buffered):
@@ -600,12 +729,12 @@ def _uncountable(session: Session, facts: Facts) -> str | None:
 
 
 def _holds_place(session: Session, row: Round, facts: Facts) -> bool:
-    """Whether a session has one of the places of this round."""
+    """Whether a session holds one of the places of this round."""
     return session.state == "out" and (facts.pacing.buffered or session.round == row.number)
 
 
 def _gone(session: Session, reason: str, row: Round, facts: Facts) -> tuple[list[Session], Round]:
-    """What to write of a session that ends without a report that counts: nothing, where it has ended already."""
+    """End a session without a counted report: the rows to write, none if it has ended already; and the round's row."""
     if not session.awaited:
         return [], row
     left = changed(row, dropped=row.dropped + 1) if _holds_place(session, row, facts) else row
@@ -613,10 +742,10 @@ def _gone(session: Session, reason: str, row: Round, facts: Facts) -> tuple[list
 
 
 def _commit(facts: Facts, event: Commit) -> Decision:
-    """Count in what is staged, up to the cohort, where the round is open; the last of it closes the round. An edge's sum may go
-    beyond that, as far as devices were chosen.
+    """Count staged reports up to the cohort, if the round is open; the last one that is wanted closes the round.
 
-    What is left of it waits for the next buffer.
+    An edge's sum may go beyond the cohort, up to the number of devices that were chosen. Reports that a buffer has no room
+    for wait for the next buffer.
     """
     row, written, actions = facts.round, list[Session](), list[Action]()
     for sessions in _reports(facts, event):
@@ -642,7 +771,7 @@ def _commit(facts: Facts, event: Commit) -> Decision:
 
 
 def _counted(session: Session, row: Round, facts: Facts) -> Round:
-    """The round with a report of this session in its sum. If the session has lapsed, it takes a place again."""
+    """The round's row with a report of this session in its sum. If the session has lapsed, it takes a place again."""
     if session.state == "lapsed":
         row = changed(row, given=row.given + 1) if facts.pacing.buffered else changed(row, dropped=row.dropped - 1)
     return changed(row, counted=row.counted + 1)
@@ -656,7 +785,7 @@ def _reports(facts: Facts, event: Commit) -> Iterator[tuple[Session, ...]]:
 
 
 def _dropped(facts: Facts, event: Dropped) -> Decision:
-    """Note who will not report, and give its place to the next device that asks."""
+    """End sessions that will not report; the next devices that ask get their places."""
     row, written, lapses = facts.round, list[Session](), list[str]()
     for session in facts.sessions:
         held = _holds_place(session, row, facts) and row.state is State.OPEN
@@ -668,7 +797,7 @@ def _dropped(facts: Facts, event: Dropped) -> Decision:
 
 
 def _let_go(facts: Facts, event: Overdue) -> Decision:
-    """Free the places of sessions that take too long, or sent what cannot be counted; end those whose time is over."""
+    """Free the places of sessions that take too long or sent a bad report; end the sessions whose time is over."""
     row, written, lapses = facts.round, list[Session](), list[str]()
     for session in facts.sessions:
         spoilt = event.spoilt and _is_timed(facts) and row.state is State.OPEN and _holds_place(session, row, facts)
@@ -683,7 +812,7 @@ def _let_go(facts: Facts, event: Overdue) -> Decision:
 
 
 def _open(facts: Facts, event: Tick) -> Decision:
-    """Begin, unless the run is held, or the pace leaves time since the round before."""
+    """Open the round, unless the run is paused, or the pace leaves time since the round before."""
     if facts.paused or facts.now < begins_at(facts.pacing, facts.round):
         return NOTHING
     return _moved(facts, State.OPEN)
@@ -700,16 +829,18 @@ def _awaits_model(facts: Facts, event: Tick) -> Decision:
 
 
 def _published(facts: Facts, event: Published) -> Decision:
-    """The model is there, and in synchronous rounds so is the next round. Where a round before it is still to be published,
-    nothing: who publishes asks again after that."""
+    """Publish the round, and plan the next one; do nothing if a round before it is still to be published.
+
+    The leader publishes again after that. The next buffer is open already.
+    """
     return NOTHING if facts.waits else _moved(facts, State.PUBLISHED)
 
 
 def _recovered(facts: Facts, event: Recovered) -> Decision:
-    """Fence out the leader before, and do again what it may have left undone."""
+    """Fence out the leader before, and do again what that may have left undone."""
     row = facts.round
     if event.fence < row.fence:
-        return NOTHING  # it was fenced out itself
+        return NOTHING  # this leader was fenced out itself
     again: dict[State, Action] = {
         State.CLOSING: CloseRound(row.number),
         State.ABANDONED: AbandonRound(row.number, row.reason),
@@ -723,7 +854,7 @@ def _recovered_published(facts: Facts, event: Recovered) -> Decision:
 
 
 def _cancelled(facts: Facts, event: Cancelled) -> Decision:
-    """End it: an admin wants so, or no model can be made of its sum."""
+    """Abandon the round: an admin wants so, or no model can be made of its sum."""
     if facts.round.state is State.CLOSING and facts.pacing.buffered:  # the next buffer is open already
         row = changed(facts.round, state=State.ABANDONED, since=facts.now, reason="cancelled")
         return Decision((row,), (), (AbandonRound(row.number, row.reason),))
@@ -733,7 +864,7 @@ def _cancelled(facts: Facts, event: Cancelled) -> Decision:
 def _closed_if_over(
     facts: Facts, row: Round, sessions: list[Session], actions: list[Action], lapses: Sequence[str] = ()
 ) -> Decision:
-    """An open round after what happened in it: closed, if it is full, or over and large enough; abandoned if it is not."""
+    """Close an open round if it is full, or over with enough reports; abandon it if it is over with fewer."""
     ended = NOTHING
     if row.state is State.OPEN:
         pacing = facts.pacing
@@ -747,11 +878,11 @@ def _closed_if_over(
 
 
 def over_at(facts: Facts, row: Round) -> float:
-    """When an open synchronous round is over, if nobody comes or reports until then; infinity for never.
+    """When an open synchronous round is over, if no device comes or reports until then; infinity for never.
 
-    That is its deadline; or, before it, when nobody is waited for: all who were chosen have ended. If places are given again, it
-    is when everybody of the population has had one, there are enough reports, and whoever lapsed has had as long as work takes:
-    else somebody may come who gives more.
+    The round is over at its deadline; or before, when nobody is waited for, since all devices that were chosen have ended.
+    If places are given again, that is when every device of the population has had a place, there are enough reports, and the
+    devices that lapsed have had as long as work takes: until then a device may come that adds a report.
     """
     end = float("inf") if facts.pacing.deadline is None else row.since + facts.pacing.deadline
     if not row.given or row.out:
@@ -760,7 +891,7 @@ def over_at(facts: Facts, row: Round) -> float:
         return row.since if room(facts.pacing, facts.population, row) <= 0 else end
     if 0 < facts.population <= row.given and row.counted >= facts.pacing.fewest:
         if row.counted >= facts.population:
-            return row.since  # everybody is in the sum
+            return row.since  # every device is in the sum
         known = [patience(facts.pacing, takes) for takes in (facts.takes, facts.takes_by_edge) if takes > 0]
         return min(end, row.since + max(known, default=float("inf")))
     return end
@@ -771,7 +902,7 @@ def _past_deadline(facts: Facts) -> bool:
 
 
 def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
-    """The row in another state, what that means for others, and what is to be done there."""
+    """Move the round to another state, with what that means for other rows, and with what is to be done then."""
     row = changed(facts.round, state=to, since=facts.now, reason=reason)
     buffered = facts.pacing.buffered
     follows = Round(row.number + 1, since=facts.now, fence=row.fence, given=row.out if buffered else 0)
@@ -795,7 +926,12 @@ def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
 
 @dataclass(frozen=True)
 class Entry:
-    """What an event does in a state. to: the states that it may lead to, besides staying."""
+    """What an event does in a state.
+
+    Attributes:
+        rule: Decides.
+        to: The states that the event may lead to, besides staying.
+    """
 
     rule: Callable[[Facts, Any], Decision]
     to: tuple[State, ...] = ()
@@ -814,7 +950,7 @@ def _entries() -> dict[tuple[State, type], Entry]:
     on(ORDER, Commit, _commit)
     on(ORDER, Dropped, _dropped)
     on(ORDER, Overdue, _let_go)
-    # while it is open, these may also end it
+    # in an open round, these events may also end the round
     on((s.OPEN,), CheckIn, _check_in, s.CLOSING, s.ABANDONED)
     on((s.OPEN,), Report, _report, s.CLOSING, s.ABANDONED)
     on((s.OPEN,), Commit, _commit, s.CLOSING, s.ABANDONED)
@@ -841,6 +977,6 @@ def is_allowed(state: State, event: Event) -> bool:
 
 
 def decide(facts: Facts, event: Event) -> Decision:
-    """What is to be written, and then done. Raises nothing that depends on what a device says."""
+    """Decide what is to be written, and then done. Nothing that a device says makes this raise."""
     entry = TABLE.get((facts.round.state, type(event)))
     return NOTHING if entry is None else entry.rule(facts, event)

@@ -35,16 +35,17 @@ class Circumstances:
 class Crowd:
     """The devices of a server: how many there are, and how often they ask.
 
-    A server and all of its runs share one crowd. The server's deciding thread alone changes it.
+    A server and all of its runs share one crowd. Only the server's deciding thread counts and measures.
     """
 
     def __init__(self, count: Callable[[], int]) -> None:
-        """Begin with no devices, until `count` is called.
+        """Begin with no devices, until they are counted.
 
         Args:
             count: Counts the devices that are enrolled; may read a database.
         """
         self._count = count
+        self._changed = True
         self._population = 0
         self._arriving = 0.0
 
@@ -58,8 +59,18 @@ class Crowd:
         """Check-ins a second of late."""
         return self._arriving
 
+    @property
+    def changed(self) -> bool:
+        """Whether a device has enrolled or left since the devices were counted."""
+        return self._changed
+
+    def note_change(self) -> None:
+        """A device has enrolled, or left. Any thread may call."""
+        self._changed = True
+
     def count(self) -> int:
         """Count the devices that are enrolled now, and remember how many there are."""
+        self._changed = False
         self._population = self._count()
         return self._population
 

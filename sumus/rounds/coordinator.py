@@ -1,8 +1,9 @@
 """Rounds on a store: every change of a row is decided by `protocol.round`, in the transaction that writes it.
 
-Each method is one transaction: it reads facts, decides, writes, and returns the actions. The caller carries the actions out after
-the method has returned, and not before, since only then are the rows durable. The server drives a coordinator; the simulator's
-virtual clock and the fault schedules drive one on rows in memory. Only the list of staged reports is kept outside the rows.
+Each method is one transaction: it reads facts, decides, writes, and returns the actions. The caller carries the actions out
+after the method has returned, and not before, since only then are the rows durable. The server drives a coordinator; the
+simulator's virtual clock and the fault schedules drive one on rows in memory. Only the list of staged reports is kept outside
+the rows.
 """
 
 from collections import Counter

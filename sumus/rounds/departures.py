@@ -41,8 +41,8 @@ def forget_device(
     Work that the device has by way of an edge goes on: its report may be in the edge's sum by now, which cannot be taken
     apart and would be refused whole. The edge knows whether the device is still one of its own.
 
-    If the device is in the open sum, or may come into that sum, or if it is an edge whose devices are, and its link lets in more
-    than one key, then a device that enrols with that link from now on waits until that sum is closed (see `departed`).
+    If the device is in the open sum, or may come into that sum, or if it is an edge whose devices are, and its link lets in
+    more than one key, then a device that enrols with that link from now on waits until that sum is closed (see `departed`).
 
     Args:
         coordinator: The rounds of a run.

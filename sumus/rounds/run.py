@@ -20,6 +20,7 @@ from sumus.protocol.round import AbandonRound, Action, CloseRound, ComeLater, Ro
 from sumus.rounds.circumstances import Circumstances, Crowd
 from sumus.rounds.closing import ClosedRounds
 from sumus.rounds.coordinator import FOLLOWS, Also, Coordinator
+from sumus.rounds.intake import Intake
 from sumus.rounds.sealed_sums import SealedSums
 from sumus.rounds.seeds import Seeds, SumSeeds
 from sumus.storage.blobs import Blobs
@@ -71,6 +72,7 @@ class Run:
         crowd: The devices of the server.
         coordinator: The rounds.
         sums: The sums of the rounds.
+        intake: The way of reports into these sums.
         closed: The rounds that have closed, and whose models are not there yet.
         seeds: The seeds of the sums.
         plan_body: The plan.
@@ -117,7 +119,8 @@ class Run:
         """
         self.task, self.hop, self.store, self.least, self.crowd = task, hop, store, least, crowd
         self.coordinator = Coordinator(self.circumstances, store)
-        self.sums = SealedSums(self.coordinator, hop, ring, sums, spools)
+        self.sums = SealedSums(self.coordinator, ring, sums, spools)
+        self.intake = Intake(self.coordinator, self.sums, hop, self.kind == "train", spools)
         self.seeds = SumSeeds(self.coordinator, seeds, pacing.buffered)
         self.closed = ClosedRounds(
             task,
@@ -155,7 +158,8 @@ class Run:
             now: Seconds of the server's clock.
             fence: The fence of the lease; None if another process leads.
         """
-        self.sums.restart()
+        self.intake.restart()
+        self.sums.begin_anew()
         self.seeds.forget()
         self.closed.restart()
         self._read_pause()
@@ -327,4 +331,5 @@ def give_up_open_rounds(run: Run, error: Exception, now: float) -> None:
     """End the open rounds, whose key or sum is lost, and pause until an admin has looked."""
     run.pause(f"its open rounds were given up: {error}")
     run.end_all(now)
-    run.sums.restart()
+    run.intake.restart()
+    run.sums.begin_anew()

@@ -1,30 +1,28 @@
 """Sums that survive a crash: what is counted and what is added are one transaction.
 
-    sums = SealedSums(coordinator, hop, ring, blobs)
-    sums.report("alice/1", update, now)          checked, and staged in memory: nothing is promised
-    for action in sums.commit(now): …            now who is counted may be told so
+    written = sums.add(rows, committed)          within the transaction of a commit
+    sums.keep(written)                           once the transaction is durable
     total = sums.total(7)                        everyone's, also of processes that are gone
     sums.destroy(7)                              its key, then its blobs
 
-Each process adds to a sum of its own, a *shard* of the round's, and writes it anew with every commit, sealed, as another blob; a
-row points to it. So no update is ever on a disk, a kill at any moment leaves the last commit, and the sums of all processes merge
-to the same bits.
+Each process adds to a sum of its own, a *shard* of the round's sum. With every commit the process writes its shard anew,
+sealed, as another blob, and a row points to the blob. So no update is ever on a disk, a kill at any moment leaves the last
+commit, and the sums of all processes merge to the same bits.
 
-A shard's memory is added to in place, and is only good for the next commit: where a commit fails it is let go of, what its row
-points to stays, and the process begins another shard.
+A shard's memory is added to in place, and is only good for the next commit: if a commit fails, the memory is dropped, the
+blob that its row points to stays, and the process begins another shard.
 """
 
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple
 
-from sumus.aggregate import Aggregate, RunningSum, Update
+from sumus.aggregate import Aggregate, RunningSum
 from sumus.errors import ExperimentError
-from sumus.first_hop import FirstHop
-from sumus.protocol.round import Action, Session, StageReport
-from sumus.rounds.coordinator import Arrived, Coordinator
+from sumus.rounds.coordinator import Coordinator
+from sumus.rounds.stages import CommittedReport
 from sumus.storage.blobs import Blobs
 from sumus.storage.keyring import KeyRing, new_key, seal_pieces, unseal
 from sumus.storage.store import Rows, Shard
@@ -32,66 +30,94 @@ from sumus.text import many
 from sumus.wire.tensors import aggregate_pieces, decode_aggregate
 
 
+class WrittenSum(NamedTuple):
+    """A sum that a commit has written.
+
+    Attributes:
+        shard: Its row.
+        running: The sum in memory; None if the next commit does not add to this sum.
+    """
+
+    shard: Shard
+    running: RunningSum | None
+
+
 class SealedSums:
     """The sums of a run's rounds, as one process adds to them.
 
-    hop: of the plan.  ring: wraps each round's key.  blobs: for this run's sealed sums alone, the same for all processes.
-    spools: whether each report is sealed apart, as a sum of one, and added at the round's end: for aggregators that need each.
+    Attributes:
+        spools: Whether each report is sealed apart, as a sum of one, and added when its round is over: for aggregators that
+            need each update.
     """
 
-    def __init__(
-        self, coordinator: Coordinator, hop: FirstHop, ring: KeyRing, blobs: Blobs, spools: bool = False
-    ) -> None:
-        self._coordinator, self._hop, self._ring, self._blobs, self.spools = coordinator, hop, ring, blobs, spools
-        self._held: dict[str, Update | Aggregate] = {}
+    def __init__(self, coordinator: Coordinator, ring: KeyRing, blobs: Blobs, spools: bool = False) -> None:
+        """Keep the sums of a run.
+
+        Args:
+            coordinator: The rounds of the run.
+            ring: Wraps the key of each round.
+            blobs: Where the sealed sums of this run alone lie, the same for all processes.
+            spools: See the class.
+        """
+        self._coordinator, self._ring, self._blobs, self.spools = coordinator, ring, blobs, spools
         self._shards: dict[int, tuple[Shard, RunningSum]] = {}
 
-    def report(self, session: str, update: Update, now: float) -> tuple[Action, ...]:
-        """Take in an update that has arrived whole: if it is staged, it is kept for the next commit.
+    def add(self, rows: Rows, counted: Sequence[CommittedReport]) -> list[WrittenSum]:
+        """Add reports to their sums, within a transaction: write the new sums as blobs, and rows that point to them.
 
-        Raises ParticipantError for one that cannot be counted, and then nothing has changed.
+        If this raises, or the transaction fails, call `begin_anew`: the shards in memory are no longer what their rows point
+        to.
+
+        Returns:
+            The sums, for `keep`.
         """
-        self._hop.check(update)
-        return self.report_all([(Arrived((session,)), update)], now)[0]
+        written: list[WrittenSum] = []
+        for one in counted:
+            if one.apart:
+                alone = RunningSum()
+                one.content.count_in(alone, one.staleness)
+                shard = self._seal(rows, Shard(one.sum, one.apart, 1, 1, ""), alone.total)
+                written.append(WrittenSum(shard, None))
+        for number in sorted({one.sum for one in counted if not one.apart}):
+            before, running = self._shards.get(number) or (Shard(number, uuid.uuid4().hex, 0, 0, ""), RunningSum())
+            for one in counted:
+                if one.sum == number and not one.apart:
+                    one.content.count_in(running, one.staleness)
+            shard = replace(before, seq=before.seq + 1, count=int(running.total.count))
+            written.append(WrittenSum(self._seal(rows, shard, running.total), running))
+        return written
 
-    def report_all(self, reports: Sequence[tuple[Arrived, Update | Aggregate]], now: float) -> list[tuple[Action, ...]]:
-        """Take in many, which the first hop has checked: what is said of each. They are a session's update, or the sum that an
-        edge made of those of many."""
-        answers = self._coordinator.report_all([report for report, _ in reports], now)
-        for (report, content), actions in zip(reports, answers, strict=True):
-            if any(isinstance(action, StageReport) for action in actions):
-                self._held.setdefault(report.sessions[0], content)  # what came first is what counts
-        return answers
-
-    def commit(self, now: float) -> tuple[Action, ...]:
-        """Add what is staged to the sum, and write both down. If it raises, nothing was acknowledged, and all is still staged."""
-        written: list[tuple[Shard, RunningSum]] = []
-        waiting = list(self._coordinator.staged)
-        try:
-            actions = self._coordinator.commit(now, lambda rows, counted: written.extend(self._add(rows, counted)))
-        except BaseException:
-            self._shards.clear()  # perhaps it was committed all the same: what there is stays as it is
-            raise
+    def keep(self, written: Iterable[WrittenSum]) -> None:
+        """Go on with the sums of a commit that is durable, and remove the blobs that they replace."""
         for shard, running in written:
+            if running is None:
+                continue
             before = self._shards.get(shard.round)
             self._shards[shard.round] = shard, running
             if before is not None:
                 self._remove(before[0].file)
-        for session in waiting:
-            if session not in self._coordinator.staged:
-                self._held.pop(session, None)
-        return actions
+
+    def begin_anew(self) -> None:
+        """Hold no sum in memory: the next commit begins new shards."""
+        self._shards.clear()
 
     def total(self, number: int) -> Aggregate:
-        """A round's sum over all processes' shards. ExperimentError where it is not all there.
+        """Merge a round's shards of all processes.
 
-        The round is to be closed: this process keeps its shard no longer in memory, and would begin another.
+        The round is to be closed: this process drops its shard from memory, and would begin another.
+
+        Raises:
+            ExperimentError: Some of the sum is missing or damaged.
         """
         self._shards.pop(number, None)
         return merged(self.shards(number))
 
     def shards(self, number: int) -> list[Aggregate]:
-        """What lies of a round, unsealed, by the shards' names: where reports are spooled, each of them."""
+        """Read a round's shards, in the order of their names; if reports are spooled, each of them.
+
+        Raises:
+            ExperimentError: Some of the sum is missing or damaged.
+        """
         with self._coordinator.store.transaction() as rows:
             row, shards, wrapped = rows.round(number), rows.shards(number), rows.note(number, "key")
         if shards and wrapped is None:
@@ -107,7 +133,7 @@ class SealedSums:
         return parts
 
     def destroy(self, number: int) -> None:
-        """Forget a round's key, and remove its sums: what of them may be left anywhere is unreadable."""
+        """Forget a round's key, and remove its sums: copies that may be left anywhere cannot be read."""
         with self._coordinator.leading() as rows:
             rows.put_note(number, "key", None)
             shards = rows.shards(number)
@@ -116,12 +142,21 @@ class SealedSums:
             self._remove(shard.file)
 
     def probe(self) -> None:
-        """Write something, and remove it. ExperimentError where a commit could not be written either."""
+        """Write a blob, and remove it.
+
+        Raises:
+            ExperimentError: Nothing can be written, so no commit could be.
+        """
         self._remove(self._blobs.put(b"written and removed"))
 
     def sweep(self) -> list[str]:
-        """Forget the keys of sums that are over, and remove blobs that no row points to, as crashes leave them: of none is a
-        commit on its way, since commits are transactions too, and these come one after the other, whichever process's."""
+        """Forget the keys of rounds that are over, and remove blobs that no row points to, as crashes leave them.
+
+        No commit can have written one of these blobs just now: transactions of all processes come one after the other.
+
+        Returns:
+            The names of the blobs that were removed.
+        """
         wanted = set[str]()
         with self._coordinator.leading() as rows:
             for row in rows.rounds():
@@ -135,52 +170,20 @@ class SealedSums:
         return left
 
     def keep_open(self, rows: Rows) -> None:
-        """Hold no sum of a round that is over, as another process may have ended it."""
+        """Drop the sums of rounds that are over from memory: another process may have ended them."""
         if self._shards:
             wanted = {row.number for row in rows.rounds() if not row.over}
             self._shards = {number: held for number, held in self._shards.items() if number in wanted}
 
-    def restart(self) -> None:
-        """Hold nothing, as a new process."""
-        self._held.clear()
-        self._shards.clear()
-
-    def _add(self, rows: Rows, counted: Sequence[Session]) -> list[tuple[Shard, RunningSum]]:
-        """Within the transaction: the new sums, as blobs, and rows that point to them. If it raises, or the transaction fails,
-        what is held of shards is no longer what their rows point to."""
-        written: list[tuple[Shard, RunningSum]] = []
-        if self.spools:
-            for session in counted:
-                one = RunningSum()
-                self._count_in(session, one)
-                self._seal(rows, Shard(cast(int, session.sum), session.id, 1, 1, ""), one.total)
-            return written
-        for number in sorted({session.sum for session in counted if session.sum is not None}):
-            before, running = self._shards.get(number) or (Shard(number, uuid.uuid4().hex, 0, 0, ""), RunningSum())
-            for session in counted:
-                if session.sum == number:
-                    self._count_in(session, running)
-            shard = replace(before, seq=before.seq + 1, count=int(running.total.count))
-            written.append((self._seal(rows, shard, running.total), running))
-        return written
-
-    def _count_in(self, session: Session, into: RunningSum) -> None:
-        """Add what a session's report holds; of an edge's that is with the first of its sessions."""
-        content = self._held.get(session.id)
-        if isinstance(content, Aggregate):
-            into.add(content)
-        elif content is not None:
-            self._hop.add(content, into, session.staleness)
-
     def _seal(self, rows: Rows, shard: Shard, content: Aggregate) -> Shard:
-        """A shard with its content sealed as a blob, which its row points to."""
+        """Seal a shard's content as a blob, and write the row that points to it."""
         sealed = seal_pieces(self._key(rows, shard.round), aggregate_pieces(content), _content(shard))
         shard = replace(shard, file=self._blobs.put(sealed))
         rows.put_shard(shard)
         return shard
 
     def _key(self, rows: Rows, number: int) -> bytes:
-        """A round's key, made by whoever is the first to need it."""
+        """Read a round's key; the first process to need the key makes it."""
         if (wrapped := rows.note(number, "key")) is not None:
             return self._ring.unwrap(wrapped, _key_of(number))
         key = new_key()
@@ -193,7 +196,7 @@ class SealedSums:
 
 
 def merged(parts: Iterable[Aggregate]) -> Aggregate:
-    """The sum of sums."""
+    """Add sums up."""
     total = RunningSum()
     for part in parts:
         total.add(part)

@@ -1,12 +1,15 @@
 """A server: the tasks of a population, and one thread that decides what becomes of every request.
 
-A report's way:
+A report passes these modules, from the socket to the disk:
 
-    device_plane   its length, its sender, its signature and its form are checked
-    server         it waits with others for the next turn of the one thread that decides
-    committer      … which takes everything that waits at once
-    runs           a task's rounds: training, or evaluation; a sum becomes a model
-    sums           what is added, sealed
-    coordinator    `protocol.round` decides, in the transaction that writes what it decided
+    senders        who sent the request, and its body
+    device_plane   the endpoints for devices; `edge_plane` has those for edges
+    rounds.intake  the body is read and checked: from here on it is a value that a sum accepts
+    server         the report waits for the next turn of the one thread that decides
+    report_queue   all reports that wait are staged and committed, run by run
+    rounds.*       `protocol.round` decides, in the transaction that writes the decision and the sealed sum
     storage.store  rows, in memory, SQLite or PostgreSQL
+
+A check-in passes `senders`, `device_plane`, `server`, `admission` and `check_ins`. A closed round becomes a model in `training`,
+or metrics in `evaluation`.
 """

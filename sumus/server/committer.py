@@ -2,11 +2,11 @@
 
     committer = Committer(turn)
     committer.start()
-    answer = await committer.ask(item)          whatever `turn` answers the item with
+    answer = await committer.ask(item)          the answer that `turn` gives to the item
     committer.stop()
 
-So a hundred check-ins are one transaction, and uploads that arrive while the disk is busy are the next one: the batch grows with
-the load, by itself.
+So a hundred check-ins are one transaction, and uploads that arrive while the disk is busy are the next one: the batch grows
+with the load.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class _Post:
-    """Brings answers to an event loop: however many there are, it is woken once until it has looked."""
+    """Brings answers to an event loop. The loop is woken once for all answers that wait for it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -32,7 +32,7 @@ class _Post:
         self._woken = False
 
     def send(self, to: "asyncio.Future[Any]", answer: Any) -> None:
-        """From the deciding thread."""
+        """Send an answer, from the deciding thread."""
         self._said.append((to, answer))
         if not self._woken:
             self._woken = True
@@ -40,7 +40,7 @@ class _Post:
                 self.loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        self._woken = False  # before it is looked: what comes later wakes it again
+        self._woken = False  # first: an answer that comes from now on wakes the loop again
         while self._said:
             to, answer = self._said.popleft()
             if not to.done():
@@ -51,7 +51,12 @@ class _Post:
 class PendingRequest(Generic[T]):
     """Something to be decided, and where its answer goes: to a thread, or by the post to an event loop.
 
-    since: when it came, on the monotonic clock.  answered: whether something was said.
+    Attributes:
+        item: What is to be decided.
+        answer: Where the answer goes.
+        post: Brings the answer to an event loop; None if a thread waits for it.
+        since: When the item came, on the monotonic clock.
+        answered: Whether the item was answered.
     """
 
     item: T
@@ -66,7 +71,7 @@ class PendingRequest(Generic[T]):
         return self.answer.cancelled()
 
     def say(self, answer: Any) -> None:
-        """Answer; an exception is raised where the answer is awaited. What is said later is not heard."""
+        """Answer the item; an exception is raised where the answer is awaited. Later answers are ignored."""
         if self.answered:
             return
         self.answered = True
@@ -85,10 +90,16 @@ def _settle(future: "Future[Any] | asyncio.Future[Any]", answer: Any) -> None:
 
 
 class Committer(Generic[T]):
-    """turn(waiting) → seconds until it wants to be called with nothing that waits. It answers each, now or later, and never
-    raises. gather: seconds from one turn to the next, so that under load a turn is of many."""
+    """Lets one thread decide items, turn by turn."""
 
     def __init__(self, turn: Callable[[Sequence[PendingRequest[T]]], float], gather: float = 0.0) -> None:
+        """Decide items by a function.
+
+        Args:
+            turn: Is called with the items that wait, answers each of them, now or later, and never raises. Returns the seconds
+                after which it is called again though nothing waits.
+            gather: Seconds from one turn to the next, so that under load a turn is of many items.
+        """
         self._turn, self._gather = turn, gather
         self._waiting: list[PendingRequest[T]] = []
         self._post: _Post | None = None
@@ -98,11 +109,11 @@ class Committer(Generic[T]):
         self._thread = threading.Thread(target=self._work, name="committer", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the turn that is on its way; what came since is answered by a last one."""
+        """End after the present turn; items that came since are decided in a last turn."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -111,20 +122,20 @@ class Committer(Generic[T]):
 
     @property
     def stuck_s(self) -> float:
-        """Seconds that the present turn has lasted; 0 between turns, infinite where the thread has ended unasked."""
+        """Seconds that the present turn has lasted; 0 between turns, infinite if the thread has ended unasked."""
         if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping:
             return math.inf
         began = self._turn_began
         return 0.0 if began is None else time.monotonic() - began
 
     def put(self, item: T) -> "Future[Any]":
-        """Let something wait for the next turn; its answer."""
+        """Let an item wait for the next turn; return its answer."""
         answer: Future[Any] = Future()
         self._put(PendingRequest(item, answer))
         return answer
 
     async def ask(self, item: T) -> Any:
-        """The answer to an item. If this is cancelled, the item may be decided all the same."""
+        """Let an item wait for the next turn, and await its answer. If this is cancelled, the item may still be decided."""
         loop, post = asyncio.get_running_loop(), self._post
         if post is None or post.loop is not loop:
             self._post = post = _Post(loop)

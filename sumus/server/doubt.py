@@ -4,8 +4,9 @@
     await doubt.turn(device, neighbourhood)          at once for nearly everybody; Refused("busy") if the line is too long
     doubt.note(device, neighbourhood)                the signature was not of this device
 
-Checking a signature costs more than sending a wrong one. If wrong ones were checked as they come, they would take the time of all
-other devices. So requests in a name that was misused are checked one after the other, and no faster than one every `EACH_S`.
+Checking a signature costs more than sending a wrong one. If wrong ones were checked as they come, they would take the time of
+all other devices. So requests in a name that was misused are checked one after the other, and no faster than one every
+`EACH_S`.
 
 The owner of that name may be honest, since anybody who knows a name can misuse the name. So a sender in doubt waits, and is not
 refused. A name is doubted in the neighbourhood of addresses where it was misused, and nowhere else.

@@ -18,8 +18,13 @@ from sumus.wire.messages import Assignment, Kind
 
 @dataclass(frozen=True)
 class Evaluating:
-    """How devices are asked what a model is worth. cohort: devices that measure it.  every: how many versions apart.
-    deadline: seconds."""
+    """How devices are asked to measure models.
+
+    Attributes:
+        cohort: Devices that measure a model.
+        every: How many versions lie between models that are measured.
+        deadline: Seconds to the end of a round.
+    """
 
     cohort: int
     every: int = 1
@@ -27,8 +32,12 @@ class Evaluating:
 
 
 class EvaluationRun(Run):
-    """Devices measure a model of the training run, and a round's sum becomes that version's metrics. measured: the version that
-    was measured last, −1 for none."""
+    """Devices measure a model of the training run, and a round's sum becomes that version's metrics.
+
+    Attributes:
+        training: The training run.
+        measured: The version that was measured last; −1 if none was.
+    """
 
     kind: Kind = "evaluate"
 
@@ -65,7 +74,7 @@ class EvaluationRun(Run):
             before = rows.note(OF_THE_RUN, "plan")
         if before == plan:
             return False
-        self.end_all(now)  # it may be of other metrics
+        self.end_all(now)  # the open round may be of other metrics
         with self.coordinator.leading() as rows:
             rows.put_note(OF_THE_RUN, "plan", plan)
         return True
@@ -75,8 +84,10 @@ class EvaluationRun(Run):
             self.measured = _measured(rows)
 
     def wanted(self) -> bool:
-        """Whether there is a model to measure that was not measured yet, be it under another number: two sums over the same model
-        would tell what the devices measured that are in one of them alone."""
+        """Whether there is a model to measure that was not measured yet, under whatever number.
+
+        Two sums over the same model would tell what the devices measured that are in only one of them.
+        """
         newest = self._newest()
         return newest > self.measured and "evaluate" not in json.loads(self.training.model(newest).metrics)
 
@@ -89,7 +100,9 @@ class EvaluationRun(Run):
         version, total = self._version(number), self.sums.total(number)
         check_enough(total, self.least)
         means, histograms = evaluation_of(total, self.hop)
-        enough = [name for name, bins in histograms.items() if sum(bins) >= self.least]  # a device may leave one out
+        enough = [
+            name for name, bins in histograms.items() if sum(bins) >= self.least
+        ]  # a device may leave a metric out
         means = {name: means[name] for name in enough if name in means}
         histograms = {name: histograms[name] for name in enough}
         measured = {
@@ -104,7 +117,7 @@ class EvaluationRun(Run):
         self.measured = version
 
     def _version(self, number: int) -> int:
-        """The model that a round measures: the newest when its first device was asked."""
+        """The model that a round measures: the newest one when its first device was asked."""
         if self._asked is None or self._asked[0] != number:
             with self.coordinator.transaction() as rows:
                 newest = self._newest()

@@ -1,10 +1,9 @@
-"""Who may take part. A device makes its own key, a token lets it in once, and from then on its signature is all that it shows.
+"""Which devices may take part. A device makes its own key, a token lets the key in once, and from then on the device only signs.
 
-    roll = Roll(identities, {"phones": 10_000})
+    roll = DeviceRegister(identities, {"phones": 10_000})
     token = roll.new_token("phones", now)                        shown once; only its hash is kept
     enrolment, new = roll.enrol(request, now)                    the same key again: the same answer, no token's use spent
     identity = roll.authenticate(device, signature, text, now)
-    refused = roll.speak_for(identity, {device: serial}, now)        the edge speaks for no more devices than its token says
 
 For whatever a device sends, these raise `messages.Refused` with a code of its closed list, and nothing else. `now` is in
 seconds of the server's clock.
@@ -15,13 +14,14 @@ import re
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 
 from sumus.errors import ExperimentError, ParticipantError
-from sumus.storage.identities import Identities, Identity, IdentityRows, Member, Token
+from sumus.server.membership import DAY, EdgeMembers, day_of
+from sumus.storage.identities import Identities, Identity, IdentityRows, Token
 from sumus.wire.messages import (
     CHECK_IN,
     Challenge,
@@ -34,13 +34,10 @@ from sumus.wire.messages import (
 )
 from sumus.wire.signing import device_id, from_base64url, read_public_key, to_base64url, verify
 
-DAY = 86400.0
 CHALLENGE_S = 300.0
-"""Seconds in which a challenge is to be answered."""
+"""Seconds within which a challenge is to be answered."""
 TOKEN_S = 7 * DAY
-"""Seconds that a token lasts, where nothing else is said; and for as long afterwards who comes with it is told so."""
-MEMBER_S = 7 * DAY
-"""Seconds after which a device that has not asked through its edge leaves its place there to another, at the earliest."""
+"""Seconds that a token lasts by default. For as long afterwards, a device that comes with the token is told that it is over."""
 _BATCH = 1000
 """Rows that are written in one transaction."""
 _ID = re.compile("[0-9a-f]{64}")
@@ -53,15 +50,10 @@ def count_enrolled(identities: Identities, population: str) -> int:
 
 
 class DeviceRegister:
-    """The devices that are enrolled, by population.
+    """The devices that are enrolled, by population. Any thread may call.
 
-    quotas: by population, how many may be.  secret: what challenges are made with; replicas that answer each other's share
-    it, and a server with a new one makes devices ask again.  random: bytes that nobody can guess.
-    remembered: devices kept in memory, so that their requests read no database.  fresh_s: seconds until one is read again,
-    and so until a revocation by another process holds here; one by this process holds at once.
-    left: is told who is revoked or withdrawn before it is so, to write it down elsewhere.
-
-    Any thread may call.
+    Attributes:
+        members: The devices that ask through edges.
     """
 
     def __init__(
@@ -74,6 +66,19 @@ class DeviceRegister:
         fresh_s: float = 60.0,
         left: Callable[[Identity], None] = lambda row: None,
     ) -> None:
+        """Read and write enrolled devices.
+
+        Args:
+            identities: Where they are kept.
+            quotas: By population, how many devices may be enrolled.
+            secret: The secret that challenges are made with. Replicas that answer each other's challenges share it; a server
+                with a new secret makes devices ask again.
+            random: Makes bytes that nobody can guess.
+            remembered: Devices kept in memory, so that their requests read no database.
+            fresh_s: Seconds until one of these is read again, and so until a revocation by another process holds here; one
+                by this process holds at once.
+            left: Is told which device is about to be revoked or withdrawn, to write that down elsewhere.
+        """
         self._identities = identities
         self._quotas = dict(quotas)
         self._secret = random(32) if secret is None else secret
@@ -83,20 +88,20 @@ class DeviceRegister:
         self._left = left
         self._lock = threading.Lock()
         self._known: OrderedDict[str, tuple[Identity, float]] = OrderedDict()
-        self._members: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self.members = EdgeMembers(identities, remembered, fresh_s)
         self._changes = 0
         self._heard: dict[str, float] = {}
 
     # ── coming in ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def new_token(self, population: str, now: float, uses: int = 1, lasts: float = TOKEN_S, speaks_for: int = 0) -> str:
-        """Make one token, see `new_tokens`."""
+        """Make one token; see `new_tokens` for the arguments."""
         return self.new_tokens(1, population, now, uses, lasts, speaks_for)[0]
 
     def new_tokens(
         self, count: int, population: str, now: float, uses: int = 1, lasts: float = TOKEN_S, speaks_for: int = 0
     ) -> list[str]:
-        """Make tokens, of 43 letters each. Who has one may enrol: show them once, and keep them out of logs.
+        """Make tokens, of 43 letters each. Anybody who has a token may enrol: show it once, and keep it out of logs.
 
         Args:
             count: How many tokens.
@@ -122,15 +127,21 @@ class DeviceRegister:
         return tokens
 
     def challenge(self, now: float) -> Challenge:
-        """A nonce to sign. Nothing is kept of it: it is the time, under a MAC."""
+        """Make a nonce to sign. Nothing is kept of the nonce: it is the time, under a MAC."""
         time = round(now * 1000).to_bytes(8, "big", signed=True)
         return Challenge(to_base64url(time + self._mac(time)), CHALLENGE_S)
 
     def enrol(self, request: EnrolmentRequest, now: float) -> tuple[Enrolment, bool]:
-        """Let a device in, and whether it is new. A key that is enrolled stays where it is, whatever the token; one that
-        withdrew does not come back: its owner makes a new one.
+        """Let a device in.
 
-        Refused: malformed, old_nonce, bad_signature, revoked, bad_token, token_used, quota.
+        A key that is enrolled stays where it is, whatever the token. A key that withdrew does not come back: its owner makes
+        a new key.
+
+        Returns:
+            The enrolment, and whether the device is new.
+
+        Raises:
+            Refused: malformed, old_nonce, bad_signature, revoked, bad_token, token_used or quota.
         """
         with _well_formed("malformed"):
             key, signature = read_public_key(request.public_key), from_base64url(request.signature)
@@ -143,16 +154,14 @@ class DeviceRegister:
             row = rows.identity(device)
             if row is not None and row.state == "revoked":
                 raise _revoked()
-            if (
-                row is not None and row.state == "withdrawn"
-            ):  # else it could be in one sum as often as it leaves and returns
+            if row is not None and row.state == "withdrawn":  # else it could leave, return, and be in one sum twice
                 raise Refused("revoked", "this key has left; who comes back makes a new one")
-            rows.drop_member(device)  # it asks here itself from now on
+            rows.drop_member(device)  # the device asks here itself from now on
             new = row is None
             if row is None:
                 token = self._spend(rows, _hash(request.token), now)
                 link = token.hash if token.made > 1 else ""
-                row = Identity(device, token.population, key, "enrolled", now, _day(now), token.speaks_for, link=link)
+                row = Identity(device, token.population, key, "enrolled", now, day_of(now), token.speaks_for, link=link)
                 rows.put_identity(row)
         self._forget(device)
         return Enrolment(device, row.population), new
@@ -181,8 +190,11 @@ class DeviceRegister:
     # ── being in ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def find(self, device: str, now: float) -> Identity:
-        """The device that a request says it is of: its population, and the key that must have signed. Strangers can so be
-        refused before a body is read. Refused: unknown_device, revoked."""
+        """Find the device that a request names, with its population and its key; so strangers are refused before a body is read.
+
+        Raises:
+            Refused: unknown_device or revoked.
+        """
         row = self._remember(device, now) if _ID.fullmatch(device) else None
         if row is None or row.state == "withdrawn" or row.population not in self._quotas:
             raise Refused("unknown_device", "not enrolled here: enrol with a token")
@@ -191,7 +203,7 @@ class DeviceRegister:
         return row
 
     def link_of(self, device: str) -> str:
-        """Hash of the token that a device enrolled with, if that token was made for several uses; else empty."""
+        """The hash of the token that a device enrolled with, if that token was made for several uses; else empty."""
         row = self._identities.find(device)
         return "" if row is None else row.link
 
@@ -202,18 +214,26 @@ class DeviceRegister:
         return known is not None and 0 <= now - known[1] <= self._fresh
 
     def authenticate(self, device: str, signature: str, text: bytes, now: float) -> Identity:
-        """The device that signed this text. signature: base64url.  Refused: unknown_device, revoked, bad_signature."""
+        """Find the device that signed a text. signature: base64url.
+
+        Raises:
+            Refused: unknown_device, revoked or bad_signature.
+        """
         row = self.find(device, now)
         with _well_formed("bad_signature"):
             signed = from_base64url(signature)
         if not verify(row.public_key, signed, text):
             raise Refused("bad_signature", "not signed by this device, or not over this request")
-        return self._hear(row, _day(now))
+        return self._hear(row, day_of(now))
 
     def note_members(self, edge: str, members: int, now: float) -> bool:
-        """Write down how many devices an edge has, as far as its token goes; whether that is another number than before."""
+        """Write down how many devices an edge has, at most as many as its token says.
+
+        Returns:
+            Whether that is another number than before.
+        """
         row = self.find(edge, now)
-        members = min(members, row.speaks_for)  # the others are refused one by one, see `speak_for`
+        members = min(members, row.speaks_for)  # the others are refused one by one, see `EdgeMembers.speak_for`
         if members == row.members:
             return False
         with self._changed(edge) as rows:
@@ -221,72 +241,6 @@ class DeviceRegister:
             if found is not None and found.state == "enrolled":
                 rows.put_identity(replace(found, members=members))
         return True
-
-    def speak_for(
-        self,
-        edge: Identity,
-        devices: Mapping[str, int],
-        now: float,
-        stays: Callable[[str], bool] = lambda device: False,
-        lapses: float = MEMBER_S,
-    ) -> dict[str, str]:
-        """Note which devices ask through an edge: each through one, and through each edge no more than its token says.
-
-        A device that asked through another edge before comes to this one. The caller has seen its signature: no edge can bring
-        a device that does not ask through it.
-
-        Args:
-            edge: The edge.
-            devices: The serials of the check-ins that it passes on, by device.
-            now: Seconds of the server's clock.
-            stays: Whether a device has work through another edge; then it stays there, and is no error.
-            lapses: Seconds after which a device that has not asked leaves its place to another. Longer than any round lasts, so
-                that nobody is in one sum under more names than the token says.
-
-        Returns:
-            By device, the code that says why the edge may not speak for it: `revoked` (it left, or was shut out), `not_device`
-            (it is an edge), `replayed` (it asked through another edge since) or `not_edge` (the token is for fewer devices).
-        """
-        refused = dict[str, str]()
-        new = {device: serial for device, serial in devices.items() if not self._is_member(device, edge.id, now)}
-        if not new:
-            return refused
-        members = list[str]()
-        elsewhere = {row.device for row in self._identities.find_members(list(new)) if row.edge != edge.id}
-        staying = set(filter(stays, elsewhere))  # before the transaction: it reads what transactions of rounds write
-        with self._identities.transaction() as rows:
-            rows.read_ahead(list(new))
-            rows.drop_members(edge.id, _day(now) - lapses)
-            room = edge.speaks_for - rows.count_members(edge.id)
-            for device, serial in new.items():
-                before = rows.member(device)
-                here = before is not None and before.edge == edge.id
-                if before is not None and not here and (device in staying or device not in elsewhere):
-                    continue  # it has work through that edge, or has come to it in this moment
-                if (code := _why_not(rows.identity(device), before, here, serial, room)) is not None:
-                    refused[device] = code
-                    continue
-                room -= not here
-                since = before.serial if before is not None and here else serial
-                rows.put_member(Member(device, edge.id, since, _day(now)))
-                members.append(device)
-        self._remember_members(edge.id, members, now)
-        return refused
-
-    def _is_member(self, device: str, edge: str, now: float) -> bool:
-        """Whether a device asks through this edge, by what was read a short time ago."""
-        with self._lock:
-            known, read = self._members.get(device, ("", 0.0))
-        return known == edge and 0 <= now - read <= self._fresh
-
-    def _remember_members(self, edge: str, devices: Iterable[str], now: float) -> None:
-        """Keep in memory that these devices ask through an edge, so that their next check-ins read no database."""
-        with self._lock:
-            for device in devices:
-                self._members[device] = edge, now
-                self._members.move_to_end(device)
-            while len(self._members) > self._most:
-                self._members.popitem(last=False)
 
     def _remember(self, device: str, now: float) -> Identity | None:
         with self._lock:
@@ -298,7 +252,7 @@ class DeviceRegister:
             changes = self._changes
         row = self._identities.find(device)
         with self._lock:
-            if row is not None and changes == self._changes:  # else it may be of before a revocation
+            if row is not None and changes == self._changes:  # else the row may be older than a revocation
                 self._known[device] = row, now
                 self._known.move_to_end(device)
                 while len(self._known) > self._most:
@@ -318,7 +272,7 @@ class DeviceRegister:
         return heard
 
     def write_seen(self) -> int:
-        """Write down on which day devices were heard of, and how many those are: call it now and then. A crash forgets some."""
+        """Write down the day on which each device was heard of, now and then; return how many devices. A crash forgets some."""
         with self._lock:
             heard, self._heard = list(self._heard.items()), {}
         for first in range(0, len(heard), _BATCH):
@@ -332,12 +286,16 @@ class DeviceRegister:
     # ── leaving ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def devices(self, after: str = "", limit: int = 100) -> Sequence[Identity]:
-        """Devices by their id, from the first one after another on, also those that left or were shut out."""
+        """List devices in the order of their ids, those after `after`, also devices that left or were shut out."""
         with self._identities.transaction() as rows:
             return rows.identities(after, limit)
 
     def revoke(self, device: str) -> None:
-        """Shut a device out, for good. Refused with not_found where there is none; once more is no error."""
+        """Shut a device out for good; doing so again is no error.
+
+        Raises:
+            Refused: not_found.
+        """
         with self._changed(device) as rows:
             row = rows.identity(device)
             if row is None:
@@ -346,8 +304,10 @@ class DeviceRegister:
                 self._leave(rows, replace(row, state="revoked"))
 
     def withdraw(self, device: str) -> None:
-        """A device leaves. Of it remain its id, its population, when it enrolled, and that it left; its key is erased. Once
-        more is no error, and one that was revoked stays so."""
+        """Let a device leave; doing so again is no error, and a revoked device stays revoked.
+
+        Its id, its population, the time of its enrolment and the fact that it left remain; its key is erased.
+        """
         with self._changed(device) as rows:
             row = rows.identity(device)
             if row is not None and row.state == "enrolled":
@@ -358,8 +318,7 @@ class DeviceRegister:
         rows.put_identity(row)
         if row.speaks_for:
             rows.drop_members(row.id)
-            with self._lock:
-                self._members.clear()
+            self.members.forget_all()
 
     @contextmanager
     def _changed(self, device: str) -> Generator[IdentityRows, None, None]:
@@ -372,7 +331,7 @@ class DeviceRegister:
             self._changes += 1
             self._known.pop(device, None)
             self._heard.pop(device, None)
-            self._members.pop(device, None)
+        self.members.forget(device)
 
 
 def signed_by_device(relayed: Relayed, population: str) -> bool:
@@ -385,35 +344,9 @@ def signed_by_device(relayed: Relayed, population: str) -> bool:
     return device_id(key) == relayed.device and verify(key, signature, text)
 
 
-def _why_not(row: Identity | None, before: Member | None, here: bool, serial: int, room: int) -> str | None:
-    """Say why an edge may not speak for a device; None if it may.
-
-    Args:
-        row: The device as it is enrolled here itself; None if it is not.
-        before: The edge that it asked through last; None if it asked through none.
-        here: Whether that is the edge that passes its check-in on.
-        serial: The serial of that check-in.
-        room: Devices that the edge may still speak for, besides those that it speaks for already.
-    """
-    if row is not None and row.state != "enrolled":
-        return "revoked"
-    if row is not None and row.speaks_for:
-        return "not_device"
-    if here:
-        return None
-    if before is not None and serial <= before.serial:
-        return "replayed"
-    return "not_edge" if room < 1 else None
-
-
 def _hash(token: str) -> str:
-    """Tokens are 256 random bits: a plain hash of one cannot be turned back."""
+    """Hash a token. Tokens are 256 random bits, so a plain hash cannot be turned back."""
     return sha256(token.encode()).hexdigest()
-
-
-def _day(now: float) -> float:
-    """The beginning of the day, which is as much as is kept of when a device was heard of."""
-    return now // DAY * DAY
 
 
 def _revoked() -> Refused:

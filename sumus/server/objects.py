@@ -1,12 +1,18 @@
-"""Plans and models on their way to devices: in memory once, however many read them, or from their files."""
+"""Plans and models on their way to devices: which of them devices may fetch, and how they are read.
+
+An object is in memory once, however many devices read it, or is sent from its file.
+"""
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
+from sumus.server.tasks import ServedTasks
+from sumus.server.windows import SOON as MADE_SOON
 from sumus.storage.blobs import Blobs
 from sumus.wire.messages import Refused, Window
 
@@ -15,6 +21,42 @@ LARGE = 8 * 2**20
 MEMORY = 4 * LARGE
 """Bytes of objects in memory, at most, if they have files besides."""
 SOON: Window = (1.0, 10.0)
+
+
+class FetchableObjects:
+    """The objects that devices may fetch: plans and models of the tasks."""
+
+    def __init__(
+        self, tasks: ServedTasks, shared: bool, command: Callable[[Callable[[float], Any]], Awaitable[Any]]
+    ) -> None:
+        """Know the objects of these tasks.
+
+        Args:
+            tasks: The tasks of the server.
+            shared: Whether other servers may make models of them.
+            command: Lets the deciding thread do something, given the time, and returns its answer.
+        """
+        self._tasks, self._shared, self._command = tasks, shared, command
+        self._looked = 0.0
+
+    async def has(self, sha256: str) -> bool:
+        """Whether devices may fetch an object. If other servers make models, new ones are looked for in the rows."""
+        asked = time.monotonic()
+        if self._tasks.have(sha256) or not self._shared:
+            return self._tasks.have(sha256)
+        if not await self._command(lambda now: self._look(asked)):
+            raise Refused("busy", "it may be new: ask again", MADE_SOON)
+        return self._tasks.have(sha256)
+
+    def _look(self, since: float) -> bool:
+        """Read the models, unless that was done since; False if they were read too short a time ago to be read again."""
+        if self._looked < since:
+            if time.monotonic() < self._looked + MADE_SOON[0]:
+                return False
+            self._looked = time.monotonic()
+            for task in self._tasks:
+                task.training.see()
+        return True
 
 
 class HeldObject:

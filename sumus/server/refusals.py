@@ -1,11 +1,11 @@
-"""Why devices took no part of late, so that whoever runs a server sees why nothing happens.
+"""Why devices took no part of late, so that the operator of a server sees why nothing happens.
 
     refusals.note("health", "train", "floor-rounds", device, now)
     refusals.seen(now)             [Refusal("health", "train", "floor-rounds", 12, "already took part in as many rounds …")]
     refusals.took_part("health", "train", device)
 
-Devices are counted, each once a reason, for ten minutes. Reasons are of a closed list, and what is remembered is bounded,
-whatever devices say. On the deciding thread.
+Each device is counted once for each reason, for ten minutes. Reasons are of a closed list, and memory is bounded, whatever
+devices say. All calls are on the deciding thread.
 """
 
 from collections import OrderedDict
@@ -62,12 +62,19 @@ WORDS: Mapping[str, str] = {
     "empty": "reported without any examples",
     "too_large": "sent a report that is too long",
 }
-"""Reason → what is said of each such device, behind how many they are. Other reasons are not remembered."""
+"""Reason → the sentence about such devices, behind their number. Other reasons are not remembered."""
 
 
 class Refusal(NamedTuple):
-    """Devices that took no part. task, kind: of the run; empty for whatever a server has.  why: the reason's word.  devices: how
-    many, of late.  said: in words."""
+    """Devices that took no part of late.
+
+    Attributes:
+        task: The task; empty if the refusal is of all tasks.
+        kind: The kind of the run; empty likewise.
+        why: The reason's word.
+        devices: How many devices.
+        said: The reason in a sentence, behind the number of devices.
+    """
 
     task: str
     kind: Kind | str
@@ -77,13 +84,13 @@ class Refusal(NamedTuple):
 
 
 class Refusals:
-    """What is remembered."""
+    """The devices that took no part of late, by reason."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str, str], OrderedDict[str, float]] = {}
 
     def note(self, task: str, kind: Kind | str, why: str, device: str, now: float) -> None:
-        """A device refused work, or was given none, or its report was no good."""
+        """Note a device that refused work, or was given none, or whose report was refused."""
         if why not in WORDS:
             return
         devices = self._seen.setdefault((task, kind, why), OrderedDict())
@@ -93,13 +100,16 @@ class Refusals:
             devices.popitem(last=False)
 
     def took_part(self, task: str, kind: Kind, device: str) -> None:
-        """A report of a device is counted: whatever kept it away does not any more."""
+        """Forget why a device took no part: a report of it is counted now."""
         for (of, its, _), devices in self._seen.items():
             if of in (task, "") and its in (kind, ""):
                 devices.pop(device, None)
 
     def seen(self, now: float) -> tuple[Refusal, ...]:
-        """Of the last minutes, of most devices first; that devices rest follows from something else, and comes last."""
+        """List the refusals of the last minutes, those of most devices first.
+
+        Devices that rest come last, since they rest for another reason that is in the list.
+        """
         for devices in self._seen.values():
             while devices and next(iter(devices.values())) < now - LASTS_S:
                 devices.popitem(last=False)

@@ -1,13 +1,13 @@
-"""One of the processes that share a population's rounds: whether it leads, and who else is there.
+"""One of the processes that share a population's rounds: whether it leads, and which others there are.
 
     replica = Replica(leases, "web-1", serves)
     replica.others()                          before it is there itself
     replica.start(wake)                       keeps or seeks the lease from now on, in a thread of its own
-    fence = replica.look()                    its fence, where it leads
-    replica.stop()                            who waits for the lease need not wait for its end
+    fence = replica.look()                    its fence, if it leads
+    replica.stop()                            gives the lease back, so that another need not wait for its end
 
-A leader's thread renews the lease also while a model is made. What was begun under a lease that another has taken since is
-refused by the rows: nothing here has to be in time.
+A leader's thread renews the lease also while a model is made. Rows refuse what was begun under a lease that another process
+has taken meanwhile, so nothing here has to be in time.
 """
 
 import secrets
@@ -24,17 +24,26 @@ LOG = logger("sumus.replica")
 LASTS = 10.0
 """Seconds that a lease lasts."""
 RENEWED, SOUGHT = 0.3, 0.1
-"""How often who leads renews it, and who does not asks for it: a part of that."""
+"""The leader renews its lease, and the others ask for it, after these shares of that time."""
 
 
 class Replica:
-    """leases: of the database.  name: of its folder.  serves: a hash of its tasks and plans.  lasts: seconds of a lease.
+    """This process, among those that share the rounds.
 
-    fence: of its lease; None where another leads.  leader: who does.  there: who is there, itself among them.
-    trouble: why it must not go on: others serve something else since.
+    Attributes:
+        leases: The leases of the database.
+        name: The replica's name, which stands in its folder.
+        serves: A hash of its tasks and plans.
+        lasts: Seconds that a lease lasts.
+        fence: The fence of its lease; None if another replica leads.
+        last_fence: The fence of the lease that was seen last, whichever replica holds it.
+        leader: The replica that leads.
+        there: The replicas that are there, this one among them.
+        trouble: Why this replica must not go on: others serve other tasks or plans by now.
     """
 
     def __init__(self, leases: Leases, name: str, serves: str = "", lasts: float = LASTS) -> None:
+        """Take part under a name; see the class for the arguments."""
         self.leases, self.name, self.serves, self.lasts = leases, name, serves, lasts
         self.fence: int | None = None
         self.last_fence = 0
@@ -49,27 +58,27 @@ class Replica:
 
     @property
     def shared(self) -> bool:
-        """Whether others may be there."""
+        """Whether there may be other replicas."""
         return self.leases.shared
 
     def others(self, rows: Rows | None = None) -> Sequence[PresentReplica]:
-        """Who else is there. rows: a transaction that is under way."""
+        """List the other replicas. rows: a transaction that is under way."""
         there = self.leases.present(self.lasts, rows) if self.shared else ()
         return [each for each in there if each.name != self.name]
 
     def beat(self, rows: Rows | None = None) -> None:
-        """Be there. rows: a transaction that is under way."""
+        """Tell the others that this replica is there. rows: a transaction that is under way."""
         if self.shared:
             self.leases.beat(self.name, self.serves, rows)
 
     def start(self, changed: Callable[[], None]) -> None:
-        """Look now and then. changed: is called from a thread, when it leads, or does not any more."""
+        """Look after the lease from now on. changed: is called from a thread when this replica leads, or does not any more."""
         if self.shared:
             self._thread = threading.Thread(target=self._attend, args=(changed,), name="lease", daemon=True)
             self._thread.start()
 
     def look(self) -> int | None:
-        """Keep the lease, or take it where it is free; its fence, if this leads. Any thread."""
+        """Keep the lease, or take it if it is free; return its fence if this replica leads. Any thread may call."""
         with self._lock:
             lease = self.leases.hold(self._holder, self.lasts, self._begins)
             self._begins = False
@@ -84,7 +93,7 @@ class Replica:
             return self.fence
 
     def stop(self) -> None:
-        """Leave. Nothing of it is decided any more."""
+        """Give the lease back. This replica decides nothing any more."""
         self._over.set()
         if self._thread is not None:
             self._thread.join()

@@ -7,8 +7,8 @@
     run.carry_out(actions, now)          what was decided: a sum becomes a model, or is destroyed
 
 A sum becomes a model in steps, and the process may die after each of them. What the model depends on besides the sum (the seed
-that transforms are undone by, the number of devices) is written down before it is used, models are objects under their own hash,
-and one transaction publishes. So doing it again gives the same bits, and nobody sees two models of one round.
+that transforms are undone by, the number of devices) is written down before it is used, models are objects under their own
+hash, and one transaction publishes. So doing it again gives the same bits, and nobody sees two models of one round.
 """
 
 import json
@@ -45,8 +45,12 @@ KEPT_MODELS = 100
 class TrainingRun(Run):
     """Devices train, and a round's sum becomes the next model.
 
-    plan: with its data declared.  releases: whether a new model is at once the one that devices answer with; else an admin
-    promotes it.  version, shown: the newest model, and the one that devices answer with.
+    Attributes:
+        plan: What is trained, with its data declared.
+        blobs: Where plans and models lie.
+        releases: Whether devices answer with a new model at once; else an admin promotes it.
+        version: The newest model.
+        shown: The model that devices answer with.
     """
 
     kind: Kind = "train"
@@ -76,8 +80,15 @@ class TrainingRun(Run):
         self._bodies: dict[str, Body] = {}
 
     def begin(self, initial: Tree, now: float) -> None:
-        """Write the first model, where there is none. initial: every shared leaf. Another plan than before goes on from the
-        newest model, with its own optimizer's first state; the round that is open ends, since its sum is of the old plan."""
+        """Write the first model, if there is none.
+
+        If the plan is another than before, it goes on from the newest model, with the first state of its own optimizer. The open
+        round ends then, since its sum is of the old plan.
+
+        Args:
+            initial: Every shared leaf.
+            now: Seconds of the server's clock.
+        """
         with self.store.transaction() as rows:
             run, head = rows.run(), rows.model(rows.run().version)
         if head is None:
@@ -114,7 +125,7 @@ class TrainingRun(Run):
             late = [row.staleness for row in map(rows.session, rows.counted_in(number)) if row is not None]
         apart = self.sums.shards(number) if self.sums.spools else None
         total = self.sums.total(number) if apart is None else merged(apart)
-        people = max(people, int(total.count))  # some in the sum have left since, or an edge has told of fewer
+        people = max(people, int(total.count))  # devices in the sum have left since, or an edge has told of fewer
         after = self._after(total, apart, self.state(self.model(version)), seed, people)
         train = {name: mean for name, mean in total.metric_means().items() if name == "loss"}  # every report holds it
         measured = {"train": train, "staleness": {str(s): late.count(s) for s in sorted(set(late))}}
@@ -133,7 +144,7 @@ class TrainingRun(Run):
     def _after(
         self, total: Aggregate, apart: Sequence[Aggregate] | None, state: ServerState, seed: bytes, people: int
     ) -> ServerState:
-        """The server's state after a sum. apart: its reports, where the plan needs each."""
+        """Compute the server's state after a sum. apart: the reports of the sum, if the plan needs each."""
         check_enough(total, self.least)
         algorithm = self.plan.algorithm
         with usable():
@@ -144,7 +155,7 @@ class TrainingRun(Run):
             return algorithm.step(combined, state, self.plan.description)
 
     def see(self) -> None:
-        """Read what is newest, what is shown, and what may be fetched."""
+        """Read which model is newest, which one devices answer with, and what devices may fetch."""
         with self.store.transaction() as rows:
             run, models = rows.run(), rows.models()
         self._models = {model.version: model for model in models}
@@ -153,7 +164,7 @@ class TrainingRun(Run):
         self._bodies = {sha: body for sha, body in self._bodies.items() if sha in self.objects}
 
     def _forget_models(self) -> None:
-        """Drop versions that are long past, and what only they point to."""
+        """Drop versions that are long past, and objects that belong to them alone."""
         with self.coordinator.leading() as rows:
             models = rows.models()
             old = [m for m in models if 0 < m.version < self.version - KEPT_MODELS and m.version != self.shown]
@@ -186,7 +197,7 @@ class TrainingRun(Run):
         return f"version {version} of {self.task} is not kept any more; there are {', '.join(spans)}"
 
     def state(self, model: Model) -> ServerState:
-        """What the server kept of a version: what it broadcasts, and its optimizer's memory."""
+        """Read the server's state at a version: what it broadcasts, and its optimizer's memory."""
         if self._at is None or self._at[:2] != (model.broadcast, model.memory):
             trees = [nested(decode_tree(self.blobs.get(which))) for which in (model.broadcast, model.memory)]
             self._at = model.broadcast, model.memory, ServerState(trees[0], trees[1])
@@ -204,9 +215,9 @@ class TrainingRun(Run):
         self.see()
 
     def roll_back(self, version: int, now: float) -> Model:
-        """Train on from an earlier version: it becomes the newest, under a new number, and what trains on the others is ended.
+        """Train on from an earlier version, which becomes the newest under a new number; all work that is out ends.
 
-        A noise epoch begins with it: what was spent and published stays so.
+        A noise epoch begins with it: what was spent and published before stays spent and published.
         """
         earlier = self.model(version)
         self.end_all(now)
@@ -216,7 +227,7 @@ class TrainingRun(Run):
         return self._add(state, earlier, now, None, epoch=1)
 
     def note_evaluation(self, version: int, measured: Mapping[str, Any]) -> None:
-        """Write beside a version what devices measured of it, unless it is forgotten since."""
+        """Write beside a version what devices measured of it, unless the version was forgotten meanwhile."""
         with self.coordinator.leading() as rows:
             if (model := rows.model(version)) is None:
                 return
@@ -225,7 +236,15 @@ class TrainingRun(Run):
         self._models[version] = noted
 
     def _add(self, state: ServerState, parent: Model, now: float, released: int | None, epoch: int = 0) -> Model:
-        """A version that is of no round. released: what devices answer with from now on; None for this one."""
+        """Add a version that comes of no round.
+
+        Args:
+            state: The server's state at the new version.
+            parent: The version that it goes on from.
+            now: Seconds of the server's clock.
+            released: The version that devices answer with from now on; None for the new one.
+            epoch: How many noise epochs begin with the version.
+        """
         with self.store.transaction() as rows:
             run = rows.run()
         kept = {name: value for name, value in json.loads(parent.metrics).items() if name == "evaluate"}
@@ -247,7 +266,7 @@ class TrainingRun(Run):
         contributors: int = 0,
         measured: Mapping[str, Any] | None = None,
     ) -> Model:
-        """A row, with what it points to kept."""
+        """Make the row of a version, and keep the objects that it points to."""
         kept = [
             self.blobs.put(encode_tree(tree))
             for tree in (unnested(state.broadcast), unnested(state.memory), self.plan.algorithm.release(state))
@@ -271,7 +290,7 @@ class TrainingRun(Run):
         return {**broadcast["params"], **broadcast.get("buffers", {})}
 
     def body(self, sha256: str) -> Body:
-        """An object as devices are told of it. Where it lies is asked once: it may be far away."""
+        """An object as devices are told of it. Its size is asked once: the blobs may be far away."""
         if sha256 not in self._bodies:
             size = self.blobs.size(sha256)
             if size is None:

@@ -134,7 +134,7 @@ class WireSimulation(Simulation):
         if new := [client for client in there if client not in self._devices]:
             for client in new:
                 self._device(client, self._token).enrol()
-            server.ask_to_do(lambda now: server.count_people()).result()
+            server.ask_to_do(lambda now: server.crowd.count()).result()
 
     def _device(self, client: Any, token: str | None = None) -> Device:
         """A client's device."""

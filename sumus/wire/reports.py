@@ -19,7 +19,7 @@ import numpy as np
 
 from sumus.aggregate import Aggregate, Update
 from sumus.errors import ParticipantError
-from sumus.first_hop import FirstHop
+from sumus.first_hop import CheckedSum, FirstHop
 from sumus.types import Array, Tree
 from sumus.wire.tensors import MAX_HEADER, encode_tree, view_tree
 
@@ -43,7 +43,7 @@ def encode_report(update: Update) -> bytes:
 def decode_report(body: bytes | memoryview, device: object, hop: FirstHop) -> Update:
     """The update of these bytes, of a plan's parts, leaves, shapes and metrics. device: who sent it, for errors.
 
-    Its arrays lie in the body. Raises ParticipantError; whether the numbers can be counted is for `hop.count_in` to say.
+    Its arrays lie in the body. Raises ParticipantError; whether the numbers can be counted is for `hop.check` to say.
     """
     try:
         if len(body) > most_bytes(hop):
@@ -83,7 +83,7 @@ def encode_sum(sessions: Sequence[str], total: Aggregate, hop: FirstHop) -> byte
 
 def decode_sum(
     body: bytes | memoryview, edge: object, hop: FirstHop, most: int, least: int | None = None
-) -> tuple[tuple[str, ...], Aggregate]:
+) -> tuple[tuple[str, ...], CheckedSum]:
     """Read the sum that an edge sent.
 
     Args:
@@ -106,8 +106,7 @@ def decode_sum(
     except ParticipantError as error:
         raise ParticipantError(edge, str(error)) from error
     count = len(sessions)
-    hop.check_sum(total, edge, count, count if least is None else min(count, least))
-    return sessions, total
+    return sessions, hop.check_sum(total, edge, count, count if least is None else min(count, least))
 
 
 def most_sum_bytes(hop: FirstHop, most: int) -> int:

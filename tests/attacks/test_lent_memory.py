@@ -29,7 +29,7 @@ BODIES = 8
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Besieged]:
     """With memory for eight reports of 256 KiB; its plan makes a model of three, and many may be at work."""
-    monkeypatch.setattr("sumus.server.device_plane.STRANGERS", 2**20, raising=False)
+    monkeypatch.setattr("sumus.server.senders.STRANGERS", 2**20, raising=False)
     with besieged(tiny(3, size=SIZE, concurrency=1000), memory=2 * 2**20 + 2**19) as found:
         yield found
 

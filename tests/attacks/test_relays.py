@@ -11,7 +11,7 @@ import pytest
 
 from sumus.http.limits import Limits, Rate
 from sumus.operations.service import Storage
-from sumus.server.identity import MEMBER_S
+from sumus.server.membership import MEMBER_S
 from sumus.wire.messages import EndedSession, RelayRequest
 from tests.attacks.parties import given, parties, refused
 from tests.server.devices import tiny, update_of
@@ -262,9 +262,9 @@ def test_a_place_at_an_edge_is_free_once_its_device_has_not_asked_for_long() -> 
         edge, roll = them.edge(speaks_for=1), them.server.roll
         identity, now = roll.find(edge.id, them.server.clock()), them.server.clock()
         one, two = "1" * 64, "2" * 64
-        assert roll.speak_for(identity, {one: 1}, now) == {}
-        assert roll.speak_for(identity, {two: 1}, now + MEMBER_S / 2) == {two: "not_edge"}
-        assert roll.speak_for(identity, {two: 1}, now + 2 * MEMBER_S) == {}
+        assert roll.members.speak_for(identity, {one: 1}, now) == {}
+        assert roll.members.speak_for(identity, {two: 1}, now + MEMBER_S / 2) == {two: "not_edge"}
+        assert roll.members.speak_for(identity, {two: 1}, now + 2 * MEMBER_S) == {}
 
 
 # ── tokens of one kind, used as another ──────────────────────────────────────────────────────────────────────────────

@@ -57,7 +57,7 @@ def test_a_server_shows_figures_and_not_their_sums() -> None:
             ]
             for device in devices:
                 device.enrol()
-            service.server.ask_to_do(lambda now: service.server.count_people()).result()
+            service.server.ask_to_do(lambda now: service.server.crowd.count()).result()
 
             def measured() -> dict[int, Any]:
                 found = {v: json.loads(run.model(v).metrics).get("evaluate") for v in range(1, run.version + 1)}

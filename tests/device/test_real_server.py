@@ -112,7 +112,7 @@ def test_rounds_are_trained_measured_and_published(training: Training, algorithm
         ]
         for device in devices:
             device.enrol()
-        service.server.ask_to_do(lambda now: service.server.count_people()).result()
+        service.server.ask_to_do(lambda now: service.server.crowd.count()).result()
         in_turn(devices, lambda: run.version >= 8)
         assert transport.failures == []
         assert sum(device.status.counts.get("in sums", 0) for device in devices) >= PEOPLE * 8

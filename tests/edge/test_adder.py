@@ -17,6 +17,7 @@ from sumus.edge.edge import Edge, open_edge
 from sumus.http.limits import Limits, Rate
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
+from sumus.rounds.run import cancel_newest
 from sumus.server.evaluation import Evaluating
 from sumus.transport.inprocess import InProcess
 from sumus.transport.transport import Answer, Unreachable
@@ -237,7 +238,9 @@ def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(stack: ExitStack, 
     way.cut = True
     together(*(partial(d.report, w, update_of(plan, n)) for n, (d, w) in enumerate(zip(people, works, strict=True))))
     run = tree.service.server.tasks[0].training
-    tree.service.server.ask_to_do(run.cancel).result()  # the round is over, as after a deadline
+    tree.service.server.ask_to_do(
+        lambda now: cancel_newest(run, now)
+    ).result()  # the round is over, as after a deadline
     way.cut = False
     edge.uplink.wake()
     (mine,) = edge.server.tasks[0].runs

@@ -20,6 +20,7 @@ from sumus.experiment import Experiment
 from sumus.first_hop import FirstHop
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
+from sumus.rounds.run import cancel_newest
 from sumus.simulator.share import public_seed
 from sumus.tree import sha256
 from sumus.wire.messages import Assignment, RelayRequest
@@ -278,7 +279,9 @@ def test_a_sum_that_comes_too_late_is_given_up_and_said_to_be(tree: Tree) -> Non
     edge, way, people = cut_off_after_its_first_round(tree)
     plan = tree.bundle.plan
     run = tree.service.server.tasks[0].training
-    tree.service.server.ask_to_do(run.cancel).result()  # the round is over, as after a deadline
+    tree.service.server.ask_to_do(
+        lambda now: cancel_newest(run, now)
+    ).result()  # the round is over, as after a deadline
     way.cut = False
     edge.uplink.wake()
     wait_until(lambda: "was not counted above" in run_of(edge).trouble, "nobody was told")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,10 +10,12 @@ from sumus.aggregate import Aggregate, Part, RunningSum, Update
 from sumus.first_hop import FirstHop
 from sumus.fixed_point import FixedPoint
 from sumus.pacing import Conditions, Pacing
-from sumus.protocol.round import AssignWork, CheckIn
+from sumus.protocol.round import Action, AssignWork, CheckIn
 from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
+from sumus.rounds.intake import Intake
 from sumus.rounds.sealed_sums import SealedSums
+from sumus.rounds.stages import ClearReport
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.keyring import KeyRing
 from sumus.storage.sql import SqlStore
@@ -38,17 +41,33 @@ def recomputed(devices: Sequence[str]) -> Aggregate:
     return total.total
 
 
-def opened(url: str, run: str, folder: Path) -> tuple[Coordinator, SealedSums]:
+class Insides(NamedTuple):
     """A server's insides."""
+
+    coordinator: Coordinator
+    sums: SealedSums
+    intake: Intake
+
+    def take_in(self, device: str) -> str:
+        """A device checks in, is given work and reports; its session."""
+        session = f"{device}/1"
+        actions = self.coordinator.check_in(device, CheckIn(session, 1, Conditions()), 0.0)
+        assert any(isinstance(action, AssignWork) for action in actions)
+        self.report(device)
+        return session
+
+    def report(self, device: str) -> tuple[Action, ...]:
+        """A device reports what it always reports."""
+        return self.intake.stage_all([ClearReport(f"{device}/1", HOP.check(update(device)))], 0.0)[0]
+
+    def commit(self) -> tuple[Action, ...]:
+        """Count what was reported."""
+        return self.intake.commit(0.0)
+
+
+def opened(url: str, run: str, folder: Path) -> Insides:
+    """A server's insides on a store and in a folder."""
     pacing = Pacing(MANY, concurrency=MANY)
     coordinator = Coordinator(lambda: Circumstances(pacing, population=MANY), SqlStore.open(url, run))
-    return coordinator, SealedSums(coordinator, HOP, KeyRing(folder / "keys"), DirectoryBlobs(folder / "sums"))
-
-
-def take_in(coordinator: Coordinator, sums: SealedSums, device: str) -> str:
-    """A device checks in, is given work and reports; its session."""
-    session = f"{device}/1"
-    actions = coordinator.check_in(device, CheckIn(session, 1, Conditions()), 0.0)
-    assert any(isinstance(action, AssignWork) for action in actions)
-    sums.report(session, update(device), 0.0)
-    return session
+    sums = SealedSums(coordinator, KeyRing(folder / "keys"), DirectoryBlobs(folder / "sums"))
+    return Insides(coordinator, sums, Intake(coordinator, sums, HOP, trains=True, spools=False))

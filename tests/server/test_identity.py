@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sumus.errors import ExperimentError
-from sumus.server.identity import CHALLENGE_S, DAY, TOKEN_S, DeviceRegister, count_enrolled
+from sumus.server.identity import CHALLENGE_S, TOKEN_S, DeviceRegister, count_enrolled
+from sumus.server.membership import DAY
 from sumus.storage.identities import Identities, Identity, IdentityRows, MemoryIdentities
 from sumus.storage.sql import SqlStore
 from sumus.wire.messages import STATUS, Enrolment, EnrolmentRequest, Refused, enrolment_text, signed_text

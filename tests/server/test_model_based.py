@@ -38,7 +38,9 @@ from sumus.protocol.round import (
 )
 from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator, Rules
+from sumus.rounds.intake import Intake
 from sumus.rounds.sealed_sums import SealedSums
+from sumus.rounds.stages import ClearReport
 from sumus.storage.blobs import MemoryBlobs
 from sumus.storage.keyring import KeyRing
 from sumus.storage.memory import MemoryStore
@@ -117,7 +119,8 @@ class Rounds(RuleBasedStateMachine):
         """A new process on what is durable; where it dies while it recovers, another one."""
         while True:
             self.coordinator = Coordinator(lambda: Circumstances(self.pacing, population=6), self.store, self.decides)
-            self.sums = SealedSums(self.coordinator, HOP, self.ring, self.blobs)
+            self.sums = SealedSums(self.coordinator, self.ring, self.blobs)
+            self.intake = Intake(self.coordinator, self.sums, HOP, trains=True, spools=False)
             try:
                 self.carry_out(self.coordinator.recover(self.now))
                 self.sums.sweep()
@@ -186,19 +189,22 @@ class Rounds(RuleBasedStateMachine):
             tree = {"w": rng.normal(size=5).astype(np.float32)}
             update = Update(device, {"params": tree}, int(rng.integers(1, 100)), {"loss": (float(rng.random()), 3)})
             self.sent.setdefault(session, update)
-            self.do(lambda: self.sums.report(session, self.sent[session], self.now))
+            self.do(lambda: self.report(session))
+
+    def report(self, session: str) -> tuple[Action, ...]:
+        return self.intake.stage_all([ClearReport(session, HOP.check(self.sent[session]))], self.now)[0]
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
     def reports_again(self, data: Any) -> None:
         session = data.draw(st.sampled_from(sorted(self.sent)))
-        self.do(lambda: self.sums.report(session, self.sent[session], self.now))
+        self.do(lambda: self.report(session))
 
     @precondition(lambda self: self.coordinator.staged)
     @rule(dies=st.none() | st.tuples(st.integers(0, 4), st.booleans()))
     def commits(self, dies: tuple[int, bool] | None) -> None:
         self.store.dies = dies
-        self.do(lambda: self.sums.commit(self.now))
+        self.do(lambda: self.intake.commit(self.now))
         self.do(lambda: self.coordinator.tick(self.now))
 
     @rule(number=st.integers(0, 2**32), dies=st.none() | st.tuples(st.integers(0, 5), st.booleans()))

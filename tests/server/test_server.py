@@ -17,7 +17,8 @@ from sumus.errors import ExperimentError
 from sumus.evaluation import evaluation_report
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
-from sumus.rounds.coordinator import Arrived
+from sumus.rounds.run import cancel_newest
+from sumus.rounds.stages import ClearReport
 from sumus.server.evaluation import Evaluating
 from sumus.task import Leaf
 from sumus.transport.inprocess import InProcess
@@ -564,12 +565,13 @@ def test_of_two_reports_of_one_session_the_first_is_counted(start: Start, monkey
     running = start({"tiny": bundle})
     devices = [running.device() for _ in range(2)]
     sessions = [f"{device.id}/{device.work(bundle.plan).session}" for device in devices]  # pyright: ignore[reportOptionalMemberAccess]
-    sums = running.server.tasks[0].training.sums
+    training, hop = running.server.tasks[0].training, bundle.plan.first_hop
 
     def both(now: float) -> None:
         for value in (1.0, 9.0):
-            sums.report_all([(Arrived((one,)), update_of(bundle.plan, one, value)) for one in sessions], now)
-        running.server.tasks[0].training.carry_out(sums.commit(now), now)
+            reports = [ClearReport(one, hop.check(update_of(bundle.plan, one, value))) for one in sessions]
+            training.intake.stage_all(reports, now)
+        training.carry_out(training.intake.commit(now), now)
 
     running.server.ask_to_do(both).result()
     np.testing.assert_allclose(running.weights(devices[0]), -1.0)
@@ -733,7 +735,9 @@ def test_a_round_that_cannot_be_closed_may_be_given_up_and_the_next_begins(
     with monkeypatch.context() as patch:
         run = without_its_sums(running, patch)
         round_of(running, devices, bundle.plan, 1.0, 1.0)
-        running.server.ask_to_do(run.cancel if how == "cancelled" else lambda now: run.roll_back(0, now)).result()
+        running.server.ask_to_do(
+            lambda now: cancel_newest(run, now) if how == "cancelled" else run.roll_back(0, now)
+        ).result()
     assert (run.closed.unfinished, run.trouble, run.paused) == ([], "", False)
     round_of(running, devices, bundle.plan, 3.0, 3.0)
     np.testing.assert_allclose(running.weights(devices[0]), -3.0)

@@ -49,14 +49,14 @@ def check(data: bytes) -> None:
         else:
             _check_report(update, hop)
         try:
-            sessions, total = decode_sum(body, "somebody", hop, MOST)
+            sessions, checked = decode_sum(body, "somebody", hop, MOST)
         except ParticipantError:
             continue
-        written = encode_sum(sessions, total, hop)
+        written = encode_sum(sessions, checked.total, hop)
         again, same = decode_sum(written, "somebody", hop, MOST)
         assert again == sessions
-        assert encode_sum(again, same, hop) == written
-        assert total.merge(same).count == 2 * len(sessions)
+        assert encode_sum(again, same.total, hop) == written
+        assert checked.total.merge(same.total).count == 2 * len(sessions)
 
 
 def _check_report(update: Update, hop: FirstHop) -> None:

@@ -1,0 +1,92 @@
+"""The stages of a report on its way into a sum: bytes → Checked → StagedReport → CommittedReport.
+
+A checked report is a value of one of three kinds: a device's update (`ClearReport`), an update that is kept apart until its
+round is over (`SpooledReport`), and the sum of an edge (`EdgeSum`). The first hop has checked the content, and alone makes
+such contents, so nothing is validated again on the one thread that decides.
+
+A masked cohort of secure aggregation will be a fourth kind: a value with the sessions of the cohort and their sum, which is
+counted whole or not at all, as the sum of an edge is. Its reader will stand beside `Intake.read_sum`.
+"""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from sumus.first_hop import CheckedSum, CheckedUpdate
+from sumus.protocol.round import Session
+from sumus.rounds.coordinator import Arrived
+
+
+@dataclass(frozen=True, slots=True)
+class ClearReport:
+    """A device's update, which is added to a sum.
+
+    Attributes:
+        session: The session that the update is of.
+        content: The update.
+    """
+
+    session: str
+    content: CheckedUpdate
+
+    @property
+    def arrived(self) -> Arrived:
+        """What the coordinator is told of the report."""
+        return Arrived((self.session,))
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledReport(ClearReport):
+    """A device's update, which is sealed apart until its round is over, for aggregators that need each update."""
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeSum:
+    """The sum of reports that an edge has added, which is counted whole or not at all.
+
+    Attributes:
+        sessions: The sessions of the reports.
+        edge: The edge.
+        content: The sum.
+    """
+
+    sessions: tuple[str, ...]
+    edge: str
+    content: CheckedSum
+
+    @property
+    def arrived(self) -> Arrived:
+        """What the coordinator is told of the sum."""
+        return Arrived(self.sessions, self.edge)
+
+
+Checked: TypeAlias = ClearReport | SpooledReport | EdgeSum
+
+
+@dataclass(frozen=True, slots=True)
+class StagedReport:
+    """A checked report that the coordinator has staged: it waits in memory for the next commit."""
+
+    report: Checked
+
+    def counted_as(self, session: Session) -> "CommittedReport":
+        """The report as a commit counts it. session: the row of the report's first session, as the commit writes it."""
+        assert session.sum is not None, "a session that is counted names its sum"
+        apart = session.id if isinstance(self.report, SpooledReport) else ""
+        return CommittedReport(self.report.content, session.sum, session.staleness, apart)
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedReport:
+    """A report that is counted, within the transaction that counts it.
+
+    Attributes:
+        content: What is added.
+        sum: The number of the round whose sum takes the report.
+        staleness: How many versions old the report's model was.
+        apart: The name under which the report is kept apart; empty if it is added to the sum of its round.
+    """
+
+    content: CheckedUpdate | CheckedSum
+    sum: int
+    staleness: int
+    apart: str

@@ -1,0 +1,159 @@
+"""Admits check-ins: of devices that are let in, with their highest serials, and through an edge that may speak for them.
+speak for them.
+
+admitted = admission.admit(check_ins, now)          the others are answered
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sumus.protocol.round import ComeLater, outcome
+from sumus.rounds.run import DeviceCheckIn
+from sumus.server.committer import PendingRequest
+from sumus.server.identity import DeviceRegister
+from sumus.server.membership import MEMBER_S
+from sumus.server.requests import Item
+from sumus.server.tasks import ServedTasks
+from sumus.storage.identities import Identity
+from sumus.storage.leases import MOST_JUMP, Leases
+from sumus.wire.messages import CheckInRequest, Refused, Settlement
+
+
+@dataclass(eq=False)
+class OpenCheckIn:
+    """A check-in while it is decided.
+
+    Attributes:
+        waiting: Where the answer goes.
+        asked: The check-in.
+        until: The moment, on the monotonic clock, until which the check-in may be held.
+        identity: The identity of the device, or of the edge that passed the check-in on, once that was looked up.
+        settled: What became of the earlier session that the device asked about.
+        later: The earliest of the answers "come later" that runs gave.
+        known: Whether a task of the server has the device's fingerprint.
+    """
+
+    waiting: PendingRequest[Item]
+    asked: DeviceCheckIn
+    until: float
+    identity: Identity | None = None
+    settled: Settlement | None = None
+    later: ComeLater | None = None
+    known: bool = False
+
+    @property
+    def device(self) -> str:
+        """The device's id."""
+        return self.asked.device
+
+    @property
+    def request(self) -> CheckInRequest:
+        """What the device asks."""
+        return self.asked.request
+
+    @property
+    def parent(self) -> str:
+        """The edge that passed the check-in on; empty if the device asked here itself."""
+        return self.asked.parent
+
+    def say(self, answer: Any) -> None:
+        """Answer the check-in."""
+        self.waiting.say(answer)
+
+
+class Admission:
+    """Lets check-ins in, or answers them."""
+
+    def __init__(
+        self, tasks: ServedTasks, register: DeviceRegister, leases: Leases, clock: Callable[[], float]
+    ) -> None:
+        """Admit check-ins for these tasks.
+
+        Args:
+            tasks: The tasks of the server.
+            register: The devices that are enrolled.
+            leases: Knows the highest serial of each device.
+            clock: Seconds of the server's clock.
+        """
+        self._tasks, self._register, self._leases, self._clock = tasks, register, leases, clock
+
+    def admit(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
+        """Answer all check-ins but the latest of each device that is let in; return these."""
+        enrolled = list[OpenCheckIn]()
+        for one in check_ins:
+            try:
+                one.identity = self._register.find(one.parent or one.device, self._clock())
+                if one.identity.speaks_for and not one.parent:
+                    raise Refused("not_device", "it enrolled with an edge's link: give a device a link of its own")
+                enrolled.append(one)
+            except Refused as refused:
+                one.say(refused)
+        return self._latest(self._spoken_for(enrolled, now))
+
+    def refuse_replayed(self, one: OpenCheckIn) -> None:
+        """Answer that a run has given work for a later check-in of this device, or for this one before."""
+        given = self._last_serials([one.device]).get(one.device, 0)
+        one.say(_replayed(one.request.serial, max(given, one.request.serial)))
+
+    def _spoken_for(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
+        """Answer check-ins that came through an edge which may not speak for their devices; return the others."""
+        refused = dict[tuple[str, str], str]()
+        edges = {one.parent: one.identity for one in check_ins if one.parent and one.identity is not None}
+        for id, edge in edges.items():
+            serials = _highest(one for one in check_ins if one.parent == id)
+            works = partial(self._works_elsewhere, id, now)
+            codes = self._register.members.speak_for(edge, serials, self._clock(), works, self._membership_s())
+            refused |= {(id, device): code for device, code in codes.items()}
+        for one in check_ins:
+            if (code := refused.get((one.parent, one.device))) is not None:
+                one.say(Refused(code, "its edge may not speak for it, or not for one more"))
+        return [one for one in check_ins if (one.parent, one.device) not in refused]
+
+    def _works_elsewhere(self, edge: str, now: float, device: str) -> bool:
+        """Whether a device has work that did not come through this edge."""
+        return any(
+            session.parent != edge and outcome(session, run.coordinator.facts(now)) == "unknown"
+            for run in self._tasks.runs()
+            for session in run.coordinator.last_sessions([device])
+        )
+
+    def _membership_s(self) -> float:
+        """Seconds after which a device's place at its edge is free: longer than any sum is open."""
+        return max([MEMBER_S, *(2 * (run.pacing.deadline or 0.0) for run in self._tasks.runs())])
+
+    def _latest(self, check_ins: Sequence[OpenCheckIn]) -> list[OpenCheckIn]:
+        """Answer check-ins that are not the latest of their devices; return the others."""
+        if not check_ins:
+            return []
+        serials = _highest(check_ins)
+        last = self._leases.raise_serials(serials)
+        if far := {device: serial for device, serial in serials.items() if serial > last[device]}:
+            last = {**last, **self._leases.raise_serials(far, self._last_serials(far))}  # rows may know higher serials
+        for one in check_ins:
+            if one.request.serial != last[one.device]:
+                one.say(_replayed(one.request.serial, max(0, last[one.device])))
+        return [one for one in check_ins if one.request.serial == last[one.device]]
+
+    def _last_serials(self, devices: Iterable[str]) -> dict[str, int]:
+        """The serials of the check-ins that these devices' last work answered."""
+        found = dict[str, int]()
+        for run in self._tasks.runs():
+            for session in run.coordinator.last_sessions(list(devices)):
+                found[session.device] = max(session.serial, found.get(session.device, 0))
+        return found
+
+
+def _highest(check_ins: Iterable[OpenCheckIn]) -> dict[str, int]:
+    """The highest serials of check-ins, by device."""
+    serials = dict[str, int]()
+    for one in check_ins:
+        serials[one.device] = max(one.request.serial, serials.get(one.device, 0))
+    return serials
+
+
+def _replayed(serial: int, last: int) -> Refused:
+    """Refuse a check-in for its serial, and say where to count on. last: the highest serial that is known of its device."""
+    said = "was answered since" if serial <= last else f"was the last, and a serial may lie {MOST_JUMP} above that"
+    return Refused("replayed", f"a check-in with serial {last} {said}", serial=min(last, 2**52))

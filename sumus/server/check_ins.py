@@ -1,0 +1,323 @@
+"""Check-ins: each is answered with work, or with when to come again, or held until there may be work.
+
+check_ins.decide(waiting, now)             new check-ins: all of them together
+check_ins.look_again(now, stopping)        those that are held
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from sumus.errors import ExperimentError
+from sumus.logs import logger
+from sumus.protocol.round import AssignWork, CheckIn, ComeLater, Session, SettleSession, outcome
+from sumus.rounds.circumstances import Crowd
+from sumus.rounds.departures import departed
+from sumus.rounds.run import DeviceCheckIn, Run
+from sumus.server.admission import Admission, OpenCheckIn
+from sumus.server.committer import PendingRequest
+from sumus.server.counts import Counts
+from sumus.server.refusals import Refusals
+from sumus.server.requests import Item
+from sumus.server.tasks import ServedTask, ServedTasks
+from sumus.server.windows import AGAIN, ELSEWHERE
+from sumus.wire.messages import Assignment, CheckInAnswer, Refused, Settlement
+
+LOG = logger("sumus.server")
+MOST_HELD = 4096
+"""Check-ins held open at once; beyond that they are answered with their windows."""
+MAY_CHANGE = frozenset({"asking", "closed", "few", "full", "left", "parent", "paused", "separation"})
+"""Reasons why a device gets no work that may pass while its check-in is held: they lie in the rounds, not in the device."""
+_SKEW = 1.0
+"""Seconds by which clocks of servers that share a database may differ."""
+
+
+class CheckIns:
+    """Decides check-ins, on the deciding thread."""
+
+    def __init__(
+        self, tasks: ServedTasks, admission: Admission, crowd: Crowd, counts: Counts, refusals: Refusals
+    ) -> None:
+        """Decide check-ins for these tasks.
+
+        Args:
+            tasks: The tasks of the server.
+            admission: Lets check-ins in.
+            crowd: The devices of the server.
+            counts: Counts the answers.
+            refusals: Notes why devices get no work.
+        """
+        self._tasks, self._admission, self._crowd = tasks, admission, crowd
+        self._counts, self._refusals = counts, refusals
+        self._held: list[OpenCheckIn] = []
+        self._arrived = 0
+        self._seen: object = None
+        self._work: dict[str, tuple[Run, str, int]] = {}
+
+    @property
+    def held(self) -> int:
+        """How many check-ins are held open now."""
+        return len(self._held)
+
+    @property
+    def due(self) -> list[float]:
+        """The moments, on the monotonic clock, until which check-ins are held."""
+        return [one.until for one in self._held]
+
+    def take_arrived(self) -> int:
+        """How many check-ins have arrived since this was asked last."""
+        arrived, self._arrived = self._arrived, 0
+        return arrived
+
+    def take_held(self) -> list[PendingRequest[Item]]:
+        """Hold no check-in any more; return where the answers of those that were held go."""
+        held, self._held = self._held, []
+        return [one.waiting for one in held]
+
+    def forget(self, device: str) -> None:
+        """Answer the held check-ins of a device that has left."""
+        for one in [each for each in self._held if each.device == device]:
+            self._held.remove(one)
+            one.say(Refused("unknown_device", "it has left, or was shut out"))
+
+    def decide(self, waiting: Sequence[PendingRequest[Item]], now: float) -> None:
+        """Answer the check-ins among these requests, or hold them."""
+        arrived = [
+            OpenCheckIn(each, each.item, each.since + each.item.request.wait_s)
+            for each in waiting
+            if isinstance(each.item, DeviceCheckIn)
+        ]
+        self._arrived += len(arrived)
+        self._decide(arrived, now)
+
+    def look_again(self, now: float, stopping: bool) -> None:
+        """Decide again about held check-ins if anything has changed that may bring them work; answer those whose time is over.
+
+        Args:
+            now: Seconds of the server's clock.
+            stopping: Whether no check-in is held any more.
+        """
+        self._held = [one for one in self._held if not one.waiting.gone]
+        if not self._held:
+            return
+        moment = time.monotonic()
+        over = [one for one in self._held if one.until <= moment or stopping]
+        seen = [
+            (
+                run.coordinator.current.number,
+                run.coordinator.room() > 0,
+                run.wanted(),
+                self._crowd.population,
+                run.changes,
+            )
+            for run in self._tasks.runs()
+        ]
+        if seen != self._seen:
+            self._seen = seen
+            held, self._held = self._held, []
+            self._decide(held, now)
+        elif over:
+            self._held = [one for one in self._held if one not in over]
+            for one in over:
+                self._say_later(one)
+
+    def _decide(self, check_ins: Sequence[OpenCheckIn], now: float) -> None:
+        left = self._admission.admit(check_ins, now)
+        self._read_work([one.device for one in left])
+        for one in left:
+            one.later = None
+        left = self._settle_previous(left, now)
+        for run in self._tasks.runs():
+            left = self._ask_run(run, left, now)
+        for one in left:
+            if not self._tasks:
+                one.say(Refused("not_ready", "this edge has not heard yet what there is to do", AGAIN))
+            elif not one.known:
+                self._refusals.note("", "", "wrong_task", one.device, now)
+                one.say(
+                    Refused(
+                        "wrong_task",
+                        "no task of this server has the fingerprint of your client's file: is it of this release?",
+                    )
+                )
+            elif one.until > time.monotonic() and self._may_hold(one) and one.settled is None:
+                self._held.append(one)
+            else:
+                self._say_later(one)
+
+    def _may_hold(self, one: OpenCheckIn) -> bool:
+        """Whether the rounds may still bring this device work while it waits, and there is room to hold its check-in."""
+        may_change = one.later is None or one.later.reason in MAY_CHANGE
+        return may_change and len(self._held) < MOST_HELD
+
+    def _read_work(self, devices: Sequence[str]) -> None:
+        """Load each device's open session and its run; another server may have given it. Skipped if there is one run."""
+        self._work = {}
+        runs = self._tasks.runs()
+        for run in runs if devices and len(runs) > 1 else ():
+            for session in run.coordinator.last_sessions(devices):
+                before = self._work.get(session.device)
+                if session.awaited and (before is None or before[2] < session.serial):
+                    self._work[session.device] = run, session.id, session.serial
+
+    def _settle_previous(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
+        """Tell devices what became of the earlier sessions that they ask about: one transaction for each run.
+
+        A device that is still to report the earlier session is answered with that; the other check-ins are returned.
+        """
+        asked = dict[Run, list[OpenCheckIn]]()
+        ends = dict[int, str]()
+        for one in check_ins:
+            if (previous := one.request.previous) is not None:
+                run = self._tasks.run(previous.task, previous.kind)
+                if run is None:
+                    ends[id(one)] = "discarded"
+                else:
+                    asked.setdefault(run, []).append(one)
+        for run, those in asked.items():
+            answers = run.coordinator.check_in_all([_asks_for_the_end(one) for one in those], now)
+            for one, actions in zip(those, answers, strict=True):
+                settled = [action.outcome for action in actions if isinstance(action, SettleSession)]
+                if settled:
+                    ends[id(one)] = settled[0]
+        left = list[OpenCheckIn]()
+        for one in check_ins:
+            if (previous := one.request.previous) is None:
+                left.append(one)
+            elif (end := ends.get(id(one))) is None:
+                self._admission.refuse_replayed(one)
+            else:
+                one.settled = Settlement(previous.session, end)  # pyright: ignore[reportArgumentType]
+                self._counts.events["settled", end] += 1
+                if end == "unknown":
+                    one.say(CheckInAnswer(one.settled))
+                else:
+                    left.append(one)
+        return left
+
+    def _ask_run(self, run: Run, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
+        """Let a run give work to the devices that can do its task; return the check-ins that got none."""
+        task = self._tasks.of(run)
+        wanted = run.wanted()
+        able = [one for one in check_ins if task.fingerprint in one.request.fingerprints]
+        for one in able:
+            one.known = True
+        able = [one for one in able if wanted and self._is_eligible(run, task, one, now)]
+        able = self._without_successors(run, able, now)
+        if not able:
+            return list(check_ins)
+        given = set[int]()
+        answers = run.coordinator.check_in_all([_asks_for_work(one) for one in able], now)
+        for one, actions in zip(able, answers, strict=True):
+            if not actions:
+                given.add(id(one))
+                self._admission.refuse_replayed(one)
+            for action in actions:
+                if isinstance(action, AssignWork):
+                    given.add(id(one))
+                    self._give(run, one, action.session, now)
+                elif isinstance(action, ComeLater):
+                    self._note_later(run, one, action, now)
+            run.carry_out(actions, now)
+        return [one for one in check_ins if id(one) not in given]
+
+    def _is_eligible(self, run: Run, task: ServedTask, one: OpenCheckIn, now: float) -> bool:
+        """Whether a run may give this device work; not if the same request was given other work before."""
+        if run.kind not in one.request.kinds:
+            only = "only measures" if run.kind == "train" else "only trains"
+            self._refusals.note(run.task, run.kind, only, one.device, now)
+            return False
+        work = self._work.get(one.device)
+        if work is not None and work[0] is not run:
+            if work[2] >= one.request.serial:
+                return False
+            if _reports_elsewhere(work[0], work[1], one.parent, now):  # new work would spoil the sum that this is in
+                self._note_later(run, one, ComeLater(ELSEWHERE, "parent"), now)
+                return False
+        if task.keeps_state and not one.request.keeps_state:
+            self._refusals.note(run.task, run.kind, "keeps_state", one.device, now)
+            return False
+        later = run.admits(one.asked, now)
+        if later is not None:
+            self._note_later(run, one, later, now)
+        return later is None
+
+    def _without_successors(self, run: Run, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
+        """Leave out devices that enrolled with the link of a device that was counted and left: see `rounds/departures.py`."""
+        with_link = [one for one in check_ins if one.identity is not None and one.identity.link]
+        if not with_link:
+            return list(check_ins)
+        left, after = departed(run.store), set[int]()
+        for one in with_link:
+            if one.identity is not None and one.identity.enrolled >= left.get(one.identity.link, math.inf) - _SKEW:
+                after.add(id(one))
+                self._note_later(run, one, ComeLater(AGAIN, "left"), now)
+                run.turned_away(one.asked, now)
+        return [one for one in check_ins if id(one) not in after]
+
+    def _note_later(self, run: Run, one: OpenCheckIn, later: ComeLater, now: float) -> None:
+        """Remember when a run tells a device to come again; of several runs, the earliest window counts."""
+        if later.reason != "separation" or run.pacing.separation > 1:  # else the device is in the open sum
+            self._refusals.note(run.task, run.kind, later.reason, one.device, now)
+        if one.later is None or later.window < one.later.window:
+            one.later = later
+
+    def _give(self, run: Run, one: OpenCheckIn, session: Session, now: float) -> None:
+        """Answer with work. If the device has work of another run, it has forgotten that."""
+        work = self._work.get(one.device)
+        if work is not None and work[0] is not run:
+            self._counts.drop(work[0], [work[1]], "forgotten", now)
+        self._work[one.device] = run, session.id, session.serial
+        try:
+            offered: Assignment = run.offer(session, now)
+        except ExperimentError as error:  # its model is forgotten, or a file is gone: no other device is concerned
+            LOG.error("%s has no work to give: %s", run.task, error)
+            self._counts.drop(run, [session.id], "closed", now)
+            self._say_later(one)
+            return
+        self._counts.events["check-ins", "assigned"] += 1
+        one.say(CheckInAnswer(one.settled, offered, released=self._released(one)))
+
+    def _say_later(self, one: OpenCheckIn) -> None:
+        """Answer without work.
+
+        A device that may be held comes back at once: holding its check-in is cheaper than guessing when there will be work.
+        """
+        window, reason = (AGAIN, "nothing to do") if one.later is None else (one.later.window, one.later.reason)
+        if one.request.wait_s and self._may_hold(one):
+            window = min(window, AGAIN)
+        self._counts.events["check-ins", reason] += 1
+        one.say(CheckInAnswer(one.settled, None, window, reason, self._released(one)))
+
+    def _released(self, one: OpenCheckIn) -> dict[str, Any]:
+        """The models that this device's tasks answer with, by task; a model whose file is gone is left out."""
+        found = dict[str, Any]()
+        for task in self._tasks:
+            if task.fingerprint in one.request.fingerprints:
+                with suppress(ExperimentError):
+                    if (released := task.released) is not None:
+                        found[task.name] = released
+        return found
+
+
+def _asks_for_the_end(one: OpenCheckIn) -> tuple[str, CheckIn]:
+    """The event that asks what became of the earlier session, and for nothing else."""
+    assert one.request.previous is not None, "the device asks about an earlier session"
+    previous = f"{one.device}/{one.request.previous.session}"
+    return one.device, CheckIn(
+        f"{one.device}/{one.request.session}", one.request.serial, previous=previous, works=False
+    )
+
+
+def _asks_for_work(one: OpenCheckIn) -> tuple[str, CheckIn]:
+    """The event that asks for work."""
+    session, conditions = f"{one.device}/{one.request.session}", one.request.conditions.value()
+    return one.device, CheckIn(session, one.request.serial, conditions, parent=one.parent)
+
+
+def _reports_elsewhere(run: Run, session: str, parent: str, now: float) -> bool:
+    """Whether a report of this session may still come, through another parent than this one."""
+    held = run.coordinator.session(session)
+    return held is not None and held.parent != parent and outcome(held, run.coordinator.facts(now)) == "unknown"

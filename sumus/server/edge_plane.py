@@ -1,0 +1,141 @@
+"""The endpoints of the device plane that are for edges: what there is to do, check-ins that are passed on, and sums."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+from starlette.requests import Request
+
+from sumus.errors import ParticipantError
+from sumus.http.limits import Limits
+from sumus.rounds.run import DeviceCheckIn, Run
+from sumus.rounds.stages import EdgeSum
+from sumus.server.identity import signed_by_device
+from sumus.server.senders import Senders, compare
+from sumus.server.server import Server
+from sumus.wire.messages import (
+    ENDPOINTS,
+    CheckInAnswer,
+    CheckInRequest,
+    Refused,
+    RelayAnswer,
+    Relayed,
+    RelayedAnswer,
+    RelayRequest,
+    Tasks,
+    read,
+)
+from sumus.wire.reports import most_sum_bytes
+
+FOR_EDGES = frozenset({"tasks", "relay", "report_sum"})
+"""The names of the endpoints for edges."""
+MOST = {endpoint.name: endpoint.most for endpoint in ENDPOINTS}
+
+
+class EdgePlane:
+    """The endpoints for edges."""
+
+    def __init__(
+        self, server: Server, senders: Senders, limits: Limits, in_thread: Callable[..., Awaitable[Any]]
+    ) -> None:
+        """Answer edges for a server.
+
+        Args:
+            server: The server.
+            senders: Reads requests.
+            limits: How many requests a second are answered.
+            in_thread: Calls a function with its arguments in a thread.
+        """
+        self._server, self._senders, self._limits, self._in_thread = server, senders, limits, in_thread
+
+    async def tasks(self, request: Request) -> Any:
+        """Tell an edge what there is to do."""
+        edge, _ = await self._edge(request)
+        may = self._server.roll.find(edge, self._server.clock()).speaks_for
+        return await self._server.command(lambda now: Tasks(tuple(self._server.tasks.for_edges(may))))
+
+    async def relay(self, request: Request) -> Any:
+        """Answer the devices of an edge."""
+        edge, body = await self._edge(request)
+        asked = read(RelayRequest, body)
+        server = self._server
+        if await self._in_thread(server.roll.note_members, edge, asked.members, server.clock()):
+            server.crowd.note_change()
+        for each in asked.ended:
+            run = server.run(each.task, each.kind)
+            if run is not None:
+                await server.abort(run, f"{each.device}/{each.session}", each.reason, edge)
+        signed = await self._in_thread(lambda: [signed_by_device(each, server.population) for each in asked.asked])
+        may = server.roll.find(edge, server.clock()).speaks_for
+        answers = (self._relayed(edge, may, each, by_it) for each, by_it in zip(asked.asked, signed, strict=True))
+        return RelayAnswer(tuple(await asyncio.gather(*answers)))
+
+    async def report_sum(self, request: Request) -> Any:
+        """Count the sum that an edge has added: like a report, but of many devices."""
+        run = run_of(self._server, request.path_params)
+        most, least = most_sum_bytes(run.hop, run.most_together), run.least if run.edges.rounds > 1 else None
+        async with self._senders.upload(request, most, self._limits.edge_request) as (edge, body, digest):
+
+            def checked() -> EdgeSum:
+                compare(body, digest)
+                if not (may := self._server.roll.find(edge, self._server.clock()).speaks_for):
+                    raise Refused("not_edge", "it was enrolled as a device: give an edge a token of its own")
+                report = run.intake.read_sum(body, edge, run.most_together, least)
+                if len(report.sessions) > may:
+                    raise Refused(
+                        "not_edge", f"its sum is of {len(report.sessions)} reports, and its token is for {may} devices"
+                    )
+                return report
+
+            return await self._server.report(run, await self._in_thread(checked))
+
+    async def _relayed(self, edge: str, may: int, asked: Relayed, signed: bool) -> RelayedAnswer:
+        """Answer one of an edge's devices.
+
+        Args:
+            edge: The edge's id.
+            may: Devices that the edge may speak for.
+            asked: The device's check-in.
+            signed: Whether the device itself has signed the check-in.
+        """
+        try:
+            if not signed:
+                raise Refused("bad_signature", "not signed by this device, or not over this check-in")
+            self._limits.relayed(self._server.population, edge, may, asked.device, time.monotonic())
+            answer = await self._server.check_in(DeviceCheckIn(asked.device, _passed_on(asked), edge, asked))
+        except Refused as refused:
+            problem = refused.problem
+            if problem.code == "rate":
+                later = CheckInAnswer(retry_after_s=problem.retry_after_s, reason="rate")
+                return RelayedAnswer(asked.device, later)
+            return RelayedAnswer(asked.device, code=problem.code, serial=problem.serial)
+        return RelayedAnswer(asked.device, replace(answer, released={}))
+
+    async def _edge(self, request: Request) -> tuple[str, bytes]:
+        """Tell which edge sent a request, and read its body."""
+        endpoint = "relay" if request.method == "POST" else "tasks"
+        edge, body = await self._senders.signed(request, MOST[endpoint])
+        self._limits.edge_request(edge, time.monotonic())
+        if not self._server.roll.find(edge, self._server.clock()).speaks_for:
+            raise Refused("not_edge", "it was enrolled as a device: give an edge a token of its own")
+        return edge, body
+
+
+def run_of(server: Server, params: Mapping[str, Any]) -> Run:
+    """The run that a path names."""
+    kind = params["kind"]
+    run = server.run(params["task"], kind) if kind in ("train", "evaluate") else None
+    if run is None:
+        raise Refused("unknown_session", "no such session was given to this device")
+    return run
+
+
+def _passed_on(relayed: Relayed) -> CheckInRequest:
+    """Read a check-in that an edge passes on: the edge answers what became of earlier work, and nothing is held open."""
+    try:
+        request = read(CheckInRequest, relayed.check_in.encode())
+    except ParticipantError as error:
+        raise Refused("malformed", str(error)) from error
+    return replace(request, previous=None, wait_s=0.0)

@@ -1,0 +1,49 @@
+"""Parts of objects: a device whose download was cut asks for the rest (HTTP ranges)."""
+
+from collections.abc import Mapping
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sumus.http.answers import PiecewiseResponse
+from sumus.server.objects import HeldObject
+from sumus.text import whole_number
+
+
+def asked_range(request: Request, size: int) -> tuple[int, int] | None:
+    """Read where the one range begins and ends that a request asks for; the range is empty if there are no such bytes.
+
+    Returns:
+        None for the whole object: also for several ranges, and for a text that is no range, which HTTP lets a server ignore.
+    """
+    unit, _, asked = request.headers.get("range", "").partition("=")
+    first, dash, last = asked.partition("-")
+    begin, end = whole_number(first), whole_number(last)
+    if unit != "bytes" or not dash or (begin is None and (first or end is None)) or (end is None and last):
+        return None
+    if begin is None:
+        return max(0, size - (end or 0)), size
+    if end is not None and end < begin:
+        return None
+    return begin, size if end is None else min(size, end + 1)
+
+
+def keep_range(request: Request, asked: tuple[int, int] | None) -> None:
+    """Replace the range in a request's headers by this one, for the response that reads them next."""
+    headers = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
+    if asked is not None:
+        headers.append((b"range", f"bytes={asked[0]}-{max(asked[1] - 1, 0)}".encode()))
+    request.scope["headers"] = headers
+
+
+def ranged(found: HeldObject, asked: tuple[int, int] | None, headers: Mapping[str, str]) -> Response:
+    """Answer with an object, or with the one range of it that was asked for."""
+    body = found.body
+    whole = {**headers, "accept-ranges": "bytes"}
+    if asked is None:
+        return PiecewiseResponse(body, headers=whole, keeps=found)
+    begin, end = asked
+    if begin >= end:
+        return Response(status_code=416, headers={**whole, "content-range": f"bytes */{len(body)}"})
+    part = {**whole, "content-range": f"bytes {begin}-{end - 1}/{len(body)}"}
+    return PiecewiseResponse(memoryview(body)[begin:end], 206, part, found)

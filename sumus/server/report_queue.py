@@ -1,0 +1,165 @@
+"""Reports that wait to be counted: all that wait are one commit, run by run, and each is answered when that is durable."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sumus.protocol.round import AcceptReport, Action, CloseRound, RefuseReport
+from sumus.rounds.run import Run, give_up_open_rounds
+from sumus.server.committer import PendingRequest
+from sumus.server.counts import Counts
+from sumus.server.refusals import Refusals
+from sumus.server.requests import Aborted, Item, Reported, Spoilt
+from sumus.server.tasks import ServedTasks
+from sumus.storage.keyring import SealError
+from sumus.wire.messages import Counted, Nothing, Refused
+
+
+class ReportQueue:
+    """Counts reports, on the deciding thread.
+
+    Attributes:
+        waiting: Reports that have arrived, and are staged with the next commit.
+        next_commit: The moment, on the monotonic clock, before which no commit is made.
+    """
+
+    def __init__(
+        self,
+        tasks: ServedTasks,
+        counts: Counts,
+        refusals: Refusals,
+        leads: Callable[[], bool],
+        group: float,
+    ) -> None:
+        """Count reports for these tasks.
+
+        Args:
+            tasks: The tasks of the server.
+            counts: Counts the answers.
+            refusals: Notes why devices took no part.
+            leads: Whether this process makes models.
+            group: Seconds from the end of a commit to the next one, so that under load a commit is of many reports.
+        """
+        self._tasks, self._counts, self._refusals = tasks, counts, refusals
+        self._leads, self._group = leads, group
+        self._staged: dict[tuple[int, str], list[PendingRequest[Item]]] = {}
+        self.waiting: list[PendingRequest[Item]] = []
+        self.next_commit = 0.0
+
+    def add(self, requests: Iterable[PendingRequest[Item]]) -> None:
+        """Let the reports among these requests wait for the next commit."""
+        self.waiting += [one for one in requests if isinstance(one.item, Reported)]
+
+    def take_all(self, now: float) -> bool:
+        """Stage the reports that wait, and commit them, run by run.
+
+        Returns:
+            Whether a round has closed.
+        """
+        taken, closed = self.take_waiting(), False
+        for run in self._tasks.runs():
+            mine = [one for one in taken if isinstance(one.item, Reported) and one.item.run is run and not one.gone]
+            if mine:
+                self.stage(run, mine, now)
+            if run.coordinator.staged:
+                closed |= self.commit(run, now)
+                self.next_commit = time.monotonic() + self._group
+        return closed
+
+    def stage(self, run: Run, requests: Sequence[PendingRequest[Item]], now: float) -> None:
+        """Stage the reports of a run, and answer those that can be answered at once."""
+        reports = [one.item.report for one in requests if isinstance(one.item, Reported)]
+        for one, report in zip(requests, reports, strict=True):
+            self._staged.setdefault((id(run), report.arrived.sessions[0]), []).append(one)
+        answers = run.intake.stage_all(reports, now)
+        for report, actions in zip(reports, answers, strict=True):
+            if not actions:
+                unknown = Refused("unknown_session", "it was never given to this device, or is long over")
+                self._answer(run, report.arrived.sessions[0], unknown)
+            self.say(run, actions, duplicate=True)
+            run.carry_out(actions, now)
+
+    def commit(self, run: Run, now: float) -> bool:
+        """Commit until nothing more can be counted: reports that a full buffer left go into the next buffer.
+
+        Returns:
+            Whether a round has closed.
+        """
+        staged, closed = -1, False
+        while run.coordinator.staged and len(run.coordinator.staged) != staged:
+            staged = len(run.coordinator.staged)
+            try:
+                actions = run.intake.commit(now)
+            except SealError as error:  # the ring has lost the key of this round
+                if not self._leads():
+                    raise  # then it is this replica's ring alone
+                self._give_up(run, error, now)
+                return closed
+            self._counts.batches += 1
+            self.say(run, actions)
+            run.carry_out(actions, now)
+            closed |= any(isinstance(action, CloseRound) for action in actions)
+        run.tick(now)
+        return closed
+
+    def end(self, requests: Iterable[PendingRequest[Item]], now: float) -> None:
+        """Decide the requests among these that say that no report will come, or none that can be counted."""
+        for one in requests:
+            if isinstance(one.item, Aborted):
+                self._abort(one.item, now)
+                one.say(Nothing())
+            elif isinstance(one.item, Spoilt):
+                self._let_go(one.item, now)
+                one.say(Nothing())
+
+    def take_waiting(self) -> list[PendingRequest[Item]]:
+        """Forget the reports that wait to be staged; return where their answers go."""
+        waiting, self.waiting = self.waiting, []
+        return waiting
+
+    def take_staged(self) -> list[PendingRequest[Item]]:
+        """Forget the reports that are staged and not counted yet; return where their answers go."""
+        staged, self._staged = self._staged, {}
+        return [one for those in staged.values() for one in those]
+
+    def say(self, run: Run, actions: Iterable[Action], duplicate: bool = False) -> None:
+        """Answer reports.
+
+        Args:
+            run: The run that the reports are for.
+            actions: What was decided.
+            duplicate: Whether reports that are accepted were counted before.
+        """
+        for action in actions:
+            if isinstance(action, AcceptReport):
+                self._counts.events["reports", "duplicate" if duplicate else "counted"] += 1
+                self._refusals.took_part(run.task, run.kind, action.session.rpartition("/")[0])
+                self._answer(run, action.session, Counted(duplicate=duplicate))
+            elif isinstance(action, RefuseReport):
+                self._counts.events["reports", action.reason] += 1
+                code = action.reason if action.reason in ("stale", "phase") else "closed"
+                self._answer(run, action.session, Refused(code, action.reason))
+
+    def _answer(self, run: Run, session: str, answer: Any) -> None:
+        for one in self._staged.pop((id(run), session), ()):
+            self._counts.waited += time.monotonic() - one.since
+            one.say(answer)
+
+    def _give_up(self, run: Run, error: Exception, now: float) -> None:
+        """End the open rounds of a run to which nothing can be added; the reports that wait are not counted."""
+        give_up_open_rounds(run, error, now)
+        for session in [session for which, session in self._staged if which == id(run)]:
+            self._answer(run, session, Refused("closed", "its round was given up"))
+
+    def _abort(self, item: Aborted, now: float) -> None:
+        row = item.run.coordinator.session(item.session)
+        if row is not None and row.parent == item.parent:
+            self._refusals.note(item.run.task, item.run.kind, item.reason, row.device, now)
+            self._counts.drop(item.run, [item.session], item.reason, now)
+
+    def _let_go(self, item: Spoilt, now: float) -> None:
+        row = item.run.coordinator.session(item.session)
+        if row is not None and row.state == "out" and not row.parent:
+            self._counts.events["dropped", item.code] += 1
+            self._refusals.note(item.run.task, item.run.kind, item.code, row.device, now)
+            item.run.carry_out(item.run.coordinator.let_go(item.session, now), now)
