@@ -7,6 +7,8 @@ loaded when it is first used, and only training brings torch.
 import importlib
 from typing import Any
 
+from sumus import registry
+
 _PUBLIC = {
     # what is learned?
     "Task": "sumus.task",
@@ -65,6 +67,9 @@ _PUBLIC = {
     "rehearse": "sumus.simulator.rehearsal",
     "serve": "sumus.operations.serve",
     "Device": "sumus.device.device",
+    "Consent": "sumus.device.options",
+    "DeviceProfile": "sumus.device.options",
+    "ServerConnection": "sumus.device.options",
     "Floor": "sumus.protocol.session",
     "Node": "sumus.node.node",
     "DirectoryClientStates": "sumus.storage.client_states",
@@ -105,6 +110,15 @@ _MODULES = {
 
 __version__ = "0.1.0"
 __all__ = sorted([*_PUBLIC, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def _load_own_values() -> None:
+    """Import every module that registers values: robust aggregators, and all algorithms."""
+    importlib.import_module("sumus.robust")
+    importlib.import_module("sumus.algorithms").load_all()
+
+
+registry.supply(_load_own_values)
 
 
 def __getattr__(name: str) -> Any:

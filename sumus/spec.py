@@ -11,7 +11,6 @@ is `custom`: it runs in the simulator, and a plan that must travel refuses it by
 import copy
 import dataclasses
 import functools
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Generator, Mapping
@@ -23,6 +22,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_
 import numpy as np
 
 from sumus.errors import PlanError
+from sumus.registry import load_own
 from sumus.types import Json
 
 CUSTOM = "custom"
@@ -132,7 +132,7 @@ def build(description: Json) -> Any:
             raise PlanError("unknown-name", f"expected an object with name and with, got {sorted(description)}")
         name, params = description["name"], description.get("with", {})
         if isinstance(name, str) and name not in {MAPPING, *_factories}:
-            _load_own()
+            load_own()
         if not isinstance(name, str) or name not in {MAPPING, *_factories}:
             raise PlanError("unknown-name", f"no value is registered as {name!r}; import the module that registers it")
         if not isinstance(params, Mapping):
@@ -157,12 +157,6 @@ def read_as(what: str) -> Generator[None, None, None]:
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         why = f"it lacks {error}" if isinstance(error, KeyError) else f"{error!s:.200}"
         raise PlanError("malformed", f"this is not {what}: {why}") from error
-
-
-def _load_own() -> None:
-    """Register what sumus itself brings and nobody has imported yet: robust aggregators, and every algorithm."""
-    importlib.import_module("sumus.robust")
-    importlib.import_module("sumus.algorithms").load_all()
 
 
 def call_with(factory: Callable[..., Any], name: str, params: Mapping[str, Json]) -> Any:
@@ -273,7 +267,7 @@ def canonical_json(value: Json) -> str:
 def _check_free(name: str, factory: Any) -> None:
     """A name belongs to one definition; that one may be made again (a notebook's cell)."""
     if not factory.__module__.startswith("sumus."):
-        _load_own()  # a name of sumus is taken also before anyone has used it
+        load_own()  # a name of sumus is taken even if its file is not imported yet
     taken = _factories.get(name)
     if name == MAPPING or (taken is not None and _where(taken) != _where(factory)):
         raise PlanError("taken-name", f"the name {name!r} is registered already; choose another")

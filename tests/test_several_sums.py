@@ -14,7 +14,8 @@ from torch import nn
 import sumus
 from sumus import figures, metrics
 from sumus.aggregate import RunningSum
-from sumus.device.training import DeviceJob, Training
+from sumus.device.compute import DeviceJob
+from sumus.device.training import Training
 from sumus.errors import BeyondBoundError
 from sumus.evaluation import (
     check_measured,
@@ -207,9 +208,8 @@ def over_the_wire() -> tuple[RunningSum, Any]:
     hop, total = evaluation_hop(plan.description, 9), RunningSum()
     broadcast = plan.algorithm.start(training.program.initial_shared, plan.description).broadcast
     for number in PEOPLE:
-        inputs, targets = training.read(number, person(number))
-        errand = DeviceJob(number, inputs, targets, 0, b"", lambda *words: b"")
-        done = training.evaluate(plan, broadcast, errand)
+        job = DeviceJob(number, training.read(number, person(number)), 0, b"", lambda *words: b"")
+        done = training.evaluate(plan, broadcast, job)
         update = decode_report(done.report, number, hop)
         check_measured(update, trains=False)
         hop.count_in(update, into=total)

@@ -29,9 +29,11 @@ import numpy as np
 import uvloop
 
 from sumus.device.conditions import Sensors
-from sumus.device.device import ANY, FLOOR, Device, DeviceNews, Prediction
+from sumus.device.device import Device, Prediction
 from sumus.device.keys import Keys, system
 from sumus.device.link import read_link
+from sumus.device.news import DeviceNews
+from sumus.device.options import Consent, DeviceProfile, DeviceSystem, ServerConnection
 from sumus.device.store import FolderDeviceStore
 from sumus.errors import DataError, ExperimentError, SumusError, UsageError
 from sumus.http.listening import Listening, PlaneAddress, opened_plane
@@ -45,7 +47,7 @@ from sumus.node.plane import plane_app
 from sumus.node.readings import BadReading, ReadingCounts, Readings, Retention
 from sumus.pacing import Conditions
 from sumus.protocol.session import Floor
-from sumus.storage.files import expanded, write_whole
+from sumus.storage.files import expanded, make_private_folder, write_whole
 from sumus.task import Task
 from sumus.text import amount, many, printable
 from sumus.transport.hosts import listen_address
@@ -104,6 +106,9 @@ class NodeStatus:
     new: int = 0
 
 
+_FLOOR, _ANY = Floor(), Conditions()
+
+
 def _quiet(said: Any) -> None:
     """Nobody watches."""
 
@@ -157,8 +162,8 @@ class Node:
         names: Sequence[str] = (),
         least: int = 1,
         new: int = 0,
-        floor: Floor = FLOOR,
-        requires: Conditions = ANY,
+        floor: Floor = _FLOOR,
+        requires: Conditions = _ANY,
         sensors: Sensors | None = None,
         executor: str = "auto",
         name: Any = "this node",
@@ -175,20 +180,10 @@ class Node:
         self._task, self._least, self._clock, self._executor = task, least, clock, executor
         self._new, self._answers, self._news = new, answer, news
         self._say: Callable[[str], None] = lambda line: say(printable(line))
-        self._device_of: dict[str, Any] = {
-            "token": token,
-            "held_out": held_out,
-            "floor": floor,
-            "requires": requires,
-            "sensors": sensors,
-            "name": name,
-            "wait_s": wait_s,
-            "insecure": insecure,
-            "authority": authority,
-            "watch": self._heard,
-            "keys": keys,
-            "transport": transport,
-        }
+        self._token, self._held_out = token, held_out
+        self._consent = Consent(floor, requires)
+        self._connection = ServerConnection(wait_s, insecure, authority=authority, transport=transport)
+        self._profile = DeviceProfile(name, sensors=sensors, executor=executor, system=DeviceSystem(keys))
         self._server = server
         self._listen = None if listen is None else _address(listen, tls, names, insecure)
         self._access = None if access is None else checked(access)
@@ -421,18 +416,30 @@ class Node:
             return
         if self._device is not None:
             self._device.close()
-        waits = {} if evaluates else {"wait_s": 0.0}  # at the server for work, and not where it takes none
-        self._device = self._new_device(training, trains=trains, evaluates=evaluates, **waits)
+        # a device that takes no work need not wait at the server for work
+        connection = self._connection if evaluates else replace(self._connection, wait_s=0.0)
+        consent = replace(self._consent, trains=trains, evaluates=evaluates)
+        self._device = self._new_device(training, consent, connection)
 
-    def _new_device(self, task: "Task | Training", **more: Any) -> Device:
-        options = {**self._device_of, **more}
-        return Device(self._server, task, self.readings.examples, folder=self._folder / "device", **options)
+    def _new_device(self, task: "Task | Training", consent: Consent, connection: ServerConnection) -> Device:
+        return Device(
+            self._server,
+            task,
+            self.readings.examples,
+            folder=self._folder / "device",
+            token=self._token,
+            held_out=self._held_out,
+            consent=consent,
+            connection=connection,
+            profile=self._profile,
+            watch=self._heard,
+        )
 
     def _check_enrolled(self) -> None:
         """Whatever a person must mend about the server is said at the start."""
-        with self._new_device(self._task) as device:
-            link = None if self._server is None else read_link(self._server, self._device_of["insecure"])
-            if not device.status.device and not (self._device_of["token"] or (link and link.token)):
+        with self._new_device(self._task, self._consent, self._connection) as device:
+            link = None if self._server is None else read_link(self._server, self._connection.insecure)
+            if not device.status.device and not (self._token or (link and link.token)):
                 raise ExperimentError(
                     "this node is not enrolled: give it a link or a token, from whoever runs the server"
                 )
@@ -473,7 +480,7 @@ class Node:
             folder = self._folder / "device"
             if not pair or not (folder / "record.json").is_file():
                 raise ExperimentError("there is no model yet: it comes from the server, with the first answer")
-            self._answering = Device(None, pair[1], sample, store=FolderDeviceStore(folder, look=True))
+            self._answering = Device(None, pair[1], sample, folder=FolderDeviceStore(folder, look=True))
         found = self._answering.prediction(inputs)
         if self._answers is None:
             return found
@@ -560,7 +567,7 @@ class Node:
 def _own_folder(folder: Path) -> None:
     """A node's own folder, its owner's alone. ExperimentError for one that holds something else."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder)
         others = {path.name for path in folder.iterdir()} - {"device", "tls", "mqtt", "mqtt.new", "mqtt-topics"}
         if others and not (folder / "readings.db").is_file():
             raise ExperimentError(f"{folder} holds something else, and is no node's folder: give a new one")

@@ -87,7 +87,7 @@ def in_turn(devices: list[Device], done: Any) -> None:
     """Wake one after the other, whenever each is due."""
     for _ in range(2000):
         for device in devices:
-            device._clock.sleep(device.wake())  # type: ignore[attr-defined]
+            device._sleep(device.wake())
         if done():
             return
     raise AssertionError("it comes to no end")
@@ -137,7 +137,7 @@ def test_over_a_bad_network_what_devices_were_told_is_what_the_server_counted(tr
             for n in range(PEOPLE)
         ]  # fmt: skip
         in_turn(devices, lambda: run.version >= 5)
-        in_turn(devices, lambda: not any(device._store.read().row.unsettled for device in devices))
+        in_turn(devices, lambda: not any(device._memory.store.read().row.unsettled for device in devices))
         assert transport.failures == []
         counted = {device.status.device: device.status.counts["counted"] for device in devices}
         with run.store.transaction() as rows:
@@ -190,7 +190,7 @@ def test_join_predict_and_forget_over_https_with_a_pinned_authority(training: Tr
             listening(service.device_app, ssl_certfile=str(certificates.chain), ssl_keyfile=str(certificates.key))
         )
         link = enrolment_link(f"https://127.0.0.1:{port}", a_token(service), certificates.pin)
-        other = Device(link, training, some_examples(1), floor=FREE, wait_s=2.0)
+        other = Device(link, training, some_examples(1), consent=FREE, connection=sumus.ServerConnection(wait_s=2.0))
         beside = threading.Thread(target=other.run)
         beside.start()
         try:

@@ -1,0 +1,108 @@
+"""What a device is told when it is made: values of options that belong together.
+
+consent = Consent(floor=Floor(contributors=50), trains=False)
+connection = ServerConnection(authority="ca.pem", wait_s=60.0)
+profile = DeviceProfile(name="kitchen", version=3)
+device = Device(link, task, examples, folder="~/.health", consent=consent, connection=connection, profile=profile)
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from sumus.device.conditions import Sensors
+from sumus.device.keys import Keys, system
+from sumus.pacing import Conditions
+from sumus.protocol.session import Floor
+from sumus.transport.transport import Transport
+from sumus.wire.messages import Kind
+
+ANY_CONDITIONS = Conditions()
+
+
+@dataclass(frozen=True)
+class Consent:
+    """What the owner of a device agrees to.
+
+    Attributes:
+        floor: Limits of the work that the device takes, and the least number of contributors of a sum.
+        requires: Conditions that must be met before the device does anything, even a check-in.
+        trains: Whether the device takes training work.
+        evaluates: Whether the device takes evaluation work.
+        keeps_model: Whether the device fetches the models that the server releases, to predict with them.
+    """
+
+    floor: Floor = field(default_factory=Floor)
+    requires: Conditions = field(default_factory=Conditions)
+    trains: bool = True
+    evaluates: bool = True
+    keeps_model: bool = True
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of work that the device takes."""
+        return (*(("train",) if self.trains else ()), *(("evaluate",) if self.evaluates else ()))
+
+
+@dataclass(frozen=True)
+class ServerConnection:
+    """How a device reaches its server.
+
+    Attributes:
+        wait_s: Seconds for which the server may hold a check-in open until it has work, at most `LONGEST_WAIT`.
+        insecure: Whether http:// to another machine is allowed.
+        moves: Whether the device may move, with its key, to the server of a new link. That must be another edge of the same
+            population, or the server above it.
+        authority: A file of certificates (PEM). The server's certificate must come from one of them. The device keeps them for
+            its next start. None means those that were given before, or else those of the system.
+        transport: Carries the requests in place of HTTP, in tests and simulations.
+    """
+
+    wait_s: float = 20.0
+    insecure: bool = False
+    moves: bool = False
+    authority: str | Path | None = None
+    transport: Transport | None = None
+
+
+def _today() -> int:
+    return date.today().toordinal()
+
+
+@dataclass(frozen=True)
+class DeviceSystem:
+    """What a device takes from the system that it runs on. Tests and simulations give their own.
+
+    Attributes:
+        keys: Gives 32 random bytes for words that say what they are for.
+        clock: Gives seconds, which never go backwards.
+        sleep: Waits for so many seconds. None means a sleep that `Device.stop` interrupts.
+        today: Gives the number of the day, by which the floor's rounds a day are counted.
+    """
+
+    keys: Keys = system
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Any] | None = None
+    today: Callable[[], int] = _today
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """What a device is.
+
+    Attributes:
+        name: The device's name in messages to its owner, and in randomness that is made from keys.
+        version: The version of the program that the device is part of, for plans that ask for one.
+        sensors: Reads the device's conditions. None means the sensors of this system.
+        executor: How the device trains; see `Compute.executor` of a simulation.
+        system: Randomness, time and sleep.
+    """
+
+    name: Any = "this device"
+    version: int = 0
+    sensors: Sensors | None = None
+    executor: str = "auto"
+    system: DeviceSystem = field(default_factory=DeviceSystem)
