@@ -1,12 +1,13 @@
-"""What edges do between two sums: nothing but add; or rounds of their own, on models of their own.
+"""What edges do between two sums that they send: either they only add, or they do rounds on a model of their own.
 
     site = Site.of(algorithm, task, sums, seed, broadcast)
-    site = site.after(total)            a round of its own: the model moves by what its devices' sum says
+    site = site.after(total)            one own round: the sum of the site's devices moves the model
     site = site.after(another)
     sent = site.total(count)            W · (base − model), as integers: an aggregate like any other
 
-Hierarchical FedAvg [Liu et al. 2020, arXiv:1905.06641, Algorithm 1]: κ₁ steps on a device between two averages of its site, κ₂ of
-these between two of the server's. A site averages plainly; the server's optimizer takes its step on what comes of it.
+This is hierarchical FedAvg [Liu et al. 2020, arXiv:1905.06641, Algorithm 1]: a device takes κ₁ steps between two averages of
+its site, and a site takes κ₂ averages between two averages of the server. A site averages plainly; the optimizer of the server
+takes its step on the result.
 """
 
 import hashlib
@@ -29,7 +30,7 @@ from sumus.types import Broadcast, Tree, hold_plain_numbers
 NoiseAt: TypeAlias = Literal["top", "edges"]
 MOST_ROUNDS = 1000
 _EPSILON = 2.0**-24 + 2.0**-48
-"""The share of a number that rounding it to single precision changes, at most, where it was computed in double precision."""
+"""The largest share of a number by which rounding to single precision changes it, if it was computed in double precision."""
 _SEED = b"sumus site round "
 
 
@@ -38,9 +39,10 @@ _SEED = b"sumus site round "
 class Edges:
     """What a plan asks of edges.
 
-    rounds: of their own, between two sums that they send (κ₂ of Liu et al. 2020). With 1 an edge adds, and the model is the one
-        that there were without it, bit for bit; with more it is a *site*.
-    noise_at: where the noise of differential privacy is added, once there is some: by the "top" server, or by "edges".
+    Attributes:
+        rounds: Rounds of an edge's own between two sums that it sends (κ₂ of Liu et al. 2020). With 1, an edge only adds, and the
+            model is bit for bit the one without the edge. With more, the edge is a *site*.
+        noise_at: Where the noise of differential privacy will be added: by the "top" server, or by the "edges".
     """
 
     rounds: int = 1
@@ -57,11 +59,18 @@ class Edges:
 
 @dataclass(frozen=True)
 class Site:
-    """Where a site stands, as a value.
+    """A site's model, and what its rounds have added up to, as a value.
 
-    algorithm: with plain averaging at the end.  sums: the plan's integers.  seed: public, of the sum of the server above.
-    base: what that server sent.  at: the same now.  done: rounds.  weights: of each part, added up over these.
-    metrics: of the last of them.
+    Attributes:
+        algorithm: The plan's algorithm, with plain averaging in place of the server's optimizer.
+        task: The plan's task.
+        sums: How the plan's floats become integers.
+        seed: The public seed of the sum of the server above, 32 bytes.
+        base: The broadcast of the server above, from which the site began.
+        at: The same after the site's rounds.
+        done: Rounds that have moved the model.
+        weights: The weight of each part, added up over these rounds.
+        metrics: The metrics of the last of them.
     """
 
     algorithm: Algorithm
@@ -76,34 +85,44 @@ class Site:
 
     @staticmethod
     def of(algorithm: Algorithm, task: Description, sums: FixedPoint, seed: bytes, base: Broadcast) -> "Site":
-        """Before its first round."""
+        """Return a site before its first round."""
         return Site(replace(algorithm, server=sgd(1.0)), task, sums, seed, base, base)
 
     @property
     def seed_now(self) -> bytes:
-        """What all who report into the round that comes share. In the first it is the server's own: its sum may still go up as
-        it is."""
+        """The public seed of the next round, 32 bytes.
+
+        The first round has the seed of the server above, since the sum of that round may go up as it is.
+        """
         return seed_of(self.seed, self.done)
 
     def after(self, total: Aggregate) -> "Site":
-        """One round on. ParticipantError for a sum of more than planned. A sum of nobody, or without weight, moves nothing."""
+        """Return the site after one more round. A sum of nobody, or without weight, moves nothing.
+
+        Raises:
+            ParticipantError: The sum is of more reports than planned.
+        """
         combined = self.algorithm.combine(total, self.task, self.sums, self.seed_now, 0)
         moved = self.algorithm.step(combined, ServerState(self.at, {}), self.task).broadcast
         weights = {part: self.weights.get(part, 0) + int(weight) for part, weight in total.weights.items()}
         return replace(self, at=moved, done=self.done + 1, weights=weights, metrics=total.metrics)
 
     def total(self, count: int) -> Aggregate:
-        """What the server above adds. count: whose reports it stands for; each weighs what it did in a round, on average.
+        """Return the sum for the server above.
 
-        Raises BeyondBoundError where the model has moved further than a sum of so many reports may.
+        Args:
+            count: How many reports the sum stands for. Each weighs what it weighed in a round, on average.
+
+        Raises:
+            BeyondBoundError: The model has moved further than a sum of so many reports may.
         """
         weights = {part: (weight + self.done // 2) // self.done for part, weight in self.weights.items()}
         moved = {
             part: tree_map(lambda base, now: base.astype(np.float64) - now, tree, self.at[part])
             for part, tree in self.base.items()
         }
-        # Each round has rounded every number by _EPSILON of its size. Near its bound a number moves one way, so that its size was
-        # at most the larger of where it began and where it is, and what rounding had added.
+        # Each round has rounded every number by _EPSILON of its size. A number near its bound moves one way. So its size was at
+        # most the larger one of where it began and where it is now, and what rounding had added.
         share = self.done * _EPSILON / (1 - self.done * _EPSILON)
         rounding = {
             part: tree_map(
@@ -117,5 +136,5 @@ class Site:
 
 
 def seed_of(seed: bytes, done: int) -> bytes:
-    """What all who report into a site's next round share, after so many. 32 bytes."""
+    """Return the public seed of a site's next round, 32 bytes. done: how many rounds came before."""
     return seed if done == 0 else hashlib.sha256(_SEED + seed + done.to_bytes(8, "big")).digest()

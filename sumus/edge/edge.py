@@ -1,7 +1,7 @@
-"""An edge with all that belongs to it: what it keeps, its server for devices, and its way up.
+"""An edge as a whole: its folder, its server for devices, and its way up.
 
-    edge = open_edge(link, Where(data=Path("DIR")))
-    edge.start()                           with the server above, or as it was when that was heard last
+    edge = open_edge(link, Storage(data=Path("DIR")))
+    edge.start()                           with the runs of the server above, or those that it had when it was heard last
     … edge.device_app, an ASGI application
     edge.close()
 
@@ -18,9 +18,10 @@ from sumus.device.keys import system
 from sumus.device.link import Link, fetch_authority, pin_of
 from sumus.device.requests import Requests
 from sumus.device.store import DeviceStore, FolderDeviceStore, Membership, MemoryDeviceStore
-from sumus.edge.adder import LINGER, AdderRun, Relay
-from sumus.edge.site import SiteRun
-from sumus.edge.uplink import Uplink, quiet
+from sumus.edge.edge_run import LINGER, EdgeRun
+from sumus.edge.relay import Relay
+from sumus.edge.site_model import SiteModel
+from sumus.edge.uplink import EdgeRuns, Uplink, quiet
 from sumus.errors import ExperimentError, PlanError
 from sumus.http.limits import Limits
 from sumus.http.room import Room
@@ -42,7 +43,12 @@ HERE, USUAL = Storage(), ServerPolicy()
 
 
 class Edge(Service):
-    """What `open_edge` opens. uplink: its way up.  upstream: the address of the server above."""
+    """What `open_edge` opens.
+
+    Attributes:
+        uplink: The way up.
+        upstream: The address of the server above.
+    """
 
     def __init__(self, service: Service, uplink: Uplink, upstream: str, stack: ExitStack) -> None:
         super().__init__(
@@ -60,8 +66,10 @@ class Edge(Service):
         self._thread = threading.Thread(target=uplink.run, args=(self._over,), name="uplink", daemon=True)
 
     def start(self) -> None:
-        """Take up what there was to do, and from now on pass on and add. Before the server above has said for the first time what
-        there is to do, devices are told to come again."""
+        """Take up the runs of the server above, and from now on pass check-ins on and add reports.
+
+        Until the server above has said for the first time which runs there are, devices are told to come again.
+        """
         super().start()
         if not self.server.ask_to_do(self.uplink.remember).result():
             self.uplink.turn()
@@ -73,7 +81,7 @@ class Edge(Service):
         return AboveStatus(self.upstream, link.trouble, link.sent, link.bytes_up, link.waiting, why)
 
     def close(self) -> None:
-        """Answer what waits, and let go of everything. What was added and has not gone up goes up after the next start."""
+        """Answer every request that waits, and close everything. A sum that has not gone up goes up after the next start."""
         self._over.set()
         self.uplink.wake()
         if self._thread.ident is not None:
@@ -90,11 +98,19 @@ def open_edge(
     transport: Transport | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Edge:
-    """An edge of the server that a link is of; it enrols, the first time, with the link's token.
+    """Open an edge below the server that a link leads to. The first time, the edge enrols with the link's token.
 
-    conduct: of it, quota, memory, group and limits are used; its population is that of the server above.
-    linger: see `AdderRun`.  say: is told of each sum that went up.  transport: for tests, the way up.
-    ExperimentError where it cannot be.
+    Args:
+        link: The link to the server above.
+        where: Where the edge keeps its data.
+        conduct: Its quota, memory, group and limits are used; the population is that of the server above.
+        authority: The certificate that devices of this edge are to trust.
+        linger: Seconds for which more devices are awaited after work has come down.
+        transport: The way up, in tests; None for HTTP.
+        say: Is told of each sum that went up.
+
+    Raises:
+        ExperimentError: The edge is not enrolled and cannot be, or its folder cannot be used.
     """
     with ExitStack() as stack:
         kept = Stores(where, stack, shares=False)
@@ -108,40 +124,47 @@ def open_edge(
         roll = DeviceRegister(kept.identities, {requests.population: conduct.quota}, shared.join(replica))
         crowd = Crowd(lambda: count_enrolled(kept.identities, requests.population))
         server = Server(requests.population, [], roll, replica, crowd, clock, conduct.group)
-        relay = Relay()
+        wanted, runs = threading.Event(), EdgeRuns(server)
+        relay = Relay(wanted.set, runs)
 
-        def take_up(runs: Sequence[Served], now: float) -> None:
-            """On the deciding thread."""
-            for name in dict.fromkeys(served.task for served in runs):
-                mine = [served for served in runs if served.task == name]
-                here = [run for run in (server.run(name, served.kind) for served in mine) if isinstance(run, AdderRun)]
-                if len(here) == len(mine) and all(map(AdderRun.is_of, here, mine)):
+        def take_up(served_above: Sequence[Served], now: float) -> None:
+            """Have a run for each that the server above serves, on the deciding thread."""
+            for name in dict.fromkeys(served.task for served in served_above):
+                mine = [served for served in served_above if served.task == name]
+                here = [run for run in (server.run(name, served.kind) for served in mine) if isinstance(run, EdgeRun)]
+                if len(here) == len(mine) and all(map(_counts_alike, here, mine)):
                     for run, served in zip(here, mine, strict=True):
                         run.serve(served)
                     continue
                 for run in here:  # its reports were by another plan
                     run.end_all(now)
                 try:
-                    new = [adder(f"{name}.{served.kind}", served) for served in mine]
+                    new = [new_run(f"{name}.{served.kind}", served) for served in mine]
                 except PlanError as error:  # a site's plan holds something that is not registered here
                     LOG.warning("task %s is left out: %s", name, error)
                     continue
                 server.take_up(ServedTask(name, tuple(new), mine[0].fingerprint, mine[0].keeps_state), now)
 
-        def adder(run: str, served: Served) -> AdderRun:
-            if served.rounds > 1:
-                return SiteRun(served, relay, kept.store(run), kept.ring, kept.sums(run), kept.blobs, crowd, linger)
-            return AdderRun(served, relay, kept.store(run), kept.ring, kept.sums(run), crowd, linger)
+        def new_run(name: str, served: Served) -> EdgeRun:
+            store, sums, again = kept.store(name), kept.sums(name), server.decide_held_again
+            model = SiteModel(served, store, kept.blobs) if served.rounds > 1 else None
+            return EdgeRun(served, relay, store, kept.ring, sums, crowd, again, linger, model)
 
-        uplink = Uplink(requests, server, kept.blobs, kept.store("uplink"), relay, take_up, say or quiet)
+        rows, told = kept.store("uplink"), say or quiet
+        uplink = Uplink(requests, server, kept.blobs, rows, relay, runs, take_up, wanted, told)
         room = Room(conduct.memory)
         app = device_app(server, kept.blobs, room, conduct.limits or Limits(), authority)
         service = Service(server, kept.blobs, room, kept.ring, shared, app, (), ExitStack())
         return Edge(service, uplink, upstream, stack.pop_all())
 
 
+def _counts_alike(run: EdgeRun, served: Served) -> bool:
+    """Return whether a run counts reports as the server above says now."""
+    return (run.served.hop, run.served.plan) == (served.hop, served.plan)
+
+
 def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None) -> tuple[Requests, str]:
-    """Requests to the server above, which knows this edge; and where that is."""
+    """Return requests to the server above, where this edge is enrolled, and that server's address."""
     record = memory.read()
     member, authority = record.membership, record.authority
     address = link.server or (member.server if member else "")

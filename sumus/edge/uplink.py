@@ -1,27 +1,26 @@
-"""An edge's way up: it passes on who asks for work, brings what they are given, and sends what was added.
+"""An edge's way up: passes check-ins on, brings the work that is given for them, and sends the edge's sums.
 
-    uplink = Uplink(requests, server, blobs, rows, relay, take_up)
-    uplink.learn()                         what there is to do, from the server above; else as it was last time
+    uplink = Uplink(requests, server, blobs, rows, relay, runs, take_up, wanted)
+    uplink.learn()                         ask the server above which runs there are
     uplink.turn()                          one round trip; seconds until the next, at most
-    uplink.run(over)                       until then
+    uplink.run(over)                       do so until an event is set
 
-The server above may be away: devices' reports are taken and kept meanwhile, and go up when it is back.
+If the server above is away, the edge goes on taking and keeping its devices' reports. It sends the sums when that server is back.
 """
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from itertools import islice
 from typing import Any, NamedTuple, cast
 
 import msgspec
 
 from sumus.device.requests import Requests
-from sumus.edge.adder import AdderRun, ReadySum, Relay
+from sumus.edge.edge_run import EdgeRun, ReadySum
+from sumus.edge.relay import Relay, RelayBatch
 from sumus.errors import SumusError
 from sumus.logs import logger
-from sumus.rounds.run import DeviceCheckIn
 from sumus.server.server import Server
 from sumus.storage.blobs import Blobs
 from sumus.storage.store import OF_THE_RUN, Store
@@ -29,13 +28,10 @@ from sumus.text import amount, many
 from sumus.transport.transport import Unreachable
 from sumus.wire.messages import (
     AGAIN,
-    MAX_RELAY,
-    MOST_RELAYED,
     Body,
     CheckInAnswer,
     EndedSession,
     EndReason,
-    Kind,
     Refused,
     RelayedAnswer,
     RelayRequest,
@@ -50,35 +46,60 @@ REFRESH = 60.0
 GATHER = 0.05
 """Seconds for which check-ins are gathered, so that many go up together."""
 SOON, LATE = 1.0, 60.0
-"""Seconds after which what did not reach the server above is tried again: the first time, and at most."""
-OTHERS = 512
-"""Bytes that a check-in takes which is passed on, besides what the device said."""
+"""Seconds after which a request that did not reach the server above is tried again: the first time, and at most."""
 REFUSED = (30.0, 90.0)
-"""The window to come back in, of a device whose check-in the server above has refused."""
+"""The retry window, in seconds, of a device whose check-in the server above has refused."""
 TO_MEND = frozenset({"not_edge", "revoked", "unknown_device", "bad_signature", "old_protocol"})
-"""Codes after which a person must do something, and nothing is given up meanwhile."""
+"""Codes of refusals that a person must mend; until then, every sum is kept and tried again."""
 
 
 def quiet(line: str) -> None:
-    """Nobody listens."""
+    """Say nothing."""
 
 
 class _Taken(NamedTuple):
-    """What is to go up."""
+    """What is to go up.
+
+    Attributes:
+        members: Devices that the edge has.
+        batch: Check-ins and ended sessions.
+        sums: Sums, each with its run.
+    """
 
     members: int
-    asked: dict[str, DeviceCheckIn]
-    ended: dict[tuple[str, Kind, str], str]
-    sums: list[tuple[AdderRun, ReadySum]]
+    batch: RelayBatch
+    sums: list[tuple[EdgeRun, ReadySum]]
+
+
+class EdgeRuns:
+    """The runs of an edge, as its server has them now."""
+
+    def __init__(self, server: Server) -> None:
+        """Look at a server's tasks."""
+        self._server = server
+
+    def all(self) -> list[EdgeRun]:
+        """Return all runs."""
+        return [run for task in self._server.tasks for run in task.runs if isinstance(run, EdgeRun)]
+
+    def holds(self, device: str) -> bool:
+        """Return whether what a device has done is in a sum of any run that has not gone up yet."""
+        return any(run.holds(device) for run in self.all())
+
+    def forget_work(self, device: str, now: float) -> None:
+        """Count no report any more of the work that a device has, since it asks for other work."""
+        for run in self.all():
+            run.forget_work(device, now)
 
 
 class Uplink:
-    """requests: of the edge, to the server above.  blobs: where plans and models are kept for devices.  rows: where what there is
-    to do is remembered.  relay: of the server's runs.  take_up: makes runs of what there is to do.
-    say: is told of each sum that went up.
+    """The way from an edge to the server above.
 
-    trouble: why the server above does not hear; empty where it does.  sent, bytes_up: sums that it has counted, and their bytes.
-    waiting: sums that are on their way.
+    Attributes:
+        trouble: Why the server above does not hear; empty if it does.
+        sent: Sums that the server above has counted.
+        bytes_up: Bytes of these sums.
+        waiting: Sums that are on their way.
     """
 
     def __init__(
@@ -88,14 +109,26 @@ class Uplink:
         blobs: Blobs,
         rows: Store,
         relay: Relay,
+        runs: EdgeRuns,
         take_up: Callable[[Sequence[Served], float], None],
+        wanted: threading.Event,
         say: Callable[[str], None] = quiet,
     ) -> None:
+        """Send nothing yet.
+
+        Args:
+            requests: Requests of the edge to the server above.
+            server: The edge's own server.
+            blobs: Where plans and models are kept for devices.
+            rows: Where it is remembered what there is to do.
+            relay: What goes up, and what comes down for it.
+            runs: The runs of the edge's server.
+            take_up: Makes runs of what there is to do.
+            wanted: Is set if there is something to send.
+            say: Is told of each sum that went up.
+        """
         self._requests, self._server, self._blobs, self._rows = requests, server, blobs, rows
-        self._relay, self._take_up = relay, take_up
-        relay.wake, relay.holds, relay.forgets = self.wake, self._holds, self._forgets
-        self._say = say
-        self._wanted = threading.Event()
+        self._relay, self._runs, self._take_up, self._wanted, self._say = relay, runs, take_up, wanted, say
         self._said = -1
         self._failures = 0
         self._learnt = False
@@ -104,11 +137,11 @@ class Uplink:
         self.sent = self.bytes_up = self.waiting = 0
 
     def wake(self) -> None:
-        """There is something to do; from any thread."""
+        """Look soon for something to send. Any thread may call this."""
         self._wanted.set()
 
     def run(self, over: threading.Event) -> None:
-        """Until it is over."""
+        """Send whatever there is to send, until `over` is set."""
         pause = 0.0
         while not over.is_set():
             self._wanted.wait(pause)
@@ -120,7 +153,11 @@ class Uplink:
                 return
 
     def turn(self) -> float:
-        """Everything once. Seconds until the next is due, though nothing comes."""
+        """Send everything once.
+
+        Returns:
+            Seconds until the next turn is due, even if nothing new is to be sent.
+        """
         try:
             if not self._learnt:
                 self.learn()
@@ -135,7 +172,7 @@ class Uplink:
         return REFRESH
 
     def learn(self) -> None:
-        """What there is to do; and the models that devices answer with."""
+        """Ask the server above which runs there are, and fetch their plans and the models that devices answer with."""
         tasks = self._requests.tasks()
         for served in tasks.runs:
             self._fetch(served.plan)
@@ -145,10 +182,10 @@ class Uplink:
             rows.put_note(OF_THE_RUN, "served", msgspec.json.encode(tasks))
         self._on_server(lambda now: self._take_up(tasks.runs, now)).result()
         self._learnt = True
-        self._on_server(self._sweep).result()  # where models of a site's own are made
+        self._on_server(self._sweep).result()  # on the deciding thread, where a site makes models of its own
 
     def remember(self, now: float) -> bool:
-        """What there was to do when the server above was heard last; whether that is known."""
+        """Take up the runs that the server above had when it was heard last; return whether they are known."""
         with self._rows.transaction() as rows:
             note = rows.note(OF_THE_RUN, "served")
         if note is None:
@@ -157,7 +194,12 @@ class Uplink:
         return True
 
     def _unheard(self, why: str, window: Window | None = None) -> float:
-        """Seconds until the next attempt. window: that the server above has named."""
+        """Note why the server above does not hear, and return the seconds until the next attempt.
+
+        Args:
+            why: The reason, in a sentence.
+            window: The retry window that the server above has named; None if it has named none.
+        """
         if self.trouble != why:
             LOG.warning("the server above: %s; what was added is kept, and sent later", why)
         self.trouble = why
@@ -175,38 +217,25 @@ class Uplink:
         try:
             self._pass_on(taken)
         except (Unreachable, Refused):
-            self._on_server(lambda now: self._put_back(taken)).result()
+            self._on_server(lambda now: self._relay.put_back(taken.batch)).result()
             raise
         for run, waiting in taken.sums:
             self._send(run, waiting)
             self.waiting -= 1
 
-    def _runs(self) -> list[AdderRun]:
-        return [run for task in self._server.tasks for run in task.runs if isinstance(run, AdderRun)]
-
     def _take(self, now: float) -> _Taken:
-        relay, members = self._relay, self._server.crowd.count()
-        asked = {device: relay.asking.pop(device) for device in _that_fit(relay.asking)}
-        relay.going_up |= asked
-        ended = {which: relay.ended.pop(which) for which in list(islice(relay.ended, MOST_RELAYED))}
-        if relay.asking or relay.ended:
-            self.wake()
-        sums = [(run, waiting) for run in self._runs() for waiting in run.sums_to_send.values()]
-        return _Taken(members, asked, ended, sums)
-
-    def _put_back(self, taken: _Taken) -> None:
-        self._relay.going_up.clear()
-        self._relay.asking = taken.asked | self._relay.asking
-        self._relay.ended = taken.ended | self._relay.ended
+        sums = [(run, ready) for run in self._runs.all() for ready in run.sums_to_send.values()]
+        return _Taken(self._server.crowd.count(), self._relay.batch(), sums)
 
     def _pass_on(self, taken: _Taken) -> None:
-        """Pass on who asks; bring what they are told, and what they need for it."""
-        if not (taken.asked or taken.ended or taken.members != self._said):
+        """Pass check-ins on, and bring the answers with the plans and models that their devices need."""
+        batch = taken.batch
+        if not (batch.asked or batch.ended or taken.members != self._said):
             return
-        asked = tuple(each.signed for each in taken.asked.values() if each.signed is not None)
+        asked = tuple(each.signed for each in batch.asked.values() if each.signed is not None)
         ended = tuple(
             EndedSession(task, kind, *_parts(session), cast(EndReason, reason))
-            for (task, kind, session), reason in taken.ended.items()
+            for (task, kind, session), reason in batch.ended.items()
         )
         answers = self._requests.relay(RelayRequest(taken.members, asked, ended)).answers
         self._said = taken.members
@@ -216,9 +245,9 @@ class Uplink:
                 self._fetch(work.broadcast)
 
         def bring(now: float) -> None:
-            runs = {(run.task, run.kind): run for run in self._runs()}
+            runs = {(run.task, run.kind): run for run in self._runs.all()}
             self._relay.going_up.clear()
-            for (device, asked), each in zip(taken.asked.items(), answers, strict=True):
+            for (device, asked), each in zip(batch.asked.items(), answers, strict=True):
                 request, answer = asked.request, each.answer or self._refused(each)
                 work = answer.assignment
                 run = None if work is None else runs.get((work.task, work.kind))
@@ -227,31 +256,31 @@ class Uplink:
                 else:
                     self._relay.send_away(device, request, answer, now)
                     for each_run in runs.values():
-                        each_run.send_away(answer.reason, now)
+                        each_run.no_work(answer.reason, now)
 
         self._on_server(bring).result()
 
     def _refused(self, told: RelayedAnswer) -> CheckInAnswer:
-        """What a device is told whose check-in the server above has refused."""
+        """Return the answer for a device whose check-in the server above has refused."""
         if told.code == "not_edge" and not self._full:
             LOG.warning(
                 "the server above lets this edge speak for no more devices, and %s waits: ask there for a link that is for more",
                 told.device[:12],
             )
             self._full = True
-        if told.serial is not None:  # the next check-in is refused here, and told where to count on
+        if (
+            told.serial is not None
+        ):  # the next check-in is refused here, and its device is told from which serial to go on
             self._server.replica.leases.raise_serials({told.device: told.serial})
         return CheckInAnswer(retry_after_s=REFUSED, reason=told.code)
 
-    def _send(self, run: AdderRun, waiting: ReadySum) -> None:
-        """Send a sum; what the server above will never count is given up, and said."""
+    def _send(self, run: EdgeRun, waiting: ReadySum) -> None:
+        """Send a sum. If the server above will never count it, give it up, and say so."""
         try:
             self._requests.report_sum(waiting.task, waiting.kind, waiting.body)
         except Refused as refused:
             code = refused.problem.code
-            if code in AGAIN or (
-                code in TO_MEND and code != "not_edge"
-            ):  # not_edge: of too many devices, which stays so
+            if code in AGAIN or (code in TO_MEND and code != "not_edge"):  # a sum of too many devices stays one
                 raise
             LOG.warning("round %d of %s was not counted above: %s", waiting.number, waiting.task, refused)
             why = str(refused)
@@ -265,34 +294,15 @@ class Uplink:
         self._learnt = False  # there may be a new model to answer with
 
     def _fetch(self, body: Body) -> None:
-        """Have an object here."""
+        """Fetch an object, unless it is here already."""
         if self._blobs.size(body.sha256) is None:
             self._blobs.put(self._requests.object(body))
 
-    def _holds(self, device: str) -> bool:
-        return any(run.holds(device) for run in self._runs())
-
-    def _forgets(self, device: str, now: float) -> None:
-        for run in self._runs():
-            run.forget_work(device, now)
-
     def _sweep(self, now: float) -> None:
-        """Let go of what no device may fetch any more."""
-        kept = frozenset[str]().union(*(run.objects for run in self._runs()))
+        """Delete the objects that no device may fetch any more."""
+        kept = frozenset[str]().union(*(run.objects for run in self._runs.all()))
         for sha256 in set(self._blobs) - kept:
             self._blobs.delete(sha256)
-
-
-def _that_fit(asking: Mapping[str, DeviceCheckIn]) -> list[str]:
-    """The first devices whose check-ins go up in one request, by their number and their bytes: a letter of a check-in takes two
-    bytes at most, in the text of another message."""
-    left, devices = MAX_RELAY // 2, list[str]()
-    for device, asked in islice(asking.items(), MOST_RELAYED):
-        left -= OTHERS + (0 if asked.signed is None else 2 * len(asked.signed.check_in.encode()))
-        if devices and left < 0:
-            break
-        devices.append(device)
-    return devices
 
 
 def _parts(session: str) -> tuple[str, str]:

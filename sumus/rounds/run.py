@@ -81,7 +81,6 @@ class Run:
         edges: What edges do.
         paused: Whether no round begins and no work is given.
         trouble: Why no model can be made; empty if all is well.
-        changes: Grows with everything that may bring work to devices that wait, besides what the coordinator knows.
     """
 
     kind: Kind
@@ -132,12 +131,11 @@ class Run:
         )
         self.trouble = ""
         self.paused = False
-        self.changes = 0
         self._pacing = pacing
 
     @property
     def pacing(self) -> Pacing:
-        """How the open round is paced. A kind of run whose rounds change while they are open overrides this property."""
+        """How the open round is paced. A kind of run may change that while the round is open."""
         return self._pacing
 
     def circumstances(self) -> Circumstances:
@@ -182,6 +180,7 @@ class Run:
                 self.closed.close_up_to(action.number, now)
             elif isinstance(action, AbandonRound):
                 self.closed.destroy(action.number)
+                self.abandoned(action.number, now)
 
     def look(self) -> None:
         """Read what the leader has done."""
@@ -209,6 +208,7 @@ class Run:
 
     def end_all(self, now: float) -> None:
         """End all work that is out, and every round that is not over."""
+        self.all_ends(now)
         with self.store.transaction() as rows:
             out = rows.sessions_out()
             rounds = [row.number for row in rows.rounds() if not row.over]
@@ -233,6 +233,7 @@ class Run:
         if not self.leads:
             self.look()
             return
+        self.time_passes(now)
         for decided in (self.coordinator.expire(now), self.coordinator.tick(now)):
             self.carry_out(decided, now)
 
@@ -249,8 +250,17 @@ class Run:
     def turned_away(self, asked: DeviceCheckIn, now: float) -> None:
         """Learn of a check-in whose device may not be in the open sum."""
 
-    def dropped(self, sessions: Iterable[str], reason: str) -> None:
+    def dropped(self, sessions: Iterable[str], reason: str, now: float) -> None:
         """Learn of sessions that will not report."""
+
+    def time_passes(self, now: float) -> None:
+        """Learn the time, before sessions expire and deadlines pass."""
+
+    def abandoned(self, number: int, now: float) -> None:
+        """Learn that nothing comes of a round's sum; also after a crash, of every abandoned round that is not forgotten."""
+
+    def all_ends(self, now: float) -> None:
+        """Learn that all rounds and all work are about to end."""
 
     def rounds_of_sum(self) -> Sequence[int]:
         """The numbers of the rounds that go into the open sum, the last one last. Nobody is in one sum twice."""

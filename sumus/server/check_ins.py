@@ -92,6 +92,10 @@ class CheckIns:
         self._arrived += len(arrived)
         self._decide(arrived, now)
 
+    def decide_held_again(self) -> None:
+        """Decide again about held check-ins at the end of this turn, since a run may answer them differently now."""
+        self._seen = None
+
     def look_again(self, now: float, stopping: bool) -> None:
         """Decide again about held check-ins if anything has changed that may bring them work; answer those whose time is over.
 
@@ -110,7 +114,6 @@ class CheckIns:
                 run.coordinator.room() > 0,
                 run.wanted(),
                 self._crowd.population,
-                run.changes,
             )
             for run in self._tasks.runs()
         ]

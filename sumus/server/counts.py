@@ -25,12 +25,12 @@ class Counts:
     batches: int = 0
     waited: float = 0.0
 
-    def note_dropped(self, run: Run, sessions: Sequence[str], reason: str) -> None:
+    def note_dropped(self, run: Run, sessions: Sequence[str], reason: str, now: float) -> None:
         """Count sessions that end without a report, and tell their run."""
         self.events["dropped", reason] += len(sessions)
-        run.dropped(sessions, reason)
+        run.dropped(sessions, reason, now)
 
     def drop(self, run: Run, sessions: Sequence[str], reason: str, now: float) -> None:
         """End sessions of a run without a report."""
-        self.note_dropped(run, sessions, reason)
+        self.note_dropped(run, sessions, reason, now)
         run.carry_out(run.coordinator.drop(sessions, reason, now), now)

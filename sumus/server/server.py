@@ -187,10 +187,14 @@ class Server:
         self._check_ins.forget(device)
         for run in self.tasks.runs():
             if out := sessions_out_of(run.store, device):
-                self.counts.note_dropped(run, out, reason)
+                self.counts.note_dropped(run, out, reason, now)
             run.carry_out(forget_device(run.coordinator, device, link, run.rounds_of_sum(), reason, now), now)
         self.replica.leases.forget_serial(device)
         self.crowd.count()
+
+    def decide_held_again(self) -> None:
+        """Decide again about held check-ins at the end of this turn, since a run may answer them differently now."""
+        self._check_ins.decide_held_again()
 
     def take_up(self, task: ServedTask, now: float) -> None:
         """Serve one more task, or another version of a task."""

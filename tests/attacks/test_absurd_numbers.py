@@ -17,7 +17,7 @@ import pytest
 
 from sumus.device.link import read_link
 from sumus.device.requests import Requests
-from sumus.edge.adder import AdderRun
+from sumus.edge.edge_run import EdgeRun
 from sumus.errors import ExperimentError, ParticipantError, PlanError, UsageError
 from sumus.node.formats import read_file, read_json
 from sumus.node.mqtt import Broker
@@ -130,7 +130,7 @@ def test_an_edge_leaves_out_what_its_server_describes_so(hop: str) -> None:
     body = Body("0" * 64, 1)
     served = Served("tiny", "train", "0" * 64, False, body, hop, 1, 1)
     with pytest.raises(PlanError):
-        AdderRun(served, None, None, None, None, None)  # type: ignore[arg-type]  # pyright: ignore
+        EdgeRun(served, None, None, None, None, None, None)  # type: ignore[arg-type]  # pyright: ignore
 
 
 def test_a_server_that_answers_so_was_not_reached() -> None:

@@ -15,7 +15,7 @@ from sumus.device.link import Link
 from sumus.device.requests import Requests
 from sumus.device.training import Training
 from sumus.edge.edge import Edge, open_edge
-from sumus.edge.site import SiteRun
+from sumus.edge.edge_run import EdgeRun
 from sumus.experiment import Experiment
 from sumus.first_hop import FirstHop
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
@@ -127,9 +127,9 @@ def model_of(tree: Tree, version: int) -> list[float]:
     return decode_tree(tree.service.blobs.get(run.model(version).model))["w"].tolist()
 
 
-def run_of(edge: Edge) -> SiteRun:
+def run_of(edge: Edge) -> EdgeRun:
     (run,) = edge.server.tasks[0].runs
-    assert isinstance(run, SiteRun)
+    assert isinstance(run, EdgeRun)
     return run
 
 

@@ -1,0 +1,92 @@
+"""What an edge's rounds are for: the work of the server above, written down when the first of it comes down for a round.
+
+notes = RoundWorkNotes(store, rounds=1)
+notes.begin(number, work, now)         the round is for this work, and must be over in time for its sum to go up
+notes.of(number)                       None if no work has come down for the round
+"""
+
+import msgspec
+
+from sumus.protocol.rows import changed
+from sumus.rounds.departures import keep_departed
+from sumus.storage.store import Store
+from sumus.wire.messages import Assignment
+
+MARGIN = 0.2
+"""The share of the time that the server above gives which is kept for the sum's own way."""
+
+
+class RoundWork(msgspec.Struct, frozen=True):
+    """What a round of an edge is for.
+
+    Attributes:
+        work: Work of the server above, as its first device got it.
+        ends: When the round must be over, by the edge's clock; None for never.
+        sent: When the sum must go up, by the edge's clock; None for never.
+    """
+
+    work: Assignment
+    ends: float | None
+    sent: float | None
+
+
+class RoundWorkNotes:
+    """The notes of one run's rounds that say what each round is for."""
+
+    def __init__(self, store: Store, rounds: int) -> None:
+        """Read and write the notes in a store. rounds: how many rounds of the edge share the time of one sum above."""
+        self._store, self._rounds = store, rounds
+        self._last: tuple[int, RoundWork] | None = None
+
+    def restart(self) -> None:
+        """Read the notes anew."""
+        self._last = None
+
+    def of(self, number: int) -> RoundWork | None:
+        """Return what a round is for; None if it has no work yet."""
+        if self._last is None or self._last[0] != number:
+            with self._store.transaction() as rows:
+                note = rows.note(number, "work")
+            if note is None:
+                return None
+            self._last = number, msgspec.json.decode(note, type=RoundWork)
+        return self._last[1]
+
+    def begin(self, number: int, work: Assignment, now: float) -> None:
+        """Write down what a round is for. Its time begins now: whatever is a share of that time begins with the work."""
+        sent = None if work.expires_in_s is None else now + work.expires_in_s * (1 - MARGIN)
+        before = self.of(number - 1)
+        with self._store.transaction() as rows:
+            if before is not None and is_same_sum(before.work, work):
+                keep_departed(rows, number - 1, number)
+            noted = RoundWork(work, share_of(sent, self._rounds, now), sent)
+            rows.put_note(number, "work", msgspec.json.encode(noted))
+            row = rows.round(number)
+            assert row is not None, "work begins the round that is open"
+            rows.put_round(changed(row, since=now))
+        self._last = None
+
+    def rounds_of_sum(self, newest: int, work: RoundWork | None) -> list[int]:
+        """Return the numbers of the rounds whose sums go into one sum of the server above, the last one last.
+
+        Args:
+            newest: The number of the newest round.
+            work: What the newest round is for; None if it has no work yet, and then the sum is that of the round before it.
+        """
+        rounds = [newest if work is not None else newest - 1]
+        work = work or self.of(rounds[0])
+        while work is not None and (before := self.of(rounds[0] - 1)) is not None:
+            if not is_same_sum(before.work, work.work):
+                break
+            rounds.insert(0, rounds[0] - 1)
+        return rounds
+
+
+def share_of(until: float | None, rounds: int, now: float) -> float | None:
+    """Return when the first of several rounds must be over, if they share the time from now until then evenly."""
+    return None if until is None else now + max(0.0, until - now) / rounds
+
+
+def is_same_sum(one: Assignment, other: Assignment) -> bool:
+    """Return whether two assignments are for the same sum of the server above."""
+    return msgspec.structs.replace(one, session=other.session, expires_in_s=other.expires_in_s) == other

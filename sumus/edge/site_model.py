@@ -1,0 +1,209 @@
+"""A site's own model, and where the site stands between two of its sums.
+
+    model = SiteModel(served, store, blobs)
+    model.read()                           what was written before a crash
+    model.move(work, total, number, now, publish)     one round on: the sum of its devices' reports moves the model
+    model.total()                          the sum that goes up: what the model has moved by
+
+Everything between two sums is one note of the run. It is written in the transaction that publishes a round, so that after a crash
+the same rounds go on and the same bytes go up.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+
+from sumus.aggregate import Aggregate
+from sumus.edge.round_work import RoundWork, share_of
+from sumus.plan import Plan
+from sumus.protocol.site import OwnRounds
+from sumus.rounds.closing import usable
+from sumus.rounds.coordinator import Also, Coordinator
+from sumus.site import Site, seed_of
+from sumus.storage.blobs import Blobs
+from sumus.storage.store import OF_THE_RUN, Rows, Store
+from sumus.tree import nested, unnested
+from sumus.types import Broadcast
+from sumus.wire.messages import Assignment, Body, Served
+from sumus.wire.tensors import decode_tree, encode_tree
+
+_NOTE = "standing"
+
+
+class SiteStanding(msgspec.Struct, frozen=True):
+    """Where a site stands between two sums, from the end of the first round on.
+
+    Attributes:
+        purpose: The work of the server above, and the end of the round that comes.
+        sessions: The sessions of the server above that the sum will stand for.
+        model: What the site's devices begin from now.
+        done: Rounds that have moved the model.
+        last: The number of the last of them.
+        weights: The weight of each part, added up over these rounds.
+        metrics: The metrics of the last of them.
+        over: Whether no further round comes, and the sum goes up.
+    """
+
+    purpose: RoundWork
+    sessions: tuple[str, ...]
+    model: Body
+    done: int
+    last: int
+    weights: dict[str, int]
+    metrics: dict[str, tuple[int, int]]
+    over: bool
+
+    @property
+    def own(self) -> OwnRounds:
+        """The same as the site's table knows it."""
+        return OwnRounds(self.sessions, self.done, self.last, self.over)
+
+
+class SiteModel:
+    """The model of a site, and the note that says where the site stands.
+
+    Attributes:
+        plan: The plan of the server above.
+        rounds: Rounds that the plan asks for between two sums.
+        standing: Where the site stands; None in its first round.
+    """
+
+    def __init__(self, served: Served, store: Store, blobs: Blobs) -> None:
+        """Read the plan; where the site stands is read later (`read`).
+
+        Args:
+            served: What the server above says of the run.
+            store: The rows of the run.
+            blobs: The plans and models that devices fetch; the plan must be among them.
+        """
+        self.plan = Plan.from_json(bytes(blobs.get(served.plan.sha256)).decode())
+        self.standing: SiteStanding | None = None
+        self.rounds, self._store, self._blobs = served.rounds, store, blobs
+
+    @property
+    def own(self) -> OwnRounds | None:
+        """What the site has done since its last sum, as its table knows it; None in the first round."""
+        return None if self.standing is None else self.standing.own
+
+    def read(self, plan: Body) -> bool:
+        """Read where the site stands. If that is written of another plan, it means nothing any more.
+
+        Returns:
+            Whether it is written of another plan.
+        """
+        with self._store.transaction() as rows:
+            note = rows.note(OF_THE_RUN, _NOTE)
+        before = None if note is None else msgspec.json.decode(note, type=SiteStanding)
+        other = before is not None and before.purpose.work.plan != plan
+        self.standing = None if other else before
+        return other
+
+    def forget(self) -> None:
+        """Stand before a first round again."""
+        with self._store.transaction() as rows:
+            rows.put_note(OF_THE_RUN, _NOTE, None)
+        self.standing = None
+
+    def work_of(self, number: int) -> RoundWork | None:
+        """Return what an own round is for; None if the round is not one of the site's own, or no further round comes."""
+        standing = self.standing
+        return None if standing is None or standing.over or number <= standing.last else standing.purpose
+
+    def has_done(self, number: int) -> bool:
+        """Return whether a round has moved the model since the last sum."""
+        return self.standing is not None and number <= self.standing.last
+
+    def began_before(self, number: int) -> bool:
+        """Return whether a round came after the first, so that the site's note says what it is for, and not its own."""
+        return self.standing is not None and number > self.standing.last
+
+    def assignment(self, given: Assignment) -> Assignment:
+        """Return the work of an own round: it begins from the site's model, and has a seed of its own."""
+        if (standing := self.standing) is None:
+            return given
+        seed = seed_of(bytes.fromhex(given.seed), standing.done)
+        return msgspec.structs.replace(given, broadcast=standing.model, seed=seed.hex())
+
+    def move(
+        self, work: RoundWork, total: Aggregate, number: int, now: float, publish: Callable[[int, float, Also], None]
+    ) -> None:
+        """Let the sum of a round move the model, and publish the round.
+
+        Args:
+            work: What the round was for.
+            total: The sum of the round.
+            number: The round's number.
+            now: The store's clock, in seconds.
+            publish: Publishes a round, given its number, the time, and what else to write in the same transaction.
+
+        Raises:
+            Unusable: No model can be made of the sum.
+        """
+        with self._store.transaction() as rows:
+            sessions = tuple(rows.counted_in(number)) if self.standing is None else self.standing.sessions
+        moved = self._after(work, sessions, total, number, now)
+        publish(number, now, lambda rows: _write(rows, moved))
+        self.standing = moved
+
+    def end_rounds(self, coordinator: Coordinator) -> None:
+        """Write down that no further round comes."""
+        assert self.standing is not None, "own rounds end after the first round"
+        ended = msgspec.structs.replace(self.standing, over=True)
+        with coordinator.leading() as rows:
+            _write(rows, ended)
+        self.standing = ended
+
+    def _after(
+        self, work: RoundWork, sessions: tuple[str, ...], total: Aggregate, number: int, now: float
+    ) -> SiteStanding:
+        """Return where the site stands after a round, with its new model kept among the blobs.
+
+        The time that is left until the sum must go up is shared evenly among the rounds that are left.
+        """
+        before = self._site(work.work)
+        with usable():
+            site = before.after(total)
+        body = encode_tree(unnested(site.at))
+        left = self.rounds - site.done
+        return SiteStanding(
+            purpose=msgspec.structs.replace(work, ends=share_of(work.sent, max(1, left), now)),
+            sessions=sessions,
+            model=Body(self._blobs.put(body), len(body)),
+            done=site.done,
+            last=number,
+            weights=dict(site.weights),
+            metrics={name: (int(pair[0]), int(pair[1])) for name, pair in site.metrics.items()},
+            over=left <= 0,
+        )
+
+    def total(self) -> Aggregate:
+        """Return the sum for the server above: what the model has moved by.
+
+        Raises:
+            ExperimentError: A file is missing; it may be put back.
+            Unusable: The model has moved further than a sum of so many reports may.
+        """
+        assert self.standing is not None, "a site has a sum after its first round"
+        site = self._site(self.standing.purpose.work)
+        with usable():
+            return site.total(len(self.standing.sessions))
+
+    def _site(self, work: Assignment) -> Site:
+        """Return the value that the standing is written of."""
+        plan, base = self.plan, self._model(work.broadcast)
+        site = Site.of(plan.algorithm, plan.description, plan.sums, bytes.fromhex(work.seed), base)
+        if (standing := self.standing) is None:
+            return site
+        metrics = {name: np.array(pair, np.int64) for name, pair in standing.metrics.items()}
+        at, weights = self._model(standing.model), standing.weights
+        return replace(site, at=at, done=standing.done, weights=weights, metrics=metrics)
+
+    def _model(self, body: Body) -> Broadcast:
+        return nested(decode_tree(self._blobs.get(body.sha256)))
+
+
+def _write(rows: Rows, standing: SiteStanding) -> None:
+    """Write down where a site stands."""
+    rows.put_note(OF_THE_RUN, _NOTE, msgspec.json.encode(standing))
