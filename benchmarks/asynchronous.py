@@ -25,7 +25,7 @@ from benchmarks.figures import DOCS
 from benchmarks.pool import played
 from benchmarks.results import write_table
 from sumus import optimizers, staleness
-from sumus.simulator.picture import colormap, figure, save
+from sumus.plotting import colormap, figure, save
 
 STRETCHES, AT_ONCE, BUFFER = 10, 100, 10
 UPLOADS = 5000
@@ -124,7 +124,7 @@ def experiment(run: Run) -> sumus.Experiment:
     plan = sumus.Plan(task, algorithm(run.way, run.rule, run.rate), pacing)
     every = max(1, round(AT_ONCE / pacing.cohort))
     evaluate = sumus.Evaluate(central=unseen, every=every)
-    fleet = sumus.Fleet(seconds=60, spread=run.spread, jitter=0.1)
+    fleet = sumus.Fleet(seconds=60, spread=run.spread, timing=sumus.FleetTiming(jitter=0.1))
     rounds = UPLOADS // pacing.cohort // every * every
     return sumus.Experiment(plan, people, rounds, evaluate, run.seed, fleet)
 
@@ -132,9 +132,11 @@ def experiment(run: Run) -> sumus.Experiment:
 def play(run: Run) -> Curve:
     """Run it, in one process."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    history = sumus.run(experiment(run), executor="autograd", workers=1, progress=False)
-    uploads = np.cumsum([record.bytes_up for record in history.rounds]) // max(
-        1, history.rounds[0].bytes_up // history.rounds[0].clients
+    history = sumus.run(
+        experiment(run), compute=sumus.Compute(executor="autograd", workers=1), out=sumus.Output(progress=False)
+    )
+    uploads = np.cumsum([record.traffic.up for record in history.rounds]) // max(
+        1, history.rounds[0].traffic.up // history.rounds[0].clients
     )
     seen = [(record.at, int(uploads[record.round - 1]), record.metrics["accuracy"]) for record in history.evaluated]
     seconds, sent, accuracy = zip(*seen, strict=True)

@@ -48,7 +48,7 @@ def one_run(job: tuple[Split, str, str, int]) -> float:
     split, aggregator, attack, seed = job
     algorithm = sumus.fedavg(sumus.sgd(0.2, epochs=2, batch_size=10), aggregator=AGGREGATORS[aggregator])
     experiment = trial(algorithm, split, ROUNDS, CLIENTS, ATTACKS[attack])(seed)
-    return sumus.run(experiment, progress=False).metrics["accuracy"]
+    return sumus.run(experiment, out=sumus.Output(progress=False)).metrics["accuracy"]
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def one_run(job: tuple[str, str, str, int]) -> float:
     module, method, setting, seed = job
     experiment = importlib.import_module(module).METHODS[method][setting](seed)
     try:
-        history = sumus.run(experiment, progress=False)
+        history = sumus.run(experiment, out=sumus.Output(progress=False))
     except sumus.ParticipantError:
         return 0.0
     return statistics.mean(record.metrics["accuracy"] for record in history.evaluated[-5:])

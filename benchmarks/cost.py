@@ -38,7 +38,7 @@ def one_round(population: int, cohort: int) -> dict[str, float]:
     people = sumus.Population(range(population), load)
     experiment = sumus.Experiment(sumus.Plan(task, algorithm, sumus.Pacing(cohort)), people, rounds=1)
     started = time.perf_counter() - began
-    history = sumus.run(experiment, progress=False)
+    history = sumus.run(experiment, out=sumus.Output(progress=False))
     return {
         "start": started,
         "seconds": history.rounds[0].seconds,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sumus.simulator.picture import colormap, figure, save
+from sumus.plotting import colormap, figure, save
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

@@ -21,8 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sumus.node.folder import PATIENCE_S, SETTLED_S, WatchedFolder
-from sumus.node.intake import Intake
+from sumus.node.folder import WatchedFolder
+from sumus.node.folder_state import PATIENCE_S, SETTLED_S
+from sumus.node.intake import Intake, IntakeResult
 from sumus.node.readings import Readings
 
 HEAD = b"number,twice\n"
@@ -219,16 +220,17 @@ def run(folder: Path, seed: int, steps: int, follow: bool) -> dict[str, Any]:
     """
     rng, clock = random.Random(seed), Clock()
     with Readings(folder / "node") as readings:
-        watched = _watched(folder, readings, clock, follow)
+        intake = InterruptedIntake(readings, _prepare)
+        watched = _watched(folder, intake, clock, follow)
         writer = Writer(folder / "incoming", rng, follow)
         for _ in range(steps):
             for _ in range(rng.randint(0, 6)):
                 writer.step()
             clock.now += rng.choice([0.0, 0.5, 1.0, SETTLED_S])
-            _look(watched, writer, rng)
+            _look(watched, intake, writer, rng)
             if rng.random() < 0.02:  # the process ends, and begins again
                 watched.close()
-                watched = _watched(folder, readings, clock, follow)
+                watched = _watched(folder, intake, clock, follow)
         while writer.files:
             writer.close()
         for _ in range(6):
@@ -248,28 +250,40 @@ def run(folder: Path, seed: int, steps: int, follow: bool) -> dict[str, Any]:
     }
 
 
-def _look(watched: WatchedFolder, writer: Writer, rng: random.Random) -> None:
+class InterruptedIntake(Intake):
+    """An intake after which something happens at once.
+
+    Attributes:
+        then: What happens after readings were kept.
+    """
+
+    then: Callable[[], None] | None = None
+
+    def take(self, *given: Any, **more: Any) -> IntakeResult:
+        """Keep readings; then it happens."""
+        taken = super().take(*given, **more)
+        if self.then is not None:
+            self.then()
+        return taken
+
+
+def _look(watched: WatchedFolder, intake: InterruptedIntake, writer: Writer, rng: random.Random) -> None:
     """One look; the writer goes on at some moment within it: after a file was read, or was moved."""
     within = writer.step if rng.random() < 0.5 else lambda: None
     before, there = set(writer._unseen), list(writer.files)  # pyright: ignore[reportPrivateUsage]
-    take, rename = watched._intake.take, Path.rename  # pyright: ignore[reportPrivateUsage]
-
-    def take_and_write(*given: Any, **more: Any) -> Any:
-        taken = take(*given, **more)
-        within()
-        return taken
+    rename = Path.rename
 
     def write_and_rename(self: Path, to: Path) -> Path:
         if "/done/" in str(to):
             within()
         return rename(self, to)
 
-    watched._intake.take = take_and_write  # type: ignore[method-assign]
+    intake.then = within
     Path.rename = write_and_rename  # type: ignore[method-assign]
     try:
         watched.look()
     finally:
-        watched._intake.take, Path.rename = take, rename  # type: ignore[method-assign]
+        intake.then, Path.rename = None, rename  # type: ignore[method-assign]
     for one in there:
         one.known = True
     later = writer._unseen - before  # pyright: ignore[reportPrivateUsage]
@@ -278,11 +292,12 @@ def _look(watched: WatchedFolder, writer: Writer, rng: random.Random) -> None:
     writer._unseen |= later  # pyright: ignore[reportPrivateUsage]
 
 
-def _watched(folder: Path, readings: Readings, clock: Clock, follow: bool) -> WatchedFolder:
-    def prepare(raw: Any) -> tuple[Any, Any]:
-        return [raw["number"], raw["twice"]], 0
+def _watched(folder: Path, intake: Intake, clock: Clock, follow: bool) -> WatchedFolder:
+    return WatchedFolder(folder / "incoming", intake, clock=clock, follow=follow)
 
-    return WatchedFolder(folder / "incoming", Intake(readings, prepare), clock=clock, follow=follow)
+
+def _prepare(raw: Any) -> tuple[Any, Any]:
+    return [raw["number"], raw["twice"]], 0
 
 
 def _rows(readings: Readings) -> list[list[int]]:

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sumus
-from sumus.simulator import worker
-from sumus.simulator.share import CannotTravel
-from sumus.simulator.travel import dumps
-from sumus.simulator.workers import Workers
+from sumus.simulator.processes import worker
+from sumus.simulator.processes.share import CannotTravel
+from sumus.simulator.processes.travel import dumps
+from sumus.simulator.processes.workers import Workers
 from sumus.training.program import one_thread, seeded
 
 WIDTH, CLIENTS, ROUNDS = 4, 4, 2
@@ -477,19 +477,21 @@ def people() -> dict[int, Any]:
 
 def trained(features: Sequence[str], way: str) -> Outcome:
     """Train what was drawn in one of the ways."""
-    options = {"executor": "autograd", "progress": False, "evaluate": sumus.Evaluate(seen=2), **WAYS[way]}
+    compute = sumus.Compute(**{"executor": "autograd", **WAYS[way]})
+    evaluate = sumus.Evaluate(seen=2)
 
-    def run(rounds: int, **more: Any) -> sumus.History:
+    def run(rounds: int, folder: str | None = None) -> sumus.History:
         own = [FEATURES[feature] for feature in features]
         task = sumus.Task(lambda: Drawn(own), Losses(own))
         work = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=4))
-        return sumus.simulate(task, work, people(), rounds, **options, **more)
+        out = sumus.Output(folder, progress=False)
+        return sumus.simulate(task, work, people(), rounds, evaluate=evaluate, compute=compute, out=out)
 
     try:
         if way == "resumed":
             with tempfile.TemporaryDirectory() as folder:
-                run(1, out=folder)
-                history = run(ROUNDS, out=folder)
+                run(1, folder)
+                history = run(ROUNDS, folder)
         else:
             history = run(ROUNDS)
     except sumus.SumusError as error:
@@ -639,7 +641,7 @@ def second_process() -> Iterator[None]:
     second = SecondProcess()
     try:
         with (
-            mock.patch("sumus.simulator.workers.Workers", second.crew),
+            mock.patch("sumus.simulator.processes.workers.Workers", second.crew),
             mock.patch.object(sumus.History, "plot"),  # drawing takes longer than training
         ):
             yield

@@ -48,7 +48,7 @@ def one_run(job: tuple[str, str, int, int]) -> Run:
     module, name, seed, rounds = job
     began = time.perf_counter()
     recipe: Recipe = importlib.import_module(module).RECIPES[name]
-    history = sumus.run(recipe.experiment(seed, rounds), progress=False)
+    history = sumus.run(recipe.experiment(seed, rounds), out=sumus.Output(progress=False))
     spread = history.spreads.get("unseen", {}).get(recipe.metric)
     median, worst = (spread.median, spread.worst) if spread else (None, None)
     run = Run(name, seed, history.metrics[recipe.metric], median, worst, time.perf_counter() - began)

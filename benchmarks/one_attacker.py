@@ -155,7 +155,9 @@ def experiment(attack: str, seed: int, rounds: int = health.ROUNDS) -> sumus.Exp
 def one_run(job: tuple[str, int, int]) -> float:
     """(attack, seed, rounds) → the accuracy of the last model on the people who never train."""
     attack, seed, rounds = job
-    accuracy = sumus.run(experiment(attack, seed, rounds), workers=1, progress=False).metrics["accuracy"]
+    accuracy = sumus.run(
+        experiment(attack, seed, rounds), compute=sumus.Compute(workers=1), out=sumus.Output(progress=False)
+    ).metrics["accuracy"]
     print(f"{attack}, seed {seed}: {accuracy:.3f}", flush=True)
     return accuracy
 

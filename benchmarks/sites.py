@@ -23,7 +23,7 @@ from benchmarks.asynchronous import SmallNet, median, stretches
 from benchmarks.figures import DOCS
 from benchmarks.pool import played
 from benchmarks.results import write_table
-from sumus.simulator.picture import colormap, figure, save
+from sumus.plotting import colormap, figure, save
 
 SITES, COHORT = 7, 70
 WORK = 96
@@ -87,12 +87,14 @@ def experiment(run: Run) -> sumus.Experiment:
 def play(run: Run) -> Curve:
     """Run it, in one process."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    history = sumus.run(experiment(run), executor="autograd", workers=1, progress=False)
+    history = sumus.run(
+        experiment(run), compute=sumus.Compute(executor="autograd", workers=1), out=sumus.Output(progress=False)
+    )
     records = history.rounds
-    above = np.cumsum([record.bytes_above for record in records]).tolist()
+    above = np.cumsum([record.traffic.above for record in records]).tolist()
     work = [record.round * run.own for record in records]
     accuracy = [record.metrics["accuracy"] for record in records]
-    return Curve(work, above, accuracy, sum(record.bytes_up for record in records))
+    return Curve(work, above, accuracy, sum(record.traffic.up for record in records))
 
 
 def rows(found: Mapping[Run, Curve]) -> list[list[str]]:

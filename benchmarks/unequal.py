@@ -29,8 +29,8 @@ from benchmarks.results import write_table
 from sumus.device.conditions import AllConditionsMet
 from sumus.device.options import DeviceSystem
 from sumus.device.training import Training
-from sumus.operations.access import Logins
 from sumus.operations.remote import Remote
+from sumus.server.access import Logins
 from sumus.training.program import Program
 
 DEVICES, SPREAD, TARGET = 20, 10.0, 0.9

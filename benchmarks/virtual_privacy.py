@@ -23,7 +23,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sumus.virtual import operations, workbench
+from sumus.virtual import gradients, operations, workbench
+from sumus.virtual.calls import OperationCalls
 from sumus.virtual.graph import Survey
 from sumus.virtual.messages import (
     Ask,
@@ -53,7 +54,8 @@ from sumus.virtual.messages import (
 from sumus.virtual.operations import OPERATIONS, Operation
 from sumus.virtual.outline import BoundCall, Outline
 from sumus.virtual.policy import Policy
-from sumus.virtual.workbench import RequestRefused, Workbench
+from sumus.virtual.refusal import RequestRefused
+from sumus.virtual.workbench import Workbench
 
 OPERATIONS_EACH, DRAWS = 30, 16
 """Operations of a program, and bytes that decide on one."""
@@ -239,7 +241,7 @@ def transcript(
     for made in list(steps.there):
         ask(FetchTensor(made.id))
     ask(CountHeld())
-    unchanged = all(torch.equal(bench._offered[name].nan_to_num(), own[name].nan_to_num()) for name in own)  # pyright: ignore[reportPrivateUsage]
+    unchanged = all(torch.equal(bench.held.offered[name].nan_to_num(), own[name].nan_to_num()) for name in own)
     assert unchanged, "the owner's tensors have changed"
     return found
 
@@ -250,16 +252,16 @@ def transcript(
 _FILLS = ("fill_", "masked_fill_", "setitem")
 
 
-def _unmarked(self: Workbench, ask: SetGradient, behind: bytes) -> Any:
+def _unmarked(bench: Workbench, ask: SetGradient, body: bytes) -> Any:
     """Set a gradient that is a copy, which nobody marks."""
-    said = Workbench._set_gradient(self, ask, behind)  # pyright: ignore[reportPrivateUsage]
-    kept = self._of(ask.id)  # pyright: ignore[reportPrivateUsage]
+    said = gradients.set_gradient(bench.held, ask)
+    kept = bench.held.of(ask.id)
     if kept.tensor.grad is not None:
         kept.tensor.grad, kept.gradient = kept.tensor.grad.clone(), None
     return said
 
 
-def _told(self: Workbench, call: BoundCall, outline: Outline) -> list[Tensor]:
+def _told(self: OperationCalls, call: BoundCall, outline: Outline) -> list[Tensor]:
     """The results of a call on private tensors, whose failure is told."""
     try:
         return call.results(closed=True)
@@ -279,8 +281,8 @@ def _without_stand_in(indices: Tensor, size: int, ignored: int | None = None) ->
 def failures_told() -> Iterator[None]:
     """Calls on private tensors are neither tried with blanks, nor closed if they fail."""
     with (
-        patch.object(Workbench, "_tried", lambda self, call, results: results),
-        patch.object(Workbench, "_computed", _told),
+        patch.object(OperationCalls, "_tried", lambda self, call, results: results),
+        patch.object(OperationCalls, "_computed", _told),
     ):
         yield
 
@@ -300,7 +302,7 @@ class Leak:
 _GRADIENTS = ("mul", "add", "sum", "learn", "backward", "backward from", "gradient", "set gradient", "zeros_like")
 PLANTED: dict[str, Leak] = {
     # Gradients were private by their handles, and so a gradient's gradient was public.
-    "gradients": Leak(lambda: [patch.object(workbench, "survey", lambda root: Survey())], _GRADIENTS),
+    "gradients": Leak(lambda: [patch.object(gradients, "survey", lambda root: Survey())], _GRADIENTS),
     # A gradient that was set was not private.
     "set-gradient": Leak(
         lambda: [patch.dict(workbench._DOES, {SetGradient: _unmarked})],  # pyright: ignore[reportPrivateUsage]

@@ -31,14 +31,14 @@ def main() -> None:
     share = args.devices / 1_000_000
     cohort = max(10, round(1000 * share))
     pacing = sumus.Pacing(cohort, over_select=1.3, deadline=600, checkins=PLANNED * share)
-    fleet = sumus.Fleet(seconds=60, spread=10, jitter=0.2, hours=8, waits=False, lost=0.03)
+    fleet = sumus.Fleet(seconds=60, spread=10, hours=8, waits=False, lost=0.03, timing=sumus.FleetTiming(jitter=0.2))
     away = min(2.0, args.days / 4) * DAY
     began, used = time.perf_counter(), time.process_time()
     report = sumus.rehearse(pacing, fleet, args.devices, args.days, down=10**6, up=10**6, outages=[(away, away + HOUR)])
     wall, used = time.perf_counter() - began, time.process_time() - used
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     minute = int((away + HOUR) // 60)
-    after = max(report.checkins[minute : minute + 120]) / 60
+    after = max(report.load.checkins[minute : minute + 120]) / 60
     rows = [
         ["wall time, processor time", f"{wall / 60:.1f} minutes, {used / 60:.1f} minutes of one core"],
         ["peak memory", f"{memory / 1000:.2f} GB"],
@@ -46,11 +46,11 @@ def main() -> None:
         ["devices that took part", f"{int((report.participations > 0).sum()):,} of {args.devices:,}"],
         ["participations, fastest and slowest tenth", f"{report.by_speed[0]:.2f}, {report.by_speed[-1]:.2f}"],
         ["device time that is in no model", f"{report.wasted_share:.1%}"],
-        ["check-ins a second, planned", f"{report.planned:g}"],
-        ["in the busiest minute", f"{report.busiest:.1f}, {report.busiest / report.planned:.2f} of the plan"],
-        ["in the two hours after the outage", f"{after:.1f} at most, {after / report.planned:.2f} of the plan"],
-        ["worst queue", f"{report.staged} reports waited for one commit, {report.waited:.2f} s at most"],
-        ["traffic", f"{report.bytes_down / 1e9:,.0f} GB down, {report.bytes_up / 1e9:,.0f} GB up"],
+        ["check-ins a second, planned", f"{report.load.planned:g}"],
+        ["in the busiest minute", f"{report.busiest:.1f}, {report.busiest / report.load.planned:.2f} of the plan"],
+        ["in the two hours after the outage", f"{after:.1f} at most, {after / report.load.planned:.2f} of the plan"],
+        ["worst queue", f"{report.load.staged} reports waited for one commit, {report.load.waited:.2f} s at most"],
+        ["traffic", f"{report.traffic.down / 1e9:,.0f} GB down, {report.traffic.up / 1e9:,.0f} GB up"],
     ]
     caption = (
         f"`python -m benchmarks.week`: {args.devices:,} devices, {args.days:g} simulated days, rounds of {cohort:,} of "

@@ -52,7 +52,7 @@ if __name__ == "__main__":
     heads = [f"round {number}" for number in range(EVERY, ROUNDS + 1, EVERY)]
     print(f"{'accuracy after':16}", *(f"{head:>10}" for head in heads), f"{'lost':>6} {'MB up':>6}")
     for name, each in experiments.items():
-        history = sumus.run(each, progress=False)
+        history = sumus.run(each, out=sumus.Output(progress=False))
         accuracies = [record.metrics["accuracy"] for record in history.evaluated]
         lost, sent = (sum(getattr(record, field) for record in history.rounds) for field in ("dropped", "bytes_up"))
         print(f"{name:16}", *(f"{accuracy:10.3f}" for accuracy in accuracies), f"{lost:6} {sent / 1e6:6.1f}")

@@ -72,11 +72,11 @@ class Algorithm:
         expect(self.server, ServerOptimizer, "server=")
         parts = {part.name for part in self.aggregator.parts}
         for what, wanted, given in (
-            ("the client sends {1}, and the aggregator combines {0}", parts, self.client.sends),
+            ("the client sends {1}, and the aggregator combines {0}", parts, self.client.rules.sends),
             ("the server optimizer takes {0}, and the aggregator combines {1}", self.server.takes, parts),
             (
                 "the client receives {0}, and the server optimizer broadcasts {1}",
-                self.client.receives,
+                self.client.rules.receives,
                 self.server.broadcasts,
             ),
         ):

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,7 @@ from sumus.experiment import Experiment
 from sumus.interrupt import terminate_like_ctrl_c
 from sumus.node import commands as node_commands
 from sumus.operations import commands as server_commands
+from sumus.options import with_option_groups
 from sumus.plan import Plan
 from sumus.terminal import console, echo, show_defect
 from sumus.text import amount, many, printable, whole_number
@@ -37,6 +39,7 @@ from sumus.virtual import commands as virtual_commands
 if TYPE_CHECKING:
     from sumus.fleet import Fleet
     from sumus.simulator.history import History
+    from sumus.simulator.options import Compute, Output
     from sumus.wire.bundle import Bundle
 
 
@@ -122,58 +125,78 @@ def options(
     """Federated learning: devices train on data that never leaves them, and the server works with their sum."""
 
 
-@app.command()
-def simulate(
-    file: File,
-    rounds: Rounds = None,
-    seed: Seed = None,
-    out: Out = None,
-    as_json: AsJson = False,
-    restart: Restart = False,
-    device: Device = "cpu",
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Rounds between checkpoints.")] = 10,
-    client_states: Annotated[
-        Path | None,
-        typer.Option(help="Folder for what clients keep between rounds, where that is more than memory holds."),
-    ] = None,
-    executor: How = "auto",
-    workers: Workers = None,
-    insecure: Annotated[bool, typer.Option(help="Use a Ray cluster even if it lets everyone in.")] = False,
-    fleet: FleetText = None,
-    sites: Annotated[
-        int | None, typer.Option(min=1, help="Edges that clients report through, with as many clients each.")
-    ] = None,
-    edge_rounds: Annotated[
-        int | None, typer.Option(min=1, help="Rounds of an edge's own between two of its sums; 1: it only adds.")
-    ] = None,
+@dataclass(frozen=True)
+class ComputeOptions:
+    """What a simulation computes with, and what its clients' reports go through."""
+
+    device: Device = "cpu"
+    executor: How = "auto"
+    workers: Workers = None
+    insecure: Annotated[bool, typer.Option(help="Use a Ray cluster even if it lets everyone in.")] = False
     through: Annotated[
         SimulationPath,
         typer.Option(help="wire: each client is a device of a real server, in this process; the same model, slower."),
-    ] = SimulationPath.memory,
+    ] = SimulationPath.memory
+
+
+@dataclass(frozen=True)
+class ResultOptions:
+    """What a simulation keeps and prints."""
+
+    out: Out = None
+    as_json: AsJson = False
+    restart: Restart = False
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Rounds between checkpoints.")] = 10
+    client_states: Annotated[
+        Path | None,
+        typer.Option(help="Folder for what clients keep between rounds, if that is more than memory holds."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class EdgeOptions:
+    """The edges through which the clients of a simulation report."""
+
+    sites: Annotated[
+        int | None, typer.Option(min=1, help="Edges that clients report through, with as many clients each.")
+    ] = None
+    edge_rounds: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of an edge's own between two of its sums; 1: it only adds.")
+    ] = None
+
+    def of(self, experiment: Experiment) -> Experiment:
+        """Give the experiment with these edges in the place of its own."""
+        if self.sites is not None:
+            experiment = dataclasses.replace(experiment, sites=self.sites)
+        if self.edge_rounds is None:
+            return experiment
+        edges = dataclasses.replace(experiment.plan.edges, rounds=self.edge_rounds)
+        return dataclasses.replace(experiment, plan=dataclasses.replace(experiment.plan, edges=edges))
+
+
+@app.command()
+@with_option_groups
+def simulate(
+    file: File,
+    compute: ComputeOptions,
+    result: ResultOptions,
+    edges: EdgeOptions,
+    rounds: Rounds = None,
+    seed: Seed = None,
+    fleet: FleetText = None,
 ) -> None:
     """Run the experiment of a file."""
-    experiment = load_experiment(file)
-    changed: dict[str, Any] = {} if fleet is None else {"fleet": fleet_of(fleet)}
-    if sites is not None:
-        changed["sites"] = sites
-    if edge_rounds is not None:
-        edges = dataclasses.replace(experiment.plan.edges, rounds=edge_rounds)
-        changed["plan"] = dataclasses.replace(experiment.plan, edges=edges)
+    from sumus.simulator.options import Compute, Output
+
+    experiment = edges.of(load_experiment(file))
     _simulate(
-        dataclasses.replace(experiment, **changed),
+        experiment if fleet is None else dataclasses.replace(experiment, fleet=fleet_of(fleet)),
         Path(split(file)[0]).stem,
         rounds,
         seed,
-        out,
-        as_json,
-        restart=restart,
-        device=device,
-        checkpoint_every=checkpoint_every,
-        client_states=client_states,
-        executor=executor,
-        workers=_workers(workers),
-        insecure=insecure,
-        through=through.value,
+        result.as_json,
+        Compute(compute.executor, compute.device, _workers(compute.workers), compute.insecure, compute.through.value),
+        Output(result.out, result.checkpoint_every, result.restart, result.client_states),
     )
 
 
@@ -196,6 +219,8 @@ def demo(
     health: exercises from a watch; ten people, each a device of a server on this machine, or --simulate. keyboard: the next word,
     one author a client, simulated. digits: images by label, simulated.
     """
+    from sumus.simulator.options import Compute, Output
+
     module = importlib.import_module(f"sumus.demos.{name}")
     _out.print(f"{name}: {cast(str, module.__doc__).splitlines()[0]}", soft_wrap=True)
     folder = out or Path("runs") / f"demo-{name}"
@@ -207,12 +232,9 @@ def demo(
         name,
         rounds,
         seed,
-        folder,
         as_json,
-        restart=out is None,
-        device=device,
-        executor=executor,
-        workers=_workers(workers),
+        Compute(executor, device, _workers(workers)),
+        Output(folder, restart=out is None),
     )
 
 
@@ -262,21 +284,23 @@ def check(file: File) -> None:
     table.add_row(
         "data",
         f"inputs {data.inputs_dtype}{list(data.inputs)}, targets {data.targets_dtype}{list(data.targets)}"
-        f"{classes}; {_MADE_UP if trial.made_up else many(report.examples, 'example') + ' at the first client'}",
+        f"{classes}; {_MADE_UP if trial.made_up else many(report.first.examples, 'example') + ' at the first client'}",
     )
-    table.add_row("model", f"{report.parameters:,} shared parameters, output {_shape_text(report.outputs)} an example")
+    table.add_row(
+        "model", f"{report.model.parameters:,} shared parameters, output {_shape_text(report.model.outputs)} an example"
+    )
     if not trial.made_up:
-        table.add_row("one round", f"loss {report.loss:.4f} at the first client")
-    cost = report.cost
+        table.add_row("one round", f"loss {report.first.loss:.4f} at the first client")
+    cost = report.model.cost
     table.add_row(
         "memory",
         f"{amount(cost.total)} a step at least: model {amount(cost.model)}, gradients "
         f"{amount(cost.gradients)}, optimizer {amount(cost.optimizer)}, activations "
         f"{amount(cost.activations)}",
     )
-    table.add_row("traffic", f"{amount(report.bytes_down)} down and {amount(report.bytes_up)} up, a client and round")
-    if report.bytes_kept:
-        table.add_row("client state", f"{amount(report.bytes_kept)} kept by each client between rounds")
+    table.add_row("traffic", f"{amount(report.bytes.down)} down and {amount(report.bytes.up)} up, a client and round")
+    if report.bytes.kept:
+        table.add_row("client state", f"{amount(report.bytes.kept)} kept by each client between rounds")
     sums = plan.sums
     table.add_row(
         "sums",
@@ -311,8 +335,8 @@ def rehearse(
 ) -> None:
     """Let a fleet run a file's plan in simulated time, with nobody training: rounds a day, wasted work, load on the server."""
     from sumus.fleet import PERFECT
-    from sumus.simulator.picture import check_path
-    from sumus.simulator.rehearsal import rehearse as rehearsed
+    from sumus.plotting import check_path
+    from sumus.simulator.virtual_time.rehearsal import rehearse as rehearsed
 
     _, value = experiment_or_plan(file)
     plan, own, own_seed = (value, PERFECT, 0) if isinstance(value, Plan) else (value.plan, value.fleet, value.seed)
@@ -339,9 +363,9 @@ def rehearse(
         "by speed", "  ".join(f"{mean:.2f}" for mean in report.by_speed) + "  participations, fastest tenth first"
     )
     table.add_row("work", f"{report.wasted_share:.1%} of the device time is in no model")
-    table.add_row("check-ins", f"{report.busiest:.1f} a second at most, {report.planned:g} planned")
-    table.add_row("server", f"{many(report.staged, 'report')} waited at once, {report.waited:.2f} s at most")
-    table.add_row("traffic", f"{amount(report.bytes_up)} up, {amount(report.bytes_down)} down")
+    table.add_row("check-ins", f"{report.busiest:.1f} a second at most, {report.load.planned:g} planned")
+    table.add_row("server", f"{many(report.load.staged, 'report')} waited at once, {report.load.waited:.2f} s at most")
+    table.add_row("traffic", f"{amount(report.traffic.up)} up, {amount(report.traffic.down)} down")
     _out.print(table)
     if plot is not None:
         _out.print(f"picture: {report.plot(plot)}", soft_wrap=True)
@@ -399,12 +423,12 @@ node_commands.register(app)
 
 def fleet_of(text: str) -> "Fleet":
     """A fleet in words: `seconds=60,spread=10`, or a file of measured devices, `phones.csv`."""
-    from sumus.fleet import Fleet
+    from sumus.fleet import PERFECT, Fleet
 
     if text.endswith(".csv") and "=" not in text:
         return Fleet(trace=text)
     given: dict[str, Any] = {}
-    known = [field.name for field in dataclasses.fields(Fleet)]
+    known = list(PERFECT.figures)
     for word in text.split(","):
         name, equals, value = (part.strip() for part in word.partition("="))
         if not equals or name not in known:
@@ -415,7 +439,7 @@ def fleet_of(text: str) -> "Fleet":
         if name != "trace":
             with suppress(ValueError):
                 given[name] = float(value)
-    return Fleet(**given)
+    return Fleet.of(given)
 
 
 @contextmanager
@@ -434,11 +458,11 @@ def _simulate(
     name: str,
     rounds: int | None,
     seed: int | None,
-    out: Path | None,
     as_json: bool,
-    **options: Any,
+    compute: "Compute",
+    output: "Output",
 ) -> None:
-    """Run an experiment and show what came of it. options: those of `sumus.run`."""
+    """Run an experiment, and show what came of it."""
     from sumus.interrupt import undisturbed
     from sumus.simulator.history import strict
     from sumus.simulator.progress import LineProgress
@@ -449,9 +473,10 @@ def _simulate(
         rounds=experiment.rounds if rounds is None else rounds,
         seed=experiment.seed if seed is None else seed,
     )
+    out = output.path
     try:
         progress = None if sys.stderr.isatty() else LineProgress(first=0.0)
-        history = run(experiment, out=out, progress=progress, **options)
+        history = run(experiment, compute, dataclasses.replace(output, progress=progress))
     except (SumusError, Interrupted) as stop:
         if out is not None or stop.checkpoint is None or not stop.checkpoint.rounds:
             raise
@@ -469,9 +494,9 @@ def _simulate(
             "seconds": history.seconds,
             "stopped": history.stopped,
             "spreads": {s: {n: v.to_json() for n, v in found.items()} for s, found in history.spreads.items()},
-            "plan": history.plan_id,
-            "seed": history.seed,
-            "executor": history.executor,
+            "plan": history.provenance.plan_id,
+            "seed": history.provenance.seed,
+            "executor": history.provenance.executor,
             "simulated_seconds": history.simulated_seconds,
             "fleet": None if history.fleet is None else history.fleet.to_json(),
             "out": None if out is None else str(out),
@@ -491,7 +516,7 @@ def _show(history: "History", out: Path | None) -> None:
     why = "the target was reached" if history.stopped == "target" else "all rounds done"
     _out.print(f"{many(len(history.rounds), 'round')} in {history.seconds:.1f} s, {why}")
     nothing: Mapping[str, Mapping[str, float]] = {}
-    evaluations = history.evaluated[-1].evaluations if history.evaluated else nothing
+    evaluations = history.evaluated[-1].evaluation.by_source if history.evaluated else nothing
     for source, measured in evaluations.items():
         spreads = history.spreads.get(source, {})
         clients = next((spread.clients for spread in spreads.values()), 0)
@@ -502,14 +527,14 @@ def _show(history: "History", out: Path | None) -> None:
     if not evaluations:
         _out.print(f"loss of local training {last.loss:.4f}")
     _out.print(
-        f"\ntraffic  {amount(sum(r.bytes_down for r in history.rounds))} down, "
-        f"{amount(sum(r.bytes_up for r in history.rounds))} up, all clients together"
+        f"\ntraffic  {amount(sum(record.traffic.down for record in history.rounds))} down, "
+        f"{amount(sum(record.traffic.up for record in history.rounds))} up, all clients together"
     )
-    if above := sum(record.bytes_above for record in history.rounds):
+    if above := sum(record.traffic.above for record in history.rounds):
         _out.print(f"edges    {amount(above)} in sums to the server")
-    if dropped := sum(record.dropped for record in history.rounds):
+    if dropped := sum(record.reports.dropped for record in history.rounds):
         asked = dropped + sum(record.clients for record in history.rounds)
-        reasons = sum((Counter(record.reasons) for record in history.rounds), Counter[str]())
+        reasons = sum((Counter(record.reports.reasons) for record in history.rounds), Counter[str]())
         why = ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common())
         _out.print(
             f"reports  {asked - dropped:,} of {asked:,} counted{f'; of others: {why}' if why else ''}", soft_wrap=True
@@ -521,7 +546,7 @@ def _show(history: "History", out: Path | None) -> None:
             f"in no model; a device of the fastest tenth was counted {by_speed[0]:.1f} times, of the slowest {by_speed[-1]:.1f}",
             soft_wrap=True,
         )
-    _out.print(f"trained  {history.executor}", soft_wrap=True)
+    _out.print(f"trained  {history.provenance.executor}", soft_wrap=True)
     _out.print(f"model    sha256 {history.model_sha256}", soft_wrap=True)
     if out is not None:
         for label, file in (("weights", "model.safetensors"), ("plot", "plot.png"), ("history", "history.jsonl")):

@@ -1,4 +1,4 @@
-"""What the simulator runs: a plan, people to run it on, and what to look at on the way."""
+"""What the simulator runs: a plan, a population to run it on, and what to measure on the way."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -35,16 +35,17 @@ def expect_population(population: object) -> None:
 class Evaluate:
     """What is measured, and how often.
 
-    central: held-out `(inputs, targets)` in one place.
-    unseen: clients that never train, as a population; personal leaves have their initial values there.
-    seen: how many training clients to ask too, drawn once by the seed; each with its own personal leaves.
-    every: rounds between evaluations; the last round is always evaluated.
-    target: stop as soon as every metric here is reached, such as `{"accuracy": 0.9}`.
-    batch_size: examples that the model, the loss and the metrics are given at once. It changes a figure only if a loss or a
-        metric compares the examples of a batch with one another; then give the batch size of training.
-    first: whether the model is measured before round 1 too (`History.start`).
-    best: a metric, or "loss": the model that is best by it is kept (`History.best`), besides the last one.
-    patience: stop after so many measurements in a row without a better one. It needs `best`.
+    Attributes:
+        central: Held-out `(inputs, targets)` in one place.
+        unseen: Clients that never train, as a population; personal leaves have their initial values there.
+        seen: How many training clients to ask too, drawn once by the seed; each with its own personal leaves.
+        every: Rounds between evaluations; the last round is always evaluated.
+        target: Stop as soon as every metric here is reached, such as `{"accuracy": 0.9}`.
+        batch_size: Examples that the model, the loss and the metrics are given at once. It changes a figure only if a loss or a
+            metric compares the examples of a batch with one another; then give the batch size of training.
+        first: Whether the model is measured before round 1 too (`History.start`).
+        best: A metric, or "loss": the model that is best by it is kept (`History.best`), besides the last one.
+        patience: Stop after so many measurements in a row without a better one. It needs `best`.
 
     A record's `metrics` are those of the first of central, unseen and seen that is given, else of local training.
     """
@@ -96,11 +97,15 @@ class Evaluate:
 class Experiment:
     """A plan on a population.
 
-    population: client id → examples, read only when the client is picked.
-    rounds: how many. seed: of everything random; two runs with one seed give one model, bit for bit.
-    fleet: what the devices are like; by default all of them finish, and every report arrives.
-    sites: the edge that each client reports through: a function of a client's id; or how many there are, each with as many
-        clients, in the population's order. What edges do is the plan's to say. By default there are none.
+    Attributes:
+        plan: The plan.
+        population: Client id → examples, read only when the client is picked.
+        rounds: How many rounds.
+        evaluate: What is measured, and how often.
+        seed: The seed of everything random; two runs with one seed give one model, bit for bit.
+        fleet: What the devices are like; by default all of them finish, and every report arrives.
+        sites: The edge that each client reports through: a function of a client's id; or how many edges there are, each with as
+            many clients, in the population's order. What edges do is the plan's to say. By default there are none.
     """
 
     plan: Plan

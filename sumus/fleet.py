@@ -2,31 +2,44 @@
 
     Fleet(seconds=60, spread=10)                         speeds spread 1:10, a round's work takes about a minute
     Fleet(seconds=60, spread=10, hours=8, waits=False)   phones: online some hours a day, asking when they were told to
+    Fleet(seconds=60, network=FleetNetwork(flaky=0.2))   one message in five is lost, and sent again
 
 A fleet is a few numbers; `devices(count, rng)` draws the devices from them. `sumus.simulator` reads measured ones from a file.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from sumus.errors import ExperimentError, expect
-from sumus.spec import record
 from sumus.types import Array, Floats, hold_plain_numbers
 
 MINUTE, DAY = 60.0, 86400.0
 EVENING, SIGMA = 22.5 * 3600, 2 * 3600
 """When people put phones on their chargers: a normal distribution over the evening."""
+_SHARE = "it is a share, a number from 0 to 1"
+_FINITE = "it must be 0 or more, and finite"
+
+
+def _expect(value: object, name: str, low: float, high: float, rule: str) -> None:
+    """Refuse a field of a value that is no finite number within bounds."""
+    number = getattr(value, name)
+    known = isinstance(number, int | float) and not isinstance(number, bool)
+    if not known or not math.isfinite(number) or not low <= number <= high:
+        raise ExperimentError(f"{type(value).__name__}({name}={number!r}): {rule}")
 
 
 @dataclass(frozen=True)
 class Fate:
     """What becomes of one client's work in one round.
 
-    most_steps: the local steps it has time for, None for all of them.  late: it is not done when the round closes.
-    lost: it is gone before its report arrives.
+    Attributes:
+        most_steps: The local steps that the client has time for; None for all of them.
+        late: Whether the client is not done when the round closes.
+        lost: Whether the client is gone before its report arrives.
     """
 
     most_steps: int | None = None
@@ -38,8 +51,13 @@ class Fate:
 class DeviceArrays:
     """Devices as arrays of one length, `(n,)` float64.
 
-    seconds: for a round's work.  down, up: bytes a second.  clock: how fast its clock runs.
-    begins, lasts: `(n, k)`, the intervals of each day in which it is online, in seconds; `(n, 0)` for always.
+    Attributes:
+        seconds: How long a round's work takes.
+        down: Bytes a second that the device receives.
+        up: Bytes a second that the device sends.
+        clock: How fast the device's clock runs.
+        begins: When the intervals of each day begin in which the device is online, in seconds, `(n, k)`; `(n, 0)` for always.
+        lasts: How long these intervals are, in seconds.
     """
 
     seconds: Floats
@@ -94,28 +112,85 @@ class DeviceArrays:
         return now + wait
 
 
-@record("fleet")
+@dataclass(frozen=True)
+class FleetNetwork:
+    """The network between a fleet's devices and the server. By default a message takes no time, and arrives.
+
+    Attributes:
+        down: Bytes a second that the middle device receives; devices differ in it as in their speed, but apart from it. None: no
+            time.
+        up: Bytes a second that the middle device sends; likewise.
+        latency: Seconds of a message.
+        flaky: The share of messages that are lost on their way and sent again.
+        doubled: The share of messages that arrive twice.
+    """
+
+    down: float | None = None
+    up: float | None = None
+    latency: float = 0.0
+    flaky: float = 0.0
+    doubled: float = 0.0
+
+    def __post_init__(self) -> None:
+        hold_plain_numbers(self)
+        for name in ("flaky", "doubled"):
+            _expect(self, name, 0, 1, _SHARE)
+        _expect(self, "latency", 0, math.inf, _FINITE)
+        if self.flaky == 1:
+            raise ExperimentError(
+                "FleetNetwork(flaky=1): no message would ever arrive; for devices that are gone, give Fleet(lost=1)"
+            )
+        for name in ("down", "up"):
+            if getattr(self, name) is not None:
+                _expect(self, name, 1e-9, math.inf, "it must be positive")
+
+
+@dataclass(frozen=True)
+class FleetTiming:
+    """How the durations of a fleet's work vary, and how wrong its clocks are.
+
+    Attributes:
+        jitter: Relative noise of each duration, lognormal.
+        by: "client" if the work of each client takes as long, "examples" if it takes the longer the more examples the client
+            holds; the mean client is then the middle one.
+        skew: How fast devices' clocks run, as a relative deviation.
+    """
+
+    jitter: float = 0.0
+    by: Literal["client", "examples"] = "client"
+    skew: float = 0.0
+
+    def __post_init__(self) -> None:
+        hold_plain_numbers(self)
+        _expect(self, "jitter", 0, math.inf, _FINITE)
+        _expect(
+            self, "skew", 0, 0.5, "it is a share, of at most 0.5: a clock that runs half as fast, or half as fast again"
+        )
+        if self.by not in ("client", "examples"):
+            raise ExperimentError(f"FleetTiming(by={self.by!r}): give 'client' or 'examples'")
+
+
 @dataclass(frozen=True)
 class Fleet:
-    """Devices drawn from a few numbers, by the experiment's seed. All by default perfect: everything takes no time, and arrives.
+    """Devices drawn from a few numbers, by the experiment's seed. By default they are perfect: everything takes no time, and
+    arrives.
 
-    seconds: that the middle device trains in a round.  spread: the slowest device's seconds over the fastest's; log-uniform.
-    jitter: relative noise of each duration, lognormal.  by: whether each client's work takes as long, or as its examples are
-        many (the mean client's is the middle).
-    down, up: bytes a second of the middle device; they spread like speeds, apart from them. None: no time.
-    latency: seconds of a message.
-    hours: a day that a device is online, which is to say on its charger, unmetered and idle: three quarters of them at night,
-        begun in the evening; None for always.
-    waits: whether an idle device is woken when there is work for it (it holds a request open), or comes by itself, within the
-        window that it was given.
-    lost: the share of work that is begun and never reported: the device is gone.
-    flaky, doubled: the shares of messages that are lost on their way and sent again, and that arrive twice.
-    skew: how fast devices' clocks run, as a relative deviation.
-    stragglers: the share of work for which there is time for only a part of its steps, uniform from one to all: it takes as
-        long as all of them would.
-    partial_work: whether a straggler's partial report is counted (FedProx), or comes too late and is not (what FedAvg's
-        paper does). [Li et al. 2020, arXiv:1812.06127, section 5.2]
-    trace: a CSV file of measured devices, in place of those drawn from these numbers (`sumus.simulator.traces`).
+    Attributes:
+        lost: The share of work that is begun and never reported: the device is gone.
+        stragglers: The share of work for which there is time for only a part of its steps, uniform from one to all. It takes as
+            long as all of them would.
+        partial_work: Whether a straggler's partial report is counted (FedProx), or comes too late and is not (what FedAvg's
+            paper does). [Li et al. 2020, arXiv:1812.06127, section 5.2]
+        seconds: How long the middle device trains in a round.
+        spread: The slowest device's seconds over the fastest's; log-uniform.
+        hours: How many hours a day a device is online, that is on its charger, unmetered and idle: three quarters of them at
+            night, begun in the evening. None for always.
+        waits: Whether an idle device is woken when there is work for it (it holds a request open), or comes by itself, within
+            the window that it was given.
+        network: How long messages take, and which are lost.
+        timing: How durations vary, and how wrong clocks are.
+        trace: A CSV file of measured devices, in place of those drawn from these numbers
+            (`sumus.simulator.virtual_time.traces`).
     """
 
     lost: float = 0.0
@@ -123,55 +198,54 @@ class Fleet:
     partial_work: bool = True
     seconds: float = 0.0
     spread: float = 1.0
-    jitter: float = 0.0
-    by: Literal["client", "examples"] = "client"
-    down: float | None = None
-    up: float | None = None
-    latency: float = 0.0
     hours: float | None = None
     waits: bool = True
-    flaky: float = 0.0
-    doubled: float = 0.0
-    skew: float = 0.0
+    network: FleetNetwork = FleetNetwork()
+    timing: FleetTiming = FleetTiming()
     trace: str | None = None
 
     def __post_init__(self) -> None:
         hold_plain_numbers(self)
-        for name in ("lost", "stragglers", "flaky", "doubled"):
-            _expect(self, name, 0, 1, "it is a share, a number from 0 to 1")
-        for name in ("seconds", "latency", "jitter"):
-            _expect(self, name, 0, math.inf, "it must be 0 or more, and finite")
-        _expect(
-            self, "skew", 0, 0.5, "it is a share, of at most 0.5: a clock that runs half as fast, or half as fast again"
-        )
+        expect(self.network, FleetNetwork, "Fleet(network=)")
+        expect(self.timing, FleetTiming, "Fleet(timing=)")
+        for name in ("lost", "stragglers"):
+            _expect(self, name, 0, 1, _SHARE)
+        _expect(self, "seconds", 0, math.inf, _FINITE)
         for name in ("partial_work", "waits"):
             if not isinstance(getattr(self, name), bool):
                 raise ExperimentError(f"Fleet({name}={getattr(self, name)!r}): give True or False")
         if self.trace is not None:
             expect(self.trace, str, "Fleet(trace=)")
-            defaults = {each.name: each.default for each in fields(self)}
+            given, defaults = self.figures, Fleet().figures
             drawn = ("seconds", "spread", "down", "up", "hours", "skew")
-            if unused := [name for name in drawn if getattr(self, name) != defaults[name]]:
+            if unused := [name for name in drawn if given[name] != defaults[name]]:
                 raise ExperimentError(
                     f"Fleet(trace=): the file says what devices are like; leave out {', '.join(unused)}"
                 )
         _expect(self, "spread", 1, math.inf, "it is the slowest over the fastest, 1 or more")
-        if self.flaky == 1:
-            raise ExperimentError(
-                "Fleet(flaky=1): no message would ever arrive; for devices that are gone, give lost=1"
-            )
-        if self.by not in ("client", "examples"):
-            raise ExperimentError(f"Fleet(by={self.by!r}): give 'client' or 'examples'")
-        for name in ("down", "up", "hours"):
-            if getattr(self, name) is not None:
-                _expect(
-                    self, name, 1e-9, 24 if name == "hours" else math.inf, "it must be positive, and hours at most 24"
-                )
+        if self.hours is not None:
+            _expect(self, "hours", 1e-9, 24, "it must be positive, and hours at most 24")
+
+    @staticmethod
+    def of(figures: Mapping[str, Any]) -> "Fleet":
+        """Make a fleet of the figures of a fleet, its network and its timing, all by name."""
+        parts: list[dict[str, Any]] = [
+            {field.name: figures[field.name] for field in fields(part) if field.name in figures}
+            for part in (Fleet, FleetNetwork, FleetTiming)
+        ]
+        return Fleet(**parts[0], network=FleetNetwork(**parts[1]), timing=FleetTiming(**parts[2]))
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The figures of the fleet, its network and its timing, all by name, as `Fleet.of` takes them."""
+        own = {name: value for name, value in vars(self).items() if name not in ("network", "timing")}
+        return own | vars(self.network) | vars(self.timing)
 
     @property
     def timed(self) -> bool:
-        """Whether anything takes time, or somebody is ever away."""
-        return bool(self.seconds or self.latency or self.down or self.up or self.hours or self.trace) or not self.waits
+        """Whether anything takes time, or any device is ever away."""
+        net = self.network
+        return bool(self.seconds or net.latency or net.down or net.up or self.hours or self.trace) or not self.waits
 
     def devices(self, count: int, rng: np.random.Generator) -> DeviceArrays:
         """So many devices."""
@@ -188,9 +262,9 @@ class Fleet:
             ) % DAY  # when it is not night
         return DeviceArrays(
             self.seconds * pace,
-            (self.down or math.inf) / down,
-            (self.up or math.inf) / up,
-            1.0 + self.skew * rng.uniform(-1.0, 1.0, count),
+            (self.network.down or math.inf) / down,
+            (self.network.up or math.inf) / up,
+            1.0 + self.timing.skew * rng.uniform(-1.0, 1.0, count),
             begins,
             lasts,
         )
@@ -203,12 +277,5 @@ class Fleet:
         return Fate(most, late, lost=arrives < self.lost)
 
 
-def _expect(fleet: Fleet, name: str, low: float, high: float, rule: str) -> None:
-    value = getattr(fleet, name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or not low <= value <= high:
-        raise ExperimentError(f"Fleet({name}={value!r}): {rule}")
-
-
 PERFECT = Fleet()
-"""Every client does all its work, and every report arrives, at once."""
+"""A fleet in which every client does all its work, and every report arrives, at once."""

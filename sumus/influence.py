@@ -24,33 +24,44 @@ from sumus.task import Description
 
 
 @dataclass(frozen=True)
+class ModelMove:
+    """How far the server optimizer moves the model by what one device does to a sum.
+
+    Attributes:
+        norm: The L2 norm, over this round and all that follow; None if the server optimizer does not bound it.
+        largest: The most by which any one number of the model moves in a round, whatever the mean is; None if nothing bounds it.
+    """
+
+    norm: float | None = None
+    largest: float | None = None
+
+
+@dataclass(frozen=True)
 class Influence:
     """What one dishonest device can do to a sum of a plan, at most.
 
-    contributors: the fewest devices whose sum is used.
-    share: the largest share of the sum's weight, from 0 to 1, if each of the others weighs 1; or, of an aggregator that chooses
-        among updates, the largest share of what it gives.
-    length: the L2 norm of the longest update that is counted, in parameters; None if no clip bounds it.
-    step: the L2 norm by which the device moves the mean of `params`, in parameters; or, of an aggregator that chooses among
-        updates, or of an algorithm that `steers`, the L2 norm of what it gives, or of the mean. None if nothing bounds it.
-    model: the L2 norm by which the server optimizer moves the model for that step, over this round and all that follow. None if
-        the server optimizer does not bound it.
-    largest: the most by which the server optimizer moves any one number of the model in a round, whatever the mean is. None if
-        nothing bounds that.
-    steers: what devices sum up and receive besides the model: through these parts the device turns the updates of all others.
-    others: for each further part, how far the device moves any one number of its mean; or, of an aggregator that chooses among
-        updates, how large any one number of what it gives is at most.
-    open: those of `others` that only the width of the sums limits: no bound of their own that is below `WIDEST`.
-    chooses: the aggregator that chooses among updates; empty for a mean.
-    trusted: whether the plan trusts its devices.
+    Attributes:
+        contributors: The fewest devices whose sum is used.
+        share: The largest share of the sum's weight, from 0 to 1, if each of the others weighs 1; or, of an aggregator that
+            chooses among updates, the largest share of what it gives.
+        length: The L2 norm of the longest update that is counted, in parameters; None if no clip bounds it.
+        step: The L2 norm by which the device moves the mean of `params`, in parameters; or, of an aggregator that chooses among
+            updates, or of an algorithm that `steers`, the L2 norm of what it gives, or of the mean. None if nothing bounds it.
+        model: How far the server optimizer moves the model by that step.
+        steers: What devices sum up and receive besides the model: through these parts the device turns the updates of all
+            others.
+        others: For each further part, how far the device moves any one number of its mean; or, of an aggregator that chooses
+            among updates, how large any one number of what it gives is at most.
+        open: Those of `others` that only the width of the sums limits: no bound of their own that is below `WIDEST`.
+        chooses: The aggregator that chooses among updates; empty for a mean.
+        trusted: Whether the plan trusts its devices.
     """
 
     contributors: int
     share: float
     length: float | None
     step: float | None
-    model: float | None = None
-    largest: float | None = None
+    model: ModelMove = ModelMove()
     steers: tuple[str, ...] = ()
     others: Mapping[str, float] = field(default_factory=dict[str, float])
     open: tuple[str, ...] = ()
@@ -88,17 +99,17 @@ class Influence:
             moves = f", and that is at most {self.step:.4g} long"
         else:
             moves = f", which moves the mean by at most {self.step:.4g}"
-        if self.model is not None:
-            of_model = f", and the model by at most {self.model:.4g} over this round and those that follow"
-            return moves + (of_model if self.model != self.step else "") + self._of_each
+        if (norm := self.model.norm) is not None:
+            of_model = f", and the model by at most {norm:.4g} over this round and those that follow"
+            return moves + (of_model if norm != self.step else "") + self._of_each
         return moves + (self._of_each or "; the server optimizer does not bound how far that moves the model")
 
     @property
     def _of_each(self) -> str:
         """How far the server optimizer moves a number of the model, in words; empty if it does not bound that."""
-        if self.largest is None:
+        if (largest := self.model.largest) is None:
             return ""
-        return f"; the server optimizer moves no number of the model by more than {self.largest:.4g} a round"
+        return f"; the server optimizer moves no number of the model by more than {largest:.4g} a round"
 
     @property
     def _others(self) -> str:
@@ -157,8 +168,7 @@ def influence_of(
         share,
         longest,
         step,
-        model,
-        server.largest,
+        ModelMove(model, server.largest),
         steers,
         others,
         open=tuple(part.name for part in beside if not part.is_bounded),

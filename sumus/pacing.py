@@ -23,8 +23,12 @@ from sumus.types import hold_plain_numbers
 class Conditions:
     """What a device says of itself at check-in; in a plan, what it must say at least.
 
-    charging, unmetered, idle: of a phone on its charger, in a network without fees, that nobody uses.
-    battery: charge, 0 to 1.  version: of the client software, an integer that grows.
+    Attributes:
+        charging: Whether a phone is on its charger.
+        unmetered: Whether it is in a network without fees.
+        idle: Whether nobody uses it.
+        battery: Its charge, 0 to 1.
+        version: The version of the client software, an integer that grows.
     """
 
     charging: bool = False
@@ -51,27 +55,29 @@ _NONE = Conditions()
 @record("pacing")
 @dataclass(frozen=True)
 class Pacing:
-    """cohort: how many reports a round sums over; of a buffer, K.
+    """Who takes part in a round, and when.
 
-    over_select: devices to choose for each report that is wanted; what comes after the last wanted one is not counted. None is
-        1.0 in a simulation, and 1.3 once the plan is made for devices.
-    least: the share of the cohort below which a round is abandoned, once it is over: at the deadline; without one, when all who
-        were chosen have ended.
-    deadline: seconds from a round's opening to its end, whoever is missing; None to wait for everyone. Of a buffer: the seconds
-        that a device may take. With a deadline, the place of a device that gives up, or is silent for much longer than the work
-        takes, is given to another device (docs/protocol.md, "Places").
-    concurrency: devices that train at once. Given, rounds are buffers.
-    most_stale: versions that a report's model may be behind; None for any.
-    separation: models from one contribution of a device to its next, at least: with 5, four models of other sums are made in
-        between. A sum that was abandoned makes no model, and ends nobody's separation. With 1, a device is in each sum at most
-        once. The population must be at least `separation` times the devices that a round is given to, or rounds may wait for
-        devices that may not come.
-    most_rounds: contributions of one device in the whole run; None for any number.
-    requires: of a device at check-in.
-    checkins: a second, that the server is planned for; retry windows of a large population spread to it.
-    every: seconds from the end of a round to the beginning of the next, at least; None for at once, so that rounds follow one
-        another as fast as devices train. Of a buffer: from its opening until devices are given work for it; then no more devices
-        work at once than one buffer takes. The first round begins at once.
+    Attributes:
+        cohort: How many reports a round sums over; of a buffer, K.
+        over_select: Devices to choose for each report that is wanted; reports after the last wanted one are not counted. None is
+            1.0 in a simulation, and 1.3 once the plan is made for devices.
+        least: The share of the cohort below which a round is abandoned once it is over: at the deadline; without a deadline, when
+            all chosen devices have ended.
+        deadline: Seconds from a round's opening to its end, whoever is missing; None to wait for everyone. Of a buffer: the
+            seconds that a device may take. With a deadline, the place of a device that gives up, or is silent for much longer
+            than the work takes, is given to another device (docs/protocol.md, "Places").
+        concurrency: Devices that train at once. If it is given, rounds are buffers.
+        most_stale: Versions that a report's model may be behind; None for any.
+        separation: The least number of models from one contribution of a device to its next: with 5, four models of other sums
+            are made in between. A sum that was abandoned makes no model, and ends no device's separation. With 1, a device is in
+            each sum at most once. The population must be at least `separation` times the devices that a round is given to, or
+            rounds may wait for devices that may not come.
+        most_rounds: Contributions of one device in the whole run; None for any number.
+        requires: What a device must say of itself at check-in.
+        checkins: Check-ins a second that the server is planned for; the retry windows of a large population spread to this rate.
+        every: The least number of seconds from the end of a round to the beginning of the next; None for at once, so that rounds
+            follow one another as fast as devices train. Of a buffer: the seconds from its opening until devices are given work
+            for it; then no more devices work at once than one buffer takes. The first round begins at once.
     """
 
     cohort: int

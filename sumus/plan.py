@@ -371,7 +371,7 @@ def _site_parts(plan: Plan) -> str | None:
     algorithm = plan.algorithm
     if plan.edges.rounds == 1:
         return None
-    sent, down = [part.name for part in algorithm.aggregator.parts], algorithm.client.receives
+    sent, down = [part.name for part in algorithm.aggregator.parts], algorithm.client.rules.receives
     if sent != ["params"] or tuple(down) != ("params",):
         return (
             f"a site sends what its model has moved by, and this algorithm sends {sorted(sent)} and broadcasts {sorted(down)}: "

@@ -4,12 +4,13 @@
 
 `ClientWork` holds no model and no loop. An executor (`sumus.training`) owns the gradient; for every batch it calls
 
-    grads = work.correct(grads, params, broadcast, client_state)                  FedProx and SCAFFOLD live here
+    grads = work.rules.correct(grads, params, broadcast, client_state)            FedProx and SCAFFOLD live here
     param, leaf_state = work.optimizer.update(grad, leaf_state, param, lr, step)    leaf by leaf: SGD, Adam
 
-and at the end `work.finish(broadcast, params, client_state, done)` says what is sent, part by part, and the client's next
-state, pending until its update is counted; `work.init` says its first. Rules see leaves that have a gradient: `params` of
-`correct` are the shared and the personal ones, those of `finish` the shared ones. Running statistics are the executor's.
+and at the end `work.rules.finish(broadcast, params, client_state, done)` says what is sent, part by part, and the client's
+next state, pending until its update is counted; `work.rules.init` says its first. Rules see leaves that have a gradient:
+`params` of `correct` are the shared and the personal ones, those of `finish` the shared ones. Running statistics are the
+executor's.
 
 The rules use only operators that numpy and torch share, so that one definition is looped over clients, vectorized, and
 traced into the graph that a phone runs. An executor may fuse a rule that it recognises by its spec.
@@ -41,10 +42,11 @@ Parts: TypeAlias = Mapping[str, Tensors]
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class LeafRule(Value):
-    """An optimizer for one leaf.
+    """An optimizer for one leaf. Arrays are numpy's or torch's, all of one shape.
 
-    init(param) → state;  update(grad, state, param, lr, step) → (param, state), where `step` counts from 1 within the
-    client's round. Arrays are numpy's or torch's, all of one shape.
+    Attributes:
+        init: (param) → state.
+        update: (grad, state, param, lr, step) → (param, state), where `step` counts from 1 within the client's round.
     """
 
     init: Callable[[Any], LeafState]
@@ -53,8 +55,13 @@ class LeafRule(Value):
 
 @dataclass(frozen=True)
 class LeafGroup:
-    """Leaves that are optimized in their own way. pattern: of their names, shell-style.  optimizer: their rule.  lr_factor:
-    what the rate is multiplied by for them."""
+    """Leaves that are optimized in their own way.
+
+    Attributes:
+        pattern: Of the leaves' names, shell-style.
+        optimizer: The leaves' rule.
+        lr_factor: What the rate is multiplied by for these leaves.
+    """
 
     pattern: str
     optimizer: LeafRule
@@ -82,9 +89,14 @@ def no_correction(grads: Tensors, params: Tensors, broadcast: Parts, state: Clie
 
 @dataclass(frozen=True)
 class LocalRun:
-    """What a client's round was: its steps, their learning rate (the mean of them, where it changes within the round), the
-    examples that it holds, and, where the work asks for it, the gradient at the broadcast model of the mean loss over all of
-    them."""
+    """What a client's round was.
+
+    Attributes:
+        steps: The local steps.
+        lr: Their learning rate; the mean of them if it changes within the round.
+        examples: How many examples the client holds.
+        gradient: The gradient at the broadcast model of the mean loss over all examples, if the rules ask for it.
+    """
 
     steps: int
     lr: float
@@ -97,25 +109,50 @@ def send_difference(broadcast: Parts, params: Tensors, state: ClientState, done:
     return {"params": tree_map(lambda base, trained: base - trained, broadcast["params"], params)}, {}
 
 
+@dataclass(frozen=True)
+class ClientRules:
+    """What an algorithm makes of local training: three pure rules, and the parts that they send and need.
+
+    The rules see leaves with a gradient, as torch tensors.
+
+    Attributes:
+        correct: (grads, params, broadcast, client state) → grads, for every batch.
+        finish: (broadcast, params, client state, run) → (parts, client state), at the end, where `run` is a `LocalRun`.
+        init: A client's first state, from the shared params of its first broadcast. No state is kept if it is `no_state`.
+        needs_gradient: Whether `finish` is given the gradient at the broadcast model, which costs one more pass over the
+            examples.
+        sends: The names of the parts that `finish` gives.
+        receives: The names of the parts that the rules need in the broadcast.
+    """
+
+    correct: Callable[[Tensors, Tensors, Parts, ClientState], Tensors] = no_correction
+    finish: Callable[[Parts, Tensors, ClientState, LocalRun], tuple[Parts, ClientState]] = send_difference
+    init: Callable[[Tensors], ClientState] = no_state
+    needs_gradient: bool = False
+    sends: tuple[str, ...] = ("params",)
+    receives: tuple[str, ...] = ("params",)
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether gradients are used as they are, and the difference is sent."""
+        return self.correct is no_correction and self.finish is send_difference
+
+
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ClientWork(Value):
     """How a client learns in one round.
 
-    correct(grads, params, broadcast, client state) → grads, for every batch; finish(broadcast, params, client state, run) →
-    (parts, client state), at the end, where `run` is a `LocalRun`. They see leaves with a gradient, as torch tensors.
-
-    optimizer: a rule per leaf.
-    lr: the rate of each round (`Schedule`).
-    epochs, steps: passes over the client's examples, or a number of batches (reshuffling at each pass); one of them, or
-        neither for one epoch.
-    batch_size: examples a batch; the last may be smaller. None: all of the client's examples, one batch.
-    clip_norm: each step's gradient is scaled to at most this L2 norm over all trained leaves.
-    drop_last: whether a pass leaves out the examples that do not fill its last batch. A client that holds less than one batch
-        takes all of its examples as one.
-    groups: leaves that are optimized in their own way. A plan refuses patterns that match one leaf twice.
-    init: a client's first state, from the shared params of its first broadcast. Where it is `no_state`, none is kept.
-    needs_gradient: `finish` is given the gradient at the broadcast model, which costs one more pass over the examples.
-    sends, receives: names of the parts that `finish` gives, and of what it needs in the broadcast.
+    Attributes:
+        optimizer: A rule per leaf.
+        lr: The rate of each round (`Schedule`).
+        epochs: Passes over the client's examples; one if neither `epochs` nor `steps` is given.
+        steps: A number of batches, in place of `epochs`; the examples are shuffled anew at each pass.
+        batch_size: Examples a batch; the last may be smaller. None: all of the client's examples are one batch.
+        clip_norm: Each step's gradient is scaled to at most this L2 norm over all trained leaves.
+        drop_last: Whether a pass leaves out the examples that do not fill its last batch. A client that holds less than one
+            batch takes all of its examples as one.
+        groups: Leaves that are optimized in their own way. A plan refuses patterns that match one leaf twice.
+        rules: What the algorithm makes of it.
     """
 
     optimizer: LeafRule
@@ -126,12 +163,7 @@ class ClientWork(Value):
     clip_norm: float | None = None
     drop_last: bool = False
     groups: tuple[LeafGroup, ...] = ()
-    correct: Callable[[Tensors, Tensors, Parts, ClientState], Tensors] = no_correction
-    finish: Callable[[Parts, Tensors, ClientState, LocalRun], tuple[Parts, ClientState]] = send_difference
-    init: Callable[[Tensors], ClientState] = no_state
-    needs_gradient: bool = False
-    sends: tuple[str, ...] = ("params",)
-    receives: tuple[str, ...] = ("params",)
+    rules: ClientRules = ClientRules()
 
     def __post_init__(self) -> None:
         hold_plain_numbers(self)
@@ -167,7 +199,7 @@ class ClientWork(Value):
     @property
     def keeps_state(self) -> bool:
         """Whether a client must remember something from round to round."""
-        return self.init is not no_state
+        return self.rules.init is not no_state
 
     def step_count(self, examples: int) -> int:
         """Steps of one round for a client with so many examples."""
@@ -197,7 +229,7 @@ class ClientWork(Value):
 
 def expect_plain(client: ClientWork, by: str) -> None:
     """Refuse a work that another algorithm has changed already: `by` would undo or misread it."""
-    if client.correct is not no_correction or client.finish is not send_difference:
+    if not client.rules.are_plain:
         raise PlanError(
             "client-changed-twice", f"{by} takes plain client work such as sgd(), as it is, and not {client!r}"
         )
@@ -213,15 +245,25 @@ def apply_gradients(
     lr: Any,
     step: Any,
 ) -> tuple[dict[str, Any], dict[str, LeafState]]:
-    """One local step after the gradient is known: correct, clip, update every leaf. Pure; the reference for executors.
+    """Take one local step after the gradient is known: correct, clip, update every leaf. Pure; the reference for executors.
 
-    params, grads: every leaf with a gradient, float arrays or tensors of one shape and dtype a leaf. Leaves that are not in
-    `broadcast["params"]` are personal: they are trained, and never corrected.
-    lr: of this step, a float or a 0-d float.  step: from 1 within the client's round, an int or a 0-d float.
+    Args:
+        work: What the client does.
+        params: Every leaf with a gradient, float arrays or tensors. Leaves that are not in `broadcast["params"]` are personal:
+            they are trained, and never corrected.
+        grads: The gradients, of the shapes and dtypes of the leaves.
+        states: What the optimizer keeps of each leaf.
+        broadcast: What the server sent.
+        client_state: What the client keeps.
+        lr: The rate of this step, a float or a 0-d float.
+        step: The number of the step, from 1 within the client's round, an int or a 0-d float.
+
+    Returns:
+        The leaves, and what the optimizer keeps of each.
     """
     shared = {name: grads[name] for name in broadcast["params"] if name in grads}
     with own_code("correct", work, "it must give a gradient for every gradient that it is given"):
-        corrected = dict(work.correct(shared, params, broadcast, client_state))
+        corrected = dict(work.rules.correct(shared, params, broadcast, client_state))
     if corrected.keys() != shared.keys():
         raise UsageError(
             f"correct of {work!r} gave {sorted(corrected)} for the gradients of {sorted(shared)}: give them all"
@@ -259,10 +301,42 @@ _LATER = ("drop_last", "leaves")
 _OF_LEAVES = ("lr_factor", "weight_decay")
 
 
+def _client_work(
+    rule: Callable[[float], LeafRule],
+    weight_decay: float,
+    leaves: Mapping[str, Mapping[str, float]],
+    lr: float | Schedule,
+    epochs: int | None,
+    steps: int | None,
+    batch_size: int | None,
+    clip_norm: float | None,
+    drop_last: bool,
+) -> ClientWork:
+    """Client work as users write it.
+
+    Args:
+        rule: Makes an optimizer of a weight decay.
+        weight_decay: Of all leaves for which `leaves` says nothing else.
+        leaves: By pattern of their names, what is otherwise for some leaves.
+        lr: The rate of each round.
+        epochs: See `ClientWork`, as for all that follow.
+    """
+    return ClientWork(
+        optimizer=rule(weight_decay),
+        lr=as_schedule(lr),
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        clip_norm=clip_norm,
+        drop_last=drop_last,
+        groups=_groups(leaves, weight_decay, rule),
+    )
+
+
 def _groups(
     leaves: Mapping[str, Mapping[str, float]], weight_decay: float, rule: Callable[[float], LeafRule]
 ) -> tuple[LeafGroup, ...]:
-    """Groups of leaves, as users write them. weight_decay: of the others.  rule: makes an optimizer of a decay."""
+    """Groups of leaves, as users write them; arguments as of `_client_work`."""
     expect(leaves, Mapping, "leaves= of client work")
     made: list[LeafGroup] = []
     for pattern, given in leaves.items():
@@ -350,19 +424,21 @@ def sgd(
 ) -> ClientWork:
     """Local SGD: one epoch unless `epochs` or `steps` says otherwise; state starts afresh each round.
 
-    leaves: by pattern of their names, shell-style, what is otherwise for some leaves: `weight_decay`, and `lr_factor`, which
-        multiplies the rate. A leaf matches one pattern, or none.
+    Args:
+        lr: The rate of each round.
+        epochs: Passes over the client's examples.
+        steps: A number of batches, in place of `epochs`.
+        batch_size: Examples a batch; None for one batch of all examples.
+        momentum: The share of the last step that the next one keeps.
+        nesterov: Whether momentum looks ahead.
+        weight_decay: What each leaf is pulled towards zero by.
+        clip_norm: The largest L2 norm of a step's gradient; None for any.
+        drop_last: Whether the examples that do not fill a pass's last batch are left out.
+        leaves: By pattern of their names, shell-style, what is otherwise for some leaves: `weight_decay`, and `lr_factor`, which
+            multiplies the rate. A leaf matches one pattern, or none.
     """
-    return ClientWork(
-        optimizer=sgd_rule(momentum, nesterov, weight_decay),
-        lr=as_schedule(lr),
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        clip_norm=clip_norm,
-        drop_last=drop_last,
-        groups=_groups(leaves, weight_decay, lambda decay: sgd_rule(momentum, nesterov, decay)),
-    )
+    amount = lr, epochs, steps, batch_size, clip_norm, drop_last
+    return _client_work(lambda decay: sgd_rule(momentum, nesterov, decay), weight_decay, leaves, *amount)
 
 
 @registered("client/adam", later=_LATER)
@@ -379,17 +455,9 @@ def adam(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local Adam; its moments start afresh each round and never leave the device. leaves: as of `sgd`."""
-    return ClientWork(
-        optimizer=adam_rule(betas, eps, weight_decay),
-        lr=as_schedule(lr),
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        clip_norm=clip_norm,
-        drop_last=drop_last,
-        groups=_groups(leaves, weight_decay, lambda decay: adam_rule(betas, eps, decay)),
-    )
+    """Local Adam; its moments start afresh each round and never leave the device. `leaves` are as of `sgd`."""
+    amount = lr, epochs, steps, batch_size, clip_norm, drop_last
+    return _client_work(lambda decay: adam_rule(betas, eps, decay), weight_decay, leaves, *amount)
 
 
 @registered("client/adamw", later=_LATER)
@@ -406,14 +474,6 @@ def adamw(
     drop_last: bool = False,
     leaves: Mapping[str, Mapping[str, float]] = NO_GROUPS,
 ) -> ClientWork:
-    """Local AdamW: weight decay apart from the gradient. leaves: as of `sgd`."""
-    return ClientWork(
-        optimizer=adam_rule(betas, eps, weight_decay, decoupled=True),
-        lr=as_schedule(lr),
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        clip_norm=clip_norm,
-        drop_last=drop_last,
-        groups=_groups(leaves, weight_decay, lambda decay: adam_rule(betas, eps, decay, decoupled=True)),
-    )
+    """Local AdamW: weight decay apart from the gradient. `leaves` are as of `sgd`."""
+    amount = lr, epochs, steps, batch_size, clip_norm, drop_last
+    return _client_work(lambda decay: adam_rule(betas, eps, decay, decoupled=True), weight_decay, leaves, *amount)

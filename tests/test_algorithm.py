@@ -146,7 +146,7 @@ def test_a_part_may_be_divided_by_everyone_there_is() -> None:
 
 def test_what_nobody_combines_stays_on_the_device() -> None:
     """A client's work may give more than an algorithm asks for, and the first hop takes nothing that is not asked for."""
-    work = dataclasses.replace(sumus.sgd(0.1), sends=("params", "diary"))
+    work = dataclasses.replace(sumus.sgd(0.1), rules=sumus.ClientRules(sends=("params", "diary")))
     algorithm = sumus.fedavg(work)
     parts = {**parts_of(BASE), "diary": {"day": np.ones(3)}}
     update = algorithm.report("alice", parts, 3, {}, b"", generator(0))
@@ -157,7 +157,7 @@ def test_what_nobody_combines_stays_on_the_device() -> None:
 def test_only_what_is_in_the_chain_is_transformed() -> None:
     """Scalars, parts that are not transformed, and statistics go as they are."""
     parts = (Part("params"), Part("control", transformed=False), Part("steps", content="scalar"))
-    work = dataclasses.replace(sumus.sgd(0.1), sends=("params", "control", "steps"))
+    work = dataclasses.replace(sumus.sgd(0.1), rules=sumus.ClientRules(sends=("params", "control", "steps")))
     update = chain(clip_by_global_norm(1e-3), rotate(), quantize(8))
     algorithm = Algorithm(work, update, mean(*parts), sgd(1.0))
     given = {**parts_of(BASE), "control": parts_of(BASE)["params"], "steps": {"": np.array(7.0)}}

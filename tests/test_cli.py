@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from sumus.plan import Plan
 from sumus.rng import generator
-from sumus.simulator.population import Population, sample
+from sumus.simulator.populations.population import Population, sample
 from sumus.wire.bundle import Bundle
 from tests import forked
 

@@ -338,7 +338,7 @@ def test_index_lists_every_page() -> None:
 
 
 def test_readme_fits_two_screens_and_says_what_is_hidden() -> None:
-    from sumus.operations.status import CLEAR_MODE
+    from sumus.server.status import CLEAR_MODE
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 120

@@ -43,7 +43,7 @@ PARTS = (Part("params"), Part("control", transformed=False, weight="uniform"), P
 
 
 def algorithm(update: Transform | None = None, parts: tuple[Part, ...] = PARTS) -> Algorithm:
-    work = dataclasses.replace(sumus.sgd(0.1), sends=tuple(part.name for part in parts))
+    work = dataclasses.replace(sumus.sgd(0.1), rules=sumus.ClientRules(sends=tuple(part.name for part in parts)))
     return Algorithm(work, update or chain(), mean(*parts), sgd(1.0))
 
 

@@ -10,11 +10,11 @@ from sumus.errors import PlanError
 from sumus.json_names import repeated
 from sumus.node.formats import MOST_CONTAINERS, read_json, read_lines
 from sumus.node.mqtt import _readings_of  # pyright: ignore[reportPrivateUsage]
-from sumus.node.readings import BadReading
-from sumus.operations.access import Access
-from sumus.operations.admin_plane import admin_app
+from sumus.node.reading import BadReading
 from sumus.operations.service import open_service
 from sumus.plan import Plan
+from sumus.server.access import Access
+from sumus.server.admin_plane import admin_app
 from sumus.transport.inprocess import InProcess
 from tests.server.devices import tiny
 

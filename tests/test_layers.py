@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("wire",),
     ("protocol",),
     ("training",),
-    ("userfile", "interrupt", "logs", "terminal"),
+    ("userfile", "interrupt", "logs", "options", "terminal", "plotting"),
     ("transport",),
     ("storage",),
     ("http",),

@@ -11,6 +11,7 @@ from torch import nn
 
 import sumus
 from sumus import schedules
+from tests.simulating import simulated
 
 COUNT = 22
 
@@ -79,7 +80,7 @@ def test_as_torch_does_it_with_groups_of_parameters(name: str) -> None:
     lr = {"0.weight": {"lr": 0.2}, "2.weight": {"lr": 0.6}}
     lr |= {bias: {"lr": 0.2, "weight_decay": 0.0} for bias in ("0.bias", "2.bias")}
     wanted = by_torch(rate, make, lr)
-    alone = sumus.simulate(TASK, sumus.fedavg(work), {0: examples(0)}, 1, executor="autograd")
+    alone = sumus.simulate(TASK, sumus.fedavg(work), {0: examples(0)}, 1, compute="autograd")
     for leaf, values in wanted.items():
         assert torch.allclose(alone.model[leaf], values, atol=2e-5), leaf
 
@@ -92,7 +93,7 @@ EVERYTHING = sumus.sgd(
 def test_executors_agree_and_the_wire_gives_the_same_bits(tmp_path: Path) -> None:
     def run(rounds: int = 3, **options: Any) -> sumus.History:
         pacing = sumus.Pacing(3)
-        return sumus.simulate(TASK, sumus.fedavg(EVERYTHING), PEOPLE, rounds, pacing=pacing, **options)
+        return simulated(TASK, sumus.fedavg(EVERYTHING), PEOPLE, rounds, pacing=pacing, **options)
 
     plain = run(executor="autograd")
     for name in ("sequential", "vectorized:2"):
@@ -200,7 +201,7 @@ def test_a_frozen_leaf_is_no_trained_leaf() -> None:
 def test_an_own_rate_within_a_round_that_is_no_number_is_named(factor: Any) -> None:
     own = schedules.Schedule(at=lambda number: 0.1, within=lambda step: factor)
     with pytest.raises(sumus.UsageError, match=r"client \d: .*within must give a number|the factor of local step 1"):
-        sumus.simulate(TASK, sumus.fedavg(sumus.sgd(own)), PEOPLE, 1, executor="autograd")
+        sumus.simulate(TASK, sumus.fedavg(sumus.sgd(own)), PEOPLE, 1, compute="autograd")
 
 
 def test_scaffold_divides_by_the_rates_that_it_took() -> None:
@@ -209,6 +210,6 @@ def test_scaffold_divides_by_the_rates_that_it_took() -> None:
     one, many = sumus.sgd(0.1, steps=1), sumus.sgd(first, steps=4)
     states = [sumus.MemoryClientStates() for _ in range(2)]
     for work, kept in zip((one, many), states, strict=True):
-        sumus.simulate(TASK, sumus.scaffold(work), PEOPLE, 1, executor="autograd", client_states=kept)
+        sumus.simulate(TASK, sumus.scaffold(work), PEOPLE, 1, compute="autograd", out=sumus.Output(client_states=kept))
     for leaf, values in states[0].get("1")["control"].items():
         assert np.allclose(values, states[1].get("1")["control"][leaf], atol=1e-5)

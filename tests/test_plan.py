@@ -76,7 +76,7 @@ BUFFER = Pacing(cohort=16, concurrency=64)
 
 @sumus.registered("client/test-plan-sends")
 def sending(parts: tuple[str, ...]) -> ClientWork:
-    return dataclasses.replace(sumus.sgd(0.1), sends=parts)
+    return dataclasses.replace(sumus.sgd(0.1), rules=sumus.ClientRules(sends=parts))
 
 
 def with_part(update: Transform, part: Part) -> Algorithm:
@@ -90,7 +90,9 @@ def fixed_on_its_way(update: Transform) -> Algorithm:
 
 
 def wanting(*, takes: tuple[str, ...] = ("params",), receives: tuple[str, ...] = ("params",)) -> Algorithm:
-    client = dataclasses.replace(sumus.sgd(0.1), receives=receives, sends=("params", "control"))
+    client = dataclasses.replace(
+        sumus.sgd(0.1), rules=sumus.ClientRules(receives=receives, sends=("params", "control"))
+    )
     return Algorithm(client, chain(), mean(Part("params")), dataclasses.replace(sumus.optimizers.sgd(), takes=takes))
 
 

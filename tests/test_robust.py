@@ -49,7 +49,9 @@ def drawn(count: int, seed: int) -> list[dict[str, Array]]:
 
 
 def algorithm(aggregator: Aggregator, update: Transform | None = None) -> Algorithm:
-    client = dataclasses.replace(sumus.sgd(0.1), sends=tuple(part.name for part in aggregator.parts))
+    client = dataclasses.replace(
+        sumus.sgd(0.1), rules=sumus.ClientRules(sends=tuple(part.name for part in aggregator.parts))
+    )
     return Algorithm(client, update or chain(), aggregator, sumus.optimizers.sgd(1.0))
 
 

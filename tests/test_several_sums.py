@@ -28,6 +28,7 @@ from sumus.evaluation import (
 from sumus.metrics import SeveralSums
 from sumus.training.program import Program
 from sumus.wire.reports import decode_report
+from tests.simulating import simulated
 
 DRAWS = 60
 
@@ -231,7 +232,7 @@ def test_a_server_makes_the_figures_of_a_simulation() -> None:
     assert means["rms"] == pytest.approx(here["rms"], abs=1e-5)  # in steps of 2^−20
     assert all(sum(bins) <= 9 for bins in histograms.values())
     low, high = medians_of(histograms, hop)["auc"]
-    assert (low or 0.0) <= history.start.spreads["seen"]["auc"].median <= (high or 1.0)
+    assert (low or 0.0) <= history.start.evaluation.spreads["seen"]["auc"].median <= (high or 1.0)
 
 
 def test_a_run_with_them_is_the_same_run() -> None:
@@ -240,7 +241,7 @@ def test_a_run_with_them_is_the_same_run() -> None:
     evaluate = sumus.Evaluate(unseen=PEOPLE.subset([7, 8]), best="auc", target={"auc": 0.8, "rms": 5.0})
     options: dict[str, Any] = {"pacing": sumus.Pacing(4), "executor": "autograd", "evaluate": evaluate}
     runs = [
-        sumus.simulate(TASK, algorithm, PEOPLE.without([7, 8]), 6, **options, **more)
+        simulated(TASK, algorithm, PEOPLE.without([7, 8]), 6, **options, **more)
         for more in ({}, {"workers": 2}, {"through": "wire"})
     ]
     assert len({(run.stopped, len(run.rounds)) for run in runs}) == 1

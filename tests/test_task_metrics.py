@@ -12,7 +12,7 @@ from torch import nn
 
 import sumus
 from sumus import losses, metrics
-from sumus.simulator.history import RoundRecord
+from sumus.simulator.records import RoundRecord
 
 LOGITS = losses.binary_cross_entropy_with_logits
 EQUAL = [metrics.mean_absolute_error, metrics.mean_squared_error, losses.mean_squared_error]
@@ -94,7 +94,7 @@ def test_a_loss_with_its_classes_second_trains_and_knows_its_classes() -> None:
     people = {k: (x, np.abs(x).argmax(1)) for k in range(2)}
     runs = [
         sumus.simulate(
-            task, sumus.fedavg(sumus.sgd(lr=0.1)), people, 2, evaluate=sumus.Evaluate(seen=2), executor=executor
+            task, sumus.fedavg(sumus.sgd(lr=0.1)), people, 2, evaluate=sumus.Evaluate(seen=2), compute=executor
         )
         for executor in ("autograd", "sequential")
     ]

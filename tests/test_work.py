@@ -121,7 +121,7 @@ def test_momentum_starts_afresh_from_zero() -> None:
 
 def test_what_is_sent_is_the_broadcast_minus_the_trained() -> None:
     base, trained = trees(2)
-    parts, state = sumus.sgd(0.1).finish({"params": base}, trained, {}, LocalRun(steps=1, lr=0.1, examples=5))
+    parts, state = sumus.sgd(0.1).rules.finish({"params": base}, trained, {}, LocalRun(steps=1, lr=0.1, examples=5))
     assert np.array_equal(parts["params"]["w"], base["w"] - trained["w"])
     assert state == {}
 
@@ -132,7 +132,7 @@ def test_a_correction_sees_the_shared_leaves_and_never_the_personal_ones() -> No
     def pull(grads: Any, params: Any, broadcast: Any, state: Any) -> Any:
         return {name: grad + (params[name] - broadcast["params"][name]) for name, grad in grads.items()}
 
-    work = dataclasses.replace(sumus.sgd(1.0), correct=pull)
+    work = dataclasses.replace(sumus.sgd(1.0), rules=sumus.ClientRules(correct=pull))
     base, params, grads = trees(3)
     states = dict.fromkeys(SHAPES, ())
     moved, _ = apply_gradients(work, params, grads, states, {"params": {"w": base["w"]}}, {}, 1.0, 1)

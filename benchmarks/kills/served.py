@@ -272,20 +272,20 @@ class Job:
     planted: str = ""
     enrols: int = 0
     shares: str | None = None
-    lease: float = QUIET.lease
+    lease: float = Storage().lease
     upstream: str = ""
     for_edges: bool = False
 
 
 def opened(job: Job) -> Service:
     """The server of a job, not started."""
-    where = Storage(Path(job.data), job.database)
+    where = Storage(Path(job.data), job.database, lease=job.lease)
     if job.shares is not None:
         where = replace(where, keys=Path(job.shares) / "keys", blobs=f"{job.shares}/blobs")
         os.environ["PGAPPNAME"] = Path(job.data).name
     if job.upstream:
         return open_edge(read_link(job.upstream), where, QUIET, linger=0.3)
-    return open_service({TASK: bundle(job.kind)}, where, replace(QUIET, lease=job.lease))
+    return open_service({TASK: bundle(job.kind)}, where, QUIET)
 
 
 def _end_with(line: int) -> None:

@@ -12,8 +12,8 @@ import sumus
 from benchmarks.lockstep import Turns
 from benchmarks.peers.asked import parser, workload_of
 from benchmarks.workloads import Workload
-from sumus.simulator.history import RoundRecord
 from sumus.simulator.progress import Show
+from sumus.simulator.records import RoundRecord
 
 PLANNED = 1000  # rounds of the run that is begun: long enough for a probe; it is stopped when its turns are over
 
@@ -59,12 +59,11 @@ def _run(args: argparse.Namespace, turns: Turns) -> None:
     try:
         sumus.run(
             experiment(workload_of(args), PLANNED, args.double),
-            progress=InTurn(turns),
-            executor=args.executor,
-            workers=args.workers,
+            compute=sumus.Compute(executor=args.executor, workers=args.workers),
+            out=sumus.Output(progress=InTurn(turns)),
         )
     except sumus.Interrupted as stop:
-        print(stop.history.executor, file=sys.stderr)
+        print(stop.history.provenance.executor, file=sys.stderr)
         turns.finish({name: leaf.numpy() for name, leaf in stop.history.model.items()})
 
 

@@ -50,13 +50,8 @@ def dynamic(client: ClientWork, alpha: float) -> ClientWork:
         slope = tree_map(lambda old, by: old + alpha * by, state["slope"], moved)
         return {"params": moved, "share": {"": 1.0}}, {"slope": slope}
 
-    return replace(
-        client,
-        correct=correct,
-        finish=finish,
-        init=zeros_as("slope"),
-        sends=("params", "share"),
-    )
+    rules = replace(client.rules, correct=correct, finish=finish, init=zeros_as("slope"), sends=("params", "share"))
+    return replace(client, rules=rules)
 
 
 @registered("server/shifted")

@@ -67,7 +67,7 @@ def normalized(client: ClientWork) -> ClientWork:
         moved = tree_map(lambda base, trained: (base - trained) / steps, broadcast["params"], params)
         return {"params": moved, "steps": {"": steps}}, {}
 
-    return replace(client, finish=finish, sends=("params", "steps"))
+    return replace(client, rules=replace(client.rules, finish=finish, sends=("params", "steps")))
 
 
 def _of_sgd(client: ClientWork) -> tuple[float, bool]:

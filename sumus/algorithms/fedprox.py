@@ -51,4 +51,4 @@ def prox(client: ClientWork, mu: float) -> ClientWork:
         anchor = broadcast["params"]
         return {name: grad + mu * (params[name] - anchor[name]) for name, grad in grads.items()}
 
-    return replace(client, correct=correct)
+    return replace(client, rules=replace(client.rules, correct=correct))

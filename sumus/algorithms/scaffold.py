@@ -33,7 +33,7 @@ from sumus.tree import tree_map
 from sumus.types import Tensors, Tree
 from sumus.update.clip import in_single
 from sumus.update.transform import Transform, chain
-from sumus.work import ClientState, ClientWork, LocalRun, Parts, expect_plain, zeros_as
+from sumus.work import ClientRules, ClientState, ClientWork, LocalRun, Parts, expect_plain, zeros_as
 
 PARAMS = Part("params", weight="uniform", denominator="count")
 CONTROL = Part("control", weight="uniform", denominator="population", transformed=False, bound=WIDEST)
@@ -97,15 +97,8 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
         return {"params": moved, "control": change}, {"control": tree_map(lambda old, by: old + by, own, change)}
 
     both = ("params", "control")
-    return replace(
-        client,
-        correct=correct,
-        finish=finish,
-        init=zeros_as("control"),
-        needs_gradient=option == 1,
-        sends=both,
-        receives=both,
-    )
+    rules = ClientRules(correct, finish, zeros_as("control"), needs_gradient=option == 1, sends=both, receives=both)
+    return replace(client, rules=rules)
 
 
 @registered("server/controlled")

@@ -8,7 +8,7 @@ from torch import nn
 
 import sumus
 from sumus.demos import sources
-from sumus.simulator import splits
+from sumus.simulator.populations import splits
 
 CLIENTS, SHARDS_EACH = 20, 3
 

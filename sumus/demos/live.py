@@ -24,9 +24,9 @@ from typing import Any
 
 from sumus.demos.people import DemoPeople
 from sumus.errors import ExperimentError
-from sumus.operations.access import Logins
 from sumus.operations.remote import Remote
-from sumus.simulator.picture import figure, save
+from sumus.plotting import figure, save
+from sumus.server.access import Logins
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.files import write_whole
 from sumus.storage.sql import SqlStore

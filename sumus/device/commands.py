@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -15,6 +16,7 @@ import numpy as np
 import typer
 
 from sumus.errors import ExperimentError, Interrupted, UsageError, unread
+from sumus.options import with_option_groups
 from sumus.protocol.session import Floor
 from sumus.storage.files import user_folder
 from sumus.terminal import echo
@@ -41,34 +43,56 @@ Authority = Annotated[
 ]
 
 
-def join(
-    client: ClientFile,
+@dataclass(frozen=True)
+class ServerOptions:
+    """The server of a device or of a node."""
+
     url: Annotated[
         str | None, typer.Argument(metavar="[URL]", help="The server, https://HOST:PORT; a link gives it too.")
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="Folder for the device's key and memory; by default one of this user's.")
-    ] = None,
+    ] = None
     token_file: Annotated[
         str | None,
         typer.Option(help="File with a token or a link, - for standard input; else SUMUS_TOKEN may hold it."),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The device's name, in its messages to you.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="End after so many counted reports.")] = None,
-    once: Annotated[bool, typer.Option(help="Check in once, do what there is to do, and end.")] = False,
-    evaluate_only: Annotated[bool, typer.Option(help="Measure models, and never train.")] = False,
-    train_only: Annotated[bool, typer.Option(help="Train, and never measure models.")] = False,
-    always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False,
+    ] = None
+    authority: Authority = None
+
+
+@dataclass(frozen=True)
+class WorkOptions:
+    """The work that a device takes, and when it ends."""
+
+    rounds: Annotated[int | None, typer.Option(min=1, help="End after so many counted reports.")] = None
+    once: Annotated[bool, typer.Option(help="Check in once, do what there is to do, and end.")] = False
+    evaluate_only: Annotated[bool, typer.Option(help="Measure models, and never train.")] = False
+    train_only: Annotated[bool, typer.Option(help="Train, and never measure models.")] = False
+    executor: Annotated[str, typer.Option(help="auto, or one of those of simulate.")] = "auto"
+
+
+@dataclass(frozen=True)
+class ConsentOptions:
+    """What the owner of a device or of a node consents to."""
+
+    always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False
     floor: Annotated[
         list[str] | None,
-        typer.Option(help="What this device consents to, as rounds=100; see sumus.Device. May be given several times."),
+        typer.Option(help="What its owner consents to, as rounds=100; see sumus.Floor. May be given several times."),
+    ] = None
+
+
+@with_option_groups
+def join(
+    client: ClientFile,
+    server: ServerOptions,
+    work: WorkOptions,
+    consent: ConsentOptions,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder for the device's key and memory; by default one of this user's.")
     ] = None,
-    executor: Annotated[str, typer.Option(help="auto, or one of those of simulate.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="The device's name, in its messages to you.")] = None,
     insecure: Annotated[bool, typer.Option(help="Take http:// to another machine.")] = False,
     move: Annotated[
         bool, typer.Option(help="The link is of another edge of the same population: move there, with the same key.")
     ] = False,
-    authority: Authority = None,
     as_json: AsJson = False,
 ) -> None:
     """Take part in a server's rounds with the examples of a file, until Ctrl-C."""
@@ -78,8 +102,8 @@ def join(
     from sumus.device.options import Consent, DeviceProfile, ServerConnection
     from sumus.transport.transport import Unreachable
 
-    link = given(url, token_file, os.environ, insecure)
-    consents, own, where = floor_of(floor or []), load_client(client), folder or folder_of(client)
+    link = given(server.url, server.token_file, os.environ, insecure)
+    consents, own, where = floor_of(consent.floor or []), load_client(client), folder or folder_of(client)
     device = Device(
         f"{link.server}/#pin={link.pin}" if link.pin else link.server or None,
         own.task,
@@ -87,12 +111,12 @@ def join(
         folder=where,
         token=link.token,
         held_out=own.held_out,
-        consent=Consent(consents, trains=not evaluate_only, evaluates=not train_only),
-        connection=ServerConnection(insecure=insecure, moves=move, authority=authority),
+        consent=Consent(consents, trains=not work.evaluate_only, evaluates=not work.train_only),
+        connection=ServerConnection(insecure=insecure, moves=move, authority=server.authority),
         profile=DeviceProfile(
             name=name or Path(split(client)[0]).stem,
-            sensors=AllConditionsMet() if always else None,
-            executor=executor,
+            sensors=AllConditionsMet() if consent.always else None,
+            executor=work.executor,
         ),
         watch=Lines(where, as_json),
     )
@@ -101,11 +125,13 @@ def join(
             echo(f"asks {device.status.server} for work; Ctrl-C ends it, and the same command goes on", error=True)
         before = device.status.checkins
         try:
-            device.run(rounds, (lambda status: status.checkins > before or status.unanswered > 0) if once else None)
+            device.run(
+                work.rounds, (lambda status: status.checkins > before or status.unanswered > 0) if work.once else None
+            )
         except KeyboardInterrupt:
             done = device.status.counts.get("counted", 0)
             raise Interrupted(f"stopped; {many(done, 'report')} counted so far; run the same again to go on") from None
-        if once and device.status.unanswered:
+        if work.once and device.status.unanswered:
             raise Unreachable(f"the check-in came to nothing: {device.status.trouble}; run the same again later")
 
 

@@ -226,7 +226,7 @@ def read_model(initial: Tree, body: bytes) -> Tree:
 
 def state_for(plan: Plan, initial: Tree, state: ClientState) -> ClientState:
     """The part of a client's state that a plan's work knows: the trees of another algorithm mean nothing to it."""
-    known = {*plan.algorithm.client.init(initial), PERSONAL}
+    known = {*plan.algorithm.client.rules.init(initial), PERSONAL}
     return {name: tree for name, tree in state.items() if name in known}
 
 

@@ -27,12 +27,12 @@ from sumus.http.limits import Limits
 from sumus.http.room import Room
 from sumus.logs import logger
 from sumus.operations.service import ServerPolicy, Service, Shared, Storage, Stores
-from sumus.operations.status import AboveStatus, in_short
 from sumus.rounds.circumstances import Crowd
 from sumus.server.device_plane import device_app
 from sumus.server.identity import DeviceRegister, count_enrolled
 from sumus.server.replica import Replica
 from sumus.server.server import Server, storage_clock
+from sumus.server.status import AboveStatus, in_short
 from sumus.server.tasks import ServedTask
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Transport, Unreachable

@@ -80,7 +80,7 @@ class LocalTraining:
         personal = self.program.tensors_of(assignment.state.get(PERSONAL, {})) or self.program.initial_personal
         leaves: dict[str, Any] = {**round_.sent["params"], **round_.buffers, **personal}
         with own_code("init", self.work, "it must give a client's first state: trees by name"):
-            return leaves, own or dict(self.work.init(round_.sent["params"]))
+            return leaves, own or dict(self.work.rules.init(round_.sent["params"]))
 
     def loss_and_gradient(
         self, inputs: Tensor, targets: Tensor, over: int, params: Sequence[Tensor], noise: AbstractContextManager[Any]
@@ -153,7 +153,7 @@ class LocalTraining:
         program = self.program
         now = {name: program.widen(name, leaf) for name, leaf in leaves.items()}
         with own_code("finish", self.work, "it must give (parts, state)"):
-            parts, state = self.work.finish(round_.sent, {name: now[name] for name in program.shared}, own, done)
+            parts, state = self.work.rules.finish(round_.sent, {name: now[name] for name in program.shared}, own, done)
             parts, state = dict(parts), dict(state)
         if PERSONAL in state or (state and not self.work.keeps_state):
             raise UsageError(

@@ -69,7 +69,7 @@ class SequentialExecutor(LocalTraining):
         with self.drawing(int.from_bytes(assignment.key[:8], "little") >> 1):
             self.program.load(start)
             gradient = None
-            if self.work.needs_gradient:
+            if self.work.rules.needs_gradient:
                 gradient = self.gradient(assignment)
                 self.program.load(start)
             steps, loss = self._train(assignment, round_, own)
@@ -137,7 +137,7 @@ class SequentialExecutor(LocalTraining):
     def _fused_sgd(self, rules: Mapping[str, LeafState], round_: RoundTensors) -> Step | None:
         """SGD in place, where the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""
         rule = self.work.optimizer.spec
-        if rule.name != "rule/sgd" or self.work.correct is not no_correction or self.work.groups:
+        if rule.name != "rule/sgd" or self.work.rules.correct is not no_correction or self.work.groups:
             return None
         momentum, decay = (float(cast(float, rule.params[name])) for name in ("momentum", "weight_decay"))
         nesterov = bool(rule.params["nesterov"])

@@ -140,7 +140,7 @@ class VectorizedExecutor(LocalTraining):
 
     def _gradient(self, assignment: ClientAssignment, start: Mapping[str, Tensor]) -> Any:
         """The gradient that the work asks for before the first step, one client at a time."""
-        if not self.work.needs_gradient:
+        if not self.work.rules.needs_gradient:
             return None
         self.program.load(start)
         return self.gradient(assignment)

@@ -1,9 +1,20 @@
-"""Answers that are long: sent piece by piece, as the other side reads them."""
+"""Answers that every plane needs: for a request that failed, and for a body too long to be copied whole.
 
-from collections.abc import Mapping
+Route(path, ExplainedEndpoint(endpoint, answer_to), methods=["GET"])     `answer_to` answers if the endpoint raises
+return PiecewiseResponse(body)                                           sent piece by piece, as the other side reads
+"""
 
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeAlias
+
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from sumus.http.bodies import let_go
+
+Answering: TypeAlias = Callable[[Request], Awaitable[Response]]
+"""An endpoint: it takes a request and gives the answer."""
 
 PIECE = 64 * 2**10
 """Bytes that are handed to a connection at once."""
@@ -34,3 +45,25 @@ class PiecewiseResponse(Response):
             end = begin + PIECE
             more = end < len(self._body)
             await send({"type": "http.response.body", "body": self._body[begin:end], "more_body": more})
+
+
+class ExplainedEndpoint:
+    """An endpoint of which every exception becomes an answer, in raw ASGI: Starlette wraps functions and leaves objects alone.
+
+    Args:
+        endpoint: Answers a request, or raises.
+        answer_to: Makes the answer to a request whose endpoint raised an exception.
+    """
+
+    def __init__(self, endpoint: Answering, answer_to: Callable[[Request, Exception], Response]) -> None:
+        self._endpoint, self._answer_to = endpoint, answer_to
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, as ASGI has it."""
+        request = Request(scope, receive, send)
+        try:
+            response = await self._endpoint(request)
+        except Exception as error:  # the end of a request: whatever went wrong becomes its answer
+            response = self._answer_to(request, error)
+            let_go(error)
+        await response(scope, receive, send)

@@ -22,23 +22,26 @@ from sumus.text import amount, over, whole_number
 from sumus.wire.messages import Refused, Window
 
 WINDOW_S, LEAST = 10.0, 160 * 2**10
-"""Every so many seconds bring at least so many bytes of a body, or the rest of it."""
+"""In every so many seconds at least so many bytes of a body must come, or the rest of it."""
 SMALL = 64 * 2**10
-"""The longest body that is read of somebody who has not shown yet who that is, in bytes."""
+"""The longest body, in bytes, that is read of a sender who is not known yet."""
 FREE = 4 * 2**10
-"""So much of each of those is not counted: a connection costs as much, and connections are bounded."""
+"""Bytes of each such body that are not counted: a connection costs as much, and connections are bounded."""
 STRANGERS = 32 * 2**20
-"""All of those together, in bytes, beyond what is free."""
+"""The most bytes of all such bodies together, beyond what is free."""
 SOON: Window = (1.0, 10.0)
 
 
 def announced(request: Request, most: int, packed: str = "identity") -> int:
-    """How long a body says that it is. Refused before it is read if that is too long, or if it is not said.
+    """Give the length that a request announces for its body.
 
     Args:
-        request: whose body it is.
-        most: bytes that are read.
-        packed: the content encoding that is read, besides none.
+        request: The request.
+        most: The most bytes that are read.
+        packed: The content encoding that is read, besides none.
+
+    Raises:
+        Refused: The length is too long, or is not announced. Nothing of the body was read.
     """
     if request.headers.get("content-encoding", "identity") not in ("identity", packed):
         raise Refused("encoding", "bodies are sent as they are: leave Content-Encoding out")
@@ -67,19 +70,19 @@ async def fill(request: Request, into: memoryview) -> None:
 
 
 async def whole(request: Request, length: int) -> bytes:
-    """A body of exactly this length."""
+    """Read a body of exactly this length."""
     body = bytearray()
     await _read(request, length, body.extend)
     return bytes(body)
 
 
 async def up_to(request: Request, most: int, more: Callable[[int], None]) -> bytes:
-    """A body of at most so many bytes, whose length was not said: it comes in chunks.
+    """Read a body whose length was not announced: it comes in chunks.
 
     Args:
-        request: whose body it is.
-        most: bytes.
-        more: is told of each piece, in bytes, before it is kept; it may refuse.
+        request: The request.
+        most: The most bytes that are read.
+        more: Is told the bytes of each piece before it is kept; it may refuse.
     """
     body = bytearray()
 
@@ -204,5 +207,5 @@ def let_go(error: BaseException) -> None:
 
 
 def source(request: Request) -> str:
-    """The address that a request comes from."""
+    """Give the address that a request comes from."""
     return request.client.host if request.client is not None else ""

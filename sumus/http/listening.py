@@ -1,6 +1,6 @@
 """Where a server listens: two planes of HTTP on one event loop, each on a socket of its own.
 
-    with opened_at(Listen(host="0.0.0.0", tls=["auto"], names=["fl.example"]), data / "tls") as at:
+    with opened_at(Listening(host="0.0.0.0", tls=["auto"], names=["fl.example"]), data / "tls") as at:
         async with at.planes(device_app, admin_app):
             …                                          both answer
         …                                              both have answered what they were asked, and are closed
@@ -50,13 +50,26 @@ ANY = ("0.0.0.0", "::", "")
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a server listens, and what devices call it; see `sumus.serve`."""
+    """Where a server listens, and what devices call it.
+
+    Attributes:
+        host: The address for devices; 0.0.0.0 for all that the machine has.
+        port: The port for devices, 0 for any.
+        admin_host: The address for the operator and for /metrics.
+        admin_port: The port for the operator, 0 for any.
+        tls: "auto" for a certificate that is made here; or the files of a certificate's chain and of its key, PEM; else HTTP.
+        names: Host names and addresses that devices and the operator use. The first one is in the server's links.
+        url: What devices call the server, if a proxy stands before it.
+        proxies: Addresses and networks of proxies, with commas between them. They are believed about who asks, on the devices'
+            port.
+        insecure: Whether others may reach the server without TLS.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     admin_host: str = "127.0.0.1"
     admin_port: int = 8081
-    tls: Sequence[str | Path] = ()
+    tls: str | Path | Sequence[str | Path] = ()
     names: Sequence[str] = ()
     url: str | None = None
     proxies: str = ""
@@ -67,9 +80,14 @@ class Listening:
             object.__setattr__(self, of, _bare(getattr(self, of)))
         object.__setattr__(self, "names", tuple(map(_bare, self.names)))
 
+    @property
+    def certificate_files(self) -> list[str | Path]:
+        """What `tls` names: nothing, "auto", or two files."""
+        return [self.tls] if isinstance(self.tls, str | Path) else list(self.tls)
+
 
 def _bare(host: str) -> str:
-    """A host as an option has it: an IPv6 address may stand in the brackets that it has in a URL."""
+    """Take the brackets off a host: an IPv6 address may have those of a URL."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
@@ -100,27 +118,33 @@ class Addresses:
     names: tuple[str, ...]
 
     def planes(self, device_app: Any, admin_app: Any) -> "Planes":
-        """The two applications on their sockets. No proxy is believed on the admin's."""
+        """Put the two applications on their sockets. No proxy is believed on the admin's."""
         apps = told_by_proxies(device_app, self.proxies), admin_app
         return Planes(list(zip(self.sockets, apps, self.certificates, strict=True)))
 
     @property
     def certificate(self) -> Certificate | None:
-        """What it shows on either of the two; None if it shows none."""
+        """The certificate that is shown on either of the two; None if none is shown."""
         return self.certificates[0] or self.certificates[1]
 
 
 @contextmanager
 def opened_at(listen: Listening, folder: Path) -> Generator[Addresses, None, None]:
-    """Sockets that listen, with their certificate. folder: for one that the server makes.
+    """Listen with both planes of a server, for the length of a block.
 
-    UsageError where others would read along, and nobody has said that they may.
+    Args:
+        listen: Where.
+        folder: The folder for a certificate that is made here.
+
+    Raises:
+        UsageError: Others could read along, and nobody has allowed that.
+        ExperimentError: Nothing can listen there.
     """
     proxies = Proxies(listen.proxies)
     with bound(listen.host, listen.port, "--port") as device:
         with bound(listen.admin_host, listen.admin_port, "--admin-port") as admin:
             local = _is_local(device), _is_local(admin)
-            if not all(local) and not listen.tls and not listen.insecure:
+            if not all(local) and not listen.certificate_files and not listen.insecure:
                 which = listen.admin_host if local[0] else listen.host
                 raise UsageError(
                     f"others reach {which}, and without TLS they read along: give --tls auto --name HOSTNAME, or a "
@@ -141,8 +165,16 @@ def opened_at(listen: Listening, folder: Path) -> Generator[Addresses, None, Non
 
 @dataclass(frozen=True)
 class PlaneAddress:
-    """Where one plane listens. url: what it is called.  certificate: its chain and key.  authority: the file of what vouches for
-    that, where it was made here.  local: whether only this machine reaches it.  names: hosts that it may be called by."""
+    """Where one plane listens.
+
+    Attributes:
+        socket: The socket.
+        url: The plane's address.
+        certificate: The certificate that the plane shows; None if it shows none.
+        authority: The file of the certificate that vouches for it, if that was made here.
+        local: Whether only this machine reaches the plane.
+        names: Hosts that the plane may be called by.
+    """
 
     socket: socket.socket
     url: str
@@ -152,16 +184,26 @@ class PlaneAddress:
     names: tuple[str, ...]
 
     def plane(self, app: Any) -> "Planes":
-        """The application on its socket."""
+        """Put an application on the socket."""
         return Planes([(self.socket, app, self.certificate)])
 
 
 @contextmanager
 def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> Generator[PlaneAddress, None, None]:
-    """A socket that listens at `host` and `port`, with its certificate, as `opened_at` has two. option: that gives another."""
+    """Listen with one plane, for the length of a block.
+
+    Args:
+        listen: Where; `host` and `port` are used.
+        folder: The folder for a certificate that is made here.
+        option: The option of the command line that gives another address, for messages.
+
+    Raises:
+        UsageError: Others could read along, and nobody has allowed that.
+        ExperimentError: Nothing can listen there.
+    """
     with bound(listen.host, listen.port, option) as listening:
         local = _is_local(listening)
-        if not local and not listen.tls and not listen.insecure:
+        if not local and not listen.certificate_files and not listen.insecure:
             raise UsageError(
                 f"others reach {listen.host}, and without TLS they read along: give --tls auto --tls-name HOSTNAME, or a "
                 "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
@@ -174,7 +216,7 @@ def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> G
 
 
 def bound(host: str, port: int, option: str) -> socket.socket:
-    """A socket that listens; port 0 for any. option: that gives another, for the error."""
+    """Make a socket that listens; port 0 means any. `option` is the option that gives another address, for messages."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -197,13 +239,13 @@ def _explained(host: str, port: int, option: str, error: OSError) -> ExperimentE
 
 
 def _is_local(listening: socket.socket) -> bool:
-    """Whether only this machine reaches it."""
+    """Tell whether only this machine reaches a socket."""
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, bytes | None, str, tuple[str, ...]]:
-    """The certificate; the authority and its hash, where the server made its own; what is new about it."""
-    match list(listen.tls):
+    """Give the certificate; the authority and its hash, if the server made its own; and what is new about the certificate."""
+    match listen.certificate_files:
         case []:
             return None, None, "", ()
         case ["auto"]:
@@ -231,13 +273,13 @@ def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, b
 
 
 def url_at(encrypted: bool, host: str, listening: socket.socket) -> str:
-    """What a socket is called under a host's name."""
+    """Give the address of a socket under a host's name."""
     port = listening.getsockname()[1]
     return f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _hosts_of(*urls: str) -> list[str]:
-    """What stands in these addresses as their host, with its port."""
+    """Give the hosts of these addresses, with their ports."""
     return [url.partition("://")[2].partition("/")[0] for url in urls]
 
 
@@ -246,7 +288,7 @@ def _called(host: str) -> str:
 
 
 def expect_no_loop(what: str, command: str) -> None:
-    """Refuse to serve where an event loop runs already, as in a notebook: two do not go in one thread."""
+    """Refuse to serve if an event loop runs already, as in a notebook: two cannot run in one thread."""
     with suppress(RuntimeError):
         asyncio.get_running_loop()
         raise UsageError(
@@ -256,7 +298,7 @@ def expect_no_loop(what: str, command: str) -> None:
 
 
 def config(app: Any) -> uvicorn.Config:
-    """How an application is served."""
+    """Configure how an application is served."""
     how = uvicorn.Config(
         app,
         loop="none",
@@ -276,7 +318,7 @@ def config(app: Any) -> uvicorn.Config:
 
 @contextmanager
 def told_to_stop(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Generator[None, None, None]:
-    """Ctrl-C and SIGTERM end it; where this is not the main thread, they are somebody else's."""
+    """Call `end` on Ctrl-C and SIGTERM, for the length of a block. Outside the main thread, signals are left to others."""
     mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     for each in mine:
         loop.add_signal_handler(each, end)
@@ -288,7 +330,11 @@ def told_to_stop(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Ge
 
 
 class Planes:
-    """Sockets and what is served on them, for the length of a block: of each the socket, the application and the certificate."""
+    """Applications that are served on sockets, for the length of a block.
+
+    Args:
+        planes: Of each plane the socket, the application and the certificate.
+    """
 
     def __init__(self, planes: Sequence[tuple[socket.socket, Any, Certificate | None]]) -> None:
         self._planes = [
@@ -311,13 +357,13 @@ class Planes:
         await asyncio.gather(*self._running)
 
     def hurry(self) -> None:
-        """Wait for nobody when the block ends."""
+        """Do not wait for requests on their way when the block ends."""
         for _, plane in self._planes:
             plane.force_exit = True
 
 
 class _Plane(uvicorn.Server):
-    """up: once it answers. Signals are its owner's."""
+    """uvicorn's server without its handling of signals. `up` is set once it answers."""
 
     def __init__(self, how: uvicorn.Config, most: int, certificate: Certificate | None) -> None:
         super().__init__(how)

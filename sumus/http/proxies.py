@@ -1,4 +1,4 @@
-"""Who asks, if proxies stand before a server: what they say in `X-Forwarded-For`, as far as the operator named them.
+"""Finds the client of a request that came through proxies, by what the proxies that the operator named say in `X-Forwarded-For`.
 
     proxies = Proxies("127.0.0.1, 10.0.0.0/8")
     proxies.client("10.0.0.7", "203.0.113.9, 198.51.100.4")          "198.51.100.4"
@@ -22,11 +22,11 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Proxies:
-    """Peers that are believed about who asks.
+    """The peers that are believed about the client of a request.
 
     Args:
-        named: addresses and networks with commas between them; `*` for every peer, of which the one that is connected is then
-            believed about its own peer, and nobody further; empty for none.
+        named: Addresses and networks with commas between them, or empty. `*` means every peer: the one that is connected is
+            then believed about its own peer, and no further one is.
     """
 
     def __init__(self, named: str = "") -> None:
@@ -35,7 +35,12 @@ class Proxies:
         self._networks = [] if self._everyone else [_network(word) for word in words]
 
     def client(self, peer: str, forwarded: str) -> str:
-        """The address that a request comes from. peer: who is connected.  forwarded: the header, of several all in order."""
+        """Find the address that a request comes from.
+
+        Args:
+            peer: The address of the peer that is connected.
+            forwarded: The header; of several, all in their order with commas between them.
+        """
         here = ip_of(peer) or peer
         for said in reversed(forwarded.split(",")):
             address = ip_of(host_of(said) or "")
@@ -47,7 +52,7 @@ class Proxies:
         return here
 
     def holds(self, address: str) -> bool:
-        """Whether a peer at this address is believed."""
+        """Tell whether a peer at this address is believed."""
         if self._everyone:
             return True
         known = ip_of(address)
@@ -55,8 +60,7 @@ class Proxies:
 
 
 def told_by_proxies(app: ASGIApp, proxies: Proxies) -> ASGIApp:
-    """The application, which is told the client that these proxies name. A peer that is none of them is not believed, and the
-    operator hears of the first one in the log."""
+    """Tell an application the client that these proxies name. Other peers are not believed, and the first one is in the log."""
     heard = False
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 
 Raw: TypeAlias = Mapping[str, Any]
 """A reading as it came: values by name."""

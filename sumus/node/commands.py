@@ -3,23 +3,154 @@
 import dataclasses
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sumus.device.commands import Authority, Lines, floor_of
+from sumus.device.commands import ConsentOptions, Lines, ServerOptions, floor_of
 from sumus.errors import ExperimentError, UsageError
-from sumus.operations.commands import Tls, WithTls
+from sumus.options import Tls, TlsCommand, with_option_groups
 from sumus.terminal import echo
 from sumus.text import many, whole_number
 from sumus.userfile import load, split, task_of
+
+if TYPE_CHECKING:
+    from sumus.node.mqtt import Broker
+    from sumus.node.node import Node
+    from sumus.node.options import NodeListening
+    from sumus.node.readings import Retention
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """A folder whose files are readings."""
+
+    watch: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Take the files that are put into a folder.")] = (
+        None
+    )
+    follow: Annotated[
+        bool, typer.Option(help="Leave the files there, and take each line once it is whole: for files that grow.")
+    ] = False
+    time: Annotated[str | None, typer.Option(metavar="NAME", help="The value that is a reading's own time.")] = None
+
+
+@dataclass(frozen=True)
+class BrokerOptions:
+    """A broker whose messages are readings."""
+
+    mqtt: Annotated[str | None, typer.Option(metavar="URL", help="Take messages of a broker, mqtts://HOST:PORT.")] = (
+        None
+    )
+    mqtt_topic: Annotated[list[str] | None, typer.Option(help="Of these topics; several times for several.")] = None
+    mqtt_user: Annotated[str | None, typer.Option(help="As this user.")] = None
+    mqtt_password_file: Annotated[Path | None, typer.Option(help="With the password in this file.")] = None
+    mqtt_authority: Annotated[
+        Path | None, typer.Option(help="Certificates, PEM, that the broker's must come from.")
+    ] = None
+    mqtt_certificate: Annotated[
+        Path | None, typer.Option(help="Certificate, PEM, that this node shows the broker.")
+    ] = None
+    mqtt_key: Annotated[Path | None, typer.Option(help="The key of that certificate.")] = None
+
+    def broker(self, insecure: bool) -> "Broker | None":
+        """Make the library's value; None if no broker is named.
+
+        Args:
+            insecure: Whether the broker may be reached without TLS.
+
+        Raises:
+            UsageError: Something is said of a broker, and none is named.
+        """
+        from sumus.node.mqtt import Broker
+
+        of_broker = (
+            self.mqtt_topic,
+            self.mqtt_user,
+            self.mqtt_password_file,
+            self.mqtt_authority,
+            self.mqtt_certificate,
+            self.mqtt_key,
+        )
+        if self.mqtt is None:
+            if any(of_broker):
+                raise UsageError("of which broker? Give --mqtt mqtts://HOST:PORT too")
+            return None
+        return Broker(
+            self.mqtt,
+            tuple(self.mqtt_topic or ()),
+            self.mqtt_user,
+            self.mqtt_password_file,
+            self.mqtt_authority,
+            insecure,
+            self.mqtt_certificate,
+            self.mqtt_key,
+        )
+
+
+@dataclass(frozen=True)
+class NodeListenOptions:
+    """Where a node answers, and whom it lets in."""
+
+    listen: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Where it answers: this machine alone, unless you say otherwise."),
+    ] = "127.0.0.1:8070"
+    access_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the token of whoever may use it, made if it is not there; else SUMUS_NODE_TOKEN may hold it."
+        ),
+    ] = None
+    tls: Tls = None
+    tls_name: Annotated[
+        list[str] | None, typer.Option(help="Host name or address of this machine; several times for several.")
+    ] = None
+    insecure: Annotated[bool, typer.Option(help="Without TLS, also if others reach it, or it reaches others.")] = False
+
+    def listening(self) -> "NodeListening":
+        """Make the library's value."""
+        from sumus.node.access import access_token
+        from sumus.node.options import NodeListening
+
+        access = access_token(self.access_file, os.environ)
+        return NodeListening(self.listen, access, self.tls or (), self.tls_name or (), self.insecure)
+
+
+@dataclass(frozen=True)
+class RetentionOptions:
+    """How many readings a node keeps."""
+
+    keep_days: Annotated[float | None, typer.Option(help="Let go of readings after so many days.")] = None
+    keep_count: Annotated[int | None, typer.Option(min=1, help="Keep so many readings at most.")] = None
+    keep_bytes: Annotated[int, typer.Option(min=1, help="Keep so many bytes of readings at most.")] = 2**28
+
+    def retention(self) -> "Retention":
+        """Make the library's value."""
+        from sumus.node.readings import Retention
+
+        return Retention(self.keep_days, self.keep_count, self.keep_bytes)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a node takes part in rounds."""
+
+    least: Annotated[int, typer.Option(min=1, help="Readings with a target before it takes part in rounds.")] = 1
+    train_when: Annotated[
+        str | None,
+        typer.Option(metavar="new=N", help="Train only once N readings have a target that the last round had not."),
+    ] = None
+    name: Annotated[str | None, typer.Option(help="The node's name, in its messages to you.")] = None
+    executor: Annotated[str, typer.Option(help="auto, or one of those of simulate.")] = "auto"
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command(cls=WithTls)
+    @app.command(cls=TlsCommand)
+    @with_option_groups
     def node(  # pyright: ignore[reportUnusedFunction]
         client: Annotated[
             str,
@@ -31,143 +162,74 @@ def register(app: typer.Typer) -> None:
             ),
         ],
         data: Annotated[Path, typer.Option(metavar="DIR", help="Folder for all that the node keeps.")],
-        url: Annotated[
-            str | None, typer.Argument(metavar="[URL]", help="The server, https://HOST:PORT; a link gives it too.")
-        ] = None,
-        token_file: Annotated[
-            str | None,
-            typer.Option(help="File with a token or a link, - for standard input; else SUMUS_TOKEN may hold it."),
-        ] = None,
-        watch: Annotated[
-            Path | None, typer.Option(metavar="FOLDER", help="Take the files that are put into a folder.")
-        ] = None,
-        follow: Annotated[
-            bool, typer.Option(help="Leave the files there, and take each line once it is whole: for files that grow.")
-        ] = False,
-        time: Annotated[
-            str | None, typer.Option(metavar="NAME", help="The value that is a reading's own time.")
-        ] = None,
-        mqtt: Annotated[
-            str | None, typer.Option(metavar="URL", help="Take messages of a broker, mqtts://HOST:PORT.")
-        ] = None,
-        mqtt_topic: Annotated[
-            list[str] | None, typer.Option(help="Of these topics; several times for several.")
-        ] = None,
-        mqtt_user: Annotated[str | None, typer.Option(help="As this user.")] = None,
-        mqtt_password_file: Annotated[Path | None, typer.Option(help="With the password in this file.")] = None,
-        mqtt_authority: Annotated[
-            Path | None, typer.Option(help="Certificates, PEM, that the broker's must come from.")
-        ] = None,
-        mqtt_certificate: Annotated[
-            Path | None, typer.Option(help="Certificate, PEM, that this node shows the broker.")
-        ] = None,
-        mqtt_key: Annotated[Path | None, typer.Option(help="The key of that certificate.")] = None,
-        listen: Annotated[
-            str,
-            typer.Option(metavar="HOST:PORT", help="Where it answers: this machine alone, unless you say otherwise."),
-        ] = "127.0.0.1:8070",
-        access_file: Annotated[
-            Path | None,
-            typer.Option(
-                help="File with the token of whoever may use it, made if it is not there; else SUMUS_NODE_TOKEN may hold it."
-            ),
-        ] = None,
-        tls: Tls = None,
-        tls_name: Annotated[
-            list[str] | None, typer.Option(help="Host name or address of this machine; several times for several.")
-        ] = None,
-        keep_days: Annotated[float | None, typer.Option(help="Let go of readings after so many days.")] = None,
-        keep_count: Annotated[int | None, typer.Option(min=1, help="Keep so many readings at most.")] = None,
-        keep_bytes: Annotated[int, typer.Option(min=1, help="Keep so many bytes of readings at most.")] = 2**28,
-        least: Annotated[int, typer.Option(min=1, help="Readings with a target before it takes part in rounds.")] = 1,
-        train_when: Annotated[
-            str | None,
-            typer.Option(metavar="new=N", help="Train only once N readings have a target that the last round had not."),
-        ] = None,
-        name: Annotated[str | None, typer.Option(help="The node's name, in its messages to you.")] = None,
-        always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False,
-        floor: Annotated[
-            list[str] | None,
-            typer.Option(
-                help="What this node consents to, as rounds=100; see sumus.Device. May be given several times."
-            ),
-        ] = None,
-        executor: Annotated[str, typer.Option(help="auto, or one of those of simulate.")] = "auto",
-        insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it, or it reaches.")] = False,
-        authority: Authority = None,
+        server: ServerOptions,
+        folder: FolderOptions,
+        broker: BrokerOptions,
+        listen: NodeListenOptions,
+        retention: RetentionOptions,
+        training: TrainingOptions,
+        consent: ConsentOptions,
         as_json: Annotated[bool, typer.Option("--json", help="Print JSON objects, one a line.")] = False,
     ) -> None:
         """Keep readings as they come, train on them as a device, and answer with the last model, until Ctrl-C."""
         from sumus.device.conditions import AllConditionsMet
         from sumus.device.link import given
-        from sumus.node.access import access_token
-        from sumus.node.mqtt import Broker
+        from sumus.device.options import Consent, DeviceProfile, ServerConnection
         from sumus.node.node import Node
+        from sumus.node.options import NodeTraining, ReadingSchema, ReadingSources
 
-        of_broker = (mqtt_topic, mqtt_user, mqtt_password_file, mqtt_authority, mqtt_certificate, mqtt_key)
-        if mqtt is None and any(of_broker):
-            raise UsageError("of which broker? Give --mqtt mqtts://HOST:PORT too")
-        broker = None
-        if mqtt is not None:
-            broker = Broker(
-                mqtt,
-                tuple(mqtt_topic or ()),
-                mqtt_user,
-                mqtt_password_file,
-                mqtt_authority,
-                insecure,
-                mqtt_certificate,
-                mqtt_key,
-            )
-        link = given(url, token_file, os.environ, insecure)
-        own, consents, new = load_node(client), floor_of(floor or []), new_of(train_when)
+        sources = ReadingSources(folder.watch, folder.follow, broker.broker(listen.insecure))
+        link = given(server.url, server.token_file, os.environ, listen.insecure)
+        own, floor, new = load_node(client), floor_of(consent.floor or []), new_of(training.train_when)
 
         def say(line: str) -> None:
             echo(json.dumps({"said": line}) if as_json else line)
 
-        def ready(node: Node) -> None:
-            begun = {"url": node.url, **({"authority": str(node.authority)} if node.authority else {})}
-            if as_json:
-                echo(json.dumps({**begun, **dataclasses.asdict(node.status)}))
-                return
-            status = node.status
-            say(f"answers at {node.url}" + (f", vouched for by {node.authority}" if node.authority else ""))
-            say(f"{many(status.readings, 'reading')} in {data}, {status.labelled:,} with a target")
-
-        at = f"{link.server}/#pin={link.pin}" if link.pin else link.server or None
         Node(
-            at,
+            f"{link.server}/#pin={link.pin}" if link.pin else link.server or None,
             own["task"],
             data,
-            prepare=own["prepare"],
-            label=own["label"],
-            answer=own["answer"],
-            token=link.token,
-            held_out=own["held_out"],
-            keep_days=keep_days,
-            keep_count=keep_count,
-            keep_bytes=keep_bytes,
-            watch=watch,
-            follow=follow,
-            time=time,
-            mqtt=broker,
-            listen=listen,
-            access=access_token(access_file, os.environ),
-            tls=tls or (),
-            names=tls_name or (),
-            least=least,
-            new=new,
-            floor=consents,
-            sensors=AllConditionsMet() if always else None,
-            executor=executor,
-            name=name or Path(split(client)[0]).stem,
-            insecure=insecure,
-            authority=authority,
-            news=Lines(data, as_json),
+            schema=ReadingSchema(own["prepare"], own["label"], own["answer"], folder.time),
+            sources=sources,
+            retention=retention.retention(),
+            listen=listen.listening(),
+            training=NodeTraining(
+                token=link.token,
+                held_out=own["held_out"],
+                least=training.least,
+                new=new,
+                consent=Consent(floor),
+                connection=ServerConnection(insecure=listen.insecure, authority=server.authority),
+                profile=DeviceProfile(
+                    name=training.name or Path(split(client)[0]).stem,
+                    sensors=AllConditionsMet() if consent.always else None,
+                    executor=training.executor,
+                ),
+                news=Lines(data, as_json),
+            ),
             say=say,
-        ).run(ready)
+        ).run(lambda begun: say_ready(begun, data, as_json))
         if not as_json:
             echo("stopped; run the same again to go on", error=True)
+
+
+def say_ready(node: "Node", data: Path, as_json: bool) -> None:
+    """Print where a node answers, and what it has.
+
+    Args:
+        node: The node.
+        data: Its folder.
+        as_json: Whether to print one JSON object.
+    """
+    status, vouched = node.status, node.authority
+    if as_json:
+        begun = {"url": node.url, **({"authority": str(vouched)} if vouched else {})}
+        parts = {name: value for name, value in dataclasses.asdict(status).items() if name != "readings"}
+        readings = dataclasses.asdict(status.readings)
+        echo(json.dumps({**begun, "readings": readings.pop("kept"), **readings, **parts}))
+        return
+    echo(f"answers at {node.url}" + (f", vouched for by {vouched}" if vouched else ""))
+    echo(f"{many(status.readings.kept, 'reading')} in {data}, {status.readings.labelled:,} with a target")
 
 
 def new_of(word: str | None) -> int:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from sumus.node.batch import Batch, Beginning, NothingReadable, Raw, of_lines
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 
 LONGEST_FIELD = 2**17
 """Letters of one value."""

@@ -28,7 +28,7 @@ from sumus.node.delimited import read_delimited
 from sumus.node.line_protocol import read_line_protocol
 from sumus.node.packed import unpacked_gzip, unpacked_zip
 from sumus.node.pictures import read_picture
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 from sumus.text import amount, many, over
 from sumus.types import Array
 from sumus.wire.bundle import NOT_A_ZIP

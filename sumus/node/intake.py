@@ -18,7 +18,8 @@ import numpy as np
 
 from sumus.errors import UsageError, said
 from sumus.node.batch import Raw
-from sumus.node.readings import BadReading, Reading, Readings
+from sumus.node.reading import BadReading, Reading
+from sumus.node.readings import Readings
 from sumus.types import Array
 
 Prepare: TypeAlias = Callable[[Raw], tuple[Any, Any]]

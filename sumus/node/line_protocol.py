@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from sumus.node.batch import Batch, Beginning, Raw, of_lines
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 
 _WORD = r"(?:\\.|[^,= \\])+"
 _TEXT = r'"(?:\\.|[^"\\])*"'

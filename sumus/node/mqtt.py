@@ -27,7 +27,7 @@ from sumus.node.access import read_private
 from sumus.node.batch import MOST_TEXT, Raw
 from sumus.node.formats import read_json
 from sumus.node.intake import Intake
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 from sumus.storage.files import write_whole
 from sumus.text import over, printable
 from sumus.transport.hosts import is_loopback

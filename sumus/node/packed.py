@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 from sumus.text import amount, many, over
 from sumus.wire.bundle import NOT_A_ZIP
 

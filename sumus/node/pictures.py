@@ -12,7 +12,7 @@ import numpy as np
 
 from sumus.errors import extra
 from sumus.node.batch import Batch
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 
 MOST_POINTS = 2**24
 """Points of one picture: 16 million."""

@@ -14,7 +14,7 @@ are bounded; a body for which there is no room waits a while before it is read. 
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -26,18 +26,20 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sumus.errors import DataError, ExperimentError, TaskError
-from sumus.http.bodies import SOON, announced, let_go, source, up_to, whole
+from sumus.http.answers import ExplainedEndpoint
+from sumus.http.bodies import SOON, announced, source, up_to, whole
+from sumus.http.guard import guard, media_type, shows
 from sumus.http.limits import Buckets, Rate, neighbourhood
 from sumus.http.room import Shares, near
+from sumus.http.snapshot import Snapshot
 from sumus.logs import logger
 from sumus.node.batch import MOST_TEXT, Raw
 from sumus.node.formats import read_json, read_safetensors
 from sumus.node.intake import BadAnswer, Intake, IntakeResult
 from sumus.node.metrics import CONTENT_TYPE, exposition
 from sumus.node.packed import unpacked_gzip
-from sumus.node.readings import LONGEST_KEY, BadReading
-from sumus.operations.guard import guard, media_type, shows
-from sumus.operations.snapshot import Snapshot
+from sumus.node.reading import BadReading
+from sumus.node.readings import LONGEST_KEY
 from sumus.wire.messages import Refused
 
 LOG = logger("sumus.node")
@@ -96,7 +98,7 @@ def plane_app(
     names: hosts that its owner calls it by, beside those of this machine."""
     plane = _Plane(intake, predict, status, token, clock)
     routes = [
-        Route(path, _explained(answer), methods=[method])
+        Route(path, ExplainedEndpoint(answer, _answer_to), methods=[method])
         for method, path, answer in (
             ("POST", "/v1/readings", plane.readings),
             ("POST", "/v1/labels", plane.labels),
@@ -295,18 +297,9 @@ def _listed(refused: Mapping[int, str]) -> list[dict[str, Any]]:
     return [{"reading": number, "why": why} for number, why in refused.items()]
 
 
-def _explained(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """What goes wrong, as an answer with a reason."""
-
-    async def explain(request: Request) -> Response:
-        try:
-            return await answer(request)
-        except Exception as error:
-            said = _refusal(_of(error))
-            let_go(error)
-            return said
-
-    return explain
+def _answer_to(request: Request, error: Exception) -> Response:
+    """Answer a request that failed, with a reason."""
+    return _refusal(_of(error))
 
 
 def _turned_away(status: int, code: str, detail: str) -> Response:

@@ -1,6 +1,5 @@
 """The command line of whoever runs a server: serve, status, admin, backup, restore, reconcile."""
 
-import dataclasses
 import json
 import os
 import sys
@@ -9,15 +8,25 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import typer
 from rich.live import Live
 from rich.table import Table
-from typer.core import TyperCommand
 
 from sumus.errors import ExperimentError, UsageError
 from sumus.operations.display import means, shown
+from sumus.operations.options import (
+    Data,
+    Database,
+    LinkOptions,
+    ListenOptions,
+    OutputOptions,
+    PolicyOptions,
+    StorageOptions,
+    without_secret,
+)
+from sumus.options import TlsCommand, with_option_groups
 from sumus.terminal import console, echo
 from sumus.text import ago, amount, many
 
@@ -31,20 +40,6 @@ _out = console()
 
 Pack = Callable[[str, int | None], "Bundle"]
 """FILE.py[:NAME] and a seed as a bundle; whoever has the simulator gives it."""
-
-
-class LogForm(StrEnum):
-    """How a log is written."""
-
-    text = "text"
-    json = "json"
-
-
-class Promotion(StrEnum):
-    """Whether devices answer with a new model at once."""
-
-    auto = "auto"
-    manual = "manual"
 
 
 class RunKind(StrEnum):
@@ -63,43 +58,7 @@ Authority = Annotated[
 ]
 LinkFile = Annotated[Path | None, typer.Option(help="File with a login link, - for standard input.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Data = Annotated[Path, typer.Option(help="The server's folder.")]
-Database = Annotated[
-    str | None,
-    typer.Option(
-        envvar="SUMUS_DATABASE", help="Its URL, postgresql+psycopg://HOST/NAME; by default SQLite in the folder."
-    ),
-]
 BlobsAt = Annotated[str | None, typer.Option("--blobs", help="Where models lie, if it is not in the folder.")]
-
-# ── options of whatever listens for devices ──────────────────────────────────────────────────────────────────────────
-
-Host = Annotated[str, typer.Option(help="Address for devices; 0.0.0.0 for all that this machine has.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any.")]
-AdminHost = Annotated[str, typer.Option(help="Address for the admin and for /metrics.")]
-AdminPort = Annotated[int, typer.Option(min=0, max=65535, help="Port for the admin, 0 for any.")]
-Tls = Annotated[
-    list[str] | None,
-    typer.Option(metavar="auto | CERT KEY", help="Make a certificate, or use this chain and its key (PEM)."),
-]
-Names = Annotated[
-    list[str] | None,
-    typer.Option(help="Host name or address that devices or the admin use; several times for several."),
-]
-CalledBy = Annotated[str | None, typer.Option(help="What devices call it, where a proxy stands before it.")]
-Proxies = Annotated[
-    str,
-    typer.Option(help="Addresses and networks of your proxies, with commas; they are believed about who asks."),
-]
-Memory = Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")]
-Tokens = Annotated[int, typer.Option(min=0, help="Make so many links, each for one device, or for --uses of them.")]
-Uses = Annotated[
-    int,
-    typer.Option(min=1, help="Devices that each link of --tokens lets in. Who has one may come as several devices."),
-]
-TokenFile = Annotated[Path | None, typer.Option(help="Write these links to a file, one a line, and do not print them.")]
-EdgeFile = Annotated[Path | None, typer.Option(help="Where these links are written, one a line.")]
-Log = Annotated[LogForm, typer.Option(help="How the log on standard error is written.")]
 
 admin = typer.Typer(no_args_is_help=True, help="Look at a running server's models and devices, and change them.")
 
@@ -107,99 +66,28 @@ admin = typer.Typer(no_args_is_help=True, help="Look at a running server's model
 def register(app: typer.Typer, pack: Pack) -> None:
     """Add the commands."""
 
-    @app.command(cls=WithTls)
+    @app.command(cls=TlsCommand)
+    @with_option_groups
     def serve(  # pyright: ignore[reportUnusedFunction]
         what: Annotated[
             list[str], typer.Argument(metavar="FILE.py[:NAME]|PLAN.sumus …", help="A file, or what `sumus pack` made.")
         ],
-        data: Annotated[Path, typer.Option(help="Folder for all that the server keeps.")],
-        host: Host = "127.0.0.1",
-        port: Port = 8080,
-        admin_host: AdminHost = "127.0.0.1",
-        admin_port: AdminPort = 8081,
-        tls: Tls = None,
-        name: Names = None,
-        url: CalledBy = None,
-        proxies: Proxies = "",
-        insecure: Annotated[bool, typer.Option(help="Without TLS, also where others reach it.")] = False,
-        database: Database = None,
-        keys: Annotated[Path | None, typer.Option(help="Folder for the key ring, better on another volume.")] = None,
-        blobs: Annotated[
-            str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models and sealed sums.")
-        ] = None,
-        population: Annotated[str, typer.Option(help="The population's name.")] = "default",
-        quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 1_000_000,
-        memory: Memory = 256,
-        tokens: Tokens = 0,
-        uses: Uses = 1,
-        token_file: TokenFile = None,
-        edges: Annotated[int, typer.Option(min=0, help="Make so many links, each for one edge, in --edge-file.")] = 0,
-        edge_file: EdgeFile = None,
-        evaluate: Annotated[int | None, typer.Option(min=1, help="Let so many devices measure a model.")] = None,
-        every: Annotated[int, typer.Option(min=1, help="Versions from one that is measured to the next.")] = 1,
-        promote: Annotated[
-            Promotion, typer.Option(help="Whether devices answer with a new model at once.")
-        ] = Promotion.auto,
-        priority: Annotated[
-            list[str] | None, typer.Option(metavar="TASK=N", help="The higher, the earlier a task's devices are asked.")
-        ] = None,
-        warm_start: Annotated[
-            bool, typer.Option(help="Where leaves or data have changed, begin with what of the old model fits.")
-        ] = False,
-        spool: Annotated[
-            bool,
-            typer.Option(
-                help="Serve plans that need each update apart; it lies sealed on the disk until its round is over."
-            ),
-        ] = False,
+        storage: StorageOptions,
+        listen: ListenOptions,
+        policy: PolicyOptions,
+        links: LinkOptions,
+        output: OutputOptions,
         rounds: Annotated[int | None, typer.Option(min=1, help="Stop once every task has so many models.")] = None,
         seed: Annotated[int | None, typer.Option(help="Seed of a file's first model.")] = None,
-        log: Log = LogForm.text,
-        quiet: Annotated[bool, typer.Option(help="Print no line for each model.")] = False,
-        as_json: Annotated[
-            bool, typer.Option("--json", help="Print one JSON object when it answers, and nothing else.")
-        ] = False,
     ) -> None:
         """Serve tasks to real devices, until Ctrl-C."""
-        from sumus.http.listening import Listening
-        from sumus.logs import log_to
-        from sumus.operations.serve import Startup, bundles_of, run
-        from sumus.operations.service import ServerPolicy, Storage
-        from sumus.server.evaluation import Evaluating
+        from sumus.operations.serve import bundles_of, run
 
-        with_edge_file(edges, edge_file)
-        first = priorities_of(priority or [])
+        links.check()
         bundles = bundles_of([pack(each, seed) if is_file_of_code(each) else each for each in what])
-        if unknown := first.keys() - bundles.keys():
-            raise UsageError(
-                f"--priority {min(unknown)}: there is no such task here; there are {', '.join(sorted(bundles))}"
-            )
-        log_to(sys.stderr, log.value)
-        run(
-            bundles,
-            Storage(data, without_secret(database), keys, blobs),
-            ServerPolicy(
-                population,
-                quota,
-                None if evaluate is None else Evaluating(evaluate, every),
-                promote is Promotion.auto,
-                warm_start,
-                spool,
-                first,
-                memory * 2**20,
-            ),
-            Listening(host, port, admin_host, admin_port, tls or [], name or [], url, proxies, insecure),
-            Startup(
-                tokens,
-                uses,
-                token_file,
-                rounds,
-                edges,
-                edge_file,
-                None if quiet or as_json else echo,
-                lambda opened: echo(*([json.dumps(dataclasses.asdict(opened))] if as_json else opened.shown())),
-            ),
-        )
+        rules = policy.policy(bundles)
+        output.begin_log()
+        run(bundles, storage.storage(), rules, listen.listening(), output.startup(links, rounds))
 
     for command in (status, backup, restore, reconcile):
         app.command()(command)
@@ -222,53 +110,10 @@ def register(app: typer.Typer, pack: Pack) -> None:
     app.add_typer(admin, name="admin")
 
 
-class WithTls(TyperCommand):
-    """--tls takes one word, or two."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        at = args.index("--tls") if "--tls" in args else len(args)
-        if args[at + 1 : at + 2] != ["auto"] and args[at + 2 : at + 3] and not args[at + 2].startswith("-"):
-            args = [*args[: at + 2], "--tls", *args[at + 2 :]]
-        return super().parse_args(ctx, args)
-
-
-def with_edge_file(edges: int, file: Path | None) -> None:
-    """UsageError for links for edges without a file, or the other way round."""
-    if bool(edges) != (file is not None):
-        raise UsageError("--edges N and --edge-file FILE go together: links for edges are written, and not printed")
-
-
 def is_file_of_code(what: str) -> bool:
     """Whether an argument of `serve` is FILE.py[:NAME], and no bundle."""
     path = Path(what)
     return path.suffix == ".py" or (not path.is_file() and Path(what.rpartition(":")[0]).suffix == ".py")
-
-
-def without_secret(database: str | None) -> str | None:
-    """A database's URL. UsageError for one whose password stands in the command, where others read it."""
-    try:
-        parts = urlsplit(database or "")
-    except ValueError as error:
-        raise UsageError(f"--database is no URL ({error}): write postgresql+psycopg://HOST/NAME") from error
-    told = database != os.environ.get("SUMUS_DATABASE")
-    if told and (parts.password or "password=" in parts.query):
-        raise UsageError(
-            "the database's password stands in the command, which others read: give it in PGPASSWORD or a .pgpass file, or the "
-            "whole URL in SUMUS_DATABASE"
-        )
-    return database
-
-
-def priorities_of(words: list[str]) -> dict[str, int]:
-    """Priorities in words: `health=2`."""
-    found: dict[str, int] = {}
-    for word in words:
-        name, _, number = word.rpartition("=")
-        try:
-            found[name] = int(number)
-        except ValueError:
-            raise UsageError(f"--priority {word!r}: write TASK=N, with a whole number") from None
-    return found
 
 
 # ── looking, and changing ────────────────────────────────────────────────────────────────────────────────────────────
@@ -323,7 +168,7 @@ def logout(url: Url, authority: Authority = None) -> None:
 
 def link(data: Data) -> None:
     """Make a new login link; for whoever owns the server's folder."""
-    from sumus.operations.access import CODE_S, Access, login_link
+    from sumus.server.access import CODE_S, Access, login_link
 
     try:
         url = (data / "admin" / "url").read_text()
@@ -479,8 +324,8 @@ def _part(word: str) -> str:
 
 def _remote(url: str, authority: Path | None, ask: bool = True) -> "Remote":
     """A server, logged in if there is a way."""
-    from sumus.operations.access import Logins, config_folder
     from sumus.operations.remote import Remote
+    from sumus.server.access import Logins, config_folder
 
     remote = Remote(url, Logins(config_folder(os.environ)), authority)
     if ask and not remote.logged_in and ("SUMUS_LOGIN" in os.environ or sys.stdin.isatty()):

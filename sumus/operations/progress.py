@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sumus.errors import ExperimentError
 from sumus.logs import logger
-from sumus.operations.access import CODE_S
+from sumus.server.access import CODE_S
 from sumus.server.evaluation import EvaluationRun
 from sumus.server.identity import TOKEN_S
 from sumus.server.membership import DAY
@@ -24,8 +24,18 @@ ENOUGH = "it has all the models that it was to have"
 
 @dataclass(frozen=True)
 class ServerOpened:
-    """Where a server answers. url: for devices.  mode: what it sees of updates.  login: a link for its admin, which works once.
-    enrolment: links for devices, one a line, if some were asked for and not written to a file.  tasks: ids of plans, by task."""
+    """Where a server answers.
+
+    Attributes:
+        url: The address for devices.
+        mode: What the server sees of updates, in words.
+        admin_url: The address for the operator.
+        login: A link with which the operator logs in once.
+        enrolment: Links for devices, one a line; None if none were asked for, or if they were written to a file.
+        pin: The SHA-256 of the certificate that devices pin; empty if they pin none.
+        tasks: The ids of plans, by task.
+        notes: What the operator should know.
+    """
 
     url: str
     mode: str
@@ -37,7 +47,7 @@ class ServerOpened:
     notes: tuple[str, ...] = ()
 
     def shown(self) -> list[str]:
-        """Lines that an operator sees when it begins."""
+        """Give the lines that the operator sees when the server begins."""
         lines = [f"sumus serves {many(len(self.tasks), 'task')} at {self.url}; {self.mode}"]
         lines += [f"  task     {name}: plan {id}" for name, id in self.tasks.items()]
         lines.append(
@@ -52,8 +62,14 @@ class ServerOpened:
 
 
 class ServerProgress:
-    """Looks, on the deciding thread, at what has become of each task; a line for each new model. rounds: models after which a
-    task only measures what it has, and the server ends."""
+    """Says a line for each new model, and ends the server once there are enough. Its methods run on the deciding thread.
+
+    Args:
+        server: The server.
+        say: Is told each line.
+        rounds: The number of models after which a task only measures what it has; None for no end.
+        end: Ends the server.
+    """
 
     def __init__(self, server: Server, say: Callable[[str], None], rounds: int | None, end: Callable[[], None]) -> None:
         self._server, self._say, self._rounds, self._end = server, say, rounds, end
@@ -63,7 +79,7 @@ class ServerProgress:
         self._troubles: dict[tuple[str, str], str] = {}
 
     def look(self) -> None:
-        """Say what is new, and end it when it is time."""
+        """Say what is new, and end the server if each task has enough models."""
         for task in self._makers:
             for version in range(self._versions[task.name] + 1, task.training.version + 1):
                 self._say(_model_line(task.name, task.training.model(version), task.training))
@@ -107,7 +123,7 @@ def _measured_line(task: str, model: Model) -> str:
 
 @contextmanager
 def spoken(say: Callable[[str], None] | None) -> Generator[Callable[[str], None], None, None]:
-    """Says lines in a thread of its own: a terminal that is held must hold nothing else."""
+    """Say lines in a thread of their own: if a terminal is held, nothing else may be."""
     if say is None:
         yield lambda line: None
         return

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.operations.access import PLANE, Logins, code_of, origin
+from sumus.server.access import PLANE, Logins, code_of, origin
 from sumus.storage.files import sync
 from sumus.text import printable_values, whole_number
 from sumus.transport.transport import why_unreached

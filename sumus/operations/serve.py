@@ -1,10 +1,16 @@
 """`sumus serve`: a server as a process, from opening its folder to its last answer.
 
-    sumus.serve(plan, data="DIR")                              until Ctrl-C
-    sumus.serve("PLAN.sumus", data="DIR", host="0.0.0.0", tls="auto", names=["fl.example"], tokens=100, token_file="LINKS")
+    sumus.serve(plan, storage="DIR")                              until Ctrl-C
+    sumus.serve(
+        "PLAN.sumus",
+        storage=sumus.Storage("DIR", keys="/other/volume/keys"),
+        listen=sumus.Listening("0.0.0.0", tls="auto", names=["fl.example"]),
+        policy=sumus.ServerPolicy(quota=10_000),
+        startup=sumus.Startup(tokens=100, token_file="LINKS"),
+    )
 
-It stops as it began: nobody new is let in, who waits is answered, what was sent is committed. Whatever ends it otherwise loses
-nothing that was acknowledged.
+A server that is told to stop lets nobody new in, answers those who wait, and commits what was sent. If it ends in any other way,
+nothing is lost that was acknowledged.
 """
 
 import asyncio
@@ -17,9 +23,9 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import uvloop
 
@@ -27,23 +33,23 @@ from sumus.errors import UsageError
 from sumus.http.listening import Listening, Planes, expect_no_loop, opened_at, told_to_stop
 from sumus.http.tls import enrolment_link
 from sumus.logs import Form, log_to, logger
-from sumus.operations.access import Access, login_link
-from sumus.operations.admin_plane import admin_app
 from sumus.operations.progress import ServerOpened, ServerProgress, spoken
 from sumus.operations.service import ServerPolicy, Service, Storage, make_private, open_service
-from sumus.operations.status import mode_of
 from sumus.operations.upkeep import keep_house, watch
 from sumus.operations.waiting import once_there
 from sumus.plan import Plan
-from sumus.server.evaluation import Evaluating
+from sumus.server.access import Access, login_link
+from sumus.server.admin_plane import admin_app
+from sumus.server.status import mode_of
 from sumus.storage.files import write_whole
 from sumus.terminal import echo
+from sumus.transport.hosts import listen_address
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Refused
 
 LOG = logger("sumus.serve")
 MOST_BEHIND_AN_EDGE = 10_000
-"""Devices that an edge may speak for, that enrolled with a link made at a start."""
+"""The number of devices for which an edge may speak that enrols with a link made at a start."""
 
 What: TypeAlias = Plan | Bundle | str | Path
 """A plan with its task's code, a bundle, or a bundle's file."""
@@ -51,15 +57,15 @@ What: TypeAlias = Plan | Bundle | str | Path
 
 @dataclass(frozen=True)
 class Startup:
-    """What a server says, and whom it lets in.
+    """What a server does when it begins, and when it ends.
 
-    Args:
-        tokens: Links for devices that it makes when it begins.
-        uses: Devices that each of these links lets in.
-        token_file: Where these links are written, one a line; they are printed if None.
-        rounds: Models after which it stops; None for never.
-        edges: Links for edges that it makes when it begins, each for one edge.
-        edge_file: Where these are written, one a line.
+    Attributes:
+        tokens: The number of links for devices that the server makes.
+        uses: The number of devices that each of these links lets in.
+        token_file: The file to which these links are written, one a line; None if they are shown to the operator instead.
+        rounds: The number of models after which the server stops; None for never.
+        edges: The number of links for edges that the server makes, each for one edge.
+        edge_file: The file to which the links for edges are written, one a line.
         say: Is told a line of progress; None for silence.
         ready: Is called once both planes answer.
     """
@@ -71,93 +77,68 @@ class Startup:
     edges: int = 0
     edge_file: Path | None = None
     say: Callable[[str], None] | None = None
-    ready: Callable[[ServerOpened], None] = field(default=lambda opened: None)
+    ready: Callable[[ServerOpened], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("token_file", "edge_file"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
+
+
+HERE, USUAL, AS_IT_IS = Listening(), ServerPolicy(), Startup()
 
 
 def serve(
     *what: What,
-    data: str | Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    admin_host: str = "127.0.0.1",
-    admin_port: int = 8081,
-    database: str | None = None,
-    keys: str | Path | None = None,
-    blobs: str | None = None,
-    tls: str | Path | Sequence[str | Path] = (),
-    names: Sequence[str] = (),
-    url: str | None = None,
-    proxies: str = "",
-    insecure: bool = False,
-    population: str = "default",
-    quota: int = 1_000_000,
-    memory: int = 256,
-    evaluate: int | None = None,
-    every: int = 1,
-    promote: Literal["auto", "manual"] = "auto",
-    warm_start: bool = False,
-    spool: bool = False,
-    priority: Mapping[str, int] = {},
-    tokens: int = 0,
-    uses: int = 1,
-    token_file: str | Path | None = None,
-    rounds: int | None = None,
+    storage: Storage | str | Path | None = None,
+    listen: Listening | str = HERE,
+    policy: ServerPolicy = USUAL,
+    startup: Startup = AS_IT_IS,
     seed: int = 0,
     log: Form = "text",
     quiet: bool = False,
 ) -> None:
-    """Serve tasks until the process is told to stop, or each has `rounds` models.
+    """Serve tasks until the process is told to stop, or each has `startup.rounds` models.
 
-    what: a plan of your own file, a bundle, or the file of one; each a task, by its name.
-    data: the server's folder; None for memory, which is gone with the process.  database: a URL, by default SQLite in it.
-    keys: a folder for the key ring, better on another volume.  blobs: a folder or a URL for models and sums.
-    host, port, admin_host, admin_port: where devices and the admin find it, port 0 for any.  tls: "auto", or a certificate's
-    chain and its key.  names: host names and addresses that devices and the admin use.  url: what devices call it, behind a
-    proxy.  proxies: addresses and networks of proxies that are believed about who asks, on the devices' port.
-    insecure: without TLS also where others reach it.
-    population, quota: who may enrol, and how many.  memory: MiB for reports on their way.
-    evaluate: devices that measure a model, every so many versions.
-    promote: whether devices answer with a new model at once.  warm_start, spool, priority: see
-    `ServerPolicy`.
-    tokens, uses: make so many links for devices, each for so many of them, and print the links, or write them to token_file,
-    one a line.
-    seed: of a plan's first model.  log: "text" or "json", on standard error.
+    Args:
+        what: Plans of your own file, bundles, or files of bundles. Each is a task, by its name.
+        storage: Where the server keeps its data, or just its folder; None for memory, which is lost when the process ends.
+        listen: Where devices and the operator reach the server; "HOST:PORT" is short for `Listening(host, port)`.
+        policy: How the server goes about its tasks.
+        startup: Links that it makes when it begins, and when it ends. Progress and links are printed, unless this says otherwise.
+        seed: The seed of a plan's first model.
+        log: How the log on standard error is written.
+        quiet: Whether no line of progress is printed.
+
+    Raises:
+        UsageError: Options do not fit together, or others could read along.
+        ExperimentError: The server cannot be opened.
     """
     expect_no_loop("a server", "`sumus serve`")
-    pair = [tls] if isinstance(tls, str | Path) else list(tls)
-    conduct = ServerPolicy(
-        population,
-        quota,
-        None if evaluate is None else Evaluating(evaluate, every),
-        promote == "auto",
-        warm_start,
-        spool,
-        dict(priority),
-        memory * 2**20,
-    )
-    say = None if quiet else echo
     handler = log_to(sys.stderr, log)
     try:
         run(
             bundles_of(what, seed),
-            Storage(None if data is None else Path(data), database, None if keys is None else Path(keys), blobs),
-            conduct,
-            Listening(host, port, admin_host, admin_port, pair, names, url, proxies, insecure),
-            Startup(
-                tokens,
-                uses,
-                None if token_file is None else Path(token_file),
-                rounds,
-                say=say,
-                ready=lambda opened: echo(*opened.shown()),
+            storage if isinstance(storage, Storage) else Storage(None if storage is None else Path(storage)),
+            policy,
+            Listening(*listen_address(listen)) if isinstance(listen, str) else listen,
+            replace(
+                startup,
+                say=None if quiet else startup.say or echo,
+                ready=startup.ready or _show,
             ),
         )
     finally:
         logging.getLogger().removeHandler(handler)
 
 
+def _show(opened: ServerOpened) -> None:
+    """Print how to reach a server."""
+    echo(*opened.shown())
+
+
 def bundles_of(what: Sequence[What], seed: int = 0) -> dict[str, Bundle]:
-    """Tasks by name."""
+    """Make bundles of plans, and read those of files; by task."""
     if not what:
         raise UsageError("there is nothing to serve: give a plan, or the file of a bundle")
     found: dict[str, Bundle] = {}
@@ -200,8 +181,14 @@ def run(bundles: Mapping[str, Bundle], where: Storage, conduct: ServerPolicy, li
 
 
 def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Listening, tell: Startup) -> None:
-    """Open a service, and keep it running until the process is told to stop. opens: given the certificate that devices pin, where
-    it is made here.  data: its folder; None for one that goes with the process."""
+    """Open a service, and keep it running until the process is told to stop.
+
+    Args:
+        opens: Opens the service. It is given the certificate that devices pin, PEM, if that is made here, else None.
+        data: The service's folder; None for one that is deleted when the process ends.
+        listen: Where the service answers.
+        tell: What it does when it begins, and when it ends.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # each device that waits holds a file open
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -222,7 +209,7 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
             return enrolment_link(at.url, token, at.pin)
 
         def links(count: int, uses: int = 1, speaks_for: int = 0) -> str:
-            """New links, one a line."""
+            """Make new links, one a line."""
             server = service.server
             tokens = server.roll.new_tokens(count, server.population, server.clock(), uses=uses, speaks_for=speaks_for)
             return "\n".join(map(invite, tokens))
@@ -248,10 +235,10 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
 
 @contextmanager
 def _spared_collections() -> Generator[None, None, None]:
-    """Take what the start of a server has made out of the garbage collector's sight, for the length of a block.
+    """Hide the objects that the start of a server has made from the garbage collector, for the length of a block.
 
-    It lives as long as the server. A full collection would else visit all of it: 90 ms in which nobody is answered, again and
-    again under a flood of requests.
+    They live as long as the server. A full collection would otherwise visit all of them: 90 ms in which nobody is answered, again
+    and again under a flood of requests.
     """
     gc.collect()
     gc.freeze()
@@ -268,7 +255,7 @@ async def _answer(
     say: Callable[[str], None],
     opened: Callable[[], ServerOpened],
 ) -> None:
-    """Both planes, from the first answer to the last. Until the server has recovered, that is "not ready"."""
+    """Let both planes answer until the server is told to stop. Until it has recovered, they answer "not ready"."""
     server, over = service.server, asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -291,7 +278,9 @@ async def _answer(
             server.listeners.append(progress.look)
             house = asyncio.create_task(keep_house(service))
             try:
-                tell.ready(await asyncio.to_thread(opened))
+                found = await asyncio.to_thread(opened)
+                if tell.ready is not None:
+                    tell.ready(found)
                 with _spared_collections():
                     await over.wait()
                 say("stopping: who waits is answered, and what was sent is committed")

@@ -1,6 +1,6 @@
-"""A server with all that belongs to it: what it keeps, what it decides, and what it answers on.
+"""A server with all that belongs to it: its storage, what decides, and what answers devices.
 
-service = open_service({"health": bundle}, Where(data=Path("DIR")))
+service = open_service({"health": bundle}, Storage(data=Path("DIR")))
 service.start()
 … service.device_app, an ASGI application
 service.close()
@@ -10,8 +10,8 @@ DIR/keys        the key ring                    DIR/head.json    what was publis
 DIR/lock        held while a server runs        DIR/departed.txt    who left or was shut out, outside the database
 DIR/replica     its name among those that share the database
 
-Servers share rounds where they share a PostgreSQL, the key ring, and blobs, below which the sums lie then. Whoever comes to
-others that are there has all of these, and serves the same, or does not start.
+Servers share rounds if they share a PostgreSQL, the key ring and the blobs; the sums then lie below the blobs. A server that
+joins others must have all of these and serve the same tasks, or it does not start.
 """
 
 import dataclasses
@@ -34,7 +34,6 @@ from sumus.http.certificates import Certificate
 from sumus.http.limits import Limits
 from sumus.http.room import Room
 from sumus.operations.departures import Departures
-from sumus.operations.status import AboveStatus
 from sumus.plan import Plan
 from sumus.protocol.consent import hurdles
 from sumus.protocol.round import Round, State
@@ -47,6 +46,7 @@ from sumus.server.evaluation import Evaluating, EvaluationRun
 from sumus.server.identity import DeviceRegister, count_enrolled
 from sumus.server.replica import LASTS, Replica
 from sumus.server.server import GROUP, Server, storage_clock
+from sumus.server.status import AboveStatus
 from sumus.server.tasks import ServedTask
 from sumus.server.training import TrainingRun
 from sumus.spec import canonical_json
@@ -70,28 +70,43 @@ DEPARTED = "departed.txt"
 
 @dataclass(frozen=True)
 class Storage:
-    """Where a server keeps what it keeps.
+    """Where a server keeps its data.
 
-    data: its folder; None for memory, which is gone with the process.  database: a URL, by default SQLite in the folder.
-    keys: a folder for the key ring, better on another volume.  blobs: a folder or a URL for plans, models and sealed sums.
+    Attributes:
+        data: The server's folder; None for memory, which is lost when the process ends.
+        database: The URL of a database; None for SQLite in the folder.
+        keys: A folder for the key ring, better on another volume; None for one in the server's folder.
+        blobs: A folder or a URL for plans, models and sealed sums; None for the server's folder.
+        lease: The seconds for which one of several servers that share a database leads, unless it renews its lease.
     """
 
     data: Path | None = None
     database: str | None = None
     keys: Path | None = None
     blobs: str | None = None
+    lease: float = LASTS
+
+    def __post_init__(self) -> None:
+        for name in ("data", "keys"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
 
 
 @dataclass(frozen=True)
 class ServerPolicy:
     """How a server goes about its tasks.
 
-    population: its name.  quota: devices that may enrol.  evaluate: how models are measured on devices; None for not at all.
-    releases: whether a new model is at once the one that devices answer with.  warm_start: whether a task whose leaves or data
-    have changed begins with what of the old model fits.  priority: by task.  memory: bytes for bodies on their way.
-    spool: whether plans are served that need each update apart, which then lies sealed on the disk until its round is over.
-    group: see `server.GROUP`.  limits: requests a second.  seeds: by task and round's number, what sums share.
-    lease: seconds for which a replica leads, unless it renews that.
+    Attributes:
+        population: The name of its devices' population.
+        quota: The number of devices that may enrol.
+        evaluate: How devices measure models; None if they measure none.
+        releases: Whether devices answer with a new model at once, without waiting for an operator to promote it.
+        warm_start: Whether a task whose leaves or data have changed begins with those values of the old model that fit.
+        spool: Whether plans are served that need each update apart. An update then lies sealed on the disk until its round ends.
+        priority: By task; the higher, the earlier devices are asked to work on the task.
+        memory: The most bytes of memory for bodies on their way.
+        group: The seconds for which the server collects reports before it decides them together; see `server.GROUP`.
+        limits: The requests a second that are answered; None for the usual ones.
     """
 
     population: str = "default"
@@ -104,24 +119,34 @@ class ServerPolicy:
     memory: int = 256 * 2**20
     group: float = GROUP
     limits: Limits | None = None
-    seeds: Callable[[str], Seeds] = lambda task: any_seed
-    lease: float = LASTS
 
 
 class Shared:
-    """What servers of one database share besides rows: a secret, under the key ring, and blobs.
+    """What servers of one database share besides rows: a secret, wrapped by the key ring, and blobs.
 
-    store: of rows.  It is also how they know that they have the same ring and the same blobs.
+    By the secret they find out whether they have the same ring and the same blobs.
+
+    Args:
+        store: The rows that hold the wrapped secret.
+        ring: The key ring.
+        blobs: The blobs.
     """
 
     _NOTE = "/shared"
-    """No task is called so."""
+    """The name of the note; no task has it."""
 
     def __init__(self, store: Store, ring: KeyRing, blobs: Blobs) -> None:
         self._store, self._ring, self._blobs = store, ring, blobs
 
     def join(self, replica: Replica) -> bytes:
-        """Be there; the secret. ExperimentError where others are there with another ring, other blobs or other plans."""
+        """Join the servers that work on the database.
+
+        Returns:
+            The secret.
+
+        Raises:
+            ExperimentError: Other servers have another ring, other blobs or other tasks.
+        """
         with self._store.transaction() as rows:  # one after the other, so that each sees those before
             others = replica.others(rows)
             for other in others:
@@ -143,14 +168,14 @@ class Shared:
         return secret
 
     def wrap_again(self, fence: int | None) -> None:
-        """Put the secret under the newest key. TakenOver where another leads."""
+        """Wrap the secret by the newest key. TakenOver is raised if another server leads."""
         with self._store.transaction() as rows:
             if rows.run().fence != fence:
                 raise TakenOver
             self._write(rows, self._secret(rows, ()))
 
     def _secret(self, rows: Rows, others: Sequence[PresentReplica]) -> bytes:
-        """Another one where the ring has no key for it any more; not while others use it."""
+        """Unwrap the secret. If the ring has no key for it any more and no other server uses it, make a new one."""
         wrapped = rows.note(OF_THE_RUN, self._NOTE)
         try:
             if wrapped is not None:
@@ -168,8 +193,18 @@ class Shared:
 
 
 class Service:
-    """What `open_service` opens. room: memory for bodies.  ring: wraps rounds' keys.  shared: with other servers.
-    notes: what the operator should know.  certificate: that it shows where it listens; None if it shows none."""
+    """All that belongs to a server, as `open_service` opens it.
+
+    Attributes:
+        server: Decides.
+        blobs: Plans and models.
+        room: Memory for bodies on their way.
+        ring: Wraps the keys of rounds.
+        shared: What servers of one database share.
+        device_app: The device plane, an ASGI application.
+        notes: What the operator should know.
+        certificate: The certificate that the server shows; None if it shows none.
+    """
 
     def __init__(
         self,
@@ -201,7 +236,13 @@ class Service:
 
 
 class Stores:
-    """Where rows, blobs and keys lie. shares: whether other servers may use the same database."""
+    """The stores of a server: rows, blobs and keys.
+
+    Args:
+        where: Where they lie.
+        stack: Closes them.
+        shares: Whether other servers may use the same database.
+    """
 
     def __init__(self, where: Storage, stack: ExitStack, shares: bool = True) -> None:
         self.data = where.data
@@ -229,17 +270,17 @@ class Stores:
         self.ring = KeyRing(where.keys or where.data / "keys")
 
     def runs(self) -> list[str]:
-        """All runs that have rows."""
+        """List all runs that have rows."""
         return sorted(self._stores) if self._sql is None else self._sql.runs()
 
     def store(self, run: str) -> Store:
-        """Rows of a run."""
+        """Give the rows of a run."""
         if self._sql is None:
             return self._stores.setdefault(run, MemoryStore())
         return self._sql.beside(run)
 
     def sums(self, run: str) -> Blobs:
-        """Sealed sums of a run."""
+        """Give the sealed sums of a run."""
         if self.data is None:
             return self._sums.setdefault(run, MemoryBlobs())
         if "://" in str(self._below):
@@ -253,10 +294,19 @@ def open_service(
     where: Storage = Storage(),
     conduct: ServerPolicy = ServerPolicy(),
     authority: bytes | None = None,
+    seeds: Callable[[str], Seeds] = lambda task: any_seed,
 ) -> Service:
-    """Everything of a server for these tasks, by name. What it kept before goes on. ExperimentError where it cannot be.
+    """Open all that belongs to a server. What it kept before goes on.
 
-    authority: the certificate that devices pin, PEM, where the server made its own.
+    Args:
+        bundles: The tasks, by name.
+        where: Where the server keeps its data.
+        conduct: How it goes about its tasks.
+        authority: The certificate that devices pin, PEM, if the server made its own.
+        seeds: Gives, by task and round, the seed that a round's sums share; random ones by default.
+
+    Raises:
+        ExperimentError: Such a server cannot be opened.
     """
     if not _NAME.fullmatch(conduct.population):
         raise ExperimentError(
@@ -267,10 +317,10 @@ def open_service(
         crowd = Crowd(lambda: count_enrolled(kept.identities, conduct.population))
         beginnings: list[Callable[[float], None]] = []
         for name, bundle in bundles.items():
-            task, begin = _task(name, bundle, kept, conduct, crowd, notes)
+            task, begin = _task(name, bundle, kept, conduct, crowd, seeds(name), notes)
             tasks.append(task)
             beginnings.append(begin)
-        replica = Replica(kept.leases, kept.name, _serves(tasks, conduct), conduct.lease)
+        replica = Replica(kept.leases, kept.name, _serves(tasks, conduct), where.lease)
         stack.callback(replica.stop)
         shared = Shared(kept.store("tasks"), kept.ring, kept.blobs)
         secret = shared.join(replica)
@@ -293,9 +343,15 @@ def open_service(
 
 
 def _task(
-    name: str, bundle: Bundle, kept: Stores, conduct: ServerPolicy, crowd: Crowd, notes: list[str]
+    name: str,
+    bundle: Bundle,
+    kept: Stores,
+    conduct: ServerPolicy,
+    crowd: Crowd,
+    seeds: Seeds,
+    notes: list[str],
 ) -> tuple[ServedTask, Callable[[float], None]]:
-    """A task as it is served, and how it begins: it goes on where leaves and data are as before, else it is another version."""
+    """Make a task as it is served, and what begins it. If leaves or data have changed, the task is another version."""
     plan = bundle.plan
     if plan.trusts_devices is None:  # its metrics would count any number of predictions
         raise ExperimentError(
@@ -325,7 +381,7 @@ def _task(
         kept.ring,
         kept.sums(f"{wire}.train"),
         crowd,
-        conduct.seeds(name),
+        seeds,
         conduct.releases,
     )
     if (most := most_bytes(training.hop)) > conduct.memory:
@@ -358,7 +414,14 @@ def _task(
 
 
 def _version(name: str, plan: Plan, store: Store, write: bool = False) -> tuple[int, str]:
-    """Which version of a task this is, and the wire's name of the one before it. write: remember a new one."""
+    """Find the version of a task, and the name of the version before it on the wire.
+
+    Args:
+        name: The task.
+        plan: Its plan.
+        store: Remembers the versions.
+        write: Whether a new version is remembered.
+    """
     fingerprint = plan.description.fingerprint
     with store.transaction() as rows:
         note = rows.note(OF_THE_RUN, name)
@@ -372,7 +435,7 @@ def _version(name: str, plan: Plan, store: Store, write: bool = False) -> tuple[
 
 
 def _warm(shared: Tree, before: str, kept: Stores) -> tuple[Tree, int]:
-    """First values, where leaves of the same name and shape are those of the version before; how many are."""
+    """Take the first values of leaves from the version before, if name and shape are the same; and count these leaves."""
     with kept.store(f"{before}.train").transaction() as rows:
         model: Model | None = rows.model(rows.run().version)
     if model is None:
@@ -383,7 +446,7 @@ def _warm(shared: Tree, before: str, kept: Stores) -> tuple[Tree, int]:
 
 
 def _serves(tasks: Sequence[ServedTask], conduct: ServerPolicy) -> str:
-    """A hash of what servers that share rounds must have in common."""
+    """Hash what servers that share rounds must have in common."""
     evaluate = None if conduct.evaluate is None else dataclasses.asdict(conduct.evaluate)
     plans = {task.name: [task.training.plan.id, task.priority] for task in tasks}
     text = canonical_json([conduct.population, evaluate, conduct.releases, plans])
@@ -391,7 +454,7 @@ def _serves(tasks: Sequence[ServedTask], conduct: ServerPolicy) -> str:
 
 
 def _name(path: Path) -> str:
-    """A folder's name among others, made when it is first used."""
+    """Read the name of a server's folder among others; it is made when it is first used."""
     if not path.exists():
         write_whole(path, f"{socket.gethostname()}-{secrets.token_hex(2)}".encode(), lasting=True)
     return path.read_text()
@@ -402,7 +465,7 @@ def _mib(nbytes: int) -> int:
 
 
 def make_private(folder: Path) -> None:
-    """A folder of the server's own, where there is none. ExperimentError for one that others may open."""
+    """Make a folder of the server's own if it is not there. ExperimentError is raised if others may open it."""
     try:
         make_private_folder(folder)
         mode = folder.stat().st_mode
@@ -416,7 +479,7 @@ def make_private(folder: Path) -> None:
 
 
 def _lock(path: Path) -> Callable[[], None]:
-    """Hold a file, so that no second server uses the folder; what lets it go."""
+    """Lock a file, so that no second server uses its folder; give the function that unlocks it."""
     try:
         return lock_file(path)
     except LockHeldError:
@@ -440,7 +503,7 @@ def _heads(tasks: list[ServedTask]) -> dict[str, Any]:
 
 
 def _check_head(path: Path, tasks: list[ServedTask]) -> None:
-    """Refuse a database that is older than what was published: what it spends again was spent before."""
+    """Refuse a database that is older than what was published: noise that it would spend again was spent before."""
     if not path.exists():
         return
     try:
@@ -459,7 +522,7 @@ def _check_head(path: Path, tasks: list[ServedTask]) -> None:
 
 
 def _head_writer(path: Path, tasks: list[ServedTask]) -> Callable[[], None]:
-    """Writes what was published, when it has changed."""
+    """Make a function that writes what was published, if that has changed."""
     written: dict[str, Any] = {}
 
     def write() -> None:
@@ -473,8 +536,13 @@ def _head_writer(path: Path, tasks: list[ServedTask]) -> Callable[[], None]:
 
 
 def reconcile(where: Storage) -> dict[str, int]:
-    """Go on from a database that was put back. Each task's noise epoch grows beyond what was published, and rounds that were open
-    are given up, since their sums are of another time. The epochs, by task."""
+    """Go on from a database that was put back from a backup.
+
+    Each task's noise epoch grows beyond what was published, and open rounds are given up, since their sums are of another time.
+
+    Returns:
+        The epochs, by task.
+    """
     if where.data is None:
         raise ExperimentError("there is nothing to reconcile in memory: give the server's folder")
     path = where.data / "head.json"
@@ -500,7 +568,7 @@ def reconcile(where: Storage) -> dict[str, int]:
 
 
 def _give_up(rows: Rows) -> None:
-    """Abandon what is open: nobody has its sums."""
+    """Abandon open rounds and sessions: their sums are lost."""
     ended = [row for row in rows.rounds() if row.state is not State.PLANNED and not row.over]
     for row in ended:
         rows.put_round(changed(row, state=State.ABANDONED, reason="restored"))

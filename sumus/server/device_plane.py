@@ -20,6 +20,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from sumus.errors import ParticipantError
+from sumus.http.answers import ExplainedEndpoint
 from sumus.http.bodies import source
 from sumus.http.limits import Limits
 from sumus.http.room import Room
@@ -28,7 +29,7 @@ from sumus.rounds.stages import ClearReport
 from sumus.server.edge_plane import FOR_EDGES, EdgePlane, run_of
 from sumus.server.objects import ObjectReader
 from sumus.server.openapi import document
-from sumus.server.problems import Answering, explained, problem
+from sumus.server.problems import problem, refusal_of
 from sumus.server.ranges import asked_range, keep_range, ranged
 from sumus.server.senders import Senders, compare
 from sumus.server.server import Server
@@ -189,10 +190,10 @@ class DevicePlane:
             ("/healthz", self.alive),
             ("/readyz", self.ready),
         ):
-            mine.append(Route(path, explained(what, self._refused), methods=["GET"]))
+            mine.append(Route(path, ExplainedEndpoint(what, self._answer_to), methods=["GET"]))
         return mine
 
-    def _answering(self, name: str) -> Answering:
+    def _answering(self, name: str) -> ExplainedEndpoint:
         """An endpoint whose answer is a message, or a response."""
         plane = self._edges if name in FOR_EDGES else self
         endpoint = cast(Callable[[Request], Awaitable[Any]], getattr(plane, name))
@@ -205,15 +206,18 @@ class DevicePlane:
             found = await endpoint(request)
             return found if isinstance(found, Response) else Response(write(found), media_type="application/json")
 
-        return explained(answer, self._refused)
+        return ExplainedEndpoint(answer, self._answer_to)
+
+    def _answer_to(self, request: Request, error: Exception) -> Response:
+        """Count a request that failed, and answer it."""
+        refused = refusal_of(request, error)
+        self._server.counts.events["refused", refused.problem.code] += 1
+        return problem(refused)
 
     def _check_ready(self) -> None:
         """Refuse a request while the server cannot decide."""
         if self._server.trouble:
             raise Refused("not_ready", "starting, or its storage fails", AGAIN)
-
-    def _refused(self, code: str) -> None:
-        self._server.counts.events["refused", code] += 1
 
     def _session(self, params: Mapping[str, Any]) -> tuple[Run, str]:
         """The run that a path names, and the word of the session."""

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from sumus.errors import ExperimentError, UsageError, own_code
 from sumus.metrics import Spread
-from sumus.simulator.history import RoundRecord, figures_of
+from sumus.simulator.records import RoundRecord, figures_of
 from sumus.training.apart import TorchApart
 
 
@@ -24,12 +24,15 @@ from sumus.training.apart import TorchApart
 class RoundOutcome:
     """What a round came to.
 
-    record: the round's record.
-    is_best: whether its model is the best so far, by `Evaluate(best=)`.
-    round, metrics, spreads: the record's; round 0 is the measurement before the first round.
-    figures: every number of the record that a tracker plots, by name, such as `unseen/accuracy.median`. Figures that are no
-        numbers (the loss of a round without reports) are left out.
-    model: a state dict that loads into the task's model, made at each call: change it as you like.
+    Attributes:
+        record: The round's record.
+        is_best: Whether the round's model is the best so far, by `Evaluate(best=)`.
+        round: The round's number; 0 for the measurement before the first round.
+        metrics: What was measured, by name.
+        spreads: The spread over clients, by source and name.
+        figures: Every number of the record that a tracker plots, by name, such as `unseen/accuracy.median`. Figures that are
+            no numbers (the loss of a round without reports) are left out.
+        model: A state dict that loads into the task's model, made at each call: change it as you like.
     """
 
     record: RoundRecord
@@ -49,7 +52,7 @@ class RoundOutcome:
     @property
     def spreads(self) -> Mapping[str, Mapping[str, Spread]]:
         """The spread over clients, by source and metric."""
-        return MappingProxyType(dict(self.record.spreads))
+        return MappingProxyType(dict(self.record.evaluation.spreads))
 
     @property
     def figures(self) -> Mapping[str, float]:

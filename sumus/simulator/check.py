@@ -16,7 +16,7 @@ from sumus.influence import Influence
 from sumus.plan import Plan
 from sumus.protocol.consent import hurdles, missing
 from sumus.rng import generator, key
-from sumus.simulator.population import as_population
+from sumus.simulator.populations.population import as_population
 from sumus.task import Data, Task
 from sumus.training.cost import Cost, cost_of
 from sumus.training.observed import expect_means, note_of
@@ -33,13 +33,14 @@ MEASURED = 8
 class Updates:
     """Updates of a few clients' first round, before any clip.
 
-    lengths: L2 norms of `params`, as a clip would see them, the shortest first.
-    examples: how many each of these clients holds, the fewest first.
-    beside: for each part of leaves beside the chain (averaged buffers, a control), the largest |number| of each client's, the
-        smallest first. A control that its algorithm bounds already is left out.
-    variance: the smallest number in a positive buffer (`Description.positive`) of these clients' models; None without any.
-    variance_move: how far one device that lies can move such a number in a round, with the bound of the plan, or else with the
-        one that is proposed.
+    Attributes:
+        lengths: The L2 norms of `params`, as a clip would see them, the shortest first.
+        examples: How many examples each of these clients holds, the fewest first.
+        beside: For each part of leaves beside the chain (averaged buffers, a control), the largest |number| of each client's
+            part, the smallest first. A control that its algorithm bounds already is left out.
+        variance: The smallest number in a positive buffer (`Description.positive`) of these clients' models; None without any.
+        variance_move: How far one device that lies can move such a number in a round, with the bound of the plan, or else with
+            the bound that is proposed.
     """
 
     lengths: tuple[float, ...]
@@ -100,34 +101,60 @@ def _span(numbers: Sequence[float]) -> str:
 
 
 @dataclass(frozen=True)
+class FirstClient:
+    """What a plan's first client holds, and the loss of its round."""
+
+    examples: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class CheckedModel:
+    """A model as it was tried.
+
+    Attributes:
+        parameters: How many numbers the shared leaves hold.
+        outputs: The shape of the model's output for one example; if the model gives several outputs, their shapes in the same
+            tuple, list or mapping.
+        cost: The memory of one local step.
+    """
+
+    parameters: int
+    outputs: Any
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class ClientBytes:
+    """The bytes of a client: what it is sent in a round, what it sends, and what it keeps between rounds."""
+
+    down: int
+    up: int
+    kept: int
+
+
+@dataclass(frozen=True)
 class CheckReport:
     """What was found.
 
-    data: the examples as the model sees them.
-    outputs: shape of the model's output for one example; where the model gives several outputs, their shapes in the same tuple,
-        list or mapping.
-    parameters: numbers in the shared leaves.
-    cost: of one local step.
-    bytes_down, bytes_up: a client and round.
-    bytes_kept: what each client keeps between rounds.
-    loss: of the first client's round.
-    updates: of the first few clients, measured to propose a clip.
-    influence: what one device can do to a sum.
-    deployable: rule → message for each rule that real devices would break.
-    notes: what the code keeps outside the leaves, and every client therefore begins with anew.
-    warnings: why real devices would not take part, or not for long, though no rule is broken; each says what to do.
+    Attributes:
+        plan_id: The plan, with its data declared.
+        data: The examples as the model sees them.
+        first: The first client.
+        model: The model.
+        bytes: What a client is sent, sends and keeps.
+        updates: The updates of the first few clients, measured to propose a clip.
+        influence: What one device can do to a sum.
+        deployable: Rule → message for each rule that real devices would break.
+        notes: What the code keeps outside the leaves, and every client therefore begins with anew.
+        warnings: Why real devices would not take part, or not for long, though no rule is broken; each says what to do.
     """
 
-    data: Data
-    examples: int
-    outputs: Any
-    parameters: int
-    cost: Cost
-    bytes_down: int
-    bytes_up: int
-    bytes_kept: int
-    loss: float
     plan_id: str
+    data: Data
+    first: FirstClient
+    model: CheckedModel
+    bytes: ClientBytes
     updates: Updates
     influence: Influence
     deployable: Mapping[str, str]
@@ -136,9 +163,15 @@ class CheckReport:
 
 
 def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> CheckReport:
-    """Let the first client of a population do one round of a plan, and add its update up alone; measure a few more.
+    """Let the first client of a population do one round of a plan, and add its update up alone; measure a few more clients.
 
-    Raises what a run would raise: TaskError, DataError, PlanError, DivergedError, with the same words.
+    Args:
+        plan: The plan.
+        population: The clients: a mapping from each client's id to its examples.
+        seed: The seed of everything random.
+
+    Raises:
+        SumusError: What a run would raise (TaskError, DataError, PlanError, DivergedError), in the same words.
     """
     expect(plan, Plan, "check()")
     expect_gradients("check()")
@@ -178,16 +211,19 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
         updates = _measured(described, broadcast.get(BUFFERS, {}), [trained, *executor.run(broadcast, 0, work)])
         program.end()
     return CheckReport(
-        data=data,
-        examples=len(inputs),
-        outputs=outputs,
-        parameters=sum(leaf.size for name in ("params", BUFFERS) for leaf in broadcast.get(name, {}).values()),
-        cost=cost,
-        bytes_down=sum(nbytes(tree) for tree in broadcast.values()),
-        bytes_up=update.nbytes,
-        bytes_kept=sum(nbytes(tree) for tree in trained.state.values()),
-        loss=total.metric_means().get("loss", math.nan),
         plan_id=described.id,
+        data=data,
+        first=FirstClient(len(inputs), total.metric_means().get("loss", math.nan)),
+        model=CheckedModel(
+            parameters=sum(leaf.size for name in ("params", BUFFERS) for leaf in broadcast.get(name, {}).values()),
+            outputs=outputs,
+            cost=cost,
+        ),
+        bytes=ClientBytes(
+            down=sum(nbytes(tree) for tree in broadcast.values()),
+            up=update.nbytes,
+            kept=sum(nbytes(tree) for tree in trained.state.values()),
+        ),
         updates=updates,
         influence=described.influence,
         deployable=dict(described.violations("deployed")),

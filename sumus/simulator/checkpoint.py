@@ -3,8 +3,8 @@
 checkpoint.safetensors   server state, client states, and the record of the rounds: all of a run, in one file
 model.safetensors        the published model, as a state dict
 history.jsonl            a line a round
-progress.json            how far the run is, while it goes on and after it
-plot.png
+progress.json            how far the run is
+plot.png                 the run as a picture
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save  # pyright: ignore[reportUnknownVa
 from sumus.aggregate import Aggregate
 from sumus.errors import ExperimentError
 from sumus.optimizers import ServerState
-from sumus.simulator.history import RoundRecord, RoundTally
 from sumus.simulator.kept import BestSoFar
+from sumus.simulator.records import RoundRecord, RoundTally
 from sumus.storage.files import write_whole
 from sumus.text import many
 from sumus.tree import nested, unnested
@@ -35,12 +35,17 @@ CHECKPOINT = "checkpoint.safetensors"
 class Checkpoint:
     """Where a run stands after a whole round: the one value that a round replaces, and that a file can hold.
 
-    identity: what must be equal to go on (plan id, seed, population size, fleet).
-    clients: a snapshot of the clients' states, taken when a file is written.
-    executor: by its name; another one would round otherwise.
-    version: models published.  pending, tallies: sums of rounds to come, and what belongs to them, by the round's number: of
-    buffers, which take reports that began from a model before.  start: the record of the measurement before round 1.  best: the
-    best model so far.
+    Attributes:
+        identity: What must be equal for a run to go on (plan id, seed, population, fleet).
+        state: The server's state.
+        clients: A snapshot of the clients' states, taken when a file is written.
+        rounds: The record of each round.
+        executor: The executor's name; another executor would round otherwise.
+        version: How many models were published.
+        pending: Sums of rounds to come, by the round's number: those of buffers, which take reports on a model before.
+        tallies: What belongs to these sums.
+        start: The record of the measurement before round 1.
+        best: The best model so far.
     """
 
     identity: Mapping[str, Any]
@@ -55,7 +60,7 @@ class Checkpoint:
     best: BestSoFar | None = None
 
     def write(self, folder: Path) -> Path:
-        """Replace the folder's checkpoint in one step: a crash leaves the old one or the new one, whole."""
+        """Replace the folder's checkpoint in one step: a crash leaves either the old checkpoint or the new one, whole."""
         rounds = [record.to_json() for record in self.rounds]
         head: dict[str, Any] = {
             "identity": dict(self.identity),
@@ -84,7 +89,7 @@ class Checkpoint:
 
     @staticmethod
     def read(folder: Path) -> "Checkpoint | None":
-        """The folder's checkpoint, or None where there is none."""
+        """Read the folder's checkpoint; None if there is none."""
         path = folder / CHECKPOINT
         if not path.exists():
             return None
@@ -94,7 +99,7 @@ class Checkpoint:
             raise ExperimentError(f"{path} is not a checkpoint ({error}); move it away to start anew") from error
 
     def check_same(self, identity: Mapping[str, Any], folder: Path, rounds: int) -> None:
-        """Refuse to go on with another experiment's run, or with one that is past the rounds that are wanted."""
+        """Refuse to go on with another experiment's run, or with a run that has more rounds than are wanted."""
         if len(self.rounds) > rounds:
             raise ExperimentError(
                 f"{folder} holds {many(len(self.rounds), 'round')}, and {rounds} are asked for: ask for more, give another "

@@ -10,8 +10,8 @@ from sumus.experiment import Evaluate
 from sumus.figures import figure_names, figure_of
 from sumus.metrics import Spread, is_lower_better, pooled, sums_of
 from sumus.rng import generator
-from sumus.simulator.history import RoundRecord
-from sumus.simulator.population import Population, as_population, sample
+from sumus.simulator.populations.population import Population, as_population, sample
+from sumus.simulator.records import RoundRecord
 from sumus.training.program import EVALUATION_BATCH, Program
 from sumus.types import Array, Tree
 from sumus.work import PERSONAL, ClientState
@@ -27,8 +27,15 @@ Spreads = dict[str, dict[str, Spread]]
 class Evaluation:
     """The measurements that `Evaluate` asks for, on one program.
 
-    notes: what the user should know of what was measured, once each.
-    present: positions of the training clients that may be asked; None for all.
+    Attributes:
+        notes: What the user should know of what was measured, once each.
+
+    Args:
+        wanted: What is asked for.
+        population: The training clients.
+        program: The model.
+        seed: The seed that draws training clients to ask.
+        present: Positions of the training clients that may be asked; None for all.
     """
 
     def __init__(
@@ -66,7 +73,15 @@ class Evaluation:
         return self._central is not None or self._unseen is not None or bool(self._seen)
 
     def measure(self, model: Tree, state_of: Callable[[str], ClientState]) -> tuple[Evaluations, Spreads]:
-        """Metrics by source over all examples, and their spread over clients. state_of: what a training client keeps."""
+        """Measure a model.
+
+        Args:
+            model: The published leaves.
+            state_of: Gives what a training client keeps.
+
+        Returns:
+            Metrics by source over all examples, and their spread over clients.
+        """
         program = self._program
         unpersonal = {**program.tensors_of(model), **program.initial_personal}
         evaluations: Evaluations = {}
@@ -95,14 +110,14 @@ class Evaluation:
 
     def with_keys(self, record: RoundRecord) -> RoundRecord:
         """A record that was read from a file, with each worst client's key as its population has it."""
-        spreads = dict(record.spreads)
+        spreads = dict(record.evaluation.spreads)
         for source, people in (("unseen", self._unseen), ("seen", self._population)):
             if people is not None and source in spreads:
                 spreads[source] = {
                     name: replace(spread, worst_client=people.key_of(spread.worst_client))
                     for name, spread in spreads[source].items()
                 }
-        return replace(record, spreads=spreads)
+        return replace(record, evaluation=replace(record.evaluation, spreads=spreads))
 
     def _measured(self, population: Population, client: Any) -> Measured:
         """What the module measures on a client, as it is loaded."""

@@ -1,91 +1,23 @@
 """What a run did, round by round: to print, to plot, to put into a table."""
 
-import dataclasses
 import importlib
 import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from sumus.errors import ExperimentError, extra
 from sumus.metrics import Spread
-from sumus.simulator.fleet_report import FleetReport
-from sumus.simulator.picture import figure, save
+from sumus.plotting import figure, save
+from sumus.simulator.records import RoundRecord, measured_columns
+from sumus.simulator.virtual_time.fleet_report import FleetReport
 from sumus.text import many
 from sumus.training.program import model_bytes
 
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """One round. clients, examples: whose report was counted. dropped: clients whose report was not. loss: of local
-    training, averaged over its examples; NaN where nobody was counted. metrics: see `Evaluate`; empty where the round was
-    not evaluated. evaluations: all sources, by name. spreads: metrics over clients, by source. bytes_up, bytes_down: of all
-    clients together. bytes_above: of the leaves of the sums that edges send up, 0 where there are none. epsilon: what privacy
-    cost so far, None without privacy. seconds: this round's wall time. at: the simulated seconds at its end. staleness: reports
-    by how many versions they were late. reasons: of work that ended in its time without being counted, also of rounds
-    before. failed: clients that were left out since their part of the round failed (`failures="skip"`), each with why."""
-
-    round: int
-    clients: int
-    examples: int
-    loss: float
-    metrics: Mapping[str, float]
-    bytes_up: int
-    bytes_down: int
-    seconds: float
-    dropped: int = 0
-    bytes_above: int = 0
-    epsilon: float | None = None
-    at: float = 0.0
-    staleness: Mapping[int, int] = field(default_factory=dict[int, int])
-    reasons: Mapping[str, int] = field(default_factory=dict[str, int])
-    evaluations: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
-    spreads: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict[str, Mapping[str, Spread]])
-    failed: Mapping[str, str] = field(default_factory=dict[str, str])
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON."""
-        spreads = {source: {name: each.to_json() for name, each in of.items()} for source, of in self.spreads.items()}
-        return {**dataclasses.asdict(dataclasses.replace(self, spreads={})), "spreads": spreads}
-
-    @staticmethod
-    def from_json(fields: Mapping[str, Any]) -> "RoundRecord":
-        """The inverse of `to_json`, but that the keys of clients are text (`Evaluation.with_keys`)."""
-        spreads: dict[str, Any] = {
-            source: {name: Spread(**spread) for name, spread in by_metric.items()}
-            for source, by_metric in fields["spreads"].items()
-        }
-        staleness = {int(late): count for late, count in fields["staleness"].items()}
-        plain: dict[str, Any] = {**fields, "spreads": spreads, "staleness": staleness}
-        return RoundRecord(**plain)
-
-
 _NESTED = ("metrics", "evaluations", "spreads", "staleness", "reasons", "failed")
-
-
-def measured_columns(record: RoundRecord) -> dict[str, float]:
-    """What a round measured, by column: `metric`, `source/metric`, `source/metric/median` and `source/metric/worst_decile`."""
-    columns = {name: value for name, value in record.metrics.items() if name != "loss"}
-    columns |= {f"{s}/{name}": value for s, found in record.evaluations.items() for name, value in found.items()}
-    for source, spreads in record.spreads.items():
-        for name, spread in spreads.items():
-            columns[f"{source}/{name}/median"] = spread.median
-            columns[f"{source}/{name}/worst_decile"] = spread.worst_decile
-    return columns
-
-
-def figures_of(record: RoundRecord) -> dict[str, float]:
-    """Every number of a round that a tracker plots, by name; those that are NaN or infinite are left out. A spread is called
-    `source/metric.median`, and not as its column: to some trackers a slash is a folder, and `source/metric` a file."""
-    own = {name: float(getattr(record, name)) for name in ("loss", "clients", "dropped", "examples", "seconds", "at")}
-    own |= {"bytes_up": float(record.bytes_up), "bytes_down": float(record.bytes_down)}
-    for column, value in measured_columns(record).items():
-        source, _, rest = column.partition("/")
-        own[f"{source}/{rest.replace('/', '.')}" if rest else source] = value
-    return {name: value for name, value in own.items() if math.isfinite(value)}
 
 
 _MOST_NAMED = 10
@@ -93,11 +25,12 @@ _MOST_NAMED = 10
 
 
 def failures_of(rounds: Sequence[RoundRecord]) -> list[str]:
-    """Who was left out of which rounds since something failed there, and why at first: a note each, for the first few."""
+    """Tell which clients were left out of which rounds since something failed there, and why at first: a note each, for the
+    first few clients."""
     left_out: dict[str, list[int]] = {}
     why: dict[str, str] = {}
     for record in rounds:
-        for client, reason in record.failed.items():
+        for client, reason in record.reports.failed.items():
             left_out.setdefault(client, []).append(record.round)
             why.setdefault(client, reason)
     notes = [
@@ -109,14 +42,21 @@ def failures_of(rounds: Sequence[RoundRecord]) -> list[str]:
     return (
         notes
         if more <= 0
-        else [*notes[:_MOST_NAMED], f"{more} more clients were left out of rounds: see RoundRecord.failed"]
+        else [*notes[:_MOST_NAMED], f"{more} more clients were left out of rounds: see RoundRecord.reports.failed"]
     )
 
 
 @dataclass(frozen=True, repr=False)
 class BestModel:
-    """The best model of a run. round: after which it was measured; 0 is before the first.  metric, value: by which, and how good.
-    model: a torch state dict.  model_sha256: of its published leaves."""
+    """The best model of a run.
+
+    Attributes:
+        round: The round after which it was measured; 0 for before the first round.
+        metric: The metric by which it is the best.
+        value: The metric's value.
+        model: A torch state dict.
+        model_sha256: A hash of its published leaves.
+    """
 
     round: int
     metric: str
@@ -128,49 +68,8 @@ class BestModel:
         return f"BestModel(round {self.round}, {self.metric} {self.value:.4g}, model {self.model_sha256[:12]})"
 
 
-@dataclass
-class RoundTally:
-    """What a round adds up besides its sum. staleness: of each report, in versions."""
-
-    clients: int = 0
-    examples: int = 0
-    loss: float = 0.0
-    seen: int = 0
-    staleness: dict[int, int] = field(default_factory=dict[int, int])
-
-    def count(self, examples: int, loss: tuple[float, int], late: int) -> None:
-        """A report that is in the sum."""
-        self.clients += 1
-        self.examples += examples
-        self.loss += loss[0]
-        self.seen += loss[1]
-        self.staleness[late] = self.staleness.get(late, 0) + 1
-
-    def add(self, other: "RoundTally") -> None:
-        """What another one counted."""
-        self.clients += other.clients
-        self.examples += other.examples
-        self.loss += other.loss
-        self.seen += other.seen
-        for late, count in other.staleness.items():
-            self.staleness[late] = self.staleness.get(late, 0) + count
-
-    def copy(self) -> "RoundTally":
-        """Another one like it."""
-        return dataclasses.replace(self, staleness=dict(self.staleness))
-
-    @staticmethod
-    def from_json(fields: Mapping[str, Any]) -> "RoundTally":
-        """Of its fields as JSON."""
-        plain: dict[str, Any] = {
-            **fields,
-            "staleness": {int(late): count for late, count in fields["staleness"].items()},
-        }
-        return RoundTally(**plain)
-
-
 def strict(value: Any) -> Any:
-    """JSON without NaN and infinity, which other readers refuse: they become null."""
+    """Replace NaN and infinity by null, since other readers of JSON refuse them."""
     if isinstance(value, Mapping):
         return {str(name): strict(item) for name, item in cast(Mapping[str, Any], value).items()}
     if isinstance(value, list | tuple):
@@ -178,24 +77,43 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What a history came from.
+
+    Attributes:
+        plan_id: The plan.
+        seed: The seed of everything random.
+        executor: How clients were trained, and why so, in words.
+    """
+
+    plan_id: str
+    seed: int
+    executor: str = ""
+
+
 @dataclass(frozen=True, repr=False)
 class History:
     """The outcome of a run.
 
-    rounds: a record each.  model: a torch state dict that loads into the task's model.  model_sha256: of the published
-    leaves.  stopped: why it ended ("rounds", "target", "patience", "after_round").  notes: what the user should know, once each.
-    executor: how clients were trained, and why so.  fleet: what the devices did in simulated time.  start: what was measured
-    before round 1, as a record of round 0, if it was asked for.  best: the best model, if it was asked for.
+    Attributes:
+        rounds: A record of each round.
+        model: A torch state dict that loads into the task's model.
+        model_sha256: A hash of the published leaves.
+        provenance: The plan, the seed and the executor.
+        stopped: Why the run ended: "rounds", "target", "patience", "after_round", "interrupted" or "error".
+        notes: What the user should know, once each.
+        fleet: What the devices did in simulated time.
+        start: What was measured before round 1, as a record of round 0, if that was asked for.
+        best: The best model, if it was asked for.
     """
 
     rounds: Sequence[RoundRecord]
     model: Mapping[str, Any]
     model_sha256: str
-    plan_id: str
-    seed: int
+    provenance: Provenance
     stopped: str = "rounds"
     notes: Sequence[str] = ()
-    executor: str = ""
     fleet: FleetReport | None = None
     start: RoundRecord | None = None
     best: BestModel | None = None
@@ -211,7 +129,7 @@ class History:
 
     @property
     def _shown(self) -> list[RoundRecord]:
-        """What is written and plotted: the measurement before round 1 too."""
+        """The records that are written and plotted: the measurement before round 1 too."""
         return [*([] if self.start is None else [self.start]), *self.rounds]
 
     @property
@@ -222,7 +140,7 @@ class History:
     @property
     def spreads(self) -> Mapping[str, Mapping[str, Spread]]:
         """The last evaluation's spread over clients, by source and metric."""
-        return self.evaluated[-1].spreads if self.evaluated else {}
+        return self.evaluated[-1].evaluation.spreads if self.evaluated else {}
 
     @property
     def seconds(self) -> float:
@@ -235,8 +153,8 @@ class History:
         return self.rounds[-1].at if self.rounds else 0.0
 
     def to_frame(self) -> Any:
-        """A pandas DataFrame, one row a round, and one for `start`; metrics as columns `metric`, `source/metric` (needs
-        pandas)."""
+        """Give a pandas DataFrame with one row a round, and one for `start`; metrics are columns `metric` and `source/metric`
+        (needs pandas)."""
         try:
             pandas: Any = importlib.import_module("pandas")
         except ImportError as error:
@@ -248,7 +166,7 @@ class History:
         return pandas.DataFrame(rows).set_index("round")
 
     def write_jsonl(self, path: str | Path) -> Path:
-        """One JSON object a line and round; the measurement before round 1 is a line too."""
+        """Write one JSON object a line and round; the measurement before round 1 is a line too."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(
@@ -257,8 +175,8 @@ class History:
         return target
 
     def write(self, folder: str | Path) -> None:
-        """`history.jsonl`, `model.safetensors` (a state dict), `best.safetensors` where a best model is kept, and `plot.png`
-        where matplotlib is installed."""
+        """Write `history.jsonl`, `model.safetensors` (a state dict), `best.safetensors` if a best model is kept, and `plot.png`
+        if matplotlib is installed."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         self.write_jsonl(target / "history.jsonl")
@@ -269,7 +187,7 @@ class History:
             self.plot(target / "plot.png")
 
     def plot(self, path: str | Path, title: str = "") -> Path:
-        """A picture of the run: loss, and the metrics with their spread over clients (needs matplotlib)."""
+        """Draw the run: loss, and the metrics with their spread over clients (needs matplotlib)."""
         names = [name for name in self.metrics if name != "loss"]
         timed = self.simulated_seconds > 0
         picture = figure(5.0 * (1 + timed + len(names)), 3.6)
@@ -294,8 +212,9 @@ class History:
     def _plot_metric(self, axis: Any, name: str) -> None:
         shown = [record for record in self._shown if name in record.metrics]
         axis.plot([record.round for record in shown], [record.metrics[name] for record in shown], label="all examples")
-        for source in {source for record in shown for source in record.spreads}:
-            spread = [(r.round, r.spreads[source][name]) for r in shown if name in r.spreads.get(source, {})]
+        for source in {source for record in shown for source in record.evaluation.spreads}:
+            spreads = [(record.round, record.evaluation.spreads.get(source, {})) for record in shown]
+            spread = [(number, by_name[name]) for number, by_name in spreads if name in by_name]
             if spread:
                 rounds = [number for number, _ in spread]
                 low = [value.worst_decile for _, value in spread]

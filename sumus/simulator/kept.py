@@ -7,8 +7,14 @@ from sumus.types import Array, Tree
 
 @dataclass(frozen=True)
 class BestSoFar:
-    """The best model so far: by which metric, in which round (0 is before the first), its value there, and its published
-    leaves."""
+    """The best model so far.
+
+    Attributes:
+        metric: The metric by which it is the best.
+        round: The round after which it was measured; 0 for before the first round.
+        value: The metric's value.
+        model: The published leaves.
+    """
 
     metric: str
     round: int

@@ -11,7 +11,8 @@ from typing import Protocol
 
 from sumus.errors import ExperimentError, SumusError
 from sumus.experiment import Experiment
-from sumus.simulator.history import RoundRecord, strict
+from sumus.simulator.history import strict
+from sumus.simulator.records import RoundRecord
 from sumus.storage.files import write_whole
 from sumus.text import ago, printable
 
@@ -33,8 +34,8 @@ class NoProgress:
 
 
 class LineProgress:
-    """Lines on standard error, where that is no terminal: the first after `first` seconds, then one each ten seconds, and after
-    the first minute one each minute; and one at the end, if there was any."""
+    """Lines on standard error, for an output that is no terminal: the first after `first` seconds, then one every ten seconds,
+    and after the first minute one every minute; and one at the end, if there was any."""
 
     def __init__(self, first: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._first, self._clock = first, clock
@@ -93,9 +94,12 @@ class TerminalProgress:
 
 
 class ProgressFile:
-    """Writes where a run stands into its folder, for whoever looks from outside: at most once a second, and at the end.
+    """Writes into a run's folder how far the run is, for those who watch it from outside: at most once a second, and at the end.
 
-    folder: None for a run without one.  rounds: that are wanted.
+    Args:
+        folder: The run's folder; None for a run without one.
+        rounds: How many rounds are wanted.
+        clock: Gives the seconds of a clock that never goes back.
     """
 
     FILE = "progress.json"
@@ -105,7 +109,12 @@ class ProgressFile:
         self._next = -math.inf
 
     def note(self, records: Sequence[RoundRecord], stopped: str = "") -> None:
-        """The rounds so far. stopped: why no more come; empty while the run goes on."""
+        """Write the rounds so far.
+
+        Args:
+            records: The rounds so far.
+            stopped: Why no more rounds come; empty while the run goes on.
+        """
         if self._folder is None or not records or (not stopped and self._clock() < self._next):
             return
         self._next = self._clock() + 1.0
@@ -125,7 +134,7 @@ class ProgressFile:
 
 
 def progress_of(wanted: "Progress | bool | None") -> Progress:
-    """The progress that was asked for; by default a bar where standard error is a terminal, else lines."""
+    """The progress that was asked for; by default a bar if standard error is a terminal, else lines."""
     if wanted is None:
         return TerminalProgress() if sys.stderr.isatty() else LineProgress()
     if isinstance(wanted, bool):

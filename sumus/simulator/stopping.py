@@ -1,6 +1,6 @@
 """Which model of a run is the best one, and when a run ends before its last round: target and patience.
 
-Both are functions of the rounds' records, so that a run that was cut and goes on decides as one without a break.
+Both are functions of the rounds' records, so that a run that was cut and goes on decides as a run without a break.
 """
 
 import math
@@ -9,14 +9,19 @@ from dataclasses import dataclass
 
 from sumus.errors import ExperimentError
 from sumus.experiment import Evaluate
-from sumus.simulator.history import RoundRecord
 from sumus.simulator.kept import BestSoFar
+from sumus.simulator.records import RoundRecord
 from sumus.types import Tree
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """What `Evaluate` says about the best model and an early end. lower: whether a metric is better the lower it is."""
+    """What `Evaluate` says about the best model and an early end.
+
+    Attributes:
+        wanted: What the user asks for.
+        lower: Tells whether a metric is better the lower it is.
+    """
 
     wanted: Evaluate
     lower: Callable[[str], bool]
@@ -46,7 +51,7 @@ class Stopping:
         return BestSoFar(self.wanted.best, record.round, record.metrics[self.wanted.best], model)
 
     def why(self, rounds: Sequence[RoundRecord], kept: BestSoFar | None) -> str | None:
-        """Why a run of these rounds ends: "target" or "patience"; None where it goes on."""
+        """Why a run of these rounds ends: "target" or "patience"; None if it goes on."""
         if rounds and self.is_due(rounds[-1]) and self._reached(rounds[-1]):
             return "target"
         if self.wanted.patience is not None and kept is not None:

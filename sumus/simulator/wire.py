@@ -1,13 +1,13 @@
-"""The population through real bytes: a real server, and a real device for each client, in this process and without sockets.
+"""Clients through real bytes: a real server, and a real device for each client, in this process and without sockets.
 
-    history = simulate(..., through="wire")
+    history = simulate(..., compute=Compute(through="wire"))
 
 Who takes part, what is evaluated and what is recorded is as in any simulation; but a client checks in, fetches the plan and the
 model, trains, signs its report and sends it, and the server counts, commits and publishes. The same keys give the same bits as
 without.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,6 @@ from sumus.device.options import Consent, DeviceProfile, DeviceSystem, ServerCon
 from sumus.device.store import MemoryDeviceStore
 from sumus.device.training import Training
 from sumus.errors import ExperimentError, TaskError
-from sumus.executors.choice import ExecutorChoice
 from sumus.executors.witness import Witness
 from sumus.experiment import Experiment
 from sumus.fleet import PERFECT
@@ -29,14 +28,14 @@ from sumus.http.limits import Limits, Rate
 from sumus.operations.service import ServerPolicy, Service, open_service
 from sumus.optimizers import ServerState
 from sumus.protocol.session import Floor
-from sumus.simulator.after_round import RoundListener
-from sumus.simulator.history import History, RoundTally
-from sumus.simulator.participation import present_at
-from sumus.simulator.population import Population
-from sumus.simulator.progress import Show
-from sumus.simulator.share import public_seed
-from sumus.simulator.simulation import RoundReports, Simulation
-from sumus.simulator.timeline import CountedReport
+from sumus.simulator.checkpoint import Checkpoint
+from sumus.simulator.participants import RoundReports
+from sumus.simulator.populations.participation import present_at
+from sumus.simulator.populations.population import Population
+from sumus.simulator.prepared import PreparedRun
+from sumus.simulator.processes.share import public_seed
+from sumus.simulator.records import RoundTally
+from sumus.simulator.virtual_time.account import CountedReport
 from sumus.storage.client_states import ClientStates
 from sumus.task import Task
 from sumus.transport.inprocess import InProcess
@@ -51,94 +50,103 @@ _ALWAYS = 1e6
 """Seconds by which the devices' clock goes on before each wakes: whatever it waits for is over."""
 
 
-class WireSimulation(Simulation):
-    """A run whose clients are devices of a server."""
+class DeviceClients:
+    """`Participants` that are devices of a server.
+
+    Args:
+        prepared: The experiment.
+        states: What clients keep between rounds.
+        executor: What trains a client; "auto" to choose.
+        is_fresh: Whether no round was played yet: a run through the wire begins anew each time.
+        folder: The run's folder, for an error.
+    """
 
     def __init__(
-        self,
-        experiment: Experiment,
-        device: str,
-        out: Path | None,
-        restart: bool,
-        states: ClientStates,
-        skips: bool = False,
+        self, prepared: PreparedRun, states: ClientStates, executor: str, is_fresh: bool, folder: Path | None
     ) -> None:
-        _check(experiment, skips)
-        super().__init__(experiment, device, out, restart, states)
-        self._served = replace(self.plan, trusts_devices=True)  # all devices are this process's own
+        self._prepared, self._states, self._executor = prepared, states, executor
+        self._plan, self._population = prepared.plan, prepared.population
+        self._served = replace(self._plan, trusts_devices=True)  # all devices are this process's own
         self._served.check_deployable()
-        if self.done:
+        if not is_fresh:
             raise ExperimentError(
-                f"{out} holds a run, and one through the wire begins anew each time: give another folder, restart=True "
+                f"{folder} holds a run, and one through the wire begins anew each time: give another folder, restart=True "
                 "(--restart), or go on without through="
             )
         self._training: Training | None = None
         self._stack = ExitStack()
-        self._now = 0.0
+        self._now, self._round = 0.0, 0
         self._devices: dict[Any, Device] = {}
         self._stores: dict[Any, MemoryDeviceStore] = {}
         self._said: dict[Any, list[DeviceNews]] = {}
 
-    def _staff(self, wanted: ExecutorChoice | None, workers: int | str | None, insecure: bool) -> None:
-        if workers not in (None, 1):
-            raise ExperimentError("through the wire, clients train one after the other: leave workers= out")
-        task, seed, first = self.experiment.plan.task, self.experiment.seed, self.population.pick(0)
+    @property
+    def how(self) -> str:
+        """How clients are trained, in words; empty before the run begins."""
+        return "" if self._training is None else f"{self._executor}, on devices, through the wire"
+
+    def begin(self, at: Checkpoint, left: int) -> str:
+        """Start the server, and what trains in its devices."""
+        prepared, seed = self._prepared, self._prepared.setting.seed
+        task, first = prepared.experiment.plan.task, self._population.pick(0)
         assert isinstance(task, Task), "a simulation has its task's code"
-        executor = "auto" if wanted is None else str(wanted)
         self._training = Training(
             task,
-            self.population[first],
-            executor,
-            str(self.program.device),
+            self._population[first],
+            self._executor,
+            str(prepared.program.device),
             seed,
-            lambda program: Witness(program, self._left, self.trainer.read_anew),
+            lambda program: Witness(program, left, prepared.trainer.read_anew),
         )
         self._service = self._serve(seed)
         self._transport = self._stack.enter_context(InProcess(self._service.device_app))
-        self.how = f"{executor}, on devices, through the wire"
+        server = self._service.server
+        self._token = server.roll.new_token(server.population, server.clock(), uses=len(self._population))
+        return ""
 
-    def end(self) -> None:
-        super().end()
-        if self._training is not None:
-            with suppress(TaskError):
-                self._training.program.end()
-
-    def _look_again(self) -> None:
+    def look_again(self) -> None:
+        """Train the first client once more."""
         if self._training is not None:
             self._training.look_again()
 
-    def _history(self, stopped: str) -> History:
+    def last_notes(self) -> Iterable[str]:
+        """Say what was noted while the devices trained."""
         if self._training is not None:
             try:
                 self._training.program.begin_anew(whole=True)  # what the last client's code changed is known after it
             except TaskError as error:
-                self.notes[str(error)] = None
-            self.program.moved |= self._training.program.moved
-            self.notes |= self._training.notes
-        return super()._history(stopped)
+                yield str(error)
+            self._prepared.program.moved |= self._training.program.moved
+            yield from self._training.notes
+
+    def close(self) -> None:
+        """End the server."""
+        self._stack.close()
+
+    def end(self) -> None:
+        """Leave the user's code as it was before the run."""
+        if self._training is not None:
+            with suppress(TaskError):
+                self._training.program.end()
 
     def _serve(self, seed: int) -> Service:
         def seeds(task: str) -> Any:
-            return partial(public_seed, self.plan, seed)
+            return partial(public_seed, self._plan, seed)
 
+        name = self._plan.description.name
         limits = Limits(_PLENTY, _PLENTY, _PLENTY, _PLENTY)
-        conduct = ServerPolicy(self.task.name, MOST, group=0.0, limits=limits, seeds=seeds)
-        bundle = Bundle(self._served, self.program.initial)
-        service = open_service({self.task.name: bundle}, conduct=conduct)
+        conduct = ServerPolicy(name, MOST, group=0.0, limits=limits)
+        bundle = Bundle(self._served, self._prepared.program.initial)
+        service = open_service({name: bundle}, conduct=conduct, seeds=seeds)
         self._stack.callback(service.close)
         service.server.start()
         return service
 
-    def _rounds(self, checkpoint_every: int, show: Show, listener: RoundListener) -> None:
-        with self._stack:
-            server = self._service.server
-            self._token = server.roll.new_token(server.population, server.clock(), uses=len(self.population))
-            super()._rounds(checkpoint_every, show, listener)
-
     def _enrol(self, number: int) -> None:
-        """Let the devices of all who are there in a round enrol, once each."""
-        server, clients = self._service.server, len(self.population)
-        there = [self.population.pick(int(place)) for place in present_at(self.joined, number, clients)]
+        """Let the devices of all clients that are there in a round enrol, once each."""
+        server, clients = self._service.server, len(self._population)
+        present = present_at(self._prepared.joined, number, clients)
+        there = [self._population.pick(int(place)) for place in present]
         if new := [client for client in there if client not in self._devices]:
             for client in new:
                 self._device(client, self._token).enrol()
@@ -149,11 +157,13 @@ class WireSimulation(Simulation):
         assert self._training is not None, "the run has begun"
         if client not in self._devices:
             self._stores[client] = MemoryDeviceStore()
-            system = DeviceSystem(keys=keyed(self.experiment.seed), clock=lambda: self._now, today=lambda: self.done)
+            system = DeviceSystem(
+                keys=keyed(self._prepared.setting.seed), clock=lambda: self._now, today=lambda: self._round
+            )
             self._devices[client] = Device(
                 "http://127.0.0.1",
                 self._training,
-                lambda: self.population[client],
+                lambda: self._population[client],
                 folder=self._stores[client],
                 token=token,
                 consent=Consent(NO_FLOOR, evaluates=False, keeps_model=False),
@@ -163,27 +173,21 @@ class WireSimulation(Simulation):
             )
         return self._devices[client]
 
-    def _sum_and_step(
-        self,
-        counted: Sequence[CountedReport],
-        number: int,
-        state: ServerState,
-        received: RoundReports,
+    def play(
+        self, counted: Sequence[CountedReport], number: int, state: ServerState, received: RoundReports
     ) -> ServerState:
-        """Let the round's devices take part, one after the other; the server's state after it."""
+        """Let the round's devices take part, one after the other; the server takes the step."""
+        self._round = number
         self._enrol(number)
         training = self._service.server.tasks[0].training
-        before = training.version
-        for one in counted:
-            client = self.population.pick(one.position)
+        before, task = training.version, self._plan.description.name
+        for report in counted:
+            client = self._population.pick(report.position)
             news = self._taken_part(client)
-            loss = news.measured["loss"]
-            received.tallies.setdefault(one.into, RoundTally()).count(
-                news.examples, (loss * news.examples, news.examples), 0
-            )
-            kept = self._devices[client].kept(self.task.name)
-            if kept:
-                self.states.propose(str(client), kept)
+            tally, loss = received.tallies.setdefault(report.into, RoundTally()), news.measured["loss"]
+            tally.count(news.examples, (loss * news.examples, news.examples), 0)
+            if kept := self._devices[client].kept(task):
+                self._states.propose(str(client), kept)
             received.settled[str(client)] = True
         self._service.server.ask_to_do(lambda now: None).result()  # what follows the last report is done
         if training.version != before + 1:
@@ -193,7 +197,7 @@ class WireSimulation(Simulation):
         return training.state(training.model(training.version))
 
     def _taken_part(self, client: Any) -> DeviceNews:
-        """A device's whole round: it asks, trains, reports and is told that it is counted."""
+        """Let a device do its whole round: it asks, trains, reports and is told that it is counted."""
         said = self._said[client] = []
         for _ in range(3):  # a device that was out of a round may have to hear its end first
             self._now += _ALWAYS
@@ -204,11 +208,16 @@ class WireSimulation(Simulation):
             (news for news in said if news.said), key=lambda news: news.what != "waiting"
         )  # why it waits comes after
         last = told[-1].said if told else "it was given no work"
-        raise ExperimentError(f"client {client!r} did not take part in round {self.done + 1}: {last}")
+        raise ExperimentError(f"client {client!r} did not take part in round {self._round + 1}: {last}")
 
 
-def _check(experiment: Experiment, skips: bool) -> None:
-    """Refuse what only a virtual clock can play, and what only a simulation in memory knows of a client."""
+def check_for_wire(experiment: Experiment, skips: bool) -> None:
+    """Refuse what only a virtual clock can play, and what only a simulation in memory knows of a client.
+
+    Args:
+        experiment: The experiment.
+        skips: Whether clients whose part of a round fails are to be left out.
+    """
     if skips:
         raise ExperimentError(
             "failures='skip' is for simulations in memory: a device that fails tells its server so, and the server asks "

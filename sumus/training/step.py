@@ -34,8 +34,10 @@ def step_values(program: Program, work: ClientWork, inputs: Tensor, targets: Ten
     buffers = {name: tensor for name, tensor in program.tensors.items() if name not in program.trained}
     values |= {f"buffers/{name}": tensor.detach().clone() for name, tensor in buffers.items()}
     shared = program.widened(program.shared)
-    broadcast = {part: {name: leaf * (part == "params") for name, leaf in shared.items()} for part in work.receives}
-    for kind, trees in (("broadcast", broadcast), ("state", work.init(shared))):
+    broadcast = {
+        part: {name: leaf * (part == "params") for name, leaf in shared.items()} for part in work.rules.receives
+    }
+    for kind, trees in (("broadcast", broadcast), ("state", work.rules.init(shared))):
         values |= {f"{kind}/{path}": torch.as_tensor(leaf).clone() for path, leaf in unnested(trees).items()}
     values |= {"inputs": inputs, "targets": targets}
     return values | {"lr": torch.tensor(0.1, dtype=torch.float64), "step": torch.tensor(1.0, dtype=torch.float64)}

@@ -62,8 +62,8 @@ class ValuesAndIndices(NamedTuple):
     indices: "Pointer"
 
 
-class _Hold:
-    """Of a pointer. When it goes, the tensor at the worker may go."""
+class _TensorHandle:
+    """What a pointer holds: when the pointer goes, this goes, and the tensor at the worker may go."""
 
     def __init__(self, worker: "Worker", number: int) -> None:
         self.worker, self.number = worker, number
@@ -76,11 +76,16 @@ class _Hold:
 
 
 class Pointer(Tensor):
-    """A tensor that is at a worker. worker: which.  id: its number there."""
+    """A tensor that is at a worker. Two tables below the class give it further methods: `_NEED_NUMBERS` and `_CONVERSIONS`.
+
+    Attributes:
+        worker: The worker.
+        id: The tensor's number there.
+    """
 
     worker: "Worker"
     id: int
-    _hold: _Hold
+    _handle: _TensorHandle
     _learns: bool
     _leaf: bool
     _gradient: "tuple[int, Pointer | None]"
@@ -89,7 +94,7 @@ class Pointer(Tensor):
     def __new__(cls: "type[Pointer]", worker: "Worker", made: TensorMade) -> "Pointer":
         make = cast(Callable[..., Pointer], Tensor._make_wrapper_subclass)
         pointer = make(cls, made.shape, dtype=DTYPES[made.dtype], device="cpu")
-        pointer.worker, pointer.id, pointer._hold = worker, made.id, _Hold(worker, made.id)
+        pointer.worker, pointer.id, pointer._handle = worker, made.id, _TensorHandle(worker, made.id)
         pointer._gradient = (-1, None)
         pointer.now(made)
         return pointer
@@ -98,7 +103,7 @@ class Pointer(Tensor):
         super().__init__()
 
     def now(self, made: TensorMade) -> None:
-        """Take in what autograd has come to think of it there."""
+        """Note what autograd at the worker knows of the tensor now."""
         self._learns, self._leaf = made.learns, made.leaf
 
     @classmethod
@@ -131,36 +136,6 @@ class Pointer(Tensor):
 
     def __format__(self, format_spec: str) -> str:
         return repr(self) if not format_spec else _no_numbers(self, "format")
-
-    def item(self) -> NoReturn:
-        _no_numbers(self, "item")
-
-    def tolist(self) -> NoReturn:
-        _no_numbers(self, "tolist")
-
-    def numpy(self, *, force: bool = False) -> NoReturn:
-        _no_numbers(self, "numpy")
-
-    def __array__(self, dtype: Any = None) -> NoReturn:
-        _no_numbers(self, "numpy")
-
-    def __float__(self) -> NoReturn:
-        _no_numbers(self, "float")
-
-    def __int__(self) -> NoReturn:
-        _no_numbers(self, "int")
-
-    def __index__(self) -> NoReturn:
-        _no_numbers(self, "index")
-
-    def __complex__(self) -> NoReturn:
-        _no_numbers(self, "complex")
-
-    def __bool__(self) -> NoReturn:
-        _no_numbers(self, "bool")
-
-    def __contains__(self, element: Any) -> NoReturn:
-        _no_numbers(self, "in")
 
     def __reduce_ex__(self, proto: Any) -> NoReturn:
         raise PointerError(
@@ -269,30 +244,62 @@ class Pointer(Tensor):
         dtypes = [each for each in given if isinstance(each, torch.dtype)]
         return call(OPERATIONS["to"], (self, dtypes[0]), {}) if dtypes else self
 
-    def cpu(self, *args: Any, **kwargs: Any) -> "Pointer":
-        return self
 
-    def float(self, *args: Any, **kwargs: Any) -> Any:
-        return self.to(torch.float32)
+_NEED_NUMBERS = {
+    "item": "item",
+    "tolist": "tolist",
+    "numpy": "numpy",
+    "__array__": "numpy",
+    "__float__": "float",
+    "__int__": "int",
+    "__index__": "index",
+    "__complex__": "complex",
+    "__bool__": "bool",
+    "__contains__": "in",
+}
+"""Methods of a tensor that give numbers, which a pointer has none of, and what messages call them."""
+_CONVERSIONS = {
+    "cpu": None,
+    "float": torch.float32,
+    "double": torch.float64,
+    "half": torch.float16,
+    "int": torch.int32,
+    "long": torch.int64,
+    "bool": torch.bool,
+}
+"""Methods that are short for `to`, and the dtype that each gives; None for the dtype that the tensor has."""
 
-    def double(self, *args: Any, **kwargs: Any) -> Any:
-        return self.to(torch.float64)
 
-    def half(self, *args: Any, **kwargs: Any) -> Any:
-        return self.to(torch.float16)
+def _refusing(what: str) -> Callable[..., NoReturn]:
+    """Make a method that refuses to give numbers."""
 
-    def int(self, *args: Any, **kwargs: Any) -> Any:
-        return self.to(torch.int32)
+    def method(self: Pointer, *args: Any, **kwargs: Any) -> NoReturn:
+        _no_numbers(self, what)
 
-    def long(self, *args: Any, **kwargs: Any) -> Any:
-        return self.to(torch.int64)
+    return method
 
-    def bool(self, *args: Any, **kwargs: Any) -> Any:
-        return self.to(torch.bool)
+
+def _converting(dtype: torch.dtype | None) -> Callable[..., Any]:
+    """Make a method that gives a pointer to the tensor in another dtype."""
+
+    def method(self: Pointer, *args: Any, **kwargs: Any) -> Any:
+        return self if dtype is None else self.to(dtype)
+
+    return method
+
+
+for _name, _what in _NEED_NUMBERS.items():
+    setattr(Pointer, _name, _refusing(_what))
+for _name, _dtype in _CONVERSIONS.items():
+    setattr(Pointer, _name, _converting(_dtype))
 
 
 def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Do an operation where its pointers are. PointerError where those are not together."""
+    """Do an operation at the worker where its pointers are.
+
+    Raises:
+        PointerError: The pointers are at different workers, or an argument does not travel.
+    """
     named = dict(kwargs)
     if named.pop("inplace", False):
         operation = OPERATIONS[f"{operation.name}_"]
@@ -347,7 +354,7 @@ def _value(worker: "Worker", given: Any) -> Value:
 
 
 def _same_place(worker: "Worker", tensor: Any) -> Pointer:
-    """The pointer that this is, if it is at this worker."""
+    """Give a tensor back if it is a pointer at this worker, and refuse any other one."""
     if not isinstance(tensor, Pointer):
         raise PointerError(
             f"a tensor that is here meets one that is at {worker.name!r}: send it first, with sumus.virtual.send(tensor, worker)"

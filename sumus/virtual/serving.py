@@ -26,10 +26,11 @@ from starlette.routing import Route
 from torch import Tensor
 
 from sumus.errors import ParticipantError, UsageError
-from sumus.http.bodies import announced, let_go, whole
+from sumus.http.answers import ExplainedEndpoint
+from sumus.http.bodies import announced, whole
 from sumus.http.certificates import Certificate
+from sumus.http.guard import guard, shows
 from sumus.http.listening import Planes, bound, expect_no_loop, told_to_stop, url_at
-from sumus.operations.guard import guard, shows
 from sumus.terminal import echo
 from sumus.transport.hosts import is_loopback
 from sumus.virtual.messages import (
@@ -45,7 +46,8 @@ from sumus.virtual.messages import (
     write,
 )
 from sumus.virtual.policy import Policy
-from sumus.virtual.workbench import LOG, RequestRefused, Workbench
+from sumus.virtual.refusal import RequestRefused
+from sumus.virtual.workbench import LOG, Workbench
 from sumus.virtual.worker import offered
 from sumus.wire.messages import Refused as NotRead
 
@@ -188,7 +190,7 @@ def worker_app(
     callers = Callers(tensors, policy, clock)
     plane = _Plane(name, tuple(tensors), callers, token)
     routes = [
-        Route(path, _explained(answer), methods=["POST"])
+        Route(path, _answering(answer), methods=["POST"])
         for path, answer in {BEGIN: plane.begin, ASK: plane.ask, END: plane.end}.items()
     ]
 
@@ -253,18 +255,13 @@ class _Plane:
             self._room += 1
 
 
-def _explained(answer: Callable[[Request], Awaitable[bytes]]) -> Callable[[Request], Awaitable[Response]]:
-    """What goes wrong, in the closed list's words."""
+def _answering(answer: Callable[[Request], Awaitable[bytes]]) -> ExplainedEndpoint:
+    """Make an endpoint of a request's answer in bytes. If the request fails, the answer says why in the closed list's words."""
 
-    async def explain(request: Request) -> Response:
-        try:
-            return Response(await answer(request), media_type="application/octet-stream")
-        except Exception as error:
-            said = _refusal(_of(error))
-            let_go(error)
-            return said
+    async def respond(request: Request) -> Response:
+        return Response(await answer(request), media_type="application/octet-stream")
 
-    return explain
+    return ExplainedEndpoint(respond, lambda request, error: _refusal(_of(error)))
 
 
 def _turned_away(status: int, code: str, detail: str) -> Response:

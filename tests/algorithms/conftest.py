@@ -35,7 +35,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished
         experiment = sumus.Experiment(
             sumus.Plan(task, algorithm, sumus.Pacing(cohort)), people, rounds, fleet=sumus.Fleet(lost=lost)
         )
-        history = sumus.run(experiment, out=out, checkpoint_every=rounds, progress=False, client_states=states)
+        history = sumus.run(
+            experiment, out=sumus.Output(out, checkpoint_every=rounds, progress=False, client_states=states)
+        )
         written = Checkpoint.read(out)
         assert written is not None
         return Finished(history, written.state, states)

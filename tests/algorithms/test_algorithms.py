@@ -50,7 +50,9 @@ TASK = sumus.Task(lambda: nn.Linear(4, 1).double(), sumus.losses.mean_squared_er
 def loss_of(task: sumus.Task, algorithm: sumus.Algorithm, rounds: int = 8) -> tuple[float, float]:
     """Everyone's loss after the first round and after the last."""
     evaluate = sumus.Evaluate(seen=len(PEOPLE))
-    history = sumus.simulate(task, algorithm, PEOPLE, rounds, sumus.Pacing(4), evaluate, progress=False)
+    history = sumus.simulate(
+        task, algorithm, PEOPLE, rounds, sumus.Pacing(4), evaluate, out=sumus.Output(progress=False)
+    )
     return history.rounds[0].metrics["loss"], history.rounds[-1].metrics["loss"]
 
 
@@ -108,7 +110,7 @@ def test_a_plan_that_was_read_back_trains_to_the_same_model(name: str) -> None:
     plan = sumus.Plan(TASK, ALGORITHMS[name], sumus.Pacing(3))
     read = sumus.Plan.from_json(plan.to_json()).algorithm
     models = {
-        sumus.simulate(TASK, algorithm, PEOPLE, 2, sumus.Pacing(3), progress=False).model_sha256
+        sumus.simulate(TASK, algorithm, PEOPLE, 2, sumus.Pacing(3), out=sumus.Output(progress=False)).model_sha256
         for algorithm in (plan.algorithm, read)
     }
     assert len(models) == 1
@@ -178,7 +180,9 @@ def test_fednova_takes_clients_of_many_steps(momentum: float) -> None:
     """More than 256, the bound of what else is sent; with momentum 0.9 they count for nearly ten times as many."""
     work = sumus.sgd(1e-3, steps=300, batch_size=4, momentum=momentum)
     nova, average = (
-        sumus.simulate(TASK, algorithm, PEOPLE, 1, sumus.Pacing(2), progress=False).model["weight"].numpy()
+        sumus.simulate(TASK, algorithm, PEOPLE, 1, sumus.Pacing(2), out=sumus.Output(progress=False))
+        .model["weight"]
+        .numpy()
         for algorithm in (sumus.fednova(work), sumus.fedavg(work))
     )
     np.testing.assert_allclose(nova, average, atol=1e-9)

@@ -14,7 +14,8 @@ from torch import nn
 
 import sumus
 from sumus.protocol.round import Session
-from sumus.simulator.timeline import CountedReport, Timeline
+from sumus.simulator.virtual_time.account import CountedReport
+from sumus.simulator.virtual_time.devices import VirtualDevices
 from sumus.types import Floats
 
 CLIENTS, COHORT, ROUNDS, LOST = 24, 6, 260, 0.1
@@ -35,15 +36,15 @@ SCAFFOLD = sumus.scaffold(SGD)
 @contextmanager
 def kept_too_early() -> Iterator[None]:
     """Clients whose report is lost train too, into a sum that nobody takes, and keep what came of it."""
-    vanish = Timeline._vanish
+    vanish = VirtualDevices._vanish
 
-    def kept(timeline: Timeline, who: int, session: Session, reason: str) -> None:
-        counted = CountedReport(who, timeline._workers[who].again, into=-1, staleness=0, most_steps=None)
-        timeline._by_version.setdefault(session.version, []).append(counted)
-        vanish(timeline, who, session, reason)
+    def kept(devices: VirtualDevices, who: int, session: Session, reason: str) -> None:
+        counted = CountedReport(who, devices._at_work[who].again, into=-1, staleness=0, most_steps=None)
+        devices._account._by_version.setdefault(session.version, []).append(counted)
+        vanish(devices, who, session, reason)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Timeline, "_vanish", kept)
+        patch.setattr(VirtualDevices, "_vanish", kept)
         yield
 
 
@@ -87,7 +88,7 @@ def test_states_that_are_kept_too_early_lead_elsewhere(runs: Mapping[str, Any]) 
 
 
 def test_as_many_reports_are_lost_as_the_fleet_says(runs: Mapping[str, Any]) -> None:
-    dropped = {which: sum(record.dropped for record in run.history.rounds) for which, run in runs.items()}
+    dropped = {which: sum(record.reports.dropped for record in run.history.rounds) for which, run in runs.items()}
     assert dropped["all arrive"] == 0
     assert dropped["some are lost"] == dropped["kept too early"] == pytest.approx(LOST * COHORT * ROUNDS, rel=0.2)
 

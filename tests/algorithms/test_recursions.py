@@ -95,8 +95,11 @@ def vector(leaves: Any) -> Floats:
 
 
 def simulated(algorithm: sumus.Algorithm, setting: Setting) -> Floats:
-    history = sumus.simulate(
-        TASK, algorithm, PEOPLE, ROUNDS, sumus.Pacing(COHORT), seed=SEED, fleet=setting.fleet, progress=False
+    history = sumus.run(
+        sumus.Experiment(
+            sumus.Plan(TASK, algorithm, sumus.Pacing(COHORT)), PEOPLE, ROUNDS, seed=SEED, fleet=setting.fleet
+        ),
+        out=sumus.Output(progress=False),
     )
     return vector(history.model)
 
@@ -292,7 +295,9 @@ def test_fedprox_without_a_pull_is_fedavg_bit_for_bit(work: sumus.ClientWork) ->
     """In float64 also for SGD, whose steps are fused where nothing is corrected: the last bit lies below the sums' grain."""
     task = sumus.Task(lambda: nn.Sequential(nn.Linear(3, 9), nn.Tanh(), nn.Linear(9, 1)).double(), TASK.loss)
     with_fedavg, with_fedprox = (
-        sumus.simulate(task, algorithm, PEOPLE, ROUNDS, sumus.Pacing(COHORT), progress=False).model_sha256
+        sumus.simulate(
+            task, algorithm, PEOPLE, ROUNDS, sumus.Pacing(COHORT), out=sumus.Output(progress=False)
+        ).model_sha256
         for algorithm in (sumus.fedavg(work), sumus.fedprox(work, 0.0))
     )
     assert with_fedavg == with_fedprox
@@ -309,7 +314,7 @@ def test_scaffold_corrects_nothing_where_all_clients_are_alike_and_take_part() -
     alike = dict.fromkeys(N, (INPUTS["a"], TARGETS["a"]))
     work = SETTINGS["full batches"].sgd()
     one, other = (
-        vector(sumus.simulate(TASK, algorithm, alike, ROUNDS, progress=False).model)
+        vector(sumus.simulate(TASK, algorithm, alike, ROUNDS, out=sumus.Output(progress=False)).model)
         for algorithm in (sumus.scaffold(work), sumus.fedavg(work, weight="uniform"))
     )
     assert_agree(one, other)

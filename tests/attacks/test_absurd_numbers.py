@@ -23,11 +23,11 @@ from sumus.node.formats import read_file, read_json
 from sumus.node.mqtt import Broker
 from sumus.node.node import Node
 from sumus.node.plane import plane_app
-from sumus.node.readings import BadReading
-from sumus.operations.access import origin
+from sumus.node.reading import BadReading
 from sumus.operations.commands import without_secret
 from sumus.operations.service import Service, Storage, open_service
 from sumus.server import objects
+from sumus.server.access import origin
 from sumus.storage.blobs import open_blobs
 from sumus.transport.http import HttpTransport
 from sumus.transport.inprocess import InProcess

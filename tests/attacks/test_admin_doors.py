@@ -21,10 +21,10 @@ from sumus.http.listening import Listening, opened_at
 from sumus.node.intake import Intake
 from sumus.node.plane import plane_app
 from sumus.node.readings import Readings
-from sumus.operations import admin_plane
-from sumus.operations.access import Access
-from sumus.operations.admin_plane import admin_app
 from sumus.operations.service import Service, Storage, open_service
+from sumus.server import admin_plane
+from sumus.server.access import Access
+from sumus.server.admin_plane import admin_app
 from sumus.transport.http import HttpTransport
 from sumus.transport.inprocess import InProcess
 from sumus.virtual.messages import BeginRequest, write

@@ -35,11 +35,12 @@ from sumus.node.folder import WatchedFolder
 from sumus.node.formats import read_file
 from sumus.node.intake import Intake
 from sumus.node.mqtt import Broker, Subscription
-from sumus.node.readings import BadReading, Readings
+from sumus.node.reading import BadReading
+from sumus.node.readings import Readings
 from sumus.operations import serve
-from sumus.operations.access import Logins
 from sumus.operations.service import ServerPolicy, open_service
 from sumus.server import server
+from sumus.server.access import Logins
 from sumus.transport.transport import Answer, Unreachable
 from sumus.virtual.worker import WorkerRefused
 from sumus.wire.bundle import Bundle

@@ -14,9 +14,9 @@ import torch
 from sumus.node.intake import Intake
 from sumus.node.plane import TENSORS, plane_app
 from sumus.node.readings import Readings
-from sumus.operations.access import Access
-from sumus.operations.admin_plane import admin_app
 from sumus.operations.service import ServerPolicy, open_service
+from sumus.server.access import Access
+from sumus.server.admin_plane import admin_app
 from sumus.virtual.messages import BeginAnswer, BeginRequest, WorkerAnswer, read, write
 from sumus.virtual.policy import Policy
 from sumus.virtual.serving import ASK, BEGIN, worker_app

@@ -28,7 +28,8 @@ from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
 from sumus.rounds.run import Run
 from sumus.server.evaluation import Evaluating
-from sumus.simulator.timeline import RoundWork, Timeline
+from sumus.simulator.virtual_time.fleet_model import RoundWork
+from sumus.simulator.virtual_time.timeline import Timeline
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
 from sumus.wire.messages import Assignment, Refused

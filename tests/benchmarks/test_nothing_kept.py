@@ -8,7 +8,7 @@ import pytest
 import sumus
 from benchmarks.workloads import WORKLOADS, named
 from sumus.demos import digits, health, keyboard
-from sumus.simulator.population import as_population
+from sumus.simulator.populations.population import as_population
 from sumus.task import Task
 from sumus.training.observed import expect_means, observe
 from sumus.training.program import Program

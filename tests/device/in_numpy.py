@@ -76,7 +76,7 @@ class NumpyLinear:
 
     def train(self, plan: Plan, broadcast: Broadcast, job: DeviceJob[Rows]) -> JobResult:
         work, rows, sent = plan.algorithm.client, job.examples, broadcast["params"]
-        own = state_for(plan, self.initial, job.state) or dict(work.init(sent))
+        own = state_for(plan, self.initial, job.state) or dict(work.rules.init(sent))
         params: dict[str, Any] = dict(sent)
         states = {name: work.rule_of(name).init(leaf) for name, leaf in params.items()}
         rate, steps, total, seen = work.lr.rate(job.version), 0, 0.0, 0
@@ -85,7 +85,7 @@ class NumpyLinear:
             losses, gradient = squared_error(params, rows.inputs[batch], rows.targets[batch])
             params, states = apply_gradients(work, params, gradient, states, broadcast, own, rate, steps)
             total, seen = total + float(losses.sum()), seen + len(losses)
-        parts, state = work.finish(broadcast, params, own, LocalRun(steps, rate, rows.count, None))
+        parts, state = work.rules.finish(broadcast, params, own, LocalRun(steps, rate, rows.count, None))
         trained = Trained(job.client, parts, rows.count, {"loss": (total, seen)}, state)
         return training_result(plan, job, trained)
 

@@ -91,8 +91,8 @@ def test_what_it_reports_is_what_the_simulator_would_count() -> None:
         1,
         sumus.Pacing(cohort=1),
         seed=7,
-        executor="autograd",
-        progress=False,
+        compute="autograd",
+        out=sumus.Output(progress=False),
     )
     after = {name: tensor.numpy() for name, tensor in history.model.items()}
     total = RunningSum()

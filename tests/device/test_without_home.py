@@ -17,7 +17,7 @@ from sumus.device.link import read_authority
 from sumus.errors import UsageError
 from sumus.executors.recall import recall_of_this_user
 from sumus.node.node import Node
-from sumus.operations.access import config_folder
+from sumus.server.access import config_folder
 from tests.device.served import a_task, some_examples
 from tests.server.devices import tiny
 
@@ -59,7 +59,7 @@ def test_a_path_in_a_home_that_is_none_is_refused(tmp_path: Path) -> None:
     for use in (
         lambda: Device(None, a_task(), some_examples(), folder="~/device"),
         lambda: Node(None, a_task(), "~/node"),
-        lambda: Node(None, a_task(), tmp_path / "node", watch="~/incoming"),
+        lambda: Node(None, a_task(), tmp_path / "node", sources="~/incoming"),
         lambda: read_authority("~/ca.pem"),
     ):
         with pytest.raises(UsageError, match=r"~/\S+ begins with the home folder of a user who has none"):

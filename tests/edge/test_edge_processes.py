@@ -194,4 +194,4 @@ def test_sites_one_of_them_killed_between_its_rounds_do_what_simulated_ones_do(
     server.wait()
     contributors, model = last_model(tmp_path / "top", "sites")
     assert contributors == [0, 6, 6]
-    assert model == sumus.run(wanted, executor="sequential", workers=1).model_sha256
+    assert model == sumus.run(wanted, compute=sumus.Compute(executor="sequential", workers=1)).model_sha256

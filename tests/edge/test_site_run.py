@@ -21,7 +21,7 @@ from sumus.first_hop import FirstHop
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service
 from sumus.plan import Plan
 from sumus.rounds.run import cancel_newest
-from sumus.simulator.share import public_seed
+from sumus.simulator.processes.share import public_seed
 from sumus.tree import sha256
 from sumus.wire.messages import Assignment, RelayRequest
 from sumus.wire.reports import encode_sum
@@ -49,8 +49,8 @@ def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]
     """A server of it over HTTP, its address, and what devices do."""
     bundle, training = served(wanted)
     seeds = partial(public_seed, bundle.plan, SEED)
-    conduct = ServerPolicy("people", group=0.0, seeds=lambda task: seeds)
-    service = open_service({"sites": bundle}, Storage(), conduct)
+    conduct = ServerPolicy("people", group=0.0)
+    service = open_service({"sites": bundle}, Storage(), conduct, seeds=lambda task: seeds)
     stack.callback(service.close)
     service.server.start()
     return service, stack.enter_context(over_http(service)), training
@@ -85,7 +85,7 @@ def test_a_site_does_what_a_simulated_one_does(stack: ExitStack, algorithm: str)
     run = service.server.tasks[0].training
     wait_until(lambda: run.version == ROUNDS, "the sums did not go up")
     real = sha256(decode_tree(service.blobs.get(run.model(ROUNDS).model)))
-    assert real == sumus.run(wanted, executor="sequential", workers=1).model_sha256
+    assert real == sumus.run(wanted, compute=sumus.Compute(executor="sequential", workers=1)).model_sha256
     wait_until(lambda: [edge.uplink.sent for edge, _ in edges] == [ROUNDS] * SITES, "a sum for all of its own rounds")
     assert run.model(ROUNDS).contributors == len(PEOPLE)
 

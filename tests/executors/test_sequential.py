@@ -26,7 +26,7 @@ from sumus.rng import generator, key
 from sumus.training import losses
 from sumus.training.program import Program
 from sumus.types import Broadcast, Tree
-from sumus.work import ClientWork, LocalRun, no_state, send_difference, zeros_as
+from sumus.work import ClientRules, ClientWork, LocalRun, no_state, send_difference, zeros_as
 
 Clients = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -240,7 +240,7 @@ FUSED = {
 
 @pytest.mark.parametrize("name", FUSED)
 def test_fused_sgd_is_the_generic_rule(name: str) -> None:
-    generic = dataclasses.replace(FUSED[name], correct=identity)
+    generic = dataclasses.replace(FUSED[name], rules=dataclasses.replace(FUSED[name].rules, correct=identity))
     program, clients = program_of(leaves={"2.bias": "personal"}), {"alice": some(20, 0), "bob": some(9, 1)}
     assert SequentialExecutor(program, FUSED[name])._fused_sgd({}, 0.1) is not None
     assert SequentialExecutor(program, generic)._fused_sgd({}, 0.1) is None
@@ -353,7 +353,7 @@ def test_no_rule_of_the_client_sees_statistics() -> None:
         return send_difference(broadcast, params, state, done)
 
     program = program_of(with_statistics)
-    work = dataclasses.replace(sumus.sgd(0.1), correct=correct, finish=finish)
+    work = dataclasses.replace(sumus.sgd(0.1), rules=ClientRules(correct=correct, finish=finish))
     parts = trained_by(program, work, {"alice": some(30, 0)})["alice"].parts
     names = {"params"}, set(program.shared)
     assert all(found in names for found in seen)
@@ -430,7 +430,9 @@ def returning(
     init: Callable[..., Any] = FROM_ZERO,
 ) -> ClientWork:
     """SGD whose `finish` gives these."""
-    return dataclasses.replace(sumus.sgd(0.1, steps=3), finish=lambda *args: (parts(*args), state(*args)), init=init)
+    return dataclasses.replace(
+        sumus.sgd(0.1, steps=3), rules=ClientRules(finish=lambda *args: (parts(*args), state(*args)), init=init)
+    )
 
 
 def test_a_state_begins_with_init_and_goes_on_with_what_was_kept() -> None:
@@ -445,7 +447,8 @@ def test_a_state_begins_with_init_and_goes_on_with_what_was_kept() -> None:
         return {"params": {}}, {"anchor": {name: leaf + 1 for name, leaf in state["anchor"].items()}}
 
     work = dataclasses.replace(
-        sumus.sgd(0.1), correct=correct, finish=finish, init=lambda params: {"anchor": dict(params)}
+        sumus.sgd(0.1),
+        rules=ClientRules(correct=correct, finish=finish, init=lambda params: {"anchor": dict(params)}),
     )
     program, clients = program_of(with_statistics, leaves={"3.*": "personal"}), {"alice": some(20, 0)}
     first = trained_by(program, work, clients)["alice"].state
@@ -516,7 +519,7 @@ def test_finish_learns_what_the_local_run_was() -> None:
         return send_difference(broadcast, params, state, done)
 
     schedule = sumus.schedules.steps(0.4, (5,), factor=0.5)
-    work = dataclasses.replace(sumus.sgd(schedule, epochs=3, batch_size=8), finish=finish)
+    work = dataclasses.replace(sumus.sgd(schedule, epochs=3, batch_size=8), rules=ClientRules(finish=finish))
     trained_by(program_of(), work, {"alice": some(20, 0)}, round_number=6)
     assert runs == [LocalRun(steps=9, lr=0.2, examples=20)]
 
@@ -530,7 +533,7 @@ def test_a_client_without_time_stops_after_its_most_steps(work: ClientWork) -> N
         runs.append(done)
         return send_difference(broadcast, params, state, done)
 
-    work = dataclasses.replace(work, finish=finish)
+    work = dataclasses.replace(work, rules=dataclasses.replace(work.rules, finish=finish))
     clients, program = {"alice": some(20, 0)}, program_of()
     for most, steps, seen in ((1, 1, 8), (4, 4, 8 + 8 + 4 + 8), (9, 9, 60), (50, 9, 60)):
         part = trained_by(program, work, clients, most_steps=most)["alice"]
@@ -563,7 +566,7 @@ def gradient_of(
         found.append(done.gradient)
         return send_difference(broadcast, params, state, done)
 
-    work = dataclasses.replace(work, finish=finish, needs_gradient=True)
+    work = dataclasses.replace(work, rules=dataclasses.replace(work.rules, finish=finish, needs_gradient=True))
     trained_by(program, work, {"alice": examples}, broadcast=broadcast, states={"alice": state or {}})
     return found[0]
 
@@ -587,7 +590,12 @@ def test_the_pass_for_the_gradient_leaves_no_trace(leaves: Mapping[str, Any]) ->
         broadcast = {**broadcast, "buffers": {name: leaf + 2 for name, leaf in broadcast["buffers"].items()}}
     work = sumus.sgd(0.1, epochs=2, batch_size=8, momentum=0.9)
     plain, asked = (
-        trained_by(program, dataclasses.replace(work, needs_gradient=needs), clients, broadcast=broadcast)
+        trained_by(
+            program,
+            dataclasses.replace(work, rules=dataclasses.replace(work.rules, needs_gradient=needs)),
+            clients,
+            broadcast=broadcast,
+        )
         for needs in (False, True)
     )
     for who in clients:

@@ -21,6 +21,7 @@ from sumus.executors.witness import OTHER_NUMBERS, Witness, digest_of, examples_
 from sumus.rng import key
 from sumus.training.program import Program
 from sumus.types import Broadcast
+from tests.simulating import simulated
 
 AGAIN = "the same client gave other numbers when it was trained again"
 READ = "gives other examples each time it is read"
@@ -49,7 +50,7 @@ def run(
 ) -> sumus.History:
     given: dict[str, Any] = {"rounds": 3, "progress": False, "executor": "autograd", **options}
     task = sumus.Task(model, loss, **given.pop("task", {}))
-    return sumus.simulate(task, algorithm or sumus.fedavg(WORK), given.pop("people", None) or people(clients), **given)
+    return simulated(task, algorithm or sumus.fedavg(WORK), given.pop("people", None) or people(clients), **given)
 
 
 # ── counters that no walk can see ────────────────────────────────────────────────────────────────────────────────────
@@ -247,10 +248,12 @@ def test_the_bits_are_the_same_without_a_witness(name: str, monkeypatch: pytest.
     without = run(**CONTROLS[name])
     assert (history.model_sha256, history.notes) == (without.model_sha256, without.notes)
     numbers = [
-        (record.loss, record.metrics, record.bytes_up, record.bytes_down, record.clients) for record in history.rounds
+        (record.loss, record.metrics, record.traffic.up, record.traffic.down, record.clients)
+        for record in history.rounds
     ]
     assert numbers == [
-        (record.loss, record.metrics, record.bytes_up, record.bytes_down, record.clients) for record in without.rounds
+        (record.loss, record.metrics, record.traffic.up, record.traffic.down, record.clients)
+        for record in without.rounds
     ]
 
 

@@ -19,9 +19,9 @@ from cryptography.x509.oid import NameOID
 from sumus.http.certificates import Certificate
 from sumus.http.listening import Listening, opened_at, opened_plane
 from sumus.http.tls import issue
-from sumus.operations.access import Access
-from sumus.operations.admin_plane import admin_app
 from sumus.operations.service import open_service
+from sumus.server.access import Access
+from sumus.server.admin_plane import admin_app
 from sumus.transport.inprocess import InProcess
 from tests.server.devices import tiny
 

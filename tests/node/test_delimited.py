@@ -12,7 +12,7 @@ import pytest
 from sumus.node.batch import Beginning
 from sumus.node.delimited import LONGEST_FIELD, continues, read_delimited
 from sumus.node.formats import read_file
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 
 DRAWS = int(os.environ.get("SUMUS_CSV_DRAWS", "300"))
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from benchmarks.growing import run
-from sumus.node import folder as folders
-from sumus.node.folder import PATIENCE_S, SETTLED_S, WatchedFolder
+from sumus.node.folder import WatchedFolder
+from sumus.node.folder_state import PATIENCE_S, SETTLED_S
 from sumus.node.intake import Intake
 from sumus.node.readings import Readings
+from sumus.node.whole_files import LateWrites
 
 
 @pytest.mark.parametrize("follow", [False, True])
@@ -23,7 +24,7 @@ def test_beside_a_writer_each_row_is_kept_once(follow: bool, tmp_path: Path) -> 
 
 def test_the_writer_finds_what_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A control: a node that never looks at what it moved loses rows, and the run says so."""
-    monkeypatch.setattr(WatchedFolder, "_behind", lambda self, now: iter(()))
+    monkeypatch.setattr(LateWrites, "take", lambda self, now: iter(()))
     assert any(run(tmp_path / str(seed), seed, 30, False)["lost"] for seed in range(3))
 
 
@@ -218,7 +219,7 @@ def test_what_waits_and_what_is_left_alone_is_in_the_state(moved: Folder) -> Non
     moved.look()
     state = moved.watched.state.as_json()
     assert state["waiting"]["first"] == {
-        "a.csv": f"it does not end as such a file does; after {folders.PATIENCE_S:g} s it is taken as it is"
+        "a.csv": f"it does not end as such a file does; after {PATIENCE_S:g} s it is taken as it is"
     }
     assert state["left_alone"] == {"files": 1, "first": {"b.xlsx": "files with such an ending are not read"}}
     assert state["refused"] == 0

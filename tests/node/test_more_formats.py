@@ -13,7 +13,7 @@ from PIL import Image
 from sumus.node.batch import MOST_BYTES, MOST_TEXT
 from sumus.node.formats import is_read, is_whole, read_file
 from sumus.node.pictures import MOST_POINTS
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 from sumus.text import amount
 
 packed = partial(gzip.compress, mtime=0)

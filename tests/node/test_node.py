@@ -20,9 +20,14 @@ from torch import nn
 import sumus
 from sumus.device.conditions import AllConditionsMet
 from sumus.device.device import Prediction
+from sumus.device.options import Consent, DeviceProfile, DeviceSystem, ServerConnection
 from sumus.errors import ExperimentError, UsageError
-from sumus.node.node import Node, NodeStatus
-from sumus.node.readings import FILE, BadReading
+from sumus.node.node import Node
+from sumus.node.options import NodeListening, NodeTraining, ReadingSchema, ReadingSources
+from sumus.node.reading import BadReading
+from sumus.node.readings import Retention
+from sumus.node.readings_file import FILE
+from sumus.node.status import NodeStatus
 from sumus.operations.serve import bundles_of
 from sumus.operations.service import open_service
 from sumus.transport.inprocess import InProcess
@@ -49,7 +54,8 @@ def until(node: Node, met: Any, seconds: float = 180.0) -> NodeStatus:
 
 
 def a_node(folder: Path, server: Any = None, **more: Any) -> Node:
-    options: dict[str, Any] = {
+    """A node of a server in this process, whose conditions are met. more: options, by the names that their values give them."""
+    given: dict[str, Any] = {
         "token": "token",
         "transport": server or Patient(releases=True),
         "floor": FREE,
@@ -59,8 +65,32 @@ def a_node(folder: Path, server: Any = None, **more: Any) -> Node:
         "listen": None,
         **more,
     }
-    task = options.pop("task", None) or a_task(data=FORM)
-    return Node("https://example.org", task, folder, **options)
+
+    def of(*names: str) -> dict[str, Any]:
+        return {name: given.pop(name) for name in names if name in given}
+
+    listen = of("access", "tls", "names", "insecure")
+    system = DeviceSystem(**of("keys"))
+    training = NodeTraining(
+        consent=Consent(**of("floor", "requires")),
+        connection=ServerConnection(**of("wait_s", "transport", "authority")),
+        profile=DeviceProfile(system=system, **{"name": "this node"} | of("name", "sensors", "executor")),
+        **of("token", "held_out", "least", "new", "news"),
+    )
+    retention = {
+        name.removeprefix("keep_"): value for name, value in of("keep_days", "keep_count", "keep_bytes").items()
+    }
+    return Node(
+        "https://example.org",
+        given.pop("task", None) or a_task(data=FORM),
+        folder,
+        schema=ReadingSchema(**of("prepare", "label", "answer", "time")),
+        sources=ReadingSources(**of("watch", "follow", "mqtt")),
+        retention=Retention(**retention),
+        listen=NodeListening(given.pop("listen"), **listen) if listen else given.pop("listen"),
+        training=training,
+        **given,
+    )
 
 
 class Patient(Served):
@@ -130,8 +160,8 @@ def test_it_trains_on_what_came_answers_offline_and_no_reading_leaves(network: R
             node.keep({"inputs": (marked * 1e-20).tolist(), "target": [0.0], "room": "bedroom-of-the-children"})
         for node in nodes:
             status = until(node, lambda status: status.models.get("task", 0) >= 2 and status.rounds >= 2)
-            assert (status.readings, status.labelled) == (31, 31)
-            assert 31 * 16 < status.bytes < 31 * 200
+            assert (status.readings.kept, status.readings.labelled) == (31, 31)
+            assert 31 * 16 < status.readings.bytes < 31 * 200
         network.sent.append(b"")
         everything = b"\n".join(network.sent)
         assert len(everything) > 10_000
@@ -200,14 +230,14 @@ def test_without_labels_it_takes_models_and_no_work(tmp_path: Path) -> None:
             node.predict({"inputs": [1, 2, 3, 4]})
         node.keep({"inputs": [1, 2, 3, 4], "key": "a"})
         status = until(node, lambda status: status.models)
-        assert (status.readings, status.labelled, status.rounds) == (1, 0, 0)
+        assert (status.readings.kept, status.readings.labelled, status.rounds) == (1, 0, 0)
         assert node.predict({"inputs": [1, 2, 3, 4]}).version == 3
         assert {one.kinds for one in server.named("check_in")} == {()}
         assert server.named("report") == []
         node.label("a", [1.0])
         with pytest.raises(BadReading, match="no reading under this key"):
             node.label("b", [1.0])
-        assert until(node, lambda status: status.rounds and status.models).labelled == 1
+        assert until(node, lambda status: status.rounds and status.models).readings.labelled == 1
 
 
 def test_where_nothing_says_what_readings_look_like_it_waits_for_one(tmp_path: Path) -> None:
@@ -219,7 +249,7 @@ def test_where_nothing_says_what_readings_look_like_it_waits_for_one(tmp_path: P
         until(node, lambda status: status.rounds and status.models and status.trouble == {})
     with a_node(tmp_path, server, task=a_task(), keep_count=1) as node:
         node.keep({"inputs": [1, 2, 3, 4]})
-        assert node.status.labelled == 0, "the only one with a target has gone"
+        assert node.status.readings.labelled == 0, "the only one with a target has gone"
         assert node.predict({"inputs": [1, 2, 3, 4]}).version == 3, "and its form is known"
 
 
@@ -254,7 +284,7 @@ def test_a_device_that_is_barred_says_so_and_the_rest_goes_on(tmp_path: Path) ->
         assert any(line.startswith("training: the server has barred this device") for line in said)
         assert node.predict(reading(2)).version == 3
         (tmp_path / "incoming" / "a.jsonl").write_text(json.dumps(reading(3)) + "\n")
-        assert until(node, lambda status: status.readings == 2).labelled == 2
+        assert until(node, lambda status: status.readings.kept == 2).readings.labelled == 2
     assert "folder: a.jsonl: 1 kept" in said
 
 

@@ -22,7 +22,8 @@ from sumus.node.formats import (
     read_safetensors,
 )
 from sumus.node.intake import Intake
-from sumus.node.readings import BadReading, Readings
+from sumus.node.reading import BadReading
+from sumus.node.readings import Readings
 from sumus.wire.tensors import encode_tree
 
 

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from sumus.cli import app
 from sumus.errors import ExperimentError, UsageError
 from sumus.node.commands import load_node
-from sumus.node.readings import FILE
+from sumus.node.readings_file import FILE
 
 CLIENT = """
 import sumus

@@ -127,7 +127,7 @@ def test_it_ends_if_it_is_stopped_while_it_connects(readings: Readings, there: t
 
 
 def test_what_cannot_be_kept_is_not_acknowledged_and_comes_again(readings: Readings, there: test_broker.Broker) -> None:
-    database: Any = vars(readings)["_database"]
+    database: Any = vars(readings)["_file"].database
     database.execute("PRAGMA query_only = ON")  # a full disk, say
     with subscribed(readings, there) as (subscription, _):
         there.publish("home/kitchen/climate", message(1, key="a"))

@@ -14,7 +14,8 @@ from sumus.errors import DataError, ExperimentError
 from sumus.node.formats import MOST_TEXT, Raw
 from sumus.node.intake import Intake
 from sumus.node.plane import JSON, MOST_LABELS, MOST_TENSORS, TENSORS, plane_app
-from sumus.node.readings import BadReading, Readings
+from sumus.node.reading import BadReading
+from sumus.node.readings import Readings
 from sumus.text import amount
 from sumus.transport.inprocess import InProcess
 from sumus.wire.tensors import encode_tree
@@ -271,7 +272,7 @@ def test_who_asks_too_often_waits(here: Here) -> None:
 
 
 def test_where_nothing_can_be_kept_it_is_not_acknowledged(here: Here) -> None:
-    database: Any = vars(here.readings)["_database"]
+    database: Any = vars(here.readings)["_file"].database
     database.execute("PRAGMA query_only = ON")
     status, said = here.post("/v1/readings", ONE)
     assert (status, said["error"]) == (503, "not_kept")

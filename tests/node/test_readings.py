@@ -15,18 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sumus.errors import DataError, ExperimentError, UsageError
-from sumus.node.readings import (
-    DAY,
-    FILE,
-    LONGEST_KEY,
-    OVERHEAD,
-    BadReading,
-    Form,
-    Reading,
-    ReadingCounts,
-    Readings,
-    Retention,
-)
+from sumus.node.reading import BadReading, Form, Reading
+from sumus.node.readings import DAY, LONGEST_KEY, OVERHEAD, ReadingCounts, Readings, Retention
+from sumus.node.readings_file import FILE
 from sumus.task import Data
 
 PAIR = Data(inputs=(2,), inputs_dtype="float32", targets=(), targets_dtype="int64", classes=3)
@@ -159,7 +150,7 @@ def test_a_reading_may_bring_its_own_time(tmp_path: Path) -> None:
 def test_a_file_of_the_release_before_is_read(tmp_path: Path) -> None:
     with Readings(tmp_path) as readings:
         kept(readings, reading(1, 2, "a"))
-        database: sqlite3.Connection = vars(readings)["_database"]
+        database: sqlite3.Connection = vars(readings)["_file"].database
         database.execute("ALTER TABLE readings DROP COLUMN came")
     with Readings(tmp_path) as readings:
         assert kept(readings, reading(1, 2, "a"), reading(1, 1, "a")) == ["again", "other target"]
@@ -325,7 +316,7 @@ def test_a_full_disk_keeps_nothing_of_a_batch_and_harms_nothing(tmp_path: Path) 
     with Readings(tmp_path) as readings:
         kept(readings, reading(1, 0, "a"))
         before = readings.kept
-        database: sqlite3.Connection = vars(readings)["_database"]
+        database: sqlite3.Connection = vars(readings)["_file"].database
         pages = database.execute("PRAGMA page_count").fetchone()[0]
         database.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(
@@ -431,7 +422,7 @@ class Crashing(RuleBasedStateMachine):
         self.readings = self.opened()
 
     def rows(self) -> list[Any]:
-        database: sqlite3.Connection = vars(self.readings)["_database"]
+        database: sqlite3.Connection = vars(self.readings)["_file"].database
         rows = database.execute("SELECT input, target, key, at FROM readings ORDER BY number").fetchall()
         return [
             (int(np.frombuffer(i, np.int64)[0]), None if t is None else int(np.frombuffer(t, np.int64)[0]), k, at)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from sumus.errors import ExperimentError
-from sumus.node.folder import PATIENCE_S, SETTLED_S, WatchedFolder
+from sumus.node.folder import WatchedFolder
+from sumus.node.folder_state import PATIENCE_S, SETTLED_S
 from sumus.node.intake import Intake
 from sumus.node.readings import DAY, Readings, Retention
 
@@ -178,7 +179,7 @@ def test_where_nothing_can_be_kept_the_file_stays(folder: Folder) -> None:
     folder.look()
     folder.readings.close()
     folder.readings = Readings(folder.path.parent / "node")
-    database: Any = vars(folder.readings)["_database"]
+    database: Any = vars(folder.readings)["_file"].database
     database.execute("PRAGMA query_only = ON")
     folder.begin()
     folder.look()

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from test_node import FORM, Patient, a_node, reading, until
 
-import sumus
 from sumus.errors import ExperimentError, UsageError
 from sumus.node.commands import load_node, new_of
 from sumus.node.intake import BadAnswer
-from sumus.node.readings import BadReading, Reading, Readings, Retention
+from sumus.node.options import NodeTraining
+from sumus.node.reading import BadReading, Reading
+from sumus.node.readings import Readings, Retention
 
 FELT = {"cold": [0.0], "warm": [1.0]}
 
@@ -119,9 +120,9 @@ def test_it_trains_once_so_many_readings_are_new_and_not_again_on_the_same(tmp_p
         before = len(server.named("check_in"))
         until(node, lambda status: len(server.named("check_in")) >= before + 5)
         assert node.status.rounds == 1, "it asks for models, and for no work"
-        assert (node.status.new, node.status.labelled) == (0, 5)
+        assert (node.status.readings.new, node.status.readings.labelled) == (0, 5)
         node.keep(*({**reading(number), "key": f"k{number}", "target": None} for number in range(10, 16)))
-        assert node.status.new == 0, "without a target they teach nothing"
+        assert node.status.readings.new == 0, "without a target they teach nothing"
         for number in range(10, 16):
             node.label(f"k{number}", [1.0])
         until(node, lambda status: status.rounds == 2)
@@ -131,7 +132,7 @@ def test_it_trains_once_so_many_readings_are_new_and_not_again_on_the_same(tmp_p
     assert 1 <= len(waited) <= 3, "not with each reading"
     with a_node(tmp_path, server, new=5, token=None) as node:
         assert node.status.waits, "after a restart it knows what it was trained on"
-        assert node.status.new == 0
+        assert node.status.readings.new == 0
 
 
 def test_what_is_new_is_counted_over_restarts_relabelling_and_retention(tmp_path: Path) -> None:
@@ -161,4 +162,4 @@ def test_when_to_train_is_said_in_one_form(word: str) -> None:
     with pytest.raises(UsageError, match="write new=N, with a whole number of 1 or more"):
         new_of(word)
     assert (new_of("new=50"), new_of(None)) == (50, 0)
-    assert sumus.Node.__init__.__kwdefaults__["new"] == 0
+    assert NodeTraining().new == 0

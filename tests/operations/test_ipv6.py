@@ -7,8 +7,8 @@ import pytest
 
 from sumus.device.link import fetch_authority, read_link
 from sumus.http.listening import Listening, opened_at
-from sumus.operations.access import Logins
 from sumus.operations.remote import Remote
+from sumus.server.access import Logins
 from sumus.transport.http import HttpTransport
 from tests.operations.test_serve import serving
 from tests.server.devices import ScriptedDevice, tiny, train_round

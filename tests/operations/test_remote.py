@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from sumus.errors import ExperimentError
-from sumus.operations.access import Logins
 from sumus.operations.remote import Remote
+from sumus.server.access import Logins
 from sumus.transport.http import HttpTransport
 from sumus.transport.transport import Unreachable
 from tests.transport.echoing import listening

@@ -22,7 +22,6 @@ import pytest
 from sumus.device.link import read_link
 from sumus.errors import ExperimentError, UsageError
 from sumus.http.listening import Listening, Planes, opened_at
-from sumus.operations.access import Logins
 from sumus.operations.commands import is_file_of_code, priorities_of, without_secret
 from sumus.operations.progress import ServerOpened
 from sumus.operations.remote import Remote
@@ -30,6 +29,7 @@ from sumus.operations.serve import Startup, bundles_of, run
 from sumus.operations.serve import _read as read_bundle  # pyright: ignore[reportPrivateUsage]
 from sumus.operations.service import ServerPolicy, Storage, open_service
 from sumus.operations.upkeep import EXIT_STUCK, keep_house, keys_turned, watch
+from sumus.server.access import Logins
 from sumus.transport.http import HttpTransport
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle

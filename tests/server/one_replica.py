@@ -77,10 +77,12 @@ def main(job: dict[str, Any]) -> None:
     """Serve."""
     bundle, shares = Bundle.from_bytes(Path(job["bundle"]).read_bytes()), Path(job["shares"])
     where = Storage(Path(job["data"]), job["database"], shares / "keys", str(shares / "blobs"))
-    conduct = ServerPolicy(
-        "people", group=0.0, seeds=lambda task: lambda number: key(job["seed"], "round", number, "public")
+    service = open_service(
+        {job["name"]: bundle},
+        where,
+        ServerPolicy("people", group=0.0),
+        seeds=lambda task: lambda number: key(job["seed"], "round", number, "public"),
     )
-    service = open_service({job["name"]: bundle}, where, conduct)
     server = service.server
     try:
         server.start()

@@ -17,11 +17,11 @@ from benchmarks.kills.__main__ import database
 from benchmarks.kills.replicas import crowd, harassed
 from benchmarks.kills.served import Life
 from sumus.errors import ExperimentError
-from sumus.operations.access import Access
-from sumus.operations.admin_plane import admin_app
 from sumus.operations.service import ServerPolicy, Service, Storage, open_service, reconcile
 from sumus.operations.upkeep import turn_keys
 from sumus.protocol.round import State
+from sumus.server.access import Access
+from sumus.server.admin_plane import admin_app
 from sumus.server.evaluation import Evaluating
 from sumus.storage.store import TakenOver
 from sumus.transport.inprocess import InProcess
@@ -43,9 +43,9 @@ class Replicas:
         """One that is not started."""
         name, shares = name or f"r{len(self.services)}", self.folder / shared
         shares.mkdir(exist_ok=True)
-        where = Storage(self.folder / name, self.url, shares / "keys", str(shares / "blobs"))
-        conduct = {"group": 0.0, "lease": 60.0} | conduct
-        return open_service({"tiny": bundle}, where, ServerPolicy(**conduct))
+        lease = conduct.pop("lease", 60.0)
+        where = Storage(self.folder / name, self.url, shares / "keys", str(shares / "blobs"), lease)
+        return open_service({"tiny": bundle}, where, ServerPolicy(**{"group": 0.0, **conduct}))
 
     def start(self, bundle: Bundle, **conduct: Any) -> Service:
         """Another one."""

@@ -13,7 +13,7 @@ from benchmarks.kills.__main__ import database
 from sumus.device.training import Training
 from sumus.experiment import Experiment
 from sumus.operations.service import ServerPolicy, Storage, open_service
-from sumus.simulator.share import public_seed
+from sumus.simulator.processes.share import public_seed
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
 from sumus.transport.transport import Transport
@@ -45,7 +45,7 @@ def over_the_network(wanted: Experiment, where: Storage) -> str:
     """The model of a server over HTTP and a device for each client, with a connection of its own."""
     (bundle, training), name = served(wanted), wanted.plan.description.name
     seeds = partial(public_seed, bundle.plan, SEED)
-    service = open_service({name: bundle}, where, ServerPolicy("people", group=0.0, seeds=lambda task: seeds))
+    service = open_service({name: bundle}, where, ServerPolicy("people", group=0.0), seeds=lambda task: seeds)
     try:
         service.server.start()
         with over_http(service) as url:
@@ -92,7 +92,9 @@ def test_in_memory_through_the_wire_and_over_http_on_any_store_it_is_the_same_mo
 ) -> None:
     wanted = experiment(algorithm)
     models = {
-        through: sumus.run(wanted, executor="sequential", workers=1, through=through).model_sha256  # pyright: ignore[reportArgumentType]
+        through: sumus.run(
+            wanted, compute=sumus.Compute(executor="sequential", workers=1, through=through)
+        ).model_sha256  # pyright: ignore[reportArgumentType]
         for through in ("memory", "wire")
     }
     models["HTTP, memory"] = over_the_network(wanted, Storage())

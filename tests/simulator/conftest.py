@@ -77,7 +77,7 @@ EVERYWHERE: dict[str, Callable[[], tuple[sumus.Algorithm, sumus.Fleet, sumus.Pac
     ),
     "buffered scaffold": lambda: (
         sumus.scaffold(sumus.sgd(lr=0.2, batch_size=8)),
-        sumus.Fleet(seconds=60, spread=10, flaky=0.2),
+        sumus.Fleet(seconds=60, spread=10, network=sumus.FleetNetwork(flaky=0.2)),
         sumus.Pacing(cohort=2, concurrency=6),
     ),
 }
@@ -100,7 +100,7 @@ def anywhere(experiment: Callable[..., sumus.Experiment]) -> Callable[..., sumus
 def told(history: sumus.History) -> dict[str, Any]:
     """Everything in a history but the time it took."""
     rounds = [{**record.to_json(), "seconds": 0} for record in history.rounds]
-    return {"model": history.model_sha256, "plan": history.plan_id, "rounds": rounds}
+    return {"model": history.model_sha256, "plan": history.provenance.plan_id, "rounds": rounds}
 
 
 @pytest.fixture(name="told")

@@ -12,16 +12,17 @@ from torch import nn
 
 import sumus
 from sumus.simulator.after_round import RoundOutcome
-from sumus.simulator.history import RoundRecord
 from sumus.simulator.kept import BestSoFar
+from sumus.simulator.records import RoundEvaluation, RoundRecord
 from sumus.simulator.stopping import Stopping
+from tests.simulating import doors
 
 Make = Callable[..., sumus.Experiment]
 
 
 def heard_of(experiment: sumus.Experiment, **options: Any) -> tuple[list[RoundOutcome], sumus.History]:
     heard: list[RoundOutcome] = []
-    return heard, sumus.run(experiment, after_round=lambda outcome: heard.append(outcome), **options)
+    return heard, sumus.run(experiment, after_round=lambda outcome: heard.append(outcome), **doors(options))
 
 
 @pytest.mark.parametrize("how", [{"executor": "vectorized:2"}, {"executor": "autograd", "workers": 2}], ids=str)
@@ -33,10 +34,10 @@ def test_it_is_told_of_every_round_in_every_executor(people: sumus.Population, h
     assert [outcome.round for outcome in heard] == [0, 1, 2, 3]
     assert [outcome.record for outcome in heard] == [history.start, *history.rounds]
     assert [bool(outcome.metrics) for outcome in heard] == [True, False, True, True]
-    assert heard[2].spreads["seen"]["accuracy"] == history.rounds[1].spreads["seen"]["accuracy"]
+    assert heard[2].spreads["seen"]["accuracy"] == history.rounds[1].evaluation.spreads["seen"]["accuracy"]
     assert all(torch.equal(heard[3].model[name], leaf) for name, leaf in history.model.items())
     assert not all(torch.equal(heard[2].model[name], leaf) for name, leaf in history.model.items())
-    assert sumus.run(made, executor=how["executor"]).model_sha256 == history.model_sha256
+    assert sumus.run(made, compute=how["executor"]).model_sha256 == history.model_sha256
 
 
 def test_it_is_told_of_rounds_through_the_wire(task: sumus.Task, people: sumus.Population) -> None:
@@ -64,7 +65,7 @@ def test_figures_are_what_a_table_holds(experiment: Make) -> None:
 
 def test_it_ends_a_run_and_the_folder_goes_on(experiment: Make, tmp_path: Path) -> None:
     made = experiment(rounds=6)
-    stopped = sumus.run(made, out=tmp_path, after_round=lambda outcome: "stop" if outcome.round == 2 else None)
+    stopped = sumus.run(made, after_round=lambda outcome: "stop" if outcome.round == 2 else None, out=tmp_path)
     assert (stopped.stopped, len(stopped.rounds)) == ("after_round", 2)
     heard, gone_on = heard_of(made, out=tmp_path)
     assert [outcome.round for outcome in heard] == [3, 4, 5, 6]
@@ -118,7 +119,7 @@ def test_what_it_does_wrong_is_said_and_the_round_is_kept(
     experiment: Make, tmp_path: Path, function: Any, said: str
 ) -> None:
     with pytest.raises(sumus.UsageError, match=said) as raised:
-        sumus.run(experiment(), out=tmp_path, after_round=function)
+        sumus.run(experiment(), after_round=function, out=tmp_path)
     assert len(raised.value.history.rounds) == 1
     assert sumus.run(experiment(), out=tmp_path).model_sha256 == sumus.run(experiment()).model_sha256
 
@@ -178,7 +179,7 @@ def test_a_run_that_was_cut_keeps_the_same_best_model(experiment: Make, tmp_path
     assert (cut.best.round, cut.best.model_sha256) == (straight.best.round, straight.best.model_sha256)
     assert cut.start is not None
     assert straight.start is not None
-    assert (cut.start.metrics, cut.start.spreads) == (straight.start.metrics, straight.start.spreads)
+    assert cut.start.evaluation == straight.start.evaluation
 
 
 def test_patience_ends_a_run(experiment: Make, tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_patience_ends_a_run(experiment: Make, tmp_path: Path) -> None:
 
 
 def record(number: int, **metrics: float) -> RoundRecord:
-    return RoundRecord(number, 1, 1, 0.0, metrics, 0, 0, 0.0)
+    return RoundRecord(number, 1, 1, 0.0, RoundEvaluation(metrics))
 
 
 def test_nan_is_the_worst() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 import sumus
 from sumus.aggregate import Part
 from sumus.site import Edges
+from tests.simulating import simulated
 
 INPUTS = np.zeros((6, 4), "float32")
 LABELS = np.zeros(6, "int64")
@@ -22,7 +23,7 @@ ALGORITHM = sumus.fedavg(sumus.sgd(lr=0.1))
 
 
 def go(people: Any = PEOPLE, **options: Any) -> sumus.History:
-    return sumus.simulate(TASK, ALGORITHM, people, **{"rounds": 1, "progress": False, **options})
+    return simulated(TASK, ALGORITHM, people, **{"rounds": 1, "progress": False, **options})
 
 
 def plan(**options: Any) -> sumus.Plan:

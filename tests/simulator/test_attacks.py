@@ -14,7 +14,7 @@ import sumus
 from sumus import attacks
 from sumus.aggregate import BUFFERS
 from sumus.executors.executor import Trained
-from sumus.simulator.attacks import AttackedPopulation, largest_z
+from sumus.simulator.populations.attacks import AttackedPopulation, largest_z
 
 Attack = Callable[..., AttackedPopulation]
 

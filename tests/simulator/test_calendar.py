@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sumus.simulator.calendar import Calendar
+from sumus.simulator.virtual_time.calendar import Calendar
 
 
 @given(st.lists(st.lists(st.floats(0, 400), max_size=8), max_size=6), st.floats(1, 100))

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import sumus
-from sumus.simulator.crew import check_workers
+from sumus.simulator.options import check_workers
 
 TESTS = Path(__file__).parent
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -53,11 +53,11 @@ def experiment(name, load=lambda client: examples(client, 8 + 5 * client)):
     return sumus.Experiment(plan, sumus.Population(range(10), load), 3, sumus.Evaluate(seen=3), fleet=fleet)
 
 def is_same(name, **options):
-    return told(sumus.run(experiment(name), **options)) == told(sumus.run(experiment(name)))
+    return told(sumus.run(experiment(name), sumus.Compute(**options))) == told(sumus.run(experiment(name)))
 
 def refused(**options):
     try:
-        sumus.run(experiment("fedavg"), **options)
+        sumus.run(experiment("fedavg"), sumus.Compute(**options))
     except sumus.ExperimentError as error:
         return str(error)
 
@@ -110,7 +110,7 @@ for name in ("fedavg", "median", "buffered scaffold"):  # one sum; each update a
     found[name] = is_same(name, workers={address!r})
 for load in (wrong, deadly):
     try:
-        sumus.run(experiment("fedavg", load), workers={address!r})
+        sumus.run(experiment("fedavg", load), sumus.Compute(workers={address!r}))
     except sumus.SumusError as error:
         found[load.__name__] = f"{{type(error).__name__}}: {{error}}", len(error.history.rounds)
 """,
@@ -157,7 +157,8 @@ class Look:
             yield lambda record: seen.update(listening().items() - before[0].items())
         return watch()
 
-found["same"] = told(sumus.run(experiment("scaffold"), workers="ray", progress=Look())) == told(sumus.run(experiment("scaffold")))
+shown = sumus.run(experiment("scaffold"), sumus.Compute(workers="ray"), sumus.Output(progress=Look()))
+found["same"] = told(shown) == told(sumus.run(experiment("scaffold")))
 found["listens"] = sorted({address for _, address in seen})
 found["handler"] = signal.getsignal(signal.SIGTERM) is before[1]
 found["environment"] = {n: v for n, v in os.environ.items() if n.startswith("RAY_AUTH")} == before[2]
@@ -194,8 +195,8 @@ found["same"] = is_same("fedavg", workers={address!r}, insecure=True)
 @needs_ray
 def test_a_cluster_that_is_not_there_is_said_not_to_be() -> None:
     code = """
-import sumus.simulator.cluster
-sumus.simulator.cluster.REACHED_WITHIN = 3
+import sumus.simulator.processes.cluster
+sumus.simulator.processes.cluster.REACHED_WITHIN = 3
 found["refused"] = refused(workers="127.0.0.1:9")
 """
     found = said(code, **TOKEN)
@@ -213,4 +214,4 @@ def test_without_ray_it_is_said_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(sumus.ExperimentError, match=r"^workers='ray' needs ray: install sumus with its extra `ray`"):
-        sumus.run(anywhere("fedavg"), workers="ray")
+        sumus.run(anywhere("fedavg"), compute=sumus.Compute(workers="ray"))

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 import sumus
 from sumus.preparation import drop_missing, standardize, standardize_running, windows
-from sumus.simulator import traces
+from sumus.simulator.virtual_time import traces
 from tests.simulator.test_population import hugging_face
 
 X = np.random.default_rng(0).normal(size=(4, 3)).astype("f4")
@@ -22,7 +22,7 @@ BIG = 2**53 + 1
 
 def run(examples: Any, **task: Any) -> sumus.History:
     made = sumus.Task(lambda: nn.Linear(3, 2), sumus.losses.cross_entropy, **task)
-    return sumus.simulate(made, sumus.fedavg(sumus.sgd(lr=0.1)), {"bob": examples}, 1, progress=False)
+    return sumus.simulate(made, sumus.fedavg(sumus.sgd(lr=0.1)), {"bob": examples}, 1, out=sumus.Output(progress=False))
 
 
 class Items(Dataset[Any]):

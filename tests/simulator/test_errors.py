@@ -135,7 +135,9 @@ def test_a_missing_gpu_is_said_plainly() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(sumus.TaskError, match="torch sees no GPU"):
-        sumus.simulate(task(), sumus.fedavg(sumus.sgd(lr=0.1)), {"alice": GOOD}, rounds=1, device="cuda")
+        sumus.simulate(
+            task(), sumus.fedavg(sumus.sgd(lr=0.1)), {"alice": GOOD}, rounds=1, compute=sumus.Compute(device="cuda")
+        )
 
 
 def test_an_unknown_metric_in_the_target_is_refused() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 import sumus
 from sumus import attacks
+from tests.simulating import simulated
 
 Load = Callable[[int], tuple[np.ndarray, np.ndarray]]
 
@@ -61,20 +62,20 @@ def task() -> sumus.Task:
 
 def skipped(population: sumus.Population, algorithm: sumus.Algorithm | None = None, **options: Any) -> sumus.History:
     options = {"pacing": sumus.Pacing(4), "executor": "autograd", "rounds": 5, "failures": "skip"} | options
-    return sumus.simulate(task(), algorithm or sumus.fedavg(WORK), population, **options)
+    return simulated(task(), algorithm or sumus.fedavg(WORK), population, **options)
 
 
 @pytest.mark.parametrize("kind", FAILURES)
 def test_the_client_is_named_counted_and_left_out(kind: str) -> None:
     bad, said = FAILURES[kind]
     history = skipped(people(bad, 5))
-    out = [record for record in history.rounds if record.failed]
+    out = [record for record in history.rounds if record.reports.failed]
     assert out
     for record in out:
-        assert list(record.failed) == ["5"]
-        assert said in record.failed["5"]
-        assert (record.clients, record.dropped, record.reasons) == (3, 1, {"failed": 1})
-    assert all(record.clients == 4 for record in history.rounds if not record.failed)
+        assert list(record.reports.failed) == ["5"]
+        assert said in record.reports.failed["5"]
+        assert (record.clients, record.reports.dropped, record.reports.reasons) == (3, 1, {"failed": 1})
+    assert all(record.clients == 4 for record in history.rounds if not record.reports.failed)
     (note,) = (note for note in history.notes if "left out" in note)
     assert f"client '5' was left out of {len(out)} round" in note
     assert said in note
@@ -101,10 +102,12 @@ def test_processes_and_a_resumed_run_give_the_same_bits(executor: str, kind: str
     several = skipped(population, executor=executor, workers=2, out=tmp_path, rounds=3)
     resumed = skipped(population, executor=executor, out=tmp_path)
     assert alone.model_sha256 == resumed.model_sha256
-    assert any(record.failed for record in alone.rounds)
+    assert any(record.reports.failed for record in alone.rounds)
     for other in (several, resumed):
         those = alone.rounds[: len(other.rounds)]
-        assert [list(record.failed) for record in other.rounds] == [list(record.failed) for record in those]
+        assert [list(record.reports.failed) for record in other.rounds] == [
+            list(record.reports.failed) for record in those
+        ]
 
 
 ALGORITHMS: dict[str, tuple[sumus.Algorithm, dict[str, Any]]] = {
@@ -138,7 +141,7 @@ def test_what_it_keeps_is_not_changed_by_a_round_that_failed() -> None:
 
 def test_the_first_client_may_be_the_one() -> None:
     history = skipped(people(broken, 0), pacing=sumus.Pacing(8))
-    assert all(list(record.failed) == ["0"] for record in history.rounds)
+    assert all(list(record.reports.failed) == ["0"] for record in history.rounds)
 
 
 def test_attackers_beside_it() -> None:
@@ -171,4 +174,6 @@ def test_other_words_and_the_wire_are_refused() -> None:
 
 def test_a_record_travels_with_its_failures() -> None:
     (record,) = skipped(people(narrow, 5), pacing=sumus.Pacing(8), rounds=1).rounds
-    assert sumus.RoundRecord.from_json(record.to_json()) == dataclasses.replace(record, spreads={})
+    assert sumus.RoundRecord.from_json(record.to_json()) == dataclasses.replace(
+        record, evaluation=dataclasses.replace(record.evaluation, spreads={})
+    )

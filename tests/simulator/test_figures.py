@@ -11,19 +11,18 @@ from torch import nn
 from torch.nn import functional
 
 import sumus
+from tests.simulating import simulated
 
 X = np.random.default_rng(0).normal(size=(12, 4)).astype("f4")
 Y = (X.sum(1) > 0).astype("i8")
 PEOPLE = dict.fromkeys(range(4), (X, Y))
 
 
-def simulated(people: Any, metrics: Any = None, loss: Any = sumus.losses.cross_entropy, **more: Any) -> sumus.History:
+def measured_on(people: Any, metrics: Any = None, loss: Any = sumus.losses.cross_entropy, **more: Any) -> sumus.History:
     task = sumus.Task(more.pop("model", lambda: nn.Linear(4, 2)), loss, metrics or {})
     work = more.pop("work", sumus.sgd(lr=0.1))
     evaluate = more.pop("evaluate", sumus.Evaluate(seen=len(people)))
-    return sumus.simulate(
-        task, sumus.fedavg(work), people, more.pop("rounds", 1), evaluate=evaluate, progress=False, **more
-    )
+    return simulated(task, sumus.fedavg(work), people, more.pop("rounds", 1), evaluate=evaluate, progress=False, **more)
 
 
 # ── NaN ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -38,10 +37,10 @@ def over_known(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def test_a_loss_that_is_nan_names_its_client_whichever_way_it_trains(way: dict[str, Any]) -> None:
     people = {**PEOPLE, 3: (X, np.full(12, -100))}
     with pytest.raises(sumus.SumusError, match=r"client 3.*metrics\[loss\]"):
-        simulated(people, loss=over_known, **way)
+        measured_on(people, loss=over_known, **way)
     if "workers" in way:
         return
-    assert math.isfinite(simulated(PEOPLE, loss=over_known, **way).rounds[0].loss)
+    assert math.isfinite(measured_on(PEOPLE, loss=over_known, **way).rounds[0].loss)
 
 
 def hits(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -54,7 +53,7 @@ def test_nan_of_one_client_is_named_in_an_evaluation_and_is_its_worst(source: st
     unknown = (X, np.full(12, -100))
     people = {**PEOPLE, "eve": unknown} if source == "seen" else PEOPLE
     evaluate = sumus.Evaluate(seen=5) if source == "seen" else sumus.Evaluate(unseen={"ann": (X, Y), "eve": unknown})
-    history = simulated(people, {"hits": hits}, evaluate=evaluate, **way)
+    history = measured_on(people, {"hits": hits}, evaluate=evaluate, **way)
     spread = history.spreads[source]["hits"]
     assert (spread.worst_client, math.isnan(spread.worst), math.isnan(history.metrics["hits"])) == ("eve", True, True)
     assert [note for note in history.notes if "'hits' is NaN on client 'eve'" in note]
@@ -63,14 +62,14 @@ def test_nan_of_one_client_is_named_in_an_evaluation_and_is_its_worst(source: st
 
 def test_nan_of_central_data_is_named_and_reaches_no_target() -> None:
     evaluate = sumus.Evaluate(central=(X, np.full(12, -100)), target={"hits": 0.0})
-    history = simulated(PEOPLE, {"hits": hits}, evaluate=evaluate, rounds=2)
+    history = measured_on(PEOPLE, {"hits": hits}, evaluate=evaluate, rounds=2)
     assert (len(history.rounds), history.stopped) == (2, "rounds")
     assert [note for note in history.notes if "'hits' is NaN on the central held-out data" in note]
 
 
 def test_many_nans_are_not_many_notes() -> None:
     people = {k: (X, np.full(12, -100)) for k in range(20)}
-    history = simulated(people, {"hits": hits}, evaluate=sumus.Evaluate(seen=20), rounds=2)
+    history = measured_on(people, {"hits": hits}, evaluate=sumus.Evaluate(seen=20), rounds=2)
     assert 0 < len(history.notes) <= 10
 
 
@@ -97,7 +96,7 @@ def counting(sums: Callable[[torch.Tensor], torch.Tensor], counts: Callable[[tor
 )
 def test_what_no_metric_can_count_is_refused(metric: Any, said: str) -> None:
     with pytest.raises(sumus.TaskError, match=said):
-        simulated(PEOPLE, {"own": metric})
+        measured_on(PEOPLE, {"own": metric})
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32, torch.float64])
@@ -105,7 +104,7 @@ def test_whole_counts_of_any_dtype_are_counted(dtype: torch.dtype) -> None:
     def of_ones(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return ((outputs.argmax(-1) == targets) & (targets == 1)).to(dtype), (targets == 1).to(dtype)
 
-    history = simulated(PEOPLE, {"recall": of_ones}, work=sumus.sgd(lr=0.0))
+    history = measured_on(PEOPLE, {"recall": of_ones}, work=sumus.sgd(lr=0.0))
     model = nn.Linear(4, 2)
     model.load_state_dict(history.model)
     found = model(torch.from_numpy(X)).argmax(-1).numpy()
@@ -138,20 +137,20 @@ def ranked(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def test_a_loss_within_a_batch_is_measured_in_batches_of_the_asked_size_or_said_to_be_another(loss: Any) -> None:
     people = {k: (np.tile(X, (10, 1)), np.tile(Y, 10)) for k in range(2)}
     work = sumus.sgd(lr=0.0, batch_size=8)
-    plain = simulated(people, loss=loss, work=work)
+    plain = measured_on(people, loss=loss, work=work)
     assert [note for note in plain.notes if "training takes batches of 8, and evaluation batches of 512" in note]
-    asked = simulated(people, loss=loss, work=work, evaluate=sumus.Evaluate(seen=2, batch_size=8))
+    asked = measured_on(people, loss=loss, work=work, evaluate=sumus.Evaluate(seen=2, batch_size=8))
     assert not asked.notes
     assert asked.metrics["loss"] == pytest.approx(asked.rounds[0].loss, rel=0.15)
 
 
 def test_a_metric_within_a_batch_is_said_to_be_one_and_a_plain_one_is_not() -> None:
-    history = simulated(PEOPLE, {"rank": ranked})
+    history = measured_on(PEOPLE, {"rank": ranked})
     assert [note for note in history.notes if "compares the examples of a batch" in note]
-    assert not simulated(PEOPLE, {"accuracy": sumus.metrics.accuracy}).notes
-    drawn = simulated(PEOPLE, {"luck": lambda outputs, targets: torch.rand(len(outputs))})
+    assert not measured_on(PEOPLE, {"accuracy": sumus.metrics.accuracy}).notes
+    drawn = measured_on(PEOPLE, {"luck": lambda outputs, targets: torch.rand(len(outputs))})
     assert not [note for note in drawn.notes if "compares the examples" in note]
-    normed = simulated(
+    normed = measured_on(
         PEOPLE, model=lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 2))
     )
     assert not [note for note in normed.notes if "compares the examples" in note]
@@ -190,7 +189,7 @@ def test_random_views_are_said_to_be_drawn_once(kind: str) -> None:
     task = sumus.Task(
         lambda: nn.Linear(4, 2), sumus.losses.cross_entropy, prepare=noisy if kind == "preparation" else None
     )
-    history = sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1)), people, 1, progress=False)
+    history = sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1)), people, 1, out=sumus.Output(progress=False))
     assert [note for note in history.notes if "client 0 gives other examples each time it is read" in note]
 
 
@@ -203,7 +202,7 @@ def test_views_that_a_model_draws_are_new_each_time_and_need_no_note() -> None:
             seen.update(inputs[:, 0].tolist() if self.training else [])
             return super().forward(inputs)
 
-    history = simulated(
+    history = measured_on(
         PEOPLE, model=lambda: Noisy(4, 2), work=sumus.sgd(lr=0.1, epochs=3), rounds=2, executor="autograd"
     )
     assert len(seen) >= 12 * 3 * 2
@@ -222,8 +221,12 @@ def test_a_personal_parameter_without_a_gradient_stays_as_it_was(executor: str) 
         return model
 
     task = sumus.Task(net, sumus.losses.cross_entropy, leaves={"0.*": "personal"})
-    history = sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1)), PEOPLE, 2, executor=executor, progress=False)
+    history = sumus.simulate(
+        task, sumus.fedavg(sumus.sgd(lr=0.1)), PEOPLE, 2, compute=executor, out=sumus.Output(progress=False)
+    )
     assert torch.equal(history.model["0.weight"], net()[0].weight)
     frozen = sumus.Task(net, sumus.losses.cross_entropy)
-    other = sumus.simulate(frozen, sumus.fedavg(sumus.sgd(lr=0.1)), PEOPLE, 2, executor=executor, progress=False)
+    other = sumus.simulate(
+        frozen, sumus.fedavg(sumus.sgd(lr=0.1)), PEOPLE, 2, compute=executor, out=sumus.Output(progress=False)
+    )
     assert torch.equal(history.model["1.weight"], other.model["1.weight"])

@@ -21,7 +21,8 @@ from sumus.algorithms import scaffold
 from sumus.executors.executor import Trained
 from sumus.rng import generator
 from sumus.simulator.checkpoint import CHECKPOINT, Checkpoint
-from sumus.simulator.history import History, RoundRecord
+from sumus.simulator.history import History
+from sumus.simulator.records import RoundRecord
 from sumus.storage.client_states import ClientStates
 from sumus.work import ClientState, LocalRun, Parts, send_difference
 
@@ -124,19 +125,21 @@ def test_a_lossy_run_that_was_broken_ends_like_one_that_was_not(
     controlled: Callable[..., sumus.Experiment], tmp_path: Path, store: str, stop_after: int
 ) -> None:
     whole_states = sumus.MemoryClientStates()
-    whole = sumus.run(controlled(), client_states=whole_states)
-    assert 0 < sum(record.dropped for record in whole.rounds) < 6 * 5
-    assert all(record.clients + record.dropped == 5 for record in whole.rounds)
+    whole = sumus.run(controlled(), out=sumus.Output(client_states=whole_states))
+    assert 0 < sum(record.reports.dropped for record in whole.rounds) < 6 * 5
+    assert all(record.clients + record.reports.dropped == 5 for record in whole.rounds)
     with pytest.raises(sumus.Interrupted, match=f"after round {stop_after} of 6"):
         sumus.run(
             controlled(),
-            out=tmp_path / "run",
-            checkpoint_every=3,
-            client_states=STORES[store](tmp_path / "states"),
-            progress=After(stop_after, ctrl_c),
+            out=sumus.Output(
+                tmp_path / "run",
+                checkpoint_every=3,
+                client_states=STORES[store](tmp_path / "states"),
+                progress=After(stop_after, ctrl_c),
+            ),
         )
     states = STORES[store](tmp_path / "states")
-    resumed = sumus.run(controlled(), out=tmp_path / "run", client_states=states)
+    resumed = sumus.run(controlled(), out=sumus.Output(tmp_path / "run", client_states=states))
     assert resumed.model_sha256 == whole.model_sha256
     assert told(resumed.rounds) == told(whole.rounds)
     people = controlled().population
@@ -148,7 +151,7 @@ def test_the_servers_control_stays_the_mean_of_everyones(
 ) -> None:
     """c = Σcᵢ/N holds only if a lost report moves neither."""
     states = sumus.MemoryClientStates()
-    sumus.run(controlled(rounds=8), out=tmp_path, client_states=states)
+    sumus.run(controlled(rounds=8), out=sumus.Output(tmp_path, client_states=states))
     checkpoint = Checkpoint.read(tmp_path)
     assert checkpoint is not None
     people = controlled().population
@@ -171,13 +174,13 @@ def test_states_of_another_run_are_not_forgotten_unasked(
     controlled: Callable[..., sumus.Experiment], tmp_path: Path, store: str
 ) -> None:
     states = STORES[store](tmp_path / "states")
-    whole = sumus.run(controlled(rounds=2), out=tmp_path / "run", client_states=states)
+    whole = sumus.run(controlled(rounds=2), out=sumus.Output(tmp_path / "run", client_states=states))
     people = controlled().population
     before = kept(states, people)
     with pytest.raises(sumus.ExperimentError, match="holds the states of another run, .*restart=True"):
-        sumus.run(controlled(rounds=2), out=tmp_path / "mistyped", client_states=states)
+        sumus.run(controlled(rounds=2), out=sumus.Output(tmp_path / "mistyped", client_states=states))
     assert kept(states, people) == before
-    again = sumus.run(controlled(rounds=2), out=tmp_path / "other", client_states=states, restart=True)
+    again = sumus.run(controlled(rounds=2), out=sumus.Output(tmp_path / "other", client_states=states, restart=True))
     assert again.model_sha256 == whole.model_sha256
 
 
@@ -186,14 +189,14 @@ def test_a_run_that_cannot_start_over_forgets_no_states(
     controlled: Callable[..., sumus.Experiment], tmp_path: Path, store: str
 ) -> None:
     states = STORES[store](tmp_path / "states")
-    sumus.run(controlled(rounds=2), out=tmp_path / "run", client_states=states)
+    sumus.run(controlled(rounds=2), out=sumus.Output(tmp_path / "run", client_states=states))
     people = controlled().population
     before = kept(states, people)
     misspelt = dataclasses.replace(controlled(), evaluate=sumus.Evaluate(seen=6, target={"los": 0.1}))
     with pytest.raises(sumus.ExperimentError, match="the target names 'los', which is not measured"):
-        sumus.run(misspelt, out=tmp_path / "run", client_states=states, restart=True)
+        sumus.run(misspelt, out=sumus.Output(tmp_path / "run", client_states=states, restart=True))
     assert kept(states, people) == before
-    longer = sumus.run(controlled(), out=tmp_path / "run", client_states=states)
+    longer = sumus.run(controlled(), out=sumus.Output(tmp_path / "run", client_states=states))
     assert longer.model_sha256 == sumus.run(controlled()).model_sha256
 
 
@@ -204,14 +207,14 @@ def test_a_round_in_which_every_report_is_lost_leaves_the_model_and_the_run_goes
     evaluate = sumus.Evaluate(unseen=people.subset([10, 11]))
     experiment = sumus.Experiment(plan, people.without([10, 11]), 12, evaluate, fleet=sumus.Fleet(lost=0.75))
     history = sumus.run(experiment, out=tmp_path)
-    lost = [record.dropped == 2 for record in history.rounds]
+    lost = [record.reports.dropped == 2 for record in history.rounds]
     assert 2 < sum(lost) < 10
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     for before, record, line in zip(history.rounds, history.rounds[1:], lines[1:], strict=False):
-        assert (record.evaluations == before.evaluations) == (record.dropped == 2)
-        assert math.isnan(record.loss) == (line["loss"] is None) == (record.dropped == 2)
-        assert (record.clients, record.examples) == (2 - record.dropped, 24 * (2 - record.dropped))
-        assert record.bytes_up == record.bytes_down > 0  # a lost report was sent all the same
+        assert (record.evaluation.by_source == before.evaluation.by_source) == (record.reports.dropped == 2)
+        assert math.isnan(record.loss) == (line["loss"] is None) == (record.reports.dropped == 2)
+        assert (record.clients, record.examples) == (2 - record.reports.dropped, 24 * (2 - record.reports.dropped))
+        assert record.traffic.up == record.traffic.down > 0  # a lost report was sent all the same
     longer = sumus.run(dataclasses.replace(experiment, rounds=13), out=tmp_path)
     np.testing.assert_array_equal(
         [record.loss for record in longer.rounds[:12]], [record.loss for record in history.rounds]
@@ -237,8 +240,8 @@ def test_seen_people_are_measured_with_the_leaves_that_they_keep(people: sumus.P
     task = personal(metrics={"accuracy": sumus.metrics.accuracy})
     plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.3, batch_size=8, epochs=2)), sumus.Pacing(12))
     experiment = sumus.Experiment(plan, people, 2, sumus.Evaluate(seen=12), fleet=sumus.Fleet(lost=0.5))
-    history = sumus.run(experiment, client_states=states)
-    assert all(1 < record.dropped < 11 for record in history.rounds)
+    history = sumus.run(experiment, out=sumus.Output(client_states=states))
+    assert all(1 < record.reports.dropped < 11 for record in history.rounds)
     total = 0.0
     module = net()
     for client, (inputs, labels) in people.items():
@@ -247,7 +250,7 @@ def test_seen_people_are_measured_with_the_leaves_that_they_keep(people: sumus.P
         with torch.no_grad():
             outputs = module(torch.from_numpy(inputs))
         total += float(nn.functional.cross_entropy(outputs, torch.from_numpy(labels), reduction="sum"))
-    assert history.rounds[-1].evaluations["seen"]["loss"] == pytest.approx(total / (12 * 24), rel=1e-5)
+    assert history.rounds[-1].evaluation.by_source["seen"]["loss"] == pytest.approx(total / (12 * 24), rel=1e-5)
 
 
 # ── stragglers ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -260,7 +263,7 @@ def counting(work: sumus.ClientWork, steps: list[int]) -> sumus.ClientWork:
         steps.append(done.steps)
         return send_difference(broadcast, params, state, done)
 
-    return dataclasses.replace(work, finish=finish)
+    return dataclasses.replace(work, rules=dataclasses.replace(work.rules, finish=finish))
 
 
 def with_work(task: sumus.Task, people: sumus.Population, work: sumus.ClientWork, fleet: sumus.Fleet) -> sumus.History:
@@ -272,7 +275,7 @@ def test_partial_work_is_counted_and_is_the_beginning_of_the_whole(task: sumus.T
     steps: list[int] = []
     work = sumus.sgd(lr=0.2, batch_size=8, epochs=4)  # 12 steps
     record = with_work(task, people, counting(work, steps), sumus.Fleet(stragglers=0.7)).rounds[0]
-    assert (record.clients, record.dropped, record.examples) == (12, 0, 12 * 24)
+    assert (record.clients, record.reports.dropped, record.examples) == (12, 0, 12 * 24)
     assert min(steps) < 6
     assert max(steps) == 12
     one = people.subset([3])
@@ -289,17 +292,20 @@ def test_where_partial_work_is_not_counted_stragglers_do_not_even_begin(
     steps: list[int] = []
     work = counting(sumus.sgd(lr=0.2, batch_size=8, epochs=4), steps)
     some = with_work(task, people, work, sumus.Fleet(stragglers=0.5, partial_work=False)).rounds[0]
-    assert 0 < some.dropped < 12
+    assert 0 < some.reports.dropped < 12
     assert steps == [12] * (
         some.clients + 1
     )  # the first one is trained again at the end, see `sumus.executors.witness`
-    assert some.bytes_up == some.clients * some.bytes_down / 12
+    assert some.traffic.up == some.clients * some.traffic.down / 12
     steps.clear()
     few = with_work(task, people, work, sumus.Fleet(stragglers=1.0, partial_work=False)).rounds[0]
     again = min(few.clients, 1)
-    assert (few.clients + few.dropped, steps) == (12, [12] * (few.clients + again))  # those who had time for all of it
-    assert few.dropped > 8
-    assert few.bytes_up == few.clients * few.bytes_down / 12
+    assert (few.clients + few.reports.dropped, steps) == (
+        12,
+        [12] * (few.clients + again),
+    )  # those who had time for all of it
+    assert few.reports.dropped > 8
+    assert few.traffic.up == few.clients * few.traffic.down / 12
 
 
 # ── breaks at bad moments ────────────────────────────────────────────────────────────────────────────────────────────
@@ -325,16 +331,20 @@ def test_a_break_while_the_model_is_measured_undoes_that_round_everywhere(
     with pytest.raises((sumus.TaskError, sumus.Interrupted)):
         sumus.run(
             experiment,
-            out=tmp_path / "run",
-            checkpoint_every=2,
-            client_states=STORES[store](tmp_path / "states"),
-            progress=After(3, break_it),
+            out=sumus.Output(
+                tmp_path / "run",
+                checkpoint_every=2,
+                client_states=STORES[store](tmp_path / "states"),
+                progress=After(3, break_it),
+            ),
         )
     checkpoint = Checkpoint.read(tmp_path / "run")
     assert checkpoint is not None
     assert len(checkpoint.rounds) == 3
     Path(broken).unlink()
-    resumed = sumus.run(experiment, out=tmp_path / "run", client_states=STORES[store](tmp_path / "states"))
+    resumed = sumus.run(
+        experiment, out=sumus.Output(tmp_path / "run", client_states=STORES[store](tmp_path / "states"))
+    )
     assert resumed.model_sha256 == whole.model_sha256
     assert told(resumed.rounds) == told(whole.rounds)
 
@@ -357,9 +367,9 @@ def test_a_first_round_that_fails_leaves_an_empty_store_and_the_same_command_run
     people = whole.population
     broken = dataclasses.replace(whole, population=Broken(range(12), people.__getitem__))
     with pytest.raises((ZeroDivisionError, sumus.Interrupted)):
-        sumus.run(broken, out=tmp_path / "run", client_states=states)
+        sumus.run(broken, out=sumus.Output(tmp_path / "run", client_states=states))
     assert states.empty
-    again = sumus.run(whole, out=tmp_path / "run", client_states=states)
+    again = sumus.run(whole, out=sumus.Output(tmp_path / "run", client_states=states))
     assert again.model_sha256 == sumus.run(whole).model_sha256
 
 
@@ -371,16 +381,20 @@ def test_a_checkpoint_that_could_not_be_written_leaves_the_one_before_to_go_on_f
     with pytest.raises(sumus.ExperimentError, match=f"{CHECKPOINT} cannot be written: Is a directory"):
         sumus.run(
             controlled(),
-            out=tmp_path / "run",
-            checkpoint_every=1,
-            client_states=STORES[store](tmp_path / "states"),
-            progress=After(2, in_the_way.mkdir),
+            out=sumus.Output(
+                tmp_path / "run",
+                checkpoint_every=1,
+                client_states=STORES[store](tmp_path / "states"),
+                progress=After(2, in_the_way.mkdir),
+            ),
         )
     in_the_way.rmdir()
     checkpoint = Checkpoint.read(tmp_path / "run")
     assert checkpoint is not None
     assert len(checkpoint.rounds) == 1
-    resumed = sumus.run(controlled(), out=tmp_path / "run", client_states=STORES[store](tmp_path / "states"))
+    resumed = sumus.run(
+        controlled(), out=sumus.Output(tmp_path / "run", client_states=STORES[store](tmp_path / "states"))
+    )
     assert resumed.model_sha256 == sumus.run(controlled()).model_sha256
 
 
@@ -417,7 +431,7 @@ def test_ctrl_c_leaves_whole_rounds_whenever_it_comes(
 ) -> None:
     """While clients train the round is undone; while states are settled it is finished first; also when all is done."""
     with pytest.raises(sumus.Interrupted) as stop:
-        sumus.run(controlled(), out=tmp_path, checkpoint_every=2, client_states=Disturbed(method, number))
+        sumus.run(controlled(), out=sumus.Output(tmp_path, checkpoint_every=2, client_states=Disturbed(method, number)))
     assert len(stop.value.history.rounds) == done
     assert sumus.run(controlled(), out=tmp_path).model_sha256 == sumus.run(controlled()).model_sha256
 
@@ -429,10 +443,10 @@ def test_ctrl_c_while_the_history_is_written_loses_nothing(
     with monkeypatch.context() as pressed:
         pressed.setattr(History, "write_jsonl", lambda history, path: ctrl_c())
         with pytest.raises(sumus.Interrupted, match="after round 6 of 6, kept in .*: run the same again") as stop:
-            sumus.run(controlled(), out=tmp_path / "run", client_states=states)
+            sumus.run(controlled(), out=sumus.Output(tmp_path / "run", client_states=states))
     assert len(stop.value.history.rounds) == 6
     states = sumus.DirectoryClientStates(tmp_path / "states")
-    again = sumus.run(controlled(), out=tmp_path / "run", client_states=states)
+    again = sumus.run(controlled(), out=sumus.Output(tmp_path / "run", client_states=states))
     assert again.model_sha256 == stop.value.history.model_sha256 == sumus.run(controlled()).model_sha256
     assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 6
 
@@ -519,7 +533,7 @@ def test_a_round_with_too_few_reports_is_void_for_clients_too(
     plan = sumus.Plan(personal(), algorithm, sumus.Pacing(4))
     states = sumus.MemoryClientStates()
     fleet = sumus.Fleet(lost=0.4)
-    history = sumus.run(sumus.Experiment(plan, watched, rounds=8, fleet=fleet), client_states=states)
+    history = sumus.run(sumus.Experiment(plan, watched, rounds=8, fleet=fleet), out=sumus.Output(client_states=states))
     counted = [record.clients for record in history.rounds]
     assert set(counted) == {0, 3, 4}  # two and one are too few
     expected = sumus.MemoryClientStates()

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import sumus
-from sumus.simulator.history import RoundRecord
+from sumus.simulator.records import RoundRecord
 
 Make = Callable[..., sumus.Experiment]
 
@@ -30,8 +30,8 @@ def test_lines_of_json_hold_every_round_whole(experiment: Make, tmp_path: Path) 
     lines = history.write_jsonl(tmp_path / "history.jsonl").read_text().splitlines()
     read = [RoundRecord.from_json(json.loads(line)) for line in lines]
     assert [record.to_json() for record in read] == [record.to_json() for record in history.rounds]
-    worst = [record.spreads["unseen"]["loss"].worst_client for record in read]
-    assert worst == [str(record.spreads["unseen"]["loss"].worst_client) for record in history.rounds]
+    worst = [record.evaluation.spreads["unseen"]["loss"].worst_client for record in read]
+    assert worst == [str(record.evaluation.spreads["unseen"]["loss"].worst_client) for record in history.rounds]
 
 
 def test_a_folder_holds_model_history_and_picture(experiment: Make, tmp_path: Path) -> None:

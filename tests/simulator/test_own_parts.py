@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import sumus
+from tests.simulating import simulated
 
 WORK = sumus.sgd(lr=0.1, batch_size=4)
+
+
+def with_rules(**changes: Any) -> sumus.ClientWork:
+    return replace(WORK, rules=replace(WORK.rules, **changes))
+
+
 SERVER = sumus.optimizers.sgd(1.0)
 MEAN = sumus.fedavg(WORK).aggregator
 
@@ -40,9 +47,7 @@ def after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def run(algorithm: sumus.Algorithm, net: Callable[[], Any] = lambda: nn.Linear(4, 2), **options: Any) -> sumus.History:
     task = sumus.Task(net, options.pop("loss", sumus.losses.cross_entropy))
-    return sumus.simulate(
-        task, algorithm, options.pop("people", people()), **{"rounds": 2, "progress": False, **options}
-    )
+    return simulated(task, algorithm, options.pop("people", people()), **{"rounds": 2, "progress": False, **options})
 
 
 def rule(**changes: Any) -> sumus.ClientWork:
@@ -54,13 +59,13 @@ def whole(**changes: Any) -> sumus.Algorithm:
 
 
 PARTS: dict[str, tuple[Callable[[], sumus.Algorithm], str]] = {
-    "correct": (lambda: sumus.fedavg(replace(WORK, correct=raising)), "client [0-3]: correct of custom"),
+    "correct": (lambda: sumus.fedavg(with_rules(correct=raising)), "client [0-3]: correct of custom"),
     "a correction of another shape": (
-        lambda: sumus.fedavg(replace(WORK, correct=lambda grads, *_: {name: torch.zeros(7, 7) for name in grads})),
+        lambda: sumus.fedavg(with_rules(correct=lambda grads, *_: {name: torch.zeros(7, 7) for name in grads})),
         "client [0-3]: update of sgd",
     ),
     "a correction that is nothing": (
-        lambda: sumus.fedavg(replace(WORK, correct=lambda *_: None)),
+        lambda: sumus.fedavg(with_rules(correct=lambda *_: None)),
         "client [0-3]: correct of",
     ),
     "the rule's init": (lambda: sumus.fedavg(rule(init=raising)), "client [0-3]: init of custom"),
@@ -73,10 +78,10 @@ PARTS: dict[str, tuple[Callable[[], sumus.Algorithm], str]] = {
         lambda: sumus.fedavg(rule(update=lambda grad, state, param, *_: (param.sum(), ()))),
         r"client [0-3]: .*`weight` a Tensor of shape torch.Size\(\[\]\), and the leaf is of shape \(2, 4\)",
     ),
-    "a client's first state": (lambda: sumus.fedavg(replace(WORK, init=raising)), "client [0-3]: init of custom"),
-    "finish": (lambda: sumus.fedavg(replace(WORK, finish=raising)), "client [0-3]: finish of custom"),
+    "a client's first state": (lambda: sumus.fedavg(with_rules(init=raising)), "client [0-3]: init of custom"),
+    "finish": (lambda: sumus.fedavg(with_rules(finish=raising)), "client [0-3]: finish of custom"),
     "parts that are none": (
-        lambda: sumus.fedavg(replace(WORK, finish=lambda *_: ({"params": 3}, {}))),
+        lambda: sumus.fedavg(with_rules(finish=lambda *_: ({"params": 3}, {}))),
         "client [0-3]: finish of",
     ),
     "a schedule": (lambda: sumus.fedavg(replace(WORK, lr=sumus.schedules.Schedule(at=raising))), "the rate of custom"),
@@ -150,7 +155,7 @@ def test_a_part_that_raises_later_keeps_the_rounds_before(executor: str) -> None
 
 
 def test_in_another_process_it_is_the_same() -> None:
-    late = replace(WORK, finish=after(3, WORK.finish))
+    late = with_rules(finish=after(3, WORK.rules.finish))
     with pytest.raises(sumus.UsageError, match="client [0-3]: finish of custom.*KeyError") as error:
         run(sumus.fedavg(late), rounds=5, workers=2)
     assert error.value.history is not None

@@ -10,7 +10,8 @@ from torch import nn
 
 import sumus
 from sumus import attacks
-from sumus.simulator.participation import Passes
+from sumus.simulator.populations.participation import Passes
+from tests.simulating import simulated
 
 TASK = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy})
 WORK = sumus.sgd(lr=0.1, batch_size=8)
@@ -28,7 +29,7 @@ PEOPLE = sumus.Population(range(10), examples)
 def run(population: Any, rounds: int = 6, cohort: int = 3, algorithm: Any = None, **options: Any) -> sumus.History:
     chosen = algorithm or sumus.fedavg(WORK)
     options = {"pacing": sumus.Pacing(cohort), "executor": "autograd"} | options
-    return sumus.simulate(TASK, chosen, population, rounds, **options)
+    return simulated(TASK, chosen, population, rounds, **options)
 
 
 def turns(history: sumus.History) -> list[int]:

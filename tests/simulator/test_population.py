@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 import sumus
 from sumus.rng import generator
-from sumus.simulator.population import sample
+from sumus.simulator.populations.population import sample
 
 
 class Items(Dataset[Any]):

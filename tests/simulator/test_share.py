@@ -10,8 +10,8 @@ import sumus
 from sumus.aggregate import RunningSum
 from sumus.executors.executor import ClientAssignment, Trained
 from sumus.executors.sequential import SequentialExecutor
-from sumus.simulator.population import as_population
-from sumus.simulator.share import ClientJob, ClientResult, RunSetting, Sums, Trainer
+from sumus.simulator.populations.population import as_population
+from sumus.simulator.processes.share import ClientJob, ClientResult, RunSetting, Sums, Trainer
 from sumus.training.program import Program
 from sumus.tree import sha256
 from sumus.types import Broadcast

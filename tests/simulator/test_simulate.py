@@ -19,7 +19,7 @@ from torch import nn
 import sumus
 from sumus import attacks
 from sumus.simulator.checkpoint import CHECKPOINT, Checkpoint
-from sumus.simulator.history import RoundRecord
+from sumus.simulator.records import RoundRecord
 
 Make = Callable[..., sumus.Experiment]
 
@@ -75,7 +75,10 @@ def test_an_interrupted_run_goes_on_to_the_same_model(experiment: Make, tmp_path
     algorithm = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8), COMPRESSED, server)
     whole = sumus.run(experiment(algorithm=algorithm))
     with pytest.raises(sumus.Interrupted, match=f"after round {stop_after} of 6") as stop:
-        sumus.run(experiment(algorithm=algorithm), out=tmp_path, checkpoint_every=100, progress=StopAfter(stop_after))
+        sumus.run(
+            experiment(algorithm=algorithm),
+            out=sumus.Output(tmp_path, checkpoint_every=100, progress=StopAfter(stop_after)),
+        )
     assert len(stop.value.history.rounds) == stop_after
     resumed = sumus.run(experiment(algorithm=algorithm), out=tmp_path)
     assert resumed.model_sha256 == whole.model_sha256
@@ -87,7 +90,9 @@ def test_whoever_started_over_is_told_to_go_on_without_that(experiment: Make, tm
     """The very same command would start over once more."""
     for restart, again in ((True, "run the same again, without restart, to go on$"), (False, "same again to go on$")):
         with pytest.raises(sumus.Interrupted, match=again):
-            sumus.run(experiment(), out=tmp_path, restart=restart, progress=StopAfter(2 if restart else 4))
+            sumus.run(
+                experiment(), out=sumus.Output(tmp_path, restart=restart, progress=StopAfter(2 if restart else 4))
+            )
     assert sumus.run(experiment(), out=tmp_path).model_sha256 == sumus.run(experiment()).model_sha256
 
 
@@ -108,7 +113,7 @@ def test_personal_leaves_are_kept_by_client_and_survive_a_break(people: sumus.Po
     experiment = sumus.Experiment(plan, people, rounds=6, evaluate=sumus.Evaluate(seen=12))
     whole = sumus.run(experiment, out=tmp_path / "whole")
     with pytest.raises(sumus.Interrupted):
-        sumus.run(experiment, out=tmp_path / "broken", progress=StopAfter(3))
+        sumus.run(experiment, out=sumus.Output(tmp_path / "broken", progress=StopAfter(3)))
     resumed = sumus.run(experiment, out=tmp_path / "broken")
     assert resumed.model_sha256 == whole.model_sha256
     one, two = (kept_in(tmp_path / name) for name in ("whole", "broken"))
@@ -129,7 +134,7 @@ def test_another_experiment_does_not_go_on_from_this_folder(experiment: Make, tm
         sumus.run(experiment(seed=1), out=tmp_path)
     with pytest.raises(sumus.ExperimentError, match="another plan"):
         sumus.run(experiment(algorithm=sumus.fedavg(sumus.sgd(lr=0.1))), out=tmp_path)
-    restarted = sumus.run(experiment(seed=1), out=tmp_path, restart=True)
+    restarted = sumus.run(experiment(seed=1), out=sumus.Output(tmp_path, restart=True))
     assert restarted.model_sha256 == sumus.run(experiment(seed=1)).model_sha256
 
 
@@ -241,9 +246,9 @@ def test_a_round_counts_what_travelled(experiment: Make) -> None:
     parameters = 6 * 8 + 8 + 8 * 2 + 2
     record = sumus.run(experiment(rounds=1)).rounds[0]
     assert (record.clients, record.examples) == (4, 4 * 24)
-    assert record.bytes_down == record.bytes_up == 4 * parameters * 4
+    assert record.traffic.down == record.traffic.up == 4 * parameters * 4
     codes = sumus.run(experiment(rounds=1, algorithm=sumus.fedavg(sumus.sgd(lr=0.1), COMPRESSED))).rounds[0]
-    assert codes.bytes_up == 4 * 256  # one byte each, padded to a block of 256
+    assert codes.traffic.up == 4 * 256  # one byte each, padded to a block of 256
 
 
 def test_the_users_model_and_randomness_are_left_alone(people: sumus.Population) -> None:
@@ -303,9 +308,9 @@ def test_an_attackers_report_that_cannot_be_counted_is_left_out_alone(
     attacked, states = attacks.scaled(people, share=0.25, factor=factor), sumus.MemoryClientStates()
     personal = dataclasses.replace(task, leaves={"3.*": "personal"})
     algorithm = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8), **options)
-    history = sumus.simulate(personal, algorithm, attacked, rounds=2, client_states=states)
+    history = sumus.simulate(personal, algorithm, attacked, rounds=2, out=sumus.Output(client_states=states))
     assert len(attacked.attackers) == 3
-    assert [(record.clients, record.dropped) for record in history.rounds] == [(9, 3), (9, 3)]
+    assert [(record.clients, record.reports.dropped) for record in history.rounds] == [(9, 3), (9, 3)]
     (note,) = history.notes
     assert "some attackers' reports were refused: not finite, or beyond the plan's bound" in note
     assert {client for client in people if states.get(str(client))} == set(people) - attacked.attackers
@@ -424,8 +429,8 @@ def test_running_statistics_go_beside_the_chain(people: sumus.Population, update
     np.testing.assert_allclose(history.model["0.running_mean"], np.mean(means, 0), atol=1e-6)
     np.testing.assert_allclose(history.model["0.running_var"], np.mean(variances, 0), rtol=1e-6)
     record = history.rounds[0]
-    assert record.bytes_down == 12 * 4 * (6 * 2 + 6 * 2 + 6 * 2 + 2)
-    assert record.bytes_up == 12 * (64 + 4 * 12)  # codes padded to a block, and statistics as they are
+    assert record.traffic.down == 12 * 4 * (6 * 2 + 6 * 2 + 6 * 2 + 2)
+    assert record.traffic.up == 12 * (64 + 4 * 12)  # codes padded to a block, and statistics as they are
 
 
 def test_a_loss_that_is_no_number_names_the_client() -> None:
@@ -461,7 +466,7 @@ def test_a_forward_in_place_does_not_change_the_data() -> None:
 
 def test_a_run_a_check_and_a_bundle_name_one_plan(experiment: Make) -> None:
     made = experiment(rounds=1)
-    assert sumus.run(made).plan_id == sumus.check(made.plan, made.population).plan_id
+    assert sumus.run(made).provenance.plan_id == sumus.check(made.plan, made.population).plan_id
 
 
 def test_a_target_of_an_error_is_reached_from_above(people: sumus.Population) -> None:
@@ -501,5 +506,5 @@ def test_a_checkpoint_is_written_every_few_rounds(experiment: Make, tmp_path: Pa
 
             return watch()
 
-    sumus.run(experiment(rounds=6), out=tmp_path, checkpoint_every=2, progress=Watch(0))
+    sumus.run(experiment(rounds=6), out=sumus.Output(tmp_path, checkpoint_every=2, progress=Watch(0)))
     assert seen == [0, 0, 2, 2, 4, 4]

@@ -12,9 +12,10 @@ import sumus
 from sumus.errors import ExperimentError
 from sumus.executors.choice import ExecutorChoice
 from sumus.rng import key
-from sumus.simulator.share import ClientJob, Sums
+from sumus.simulator.processes.share import ClientJob, Sums
 from sumus.site import Site
 from sumus.training.program import one_thread
+from tests.simulating import doors
 from tests.simulator.conftest import told
 from tests.simulator.test_share import trainer
 
@@ -28,13 +29,13 @@ def behind(made: sumus.Experiment, sites: Any = 3, rounds: int = 1) -> sumus.Exp
 def test_edges_that_add_give_the_model_that_there_is_without_them(experiment: Make) -> None:
     plain, through = sumus.run(experiment()), sumus.run(behind(experiment()))
     assert through.model_sha256 == plain.model_sha256
-    assert {record.bytes_above for record in plain.rounds} == {0}
-    assert all(record.bytes_above for record in through.rounds)
+    assert {record.traffic.above for record in plain.rounds} == {0}
+    assert all(record.traffic.above for record in through.rounds)
 
 
 def test_what_edges_send_up_is_a_sum_each_however_many_clients_they_have(experiment: Make) -> None:
     made = experiment(pacing=sumus.Pacing(10))
-    sizes = {sites: sumus.run(behind(made, sites)).rounds[0].bytes_above for sites in (1, 5, 10)}
+    sizes = {sites: sumus.run(behind(made, sites)).rounds[0].traffic.above for sites in (1, 5, 10)}
     assert sizes[5] == 5 * sizes[1]
     assert sizes[10] == 10 * sizes[1]
     numbers = 6 * 8 + 8 + 8 * 2 + 2
@@ -44,7 +45,7 @@ def test_what_edges_send_up_is_a_sum_each_however_many_clients_they_have(experim
 def test_a_site_is_its_clients_trained_round_after_round_on_its_own_model(experiment: Make) -> None:
     """The same from its parts: trainer, site and sum."""
     made = behind(experiment(rounds=1, pacing=sumus.Pacing(10)), sites=lambda client: client % 2, rounds=3)
-    history = sumus.run(made, executor="sequential", workers=1)
+    history = sumus.run(made, compute=sumus.Compute(executor="sequential", workers=1))
     one = trainer(made, ExecutorChoice.parse("sequential").executor)
     plan = one._setting.plan
     state = plan.algorithm.start(one.program.initial_shared, plan.description)
@@ -67,8 +68,8 @@ def test_a_site_is_its_clients_trained_round_after_round_on_its_own_model(experi
 @pytest.mark.parametrize("options", [{"workers": 2}, {"executor": "vectorized:4"}, {"workers": 3}], ids=str)
 def test_sites_are_the_same_wherever_clients_train(experiment: Make, options: dict[str, Any]) -> None:
     made = behind(experiment(), rounds=2)
-    plain = sumus.run(made, executor=options.get("executor", "sequential"), workers=1)
-    assert told(sumus.run(made, **{"executor": "sequential", **options})) == told(plain)
+    plain = sumus.run(made, compute=sumus.Compute(executor=options.get("executor", "sequential"), workers=1))
+    assert told(sumus.run(made, **doors({"executor": "sequential", **options}))) == told(plain)
 
 
 def test_a_run_with_sites_goes_on_from_its_checkpoint_and_not_with_others(experiment: Make, tmp_path: Path) -> None:
@@ -118,4 +119,4 @@ def test_a_plan_with_sites_and_none_there_is_refused(experiment: Make) -> None:
 
 def test_through_the_wire_there_are_no_sites(experiment: Make) -> None:
     with pytest.raises(ExperimentError, match="this plan's edges do rounds of their own"):
-        sumus.run(behind(experiment(), rounds=2), through="wire")
+        sumus.run(behind(experiment(), rounds=2), compute=sumus.Compute(through="wire"))

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import sumus
-from sumus.simulator.history import RoundRecord
 from sumus.simulator.progress import LineProgress, ProgressFile, progress_of
+from sumus.simulator.records import RoundEvaluation, RoundRecord
+from tests.simulating import simulated
 
 
 def person(number: int) -> tuple[Any, Any]:
@@ -60,7 +61,7 @@ TASK = sumus.Task(
 
 
 def run(people: Any, rounds: int = 1, **options: Any) -> sumus.History:
-    return sumus.simulate(
+    return simulated(
         TASK,
         sumus.fedavg(sumus.sgd(lr=0.1)),
         people,
@@ -105,7 +106,7 @@ class Clock:
 
 def a_round(number: int) -> RoundRecord:
     metrics = {"loss": 0.5, "accuracy": 0.25} if number % 2 == 0 else {}
-    return RoundRecord(number, 2, 16, 0.5, metrics, 0, 0, 1.0)
+    return RoundRecord(number, 2, 16, 0.5, RoundEvaluation(metrics), seconds=1.0)
 
 
 def lines_of(

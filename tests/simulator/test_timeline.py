@@ -12,11 +12,14 @@ import pytest
 from torch import nn
 
 import sumus
-from sumus.fleet import DAY, DeviceArrays, Fleet
+from sumus.fleet import DAY, DeviceArrays, Fleet, FleetNetwork, FleetTiming
 from sumus.pacing import Pacing
 from sumus.rng import generator
-from sumus.simulator.timeline import Played, RoundWork, ServerCost, Timeline
-from sumus.simulator.traces import devices_of, read
+from sumus.simulator.virtual_time.account import Played
+from sumus.simulator.virtual_time.fleet_model import RoundWork
+from sumus.simulator.virtual_time.server import ServerCost
+from sumus.simulator.virtual_time.timeline import Timeline
+from sumus.simulator.virtual_time.traces import devices_of, read
 
 MINUTES = Fleet(seconds=60, spread=10)
 
@@ -31,6 +34,11 @@ def played(pacing: Pacing, fleet: Fleet, count: int, rounds: int, **more: Any) -
     return run, [run.ended(number) for number in range(rounds)]
 
 
+def seconds_of(count: int) -> np.ndarray:
+    """How long a round's work takes each device of `MINUTES`."""
+    return MINUTES.devices(count, generator(0, "devices")).seconds
+
+
 def positions(one: Played) -> list[int]:
     return [each.position for each in one.counted]
 
@@ -39,26 +47,26 @@ def positions(one: Played) -> list[int]:
 
 
 def test_a_round_takes_as_long_as_its_slowest_device() -> None:
-    run, rounds = played(Pacing(5), MINUTES, 20, 8)
+    _, rounds = played(Pacing(5), MINUTES, 20, 8)
     now = 0.0
     for one in rounds:
-        now += max(run._devices.seconds[positions(one)])
+        now += max(seconds_of(20)[positions(one)])
         assert one.ended == pytest.approx(now)
         assert len(one.counted) == 5
 
 
 def test_the_first_ones_are_counted_where_more_are_chosen() -> None:
-    run, rounds = played(Pacing(10, over_select=1.3), MINUTES, 13, 1)
-    fastest = np.argsort(run._devices.seconds)[:10]
+    _, rounds = played(Pacing(10, over_select=1.3), MINUTES, 13, 1)
+    fastest = np.argsort(seconds_of(13))[:10]
     assert set(positions(rounds[0])) == set(fastest.tolist())
-    assert rounds[0].ended == pytest.approx(run._devices.seconds[fastest[-1]])
+    assert rounds[0].ended == pytest.approx(seconds_of(13)[fastest[-1]])
     _, more = played(Pacing(10, over_select=1.3), MINUTES, 26, 6)
     assert sum((one.dropped for one in more), Counter[str]())["closed"] > 0
 
 
 def test_at_the_deadline_it_goes_on_with_those_who_are_there() -> None:
-    run, rounds = played(Pacing(20, deadline=60), MINUTES, 20, 1)
-    in_time = {position for position in range(20) if run._devices.seconds[position] < 60}
+    _, rounds = played(Pacing(20, deadline=60), MINUTES, 20, 1)
+    in_time = {position for position in range(20) if seconds_of(20)[position] < 60}
     assert set(positions(rounds[0])) == in_time
     assert rounds[0].ended == 60
 
@@ -66,7 +74,7 @@ def test_at_the_deadline_it_goes_on_with_those_who_are_there() -> None:
 def test_a_round_with_too_few_is_abandoned_and_the_next_one_goes_on_from_the_same_model() -> None:
     run, rounds = played(Pacing(20, least=0.9, deadline=60), MINUTES, 20, 2)
     assert [one.published for one in rounds] == [False, False]
-    assert run._store.run.version == 0
+    assert run.version == 0
 
 
 def test_the_cohort_is_the_seeds_and_the_same_whatever_the_fleet() -> None:
@@ -90,7 +98,7 @@ def test_separation_holds(pacing: Pacing) -> None:
 
 def test_separation_is_models_where_rounds_are_abandoned() -> None:
     pacing = Pacing(4, separation=3, deadline=200.0, least=1.0)
-    _, rounds = played(pacing, dataclasses.replace(MINUTES, flaky=0.35), 30, 30)
+    _, rounds = played(pacing, dataclasses.replace(MINUTES, network=FleetNetwork(flaky=0.35)), 30, 30)
     models = [one.number for one in rounds if one.published]
     assert 10 < len(models) < len(rounds) - 3
     numbers: dict[int, list[int]] = {}
@@ -118,8 +126,8 @@ def test_a_buffer_closes_at_every_k_th_report_and_all_places_are_always_taken() 
     pacing = Pacing(5, concurrency=20)
     run, rounds = played(pacing, MINUTES, 60, 200)
     assert all(len(one.counted) == 5 for one in rounds)
-    assert run.totals.useful + run.totals.wasted == pytest.approx(20 * run.now, rel=0.1)
-    mean = run.totals.useful / sum(len(one.counted) for one in rounds)
+    assert run.totals.work.useful + run.totals.work.wasted == pytest.approx(20 * run.now, rel=0.1)
+    mean = run.totals.work.useful / sum(len(one.counted) for one in rounds)
     assert rounds[-1].ended == pytest.approx(200 * 5 * mean / 20, rel=0.1)
 
 
@@ -141,7 +149,10 @@ def test_whoever_begins_at_the_moment_of_a_publication_has_the_new_model() -> No
 
 def test_every_counted_report_is_based_on_one_model_and_in_one_sum() -> None:
     run, rounds = played(
-        Pacing(4, concurrency=12), Fleet(seconds=60, spread=10, flaky=0.2, doubled=0.2, latency=1.0), 40, 60
+        Pacing(4, concurrency=12),
+        Fleet(seconds=60, spread=10, network=FleetNetwork(flaky=0.2, doubled=0.2, latency=1.0)),
+        40,
+        60,
     )
     trained = [each for version in range(60) for each in run.based_on(version)]
     in_sums = [each for one in rounds for each in one.counted]
@@ -160,23 +171,28 @@ def test_too_stale_a_report_is_not_counted() -> None:
 
 def test_two_runs_are_the_same_event_for_event_and_another_seed_is_another_run() -> None:
     fleet = Fleet(
-        seconds=60, spread=10, jitter=0.3, lost=0.1, flaky=0.2, doubled=0.2, hours=9, latency=2, up=1e5, skew=0.01
+        seconds=60,
+        spread=10,
+        lost=0.1,
+        hours=9,
+        network=FleetNetwork(flaky=0.2, doubled=0.2, latency=2, up=1e5),
+        timing=FleetTiming(jitter=0.3, skew=0.01),
     )
     work = RoundWork(down=10**6, up=10**6)
 
     def told(seed: int) -> list[tuple[Any, ...]]:
         run, rounds = played(Pacing(4, over_select=1.5, deadline=900), fleet, 60, 30, seed=seed, work=work)
-        return [(one.ended, one.counted, one.dropped, one.bytes_up) for one in rounds] + [(run.totals.wasted,)]
+        return [(one.ended, one.counted, one.dropped, one.bytes_up) for one in rounds] + [(run.totals.work.wasted,)]
 
     assert told(0) == told(0)
     assert told(0) != told(1)
 
 
 def test_messages_that_are_lost_are_sent_again_and_nothing_is_counted_twice() -> None:
-    flaky = Fleet(seconds=60, flaky=0.4, doubled=0.4, latency=1.0)
+    flaky = Fleet(seconds=60, network=FleetNetwork(flaky=0.4, doubled=0.4, latency=1.0))
     run, rounds = played(Pacing(10), flaky, 10, 20, work=RoundWork(up=1000))
     assert all(sorted(positions(one)) == list(range(10)) for one in rounds)
-    assert run.totals.bytes_up > 1.3 * 20 * 10 * 1000
+    assert run.totals.traffic.up > 1.3 * 20 * 10 * 1000
 
 
 def test_work_of_who_goes_offline_is_dropped() -> None:
@@ -186,13 +202,13 @@ def test_work_of_who_goes_offline_is_dropped() -> None:
 
 
 def test_transfers_take_their_time() -> None:
-    fleet = Fleet(seconds=10, down=1000.0, up=100.0, latency=1.0)
+    fleet = Fleet(seconds=10, network=FleetNetwork(down=1000.0, up=100.0, latency=1.0))
     _, rounds = played(Pacing(1), fleet, 1, 1, work=RoundWork(down=5000, up=2000))
     assert rounds[0].ended == pytest.approx(5 + 10 + 20 + 3 * 1.0)
 
 
 def test_work_by_examples_takes_longer_for_more() -> None:
-    fleet = Fleet(seconds=10, by="examples")
+    fleet = Fleet(seconds=10, timing=FleetTiming(by="examples"))
     _, rounds = played(Pacing(3), fleet, 3, 1, work=RoundWork(share=lambda position: [0.5, 1.0, 1.5][position]))
     assert rounds[0].ended == pytest.approx(15)
 
@@ -200,8 +216,8 @@ def test_work_by_examples_takes_longer_for_more() -> None:
 def test_a_server_takes_its_time_and_the_queue_is_measured() -> None:
     cost = ServerCost(commit=0.5, report=0.1, publish=3.0)
     run, rounds = played(Pacing(10), Fleet(seconds=10), 10, 2, cost=cost)
-    assert run.totals.staged == 10
-    assert run.totals.waited == pytest.approx(1.0)
+    assert run.totals.load.staged == 10
+    assert run.totals.load.waited == pytest.approx(1.0)
     assert [one.ended for one in rounds] == pytest.approx([14.0, 28.0])
 
 
@@ -210,11 +226,11 @@ def test_a_server_takes_its_time_and_the_queue_is_measured() -> None:
 
 def rates(report: sumus.FleetReport, minutes: int) -> np.ndarray:
     """Check-ins a second, over so many minutes each."""
-    counts = np.array(report.checkins[: len(report.checkins) // minutes * minutes])
+    counts = np.array(report.load.checkins[: len(report.load.checkins) // minutes * minutes])
     return counts.reshape(-1, minutes).sum(1) / (60 * minutes)
 
 
-PHONES = Fleet(seconds=60, spread=10, jitter=0.2, hours=8, waits=False, lost=0.03)
+PHONES = Fleet(seconds=60, spread=10, hours=8, waits=False, lost=0.03, timing=FleetTiming(jitter=0.2))
 
 
 OUTAGE = (23.5, 24.5)
@@ -229,7 +245,7 @@ def day() -> sumus.FleetReport:
 
 
 def test_check_ins_stay_within_twice_the_plan_by_day_and_by_night(day: sumus.FleetReport) -> None:
-    assert rates(day, 10).max() < 2 * day.planned
+    assert rates(day, 10).max() < 2 * day.load.planned
     assert day.rounds_a_day > 100
     assert day.abandoned < day.rounds / 10
     assert 0 < day.wasted_share < 0.5
@@ -237,7 +253,7 @@ def test_check_ins_stay_within_twice_the_plan_by_day_and_by_night(day: sumus.Fle
 
 def test_after_an_outage_they_do_not_all_come_at_once(day: sumus.FleetReport) -> None:
     after = rates(day, 10)[int(6 * OUTAGE[1]) :]
-    assert 0.5 * day.planned < after.max() < 2 * day.planned
+    assert 0.5 * day.load.planned < after.max() < 2 * day.load.planned
 
 
 def test_a_small_population_comes_when_there_is_work() -> None:
@@ -280,8 +296,8 @@ def test_work_that_comes_to_nothing_is_all_wasted() -> None:
     report = sumus.rehearse(Pacing(5, concurrency=5), Fleet(seconds=60, lost=1), 20, days=1, up=10, down=10)
     assert (report.rounds, report.wasted_share) == (0, 1.0)
     assert report.idle_share == pytest.approx(0.75, abs=0.02)
-    assert report.bytes_down >= 10 * 5 * 1440
-    assert report.reasons["lost"] > 7000
+    assert report.traffic.down >= 10 * 5 * 1440
+    assert report.work.reasons["lost"] > 7000
 
 
 def test_a_rehearsal_in_which_no_more_rounds_are_possible_says_what_there_was() -> None:
@@ -291,16 +307,18 @@ def test_a_rehearsal_in_which_no_more_rounds_are_possible_says_what_there_was() 
 
 
 def test_transfers_are_work_and_make_a_device_slow() -> None:
-    report = sumus.rehearse(Pacing(5, over_select=2), Fleet(up=10, spread=20), 40, days=0.01, up=100)
+    report = sumus.rehearse(
+        Pacing(5, over_select=2), Fleet(spread=20, network=FleetNetwork(up=10)), 40, days=0.01, up=100
+    )
     assert report.wasted_share > 0.2
     assert report.by_speed[0] > 2 * report.by_speed[-1]
-    played(Pacing(3), Fleet(up=5e-5), 5, 1, work=RoundWork(up=40))  # nine days, and it ends
+    played(Pacing(3), Fleet(network=FleetNetwork(up=5e-5)), 5, 1, work=RoundWork(up=40))  # nine days, and it ends
 
 
 def test_nobody_asks_a_server_that_is_away() -> None:
     report = sumus.rehearse(Pacing(5), Fleet(seconds=60), 100, days=0.02, outages=[(0, 900)])
     assert report.rounds == 13
-    assert sum(report.reasons.values()) == 0
+    assert sum(report.work.reasons.values()) == 0
 
 
 def test_stragglers_hurry_nobody() -> None:
@@ -333,7 +351,6 @@ def test_devices_are_online_so_many_hours_a_day(hours: float) -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"skew": 2}, "at most 0.5"),
         ({"waits": "no"}, "give True or False"),
         ({"trace": 5}, "takes a str"),
         ({"trace": "phones.csv", "hours": 1, "spread": 50}, "leave out spread, hours"),
@@ -342,6 +359,28 @@ def test_devices_are_online_so_many_hours_a_day(hours: float) -> None:
 def test_a_fleet_that_cannot_be_is_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(sumus.SumusError, match=said):
         Fleet(**given)
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: FleetTiming(skew=2), r"FleetTiming\(skew=2\): .*at most 0.5"),
+        (lambda: FleetTiming(by="weight"), "give 'client' or 'examples'"),
+        (lambda: FleetNetwork(flaky=1), "no message would ever arrive"),
+        (lambda: FleetNetwork(down=0), r"FleetNetwork\(down=0\): it must be positive"),
+        (lambda: Fleet(network={"flaky": 0.1}), r"Fleet\(network=\) takes a FleetNetwork"),
+        (lambda: Fleet(trace="phones.csv", network=FleetNetwork(up=1.0)), "leave out up"),
+    ],
+)
+def test_a_network_or_a_timing_that_cannot_be_is_refused(made: Any, said: str) -> None:
+    with pytest.raises(sumus.SumusError, match=said):
+        made()
+
+
+def test_a_fleet_is_its_figures() -> None:
+    fleet = Fleet(seconds=60, lost=0.1, network=FleetNetwork(flaky=0.2), timing=FleetTiming(jitter=0.3))
+    assert Fleet.of(fleet.figures) == fleet
+    assert Fleet.of({"seconds": 60, "lost": 0.1, "flaky": 0.2, "jitter": 0.3}) == fleet
 
 
 def test_online_intervals_go_over_midnight() -> None:
@@ -400,9 +439,9 @@ def test_a_buffered_run_that_was_broken_off_ends_like_one_that_was_not(
     anywhere: Any, tmp_path: Path, name: str
 ) -> None:
     whole = sumus.run(anywhere(name, rounds=20))
-    assert max(max(record.staleness) for record in whole.rounds) > 0
+    assert max(max(record.reports.staleness) for record in whole.rounds) > 0
     for rounds in (7, 13, 20):
-        parts = sumus.run(anywhere(name, rounds=rounds), out=tmp_path, checkpoint_every=1)
+        parts = sumus.run(anywhere(name, rounds=rounds), out=sumus.Output(tmp_path, checkpoint_every=1))
     assert parts.model_sha256 == whole.model_sha256
     assert records(parts) == records(whole)
 
@@ -415,7 +454,11 @@ def test_a_buffered_run_is_fedbuff_by_hand() -> None:
         lambda: nn.Linear(3, 1, bias=False).double(), lambda outputs, targets: (outputs[:, 0] - targets) ** 2
     )
     pacing, rate, rounds = Pacing(3, concurrency=8), 0.1, 30
-    history = sumus.simulate(task, sumus.fedbuff(sumus.sgd(lr=rate)), people, rounds, pacing, fleet=MINUTES, seed=4)
+    history = sumus.run(
+        sumus.Experiment(
+            sumus.Plan(task, sumus.fedbuff(sumus.sgd(lr=rate)), pacing), people, rounds, seed=4, fleet=MINUTES
+        )
+    )
     run = timeline(pacing, MINUTES, 12, seed=4)
     models = [sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=1e-300)), people, 1, seed=4).model["weight"].numpy()[0]]
     moves = np.zeros((rounds + 20, 3))

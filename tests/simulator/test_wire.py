@@ -9,6 +9,7 @@ import torch
 
 import sumus
 from sumus.experiment import Experiment
+from tests.simulating import doors
 
 
 def net() -> torch.nn.Module:
@@ -40,11 +41,11 @@ def simulated(algorithm: sumus.Algorithm, cohort: int, through: str, **more: Any
     task = sumus.Task(net, sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy}, leaves=leaves)
     plan = sumus.Plan(task, algorithm, sumus.Pacing(cohort), min_contributors=2)
     experiment = Experiment(plan, PEOPLE, 4, sumus.Evaluate(unseen=UNSEEN, seen=3))
-    return sumus.run(experiment, executor="sequential", through=through, **more)  # pyright: ignore[reportArgumentType]
+    return sumus.run(experiment, **doors({"executor": "sequential", "through": through, **more}))
 
 
 def same(one: sumus.History, other: sumus.History) -> bool:
-    measured = [[(r.clients, r.examples, r.bytes_up, r.evaluations, r.spreads) for r in h.rounds] for h in (one, other)]
+    measured = [[(r.clients, r.examples, r.traffic.up, r.evaluation) for r in h.rounds] for h in (one, other)]
     return one.model_sha256 == other.model_sha256 and measured[0] == measured[1]
 
 
@@ -73,14 +74,16 @@ def test_what_only_a_virtual_clock_can_play_is_refused(pacing: sumus.Pacing, fle
     task = sumus.Task(net, sumus.losses.cross_entropy)
     experiment = Experiment(sumus.Plan(task, ALGORITHMS["fedavg"], pacing, 2), PEOPLE, 2, fleet=fleet)
     with pytest.raises(sumus.ExperimentError, match="without through="):
-        sumus.run(experiment, through="wire")
+        sumus.run(experiment, compute=sumus.Compute(through="wire"))
 
 
 def test_a_plan_that_no_server_takes_is_refused() -> None:
     task = sumus.Task(net, sumus.losses.cross_entropy)
     krum = sumus.fedavg(SGD, aggregator=sumus.robust.krum(attackers=1))
     with pytest.raises(sumus.PlanError, match="needs every update apart"):
-        sumus.run(Experiment(sumus.Plan(task, krum, sumus.Pacing(6), 2), PEOPLE, 2), through="wire")
+        sumus.run(
+            Experiment(sumus.Plan(task, krum, sumus.Pacing(6), 2), PEOPLE, 2), compute=sumus.Compute(through="wire")
+        )
 
 
 def test_a_run_through_the_wire_begins_anew(tmp_path: Path) -> None:

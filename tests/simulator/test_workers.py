@@ -24,11 +24,11 @@ from torch import nn
 import sumus
 from sumus import attacks
 from sumus.executors.vectorized import VectorizedExecutor
-from sumus.simulator.history import RoundRecord
-from sumus.simulator.population import as_population
-from sumus.simulator.share import CannotTravel, ClientJob, RunSetting, Sums, Trainer
-from sumus.simulator.travel import packed, unpacked
-from sumus.simulator.workers import Workers
+from sumus.simulator.populations.population import as_population
+from sumus.simulator.processes.share import CannotTravel, ClientJob, RunSetting, Sums, Trainer
+from sumus.simulator.processes.travel import packed, unpacked
+from sumus.simulator.processes.workers import Workers
+from sumus.simulator.records import RoundRecord
 from sumus.training.program import Program
 from sumus.tree import sha256
 
@@ -81,7 +81,7 @@ def nothing_is_left() -> Iterator[None]:
 def test_a_run_is_the_same_bit_for_bit_in_one_two_and_three_processes(anywhere: Make, told: Told, name: str) -> None:
     alone = sumus.run(anywhere(name))
     for workers in (2, 3) if name == "fedavg" else (3,):
-        history = sumus.run(anywhere(name), workers=workers)
+        history = sumus.run(anywhere(name), compute=sumus.Compute(workers=workers))
         assert told(history) == told(alone)
         assert history.notes == alone.notes == ()
 
@@ -93,11 +93,10 @@ def test_a_run_goes_on_with_another_number_of_workers(anywhere: Make, told: Told
         with pytest.raises(sumus.Interrupted, match=f"after round {after} of 5"):
             sumus.run(
                 anywhere(name, rounds=5),
-                out=tmp_path,
-                workers=workers,
-                progress=After(after, lambda: signal.raise_signal(signal.SIGINT)),
+                compute=sumus.Compute(workers=workers),
+                out=sumus.Output(tmp_path, progress=After(after, lambda: signal.raise_signal(signal.SIGINT))),
             )
-    assert told(sumus.run(anywhere(name, rounds=5), out=tmp_path, workers=3)) == told(whole)
+    assert told(sumus.run(anywhere(name, rounds=5), compute=sumus.Compute(workers=3), out=tmp_path)) == told(whole)
 
 
 def crew_parts(experiment: sumus.Experiment, executor: Any) -> tuple[Trainer, RunSetting]:
@@ -133,14 +132,16 @@ def test_whole_groups_go_to_one_process_and_sizes_are_asked_of_all(anywhere: Mak
 def test_attackers_and_a_travelling_model_train_in_one_process(anywhere: Make, told: Told) -> None:
     attacked = anywhere("fedavg")
     attacked = dataclasses.replace(attacked, population=attacks.sign_flip(attacked.population, share=0.3))
-    history = sumus.run(attacked, workers=2)
+    history = sumus.run(attacked, compute=sumus.Compute(workers=2))
     assert history.notes == (f"{ALONE}attackers know of each other",)
     assert told(history) == told(sumus.run(attacked))
     cyclic = anywhere("fedavg")
     cyclic = dataclasses.replace(
         cyclic, plan=dataclasses.replace(cyclic.plan, algorithm=sumus.cyclic(sumus.sgd(lr=0.1)))
     )
-    assert sumus.run(cyclic, workers=2).notes == (f"{ALONE}each goes on from where the one before left the model",)
+    assert sumus.run(cyclic, compute=sumus.Compute(workers=2)).notes == (
+        f"{ALONE}each goes on from where the one before left the model",
+    )
 
 
 def test_what_a_worker_is_through_with_while_this_process_trains_its_last_client_counts(
@@ -156,7 +157,7 @@ def test_what_a_worker_is_through_with_while_this_process_trains_its_last_client
 
     slow = dataclasses.replace(experiment, population=sumus.Population(people, load), evaluate=sumus.Evaluate())
     alone = dataclasses.replace(experiment, evaluate=sumus.Evaluate())
-    assert told(sumus.run(slow, workers=2)) == told(sumus.run(alone))
+    assert told(sumus.run(slow, compute=sumus.Compute(workers=2))) == told(sumus.run(alone))
 
 
 SCRIPT = """
@@ -240,7 +241,9 @@ def test_a_population_that_cannot_be_pickled_trains_here_and_it_is_said(anywhere
         with lock:
             return people[client]
 
-    history = sumus.run(dataclasses.replace(experiment, population=sumus.Population(people, load)), workers=2)
+    history = sumus.run(
+        dataclasses.replace(experiment, population=sumus.Population(people, load)), compute=sumus.Compute(workers=2)
+    )
     (note,) = history.notes
     assert note.startswith(f"{ALONE}the population cannot be sent to another process (TypeError: cannot pickle")
     assert told(history) == told(sumus.run(experiment))
@@ -256,7 +259,7 @@ def test_a_model_that_another_process_makes_otherwise_trains_here_and_it_is_said
 
     task = dataclasses.replace(experiment.plan.task, model=model, leaves={"where": "frozen"})
     plan = dataclasses.replace(experiment.plan, task=task)
-    history = sumus.run(dataclasses.replace(experiment, plan=plan), workers=2)
+    history = sumus.run(dataclasses.replace(experiment, plan=plan), compute=sumus.Compute(workers=2))
     (note,) = history.notes
     assert note.startswith(f"{ALONE}another process computes something else")
 
@@ -264,7 +267,7 @@ def test_a_model_that_another_process_makes_otherwise_trains_here_and_it_is_said
 def test_what_is_found_here_alone_trains_here_and_it_is_said(anywhere: Make) -> None:
     experiment = anywhere("fedavg")
     people = sumus.Population(experiment.population, Here(experiment.population, os.getpid()))
-    history = sumus.run(dataclasses.replace(experiment, population=people), workers=2)
+    history = sumus.run(dataclasses.replace(experiment, population=people), compute=sumus.Compute(workers=2))
     assert history.notes == (f"{ALONE}it failed there (RuntimeError: only at home)",)
 
 
@@ -286,12 +289,12 @@ class Here:
 @pytest.mark.parametrize("workers", [0, -1, True, 1.5, "nowhere"])
 def test_a_number_of_workers_that_is_none_is_refused(anywhere: Make, workers: Any) -> None:
     with pytest.raises(sumus.ExperimentError, match=r"^workers=.*give .* number of processes"):
-        sumus.run(anywhere("fedavg"), workers=workers)
+        sumus.run(anywhere("fedavg"), compute=sumus.Compute(workers=workers))
 
 
 def test_a_gpu_is_not_shared(anywhere: Make) -> None:
     with pytest.raises(sumus.ExperimentError, match="workers=2 with device='cuda': processes share no GPU; leave"):
-        sumus.run(anywhere("fedavg"), workers=2, device="cuda")
+        sumus.run(anywhere("fedavg"), compute=sumus.Compute(workers=2, device="cuda"))
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -335,7 +338,9 @@ def test_memory_does_not_grow_over_many_rounds(anywhere: Make) -> None:
             yield show
 
     sumus.run(
-        dataclasses.replace(anywhere("scaffold", rounds=200), evaluate=sumus.Evaluate()), workers=2, progress=Look()
+        dataclasses.replace(anywhere("scaffold", rounds=200), evaluate=sumus.Evaluate()),
+        compute=sumus.Compute(workers=2),
+        out=sumus.Output(progress=Look()),
     )
     assert seen[50].keys() == seen[200].keys()
     assert len(seen[200]) >= 2  # pytest may have a helper process of its own
@@ -356,7 +361,11 @@ def test_a_worker_that_is_killed_ends_the_run_with_what_there_was(anywhere: Make
     with pytest.raises(
         sumus.ExperimentError, match="^worker 1 ended by SIGKILL: if the machine ran out of memory"
     ) as error:
-        sumus.run(anywhere("fedavg", rounds=4), out=tmp_path, workers=2, progress=After(2, killing))
+        sumus.run(
+            anywhere("fedavg", rounds=4),
+            compute=sumus.Compute(workers=2),
+            out=sumus.Output(tmp_path, progress=After(2, killing)),
+        )
     assert len(error.value.history.rounds) == 2
     assert told(sumus.run(anywhere("fedavg", rounds=4), out=tmp_path)) == told(sumus.run(anywhere("fedavg", rounds=4)))
 
@@ -486,7 +495,7 @@ def test_what_goes_wrong_in_a_worker_is_raised_here_in_the_same_words(
     people = sumus.Population(range(10), failing(kind))
     plan = dataclasses.replace(experiment.plan, task=task)
     with pytest.raises(error, match=message) as raised:
-        sumus.run(sumus.Experiment(plan, people, rounds=2), workers=2)
+        sumus.run(sumus.Experiment(plan, people, rounds=2), compute=sumus.Compute(workers=2))
     if isinstance(raised.value, sumus.DataError | sumus.ParticipantError):
         assert raised.value.client in range(10)
         assert raised.value.history.rounds == ()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sumus.errors import ExperimentError
-from sumus.node.readings import Reading, Readings
+from sumus.node.reading import Reading
+from sumus.node.readings import Readings
 from sumus.operations.backup import back_up, restore
 from sumus.operations.service import Storage, open_service
 from sumus.protocol.rows import changed

@@ -25,7 +25,7 @@ from sumus.training import losses
 from sumus.training.graph import capture
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
-from sumus.work import ClientWork, LeafRule
+from sumus.work import ClientRules, ClientWork, LeafRule
 
 Examples = tuple[Tensor, Tensor]
 Make = Callable[[], nn.Module]
@@ -757,7 +757,9 @@ def test_a_correction_may_give_a_leaf_as_the_gradient_of_another(executor: Calla
     def square() -> nn.Module:
         return nn.Sequential(nn.Linear(FEATURES, FEATURES), nn.Tanh(), nn.Linear(FEATURES, FEATURES))
 
-    work = ClientWork(optimizer=sumus.sgd(0.1).optimizer, lr=WORK.lr, steps=4, batch_size=4, correct=exchanged)
+    work = ClientWork(
+        optimizer=sumus.sgd(0.1).optimizer, lr=WORK.lr, steps=4, batch_size=4, rules=ClientRules(correct=exchanged)
+    )
     assert_parity(square, vectors(8, 9), work=work, executor=executor)
 
 
@@ -766,7 +768,9 @@ def test_numbers_that_a_correction_takes_from_values_are_refused(taken: Callable
     def scaled(grads: Any, params: Any, broadcast: Any, state: Any) -> Any:
         return {name: grad * (1 + taken(grad)) for name, grad in grads.items()}
 
-    work = ClientWork(optimizer=sumus.sgd(0.1).optimizer, lr=WORK.lr, steps=4, batch_size=4, correct=scaled)
+    work = ClientWork(
+        optimizer=sumus.sgd(0.1).optimizer, lr=WORK.lr, steps=4, batch_size=4, rules=ClientRules(correct=scaled)
+    )
     for executor in (stacked, captured):
         assert_refused("", mlp, vectors(8, 9), executor, work)
 

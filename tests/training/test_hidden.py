@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import sumus
 from sumus.training.hidden import HiddenState, tied_to_itself
+from tests.simulating import simulated
 
 CALLS = 0
 KEPT: list[int] = []
@@ -513,7 +514,7 @@ def run(net: Any, loss: Any = sumus.losses.cross_entropy, **options: Any) -> sum
     given = {"rounds": 2, "progress": False, "executor": "autograd", **options}
     leaves = given.pop("leaves", {})
     work = sumus.fedavg(sumus.sgd(lr=0.1, batch_size=2))
-    return sumus.simulate(sumus.Task(net, loss, leaves=leaves), work, PEOPLE, **given)
+    return simulated(sumus.Task(net, loss, leaves=leaves), work, PEOPLE, **given)
 
 
 # ── what is refused ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -830,7 +831,7 @@ def test_what_a_part_of_the_algorithm_keeps_is_said() -> None:
 
     work = sumus.fedavg(sumus.sgd(lr=0.1), update=sumus.Transform(apply=scaled))
     task = sumus.Task(lambda: With(lambda m, x: x), sumus.losses.cross_entropy)
-    (note,) = sumus.simulate(task, work, PEOPLE, rounds=1, progress=False).notes
+    (note,) = sumus.simulate(task, work, PEOPLE, rounds=1, out=sumus.Output(progress=False)).notes
     assert note.startswith("`update.apply.count.calls` changes as the code runs")
 
 

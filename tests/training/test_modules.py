@@ -19,7 +19,9 @@ PEOPLE = {who: (INPUTS, (INPUTS.sum(1) > 0).astype("int64")) for who in range(2)
 
 def run(net: Any, out: Path | None = None, **options: Any) -> sumus.History:
     task = sumus.Task(net, options.pop("loss", sumus.losses.cross_entropy), **options)
-    return sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1)), PEOPLE, rounds=1, progress=False, out=out)
+    return sumus.simulate(
+        task, sumus.fedavg(sumus.sgd(lr=0.1)), PEOPLE, rounds=1, out=sumus.Output(out, progress=False)
+    )
 
 
 def linear() -> nn.Module:
@@ -207,7 +209,7 @@ def test_check_takes_models_with_several_outputs(pack: Callable[..., Any], shape
 
     task = sumus.Task(lambda: Several(pack), loss)
     plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.1)), sumus.Pacing(cohort=2))
-    assert sumus.check(plan, PEOPLE).outputs == shapes
+    assert sumus.check(plan, PEOPLE).model.outputs == shapes
 
 
 def test_check_takes_outputs_of_hugging_face() -> None:
@@ -215,7 +217,7 @@ def test_check_takes_outputs_of_hugging_face() -> None:
     net = lambda: Several(lambda a, b: modeling.SequenceClassifierOutput(logits=a, hidden_states=(b,)))  # noqa: E731
     task = sumus.Task(net, lambda outputs, targets: sumus.losses.cross_entropy(outputs.logits, targets))
     plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.1)), sumus.Pacing(cohort=2))
-    assert sumus.check(plan, PEOPLE).outputs == {"logits": (2,), "hidden_states": ((3,),)}
+    assert sumus.check(plan, PEOPLE).model.outputs == {"logits": (2,), "hidden_states": ((3,),)}
 
 
 def test_a_loss_of_one_output_says_which_there_are() -> None:

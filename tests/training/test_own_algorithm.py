@@ -50,11 +50,9 @@ def scaffold(lr: float, steps: int) -> sumus.Algorithm:
             optimizer=sgd_rule(),
             lr=schedule,
             steps=steps,
-            correct=correct,
-            finish=finish,
-            init=zeros_as("control"),
-            sends=both,
-            receives=both,
+            rules=sumus.ClientRules(
+                correct=correct, finish=finish, init=zeros_as("control"), sends=both, receives=both
+            ),
         ),
         sumus.chain(),
         mean(Part("params", "leaves", "uniform", "count"), Part("control", "leaves", "uniform", "population")),

@@ -31,7 +31,7 @@ from sumus.rng import key
 from sumus.training import losses
 from sumus.training.program import Program
 from sumus.types import Broadcast, Tree
-from sumus.work import ClientWork, adam_rule
+from sumus.work import ClientRules, ClientWork, adam_rule
 
 Examples = tuple[Tensor, Tensor]
 Make = Callable[[Program, ClientWork], Executor]
@@ -282,7 +282,7 @@ def broadcast_of(program: Program, work: ClientWork) -> Broadcast:
     """The initial model, and a control variate that is not zero where the work takes one."""
     params = {name: program.initial[name] for name in program.shared}
     buffers = {name: program.initial[name] for name in program.buffers}
-    extra = {part: tree_like(params, part) for part in work.receives if part != "params"}
+    extra = {part: tree_like(params, part) for part in work.rules.receives if part != "params"}
     return {"params": params, **({BUFFERS: buffers} if buffers else {}), **extra}
 
 
@@ -442,7 +442,12 @@ def test_an_own_rule_and_an_own_correction_train_as_by_autograd(executor: str) -
         return {name: grad + 0.01 * middle for name, grad in grads.items()}
 
     work = ClientWork(
-        optimizer=adam_rule(), lr=sgd().lr, steps=STEPS, batch_size=BATCH, correct=towards_each_other, clip_norm=1.0
+        optimizer=adam_rule(),
+        lr=sgd().lr,
+        steps=STEPS,
+        batch_size=BATCH,
+        rules=ClientRules(correct=towards_each_other),
+        clip_norm=1.0,
     )
     assert_parity(EXECUTORS[executor], "mlp", work)
 

@@ -65,7 +65,13 @@ def test_a_task_that_writes_to_its_examples_changes_none(executor: str, batch_si
         task = sumus.Task(lambda: InPlace(in_place), loss)
         algorithm = sumus.fedavg(sumus.sgd(lr=0.01, epochs=2, batch_size=batch_size))
         return sumus.simulate(
-            task, algorithm, people, 3, evaluate=sumus.Evaluate(seen=3), executor=executor, progress=False
+            task,
+            algorithm,
+            people,
+            3,
+            evaluate=sumus.Evaluate(seen=3),
+            compute=executor,
+            out=sumus.Output(progress=False),
         ).model
 
     torch.testing.assert_close(simulated(in_place=True), simulated(in_place=False))

@@ -471,7 +471,7 @@ def test_a_request_is_done_once() -> None:
     assert bench.answer(write(WorkerRequest(2, Call("clone", (Ref(0),))))) == made
     added = write(WorkerRequest(3, Call("add_", (Ref(1), 1.0))))
     assert bench.answer(added) == bench.answer(added)
-    assert bench._kept[1].tensor.tolist() == [2.0]  # pyright: ignore[reportPrivateUsage]
+    assert bench.held.of(1).tensor.tolist() == [2.0]
     said, _ = read(WorkerAnswer, bench.answer(write(WorkerRequest(1, CountHeld()))))
     assert said.answer == RefusalAnswer("replayed", "this request is older than one that was answered: connect again")
 

@@ -62,7 +62,7 @@ def recorded(name: str) -> list[Recorded]:
         def listening(what: Any, *rest: Any, alice: VirtualWorker = alice, ask: Any = ask) -> Any:
             if isinstance(what, Call) and what.operation == name:
                 assert alice._bench is not None  # pyright: ignore[reportPrivateUsage]
-                kept = alice._bench._kept  # pyright: ignore[reportPrivateUsage]
+                kept = alice._bench.held.tensors  # pyright: ignore[reportPrivateUsage]
                 found.append(Recorded(what, {at: kept[at].tensor.detach().clone() for at in refs(what)}))
             return ask(what, *rest)
 

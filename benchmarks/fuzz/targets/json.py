@@ -7,7 +7,7 @@ import msgspec
 from benchmarks.fuzz.target import Target
 from benchmarks.fuzz.targets.readings import check_file, shown
 from sumus.node.formats import read_json
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 
 
 def check(data: bytes) -> None:

@@ -15,7 +15,8 @@ from benchmarks.fuzz.target import Target
 from sumus.node.formats import read_json
 from sumus.node.intake import Intake
 from sumus.node.mqtt import Broker, Subscription
-from sumus.node.readings import BadReading, Form, Readings, Retention
+from sumus.node.reading import BadReading, Form
+from sumus.node.readings import Readings, Retention
 from sumus.task import Data
 
 

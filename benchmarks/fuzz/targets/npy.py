@@ -11,7 +11,7 @@ from benchmarks.fuzz.framing import archive, members
 from benchmarks.fuzz.target import Target
 from benchmarks.fuzz.targets.readings import check_file, shown
 from sumus.node.formats import read_npz
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 
 
 def check(data: bytes) -> None:

@@ -12,7 +12,7 @@ from benchmarks.fuzz.framing import BREAK, picture
 from benchmarks.fuzz.target import Target
 from benchmarks.fuzz.targets.readings import shown
 from sumus.node.formats import is_whole, read_file
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 
 FEW_POINTS = 2**18
 """The most points of a picture here, so that no input takes long: fifty bytes may unpack to the sixteen million that are read."""

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from sumus.node.formats import is_whole, read_file
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 
 
 def check_file(name: str, body: bytes) -> None:

@@ -12,7 +12,7 @@ from sumus.aggregate import Aggregate, Part, Update
 from sumus.errors import ParticipantError
 from sumus.fixed_point import FixedPoint
 from sumus.node.formats import read_safetensors
-from sumus.node.readings import BadReading
+from sumus.node.reading import BadReading
 from sumus.types import Array, Tree
 from sumus.wire.tensors import decode_aggregate, decode_tree, encode_aggregate, encode_tree, view_tree
 

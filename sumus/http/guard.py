@@ -1,0 +1,94 @@
+"""Guards a plane that a browser can reach: it answers only under its own names, and no page of another site.
+
+    app = Starlette(routes=routes, middleware=[guard(names, refusal, "--name")])
+
+A web page can point a name of its own at 127.0.0.1 (DNS rebinding). Its requests then come from a browser on this machine, and
+the page may read the answers. Their `Host` is the page's name; so a plane answers to names of loopback, to the address that
+the connection came in on, and to what its operator calls it. A page can also send requests to an address whose
+answers it may not read (CSRF): a browser says so in `Origin` and in `Sec-Fetch-Site`. Changes ask for `is_json` too, since a form
+of a page cannot say that type.
+"""
+
+import hmac
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sumus.text import printable
+from sumus.transport.hosts import host_of, ip_of, is_loopback
+
+WRONG_HOST, OTHER_SITE = "wrong_host", "other_site"
+STATUS = {WRONG_HOST: 421, OTHER_SITE: 403}
+Refusal: TypeAlias = Callable[[int, str, str], Response]
+"""Makes an answer in a plane's own form of a status, a code and a detail."""
+
+
+def guard(names: Iterable[str], refusal: Refusal, option: str) -> Middleware:
+    """Make the middleware that does both checks before any other work of an application.
+
+    Args:
+        names: hosts or addresses that the operator calls this plane by.
+        refusal: makes the answer to a request that does not pass.
+        option: of the command line, with which an operator gives a further name.
+    """
+    known = frozenset(filter(None, map(host_of, names)))
+    return Middleware(_guarded, known, refusal, option)
+
+
+def _guarded(app: ASGIApp, known: frozenset[str], refusal: Refusal, option: str) -> ASGIApp:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+        elif not _is_called(scope, known):
+            said = printable(Headers(scope=scope).get("host", "nothing"))
+            detail = (
+                f"it is not called {said:.100}: ask under the address that it printed, or start it with {option} HOST"
+            )
+            await refusal(STATUS[WRONG_HOST], WRONG_HOST, detail)(scope, receive, send)
+        elif _is_of_other_site(scope):
+            detail = "a page of another site sent this request, and pages of others may not ask here"
+            await refusal(STATUS[OTHER_SITE], OTHER_SITE, detail)(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return answer
+
+
+def shows(request: Request, token: bytes) -> bool:
+    """Tell whether a request shows a token (`Authorization: Bearer TOKEN`), in a time that does not depend on the token."""
+    scheme, _, shown = request.headers.get("authorization", "").partition(" ")
+    return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), token) and scheme.lower() == "bearer"
+
+
+def is_json(request: Request) -> bool:
+    """Tell whether a body is said to be JSON."""
+    return media_type(request) == "application/json"
+
+
+def media_type(request: Request) -> str:
+    """Give the media type of a body, without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _is_called(scope: Scope, known: frozenset[str]) -> bool:
+    given = Headers(scope=scope).getlist("host")
+    host = host_of(given[0]) if len(given) == 1 else None
+    if host is None:
+        return False
+    here = scope.get("server") or ("", 0)
+    return is_loopback(host) or host in known or host in (ip_of(here[0]), here[0])
+
+
+def _is_of_other_site(scope: Scope) -> bool:
+    """Tell, by what a browser says, whether a page of another site sent a request. A link that a person follows is none."""
+    headers = Headers(scope=scope)
+    if scope["method"] in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate":
+        return False
+    origins = headers.getlist("origin")
+    own = [origin.partition("://")[2].lower() == headers["host"].lower() for origin in origins]
+    return headers.get("sec-fetch-site", "none") not in ("none", "same-origin") or not all(own)

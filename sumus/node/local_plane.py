@@ -1,0 +1,47 @@
+"""HTTP of a node in a thread of its own: an event loop that runs until it is stopped from another thread."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import uvloop
+
+from sumus.http.listening import Planes
+
+
+class LocalPlane:
+    """A node's plane of HTTP.
+
+    Args:
+        planes: The plane, on its socket.
+    """
+
+    def __init__(self, planes: Planes) -> None:
+        self._planes = planes
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: asyncio.Event | None = None
+
+    def run(self, over: threading.Event, up: Callable[[], None]) -> None:
+        """Answer until `stop` is called.
+
+        Args:
+            over: Is set if the node ends before the plane answers.
+            up: Is called once the plane answers.
+        """
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._until_stopped(over, up))
+
+    def stop(self) -> None:
+        """End the plane; from any thread. Requests on their way are answered."""
+        if self._loop is not None and self._ended is not None:
+            with suppress(RuntimeError):  # it has ended already
+                self._loop.call_soon_threadsafe(self._ended.set)
+
+    async def _until_stopped(self, over: threading.Event, up: Callable[[], None]) -> None:
+        ended = asyncio.Event()
+        async with self._planes:
+            self._loop, self._ended = asyncio.get_running_loop(), ended
+            up()
+            if not over.is_set():
+                await ended.wait()

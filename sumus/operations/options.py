@@ -1,0 +1,268 @@
+"""Options of the commands that run a server or an edge, in groups, and the values that the library makes of them.
+
+Each option is declared here once. The values are those of `sumus.serve`: `Storage`, `Listening`, `ServerPolicy` and `Startup`.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+import typer
+
+from sumus.errors import UsageError
+from sumus.options import Tls
+from sumus.terminal import echo
+
+if TYPE_CHECKING:
+    from sumus.http.listening import Listening
+    from sumus.operations.progress import ServerOpened
+    from sumus.operations.serve import Startup
+    from sumus.operations.service import ServerPolicy, Storage
+
+
+class LogForm(StrEnum):
+    """How a log is written."""
+
+    text = "text"
+    json = "json"
+
+
+class Promotion(StrEnum):
+    """Whether devices answer with a new model at once."""
+
+    auto = "auto"
+    manual = "manual"
+
+
+Data = Annotated[Path, typer.Option(help="The server's folder.")]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SUMUS_DATABASE", help="Its URL, postgresql+psycopg://HOST/NAME; by default SQLite in the folder."
+    ),
+]
+Memory = Annotated[int, typer.Option(min=1, metavar="MIB", help="MiB for reports on their way.")]
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """Where a server keeps its data."""
+
+    data: Annotated[Path, typer.Option(help="Folder for all that the server keeps.")]
+    database: Database = None
+    keys: Annotated[Path | None, typer.Option(help="Folder for the key ring, better on another volume.")] = None
+    blobs: Annotated[str | None, typer.Option(help="Folder or s3://BUCKET/PREFIX for models and sealed sums.")] = None
+
+    def storage(self) -> "Storage":
+        """Make the library's value."""
+        from sumus.operations.service import Storage
+
+        return Storage(self.data, without_secret(self.database), self.keys, self.blobs)
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """Where a server answers its devices and its operator."""
+
+    host: Annotated[str, typer.Option(help="Address for devices; 0.0.0.0 for all that this machine has.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port for devices, 0 for any.")] = 8080
+    admin_host: Annotated[str, typer.Option(help="Address for the admin and for /metrics.")] = "127.0.0.1"
+    admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port for the admin, 0 for any.")] = 8081
+    tls: Tls = None
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Host name or address that devices or the admin use; several times for several."),
+    ] = None
+    url: Annotated[str | None, typer.Option(help="What devices call it, if a proxy stands before it.")] = None
+    proxies: Annotated[
+        str,
+        typer.Option(help="Addresses and networks of your proxies, with commas; they are believed about who asks."),
+    ] = ""
+    insecure: Annotated[bool, typer.Option(help="Without TLS, also if others reach it.")] = False
+
+    def listening(self) -> "Listening":
+        """Make the library's value."""
+        from sumus.http.listening import Listening
+
+        return Listening(
+            self.host,
+            self.port,
+            self.admin_host,
+            self.admin_port,
+            self.tls or (),
+            self.name or (),
+            self.url,
+            self.proxies,
+            self.insecure,
+        )
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """How a server goes about its tasks."""
+
+    population: Annotated[str, typer.Option(help="The population's name.")] = "default"
+    quota: Annotated[int, typer.Option(min=1, help="Devices that may enrol.")] = 1_000_000
+    memory: Memory = 256
+    evaluate: Annotated[int | None, typer.Option(min=1, help="Let so many devices measure a model.")] = None
+    every: Annotated[int, typer.Option(min=1, help="Versions from one that is measured to the next.")] = 1
+    promote: Annotated[Promotion, typer.Option(help="Whether devices answer with a new model at once.")] = (
+        Promotion.auto
+    )
+    priority: Annotated[
+        list[str] | None, typer.Option(metavar="TASK=N", help="The higher, the earlier a task's devices are asked.")
+    ] = None
+    warm_start: Annotated[
+        bool, typer.Option(help="If leaves or data have changed, begin with what of the old model fits.")
+    ] = False
+    spool: Annotated[
+        bool,
+        typer.Option(
+            help="Serve plans that need each update apart; it lies sealed on the disk until its round is over."
+        ),
+    ] = False
+
+    def policy(self, tasks: Collection[str]) -> "ServerPolicy":
+        """Make the library's value.
+
+        Args:
+            tasks: The names of the tasks that are served.
+
+        Raises:
+            UsageError: A priority is given to a task that is not served.
+        """
+        from sumus.operations.service import ServerPolicy
+        from sumus.server.evaluation import Evaluating
+
+        priority = priorities_of(self.priority or [])
+        if unknown := priority.keys() - set(tasks):
+            raise UsageError(
+                f"--priority {min(unknown)}: there is no such task here; there are {', '.join(sorted(tasks))}"
+            )
+        return ServerPolicy(
+            population=self.population,
+            quota=self.quota,
+            evaluate=None if self.evaluate is None else Evaluating(self.evaluate, self.every),
+            releases=self.promote is Promotion.auto,
+            warm_start=self.warm_start,
+            spool=self.spool,
+            priority=priority,
+            memory=self.memory * 2**20,
+        )
+
+
+@dataclass(frozen=True)
+class LinkOptions:
+    """The links that a server makes when it begins."""
+
+    tokens: Annotated[
+        int, typer.Option(min=0, help="Make so many links, each for one device, or for --uses of them.")
+    ] = 0
+    uses: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Devices that each link of --tokens lets in. Who has one may come as several devices."
+        ),
+    ] = 1
+    token_file: Annotated[
+        Path | None, typer.Option(help="Write these links to a file, one a line, and do not print them.")
+    ] = None
+    edges: Annotated[int, typer.Option(min=0, help="Make so many links, each for one edge, in --edge-file.")] = 0
+    edge_file: Annotated[Path | None, typer.Option(help="Where these links are written, one a line.")] = None
+
+    def check(self) -> None:
+        """Refuse links for edges without a file, and a file without such links.
+
+        Raises:
+            UsageError: One of the two options is given without the other.
+        """
+        if bool(self.edges) != (self.edge_file is not None):
+            raise UsageError("--edges N and --edge-file FILE go together: links for edges are written, and not printed")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What a server prints."""
+
+    log: Annotated[LogForm, typer.Option(help="How the log on standard error is written.")] = LogForm.text
+    quiet: Annotated[bool, typer.Option(help="Print no line for each model.")] = False
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object when it answers, and nothing else.")
+    ] = False
+
+    def begin_log(self) -> None:
+        """Write the log to standard error from now on."""
+        from sumus.logs import log_to
+
+        log_to(sys.stderr, self.log.value)
+
+    @property
+    def say(self) -> Callable[[str], None] | None:
+        """What prints a line of progress; None if no such line is wanted."""
+        return None if self.quiet or self.as_json else echo
+
+    def startup(self, links: LinkOptions, rounds: int | None = None) -> "Startup":
+        """Make the library's value.
+
+        Args:
+            links: The links that the server makes.
+            rounds: The number of models after which the server stops; None for never.
+        """
+        from sumus.operations.serve import Startup
+
+        return Startup(
+            links.tokens,
+            links.uses,
+            links.token_file,
+            rounds,
+            links.edges,
+            links.edge_file,
+            self.say,
+            self._show,
+        )
+
+    def _show(self, opened: "ServerOpened") -> None:
+        """Print how to reach the server."""
+        echo(*([json.dumps(dataclasses.asdict(opened))] if self.as_json else opened.shown()))
+
+
+def without_secret(database: str | None) -> str | None:
+    """Give a database's URL.
+
+    Raises:
+        UsageError: The URL in the command holds a password, which others on the machine could read; or the text is no URL.
+    """
+    try:
+        parts = urlsplit(database or "")
+    except ValueError as error:
+        raise UsageError(f"--database is no URL ({error}): write postgresql+psycopg://HOST/NAME") from error
+    told = database != os.environ.get("SUMUS_DATABASE")
+    if told and (parts.password or "password=" in parts.query):
+        raise UsageError(
+            "the database's password stands in the command, which others read: give it in PGPASSWORD or a .pgpass file, or the "
+            "whole URL in SUMUS_DATABASE"
+        )
+    return database
+
+
+def priorities_of(words: list[str]) -> dict[str, int]:
+    """Read priorities from words such as `health=2`, by task.
+
+    Raises:
+        UsageError: A word has another form.
+    """
+    found: dict[str, int] = {}
+    for word in words:
+        name, _, number = word.rpartition("=")
+        try:
+            found[name] = int(number)
+        except ValueError:
+            raise UsageError(f"--priority {word!r}: write TASK=N, with a whole number") from None
+    return found

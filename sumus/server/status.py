@@ -1,0 +1,454 @@
+"""What a server does, and what it waits for, as data: for `sumus status`, the admin's page and /metrics.
+
+    now = await look(server)                       a ServerStatus; also while storage fails
+    now.tasks[0].runs[0].waiting                   "3 of 7 reports; 4 devices train"
+
+A status holds sums over devices only: it names no device, and no time at which one device did something. The structs are the JSON
+of the admin plane, so their fields stay flat, however many they are.
+"""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from sumus.plan import Plan
+from sumus.protocol.round import Round, State, begins_at
+from sumus.rounds.run import Run
+from sumus.server.evaluation import EvaluationRun
+from sumus.server.refusals import Refusal
+from sumus.server.server import Server
+from sumus.server.tasks import ServedTask
+from sumus.server.training import TrainingRun
+from sumus.storage.store import Model
+from sumus.text import ago, many
+from sumus.wire.messages import Refused
+
+CLEAR_MODE = "clear mode: the server sees each update in memory"
+"""Until masks hide them."""
+SPOOL = "; sealed spool: each update of {} lies on its disk, sealed, until its round is over"
+SHORT = 80
+"""Letters of what is said in short."""
+PATIENCE = 15.0
+"""Seconds that a look waits for the thread that decides."""
+
+
+class RunStatus(msgspec.Struct, frozen=True):
+    """A run's newest round.
+
+    Attributes:
+        kind: Whether the run trains or evaluates.
+        round: The round's number.
+        state: The round's state.
+        since_s: The seconds for which the round has been in this state.
+        goal: The number of reports that its sum takes.
+        fewest: The least number of reports for a model.
+        given: The number of sessions that devices were given.
+        out: Sessions that have not ended.
+        dropped: Sessions that ended without a report.
+        counted: Sessions whose report is in the sum.
+        left_s: The seconds to the round's deadline; None if it has none.
+        paused: Whether the run is paused.
+        trouble: Why no model could be made; empty if one could.
+        waiting: Why nothing more has happened yet, as a sentence.
+        illegal: Events, since the process started, that the table of a round does not allow: their number by state and event.
+    """
+
+    kind: str
+    round: int
+    state: str
+    since_s: float
+    goal: int
+    fewest: int
+    given: int
+    out: int
+    dropped: int
+    counted: int
+    left_s: float | None
+    paused: bool
+    trouble: str
+    waiting: str
+    illegal: dict[str, dict[str, int]] = {}
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    """A version of a model.
+
+    Attributes:
+        version: The version's number.
+        round: The round that made the version; None if no round did.
+        parent: The version that this one was made from; None for the first one.
+        plan: The id of the plan.
+        contributors: The number of reports in the version.
+        age_s: The seconds since the version was made.
+        sha256: The hash of its file, which `export` writes.
+        staleness: The number of reports, by how many versions late they were.
+        train: Means of local training, by metric.
+        evaluate: What devices measured: `means`, `medians` (the edges of the bin that the median device lies in), `histograms`
+            and the number of `devices`.
+    """
+
+    version: int
+    round: int | None
+    parent: int | None
+    plan: str
+    contributors: int
+    age_s: float
+    sha256: str = ""
+    staleness: dict[str, int] = {}
+    train: dict[str, float] = {}
+    evaluate: dict[str, Any] = {}
+
+
+class ReplicaStatus(msgspec.Struct, frozen=True):
+    """One of the servers that share rounds.
+
+    Attributes:
+        name: The server's name.
+        leads: Whether this server makes the models.
+        leader: The name of the server that does.
+        fence: The number of the leader's lease.
+        there: The names of all of them.
+    """
+
+    name: str
+    leads: bool
+    leader: str
+    fence: int
+    there: tuple[str, ...]
+
+
+class InfluenceStatus(msgspec.Struct, frozen=True):
+    """The most that one dishonest device can do to a sum (`sumus.influence`).
+
+    Attributes:
+        contributors: The least number of devices whose sum is used.
+        share: The device's share of the sum's weight, from 0 to 1; if an aggregator chooses among updates, of what that gives.
+        length: The length of the longest update that is counted; None if no clip bounds updates.
+        step: How far the device moves the round's mean. If an aggregator chooses among updates, or devices receive more than the
+            model, the greatest length of what the aggregator gives. None if nothing bounds this.
+        trusted: Whether the plan trusts its devices, and bounds neither.
+        said: The same as a sentence, which the terminal and the page show as it is.
+    """
+
+    contributors: int
+    share: float
+    length: float | None
+    step: float | None
+    trusted: bool
+    said: str
+
+
+class TaskStatus(msgspec.Struct, frozen=True):
+    """A task that is served.
+
+    Attributes:
+        name: The task's name.
+        plan: The id of its plan.
+        priority: The higher, the earlier devices are asked to work on the task.
+        min_contributors: The least number of devices whose sum is used.
+        epoch: The task's noise epoch.
+        version: The newest version.
+        released: The version with which devices answer.
+        model: The newest model; None at an edge, which makes none.
+        evaluated: The newest model that devices have measured; None if there is none.
+        edge_rounds: The rounds of an edge between two of its sums (`Edges`).
+        noise_at: Where noise has its place (`Edges`).
+        runs: The task's runs.
+        influence: What one device can do to a sum; None at an edge, which knows no plan.
+    """
+
+    name: str
+    plan: str
+    priority: int
+    min_contributors: int
+    epoch: int
+    version: int
+    released: int
+    model: ModelStatus | None
+    evaluated: ModelStatus | None
+    edge_rounds: int
+    noise_at: str
+    runs: tuple[RunStatus, ...]
+    influence: InfluenceStatus | None = None
+
+
+class AboveStatus(msgspec.Struct, frozen=True):
+    """The server above an edge.
+
+    Attributes:
+        server: The server's address.
+        trouble: Why the server cannot be reached; empty if it can.
+        sums: The number of sums that the server has counted.
+        bytes: The bytes of these sums.
+        waiting: The number of sums that are on their way.
+        why: The trouble in a few words.
+    """
+
+    server: str
+    trouble: str
+    sums: int
+    bytes: int
+    waiting: int
+    why: str = ""
+
+
+def in_short(trouble: str, server: str) -> str:
+    """Shorten the reason why a server cannot be reached: without its address, and without what to do.
+
+    Args:
+        trouble: The reason.
+        server: The server's address.
+    """
+    short = trouble.removeprefix(server).removeprefix(" cannot be reached: ").strip().partition("; ")[0]
+    return short if len(short) <= SHORT else short[: SHORT - 1] + "…"
+
+
+class RefusalStatus(msgspec.Struct, frozen=True):
+    """Devices that took no part in the last minutes, for one reason.
+
+    Attributes:
+        task: The task; empty for all tasks.
+        kind: The kind of run; empty for all runs.
+        why: The reason, as a word.
+        devices: The number of devices.
+        said: The same as a sentence: "12 devices: already took part in …".
+    """
+
+    task: str
+    kind: str
+    why: str
+    devices: int
+    said: str
+
+
+class ServerStatus(msgspec.Struct, frozen=True):
+    """A server.
+
+    Attributes:
+        population: The name of its population.
+        trouble: Why the server decides nothing; then there are no tasks. Empty if it decides.
+        devices: The number of enrolled devices.
+        up_s: The seconds since the server started.
+        bytes_in: The bytes of bodies that came.
+        bytes_out: The bytes of bodies that were sent.
+        commits: The number of commits of reports.
+        acknowledged_s: The seconds that all reports together waited for their acknowledgement.
+        lent: The bytes of memory in which bodies are arriving.
+        held: The number of check-ins that are held open.
+        mode: What the server sees of updates, in words.
+        events: How often something happened, by kind and outcome.
+        replica: This server among those that share its rounds.
+        tasks: The tasks.
+        above: The server above an edge; None for a server that is no edge.
+        certificate_s: The seconds until its certificate ends; None if it shows none.
+        refusals: Why devices took no part in the last minutes.
+    """
+
+    population: str
+    trouble: str
+    devices: int
+    up_s: float
+    bytes_in: int
+    bytes_out: int
+    commits: int
+    acknowledged_s: float
+    lent: int
+    held: int
+    mode: str
+    events: dict[str, dict[str, int]]
+    replica: ReplicaStatus
+    tasks: tuple[TaskStatus, ...] = ()
+    above: AboveStatus | None = None
+    certificate_s: float | None = None
+    refusals: tuple[RefusalStatus, ...] = ()
+
+
+async def look(
+    server: Server, lent: int = 0, above: AboveStatus | None = None, certificate_s: float | None = None
+) -> ServerStatus:
+    """Take the status of a server now.
+
+    Args:
+        server: The server.
+        lent: The bytes of memory in which bodies are arriving.
+        above: The server above an edge.
+        certificate_s: The seconds until the server's certificate ends.
+    """
+    tasks, people, trouble = tuple[TaskStatus, ...](), 0, server.trouble
+    refusals = tuple[RefusalStatus, ...]()
+
+    def looked(now: float) -> tuple[tuple[TaskStatus, ...], int, tuple[RefusalStatus, ...]]:
+        people = server.crowd.count()
+        seen = server.refusals.seen(now)
+        tasks = tuple(_task(task, people, seen, now) for task in server.tasks)
+        return tasks, people, tuple(map(_refusal, seen))
+
+    try:
+        tasks, people, refusals = await asyncio.wait_for(server.command(looked), PATIENCE)
+        trouble = server.trouble
+    except Refused as refused:
+        trouble = server.trouble or refused.problem.detail
+    except TimeoutError:
+        trouble = f"the present decision has taken {server.stuck_s:.0f} s: is the disk or the database slow?"
+    counts = server.counts
+    return ServerStatus(
+        population=server.population,
+        trouble=trouble,
+        devices=people,
+        up_s=time.monotonic() - server.began,
+        bytes_in=counts.bytes_in,
+        bytes_out=counts.bytes_out,
+        commits=counts.batches,
+        acknowledged_s=counts.waited,
+        lent=lent,
+        held=server.held,
+        mode=mode_of(server),
+        events=_by_what(dict(counts.events)),
+        replica=ReplicaStatus(
+            name=server.replica.name,
+            leads=server.leads,
+            leader=server.replica.leader,
+            fence=server.replica.last_fence,
+            there=server.replica.there,
+        ),
+        tasks=tasks,
+        above=above,
+        certificate_s=certificate_s,
+        refusals=refusals,
+    )
+
+
+def _refusal(seen: Refusal) -> RefusalStatus:
+    return RefusalStatus(seen.task, seen.kind, seen.why, seen.devices, f"{many(seen.devices, 'device')}: {seen.said}")
+
+
+def mode_of(server: Server) -> str:
+    """Tell in words what a server sees of updates."""
+    spooled = [task.name for task in server.tasks if any(run.sums.spools for run in task.runs)]
+    return CLEAR_MODE + (SPOOL.format(", ".join(spooled)) if spooled else "")
+
+
+def lineage(run: Run, now: float) -> tuple[ModelStatus, ...]:
+    """List all versions of a task that are kept, the oldest first. Call this on the deciding thread."""
+    with run.store.transaction() as rows:
+        return tuple(model_status(model, now) for model in rows.models())
+
+
+def model_status(model: Model, now: float) -> ModelStatus:
+    """Make the status of a version of its row."""
+    measured: Mapping[str, Any] = json.loads(model.metrics)
+    return ModelStatus(
+        version=model.version,
+        round=model.round,
+        parent=model.parent,
+        plan=model.plan,
+        contributors=model.contributors,
+        age_s=max(0.0, now - model.at),
+        sha256=model.model,
+        staleness=measured.get("staleness", {}),
+        train=measured.get("train", {}),
+        evaluate=measured.get("evaluate", {}),
+    )
+
+
+def _task(task: ServedTask, people: int, refused: Sequence[Refusal], now: float) -> TaskStatus:
+    main = task.runs[0]
+    with main.store.transaction() as rows:
+        run = rows.run()
+    models = lineage(main, now)
+    shown = task.released
+    makes = isinstance(main, TrainingRun)
+    released = 0 if shown is None else shown.version
+    return TaskStatus(
+        name=task.name,
+        plan=main.plan_body.sha256,
+        priority=task.priority,
+        min_contributors=main.least,
+        epoch=run.epoch,
+        version=run.version if makes else released,
+        released=released,
+        model=next((model for model in reversed(models) if model.version == run.version), None),
+        evaluated=next((model for model in reversed(models) if model.evaluate), None),
+        edge_rounds=main.edges.rounds,
+        noise_at=main.edges.noise_at,
+        runs=tuple(_run(each, people, refused, now) for each in task.runs),
+        influence=_influence(main.plan) if isinstance(main, TrainingRun) else None,
+    )
+
+
+def _influence(plan: Plan) -> InfluenceStatus:
+    found = plan.influence
+    return InfluenceStatus(found.contributors, found.share, found.length, found.step, found.trusted, found.said)
+
+
+def _run(run: Run, people: int, refused: Sequence[Refusal], now: float) -> RunStatus:
+    row, pacing = run.coordinator.current, run.pacing
+    left = None
+    if row.state is State.OPEN and not pacing.buffered and pacing.deadline is not None:
+        left = max(0.0, row.since + pacing.deadline - now)
+    return RunStatus(
+        kind=run.kind,
+        round=row.number,
+        state=row.state.value,
+        since_s=max(0.0, now - row.since) if row.since else 0.0,
+        goal=pacing.cohort,
+        fewest=pacing.fewest,
+        given=row.given,
+        out=row.out,
+        dropped=row.dropped,
+        counted=row.counted,
+        left_s=None if left is None or math.isinf(left) else left,
+        paused=run.paused,
+        trouble=run.trouble,
+        waiting=why(run, row, people, refused, now),
+        illegal=_by_what(run.coordinator.illegal),
+    )
+
+
+def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: float) -> str:
+    """Tell in a sentence what a run waits for.
+
+    Args:
+        run: The run.
+        row: Its newest round.
+        people: The number of enrolled devices.
+        refused: Why devices took no part of late, most devices first.
+        now: The time by the store's clock.
+    """
+    if run.paused:
+        return f"paused: {run.trouble}" if run.trouble else "paused by an admin"
+    if told := run.waits_for(row):
+        return told
+    if isinstance(run, EvaluationRun) and not run.wanted():
+        return "every model that is to be measured has been"
+    if row.state is State.CLOSING:
+        return "its model is being made"
+    pause = begins_at(run.pacing, row) - now
+    if pause > 0 and not row.out:
+        return f"the plan leaves {ago(run.pacing.every or 0.0)} between rounds: goes on in {ago(pause)}"
+    if row.state is not State.OPEN:
+        return "about to begin"
+    goal, fewest = run.pacing.cohort, run.pacing.fewest
+    if people < fewest:
+        return f"needs {fewest - people} more: {many(people, 'device')} of at least {fewest} enrolled"
+    mine = [each.devices for each in refused if (each.task, each.kind) in ((run.task, run.kind), ("", ""))]
+    if mine and not row.out:
+        return f"{row.counted} of {goal} reports; {many(mine[0], 'device')} took no part of late, as is said below"
+    if not row.given:
+        return f"no device has asked for work yet; {people} {'is' if people == 1 else 'are'} enrolled"
+    reports = f"{row.counted} of {goal} reports"
+    if row.out:
+        return f"{reports}; {many(row.out, 'device')} {'trains' if row.out == 1 else 'train'}"
+    return f"{reports}; waits for devices to ask for work"
+
+
+def _by_what(events: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (what, which), times in sorted(events.items()):
+        found.setdefault(what, {})[which] = times
+    return found

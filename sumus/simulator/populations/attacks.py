@@ -1,0 +1,200 @@
+"""Dishonest clients, to test a defence with: populations where a share of the clients attacks.
+
+    population = attacks.sign_flip(population, share=0.2)
+
+The same share and seed choose the same clients, so attacks can be stacked: `scaled(label_flip(people, classes=10))` sends ten
+times what was learned from wrong labels. Everyone else is as before; measure on honest people (`Evaluate(unseen=)`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sumus.aggregate import BUFFERS
+from sumus.columns import array_of
+from sumus.errors import ExperimentError
+from sumus.experiment import Examples
+from sumus.rng import generator
+from sumus.simulator.populations.population import Population, as_population
+from sumus.tree import tree_map
+from sumus.types import Array, Tree
+
+if TYPE_CHECKING:
+    from sumus.executors.executor import Trained
+
+Collusion = Callable[["Sequence[Trained]", int], "Iterable[Trained]"]
+"""(what a round's attackers trained, how many reports the round has) → what they send."""
+
+
+class AttackedPopulation(Population):
+    """A population whose `attackers` hold other examples, or send something else than they trained."""
+
+    def __init__(
+        self,
+        people: Population,
+        attackers: frozenset[Any],
+        examples: Callable[[Any, Examples], Examples],
+        collude: Collusion,
+        described: str,
+    ) -> None:
+        super().__init__(
+            people.ids, lambda client: examples(client, people[client]) if client in attackers else people[client]
+        )
+        self.attackers = attackers
+        self.participation = people.participation
+        self._people = people
+        self._examples = examples
+        self._collude = collude
+        self._described = described
+
+    @property
+    def described(self) -> str:
+        since = "" if self.participation == self._people.participation else self.participation.described
+        return f"{self._people.described}, {self._described}{since}"
+
+    def _only(self, clients: list[Any]) -> Population:
+        part, mine = self._people.subset(clients), self.attackers & frozenset(clients)
+        some = AttackedPopulation(part, mine, self._examples, self._collude, self._described)
+        some.participation = self.participation.of(frozenset(clients))
+        return some
+
+    def sent(self, results: "Iterator[Trained]") -> "Iterator[Trained]":
+        """Honest reports as they come, then those of the attackers, who know of each other."""
+        mine: list[Trained] = []
+        count = 0
+        for trained in self._people.sent(results):
+            count += 1
+            if trained.client in self.attackers:
+                mine.append(trained)
+            else:
+                yield trained
+        yield from self._collude(mine, count) if mine else ()
+
+
+def label_flip(
+    population: Mapping[Any, Examples], classes: int, share: float = 0.2, seed: int = 0
+) -> AttackedPopulation:
+    """Attackers train on wrong labels: class c becomes classes − 1 − c. [Tolpegin et al. 2020, arXiv:2007.08432, the form
+    of Fang et al. 2020, arXiv:1911.11815]"""
+
+    if classes < 2:
+        raise ExperimentError(f"label_flip(classes={classes}): there must be at least two classes to flip")
+
+    def flipped(client: Any, examples: Examples) -> Examples:
+        from sumus.training.examples import as_pair  # brings torch
+
+        inputs, targets = as_pair(client, examples)
+        labels = array_of(targets)
+        largest = labels.max(initial=0)
+        if labels.dtype.kind not in "iu" or largest >= classes:
+            raise ExperimentError(
+                f"label_flip(classes={classes}): client {client!r} holds targets {labels.dtype} up to {largest}; labels are "
+                "whole numbers below classes="
+            )
+        labels = labels.astype(np.int64)
+        return inputs, labels + (classes - 1 - 2 * labels) * (labels >= 0)  # padding stays padding
+
+    return _attacked(population, f"label_flip({classes})", share, seed, examples=flipped)
+
+
+def sign_flip(
+    population: Mapping[Any, Examples], share: float = 0.2, factor: float = 1.0, seed: int = 0
+) -> AttackedPopulation:
+    """Attackers send −factor times what they trained: up the slope. [Li et al. 2019, arXiv:1811.03761, section 4]"""
+    return _attacked(population, f"sign_flip({factor})", share, seed, collude=_multiplied(-factor))
+
+
+def scaled(
+    population: Mapping[Any, Examples], share: float = 0.2, factor: float = 10.0, seed: int = 0
+) -> AttackedPopulation:
+    """Attackers send factor times what they trained, to outweigh everyone. [Bagdasaryan et al. 2020, arXiv:1807.00459,
+    model replacement]"""
+    return _attacked(population, f"scaled({factor})", share, seed, collude=_multiplied(factor))
+
+
+def a_little_is_enough(
+    population: Mapping[Any, Examples], share: float = 0.2, z: float | None = None, seed: int = 0
+) -> AttackedPopulation:
+    """Attackers all send μ − zσ of what they trained, entry by entry: far enough to harm, near enough to pass.
+
+    z: by default the paper's largest, Φ⁻¹((n − m − s) / (n − m)) with s = ⌊n/2 + 1⌋ − m, for n reports of which m are
+    theirs; at 20 % that is small, and larger ones are tried. [Baruch et al. 2019, arXiv:1902.06156, Algorithm 3]
+    """
+
+    def collude(mine: "Sequence[Trained]", count: int) -> "Iterable[Trained]":
+        far = largest_z(count, len(mine)) if z is None else z
+
+        def beside(part: str, leaf: str) -> Array:
+            values = np.stack([one.parts[part][leaf] for one in mine])
+            return (values.mean(axis=0) - far * values.std(axis=0)).astype(values.dtype)
+
+        common = {part: {leaf: beside(part, leaf) for leaf in tree} for part, tree in mine[0].parts.items()}
+        for one in mine:
+            yield _with_leaves(one, lambda part, tree: common[part])
+
+    return _attacked(population, f"a_little_is_enough({z})", share, seed, collude=collude)
+
+
+def largest_z(count: int, attackers: int) -> float:
+    """The paper's z for so many reports of which so many are the attackers'; 0 where they cannot hide among the others.
+
+    Attackers who are the majority need nobody beside them; z is then as if they needed one.
+    """
+    honest, needed = count - attackers, max(1, count // 2 + 1 - attackers)
+    if honest <= needed:
+        return 0.0
+    return max(0.0, NormalDist().inv_cdf((honest - needed) / honest))
+
+
+def _as_held(client: Any, examples: Examples) -> Examples:
+    return examples
+
+
+def _as_trained(mine: "Sequence[Trained]", count: int) -> "Iterable[Trained]":
+    return mine
+
+
+def _attacked(
+    population: Mapping[Any, Examples],
+    attack: str,
+    share: float,
+    seed: int,
+    examples: Callable[[Any, Examples], Examples] = _as_held,
+    collude: Collusion = _as_trained,
+) -> AttackedPopulation:
+    _check_share(share)
+    people = as_population(population)
+    described = f"{attack} by {share} of them, seed {seed}"
+    chosen = generator(seed, "attackers").permutation(len(people))[: round(share * len(people))]
+    return AttackedPopulation(
+        people, frozenset(people.pick(int(index)) for index in chosen), examples, collude, described
+    )
+
+
+def _check_share(share: object) -> None:
+    if not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ExperimentError(f"share={share!r}: the share of clients that attack is a number from 0 to below 1")
+
+
+def _multiplied(factor: float) -> Collusion:
+    """Every attacker sends factor times what it trained."""
+
+    def scale(part: str, tree: Tree) -> Tree:
+        return tree_map(lambda leaf: leaf * leaf.dtype.type(factor), tree)
+
+    def collude(mine: "Sequence[Trained]", count: int) -> "Iterable[Trained]":
+        return [_with_leaves(one, scale) for one in mine]
+
+    return collude
+
+
+def _with_leaves(trained: "Trained", change: Callable[[str, Tree], Tree]) -> "Trained":
+    """The same report with other trees; numbers (steps, shares) and running statistics stay honest."""
+    parts = {
+        part: tree if part == BUFFERS or set(tree) == {""} else change(part, tree)
+        for part, tree in trained.parts.items()
+    }
+    return replace(trained, parts=parts)

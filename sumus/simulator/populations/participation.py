@@ -1,0 +1,188 @@
+"""Who of a population takes part: in passes, from which round on, and with what weight of its own.
+
+people.in_passes()                       each client once before any twice, in a new order each pass
+people.joining({"eve": 5})               Eve is there from round 5 on
+people.weighed({"ada": 3, "bob": 1})     whole numbers in the place of how many examples each holds
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from sumus.errors import ExperimentError, UsageError, at_client, own_code
+from sumus.experiment import Experiment
+from sumus.rng import generator
+from sumus.spec import canonical_json
+from sumus.types import Array, plain_number
+
+if TYPE_CHECKING:
+    from sumus.simulator.populations.population import Population
+
+PerClient = Mapping[Any, int] | Callable[[Any], int]
+"""A whole number for each client: by id, or as a function of the id."""
+FIRST_ROUND = 1
+
+
+@dataclass(frozen=True)
+class Participation:
+    """Who takes part, and with what weight.
+
+    Attributes:
+        in_passes: Whether each client is drawn once before any is drawn twice.
+        joins: The round, from 1, from which a client is there; 1 for clients that a mapping does not name.
+        weights: What a client weighs; None for its examples.
+    """
+
+    in_passes: bool = False
+    joins: PerClient | None = None
+    weights: PerClient | None = None
+
+    def joined(self, clients: Sequence[Any]) -> Array | None:
+        """The round from which each client is there, int64 `(clients,)`, from 1; None if all are there from the start."""
+        if self.joins is None:
+            return None
+        return np.array([self._number("joining", self.joins, client, FIRST_ROUND) for client in clients], np.int64)
+
+    def weight_of(self, client: Any, examples: int, most: int) -> int:
+        """What a client with so many examples weighs. most: the largest weight that the plan counts."""
+        if self.weights is None:
+            return examples
+        weight = self._number("weighed", self.weights, client, None)
+        if weight > most:
+            raise UsageError(
+                f"client {client!r}: it weighs {weight}, and the plan counts {most} at most: give smaller weights, or raise "
+                "cap= of the algorithm"
+            )
+        return weight
+
+    def check_known(self, known: Callable[[Any], bool]) -> None:
+        """Refuse clients that are not in the population."""
+        for what, given in (("joining", self.joins), ("weighed", self.weights)):
+            for client in by_id(given) or ():
+                if not known(client):
+                    raise ExperimentError(f"{what}() names client {client!r}, who is not in the population")
+
+    def of(self, clients: frozenset[Any]) -> "Participation":
+        """The same for some of the clients."""
+
+        def among(given: PerClient | None) -> PerClient | None:
+            named = by_id(given)
+            return given if named is None else {client: n for client, n in named.items() if client in clients}
+
+        return replace(self, joins=among(self.joins), weights=among(self.weights))
+
+    @property
+    def described(self) -> str:
+        """What of it must be the same for a run to go on; a function is not compared."""
+        if self == Participation():
+            return ""
+        said = [_described("joining", self.joins), _described("weighed", self.weights)]
+        return "".join(f", {word}" for word in ["in passes"] * self.in_passes + [word for word in said if word])
+
+    @staticmethod
+    def _number(what: str, given: PerClient, client: Any, otherwise: int | None) -> int:
+        with at_client(client):
+            number: object
+            if (named := by_id(given)) is not None:
+                number = named.get(client, otherwise)
+            else:
+                assert callable(given)
+                with own_code("the function", f"{what}()", "it must give a whole number from 1 for every client"):
+                    number = given(client)
+            number = plain_number(number)
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                missing = ": it is not named, and every client needs a weight" if number is None else ""
+                raise UsageError(
+                    f"{what}() gives {number!r:.80}{missing}; give a whole number from 1 (to weigh by shares, give hundredths; "
+                    "to leave a client out, take population.without([...]))"
+                )
+        return number
+
+
+class Passes:
+    """The order of draws without replacement: each pass is a new order of all who are there as it begins."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._begun = 0
+        self._left: Array = np.zeros(0, np.int64)
+
+    def draw(self, wanted: int, present: Array, may_come: Callable[[Array], Array]) -> list[int]:
+        """Draw clients that may come now. Those that may not keep their place, and the next pass begins when nobody is left.
+
+        Args:
+            wanted: How many, at most.
+            present: Positions of all clients that are there, int64.
+            may_come: Tells which of some positions may be given work now.
+        """
+        drawn: list[int] = []
+        for _ in range(2):  # what is left of a pass, and the next one; more than two would hold a client twice
+            if not len(self._left):
+                self._begun += 1
+                self._left = generator(self._seed, "pass", self._begun).permutation(present)
+            drawn += self._taken(wanted - len(drawn), drawn, may_come)
+            if len(self._left) or len(drawn) == wanted:
+                break
+        return drawn
+
+    def _taken(self, wanted: int, drawn: list[int], may_come: Callable[[Array], Array]) -> list[int]:
+        """The first so many of this pass who may come and are not drawn yet; a part of the pass is looked at after the other."""
+        places: list[int] = []
+        for start in range(0, len(self._left), size := max(64, 4 * wanted)):
+            some = self._left[start : start + size]
+            free = np.flatnonzero(may_come(some) & ~np.isin(some, drawn))[: wanted - len(places)]
+            places += (start + free).tolist()
+            if len(places) == wanted:
+                break
+        taken = self._left[places].tolist()
+        self._left = np.delete(self._left, places)
+        return taken
+
+
+def joined_of(population: "Population", experiment: Experiment) -> Array | None:
+    """The round from which each client is there (`Participation.joined`). Raises ExperimentError for participation that the
+    experiment cannot have."""
+    who, plan, fleet = population.participation, experiment.plan, experiment.fleet
+    if (who.in_passes or who.joins is not None) and not fleet.waits:
+        raise ExperimentError(
+            "in_passes() and joining() say who is asked, and with Fleet(waits=False) devices come by themselves: leave one of "
+            "them out"
+        )
+    if who.weights is not None and all(part.weight != "examples" for part in plan.algorithm.aggregator.parts):
+        raise ExperimentError(
+            f"{plan.algorithm.aggregator!r} weighs all clients alike, so that weighed() would do nothing: leave it out, or "
+            "weigh by examples"
+        )
+    if (named := by_id(who.weights)) is not None and len(named) < len(population):
+        missing = next(client for client in population if client not in named)
+        raise ExperimentError(f"weighed() does not name client {missing!r}: give every client a weight")
+    joined = who.joined(population.ids)
+    there = len(present_at(joined, 0, len(population)))
+    if there < plan.pacing.cohort:
+        raise ExperimentError(
+            f"a cohort of {plan.pacing.cohort} is larger than the {there} clients that are there in round 1: lower "
+            "Pacing(cohort=), or let more of them join in round 1"
+        )
+    return joined
+
+
+def present_at(joined: Array | None, number: int, clients: int) -> Array:
+    """Positions of the clients that are there in a round, from 0; int64."""
+    return np.arange(clients) if joined is None else np.flatnonzero(joined <= number + FIRST_ROUND)
+
+
+def by_id(given: PerClient | None) -> Mapping[Any, int] | None:
+    """Numbers by client's id; None for a function, and for nothing."""
+    return cast(Mapping[Any, int], given) if isinstance(given, Mapping) else None
+
+
+def _described(what: str, given: PerClient | None) -> str:
+    if given is None:
+        return ""
+    if (named := by_id(given)) is None:
+        return f"{what} by a function"
+    items = sorted([str(client), int(number)] for client, number in named.items())
+    return f"{what} {hashlib.sha256(canonical_json(items).encode()).hexdigest()[:12]}"

@@ -1,0 +1,363 @@
+"""Populations: client id → examples, read only when a client is picked."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from sumus.columns import array_of, ids_of, numbers_of, stacked
+from sumus.errors import DataError, ExperimentError, SumusError
+from sumus.experiment import Examples, expect_population
+from sumus.plotting import colormap, figure, save
+from sumus.simulator.populations.participation import Participation, PerClient
+from sumus.text import whole_number
+from sumus.types import Array
+
+if TYPE_CHECKING:
+    from sumus.executors.executor import Trained
+
+
+class Population(Mapping[Any, Examples]):
+    """Clients by id, loaded one at a time: a million of them cost nothing until they are picked.
+
+        Population(range(1_000_000), load=lambda client: read(client))
+
+    ids: without repeats (also as text: `1` and `"1"` are one client).
+    load: id → examples; called again whenever the client is picked and no longer in the cache.
+    """
+
+    attackers: frozenset[Any] = frozenset()
+    """Who is dishonest; nobody here (see `sumus.attacks`)."""
+    participation = Participation()
+    """Who takes part when, and with what weight: all alike, unless `in_passes`, `joining` or `weighed` says otherwise."""
+    _by_text: dict[str, Any] | None = None
+
+    def __init__(self, ids: Iterable[Any], load: Callable[[Any], Examples]) -> None:
+        self._ids: Sequence[Any] = ids if isinstance(ids, range) else list(ids)
+        self._load = load
+        self._known: frozenset[Any] | range
+        if isinstance(ids, range):
+            self._known = ids
+            return
+        texts = [_text_of(client) for client in self._ids]
+        try:
+            self._known = frozenset(self._ids)
+        except TypeError as error:
+            raise ExperimentError(f"ids hold a value that cannot be a key ({error}): give numbers or text") from error
+        if min(len(set(texts)), len(self._known)) < len(self._ids):
+            seen: set[Any] = set()
+            twice = next(c for c in self._ids if {c, str(c)} & seen or seen.update({c, str(c)}))
+            raise ExperimentError(f"client id {twice!r} is given twice: every client needs an id of its own")
+
+    @staticmethod
+    def from_arrays(inputs: Any, targets: Any, by: Any) -> "Population":
+        """Split arrays by a key: `by[i]` is the client of example i. A client's examples keep their order.
+
+        inputs, targets, by: one row an example, equally many.
+        """
+        inputs, targets = _column("inputs", inputs), _column("targets", targets)
+        if len(inputs) != len(targets):
+            raise ExperimentError(f"{len(inputs)} inputs and {len(targets)} targets: they must be equally many")
+        rows = _rows_by_client(by, len(inputs))
+        return Population(list(rows), lambda client: (inputs[rows[client]], targets[rows[client]]))
+
+    @staticmethod
+    def from_dataset(dataset: Any, by: Any) -> "Population":
+        """Split a torch `Dataset` of (input, target) pairs by a key; an item is read when its client is picked.
+
+        by: `by[i]` is the client of item i, such as a column, or one of `sumus.splits`.
+        """
+        if not hasattr(dataset, "__len__"):
+            raise ExperimentError(f"a {type(dataset).__name__} has no length: give a data set that is read by index")
+        rows = _rows_by_client(by, len(dataset))
+        return Population(list(rows), lambda client: _Items(dataset, rows[client]))
+
+    @staticmethod
+    def from_hugging_face(dataset: Any, inputs: str | Sequence[str], targets: str, by: Any) -> "Population":
+        """Split a `datasets.Dataset` by a key; rows are read when their client is picked.
+
+        inputs: a column, or several of numbers, which become the last axis.  targets: a column.
+        by: a column's name, or one client a row.
+        """
+        if isinstance(dataset, Mapping):
+            raise ExperimentError(
+                f"this is a dict of data sets ({', '.join(map(str, cast(Mapping[str, Any], dataset)))}): choose one, such as "
+                "dataset['train']"
+            )
+        if not hasattr(dataset, "__len__"):
+            raise ExperimentError(
+                f"a streamed data set ({type(dataset).__name__}) has no length and no rows by number: load it without "
+                "streaming=True, or give sumus.Population(ids, load)"
+            )
+        columns = [inputs] if isinstance(inputs, str) else list(inputs)
+        if not columns:
+            raise ExperimentError("inputs= names no column: give one, or several")
+        known = list(getattr(dataset, "column_names", []))
+        wanted = [*columns, targets, *([by] if isinstance(by, str) else [])]
+        if unknown := [name for name in wanted if name not in known]:
+            raise ExperimentError(f"the data set has no column {unknown[0]!r}; it has {', '.join(map(str, known))}")
+        rows = _rows_by_client(list(dataset.with_format(None)[by]) if isinstance(by, str) else by, len(dataset))
+        read = dataset.select_columns(list(dict.fromkeys([*columns, targets]))).with_format(None)
+
+        def load(client: Any) -> Examples:
+            found = read[rows[client].tolist()]
+            held = {name: _read(client, name, found[name]) for name in dict.fromkeys((*columns, targets))}
+            if isinstance(inputs, str):
+                return held[inputs], held[targets]
+            try:
+                return stacked([held[name] for name in columns], -1, [f"column {name!r}" for name in columns]), held[
+                    targets
+                ]
+            except ValueError as error:
+                raise DataError(client, f"its columns do not go together: {error}") from error
+
+        return Population(list(rows), load)
+
+    @staticmethod
+    def from_pairs(pairs: Iterable[tuple[Any, Examples]]) -> "Population":
+        """From (id, examples) pairs; a repeated id is refused."""
+        try:
+            pairs = [(client, examples) for client, examples in pairs]
+            examples = dict(pairs)
+        except (TypeError, ValueError) as error:
+            raise ExperimentError(f"from_pairs takes (id, examples) pairs, each id a key: {error}") from error
+        return Population([client for client, _ in pairs], examples.__getitem__)
+
+    def subset(self, clients: Iterable[Any]) -> "Population":
+        """The same clients, only these."""
+        return self._only(self._all_known(clients))
+
+    def without(self, clients: Iterable[Any]) -> "Population":
+        """The same clients, but these."""
+        gone = set(self._all_known(clients))
+        return self._only([client for client in self if client not in gone])
+
+    def in_passes(self) -> "Population":
+        """The same clients, drawn without replacement: each takes part once before any takes part twice, in a new order each
+        pass.
+
+        A client that is drawn and does not finish has had its turn. One that cannot come keeps its place in the pass.
+        """
+        return self._taking_part(replace(self.participation, in_passes=True))
+
+    def joining(self, since: PerClient) -> "Population":
+        """The same clients, some of them there only from a later round on.
+
+        Args:
+            since: The round, counted from 1, from which a client is there: by id, those who are not named from the start; or as a
+                function of the id.
+        """
+        return self._taking_part(replace(self.participation, joins=_per_client("joining", since)))
+
+    def weighed(self, weights: PerClient) -> "Population":
+        """The same clients with weights of your own, in the place of how many examples each holds. In simulations only.
+
+        Args:
+            weights: A whole number from 1: by id, for every client; or as a function of the id.
+        """
+        return self._taking_part(replace(self.participation, weights=_per_client("weighed", weights)))
+
+    def _taking_part(self, participation: Participation) -> "Population":
+        participation.check_known(self.__contains__)
+        changed = copy.copy(self)
+        changed.participation = participation
+        return changed
+
+    def _only(self, clients: list[Any]) -> "Population":
+        some = Population(clients, self.__getitem__)
+        some.participation = self.participation.of(frozenset(clients))
+        return some
+
+    def _all_known(self, clients: Iterable[Any]) -> list[Any]:
+        chosen = list(clients)
+        unknown = [client for client in chosen if client not in self]
+        if unknown:
+            raise ExperimentError(f"no client {unknown[0]!r} in this population of {len(self)}")
+        return chosen
+
+    def __getitem__(self, client: Any) -> Examples:
+        if client not in self._known:
+            raise KeyError(client)
+        try:
+            return self._load(client)
+        except SumusError:
+            raise
+        except Exception as error:
+            raise DataError(client, f"loading its examples failed: {type(error).__name__}: {error}") from error
+
+    def __contains__(self, client: object) -> bool:
+        return client in self._known
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._ids)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def plot(self, path: str | Path, clients: int = 40) -> Path:
+        """A picture of who holds what: a bar for each of the first so many clients, coloured by class (needs matplotlib).
+
+        Classes are shown where targets are whole numbers of at most twenty kinds; else only sizes. Reads these clients.
+        """
+        shown = [self.pick(index) for index in range(min(clients, len(self)))]
+        held = [_targets_of(client, self[client]) for client in shown]
+        kinds = np.unique(np.concatenate([np.ravel(targets) for targets in held]))
+        by_class = all(targets.ndim == 1 and targets.dtype.kind in "iub" for targets in held) and len(kinds) <= 20
+        picture = figure(8.0, max(1.2 + 0.2 * len(shown), 1.2 + 0.22 * len(kinds) * by_class))
+        axis = picture.subplots()
+        before = np.zeros(len(shown))
+        colours = colormap("tab20" if len(kinds) > 10 else "tab10", max(1, len(kinds)))
+        for number, kind in enumerate(kinds if by_class else [None]):
+            counts = np.array([len(targets) if kind is None else int((targets == kind).sum()) for targets in held])
+            axis.barh(range(len(shown)), counts, left=before, color=colours[number], label=str(kind))
+            before += counts
+        axis.set_yticks(range(len(shown)), [str(client)[:16] for client in shown], fontsize=7)
+        axis.margins(x=0.02, y=0.01)
+        axis.invert_yaxis()
+        axis.set(
+            xlabel="examples",
+            ylabel="client",
+            title=f"{len(shown)} of {len(self)} clients" if len(shown) < len(self) else "",
+        )
+        if by_class:
+            axis.legend(title="class", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+        return save(picture, path)
+
+    @property
+    def described(self) -> str:
+        """What of a population must be the same for a run to go on."""
+        return f"{len(self)} clients{self.participation.described}"
+
+    @property
+    def ids(self) -> Sequence[Any]:
+        """Every client, in order."""
+        return self._ids
+
+    def in_order(self, clients: Iterable[Any]) -> list[Any]:
+        """These clients as they stand in the population."""
+        if isinstance(self._ids, range):
+            return sorted(clients, key=self._ids.index)
+        chosen = set(clients)
+        return [client for client in self._ids if client in chosen]
+
+    def sent(self, results: "Iterator[Trained]") -> "Iterator[Trained]":
+        """What clients send of what they trained: honest ones send it as it is (others: `sumus.attacks`)."""
+        return results
+
+    def key_of(self, text: str) -> Any:
+        """The id that is this text when it is written; the text itself, if there is none."""
+        if isinstance(self._ids, range):
+            number = whole_number(text.removeprefix("-"))
+            signed = number if number is None or not text.startswith("-") else -number
+            return signed if signed is not None and signed in self._ids else text
+        if self._by_text is None:
+            self._by_text = {str(client): client for client in self._ids}
+        return self._by_text.get(text, text)
+
+    def pick(self, index: int) -> Any:
+        """The id at a position."""
+        return self._ids[index]
+
+
+def _per_client(what: str, given: Any) -> Any:
+    """A number for each client, by id or by a function."""
+    if not isinstance(given, Mapping) and not callable(given):
+        raise ExperimentError(
+            f"{what}({given!r:.80}): give a mapping from a client's id to a number, or a function of the id"
+        )
+    return dict(cast(Mapping[Any, int], given)) if isinstance(given, Mapping) else given
+
+
+def _text_of(client: Any) -> str:
+    """A client's id as text, which keys and files are made of."""
+    text = str(client)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ExperimentError(f"client id {client!a} is no text that UTF-8 holds: give the client another id") from None
+    return text
+
+
+class _Items:
+    """Some items of a data set, themselves a data set."""
+
+    def __init__(self, dataset: Any, rows: Array) -> None:
+        self._dataset = dataset
+        self._rows: list[int] = rows.tolist()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[self._rows[index]]
+
+
+def _rows_by_client(by: Any, examples: int) -> dict[Any, Array]:
+    """Each client's rows, in their order; clients sorted."""
+    if not examples:
+        raise ExperimentError("there are no examples: a population needs at least one")
+    try:
+        ids = ids_of(by)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
+    shape = ids.shape if isinstance(ids, np.ndarray) else (len(ids),)
+    if shape != (examples,):
+        raise ExperimentError(f"by= has shape {shape} for {examples} examples: give one client an example")
+    if isinstance(ids, np.ndarray):
+        order = np.argsort(ids, kind="stable")
+        names, starts = np.unique(ids[order], return_index=True)
+        return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+    rows: dict[Any, list[int]] = {}
+    try:
+        for row, client in enumerate(ids):
+            rows.setdefault(client, []).append(row)
+        return {client: np.array(rows[client]) for client in sorted(rows)}
+    except TypeError as error:
+        raise ExperimentError(f"by= holds values that do not compare ({error}): give ids of one kind") from error
+
+
+def _column(name: str, values: Any) -> Any:
+    """A column as an array; what is an array or a tensor stays it."""
+    is_array = hasattr(values, "dtype") and not hasattr(values, "iloc")
+    try:
+        column = values if is_array else array_of(values)
+    except ValueError as error:
+        raise ExperimentError(f"{name} cannot be read: {error}") from error
+    if not getattr(column, "ndim", 1):
+        raise ExperimentError(f"{name}= is a {type(column.item()).__name__}: give an array with one row an example")
+    return column
+
+
+def _read(client: Any, name: str, values: Sequence[Any]) -> Array:
+    """A client's values of one column of a data set."""
+    try:
+        column = array_of(values)
+        if column.dtype.kind == "O":
+            numbers_of(column)  # says which row is none, and what it is
+        return column
+    except ValueError as error:
+        raise DataError(client, f"its column {name!r} cannot be read: {error}") from error
+
+
+def _targets_of(client: Any, examples: Examples) -> Array:
+    from sumus.training.examples import as_pair  # brings torch
+
+    return array_of(as_pair(client, examples)[1])
+
+
+def as_population(population: Mapping[Any, Examples]) -> Population:
+    """A population from any mapping."""
+    if isinstance(population, Population):
+        return population
+    expect_population(population)
+    return Population(list(population), population.__getitem__)
+
+
+def sample(population: Population, count: int, rng: np.random.Generator, among: Array | None = None) -> list[Any]:
+    """`count` different clients, uniformly; the order is part of the draw. Costs O(count), not O(population). among:
+    positions."""
+    picked: Array = rng.choice(len(population) if among is None else among, size=count, replace=False)
+    return [population.pick(int(index)) for index in picked]

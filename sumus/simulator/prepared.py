@@ -1,0 +1,141 @@
+"""What a run has before its first round: the experiment, its model built, and its first client read."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sumus.errors import DataError, ExperimentError, TaskError, at_client
+from sumus.executors.choice import AUTOGRAD
+from sumus.executors.witness import examples_of
+from sumus.experiment import Experiment
+from sumus.plan import Plan
+from sumus.simulator.client_sizes import ClientSizes
+from sumus.simulator.edge_map import EdgeMap
+from sumus.simulator.populations.participation import joined_of
+from sumus.simulator.populations.population import Population, as_population
+from sumus.simulator.processes.share import RunSetting, Trainer
+from sumus.simulator.virtual_time.traces import fleet_identity
+from sumus.task import Task
+from sumus.training.observed import expect_means, observe
+from sumus.training.program import EVALUATION_BATCH, Program
+from sumus.types import Array
+
+_PROBED = 8
+"""Examples that are measured together and apart, to see whether a loss or a metric compares them with one another."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRun:
+    """An experiment that is ready for its first round.
+
+    Attributes:
+        experiment: The experiment.
+        program: The task's model, on its device.
+        setting: What shares of its rounds are trained with: the plan with its data declared, and the population.
+        trainer: Trains clients in this process, by autograd.
+        joined: The round, from 1, from which each client is there, int64 `(clients,)`; None if all are there from the start.
+        sizes: How many examples the clients hold.
+        edges: The edge that each client reports through.
+        notes: What the user should know, once each, in order. Whoever runs the experiment adds to them.
+    """
+
+    experiment: Experiment
+    program: Program
+    setting: RunSetting
+    trainer: Trainer
+    joined: Array | None
+    sizes: ClientSizes
+    edges: EdgeMap
+    notes: dict[str, None]
+
+    @property
+    def plan(self) -> Plan:
+        """The plan, with its data declared."""
+        return self.setting.plan
+
+    @property
+    def population(self) -> Population:
+        """The clients."""
+        return self.setting.population
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to go on."""
+        identity = {
+            "plan": self.plan.id,
+            "seed": self.setting.seed,
+            "population": self.population.described,
+            "fleet": fleet_identity(self.experiment.fleet),
+        }
+        if (edges := self.edges.identity) is not None:
+            identity["sites"] = edges
+        return identity
+
+    def observe(self) -> None:
+        """Try the model on the first client's examples as in training: a model that no run could train rightly is refused
+        before the first round."""
+        client = self.population.pick(self.setting.first)
+        with at_client(client):
+            if self.program.observed is None:
+                self.program.observed = observe(self.program, *self.program.reader.read(self.population, client))
+
+    def end(self) -> None:
+        """Leave the user's code as it was before the run."""
+        with suppress(TaskError):  # said in the run
+            self.program.end()
+
+
+def prepare(experiment: Experiment, device: str, skips: bool) -> PreparedRun:
+    """Build an experiment's model, and read its first client: all that can be wrong is found before anything long begins.
+
+    Args:
+        experiment: The experiment.
+        device: "cpu", or another device that torch knows.
+        skips: Whether a client whose part of a round fails is left out of that round.
+    """
+    task = experiment.plan.task
+    if not isinstance(task, Task):
+        raise ExperimentError("this plan holds a task's description without its code; simulate the file it came from")
+    population = as_population(experiment.population)
+    program = Program(task, device, experiment.seed)
+    first, examples = _first_readable(program, population, skips)
+    client = population.pick(first)
+    data = program.learn_schema(client, *examples)
+    with at_client(client):
+        expect_means(program, *examples)
+    plan = experiment.plan.with_data(data)
+    joined = joined_of(population, experiment)
+    setting = RunSetting(plan, population, experiment.seed, AUTOGRAD.executor, skips, first)
+    trainer = Trainer(setting, program)
+    notes = dict.fromkeys(_notes(experiment, population, program, client, examples))
+    edges = EdgeMap(population, experiment.sites)
+    return PreparedRun(experiment, program, setting, trainer, joined, ClientSizes(trainer), edges, notes)
+
+
+def _first_readable(program: Program, population: Population, skips: bool) -> tuple[int, tuple[Any, Any]]:
+    """The first client, and its examples; if failures are left out, the first client whose examples can be read."""
+    for position in range(len(population)):
+        try:
+            return position, program.reader.read(population, population.pick(position))
+        except DataError:
+            if not skips or position + 1 == len(population):
+                raise
+    raise AssertionError("a population has clients")
+
+
+def _notes(
+    experiment: Experiment, population: Population, program: Program, client: Any, examples: tuple[Any, Any]
+) -> Iterator[str]:
+    """Tell what the first client's examples show that the user should know."""
+    if not program.reader.reads_alike(population, client):
+        program.moved[examples_of(client)] = None
+    evaluate, (inputs, targets) = experiment.evaluate, examples
+    measures = evaluate.central is not None or evaluate.unseen is not None or evaluate.seen
+    few = slice(0, _PROBED)
+    if measures and evaluate.batch_size is None and program.depends_on_batch(inputs[few], targets[few]):
+        yield (
+            "the loss or a metric compares the examples of a batch with one another: training takes batches of "
+            f"{experiment.plan.algorithm.client.batch_size or 'all examples'}, and evaluation batches of "
+            f"{EVALUATION_BATCH}: give Evaluate(batch_size=) to measure as in training; if it is not meant to, look whether "
+            "outputs and targets have one shape"
+        )

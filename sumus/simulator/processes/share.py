@@ -1,0 +1,354 @@
+"""A share of a round: some of its clients train, and what they send is counted in.
+
+    trainer = Trainer(setting, program)
+    sums = Sums()
+    for result in trainer.train(number, public, broadcast, groups, sums): ...
+
+It is the same in the simulator's own process, in a process beside it and on a cluster. Sums are integers, and everything random
+is keyed by seed, round and client: who trains whom, where and in which order changes nothing.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, Literal, Protocol, TypeAlias
+
+from sumus.aggregate import Aggregate, RunningSum
+from sumus.errors import ParticipantError, SumusError
+from sumus.executors.executor import ClientAssignment, Executor, Trained
+from sumus.executors.witness import Witness
+from sumus.plan import Plan
+from sumus.rng import generator_of, key
+from sumus.simulator.populations.population import Population
+from sumus.training.program import Program
+from sumus.tree import sha256
+from sumus.types import Broadcast
+from sumus.work import ClientState, ClientWork
+
+ELSEWHERE = (
+    "another process computes something else: does the code keep state that sumus does not see, or settings that only this "
+    "process has made, outside the task?"
+)
+"""Said if proofs differ: a module's variables that a script set, torch's settings, a model= that is not seeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientJob:
+    """One client's work in a round, whose report is counted.
+
+    Attributes:
+        client: The client's id.
+        state: What the client kept from earlier rounds.
+        again: How often the client had work in this round before.
+        most_steps: The local steps that the client has time for; None for all.
+        into: The number of the sum that the report goes into.
+        staleness: How many versions late the report is.
+    """
+
+    client: Any
+    state: ClientState = field(default_factory=dict[str, Any])
+    again: int = 0
+    most_steps: int | None = None
+    into: int = 0
+    staleness: int = 0
+
+
+Group: TypeAlias = Sequence[ClientJob]
+"""Clients that train together."""
+
+
+class Sums(defaultdict[int, RunningSum]):
+    """The sums that reports go into, by number."""
+
+    def __init__(self) -> None:
+        super().__init__(RunningSum)
+
+    @property
+    def totals(self) -> dict[int, Aggregate]:
+        """What is in them, to be sent elsewhere."""
+        return {number: running.total for number, running in self.items()}
+
+    def add(self, totals: Mapping[int, Aggregate]) -> None:
+        """Add what was summed elsewhere."""
+        for number, total in totals.items():
+            self[number].add(total)
+
+
+@dataclass(frozen=True)
+class RunSetting:
+    """What shares of a run's rounds are trained with: the same in every process.
+
+    Attributes:
+        plan: The plan, with its data declared, and its task with its code.
+        population: The clients.
+        seed: The seed of everything random.
+        executor: Makes an executor of a program and the clients' work.
+        skips: Whether a client whose part of a round fails is left out.
+        first: The position of the client that says what examples look like.
+        clients: How often each process is likely to train a client; 0 if that is not known.
+    """
+
+    plan: Plan
+    population: Population
+    seed: int
+    executor: Callable[[Program, ClientWork], Executor]
+    skips: bool = False
+    first: int = 0
+    clients: int = 0
+
+
+@dataclass(frozen=True)
+class ClientResult:
+    """What came of one client's training.
+
+    Attributes:
+        client: The client's id.
+        into: The number of the sum that the report is in.
+        examples: How many examples the client holds.
+        metrics: (sum, count) by name.
+        nbytes: Bytes of the report.
+        became: "counted"; "refused" if the report was an attacker's; "failed" if there is no report, since something failed.
+        state: What the client is to keep once the report is counted.
+        alone: The report as an aggregate of one, if the aggregator needs each update; else the report is in the share's sum.
+        why: What failed.
+        moved: `Program.moved` of the process in which the client was trained.
+    """
+
+    client: Any
+    into: int
+    examples: int
+    metrics: Mapping[str, tuple[float, int]]
+    nbytes: int
+    became: Literal["counted", "refused", "failed"]
+    state: ClientState
+    alone: Aggregate | None = None
+    why: str = ""
+    moved: tuple[str, ...] = ()
+
+    @property
+    def settled(self) -> "ClientResult":
+        """The same without the state, which is kept elsewhere."""
+        return replace(self, state={}) if self.state else self
+
+
+class CannotTravel(Exception):
+    """A run cannot be taken up by another process; the message says why."""
+
+
+class Crew(Protocol):
+    """Where the clients of a round are trained: in one process or in many, with the same results."""
+
+    def train(
+        self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
+    ) -> Iterator[ClientResult]:
+        """Train clients on the model of a round.
+
+        Args:
+            number: The round, from 0.
+            public: What all reports of the round share (`public_seed`).
+            broadcast: What the server sends.
+            groups: Who trains together. They are taken one by one, as there is room for them; no client is in them twice.
+            sums: Where reports are added. They are whole when the iterator ends.
+
+        Yields:
+            What came of each client, in any order.
+
+        Raises:
+            SumusError: What a client's training raises, in the same words wherever it was trained.
+        """
+        ...
+
+    def sizes(self, clients: Sequence[Any]) -> list[int]:
+        """How many examples each of these clients holds, as the model sees them."""
+        ...
+
+    def look_again(self) -> Iterable[str]:
+        """Train the first client of each process again (`Witness`).
+
+        Returns:
+            `Program.moved` of all processes.
+        """
+        ...
+
+    def close(self) -> None:
+        """End everything that was started for the crew."""
+        ...
+
+
+def public_seed(plan: Plan, seed: int, number: int) -> bytes:
+    """What all who report into one sum share: of a round; of a run, where a sum takes reports of several models."""
+    return key(seed, "round", 0 if plan.pacing.buffered else number, "public")
+
+
+def _failed(errand: ClientJob, error: SumusError, examples: int = 0) -> ClientResult:
+    """What came of a client whose part of the round failed: nothing, and why."""
+    why = str(error).removeprefix(f"client {errand.client!r}: ")
+    return ClientResult(errand.client, errand.into, examples, {}, 0, "failed", {}, None, why[:300])
+
+
+def _without_failed(results: Iterable[Trained | ClientResult], failed: list[ClientResult]) -> Iterator[Trained]:
+    """Those that trained; the others are put aside."""
+    for one in results:
+        if isinstance(one, ClientResult):
+            failed.append(one)
+        else:
+            yield one
+
+
+class Trainer:
+    """A `Crew` of one: trains in this process, on one program."""
+
+    def __init__(self, setting: RunSetting, program: Program) -> None:
+        self.program = program
+        self.executor = setting.executor(program, setting.plan.algorithm.client)
+        self.witness = Witness(program, setting.clients, self.read_anew)
+        self._setting = setting
+        self._hop = setting.plan.first_hop
+        self._most = (
+            setting.plan.algorithm.update.weight_cap or setting.plan.example_cap or setting.plan.sums.max_weight
+        )
+        algorithm = setting.plan.algorithm
+        for name, part in (
+            ("update", algorithm.update),
+            ("aggregator", algorithm.aggregator),
+            ("server", algorithm.server),
+        ):
+            program.look_at(name, part)
+
+    def train(
+        self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
+    ) -> Iterator[ClientResult]:
+        """Train clients; a group is one call of the executor, and where groups do not matter to it, all of them are."""
+        errands: dict[Any, ClientJob] = {}
+        trained: Iterator[Trained | ClientResult]
+        if self._setting.skips:
+            trained = self._skipping(broadcast, number, groups, errands)
+        else:
+            runs = groups if self.executor.needs_sizes else (chain.from_iterable(groups),)
+            trained = chain.from_iterable(
+                self._run(broadcast, number, self._assignments(number, run, errands)) for run in runs
+            )
+        failed: list[ClientResult] = []
+        if (
+            type(self._setting.population).sent is not Population.sent
+        ):  # attackers, who know of each other in this process
+            trained = self._setting.population.sent(_without_failed(trained, failed))
+        for one in trained:
+            yield (
+                one
+                if isinstance(one, ClientResult)
+                else self._result(one, number, public, errands.pop(one.client), sums)
+            )
+        yield from failed
+
+    def _run(self, broadcast: Broadcast, number: int, assignments: Iterable[ClientAssignment]) -> Iterator[Trained]:
+        return self.witness.run(self.executor, broadcast, number, assignments)
+
+    def read_anew(self, client: Any) -> tuple[Any, Any]:
+        """A client's (inputs, targets), read and prepared once more."""
+        return self.program.reader.convert(client, self._setting.population[client])
+
+    def look_again(self) -> tuple[str, ...]:
+        """Train the first client again; `Program.moved` after it."""
+        self.witness.look()
+        return tuple(self.program.moved)
+
+    def _skipping(
+        self, broadcast: Broadcast, number: int, groups: Iterable[Group], errands: dict[Any, ClientJob]
+    ) -> Iterator[Trained | ClientResult]:
+        """Train each group, without those whose part fails: of a group that fails, each client alone. All that came of a group is
+        given before the next one is taken."""
+        for group in groups:
+            try:
+                trained = list(self._run(broadcast, number, self._assignments(number, group, errands)))
+            except SumusError as error:
+                if len(group) == 1:
+                    yield _failed(group[0], error)
+                else:
+                    yield from self._skipping(broadcast, number, [[errand] for errand in group], errands)
+            else:
+                yield from trained
+
+    def _result(self, one: Trained, number: int, public: bytes, errand: ClientJob, sums: Sums) -> ClientResult:
+        """What came of a client that trained."""
+        try:
+            return self._counted(one, number, public, errand, sums[errand.into])
+        except SumusError as error:
+            if not self._setting.skips:
+                raise
+            return _failed(errand, error, one.examples)
+
+    def sizes(self, clients: Sequence[Any]) -> list[int]:
+        """How many examples each of these clients holds: reads them. 0 where that fails, if such clients are left out."""
+        return [self._size(client) for client in clients]
+
+    def _size(self, client: Any) -> int:
+        try:
+            return len(self.program.reader.read(self._setting.population, client)[0])
+        except SumusError:
+            if not self._setting.skips:
+                raise
+            return 0  # it is said when the client trains
+
+    def proof(self, step: bool = True) -> str:
+        """Hash the initial model, what the task's code can see besides, the first client's examples, and its first step. Two
+        processes that compute the same have the same hash.
+
+        Args:
+            step: Whether the first step is included; not for machines that may round otherwise.
+        """
+        setting, program = self._setting, self.program
+        client = setting.population.pick(setting.first)
+        inputs, targets = program.reader.read(setting.population, client)
+        one = ClientAssignment(client, inputs, targets, {}, key("proof"), most_steps=1)
+        state = setting.plan.algorithm.start(program.initial_shared, setting.plan.description)
+        (trained,) = self.executor.run(state.broadcast, 0, [one])
+        program.begin_anew()
+        trees = [program.initial, {"inputs": inputs.cpu().numpy(), "targets": targets.cpu().numpy()}]
+        if step:
+            trees += [*trained.parts.values(), *trained.state.values()]
+        return key(program.hidden.digest, *map(sha256, trees)).hex()
+
+    def close(self) -> None:
+        """Nothing was begun."""
+
+    def _assignments(
+        self, number: int, group: Iterable[ClientJob], errands: dict[Any, ClientJob]
+    ) -> Iterator[ClientAssignment]:
+        """Give each client's work. errands: is filled in, with the jobs that were begun, by client."""
+        for errand in group:
+            errands[errand.client] = errand
+            inputs, targets = self.program.reader.read(self._setting.population, errand.client)
+            own_key = self._key(number, errand, "training")
+            yield ClientAssignment(errand.client, inputs, targets, errand.state, own_key, errand.most_steps)
+
+    def _key(self, number: int, errand: ClientJob, purpose: str) -> bytes:
+        """For what is random about an errand: another one each time that a client has the same round's work again."""
+        again = [errand.again] if errand.again else []
+        return key(self._setting.seed, "round", number, "client", errand.client, purpose, *again)
+
+    def _counted(self, one: Trained, number: int, public: bytes, errand: ClientJob, total: RunningSum) -> ClientResult:
+        """Report what was trained, and count it in."""
+        setting, algorithm = self._setting, self._setting.plan.algorithm
+        alone, size = None, 0
+        became: Literal["counted", "refused"] = "counted"
+        rng = None
+        if algorithm.update.links:
+            rng = generator_of(self._key(number, errand, "transform"))
+        weight = setting.population.participation.weight_of(one.client, one.examples, self._most)
+        try:
+            update = algorithm.report(one.client, one.parts, weight, one.metrics, public, rng)
+            size = update.nbytes
+            if algorithm.aggregator.needs_each_update:
+                alone = self._hop.count_in(update)
+            else:
+                self._hop.count_in(update, into=total, staleness=errand.staleness)
+        except ParticipantError:
+            if one.client not in setting.population.attackers:
+                raise
+            became = "refused"
+        moved = tuple(self.program.moved)
+        return ClientResult(
+            one.client, errand.into, one.examples, one.metrics, size, became, one.state, alone, moved=moved
+        )

@@ -1,0 +1,155 @@
+"""A worker process: trains the clients it is dealt, until whoever started it is gone.
+
+It is asked in `Message`s, in order, and gives one answer to each but `RoundStart`: to `ClientBatch` the results of those
+clients, to `RoundEnd` the sum over the round's clients, to `Sizes` how many examples clients hold, to `WitnessRequest` what the
+program was found to change. Its first answer is a proof that it computes the same. If an answer cannot be given, a `Failure` is
+sent instead, as the last one.
+
+Reading and writing have threads of their own, so that neither side waits for the other while it trains.
+"""
+
+import os
+import pickle
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+from sumus.simulator.processes.share import ClientResult, Group, RunSetting, Sums, Trainer
+from sumus.simulator.processes.travel import dumps, unpacked
+from sumus.task import Task
+from sumus.training.program import Program, one_thread, seeded
+from sumus.types import Broadcast
+
+LOOK_EVERY = 2.0
+"""Seconds between looks at whether the parent is there, should another process hold the line to it open."""
+
+
+@dataclass(frozen=True)
+class RoundStart:
+    """A round: its number, from 0, what all who report share, and what the server sends."""
+
+    number: int
+    public: bytes
+    broadcast: Broadcast
+
+
+@dataclass(frozen=True)
+class ClientBatch:
+    """Clients to train in the round that was begun."""
+
+    group: Group
+
+
+@dataclass(frozen=True)
+class RoundEnd:
+    """No more clients in this round."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Clients to be read."""
+
+    clients: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class WitnessRequest:
+    """The rounds are over: the first client is to be trained again."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong, and where (a traceback as text)."""
+
+    error: BaseException
+    where: str
+
+
+Message: TypeAlias = RoundStart | ClientBatch | RoundEnd | Sizes | WitnessRequest
+
+
+def main(line: int, memory: int) -> None:
+    """Serve on a connection.
+
+    Args:
+        line: The descriptor of the connection.
+        memory: The descriptor of the file with the setting.
+    """
+    connection, parent = Connection(line), os.getppid()
+    inbox, outbox = SimpleQueue[Any](), SimpleQueue[bytes]()
+    reader = threading.Thread(target=_read, args=(connection, inbox, parent), daemon=True)
+    reader.start()
+    threading.Thread(target=_write, args=(connection, outbox), daemon=True).start()
+    try:
+        setting: RunSetting = unpacked(memory, inbox.get())
+        os.close(memory)
+        with one_thread(), seeded(setting.seed):
+            trainer = trainer_of(setting)
+            outbox.put(dumps(trainer.proof()))
+            _serve(trainer, inbox, outbox)
+    except BaseException as error:
+        outbox.put(_as_bytes(Failure(error, traceback.format_exc())))
+        reader.join()
+
+
+def trainer_of(setting: RunSetting) -> Trainer:
+    """A trainer on a program of its own, on the CPU."""
+    task = setting.plan.task
+    assert isinstance(task, Task)
+    return Trainer(setting, Program(task, seed=setting.seed))
+
+
+def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]) -> None:
+    """Answer messages, for ever."""
+    while True:
+        message = inbox.get()
+        if isinstance(message, Sizes):
+            outbox.put(dumps(trainer.sizes(message.clients)))
+            continue
+        if isinstance(message, WitnessRequest):
+            outbox.put(dumps(trainer.look_again()))
+            continue
+        sums, results = Sums(), list[ClientResult]()
+
+        def dealt(results: list[ClientResult] = results) -> Iterator[Group]:
+            while isinstance(message := inbox.get(), ClientBatch):
+                yield message.group  # and when the next one is wanted, this one is through
+                outbox.put(dumps(results))
+                results.clear()
+
+        for result in trainer.train(message.number, message.public, message.broadcast, dealt(), sums):
+            results.append(result)
+        outbox.put(dumps(sums.totals))
+
+
+def _read(connection: Connection, inbox: SimpleQueue[Any], parent: int) -> None:
+    """Take in what comes; end this process when nothing more can come."""
+    try:
+        while True:
+            while not connection.poll(LOOK_EVERY):
+                if os.getppid() != parent:
+                    os._exit(0)
+            inbox.put(pickle.loads(connection.recv_bytes()))
+    except (EOFError, OSError):
+        os._exit(0)
+
+
+def _write(connection: Connection, outbox: SimpleQueue[bytes]) -> None:
+    try:
+        while True:
+            connection.send_bytes(outbox.get())
+    except OSError:
+        os._exit(0)
+
+
+def _as_bytes(failure: Failure) -> bytes:
+    try:
+        again = dumps(failure)
+        pickle.loads(again)
+        return again
+    except Exception:  # an error of the user's own that pickle cannot take
+        return dumps(Failure(RuntimeError(f"{type(failure.error).__name__}: {failure.error}"), failure.where))

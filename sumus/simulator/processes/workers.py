@@ -1,0 +1,216 @@
+"""Worker processes on this machine: one round's clients train in several processes at once, this one among them.
+
+They are new processes, not forks, and do not run the user's script again: what they need travels once (`travel`). They last
+for a run. Groups of clients are dealt one at a time, and one ahead, to whoever is through with the last; each process has one
+set of sums for the round, and sends them at the end.
+"""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from typing import Any
+
+from sumus.errors import ExperimentError
+from sumus.interrupt import undisturbed, unheard, whole
+from sumus.simulator.processes.share import ELSEWHERE, CannotTravel, ClientResult, Group, RunSetting, Sums, Trainer
+from sumus.simulator.processes.travel import Spans, dumps, packed
+from sumus.simulator.processes.worker import ClientBatch, Failure, Message, RoundEnd, RoundStart, Sizes, WitnessRequest
+from sumus.types import Broadcast
+
+AHEAD = 2
+"""Groups that a worker has at most: the one that it trains, and one more."""
+_START = (
+    "import sys; line, memory, *sys.path = sys.argv[1:]; "
+    "from sumus.simulator.processes.worker import main; main(int(line), int(memory))"
+)
+
+
+class Workers:
+    """A `Crew` of processes: this one, and `count` − 1 that are started for it. CannotTravel where they cannot be."""
+
+    def __init__(self, trainer: Trainer, setting: RunSetting, count: int) -> None:
+        self._trainer = trainer
+        self._children: list[_Child] = []
+        proof = trainer.proof()
+        file, spans = _packed(setting)
+        try:
+            with file:
+                for number in range(1, count):
+                    with whole():
+                        self._children.append(_Child(number, file.fileno(), spans))
+                for child in self._children:
+                    child.check_ready(proof)
+        except BaseException:
+            self.close()
+            raise
+
+    def train(
+        self, number: int, public: bytes, broadcast: Broadcast, groups: Iterable[Group], sums: Sums
+    ) -> Iterator[ClientResult]:
+        """Deal groups to the workers, and train what this process has time for."""
+        waiting, heard = iter(groups), list[ClientResult]()
+        begin = dumps(RoundStart(number, public, broadcast))
+        for child in self._children:
+            child.send_bytes(begin)
+        for result in self._trainer.train(number, public, broadcast, self._own(waiting, heard), sums):
+            yield result
+            yield from heard
+            heard.clear()
+        while any(child.owes for child in self._children):
+            self._hear(None, heard)
+        yield from heard
+        for child in self._children:
+            child.send(RoundEnd())
+        for child in self._children:
+            sums.add(child.receive())
+
+    def sizes(self, clients: Sequence[Any]) -> list[int]:
+        """How many examples each of these clients holds: everyone reads some."""
+        found = dict[Any, int]()
+        people = [clients[start :: 1 + len(self._children)] for start in range(1 + len(self._children))]
+        for child, theirs in zip(self._children, people[1:], strict=True):
+            child.send(Sizes(theirs))
+        found |= zip(people[0], self._trainer.sizes(people[0]), strict=True)
+        for child, theirs in zip(self._children, people[1:], strict=True):
+            found |= zip(theirs, child.receive(), strict=True)
+        return [found[client] for client in clients]
+
+    def look_again(self) -> list[str]:
+        """Every process trains its first client again; what all of them found. One that is gone found nothing."""
+        with suppress(ExperimentError):
+            for child in self._children:
+                child.send(WitnessRequest())
+        found = list(self._trainer.look_again())
+        with suppress(ExperimentError):
+            for child in self._children:
+                found += child.receive()
+        return found
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing: nothing of theirs is worth keeping."""
+        with undisturbed():
+            for child in self._children:
+                child.end()
+
+    def _own(self, waiting: Iterator[Group], heard: list[ClientResult]) -> Iterator[Group]:
+        """The groups that this process trains; in between it hears the others, and deals."""
+        self._deal(waiting, 1)
+        while (group := next(waiting, None)) is not None:
+            self._deal(waiting, AHEAD)
+            yield group
+            self._hear(0, heard)
+            self._deal(waiting, 1)
+
+    def _deal(self, waiting: Iterator[Group], most: int) -> None:
+        """Let every worker have so many groups, as far as there are any."""
+        for child in self._children:
+            while child.owes < most and (group := next(waiting, None)) is not None:
+                child.send(ClientBatch(group))
+                child.owes += 1
+
+    def _hear(self, timeout: float | None, heard: list[ClientResult]) -> None:
+        """Take the answers that are there; without a timeout, wait for one."""
+        owing = {child.line: child for child in self._children if child.owes}
+        for line in wait(list(owing), timeout):
+            child = owing[line]  # pyright: ignore[reportArgumentType]
+            heard += child.receive()
+            child.owes -= 1
+
+
+class _Child:
+    """One worker process, and the line to it. owes: answers to groups that it was dealt."""
+
+    def __init__(self, number: int, memory: int, spans: Spans) -> None:
+        self._number = number
+        self.owes = 0
+        self.line, theirs = Pipe()
+        with theirs:
+            command = [sys.executable, "-u", "-P", "-c", _START, str(theirs.fileno()), str(memory), *map(str, sys.path)]
+            try:
+                with unheard():
+                    self._process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.DEVNULL,
+                        env={**os.environ, "OMP_NUM_THREADS": "1"},
+                        pass_fds=(theirs.fileno(), memory),
+                    )
+            except OSError as error:
+                self.line.close()
+                raise CannotTravel(f"no process could be started ({error})") from error
+        self.send(spans)
+
+    def check_ready(self, proof: str) -> None:
+        """Wait until it is there; CannotTravel where it cannot take the work up, or computes something else."""
+        try:
+            if self.receive() != proof:
+                raise CannotTravel(ELSEWHERE)
+        except CannotTravel:
+            raise
+        except Exception as error:
+            raise CannotTravel(f"it failed there ({type(error).__name__}: {error})") from error
+
+    def send(self, message: Message | Spans) -> None:
+        self.send_bytes(dumps(message))
+
+    def send_bytes(self, message: bytes) -> None:
+        """The same, for what more than one is told."""
+        try:
+            self.line.send_bytes(message)
+        except OSError as error:
+            raise self._gone() from error
+
+    def receive(self) -> Any:
+        """The next answer; raises what went wrong there."""
+        try:
+            answer = pickle.loads(self.line.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise self._gone() from error
+        if isinstance(answer, Failure):
+            raise answer.error from WorkerTraceback(answer.where)
+        return answer
+
+    def end(self) -> None:
+        self.line.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _gone(self) -> ExperimentError:
+        """What to say of a worker that is no more."""
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            how = "does not answer"
+        else:
+            how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return ExperimentError(
+            f"worker {self._number} {how}: if the machine ran out of memory, give fewer workers=, and then run the same again"
+        )
+
+
+class WorkerTraceback(Exception):
+    """Where it was that a worker failed: shown as the cause of the error that it sent."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0])
+
+
+def _packed(setting: RunSetting) -> Any:
+    try:
+        return packed(setting)
+    except Exception as error:
+        what = next((name for name in ("population", "plan") if not _is_packable(getattr(setting, name))), "run")
+        raise CannotTravel(f"the {what} cannot be sent to another process ({type(error).__name__}: {error})") from error
+
+
+def _is_packable(value: object) -> bool:
+    try:
+        dumps(value, lambda buffer: None)
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,215 @@
+"""The records of rounds: what a round counted, measured and cost."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sumus.metrics import Spread
+
+
+@dataclass(frozen=True)
+class RoundEvaluation:
+    """What was measured after a round; empty if the round was not evaluated.
+
+    Attributes:
+        metrics: The headline figures by name: those of the first of central, unseen and seen that `Evaluate` asks for; if it
+            asks for none, the loss of local training.
+        by_source: The figures of all sources, by source and name.
+        spreads: The spread of each figure over clients, by source and name.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    by_source: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
+    spreads: Mapping[str, Mapping[str, Spread]] = field(default_factory=dict[str, Mapping[str, Spread]])
+
+
+@dataclass(frozen=True)
+class RoundTraffic:
+    """The bytes of a round.
+
+    Attributes:
+        up: Bytes of the reports of all clients together.
+        down: Bytes that all clients together were sent.
+        above: Bytes of the leaves of the sums that edges send up; 0 if there are no edges.
+    """
+
+    up: int = 0
+    down: int = 0
+    above: int = 0
+
+
+@dataclass(frozen=True)
+class ReportCounts:
+    """What became of a round's reports, besides being counted.
+
+    Attributes:
+        dropped: How many clients were picked and not counted.
+        staleness: How many of the counted reports were late, by how many versions.
+        reasons: How much work ended in the round's time without being counted, by the reason; also work of earlier rounds.
+        failed: The clients that were left out since their part of the round failed (`failures="skip"`), each with the reason.
+    """
+
+    dropped: int = 0
+    staleness: Mapping[int, int] = field(default_factory=dict[int, int])
+    reasons: Mapping[str, int] = field(default_factory=dict[str, int])
+    failed: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round.
+
+    Attributes:
+        round: The round's number, from 1; 0 for the measurement before the first round.
+        clients: How many clients' reports were counted.
+        examples: How many examples these clients hold.
+        loss: The loss of local training, averaged over these examples; NaN if no report was counted.
+        evaluation: What was measured after the round.
+        traffic: The bytes of the round.
+        reports: What became of the other reports.
+        seconds: The round's wall time.
+        at: The end of the round, in simulated seconds.
+        epsilon: What privacy cost so far; None without privacy.
+    """
+
+    round: int
+    clients: int
+    examples: int
+    loss: float
+    evaluation: RoundEvaluation = RoundEvaluation()
+    traffic: RoundTraffic = RoundTraffic()
+    reports: ReportCounts = ReportCounts()
+    seconds: float = 0.0
+    at: float = 0.0
+    epsilon: float | None = None
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The headline figures by name (`RoundEvaluation.metrics`)."""
+        return self.evaluation.metrics
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the record as JSON, one level of names: a line of `history.jsonl`."""
+        evaluation, traffic, reports = self.evaluation, self.traffic, self.reports
+        return {
+            "round": self.round,
+            "clients": self.clients,
+            "examples": self.examples,
+            "loss": self.loss,
+            "metrics": dict(evaluation.metrics),
+            "bytes_up": traffic.up,
+            "bytes_down": traffic.down,
+            "seconds": self.seconds,
+            "dropped": reports.dropped,
+            "bytes_above": traffic.above,
+            "epsilon": self.epsilon,
+            "at": self.at,
+            "staleness": dict(reports.staleness),
+            "reasons": dict(reports.reasons),
+            "evaluations": {source: dict(figures) for source, figures in evaluation.by_source.items()},
+            "spreads": {
+                source: {name: spread.to_json() for name, spread in spreads.items()}
+                for source, spreads in evaluation.spreads.items()
+            },
+            "failed": dict(reports.failed),
+        }
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> "RoundRecord":
+        """Make a record of its JSON. It is the inverse of `to_json`, but that the keys of clients are text
+        (`Evaluation.with_keys`)."""
+        spreads: dict[str, Any] = {
+            source: {name: Spread(**spread) for name, spread in by_metric.items()}
+            for source, by_metric in fields["spreads"].items()
+        }
+        staleness = {int(late): count for late, count in fields["staleness"].items()}
+        return RoundRecord(
+            round=fields["round"],
+            clients=fields["clients"],
+            examples=fields["examples"],
+            loss=fields["loss"],
+            evaluation=RoundEvaluation(fields["metrics"], fields["evaluations"], spreads),
+            traffic=RoundTraffic(fields["bytes_up"], fields["bytes_down"], fields["bytes_above"]),
+            reports=ReportCounts(fields["dropped"], staleness, fields["reasons"], fields["failed"]),
+            seconds=fields["seconds"],
+            at=fields["at"],
+            epsilon=fields["epsilon"],
+        )
+
+
+def measured_columns(record: RoundRecord) -> dict[str, float]:
+    """What a round measured, by column: `metric`, `source/metric`, `source/metric/median` and `source/metric/worst_decile`."""
+    measured = record.evaluation
+    columns = {name: value for name, value in measured.metrics.items() if name != "loss"}
+    columns |= {f"{s}/{name}": value for s, found in measured.by_source.items() for name, value in found.items()}
+    for source, spreads in measured.spreads.items():
+        for name, spread in spreads.items():
+            columns[f"{source}/{name}/median"] = spread.median
+            columns[f"{source}/{name}/worst_decile"] = spread.worst_decile
+    return columns
+
+
+def figures_of(record: RoundRecord) -> dict[str, float]:
+    """Every number of a round that a tracker plots, by name; numbers that are NaN or infinite are left out.
+
+    A spread is called `source/metric.median`, and not as its column is: to some trackers a slash is a folder, and
+    `source/metric` a file.
+    """
+    fields = record.to_json()
+    plotted = ("loss", "clients", "dropped", "examples", "seconds", "at", "bytes_up", "bytes_down")
+    own = {name: float(fields[name]) for name in plotted}
+    for column, value in measured_columns(record).items():
+        source, _, rest = column.partition("/")
+        own[f"{source}/{rest.replace('/', '.')}" if rest else source] = value
+    return {name: value for name, value in own.items() if math.isfinite(value)}
+
+
+@dataclass
+class RoundTally:
+    """What a round adds up besides its sum.
+
+    Attributes:
+        clients: How many reports are in the sum.
+        examples: The examples of their clients.
+        loss: The sum of the loss of local training, over the examples seen.
+        seen: How many examples that loss is summed over.
+        staleness: How many reports were late, by how many versions.
+    """
+
+    clients: int = 0
+    examples: int = 0
+    loss: float = 0.0
+    seen: int = 0
+    staleness: dict[int, int] = field(default_factory=dict[int, int])
+
+    def count(self, examples: int, loss: tuple[float, int], late: int) -> None:
+        """Count a report that is in the sum."""
+        self.clients += 1
+        self.examples += examples
+        self.loss += loss[0]
+        self.seen += loss[1]
+        self.staleness[late] = self.staleness.get(late, 0) + 1
+
+    def add(self, other: "RoundTally") -> None:
+        """Add what another tally counted."""
+        self.clients += other.clients
+        self.examples += other.examples
+        self.loss += other.loss
+        self.seen += other.seen
+        for late, count in other.staleness.items():
+            self.staleness[late] = self.staleness.get(late, 0) + count
+
+    def copy(self) -> "RoundTally":
+        """Copy the tally."""
+        return dataclasses.replace(self, staleness=dict(self.staleness))
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> "RoundTally":
+        """Make a tally of its fields as JSON."""
+        plain: dict[str, Any] = {
+            **fields,
+            "staleness": {int(late): count for late, count in fields["staleness"].items()},
+        }
+        return RoundTally(**plain)

@@ -1,0 +1,65 @@
+"""A run's folder: how far the run is, its last checkpoint, and at last its history and its models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sumus.errors import ExperimentError
+from sumus.simulator.checkpoint import Checkpoint
+from sumus.simulator.history import History
+from sumus.simulator.progress import ProgressFile
+from sumus.simulator.records import RoundRecord
+
+
+class RunFolder:
+    """Where a run is kept, if anywhere.
+
+    Args:
+        path: The folder, which is made; None to keep nothing.
+        restart: Whether an earlier run in the folder is started over.
+        rounds: How many rounds are wanted.
+    """
+
+    def __init__(self, path: Path | None, restart: bool, rounds: int) -> None:
+        self.path, self.restart, self._rounds = path, restart, rounds
+        if path is not None:
+            _expect_writable(path)
+
+    def earlier(self) -> Checkpoint | None:
+        """An earlier part of the run that has whole rounds; None if there is none, or it is started over."""
+        found = None if self.path is None or self.restart else Checkpoint.read(self.path)
+        return None if found is None or not found.rounds else found
+
+    def write(self, checkpoint: Checkpoint) -> str:
+        """Write a checkpoint.
+
+        Returns:
+            Where it is kept, and how to go on from it, as the end of a sentence; empty if it is kept nowhere.
+        """
+        if self.path is None or not checkpoint.rounds:
+            return ""
+        checkpoint.write(self.path)
+        again = "run the same again, without restart," if self.restart else "run the same again"
+        return f", kept in {self.path}: {again} to go on"
+
+    def finish(self, history: History) -> None:
+        """Write the outcome of a run that is over."""
+        if self.path is not None:
+            history.write(self.path)
+
+    def progress(self) -> ProgressFile:
+        """A file that says how far the run is."""
+        return ProgressFile(self.path, self._rounds)
+
+    def note(self, rounds: Sequence[RoundRecord], stopped: str) -> None:
+        """Say in the folder how far the run came, and why no more rounds come."""
+        self.progress().note(rounds, stopped)
+
+
+def _expect_writable(path: Path) -> None:
+    """Make a folder; raise ExperimentError now rather than after the first rounds if nothing can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".writable").touch()
+        (path / ".writable").unlink()
+    except OSError as error:
+        raise ExperimentError(f"nothing can be written to {path}: {error.strerror}; give another folder") from error

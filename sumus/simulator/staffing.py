@@ -1,0 +1,103 @@
+"""Who trains the clients of a run: the executor, and how many processes."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+
+from sumus.errors import DataError
+from sumus.executors.choice import AUTOGRAD, ExecutorChoice, ExecutorChosen, RunLength, checked, choose, processes
+from sumus.executors.executor import ClientAssignment
+from sumus.executors.recall import recall_of_this_user
+from sumus.rng import key
+from sumus.simulator.checkpoint import Checkpoint
+from sumus.simulator.options import Compute
+from sumus.simulator.prepared import PreparedRun
+from sumus.simulator.processes.crew import crew_of, described
+from sumus.simulator.processes.share import Crew, Trainer
+from sumus.types import Broadcast
+
+
+@dataclass(frozen=True)
+class Staff:
+    """Who trains the clients of a run.
+
+    Attributes:
+        trainer: Trains clients in this process.
+        crew: Trains the clients of a round: the trainer, or it and other processes.
+        executor: The name of the executor.
+        how: How clients are trained, and why so, in words.
+    """
+
+    trainer: Trainer
+    crew: Crew
+    executor: str
+    how: str
+
+
+def wanted_executor(compute: Compute) -> ExecutorChoice | None:
+    """The executor that the user wants; None to choose one. Raises ExperimentError if there is no such executor."""
+    return None if compute.executor == "auto" else ExecutorChoice.parse(compute.executor)
+
+
+def staff(prepared: PreparedRun, at: Checkpoint, compute: Compute, left: int) -> Staff:
+    """Decide how clients are trained, and by how many processes, and start these.
+
+    Args:
+        prepared: The experiment; what the user should know is added to its notes.
+        at: Where the run stands.
+        compute: What the user wants.
+        left: How often a client is still to train.
+    """
+    plan, notes, program = prepared.plan, prepared.notes, prepared.program
+    cohort = 1 if plan.algorithm.aggregator.one_by_one else plan.pacing.cohort
+    tried = partial(_tried, prepared)
+    run = RunLength.of(program, plan.algorithm.client, *tried(1, 1), clients=left)
+    wanted = wanted_executor(compute)
+    chosen = _chosen(prepared, at, wanted, partial(tried, cohort), run)
+    if at.executor not in ("", str(chosen.choice)):
+        notes[f"the rounds before were trained by {at.executor}, these by {chosen.choice}"] = None
+    if wanted not in (None, chosen.choice):
+        notes[f"trained by {chosen.choice}, {chosen.reason}"] = None
+    count = compute.workers or processes(run.seconds_with(chosen), cohort, program.device.type)
+    if isinstance(count, int):
+        count = min(count, plan.pacing.cohort)  # more would have nothing to do
+    clients = left // count if isinstance(count, int) else 0
+    setting = replace(prepared.setting, executor=chosen.choice.executor, clients=clients)
+    trainer = Trainer(setting, program)
+    crew, alone = crew_of(trainer, setting, count, compute.insecure)
+    if alone:
+        notes[alone] = None
+    how = f"{chosen.choice} {described(1 if alone else count)}: {chosen.reason}"
+    return Staff(trainer, crew, str(chosen.choice), how)
+
+
+def _chosen(
+    prepared: PreparedRun,
+    at: Checkpoint,
+    wanted: ExecutorChoice | None,
+    tried: Callable[[int], list[ClientAssignment]],
+    run: RunLength,
+) -> ExecutorChosen:
+    """The executor that is wanted, if it can train this model; that of the rounds before; or the fastest one."""
+    program, work = prepared.program, prepared.plan.algorithm.client
+    broadcast: Broadcast = at.state.broadcast
+    if wanted == AUTOGRAD:
+        return ExecutorChosen(AUTOGRAD, "as asked for")
+    if wanted is not None:
+        return checked(wanted, program, work, tried(4), broadcast)
+    if at.executor:
+        return ExecutorChosen(ExecutorChoice.parse(at.executor), "as in the rounds before")
+    return choose(program, work, tried, broadcast, run, recall_of_this_user())
+
+
+def _tried(prepared: PreparedRun, cohort: int, most: int) -> list[ClientAssignment]:
+    """The first clients as they would train, to try executors on; a client whose examples cannot be read is left out."""
+    assignments: list[ClientAssignment] = []
+    population, first = prepared.population, prepared.setting.first
+    last = min(first + min(cohort, most), len(population))
+    for client in (population.pick(position) for position in range(first, last)):
+        with suppress(DataError):  # the round that picks it will say so
+            examples = prepared.program.reader.read(population, client)
+            assignments.append(ClientAssignment(client, *examples, {}, key("tried", client)))
+    return assignments

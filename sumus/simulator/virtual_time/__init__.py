@@ -1,0 +1,1 @@
+"""Virtual time: a fleet's devices and a server on a clock that costs nothing to wait for."""

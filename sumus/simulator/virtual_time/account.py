@@ -1,0 +1,236 @@
+"""The books of a timeline: which sum each report is in, what became of all other work, and what each round cost."""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from sumus.fleet import MINUTE
+from sumus.protocol.round import Round, State
+from sumus.types import Floats
+
+
+@dataclass(frozen=True)
+class CountedReport:
+    """A report in a sum.
+
+    Attributes:
+        position: The client's place in the population.
+        again: How often the client had work on this model before.
+        into: The number of the round that the report is counted in.
+        staleness: How many models were published since the one that the client began from.
+        most_steps: The local steps that the client had time for; None for all.
+        seconds: How long the client worked, in simulated seconds.
+    """
+
+    position: int
+    again: int
+    into: int
+    staleness: int
+    most_steps: int | None
+    seconds: float = 0.0
+
+
+@dataclass
+class DeviceWork:
+    """The work of all devices.
+
+    Attributes:
+        useful: Device seconds of work that is in a published sum.
+        wasted: Device seconds of all other work.
+        reasons: How many check-ins and how much work came to nothing, by the reason.
+    """
+
+    useful: float = 0.0
+    wasted: float = 0.0
+    reasons: Counter[str] = field(default_factory=Counter[str])
+
+
+@dataclass
+class ServerLoad:
+    """What a server has to bear.
+
+    Attributes:
+        planned: Check-ins a second that the plan is made for.
+        checkins: Check-ins in each minute, of devices that come by themselves.
+        staged: The most reports that waited for one commit.
+        waited: The longest that a report waited for its commit, in seconds.
+    """
+
+    planned: float = 0.0
+    checkins: list[int] = field(default_factory=list[int])
+    staged: int = 0
+    waited: float = 0.0
+
+    def checked_in(self, moments: Floats) -> None:
+        """Count check-ins at these moments, which are in order."""
+        first, last = int(moments[0] // MINUTE), int(moments[-1] // MINUTE)
+        self.checkins += [0] * (last + 1 - len(self.checkins))
+        if first == last:
+            self.checkins[first] += len(moments)
+            return
+        for minute in (moments // MINUTE).astype(np.int64).tolist():
+            self.checkins[minute] += 1
+
+    @property
+    def rate(self) -> float:
+        """Check-ins a second over the last five minutes."""
+        recent = self.checkins[-5:]
+        return sum(recent) / (MINUTE * max(1, len(recent)))
+
+
+@dataclass
+class Traffic:
+    """Bytes of all devices together: of their reports, up, and of what they are sent, down."""
+
+    up: int = 0
+    down: int = 0
+
+
+@dataclass
+class Totals:
+    """What a whole run took so far, from the devices, the server and the network."""
+
+    work: DeviceWork = field(default_factory=DeviceWork)
+    load: ServerLoad = field(default_factory=ServerLoad)
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def snapshot(self) -> "Totals":
+        """Copy the totals as they are now, without the check-ins by the minute."""
+        work = replace(self.work, reasons=self.work.reasons.copy())
+        return Totals(work, replace(self.load, checkins=list[int]()), replace(self.traffic))
+
+
+@dataclass
+class Played:
+    """A round that is over.
+
+    Attributes:
+        number: The round's number, from 0.
+        ended: When it ended, in simulated seconds.
+        published: Whether it ended with a model.
+        counted: The reports in its sum, even if nothing came of that sum.
+        given: How many devices were given work for it.
+        dropped: Work that ended since the round before without being counted, by the reason.
+        bytes_up: Bytes of reports since the round before.
+        bytes_down: Bytes that devices were sent since the round before.
+        totals: What the run took until then.
+    """
+
+    number: int
+    ended: float
+    published: bool
+    counted: list[CountedReport]
+    given: int
+    dropped: Counter[str]
+    bytes_up: int
+    bytes_down: int
+    totals: Totals
+
+
+class Account:
+    """Keeps the books, round by round.
+
+    Attributes:
+        totals: What the whole run took so far.
+        progressed: When a report was counted last, in simulated seconds.
+        void: How many rounds in a row came to nothing in one moment.
+    """
+
+    def __init__(self, planned: float) -> None:
+        self.totals = Totals(load=ServerLoad(planned))
+        self.progressed, self.void = 0.0, 0
+        self._times: tuple[int, Counter[int]] = (-1, Counter())
+        self._at_work: Counter[int] = Counter()
+        self._counted: dict[int, list[CountedReport]] = {}
+        self._by_version: dict[int, list[CountedReport]] = {}
+        self._dropped: dict[int, Counter[str]] = {}
+        self._played: dict[int, Played] = {}
+        self._ended, self._traffic = 0.0, Traffic()
+
+    def times_given(self, who: int, number: int) -> int:
+        """Note that a device is given work.
+
+        Args:
+            who: The device's position.
+            number: The round that the work is for; for a buffer, the model that the work begins from.
+
+        Returns:
+            How often the device was given work of this number before.
+        """
+        if self._times[0] != number:
+            self._times = (number, Counter())
+        times = self._times[1]
+        times[who] += 1
+        return times[who] - 1
+
+    def begin_work(self, version: int, down: int) -> None:
+        """Note that somebody begins work on a model, and is sent so many bytes for it."""
+        self._at_work[version] += 1
+        self.totals.traffic.down += down
+
+    def end_work(self, version: int, seconds: float, reason: str | None, number: int) -> None:
+        """Note that work on a model has ended.
+
+        Args:
+            version: The model that the work began from.
+            seconds: How long it took.
+            reason: Why it is in no sum; None if it is in one.
+            number: The newest round.
+        """
+        self._at_work[version] -= 1
+        if reason is not None:
+            self.totals.work.wasted += seconds
+            self.totals.work.reasons[reason] += 1
+            self._dropped.setdefault(number, Counter())[reason] += 1
+
+    def count(self, report: CountedReport, version: int, now: float) -> None:
+        """Note a report that is in a sum. version: the model that it began from."""
+        self._counted.setdefault(report.into, []).append(report)
+        self._by_version.setdefault(version, []).append(report)
+        self.progressed = now
+
+    def close(self, row: Round) -> Played:
+        """Note that a round is over."""
+        published = row.state is State.PUBLISHED
+        if not published:
+            for version, reports in self._by_version.items():
+                self._by_version[version] = [report for report in reports if report.into != row.number]
+        counted = self._counted.pop(row.number, [])
+        worked = sum(report.seconds for report in counted)
+        self.totals.work.useful += worked if published else 0.0
+        self.totals.work.wasted += 0.0 if published else worked
+        self.void = 0 if published or row.since > self._ended else self.void + 1
+        traffic, before = replace(self.totals.traffic), self._traffic
+        self._played[row.number] = played = Played(
+            number=row.number,
+            ended=row.since,
+            published=published,
+            counted=counted,
+            given=row.given,
+            dropped=self._dropped.pop(row.number, Counter()),
+            bytes_up=traffic.up - before.up,
+            bytes_down=traffic.down - before.down,
+            totals=self.totals.snapshot(),
+        )
+        self._ended, self._traffic = row.since, traffic
+        return played
+
+    def is_at_work(self, version: int) -> bool:
+        """Tell whether anybody still works on a model."""
+        return bool(self._at_work[version])
+
+    def played(self, number: int) -> Played | None:
+        """A round that is over; None if it is not."""
+        return self._played.get(number)
+
+    def take_played(self, number: int) -> Played | None:
+        """Give a round that is over, and forget it and who trained on which model; None if it is not over."""
+        played = self._played.pop(number, None)
+        if played is not None:
+            self._by_version.clear()
+        return played
+
+    def take_based_on(self, version: int) -> list[CountedReport]:
+        """Give the reports on a model, in the order in which they were counted, and forget them."""
+        return self._by_version.pop(version, [])

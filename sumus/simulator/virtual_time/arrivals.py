@@ -1,0 +1,184 @@
+"""Who asks the server for work, and when: devices that wait for it, or devices that come by themselves."""
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from sumus.fleet import MINUTE
+from sumus.rng import generator
+from sumus.simulator.populations.participation import Passes, present_at
+from sumus.simulator.virtual_time.account import Totals
+from sumus.simulator.virtual_time.clock import VirtualClock
+from sumus.simulator.virtual_time.devices import VirtualDevices
+from sumus.simulator.virtual_time.fleet_model import FleetModel
+from sumus.simulator.virtual_time.roster import Roster
+from sumus.simulator.virtual_time.server import VirtualServer
+from sumus.simulator.virtual_time.sleepers import Sleepers
+from sumus.types import Array
+
+_MANY = 10_000
+"""Devices from which on not all are looked at to find one that may come."""
+
+
+class Arrivals(Protocol):
+    """Lets devices ask for work."""
+
+    def next(self) -> float:
+        """When the next device comes by itself; infinity if none does."""
+        ...
+
+    def come(self, until: float) -> None:
+        """Let devices come by themselves, up to a moment; the clock goes along with them."""
+        ...
+
+    def fill(self) -> None:
+        """Let devices that wait for work have the places that are free. Called when a moment is through."""
+        ...
+
+
+class CohortDraw:
+    """Draws devices for the places that are free: uniformly from those who may come, or each once before any twice.
+
+    Args:
+        seed: The experiment's seed: the first draw of a round depends on nothing else.
+        rng: The generator of all further draws.
+        joined: The round, from 1, from which each device is there, int64 `(n,)`; None if all are there from the start.
+        count: How many devices there are.
+        in_passes: Whether each device is drawn once before any is drawn twice.
+    """
+
+    def __init__(self, seed: int, rng: np.random.Generator, joined: Array | None, count: int, in_passes: bool) -> None:
+        self._seed, self._rng, self._joined, self._count = seed, rng, joined, count
+        self._passes = Passes(seed) if in_passes else None
+        self._drawn = -1
+
+    def draw(self, wanted: int, number: int, may_come: Callable[[Array], Array]) -> list[int]:
+        """Draw devices for a round.
+
+        Args:
+            wanted: How many, at most.
+            number: The round.
+            may_come: Tells which devices may be given work now.
+        """
+        if self._passes is not None:
+            return self._passes.draw(wanted, present_at(self._joined, number, self._count), may_come)
+        rng, count = self._rng, self._count
+        if self._drawn < number:
+            self._drawn, rng = number, generator(self._seed, "round", number, "cohort")
+        drawn = rng.choice(count, size=min(wanted, count), replace=False)
+        some = drawn[may_come(drawn)]
+        if len(some) < wanted and count > _MANY:  # before everyone is looked at, some more
+            drawn = np.unique(np.concatenate([some, rng.choice(count, size=min(64 * wanted, count), replace=False)]))
+            some = rng.permutation(drawn[may_come(drawn)])[:wanted]
+        if len(some) < wanted:
+            others = np.setdiff1d(np.flatnonzero(may_come(np.arange(count))), some)
+            more = rng.choice(others, size=min(wanted - len(some), len(others)), replace=False)
+            some = np.concatenate([some, more])
+        return some.tolist()
+
+
+class WaitingArrivals:
+    """Devices that wait for work: as many as there is room for are drawn from those who may come."""
+
+    def __init__(
+        self,
+        clock: VirtualClock,
+        server: VirtualServer,
+        devices: VirtualDevices,
+        roster: Roster,
+        draw: CohortDraw,
+        count: int,
+    ) -> None:
+        self._clock, self._server, self._devices = clock, server, devices
+        self._roster, self._draw, self._count = roster, draw, count
+        self._is_waiting = False
+
+    def next(self) -> float:
+        """Nobody comes by itself."""
+        return math.inf
+
+    def come(self, until: float) -> None:
+        """Nobody comes by itself."""
+
+    def fill(self) -> None:
+        """Give work to as many devices as there is room for."""
+        if (wanted := self._server.room()) <= 0 or self._is_waiting:
+            return
+        now = self._clock.now
+        if (begins := self._server.begins) > now:
+            self._look_again_at(begins)
+            return
+        if self._server.is_down():  # nobody is asked: the requests that devices hold open are cut
+            self._look_again_at(self._server.back_at())
+            return
+        some = self._draw.draw(wanted, self._server.current.number, lambda who: self._may_come(who, online=True))
+        for who in some:
+            self._devices.check_in(who)
+        if not some and self._may_come(np.arange(self._count), online=False).any():
+            self._look_again_at(now + MINUTE)  # who may come is offline, or rests
+
+    def _may_come(self, who: Array, online: bool) -> Array:
+        now = self._clock.now if online else None
+        return self._roster.may_come(who, self._server.current.number, self._server.models, now)
+
+    def _look_again_at(self, moment: float) -> None:
+        self._is_waiting = True
+        self._clock.at(moment, self._look_again)
+
+    def _look_again(self) -> None:
+        self._is_waiting = False
+
+
+class SleepingArrivals:
+    """Devices that come by themselves, each within the window that it was given."""
+
+    def __init__(
+        self,
+        clock: VirtualClock,
+        server: VirtualServer,
+        devices: VirtualDevices,
+        sleepers: Sleepers,
+        model: FleetModel,
+        totals: Totals,
+    ) -> None:
+        self._clock, self._server, self._devices = clock, server, devices
+        self._sleepers, self._model, self._totals = sleepers, model, totals
+
+    def next(self) -> float:
+        """When the next device wakes."""
+        return self._sleepers.next()
+
+    def fill(self) -> None:
+        """Nobody waits for work."""
+
+    def come(self, until: float) -> None:
+        """Let devices whose time has come ask. While there is no work, one answer serves all; else each one asks."""
+        who, moments = self._sleepers.take(until)
+        self._server.note_rate(self._totals.load.rate)
+        position = 0
+        while position < len(who):
+            if self._clock.next() < moments[position]:  # a check-in before has made something happen
+                self._sleepers.put_back(who[position:], moments[position:])
+                return
+            self._clock.go_to(float(moments[position]))
+            unsettled = self._devices.unsettled
+            if unsettled[who[position]] or (self._server.room(self._clock.now) > 0 and not self._server.is_down()):
+                self._totals.load.checked_in(moments[position : position + 1])
+                self._devices.check_in(int(who[position]))
+                position += 1
+                continue
+            owing = np.flatnonzero(unsettled[who[position:]])
+            stop = position + (int(owing[0]) if len(owing) else len(who) - position)
+            self._totals.load.checked_in(moments[position:stop])
+            self._turn_away(who[position:stop], moments[position:stop])
+            position = stop
+
+    def _turn_away(self, who: Array, moments: Array) -> None:
+        """Let devices come back later: all within one window; if the server is down, each within the window that it has."""
+        if not self._server.is_down():
+            later = self._server.turn_away()
+            self._sleepers.set_window(who, later.window)
+            self._totals.work.reasons[later.reason] += len(who)
+        self._sleepers.sleep(who, moments + self._model.waits(who, self._sleepers.windows(who)))

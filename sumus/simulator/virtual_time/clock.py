@@ -1,0 +1,44 @@
+"""The virtual clock: it stands still until the next event is due, and then jumps there."""
+
+import heapq
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+class VirtualClock:
+    """Events by the moment at which they are due.
+
+    Attributes:
+        now: The moment that the clock shows, in simulated seconds.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._queue: list[tuple[float, int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._count = 0
+
+    def at(self, moment: float, act: Callable[..., None], *args: Any, late: bool = False) -> None:
+        """Let something happen at a moment.
+
+        Args:
+            moment: When it is due. Events of one moment happen in the order in which they were asked for.
+            act: What happens.
+            args: The arguments of `act`.
+            late: Whether it happens after all other events of its moment.
+        """
+        self._count += 1
+        heapq.heappush(self._queue, (moment, int(late), self._count, act, args))
+
+    def next(self) -> float:
+        """Tell when the next event is due; infinity if there is none."""
+        return self._queue[0][0] if self._queue else math.inf
+
+    def go_on(self) -> None:
+        """Go to the next event, and let it happen."""
+        self.now, _, _, act, args = heapq.heappop(self._queue)
+        act(*args)
+
+    def go_to(self, moment: float) -> None:
+        """Show a moment before the next event."""
+        self.now = moment

@@ -1,0 +1,73 @@
+"""What the server allows each device of a fleet, as arrays: a device that would be turned away is not asked."""
+
+import numpy as np
+
+from sumus.fleet import DeviceArrays
+from sumus.pacing import Pacing
+from sumus.protocol.round import DeviceRow
+from sumus.simulator.populations.participation import FIRST_ROUND
+from sumus.types import Array
+
+_LONG_AGO = -(2**31)
+
+
+class Roster:
+    """Which devices are idle, and which of these may take part.
+
+    Args:
+        pacing: The plan's pacing.
+        devices: The devices.
+        joined: The round, from 1, from which each device is there, int64 `(n,)`; None if all are there from the start.
+    """
+
+    def __init__(self, pacing: Pacing, devices: DeviceArrays, joined: Array | None) -> None:
+        self._pacing, self._devices, self._joined = pacing, devices, joined
+        count = len(devices)
+        self._idle = np.ones(count, bool)
+        self._last_sum = np.full(count, _LONG_AGO)
+        self._models = np.full(count, _LONG_AGO)
+        self._contributions = np.zeros(count, np.int64)
+        self._rests_until = np.zeros(count)
+
+    def may_come(self, who: Array, number: int, models: int, now: float | None) -> Array:
+        """Tell which of these devices are idle and allowed to take part.
+
+        Args:
+            who: Positions of devices.
+            number: The newest round.
+            models: How many models there are.
+            now: The moment at which they must be online, and must not rest; None if that does not matter.
+        """
+        pacing = self._pacing
+        may = self._idle[who] & (number > self._last_sum[who])
+        if self._joined is not None:
+            may &= self._joined[who] <= number + FIRST_ROUND
+        if pacing.separation > 1:
+            may &= models - self._models[who] >= pacing.separation - 1
+        if pacing.most_rounds is not None:
+            may &= self._contributions[who] < pacing.most_rounds
+        if now is None:
+            return may
+        return may & (self._rests_until[who] <= now) & (self._devices.online_until(who, now) > now)
+
+    def set_idle(self, who: int, idle: bool) -> None:
+        """Note that a device begins work, or has ended it."""
+        self._idle[who] = idle
+
+    def is_counted_in(self, who: int, number: int) -> bool:
+        """Tell whether a device is counted in this round or a later one already."""
+        return bool(self._last_sum[who] >= number)
+
+    def count(self, who: int, number: int) -> None:
+        """Note that a device's report is in the sum of a round."""
+        self._last_sum[who] = number
+        self._rests_until[who] = 0.0
+        self._contributions[who] += 1
+
+    def note_rest(self, who: int, row: DeviceRow | None) -> None:
+        """Note until when the server gives a device no work."""
+        self._rests_until[who] = 0.0 if row is None else row.rests_until
+
+    def note_models(self, who: int, row: DeviceRow | None) -> None:
+        """Note how many models there are when a device's last sum has become one."""
+        self._models[who] = _LONG_AGO if row is None else row.models

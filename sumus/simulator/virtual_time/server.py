@@ -1,0 +1,194 @@
+"""The server of a timeline: it decides by the protocol's own table, takes its time for it, and may be away for a while."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from sumus.pacing import Conditions, Pacing
+from sumus.protocol.round import (
+    AcceptReport,
+    Action,
+    CheckIn,
+    CloseRound,
+    ComeLater,
+    RefuseReport,
+    Round,
+    Session,
+    StageReport,
+    begins_at,
+)
+from sumus.rounds.circumstances import Circumstances
+from sumus.rounds.coordinator import Coordinator
+from sumus.simulator.virtual_time.account import Account
+from sumus.simulator.virtual_time.clock import VirtualClock
+from sumus.simulator.virtual_time.roster import Roster
+from sumus.simulator.virtual_time.watch import RoundWatch
+from sumus.storage.memory import MemoryStore
+
+ALL_CONDITIONS = Conditions(True, True, True, 1.0, 2**31)
+"""What the devices of a simulation say of themselves."""
+
+
+@dataclass(frozen=True)
+class ServerCost:
+    """Seconds that a server takes.
+
+    Attributes:
+        commit: The least time from one commit to the next.
+        report: For each report in a commit.
+        publish: To make a model of a sum.
+    """
+
+    commit: float = 0.0
+    report: float = 0.0
+    publish: float = 0.0
+
+
+NO_COST = ServerCost()
+"""A server that takes no time."""
+
+
+class VirtualServer:
+    """A run's coordinator on the virtual clock.
+
+    Attributes:
+        watch: What happens to its rounds as time goes by.
+
+    Args:
+        pacing: The plan's pacing.
+        population: How many devices there are.
+        clock: The virtual clock.
+        books: The account, and the roster of the devices.
+        cost: How long the server takes.
+        outages: (from, to) in seconds, in which the server cannot be reached.
+        answer: Is called with a session and "counted" or "discarded", once the server knows which it is.
+    """
+
+    def __init__(
+        self,
+        pacing: Pacing,
+        population: int,
+        clock: VirtualClock,
+        books: tuple[Account, Roster],
+        cost: ServerCost,
+        outages: Sequence[tuple[float, float]],
+        answer: Callable[[str, str], None],
+    ) -> None:
+        self._pacing, self._clock, self._cost, self._outages, self._answer = pacing, clock, cost, outages, answer
+        self._account = books[0]
+        self._store = MemoryStore()
+        self._circumstances = Circumstances(pacing, population=population)
+        self._coordinator = Coordinator(lambda: self._circumstances, self._store)
+        self._staged: dict[str, float] = {}
+        self._committing, self._committed = False, 0.0
+        self._publishing = 0.0
+        self.watch = RoundWatch(pacing, clock, self._coordinator, self._store, books, self._carry_out)
+
+    # ── what is known of it ──────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def current(self) -> Round:
+        """The newest round's row."""
+        return self._store.rounds[self._store.run.newest]
+
+    @property
+    def version(self) -> int:
+        """How many models were published for training."""
+        return self._store.run.version
+
+    @property
+    def models(self) -> int:
+        """How many sums became a model, as separation counts them."""
+        return self._store.run.models
+
+    @property
+    def begins(self) -> float:
+        """When the newest round begins to give work."""
+        return begins_at(self._pacing, self.current)
+
+    def session(self, id: str) -> Session | None:
+        """A session's row; None if the server does not know it."""
+        return self._store.sessions.get(id)
+
+    def is_down(self) -> bool:
+        """Tell whether the server cannot be reached now."""
+        return any(begin <= self._clock.now < end for begin, end in self._outages)
+
+    def back_at(self) -> float:
+        """When a server that is down can be reached again."""
+        return max(end for begin, end in self._outages if begin <= self._clock.now < end)
+
+    def room(self, now: float | None = None) -> int:
+        """How many devices may be given work. now: for the pace of the rounds; None to leave it out of account."""
+        return self._coordinator.room(now)
+
+    # ── what devices ask of it ───────────────────────────────────────────────────────────────────────────────────────
+
+    def note_rate(self, rate: float) -> None:
+        """Note how many check-ins a second arrive."""
+        self._circumstances = replace(self._circumstances, arriving=rate)
+
+    def check_in(self, who: int, event: CheckIn) -> tuple[Action, ...]:
+        """Answer a device that asks for work."""
+        return self._coordinator.check_in(str(who), event, self._clock.now)
+
+    def turn_away(self) -> ComeLater:
+        """The answer for all who ask while there is no work."""
+        (later,) = self._coordinator.check_in("", CheckIn("", 1, ALL_CONDITIONS), self._clock.now)
+        assert isinstance(later, ComeLater)
+        return later
+
+    def report(self, session: str) -> None:
+        """Take in a report."""
+        for action in self._coordinator.report(session, self._clock.now):
+            if isinstance(action, StageReport):
+                self._staged.setdefault(session, self._clock.now)
+                load = self._account.totals.load
+                load.staged = max(load.staged, len(self._staged))
+                self._commit_soon()
+            else:
+                self._carry_out((action,))
+
+    def drop(self, who: int, session: str, reason: str) -> None:
+        """Take note that a device will not report."""
+        self._carry_out(self._coordinator.drop([session], reason, self._clock.now))
+        self.watch.note_rest(who)
+
+    def act(self, action: Action) -> None:
+        """Do what the table of rounds says, as far as it is the server's to do."""
+        match action:
+            case AcceptReport(session) | RefuseReport(session, _):
+                self._answer(session, "counted" if isinstance(action, AcceptReport) else "discarded")
+            case CloseRound(number):
+                self._publishing = max(self._clock.now, self._publishing) + self._cost.publish
+                self._clock.at(self._publishing, self._publish, number, late=True)
+            case _:
+                pass
+
+    # ── its own events ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            self.act(action)
+        self.watch.look_at_rounds()
+
+    def _commit_soon(self) -> None:
+        if not self._committing:
+            self._committing = True
+            begins = max(self._clock.now, self._committed + self._cost.commit)
+            self._clock.at(begins, self._begin_commit, late=True)
+
+    def _begin_commit(self) -> None:
+        self._clock.at(self._clock.now + self._cost.report * len(self._staged), self._commit, late=True)
+
+    def _commit(self) -> None:
+        self._committing, self._committed = False, self._clock.now
+        actions = self._coordinator.commit(self._clock.now)
+        load = self._account.totals.load
+        for session in [session for session in self._staged if session not in self._coordinator.staged]:
+            load.waited = max(load.waited, self._clock.now - self._staged.pop(session))
+        self._carry_out(actions)
+        if self._staged:
+            self._commit_soon()
+
+    def _publish(self, number: int) -> None:
+        self._carry_out(self._coordinator.publish(number, self._clock.now))

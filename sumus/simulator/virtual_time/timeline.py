@@ -1,0 +1,167 @@
+"""Virtual time: a fleet's devices and a server, both by the protocol's own tables, on a clock that costs nothing to wait for.
+
+    timeline = Timeline(pacing, fleet, devices, work, seed)
+    played = timeline.ended(0)             # runs until round 0 is over: who is in its sum, when, what was wasted
+    timeline.based_on(0)                   # everyone whose report on model 0 is ever counted, and in which sum
+
+Who takes part, and when, does not depend on what is learnt. So the system is simulated by itself, and clients are trained
+afterwards, all of a model's together. Everything random is keyed by the seed, and the events of one moment have an order: two
+runs are the same, event for event.
+
+A timeline is put together from these parts:
+
+    clock          events, by the moment at which they are due
+    arrivals       who asks the server for work: devices that wait for it (drawn from the roster), or that come by themselves
+                   (`sleepers`, numbers in arrays that wake in batches: only devices at work are sessions)
+    devices        devices that have work or a report that is not settled; `fleet_model` draws what happens to them
+    server, watch  the coordinator of the rounds, on the clock
+    account        who is in which sum, and what all of it cost
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from sumus.errors import ExperimentError
+from sumus.fleet import DAY, DeviceArrays, Fleet
+from sumus.pacing import Pacing
+from sumus.rng import generator
+from sumus.simulator.virtual_time.account import Account, CountedReport, Played, Totals
+from sumus.simulator.virtual_time.arrivals import Arrivals, CohortDraw, SleepingArrivals, WaitingArrivals
+from sumus.simulator.virtual_time.clock import VirtualClock
+from sumus.simulator.virtual_time.devices import VirtualDevices
+from sumus.simulator.virtual_time.fleet_model import FleetModel, RoundWork
+from sumus.simulator.virtual_time.roster import Roster
+from sumus.simulator.virtual_time.server import NO_COST, ServerCost, VirtualServer
+from sumus.simulator.virtual_time.sleepers import Sleepers
+from sumus.text import many
+from sumus.types import Array
+
+_VOID = 10_000
+"""Rounds in a row that come to nothing in one moment, after which a timeline is stuck."""
+
+
+class Timeline:
+    """The run of a fleet, as far as it was asked for.
+
+    Args:
+        pacing: The plan's pacing.
+        fleet: What the devices are like.
+        devices: The devices.
+        work: What a round asks of them.
+        seed: The experiment's seed.
+        name: The client at a position: what becomes of its work is keyed by the client. None if nobody trains.
+        cost: How long the server takes.
+        outages: (from, to) in seconds, in which the server cannot be reached.
+        joined: The round, from 1, from which each device is there, int64 `(n,)`; None if all are there from the start.
+        in_passes: Whether each device is drawn once before any is drawn twice.
+    """
+
+    def __init__(
+        self,
+        pacing: Pacing,
+        fleet: Fleet,
+        devices: DeviceArrays,
+        work: RoundWork,
+        seed: int,
+        name: Callable[[int], Any] | None = None,
+        cost: ServerCost = NO_COST,
+        outages: Sequence[tuple[float, float]] = (),
+        joined: Array | None = None,
+        in_passes: bool = False,
+    ) -> None:
+        count, rng = len(devices), generator(seed, "fleet")
+        self._pacing, self._clock, self._account = pacing, VirtualClock(), Account(pacing.checkins)
+        self._patience = max(
+            7 * DAY, 10 * (pacing.deadline or 0.0), 10 * (pacing.every or 0.0), 100 * float(work.seconds(devices).max())
+        )
+        self._yielded = 0
+        roster = Roster(pacing, devices, joined)
+        books = self._account, roster
+        model = FleetModel(fleet, devices, work, seed, name, rng)
+        sleepers = None if fleet.waits else Sleepers(pacing, devices, rng)
+        self._server = VirtualServer(pacing, count, self._clock, books, cost, outages, self._answer)
+        self._devices = VirtualDevices(pacing, count, self._clock, model, self._server, books, sleepers)
+        self._arrivals: Arrivals
+        if sleepers is None:
+            draw = CohortDraw(seed, rng, joined, count, in_passes)
+            self._arrivals = WaitingArrivals(self._clock, self._server, self._devices, roster, draw, count)
+        else:
+            self._arrivals = SleepingArrivals(
+                self._clock, self._server, self._devices, sleepers, model, self._account.totals
+            )
+
+    @property
+    def now(self) -> float:
+        """The moment that was reached, in simulated seconds."""
+        return self._clock.now
+
+    @property
+    def totals(self) -> Totals:
+        """What the run took so far."""
+        return self._account.totals
+
+    @property
+    def version(self) -> int:
+        """How many models were published."""
+        return self._server.version
+
+    def ended(self, number: int) -> Played:
+        """Run until a round is over. Raises ExperimentError if it can never be."""
+        while (played := self._account.played(number)) is None:
+            if not self._advance() or self._is_stuck():
+                raise ExperimentError(self._why_stuck(number))
+        return played
+
+    def based_on(self, version: int) -> list[CountedReport]:
+        """Run until everyone who was given a published model has ended.
+
+        Returns:
+            Those of them whose report is in a sum, in the order in which they were counted.
+        """
+        assert version < self.version, "this model's round is not over"
+        while self._account.is_at_work(version) and self._advance() and not self._is_stuck():
+            pass
+        return self._account.take_based_on(version)
+
+    def until(self, seconds: float) -> Iterator[Played]:
+        """Run to a moment. Yields every round as soon as it is over."""
+        while min(self._clock.next(), self._arrivals.next()) <= seconds and self._advance():
+            if self._account.void > _VOID:
+                raise ExperimentError(self._why_stuck(self._server.watch.oldest))
+            while (played := self._account.take_played(self._yielded)) is not None:
+                yield played
+                self._yielded += 1
+        self._clock.go_to(seconds)
+
+    def _answer(self, session: str, outcome: str) -> None:
+        self._devices.answer(session, outcome)
+
+    def _advance(self) -> bool:
+        """Let the next thing happen. Returns False if nothing ever will."""
+        arrives, due = self._arrivals.next(), self._clock.next()
+        if arrives == due == math.inf:
+            return False
+        if arrives < due:
+            self._arrivals.come(due)
+        else:
+            self._clock.go_on()
+        if self._clock.next() > self._clock.now:  # this moment is through: a model made in it is published
+            self._arrivals.fill()
+            self._server.watch.look_at_places()
+        return True
+
+    def _is_stuck(self) -> bool:
+        """Tell whether nothing was counted for very long, or rounds end without any time going by."""
+        return self._account.void > _VOID or self.now - self._account.progressed > self._patience
+
+    def _why_stuck(self, number: int) -> str:
+        row, reasons = self._server.current, self.totals.work.reasons.most_common(3)
+        why = ", ".join(f"{reason} {many(count, 'time')}" for reason, count in reasons)
+        return (
+            f"round {number + 1} never ends: {many(row.given, 'place')} were given, and {row.counted} reports are counted of "
+            f"{self._pacing.cohort}, and nobody else may come"
+            + (f" (work came to nothing: {why})" if why else "")
+            + "; lower the cohort, separation= or what the fleet loses, raise most_rounds= or its hours, or give a deadline= to "
+            "publish what there is by then"
+        )

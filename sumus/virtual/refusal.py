@@ -1,0 +1,33 @@
+"""Refusals of a worker: a request is answered with a code and a sentence."""
+
+from sumus.text import printable
+from sumus.virtual.messages import Code
+
+
+class RequestRefused(Exception):
+    """A request is answered with a refusal.
+
+    Args:
+        code: One of the closed list of codes.
+        detail: A sentence for a person.
+    """
+
+    def __init__(self, code: Code, detail: str) -> None:
+        super().__init__(printable(f"{code}: {detail}"))
+        self.code: Code = code
+        self.detail = detail
+
+
+def impossible(name: str, error: Exception) -> RequestRefused:
+    """Make the refusal of an operation that torch cannot do.
+
+    Args:
+        name: The operation.
+        error: What torch raised.
+    """
+    return RequestRefused("impossible", f"{name}: {first_line(error)}")
+
+
+def first_line(error: Exception) -> str:
+    """Give the first line of what an exception says, or its name if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
