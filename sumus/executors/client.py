@@ -24,8 +24,14 @@ from sumus.work import PERSONAL, ClientState, ClientWork, LeafState, LocalRun, P
 
 @dataclass(frozen=True)
 class RoundTensors:
-    """A round's broadcast as tensors. lr: the round's rate, and `factors` of its local steps; sent: by part, params too; buffers:
-    shared leaves without a gradient."""
+    """A round's broadcast as tensors.
+
+    Attributes:
+        lr: The round's learning rate.
+        factors: The schedule, with the factors of local steps.
+        sent: What the server sent, by part, the params among them.
+        buffers: The shared leaves without a gradient.
+    """
 
     lr: float
     factors: Schedule
@@ -33,11 +39,11 @@ class RoundTensors:
     buffers: Mapping[str, Tensor]
 
     def rate(self, step: int) -> float:
-        """The rate of a local step, from 1."""
+        """The learning rate of a local step. Steps count from 1."""
         return self.lr if self.factors.within is None else self.lr * self.factors.factor(step)
 
     def mean_rate(self, steps: int) -> float:
-        """The mean rate of so many first steps."""
+        """The mean learning rate of the first steps, so many of them."""
         if self.factors.within is None or not steps:
             return self.lr
         return math.fsum(self.rate(step) for step in range(1, steps + 1)) / steps
@@ -46,8 +52,11 @@ class RoundTensors:
 class LocalTraining:
     """What executors on one `Program` share.
 
-    unkeyed: why no step is captured: the model's randomness is torch's own and not keyed noise, or the code does more than a
-        graph holds; None where nothing is in the way.
+    Attributes:
+        program: The module that trains.
+        work: The work of a client.
+        unkeyed: Why no step is captured: the model's randomness is torch's own and not keyed noise, or the code does more
+            than a graph holds. None if nothing is in the way.
     """
 
     def __init__(self, program: Program, work: ClientWork) -> None:

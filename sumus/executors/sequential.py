@@ -24,9 +24,15 @@ Step = Callable[[dict[str, Tensor], int], None]
 class SequentialExecutor(LocalTraining):
     """An `Executor` on one `Program`. CPU and CUDA take the same path.
 
-    captured: whole batches go through a captured graph of the step (`sumus.training.graph`); what cannot be captured, and
-        the shorter batch at the end of a pass, through autograd. `refused` says why a step was not captured.
-    onednn: the graph's dense layers by oneDNN.
+    Args:
+        program: The module that trains.
+        work: The work of a client.
+        captured: Whether whole batches go through a captured graph of the step (`sumus.training.graph`). What cannot be
+            captured, and the shorter batch at the end of a pass, goes through autograd.
+        onednn: Whether oneDNN computes the graph's dense layers.
+
+    Attributes:
+        refused: Why the step was not captured; None if it was, or was not tried.
     """
 
     needs_sizes = False

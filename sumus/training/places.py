@@ -59,7 +59,9 @@ def _same(now: Any, then: Any) -> bool:
 class Place:
     """A place where code can keep state.
 
-    rare: comparing takes long, and is done now and then.  missed: how often it was not done since it was done last.
+    Attributes:
+        rare: Whether comparing takes long, and is done only now and then.
+        missed: How often it was not compared since it was compared last.
     """
 
     rare = False
@@ -79,6 +81,13 @@ class Place:
 
     def end(self) -> None:
         """A container to which the code only added may be a user's log: give it all that was ever added."""
+
+    def log(self) -> Any:
+        """What the code added to a container so far; None for other places."""
+        return None
+
+    def put_log(self, log: Any) -> None:
+        """Put back what `log` gave, in place of what was added since."""
 
     def _expect_looked_at(self, path: str) -> None:
         """Refuse what changed at a client that nobody knows, since not all were looked at: some began with it as it was not.
@@ -164,6 +173,12 @@ class Entries(Place):
             self._log = {}
             self._put(self.then)
 
+    def log(self) -> dict[Any, Any]:
+        return dict(self._log)
+
+    def put_log(self, log: dict[Any, Any]) -> None:
+        self._log = dict(log)
+
     def is_other_at_a_glance(self) -> bool:
         return len(self._held) != len(self.then)
 
@@ -219,6 +234,12 @@ class Sequence(Place):
         if self._log or self._added:
             self._put((*self.then, *self._log, *self._added))
             self._log, self._added, self.then = [], set(), self._now()
+
+    def log(self) -> tuple[list[Any], set[Any]]:
+        return list(self._log), set(self._added)
+
+    def put_log(self, log: tuple[list[Any], set[Any]]) -> None:
+        self._log, self._added = list(log[0]), set(log[1])
 
     def is_other_at_a_glance(self) -> bool:
         return len(self._held) != len(self.then)

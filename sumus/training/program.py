@@ -26,13 +26,22 @@ _Norm = nn.modules.batchnorm._NormBase
 
 
 class Program:
-    """One module of a task on one device.
+    """One module of a task on one device. Changing one of its tensors in place changes the module.
 
-    initial: every leaf's starting value (numpy), by the seed or as the module came.
-    shared, buffers, personal: the module's tensors by leaf: shared with a gradient, shared without, and the device's own.
-    trained: all leaves with a gradient. Changing a tensor in place changes the module.
-    hidden: what the code keeps outside the leaves.  moved: the paths there that were found changed, and what a witness found
-    (`sumus.executors.witness`).  observed: what the code was seen to do (`sumus.training.observed`); None before it was tried.
+    Args:
+        task: The task.
+        device: Where torch computes: cpu, cuda or cuda:NUMBER.
+        seed: The seed of the leaves' starting values, if the task makes its module anew.
+
+    Attributes:
+        initial: Every leaf's starting value (numpy).
+        shared: The tensors of shared leaves that have a gradient, by leaf.
+        buffers: The tensors of shared leaves without a gradient.
+        personal: The tensors of the device's own leaves.
+        trained: The tensors of all leaves with a gradient.
+        hidden: What the code keeps outside the leaves.
+        moved: The paths there that were found changed, and what a witness found (`sumus.executors.witness`).
+        observed: What the code was seen to do (`sumus.training.observed`); None before the code was tried.
     """
 
     def __init__(self, task: Task, device: Any = "cpu", seed: int = 0) -> None:
@@ -76,12 +85,7 @@ class Program:
             for name, tensor in self.module.named_parameters()
             if name in self.leaves and self.leaves[name].role == "frozen"
         }
-        roots = {
-            "model": self.module,
-            "loss": task.loss,
-            **{f"metric {name}": own for name, own in task.metrics.items()},
-        }
-        self.hidden = HiddenState(roots, self.tensors.values())
+        self.hidden = HiddenState(_code_of(task, self.module), self.tensors.values())
         self._parts: dict[tuple[str, int], tuple[object, HiddenState]] = {}
         self.moved: dict[str, None] = {}
         self.observed: Any = None
@@ -266,7 +270,7 @@ class Program:
                 _add(totals, ("loss",), losses)
                 for name, metric in self.task.metrics.items():
                     names = metric.names(name) if isinstance(metric, SeveralSums) else (name,)
-                    _add(totals, names, self._measure(name, metric, outputs, labels))
+                    _add(totals, names, _measured(name, metric, outputs, labels))
         for name, (total, count) in totals.items():
             if not count and total:
                 raise TaskError(f"metric {name!r} adds up to {total:g} and counts no prediction: count what is added")
@@ -311,31 +315,6 @@ class Program:
             state |= dict.fromkeys((name, *leaf.aliases), value)
         return state
 
-    def _measure(self, name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
-        try:
-            value = metric(outputs, targets)
-        except SumusError as error:
-            raise TaskError(f"metric {name!r}: {error}") from error
-        except Exception as error:
-            raise TaskError(f"metric {name!r} failed: {type(error).__name__}: {error}") from error
-        given = value if isinstance(value, tuple) and len(value) == 2 else (value,)
-        wanted = (*targets.shape[:1], len(metric.slots)) if isinstance(metric, SeveralSums) else targets.shape[:1]
-        for tensor in given:
-            if not isinstance(tensor, Tensor) or tensor.shape != wanted or tensor.is_complex():
-                got = f"{_kind(tensor)}{tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise TaskError(
-                    f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value an example, or a pair "
-                    "(sums, counts) of one each"
-                )
-        if len(given) == 2:
-            counts = given[1].double()
-            if bool((wrong := ~((counts >= 0) & (counts == counts.round()) & counts.isfinite())).any()):
-                raise TaskError(
-                    f"metric {name!r} counts {float(counts[wrong][0]):g} predictions of an example, and predictions are whole "
-                    "numbers from 0: to weigh examples, give whole weights, such as hundredths"
-                )
-        return value
-
     def _to_tensor(self, name: str, leaf: Array) -> Tensor:
         return torch.as_tensor(np.array(leaf)).to(self.device, self.tensors[name].dtype)
 
@@ -345,6 +324,33 @@ class Program:
 
     def _to_numpy(self, name: str, tensor: Tensor) -> Array:
         return self.widen(name, tensor.detach()).cpu().numpy().copy()
+
+
+def _measured(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
+    """What a metric gives for a batch: one value an example, or a pair (sums, counts). TaskError for anything else."""
+    try:
+        value = metric(outputs, targets)
+    except SumusError as error:
+        raise TaskError(f"metric {name!r}: {error}") from error
+    except Exception as error:
+        raise TaskError(f"metric {name!r} failed: {type(error).__name__}: {error}") from error
+    given = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    wanted = (*targets.shape[:1], len(metric.slots)) if isinstance(metric, SeveralSums) else targets.shape[:1]
+    for tensor in given:
+        if not isinstance(tensor, Tensor) or tensor.shape != wanted or tensor.is_complex():
+            got = f"{_kind(tensor)}{tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TaskError(
+                f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value an example, or a pair "
+                "(sums, counts) of one each"
+            )
+    if len(given) == 2:
+        counts = given[1].double()
+        if bool((wrong := ~((counts >= 0) & (counts == counts.round()) & counts.isfinite())).any()):
+            raise TaskError(
+                f"metric {name!r} counts {float(counts[wrong][0]):g} predictions of an example, and predictions are whole "
+                "numbers from 0: to weigh examples, give whole weights, such as hundredths"
+            )
+    return value
 
 
 def _add(totals: dict[str, tuple[float, int]], names: Sequence[str], value: Any) -> None:
@@ -396,6 +402,12 @@ def _copied(module: nn.Module) -> nn.Module:
         if vars(parameter):
             vars(copies[name]).update(copy.deepcopy(vars(parameter), memo))
     return own
+
+
+def _code_of(task: Task, module: nn.Module) -> dict[str, object]:
+    """The user's code that runs as clients train, by what it is."""
+    metrics = {f"metric {name}": metric for name, metric in task.metrics.items()}
+    return {"model": module, "loss": task.loss, **metrics}
 
 
 def _name_in(tensors: Mapping[str, Tensor], wanted: Tensor) -> str:

@@ -62,7 +62,7 @@ class ValuesAndIndices(NamedTuple):
     indices: "Pointer"
 
 
-class _Hold:
+class _TensorHandle:
     """What a pointer holds: when the pointer goes, this goes, and the tensor at the worker may go."""
 
     def __init__(self, worker: "Worker", number: int) -> None:
@@ -85,7 +85,7 @@ class Pointer(Tensor):
 
     worker: "Worker"
     id: int
-    _hold: _Hold
+    _handle: _TensorHandle
     _learns: bool
     _leaf: bool
     _gradient: "tuple[int, Pointer | None]"
@@ -94,7 +94,7 @@ class Pointer(Tensor):
     def __new__(cls: "type[Pointer]", worker: "Worker", made: TensorMade) -> "Pointer":
         make = cast(Callable[..., Pointer], Tensor._make_wrapper_subclass)
         pointer = make(cls, made.shape, dtype=DTYPES[made.dtype], device="cpu")
-        pointer.worker, pointer.id, pointer._hold = worker, made.id, _Hold(worker, made.id)
+        pointer.worker, pointer.id, pointer._handle = worker, made.id, _TensorHandle(worker, made.id)
         pointer._gradient = (-1, None)
         pointer.now(made)
         return pointer
