@@ -86,11 +86,14 @@ class World:
         self.run.forget_work(device, now)
 
     def crash(self) -> None:
-        """What is in memory is gone: work that was not fetched, and what was to be said."""
+        """What is in memory is gone: work that was not fetched, newer check-ins, and what was to be said."""
         for device, granted in self.relay.granted.items():
             self._forget(f"{device}/{granted.work.session}")
         for _, _, session in self.relay.ended:
             self._forget(session)
+        for session in self.above:
+            if session.partition("/")[0] in self.relay.asking:
+                self._forget(session)
         self._requests.clear()
         self.start()
 
