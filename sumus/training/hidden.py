@@ -52,21 +52,23 @@ class HiddenState:
         self._begun = 0
 
     def is_due(self) -> bool:
-        """Whether what takes long is to be compared now. Asked before each client: yes at the first, then ever more rarely."""
+        """Whether what takes long is to be compared now. This is asked before each client: at first yes, and then ever
+        more rarely.
+        """
         self._begun += 1
         return self._begun <= _ALWAYS or self._begun & (self._begun - 1) == 0
 
     def changed(self, whole: bool = True) -> list[str]:
-        """The paths whose values are others now.
+        """The paths whose values have changed.
 
         Args:
-            whole: Whether what takes long is compared, too: large arrays, long containers.
+            whole: Whether large arrays and long containers, which take long, are compared, too.
         """
         return list(dict.fromkeys(path for place in self._places for path in self._changed(place, whole)))
 
     @staticmethod
     def _changed(place: Place, whole: bool) -> list[str]:
-        """A place's paths that changed. A place where this was seen once is compared each time from then on."""
+        """The paths of a place that have changed. A place that has changed once is compared each time from then on."""
         if not place.rare:
             return list(place.changed())
         if place.is_other_at_a_glance():
@@ -81,10 +83,13 @@ class HiddenState:
         return found
 
     def restore(self, whole: bool = True) -> list[str]:
-        """Put everything back; the paths that had changed. TaskError for what cannot be put back, once the rest is.
+        """Put everything back; the paths that had changed.
 
         Args:
-            whole: As `changed` takes it.
+            whole: See `changed`.
+
+        Raises:
+            TaskError: Something cannot be put back. Everything else is.
         """
         paths, refused = dict[str, None](), None
         for place in self._places:
@@ -103,7 +108,7 @@ class HiddenState:
         """Put everything back for the last time.
 
         Args:
-            logs: Whether containers to which the code only added get all that was added.
+            logs: Whether containers to which the code only added get everything that was added.
         """
         try:
             self.restore()
@@ -124,7 +129,7 @@ class HiddenState:
 
 
 def which(path: str) -> str:
-    """What changed, in words: an attribute of the model, or something elsewhere."""
+    """What a path is, in words: an attribute of the model, or something elsewhere."""
     own = re.match(r"model\.([^.\[]*)", path)
     return (
         f"its forward changes its own attribute `{own[1]}`" if own else f"its steps change `{path}`, which is no leaf"
@@ -135,7 +140,8 @@ def which(path: str) -> str:
 
 
 def tied_to_itself(module: nn.Module) -> str | None:
-    """What of a module a copy would lose, or take from the module that it was copied from; None where a copy is a whole one.
+    """Why a copy of a module would not be a whole one: what it would lose, or share with the module that it is copied
+    from. None if a copy is a whole one.
 
     A copy of a parameter has no hooks, and a copy of a function encloses what the function enclosed.
     """
@@ -181,19 +187,19 @@ def _function_around(value: Any, own: Mapping[int, str], depth: int) -> str | No
 
 
 def generators() -> tuple[bytes, bytes]:
-    """Where Python's and numpy's own generators stand."""
+    """The state of Python's and numpy's own generators."""
     return pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())
 
 
 def put_generators(stood: tuple[bytes, bytes]) -> None:
-    """Put them back to where they stood."""
+    """Put these generators back to a state."""
     random.setstate(pickle.loads(stood[0]))
     np.random.set_state(pickle.loads(stood[1]))
 
 
 @contextmanager
 def generators_seeded(seed: int) -> Generator[None, None, None]:
-    """Python's and numpy's own generators set from a seed, and given back as they were."""
+    """Set Python's and numpy's own generators from a seed, and put them back afterwards."""
     stood = generators()
     random.seed(seed)
     np.random.seed(seed % 2**32)

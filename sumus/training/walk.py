@@ -88,7 +88,7 @@ MEMBERS = {"_parameters", "_buffers", "_modules"}
 
 @functools.lru_cache(1024)
 def users(module: object) -> bool:
-    """Whether a module, by its name, is a user's own: it is no part of Python, and not installed as a package."""
+    """Whether a module, given by its name, is a user's own: not a part of Python, and not installed as a package."""
     if not isinstance(module, str):
         return False
     top = module.partition(".")[0]
@@ -102,8 +102,9 @@ def users(module: object) -> bool:
 
 @functools.lru_cache(4096)
 def globals_of(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], tuple[tuple[int, str], ...]]:
-    """Names of the globals that a piece of code reads or writes, in order; of the attributes that it names, and of what it takes
-    from a module; and the modules that it imports, each with how many packages up."""
+    """The names in a piece of code: of the globals that it reads or writes, in order; of the attributes that it uses,
+    and of what it takes from a module; and of the modules that it imports, each with how many packages up.
+    """
     names, attributes, imported = dict[str, None](), set[str](), dict[tuple[int, str], None]()
     before: list[Any] = [0, 0]
     for step in dis.get_instructions(code):
@@ -128,7 +129,7 @@ def globals_of(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], t
 
 
 def _imported(name: str, package: str) -> types.ModuleType | None:
-    """A module that code imports as it runs; it is imported now if it is a user's own, since it may keep state from then on."""
+    """A module that code imports as it runs. A user's own module is imported now, since it may keep state from then on."""
     try:
         full = importlib.util.resolve_name(name, package) if name.startswith(".") else name
         if full in sys.modules:
@@ -175,7 +176,7 @@ class HiddenWalk:
         self.places.append(place)
 
     def _look_at(self, path: str, value: Any, root: bool = False) -> None:
-        """Note a value's places, and go on to what it holds."""
+        """Note the places of a value, and go on to what it holds."""
         kind = type(value)
         if isinstance(value, PLAIN) and not (isinstance(value, enum.Enum) and users(kind.__module__)):
             if "{" not in path:  # of a set: in another order in another process
@@ -245,7 +246,7 @@ class HiddenWalk:
             self._hash.update(path.encode() + bytes_of(value))
 
     def _look_at_container(self, path: str, value: Any) -> None:
-        """What a container holds, and what an object of a class derived from one keeps besides."""
+        """Look at what a container holds, and at the attributes of an object whose class is derived from one."""
         kind, long = type(value), len(value) > LONGEST
         if isinstance(value, dict):
             values = list(cast(dict[Any, Any], value).values())
@@ -269,7 +270,7 @@ class HiddenWalk:
             self._look_at_class(kind)
 
     def _look_at_class(self, value: type) -> None:
-        """A class that a user wrote: its data, and the functions in it."""
+        """Look at a class that a user wrote: at its data, and at the functions in it."""
         for kind in value.__mro__ if users(value.__module__) else ():
             if not users(kind.__module__) or (kind is not value and id(kind) in self._seen):
                 continue
@@ -329,7 +330,7 @@ class HiddenWalk:
         self._look_at_modules([part for part in inside if isinstance(part, types.ModuleType)], attributes)
 
     def _look_at_modules(self, waiting: list[types.ModuleType], attributes: frozenset[str]) -> None:
-        """Of these modules, and of those in them, what code names."""
+        """Look at what code names of these modules, and of those in them."""
         met = set[int]()
         while waiting:
             module = waiting.pop()
@@ -372,7 +373,7 @@ class HiddenWalk:
         return self._look_at_class(kind)
 
     def _look_at_attributes(self, path: str, value: Any, skipped: frozenset[str] = frozenset()) -> None:
-        """What an object keeps under names of its own."""
+        """Look at an object's attributes."""
         kind = type(value)
         own = getattr(value, "__dict__", None)
         if isinstance(own, dict):
@@ -399,7 +400,7 @@ class HiddenWalk:
         self._look_at_slots(path, value, kind)
 
     def _look_at_script(self, path: str, value: Any) -> None:
-        """The attributes and tensors that a scripted module, and those in it, keep in a machine of their own."""
+        """Look at the attributes and tensors of a scripted module, which torch keeps outside Python."""
         concrete = getattr(value, "_concrete_type", None)
         names = [name for name in (concrete.get_attributes() if concrete else ()) if name not in _OF_MODULES]
         self._keep(
@@ -414,7 +415,7 @@ class HiddenWalk:
         self._later((f"{path}.{name}", part) for name, part in inside)
 
     def _look_at_members(self, path: str, held: dict[str, Any], is_users: bool) -> None:
-        """Parameters, buffers, modules or hooks of a module. torch's own layers get no more of them than they have."""
+        """Look at parameters, buffers, modules or hooks of a module. Empty ones of torch's own layers stay empty."""
         if not held and not is_users:
             return
         self._seen[id(held)] = held
@@ -496,7 +497,7 @@ def _is_data(name: str, value: Any) -> bool:
 
 
 def _derived(module: nn.Module) -> set[str]:
-    """Attributes that torch's own hooks compute anew before each forward pass: of pruning, of a weight's norm."""
+    """Attributes that torch's own hooks compute anew before each forward pass: for pruning, for a weight's norm."""
     hooks = module._forward_pre_hooks.values()
     own = (hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils."))
     return {
