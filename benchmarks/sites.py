@@ -80,7 +80,7 @@ def experiment(run: Run) -> sumus.Experiment:
     evaluate = sumus.Evaluate(central=unseen)
     rounds = WORK // run.own
     return sumus.Experiment(
-        plan, people, rounds, evaluate, run.seed, sites=lambda client: order[client] * SITES // len(people)
+        plan, people, rounds, evaluate, run.seed, edge_groups=lambda client: order[client] * SITES // len(people)
     )
 
 

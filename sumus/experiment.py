@@ -104,8 +104,9 @@ class Experiment:
         evaluate: What is measured, and how often.
         seed: The seed of everything random; two runs with one seed give one model, bit for bit.
         fleet: What the devices are like; by default all of them finish, and every report arrives.
-        sites: The edge that each client reports through: a function of a client's id; or how many edges there are, each with as
-            many clients, in the population's order. What edges do is the plan's to say. By default there are none.
+        edge_groups: How clients are grouped behind edges: how many edges there are, each with as many clients, in the order of
+            the population; or a function that names the edge of a client, given the client's id. By default there are no edges.
+            The plan says what edges do.
     """
 
     plan: Plan
@@ -114,7 +115,7 @@ class Experiment:
     evaluate: Evaluate = Evaluate()
     seed: int = 0
     fleet: Fleet = PERFECT
-    sites: int | Callable[[Any], Hashable] = 0
+    edge_groups: int | Callable[[Any], Hashable] = 0
 
     def __post_init__(self) -> None:
         hold_plain_numbers(self)
@@ -128,16 +129,17 @@ class Experiment:
             raise ExperimentError(f"rounds={self.rounds}: an experiment needs at least one round")
         if not len(self.population):
             raise ExperimentError("the population is empty: give at least one client")
-        if not callable(self.sites):
-            expect(self.sites, int, "sites=")
-            if not 0 <= self.sites <= len(self.population):
+        if not callable(self.edge_groups):
+            expect(self.edge_groups, int, "edge_groups=")
+            if not 0 <= self.edge_groups <= len(self.population):
                 raise ExperimentError(
-                    f"sites={self.sites}: give from 1 to {len(self.population)}, as many as there are clients, or a function "
-                    "of a client's id"
+                    f"edge_groups={self.edge_groups}: give from 1 to {len(self.population)}, as many as there are clients, or "
+                    "a function of a client's id"
                 )
-        if self.plan.edges.rounds > 1 and not self.sites:
+        if self.plan.edges.rounds > 1 and not self.edge_groups:
             raise ExperimentError(
-                f"the plan lets edges do {self.plan.edges.rounds} rounds of their own, and there are none: give sites= (--sites)"
+                f"the plan lets edges do {self.plan.edges.rounds} rounds of their own, and there are none: give edge_groups= "
+                "(--edge-groups)"
             )
         if self.plan.pacing.cohort > len(self.population):
             raise ExperimentError(

@@ -68,7 +68,7 @@ class PreparedRun:
             "fleet": fleet_identity(self.experiment.fleet),
         }
         if (edges := self.edges.identity) is not None:
-            identity["sites"] = edges
+            identity["sites"] = edges  # this name is in the folders of runs
         return identity
 
     def observe(self) -> None:
@@ -108,7 +108,7 @@ def prepare(experiment: Experiment, device: str, skips: bool) -> PreparedRun:
     setting = RunSetting(plan, population, experiment.seed, AUTOGRAD.executor, skips, first)
     trainer = Trainer(setting, program)
     notes = dict.fromkeys(_notes(experiment, population, program, client, examples))
-    edges = EdgeMap(population, experiment.sites)
+    edges = EdgeMap(population, experiment.edge_groups)
     return PreparedRun(experiment, program, setting, trainer, joined, ClientSizes(trainer), edges, notes)
 
 

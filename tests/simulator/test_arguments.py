@@ -34,7 +34,7 @@ WHOLE = [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2)]
 
 
 @pytest.mark.parametrize("number", WHOLE, ids=lambda number: type(number).__name__)
-@pytest.mark.parametrize("name", ["seed", "rounds", "workers", "checkpoint_every", "sites"])
+@pytest.mark.parametrize("name", ["seed", "rounds", "workers", "checkpoint_every", "edge_groups"])
 def test_whole_numbers_of_numpy_and_torch_are_numbers(name: str, number: Any) -> None:
     options = {name: 1 if name == "workers" else number}
     wanted = {name: 1 if name == "workers" else 2}
@@ -102,12 +102,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "inputs without values": (lambda _: go({0: (torch.zeros(6, 4, device="meta"), LABELS)}), "client 0: .*meta device"),
     "sites that fail": (
-        lambda _: go(sites=lambda who: 1 // who),
-        "client 0: the function of sites= failed: ZeroDivision",
+        lambda _: go(edge_groups=lambda who: 1 // who),
+        "client 0: the function of edge_groups= failed: ZeroDivision",
     ),
     "sites that are no keys": (
-        lambda _: go(sites=lambda who: [who]),
-        "client 0: the function of sites= failed: TypeError",
+        lambda _: go(edge_groups=lambda who: [who]),
+        "client 0: the function of edge_groups= failed: TypeError",
     ),
     "check of something else": (lambda _: sumus.check(TASK, PEOPLE), r"check\(\) takes a Plan"),  # pyright: ignore
     "check of nobody": (lambda _: sumus.check(plan(), {}), "the population is empty"),

@@ -33,7 +33,7 @@ def over_known(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(outputs, targets, ignore_index=-100).expand(len(outputs))
 
 
-@pytest.mark.parametrize("way", [{}, {"through": "wire"}, {"workers": 2}, {"sites": 2}], ids=str)
+@pytest.mark.parametrize("way", [{}, {"through": "wire"}, {"workers": 2}, {"edge_groups": 2}], ids=str)
 def test_a_loss_that_is_nan_names_its_client_whichever_way_it_trains(way: dict[str, Any]) -> None:
     people = {**PEOPLE, 3: (X, np.full(12, -100))}
     with pytest.raises(sumus.SumusError, match=r"client 3.*metrics\[loss\]"):
