@@ -88,7 +88,7 @@ _PUBLIC = {
     "NodeTraining": "sumus.node.options",
     "DirectoryClientStates": "sumus.storage.client_states",
     "MemoryClientStates": "sumus.storage.client_states",
-    "Evaluate": "sumus.experiment",
+    "Evaluation": "sumus.experiment",
     "Population": "sumus.simulator.populations.population",
     "simulate": "sumus.simulator.simulate",
     "run": "sumus.simulator.simulate",

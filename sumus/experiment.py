@@ -32,7 +32,7 @@ def expect_population(population: object) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluate:
+class Evaluation:
     """What is measured, and how often.
 
     Attributes:
@@ -62,35 +62,35 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         hold_plain_numbers(self)
-        expect(self.every, int, "Evaluate(every=)")
-        expect(self.first, bool, "Evaluate(first=)")
+        expect(self.every, int, "Evaluation(every=)")
+        expect(self.first, bool, "Evaluation(first=)")
         measures = self.central is not None or self.unseen is not None or bool(self.seen)
         for name, given in (("first", self.first), ("best", self.best)):
             if given and not measures:
-                raise ExperimentError(f"Evaluate({name}=) needs something to measure on: central=, unseen= or seen=")
+                raise ExperimentError(f"Evaluation({name}=) needs something to measure on: central=, unseen= or seen=")
         if self.best is not None:
-            expect(self.best, str, "Evaluate(best=)")
+            expect(self.best, str, "Evaluation(best=)")
         if self.patience is not None:
-            expect(self.patience, int, "Evaluate(patience=)")
+            expect(self.patience, int, "Evaluation(patience=)")
             if self.patience < 1:
-                raise ExperimentError(f"Evaluate(patience={self.patience}): wait for 1 or more measurements")
+                raise ExperimentError(f"Evaluation(patience={self.patience}): wait for 1 or more measurements")
             if self.best is None:
-                raise ExperimentError("Evaluate(patience=) needs best=, the metric that says which model is better")
+                raise ExperimentError("Evaluation(patience=) needs best=, the metric that says which model is better")
         if self.batch_size is not None:
-            expect(self.batch_size, int, "Evaluate(batch_size=)")
+            expect(self.batch_size, int, "Evaluation(batch_size=)")
             if self.batch_size < 1:
-                raise ExperimentError(f"Evaluate(batch_size={self.batch_size}): measure 1 or more examples at once")
-        expect(self.seen, int, "Evaluate(seen=)")
+                raise ExperimentError(f"Evaluation(batch_size={self.batch_size}): measure 1 or more examples at once")
+        expect(self.seen, int, "Evaluation(seen=)")
         if self.unseen is not None:
-            expect(self.unseen, Mapping, "Evaluate(unseen=)")
+            expect(self.unseen, Mapping, "Evaluation(unseen=)")
             if not len(self.unseen):
-                raise ExperimentError("Evaluate(unseen=) is empty: give clients, or leave it out")
+                raise ExperimentError("Evaluation(unseen=) is empty: give clients, or leave it out")
         if self.target and self.central is None and self.unseen is None and not self.seen:
-            raise ExperimentError("Evaluate(target=) needs something to measure on: central=, unseen= or seen=")
+            raise ExperimentError("Evaluation(target=) needs something to measure on: central=, unseen= or seen=")
         if self.seen < 0:
-            raise ExperimentError(f"Evaluate(seen={self.seen}): ask 0 or more of the training clients")
+            raise ExperimentError(f"Evaluation(seen={self.seen}): ask 0 or more of the training clients")
         if self.every < 1:
-            raise ExperimentError(f"Evaluate(every={self.every}): evaluate every 1 or more rounds")
+            raise ExperimentError(f"Evaluation(every={self.every}): evaluate every 1 or more rounds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ class Experiment:
     plan: Plan
     population: Mapping[Any, Examples]
     rounds: int
-    evaluate: Evaluate = Evaluate()
+    evaluate: Evaluation = Evaluation()
     seed: int = 0
     fleet: Fleet = PERFECT
     edge_groups: int | Callable[[Any], Hashable] = 0
@@ -122,7 +122,7 @@ class Experiment:
         expect(self.plan, Plan, "plan=")
         expect_population(self.population)
         expect(self.rounds, int, "rounds=")
-        expect(self.evaluate, Evaluate, "evaluate=")
+        expect(self.evaluate, Evaluation, "evaluate=")
         expect(self.fleet, Fleet, "fleet=")
         object.__setattr__(self, "seed", seed_of(self.seed))
         if self.rounds < 1:

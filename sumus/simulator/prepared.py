@@ -136,6 +136,6 @@ def _notes(
         yield (
             "the loss or a metric compares the examples of a batch with one another: training takes batches of "
             f"{experiment.plan.algorithm.client.batch_size or 'all examples'}, and evaluation batches of "
-            f"{EVALUATION_BATCH}: give Evaluate(batch_size=) to measure as in training; if it is not meant to, look whether "
+            f"{EVALUATION_BATCH}: give Evaluation(batch_size=) to measure as in training; if it is not meant to, look whether "
             "outputs and targets have one shape"
         )
