@@ -102,7 +102,7 @@ def doors() -> dict[str, Callable[..., Any]]:
     waiting = [*public(), *commands(cli.app)]
     while waiting:
         door = waiting.pop()
-        if name_of(door) in found or (inspect.isclass(door) and issubclass(door, BaseException)):
+        if name_of(door) in found:
             continue
         found[name_of(door)] = door
         if inspect.isclass(door):
