@@ -104,6 +104,8 @@ def doors() -> dict[str, Callable[..., Any]]:
         door = waiting.pop()
         if name_of(door) in found:
             continue
+        if inspect.isclass(door) and issubclass(door, BaseException):
+            continue
         found[name_of(door)] = door
         if inspect.isclass(door):
             waiting += methods(door)
