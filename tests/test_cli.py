@@ -299,8 +299,8 @@ OPTIONS = {
     "join": """--always --authority --client --evaluate-only --executor --floor --folder --insecure --json --move --name --once
 --rounds --token-file --train-only""",
     "node": """--access-file --always --authority --client --data --executor --floor --follow --insecure --json --keep-bytes
---keep-count --keep-days --least --listen --mqtt --mqtt-authority --mqtt-certificate --mqtt-key --mqtt-password-
-file --mqtt-topic --mqtt-user --name --time --tls --tls-name --token-file --train-when --watch""",
+--keep-count --keep-days --least --listen --mqtt --mqtt-authority --mqtt-certificate --mqtt-key
+--mqtt-password-file --mqtt-topic --mqtt-user --name --time --tls --tls-name --token-file --train-when --watch""",
 }
 """The options of the commands whose options stand in groups: none of them may be lost."""
 
