@@ -182,8 +182,13 @@ Ask: TypeAlias = (
 
 
 class WorkerRequest(msgspec.Struct, frozen=True):
-    """A request. serial: grows with each; the same one again gets the same answer, and is done once.  forget: tensors that the
-    caller has no pointer to any more, deleted before."""
+    """A request of a caller.
+
+    Attributes:
+        serial: Grows with each request. The same one again gets the same answer, and is done once.
+        ask: What is asked.
+        forget: Tensors that the caller has no pointer to any more; they are deleted first.
+    """
 
     serial: Id
     ask: Ask
@@ -198,7 +203,15 @@ class BeginRequest(msgspec.Struct, frozen=True):
 
 
 class TensorMade(msgspec.Struct, frozen=True, tag="made"):
-    """A tensor that is there now. learns: whether it requires a gradient.  leaf: as autograd has it."""
+    """A tensor that is at the worker now.
+
+    Attributes:
+        id: Its number there.
+        shape: Its shape.
+        dtype: Its dtype.
+        learns: Whether it requires a gradient.
+        leaf: Whether it is a leaf of autograd's graph.
+    """
 
     id: Id
     shape: tuple[Id, ...]
@@ -214,20 +227,35 @@ class TensorsMade(msgspec.Struct, frozen=True, tag="several"):
 
 
 class FetchAnswer(msgspec.Struct, frozen=True, tag="fetched"):
-    """The tensor is behind this message. learns: whether it requires a gradient there."""
+    """The tensor follows this message.
+
+    Attributes:
+        learns: Whether the tensor requires a gradient at the worker.
+    """
 
     learns: bool = False
 
 
 class HeldAnswer(msgspec.Struct, frozen=True, tag="held"):
-    """How much a caller holds: tensors, and bytes of them and of what autograd keeps for them, counted from above."""
+    """How much a caller holds.
+
+    Attributes:
+        tensors: The number of tensors.
+        bytes: The most bytes that these and what autograd keeps for them may have.
+    """
 
     tensors: Id
     bytes: Id
 
 
 class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
-    """caller: a secret, to be shown with every request.  names: of the tensors that the owner offers."""
+    """A new caller is let in.
+
+    Attributes:
+        caller: A secret that every request has to show.
+        worker: The worker's name.
+        names: The names of the tensors that the owner offers.
+    """
 
     caller: Name
     worker: Name
@@ -235,18 +263,27 @@ class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class EmptyAnswer(msgspec.Struct, frozen=True, tag="nothing"):
-    """It is done, and there is nothing to say."""
+    """The request is done, and there is nothing to tell."""
 
 
 class RefusalAnswer(msgspec.Struct, frozen=True, tag="refusal"):
-    """It is not done. code: a key of `STATUS`.  detail: for a person."""
+    """The request is not done.
+
+    Attributes:
+        code: A key of `STATUS`.
+        detail: A sentence for a person.
+    """
 
     code: Code
     detail: str = ""
 
 
 class WorkerAnswer(msgspec.Struct, frozen=True):
-    """An answer."""
+    """An answer of a worker.
+
+    Attributes:
+        answer: What is answered.
+    """
 
     answer: TensorMade | TensorsMade | FetchAnswer | HeldAnswer | BeginAnswer | EmptyAnswer | RefusalAnswer
 
@@ -261,14 +298,14 @@ _READERS: dict[Any, msgspec.json.Decoder[Any]] = {
 
 
 def write(message: Any, tensor: Array | None = None) -> bytes:
-    """A message as bytes."""
+    """Write a message as bytes, and a tensor behind it."""
     control = msgspec.json.encode(message)
     behind = b"" if tensor is None else encode_tree({LEAF: tensor})
     return b"".join((MAGIC, struct.pack("<I", len(control)), control, behind))
 
 
 def read(form: type[M], body: bytes) -> tuple[M, bytes]:
-    """The message of these bytes, and what is behind it. ParticipantError where they are not of this form."""
+    """Read a message from bytes, and give what follows it. ParticipantError is raised if the bytes have another form."""
     if body[: len(MAGIC)] != MAGIC or len(body) < len(MAGIC) + 4:
         raise ParticipantError(
             None, "this is not what sumus workers say to each other: is it another program, or version?"
@@ -284,7 +321,7 @@ def read(form: type[M], body: bytes) -> tuple[M, bytes]:
 
 
 def read_tensor(behind: bytes) -> Array:
-    """The tensor behind a message: an array of its own, which may be written to."""
+    """Read the tensor behind a message: an array of its own, which may be written to."""
     tree = decode_tree(behind)
     if tree.keys() != {LEAF}:
         raise ParticipantError(None, f"behind a message is one tensor, not {len(tree)}")
@@ -300,7 +337,7 @@ DTYPE_NAMES: tuple[str, ...] = DtypeName.__args__  # pyright: ignore[reportAttri
 
 
 def number(value: float) -> float | NotFinite:
-    """A float as a value."""
+    """Give a float as a value that travels."""
     if math.isfinite(value):
         return value
     return NotFinite("nan" if math.isnan(value) else "inf" if value > 0 else "-inf")

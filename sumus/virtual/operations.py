@@ -53,7 +53,7 @@ class Operation:
 
 
 def tensors_in(arguments: Any) -> Iterator[Tensor]:
-    """The tensors among arguments, and in their lists."""
+    """Yield the tensors among arguments, and in their lists."""
     for each in arguments:
         if isinstance(each, Tensor):
             yield each
@@ -200,8 +200,11 @@ def _closed_setitem(input: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def _as_number_of(input: Tensor, value: Any) -> Any:
-    """A tensor of the dtype of `input`. torch makes a Python number of a tensor with one element, and then fails if the number is
-    too large for that dtype; a conversion of the tensor does not fail."""
+    """Give a number as a tensor of the dtype of `input`.
+
+    torch makes a Python number of a tensor with one element, and then fails if the number is too large for that dtype; a
+    conversion of the tensor does not fail.
+    """
     return value.to(input.dtype) if isinstance(value, Tensor) else value
 
 

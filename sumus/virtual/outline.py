@@ -48,22 +48,22 @@ class BoundCall:
     graph: bool
 
     def tensors(self) -> list[Tensor]:
-        """All tensors among the arguments."""
+        """List all tensors among the arguments."""
         return list(tensors_in((*self.arguments, *self.named.values())))
 
     def changed(self) -> list[Tensor]:
-        """The tensors that the operation writes to."""
+        """List the tensors that the operation writes to."""
         takes = self.operation.takes
         bound = (*self.arguments, *(self.named.get(name) for name in takes[len(self.arguments) :]))
         return list(tensors_in(bound[at] for at in self.operation.changes))
 
     def replaced(self, replace: Callable[[Tensor], Tensor]) -> "BoundCall":
-        """The same call with other tensors."""
+        """Give the same call with other tensors."""
         named = {name: _replaced(value, replace) for name, value in self.named.items()}
         return BoundCall(self.operation, _replaced(self.arguments, replace), named, self.graph)
 
     def results(self, closed: bool) -> list[Tensor]:
-        """Do it. closed: in the form for private tensors."""
+        """Do the call. If `closed`, the form for private tensors is used."""
         function = self.operation.closed if closed else self.operation.function
         with torch.set_grad_enabled(self.graph):
             found = list(tensors_in([function(*self.arguments, **self.named)]))
@@ -76,7 +76,11 @@ class BoundCall:
         ]
 
     def form(self, private: Collection[int]) -> Form | None:
-        """All that its outline depends on; None if this is too long to be kept. private: ids of private tensors."""
+        """Give all that the call's outline depends on; None if this is too long to be kept.
+
+        Args:
+            private: The `id()` of each private tensor.
+        """
         storages: dict[int, int] = {}
 
         def described(value: Any) -> Any:
@@ -96,9 +100,11 @@ class BoundCall:
 class OutlineResult:
     """One tensor that a call gives.
 
-    shape, dtype: as of a tensor.
-    learns: whether it requires a gradient.
-    same: the position, among all tensors of the call, of the argument that it is; None for a new tensor.
+    Attributes:
+        shape: The tensor's shape.
+        dtype: The tensor's dtype.
+        learns: Whether the tensor requires a gradient.
+        same: The position, among all tensors of the call, of the argument that the result is; None for a new tensor.
     """
 
     shape: tuple[int, ...]
@@ -111,10 +117,11 @@ class OutlineResult:
 class Outline:
     """What a call gives, and what it costs.
 
-    results: in the order of the operation.
-    bytes: of results and of all that is needed on the way, counted from above.
-    steps: see `STEPS_A_SECOND`.
-    tried: whether the call was done once with blanks in the place of private tensors.
+    Attributes:
+        results: The tensors that it gives, in the order of the operation.
+        bytes: The most bytes of results and of all that is needed on the way.
+        steps: The steps that it takes, see `STEPS_A_SECOND`.
+        tried: Whether the call was done once with blanks in the place of private tensors.
     """
 
     results: list[OutlineResult]
@@ -124,7 +131,15 @@ class Outline:
 
 
 def outline_of(call: BoundCall, closed: bool) -> Outline:
-    """The outline of a call. closed: in the form for private tensors. Raises what torch raises for these shapes and dtypes."""
+    """Draw the outline of a call.
+
+    Args:
+        call: The call.
+        closed: Whether the form for private tensors is used.
+
+    Raises:
+        Exception: Whatever torch raises for these shapes and dtypes.
+    """
     there = call.replaced(_Hollow())
     given = [id(tensor) for tensor in there.tensors()]
     with _Counting() as counting:
@@ -185,7 +200,7 @@ class _Hollow:
 
 
 def with_blanks(call: BoundCall, hidden: Callable[[Tensor], bool]) -> BoundCall:
-    """The same call without autograd, with zeros in the place of hidden tensors and of those that it would change."""
+    """Give the same call without autograd, with zeros in the place of hidden tensors and of those that it would change."""
     twins = _Twins("cpu")
     changed = {storage_of(tensor) for tensor in call.changed()}
 
@@ -197,7 +212,7 @@ def with_blanks(call: BoundCall, hidden: Callable[[Tensor], bool]) -> BoundCall:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """The address of a tensor's storage, which no other storage has while somebody refers to this one, be it weakly."""
+    """Give the address of a tensor's storage. No other storage has it while anything refers to this one, be it weakly."""
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
@@ -228,9 +243,10 @@ def _new_bytes(taken: list[Tensor], given: list[Tensor]) -> int:
 
 
 def _kernel_bytes(func: Any, args: Sequence[Any], taken: list[Tensor], given: list[Tensor]) -> int:
-    """What a kernel takes for itself: the columns of a convolution; else as much as all operands in the widest dtype (measured).
+    """Reckon what a kernel takes for itself.
 
-    Kernels convert operands, lay them out anew, or have intermediate results of their size.
+    That is the columns of a convolution; else as much as all operands in the widest dtype (measured). Kernels convert operands,
+    lay them out anew, or have intermediate results of their size.
     """
     widest = max((tensor.dtype.itemsize for tensor in (*taken, *given)), default=0)
     if func.overloadpacket is Aten.convolution:
@@ -260,7 +276,7 @@ def _geometry(tensor: Tensor) -> tuple[torch.dtype, int, tuple[int, ...], tuple[
 
 
 def _history(tensor: Tensor) -> tuple[Any, ...]:
-    """What autograd knows of a tensor that may make an operation fail, or its result require a gradient."""
+    """Give what autograd knows of a tensor that may make an operation fail, or its result require a gradient."""
     base = tensor._base if tensor._is_view() else None
     if base is None or not base.requires_grad:
         return tensor.requires_grad, tensor.is_leaf

@@ -127,7 +127,7 @@ class Pointer(Tensor):
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def get(self) -> Tensor:
-        """The numbers, as a tensor here; the one at the worker stays. WorkerRefused where its policy keeps them."""
+        """Fetch the numbers as a tensor here; the one at the worker stays. WorkerRefused is raised if the policy keeps them."""
         return self.worker.fetch(self)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -170,7 +170,7 @@ class Pointer(Tensor):
 
     @property
     def grad(self) -> Any:
-        """A pointer to the gradient; the same one until it may be another."""
+        """A pointer to the gradient: the same pointer until there may be another gradient."""
         if not self._learns or not self._leaf:
             return None
         if self._gradient[0] != self.worker.gradients_changed:
@@ -212,7 +212,7 @@ class Pointer(Tensor):
 
     @property
     def grad_fn(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The graph is at the worker."""
+        """None: the graph is at the worker."""
         return None
 
     @property
@@ -328,7 +328,7 @@ def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _value(worker: "Worker", given: Any) -> Value:
-    """An argument as it travels."""
+    """Give an argument as it travels."""
     match given:
         case Tensor():
             return Ref(_same_place(worker, given).id)
@@ -368,7 +368,7 @@ def _same_place(worker: "Worker", tensor: Any) -> Pointer:
 
 
 def _name_of(function: Any) -> str:
-    """What torch calls a function; of a property its own name."""
+    """Give torch's name of a function; of a property its own name."""
     name = getattr(function, "__name__", repr(function))
     return getattr(function.__self__, "__name__", name) if name in ("__get__", "__set__") else name
 

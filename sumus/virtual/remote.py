@@ -29,10 +29,15 @@ def connect(
     patience: float = PATIENCE,
     transport: Transport | None = None,
 ) -> "RemoteWorker":
-    """The worker at an address, as `sumus worker` prints it; what is sent to it is there until this is closed.
+    """Connect to the worker at an address, as `sumus worker` prints it. What is sent there stays until the worker is closed here.
 
-    token: that its owner gave you, or the file it is in.  authority: certificates in PEM that its own must come from; None for
-    the system's.  insecure: take http:// to another machine.  patience: seconds for an operation.  transport: in place of HTTP.
+    Args:
+        url: The address.
+        token: The token that the worker's owner gave, or the file that holds it.
+        authority: Certificates in PEM that the worker's own must come from; None for those of the system.
+        insecure: Whether http:// to another machine is allowed.
+        patience: The seconds that an operation may take.
+        transport: Carries the requests in place of HTTP.
     """
     server = read_link(url, insecure).server
     if not server:
@@ -42,7 +47,7 @@ def connect(
 
 
 def read_token(file: Path) -> str:
-    """A token in a file that is its owner's alone."""
+    """Read a token from a file that is its owner's alone."""
     try:
         if file.stat().st_mode & 0o077:
             raise ExperimentError(f"{file} holds a secret, and others may read it: chmod 600 {file}")

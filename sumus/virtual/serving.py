@@ -73,10 +73,17 @@ def serve(
 ) -> None:
     """Be a worker for others until the process is told to stop.
 
-    tensors: that are offered, by name.  token: whoever has it is let in; 16 letters or more, and never from a command line.
-    host, port: where it listens, port 0 for any; other machines reach it only where host says so, and then with tls, a
-    certificate's chain and its key (PEM), or insecure.  names: what callers call this machine, beside host.
-    ready: is told the URL once it answers.
+    Args:
+        tensors: The tensors that are offered, by name.
+        policy: What callers may do; the usual policy if None.
+        token: The token that callers have to show: 16 letters or more, and never from a command line.
+        name: The worker's name.
+        host: The address where it listens. Other machines reach it only with `tls` or `insecure`.
+        port: The port, 0 for any.
+        tls: The files of a certificate's chain and of its key, PEM.
+        names: What callers call this machine, besides host.
+        insecure: Whether others may reach it without TLS.
+        ready: Is told the URL once the worker answers.
     """
     app = worker_app(name, tensors, policy or Policy(), token, names=(host, *names))
     if not is_loopback(host) and tls is None and not insecure:
@@ -118,7 +125,13 @@ class _Caller:
 
 
 class Callers:
-    """Who has begun, by the hash of a secret. clock: seconds, which never go back."""
+    """Those who have begun, by the hash of a secret.
+
+    Args:
+        tensors: The tensors that are offered, by name.
+        policy: What callers may do.
+        clock: Gives seconds, which never go back.
+    """
 
     def __init__(
         self, tensors: Mapping[str, Tensor], policy: Policy, clock: Callable[[], float] = time.monotonic
@@ -129,7 +142,7 @@ class Callers:
         self._lock = threading.Lock()
 
     def begin(self) -> str:
-        """A new caller's secret. Refused: busy."""
+        """Let a new caller in, and give the caller's secret. RequestRefused is raised if there are too many (`busy`)."""
         self.sweep()
         secret = secrets.token_urlsafe(32)
         with self._lock:
@@ -141,7 +154,7 @@ class Callers:
         return secret
 
     def bench(self, secret: str) -> Workbench:
-        """A caller's tensors. Refused: unknown_caller."""
+        """Find a caller's workbench. RequestRefused is raised for a secret that nobody has (`unknown_caller`)."""
         self.sweep()
         with self._lock:
             caller = self._callers.get(_hash(secret))
@@ -184,7 +197,16 @@ def worker_app(
     clock: Callable[[], float] = time.monotonic,
     names: Sequence[str] = (),
 ) -> Starlette:
-    """A worker as an ASGI application; `state.callers` is who has begun. names: hosts that callers call it by."""
+    """Make a worker as an ASGI application; its `state.callers` are those who have begun.
+
+    Args:
+        name: The worker's name.
+        tensors: The tensors that are offered, by name.
+        policy: What callers may do.
+        token: The token that callers have to show.
+        clock: Gives seconds, which never go back.
+        names: Hosts that callers call it by.
+    """
     if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(f"the token has {LEAST_TOKEN} letters or more, ASCII, without blanks: make a longer one")
     callers = Callers(tensors, policy, clock)
@@ -220,19 +242,19 @@ class _Plane:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="benches")
 
     async def begin(self, request: Request) -> bytes:
-        """A new caller."""
+        """Let a new caller in."""
         read(BeginRequest, await self._body(request, 2**10))
         return write(WorkerAnswer(BeginAnswer(self._callers.begin(), self._name, self._names)))
 
     async def ask(self, request: Request) -> bytes:
-        """Whatever a caller asks."""
+        """Answer a caller's request."""
         self._authorize(request)
         bench = self._callers.bench(request.headers.get(CALLER, ""))
         body = await self._body(request, self._callers.policy.largest + OVERHEAD)
         return await asyncio.get_running_loop().run_in_executor(self._pool, bench.answer, body)
 
     async def end(self, request: Request) -> bytes:
-        """A caller goes."""
+        """Let a caller go."""
         await self._body(request, 2**10)
         self._callers.end(request.headers.get(CALLER, ""))
         return write(WorkerAnswer(EmptyAnswer()))
@@ -265,7 +287,7 @@ def _answering(answer: Callable[[Request], Awaitable[bytes]]) -> ExplainedEndpoi
 
 
 def _turned_away(status: int, code: str, detail: str) -> Response:
-    """A browser reads this answer, and no caller of a worker."""
+    """Answer a browser; no caller of a worker reads this."""
     return PlainTextResponse(detail, status)
 
 

@@ -48,7 +48,12 @@ A = TypeVar("A")
 
 
 class WorkerRefused(UsageError):
-    """A worker says no. worker: its name.  code: one of a closed list (`sumus.virtual.messages.STATUS`)."""
+    """A worker refuses a request.
+
+    Attributes:
+        worker: The worker's name.
+        code: A code of a closed list (`sumus.virtual.messages.STATUS`).
+    """
 
     def __init__(self, worker: str, code: str, detail: str) -> None:
         super().__init__(f"worker {worker!r} refuses: {detail or code}")
@@ -202,7 +207,7 @@ class VirtualWorker(Worker):
 
 
 def _name_of(name: object, other: str | None) -> str:
-    """A worker's name, as it is given now or as it was given after a hook."""
+    """Give a worker's name from the arguments, with or without a hook before it."""
     if callable(getattr(name, "unhook", None)):
         name, other = other, None
     if not isinstance(name, str) or other is not None:
@@ -214,7 +219,7 @@ def _name_of(name: object, other: str | None) -> str:
 
 
 def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[str, Tensor]:
-    """An owner's tensors, checked. Arrays are taken too. A public one that shares memory with a private one is copied."""
+    """Check an owner's tensors. Arrays are accepted too. A public tensor that shares memory with a private one is copied."""
     found: dict[str, Tensor] = {}
     for name, given in tensors.items():
         tensor = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
@@ -231,7 +236,7 @@ def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[st
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two storages have a byte in common."""
+    """Tell whether two storages have a byte in common."""
     (begin, end), (first, last) = (
         (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
         for storage in (one.untyped_storage(), other.untyped_storage())
@@ -240,7 +245,7 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def as_array(tensor: Tensor) -> Any:
-    """A tensor as it travels."""
+    """Give a tensor as it travels."""
     if isinstance(tensor, Pointer):
         raise PointerError(f"this is at {tensor.worker.name!r} already: use sumus.virtual.move(pointer, worker)")
     if tensor.dtype not in DTYPE_NAMES:
