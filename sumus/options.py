@@ -51,7 +51,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """
     own = inspect.signature(command, eval_str=True).parameters.values()
     groups: dict[str, Callable[..., Any]] = {
-        parameter.name: parameter.annotation for parameter in own if is_dataclass(parameter.annotation)
+        parameter.name: cast(Any, parameter.annotation) for parameter in own if is_dataclass(parameter.annotation)
     }
     flat = [option for parameter in own for option in _options(parameter, parameter.name in groups)]
     twice = {option.name for option in flat if [other.name for other in flat].count(option.name) > 1}

@@ -220,7 +220,7 @@ def over_the_wire() -> tuple[RunningSum, Any]:
 
 def test_a_server_makes_the_figures_of_a_simulation() -> None:
     history = sumus.simulate(
-        TASK, sumus.fedavg(sumus.sgd(0.1)), PEOPLE, 1, evaluate=sumus.Evaluate(seen=9, first=True, best="auc")
+        TASK, sumus.fedavg(sumus.sgd(0.1)), PEOPLE, 1, evaluate=sumus.Evaluation(seen=9, first=True, best="auc")
     )
     assert history.start is not None
     total, hop = over_the_wire()
@@ -238,7 +238,7 @@ def test_a_server_makes_the_figures_of_a_simulation() -> None:
 def test_a_run_with_them_is_the_same_run() -> None:
     """Processes, and the wire; a target and the best model may name a figure."""
     algorithm = sumus.fedavg(sumus.sgd(0.3))
-    evaluate = sumus.Evaluate(unseen=PEOPLE.subset([7, 8]), best="auc", target={"auc": 0.8, "rms": 5.0})
+    evaluate = sumus.Evaluation(unseen=PEOPLE.subset([7, 8]), best="auc", target={"auc": 0.8, "rms": 5.0})
     options: dict[str, Any] = {"pacing": sumus.Pacing(4), "executor": "autograd", "evaluate": evaluate}
     runs = [
         simulated(TASK, algorithm, PEOPLE.without([7, 8]), 6, **options, **more)
@@ -260,7 +260,7 @@ def test_a_target_that_is_a_sum_of_a_figure_is_not_measured() -> None:
             sumus.fedavg(sumus.sgd(0.1)),
             PEOPLE,
             1,
-            evaluate=sumus.Evaluate(seen=2, target={"auc@roc_auc:n0": 1.0}),
+            evaluate=sumus.Evaluation(seen=2, target={"auc@roc_auc:n0": 1.0}),
         )
 
 
