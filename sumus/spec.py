@@ -283,6 +283,7 @@ def _check_free(name: str, factory: Any) -> None:
     notebook cell.
     """
     if not factory.__module__.startswith("sumus."):
+        load_own()  # a name of sumus is taken even if its file is not imported yet
     taken = _factories.get(name)
     if name == MAPPING or (taken is not None and _where(taken) != _where(factory)):
         raise PlanError("taken-name", f"the name {name!r} is registered already; choose another")
