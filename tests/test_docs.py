@@ -560,6 +560,15 @@ def test_every_extra_is_on_the_page_of_installing() -> None:
     assert sorted(listed) == sorted(project["optional-dependencies"])
 
 
+def test_the_planted_bugs_are_counted() -> None:
+    from benchmarks.faults import BUGS
+
+    page = " ".join((ROOT / "docs" / "protocol.md").read_text(encoding="utf-8").split())
+    said = re.search(r"(\w+) planted bugs \((.*?)\) must each be found", page)
+    assert said
+    assert (said[1], len(said[2].split(", "))) == ("Nine", len(BUGS))
+
+
 def test_metrics_in_the_pages_exist() -> None:
     code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "sumus").rglob("*.py"))
     for page in PAGES:
