@@ -1,4 +1,4 @@
-"""What a demo shows while it plays, and at its end."""
+"""The output of a demo: a progress bar while it runs, and its results at the end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from sumus.text import amount, many
 
 
 def show(module: str, people: DemoPeople, folder: Path, rounds: int, every: int, out: Console, err: Console) -> Outcome:
-    """Play a demo, with a bar for its rounds on `err` and its result on `out`."""
+    """Run a demo, with a progress bar for its rounds on `err` and its results on `out`."""
     out.print(
         f"server   sumus serve PLAN.sumus: SQLite in a temporary folder, loopback; no code of the model, no PyTorch\n"
         f"edge     sumus edge: {len(behind_edge(people))} of the devices are behind it: of them the server gets one sum a round\n"
