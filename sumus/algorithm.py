@@ -62,14 +62,7 @@ to 0.3%.
 @record("algorithm")
 @dataclass(frozen=True)
 class Algorithm:
-    """A federated algorithm: four values that answer the four questions of this module.
-
-    Attributes:
-        client: What a client does with the model.
-        update: What happens to an update before it is added.
-        aggregator: How updates are combined.
-        server: What the server does with the combined update.
-    """
+    """A federated algorithm: the four values that answer the four questions of this module."""
 
     client: ClientWork
     update: Transform
@@ -95,10 +88,8 @@ class Algorithm:
                 raise PlanError("parts-match", what.format(sorted(wanted), sorted(given)) + ": they must go together")
 
     def parts(self, task: Description) -> tuple[Part, ...]:
-        """Return the parts that a client sends for a task.
-
-        These are the aggregator's parts and, if the task has buffers, the part `buffers`: a mean with the weights of
-        `params`, divided by these weights whatever `params` is divided by.
+        """Return the parts that a client sends: the aggregator's and, if the task has buffers, `buffers`. Buffers are
+        averaged by the weights of `params`, whatever `params` is divided by.
         """
         params = next(part for part in self.aggregator.parts if part.name == "params")
         bound = self.update.buffer_bound
@@ -111,8 +102,6 @@ class Algorithm:
         """Return the first hop: what an edge or a server needs in order to check and count updates.
 
         Args:
-            task: The description of the task.
-            sums: How floats become integers.
             rounds: The number of rounds of its own that an edge sums up.
             metric_cap: The most predictions that a client's metrics count; None for any number.
         """
@@ -144,20 +133,15 @@ class Algorithm:
         seed: bytes,
         rng: np.random.Generator | None,
     ) -> Update:
-        """Make a client's update after its training: transform each part. Parts that the aggregator does not combine
-        are left out.
+        """Make a client's update after training: transform each part, and leave out parts that the aggregator does not combine.
+
+        Raise DivergedError if a part is not finite before the transforms, since narrow codes would hide this.
 
         Args:
-            client: The client's id.
             parts: The parts that the client's work gave, as floats.
-            examples: The client's number of examples.
             metrics: (sum, count) by metric name.
             seed: The round's public seed.
             rng: The client's private randomness; only transforms draw from it.
-
-        Raises:
-            DivergedError: A part is not finite. This is checked before the transforms, since narrow codes would hide
-                it.
         """
         combined = {BUFFERS, *(part.name for part in self.aggregator.parts)}
         in_chain = {part.name for part in self.aggregator.parts if part.in_chain and self.update.links}
@@ -174,12 +158,7 @@ class Algorithm:
     # ── the server's half ────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, params: Tree, task: Description) -> ServerState:
-        """Return the server's state before the first round.
-
-        Args:
-            params: The initial shared leaves, including buffers.
-            task: The description of the task.
-        """
+        """Return the server's state before the first round. `params` are the initial shared leaves, including buffers."""
         trained, buffers = (
             {name: params[name] for name in shapes} for shapes in (task.trained_layout, task.buffer_layout)
         )
@@ -193,20 +172,14 @@ class Algorithm:
     ) -> Mapping[str, Tree]:
         """Undo the transforms on the sum, and divide each part by its denominator.
 
+        Raise ParticipantError if the sum has more contributors than planned.
+
         Args:
-            total: The sum.
-            task: The description of the task.
-            sums: How integers become floats again.
             seed: The round's public seed.
             population: The number of clients, for parts that are divided by it.
 
         Returns:
-            Float64 trees by part; empty if the sum has no contributors or too few for the aggregator, or if a divisor
-            is zero.
-
-        Raises:
-            ParticipantError: The sum has more contributors than the plan's sums can hold.
-            UsageError: The aggregator needs every update on its own.
+            Float64 trees by part; empty if there are too few contributors, or if a divisor is zero.
         """
         if self.aggregator.needs_each_update:
             raise UsageError(f"{self.aggregator!r} works on no sum: give every update apart, to combine_each")
@@ -222,20 +195,8 @@ class Algorithm:
     def combine_each(
         self, ones: Sequence[Aggregate], task: Description, sums: FixedPoint, seed: bytes, population: int
     ) -> Mapping[str, Tree]:
-        """Do the same as `combine` from aggregates of one, for an aggregator that needs every update on its own.
-
-        The aggregator's `centre` takes the place of the weighted mean. Multiplied by the summed weight, it is divided
-        like a sum.
-
-        Args:
-            ones: One aggregate for each update.
-            task: The description of the task.
-            sums: How integers become floats again.
-            seed: The round's public seed.
-            population: The number of clients, for parts that are divided by it.
-
-        Returns:
-            Float64 trees by part; empty if there are too few updates.
+        """Do the same as `combine` from aggregates of one, for an aggregator that needs every update on its own. Its
+        `centre` takes the place of the weighted mean: multiplied by the summed weight, it is divided like a sum.
         """
         centre = self.aggregator.centre
         if centre is None or len(ones) < max(1, self.aggregator.least):
@@ -268,22 +229,15 @@ class Algorithm:
     ) -> Aggregate:
         """Make the sum from which `combine` gives `moved` again, up to rounding: the sum that a site sends.
 
-        A value that exceeds its bound by no more than the rounding is reduced to the bound. Single codes are limited,
-        as on a device.
+        A value that exceeds its bound only by its rounding is reduced to the bound; single codes are limited, as on a
+        device. Raise BeyondBoundError if the sum is larger than `count` reports can add up to.
 
         Args:
             moved: How far the site's model has moved, as float64 trees by part.
-            weights: The weight of each part.
-            count: The number of contributors.
             metrics: The sums of the metrics, as integers.
-            task: The description of the task.
-            sums: How floats become integers.
             seed: The public seed of the round of the server above.
             rounds: The number of the site's rounds that have moved the model.
             rounding: The most by which rounding the model has moved each number.
-
-        Raises:
-            BeyondBoundError: The sum is larger than this number of reports can add up to.
         """
         hop = self.first_hop(task, sums, rounds)
         summed: dict[str, Tree] = {}
@@ -307,11 +261,8 @@ class Algorithm:
     def step(self, combined: Mapping[str, Tree], state: ServerState, task: Description) -> ServerState:
         """Take the server optimizer's step, and average the buffers. If nothing was combined, the state does not change.
 
-        The step takes no number of a buffer that the task calls `positive` below `LEAST_POSITIVE`; a number that was
-        already below does not fall further.
-
-        Raises:
-            UsageError: The next broadcast would hold a number that is not finite, or leaves in other shapes or dtypes.
+        The step takes no number of a `positive` buffer below `LEAST_POSITIVE`; a number that was already below does not
+        fall. Raise UsageError if the next broadcast would not be finite, or would have other leaves, shapes or dtypes.
         """
         if not combined:
             return state
@@ -389,16 +340,10 @@ class Algorithm:
     def _lifted(
         self, part: Part, values: Tree, rounding: float, rounds: int, hop: FirstHop, task: Description, seed: bytes
     ) -> tuple[Tree, float]:
-        """Lift a part in the chain to a site's sum, and bound the L2 norm that rounding has added to it, in units of the sum.
+        """Lift a part to a site's sum. Return it with the largest L2 norm that rounding has added to it, in units of the sum.
 
-        Args:
-            part: The part.
-            values: The part's values, in parameters.
-            rounding: The L2 norm that rounding the model has added to the values, in parameters.
-            rounds: The number of rounds in which devices' numbers were rounded to whole ones, times the divisor.
-            hop: The first hop.
-            task: The description of the task.
-            seed: The public seed of the round of the server above.
+        `rounding`: the L2 norm that rounding the model has added to `values`, in parameters. `rounds`: the number of
+        rounds in which devices' numbers were rounded to integers, times the divisor.
         """
         bits = 0 if hop.code_bits is not None else hop.sums.bits(part)
         with own_code("lift", self.update, "it must give a tree of arrays by name"):
