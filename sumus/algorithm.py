@@ -408,7 +408,7 @@ def _whole(part: Part, values: Tree, largest: int, room: Mapping[str, Any]) -> T
         scaled = np.rint(leaf)
         if not (np.abs(scaled) <= largest + room[name]).all():
             raise BeyondBoundError(
-                None, f"`{part.name}[{name}]` has moved further than so many reports of this plan can move it"
+                None, f"`{part.name}[{name}]` has moved further than the reports of this sum can move it"
             )
         # clip the integers again: as a float, `largest` may have been rounded up
         whole[name] = np.clip(np.clip(scaled, -largest, largest).astype(np.int64), -largest, largest)

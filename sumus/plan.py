@@ -350,7 +350,7 @@ def _quantize_range(plan: Plan) -> str | None:
     for stage, before, _ in walk(plan.algorithm.update.links, Context(plan.description.trained_layout, b"")):
         if stage.props.code_bits is not None and not stage.props.has_range and not (mixed and before.norm_bound):
             between = ", with only stages between that say Props(keeps_norm=True)"
-            return f"{stage!r} knows no range: put clip_by_global_norm and rotate before it{between}; or give it range="
+            return f"{stage!r} has no range: put clip_by_global_norm and rotate before it{between}; or give it range="
         mixed = mixed or stage.props.mixes
     return None
 
@@ -411,8 +411,8 @@ def _site_parts(plan: Plan) -> str | None:
         )
     if not isinstance(denominator := algorithm.aggregator.parts[0].denominator, str) or denominator == "population":
         return (
-            f"params are divided by {denominator!r}, whoever takes part, and a site has its own people: divide by weight or "
-            "count, or let edges add, with Edges(rounds=1)"
+            f"params are divided by {denominator!r}, which does not depend on who takes part, and a site has its own people: "
+            "divide by weight or count, or let edges add, with Edges(rounds=1)"
         )
     return None
 
@@ -447,7 +447,7 @@ def _site_codes(plan: Plan) -> str | None:
     multiplies = update.weight_cap is None and all(part.weight == "examples" for part in parts if part.in_chain)
     if plan.edges.rounds > 1 and update.code_bits is not None and not multiplies:
         return (
-            f"a sum of codes that nothing multiplies has no room for what {plan.edges.rounds} rounds move a model by: weigh by "
+            f"codes that no weight multiplies leave no room for a sum over {plan.edges.rounds} rounds: weigh by "
             "examples, without a weight stage; or leave out quantize, or take Edges(rounds=1)"
         )
     return None
@@ -463,7 +463,7 @@ def _site_lifts(plan: Plan) -> str | None:
 def _noise_at_sites(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and plan.edges.noise_at == "edges":
         return (
-            "noise of sites, each round of theirs, is composed by no privacy ledger of this sumus: take noise_at='top', or "
+            "no privacy ledger of this sumus accounts for noise that sites add in each of their rounds: take noise_at='top', or "
             "Edges(rounds=1)"
         )
     return None
@@ -471,7 +471,7 @@ def _noise_at_sites(plan: Plan) -> str | None:
 
 def _noise_at_edges(plan: Plan) -> str | None:
     if plan.edges.noise_at == "edges":
-        return "no edge of this sumus adds noise, and no ledger composes it: take noise_at='top', which is shown, and adds none"
+        return "no edge of this sumus adds noise, and no privacy ledger accounts for it: take noise_at='top', which is only shown"
     return None
 
 
@@ -488,7 +488,7 @@ def _trusts_devices(plan: Plan) -> str | None:
         steps.append("its update may be as long as it likes")
         if not params.in_chain:
             remedies.append(
-                "this algorithm sends its update past any chain, so that nothing can clip it: take another algorithm"
+                "the update of this algorithm does not pass through the chain, so nothing can clip it: take another algorithm"
             )
         elif (stage := plan.algorithm.update.lengthening) is not None:
             remedies.append(

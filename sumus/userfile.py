@@ -160,7 +160,7 @@ def load(file: str) -> tuple[ModuleType, str | None]:
     module_name = f"sumus_file_{path.stem}"  # no other module has such a name
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise ExperimentError(f"{text} is no Python file: its name must end in .py")
+        raise ExperimentError(f"{text} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     sys.path.insert(0, str(path.parent))

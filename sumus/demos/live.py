@@ -221,7 +221,7 @@ def _said(process: subprocess.Popen[str], log: Path, what: str) -> Mapping[str, 
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise ExperimentError(f"the {what} did not begin: {_last_line(log)}")
+        raise ExperimentError(f"the {what} did not start: {_last_line(log)}")
     return json.loads(line)
 
 
@@ -303,7 +303,7 @@ def _look(task: Mapping[str, Any]) -> DemoView:
 
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it wrote nothing"
 
 
 # ── results ──────────────────────────────────────────────────────────────────────────────────────────────────────────
