@@ -143,9 +143,8 @@ class BulkStatement:
         if not self._in_arrays:
             connection.exec_driver_sql(self._text, list(rows))
             return
-        columns = zip(
-            self._numbers, zip(*rows, strict=True), strict=True
-        )  # psycopg takes no integer in an array of floats
+        # psycopg takes no integer in an array of floats
+        columns = zip(self._numbers, zip(*rows, strict=True), strict=True)
         arrays = tuple(list(map(float, values)) if numbers else list(values) for numbers, values in columns)
         connection.exec_driver_sql(self._text, arrays)
 

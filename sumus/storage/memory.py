@@ -87,9 +87,7 @@ class _Transaction:
             for old in [number for number in store.sums if number < least]:
                 for id in store.sums.pop(old):
                     del store.counted[id]
-        if (
-            self._run is not self._began
-        ):  # another thread may have written the run's row while this transaction only read it
+        if self._run is not self._began:  # a transaction that only read must not undo another thread's write
             store.run = self._run
         store.rounds |= self._rounds
         _write(store.devices, self._devices)

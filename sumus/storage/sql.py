@@ -217,9 +217,8 @@ class SqlStore:
             options = (
                 {"prepare_threshold": None} if shared else {}
             )  # a pooler's next session has no statement of this one
-            engine = create_engine(
-                url, connect_args=options, hide_parameters=True
-            )  # so that a log shows no device's id
+            # parameters are hidden so that a log shows no device's id
+            engine = create_engine(url, connect_args=options, hide_parameters=True)
             if shared:
                 event.listen(engine, "begin", _be_patient)
             if engine.dialect.name == "sqlite":
@@ -715,9 +714,7 @@ class SqlLeases:
         if not self._shared:
             return self._serials.raise_all(asked, known)
         with self._engine.begin() as connection:
-            if (
-                self._engine.dialect.name == "postgresql"
-            ):  # a crash may lose some serials, as it would lose a process's memory
+            if self._engine.dialect.name == "postgresql":  # a crash may lose serials, as in a process's memory
                 connection.exec_driver_sql("SET LOCAL synchronous_commit TO off")
             table, last = CachedTable(connection, SERIAL), dict[str, int]()
             table.read(asked)

@@ -545,11 +545,7 @@ def read(form: type[M], body: bytes | memoryview) -> M:
     try:
         reader = _READERS.get(form)
         return msgspec.json.decode(body, type=form) if reader is None else reader.decode(body)
-    except (
-        msgspec.DecodeError,
-        UnicodeDecodeError,
-        RecursionError,
-    ) as error:  # msgspec.ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # a ValidationError is a DecodeError
         raise ParticipantError(None, f"not a {form.__name__}: {error!s:.200}") from error
 
 
