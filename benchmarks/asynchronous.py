@@ -123,7 +123,7 @@ def experiment(run: Run) -> sumus.Experiment:
     pacing = WAYS[run.way]
     plan = sumus.Plan(task, algorithm(run.way, run.rule, run.rate), pacing)
     every = max(1, round(AT_ONCE / pacing.cohort))
-    evaluate = sumus.Evaluate(central=unseen, every=every)
+    evaluate = sumus.Evaluation(central=unseen, every=every)
     fleet = sumus.Fleet(seconds=60, spread=run.spread, timing=sumus.FleetTiming(jitter=0.1))
     rounds = UPLOADS // pacing.cohort // every * every
     return sumus.Experiment(plan, people, rounds, evaluate, run.seed, fleet)

@@ -67,7 +67,7 @@ def recipe(what: str, rounds: int, algorithm: sumus.Algorithm, alpha: float | No
             sumus.Plan(task, algorithm, sumus.Pacing(cohort=10)),
             sumus.Population.from_arrays(images, labels, by=by),
             rounds,
-            sumus.Evaluate(central=data.cifar10("test"), every=25),
+            sumus.Evaluation(central=data.cifar10("test"), every=25),
             seed,
         )
 

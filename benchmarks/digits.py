@@ -65,7 +65,7 @@ def trial(
             sumus.Plan(task, algorithm, sumus.Pacing(cohort)),
             population(people(split, seed), seed),
             rounds,
-            sumus.Evaluate(central=(pixels[:360], labels[:360]), every=max(1, rounds // 20)),
+            sumus.Evaluation(central=(pixels[:360], labels[:360]), every=max(1, rounds // 20)),
             seed,
             fleet or sumus.Fleet(),
         )

@@ -78,7 +78,7 @@ def recipe(
             name="hapt",
         )
         plan = sumus.Plan(task, algorithm, sumus.Pacing(cohort=10))
-        held_out = sumus.Evaluate(unseen=people.subset(unseen), every=20)
+        held_out = sumus.Evaluation(unseen=people.subset(unseen), every=20)
         return sumus.Experiment(plan, people.without(unseen), rounds, held_out, seed)
 
     return learning.Recipe(what, rounds, experiment)

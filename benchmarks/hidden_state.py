@@ -478,7 +478,7 @@ def people() -> dict[int, Any]:
 def trained(features: Sequence[str], way: str) -> Outcome:
     """Train what was drawn in one of the ways."""
     compute = sumus.Compute(**{"executor": "autograd", **WAYS[way]})
-    evaluate = sumus.Evaluate(seen=2)
+    evaluate = sumus.Evaluation(seen=2)
 
     def run(rounds: int, folder: str | None = None) -> sumus.History:
         own = [FEATURES[feature] for feature in features]

@@ -59,7 +59,7 @@ def recipe(what: str, rounds: int, algorithm: sumus.Algorithm) -> learning.Recip
         )
         training, held_out = roles()
         plan = sumus.Plan(task, algorithm, sumus.Pacing(cohort=20))
-        return sumus.Experiment(plan, training, rounds, sumus.Evaluate(unseen=held_out, every=50), seed)
+        return sumus.Experiment(plan, training, rounds, sumus.Evaluation(unseen=held_out, every=50), seed)
 
     return learning.Recipe(what, rounds, experiment)
 

@@ -77,10 +77,10 @@ def experiment(run: Run) -> sumus.Experiment:
     task = sumus.Task(SmallNet, sumus.losses.cross_entropy, metrics={"accuracy": sumus.metrics.accuracy}, name="hapt")
     algorithm = sumus.fedavg(sumus.sgd(lr=0.1, epochs=1, batch_size=32, clip_norm=5.0))
     plan = sumus.Plan(task, algorithm, sumus.Pacing(COHORT), edges=sumus.Edges(run.own))
-    evaluate = sumus.Evaluate(central=unseen)
+    evaluate = sumus.Evaluation(central=unseen)
     rounds = WORK // run.own
     return sumus.Experiment(
-        plan, people, rounds, evaluate, run.seed, sites=lambda client: order[client] * SITES // len(people)
+        plan, people, rounds, evaluate, run.seed, edge_groups=lambda client: order[client] * SITES // len(people)
     )
 
 

@@ -63,7 +63,7 @@ def trial(algorithm: sumus.Algorithm, fleet: sumus.Fleet) -> Callable[[int], sum
             lambda: nn.Linear(INPUTS, CLASSES), sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy}
         )
         plan = sumus.Plan(task, algorithm, sumus.Pacing(cohort=10))
-        return sumus.Experiment(plan, training, ROUNDS, sumus.Evaluate(unseen=held_out, every=4), seed, fleet)
+        return sumus.Experiment(plan, training, ROUNDS, sumus.Evaluation(unseen=held_out, every=4), seed, fleet)
 
     return experiment
 

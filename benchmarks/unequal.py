@@ -27,6 +27,7 @@ import sumus
 from benchmarks import digits
 from benchmarks.results import write_table
 from sumus.device.conditions import AllConditionsMet
+from sumus.device.options import DeviceSystem
 from sumus.device.training import Training
 from sumus.operations.remote import Remote
 from sumus.server.access import Logins
@@ -77,16 +78,14 @@ def ran(name: str, slowest: float, limit: float, target: float = TARGET, say: Ca
         for device in devices:
             device.enrol()
         threads = [threading.Thread(target=_run, args=(device, stop)) for device in devices]
+        clock = itertools.count(0, 10**6).__next__  # whatever it waits for is over
         viewer = sumus.Device(
             last,
             training,
             people[0],
-            floor=FLOOR,
-            name="viewer",
-            trains=False,
-            evaluates=False,
-            wait_s=0.0,
-            clock=itertools.count(0, 10**6).__next__,  # whatever it waits for is over
+            consent=sumus.Consent(FLOOR, trains=False, evaluates=False),
+            connection=sumus.ServerConnection(wait_s=0.0),
+            profile=sumus.DeviceProfile("viewer", system=DeviceSystem(clock=clock)),
         )
         viewer.enrol()
         remote = Remote(opened["admin_url"], Logins(folder / "admin"))
@@ -151,11 +150,8 @@ def _device(link: str, training: Training, examples: Any, number: int, seconds: 
         link,
         training,
         slowly,
-        floor=FLOOR,
-        sensors=AllConditionsMet(),
-        name=number,
-        evaluates=False,
-        keeps_model=False,
+        consent=sumus.Consent(FLOOR, evaluates=False, keeps_model=False),
+        profile=sumus.DeviceProfile(number, sensors=AllConditionsMet()),
     )
 
 

@@ -241,7 +241,7 @@ def transcript(
     for made in list(steps.there):
         ask(FetchTensor(made.id))
     ask(CountHeld())
-    unchanged = all(torch.equal(bench._offered[name].nan_to_num(), own[name].nan_to_num()) for name in own)  # pyright: ignore[reportPrivateUsage]
+    unchanged = all(torch.equal(bench.held.offered[name].nan_to_num(), own[name].nan_to_num()) for name in own)
     assert unchanged, "the owner's tensors have changed"
     return found
 

@@ -17,7 +17,7 @@ from sumus.protocol import session as device
 PAGE = Path(__file__).parent / "protocol.md"
 
 
-Table: TypeAlias = Mapping[tuple[str, type], Any]
+Table: TypeAlias = Mapping[Any, Any]
 
 
 def summary(rule: object) -> str:

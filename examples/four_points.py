@@ -30,7 +30,7 @@ experiment = sumus.Experiment(
     plan=sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.5, epochs=2)), sumus.Pacing(cohort=2)),
     population=POINTS,
     rounds=300,
-    evaluate=sumus.Evaluate(central=ALL, every=10, target={"accuracy": 1.0, "loss": 0.1}),
+    evaluate=sumus.Evaluation(central=ALL, every=10, target={"accuracy": 1.0, "loss": 0.1}),
 )
 
 if __name__ == "__main__":

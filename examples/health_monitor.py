@@ -44,7 +44,7 @@ experiment = sumus.Experiment(
     plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=10)),
     population=people.without(range(16, 20)),
     rounds=15,
-    evaluate=sumus.Evaluate(unseen=people.subset(range(16, 20)), every=5),
+    evaluate=sumus.Evaluation(unseen=people.subset(range(16, 20)), every=5),
 )
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ experiments = {
         plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=10)),
         population=people,
         rounds=ROUNDS,
-        evaluate=sumus.Evaluate(central=(images[held_out], labels[held_out]), every=EVERY),
+        evaluate=sumus.Evaluation(central=(images[held_out], labels[held_out]), every=EVERY),
         fleet=sumus.Fleet(lost=0.1),
     )
     for name, algorithm in algorithms.items()

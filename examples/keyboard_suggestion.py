@@ -44,7 +44,7 @@ experiment = sumus.Experiment(
     plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=10)),
     population=people.without(range(25, 30)),
     rounds=20,
-    evaluate=sumus.Evaluate(unseen=people.subset(range(25, 30)), every=5),
+    evaluate=sumus.Evaluation(unseen=people.subset(range(25, 30)), every=5),
 )
 
 if __name__ == "__main__":

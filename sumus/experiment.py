@@ -32,7 +32,7 @@ def expect_population(population: object) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluate:
+class Evaluation:
     """What is measured, and how often.
 
     Attributes:
@@ -62,35 +62,35 @@ class Evaluate:
 
     def __post_init__(self) -> None:
         hold_plain_numbers(self)
-        expect(self.every, int, "Evaluate(every=)")
-        expect(self.first, bool, "Evaluate(first=)")
+        expect(self.every, int, "Evaluation(every=)")
+        expect(self.first, bool, "Evaluation(first=)")
         measures = self.central is not None or self.unseen is not None or bool(self.seen)
         for name, given in (("first", self.first), ("best", self.best)):
             if given and not measures:
-                raise ExperimentError(f"Evaluate({name}=) needs something to measure on: central=, unseen= or seen=")
+                raise ExperimentError(f"Evaluation({name}=) needs something to measure on: central=, unseen= or seen=")
         if self.best is not None:
-            expect(self.best, str, "Evaluate(best=)")
+            expect(self.best, str, "Evaluation(best=)")
         if self.patience is not None:
-            expect(self.patience, int, "Evaluate(patience=)")
+            expect(self.patience, int, "Evaluation(patience=)")
             if self.patience < 1:
-                raise ExperimentError(f"Evaluate(patience={self.patience}): wait for 1 or more measurements")
+                raise ExperimentError(f"Evaluation(patience={self.patience}): wait for 1 or more measurements")
             if self.best is None:
-                raise ExperimentError("Evaluate(patience=) needs best=, the metric that says which model is better")
+                raise ExperimentError("Evaluation(patience=) needs best=, the metric that says which model is better")
         if self.batch_size is not None:
-            expect(self.batch_size, int, "Evaluate(batch_size=)")
+            expect(self.batch_size, int, "Evaluation(batch_size=)")
             if self.batch_size < 1:
-                raise ExperimentError(f"Evaluate(batch_size={self.batch_size}): measure 1 or more examples at once")
-        expect(self.seen, int, "Evaluate(seen=)")
+                raise ExperimentError(f"Evaluation(batch_size={self.batch_size}): measure 1 or more examples at once")
+        expect(self.seen, int, "Evaluation(seen=)")
         if self.unseen is not None:
-            expect(self.unseen, Mapping, "Evaluate(unseen=)")
+            expect(self.unseen, Mapping, "Evaluation(unseen=)")
             if not len(self.unseen):
-                raise ExperimentError("Evaluate(unseen=) is empty: give clients, or leave it out")
+                raise ExperimentError("Evaluation(unseen=) is empty: give clients, or leave it out")
         if self.target and self.central is None and self.unseen is None and not self.seen:
-            raise ExperimentError("Evaluate(target=) needs something to measure on: central=, unseen= or seen=")
+            raise ExperimentError("Evaluation(target=) needs something to measure on: central=, unseen= or seen=")
         if self.seen < 0:
-            raise ExperimentError(f"Evaluate(seen={self.seen}): ask 0 or more of the training clients")
+            raise ExperimentError(f"Evaluation(seen={self.seen}): ask 0 or more of the training clients")
         if self.every < 1:
-            raise ExperimentError(f"Evaluate(every={self.every}): evaluate every 1 or more rounds")
+            raise ExperimentError(f"Evaluation(every={self.every}): evaluate every 1 or more rounds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,40 +104,42 @@ class Experiment:
         evaluate: What is measured, and how often.
         seed: The seed of everything random; two runs with one seed give one model, bit for bit.
         fleet: What the devices are like; by default all of them finish, and every report arrives.
-        sites: The edge that each client reports through: a function of a client's id; or how many edges there are, each with as
-            many clients, in the population's order. What edges do is the plan's to say. By default there are none.
+        edge_groups: How clients are grouped behind edges: how many edges there are, each with as many clients, in the order of
+            the population; or a function that names the edge of a client, given the client's id. By default there are no edges.
+            The plan says what edges do.
     """
 
     plan: Plan
     population: Mapping[Any, Examples]
     rounds: int
-    evaluate: Evaluate = Evaluate()
+    evaluate: Evaluation = Evaluation()
     seed: int = 0
     fleet: Fleet = PERFECT
-    sites: int | Callable[[Any], Hashable] = 0
+    edge_groups: int | Callable[[Any], Hashable] = 0
 
     def __post_init__(self) -> None:
         hold_plain_numbers(self)
         expect(self.plan, Plan, "plan=")
         expect_population(self.population)
         expect(self.rounds, int, "rounds=")
-        expect(self.evaluate, Evaluate, "evaluate=")
+        expect(self.evaluate, Evaluation, "evaluate=")
         expect(self.fleet, Fleet, "fleet=")
         object.__setattr__(self, "seed", seed_of(self.seed))
         if self.rounds < 1:
             raise ExperimentError(f"rounds={self.rounds}: an experiment needs at least one round")
         if not len(self.population):
             raise ExperimentError("the population is empty: give at least one client")
-        if not callable(self.sites):
-            expect(self.sites, int, "sites=")
-            if not 0 <= self.sites <= len(self.population):
+        if not callable(self.edge_groups):
+            expect(self.edge_groups, int, "edge_groups=")
+            if not 0 <= self.edge_groups <= len(self.population):
                 raise ExperimentError(
-                    f"sites={self.sites}: give from 1 to {len(self.population)}, as many as there are clients, or a function "
-                    "of a client's id"
+                    f"edge_groups={self.edge_groups}: give from 1 to {len(self.population)}, as many as there are clients, or "
+                    "a function of a client's id"
                 )
-        if self.plan.edges.rounds > 1 and not self.sites:
+        if self.plan.edges.rounds > 1 and not self.edge_groups:
             raise ExperimentError(
-                f"the plan lets edges do {self.plan.edges.rounds} rounds of their own, and there are none: give sites= (--sites)"
+                f"the plan lets edges do {self.plan.edges.rounds} rounds of their own, and there are none: give edge_groups= "
+                "(--edge-groups)"
             )
         if self.plan.pacing.cohort > len(self.population):
             raise ExperimentError(

@@ -1,9 +1,12 @@
-"""Figures that are made of several sums: an area under a curve, an F1 score, the root of a mean.
+"""Figures that need more than one mean: the area under a ROC curve, an F1 score, the root of a mean.
 
-A device reports sums, and sums are added; what is no mean itself is made of the sums at the end, by one rule wherever that is.
-Each sum is a metric of its own to whoever adds, and its name says what it is for: `NAME@KIND:SLOT`, such as `auc@roc_auc:p17`,
-where KIND is one of a closed list. Any other name is a figure as it is. So neither an edge nor a server needs the task's code,
-or a word of this in the plan.
+Devices report sums, and edges and servers add the sums. A figure such as an F1 score is not a mean, so it cannot be
+added up. It is computed from several sums at the end, by one rule on every machine.
+
+Each of these sums is called a slot, and is a metric of its own for the machines that add. The slot's name says what the
+sum is for: `NAME@KIND:SLOT`, such as `auc@roc_auc:p17`. KIND is a key of `KINDS`, a closed list. A metric with any
+other name is itself a figure. Therefore neither an edge nor a server needs the task's code or further fields in the
+plan.
 """
 
 import math
@@ -17,14 +20,17 @@ T = TypeVar("T")
 
 MARK = "@"
 _SLACK = 2.0**-16
-"""The share of a count by which rounding may move a sum of shares."""
+"""The share of a count by which rounding may change a sum of shares."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How a figure is made of the means of its slots, by slot; NaN where it is not defined.
+    """A rule that computes one figure from the means of its slots.
 
-    once: beginnings of slots' names: each prediction is in one slot of each of these at most.
+    Attributes:
+        figure: (mean by slot name) → the figure; NaN if the figure is not defined for these means.
+        once: Prefixes of slot names. For each prefix, a prediction is counted in at most one slot whose name begins
+            with it.
     """
 
     figure: Callable[[Mapping[str, float]], float]
@@ -32,22 +38,26 @@ class Kind:
 
 
 def slot_name(figure: str, kind: str, slot: str) -> str:
-    """What a sum is called among the metrics."""
+    """Return the metric name of one slot of a figure."""
     return f"{figure}{MARK}{kind}:{slot}"
 
 
 def figure_of(name: str) -> str:
-    """The figure that a metric of a plan belongs to: itself, if it is no slot of one."""
+    """Return the name of the figure that a metric belongs to. For a metric that is not a slot, this is the metric's own name."""
     return _parsed(name)[0]
 
 
 def figure_names(names: Iterable[str]) -> tuple[str, ...]:
-    """The figures that these metrics make, each once, in their order."""
+    """Return the names of the figures that these metrics make, without repetitions, in the order of the metrics."""
     return tuple(dict.fromkeys(map(figure_of, names)))
 
 
 def figures(means: Mapping[str, float]) -> dict[str, float]:
-    """Figures of the means of metrics, in their order. A figure that is not defined, such as an AUC of one class, is left out."""
+    """Compute all figures from the means of metrics, in the order of the metrics.
+
+    A figure that is not defined, such as the AUC of a single class, is left out. A figure with a NaN among its means is
+    NaN.
+    """
     found: dict[str, float] = {}
     for (name, kind), slots in _grouped(means).items():
         if not kind:
@@ -60,7 +70,7 @@ def figures(means: Mapping[str, float]) -> dict[str, float]:
 
 
 def counts(metrics: Mapping[str, int]) -> dict[str, int]:
-    """On how many predictions each figure is, of the counts of metrics."""
+    """Return the number of predictions that each figure is computed from, given the count of each metric."""
     found: dict[str, int] = {}
     for name, count in metrics.items():
         found[figure_of(name)] = max(count, found.get(figure_of(name), 0))
@@ -68,14 +78,17 @@ def counts(metrics: Mapping[str, int]) -> dict[str, int]:
 
 
 def check_slots(sender: object, metrics: Mapping[str, tuple[float, int]]) -> None:
-    """Refuse sums that no predictions add up to: slots of one figure count the same, and a prediction is in one of them.
+    """Refuse sums that cannot come from real predictions.
+
+    All slots of one figure must count the same number of predictions, and a prediction is in at most one slot of each
+    prefix in `Kind.once`.
 
     Args:
-        sender: Who reports, for errors.
-        metrics: (sum, count) by metric, of a device or of an edge's sum.
+        sender: The reporting device or edge, for errors.
+        metrics: (sum, count) by metric name, of one device or of an edge's sum.
 
     Raises:
-        BeyondBoundError: The slots of a figure do not fit with one another.
+        BeyondBoundError: The slots of a figure contradict each other.
     """
     for (name, kind), slots in _grouped(metrics).items():
         if not kind:
@@ -89,7 +102,7 @@ def check_slots(sender: object, metrics: Mapping[str, tuple[float, int]]) -> Non
 
 
 def _grouped(metrics: Mapping[str, T]) -> dict[tuple[str, str], dict[str, T]]:
-    """Metrics by figure and kind, and by slot; a plain one has the kind and the slot ''."""
+    """Group metrics by (figure, kind), and then by slot. A metric that is not a slot has the kind '' and the slot ''."""
     groups: dict[tuple[str, str], dict[str, T]] = {}
     for name, value in metrics.items():
         figure, kind, slot = _parsed(name)
@@ -98,21 +111,24 @@ def _grouped(metrics: Mapping[str, T]) -> dict[tuple[str, str], dict[str, T]]:
 
 
 def is_slot(name: str) -> bool:
-    """Whether a metric is a sum that a figure is made of."""
+    """Whether a metric is a slot of a figure."""
     return bool(_parsed(name)[1])
 
 
 def _parsed(name: str) -> tuple[str, str, str]:
-    """(figure, kind, slot) of a metric; a plain one has the kind and the slot ''."""
+    """Split a metric's name into (figure, kind, slot). A metric that is not a slot has the kind '' and the slot ''."""
     figure, _, rest = name.rpartition(MARK)
     kind, _, slot = rest.partition(":")
     return (figure, kind, slot) if figure and kind in KINDS else (name, "", "")
 
 
 def _roc_auc(shares: Mapping[str, float]) -> float:
-    """The chance that a positive prediction is in a higher bin than a negative one, counting one half where both are in one.
+    """Compute the probability that a positive prediction lies in a higher bin than a negative one. Pairs in one bin
+    count one half.
 
-    shares: of the negatives `n0`, `n1`, … and the positives `p0`, `p1`, …, in rising bins.
+    Args:
+        shares: The share of all predictions in each bin, from the lowest bin: negatives `n0`, `n1`, …; positives `p0`,
+            `p1`, ….
     """
     below = area = 0.0
     for number in range(len(shares) // 2):
@@ -124,9 +140,11 @@ def _roc_auc(shares: Mapping[str, float]) -> float:
 
 
 def _f1(shares: Mapping[str, float]) -> float:
-    """The mean F1 score of the classes that are predicted or true somewhere.
+    """Compute the mean F1 score over the classes that are true or predicted at least once.
 
-    shares: of predictions whose class is true `t0`, …, predicted `s0`, …, and both `h0`, ….
+    Args:
+        shares: For each class 0, 1, …, three shares of all predictions: the class is true (`t0`, …), the class is
+            predicted (`s0`, …), both (`h0`, …).
     """
     scores: list[float] = []
     for number in range(len(shares) // 3):
@@ -145,4 +163,4 @@ KINDS: Mapping[str, Kind] = {
     "f1": Kind(_f1, once=("t", "s", "h")),
     "root": Kind(_root),
 }
-"""A closed list: a name of another kind is a metric like others."""
+"""The closed list of kinds. A metric whose name has another kind is a metric like any other."""

@@ -1,13 +1,14 @@
-"""Metrics are sums too: a value for each example, added up and divided by how many there were.
+"""Metrics: each gives a value for every example, and devices report the sum of the values and the number of examples.
 
     def within_a_degree(outputs, targets):
         return (outputs - targets).abs() < 1.0
 
-A metric takes a batch's outputs and targets (torch tensors) and returns one value an example, shape `(B,)`; or a pair
-`(sums, counts)`, each `(B,)`, where an example holds many predictions (words of a text). It runs on devices, and only
-its sums leave them. These are written in tensor methods, and so need no torch to import.
+A metric is a function of a batch's outputs and targets (torch tensors). It returns one value an example, shape `(B,)`.
+If an example holds many predictions (such as the words of a text), it returns a pair `(sums, counts)`, each of shape
+`(B,)`. Metrics run on devices, and only their sums leave a device. The metrics of this file use only methods of
+tensors, so that this module does not import torch.
 
-What is no mean over predictions is made of several sums: `SeveralSums`, and sumus/figures.py.
+Figures that are not means over predictions are computed from several sums: see `SeveralSums` and sumus/figures.py.
 """
 
 import dataclasses
@@ -30,7 +31,12 @@ M = TypeVar("M", bound=Callable[[Any, Any], Any])
 @record("range")
 @dataclass(frozen=True)
 class Range:
-    """Where the mean of a metric over a client's examples can lie. None: no limit on that side."""
+    """The interval in which the mean of a metric over a client's examples must lie.
+
+    Attributes:
+        low: The smallest possible mean; None if there is no limit.
+        high: The largest possible mean; None if there is no limit.
+    """
 
     low: float | None = None
     high: float | None = None
@@ -44,7 +50,7 @@ class Range:
             raise PlanError("positive", f"a range from {self.low} to {self.high}: the first must be below the second")
 
     def holds(self, total: float, count: int, reports: int = 1) -> bool:
-        """Whether a sum over `count` predictions, of so many reports, has its mean in the range, up to rounding."""
+        """Whether a sum over `count` predictions, added from `reports` reports, has its mean in the range, up to rounding."""
         slack = 2e-6 * max(float(reports), abs(total))
         return (self.low is None or total >= self.low * count - slack) and (
             self.high is None or total <= self.high * count + slack
@@ -57,19 +63,20 @@ class Range:
 
 
 def lower_is_better(metric: M) -> M:
-    """Mark a metric as an error: targets are reached from above, and the worst client is the highest."""
+    """Mark a metric as an error measure: lower values are better, so the worst client is the one with the highest value."""
     cast(Any, metric).lower_is_better = True
     return metric
 
 
 def ranged(low: float | None, high: float | None) -> Callable[[M], M]:
-    """Mark a metric or a loss with the range that its mean over a client's examples lies in.
+    """Mark a metric or a loss with the range of its mean over a client's examples.
 
-    A server refuses a report whose mean lies outside of the range: nobody can hide a bad model behind an impossible figure.
+    A server refuses a report whose mean lies outside the range, so that no client can hide a bad model behind an
+    impossible value.
 
     Args:
-        low: the smallest mean; None if there is none.
-        high: the largest mean; None if there is none.
+        low: The smallest possible mean; None if there is no limit.
+        high: The largest possible mean; None if there is no limit.
     """
     marked = Range(None if low is None else float(low), None if high is None else float(high))
 
@@ -81,24 +88,28 @@ def ranged(low: float | None, high: float | None) -> Callable[[M], M]:
 
 
 def range_of(metric: Any) -> Range:
-    """The range that a metric or a loss is marked with; `(None, None)` without one."""
+    """Return the range that a metric or a loss is marked with; `Range(None, None)` if it has no mark."""
     found = getattr(metric, "metric_range", None)
     return found if isinstance(found, Range) else Range()
 
 
 def is_lower_better(name: str, metric: Any) -> bool:
-    """Whether a metric is marked so; the loss always is."""
+    """Whether lower values of a metric are better: yes for the loss, and for metrics marked with `lower_is_better`."""
     return name == "loss" or bool(getattr(metric, "lower_is_better", False))
 
 
 @dataclass(frozen=True, eq=False)
 class SeveralSums:
-    """A metric that adds several numbers up at once.
+    """A metric that adds up K numbers for each example.
 
-    measure(outputs, targets) → sums `(B, K)` and counts, whole numbers `(B, K)`: of each example.
-    slots: what the K are called.
-    kind: how one figure is made of all of them (`sumus.figures.KINDS`); None if each is a figure of its own, `NAME.SLOT`.
-    metric_range: where the mean of each lies.
+    Attributes:
+        measure: (outputs, targets) → (sums, counts): for each example, K sums and K whole numbers, both of shape `(B,
+            K)`.
+        slots: The names of the K numbers.
+        kind: The key of `sumus.figures.KINDS` that computes one figure from all K means; None if each mean is a figure
+            of its own, called `NAME.SLOT`.
+        metric_range: The range of each of the K means.
+        lower_is_better: Whether lower values of the figures are better.
     """
 
     measure: Callable[[Any, Any], tuple[Any, Any]]
@@ -111,14 +122,18 @@ class SeveralSums:
         return self.measure(outputs, targets)
 
     def names(self, name: str) -> tuple[str, ...]:
-        """What its sums are called, for a metric of this name."""
+        """Return the metric names of the K sums, for a metric called `name`."""
         if self.kind is None:
             return tuple(f"{name}.{slot}" for slot in self.slots)
         return tuple(slot_name(name, self.kind, slot) for slot in self.slots)
 
 
 def sums_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metric behind each sum that a task's metrics add up, by the sum's name."""
+    """Map the name of each sum that a task's metrics add up to its metric.
+
+    Raises:
+        TaskError: Two sums have the same name, or a sum is called "loss".
+    """
     found: dict[str, Any] = {}
     for name, metric in metrics.items():
         for own in metric.names(name) if isinstance(metric, SeveralSums) else (name,):
@@ -129,20 +144,22 @@ def sums_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 IGNORED = -100
-"""A target that does not count: padding."""
+"""A target with this value is padding, and is not counted."""
 
 
 @ranged(0.0, 1.0)
 def accuracy(outputs: Any, targets: Any) -> Any:
-    """Share of predictions whose largest score is the target's; NaN if a score is NaN.
+    """Share of predictions whose largest score belongs to the target class; NaN if a score is NaN.
 
-    outputs `(B, ..., C)`: scores, classes last. targets `(B, ...)`: integers in [0, C), or −100 for padding.
+    Args:
+        outputs: Scores, `(B, ..., C)`, with the classes on the last axis.
+        targets: Integers in [0, C), or −100 for padding, `(B, ...)`.
     """
     return _top(outputs, targets, 1, None, "accuracy")
 
 
 def accuracy_along(axis: int) -> Any:
-    """Make `accuracy` for outputs with their classes on this axis: 1 for `(B, C, ...)`, as torch has them."""
+    """Make `accuracy` for outputs with their classes on another axis: 1 for `(B, C, ...)`, torch's order."""
 
     @ranged(0.0, 1.0)
     def along(outputs: Any, targets: Any) -> Any:
@@ -153,9 +170,11 @@ def accuracy_along(axis: int) -> Any:
 
 
 def top_k_accuracy(k: int, axis: int | None = None) -> Any:
-    """Share of predictions whose k largest scores hold the target. Shapes as `accuracy`.
+    """Make the share of predictions whose k largest scores include the target class. Shapes as for `accuracy`.
 
-    k: from 1 to the number of classes.  axis: of the classes; None for the last one.
+    Args:
+        k: From 1 to the number of classes.
+        axis: The axis of the classes; None for the last one.
     """
     expect(k, int, "top_k_accuracy(k)")
     if k < 1:
@@ -171,9 +190,13 @@ def top_k_accuracy(k: int, axis: int | None = None) -> Any:
 
 @ranged(0.0, 1.0)
 def binary_accuracy(outputs: Any, targets: Any) -> Any:
-    """Share of chances on the right side of one half. outputs and targets in [0, 1], of one shape `(B, ...)`.
+    """Share of predicted probabilities that lie on the same side of one half as their target.
 
-    For scores before a sigmoid take `binary_accuracy_with_logits`.
+    Use `binary_accuracy_with_logits` for scores before a sigmoid.
+
+    Args:
+        outputs: Probabilities in [0, 1], `(B, ...)`.
+        targets: Numbers in [0, 1], in the shape of the outputs.
     """
     outputs = fitted(outputs, targets)
     if bool(((outputs < 0) | (outputs > 1)).any()):
@@ -186,7 +209,7 @@ def binary_accuracy(outputs: Any, targets: Any) -> Any:
 
 @ranged(0.0, 1.0)
 def binary_accuracy_with_logits(outputs: Any, targets: Any) -> Any:
-    """The same for scores before a sigmoid: cut at 0, which is a chance of one half."""
+    """Do the same as `binary_accuracy` for scores before a sigmoid: a score of 0 is a probability of one half."""
     outputs = fitted(outputs, targets)
     return _sides(outputs, outputs > 0, targets)
 
@@ -194,25 +217,26 @@ def binary_accuracy_with_logits(outputs: Any, targets: Any) -> Any:
 @lower_is_better
 @ranged(0.0, None)
 def mean_absolute_error(outputs: Any, targets: Any) -> Any:
-    """|outputs − targets|, averaged over an example's entries, in float64. One shape `(B, ...)`."""
+    """|outputs − targets|, averaged over an example's entries, in float64. Both have one shape, `(B, ...)`."""
     return _each(_distance(outputs, targets).abs())
 
 
 @lower_is_better
 @ranged(0.0, None)
 def mean_squared_error(outputs: Any, targets: Any) -> Any:
-    """(outputs − targets)², averaged over an example's entries, in float64. One shape `(B, ...)`."""
+    """(outputs − targets)², averaged over an example's entries, in float64. Both have one shape, `(B, ...)`."""
     return _each(_distance(outputs, targets) ** 2)
 
 
 def by_class(metric: Callable[[Any, Any], Any], classes: int | Sequence[str]) -> SeveralSums:
-    """Make a metric of the values of each class: the mean of `metric` over the predictions whose target is that class.
+    """Make a metric that gives one figure per class: the mean of `metric` over the predictions whose target is that class.
 
-    Of `accuracy` these are the recalls. A figure is called `NAME.CLASS`, such as `recall.3` or `recall.cat`.
+    With `accuracy`, these figures are the recalls. A figure is called `NAME.CLASS`, such as `recall.3` or `recall.cat`.
 
     Args:
-        metric: A metric of one value an example. If an example holds many predictions, one that leaves out targets of −100.
-        classes: How many there are, or what they are called, in their order.
+        metric: A metric with one value an example. If an example holds many predictions, the metric must return (sums,
+            counts) and leave out targets of −100.
+        classes: The number of classes, or their names in order.
     """
     names = tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes)
     if isinstance(metric, SeveralSums) or not callable(metric):
@@ -247,26 +271,28 @@ def by_class(metric: Callable[[Any, Any], Any], classes: int | Sequence[str]) ->
 
 
 def roc_auc(bins: int = 100) -> SeveralSums:
-    """Make the area under the ROC curve, for chances from 0 to 1. outputs and targets (0 or 1) of one shape `(B, ...)`.
+    """Make the area under the ROC curve, for predicted probabilities.
 
-    A device counts how many of its positive and negative predictions lie in each bin, and these counts are added, so that the
-    figure is of all examples together. Bins are equally wide in asinh(logit), up to logits of ±40, so that chances near 0, 1
-    and one half are kept apart. The figure differs from the exact one by at most half the share of pairs (a positive, a
-    negative) that lie in one bin.
+    A device counts how many of its positive and negative predictions lie in each bin. The counts of all devices are
+    added, so the figure is that of all examples together. The bins are equally wide in asinh(logit), up to logits of
+    ±40, so that there are fine bins near 0, near 1 and around one half. The figure differs from the exact area by at
+    most half the share of (positive, negative) pairs that lie in one bin.
+
+    The metric takes outputs in [0, 1] and targets of 0 or 1, of one shape `(B, ...)`.
 
     Args:
-        bins: From 2 to 1000. More of them are nearer to the exact area, and are twice as many sums.
+        bins: From 2 to 1000. More bins come closer to the exact area; each bin adds two sums to a report.
     """
     return _roc_auc(bins, of_chances=True)
 
 
 def roc_auc_with_logits(bins: int = 100) -> SeveralSums:
-    """The same for scores before a sigmoid."""
+    """Do the same as `roc_auc` for scores before a sigmoid."""
     return _roc_auc(bins, of_chances=False)
 
 
 _FARTHEST = 40.0
-"""The largest |logit| that `roc_auc` tells from larger ones."""
+"""`roc_auc` puts all logits whose absolute value is above this into the outermost bins."""
 
 
 def _roc_auc(bins: int, of_chances: bool) -> SeveralSums:
@@ -301,11 +327,12 @@ def _roc_auc(bins: int, of_chances: bool) -> SeveralSums:
 
 
 def f1(classes: int) -> SeveralSums:
-    """Make the macro F1 score: the mean over classes of 2 · hits / (true + predicted). A class that is neither true nor predicted
-    anywhere is left out. Shapes as `accuracy`.
+    """Make the macro F1 score: the mean over classes of 2 · hits / (true + predicted).
+
+    A class that is neither true nor predicted anywhere is left out. Shapes as for `accuracy`.
 
     Args:
-        classes: How many there are.
+        classes: The number of classes.
     """
     expect(classes, int, "f1(classes)")
     if classes < 2:
@@ -331,7 +358,9 @@ def f1(classes: int) -> SeveralSums:
 
 
 def root_mean_squared_error() -> SeveralSums:
-    """Make the root of the mean squared error over all entries of all examples. One shape `(B, ...)`."""
+    """Make the root of the mean squared error over all entries of all examples. Outputs and targets have one shape,
+    `(B, ...)`.
+    """
 
     def measure(outputs: Any, targets: Any) -> tuple[Any, Any]:
         squares = mean_squared_error(outputs, targets)
@@ -341,7 +370,7 @@ def root_mean_squared_error() -> SeveralSums:
 
 
 def _classes(targets: Any, classes: int) -> Any:
-    """Targets as whole numbers; TaskError for one that is no class and no padding."""
+    """Convert targets to whole numbers. Raise TaskError for a target that is neither a class nor padding."""
     if targets.is_complex() or (targets.is_floating_point() and bool((targets != targets.round()).any())):
         raise TaskError("targets are no classes: give whole numbers from 0")
     found = targets.long()
@@ -351,7 +380,7 @@ def _classes(targets: Any, classes: int) -> Any:
 
 
 def _stacked(each: Sequence[Any]) -> Any:
-    """Tensors side by side, on a new last axis."""
+    """Stack tensors of one shape on a new last axis."""
     first = each[0]
     joined = first.new_empty((*first.shape, len(each)))
     for place, one in enumerate(each):
@@ -374,7 +403,9 @@ def _each(values: Any) -> Any:
 
 
 def _sides(outputs: Any, above: Any, targets: Any) -> Any:
-    """1 where a prediction is on its target's side of one half, averaged over an example; NaN where an output is NaN."""
+    """Compare predictions with their targets: 1 if both are on one side of one half, averaged over an example; NaN if
+    an output is NaN.
+    """
     if not bool(((targets >= 0) & (targets <= 1)).all()):
         raise TaskError(
             f"targets of two classes are 0 and 1, and these go from {float(targets.min()):g} to {float(targets.max()):g}: "
@@ -384,7 +415,12 @@ def _sides(outputs: Any, above: Any, targets: Any) -> Any:
 
 
 def _top(outputs: Any, targets: Any, k: int, axis: int | None, named: str) -> Any:
-    """(hits, predictions) of each example: whether a target is among the k largest scores. NaN hits if a score is NaN."""
+    """Count the hits of each example: the predictions whose target is among the k largest scores. Hits are NaN if a
+    score is NaN.
+
+    Returns:
+        (hits, predictions), each of shape `(B,)`.
+    """
     scores = scores_last(outputs, targets, axis, named)
     classes, known = scores.shape[-1], targets != IGNORED
     if targets.is_floating_point() or targets.is_complex():
@@ -401,10 +437,16 @@ def _top(outputs: Any, targets: Any, k: int, axis: int | None, named: str) -> An
 
 @dataclass(frozen=True)
 class Spread:
-    """A metric over clients, each counting once: how fair is the model?
+    """The distribution of a metric over clients, each counted once. It shows how fair a model is.
 
-    worst_decile: the mean of the worst tenth of the clients (at least one). deviation: the standard deviation.
-    worst: the worst client's value, and `worst_client` who it is: the key under which the population has that client.
+    Attributes:
+        clients: The number of clients.
+        mean: The mean over the clients.
+        median: The median over the clients.
+        worst_decile: The mean over the worst tenth of the clients (at least one client).
+        deviation: The standard deviation over the clients.
+        worst: The value of the worst client.
+        worst_client: The key of the worst client in the population.
     """
 
     clients: int
@@ -416,7 +458,7 @@ class Spread:
     worst_client: Any
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON, with the client's key as text."""
+        """Convert to JSON, with the client's key as text."""
         return {
             **dataclasses.asdict(dataclasses.replace(self, worst_client=None)),
             "worst_client": str(self.worst_client),
@@ -424,22 +466,23 @@ class Spread:
 
     @staticmethod
     def over(clients: Sequence[object], values: Sequence[float], lower_is_better: bool = False) -> "Spread":
-        """Exact statistics over clients; in the simulator only, where they are known one by one.
+        """Compute the exact statistics over clients. Only the simulator can do this, since it knows each client's value.
 
-        NaN is worse than every number. A mean or a deviation over a NaN is NaN; the median is the value of the client in the
-        middle, from the worst to the best.
+        NaN is worse than every number. The mean and the deviation of values with a NaN are NaN. The median is the
+        middle value in the order from the worst to the best client; of an even number of clients, the mean of the two
+        middle values.
 
         Args:
-            clients: Their ids.
-            values: The metric of each of them, in the same order.
+            clients: The clients' keys.
+            values: The metric of each client, in the same order.
             lower_is_better: Whether the highest value is the worst.
         """
         found = np.asarray(values, np.float64)
         worse = np.where(np.isnan(found), -np.inf, -found if lower_is_better else found)
-        worst_first = np.lexsort((worse, ~np.isnan(found)))  # by whether it is NaN, and then by its value
+        worst_first = np.lexsort((worse, ~np.isnan(found)))  # NaN first, then by value
         sorted_values = found[worst_first]
         count = len(sorted_values)
-        with np.errstate(invalid="ignore"):  # of infinite values
+        with np.errstate(invalid="ignore"):  # infinite values may be among them
             return Spread(
                 count,
                 float(np.mean(sorted_values)),
@@ -452,6 +495,5 @@ class Spread:
 
 
 def pooled(sums: Mapping[str, tuple[float, int]]) -> dict[str, float]:
-    """(sum, count) by metric as means, and the figures that are made of several of them; what was counted on nothing is left
-    out."""
+    """Compute the figures from (sum, count) by metric. Metrics with a count of 0 are left out."""
     return figures({name: total / count for name, (total, count) in sums.items() if count})

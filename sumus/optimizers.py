@@ -1,14 +1,18 @@
-"""What the server does with the combined update: optimizers over whole models, in elementwise float64.
+"""Server optimizers: what the server does with the combined update. They compute elementwise, in float64.
 
     server = optimizers.adam(lr=1e-2)
     state  = server.init(params)
     state  = server.update({"params": mean}, state)        # mean = base − trained, so the server subtracts
     model  = server.release(state)
 
-With Δ the mean of the clients' (trained − base), as the papers write it, every rule here computes their recursion: our
-mean is −Δ. FedAvg is `sgd(1.0)`. [Reddi et al. 2021, arXiv:2003.00295, Algorithm 2; Hsu et al. 2019, arXiv:1909.06335]
+Papers write Δ for the mean of the clients' (trained − base); the mean in this file is −Δ. With that sign, each rule
+here computes the recursion of its paper. FedAvg is `sgd(1.0)`. [Reddi et al. 2021, arXiv:2003.00295, Algorithm 2; Hsu
+et al. 2019, arXiv:1909.06335]
 
-Only + − × ÷ and √ are used, which IEEE 754 rounds alike everywhere: the same sums give the same model on any machine.
+The rules use only + − × ÷ and √. IEEE 754 rounds these operations alike everywhere, so the same sums give the same
+model on any machine.
+
+In the formulas, x is the model and η is `lr`.
 """
 
 import math
@@ -25,7 +29,12 @@ from sumus.types import Array, Broadcast, Tree
 
 @dataclass(frozen=True)
 class ServerState:
-    """What the server keeps between rounds: what it broadcasts, and its optimizer's memory (trees by name)."""
+    """The state that the server keeps between rounds.
+
+    Attributes:
+        broadcast: The parts that are sent to devices, by name.
+        memory: The optimizer's own trees, by name.
+    """
 
     broadcast: Broadcast
     memory: Mapping[str, Tree]
@@ -33,12 +42,19 @@ class ServerState:
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class ServerOptimizer(Value):
-    """init(params) → state;  update(combined parts by name, state) → state;  release(state) → the model to publish.
+    """A server optimizer, as three pure functions and some bounds.
 
-    params: the shared leaves with a gradient.  takes, broadcasts: the parts that it needs, and what it sends down.
-    longest: (the L2 norm by which one client moves the mean of a round) → the L2 norm by which that moves the model, over this
-        round and all that follow, with the means of the others as they are. None if the optimizer does not bound that.
-    largest: the most by which a round moves any one number of the model, whatever the means are; None if nothing bounds that.
+    Attributes:
+        init: (the shared leaves with a gradient) → the state before the first round.
+        update: (combined parts by name, state) → the next state.
+        release: (state) → the model to publish.
+        takes: The names of the combined parts that `update` needs.
+        broadcasts: The names of the parts that are sent to devices.
+        longest: (the L2 norm by which one client moves the mean of a round) → the L2 norm by which that client moves
+            the model, over this round and all later ones, if the other clients' means stay as they are. None if the
+            optimizer does not bound this.
+        largest: The most by which a round moves any one number of the model, for any means; None if nothing bounds
+            this.
     """
 
     init: Callable[[Tree], ServerState]
@@ -56,12 +72,14 @@ def _elementwise(
     gain: float | None = None,
     largest: float | None = None,
 ) -> ServerOptimizer:
-    """An optimizer of the part `params` from a rule on float64 arrays: (mean, memory, param) → (param, memory).
+    """Make an optimizer of the part `params` from a rule on float64 arrays.
 
     Args:
-        slots: the memory's names and starting values; a slot called `*_power` is one number for all leaves.
-        gain: by how much a mean is multiplied, over its round and all that follow, where the rule is linear in the means.
-        largest: the most by which a round moves any one number.
+        slots: The names and starting values of the memory. A slot called `*_power` is one number for all leaves.
+        rule: (mean, memory, param) → (param, memory), for one leaf.
+        gain: If the rule is linear in the means: the factor on one mean in the model, summed over its round and all
+            later ones.
+        largest: The most by which a round moves any one number of the model.
     """
 
     def init(params: Tree) -> ServerState:
@@ -97,17 +115,19 @@ def _check(lr: float, *betas: float) -> None:
 
 @registered("server/sgd")
 def sgd(lr: float = 1.0) -> ServerOptimizer:
-    """x ← x + ηΔ. With η = 1 the new model is the mean of the clients' models. [McMahan et al. 2017,
-    arXiv:1602.05629, Algorithm 1]"""
+    """x ← x + ηΔ. With η = 1, the new model is the mean of the clients' models. [McMahan et al. 2017, arXiv:1602.05629,
+    Algorithm 1]
+    """
     expect_number(lr, 0, math.inf, "lr")
     return _elementwise({}, lambda mean, memory, x: (x - lr * mean, {}), gain=lr)
 
 
 @registered("server/momentum")
 def momentum(lr: float = 1.0, beta: float = 0.9, nesterov: bool = False) -> ServerOptimizer:
-    """v ← βv + Δ;  x ← x + ηv (or η(Δ + βv) with `nesterov`): FedAvgM. [Hsu et al. 2019, arXiv:1909.06335, section 4.3]
+    """v ← βv + Δ;  x ← x + ηv (with `nesterov`: x ← x + η(Δ + βv)). This is FedAvgM. [Hsu et al. 2019,
+    arXiv:1909.06335, section 4.3]
 
-    Of one Δ the model takes η(1 + β + β² + …)Δ = η/(1 − β) Δ over the rounds, with `nesterov` too.
+    Over all rounds, one Δ moves the model by η(1 + β + β² + …)Δ = η/(1 − β) Δ, with `nesterov` too.
     """
     _check(lr, beta)
 
@@ -120,10 +140,11 @@ def momentum(lr: float = 1.0, beta: float = 0.9, nesterov: bool = False) -> Serv
 
 @registered("server/adagrad")
 def adagrad(lr: float, beta: float = 0.0, tau: float = 1e-3) -> ServerOptimizer:
-    """m ← βm + (1−β)Δ;  v ← v + Δ²;  x ← x + ηm/(√v + τ), v starting at τ². [Reddi et al. 2021, arXiv:2003.00295,
+    """m ← βm + (1−β)Δ;  v ← v + Δ²;  x ← x + ηm/(√v + τ), with v starting at τ². [Reddi et al. 2021, arXiv:2003.00295,
     Algorithm 2, line FedAdagrad]
 
-    |m| ≤ (1−β) √(1 + β² + β⁴ + …) √(ΣΔ²) ≤ √((1−β)/(1+β)) √v, so that no number moves by more than η √((1−β)/(1+β)).
+    Since |m| ≤ (1−β) √(1 + β² + β⁴ + …) √(ΣΔ²) ≤ √((1−β)/(1+β)) √v, no number moves by more than η √((1−β)/(1+β)) in a
+    round.
     """
     _check(lr, beta)
 
@@ -139,14 +160,18 @@ def adagrad(lr: float, beta: float = 0.0, tau: float = 1e-3) -> ServerOptimizer:
 def adam(
     lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3, bias_correction: bool = False
 ) -> ServerOptimizer:
-    """m ← β₁m + (1−β₁)Δ;  v ← β₂v + (1−β₂)Δ²;  x ← x + ηm/(√v + τ), v starting at τ². [Reddi et al. 2021,
+    """m ← β₁m + (1−β₁)Δ;  v ← β₂v + (1−β₂)Δ²;  x ← x + ηm/(√v + τ), with v starting at τ². [Reddi et al. 2021,
     arXiv:2003.00295, Algorithm 2, line FedAdam]
 
-    bias_correction: start v at 0 and divide m and v by 1 − β^t, as Kingma & Ba (2015) do and Reddi et al. do not: the
-    first rounds then take full steps, which pays when a run is short.
+    By the Cauchy–Schwarz inequality, |m| ≤ (1−β₁) √(Σ (β₁²/β₂)^k) √(Σ β₂^k Δ²). So no number moves in a round by more
+    than η times (1−β₁) / √((1−β₂)(1 − β₁²/β₂)), which is 2.35 by default. There is no such bound if β₁² ≥ β₂.
 
-    |m| ≤ (1−β₁) √(Σ (β₁²/β₂)^k) √(Σ β₂^k Δ²) [Cauchy & Schwarz]: no number moves by more than η times
-    (1−β₁) / √((1−β₂)(1 − β₁²/β₂)), which is 2.35 by default; nothing bounds that where β₁² ≥ β₂.
+    Args:
+        lr: η.
+        betas: (β₁, β₂).
+        tau: τ.
+        bias_correction: Start v at 0, and divide m and v by 1 − β^t, as Kingma & Ba (2015) do; Reddi et al. do not. The
+            first rounds then take full steps, which helps in short runs.
     """
     _check(lr, *betas)
     beta1, beta2 = betas
@@ -172,7 +197,9 @@ _EXACT_ROUNDS = 4096
 
 
 def _adam_ratio(beta1: float, beta2: float, bias_correction: bool) -> float | None:
-    """The largest |m| / √v that any means give; with `bias_correction`, of m and v as they are corrected. None if none is."""
+    """Return the largest |m| / √v that any means can give; None if it is not bounded. With `bias_correction`, of the
+    corrected m and v.
+    """
     if not beta1 * beta1 < beta2:
         return 1.0 if beta1 == 0 == beta2 else None
     square = (1 - beta1) ** 2 / ((1 - beta2) * (1 - beta1 * beta1 / beta2))
@@ -185,12 +212,12 @@ def _adam_ratio(beta1: float, beta2: float, bias_correction: bool) -> float | No
 
 @registered("server/yogi")
 def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> ServerOptimizer:
-    """As `adam`, with v ← v − (1−β₂)Δ² sign(v − Δ²): v moves by (1−β₂)Δ², however large it is. [Reddi et al. 2021,
+    """As `adam`, but with v ← v − (1−β₂)Δ² sign(v − Δ²): v moves by (1−β₂)Δ², however large v is. [Reddi et al. 2021,
     arXiv:2003.00295, Algorithm 2, line FedYogi]
 
-    After each round v is at least β₂ times what it was, and at least min(β₂, 1−β₂) Δ². So |m| ≤ (1−β₁) Σ (β₁/√β₂)^k √v /
-    √min(β₂, 1−β₂): no number moves by more than η times (1−β₁) / ((1 − β₁/√β₂) √min(β₂, 1−β₂)), which is 10.5 by default;
-    nothing bounds that where β₁² ≥ β₂.
+    After each round, v is at least β₂ times the v before it, and at least min(β₂, 1−β₂) Δ². So |m| ≤ (1−β₁) Σ
+    (β₁/√β₂)^k √v / √min(β₂, 1−β₂), and no number moves in a round by more than η times (1−β₁) / ((1 − β₁/√β₂) √min(β₂,
+    1−β₂)), which is 10.5 by default. There is no such bound if β₁² ≥ β₂.
     """
     _check(lr, *betas)
     beta1, beta2 = betas
@@ -209,12 +236,16 @@ def yogi(lr: float, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3)
 
 @registered("server/averaged")
 def averaged(server: ServerOptimizer, decay: float = 0.9) -> ServerOptimizer:
-    """Train with `server`, publish a running mean of its models: a ← γa + (1−γ)x, after the first round a = x.
+    """Train with `server`, and publish a running mean of its models: a ← γa + (1−γ)x; after the first round, a = x.
 
-    Clients go on from x; evaluation and `history.model` see a. Evens out the swing of adaptive servers. [Polyak &
-    Juditsky 1992, as an exponential mean]
+    Clients continue from x. Evaluation and `history.model` use a. The mean reduces the fluctuation of adaptive server
+    optimizers. [Polyak & Juditsky 1992, as an exponential mean]
 
-    A mean of models moves by no more than the furthest of them, so that the bounds of `server` hold for a too.
+    A mean of models moves no further than the model that moves furthest, so the bounds of `server` hold for a too.
+
+    Args:
+        server: The optimizer that trains.
+        decay: γ.
     """
     _check(0.0, decay)
 

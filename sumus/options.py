@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from inspect import Parameter, Signature
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -50,7 +50,9 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
         A function with the same name and docstring that takes every option by its own name.
     """
     own = inspect.signature(command, eval_str=True).parameters.values()
-    groups = {parameter.name: parameter.annotation for parameter in own if is_dataclass(parameter.annotation)}
+    groups: dict[str, Callable[..., Any]] = {
+        parameter.name: cast(Any, parameter.annotation) for parameter in own if is_dataclass(parameter.annotation)
+    }
     flat = [option for parameter in own for option in _options(parameter, parameter.name in groups)]
     twice = {option.name for option in flat if [other.name for other in flat].count(option.name) > 1}
     if twice:
@@ -59,7 +61,7 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**given: Any) -> None:
         values = {
-            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            name: group(**{field.name: given.pop(field.name) for field in fields(cast(Any, group))})
             for name, group in groups.items()
         }
         command(**given, **values)

@@ -1,6 +1,7 @@
-"""Randomness arrives as an argument: streams keyed by words, in simulation and in tests.
+"""Random numbers. Code that needs randomness takes it as an argument; in simulations and tests, it comes from streams
+keyed by words.
 
-A deployed device takes its keys from the system's CSPRNG instead; the code that consumes them is the same.
+A deployed device takes its keys from the operating system's CSPRNG instead. The code that uses the keys is the same.
 """
 
 import hashlib
@@ -12,9 +13,12 @@ from sumus.types import Floats
 
 
 def key(*words: object) -> bytes:
-    """32 bytes from words such as `(seed, "round", 3, "client", "alice")`. Words are separated, so that
-    `("ab", "c")` and `("a", "bc")` differ, and typed, so that `1` and `"1"` do; numpy's numbers are Python's. Bytes are
-    written in hexadecimal, as docs/wire.md says: what another language makes of them is the same."""
+    """Derive 32 bytes from words such as `(seed, "round", 3, "client", "alice")`, by SHA-256.
+
+    Each word is preceded by its length, so that `("ab", "c")` and `("a", "bc")` differ, and by its type, so that `1`
+    and `"1"` differ. A numpy number counts as the equal Python number. Bytes are written in hexadecimal, as
+    docs/wire.md says, so that other languages derive the same key.
+    """
     digest = hashlib.sha256()
     for word in words:
         if isinstance(word, np.generic):
@@ -28,20 +32,21 @@ def key(*words: object) -> bytes:
 
 
 def generator(*words: object) -> np.random.Generator:
-    """A numpy generator for these words: Philox, keyed by the first 16 bytes of `key`. Not for secrets."""
+    """Make a numpy generator (Philox) that is keyed by the first 16 bytes of `key(*words)`. Do not use it for secrets."""
     return generator_of(key(*words))
 
 
 def generator_of(own: bytes) -> np.random.Generator:
-    """The same, of a `key` that was made before."""
+    """Make the same generator from a `key` that was derived before."""
     return np.random.Generator(np.random.Philox(key=int.from_bytes(own[:16], "little")))
 
 
 def signs(seed: bytes, count: int) -> Floats:
-    """`count` signs (±1.0, float64) that every participant derives alike from a public seed.
+    """Derive `count` signs (±1.0, float64) from a public seed. Every participant derives the same signs.
 
-    Bit `i` of the stream SHA-256(seed ‖ 0) ‖ SHA-256(seed ‖ 1) ‖ …, counters as 8 little-endian bytes, bits of a
-    byte from the lowest: a primitive that Python and WebCrypto share.
+    Sign `i` is given by bit `i` of the stream SHA-256(seed ‖ 0) ‖ SHA-256(seed ‖ 1) ‖ …: a bit of 0 gives +1. The
+    counters are 8 little-endian bytes; the bits of a byte are read from the lowest. Python and WebCrypto both have this
+    primitive.
     """
     blocks = -(-count // 256)
     stream = b"".join(hashlib.sha256(seed + block.to_bytes(8, "little")).digest() for block in range(blocks))

@@ -1,4 +1,6 @@
-"""Outputs and targets fit by their axes, never by their number of elements."""
+"""Check that a model's outputs fit the targets by comparing axes. An equal number of elements is not enough: (3, 5) is
+not (5, 3).
+"""
 
 from typing import Any
 
@@ -6,17 +8,17 @@ from sumus.errors import TaskError
 
 
 def fitted(outputs: Any, targets: Any) -> Any:
-    """Give the outputs in the shape of the targets, if both have the same axes; axes of length 1 may be left out.
+    """Return the outputs in the shape of the targets, if both have the same axes. Axes of length 1 may be missing in either.
 
     Args:
-        outputs: What the model gave, `(B, ...)`.
+        outputs: The model's outputs, `(B, ...)`.
         targets: The targets, `(B, ...)`.
 
     Returns:
         The outputs, in the targets' shape.
 
     Raises:
-        TaskError: An axis differs. The same number of elements is not enough: (3, 5) is not (5, 3).
+        TaskError: An axis differs.
     """
     mine, theirs = tuple(outputs.shape), tuple(targets.shape)
     if mine == theirs:
@@ -27,20 +29,21 @@ def fitted(outputs: Any, targets: Any) -> Any:
 
 
 def scores_last(outputs: Any, targets: Any, axis: int | None, named: str) -> Any:
-    """Give the scores with their classes on the last axis, in the shape of the targets before it.
+    """Move the classes to the last axis, and give the other axes the shape of the targets.
 
     Args:
         outputs: Scores, with the classes on one axis.
-        targets: Classes, in the shape of the outputs without that axis.
+        targets: Classes, in the shape of the outputs without the axis of the classes.
         axis: The axis of the classes; None for the last one.
-        named: What the function is called that takes an axis, for errors.
+        named: The name, for messages, of the function that can be asked for another axis as `named_along(axis)`.
 
     Returns:
         The scores, `(*targets.shape, C)`.
 
     Raises:
-        TaskError: The outputs without the axis of the classes have another shape than the targets; there are fewer than two
-            classes; or no axis is given, and the shapes also fit with the classes on axis 1, as torch has them.
+        TaskError: The outputs without the axis of the classes have another shape than the targets; or there are fewer
+            than two classes; or `axis` is None, and the shapes also fit with the classes on axis 1, which is torch's
+            order.
     """
     mine, theirs = tuple(outputs.shape), tuple(targets.shape)
     if len(mine) < 2 or (axis is not None and not (1 <= axis < len(mine) or 1 - len(mine) <= axis < 0)):
@@ -71,12 +74,12 @@ def scores_last(outputs: Any, targets: Any, axis: int | None, named: str) -> Any
 
 
 def _long_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes after the batch's that are longer than 1."""
+    """Return the axes behind the batch axis that are longer than 1."""
     return tuple(side for side in shape[1:] if side != 1)
 
 
 def _difference(mine: tuple[int, ...], theirs: tuple[int, ...]) -> str:
-    """In which axis two shapes differ, in words."""
+    """Say in words in which axis two shapes differ."""
     if len(mine) != len(theirs):
         return f"have {len(mine)} and {len(theirs)} axes"
     axis = next(axis for axis, (one, other) in enumerate(zip(mine, theirs, strict=True)) if one != other)

@@ -1,17 +1,19 @@
-"""A plan is data: every value knows the registered name and the parameters that make it again.
+"""Specs: each value of a plan knows the registered name of the function that made it, and that function's arguments.
 
     @registered("update/clip_by_global_norm")
     def clip_by_global_norm(max_norm: float) -> Transform: ...
 
-Calling the function gives a `Transform` whose `spec` is `{"name": "update/clip_by_global_norm", "with": {"max_norm":
-1.0}}`, and `build(spec)` calls it again. Values compare and print by their spec. What a user writes and does not register
-is `custom`: it runs in the simulator, and a plan that must travel refuses it by name.
+A call of the function returns a `Transform` whose `spec` is `{"name": "update/clip_by_global_norm", "with":
+{"max_norm": 1.0}}`. `build(spec)` calls the function again. So a plan can be written as JSON and read by another
+machine. Values are compared and printed by their spec.
+
+A value that a user writes without registering it has the name `custom`. The simulator runs it. A plan that must travel
+to devices is refused, and the error names the value.
 """
 
 import copy
 import dataclasses
 import functools
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Generator, Mapping
@@ -23,18 +25,21 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, cast, get_args, get_
 import numpy as np
 
 from sumus.errors import PlanError
+from sumus.registry import load_own
 from sumus.types import Json
 
 CUSTOM = "custom"
 UNSAID = {"unsaid": True}
-"""The metadata of a record's field that is left out of its spec where it has its default: plans of before have the same ids."""
+"""Metadata for a field of a record: the spec leaves the field out if it has its default. Plans that were made before
+the field existed then keep their ids.
+"""
 MAPPING = "mapping"
-"""A mapping among the parameters is written as a call too, so that it cannot be taken for one."""
+"""The name under which a spec writes a mapping among the parameters, so that the mapping cannot be mistaken for a spec."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A registered name and the JSON parameters that its factory takes."""
+    """The registered name of a factory, and the JSON parameters of one call of it."""
 
     name: str
     params: Mapping[str, Json] = field(default_factory=dict[str, Json])
@@ -45,7 +50,9 @@ class Spec:
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Value:
-    """Base of the algebraic values: frozen, described by `spec`, equal when their specs are."""
+    """Base class of the values that a plan is made of. They are frozen, and described by `spec`; equal specs mean equal
+    values.
+    """
 
     spec: Spec = field(default=Spec(CUSTOM), init=False)
 
@@ -73,7 +80,7 @@ _records: dict[type, str] = {}
 
 
 def record(name: str) -> Callable[[type[R]], type[R]]:
-    """Register a frozen dataclass whose fields are JSON or values: its spec is its fields."""
+    """Register a frozen dataclass under a name. Its fields are JSON or values with specs; its spec consists of its fields."""
 
     def register(cls: type[R]) -> type[R]:
         _check_free(name, cls)
@@ -85,14 +92,15 @@ def record(name: str) -> Callable[[type[R]], type[R]]:
 
 
 def registered(name: str, later: tuple[str, ...] = ()) -> Callable[[Callable[P, V]], Callable[P, V]]:
-    """Register a factory of values under `name` ("kind/word"); its results carry the spec of their call.
+    """Register a factory of values under a name. Each value that the factory returns has a spec of that call.
 
-    Parameters must be JSON, or values with a spec of their own. Registering a taken name is refused: names travel.
+    The parameters must be JSON, or values with specs. A name that is already taken is refused, since plans with this
+    name exist elsewhere.
 
     Args:
-        name: The name.
-        later: Parameters that the factory took up after plans had been made of it. A spec leaves them out where they have their
-            default, so that the plan of before keeps its id.
+        name: The name, as "kind/word".
+        later: Parameters that were added to the factory when plans with it already existed. A spec leaves such a
+            parameter out if it has its default, so that older plans keep their ids.
     """
 
     def register(factory: Callable[P, V]) -> Callable[P, V]:
@@ -115,7 +123,7 @@ def registered(name: str, later: tuple[str, ...] = ()) -> Callable[[Callable[P, 
                 if p not in later or to_json(v) != to_json(signature.parameters[p].default)
             }
             value = copy.copy(factory(*call.args, **call.kwargs))
-            # not an argument of __init__, so that dataclasses.replace loses it: a changed value is custom
+            # `spec` is not an argument of __init__, so dataclasses.replace drops it: a changed value has the spec "custom"
             object.__setattr__(value, "spec", Spec(name, params))
             return value
 
@@ -126,13 +134,17 @@ def registered(name: str, later: tuple[str, ...] = ()) -> Callable[[Callable[P, 
 
 
 def build(description: Json) -> Any:
-    """The value that a spec's JSON describes. Only registered names are called, and only with JSON."""
+    """Make the value that a spec's JSON describes. Only registered names are called, and only with JSON arguments.
+
+    Raises:
+        PlanError: The JSON is not a spec, a name is not registered, or a parameter is unknown or of the wrong type.
+    """
     if isinstance(description, Mapping):
         if "name" not in description or not set(description) <= {"name", "with"}:
             raise PlanError("unknown-name", f"expected an object with name and with, got {sorted(description)}")
         name, params = description["name"], description.get("with", {})
         if isinstance(name, str) and name not in {MAPPING, *_factories}:
-            _load_own()
+            load_own()
         if not isinstance(name, str) or name not in {MAPPING, *_factories}:
             raise PlanError("unknown-name", f"no value is registered as {name!r}; import the module that registers it")
         if not isinstance(params, Mapping):
@@ -147,10 +159,10 @@ def build(description: Json) -> Any:
 
 @contextmanager
 def read_as(what: str) -> Generator[None, None, None]:
-    """Raise PlanError for whatever Python raises while a peer's JSON becomes values.
+    """Raise PlanError in place of any exception that Python raises while JSON from another machine is turned into values.
 
     Args:
-        what: the noun for the text, such as "a plan".
+        what: The noun for the text that is read, such as "a plan".
     """
     try:
         yield
@@ -159,14 +171,8 @@ def read_as(what: str) -> Generator[None, None, None]:
         raise PlanError("malformed", f"this is not {what}: {why}") from error
 
 
-def _load_own() -> None:
-    """Register what sumus itself brings and nobody has imported yet: robust aggregators, and every algorithm."""
-    importlib.import_module("sumus.robust")
-    importlib.import_module("sumus.algorithms").load_all()
-
-
 def call_with(factory: Callable[..., Any], name: str, params: Mapping[str, Json]) -> Any:
-    """What `factory` makes of JSON parameters, each of the type that it declares."""
+    """Call `factory` with JSON parameters, after checking each against its declared type."""
     signature = inspect.signature(factory)
     if unknown := set(params) - set(signature.parameters):
         raise PlanError("unknown-name", f"{name!r} takes no {sorted(unknown)}; is this sumus too old for the plan?")
@@ -191,12 +197,12 @@ def _check_types(factory: Callable[..., Any], name: str, call: inspect.BoundArgu
 def _declared(factory: Callable[..., Any]) -> Mapping[str, Any]:
     try:
         return get_type_hints(factory)
-    except NameError:  # a name that exists only for type checkers
+    except NameError:  # the annotation uses a name that is imported for type checkers only
         return {}
 
 
 def _is_of(value: object, hint: Any) -> bool:
-    """Whether JSON, built, is what an annotation asks for; annotations that JSON has no words for pass."""
+    """Whether a value that was built from JSON has the annotated type. Annotations that JSON cannot express are accepted."""
     if hint is Any:
         return True
     kind, inner = get_origin(hint), get_args(hint)
@@ -216,7 +222,7 @@ def _is_of(value: object, hint: Any) -> bool:
 
 
 def to_json(value: object) -> Json:
-    """A parameter as JSON; values with a spec become that spec."""
+    """Convert a parameter to JSON. A value with a spec becomes its spec."""
     if isinstance(value, Value):
         return value.spec.to_json()
     if type(value) in _records:
@@ -236,7 +242,7 @@ def to_json(value: object) -> Json:
 
 
 def is_custom(value: Value) -> list[str]:
-    """What is not registered inside a value: empty when the value can travel."""
+    """Describe the parts of a value that are not registered; empty if the value can travel."""
 
     def walk(description: Json) -> list[str]:
         if isinstance(description, Mapping):
@@ -250,7 +256,7 @@ def is_custom(value: Value) -> list[str]:
 
 
 def describe(description: Json) -> str:
-    """A spec as the call that made it: `clip_by_global_norm(max_norm=1.0)`."""
+    """Write a spec as the call that made the value: `clip_by_global_norm(max_norm=1.0)`."""
     if isinstance(description, Mapping) and "name" in description:
         params = cast(Mapping[str, Json], description.get("with", {}))
         inner = ", ".join(f"{p}={describe(v)}" for p, v in params.items())
@@ -261,7 +267,9 @@ def describe(description: Json) -> str:
 
 
 def canonical_json(value: Json) -> str:
-    """One text for one value: sorted names, no blanks, shortest floats, no NaN. What plan ids are hashed from."""
+    """Write JSON as its one canonical text: sorted names, no blanks, shortest floats, no NaN. Plan ids are hashes of
+    this text.
+    """
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except ValueError as error:
@@ -271,9 +279,11 @@ def canonical_json(value: Json) -> str:
 
 
 def _check_free(name: str, factory: Any) -> None:
-    """A name belongs to one definition; that one may be made again (a notebook's cell)."""
+    """Raise PlanError if a name belongs to another definition. The same definition may be registered again, as by a
+    notebook cell.
+    """
     if not factory.__module__.startswith("sumus."):
-        _load_own()  # a name of sumus is taken also before anyone has used it
+        load_own()  # a name of sumus is taken even if its file is not imported yet
     taken = _factories.get(name)
     if name == MAPPING or (taken is not None and _where(taken) != _where(factory)):
         raise PlanError("taken-name", f"the name {name!r} is registered already; choose another")
@@ -284,7 +294,10 @@ def _where(factory: Any) -> tuple[str, str]:
 
 
 def _as_declared(value: Any, annotation: str) -> Any:
-    """`lr=1`, `lr=1.0` and `lr=np.float64(1)` are one plan: integers given for floats become floats, numpy's are Python's."""
+    """Convert an argument to its declared type, so that `lr=1`, `lr=1.0` and `lr=np.float64(1)` give the same plan id.
+
+    Integers become floats if the parameter is a float; numpy numbers become Python numbers.
+    """
     if isinstance(value, np.generic):
         value = cast(Any, value).item()
     if isinstance(value, list | tuple):

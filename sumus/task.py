@@ -1,9 +1,10 @@
-"""What is learned: the same object in the simulator, on Python devices and, as a graph, on phones.
+"""The task: what is learned. The same object is used in the simulator and on devices.
 
     task = Task(model=Net, loss=losses.cross_entropy, metrics={"accuracy": metrics.accuracy})
 
-A task brings its own torch; this module never imports it. What travels is only the task's description: a manifest of
-leaves (names, shapes, dtypes, roles) and the shape of the data. A device whose own task describes itself otherwise refuses.
+A task's model and loss use torch; this module does not import torch. Only the task's description is sent to other
+machines: a list of leaves (names, shapes, dtypes, roles) and the shape of the data. A device refuses a plan whose
+description differs from that of the device's own task.
 """
 
 import copy
@@ -23,7 +24,7 @@ Role = Literal["shared", "personal", "frozen"]
 ROLES = ("shared", "personal", "frozen")
 
 _VARIANCE = "running_var"
-"""What torch's modules call a running variance."""
+"""The name of a running variance in torch's modules."""
 
 RESERVED = frozenset(
     {
@@ -42,7 +43,7 @@ RESERVED = frozenset(
         *("seconds", "dropped", "epsilon", "at", "staleness", "reasons", "evaluations", "spreads", "failed", "index"),
     }
 )
-"""Names that no metric can have: the columns of a history."""
+"""Names that no metric may have, since a history has columns with these names."""
 
 _FLOATS = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
 
@@ -52,9 +53,15 @@ _FLOATS = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "f
 class Leaf:
     """One array of a model's state.
 
-    role: "shared" leaves are averaged; "personal" ones are trained and stay on the device; "frozen" ones never change.
-    trained: it is a parameter with a gradient; a shared float buffer (running statistics) is averaged, not trained.
-    aliases: other names of the same tensor (tied weights): they are one leaf.
+    Attributes:
+        name: The name in the model's `state_dict`.
+        shape: The shape.
+        dtype: The dtype inside the model, such as "float32".
+        role: "shared" leaves are averaged; "personal" leaves are trained and stay on the device; "frozen" leaves never
+            change.
+        trained: Whether the leaf is a parameter with a gradient. A shared float buffer (running statistics) is
+            averaged, but not trained.
+        aliases: Other names of the same tensor (tied weights). All names together are one leaf.
     """
 
     name: str
@@ -69,16 +76,21 @@ class Leaf:
 
     @property
     def sum_dtype(self) -> str:
-        """The dtype in which this leaf is kept outside the model: half precision is widened to float32."""
+        """The dtype of this leaf outside the model: half precision is widened to float32."""
         return _FLOATS.get(self.dtype, self.dtype)
 
 
 @record("data")
 @dataclass(frozen=True)
 class Data:
-    """The examples as the model sees them, after preparation: shape and dtype of one input and of one target.
+    """The shape and dtype of one input and one target as the model receives them, that is, after preparation.
 
-    classes: for integer targets, they lie in [0, classes).
+    Attributes:
+        inputs: The shape of one input.
+        inputs_dtype: The dtype of inputs.
+        targets: The shape of one target; `()` for a number.
+        targets_dtype: The dtype of targets.
+        classes: For integer targets, the number of classes: targets lie in [0, classes).
     """
 
     inputs: tuple[int, ...]
@@ -95,12 +107,18 @@ class Data:
 @record("task")
 @dataclass(frozen=True)
 class Description:
-    """What of a task can travel: everything but the code.
+    """The part of a task that can be sent to other machines: everything except the code.
 
-    ranges: where the mean of the loss and of each metric can lie on one client, in the order of `("loss", *metrics)`; empty if
-        nothing is known.
-    positive: names of averaged buffers whose numbers are above 0 in every honest model, such as running variances. A step of the
-        model never takes them below `sumus.algorithm.LEAST_POSITIVE`.
+    Attributes:
+        name: The task's name.
+        leaves: The model's leaves.
+        loss: The name of the loss function.
+        metrics: The names of the sums that the metrics add up, sorted.
+        data: The form of the examples; None if it is not declared.
+        ranges: The ranges of the mean of the loss and of each metric on one client, in the order of `("loss",
+            *metrics)`; empty if nothing is known.
+        positive: The names of averaged buffers whose numbers are above 0 in every honest model, such as running
+            variances. A step of the model never takes them below `sumus.algorithm.LEAST_POSITIVE`.
     """
 
     name: str
@@ -113,12 +131,12 @@ class Description:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over leaves and data: equal on server and device, or they refuse each other."""
+        """SHA-256 over leaves and data. A server and a device with different fingerprints refuse each other."""
         essence = {"leaves": to_json(self.leaves), "data": to_json(self.data)}
         return hashlib.sha256(canonical_json(essence).encode()).hexdigest()
 
     def named(self, role: Role) -> tuple[Leaf, ...]:
-        """The leaves of one role."""
+        """Return the leaves with this role."""
         return tuple(leaf for leaf in self.leaves if leaf.role == role)
 
     @property
@@ -128,26 +146,31 @@ class Description:
 
     @property
     def buffer_layout(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the shared leaves that have none: running statistics."""
+        """Shapes of the shared leaves without a gradient: running statistics."""
         return {leaf.name: leaf.shape for leaf in self.named("shared") if not leaf.trained}
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is learned.
+    """What is learned: a model, a loss, metrics, and the form of the data.
 
-    model: a callable without arguments that makes an `nn.Module`, or a module.
-    loss: (outputs, targets) → one value an example, shape `(B,)`; its mean over a batch is what a step descends.
-    metrics: by name, see `sumus.metrics`.
-    leaves: pattern → "shared" | "personal" | "frozen"; the last pattern that matches a name decides, "shared" without
-        any. Patterns are shell-style: `{"*": "frozen", "head.*": "shared"}`. A role that a leaf cannot have is refused.
-        Parameters with requires_grad=False are "frozen", or "personal" if asked for, and never "shared"; names of one tensor have
-        one role. Integer buffers are frozen, also where a pattern matches them beside other leaves.
-    prepare: (inputs, targets) → (inputs, targets), a client's examples as stored to what the model takes: cleaning,
-        features, windows. Runs on the device; a pure function, called once per client.
-    data: what `prepare` gives; taken from the first client when it is not declared.
-    positive: shell-style patterns of averaged buffers whose numbers are above 0 in every honest model: a variance, or a scale, of
-        a module of your own. Buffers that are called `running_var`, as in torch's BatchNorm, need no pattern.
+    Attributes:
+        model: An `nn.Module`, or a callable without arguments that makes one.
+        loss: (outputs, targets) → one value an example, shape `(B,)`. A training step descends the mean over a batch.
+        metrics: Metrics by name; see `sumus.metrics`.
+        leaves: Shell-style pattern → "shared", "personal" or "frozen", such as `{"*": "frozen", "head.*": "shared"}`.
+            The last pattern that matches a leaf's name decides; a leaf that no pattern matches is "shared". A role that
+            a leaf cannot have is refused: a parameter with requires_grad=False is "frozen", or "personal" if asked for,
+            but never "shared". All names of one tensor have one role. Integer buffers are always frozen, also if a
+            pattern matches them together with other leaves.
+        prepare: (inputs, targets) → (inputs, targets): turns a client's examples from their stored form into the
+            model's inputs, by cleaning, computing features or cutting windows. It runs on the device, once per client,
+            and must be a pure function.
+        data: The form of the examples that `prepare` returns; taken from the first client if it is not declared.
+        name: The task's name.
+        positive: Shell-style patterns of averaged buffers whose numbers are above 0 in every honest model, such as a
+            variance or a scale of your own module. Buffers called `running_var`, as in torch's BatchNorm, need no
+            pattern.
     """
 
     model: Any
@@ -180,8 +203,11 @@ class Task:
         sums_of(self.metrics)  # refuses two of one name
 
     def make_model(self) -> Any:
-        """A module: a new one where `model` is a callable, else the module itself; without the wrappers of torch.compile and
-        DataParallel, so that leaves have the names that the module's own class gives them."""
+        """Return the model: a new module if `model` is a callable, else `model` itself.
+
+        Wrappers of torch.compile and DataParallel are removed, so that leaves have the names that the module's own
+        class gives them.
+        """
         if hasattr(self.model, "named_parameters") and not isinstance(self.model, type):
             return _unwrapped(self.model)
         try:
@@ -196,15 +222,15 @@ class Task:
 
     @cached_property
     def description(self) -> Description:
-        """The manifest; makes the model once."""
+        """The task's description. Computing it makes the model once."""
         return self.describe(self.make_model())
 
     def pattern_of(self, leaf: Leaf) -> str | None:
-        """The pattern of `leaves` that decides a leaf's role; None for one that no pattern names."""
+        """Return the pattern of `leaves` that decides a leaf's role; None if no pattern matches the leaf."""
         return _pattern_of((leaf.name, *leaf.aliases), self.leaves)
 
     def describe(self, module: Any) -> Description:
-        """The manifest of a module of this task."""
+        """Return the description of this task with this module as its model."""
         leaves = _leaves_of(module, self.leaves)
         sums = sums_of(self.metrics)
         metrics = tuple(sorted(sums))
@@ -237,12 +263,12 @@ def _expect_name(name: object) -> None:
 
 
 def _is_on_logits(loss: Any) -> bool:
-    """Whether a loss, of sumus or of torch, is known to take scores before a sigmoid."""
+    """Whether a loss of sumus or torch is known to take scores before a sigmoid."""
     return "WithLogits" in type(loss).__name__ or _name_of(loss).endswith("_with_logits")
 
 
 def _unwrapped(module: Any) -> Any:
-    """A module without wrappers, also inside; a copy, if there is one inside."""
+    """Remove wrappers from a module, inside it too. If a wrapper was inside, the result is a copy."""
     while (inner := _wrapped_by(module)) is not None:
         module = inner
     if any(_wrapped_by(child) is not None for child in module.modules()):
@@ -256,7 +282,7 @@ def _unwrapped(module: Any) -> Any:
 
 
 def _wrapped_by(module: Any) -> Any:
-    """The module that torch.compile or DataParallel has wrapped in this one; None where it is no such wrapper."""
+    """Return the module that torch.compile or DataParallel has wrapped; None if `module` is not such a wrapper."""
     kind = type(module).__name__
     attribute = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}.get(
         kind
@@ -306,7 +332,7 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
 
 
 def _positive(leaves: tuple[Leaf, ...], patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """The averaged buffers that stay above 0: those that these patterns name, and running variances."""
+    """Return the names of the averaged buffers that must stay above 0: those that match these patterns, and running variances."""
     buffers = [leaf for leaf in leaves if leaf.role == "shared" and not leaf.trained]
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(own, pattern) for leaf in buffers for own in (leaf.name, *leaf.aliases)):
@@ -323,7 +349,11 @@ def _positive(leaves: tuple[Leaf, ...], patterns: tuple[str, ...]) -> tuple[str,
 
 
 def _pattern_of(names: tuple[str, ...], roles: Mapping[str, Role]) -> str | None:
-    """The pattern that decides the role of a tensor with these names: for each of them the last one that matches."""
+    """Return the pattern that decides the role of a tensor with these names: the last pattern that matches a name.
+
+    Raises:
+        TaskError: The tensor has several names, and their patterns ask for different roles.
+    """
     deciding = {
         name: next((pattern for pattern in reversed(tuple(roles)) if fnmatch.fnmatchcase(name, pattern)), None)
         for name in names
@@ -338,7 +368,7 @@ def _pattern_of(names: tuple[str, ...], roles: Mapping[str, Role]) -> str | None
 
 
 def _expect_deciding(roles: Mapping[str, Role], deciding: set[str], leaves: Sequence[Leaf]) -> None:
-    """Refuse a pattern that decides nothing: what it asks for would be overruled without a word."""
+    """Raise TaskError for a pattern that decides no leaf's role: the user's wish would be ignored silently."""
     for pattern, role in roles.items():
         if pattern in deciding:
             continue
@@ -361,7 +391,7 @@ def _expect_deciding(roles: Mapping[str, Role], deciding: set[str], leaves: Sequ
 
 
 def _expect_constant(name: str, dtype: str, role: Role) -> None:
-    """Refuse a complex leaf that is summed, or that a model's file does not hold."""
+    """Raise TaskError for a complex leaf that would be summed, or whose dtype a model's file cannot hold."""
     if role != "frozen":
         raise TaskError(
             f"leaf `{name}` is {dtype}, and complex leaves cannot be summed: if it is a constant, pass "
@@ -374,7 +404,7 @@ def _expect_constant(name: str, dtype: str, role: Role) -> None:
 
 
 def _expect_plain(name: str, tensor: Any) -> None:
-    """Refuse what stands in a module's state and is no array of known shape with values."""
+    """Raise TaskError for an entry of a module's state that is not a dense tensor with a known shape and values."""
     if name.rpartition(".")[2] == "_extra_state":
         raise TaskError(
             f"`{name}` is what get_extra_state() gives, and only parameters and buffers are sent and kept: put it into a "
@@ -399,5 +429,5 @@ def _expect_plain(name: str, tensor: Any) -> None:
 
 
 def description_of(value: Task | Description) -> Description:
-    """A task's description, or the description itself."""
+    """Return the description of a task, or a description unchanged."""
     return value if isinstance(value, Description) else value.description

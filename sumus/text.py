@@ -1,13 +1,16 @@
-"""Text from outside, made safe to show: names of files, members of archives, topics, what another machine answers. And numbers as
-people write them: `many(1, "device")` is '1 device', `amount(1_400_000)` is '1.4 MB'.
+"""Make text from outside safe to show, and write numbers as people write them.
 
     printable("kitchen\\x1b[2J.csv")             'kitchen\\\\x1b[2J.csv', which no terminal obeys
-    printable_lines(text)                       the same, where several lines are meant
+    printable_lines(text)                       the same for text of several lines
     printable_values(json)                      the same for every text in nested JSON
+    many(1, "device")                           '1 device'
+    amount(1_400_000)                           '1.4 MB'
 
-A terminal obeys control characters, a log's reader takes a line feed for the next record, and a bidirectional override shows
-letters in another order than they are in. So these characters are written as their escapes. Every place of sumus that shows
-text (`sumus.terminal`, `sumus.logs`, the text of errors) calls these functions, and no other code escapes.
+Text from outside is, for example, the name of a file or of an archive's member, an MQTT topic, or another machine's
+answer. Such text can do harm: a terminal obeys control characters; a line feed makes one log record look like two; and
+a bidirectional override shows letters in another order than the text has. These functions replace such characters by
+escapes. Every place of sumus that shows text (`sumus.terminal`, `sumus.logs`, the text of errors) calls these
+functions, and no other code escapes.
 """
 
 import shlex
@@ -16,10 +19,11 @@ from typing import Any, cast
 
 
 def printable(text: object) -> str:
-    """The text in one line without characters that are not shown as themselves; those become escapes such as `\\x1b`.
+    """Return the text as one line, with every character that is not printable replaced by an escape such as `\\x1b`.
 
-    Letters of all scripts stay. Escaped are control and format characters (line feeds and bidirectional overrides among them),
-    separators other than a blank, halves of surrogate pairs, and what Unicode has not assigned.
+    Letters of all scripts stay. The escaped characters are control and format characters (including line feeds and
+    bidirectional overrides), separators other than a space, lone surrogates, and code points that Unicode has not
+    assigned.
     """
     said = str(text)
     if said.isprintable():
@@ -28,12 +32,12 @@ def printable(text: object) -> str:
 
 
 def printable_lines(text: object) -> str:
-    """The same for text of several lines: line feeds stay."""
+    """Escape text of several lines as `printable` does, but keep line feeds."""
     return "\n".join(map(printable, str(text).split("\n")))
 
 
 def printable_values(value: Any) -> Any:
-    """The same for every text in nested lists and mappings, such as JSON gives them; keys too."""
+    """Escape every text in nested lists and mappings, such as parsed JSON; keys too."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):
@@ -44,12 +48,18 @@ def printable_values(value: Any) -> Any:
 
 
 def many(number: int, noun: str, plural: str = "") -> str:
-    """A number of things: '1 device', '1,204 devices'. plural: of nouns that take more than an s."""
+    """Write a number with its noun: '1 device', '1,204 devices'.
+
+    Args:
+        number: The number of things.
+        noun: The noun in the singular.
+        plural: The plural, if it is not the singular with an s.
+    """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def amount(count: float) -> str:
-    """Bytes in units of a thousand: '1 byte', '512 bytes', '1.4 MB'."""
+    """Write a number of bytes in units of a thousand: '1 byte', '512 bytes', '1.4 MB'."""
     if count < 1000:
         return many(round(count), "byte")
     for unit in ("kB", "MB", "GB"):
@@ -60,13 +70,13 @@ def amount(count: float) -> str:
 
 
 def over(size: int, most: int) -> str:
-    """Bytes beside the most that may be: '9.0 MB, and at most 8.4 MB'; exact where the two would read alike."""
+    """Write a size in bytes beside its limit: '9.0 MB, and at most 8.4 MB'. Both are exact if their short forms are equal."""
     one, other = amount(size), amount(most)
     return f"{size:,} bytes, and at most {most:,}" if one == other else f"{one}, and at most {other}"
 
 
 def ago(seconds: float) -> str:
-    """A duration, short."""
+    """Write a duration in seconds in a short form: '3 min', '5 d'."""
     for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -74,16 +84,18 @@ def ago(seconds: float) -> str:
 
 
 def whole_number(text: str, digits: int = 18) -> int | None:
-    """A number of ASCII digits, at most so many; None for every other text.
+    """Parse a number that consists of at most `digits` ASCII digits; return None for every other text.
 
-    Numbers that somebody else wrote are read by this function. Python's own `int` also takes signs, blanks, underscores and
-    digits of other scripts, and raises for more than 4,300 digits.
+    Use this function for numbers that somebody else wrote. Python's own `int` also accepts signs, blanks, underscores
+    and digits of other scripts, and it raises an error for more than 4,300 digits.
     """
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= digits else None
 
 
 def shell_word(path: str | Path) -> str:
-    """A path as a word of a shell's command, for a message that says what to run. What begins with a hyphen is no option."""
+    """Quote a path for a shell command that a message proposes. A path that begins with a hyphen gets `./`, so that it
+    is not read as an option.
+    """
     said = str(path)
     return shlex.quote(f"./{said}" if said.startswith("-") else said)
 

@@ -1,4 +1,4 @@
-"""Trees of arrays: leaf name → array, with `sorted` names as the one canonical order."""
+"""Functions on trees. A tree maps leaf names to arrays; its canonical order is that of the sorted names."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -28,24 +28,26 @@ def tree_map(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[st
 
 
 def layout(tree: Tensors) -> dict[str, tuple[int, ...]]:
-    """The shape of every leaf."""
+    """Return the shape of every leaf."""
     return {name: tuple(leaf.shape) for name, leaf in tree.items()}
 
 
 def size(shapes: Layout) -> int:
-    """How many numbers a tree of these shapes holds."""
+    """Return how many numbers a tree with these shapes holds."""
     return sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
 
 
 def flatten(tree: Tree) -> Array:
-    """All leaves as one vector, in canonical order; the dtype is numpy's common one. Shape `(size,)`."""
+    """Join all leaves, in canonical order, into one vector of shape `(size,)`. Its dtype is the leaves' common dtype by
+    numpy's rules.
+    """
     if not tree:
         return np.zeros(0)
     return np.concatenate([np.asarray(tree[name]).reshape(-1) for name in sorted(tree)])
 
 
 def unflatten(vector: Array, shapes: Layout) -> dict[str, Array]:
-    """The inverse of `flatten`: views into `vector` with the given shapes."""
+    """Undo `flatten`: return views into `vector` with the given shapes."""
     leaves: dict[str, Array] = {}
     start = 0
     for name in sorted(shapes):
@@ -56,8 +58,16 @@ def unflatten(vector: Array, shapes: Layout) -> dict[str, Array]:
 
 
 def blocks(tree: Tree, most: int) -> Iterator[tuple[int, list[Array]]]:
-    """The vector that `flatten` makes, in blocks: where each begins, and the flat arrays of one dtype that lie there one after
-    another, together at most `most` numbers."""
+    """Yield the vector that `flatten` makes, in blocks, without copying the leaves.
+
+    Args:
+        tree: The tree.
+        most: The most numbers in a block.
+
+    Yields:
+        The position at which a block starts in the vector, and the flat arrays of the block, in order. The arrays of
+        one block have one dtype and hold at most `most` numbers together.
+    """
     start, held = 0, list[Array]()
     size = 0
     for name in sorted(tree):
@@ -74,12 +84,14 @@ def blocks(tree: Tree, most: int) -> Iterator[tuple[int, list[Array]]]:
 
 
 def nbytes(tree: Tree) -> int:
-    """Bytes of all leaves, as they would travel."""
+    """Return the number of bytes of all leaves together."""
     return sum(int(leaf.nbytes) for leaf in tree.values())
 
 
 def sha256(tree: Tree) -> str:
-    """A hash of names, dtypes, shapes and little-endian bytes: equal trees, and only they, share it."""
+    """Hash the names, dtypes, shapes and little-endian bytes of a tree. Two trees have the same hash if and only if
+    they are equal.
+    """
     digest = hashlib.sha256()
     for name in sorted(tree):
         leaf = np.asarray(tree[name])
@@ -90,7 +102,7 @@ def sha256(tree: Tree) -> str:
 
 
 def first_non_finite(tree: Tree) -> str | None:
-    """The name of a leaf that holds a NaN or an infinity, or None."""
+    """Return the name of the first leaf that holds NaN or infinity; None if there is none."""
     for name in sorted(tree):
         if not np.isfinite(tree[name]).all():
             return name
@@ -98,7 +110,7 @@ def first_non_finite(tree: Tree) -> str | None:
 
 
 def narrowed(leaf: Array, dtype: np.dtype[Any]) -> Array:
-    """A float64 leaf in another dtype, each entry rounded towards zero: no norm grows."""
+    """Convert a float64 leaf to a narrower float dtype, rounding each entry towards zero, so that no norm grows."""
     if leaf.dtype == dtype:
         return leaf
     near = leaf.astype(dtype)
@@ -107,7 +119,11 @@ def narrowed(leaf: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def unnested(trees: Mapping[str, Mapping[str, A]]) -> dict[str, A]:
-    """Trees by name as one flat tree: `name/leaf`. UsageError where `nested` could not undo it."""
+    """Flatten trees by name into one tree with leaves called `name/leaf`.
+
+    Raises:
+        UsageError: A name holds a slash, or a tree has no leaves: `nested` could not undo the result.
+    """
     for name, tree in trees.items():
         if "/" in name or not tree:
             raise UsageError(f"{name!r} names a tree that is kept or sent: give it a name without a slash, and leaves")
@@ -115,7 +131,7 @@ def unnested(trees: Mapping[str, Mapping[str, A]]) -> dict[str, A]:
 
 
 def nested(flat: Mapping[str, A]) -> dict[str, dict[str, A]]:
-    """The inverse of `unnested`; names hold no slash."""
+    """Undo `unnested`. The names of the trees hold no slash."""
     trees: dict[str, dict[str, A]] = {}
     for path, array in flat.items():
         name, _, leaf = path.partition("/")

@@ -1,4 +1,4 @@
-"""The few shapes of data that every layer shares."""
+"""Type aliases for the data that every layer shares, and two functions that turn numpy's and torch's numbers into Python's."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -8,31 +8,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
-"""A numpy array; `Floats` where that much is known."""
+"""A numpy array of any dtype. `Floats` is the alias for arrays that are known to hold floats."""
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
 Tree: TypeAlias = Mapping[str, Array]
-"""Leaf name → array: the only container of parameters. Order never matters; `sorted` is canonical."""
+"""The parameters of a model: leaf name → array. The order of the names has no meaning; the canonical order is `sorted`."""
 
 Layout: TypeAlias = Mapping[str, tuple[int, ...]]
-"""Leaf name → shape."""
+"""The shapes of a tree: leaf name → shape."""
 
 Broadcast: TypeAlias = Mapping[str, Tree]
-"""What the server sends down, by name: always `params`; SCAFFOLD adds `control`."""
+"""What the server sends to each device, by part name: always `params`; SCAFFOLD adds `control`."""
 
 Tensors: TypeAlias = Mapping[str, Any]
-"""A tree whose arrays may be numpy's or torch's: the client rules are written in operators both know."""
+"""A tree whose arrays are either numpy's or torch's. The client rules use only operators that both libraries have."""
 
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
 
 
 def plain_number(value: Any) -> Any:
-    """A number of numpy's or torch's, which has no dimension, as Python's; anything else as it is."""
+    """Convert a numpy or torch number without dimensions to a Python number. Return any other value unchanged."""
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def hold_plain_numbers(instance: Any) -> None:
-    """Let a frozen dataclass hold Python's numbers where it was given numpy's or torch's: they are written and hashed alike."""
+    """Replace numpy and torch numbers in the fields of a frozen dataclass by Python numbers, in place.
+
+    Equal values then have the same JSON text and the same hash, whichever library their numbers came from.
+    """
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         if (plain := plain_number(value)) is not value:

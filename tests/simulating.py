@@ -8,7 +8,7 @@ import sumus
 
 _OUTPUT = {"out": "folder"} | {field.name: field.name for field in fields(sumus.Output) if field.name != "folder"}
 _COMPUTE = {field.name: field.name for field in fields(sumus.Compute)}
-_EXPERIMENT = ("fleet", "sites", "edges")
+_EXPERIMENT = ("fleet", "edge_groups", "edges")
 
 
 def doors(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def doors(options: Mapping[str, Any]) -> dict[str, Any]:
 def simulated(
     task: sumus.Task, algorithm: sumus.Algorithm, population: Any, rounds: int, **options: Any
 ) -> sumus.History:
-    """`sumus.simulate`; with a fleet, sites or edges, `sumus.run` of the experiment."""
+    """`sumus.simulate`; with a fleet, or with edges, `sumus.run` of the experiment."""
     given = doors(options)
     extra = {name: given.pop(name) for name in _EXPERIMENT if name in given}
     if not extra:

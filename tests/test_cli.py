@@ -28,7 +28,7 @@ task = sumus.Task(lambda: nn.Linear(4, 2), sumus.losses.cross_entropy, {"accurac
 algorithm = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=4), sumus.clip_by_global_norm(1.0), weight="uniform")
 plan = sumus.Plan(task, algorithm, sumus.Pacing(cohort=10))
 examples = load(0)
-experiment = sumus.Experiment(plan, sumus.Population(range(20), load), rounds=4, evaluate=sumus.Evaluate(central=load(99)))
+experiment = sumus.Experiment(plan, sumus.Population(range(20), load), rounds=4, evaluate=sumus.Evaluation(central=load(99)))
 
 def smaller():
     return sumus.Experiment(plan, sumus.Population(range(10), load), rounds=2)
@@ -268,7 +268,7 @@ def test_a_file_that_reads_its_arguments_sees_none_of_ours(file: Path) -> None:
 
 
 def test_names_with_brackets_are_printed_as_they_are(file: Path, tmp_path: Path) -> None:
-    file.write_text(FILE.replace("sumus.Evaluate(central=load(99))", "sumus.Evaluate(unseen={'[/bob]': load(99)})"))
+    file.write_text(FILE.replace("sumus.Evaluation(central=load(99))", "sumus.Evaluation(unseen={'[/bob]': load(99)})"))
     done = sumus("simulate", file, "--rounds", 1, "--out", tmp_path / "run[/x]")
     assert "([/bob])" in done.stdout
     assert "run[/x]" in done.stdout

@@ -429,6 +429,16 @@ def test_paths_in_text_exist() -> None:
             assert (ROOT / path).is_file() or "NAME" in path or "TARGET" in path, f"{name_of(page)}: there is no {path}"
 
 
+def test_no_cell_of_a_drawn_table_is_cut_off() -> None:
+    """A cell that is drawn from a docstring is a sentence, to its end."""
+    page = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"<!-- [\w ]+ -->\n(\| event .*?|\| phase .*?)<!-- /", page, re.DOTALL)
+    assert len(drawn) >= 4
+    for table in drawn:
+        for row in table.splitlines()[2:]:
+            assert re.search(r"[^|]\. \|$", row), row
+
+
 def test_what_comes_later_is_not_there() -> None:
     """No command and no public name is listed among what does not exist."""
     later = section(ROOT / "docs" / "idea.md", "What comes later")

@@ -19,7 +19,7 @@ from sumus import cli
 MOST = 10
 
 ALLOWED: dict[str, str] = {
-    # to be removed, once the rooms of these doors are rebuilt
+    "pacing.Pacing": "a record in a plan's JSON: plan ids are hashed from its fields, and stay",
 }
 """Doors that take more, and why."""
 
@@ -97,17 +97,17 @@ def methods(door: type[Any]) -> Iterator[Callable[..., Any]]:
 
 
 def doors() -> dict[str, Callable[..., Any]]:
-    """All doors by name, and the values that they take."""
+    """All doors by name, and the values that they take; without exceptions, which nobody makes but the package."""
     found: dict[str, Callable[..., Any]] = {}
     waiting = [*public(), *commands(cli.app)]
     while waiting:
         door = waiting.pop()
         if name_of(door) in found:
             continue
+        if inspect.isclass(door) and issubclass(door, BaseException):
+            continue
         found[name_of(door)] = door
         if inspect.isclass(door):
-            if issubclass(door, BaseException):
-                continue
             waiting += methods(door)
         for hint in hints_of(door).values():
             waiting += values_in(hint)

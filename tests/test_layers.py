@@ -15,21 +15,35 @@ from sumus.task import Description, Leaf
 ROOT = Path(sumus.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "text", "json_names", "errors", "tree", "shapes"),
+    ("types", "text", "json_names", "registry", "errors", "tree", "shapes"),
     ("rng", "spec"),
-    ("figures",
-     "metrics", "schedules", "task", "work", "staleness", "aggregate", "fixed_point", "first_hop", "influence", "optimizers",
-     "pacing", "update", "robust", "algorithm", "site", "plan", "evaluation", "fleet", "experiment", "columns", "preparation"),
-    ("algorithms", "personalization", "privacy"),
-    ("wire", "secagg", "protocol"),
+    ("figures", "metrics", "schedules", "staleness", "optimizers", "pacing", "fleet", "columns", "preparation"),
+    ("update",),
+    ("task", "work", "aggregate", "fixed_point", "first_hop", "robust", "algorithm", "evaluation", "influence", "site", "plan",
+     "experiment"),
+    ("algorithms",),
+    ("wire",),
+    ("protocol",),
     ("training",),
-    ("storage", "transport", "http", "userfile", "interrupt", "logs", "options", "terminal", "plotting"),
-    ("executors", "rounds"),
-    ("simulator", "server", "operations", "edge", "device", "virtual", "node"),
-    ("demos", "web"),
+    ("userfile", "interrupt", "logs", "options", "terminal", "plotting"),
+    ("transport",),
+    ("storage",),
+    ("http",),
+    ("rounds",),
+    ("executors",),
+    ("device",),
+    ("server",),
+    ("operations",),
+    ("node",),
+    ("virtual",),
+    ("edge",),
+    ("simulator",),
+    ("demos",),
     ("cli", "__main__"),
 )  # fmt: skip
-"""From the bottom up; what stands in one row may import each other, but not in a circle."""
+"""From the bottom up. A package has a row of its own, so that no two packages import each other. Files beside the packages may
+share a row and import each other, but not in a circle. `sumus/__init__.py` is not here: it names everything, and supplies
+`sumus.registry` with what loads the values of sumus."""
 
 BELOW_IO = {name for names in LAYERS[: LAYERS.index(("training",)) + 1] for name in names}
 IMPURE = {
@@ -37,9 +51,16 @@ IMPURE = {
     "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "urllib", "uuid",
 }  # fmt: skip
 
-WATCHES = ("training.hidden", "training.places")
+WATCHES = ("training.hidden", "training.places", "training.walk")
 """They look where Python's and numpy's generators stand, and seed them where a client's code draws from
 them; and at `os.environ`, which such code may change."""
+
+LOADS_BY_NAME = {
+    "algorithms.__init__": "the files of its own folder",
+    "training.walk": "modules of the user's that the user's code imports as it runs",
+    "virtual.__init__": "the public names of its own folder",
+}
+"""What may import modules whose names are not written in the call, and which modules these are."""
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
@@ -58,9 +79,33 @@ def row(module: str) -> int:
     return next(number for number, names in enumerate(LAYERS) if topic(module) in names)
 
 
+def name_in_call(call: ast.Call) -> str | None:
+    """The module that a call of `import_module` or `__import__` names; None for a name that is not written in the call.
+
+    Of a formatted name, such as f"sumus.demos.{name}", the folder: "sumus.demos".
+    """
+    name = call.args[0] if call.args else None
+    if isinstance(name, ast.Constant):
+        return str(name.value)
+    first = name.values[0] if isinstance(name, ast.JoinedStr) else None
+    return str(first.value).rpartition(".")[0] if isinstance(first, ast.Constant) else None
+
+
+def calls_by_name(tree: ast.AST) -> Iterator[ast.Call]:
+    """Every call that imports a module by its name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
+            yield node
+
+
 def imports(path: Path) -> Iterator[str]:
-    """Every module imported in a file, also inside functions, but not for type checkers alone."""
+    """Every module imported in a file, also inside functions and by its name, but not for type checkers alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    yield from imports_in(tree)
+
+
+def imports_in(tree: ast.AST) -> Iterator[str]:
+    """The same of a file's syntax tree."""
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for inner in ast.walk(node):
@@ -72,9 +117,10 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: imports are absolute here"
+            assert node.level == 0, "imports are absolute here"
             yield node.module or ""
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    yield from (name for call in calls_by_name(tree) if (name := name_in_call(call)) is not None)
 
 
 def own_imports(module: str) -> set[str]:
@@ -99,6 +145,45 @@ def test_imports_point_down(module: str) -> None:
     assert [other for other in own_imports(module) if row(other) > row(module)] == []
 
 
+def test_a_package_has_a_row_of_its_own() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    shared = [names for names in LAYERS if len(names) > 1 and packages & {*names}]
+    assert shared == []
+    assert {name for names in LAYERS for name in names} == {topic(module) for module in FILES}, "no row is of the past"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_that_is_imported_by_its_name_is_named_in_the_call(module: str) -> None:
+    """Else an import that points up could not be seen."""
+    calls = calls_by_name(ast.parse(FILES[module].read_text(encoding="utf-8")))
+    unseen = [ast.unparse(call) for call in calls if name_in_call(call) is None]
+    assert bool(unseen) == (module in LOADS_BY_NAME), unseen
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("import sumus.a, b.c", ["sumus.a", "b.c"]),
+        ("def f():\n from sumus.a import b", ["sumus.a", "sumus.a.b"]),
+        ("if TYPE_CHECKING:\n import sumus.a", []),
+        ("importlib.import_module('sumus.a').load()", ["sumus.a"]),
+        ("import_module('sumus.a')", ["sumus.a"]),
+        ("__import__('sumus.a')", ["sumus.a"]),
+        ("importlib.import_module(f'sumus.a.{name}')", ["sumus.a"]),
+        ("importlib.import_module(name)", []),
+    ],
+)
+def test_what_counts_as_an_import(text: str, found: list[str]) -> None:
+    assert list(imports_in(ast.parse(text))) == found
+
+
+def test_a_device_needs_no_simulator() -> None:
+    """Nor do executors, which devices use."""
+    for module in FILES:
+        if topic(module) in ("device", "executors"):
+            assert not [other for other in everything_behind(module) if topic(other) == "simulator"]
+
+
 def everything_behind(module: str) -> set[str]:
     """All of our own files that importing a file imports."""
     found, waiting = set[str](), [module]
@@ -113,7 +198,8 @@ def test_an_edge_needs_no_model_no_transform_and_no_optimizer() -> None:
     """It adds: sums, the first hop, bytes."""
     for module in ("first_hop", "fixed_point", "wire.tensors"):
         assert everything_behind(module) <= {
-            "aggregate", "errors", "figures", "fixed_point", "metrics", "shapes", "spec", "staleness", "text", "tree", "types",
+            "aggregate", "errors", "figures", "fixed_point", "metrics", "registry", "shapes", "spec", "staleness", "text", "tree",
+            "types",
         }  # fmt: skip
 
 

@@ -36,9 +36,6 @@ NO_NOUNS = frozenset([*PREPOSITIONS.split(), *PRONOUNS.split(), *BARE_VERBS.spli
 ALLOWED = {
     "Run": "a server's run of rounds: the noun of the field",
     "Nothing": "the empty message of the wire; the OpenAPI document, which others read, has this name",
-    # to be removed, once the rooms of these classes are rebuilt
-    "Evaluate": "simulator",
-    "Gather": "rounds",
 }
 """Classes that keep such a name, and why."""
 
@@ -46,19 +43,6 @@ LARGE = {
     "storage.store.Rows": "a table: one method for each operation on rows",
     "storage.sql._SqlRows": "the same table in SQL",
     "storage.memory._Transaction": "the same table in memory",
-    # to be removed, once the rooms of these classes are rebuilt
-    "device.device.Device": "device",
-    "edge.adder.AdderRun": "edge",
-    "first_hop.FirstHop": "rounds",
-    "rounds.coordinator.Coordinator": "rounds",
-    "rounds.run.Run": "rounds",
-    "server.device_plane.DevicePlane": "rounds",
-    "server.identity.DeviceRegister": "rounds",
-    "server.server.Server": "rounds",
-    "simulator.simulation.Simulation": "simulator",
-    "simulator.timeline.Timeline": "simulator",
-    "training.hidden.HiddenState": "device",
-    "training.program.Program": "device",
 }
 """Classes that are larger, by module and name, and why."""
 

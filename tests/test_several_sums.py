@@ -14,7 +14,8 @@ from torch import nn
 import sumus
 from sumus import figures, metrics
 from sumus.aggregate import RunningSum
-from sumus.device.training import DeviceJob, Training
+from sumus.device.compute import DeviceJob
+from sumus.device.training import Training
 from sumus.errors import BeyondBoundError
 from sumus.evaluation import (
     check_measured,
@@ -208,9 +209,8 @@ def over_the_wire() -> tuple[RunningSum, Any]:
     hop, total = evaluation_hop(plan.description, 9), RunningSum()
     broadcast = plan.algorithm.start(training.program.initial_shared, plan.description).broadcast
     for number in PEOPLE:
-        inputs, targets = training.read(number, person(number))
-        errand = DeviceJob(number, inputs, targets, 0, b"", lambda *words: b"")
-        done = training.evaluate(plan, broadcast, errand)
+        job = DeviceJob(number, training.read(number, person(number)), 0, b"", lambda *words: b"")
+        done = training.evaluate(plan, broadcast, job)
         update = decode_report(done.report, number, hop)
         check_measured(update, trains=False)
         hop.count_in(update, into=total)
@@ -220,7 +220,7 @@ def over_the_wire() -> tuple[RunningSum, Any]:
 
 def test_a_server_makes_the_figures_of_a_simulation() -> None:
     history = sumus.simulate(
-        TASK, sumus.fedavg(sumus.sgd(0.1)), PEOPLE, 1, evaluate=sumus.Evaluate(seen=9, first=True, best="auc")
+        TASK, sumus.fedavg(sumus.sgd(0.1)), PEOPLE, 1, evaluate=sumus.Evaluation(seen=9, first=True, best="auc")
     )
     assert history.start is not None
     total, hop = over_the_wire()
@@ -238,7 +238,7 @@ def test_a_server_makes_the_figures_of_a_simulation() -> None:
 def test_a_run_with_them_is_the_same_run() -> None:
     """Processes, and the wire; a target and the best model may name a figure."""
     algorithm = sumus.fedavg(sumus.sgd(0.3))
-    evaluate = sumus.Evaluate(unseen=PEOPLE.subset([7, 8]), best="auc", target={"auc": 0.8, "rms": 5.0})
+    evaluate = sumus.Evaluation(unseen=PEOPLE.subset([7, 8]), best="auc", target={"auc": 0.8, "rms": 5.0})
     options: dict[str, Any] = {"pacing": sumus.Pacing(4), "executor": "autograd", "evaluate": evaluate}
     runs = [
         simulated(TASK, algorithm, PEOPLE.without([7, 8]), 6, **options, **more)
@@ -260,7 +260,7 @@ def test_a_target_that_is_a_sum_of_a_figure_is_not_measured() -> None:
             sumus.fedavg(sumus.sgd(0.1)),
             PEOPLE,
             1,
-            evaluate=sumus.Evaluate(seen=2, target={"auc@roc_auc:n0": 1.0}),
+            evaluate=sumus.Evaluation(seen=2, target={"auc@roc_auc:n0": 1.0}),
         )
 
 

@@ -40,5 +40,5 @@ def experiment() -> sumus.Experiment:
         plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=10)),
         population=sumus.Population.from_arrays(images[training], labels[training], by=by),
         rounds=40,
-        evaluate=sumus.Evaluate(central=(images[held_out], labels[held_out]), seen=CLIENTS, every=2),
+        evaluate=sumus.Evaluation(central=(images[held_out], labels[held_out]), seen=CLIENTS, every=2),
     )

@@ -63,5 +63,5 @@ def experiment() -> sumus.Experiment:
         plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=7, deadline=120.0), min_contributors=PEOPLE.least),
         population=people.without(PEOPLE.unseen),
         rounds=ROUNDS,
-        evaluate=sumus.Evaluate(unseen=people.subset(PEOPLE.unseen), every=EVERY),
+        evaluate=sumus.Evaluation(unseen=people.subset(PEOPLE.unseen), every=EVERY),
     )

@@ -84,5 +84,5 @@ def experiment() -> sumus.Experiment:
         plan=sumus.Plan(task, algorithm, sumus.Pacing(cohort=10)),
         population=authors.without(AUTHORS_NEVER_SEEN),
         rounds=60,
-        evaluate=sumus.Evaluate(unseen=authors.subset(AUTHORS_NEVER_SEEN), every=10),
+        evaluate=sumus.Evaluation(unseen=authors.subset(AUTHORS_NEVER_SEEN), every=10),
     )

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import numpy as np
 import typer
@@ -24,7 +24,7 @@ from sumus.text import many
 from sumus.userfile import Client, load_client, split
 
 if TYPE_CHECKING:
-    from sumus.device.device import DeviceNews
+    from sumus.device.news import DeviceNews
 
 ClientFile = Annotated[
     str,
@@ -99,6 +99,7 @@ def join(
     from sumus.device.conditions import AllConditionsMet
     from sumus.device.device import Device
     from sumus.device.link import given
+    from sumus.device.options import Consent, DeviceProfile, ServerConnection
     from sumus.transport.transport import Unreachable
 
     link = given(server.url, server.token_file, os.environ, insecure)
@@ -110,15 +111,13 @@ def join(
         folder=where,
         token=link.token,
         held_out=own.held_out,
-        floor=consents,
-        sensors=AllConditionsMet() if consent.always else None,
-        name=name or Path(split(client)[0]).stem,
-        trains=not work.evaluate_only,
-        evaluates=not work.train_only,
-        executor=work.executor,
-        insecure=insecure,
-        moves=move,
-        authority=server.authority,
+        consent=Consent(consents, trains=not work.evaluate_only, evaluates=not work.train_only),
+        connection=ServerConnection(insecure=insecure, moves=move, authority=server.authority),
+        profile=DeviceProfile(
+            name=name or Path(split(client)[0]).stem,
+            sensors=AllConditionsMet() if consent.always else None,
+            executor=work.executor,
+        ),
         watch=Lines(where, as_json),
     )
     with device:
@@ -153,7 +152,7 @@ def predict(
     from sumus.device.store import FolderDeviceStore
 
     store, own = FolderDeviceStore(folder or folder_of(client), look=True), load_client(client)
-    device = Device(None, own.task, own.examples, store=store)
+    device = Device(None, own.task, own.examples, folder=store)
     found = device.prediction(_inputs(own) if inputs is None else _read(inputs), task)
     outputs, of = found.outputs, f"version {found.version} of {found.task}"
     if output is not None:
@@ -178,9 +177,9 @@ def forget(
     folder: Folder = None,
 ) -> None:
     """Withdraw this device's consent: the server forgets it, and what it kept is erased."""
-    from sumus.device.device import forget as forgotten
     from sumus.device.requests import Requests
     from sumus.device.store import FolderDeviceStore
+    from sumus.device.withdrawal import forget as forgotten
     from sumus.transport.http import HttpTransport
 
     if folder is None and client is None:
@@ -200,9 +199,9 @@ def forget(
 
 
 def floor_of(words: list[str]) -> Floor:
-    """A floor in words: `rounds=100`."""
+    """A floor from words such as `rounds=100`."""
     given: dict[str, Any] = {}
-    known = {field.name: type(field.default) for field in dataclasses.fields(Floor)}
+    known = get_type_hints(Floor)
     for word in words:
         name, _, value = (part.strip() for part in word.partition("="))
         try:
@@ -213,8 +212,11 @@ def floor_of(words: list[str]) -> Floor:
 
 
 def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Where a device of this user is kept when no folder is given: by its file's name, and a hash of where that file is and which
-    NAME of it was asked for, so that each is a device of its own."""
+    """The folder of a device of this user if none is given.
+
+    Its name is made of the file's name, and of a hash of the file's place and the NAME in it, so that each is a device of
+    its own.
+    """
     base = user_folder("XDG_DATA_HOME", ".local/share", "give the device's folder, --folder DIR", environment)
     text, name = split(client)
     file = Path(text).resolve()
@@ -224,8 +226,8 @@ def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def _inputs(own: Client) -> Any:
-    """The inputs of a file's examples, as they are stored."""
-    from sumus.device.training import loaded
+    """The inputs of the examples that a file defines, as they are stored."""
+    from sumus.device.compute import loaded
     from sumus.training.examples import as_pair
 
     return as_pair("this device", loaded("this device", own.examples if own.held_out is None else own.held_out))[0]
@@ -243,7 +245,7 @@ def _read(path: Path) -> Any:
 
 
 class Lines:
-    """A line for each report that the server answered, and for what its owner should know."""
+    """Prints a device's news: a line for each report that the server answered, and for what the owner should know."""
 
     def __init__(self, folder: Path, as_json: bool) -> None:
         self._folder, self._as_json = folder, as_json
@@ -273,7 +275,7 @@ _AS = {"aborted": "gave up", "trouble": "trouble", "waiting": "waits"}
 
 
 def _again(seconds: float, now: Callable[[], datetime] = datetime.now) -> str:
-    """When it asks again, for somebody who looks at a clock."""
+    """When the device asks again, in words for a person who looks at a clock."""
     if seconds <= 0:
         return ""
     if seconds < 120:

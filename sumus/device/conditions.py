@@ -1,8 +1,8 @@
-"""Is the device on its charger, in a network without fees, and unused? Checks that can be replaced, one by one or all.
+"""Whether a device is on its charger, in a network without fees, and unused. Each check can be replaced, or all of them.
 
 sensors = Linux()                                        what the system says
-sensors = Always()                                       a server in a rack, and tests
-sensors = Linux(idle=lambda: keyboard.quiet(300))        one's own check instead of one of them
+sensors = AllConditionsMet()                             a machine in a rack, and tests
+sensors = Linux(idle=lambda: keyboard.quiet(300))        a check of your own in place of one of them
 """
 
 import os
@@ -16,41 +16,45 @@ from typing import Protocol
 from sumus.pacing import Conditions
 
 BUSY = 0.5
-"""Load a core, from which a machine is in use."""
+"""The load of one core from which on a machine counts as used."""
 _METERED_NAMES = re.compile(r"(wwan|ppp|rmnet|usb|bnep)")
-"""Interfaces that a modem, a telephone on a cable or one over Bluetooth gives."""
+"""Names of interfaces of a modem, and of a telephone on a cable or over Bluetooth."""
 
 
 class Sensors(Protocol):
-    """What a device knows of its own conditions."""
+    """Reads a device's conditions."""
 
     def read(self) -> Conditions:
-        """As they are now."""
+        """The conditions as they are now."""
         ...
 
 
 class AllConditionsMet:
-    """Every condition is met."""
+    """Sensors that always say that every condition is met."""
 
     def read(self) -> Conditions:
         return Conditions(charging=True, unmetered=True, idle=True, battery=1.0)
 
 
 class NoConditionKnown:
-    """None is known to be met."""
+    """Sensors of a system of which nothing is known: no condition is known to be met."""
 
     def read(self) -> Conditions:
         return Conditions()
 
 
 class Linux:
-    """What Linux says of power, network and use.
+    """Sensors that ask Linux about power, network and use.
 
-    charging, battery: of /sys/class/power_supply; a machine without a battery is on mains, with all of it.
-    unmetered: what NetworkManager says of the connections in use, where it runs; else by the kind of interface that the default
-    route goes over, and no route is no free network.
-    idle: the load of the last minute a core is below a half, and where logind knows, nobody uses a session.
-    root: the file system's.  run: a command's standard output, None where it cannot be run.
+    Args:
+        root: The root of the file system.
+        run: Gives a command's standard output; None if the command cannot be run.
+        charging: A check in place of /sys/class/power_supply. A machine without a battery is on mains.
+        battery: A level from 0 to 1 in place of the one there. A machine without a battery has 1.
+        unmetered: A check in place of NetworkManager, which is asked about the connections in use. If NetworkManager does
+            not run, the kind of interface of the default route decides. Without a route the network is not free.
+        idle: A check in place of the load of the last minute, which must be below a half for each core, and of logind, which
+            must not know of a session in use.
     """
 
     def __init__(
@@ -76,7 +80,7 @@ class Linux:
         return Conditions(charging(), unmetered(), idle(), min(1.0, max(0.0, battery())))
 
     def _supplies(self, kind: str) -> list[Path]:
-        """Power supplies of a kind that feed the machine, not a mouse of its."""
+        """Power supplies of a kind that feed the machine, and not one of its mice."""
         folder = self._root / "sys/class/power_supply"
         found = sorted(folder.iterdir()) if folder.is_dir() else []
         return [one for one in found if _text(one / "type") == kind and _text(one / "scope") != "Device"]
@@ -103,7 +107,7 @@ class Linux:
         return bool(interfaces) and not any(_METERED_NAMES.match(name) for name in interfaces)
 
     def _default_routes(self) -> list[str]:
-        """Interfaces that packets to anywhere go over, IPv4 and IPv6."""
+        """The interfaces of the default routes of IPv4 and IPv6."""
         four = [line.split() for line in _text(self._root / "proc/net/route").splitlines()[1:]]
         six = [line.split() for line in _text(self._root / "proc/net/ipv6_route").splitlines()]
         names = [row[0] for row in four if len(row) > 7 and row[1] == row[7] == "00000000"]
@@ -120,12 +124,12 @@ class Linux:
 
 
 def here() -> Sensors:
-    """Those of this system; where it has none that are known, nothing is known to be met."""
+    """The sensors of this system; on a system without known sensors, no condition is known to be met."""
     return Linux() if sys.platform == "linux" else NoConditionKnown()
 
 
 def output_of(command: list[str]) -> str | None:
-    """What a command says, in English; None where it is not there or fails."""
+    """A command's standard output in English; None if there is no such command, or it fails or says nothing."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=5, env={**os.environ, "LC_ALL": "C"}, check=False
@@ -136,7 +140,7 @@ def output_of(command: list[str]) -> str | None:
 
 
 def _text(path: Path) -> str:
-    """What a file holds, without blanks around; nothing where there is none."""
+    """A file's text without blanks around it; empty if the file cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

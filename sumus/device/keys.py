@@ -1,4 +1,5 @@
-"""What is random about a device: bytes for words, from the system in earnest, and keyed in simulation and tests.
+"""A device's randomness: bytes for words that say what they are for. Real devices take them from the system; simulations and
+tests derive them from a seed.
 
 keys = system                                   nobody can guess what it gives
 keys = keyed(seed)                              the same bytes for the same words, as in the simulator
@@ -12,19 +13,19 @@ from typing import TypeAlias
 from sumus.rng import key
 
 Keys: TypeAlias = Callable[..., bytes]
-"""32 bytes for words such as `("round", 3, "client", "alice", "training")`."""
+"""Gives 32 bytes for words such as `("round", 3, "client", "alice", "training")`."""
 
 
 def system(*words: object) -> bytes:
-    """From the system's generator, other ones each time."""
+    """32 bytes of the system's generator, other ones at each call."""
     return secrets.token_bytes(32)
 
 
 def keyed(seed: int) -> Keys:
-    """Of a seed and the words."""
+    """Keys that are derived from a seed and the words."""
     return partial(key, seed)
 
 
 def share_of(own: bytes) -> float:
-    """Such bytes as a number from 0 to 1, uniform."""
+    """A uniform number from 0 to 1, made of the bytes that `Keys` give."""
     return int.from_bytes(own[:7], "little") / 2**56

@@ -1,10 +1,10 @@
-"""Enrolment links: where a server is, what lets a device in, and how it is known.
+"""Enrolment links: where a server is, what lets a device in, and how the device knows that it is the right server.
 
     https://sumus.example.org:8443/#enrol=TOKEN&pin=HEX
 
-What stands after # is never sent to anyone. The token lets in whoever has it, so it is read from a file, from standard input or
-from the environment, and never from a command line, which everyone on the machine can read. `pin` is the SHA-256 of the server's
-authority, a certificate in DER: with it, that authority alone vouches for the server.
+What stands after # is never sent to anyone. Anybody with the token is let in, so the token is read from a file, from
+standard input or from the environment, and never from a command line, which everyone on the machine can read. `pin` is the
+SHA-256 of the server's authority, a certificate in DER. With a pin, only that authority vouches for the server.
 """
 
 import hashlib
@@ -25,10 +25,10 @@ from sumus.transport.hosts import is_loopback
 from sumus.transport.http import unverified
 
 VARIABLE = "SUMUS_TOKEN"
-"""The environment's variable that may hold a token, or a whole link."""
+"""The name of the environment variable that may hold a token or a whole link."""
 _NO_ADDRESS = "a server's address is https://HOST:PORT, with what its link says after # or without"
 _QUOTES = "\"'`<>\u2018\u2019\u201c\u201d\ufeff "
-"""What surrounds a link that was copied out of a shell, a mail or a file."""
+"""Characters around a link that was copied out of a shell, a mail or a file."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,512}")
 
 
@@ -58,10 +58,14 @@ class Link:
 
 
 def read_link(text: str, insecure: bool = False) -> Link:
-    """A link, a server's address, or a token alone; or several of the same server, one a line, each for one device. insecure:
-    take http:// to other machines too.
+    """Read a link, a server's address, or a token alone.
 
-    Raises ExperimentError, which never repeats the token.
+    Args:
+        text: It; or several links of the same server, one a line, each for one device.
+        insecure: Whether http:// to other machines is allowed.
+
+    Raises:
+        ExperimentError: The text is none of these. The error never repeats the token.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
@@ -94,7 +98,7 @@ def read_link(text: str, insecure: bool = False) -> Link:
 
 
 def _one_of(links: Sequence[Link]) -> Link:
-    """The link of several that one device may use any of."""
+    """One link for several of the same server, of which a device may use any."""
     first = links[0]
     if any((link.server, link.pin) != (first.server, first.pin) or link.token is None for link in links):
         raise ExperimentError("these are no links of one server, one a line: give a file with the links of one")
@@ -102,7 +106,7 @@ def _one_of(links: Sequence[Link]) -> Link:
 
 
 def link_of_command(text: str, insecure: bool = False) -> Link:
-    """A server's address from a command line: refused with a token in it."""
+    """A server's address from a command line, which must not hold a token."""
     if "://" not in text:
         raise ExperimentError(f"{text!r} is no server's address: give https://HOST:PORT")
     link = read_link(text, insecure)
@@ -132,13 +136,13 @@ def given(
     insecure: bool = False,
     authority: Path | None = None,
 ) -> Link:
-    """What a command was told.
+    """The link that a command was given.
 
     Args:
         text: The address on its line.
         file: With a token or a whole link; "-" for standard input; None for the environment.
         environment: May hold a token or a whole link.
-        insecure: Take http:// to other machines too.
+        insecure: Whether http:// to other machines is allowed.
         authority: A file of certificates that the server's must come from.
     """
     return _given(text, file, environment, insecure).vouched_for_by(authority)
@@ -166,7 +170,7 @@ def _given(text: str | None, file: str | None, environment: Mapping[str, str], i
 
 
 def fetch_authority(link: Link, patience: float = 30.0) -> str:
-    """The certificate, PEM, that the pin is of. Asks the server, whoever that is, and believes the hash."""
+    """Fetch the certificate (PEM) whose hash the pin is. Whatever server answers, only the hash is believed."""
     text = unverified(link.server, "/v1/authority", patience).decode("ascii", "replace").strip()
     if pin_of(text) != link.pin:
         raise ExperimentError(
@@ -176,7 +180,7 @@ def fetch_authority(link: Link, patience: float = 30.0) -> str:
 
 
 def pin_of(authority: str) -> str | None:
-    """The SHA-256 of a certificate in PEM, hexadecimal; None where it is none."""
+    """The SHA-256 of a certificate in PEM, hexadecimal; None if the text is no certificate."""
     try:
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(authority.strip())).hexdigest()
     except ValueError:

@@ -1,6 +1,7 @@
-"""What a device asks of its server: each request of `sumus.wire.messages` as a method, signed where it must be.
+"""The requests of a device or an edge to its server: each one of `sumus.wire.messages` is a method here, signed if it must be.
 
-An answer that is an error raises `Refused` with the server's code; where none comes, or none that can be read, `Unreachable`.
+If the server answers with an error, a method raises `Refused` with the server's code. If no answer comes, or none that can
+be read, it raises `Unreachable`.
 """
 
 import hashlib
@@ -44,11 +45,20 @@ M = TypeVar("M")
 
 _ENDPOINTS = {endpoint.name: endpoint for endpoint in ENDPOINTS}
 UPLOADING = 600.0
-"""Seconds for a report, or a model, to be on its way."""
+"""Seconds that a report or a model may be on its way."""
 
 
 class Requests:
-    """Requests of one device. key: its private key, 32 bytes.  population: that it is enrolled in, empty before."""
+    """The requests of one device.
+
+    Args:
+        transport: Carries them.
+        key: The device's private key, 32 bytes.
+        population: The population that the device is enrolled in; empty before it is.
+
+    Attributes:
+        device: The device's id, which follows from its key.
+    """
 
     def __init__(self, transport: Transport, key: bytes, population: str = "") -> None:
         self.population = population
@@ -85,36 +95,36 @@ class Requests:
         return enrolment
 
     def check_in(self, request: CheckInRequest) -> CheckInAnswer:
-        """Ask for work."""
+        """Check in: ask for work, and say how the device is."""
         return read_answer(CheckInAnswer, self._ask("check_in", write(request), patience=request.wait_s + PATIENCE))
 
     def report(self, work: Assignment, body: bytes) -> Counted:
-        """Send what came of it; returns once that is counted."""
+        """Send a report. It is counted when this returns."""
         return read_answer(Counted, self._ask("report", body, _of(work), patience=UPLOADING))
 
     def tasks(self) -> Tasks:
-        """Of an edge: what there is to do."""
+        """Ask, as an edge, which tasks there are."""
         return read_answer(Tasks, self._ask("tasks", b""))
 
     def relay(self, request: RelayRequest) -> RelayAnswer:
-        """Of an edge: speak for its devices."""
+        """Ask for work, as an edge, for its devices."""
         return read_answer(RelayAnswer, self._ask("relay", write(request)))
 
     def report_sum(self, task: str, kind: Kind, body: bytes) -> Counted:
-        """Of an edge: send what it has added; returns once that is counted."""
+        """Send, as an edge, the sum of its devices' reports. It is counted when this returns."""
         answer = self._ask("report_sum", body, {"task": task, "kind": kind}, patience=UPLOADING)
         return read_answer(Counted, answer)
 
     def abort(self, work: Assignment, reason: AbortReason) -> None:
-        """Say that no report will come."""
+        """Say that no report will come for a piece of work."""
         self._ask("abort", write(Abort(reason)), _of(work))
 
     def withdraw(self) -> None:
-        """Take back the consent: the server forgets the device."""
+        """Take back the owner's consent: the server forgets the device."""
         self._ask("withdraw", write(Nothing()))
 
     def object(self, body: Body) -> bytes:
-        """The bytes under a hash: these, or Unreachable."""
+        """Fetch the bytes with a hash. Raises Unreachable if the server gives other bytes."""
         answer = self._ask("object", b"", {"sha256": body.sha256}, patience=UPLOADING, most=body.bytes)
         if hashlib.sha256(answer.body).hexdigest() != body.sha256:
             raise Unreachable(f"what the server gives as object {body.sha256[:12]}… is something else")
@@ -148,7 +158,7 @@ class Requests:
 
 
 def read_answer(form: type[M], answer: Answer) -> M:
-    """An answer's message."""
+    """The message in an answer. Raises Unreachable if it cannot be read."""
     try:
         return read(form, answer.body)
     except ParticipantError as error:
@@ -156,7 +166,7 @@ def read_answer(form: type[M], answer: Answer) -> M:
 
 
 def _refused(answer: Answer) -> Exception:
-    """The server's error; where the answer is none of a sumus server's, nobody of ours was reached."""
+    """The error that a server answers with; Unreachable if the answer is not one of a sumus server."""
     try:
         problem = read(Problem, answer.body)
     except ParticipantError:
@@ -169,5 +179,5 @@ def _of(work: Assignment) -> dict[str, str]:
 
 
 def may_be_repeated(refused: Refused) -> bool:
-    """Whether the same request may be answered otherwise later."""
+    """Whether the same request may be answered differently later."""
     return refused.problem.code in AGAIN

@@ -1,17 +1,17 @@
-"""What a device remembers: one record, written whole, and the objects that it names.
+"""What a device remembers on disk: one record, written whole, and the objects that the record names.
 
     name = store.put(report)                        bytes, under their hash
     store.write(replace(record, row=row, report=name))
     store.read()                                    what was written last, in this process or in the next
 
-A record holds the protocol's row, and what it is about: so what a client keeps from a round is kept or undone in the very
-write that settles the round. Objects are put before the record that names them, and go when no record does.
+A record holds the protocol's row and everything that the row is about. So what a client keeps from a round is kept or
+dropped in the same write that settles the round. An object is put before the record that names it, and is deleted when the
+record no longer does.
 """
 
 import hashlib
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ import msgspec
 
 from sumus.errors import ExperimentError
 from sumus.protocol.session import DeviceState
-from sumus.storage.files import sync, write_whole
+from sumus.storage.files import LockHeldError, lock_file, make_private_folder, sync, write_whole
 from sumus.wire.messages import Assignment
 
 NEW = DeviceState()
@@ -32,7 +32,13 @@ _HALF_WRITTEN = ("record.json.new", "key.new")
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Where a device is enrolled. server: scheme://host:port.  device: its id."""
+    """Where a device is enrolled.
+
+    Attributes:
+        server: The server's address, scheme://host:port.
+        population: The population there.
+        device: The device's id.
+    """
 
     server: str
     population: str
@@ -41,7 +47,12 @@ class Membership:
 
 @dataclass(frozen=True, slots=True)
 class KeptState:
-    """What a client keeps of a task's rounds. object: a tree.  fingerprint: of the task, without which it means nothing."""
+    """What a client keeps of a task's rounds.
+
+    Attributes:
+        object: The name of the object with the encoded tree.
+        fingerprint: The hash of the task's leaves and data. The state means nothing to a task with another one.
+    """
 
     object: str
     fingerprint: str
@@ -49,7 +60,12 @@ class KeptState:
 
 @dataclass(frozen=True, slots=True)
 class KeptModel:
-    """The model that a task's devices answer with. object: a tree of shared leaves."""
+    """The model that a task's devices answer with.
+
+    Attributes:
+        version: The model's version.
+        object: The name of the object with its encoded shared leaves.
+    """
 
     version: int
     object: str
@@ -57,7 +73,12 @@ class KeptModel:
 
 @dataclass(frozen=True, slots=True)
 class WorkStarts:
-    """How often work on a version was begun."""
+    """How often work on a model was begun.
+
+    Attributes:
+        version: The version of the model; -1 if there was none yet.
+        times: How often.
+    """
 
     version: int = -1
     times: int = 0
@@ -67,10 +88,20 @@ class WorkStarts:
 class Record:
     """All that a device remembers, besides its key; objects by their hashes.
 
-    membership: None before it is enrolled.  authority: certificates in PEM that alone vouch for the server; empty for those of
-    the system.  row: where it stands.  work: what it was given, until its end is known.  report: of that, encoded.  pending: what
-    the client is to keep if it is counted.  states, models, begun: by task.  latest: the task whose model came last.
-    failures: in a row.  seconds: that a local step took, the last time.  counts: of what it has done so far, by word.
+    Attributes:
+        membership: Where the device is enrolled; None before it is.
+        authority: Certificates (PEM) that alone vouch for the server; empty for those of the system.
+        row: Where the device stands in the protocol.
+        work: The work that it was given, until its end is known.
+        report: The report of that work, encoded.
+        pending: What the client keeps if the report is counted.
+        states: What the client keeps, by task.
+        models: The model to predict with, by task.
+        latest: The task whose model came last.
+        begun: How often work was begun, by task.
+        failures: Rounds in a row that came to nothing here.
+        seconds: How long a local step took the last time.
+        counts: What the device has done so far, by word.
     """
 
     membership: Membership | None = None
@@ -96,7 +127,7 @@ class Record:
 
 
 class DeviceStore(Protocol):
-    """A device's memory. What is written survives a crash at any moment; all of a write does, or nothing of it."""
+    """A device's memory. A crash at any moment leaves the whole of a write, or nothing of it."""
 
     def read(self) -> Record:
         """The record that was written last; an empty one at first."""
@@ -111,11 +142,11 @@ class DeviceStore(Protocol):
         ...
 
     def get(self, name: str) -> bytes:
-        """An object that the record names. ExperimentError where it is gone or damaged."""
+        """An object that the record names. Raises ExperimentError if it is gone or damaged."""
         ...
 
     def key(self) -> bytes | None:
-        """The device's private key, 32 bytes; None where it has none."""
+        """The device's private key, 32 bytes; None if it has none."""
         ...
 
     def put_key(self, key: bytes) -> None:
@@ -168,16 +199,20 @@ class MemoryDeviceStore:
 
 
 class FolderDeviceStore:
-    """A device's memory in a folder that only its owner may read (0700, files 0600).
+    """A device's memory in a folder that only its owner may read (0700, files 0600). One process at a time may have the folder.
 
-    One process may have it; to `look` is to read what another one may be writing. A folder in which something else lies is left
-    as it is. Raises ExperimentError, with what to do.
+    Args:
+        folder: The folder. It is made if there is none.
+        look: Only read, also while another process has the folder.
+
+    Raises:
+        ExperimentError: The folder holds something else, which is left as it is, or cannot be used. The text says what to do.
     """
 
     def __init__(self, folder: str | Path, look: bool = False) -> None:
         self.folder = Path(folder)
         self._objects = self.folder / "objects"
-        self._lock: int | None = None
+        self._unlock: Callable[[], None] = _nothing
         if look:
             if not (self.folder / "record.json").is_file():
                 raise ExperimentError(f"{folder} is no device's folder: give the one that `sumus join` was given")
@@ -189,8 +224,12 @@ class FolderDeviceStore:
                     f"{folder} holds something else, and is no device's folder: give a new one, or the one of this device"
                 )
             self.folder.chmod(0o700)
-            self._objects.mkdir(mode=0o700, exist_ok=True)
-            self._lock = _locked(self.folder)
+            make_private_folder(self._objects)
+            self._unlock = lock_file(self.folder / "lock")
+        except LockHeldError as error:
+            raise ExperimentError(
+                f"another process is this device: end what runs on {self.folder}, or give each device a folder of its own"
+            ) from error
         except OSError as error:
             raise ExperimentError(
                 f"a device cannot keep anything in {folder}: {error.strerror or error}; give a folder that is yours"
@@ -247,9 +286,7 @@ class FolderDeviceStore:
         sync(self.folder)
 
     def close(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._unlock()
 
     def _clear(self, record: Record) -> None:
         """Delete objects that the record does not name, and what a crash left half written; nothing else."""
@@ -261,7 +298,10 @@ class FolderDeviceStore:
 
 
 def _is_a_devices(folder: Path) -> bool:
-    """Whether a folder is a device's, or may become one: with a record or a key, or with nothing but what these leave behind."""
+    """Whether a folder is a device's, or may become one.
+
+    The first is so if it has a record or a key, the second if it is empty but for what these leave behind.
+    """
     record, key, objects = folder / "record.json", folder / "key", folder / "objects"
     if record.is_file():
         try:
@@ -274,21 +314,8 @@ def _is_a_devices(folder: Path) -> bool:
     return left and not (objects.exists() and any(objects.iterdir()))
 
 
-def _locked(folder: Path) -> int | None:
-    """An open file that no other process has; None on systems without such locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise ExperimentError(
-            f"another process is this device: end what runs on {folder}, or give each device a folder of its own"
-        ) from error
-    return descriptor
+def _nothing() -> None:
+    """Let go of no lock."""
 
 
 def counted(counts: Mapping[str, int], *words: str) -> dict[str, int]:

@@ -7,8 +7,8 @@ rounds.pacing(now, Pacing(MOST))            how the open round is paced after th
 
 from dataclasses import replace
 
+from sumus.edge.edge_work import EdgeWork, EdgeWorkNotes
 from sumus.edge.relay import Relay
-from sumus.edge.round_work import RoundWork, RoundWorkNotes
 from sumus.edge.site_model import SiteModel
 from sumus.pacing import Pacing
 from sumus.protocol import edge, site
@@ -45,7 +45,8 @@ class RunShare:
 
     def __init__(self, relay: Relay, task: str, kind: Kind) -> None:
         """Look at a relay for the run of a task."""
-        self._relay, self._which = relay, (task, kind)
+        self._relay = relay
+        self._which: tuple[str, Kind] = task, kind
 
     def count(self) -> int:
         """Return how much work of this run waits."""
@@ -83,7 +84,7 @@ class EdgeRounds:
         self,
         coordinator: Coordinator,
         share: RunShare,
-        notes: RoundWorkNotes,
+        notes: EdgeWorkNotes,
         crowd: Crowd,
         most: int,
         linger: float,
@@ -127,7 +128,7 @@ class EdgeRounds:
         names = [] if work is None else [work.work.plan.sha256, work.work.broadcast.sha256]
         return names if standing is None else [*names, standing.model.sha256]
 
-    def work_of(self, number: int) -> RoundWork | None:
+    def work_of(self, number: int) -> EdgeWork | None:
         """Return what a round is for; None if it has no work."""
         if self.model is not None and self.model.began_before(number):
             return self.model.work_of(number)

@@ -17,8 +17,8 @@ import msgspec
 
 from sumus.aggregate import Aggregate
 from sumus.edge.edge_rounds import EdgeRounds, RunShare
+from sumus.edge.edge_work import EdgeWorkNotes, is_same_sum
 from sumus.edge.relay import Relay
-from sumus.edge.round_work import RoundWorkNotes, is_same_sum
 from sumus.edge.site_model import SiteModel
 from sumus.errors import ExperimentError
 from sumus.first_hop import FirstHop
@@ -153,7 +153,7 @@ class EdgeRun(Run):
         self.edges = Edges(1 if model is not None else served.rounds, served.noise_at)  # edges below a site only add
         self.sums_to_send: dict[int, ReadySum] = {}
         self._relay, self._model, self._look_again = relay, model, look_again
-        share, notes = RunShare(relay, self.task, self.kind), RoundWorkNotes(store, served.rounds)
+        share, notes = RunShare(relay, self.task, self.kind), EdgeWorkNotes(store, served.rounds)
         self._rounds = EdgeRounds(self.coordinator, share, notes, crowd, self.most_together, linger, model)
         self._recent = RecentObjects()
         self.serve(served)

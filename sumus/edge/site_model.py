@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from sumus.aggregate import Aggregate
-from sumus.edge.round_work import RoundWork, share_of
+from sumus.edge.edge_work import EdgeWork, share_of
 from sumus.plan import Plan
 from sumus.protocol.site import OwnRounds
 from sumus.rounds.closing import usable
@@ -46,7 +46,7 @@ class SiteStanding(msgspec.Struct, frozen=True):
         over: Whether no further round comes, and the sum goes up.
     """
 
-    purpose: RoundWork
+    purpose: EdgeWork
     sessions: tuple[str, ...]
     model: Body
     done: int
@@ -106,7 +106,7 @@ class SiteModel:
             rows.put_note(OF_THE_RUN, _NOTE, None)
         self.standing = None
 
-    def work_of(self, number: int) -> RoundWork | None:
+    def work_of(self, number: int) -> EdgeWork | None:
         """Return what an own round is for; None if the round is not one of the site's own, or no further round comes."""
         standing = self.standing
         return None if standing is None or standing.over or number <= standing.last else standing.purpose
@@ -127,7 +127,7 @@ class SiteModel:
         return msgspec.structs.replace(given, broadcast=standing.model, seed=seed.hex())
 
     def move(
-        self, work: RoundWork, total: Aggregate, number: int, now: float, publish: Callable[[int, float, Also], None]
+        self, work: EdgeWork, total: Aggregate, number: int, now: float, publish: Callable[[int, float, Also], None]
     ) -> None:
         """Let the sum of a round move the model, and publish the round.
 
@@ -156,7 +156,7 @@ class SiteModel:
         self.standing = ended
 
     def _after(
-        self, work: RoundWork, sessions: tuple[str, ...], total: Aggregate, number: int, now: float
+        self, work: EdgeWork, sessions: tuple[str, ...], total: Aggregate, number: int, now: float
     ) -> SiteStanding:
         """Return where the site stands after a round, with its new model kept among the blobs.
 

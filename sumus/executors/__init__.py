@@ -1,1 +1,4 @@
-"""What trains clients, one after another or many at once: the contract, its implementations, and the choice among them."""
+"""What trains clients, one after another or many at once: the contract, its implementations, and the choice among them.
+
+Importing this package, and `sumus.executors.executor` with the contract, needs no torch. The implementations do.
+"""

@@ -1,10 +1,10 @@
 """Which executor trains the clients: measured on the real model and population, remembered, and said with its reason.
 
-    chosen = choose(program, work, clients, broadcast, run, recall)      a Choice, and the reason
+    chosen = choose(program, work, clients, broadcast, run, recall)      an `ExecutorChoice`, and the reason
     executor = chosen.choice.executor(program, work)
 
-None wins everywhere: stacking clients pays where dispatch dominates, and loses where arithmetic does. What is chosen here
-changes rounding, so it is kept in the checkpoint; over how many processes the clients are dealt changes nothing.
+No executor is the fastest everywhere: stacking clients pays if dispatch takes most of the time, and loses if arithmetic
+does. The choice changes rounding, so a checkpoint keeps it. The number of processes changes nothing.
 """
 
 import math
@@ -32,11 +32,11 @@ from sumus.work import ClientWork
 
 KINDS = ("autograd", "sequential", "sequential+onednn", "vectorized")
 SHORT = 6.0
-"""Seconds of estimated training below which nothing is probed: autograd it is."""
+"""Seconds of estimated training below which nothing is probed, and autograd is chosen."""
 BUDGET, SHARE = 2.5, 0.04
-"""A probe takes at most so many seconds, or that share of the estimated run, whichever is more."""
+"""A probe takes at most so many seconds, or this share of the estimated run, whichever is more."""
 BUSY = 2.5e10
-"""Floating-point operations a second from which a CPU's core has no dispatch left to save by stacking."""
+"""Floating-point operations a second from which on a core loses no time to dispatch, so that stacking saves none."""
 STACK_BYTES = 2**28
 """The most that a stack's step may take."""
 START = 5.0
@@ -48,15 +48,18 @@ _STEPS, _REPEATS, _ENOUGH = 4, 3, 0.1
 _TOLERANCE = {"float64": 1e-9, "float32": 1e-3}
 _COARSE = 0.05
 _SMALL = 1e-2
-"""A leaf whose update is shorter than this share of all of it may be as far off as one of that length."""
+"""The share of the whole update's length that a leaf's update counts with at least, when two results are compared."""
 
 
 @dataclass(frozen=True)
 class ExecutorChoice:
-    """An executor by name: what a checkpoint holds and `--executor` takes.
+    """An executor by name, as a checkpoint holds it and `--executor` takes it.
 
-    kind: "autograd": one client after the other, by torch as it is; "sequential": the same with the step captured as a graph,
-    "sequential+onednn" with its dense layers by oneDNN; "vectorized": `stack` clients at once.
+    Attributes:
+        kind: "autograd" trains one client after the other, by torch as it is. "sequential" does the same with the step captured
+            as a graph, and "sequential+onednn" computes that graph's dense layers by oneDNN. "vectorized" trains `stack` clients
+            at once.
+        stack: How many clients train at once.
     """
 
     kind: str
@@ -67,7 +70,7 @@ class ExecutorChoice:
 
     @classmethod
     def parse(cls, text: object) -> "ExecutorChoice":
-        """From its name; a stack is of 16 where it does not say."""
+        """Read a name. "vectorized" alone means stacks of 16."""
         if isinstance(text, str) and text in KINDS:
             return cls(text, 16 if text == "vectorized" else 1)
         if isinstance(text, str) and (stack := re.fullmatch(r"vectorized:([1-9][0-9]{0,5})", text)):
@@ -79,7 +82,7 @@ class ExecutorChoice:
         )
 
     def executor(self, program: Program, work: ClientWork) -> Executor:
-        """One, on a program."""
+        """Make the executor on a program."""
         if self.kind == "vectorized":
             return VectorizedExecutor(program, work, self.stack)
         return SequentialExecutor(
@@ -92,7 +95,13 @@ AUTOGRAD, SEQUENTIAL = ExecutorChoice("autograd"), ExecutorChoice("sequential")
 
 @dataclass(frozen=True)
 class ExecutorChosen:
-    """A choice, and why in one line.  seconds: what a local step of one client took, where it was measured."""
+    """A choice and its reason.
+
+    Attributes:
+        choice: The choice.
+        reason: Why, in one line.
+        seconds: How long a local step of one client took; None if that was not measured.
+    """
 
     choice: ExecutorChoice
     reason: str
@@ -101,10 +110,11 @@ class ExecutorChosen:
 
 @dataclass(frozen=True)
 class RunLength:
-    """How much a run has to do. steps: local ones, of all clients.  flops: of one.
+    """How much a run has to do.
 
-    seconds: what they may take one after the other, from their arithmetic alone, so that it is the same in every run: 0.3 ms
-    a step, and 50 GFLOP/s.
+    Attributes:
+        steps: The local steps of all clients.
+        flops: The floating-point operations of one step.
     """
 
     steps: int
@@ -112,17 +122,19 @@ class RunLength:
 
     @classmethod
     def of(cls, program: Program, work: ClientWork, first: ClientAssignment, *, clients: int) -> "RunLength":
-        """For so many times a client, all like this one."""
+        """The length of a run of so many clients that are all like the first."""
         rows = min(work.batch_size or len(first.inputs), len(first.inputs))
         steps = clients * work.step_count(len(first.inputs))
         return cls(steps, rows * step_flops(program, first.inputs, first.targets))
 
     @property
     def seconds(self) -> float:
+        """How long the steps may take one after the other: 0.3 ms a step, and 50 GFLOP/s. This is an estimate from the arithmetic
+        alone, so that it is the same in every run."""
         return self.steps * (3e-4 + self.flops / 5e10)
 
     def seconds_with(self, chosen: ExecutorChosen) -> float:
-        """The same as it was measured, where it was."""
+        """The same with the measured seconds of a step, if it was measured."""
         return self.seconds if chosen.seconds is None else self.steps * chosen.seconds
 
 
@@ -134,9 +146,15 @@ def choose(
     run: RunLength,
     recall: Recall,
 ) -> ExecutorChosen:
-    """The fastest executor for a run, tried on some of its clients.
+    """Find the fastest executor for a run, by trying executors on some of its clients.
 
-    clients: gives up to so many, whose training here has no effect.  recall: what was found before on this machine.
+    Args:
+        program: The program that trains.
+        work: The work of a client.
+        clients: Gives up to so many clients. Training them here has no effect.
+        broadcast: What clients begin with.
+        run: How long the run is.
+        recall: What was found before on this machine.
     """
     if run.seconds < SHORT:
         return ExecutorChosen(AUTOGRAD, "the run is too short to probe")
@@ -161,7 +179,7 @@ def checked(
     clients: Sequence[ClientAssignment],
     broadcast: Broadcast,
 ) -> ExecutorChosen:
-    """A choice that was asked for; where the model cannot be trained so, the next that it can, with the reason."""
+    """The choice that was asked for; if the model cannot be trained so, another one, with the reason."""
     probe = _Probe(program, work, clients, broadcast, 0.0)
     if (refused := probe.refused(choice)) is None:
         return ExecutorChosen(choice, "as asked for")
@@ -170,9 +188,12 @@ def checked(
 
 
 def processes(seconds: float, clients: int, device: str) -> int:
-    """How many to deal so many clients to: as many as there are cores, where that saves more than starting them takes.
+    """The number of processes among which clients are dealt: one a core, if that saves more time than starting them takes.
 
-    seconds: that one process would train.
+    Args:
+        seconds: How long one process would train.
+        clients: How many clients there are.
+        device: Where torch computes.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(cores, clients, MOST_PROCESSES)
@@ -180,7 +201,7 @@ def processes(seconds: float, clients: int, device: str) -> int:
 
 
 class _Probe:
-    """Tries executors on clients' first steps, until the budget is spent. Every one is compared with autograd first."""
+    """Tries executors on clients' first steps until the budget is spent. Each executor is compared with autograd first."""
 
     def __init__(
         self,
@@ -199,7 +220,7 @@ class _Probe:
         self._executors: dict[ExecutorChoice, Executor] = {}
 
     def run(self, flops: float) -> ExecutorChosen:
-        """The fastest. flops: of a step, to tell whether arithmetic is what it takes."""
+        """Find the fastest. The flops of a step tell whether a step is mostly arithmetic."""
         took: dict[ExecutorChoice, float] = {AUTOGRAD: self._time(AUTOGRAD)}
         reasons: list[str] = []
         for kind in ("sequential", "sequential+onednn") if self._on_cpu() else ("sequential",):
@@ -223,7 +244,7 @@ class _Probe:
         return ExecutorChosen(best, "; ".join([*said, *dict.fromkeys(reasons)]), took[best])
 
     def refused(self, choice: ExecutorChoice) -> str | None:
-        """Why the model cannot be trained so: it cannot be captured, or the result is not autograd's."""
+        """Why the model cannot be trained so: the step cannot be captured, or gives another result than autograd."""
         if choice == AUTOGRAD:
             return None
         wanted, executor = self._autograd(), self._executor(choice)
@@ -247,13 +268,13 @@ class _Probe:
         return "its captured step is not autograd's: something in it depends on values, or on earlier steps"
 
     def _repeats(self) -> bool:
-        """Whether autograd makes the same of the samples once more."""
+        """Whether autograd gives the same results for the samples once more."""
         samples = [sample for sample in self._samples if sample.client in self._autograd()]
         again = [one for sample in samples for one in self._trained(AUTOGRAD, [sample])[0]]
         return all(self._agree(one, self._autograd()[one.client]) for one in again)
 
     def _agree(self, found: Trained, wanted: Trained) -> bool:
-        """Whether every leaf that is sent or kept, and the loss, are autograd's, up to rounding."""
+        """Whether every leaf that is sent or kept, and the loss, are those of autograd, up to rounding."""
 
         def close(mine: Tree, tree: Tree) -> bool:
             whole = math.sqrt(sum(_square(leaf) for leaf in tree.values()))
@@ -274,7 +295,7 @@ class _Probe:
         return _TOLERANCE.get(held.dtype if held else "", _COARSE)
 
     def _try(self, choice: ExecutorChoice, took: dict[ExecutorChoice, float], reasons: list[str]) -> bool:
-        """Measure it, if there is time left and the model can be trained so."""
+        """Measure an executor, if there is time left and the model can be trained so."""
         if time.perf_counter() > self._until:
             self.hurried = True
             reasons.append("the rest was not tried for lack of time")
@@ -286,7 +307,7 @@ class _Probe:
         return True
 
     def _time(self, choice: ExecutorChoice) -> float:
-        """Seconds a local step of one client: the least of a few runs. All stacks are of the same clients."""
+        """Seconds of one client's local step, the least of a few runs. All stacks train the same clients."""
         group = self._clients if choice.stack > 1 else self._clients[:2]
         steps = sum(min(self._work.step_count(len(one.inputs)), one.most_steps or _STEPS) for one in group)
         self._trained(choice, group)  # captures, and fills caches
@@ -296,7 +317,7 @@ class _Probe:
         return min(took) / steps
 
     def _trained(self, choice: ExecutorChoice, clients: Sequence[ClientAssignment]) -> tuple[list[Trained], float]:
-        """What comes of it, and the seconds; modules that keep count, and generators, stay where they were."""
+        """Train clients; the results, and the seconds. Modules that count, and generators, are put back."""
         trained, took = list[Trained](), 0.0
         with suppress(NotCapturable), leaving_no_trace(self._program):
             began = time.perf_counter()
@@ -305,7 +326,7 @@ class _Probe:
         return trained, took
 
     def _autograd(self) -> Mapping[Any, Trained]:
-        """What autograd makes of the samples, of those that it can train: the run itself will say what is wrong with others."""
+        """Autograd's results for the samples that it can train. The run itself will say what is wrong with the others."""
         if not self._by_autograd:
             for sample in self._samples:
                 with suppress(SumusError):
@@ -322,12 +343,12 @@ class _Probe:
 
 
 def _first_steps(client: ClientAssignment) -> ClientAssignment:
-    """A client that has time for a few steps."""
+    """The same client with time for a few steps only."""
     return replace(client, most_steps=min(client.most_steps or _STEPS, _STEPS))
 
 
 def _shortened(client: ClientAssignment, batch_size: int | None) -> ClientAssignment:
-    """The same client with fewer examples under another name: a batch that is not whole comes within its first steps."""
+    """The same client with fewer examples and another name, so that a batch that is not whole comes within its first steps."""
     count = len(client.inputs)
     rows = -(-count // 2) if batch_size is None or count <= batch_size else batch_size + -(-batch_size // 2)
     return replace(client, client=("short", client.client), inputs=client.inputs[:rows], targets=client.targets[:rows])

@@ -24,9 +24,15 @@ Step = Callable[[dict[str, Tensor], int], None]
 class SequentialExecutor(LocalTraining):
     """An `Executor` on one `Program`. CPU and CUDA take the same path.
 
-    captured: whole batches go through a captured graph of the step (`sumus.training.graph`); what cannot be captured, and
-        the shorter batch at the end of a pass, through autograd. `refused` says why a step was not captured.
-    onednn: the graph's dense layers by oneDNN.
+    Args:
+        program: The module that trains.
+        work: The work of a client.
+        captured: Whether whole batches go through a captured graph of the step (`sumus.training.graph`). What cannot be
+            captured, and the shorter batch at the end of a pass, goes through autograd.
+        onednn: Whether oneDNN computes the graph's dense layers.
+
+    Attributes:
+        refused: Why the step was not captured; None if it was, or was not tried.
     """
 
     needs_sizes = False
@@ -39,7 +45,7 @@ class SequentialExecutor(LocalTraining):
 
     @property
     def is_captured(self) -> bool:
-        """Whether a step was captured so far; else every step of every client runs the task's own code."""
+        """Whether a step was captured so far. If not, every step of every client runs the task's own code."""
         return self._graph is not None
 
     def groups(self, examples: Sequence[int]) -> list[list[int]]:
@@ -106,7 +112,7 @@ class SequentialExecutor(LocalTraining):
         return steps, (float(total), seen)
 
     def _graph_of(self, inputs: Tensor, targets: Tensor) -> LocalGraph | None:
-        """The graph for such a batch; it is made for whole batches of the work's size."""
+        """The graph for such a batch; there is one for whole batches of the work's size."""
         if not self._captured or len(inputs) != self.work.batch_size:
             return None
         if self._graph is None:
@@ -121,7 +127,9 @@ class SequentialExecutor(LocalTraining):
     def _state(
         self, graph: LocalGraph, rules: Mapping[str, LeafState], round_: RoundTensors, own: ClientState
     ) -> Sequence[Tensor]:
-        """What the graph takes, in its order; the module's own memory, so that both ways of taking a step go on from it."""
+        """What the graph takes, in its order. It is the module's own memory, so that both ways of taking a step go on
+        from it.
+        """
         values = {path_of(self.program, name): tensor for name, tensor in self.program.tensors.items()}
         values |= {f"rule/{name}/{slot}": leaf for name, slots in rules.items() for slot, leaf in enumerate(slots)}
         values |= {f"broadcast/{path}": leaf for path, leaf in unnested(round_.sent).items()}
@@ -129,7 +137,7 @@ class SequentialExecutor(LocalTraining):
         return [values[name].detach() for name in graph.names]
 
     def _fused_sgd(self, rules: Mapping[str, LeafState], round_: RoundTensors) -> Step | None:
-        """SGD in place, where the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""
+        """SGD in place, if the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""
         rule = self.work.optimizer.spec
         if rule.name != "rule/sgd" or self.work.rules.correct is not no_correction or self.work.groups:
             return None
@@ -153,7 +161,7 @@ class SequentialExecutor(LocalTraining):
         return step
 
     def _generic_step(self, rules: dict[str, LeafState], round_: RoundTensors, own: ClientState) -> Step:
-        """Any rule, by its own definition."""
+        """A step by any rule, as the rule defines it."""
         params = self.program.trained
         memory = {param.untyped_storage().data_ptr() for param in params.values()}
 
@@ -169,7 +177,7 @@ class SequentialExecutor(LocalTraining):
 
 
 def _outside(tensor: Tensor, taken: set[int]) -> Tensor:
-    """A tensor in memory that nothing else changes; from now on it is taken."""
+    """The tensor, or a copy of it, in memory that nothing else changes. That memory counts as taken from now on."""
     tensor = tensor.clone() if tensor.untyped_storage().data_ptr() in taken else tensor
     taken.add(tensor.untyped_storage().data_ptr())
     return tensor

@@ -11,14 +11,14 @@ same broadcast, gives other bits later. So each process keeps what its first cli
 gave. It trains this client again after 2, 16, 128, 1024 … further clients of a long run, and once at the end of every run. So a
 process that trains 100 clients trains 3 more, and one that trains more has a smaller share; a shorter run has one more.
 
-A repeated training leaves no trace: leaves, generators of random numbers, and lists that are a user's logs are put back. What the
-repeated training gives goes nowhere.
+A repeated training leaves no trace: leaves, generators of random numbers, and lists that are a user's logs are put back.
+What the repeated training gives goes nowhere.
 
 What the witness does not see:
 
-- Captured and vectorized executors run the Python of a step once, and then a graph of the step. A counter is a constant in such a
-  graph, and a repeated training gives the same bits. There the witness only reads the client's examples again. (The proof of an
-  executor compares the graph with autograd on a few steps.)
+- Captured and vectorized executors run the Python of a step once, and then a graph of the step. A counter is a constant in
+  such a graph, and a repeated training gives the same bits. There the witness only reads the client's examples again. (The
+  proof of an executor compares the graph with autograd on a few steps.)
 - On a GPU, kernels may add in another order each time: bits differ without any state. There too it only reads.
 - State that is back where it was when the client is trained again, such as a counter that is read modulo a small number.
 """
@@ -56,8 +56,12 @@ LONG = 100
 class Testimony:
     """What the first client was given, and what it gave.
 
-    executor: that trained the client.  broadcast, assignment: copies, but for the examples.  round_number: from 0.
-    digest: `digest_of` what the client gave; None where only its examples are read again.
+    Attributes:
+        executor: The executor that trained the client.
+        broadcast: A copy of what the client began with.
+        round_number: The round, from 0.
+        assignment: A copy of the client's assignment; its examples are not copied.
+        digest: `digest_of` what the client gave; None if only its examples are read again.
     """
 
     executor: Executor
@@ -190,20 +194,17 @@ def _leaving_no_trace(program: Program) -> Generator[None, None, None]:
     stood = generators()
     values: Mapping[str, Tensor] = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
     modes = [(part, part.training) for part in program.module.modules()]
-    places: list[Any] = list(program.hidden._places)
-    logs = [(place, list(place._log)) for place in places if hasattr(place, "_log")]
-    try:
-        with seeded(0):
-            yield
-    finally:
-        with suppress(SumusError):
-            program.begin_anew()
-        for place, log in logs:
-            place._log = log
-        with torch.no_grad():
-            for name, tensor in program.tensors.items():
-                if not torch.equal(tensor, values[name]):
-                    tensor.copy_(values[name])
-        for part, is_training in modes:
-            part.training = is_training
-        put_generators(stood)
+    with program.hidden.keeping_logs():
+        try:
+            with seeded(0):
+                yield
+        finally:
+            with suppress(SumusError):
+                program.begin_anew()
+            with torch.no_grad():
+                for name, tensor in program.tensors.items():
+                    if not torch.equal(tensor, values[name]):
+                        tensor.copy_(values[name])
+            for part, is_training in modes:
+                part.training = is_training
+            put_generators(stood)

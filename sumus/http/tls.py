@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sumus.errors import ExperimentError, UsageError
-from sumus.storage.files import write_whole
+from sumus.storage.files import make_private_folder, write_whole
 from sumus.text import shell_word
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -64,7 +64,7 @@ def issue(folder: Path, names: Sequence[str], now: datetime) -> Certificates:
         raise UsageError("a certificate needs a name: give the host names or addresses that devices use")
     certificates = Certificates(folder / "authority.pem", folder / "leaf.pem", folder / "leaf.key", "", wanted, now)
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder)
         found = _found(certificates, now)
         if isinstance(found, Certificates):
             return found

@@ -16,7 +16,7 @@ from sumus.errors import ExperimentError
 from sumus.node.folder_state import DONE, REFUSED
 from sumus.node.ledger import FileState, Ledger
 from sumus.node.readings import DAY, Retention
-from sumus.storage.files import sync, write_whole
+from sumus.storage.files import make_private_folder, sync, write_whole
 from sumus.text import printable_lines
 
 
@@ -39,7 +39,7 @@ class Archive:
         self._folder, self._ledger, self._retention, self._now = folder, ledger, retention, now
         try:
             for each in (DONE, REFUSED):
-                (folder / each).mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private_folder(folder / each)
         except OSError as error:
             raise ExperimentError(
                 f"{folder} cannot be watched: {error.strerror or error}; give a folder that is yours"

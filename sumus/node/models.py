@@ -102,7 +102,7 @@ class Predictor:
             sample = self._models.sample()
             if not pair or not (self._folder / "record.json").is_file():
                 raise ExperimentError("there is no model yet: it comes from the server, with the first answer")
-            self._device = Device(None, pair[1], sample, store=FolderDeviceStore(self._folder, look=True))
+            self._device = Device(None, pair[1], sample, folder=FolderDeviceStore(self._folder, look=True))
             self._made_of = pair
         found = self._device.prediction(inputs)
         if self._answer is None:

@@ -46,7 +46,7 @@ from sumus.node.participant import PART, Participant
 from sumus.node.plane import plane_app
 from sumus.node.readings import USUAL, Readings, Retention
 from sumus.node.status import NodeStatus, NodeTroubles, ReadingStatus
-from sumus.storage.files import expanded, write_whole
+from sumus.storage.files import expanded, make_private_folder, write_whole
 from sumus.task import Task
 from sumus.text import printable
 
@@ -299,7 +299,7 @@ def _own_folder(folder: Path) -> None:
         ExperimentError: The folder holds something else, or cannot be used.
     """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder)
         others = {path.name for path in folder.iterdir()} - {"device", "tls", "mqtt", "mqtt.new", "mqtt-topics"}
         if others and not (folder / "readings.db").is_file():
             raise ExperimentError(f"{folder} holds something else, and is no node's folder: give a new one")

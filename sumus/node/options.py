@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sumus.device.device import DeviceNews
+from sumus.device.news import DeviceNews
 from sumus.device.options import Consent, DeviceProfile, ServerConnection
 from sumus.http.listening import Listening
 from sumus.node.intake import Label, Prepare

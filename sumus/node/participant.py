@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sumus.device.device import Device, DeviceNews, Status
+from sumus.device.device import Device, Status
 from sumus.device.link import read_link
+from sumus.device.news import DeviceNews
 from sumus.errors import DataError, ExperimentError
 from sumus.node.models import ModelPair
 from sumus.node.options import NodeTraining
@@ -154,9 +155,8 @@ class Participant:
 
     def _new_device(self, task: "Task | Training", trains: bool, evaluates: bool) -> Device:
         """Make a device. A check-in waits at the server only if the device takes work."""
-        how, connection = self._how, self._how.connection
-        if not evaluates:
-            connection = replace(connection, wait_s=0.0)
+        how = self._how
+        consent = how.consent
         return Device(
             self._server,
             task,
@@ -164,20 +164,9 @@ class Participant:
             folder=self._folder,
             token=how.token,
             held_out=how.held_out,
-            floor=how.consent.floor,
-            requires=how.consent.requires,
-            sensors=how.profile.sensors,
-            name=how.profile.name,
-            version=how.profile.version,
-            trains=trains and how.consent.trains,
-            evaluates=evaluates and how.consent.evaluates,
-            keeps_model=how.consent.keeps_model,
-            wait_s=connection.wait_s,
-            insecure=connection.insecure,
-            moves=connection.moves,
-            authority=connection.authority,
-            transport=connection.transport,
-            keys=how.profile.system.keys,
+            consent=replace(consent, trains=trains and consent.trains, evaluates=evaluates and consent.evaluates),
+            connection=how.connection if evaluates else replace(how.connection, wait_s=0.0),
+            profile=how.profile,
             watch=self._heard,
         )
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sumus.errors import ExperimentError
-from sumus.storage.files import sync
+from sumus.storage.files import make_private_folder, sync
 
 FILE = "readings.db"
 _TABLES = """
@@ -91,7 +91,7 @@ class ReadingsFile:
     def _opened(self) -> sqlite3.Connection:
         folder = self.path.parent
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(folder)
             self.path.touch(0o600)
             sync(folder)
             self.path.chmod(0o600)  # what SQLite writes beside it gets the same

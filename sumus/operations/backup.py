@@ -7,18 +7,17 @@ What would open a sum stays where it is: no key, no seed and no sum of an open r
 counted after the backup is not asked for it again: the model that it is in is gone with the rest of that time.
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from sumus.errors import ExperimentError
 from sumus.operations.service import Storage, make_private, reconcile
 from sumus.storage.blobs import Blobs, DirectoryBlobs, open_blobs
-from sumus.storage.files import sync, write_whole
+from sumus.storage.files import LockHeldError, lock_file, sync, write_whole
 from sumus.storage.sql import SqlStore
 from sumus.text import amount
 
@@ -77,10 +76,10 @@ def restore(folder: Path, where: Storage) -> BackupContents:
     if where.data is None or where.database is not None:
         raise ExperimentError("a backup is put into a folder: give the server's, without a database's URL")
     make_private(where.data)
-    with (where.data / "lock").open("w") as lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            held.callback(lock_file(where.data / "lock"))
+        except LockHeldError:
             raise ExperimentError(f"a server runs on {where.data}: stop it first") from None
         if (where.data / DATABASE).exists():
             raise ExperimentError(

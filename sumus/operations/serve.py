@@ -125,11 +125,16 @@ def serve(
             replace(
                 startup,
                 say=None if quiet else startup.say or echo,
-                ready=startup.ready or (lambda opened: echo(*opened.shown())),
+                ready=startup.ready or _show,
             ),
         )
     finally:
         logging.getLogger().removeHandler(handler)
+
+
+def _show(opened: ServerOpened) -> None:
+    """Print how to reach a server."""
+    echo(*opened.shown())
 
 
 def bundles_of(what: Sequence[What], seed: int = 0) -> dict[str, Bundle]:

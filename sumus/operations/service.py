@@ -15,7 +15,6 @@ joins others must have all of these and serve the same tasks, or it does not sta
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import re
@@ -52,7 +51,7 @@ from sumus.server.tasks import ServedTask
 from sumus.server.training import TrainingRun
 from sumus.spec import canonical_json
 from sumus.storage.blobs import Blobs, DirectoryBlobs, MemoryBlobs, open_blobs
-from sumus.storage.files import write_whole
+from sumus.storage.files import LockHeldError, lock_file, make_private_folder, write_whole
 from sumus.storage.identities import Identities, MemoryIdentities
 from sumus.storage.keyring import KeyRing, SealError, new_key
 from sumus.storage.leases import Leases, MemoryLeases, PresentReplica
@@ -468,7 +467,7 @@ def _mib(nbytes: int) -> int:
 def make_private(folder: Path) -> None:
     """Make a folder of the server's own if it is not there. ExperimentError is raised if others may open it."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(folder)
         mode = folder.stat().st_mode
     except OSError as error:
         raise ExperimentError(f"nothing can be kept in {folder}: {error.strerror}; give another folder") from error
@@ -482,17 +481,13 @@ def make_private(folder: Path) -> None:
 def _lock(path: Path) -> Callable[[], None]:
     """Lock a file, so that no second server uses its folder; give the function that unlocks it."""
     try:
-        file = path.open("w")
+        return lock_file(path)
+    except LockHeldError:
+        raise ExperimentError(f"another server runs on {path.parent}: stop it first, or give another folder") from None
     except OSError as error:
         raise ExperimentError(
             f"{path} cannot be written: {error.strerror}; give a folder of the server's own"
         ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ExperimentError(f"another server runs on {path.parent}: stop it first, or give another folder") from None
-    return file.close
 
 
 # ── what was published, outside the database ─────────────────────────────────────────────────────────────────────────

@@ -48,6 +48,7 @@ class ClosedRounds:
         conclude: Callable[[int, float], None],
         give_up: Callable[[int, str, float], None],
         wait: Callable[[str], None],
+        go_on: Callable[[], None],
     ) -> None:
         """Close the rounds of a run.
 
@@ -58,10 +59,11 @@ class ClosedRounds:
             conclude: Makes the model of a round, given its number and the time.
             give_up: Is called with a round's number, why no model can be made of its sum, and the time.
             wait: Is called with a sentence why a round cannot be closed yet.
+            go_on: Is called when no round waits to be closed any more.
         """
         self.unfinished: list[int] = []
         self._task, self._coordinator, self._sums = task, coordinator, sums
-        self._conclude, self._give_up, self._wait = conclude, give_up, wait
+        self._conclude, self._give_up, self._wait, self._go_on = conclude, give_up, wait, go_on
         self._destroyed: set[int] = set()
 
     def restart(self) -> None:
@@ -92,6 +94,14 @@ class ClosedRounds:
         waiting, self.unfinished = self.unfinished, []
         for number in waiting:
             self._close(number, now)
+        if not self.unfinished:
+            self._go_on()
+
+    def forget_unfinished(self) -> None:
+        """Try no round again: all of them are about to end."""
+        if self.unfinished:
+            self.unfinished.clear()
+            self._go_on()
 
     def destroy(self, number: int) -> None:
         """Destroy the sum of a round that was abandoned."""

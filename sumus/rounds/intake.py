@@ -17,7 +17,7 @@ from sumus.storage.store import Rows
 from sumus.wire.reports import decode_report, decode_sum
 
 
-class Intake:
+class ReportIntake:
     """The reports of a run on their way into its sums."""
 
     def __init__(self, coordinator: Coordinator, sums: SealedSums, hop: FirstHop, trains: bool, spools: bool) -> None:

@@ -20,7 +20,7 @@ from sumus.protocol.round import AbandonRound, Action, CloseRound, ComeLater, Ro
 from sumus.rounds.circumstances import Circumstances, Crowd
 from sumus.rounds.closing import ClosedRounds
 from sumus.rounds.coordinator import FOLLOWS, Also, Coordinator
-from sumus.rounds.intake import Intake
+from sumus.rounds.intake import ReportIntake
 from sumus.rounds.sealed_sums import SealedSums
 from sumus.rounds.seeds import Seeds, SumSeeds
 from sumus.storage.blobs import Blobs
@@ -117,17 +117,20 @@ class Run:
             spools: Whether each report is kept apart until its round is over.
         """
         self.task, self.hop, self.store, self.least, self.crowd = task, hop, store, least, crowd
-        self.coordinator = Coordinator(self.circumstances, store)
+        self.coordinator = Coordinator(
+            lambda: Circumstances(self.pacing, self.paused, self.crowd.population, self.crowd.arriving), store
+        )
         self.sums = SealedSums(self.coordinator, ring, sums, spools)
-        self.intake = Intake(self.coordinator, self.sums, hop, self.kind == "train", spools)
+        self.intake = ReportIntake(self.coordinator, self.sums, hop, self.kind == "train", spools)
         self.seeds = SumSeeds(self.coordinator, seeds, pacing.buffered)
         self.closed = ClosedRounds(
             task,
             self.coordinator,
             self.sums,
             self.conclude,
-            self._give_up_round,
+            lambda number, why, now: _give_up_round(self, number, why, now),
             lambda why: self.pause(why, lasting=False),
+            self._read_pause,
         )
         self.trouble = ""
         self.paused = False
@@ -137,10 +140,6 @@ class Run:
     def pacing(self) -> Pacing:
         """How the open round is paced. A kind of run may change that while the round is open."""
         return self._pacing
-
-    def circumstances(self) -> Circumstances:
-        """What the coordinator's decisions depend on, besides rows."""
-        return Circumstances(self.pacing, self.paused, self.crowd.population, self.crowd.arriving)
 
     @property
     def leads(self) -> bool:
@@ -212,18 +211,10 @@ class Run:
         with self.store.transaction() as rows:
             out = rows.sessions_out()
             rounds = [row.number for row in rows.rounds() if not row.over]
-        if self.closed.unfinished:
-            self.closed.unfinished.clear()
-            self._read_pause()
+        self.closed.forget_unfinished()
         for number in rounds:  # first: else dropping the last session would close its round
             self.carry_out(self.coordinator.cancel(number, now), now)
         self.carry_out(self.coordinator.drop(out, "closed", now), now)
-
-    def finish(self, now: float) -> None:
-        """Try again to close the rounds that could not be closed; once all are closed, be paused only if that is written."""
-        self.closed.finish(now)
-        if not self.closed.unfinished:
-            self._read_pause()
 
     def tick(self, now: float) -> None:
         """Let time have gone by: sessions expire, deadlines pass, the next round opens.
@@ -292,11 +283,6 @@ class Run:
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _give_up_round(self, number: int, why: str, now: float) -> None:
-        """End a round of whose sum no model can be made, and pause until an admin has looked."""
-        self.pause(f"round {number} gave no model: {why}")
-        self.carry_out(self.coordinator.cancel(number, now), now)
-
     def _read_pause(self) -> None:
         """Be paused as the rows say."""
         with self.store.transaction() as rows:
@@ -332,9 +318,15 @@ def cancel_newest(run: Run, now: float) -> int | None:
         return None
     run.carry_out(run.coordinator.cancel(row.number, now), now)
     if stuck:
-        run.finish(now)
+        run.closed.finish(now)
     run.tick(now)
     return row.number
+
+
+def _give_up_round(run: Run, number: int, why: str, now: float) -> None:
+    """End a round of whose sum no model can be made, and pause until an admin has looked."""
+    run.pause(f"round {number} gave no model: {why}")
+    run.carry_out(run.coordinator.cancel(number, now), now)
 
 
 def give_up_open_rounds(run: Run, error: Exception, now: float) -> None:

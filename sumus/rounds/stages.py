@@ -5,7 +5,7 @@ round is over (`SpooledReport`), and the sum of an edge (`EdgeSum`). The first h
 such contents, so nothing is validated again on the one thread that decides.
 
 A masked cohort of secure aggregation will be a fourth kind: a value with the sessions of the cohort and their sum, which is
-counted whole or not at all, as the sum of an edge is. Its reader will stand beside `Intake.read_sum`.
+counted whole or not at all, as the sum of an edge is. Its reader will stand beside `ReportIntake.read_sum`.
 """
 
 from dataclasses import dataclass

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from sumus.errors import ExperimentError, UsageError
 from sumus.http.limits import Buckets, Rate
 from sumus.http.room import neighbourhood
-from sumus.storage.files import user_folder, write_whole
+from sumus.storage.files import make_private_folder, user_folder, write_whole
 from sumus.text import shell_word
 from sumus.wire.messages import Refused
 from sumus.wire.signing import to_base64url
@@ -169,7 +169,7 @@ class Logins:
 
     def _write(self, held: dict[str, str]) -> None:
         try:
-            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(self._file.parent)
         except OSError as error:
             raise _explained(self._file.parent, error) from error
         write_whole(self._file, json.dumps(held, indent=1, sort_keys=True).encode(), private=True)
@@ -223,7 +223,7 @@ def _taken_away(folder: Path, secret: str) -> bool:
 
 def _private_folder(path: Path) -> None:
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(path)
         _check_private(path, "700")
     except OSError as error:
         raise _explained(path, error) from error

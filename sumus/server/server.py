@@ -200,7 +200,7 @@ class Server:
         """Serve one more task, or another version of a task."""
         self.tasks.put(task)
         for run in task.runs:
-            self._recover_run(run, now)
+            _recover_run(run, now, self._fence)
         self.crowd.count()
 
     # ── a turn ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -254,16 +254,12 @@ class Server:
         self._fence = self.replica.look()
         self.crowd.count()
         for run in self.tasks.runs():
-            self._recover_run(run, now)
+            _recover_run(run, now, self._fence)
         self.trouble = ""
         if self._fence is None:
             LOG.info("replica %s leads", self.replica.leader)
         else:
             LOG.info("recovered; fence %d", self._fence)
-
-    def _recover_run(self, run: Run, now: float) -> None:
-        run.recover(now, self._fence)
-        run.tick(now)
 
     def _fail(self, error: Exception, waiting: Iterable[PendingRequest[Item]]) -> None:
         """Tell everybody who waits to come again, and read everything anew: storage failed, or we did, or another leads."""
@@ -291,7 +287,7 @@ class Server:
             if self.replica.shared and self.leads:
                 run.closed.take_up(now)
             if run.closed.unfinished and moment >= self._next_finish:
-                run.finish(now)
+                run.closed.finish(now)
             if run.coordinator.staged:
                 self._reports.commit(run, now)
         if moment >= self._next_finish:
@@ -303,6 +299,12 @@ class Server:
         self._ticked, self._next_tick = moment, moment + TICK
         for listener in self.listeners:
             listener()
+
+
+def _recover_run(run: Run, now: float, fence: int | None) -> None:
+    """Take up what was left undone in a run. fence: of the lease; None if another server leads."""
+    run.recover(now, fence)
+    run.tick(now)
 
 
 def _command(one: PendingRequest[Item], command: Command, now: float) -> None:

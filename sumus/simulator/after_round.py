@@ -26,7 +26,7 @@ class RoundOutcome:
 
     Attributes:
         record: The round's record.
-        is_best: Whether the round's model is the best so far, by `Evaluate(best=)`.
+        is_best: Whether the round's model is the best so far, by `Evaluation(best=)`.
         round: The round's number; 0 for the measurement before the first round.
         metrics: What was measured, by name.
         spreads: The spread over clients, by source and name.

@@ -16,32 +16,32 @@ class EdgeMap:
 
     Args:
         population: The clients.
-        sites: The edge of each client, as a function of its id; or how many edges there are, each with as many clients, in the
-            population's order; 0 if there are none.
+        groups: How clients are grouped behind edges: how many edges there are, each with as many clients, in the population's
+            order; or a function that names the edge of a client. 0 if there are no edges.
     """
 
-    def __init__(self, population: Population, sites: int | Callable[[Any], Hashable]) -> None:
-        self._population, self._sites = population, sites
+    def __init__(self, population: Population, groups: int | Callable[[Any], Hashable]) -> None:
+        self._population, self._groups = population, groups
 
     @property
     def identity(self) -> str | None:
         """A hash of which edge each client reports through; None if there are no edges."""
-        if not self._sites:
+        if not self._groups:
             return None
         return key(*(str(self.edge_of(position)) for position in range(len(self._population)))).hex()
 
     def edge_of(self, position: int) -> Hashable:
         """The edge of the client at this place of the population."""
-        if callable(self._sites):
+        if callable(self._groups):
             client = self._population.pick(position)
             with (
                 at_client(client),
-                own_code("the function", "sites=", "it must give a site, which can be a key, for every client"),
+                own_code("the function", "edge_groups=", "it must name an edge, which can be a key, for every client"),
             ):
-                edge = self._sites(client)
+                edge = self._groups(client)
                 hash(edge)
             return edge
-        return position * self._sites // len(self._population)
+        return position * self._groups // len(self._population)
 
     def grouped(self, counted: Sequence[CountedReport]) -> Mapping[tuple[Hashable, int], list[CountedReport]]:
         """Group reports by the edge that they come through, and the sum that they go into."""
@@ -52,6 +52,6 @@ class EdgeMap:
 
     def bytes_above(self, counted: Sequence[CountedReport], first_hop: FirstHop) -> int:
         """Bytes of the leaves of the sums that edges send up for these reports; 0 if there are no edges."""
-        if not self._sites:
+        if not self._groups:
             return 0
         return sum(first_hop.sum_nbytes(len(members)) for members in self.grouped(counted).values())

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from sumus.errors import ExperimentError, TaskError, at_client
-from sumus.experiment import Evaluate
+from sumus.experiment import Evaluation
 from sumus.figures import figure_names, figure_of
 from sumus.metrics import Spread, is_lower_better, pooled, sums_of
 from sumus.rng import generator
@@ -24,8 +24,8 @@ Evaluations = dict[str, dict[str, float]]
 Spreads = dict[str, dict[str, Spread]]
 
 
-class Evaluation:
-    """The measurements that `Evaluate` asks for, on one program.
+class Evaluator:
+    """The measurements that `Evaluation` asks for, on one program.
 
     Attributes:
         notes: What the user should know of what was measured, once each.
@@ -39,7 +39,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, wanted: Evaluate, population: Population, program: Program, seed: int, present: Array | None = None
+        self, wanted: Evaluation, population: Population, program: Program, seed: int, present: Array | None = None
     ) -> None:
         self.notes: dict[str, None] = {}
         self._program = program
@@ -51,7 +51,7 @@ class Evaluation:
         self._population = population
         if self._unseen is not None and (both := next((c for c in self._unseen if c in population), None)) is not None:
             raise ExperimentError(
-                f"client {both!r} of Evaluate(unseen=) is in the population too: hold it out of one of them"
+                f"client {both!r} of Evaluation(unseen=) is in the population too: hold it out of one of them"
             )
         there = len(population) if present is None else len(present)
         count = min(wanted.seen, there)
@@ -91,7 +91,7 @@ class Evaluation:
             try:
                 measured = program.evaluate(*self._central, self._batch_size)
             except TaskError as error:
-                raise TaskError(f"Evaluate(central=): {error}") from error
+                raise TaskError(f"Evaluation(central=): {error}") from error
             self._note_nan("the central held-out data", measured)
             evaluations["central"] = pooled(measured)
         groups: list[tuple[str, Population, Iterable[Any], Callable[[str], ClientState]]] = []

@@ -68,7 +68,7 @@ class PreparedRun:
             "fleet": fleet_identity(self.experiment.fleet),
         }
         if (edges := self.edges.identity) is not None:
-            identity["sites"] = edges
+            identity["sites"] = edges  # this name is in the folders of runs
         return identity
 
     def observe(self) -> None:
@@ -108,7 +108,7 @@ def prepare(experiment: Experiment, device: str, skips: bool) -> PreparedRun:
     setting = RunSetting(plan, population, experiment.seed, AUTOGRAD.executor, skips, first)
     trainer = Trainer(setting, program)
     notes = dict.fromkeys(_notes(experiment, population, program, client, examples))
-    edges = EdgeMap(population, experiment.sites)
+    edges = EdgeMap(population, experiment.edge_groups)
     return PreparedRun(experiment, program, setting, trainer, joined, ClientSizes(trainer), edges, notes)
 
 
@@ -136,6 +136,6 @@ def _notes(
         yield (
             "the loss or a metric compares the examples of a batch with one another: training takes batches of "
             f"{experiment.plan.algorithm.client.batch_size or 'all examples'}, and evaluation batches of "
-            f"{EVALUATION_BATCH}: give Evaluate(batch_size=) to measure as in training; if it is not meant to, look whether "
+            f"{EVALUATION_BATCH}: give Evaluation(batch_size=) to measure as in training; if it is not meant to, look whether "
             "outputs and targets have one shape"
         )

@@ -14,7 +14,7 @@ class RoundEvaluation:
     """What was measured after a round; empty if the round was not evaluated.
 
     Attributes:
-        metrics: The headline figures by name: those of the first of central, unseen and seen that `Evaluate` asks for; if it
+        metrics: The headline figures by name: those of the first of central, unseen and seen that `Evaluation` asks for; if it
             asks for none, the loss of local training.
         by_source: The figures of all sources, by source and name.
         spreads: The spread of each figure over clients, by source and name.
@@ -119,7 +119,7 @@ class RoundRecord:
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> "RoundRecord":
         """Make a record of its JSON. It is the inverse of `to_json`, but that the keys of clients are text
-        (`Evaluation.with_keys`)."""
+        (`Evaluator.with_keys`)."""
         spreads: dict[str, Any] = {
             source: {name: Spread(**spread) for name, spread in by_metric.items()}
             for source, by_metric in fields["spreads"].items()

@@ -6,7 +6,7 @@ from typing import Any
 
 from sumus.algorithm import Algorithm
 from sumus.errors import ExperimentError, expect
-from sumus.experiment import Evaluate, Examples, Experiment, expect_population, seed_of
+from sumus.experiment import Evaluation, Examples, Experiment, expect_population, seed_of
 from sumus.pacing import Pacing
 from sumus.plan import Plan
 from sumus.simulator.after_round import AfterRound, RoundListener
@@ -34,7 +34,7 @@ def simulate(
     population: Mapping[Any, Examples],
     rounds: int,
     pacing: Pacing | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: Evaluation | None = None,
     seed: int = 0,
     compute: Compute | str = "auto",
     out: Output | str | Path | None = None,
@@ -69,7 +69,7 @@ def simulate(
     least = max(2, min(10, pacing.cohort)) if compute.through == "wire" else 10  # a server asks for it
     with seeded(seed):  # it may make the model
         plan = Plan(task, algorithm, pacing, least)
-    return run(Experiment(plan, population, rounds, evaluate or Evaluate(), seed), compute, out, after_round)
+    return run(Experiment(plan, population, rounds, evaluate or Evaluation(), seed), compute, out, after_round)
 
 
 def run(

@@ -16,7 +16,7 @@ from sumus.interrupt import undisturbed, whole
 from sumus.optimizers import ServerState
 from sumus.simulator.after_round import RoundListener, RoundOutcome
 from sumus.simulator.checkpoint import Checkpoint
-from sumus.simulator.evaluation import MOST_NOTES, Evaluation
+from sumus.simulator.evaluation import MOST_NOTES, Evaluator
 from sumus.simulator.history import BestModel, History, Provenance, failures_of
 from sumus.simulator.kept import BestSoFar
 from sumus.simulator.participants import Participants, RoundReports
@@ -56,7 +56,7 @@ class Simulation:
         self._turnout = Turnout(prepared, sum(nbytes(tree) for tree in self.at.state.broadcast.values()))
         wanted, population = self._experiment.evaluate, prepared.population
         there = present_at(prepared.joined, 0, len(population))
-        self._evaluation = Evaluation(wanted, population, self._program, self._experiment.seed, there)
+        self._evaluation = Evaluator(wanted, population, self._program, self._experiment.seed, there)
         self._stopping = Stopping(wanted, self._evaluation.is_lower_better)
         self._stopping.check_names(self._evaluation.figures)
         if (earlier := folder.earlier()) is not None:
@@ -134,7 +134,7 @@ class Simulation:
         if earlier.best is not None and earlier.best.metric != wanted:
             raise ExperimentError(
                 f"{folder} holds a run that keeps the best model by {earlier.best.metric!r}, and not by {wanted!r}: give "
-                f"Evaluate(best={earlier.best.metric!r}), another folder, or restart=True (--restart) to start over there"
+                f"Evaluation(best={earlier.best.metric!r}), another folder, or restart=True (--restart) to start over there"
             )
         if earlier.best is None and any(self._stopping.is_due(record) for record in earlier.rounds):
             self._prepared.notes[

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sumus.errors import ExperimentError
-from sumus.experiment import Evaluate
+from sumus.experiment import Evaluation
 from sumus.simulator.kept import BestSoFar
 from sumus.simulator.records import RoundRecord
 from sumus.types import Tree
@@ -16,14 +16,14 @@ from sumus.types import Tree
 
 @dataclass(frozen=True)
 class Stopping:
-    """What `Evaluate` says about the best model and an early end.
+    """What `Evaluation` says about the best model and an early end.
 
     Attributes:
         wanted: What the user asks for.
         lower: Tells whether a metric is better the lower it is.
     """
 
-    wanted: Evaluate
+    wanted: Evaluation
     lower: Callable[[str], bool]
 
     def check_names(self, known: Sequence[str]) -> None:

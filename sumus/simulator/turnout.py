@@ -8,7 +8,7 @@ from sumus.rng import generator
 from sumus.simulator.prepared import PreparedRun
 from sumus.simulator.records import RoundRecord
 from sumus.simulator.virtual_time.account import CountedReport, Played
-from sumus.simulator.virtual_time.fleet_model import RoundWork
+from sumus.simulator.virtual_time.fleet_model import RoundDemand
 from sumus.simulator.virtual_time.fleet_report import Attendance, FleetReport
 from sumus.simulator.virtual_time.timeline import Timeline
 from sumus.simulator.virtual_time.traces import devices_of
@@ -37,7 +37,7 @@ class Turnout:
             return sum(map(examples, range(len(population)))) / len(population)
 
         rounds = plan.edges.rounds  # a site's devices have that many times the work
-        self._work = RoundWork(
+        self._work = RoundDemand(
             steps=lambda position: plan.algorithm.client.step_count(examples(position)) * rounds,
             share=lambda position: examples(position) / mean(),
             down=broadcast_nbytes * rounds,

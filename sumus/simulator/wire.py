@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sumus.device.device import Device, DeviceNews
+from sumus.device.device import Device
 from sumus.device.keys import keyed
+from sumus.device.news import DeviceNews
+from sumus.device.options import Consent, DeviceProfile, DeviceSystem, ServerConnection
 from sumus.device.store import MemoryDeviceStore
 from sumus.device.training import Training
 from sumus.errors import ExperimentError, TaskError
@@ -88,9 +90,14 @@ class DeviceClients:
         prepared, seed = self._prepared, self._prepared.setting.seed
         task, first = prepared.experiment.plan.task, self._population.pick(0)
         assert isinstance(task, Task), "a simulation has its task's code"
-        device = str(prepared.program.device)
-        self._training = Training(task, self._population[first], self._executor, device, seed)
-        self._training.witness = Witness(self._training.program, left, prepared.trainer.read_anew)
+        self._training = Training(
+            task,
+            self._population[first],
+            self._executor,
+            str(prepared.program.device),
+            seed,
+            lambda program: Witness(program, left, prepared.trainer.read_anew),
+        )
         self._service = self._serve(seed)
         self._transport = self._stack.enter_context(InProcess(self._service.device_app))
         server = self._service.server
@@ -150,22 +157,19 @@ class DeviceClients:
         assert self._training is not None, "the run has begun"
         if client not in self._devices:
             self._stores[client] = MemoryDeviceStore()
+            system = DeviceSystem(
+                keys=keyed(self._prepared.setting.seed), clock=lambda: self._now, today=lambda: self._round
+            )
             self._devices[client] = Device(
                 "http://127.0.0.1",
                 self._training,
                 lambda: self._population[client],
+                folder=self._stores[client],
                 token=token,
-                floor=NO_FLOOR,
-                name=client,
-                evaluates=False,
-                keeps_model=False,
-                wait_s=0.0,
+                consent=Consent(NO_FLOOR, evaluates=False, keeps_model=False),
+                connection=ServerConnection(wait_s=0.0, transport=self._transport),
+                profile=DeviceProfile(client, system=system),
                 watch=lambda news: self._said.setdefault(client, []).append(news),
-                keys=keyed(self._prepared.setting.seed),
-                transport=self._transport,
-                store=self._stores[client],
-                clock=lambda: self._now,
-                today=lambda: self._round,
             )
         return self._devices[client]
 

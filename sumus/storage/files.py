@@ -1,8 +1,8 @@
-"""Files that are complete or do not exist."""
+"""Files that are complete or do not exist, folders that are private, and locks that one process holds."""
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from sumus.errors import ExperimentError, UsageError
@@ -36,6 +36,54 @@ def write_whole(path: Path, body: bytes, lasting: bool = False, private: bool = 
         raise ExperimentError(
             f"{path} cannot be written: {error.strerror or error}; what was there is as it was"
         ) from error
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder, and those above it, if there is none. Only its owner may enter a folder that is made here (mode 0700).
+
+    Raises:
+        OSError: The folder cannot be made.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+class LockHeldError(Exception):
+    """Another process holds a lock."""
+
+
+def lock_file(path: Path) -> Callable[[], None]:
+    """Hold a file until the process ends, so that no other process can hold it. The file is made if there is none.
+
+    The lock belongs to the open file and not to its name: a process that is killed leaves no lock behind. Systems without such
+    locks, which are no Unix, give none.
+
+    Returns:
+        A function that lets the lock go. Only its first call has an effect.
+
+    Raises:
+        LockHeldError: Another process holds the file.
+        OSError: The file cannot be opened.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return lambda: None
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        os.close(descriptor)
+        raise LockHeldError(str(path)) from error
+    except OSError:  # such as a file system that knows no locks
+        os.close(descriptor)
+        raise
+    held = [descriptor]
+
+    def let_go() -> None:
+        while held:
+            os.close(held.pop())
+
+    return let_go
 
 
 def user_folder(variable: str, below: str, instead: str, environment: Mapping[str, str] = os.environ) -> Path:

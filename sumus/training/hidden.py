@@ -6,195 +6,69 @@
 
 A plan carries leaves, and nothing else. What code keeps besides would reach the next client in one process and not in two, and
 would be lost when a run goes on from a folder: so every client begins with it as it was. A walk from the roots finds the
-places where such state can be. It looks into what a user wrote, and not into what libraries keep for themselves.
+places where such state can be (`sumus.training.walk`).
 """
 
-import collections
-import contextvars
-import ctypes
-import dis
-import enum
 import functools
-import hashlib
-import importlib.util
-import io
-import os
 import pickle
 import random
 import re
-import sys
 import types
-import weakref
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sumus.errors import TaskError
-from sumus.training.places import (
-    LONGEST,
-    LONGEST_PICKLED,
-    MISSING,
-    PLAIN,
-    SMALL_BYTES,
-    Cell,
-    Depths,
-    Entries,
-    Iterating,
-    Memory,
-    Names,
-    Numbers,
-    ObjectArray,
-    Opaque,
-    Place,
-    RandomGenerator,
-    Sequence,
-    Sparse,
-    Variable,
-    bytes_of,
-    inside_of,
-)
+from sumus.training.places import LONGEST, MISSING, Cell, Place
+from sumus.training.walk import FUNCTIONS, MEMBERS, HiddenWalk, globals_of, users
 
-MOST_PLACES = 20_000
-"""Beyond so many places, the walk ends."""
-MOST_BYTES = 2**26
-"""Bytes of tensors and arrays that are copied, so that they can be put back."""
 _ALWAYS = 8
 """So many times at first, everything is compared; then at each power of two, and at the end."""
-_RANDOM = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
-_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinMethodType, types.MethodWrapperType, functools.partial)
-_HOLDERS = {
-    "types.SimpleNamespace",
-    "argparse.Namespace",
-    "_thread._local",
-    *("collections.UserDict", "collections.UserList", "collections.ChainMap", "queue.Queue"),
-    *("weakref.WeakKeyDictionary", "weakref.WeakValueDictionary", "_weakrefset.WeakSet"),
-    "multiprocessing.sharedctypes.SynchronizedBase",
-}
-"""Python's own classes in which people keep what they please."""
-_SHOW_NOTHING = {"builtins", "_thread", "_weakref", "weakref", "re", "_abc", "_contextvars"}
-_LIBRARIES = {"torch", "numpy", "sumus", "torchvision"}
-_OF_MODULES = {
-    *(
-        "training",
-        "_non_persistent_buffers_set",
-        "_is_full_backward_hook",
-        "_flat_weights",
-        "_flat_weight_refs",
-        "_flat_weights_names",
-        "_compiled_call_impl",
-    ),
-    *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
-}
-"""What torch's modules keep for themselves."""
-_MEMBERS = {"_parameters", "_buffers", "_modules"}
 _DEEPEST = 4
-
-
-@functools.lru_cache(1024)
-def users(module: object) -> bool:
-    """Whether a module, by its name, is a user's own: it is no part of Python, and not installed as a package."""
-    if not isinstance(module, str):
-        return False
-    top = module.partition(".")[0]
-    if top == "__main__":
-        return True
-    if top in _LIBRARIES or top in sys.stdlib_module_names:
-        return False
-    parts = Path(getattr(sys.modules.get(module), "__file__", None) or "").parts
-    return not {"site-packages", "dist-packages"} & {*parts}
-
-
-@functools.lru_cache(4096)
-def globals_of(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], tuple[tuple[int, str], ...]]:
-    """Names of the globals that a piece of code reads or writes, in order; of the attributes that it names, and of what it takes
-    from a module; and the modules that it imports, each with how many packages up."""
-    names, attributes, imported = dict[str, None](), set[str](), dict[tuple[int, str], None]()
-    before: list[Any] = [0, 0]
-    for step in dis.get_instructions(code):
-        if "GLOBAL" in step.opname or step.opname in ("LOAD_NAME", "STORE_NAME"):
-            names[str(step.argval)] = None
-        elif step.opname == "IMPORT_NAME":
-            up = before[-2] if isinstance(before[-2], int) else 0
-            imported[up, str(step.argval)] = None
-            for name in before[-1] if isinstance(before[-1], tuple) else ():  # it may be a module
-                attributes.add(str(name))
-                imported[up, f"{step.argval}.{name}".lstrip(".")] = None
-        elif "ATTR" in step.opname or "METHOD" in step.opname:
-            attributes.add(str(step.argval))
-        before = [before[-1], step.argval]
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            more, others, modules = globals_of(inner)
-            names |= dict.fromkeys(more)
-            attributes |= others
-            imported |= dict.fromkeys(modules)
-    return tuple(names), frozenset(attributes), tuple(imported)
-
-
-def _imported(name: str, package: str) -> types.ModuleType | None:
-    """A module that code imports as it runs; it is imported now if it is a user's own, since it may keep state from then on."""
-    try:
-        full = importlib.util.resolve_name(name, package) if name.startswith(".") else name
-        if full in sys.modules:
-            return sys.modules[full]
-        if full.partition(".")[0] in sys.stdlib_module_names | _LIBRARIES:
-            return None
-        found = importlib.util.find_spec(full)
-        if found is None or {"site-packages", "dist-packages"} & {*Path(found.origin or "").parts}:
-            return None
-        return importlib.import_module(full)
-    except Exception:  # whatever the module raises: the code will raise it, if it gets there
-        return None
-
-
-# ── the walk ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+"""How deep a function that encloses another one is looked into."""
 
 
 class HiddenState:
-    """What the code behind some roots keeps outside the leaves, as it is now.
+    """What the code behind some roots keeps outside the leaves, and how it was when this was made.
 
-    roots: by the name that paths begin with.  leaves: tensors that the plan carries, and that therefore are not hidden.
-    digest: of its numbers and texts; equal in two processes that begin alike.  tensors: that were met, each with its path.
-    refused: why not all could be put back, the first time; None where it always could.
+    Args:
+        roots: The objects at which the walk begins, by the name that paths begin with.
+        leaves: Tensors that the plan carries. They are not hidden.
+
+    Attributes:
+        tensors: The tensors that the walk met, each with its path.
+        digest: A hash of the numbers and texts; equal in two processes that begin alike.
+        refused: Why not everything could be put back, the first time; None if it always could.
     """
 
     def __init__(self, roots: Mapping[str, object], leaves: Iterable[Tensor] = ()) -> None:
-        self.tensors: list[tuple[str, Tensor]] = []
+        self._walk = HiddenWalk(roots, leaves)  # holds on to what it met, so that no other object gets an id of these
+        self._places = self._walk.places
+        self.tensors, self.digest = self._walk.tensors, self._walk.digest
         self.refused: TaskError | None = None
-        self._leaves = {id(leaf): leaf for leaf in leaves}
-        self._places: list[Place] = []
-        self._seen: dict[int, Any] = {}
-        self._names: dict[int, tuple[str, dict[str, Any], dict[str, None]]] = {}
-        self._room, self._each_time, self._begun = MOST_BYTES, SMALL_BYTES, 0
-        self._hash = hashlib.sha256()
-        self._waiting = collections.deque[tuple[str, Any, bool]]((name, root, True) for name, root in roots.items())
-        while self._waiting and len(self._places) < MOST_PLACES:
-            self._look_at(*self._waiting.popleft())
-        for path, held, names in self._names.values():
-            self._keep(_part(path, held, tuple(names)))
-        self.digest = self._hash.hexdigest()
+        self._begun = 0
 
     def is_due(self) -> bool:
-        """Whether what takes long is to be compared now. Asked before each client: yes at the first, then ever more rarely."""
+        """Whether what takes long is to be compared now. This is asked before each client: at first yes, and then ever
+        more rarely.
+        """
         self._begun += 1
         return self._begun <= _ALWAYS or self._begun & (self._begun - 1) == 0
 
     def changed(self, whole: bool = True) -> list[str]:
-        """The paths whose values are others now.
+        """The paths whose values have changed.
 
         Args:
-            whole: Whether what takes long is compared, too: large arrays, long containers.
+            whole: Whether large arrays and long containers, which take long, are compared, too.
         """
         return list(dict.fromkeys(path for place in self._places for path in self._changed(place, whole)))
 
     @staticmethod
     def _changed(place: Place, whole: bool) -> list[str]:
-        """A place's paths that changed. A place where this was seen once is compared each time from then on."""
+        """The paths of a place that have changed. A place that has changed once is compared each time from then on."""
         if not place.rare:
             return list(place.changed())
         if place.is_other_at_a_glance():
@@ -209,10 +83,13 @@ class HiddenState:
         return found
 
     def restore(self, whole: bool = True) -> list[str]:
-        """Put everything back; the paths that had changed. TaskError for what cannot be put back, once the rest is.
+        """Put everything back; the paths that had changed.
 
         Args:
-            whole: As `changed` takes it.
+            whole: See `changed`.
+
+        Raises:
+            TaskError: Something cannot be put back. Everything else is.
         """
         paths, refused = dict[str, None](), None
         for place in self._places:
@@ -231,7 +108,7 @@ class HiddenState:
         """Put everything back for the last time.
 
         Args:
-            logs: Whether containers to which the code only added get all that was added.
+            logs: Whether containers to which the code only added get everything that was added.
         """
         try:
             self.restore()
@@ -239,336 +116,20 @@ class HiddenState:
             for place in self._places if logs else ():
                 place.end()
 
-    def _keep(self, place: Place) -> None:
-        self._places.append(place)
-
-    def _look_at(self, path: str, value: Any, root: bool = False) -> None:
-        """Note a value's places, and go on to what it holds."""
-        kind = type(value)
-        if isinstance(value, PLAIN) and not (isinstance(value, enum.Enum) and users(kind.__module__)):
-            if "{" not in path:  # of a set: in another order in another process
-                self._hash.update(f"{path}={value!r}\n".encode())
-            return
-        if id(value) in self._seen:
-            return
-        self._seen[id(value)] = value
-        if isinstance(value, Tensor | np.ndarray):
-            self._look_at_numbers(path, value)
-        elif isinstance(value, _RANDOM):
-            self._keep(RandomGenerator(path, value))
-        elif isinstance(value, tuple | frozenset | dict | list | collections.deque | set | bytearray):
-            self._look_at_container(path, cast(Any, value))
-        elif isinstance(value, type):
-            self._look_at_class(value)
-        elif isinstance(value, _FUNCTIONS):
-            self._look_at_callable(path, value)
-        elif isinstance(value, Iterator) and not users(kind.__module__):
-            if not isinstance(value, io.IOBase):
-                self._keep(Iterating(path, value))
-                self._later((path, part) for part in inside_of(value))
-        elif isinstance(value, weakref.ref):
-            self._later([(path, value())])
-        elif isinstance(value, contextvars.ContextVar):
-            self._keep(place := Variable(path, cast(Any, value)))
-            self._later([(path, place.then)] if place.then is not MISSING else [])
-        elif isinstance(value, ctypes._SimpleCData | ctypes.Array | ctypes.Structure) or (
-            isinstance(value, memoryview) and not value.readonly and value.c_contiguous
-        ):
-            self._keep(Memory(path, value))
-        elif value is os.environ:
-            held = os.environ
-            self._keep(Names(lambda _: "os.environ", held.copy, held.__setitem__, lambda name: held.pop(name, None)))
-        elif not isinstance(value, types.ModuleType):
-            self._look_at_object(path, value, root)
-
-    def _later(self, found: Iterable[tuple[str, Any]]) -> None:
-        self._waiting.extend((path, value, False) for path, value in found)
-
-    def _look_at_numbers(self, path: str, value: Any) -> None:
-        if isinstance(value, Tensor):
-            self.tensors.append((path, value))
-            hooks = cast(Mapping[int, Any], getattr(value, "_backward_hooks", None) or {})
-            self._later((f"{path}.hook", hook) for hook in hooks.values())
-            self._look_at_attributes(path, value, frozenset(name for name in vars(value) if name.startswith("_")))
-            if id(value) in self._leaves or value.device.type == "meta":
-                return
-            if type(value).__name__.startswith(("Uninitialized", "Fake")):
-                return
-            if value.layout is not torch.strided:
-                if "sparse" in str(value.layout):
-                    self._keep(Sparse(path, value))
-                return
-        elif value.dtype.hasobject:
-            if value.dtype == object:
-                self._keep(ObjectArray(path, value))
-                self._later((f"{path}[{at}]", part) for at, part in enumerate(value.flat) if at < LONGEST)
-            return
-        elif type(value) is not np.ndarray:
-            self._look_at_attributes(path, value)
-        place = Numbers(path, value, self._room, self._each_time)
-        self._room -= place.nbytes
-        self._each_time -= 0 if place.rare else place.nbytes
-        self._keep(place)
-        if place.nbytes and "{" not in path:
-            self._hash.update(path.encode() + bytes_of(value))
-
-    def _look_at_container(self, path: str, value: Any) -> None:
-        """What a container holds, and what an object of a class derived from one keeps besides."""
-        kind, long = type(value), len(value) > LONGEST
-        if isinstance(value, dict):
-            values = list(cast(dict[Any, Any], value).values())
-            self._keep(Entries(path, cast(dict[Any, Any], value)))
-            self._look_at(path, tuple(key for key in value if isinstance(key, PLAIN)))
-        else:
-            values = list(cast(Iterable[Any], value))
-            if not isinstance(value, tuple | frozenset):
-                self._keep(Sequence(path, value))
-        if isinstance(value, set | frozenset):
-            self._later((f"{path}{{...}}", part) for part in values[:LONGEST] if not isinstance(part, PLAIN))
-        elif not isinstance(value, bytearray) and not (long and not isinstance(value, tuple)):
-            names = ("..." if isinstance(value, dict) else str(at) for at in range(len(values)))
-            self._later((f"{path}[{name}]", part) for name, part in zip(names, values, strict=True))
-        if long and len(values) <= LONGEST_PICKLED and not all(isinstance(part, PLAIN) for part in values):
-            self._keep(Depths(path, value))
-        if isinstance(value, collections.defaultdict):
-            self._later([(path, cast(Any, value).default_factory)])
-        if kind not in (tuple, frozenset, dict, list, collections.deque, set, bytearray):
-            self._look_at_attributes(path, value)
-            self._look_at_class(kind)
-
-    def _look_at_class(self, value: type) -> None:
-        """A class that a user wrote: its data, and the functions in it."""
-        for kind in value.__mro__ if users(value.__module__) else ():
-            if not users(kind.__module__) or (kind is not value and id(kind) in self._seen):
-                continue
-            self._seen[id(kind)] = kind
-            if issubclass(kind, enum.Enum):
-                self._later((f"{kind.__name__}.{name}", member) for name, member in kind.__members__.items())
-
-            def data(kind: type = kind) -> dict[str, Any]:
-                return {name: part for name, part in vars(kind).items() if _is_data(name, part)}
-
-            where = kind.__name__
-            self._keep(
-                Names(
-                    lambda name, where=where: f"{where}.{name}",
-                    data,
-                    lambda name, part, kind=kind: setattr(kind, name, part),
-                    lambda name, kind=kind: delattr(kind, name),
-                    vars(kind),
-                )
-            )
-            for name, part in vars(kind).items():
-                function = getattr(part, "__func__", None) or getattr(part, "fget", None) or part
-                if isinstance(function, types.FunctionType) or _is_data(name, part) or users(type(part).__module__):
-                    self._later([(f"{where}.{name}", function)])
-
-    def _look_at_callable(self, path: str, value: Any) -> None:
-        if isinstance(value, functools.partial):
-            part = cast(Any, value)
-            self._later([(path, part.func), (path, part.args), (path, part.keywords)])
-        elif isinstance(value, types.MethodType):
-            self._later([(path, value.__func__), (path.rpartition(".")[0] or path, value.__self__)])
-        elif isinstance(value, types.FunctionType):
-            self._look_at_function(path, value)
-        elif not isinstance(own := getattr(value, "__self__", None), types.ModuleType | type(None)):
-            self._later([(path, own)])
-
-    def _look_at_function(self, path: str, value: types.FunctionType) -> None:
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            if id(cell) in self._seen:
-                continue
-            self._seen[id(cell)] = cell
-            where = f"{path}.{name}"
-            place = Cell(where, cell)
-            self._keep(place)
-            if place.then is not MISSING:
-                self._later([(where, place.then)])
-        self._later((f"{path}({name}=)", part) for name, part in (value.__kwdefaults__ or {}).items())
-        self._later((path, part) for part in value.__defaults__ or ())
-        if not users(value.__module__):
-            return
-        own = vars(value)
-        self._keep(Names(lambda name: f"{path}.{name}", lambda: own, own.__setitem__, lambda name: own.pop(name, None)))
-        self._later((f"{path}.{name}", part) for name, part in own.items())
-        names, attributes, imported = globals_of(value.__code__)
-        self._look_at_globals(value.__module__, value.__globals__, names)
-        package = str(value.__globals__.get("__package__") or "")
-        inside = [value.__globals__.get(name) for name in names]
-        inside += [Cell(path, cell).then for cell in value.__closure__ or ()]
-        inside += [_imported("." * up + name, package) for up, name in imported]
-        self._look_at_modules([part for part in inside if isinstance(part, types.ModuleType)], attributes)
-
-    def _look_at_modules(self, waiting: list[types.ModuleType], attributes: frozenset[str]) -> None:
-        """Of these modules, and of those in them, what code names."""
-        met = set[int]()
-        while waiting:
-            module = waiting.pop()
-            if id(module) in met:
-                continue
-            met.add(id(module))
-            held = vars(module)
-            if module is os and attributes & {"environ", "environb", "getenv", "putenv"}:
-                self._later([("os.environ", os.environ)])
-            if users(module.__name__):
-                names = sorted(attributes & held.keys())
-                self._look_at_globals(module.__name__, held, names)
-                waiting += [held[name] for name in names if isinstance(held[name], types.ModuleType)]
-
-    def _look_at_globals(self, module: str, held: dict[str, Any], names: Iterable[str]) -> None:
-        _, _, known = self._names.setdefault(id(held), (module, held, {}))
-        new = [name for name in names if name not in known]
-        known |= dict.fromkeys(new)
-        self._later((f"{module}.{name}", held[name]) for name in new if name in held)
-
-    def _look_at_object(self, path: str, value: Any, root: bool) -> None:
-        kind = type(value)
-        skipped = _cached_names(kind)
-        if isinstance(value, torch.jit.ScriptModule):
-            return self._look_at_script(path, value)
-        if isinstance(value, nn.Module):
-            empty = {name for name, part in vars(value).items() if name.endswith("_hooks") and not part}
-            skipped |= _OF_MODULES | _derived(value) | empty
-        elif root or _is_looked_into(kind):
-            pass
-        elif hasattr(value, "__wrapped__"):  # functools.cache, and decorators of its kind
-            return self._later([(path, value.__wrapped__)])
-        elif not hasattr(value, "__dict__") and kind.__module__ not in _SHOW_NOTHING:
-            if (place := Opaque(path, value)).then is not None:
-                self._keep(place)
-            return None
-        else:
-            return None
-        self._look_at_attributes(path, value, skipped)
-        return self._look_at_class(kind)
-
-    def _look_at_attributes(self, path: str, value: Any, skipped: frozenset[str] = frozenset()) -> None:
-        """What an object keeps under names of its own."""
-        kind = type(value)
-        own = getattr(value, "__dict__", None)
-        if isinstance(own, dict):
-            names = cast(dict[str, Any], own)
-
-            def shown() -> dict[str, Any]:
-                return {name: part for name, part in names.items() if name not in skipped}
-
-            self._keep(
-                Names(
-                    lambda name: f"{path}.{name}", shown, names.__setitem__, lambda name: names.pop(name, None), names
-                )
-            )
-            for name, part in shown().items():
-                if name in _MEMBERS and isinstance(value, nn.Module):
-                    self._look_at_members(path, part, users(kind.__module__))
-                elif name.endswith("_hooks") and isinstance(
-                    value, nn.Module
-                ):  # by order: their numbers are a process's
-                    self._look_at_members(f"{path}.hooks", part, True)
-                    self._later((f"{path}.hook{at}", hook) for at, hook in enumerate(part.values()))
-                else:
-                    self._later([(f"{path}.{name}", part)])
-        self._look_at_slots(path, value, kind)
-
-    def _look_at_script(self, path: str, value: Any) -> None:
-        """The attributes and tensors that a scripted module, and those in it, keep in a machine of their own."""
-        concrete = getattr(value, "_concrete_type", None)
-        names = [name for name in (concrete.get_attributes() if concrete else ()) if name not in _OF_MODULES]
-        self._keep(
-            Names(
-                lambda name: f"{path}.{name}",
-                lambda: {name: getattr(value, name) for name in names},
-                lambda name, part: setattr(value, name, part),
-                lambda name: None,
-            )
-        )
-        inside = (*value.named_children(), *value.named_buffers(recurse=False), *value.named_parameters(recurse=False))
-        self._later((f"{path}.{name}", part) for name, part in inside)
-
-    def _look_at_members(self, path: str, held: dict[str, Any], is_users: bool) -> None:
-        """Parameters, buffers, modules or hooks of a module. torch's own layers get no more of them than they have."""
-        if not held and not is_users:
-            return
-        self._seen[id(held)] = held
-        self._keep(
-            Names(lambda name: f"{path}.{name}", lambda: held, held.__setitem__, lambda name: held.pop(name, None))
-        )
-        self._later(
-            (f"{path}.{name}", part) for name, part in held.items() if isinstance(name, str) and part is not None
-        )
-
-    def _look_at_slots(self, path: str, value: Any, kind: type) -> None:
-        slots = {  # under the names that Python gives to private ones
-            name: part
-            for base in kind.__mro__
-            if users(base.__module__)
-            for name, part in vars(base).items()
-            if isinstance(part, types.MemberDescriptorType)
-        }
-        if not slots:
-            return
-
-        def read() -> dict[str, Any]:
-            return {name: getattr(value, name) for name in slots if hasattr(value, name)}
-
-        self._keep(
-            Names(
-                lambda name: f"{path}.{name}",
-                read,
-                lambda name, part: slots[name].__set__(value, part),
-                lambda name: slots[name].__delete__(value),
-            )
-        )
-        self._later((f"{path}.{name}", part) for name, part in read().items())
-
-
-def _part(path: str, held: dict[str, Any], names: tuple[str, ...]) -> Names:
-    """Some names of a namespace."""
-    return Names(
-        lambda name: f"{path}.{name}",
-        lambda: {name: held[name] for name in names if name in held},
-        held.__setitem__,
-        lambda name: held.pop(name, None),
-    )
-
-
-@functools.lru_cache(1024)
-def _cached_names(kind: type) -> frozenset[str]:
-    """The attributes of a class that are computed once for each object, and then kept in the object."""
-    return frozenset(
-        name
-        for base in kind.__mro__
-        for name, part in vars(base).items()
-        if isinstance(part, functools.cached_property)
-    )
-
-
-@functools.lru_cache(1024)
-def _is_looked_into(kind: type) -> bool:
-    """Whether objects of a class can hold what a user keeps."""
-    named = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
-    return users(kind.__module__) or kind.__module__.startswith("sumus.") or bool(named & _HOLDERS)
-
-
-def _is_data(name: str, value: Any) -> bool:
-    """Whether a class's attribute is a value, and not a part of how the class works."""
-    if (name.startswith("__") and name.endswith("__")) or name.startswith("_abc_"):
-        return False
-    return not callable(value) and not hasattr(type(value), "__get__")
-
-
-def _derived(module: nn.Module) -> set[str]:
-    """Attributes that torch's own hooks compute anew before each forward pass: of pruning, of a weight's norm."""
-    hooks = module._forward_pre_hooks.values()
-    own = (hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils."))
-    return {
-        name
-        for hook in own
-        if isinstance(name := getattr(hook, "_tensor_name", None) or getattr(hook, "name", None), str)
-    }
+    @contextmanager
+    def keeping_logs(self) -> Generator[None, None, None]:
+        """To be entered around a run of the code that is only looked at: what it adds to containers that may be a user's logs is
+        forgotten."""
+        logs = [(place, place.log()) for place in self._places]
+        try:
+            yield
+        finally:
+            for place, log in logs:
+                place.put_log(log)
 
 
 def which(path: str) -> str:
-    """What changed, in words: an attribute of the model, or something elsewhere."""
+    """What a path is, in words: an attribute of the model, or something elsewhere."""
     own = re.match(r"model\.([^.\[]*)", path)
     return (
         f"its forward changes its own attribute `{own[1]}`" if own else f"its steps change `{path}`, which is no leaf"
@@ -579,7 +140,8 @@ def which(path: str) -> str:
 
 
 def tied_to_itself(module: nn.Module) -> str | None:
-    """What of a module a copy would lose, or take from the module that it was copied from; None where a copy is a whole one.
+    """Why a copy of a module would not be a whole one: what it would lose, or share with the module that it is copied
+    from. None if a copy is a whole one.
 
     A copy of a parameter has no hooks, and a copy of a function encloses what the function enclosed.
     """
@@ -595,7 +157,7 @@ def tied_to_itself(module: nn.Module) -> str | None:
             )
     for path, part in module.named_modules():
         for name, value in vars(part).items():
-            if name not in _MEMBERS and (found := _function_around(value, own, 0)) is not None:
+            if name not in MEMBERS and (found := _function_around(value, own, 0)) is not None:
                 where = f"{path}.{name}".lstrip(".")
                 return f"`{where}` holds a function that takes `{found}` from this very model, also in a copy"
     return None
@@ -611,7 +173,7 @@ def _function_around(value: Any, own: Mapping[int, str], depth: int) -> str | No
         flat = [part for one in held for part in (one if isinstance(one, list | tuple) else (one,))]
         if (found := next((own[id(part)] for part in flat if id(part) in own), None)) is not None:
             return found
-        inside = (part for part in held if isinstance(part, _FUNCTIONS))
+        inside = (part for part in held if isinstance(part, FUNCTIONS))
     elif isinstance(value, functools.partial):
         inside = (cast(Any, value).func,)
     elif isinstance(value, dict | list | tuple | set):
@@ -625,19 +187,19 @@ def _function_around(value: Any, own: Mapping[int, str], depth: int) -> str | No
 
 
 def generators() -> tuple[bytes, bytes]:
-    """Where Python's and numpy's own generators stand."""
+    """The state of Python's and numpy's own generators."""
     return pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())
 
 
 def put_generators(stood: tuple[bytes, bytes]) -> None:
-    """Put them back to where they stood."""
+    """Put these generators back to a state."""
     random.setstate(pickle.loads(stood[0]))
     np.random.set_state(pickle.loads(stood[1]))
 
 
 @contextmanager
 def generators_seeded(seed: int) -> Generator[None, None, None]:
-    """Python's and numpy's own generators set from a seed, and given back as they were."""
+    """Set Python's and numpy's own generators from a seed, and put them back afterwards."""
     stood = generators()
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -87,6 +87,13 @@ class Place:
     def end(self) -> None:
         """Put back everything that the code only added, if this is a container: it may be a user's log."""
 
+    def log(self) -> Any:
+        """What the code added to a container so far; None for other places."""
+        return None
+
+    def put_log(self, log: Any) -> None:
+        """Put back what `log` gave, in place of what was added since."""
+
     def _expect_looked_at(self, path: str) -> None:
         """Refuse a change of a rarely compared place: nobody knows at which client it happened, so some clients began
         with a changed content.
@@ -177,6 +184,12 @@ class Entries(Place):
             self._log = {}
             self._put(self.then)
 
+    def log(self) -> dict[Any, Any]:
+        return dict(self._log)
+
+    def put_log(self, log: dict[Any, Any]) -> None:
+        self._log = dict(log)
+
     def is_other_at_a_glance(self) -> bool:
         return len(self._held) != len(self.then)
 
@@ -232,6 +245,12 @@ class Sequence(Place):
         if self._log or self._added:
             self._put((*self.then, *self._log, *self._added))
             self._log, self._added, self.then = [], set(), self._now()
+
+    def log(self) -> tuple[list[Any], set[Any]]:
+        return list(self._log), set(self._added)
+
+    def put_log(self, log: tuple[list[Any], set[Any]]) -> None:
+        self._log, self._added = list(log[0]), set(log[1])
 
     def is_other_at_a_glance(self) -> bool:
         return len(self._held) != len(self.then)

@@ -26,13 +26,22 @@ _Norm = nn.modules.batchnorm._NormBase
 
 
 class Program:
-    """One module of a task on one device.
+    """One module of a task on one device. Changing one of its tensors in place changes the module.
 
-    initial: every leaf's starting value (numpy), by the seed or as the module came.
-    shared, buffers, personal: the module's tensors by leaf: shared with a gradient, shared without, and the device's own.
-    trained: all leaves with a gradient. Changing a tensor in place changes the module.
-    hidden: what the code keeps outside the leaves.  moved: the paths there that were found changed, and what a witness found
-    (`sumus.executors.witness`).  observed: what the code was seen to do (`sumus.training.observed`); None before it was tried.
+    Args:
+        task: The task.
+        device: Where torch computes: cpu, cuda or cuda:NUMBER.
+        seed: The seed of the leaves' starting values, if the task makes its module anew.
+
+    Attributes:
+        initial: Every leaf's starting value (numpy).
+        shared: The tensors of shared leaves that have a gradient, by leaf.
+        buffers: The tensors of shared leaves without a gradient.
+        personal: The tensors of the device's own leaves.
+        trained: The tensors of all leaves with a gradient.
+        hidden: What the code keeps outside the leaves.
+        moved: The paths there that were found changed, and what a witness found (`sumus.executors.witness`).
+        observed: What the code was seen to do (`sumus.training.observed`); None before the code was tried.
     """
 
     def __init__(self, task: Task, device: Any = "cpu", seed: int = 0) -> None:
@@ -66,22 +75,17 @@ class Program:
             for name, tensor in self.tensors.items()
             if self.leaves[name].role == "frozen" and name not in dict(self.module.named_parameters())
         ]
-        self._counters = [  # of these, torch's own layers only count
+        self._counters = [
             (name, tensor, value)
             for (tensor, value), name in ((pair, _name_in(self.tensors, pair[0])) for pair in self._restored)
-            if not tensor.is_floating_point() and not tensor.is_complex() and not _only_counts(self.module, name)
+            if _is_computed_with(self.module, name, tensor)
         ]
         self._frozen = {
             name: (tensor, tensor._version, _sum_of(tensor))
             for name, tensor in self.module.named_parameters()
             if name in self.leaves and self.leaves[name].role == "frozen"
         }
-        roots = {
-            "model": self.module,
-            "loss": task.loss,
-            **{f"metric {name}": own for name, own in task.metrics.items()},
-        }
-        self.hidden = HiddenState(roots, self.tensors.values())
+        self.hidden = HiddenState(_code_of(task, self.module), self.tensors.values())
         self._parts: dict[tuple[str, int], tuple[object, HiddenState]] = {}
         self.moved: dict[str, None] = {}
         self.observed: Any = None
@@ -115,7 +119,8 @@ class Program:
                 tensor.copy_(value)
 
     def look_at(self, name: str, part: object) -> None:
-        """Watch what the code of a part of the algorithm keeps, too. It is not put back: a server asks such code as well.
+        """Watch what the code of a part of the algorithm keeps, too. It is not put back, since a server calls such code
+        as well.
 
         Args:
             name: What `moved` calls the part.
@@ -125,7 +130,9 @@ class Program:
             self._parts[name, id(part)] = part, HiddenState({name: part})
 
     def changed(self) -> list[str]:
-        """The paths outside the leaves that are others than at first, or than when `begin_anew` was called last."""
+        """The paths outside the leaves that have changed since this program was made, or since `begin_anew` was called
+        last.
+        """
         return [
             path
             for hidden in (self.hidden, *(hidden for _, hidden in self._parts.values()))
@@ -133,10 +140,10 @@ class Program:
         ]
 
     def begin_anew(self, whole: bool = False) -> None:
-        """Put what the code keeps outside the leaves back to where it was when this program was made: so begins every client, and
-        every measurement. `moved` gains the paths that had changed.
+        """Put what the code keeps outside the leaves back to what it was when this program was made. So begins every
+        client, and every measurement. `moved` gains the paths that had changed.
 
-        TaskError where a frozen parameter changed, or what changed cannot be put back.
+        Raises TaskError if a frozen parameter changed, or if what changed cannot be put back.
 
         Args:
             whole: Whether large arrays and long containers are compared in any case, and not only now and then.
@@ -155,25 +162,17 @@ class Program:
                 self.moved |= dict.fromkeys(changed)
                 self._parts[name, own] = part, HiddenState({name: part})
         self.expect_frozen()
-        for name, tensor in self.tensors.items():
-            if tensor.requires_grad is not self.leaves[name].trained:
-                raise TaskError(
-                    f"the code switches requires_grad of `{name}` as it trains, and a leaf's role is the same in all rounds: "
-                    "give roles by leaves=, and hold a leaf still for a while by a factor of 0 in forward"
-                )
+        _expect_same_roles(self.tensors, self.leaves)
 
     def end(self) -> None:
-        """The same for the last time, so that the next run with the same code begins alike."""
+        """Put it back for the last time, so that the next run with the same code begins alike."""
         self.hidden.end(logs=self.observed is not None and not self.observed.acts)
 
     def expect_frozen(self, before: Mapping[str, Tensor] | None = None) -> None:
-        """Raise TaskError where the code changed a frozen parameter. before: values to compare with; else versions tell."""
+        """Raise TaskError if the code changed a frozen parameter, compared with values `before`, or else by versions."""
         for name, (tensor, version, kept) in self._frozen.items():
-            if before is not None:
-                changed = not _same_numbers(tensor, before[name])
-            else:
-                changed = tensor._version != version and _sum_of(tensor) != kept
-            if changed:
+            is_same = tensor._version == version or _sum_of(tensor) == kept
+            if not (is_same if before is None else _same_numbers(tensor, before[name])):
                 raise TaskError(
                     f"`{name}` is a frozen parameter, and the code changes it as it trains: it would be different in each "
                     "process, and reach nobody. Make it a buffer (register_buffer), which is averaged as running statistics are; "
@@ -182,11 +181,11 @@ class Program:
             self._frozen[name] = tensor, tensor._version, kept
 
     def widened(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The module's present values of these leaves, detached, in the dtype in which they are summed. Not copies."""
+        """The module's present values of these leaves, detached, in the dtype in which they are summed. No copies."""
         return {name: self.widen(name, self.tensors[name].detach()) for name in names}
 
     def expect_own_tensors(self) -> None:
-        """Raise TaskError where the module has put other tensors in the place of its leaves: they would reach nobody."""
+        """Raise TaskError if the module has replaced its leaves by other tensors, which would be sent to nobody."""
         state = self.module.state_dict(keep_vars=True)
         for name, tensor in self.tensors.items():
             if state.get(name) is not tensor:
@@ -223,7 +222,7 @@ class Program:
         return data
 
     def _classes(self, inputs: Tensor, targets: Tensor) -> int | None:
-        """How many classes the model scores; None where the loss takes no classes."""
+        """How many classes the model scores; None if the loss takes no classes."""
         axis = getattr(self.task.loss, "class_axis", None)
         if axis is None:
             return None
@@ -266,14 +265,14 @@ class Program:
                 _add(totals, ("loss",), losses)
                 for name, metric in self.task.metrics.items():
                     names = metric.names(name) if isinstance(metric, SeveralSums) else (name,)
-                    _add(totals, names, self._measure(name, metric, outputs, labels))
+                    _add(totals, names, _measured(name, metric, outputs, labels))
         for name, (total, count) in totals.items():
             if not count and total:
                 raise TaskError(f"metric {name!r} adds up to {total:g} and counts no prediction: count what is added")
         return totals
 
     def depends_on_batch(self, inputs: Tensor, targets: Tensor) -> bool:
-        """Whether the loss or a metric of some examples is another one if they are measured together than if apart."""
+        """Whether the loss or a metric of some examples changes if they are measured together and not apart."""
         if len(inputs) < 2:
             return False
         with seeded(0):
@@ -294,7 +293,9 @@ class Program:
             return self.module(torch.as_tensor(inputs).to(self.device))
 
     def predict(self, inputs: Any) -> Tensor:
-        """The model's outputs, as a device would answer: `(B, ...)` on the CPU. TaskError where they are not one tensor."""
+        """The model's outputs, as a device would answer: `(B, ...)` on the CPU. Raises TaskError if they are not one
+        tensor.
+        """
         outputs = self.outputs(inputs)
         if not isinstance(outputs, Tensor):
             raise TaskError(
@@ -304,37 +305,14 @@ class Program:
         return outputs.cpu()
 
     def state_dict(self, shared: Tree) -> dict[str, Tensor]:
-        """A state dict that loads into the user's model: these shared leaves, the rest as it began, tied names restored."""
+        """A state dict that loads into the user's model: these shared leaves, the others as they began, tied names
+        restored.
+        """
         state: dict[str, Tensor] = {}
         for name, leaf in self.leaves.items():
             value = self._to_tensor(name, shared.get(name, self.initial[name])).cpu()
             state |= dict.fromkeys((name, *leaf.aliases), value)
         return state
-
-    def _measure(self, name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
-        try:
-            value = metric(outputs, targets)
-        except SumusError as error:
-            raise TaskError(f"metric {name!r}: {error}") from error
-        except Exception as error:
-            raise TaskError(f"metric {name!r} failed: {type(error).__name__}: {error}") from error
-        given = value if isinstance(value, tuple) and len(value) == 2 else (value,)
-        wanted = (*targets.shape[:1], len(metric.slots)) if isinstance(metric, SeveralSums) else targets.shape[:1]
-        for tensor in given:
-            if not isinstance(tensor, Tensor) or tensor.shape != wanted or tensor.is_complex():
-                got = f"{_kind(tensor)}{tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-                raise TaskError(
-                    f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value an example, or a pair "
-                    "(sums, counts) of one each"
-                )
-        if len(given) == 2:
-            counts = given[1].double()
-            if bool((wrong := ~((counts >= 0) & (counts == counts.round()) & counts.isfinite())).any()):
-                raise TaskError(
-                    f"metric {name!r} counts {float(counts[wrong][0]):g} predictions of an example, and predictions are whole "
-                    "numbers from 0: to weigh examples, give whole weights, such as hundredths"
-                )
-        return value
 
     def _to_tensor(self, name: str, leaf: Array) -> Tensor:
         return torch.as_tensor(np.array(leaf)).to(self.device, self.tensors[name].dtype)
@@ -345,6 +323,33 @@ class Program:
 
     def _to_numpy(self, name: str, tensor: Tensor) -> Array:
         return self.widen(name, tensor.detach()).cpu().numpy().copy()
+
+
+def _measured(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
+    """What a metric gives for a batch: one value an example, or a pair (sums, counts). TaskError for anything else."""
+    try:
+        value = metric(outputs, targets)
+    except SumusError as error:
+        raise TaskError(f"metric {name!r}: {error}") from error
+    except Exception as error:
+        raise TaskError(f"metric {name!r} failed: {type(error).__name__}: {error}") from error
+    given = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    wanted = (*targets.shape[:1], len(metric.slots)) if isinstance(metric, SeveralSums) else targets.shape[:1]
+    for tensor in given:
+        if not isinstance(tensor, Tensor) or tensor.shape != wanted or tensor.is_complex():
+            got = f"{_kind(tensor)}{tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TaskError(
+                f"metric {name!r} gave {got} for a batch of {len(targets)}; give one real value an example, or a pair "
+                "(sums, counts) of one each"
+            )
+    if len(given) == 2:
+        counts = given[1].double()
+        if bool((wrong := ~((counts >= 0) & (counts == counts.round()) & counts.isfinite())).any()):
+            raise TaskError(
+                f"metric {name!r} counts {float(counts[wrong][0]):g} predictions of an example, and predictions are whole "
+                "numbers from 0: to weigh examples, give whole weights, such as hundredths"
+            )
+    return value
 
 
 def _add(totals: dict[str, tuple[float, int]], names: Sequence[str], value: Any) -> None:
@@ -369,8 +374,9 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
-    """A copy of a module, also where a callable gives the user's own one; what cannot be copied, or would lose something by it,
-    is made once more, and is then nobody else's."""
+    """A copy of a module, also if a callable gives the user's own module. If a module cannot be copied, or a copy would
+    lose something, the module is made once more, and must then be a new one.
+    """
     why, cause = tied_to_itself(module), None
     if why is None:
         try:
@@ -388,7 +394,7 @@ def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A deep copy, with the attributes that a user gave to parameters: torch leaves them out."""
+    """A deep copy, with the attributes that a user gave to parameters, which torch leaves out."""
     memo: dict[int, Any] = {}
     own = copy.deepcopy(module, memo)
     copies = dict(own.named_parameters())
@@ -398,8 +404,29 @@ def _copied(module: nn.Module) -> nn.Module:
     return own
 
 
+def _code_of(task: Task, module: nn.Module) -> dict[str, object]:
+    """The user's code that runs as clients train, by what it is."""
+    metrics = {f"metric {name}": metric for name, metric in task.metrics.items()}
+    return {"model": module, "loss": task.loss, **metrics}
+
+
 def _name_in(tensors: Mapping[str, Tensor], wanted: Tensor) -> str:
     return next(name for name, tensor in tensors.items() if tensor is wanted)
+
+
+def _expect_same_roles(tensors: Mapping[str, Tensor], leaves: Mapping[str, Leaf]) -> None:
+    """Raise TaskError if the code has switched whether a leaf has a gradient."""
+    for name, tensor in tensors.items():
+        if tensor.requires_grad is not leaves[name].trained:
+            raise TaskError(
+                f"the code switches requires_grad of `{name}` as it trains, and a leaf's role is the same in all rounds: "
+                "give roles by leaves=, and hold a leaf still for a while by a factor of 0 in forward"
+            )
+
+
+def _is_computed_with(module: nn.Module, name: str, tensor: Tensor) -> bool:
+    """Whether a buffer of whole numbers may change what a layer computes; a counter of torch's own layers does not."""
+    return not tensor.is_floating_point() and not tensor.is_complex() and not _only_counts(module, name)
 
 
 def _only_counts(module: nn.Module, name: str) -> bool:
@@ -410,7 +437,7 @@ def _only_counts(module: nn.Module, name: str) -> bool:
 
 
 def _sum_of(tensor: Tensor) -> int:
-    """A sum over the bits of a tensor: another one where the tensor is."""
+    """A checksum over the bits of a tensor."""
     numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
     return zlib.crc32(numbers)
 
@@ -420,7 +447,7 @@ def _same_numbers(one: Tensor, other: Tensor) -> bool:
 
 
 def _expect_finite(name: str, tensor: Tensor) -> None:
-    """Refuse NaN and infinity in a leaf that is averaged: no average of them says anything."""
+    """Refuse NaN and infinity in a leaf that is averaged, since an average of them says nothing."""
     odd = tensor.detach()[~torch.isfinite(tensor.detach())]
     if odd.numel():
         raise TaskError(
@@ -430,7 +457,11 @@ def _expect_finite(name: str, tensor: Tensor) -> None:
 
 
 def expect_gradients(what: str) -> None:
-    """Refuse to train where torch was told to keep no gradients. what: the call that was made."""
+    """Refuse to train if torch was told to keep no gradients.
+
+    Args:
+        what: The call that was made.
+    """
     if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         raise ExperimentError(
             f"gradients are off: {what} was called inside torch.no_grad() or torch.inference_mode(), or after "
@@ -439,7 +470,9 @@ def expect_gradients(what: str) -> None:
 
 
 def shapes_of(outputs: Any) -> Any:
-    """The shape of one example's part of a model's output; of several outputs, in the same tuple, list or mapping."""
+    """The shape of one example's part of a model's output. For several outputs, the shapes in the same tuple, list or
+    mapping.
+    """
     if isinstance(outputs, Tensor):
         return tuple(outputs.shape[1:])
     if isinstance(outputs, Mapping):
@@ -452,7 +485,7 @@ def shapes_of(outputs: Any) -> Any:
 
 
 def _named(outputs: Any) -> str:
-    """What a model gave, in words."""
+    """A model's output in words."""
     if isinstance(outputs, Tensor):
         return f"a tensor of shape {tuple(outputs.shape)}"
     keys = f" of {', '.join(map(str, cast(Mapping[str, Any], outputs)))}" if isinstance(outputs, Mapping) else ""
@@ -460,16 +493,16 @@ def _named(outputs: Any) -> str:
 
 
 def model_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """A state dict as safetensors; each name gets a copy of its own, also where names share a tensor."""
+    """A state dict as safetensors. Each name gets a copy of its own, also if names share a tensor."""
     return save({name: tensor.clone().contiguous() for name, tensor in state.items()})
 
 
 @contextmanager
 def seeded(seed: int) -> Generator[None, None, None]:
-    """Torch's global randomness set from a seed, and given back as it was; that of GPUs too, once they are in use.
+    """Set torch's global randomness from a seed, and put it back afterwards; that of GPUs too, once they are in use.
 
-    `torch.manual_seed` would do it, and would queue a call with its stack for every GPU that is not in use: slow, and
-    growing, when it is done for every client.
+    `torch.manual_seed` is not used: for every GPU that is not in use it queues a call with its stack, which is slow and
+    grows if it is done for every client.
     """
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=gpus):
@@ -481,7 +514,7 @@ def seeded(seed: int) -> Generator[None, None, None]:
 
 @contextmanager
 def one_thread() -> Generator[None, None, None]:
-    """Torch on one thread: small models run faster so, and sums inside kernels keep their order."""
+    """Let torch use one thread: small models run faster so, and sums inside kernels keep their order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

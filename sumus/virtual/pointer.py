@@ -62,7 +62,7 @@ class ValuesAndIndices(NamedTuple):
     indices: "Pointer"
 
 
-class _Hold:
+class _TensorHandle:
     """The claim of a pointer to a tensor at a worker. If the pointer is freed, so is this object, and the tensor may be
     deleted."""
 
@@ -86,7 +86,7 @@ class Pointer(Tensor):
 
     worker: "Worker"
     id: int
-    _hold: _Hold
+    _handle: _TensorHandle
     _learns: bool
     _leaf: bool
     _gradient: "tuple[int, Pointer | None]"
@@ -95,7 +95,7 @@ class Pointer(Tensor):
     def __new__(cls: "type[Pointer]", worker: "Worker", made: TensorMade) -> "Pointer":
         make = cast(Callable[..., Pointer], Tensor._make_wrapper_subclass)
         pointer = make(cls, made.shape, dtype=DTYPES[made.dtype], device="cpu")
-        pointer.worker, pointer.id, pointer._hold = worker, made.id, _Hold(worker, made.id)
+        pointer.worker, pointer.id, pointer._handle = worker, made.id, _TensorHandle(worker, made.id)
         pointer._gradient = (-1, None)
         pointer.now(made)
         return pointer

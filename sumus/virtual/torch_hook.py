@@ -28,7 +28,7 @@ from sumus.virtual.pointer import Pointer, PointerError
 from sumus.virtual.worker import Worker, WorkerRefused
 
 _ABSENT = object()
-_OF_A_POINTER = ("worker", "id", "_hold", "_learns", "_leaf", "_gradient")
+_OF_A_POINTER = ("worker", "id", "_handle", "_learns", "_leaf", "_gradient")
 _before: dict[tuple[type, str], Any] = {}
 """The attributes that torch's classes had under the hooked names, while they are hooked."""
 

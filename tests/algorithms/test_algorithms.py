@@ -49,7 +49,7 @@ TASK = sumus.Task(lambda: nn.Linear(4, 1).double(), sumus.losses.mean_squared_er
 
 def loss_of(task: sumus.Task, algorithm: sumus.Algorithm, rounds: int = 8) -> tuple[float, float]:
     """Everyone's loss after the first round and after the last."""
-    evaluate = sumus.Evaluate(seen=len(PEOPLE))
+    evaluate = sumus.Evaluation(seen=len(PEOPLE))
     history = sumus.simulate(
         task, algorithm, PEOPLE, rounds, sumus.Pacing(4), evaluate, out=sumus.Output(progress=False)
     )

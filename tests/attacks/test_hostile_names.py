@@ -26,7 +26,9 @@ import sumus
 from sumus import cli
 from sumus.cli import _measurements, _out, app  # pyright: ignore[reportPrivateUsage]
 from sumus.device.commands import Lines
-from sumus.device.device import Device, DeviceNews
+from sumus.device.device import Device
+from sumus.device.news import DeviceNews
+from sumus.device.options import DeviceProfile, ServerConnection
 from sumus.errors import DataError, ExperimentError, ParticipantError, PlanError, UsageError
 from sumus.metrics import Spread
 from sumus.node.folder import WatchedFolder
@@ -128,8 +130,8 @@ def test_a_topic_of_a_broker(readings: Readings) -> None:
 def test_a_server_that_refuses_a_device(tmp_path: Path) -> None:
     news: list[Any] = []
     with Device(
-        "https://example.org", a_task(), some_examples(), folder=tmp_path, token="token", floor=FREE,
-        transport=Server(), watch=news.append, executor="autograd",
+        "https://example.org", a_task(), some_examples(), folder=tmp_path, token="token", consent=FREE, watch=news.append,
+        connection=ServerConnection(transport=Server()), profile=DeviceProfile(executor="autograd"),
     ) as device:  # fmt: skip
         with pytest.raises(ExperimentError) as error:
             device.enrol()

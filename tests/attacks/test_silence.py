@@ -28,7 +28,7 @@ from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
 from sumus.rounds.run import Run
 from sumus.server.evaluation import Evaluating
-from sumus.simulator.virtual_time.fleet_model import RoundWork
+from sumus.simulator.virtual_time.fleet_model import RoundDemand
 from sumus.simulator.virtual_time.timeline import Timeline
 from sumus.transport.inprocess import InProcess
 from sumus.wire.bundle import Bundle
@@ -371,7 +371,7 @@ def shares(deadline: float | None, spread: float = 100.0, rounds: int = 120) -> 
     """How often each fifth of a fleet's devices is counted, from the fastest to the slowest; of all that is counted."""
     fleet = sumus.Fleet(seconds=60, spread=spread)
     drawn = fleet.devices(60, generator(5, "devices"))
-    line = Timeline(Pacing(10, deadline=deadline), fleet, drawn, RoundWork(), 5)
+    line = Timeline(Pacing(10, deadline=deadline), fleet, drawn, RoundDemand(), 5)
     times = np.zeros(60)
     for number in range(rounds):
         for each in line.ended(number).counted:
@@ -388,7 +388,7 @@ def test_silent_devices_of_a_simulated_fleet_cost_their_limits_and_not_the_deadl
     def mean_seconds(**more: Any) -> float:
         fleet = sumus.Fleet(seconds=60, spread=2, **more)
         line = Timeline(
-            Pacing(10, deadline=36_000.0), fleet, fleet.devices(100, generator(5, "devices")), RoundWork(), 5
+            Pacing(10, deadline=36_000.0), fleet, fleet.devices(100, generator(5, "devices")), RoundDemand(), 5
         )
         played = [line.ended(number) for number in range(60)]
         assert all(len(each.counted) == 10 for each in played)

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import sumus
 from sumus.device.conditions import AllConditionsMet
 from sumus.device.device import Device
 from sumus.device.keys import keyed
+from sumus.device.options import Consent, DeviceProfile, DeviceSystem, ServerConnection
 from sumus.device.training import Training
 from sumus.errors import ParticipantError
 from sumus.pacing import Pacing
@@ -251,8 +252,11 @@ class Clock:
 
 
 def a_device(server: Any, **changes: Any) -> Device:
-    """One of a test: keyed, on a clock of its own, that consents to nearly everything."""
-    clock = Clock()
+    """A device of a test: its keys are not random, its clock is its own, and it consents to nearly everything.
+
+    `changes` are fields of the device's options, whichever value they belong to, and `task`, `examples` and `clock`.
+    """
+    clock = changes.pop("clock", None) or Clock()
     options: dict[str, Any] = {
         "token": "token",
         "transport": server,
@@ -267,4 +271,12 @@ def a_device(server: Any, **changes: Any) -> Device:
         **changes,
     }
     task, examples = options.pop("task", None) or a_task(), options.pop("examples", None) or some_examples()
-    return Device("https://example.org", task, examples, **options)
+
+    def of(kind: Any) -> dict[str, Any]:
+        return {field.name: options.pop(field.name) for field in fields(kind) if field.name in options}
+
+    consent, connection, system = Consent(**of(Consent)), ServerConnection(**of(ServerConnection)), of(DeviceSystem)
+    profile = DeviceProfile(**of(DeviceProfile), system=DeviceSystem(**system))
+    return Device(
+        "https://example.org", task, examples, consent=consent, connection=connection, profile=profile, **options
+    )

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from sumus.device.device import CLEAN, Device, DeviceNews
+from sumus.device.device import Device
 from sumus.device.keys import system
+from sumus.device.news import CLEAN, DeviceNews
 from sumus.operations.service import Service
 from sumus.rng import generator
 from sumus.transport.faulty import Faults, FaultyTransport
@@ -52,7 +53,7 @@ def ask(device: Device, times: int = 1) -> None:
     for _ in range(times):
         before = device.status.checkins
         while device.status.checkins == before:
-            device._clock.sleep(device.wake())  # type: ignore[attr-defined]
+            device._sleep(device.wake())
 
 
 @pytest.fixture

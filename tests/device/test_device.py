@@ -20,8 +20,11 @@ from torch import nn
 import sumus
 from sumus.aggregate import RunningSum
 from sumus.device.conditions import AllConditionsMet, NoConditionKnown
-from sumus.device.device import SPREAD, Device, DeviceNews
+from sumus.device.device import Device
 from sumus.device.keys import keyed
+from sumus.device.news import DeviceNews
+from sumus.device.options import DeviceProfile, DeviceSystem, ServerConnection
+from sumus.device.rounds import SPREAD
 from sumus.device.store import DeviceStore, FolderDeviceStore, MemoryDeviceStore, Record
 from sumus.device.training import Training
 from sumus.errors import ExperimentError
@@ -151,7 +154,7 @@ def test_many_devices_of_a_process_share_one_program() -> None:
             examples=lambda client=client: some_examples(client),
             name=client,
             token=f"token{client}",
-            store=MemoryDeviceStore(),
+            folder=MemoryDeviceStore(),
         )
         device.run(rounds=1)
     assert next(made) == before + 1
@@ -284,7 +287,7 @@ def test_over_a_bad_network_every_report_is_settled_once_and_the_state_with_it(s
     server = Served(works=10**6, algorithm=SCAFFOLD)
     network = FaultyTransport(server, FAULTS, generator(seed, "network"))
     held = Tracked(MemoryDeviceStore())
-    device = a_device(network, store=held)
+    device = a_device(network, folder=held)
     device.run(rounds=12)
     assert len(server.counted) >= 12
     assert sum(network.met.values()) > 10
@@ -361,12 +364,12 @@ def test_it_may_crash_at_every_write_and_every_session_is_settled_once(kind: str
 
         store, crashed = opened(), False
         try:
-            a_device(server, task=task, store=Crashing(Tracked(store, proposed), at, before)).run(rounds=2)
+            a_device(server, task=task, folder=Crashing(Tracked(store, proposed), at, before)).run(rounds=2)
         except Crash:
             crashed = True
         store.close()
         store = Tracked(opened(), proposed)
-        a_device(server, task=task, store=store).run(until=lambda status: status.counts.get("counted", 0) >= 3)
+        a_device(server, task=task, folder=store).run(until=lambda status: status.counts.get("counted", 0) >= 3)
         store.check(server)
         assert len(server.keys) == 1, "it enrolled once, with one key"
         store.close()
@@ -384,9 +387,10 @@ def test_the_report_of_a_process_that_ended_is_sent_by_the_next(tmp_path: Path) 
     assert first.status.phase == "reporting"
     first.close()
     news = list[DeviceNews]()
-    with a_device(server, folder=tmp_path, watch=news.append) as second:
+    clock = Clock()
+    with a_device(server, folder=tmp_path, watch=news.append, clock=clock) as second:
         second.run(rounds=1)
-        assert second._clock() < 1.0, "whoever starts it waits for a word"  # type: ignore[attr-defined]
+        assert clock() < 1.0, "whoever starts it waits for a word"
     assert words(news) == ["counted"]
     reports = server.named("report")
     assert reports[0] == reports[1]
@@ -410,7 +414,7 @@ def test_a_process_that_begins_asks_at_once_whatever_the_one_before_was_told(tmp
         before = len(server.named("check_in"))
     with a_device(server, folder=tmp_path) as device:
         assert device.wake() <= 0.1
-        device._clock.sleep(0.1)  # type: ignore[attr-defined]
+        device._sleep(0.1)
         device.wake()
         assert len(server.named("check_in")) == before + 1
 
@@ -423,7 +427,7 @@ def test_an_error_in_the_same_process_is_no_start(tmp_path: Path) -> None:
         def put(self, body: bytes) -> str:
             raise ExperimentError("no room on the disk")
 
-    device = a_device(server, store=Full(tmp_path))
+    device = a_device(server, folder=Full(tmp_path))
     with pytest.raises(ExperimentError, match="no room"):
         device.run(rounds=1)
     assert device.wake() >= 1.0
@@ -438,7 +442,7 @@ def test_it_says_at_once_what_it_waits_for_and_until_when() -> None:
     ]
     device = a_device(server, watch=news.append, wait_s=20.0)
     while server.fates["check_in"]:
-        device._clock.sleep(device.wake())  # type: ignore[attr-defined]
+        device._sleep(device.wake())
     asked: list[CheckInRequest] = server.named("check_in")
     assert [request.wait_s for request in asked] == [0.5] + [20.0] * 7, "the first is not held"
     waits = [one for one in news if one.what == "waiting"]
@@ -448,13 +452,12 @@ def test_it_says_at_once_what_it_waits_for_and_until_when() -> None:
 
 
 def test_ctrl_c_in_mid_training_is_told(tmp_path: Path) -> None:
+    class Interrupted(Training):
+        def train(self, *arguments: Any) -> Any:
+            raise KeyboardInterrupt
+
     server = Served()
-
-    def interrupting(*arguments: Any) -> Any:
-        raise KeyboardInterrupt
-
-    device = a_device(server)
-    device._done = interrupting  # type: ignore[method-assign]
+    device = a_device(server, task=Interrupted(a_task(), some_examples(), "autograd"))
     with pytest.raises(KeyboardInterrupt):
         device.run()
     assert server.named("abort") == ["stopped"]
@@ -533,7 +536,7 @@ def test_who_is_asked_for_too_much_again_and_again_comes_less_and_less_often() -
     device, waits = a_device(server, floor=Floor(steps=5)), list[float]()
     for _ in range(8):
         waits.append(device.wake())
-        device._clock.sleep(waits[-1])  # type: ignore[attr-defined]
+        device._sleep(waits[-1])
     assert len(server.named("abort")) == 8
     assert waits[-1] >= 1800
 
@@ -544,7 +547,7 @@ def test_a_server_that_names_many_tasks_does_not_fill_the_disk() -> None:
     for first in (0, 100):
         released = {f"t{first + number}": Released(1, server.model) for number in range(40)}
         server.fates["check_in"] = [Answer(200, {}, write(CheckInAnswer(None, None, (1.0, 2.0), "", released)))]
-        device._clock.sleep(100)  # type: ignore[attr-defined]
+        device._sleep(100)
         device.wake()
         assert set(device.status.models) == {f"t{first + number}" for number in range(16)}
 
@@ -635,7 +638,7 @@ def test_an_error_in_training_ends_its_round_and_not_the_device(
     waits = []
     for _ in range(4):
         waits.append(device.wake())
-        device._clock.sleep(waits[-1])  # type: ignore[attr-defined]
+        device._sleep(waits[-1])
     assert server.named("abort") == [reason] * 4
     assert said in device.status.trouble
     assert 15 <= waits[0] <= 60
@@ -722,7 +725,7 @@ def test_a_server_that_has_forgotten_it_is_asked_again_with_its_token() -> None:
     device.run(rounds=1)
     assert len(server.named("enrol")) == 2
     server.keys.clear()
-    device = a_device(server, token=None, store=device._store)
+    device = a_device(server, token=None, folder=device._memory.store)
     with pytest.raises(ExperimentError, match="does not know this device"):
         device.run()
 
@@ -779,10 +782,17 @@ def test_a_device_moves_to_another_edge_with_its_key_once_it_knows_what_became_o
 def at(server: Served, where: str, folder: Path, token: str | None, moves: bool = False) -> Device:
     """A device that is told where its server is."""
     clock = Clock()
+    system = DeviceSystem(keyed(7), clock, clock.sleep)
     return Device(
-        where, a_task(), some_examples(), folder=folder, token=token, transport=server, floor=FREE, sensors=AllConditionsMet(),
-        keys=keyed(7), name="alice", clock=clock, sleep=clock.sleep, moves=moves, executor="autograd",
-    )  # fmt: skip
+        where,
+        a_task(),
+        some_examples(),
+        folder=folder,
+        token=token,
+        consent=FREE,
+        connection=ServerConnection(moves=moves, transport=server),
+        profile=DeviceProfile("alice", sensors=AllConditionsMet(), executor="autograd", system=system),
+    )
 
 
 # ── predicting, and leaving ──────────────────────────────────────────────────────────────────────────────────────────
@@ -800,7 +810,7 @@ def test_it_predicts_with_the_last_model_also_offline_and_in_another_process(tmp
             device.predict(some_examples()[0])
         device.wake()
         assert device.status.models == {"a": 3}
-    later = Device(None, task, some_examples(), store=FolderDeviceStore(tmp_path, look=True))
+    later = Device(None, task, some_examples(), folder=FolderDeviceStore(tmp_path, look=True))
     inputs = some_examples(9, 1100)[0]
     model = server.state.broadcast["params"]
     np.testing.assert_allclose(
@@ -819,7 +829,7 @@ def test_a_newer_model_takes_the_place_of_the_last_and_a_broken_one_does_not() -
         (5, {name: leaf + 1 for name, leaf in server.state.broadcast["params"].items()}),
     ):
         server.version, server.model = version, server.keep(encode_tree(tree))
-        device._clock.sleep(100)  # type: ignore[attr-defined]
+        device._sleep(100)
         device.wake()
         assert np.array_equal(device.predict(some_examples()[0]), first) == (version == 4)
     assert device.status.models == {"a": 5}
@@ -832,8 +842,8 @@ def test_personal_leaves_are_kept_here_and_predict_here() -> None:
     device = a_device(server, task=task)
     device.wake()
     before = device.predict(some_examples()[0])
-    record = device._store.read()
-    kept = nested(decode_tree(device._store.get(record.states["a"].object)))
+    record = device._memory.store.read()
+    kept = nested(decode_tree(device._memory.store.get(record.states["a"].object)))
     assert set(kept) == {"personal"}
     decode_report(next(iter(server.counted.values())), "alice", server.plan.first_hop)
     device.run(rounds=1)

@@ -161,7 +161,7 @@ def test_sites_one_of_them_killed_between_its_rounds_do_what_simulated_ones_do(
     task = sumus.Task(net, sumus.losses.cross_entropy, name="sites")
     algorithm, pacing = sumus.fedadam(sumus.sgd(lr=0.3, epochs=2), 0.1), sumus.Pacing(6, deadline=900.0)
     wanted = Experiment(
-        sumus.Plan(task, algorithm, pacing, 2, edges=sumus.Edges(3), trusts_devices=True), CLIENTS, 2, sites=2
+        sumus.Plan(task, algorithm, pacing, 2, edges=sumus.Edges(3), trusts_devices=True), CLIENTS, 2, edge_groups=2
     )
     bundle, training = served(wanted)
     (tmp_path / "sites.sumus").write_bytes(bundle.to_bytes())

@@ -13,6 +13,7 @@ import pytest
 from sumus.edge.edge_run import EdgeRun
 from sumus.edge.relay import Relay
 from sumus.edge.site_model import SiteModel
+from sumus.protocol.edge import SumCounted
 from sumus.protocol.round import AssignWork, CheckIn, ComeLater, State
 from sumus.rounds.circumstances import Crowd
 from sumus.rounds.run import DeviceCheckIn, cancel_newest
@@ -235,15 +236,36 @@ class World:
             self.pass_on(gives=0.0)
 
 
-@pytest.mark.parametrize("rounds", [1, 3])
-@pytest.mark.parametrize("seed", range(12))
-def test_every_session_that_comes_down_ends_exactly_once(seed: int, rounds: int, tmp_path: Path) -> None:
-    world = World(seed, rounds, tmp_path / "keys")
+def day(seed: int, rounds: int, keys: Path) -> World:
+    """A random day, after which everything comes to rest."""
+    world = World(seed, rounds, keys)
     for _ in range(400):
         world.step()
     world.come_to_rest()
-    assert {session for session, state in world.above.items() if state in ("out", "refused")} == set()
+    return world
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("seed", range(12))
+def test_every_session_that_comes_down_ends_exactly_once(seed: int, rounds: int, tmp_path: Path) -> None:
+    world = day(seed, rounds, tmp_path / "keys")
+    assert [session for session, state in world.above.items() if state in ("out", "refused")] == []
     assert [session for session, times in world.told.items() if times > 1] == []
     assert world.run.coordinator.current.state in (State.PLANNED, State.OPEN), "and the edge waits for work again"
-    assert Counter(world.above.values())["counted"] > 0
     assert not world.run.coordinator.illegal
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_control_on_these_days_all_of_it_happens(rounds: int, tmp_path: Path) -> None:
+    happened = Counter[str]()
+    for seed in range(4):
+        happened.update(day(seed, rounds, tmp_path / f"{seed}").above.values())
+    assert set(happened) == {"superseded", "ended", "counted", "forgotten"}
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_an_event_that_the_table_does_not_allow_is_counted(rounds: int, tmp_path: Path) -> None:
+    """And nothing else happens. `/metrics` shows the count beside those of the round table."""
+    run = World(0, rounds, tmp_path / "keys").run
+    assert run._rounds.decide(SumCounted(), 1000.0) == ()  # pyright: ignore[reportPrivateUsage]
+    assert run.coordinator.illegal == {("edge:waiting", "SumCounted"): 1}

@@ -42,7 +42,7 @@ def experiment(algorithm: str) -> Experiment:
     plan = sumus.Plan(
         task, ALGORITHMS[algorithm], sumus.Pacing(len(PEOPLE)), 2, edges=sumus.Edges(OWN), trusts_devices=True
     )
-    return Experiment(plan, PEOPLE, ROUNDS, seed=SEED, sites=SITES)
+    return Experiment(plan, PEOPLE, ROUNDS, seed=SEED, edge_groups=SITES)
 
 
 def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]:

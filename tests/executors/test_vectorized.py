@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 import sumus
 from sumus.errors import TaskError
+from sumus.executors import vectorized
 from sumus.executors.executor import ClientAssignment, Trained
 from sumus.executors.sequential import SequentialExecutor
 from sumus.executors.vectorized import VectorizedExecutor, _padded, _runs, _width
 from sumus.rng import key
-from sumus.training import losses, vectorized
+from sumus.training import losses
 from sumus.training.program import Program
 from sumus.training.rewrite import NotCapturable
 from sumus.work import ClientWork

@@ -193,6 +193,7 @@ class Away:
 def test_the_model_is_that_of_a_device_with_the_same_examples(tmp_path: Path) -> None:
     """A node trains as `sumus.Device` does: the same report, byte for byte."""
     from sumus.device.keys import keyed
+    from sumus.device.options import DeviceSystem
 
     rows = [reading(number) for number in range(12)]
     node_server, device_server = Patient(releases=True), Patient(releases=True)
@@ -208,13 +209,11 @@ def test_the_model_is_that_of_a_device_with_the_same_examples(tmp_path: Path) ->
         a_task(data=FORM),
         examples,
         token="token",
-        transport=device_server,
-        floor=FREE,
-        sensors=AllConditionsMet(),
-        keys=keyed(7),
-        name="alice",
-        executor="autograd",
-        wait_s=0.0,
+        consent=FREE,
+        connection=sumus.ServerConnection(wait_s=0.0, transport=device_server),
+        profile=sumus.DeviceProfile(
+            "alice", sensors=AllConditionsMet(), executor="autograd", system=DeviceSystem(keyed(7))
+        ),
     )
     with device:
         device.run(rounds=1)

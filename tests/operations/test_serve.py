@@ -22,7 +22,8 @@ import pytest
 from sumus.device.link import read_link
 from sumus.errors import ExperimentError, UsageError
 from sumus.http.listening import Listening, Planes, opened_at
-from sumus.operations.commands import is_file_of_code, priorities_of, without_secret
+from sumus.operations.commands import is_file_of_code
+from sumus.operations.options import priorities_of, without_secret
 from sumus.operations.progress import ServerOpened
 from sumus.operations.remote import Remote
 from sumus.operations.serve import Startup, bundles_of, run

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sumus.cli import app
 from sumus.device.conditions import AllConditionsMet
 from sumus.device.device import Device
+from sumus.device.options import DeviceProfile
 from sumus.protocol.session import Floor
 from sumus.storage.blobs import DirectoryBlobs
 from sumus.storage.sql import SqlStore
@@ -103,10 +104,8 @@ def take_part(link: str, file: Path) -> None:
             link,
             client.task,
             client.examples,
-            floor=floor,
-            sensors=AllConditionsMet(),
-            name=number,
-            executor="autograd",
+            consent=floor,
+            profile=DeviceProfile(number, sensors=AllConditionsMet(), executor="autograd"),
         )
         try:
             device.run(rounds=ROUNDS)

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def facts(state: EdgeState = GATHERING, **more: object) -> EdgeFacts:
     return replace(known, **more)  # pyright: ignore[reportArgumentType]
 
 
-def unfetched(*work: WaitingWork, state: EdgeState = GATHERING, **more: object) -> EdgeFacts:
+def unfetched(*work: WaitingWork, state: EdgeState = GATHERING, **more: Any) -> EdgeFacts:
     return facts(state, waiting=len(work), unfetched=work, **more)
 
 
@@ -122,7 +123,7 @@ def test_work_that_came_too_late_is_removed_and_the_device_asks_anew() -> None:
     ids=["again", "resting", "counted", "counted before", "full", "one gave up", "has a place", "places wait"],
 )
 def test_a_check_in_is_answered_here_if_it_must_not_go_up(
-    event: DeviceAsks, more: dict[str, object], answer: object
+    event: DeviceAsks, more: dict[str, Any], answer: object
 ) -> None:
     assert decide(facts(**more), event).actions == (answer,)
 
@@ -180,7 +181,7 @@ def test_fetched_work_waits_no_longer_and_work_that_nobody_fetches_is_given_back
 
 def test_a_device_that_is_kept_out_gives_its_work_back_and_an_empty_round_ends() -> None:
     other = replace(WORK, session="e/s", device="e")
-    empty = {"row": replace(OPEN, given=2, dropped=2)}
+    empty: dict[str, Any] = {"row": replace(OPEN, given=2, dropped=2)}
     gone = (RemoveWork(("d",)), SayEnded(("d/s",)), SendDeviceAway("d"))
     assert decide(unfetched(WORK, **empty), DeviceKeptOut("d")).actions == (*gone, CancelRound())
     assert decide(unfetched(WORK, other, **empty), DeviceKeptOut("d")).actions == gone, "another device has work"

@@ -19,7 +19,7 @@ from sumus.pacing import Pacing
 from sumus.protocol.round import AcceptReport, CheckIn, StageReport
 from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
-from sumus.rounds.intake import Intake
+from sumus.rounds.intake import ReportIntake
 from sumus.rounds.sealed_sums import SealedSums, merged
 from sumus.rounds.stages import Checked, ClearReport, EdgeSum, SpooledReport
 from sumus.storage.blobs import MemoryBlobs
@@ -44,7 +44,7 @@ class Insides:
         pacing = Pacing(MANY, concurrency=MANY)
         self.coordinator = Coordinator(lambda: Circumstances(pacing, population=MANY))
         self.sums = SealedSums(self.coordinator, KeyRing(folder / "keys"), MemoryBlobs(), spools)
-        self.intake = Intake(self.coordinator, self.sums, HOP, trains=True, spools=spools)
+        self.intake = ReportIntake(self.coordinator, self.sums, HOP, trains=True, spools=spools)
         self.coordinator.tick(0.0)
 
     def works(self, number: int, parent: str = "") -> str:

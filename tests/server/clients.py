@@ -11,6 +11,7 @@ from dataclasses import replace
 from sumus.device.conditions import AllConditionsMet
 from sumus.device.device import Device
 from sumus.device.keys import keyed
+from sumus.device.options import Consent, DeviceProfile, DeviceSystem, ServerConnection
 from sumus.device.store import MemoryDeviceStore
 from sumus.device.training import Training
 from sumus.experiment import Experiment
@@ -45,15 +46,11 @@ def clients(
             url,
             training,
             person(number),
+            folder=MemoryDeviceStore(),
             token=token,
-            floor=NO_FLOOR,
-            sensors=AllConditionsMet(),
-            name=number,
-            evaluates=False,
-            wait_s=10.0,
-            keys=keyed(seed),
-            store=MemoryDeviceStore(),
-            transport=transport(),
+            consent=Consent(NO_FLOOR, evaluates=False),
+            connection=ServerConnection(wait_s=10.0, transport=transport()),
+            profile=DeviceProfile(number, sensors=AllConditionsMet(), system=DeviceSystem(keyed(seed))),
         )
         for number in numbers
     ]

@@ -13,7 +13,7 @@ from sumus.pacing import Conditions, Pacing
 from sumus.protocol.round import Action, AssignWork, CheckIn
 from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator
-from sumus.rounds.intake import Intake
+from sumus.rounds.intake import ReportIntake
 from sumus.rounds.sealed_sums import SealedSums
 from sumus.rounds.stages import ClearReport
 from sumus.storage.blobs import DirectoryBlobs
@@ -46,7 +46,7 @@ class Insides(NamedTuple):
 
     coordinator: Coordinator
     sums: SealedSums
-    intake: Intake
+    intake: ReportIntake
 
     def take_in(self, device: str) -> str:
         """A device checks in, is given work and reports; its session."""
@@ -70,4 +70,4 @@ def opened(url: str, run: str, folder: Path) -> Insides:
     pacing = Pacing(MANY, concurrency=MANY)
     coordinator = Coordinator(lambda: Circumstances(pacing, population=MANY), SqlStore.open(url, run))
     sums = SealedSums(coordinator, KeyRing(folder / "keys"), DirectoryBlobs(folder / "sums"))
-    return Insides(coordinator, sums, Intake(coordinator, sums, HOP, trains=True, spools=False))
+    return Insides(coordinator, sums, ReportIntake(coordinator, sums, HOP, trains=True, spools=False))

@@ -38,7 +38,7 @@ from sumus.protocol.round import (
 )
 from sumus.rounds.circumstances import Circumstances
 from sumus.rounds.coordinator import Coordinator, Rules
-from sumus.rounds.intake import Intake
+from sumus.rounds.intake import ReportIntake
 from sumus.rounds.sealed_sums import SealedSums
 from sumus.rounds.stages import ClearReport
 from sumus.storage.blobs import MemoryBlobs
@@ -120,7 +120,7 @@ class Rounds(RuleBasedStateMachine):
         while True:
             self.coordinator = Coordinator(lambda: Circumstances(self.pacing, population=6), self.store, self.decides)
             self.sums = SealedSums(self.coordinator, self.ring, self.blobs)
-            self.intake = Intake(self.coordinator, self.sums, HOP, trains=True, spools=False)
+            self.intake = ReportIntake(self.coordinator, self.sums, HOP, trains=True, spools=False)
             try:
                 self.carry_out(self.coordinator.recover(self.now))
                 self.sums.sweep()

@@ -596,7 +596,7 @@ def test_a_sum_that_is_missing_stops_its_task_alone_until_it_is_back_or_given_up
     assert "cannot be closed yet" in run.trouble
     round_of(running, devices, whole.plan, 1.0, 1.0)
     run.sums.total = real  # pyright: ignore[reportAttributeAccessIssue]
-    running.server.ask_to_do(lambda now: run.finish(now)).result()
+    running.server.ask_to_do(lambda now: run.closed.finish(now)).result()
     assert (run.trouble, len(running.models("broken"))) == ("", 2)
 
 
@@ -720,7 +720,7 @@ def test_behind_a_sum_that_cannot_be_read_yet_others_wait_and_none_is_lost(
             assert [answer.status for answer in together(*calls)] == ["counted"] * 2
         running.server.ask_to_do(lambda now: None).result()
         assert run.closed.unfinished == [0, 1]
-    running.server.ask_to_do(run.finish).result()
+    running.server.ask_to_do(run.closed.finish).result()
     assert [model.contributors for model in running.models()] == [0, 2, 2]
     assert (run.closed.unfinished, run.trouble, run.paused) == ([], "", False)
 

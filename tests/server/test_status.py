@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import sumus
-from sumus.device.device import WAITS
+from sumus.device.words import WAITS
 from sumus.evaluation import evaluation_report
 from sumus.operations.display import shown
 from sumus.operations.service import ServerPolicy, Service, open_service

@@ -49,7 +49,7 @@ def experiment(task: sumus.Task, people: sumus.Population) -> Callable[..., sumu
             plan,
             people.without([10, 11]),
             rounds,
-            sumus.Evaluate(unseen=people.subset([10, 11]), seen=3, **evaluate),
+            sumus.Evaluation(unseen=people.subset([10, 11]), seen=3, **evaluate),
             seed,
         )
 

@@ -29,7 +29,7 @@ def heard_of(experiment: sumus.Experiment, **options: Any) -> tuple[list[RoundOu
 def test_it_is_told_of_every_round_in_every_executor(people: sumus.Population, how: dict[str, Any]) -> None:
     task = sumus.Task(lambda: nn.Linear(6, 2), sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy})
     plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.2, batch_size=24)), sumus.Pacing(cohort=4))
-    made = sumus.Experiment(plan, people, 3, sumus.Evaluate(seen=3, first=True, every=2, best="accuracy"))
+    made = sumus.Experiment(plan, people, 3, sumus.Evaluation(seen=3, first=True, every=2, best="accuracy"))
     heard, history = heard_of(made, **how)
     assert [outcome.round for outcome in heard] == [0, 1, 2, 3]
     assert [outcome.record for outcome in heard] == [history.start, *history.rounds]
@@ -43,7 +43,7 @@ def test_it_is_told_of_every_round_in_every_executor(people: sumus.Population, h
 def test_it_is_told_of_rounds_through_the_wire(task: sumus.Task, people: sumus.Population) -> None:
     algorithm = sumus.fedavg(sumus.sgd(lr=0.2, batch_size=8))
     made = sumus.Experiment(
-        sumus.Plan(task, algorithm, sumus.Pacing(4), 4), people, 3, sumus.Evaluate(seen=3, first=True, best="loss")
+        sumus.Plan(task, algorithm, sumus.Pacing(4), 4), people, 3, sumus.Evaluation(seen=3, first=True, best="loss")
     )
     here, there = (heard_of(made, executor="autograd", through=through) for through in ("memory", "wire"))
     assert [outcome.metrics for outcome in here[0]] == [outcome.metrics for outcome in there[0]]
@@ -198,18 +198,18 @@ def record(number: int, **metrics: float) -> RoundRecord:
 
 
 def test_nan_is_the_worst() -> None:
-    stopping = Stopping(sumus.Evaluate(seen=1, best="accuracy", patience=2), lambda name: False)
+    stopping = Stopping(sumus.Evaluation(seen=1, best="accuracy", patience=2), lambda name: False)
     assert stopping.improves(record(1, accuracy=math.nan), None)
     assert stopping.improves(record(2, accuracy=0.0), BestSoFar("accuracy", 1, math.nan))
     assert not stopping.improves(record(2, accuracy=math.nan), BestSoFar("accuracy", 1, math.nan))
     assert not stopping.improves(record(2, accuracy=math.nan), BestSoFar("accuracy", 1, -5.0))
-    lower = Stopping(sumus.Evaluate(seen=1, best="loss"), lambda name: True)
+    lower = Stopping(sumus.Evaluation(seen=1, best="loss"), lambda name: True)
     assert not lower.improves(record(2, loss=math.nan), BestSoFar("loss", 1, 9.0))
     assert lower.improves(record(2, loss=-math.inf), BestSoFar("loss", 1, 9.0))
 
 
 def test_patience_counts_measurements_and_not_rounds() -> None:
-    stopping = Stopping(sumus.Evaluate(seen=1, every=3, best="accuracy", patience=2), lambda name: False)
+    stopping = Stopping(sumus.Evaluation(seen=1, every=3, best="accuracy", patience=2), lambda name: False)
     rounds = [record(number, **({"accuracy": 0.5} if number % 3 == 0 or number == 7 else {})) for number in range(1, 9)]
     kept = BestSoFar("accuracy", 3, 0.5)
     assert stopping.why(rounds, kept) is None  # 6; 7 was out of turn
@@ -230,7 +230,7 @@ def test_patience_counts_measurements_and_not_rounds() -> None:
 )
 def test_what_does_not_go_together_is_refused(evaluate: dict[str, Any], said: str) -> None:
     with pytest.raises(sumus.UsageError, match=said):
-        sumus.Evaluate(**evaluate)
+        sumus.Evaluation(**evaluate)
 
 
 def test_a_best_that_is_not_measured_is_refused(experiment: Make, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ WHOLE = [np.int64(2), np.uint8(2), np.array(2), torch.tensor(2)]
 
 
 @pytest.mark.parametrize("number", WHOLE, ids=lambda number: type(number).__name__)
-@pytest.mark.parametrize("name", ["seed", "rounds", "workers", "checkpoint_every", "sites"])
+@pytest.mark.parametrize("name", ["seed", "rounds", "workers", "checkpoint_every", "edge_groups"])
 def test_whole_numbers_of_numpy_and_torch_are_numbers(name: str, number: Any) -> None:
     options = {name: 1 if name == "workers" else number}
     wanted = {name: 1 if name == "workers" else 2}
@@ -46,7 +46,7 @@ def test_whole_numbers_of_numpy_and_torch_are_numbers(name: str, number: Any) ->
     [
         lambda n: sumus.Pacing(cohort=n(3), separation=n(1), most_rounds=n(2), over_select=n(1.5), deadline=n(60)),
         lambda n: sumus.Pacing(cohort=n(3), concurrency=n(5), most_stale=n(2), checkins=n(3.5)),
-        lambda n: sumus.Evaluate(central=0, every=n(2), seen=n(3)),
+        lambda n: sumus.Evaluation(central=0, every=n(2), seen=n(3)),
         lambda n: sumus.Fleet(lost=n(0.5), seconds=n(3), spread=n(2.0), hours=n(8)),
         lambda n: Edges(rounds=n(2)),
         lambda n: Part("params", bound=n(2.0), cap=n(5)),
@@ -84,7 +84,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "checkpoint_every=None": (lambda _: go(checkpoint_every=None), "checkpoint_every= takes an int"),
     "device=None": (lambda _: go(device=None), "device 'None' is not known"),
     "workers=2.5": (lambda _: go(workers=np.float64(2.5)), "workers=2.5"),
-    "evaluate=True": (lambda _: go(evaluate=True), "evaluate= takes an? Evaluate"),
+    "evaluate=True": (lambda _: go(evaluate=True), "evaluate= takes an? Evaluation"),
     "a surrogate as id": (lambda _: go({"\udc80": PEOPLE[0]}), "no text that UTF-8 holds"),
     "an id that is no key": (lambda _: sumus.Population([[1], [2]], load=print), "cannot be a key"),
     "pairs that are none": (lambda _: sumus.Population.from_pairs([1, 2]), "from_pairs takes"),  # pyright: ignore
@@ -102,12 +102,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "inputs without values": (lambda _: go({0: (torch.zeros(6, 4, device="meta"), LABELS)}), "client 0: .*meta device"),
     "sites that fail": (
-        lambda _: go(sites=lambda who: 1 // who),
-        "client 0: the function of sites= failed: ZeroDivision",
+        lambda _: go(edge_groups=lambda who: 1 // who),
+        "client 0: the function of edge_groups= failed: ZeroDivision",
     ),
     "sites that are no keys": (
-        lambda _: go(sites=lambda who: [who]),
-        "client 0: the function of sites= failed: TypeError",
+        lambda _: go(edge_groups=lambda who: [who]),
+        "client 0: the function of edge_groups= failed: TypeError",
     ),
     "check of something else": (lambda _: sumus.check(TASK, PEOPLE), r"check\(\) takes a Plan"),  # pyright: ignore
     "check of nobody": (lambda _: sumus.check(plan(), {}), "the population is empty"),
@@ -148,5 +148,5 @@ def test_rounds_that_so_few_clients_cannot_give_are_refused_before_the_first(pac
 
 
 def test_a_run_that_may_end_at_its_target_is_not_refused() -> None:
-    measured = sumus.Evaluate(central=(INPUTS, LABELS), target={"loss": 10.0})
+    measured = sumus.Evaluation(central=(INPUTS, LABELS), target={"loss": 10.0})
     assert len(go(rounds=6, pacing=sumus.Pacing(cohort=1, most_rounds=1), evaluate=measured).rounds) == 1

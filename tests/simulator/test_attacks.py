@@ -272,7 +272,7 @@ def test_a_defence_holds_where_the_mean_is_pulled_away() -> None:
 
     def accuracy(people: sumus.Population, aggregator: sumus.Aggregator | None = None) -> float:
         algorithm = sumus.fedavg(sumus.sgd(lr=0.5, batch_size=10), aggregator=aggregator)
-        history = sumus.simulate(task, algorithm, people, rounds=8, evaluate=sumus.Evaluate(unseen=unseen, every=8))
+        history = sumus.simulate(task, algorithm, people, rounds=8, evaluate=sumus.Evaluation(unseen=unseen, every=8))
         return history.metrics["accuracy"]
 
     attacked = attacks.sign_flip(PEOPLE, share=0.25, factor=5.0)

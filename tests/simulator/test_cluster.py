@@ -50,7 +50,7 @@ def experiment(name, load=lambda client: examples(client, 8 + 5 * client)):
     net = lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 2))
     algorithm, fleet, pacing = EVERYWHERE[name]()
     plan = sumus.Plan(sumus.Task(net, sumus.losses.cross_entropy), algorithm, pacing)
-    return sumus.Experiment(plan, sumus.Population(range(10), load), 3, sumus.Evaluate(seen=3), fleet=fleet)
+    return sumus.Experiment(plan, sumus.Population(range(10), load), 3, sumus.Evaluation(seen=3), fleet=fleet)
 
 def is_same(name, **options):
     return told(sumus.run(experiment(name), sumus.Compute(**options))) == told(sumus.run(experiment(name)))

@@ -113,7 +113,7 @@ def test_a_task_that_cannot_work_says_what_to_change(changes: dict[str, Any], me
             sumus.fedavg(sumus.sgd(lr=0.1)),
             {"alice": GOOD},
             rounds=1,
-            evaluate=sumus.Evaluate(central=GOOD),
+            evaluate=sumus.Evaluation(central=GOOD),
         )
 
 
@@ -147,7 +147,7 @@ def test_an_unknown_metric_in_the_target_is_refused() -> None:
             sumus.fedavg(sumus.sgd(lr=0.1)),
             {"alice": GOOD},
             rounds=1,
-            evaluate=sumus.Evaluate(central=GOOD, target={"acuracy": 0.5}),
+            evaluate=sumus.Evaluation(central=GOOD, target={"acuracy": 0.5}),
         )
 
 

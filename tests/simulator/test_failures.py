@@ -116,7 +116,7 @@ ALGORITHMS: dict[str, tuple[sumus.Algorithm, dict[str, Any]]] = {
         sumus.fedbuff(WORK),
         {"pacing": sumus.Pacing(cohort=2, concurrency=4), "fleet": sumus.Fleet(spread=3, seconds=9)},
     ),
-    "sites": (sumus.fedavg(WORK), {"sites": 2, "edges": sumus.Edges(rounds=2)}),
+    "sites": (sumus.fedavg(WORK), {"edge_groups": 2, "edges": sumus.Edges(rounds=2)}),
     "cyclic": (sumus.cyclic(WORK), {}),
     "stragglers": (sumus.fedavg(WORK), {"fleet": sumus.Fleet(stragglers=0.5, lost=0.1)}),
 }  # fmt: skip

@@ -21,7 +21,7 @@ PEOPLE = dict.fromkeys(range(4), (X, Y))
 def measured_on(people: Any, metrics: Any = None, loss: Any = sumus.losses.cross_entropy, **more: Any) -> sumus.History:
     task = sumus.Task(more.pop("model", lambda: nn.Linear(4, 2)), loss, metrics or {})
     work = more.pop("work", sumus.sgd(lr=0.1))
-    evaluate = more.pop("evaluate", sumus.Evaluate(seen=len(people)))
+    evaluate = more.pop("evaluate", sumus.Evaluation(seen=len(people)))
     return simulated(task, sumus.fedavg(work), people, more.pop("rounds", 1), evaluate=evaluate, progress=False, **more)
 
 
@@ -33,7 +33,7 @@ def over_known(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(outputs, targets, ignore_index=-100).expand(len(outputs))
 
 
-@pytest.mark.parametrize("way", [{}, {"through": "wire"}, {"workers": 2}, {"sites": 2}], ids=str)
+@pytest.mark.parametrize("way", [{}, {"through": "wire"}, {"workers": 2}, {"edge_groups": 2}], ids=str)
 def test_a_loss_that_is_nan_names_its_client_whichever_way_it_trains(way: dict[str, Any]) -> None:
     people = {**PEOPLE, 3: (X, np.full(12, -100))}
     with pytest.raises(sumus.SumusError, match=r"client 3.*metrics\[loss\]"):
@@ -52,7 +52,9 @@ def hits(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def test_nan_of_one_client_is_named_in_an_evaluation_and_is_its_worst(source: str, way: dict[str, Any]) -> None:
     unknown = (X, np.full(12, -100))
     people = {**PEOPLE, "eve": unknown} if source == "seen" else PEOPLE
-    evaluate = sumus.Evaluate(seen=5) if source == "seen" else sumus.Evaluate(unseen={"ann": (X, Y), "eve": unknown})
+    evaluate = (
+        sumus.Evaluation(seen=5) if source == "seen" else sumus.Evaluation(unseen={"ann": (X, Y), "eve": unknown})
+    )
     history = measured_on(people, {"hits": hits}, evaluate=evaluate, **way)
     spread = history.spreads[source]["hits"]
     assert (spread.worst_client, math.isnan(spread.worst), math.isnan(history.metrics["hits"])) == ("eve", True, True)
@@ -61,7 +63,7 @@ def test_nan_of_one_client_is_named_in_an_evaluation_and_is_its_worst(source: st
 
 
 def test_nan_of_central_data_is_named_and_reaches_no_target() -> None:
-    evaluate = sumus.Evaluate(central=(X, np.full(12, -100)), target={"hits": 0.0})
+    evaluate = sumus.Evaluation(central=(X, np.full(12, -100)), target={"hits": 0.0})
     history = measured_on(PEOPLE, {"hits": hits}, evaluate=evaluate, rounds=2)
     assert (len(history.rounds), history.stopped) == (2, "rounds")
     assert [note for note in history.notes if "'hits' is NaN on the central held-out data" in note]
@@ -69,7 +71,7 @@ def test_nan_of_central_data_is_named_and_reaches_no_target() -> None:
 
 def test_many_nans_are_not_many_notes() -> None:
     people = {k: (X, np.full(12, -100)) for k in range(20)}
-    history = measured_on(people, {"hits": hits}, evaluate=sumus.Evaluate(seen=20), rounds=2)
+    history = measured_on(people, {"hits": hits}, evaluate=sumus.Evaluation(seen=20), rounds=2)
     assert 0 < len(history.notes) <= 10
 
 
@@ -139,7 +141,7 @@ def test_a_loss_within_a_batch_is_measured_in_batches_of_the_asked_size_or_said_
     work = sumus.sgd(lr=0.0, batch_size=8)
     plain = measured_on(people, loss=loss, work=work)
     assert [note for note in plain.notes if "training takes batches of 8, and evaluation batches of 512" in note]
-    asked = measured_on(people, loss=loss, work=work, evaluate=sumus.Evaluate(seen=2, batch_size=8))
+    asked = measured_on(people, loss=loss, work=work, evaluate=sumus.Evaluation(seen=2, batch_size=8))
     assert not asked.notes
     assert asked.metrics["loss"] == pytest.approx(asked.rounds[0].loss, rel=0.15)
 
@@ -159,7 +161,7 @@ def test_a_metric_within_a_batch_is_said_to_be_one_and_a_plain_one_is_not() -> N
 @pytest.mark.parametrize("size", [0, -1, 2.5, "8"])
 def test_an_evaluation_measures_at_least_one_example_at_once(size: Any) -> None:
     with pytest.raises(sumus.SumusError, match="batch_size"):
-        sumus.Evaluate(seen=1, batch_size=size)
+        sumus.Evaluation(seen=1, batch_size=size)
 
 
 # ── views ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -68,7 +68,7 @@ def controlled(people: sumus.Population) -> Callable[..., sumus.Experiment]:
 
     def make(fleet: sumus.Fleet = LOSSY, rounds: int = 6, **changes: Any) -> sumus.Experiment:
         plan = sumus.Plan(personal(**changes), sumus.scaffold(sumus.sgd(lr=0.2, batch_size=8)), sumus.Pacing(5))
-        return sumus.Experiment(plan, people, rounds, sumus.Evaluate(seen=6), seed=2, fleet=fleet)
+        return sumus.Experiment(plan, people, rounds, sumus.Evaluation(seen=6), seed=2, fleet=fleet)
 
     return make
 
@@ -192,7 +192,7 @@ def test_a_run_that_cannot_start_over_forgets_no_states(
     sumus.run(controlled(rounds=2), out=sumus.Output(tmp_path / "run", client_states=states))
     people = controlled().population
     before = kept(states, people)
-    misspelt = dataclasses.replace(controlled(), evaluate=sumus.Evaluate(seen=6, target={"los": 0.1}))
+    misspelt = dataclasses.replace(controlled(), evaluate=sumus.Evaluation(seen=6, target={"los": 0.1}))
     with pytest.raises(sumus.ExperimentError, match="the target names 'los', which is not measured"):
         sumus.run(misspelt, out=sumus.Output(tmp_path / "run", client_states=states, restart=True))
     assert kept(states, people) == before
@@ -204,7 +204,7 @@ def test_a_round_in_which_every_report_is_lost_leaves_the_model_and_the_run_goes
     task: sumus.Task, people: sumus.Population, tmp_path: Path
 ) -> None:
     plan = sumus.Plan(task, sumus.fedadam(sumus.sgd(lr=0.2, batch_size=8), lr=0.05), sumus.Pacing(2))
-    evaluate = sumus.Evaluate(unseen=people.subset([10, 11]))
+    evaluate = sumus.Evaluation(unseen=people.subset([10, 11]))
     experiment = sumus.Experiment(plan, people.without([10, 11]), 12, evaluate, fleet=sumus.Fleet(lost=0.75))
     history = sumus.run(experiment, out=tmp_path)
     lost = [record.reports.dropped == 2 for record in history.rounds]
@@ -239,7 +239,7 @@ def test_seen_people_are_measured_with_the_leaves_that_they_keep(people: sumus.P
     states = sumus.MemoryClientStates()
     task = personal(metrics={"accuracy": sumus.metrics.accuracy})
     plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.3, batch_size=8, epochs=2)), sumus.Pacing(12))
-    experiment = sumus.Experiment(plan, people, 2, sumus.Evaluate(seen=12), fleet=sumus.Fleet(lost=0.5))
+    experiment = sumus.Experiment(plan, people, 2, sumus.Evaluation(seen=12), fleet=sumus.Fleet(lost=0.5))
     history = sumus.run(experiment, out=sumus.Output(client_states=states))
     assert all(1 < record.reports.dropped < 11 for record in history.rounds)
     total = 0.0

@@ -61,7 +61,7 @@ def test_all_examples_count_alike_in_the_pool_and_all_clients_in_the_spread(task
     unseen = {"big": (big, np.zeros(30, np.int64)), "small": (small, np.ones(10, np.int64))}
     people = {"one": (big, np.zeros(30, np.int64))}
     history = sumus.simulate(
-        task, sumus.fedavg(sumus.sgd(lr=0.5, epochs=5)), people, rounds=3, evaluate=sumus.Evaluate(unseen=unseen)
+        task, sumus.fedavg(sumus.sgd(lr=0.5, epochs=5)), people, rounds=3, evaluate=sumus.Evaluation(unseen=unseen)
     )
     assert history.metrics["accuracy"] == 0.75
     spread = history.spreads["unseen"]["accuracy"]

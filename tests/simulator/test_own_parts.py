@@ -260,8 +260,8 @@ def test_central_data_that_the_model_does_not_take_is_named() -> None:
             return super().forward(inputs) / (1 if len(inputs) < 20 else raising())
 
     central = (np.zeros((40, 4), "float32"), np.zeros(40, "int64"))
-    with pytest.raises(sumus.TaskError, match=r"Evaluate\(central=\): the model or its loss failed"):
-        run(sumus.fedavg(WORK), lambda: Picky(4, 2), evaluate=sumus.Evaluate(central=central))
+    with pytest.raises(sumus.TaskError, match=r"Evaluation\(central=\): the model or its loss failed"):
+        run(sumus.fedavg(WORK), lambda: Picky(4, 2), evaluate=sumus.Evaluation(central=central))
 
 
 # ── sparse gradients ─────────────────────────────────────────────────────────────────────────────────────────────────

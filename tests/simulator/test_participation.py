@@ -98,7 +98,7 @@ def test_who_joins_is_in_the_next_pass() -> None:
 
 
 def test_only_who_is_there_is_asked_for_seen() -> None:
-    history = run(PEOPLE.joining(dict.fromkeys(range(4, 10), 9)), evaluate=sumus.Evaluate(seen=10))
+    history = run(PEOPLE.joining(dict.fromkeys(range(4, 10), 9)), evaluate=sumus.Evaluation(seen=10))
     assert history.spreads["seen"]["accuracy"].clients == 4
 
 

@@ -110,7 +110,7 @@ def test_personal_leaves_are_kept_by_client_and_survive_a_break(people: sumus.Po
         leaves={"2.*": "personal"},
     )
     plan = sumus.Plan(task, sumus.fedavg(sumus.sgd(lr=0.3, batch_size=8)), sumus.Pacing(cohort=4))
-    experiment = sumus.Experiment(plan, people, rounds=6, evaluate=sumus.Evaluate(seen=12))
+    experiment = sumus.Experiment(plan, people, rounds=6, evaluate=sumus.Evaluation(seen=12))
     whole = sumus.run(experiment, out=tmp_path / "whole")
     with pytest.raises(sumus.Interrupted):
         sumus.run(experiment, out=sumus.Output(tmp_path / "broken", progress=StopAfter(3)))
@@ -370,7 +370,11 @@ def test_a_server_step_that_diverges_is_not_blamed_on_a_client(experiment: Make)
 def test_people_who_train_are_not_unseen(task: sumus.Task, people: sumus.Population) -> None:
     with pytest.raises(sumus.ExperimentError, match="client 3 of .*unseen.* is in the population too"):
         sumus.simulate(
-            task, sumus.fedavg(sumus.sgd(lr=0.1)), people, rounds=1, evaluate=sumus.Evaluate(unseen=people.subset([3]))
+            task,
+            sumus.fedavg(sumus.sgd(lr=0.1)),
+            people,
+            rounds=1,
+            evaluate=sumus.Evaluation(unseen=people.subset([3])),
         )
 
 
@@ -459,7 +463,7 @@ def test_a_forward_in_place_does_not_change_the_data() -> None:
         sumus.fedavg(sumus.sgd(lr=0.1, epochs=2)),
         {"a": (inputs, labels)},
         rounds=2,
-        evaluate=sumus.Evaluate(central=(inputs, labels), seen=1),
+        evaluate=sumus.Evaluation(central=(inputs, labels), seen=1),
     )
     np.testing.assert_array_equal(inputs, np.ones((6, 3)))
 
@@ -481,7 +485,7 @@ def test_a_target_of_an_error_is_reached_from_above(people: sumus.Population) ->
         people,
         rounds=40,
         pacing=sumus.Pacing(4),
-        evaluate=sumus.Evaluate(seen=12, target={"off": 0.1}),
+        evaluate=sumus.Evaluation(seen=12, target={"off": 0.1}),
     )
     assert history.stopped == "target"
     assert history.metrics["off"] <= 0.1

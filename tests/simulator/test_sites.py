@@ -22,8 +22,8 @@ from tests.simulator.test_share import trainer
 Make = Callable[..., sumus.Experiment]
 
 
-def behind(made: sumus.Experiment, sites: Any = 3, rounds: int = 1) -> sumus.Experiment:
-    return replace(made, plan=replace(made.plan, edges=sumus.Edges(rounds)), sites=sites)
+def behind(made: sumus.Experiment, groups: Any = 3, rounds: int = 1) -> sumus.Experiment:
+    return replace(made, plan=replace(made.plan, edges=sumus.Edges(rounds)), edge_groups=groups)
 
 
 def test_edges_that_add_give_the_model_that_there_is_without_them(experiment: Make) -> None:
@@ -35,7 +35,7 @@ def test_edges_that_add_give_the_model_that_there_is_without_them(experiment: Ma
 
 def test_what_edges_send_up_is_a_sum_each_however_many_clients_they_have(experiment: Make) -> None:
     made = experiment(pacing=sumus.Pacing(10))
-    sizes = {sites: sumus.run(behind(made, sites)).rounds[0].traffic.above for sites in (1, 5, 10)}
+    sizes = {groups: sumus.run(behind(made, groups)).rounds[0].traffic.above for groups in (1, 5, 10)}
     assert sizes[5] == 5 * sizes[1]
     assert sizes[10] == 10 * sizes[1]
     numbers = 6 * 8 + 8 + 8 * 2 + 2
@@ -44,7 +44,7 @@ def test_what_edges_send_up_is_a_sum_each_however_many_clients_they_have(experim
 
 def test_a_site_is_its_clients_trained_round_after_round_on_its_own_model(experiment: Make) -> None:
     """The same from its parts: trainer, site and sum."""
-    made = behind(experiment(rounds=1, pacing=sumus.Pacing(10)), sites=lambda client: client % 2, rounds=3)
+    made = behind(experiment(rounds=1, pacing=sumus.Pacing(10)), groups=lambda client: client % 2, rounds=3)
     history = sumus.run(made, compute=sumus.Compute(executor="sequential", workers=1))
     one = trainer(made, ExecutorChoice.parse("sequential").executor)
     plan = one._setting.plan
@@ -76,7 +76,7 @@ def test_a_run_with_sites_goes_on_from_its_checkpoint_and_not_with_others(experi
     whole = sumus.run(behind(experiment(rounds=4), rounds=2))
     sumus.run(behind(experiment(rounds=2), rounds=2), out=tmp_path)
     with pytest.raises(ExperimentError):
-        sumus.run(behind(experiment(rounds=4), sites=2, rounds=2), out=tmp_path)
+        sumus.run(behind(experiment(rounds=4), groups=2, rounds=2), out=tmp_path)
     assert sumus.run(behind(experiment(rounds=4), rounds=2), out=tmp_path).model_sha256 == whole.model_sha256
 
 
@@ -101,9 +101,9 @@ def test_clients_that_have_no_time_for_all_take_their_share_of_steps_in_each_rou
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"sites": -1}, "give from 1 to 10"),
-        ({"sites": 11}, "give from 1 to 10"),
-        ({"sites": "three"}, "sites="),
+        ({"edge_groups": -1}, "give from 1 to 10"),
+        ({"edge_groups": 11}, "give from 1 to 10"),
+        ({"edge_groups": "three"}, "edge_groups="),
     ],
 )
 def test_sites_that_cannot_be_are_refused(experiment: Make, change: dict[str, Any], said: str) -> None:
@@ -113,7 +113,9 @@ def test_sites_that_cannot_be_are_refused(experiment: Make, change: dict[str, An
 
 def test_a_plan_with_sites_and_none_there_is_refused(experiment: Make) -> None:
     made = experiment()
-    with pytest.raises(ExperimentError, match=r"2 rounds of their own, and there are none: give sites= \(--sites\)"):
+    with pytest.raises(
+        ExperimentError, match=r"2 rounds of their own, and there are none: give edge_groups= \(--edge-groups\)"
+    ):
         replace(made, plan=replace(made.plan, edges=sumus.Edges(2)))
 
 

@@ -67,7 +67,7 @@ def run(people: Any, rounds: int = 1, **options: Any) -> sumus.History:
         people,
         rounds=rounds,
         pacing=sumus.Pacing(cohort=2),
-        evaluate=sumus.Evaluate(seen=5),
+        evaluate=sumus.Evaluation(seen=5),
         **{"progress": False, "executor": "autograd", **options},
     )
 

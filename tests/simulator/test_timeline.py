@@ -16,7 +16,7 @@ from sumus.fleet import DAY, DeviceArrays, Fleet, FleetNetwork, FleetTiming
 from sumus.pacing import Pacing
 from sumus.rng import generator
 from sumus.simulator.virtual_time.account import Played
-from sumus.simulator.virtual_time.fleet_model import RoundWork
+from sumus.simulator.virtual_time.fleet_model import RoundDemand
 from sumus.simulator.virtual_time.server import ServerCost
 from sumus.simulator.virtual_time.timeline import Timeline
 from sumus.simulator.virtual_time.traces import devices_of, read
@@ -26,7 +26,7 @@ MINUTES = Fleet(seconds=60, spread=10)
 
 def timeline(pacing: Pacing, fleet: Fleet, count: int, seed: int = 0, **more: Any) -> Timeline:
     drawn = fleet.devices(count, generator(seed, "devices"))
-    return Timeline(pacing, fleet, more.pop("devices", drawn), more.pop("work", RoundWork()), seed, **more)
+    return Timeline(pacing, fleet, more.pop("devices", drawn), more.pop("work", RoundDemand()), seed, **more)
 
 
 def played(pacing: Pacing, fleet: Fleet, count: int, rounds: int, **more: Any) -> tuple[Timeline, list[Played]]:
@@ -178,7 +178,7 @@ def test_two_runs_are_the_same_event_for_event_and_another_seed_is_another_run()
         network=FleetNetwork(flaky=0.2, doubled=0.2, latency=2, up=1e5),
         timing=FleetTiming(jitter=0.3, skew=0.01),
     )
-    work = RoundWork(down=10**6, up=10**6)
+    work = RoundDemand(down=10**6, up=10**6)
 
     def told(seed: int) -> list[tuple[Any, ...]]:
         run, rounds = played(Pacing(4, over_select=1.5, deadline=900), fleet, 60, 30, seed=seed, work=work)
@@ -190,7 +190,7 @@ def test_two_runs_are_the_same_event_for_event_and_another_seed_is_another_run()
 
 def test_messages_that_are_lost_are_sent_again_and_nothing_is_counted_twice() -> None:
     flaky = Fleet(seconds=60, network=FleetNetwork(flaky=0.4, doubled=0.4, latency=1.0))
-    run, rounds = played(Pacing(10), flaky, 10, 20, work=RoundWork(up=1000))
+    run, rounds = played(Pacing(10), flaky, 10, 20, work=RoundDemand(up=1000))
     assert all(sorted(positions(one)) == list(range(10)) for one in rounds)
     assert run.totals.traffic.up > 1.3 * 20 * 10 * 1000
 
@@ -203,13 +203,13 @@ def test_work_of_who_goes_offline_is_dropped() -> None:
 
 def test_transfers_take_their_time() -> None:
     fleet = Fleet(seconds=10, network=FleetNetwork(down=1000.0, up=100.0, latency=1.0))
-    _, rounds = played(Pacing(1), fleet, 1, 1, work=RoundWork(down=5000, up=2000))
+    _, rounds = played(Pacing(1), fleet, 1, 1, work=RoundDemand(down=5000, up=2000))
     assert rounds[0].ended == pytest.approx(5 + 10 + 20 + 3 * 1.0)
 
 
 def test_work_by_examples_takes_longer_for_more() -> None:
     fleet = Fleet(seconds=10, timing=FleetTiming(by="examples"))
-    _, rounds = played(Pacing(3), fleet, 3, 1, work=RoundWork(share=lambda position: [0.5, 1.0, 1.5][position]))
+    _, rounds = played(Pacing(3), fleet, 3, 1, work=RoundDemand(share=lambda position: [0.5, 1.0, 1.5][position]))
     assert rounds[0].ended == pytest.approx(15)
 
 
@@ -312,7 +312,7 @@ def test_transfers_are_work_and_make_a_device_slow() -> None:
     )
     assert report.wasted_share > 0.2
     assert report.by_speed[0] > 2 * report.by_speed[-1]
-    played(Pacing(3), Fleet(network=FleetNetwork(up=5e-5)), 5, 1, work=RoundWork(up=40))  # nine days, and it ends
+    played(Pacing(3), Fleet(network=FleetNetwork(up=5e-5)), 5, 1, work=RoundDemand(up=40))  # nine days, and it ends
 
 
 def test_nobody_asks_a_server_that_is_away() -> None:
@@ -324,7 +324,7 @@ def test_nobody_asks_a_server_that_is_away() -> None:
 def test_stragglers_hurry_nobody() -> None:
     _, plain = played(Pacing(5, over_select=2), Fleet(seconds=60), 20, 3)
     _, slow = played(
-        Pacing(5, over_select=2), Fleet(seconds=60, stragglers=0.9), 20, 3, work=RoundWork(lambda position: 8)
+        Pacing(5, over_select=2), Fleet(seconds=60, stragglers=0.9), 20, 3, work=RoundDemand(lambda position: 8)
     )
     assert [one.ended for one in slow] == [one.ended for one in plain] == [60, 120, 180]
     assert any(each.most_steps for one in slow for each in one.counted)

@@ -15,7 +15,7 @@ TASK = sumus.Task(lambda: nn.Linear(3, 2), sumus.losses.cross_entropy, {"accurac
 
 def run(log: Any) -> sumus.History:
     people = {number: (np.full((4, 3), number, np.float32), np.arange(4) % 2) for number in range(4)}
-    evaluate = sumus.Evaluate(seen=4, first=True)
+    evaluate = sumus.Evaluation(seen=4, first=True)
     return sumus.simulate(TASK, sumus.fedavg(sumus.sgd(0.1)), people, 2, evaluate=evaluate, after_round=log)
 
 

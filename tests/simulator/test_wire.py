@@ -40,7 +40,7 @@ def simulated(algorithm: sumus.Algorithm, cohort: int, through: str, **more: Any
     leaves: Any = more.pop("leaves", {})
     task = sumus.Task(net, sumus.losses.cross_entropy, {"accuracy": sumus.metrics.accuracy}, leaves=leaves)
     plan = sumus.Plan(task, algorithm, sumus.Pacing(cohort), min_contributors=2)
-    experiment = Experiment(plan, PEOPLE, 4, sumus.Evaluate(unseen=UNSEEN, seen=3))
+    experiment = Experiment(plan, PEOPLE, 4, sumus.Evaluation(unseen=UNSEEN, seen=3))
     return sumus.run(experiment, **doors({"executor": "sequential", "through": through, **more}))
 
 

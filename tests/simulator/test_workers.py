@@ -155,8 +155,8 @@ def test_what_a_worker_is_through_with_while_this_process_trains_its_last_client
             time.sleep(0.1)
         return people[client]
 
-    slow = dataclasses.replace(experiment, population=sumus.Population(people, load), evaluate=sumus.Evaluate())
-    alone = dataclasses.replace(experiment, evaluate=sumus.Evaluate())
+    slow = dataclasses.replace(experiment, population=sumus.Population(people, load), evaluate=sumus.Evaluation())
+    alone = dataclasses.replace(experiment, evaluate=sumus.Evaluation())
     assert told(sumus.run(slow, compute=sumus.Compute(workers=2))) == told(sumus.run(alone))
 
 
@@ -338,7 +338,7 @@ def test_memory_does_not_grow_over_many_rounds(anywhere: Make) -> None:
             yield show
 
     sumus.run(
-        dataclasses.replace(anywhere("scaffold", rounds=200), evaluate=sumus.Evaluate()),
+        dataclasses.replace(anywhere("scaffold", rounds=200), evaluate=sumus.Evaluation()),
         compute=sumus.Compute(workers=2),
         out=sumus.Output(progress=Look()),
     )

@@ -208,7 +208,7 @@ STOPPED = """
     import psycopg
     from sumus.protocol.round import Round
     from sumus.storage.sql import SqlStore
-    from sumus.storage.store import Run
+    from sumus.storage.store import RunRow
 
     wait, waits = psycopg.Connection.wait, []
 
@@ -226,7 +226,7 @@ STOPPED = """
     print(store.leases().hold("a/1", {lasts}).fence, flush=True)
     try:
         with store.transaction() as rows:
-            rows.put_run(Run(newest=77, fence=rows.run().fence))
+            rows.put_run(RunRow(newest=77, fence=rows.run().fence))
             rows.put_round(Round(1))
             rows.put_round(Round(2))
             rows.put_note(1, "a", b"note")

@@ -406,13 +406,28 @@ LOGS: dict[str, tuple[Any, Callable[[Any, int], object], Any]] = {
 
 @pytest.mark.parametrize("kind", LOGS)
 def test_a_log_is_whole_at_the_end_and_as_before_for_each_client(kind: str) -> None:
-    log, add, whole = LOGS[kind]
-    before = copy.copy(log)
+    given, add, whole = LOGS[kind]
+    log, before = copy.copy(given), copy.copy(given)
     hidden = HiddenState({"loss": [log]})
     for number in range(3):
         add(log, number)
         assert hidden.restore() == ["loss[0]"], "the container, and no key of it"
         assert log == before
+    hidden.end()
+    assert log == whole
+
+
+@pytest.mark.parametrize("kind", LOGS)
+def test_a_log_gets_nothing_of_a_run_that_is_only_looked_at(kind: str) -> None:
+    given, add, whole = LOGS[kind]
+    log = copy.copy(given)
+    hidden = HiddenState({"loss": [log]})
+    for number in range(3):
+        with hidden.keeping_logs():
+            add(log, number + 10)
+            hidden.restore()
+        add(log, number)
+        hidden.restore()
     hidden.end()
     assert log == whole
 

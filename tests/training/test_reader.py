@@ -69,7 +69,7 @@ def test_a_task_that_writes_to_its_examples_changes_none(executor: str, batch_si
             algorithm,
             people,
             3,
-            evaluate=sumus.Evaluate(seen=3),
+            evaluate=sumus.Evaluation(seen=3),
             compute=executor,
             out=sumus.Output(progress=False),
         ).model

@@ -9,6 +9,7 @@ import pytest
 
 from sumus.device.device import Device
 from sumus.device.link import Link, fetch_authority
+from sumus.device.options import ServerConnection
 from sumus.edge.edge import open_edge
 from sumus.errors import UsageError
 from sumus.http.tls import Certificates, enrolment_link, issue
@@ -138,6 +139,10 @@ def test_a_proxy_that_does_not_lead_there_is_named_without_its_password(
 # ── an authority of one's own ────────────────────────────────────────────────────────────────────────────────────────
 
 
+def trusting(authority: Path | None) -> ServerConnection:
+    return ServerConnection(authority=authority)
+
+
 @pytest.fixture
 def service() -> Iterator[Service]:
     found = open_service({"tiny": tiny()})
@@ -155,7 +160,7 @@ def test_a_device_and_an_edge_trust_the_authority_that_they_are_given_and_rememb
         url = f"https://fl.example:{port}"
 
         def device(authority: Path | None = None, link: str | None = None) -> Device:
-            found = Device(link, a_task(), some_examples(), folder=tmp_path / "device", authority=authority)
+            found = Device(link, a_task(), some_examples(), folder=tmp_path / "device", connection=trusting(authority))
             found.close()
             return found
 
@@ -165,7 +170,7 @@ def test_a_device_and_an_edge_trust_the_authority_that_they_are_given_and_rememb
         asking = device(mine.authority, link)
         known = asking.enrol()
         again = device()
-        again._to_server().withdraw()  # pyright: ignore[reportPrivateUsage]
+        again._access.requests.withdraw()  # pyright: ignore[reportPrivateUsage]
         assert again.status.device == known
 
         token = server.roll.new_token("default", server.clock(), speaks_for=10)
@@ -184,10 +189,10 @@ def test_an_authority_that_is_none_is_refused_by_its_files_name(content: str | N
     if content is not None:
         file.write_text(content)
     with pytest.raises(UsageError, match=r"the authority .*ca\.pem cannot be read"):
-        Device("https://fl.example", a_task(), some_examples(), authority=file)
+        Device("https://fl.example", a_task(), some_examples(), connection=trusting(file))
 
 
 def test_a_link_with_a_pin_needs_no_authority(mine: Certificates) -> None:
     link = enrolment_link("https://fl.example", "TOKEN", mine.pin)
     with pytest.raises(UsageError, match="leave --authority"):
-        Device(link, a_task(), some_examples(), authority=mine.authority)
+        Device(link, a_task(), some_examples(), connection=trusting(mine.authority))

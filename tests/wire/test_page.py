@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import msgspec
 import pytest
 
-from sumus.device import device
+from sumus.device import words
 from sumus.http import answers, bodies, connections
 from sumus.wire import messages, reports, tensors
 from sumus.wire.messages import AGAIN, ENDPOINTS, EVERYWHERE, MAX_CONTROL, MAX_UNDIGESTED, PROTOCOL, STATUS
@@ -124,10 +124,10 @@ def test_each_error_is_on_the_page() -> None:
 
 def test_the_rules_of_a_device_are_its_own() -> None:
     (discarded,) = (row for row in rows_after("begins nothing new:") if row[1] == "it is not, and will not be")
-    assert codes_in(discarded[0]) == device.REFUSALS
+    assert codes_in(discarded[0]) == words.REFUSALS
     final = re.search(r"at a check-in,\s+(.*?)\.\n", PAGE, re.S)
     assert final
-    assert codes_in(final[1]) == set(device.FINAL)
+    assert codes_in(final[1]) == set(words.FINAL)
 
 
 def test_the_limits_are_the_code_s() -> None:

@@ -3,7 +3,7 @@
     population = attacks.sign_flip(population, share=0.2)
 
 The same share and seed choose the same clients, so attacks can be stacked: `scaled(label_flip(people, classes=10))` sends ten
-times what was learned from wrong labels. Everyone else is as before; measure on honest people (`Evaluate(unseen=)`).
+times what was learned from wrong labels. Everyone else is as before; measure on honest people (`Evaluation(unseen=)`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

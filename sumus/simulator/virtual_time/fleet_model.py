@@ -13,7 +13,7 @@ from sumus.types import Array, Floats
 
 
 @dataclass(frozen=True)
-class RoundWork:
+class RoundDemand:
     """What a round asks of each device, by its position.
 
     Attributes:
@@ -56,7 +56,7 @@ class FleetModel:
         self,
         fleet: Fleet,
         devices: DeviceArrays,
-        work: RoundWork,
+        work: RoundDemand,
         seed: int,
         name: Callable[[int], Any] | None,
         rng: np.random.Generator,

@@ -9,7 +9,7 @@ import numpy as np
 from sumus.fleet import DAY, DeviceArrays
 from sumus.plotting import figure, save
 from sumus.simulator.virtual_time.account import DeviceWork, Played, ServerLoad, Totals, Traffic
-from sumus.simulator.virtual_time.fleet_model import RoundWork
+from sumus.simulator.virtual_time.fleet_model import RoundDemand
 from sumus.types import Array, Floats
 
 CLASSES = 10
@@ -110,7 +110,7 @@ class FleetReport:
 class Attendance:
     """Who took part in the rounds that are over, and what they cost: what a `FleetReport` is made of."""
 
-    def __init__(self, devices: DeviceArrays, work: RoundWork, planned: float) -> None:
+    def __init__(self, devices: DeviceArrays, work: RoundDemand, planned: float) -> None:
         self._pace = work.seconds(devices)
         self._participations = np.zeros(len(devices), np.int64)
         self._rounds = self._abandoned = 0

@@ -14,7 +14,7 @@ from sumus.experiment import seed_of
 from sumus.fleet import DAY, Fleet
 from sumus.pacing import Pacing
 from sumus.rng import generator
-from sumus.simulator.virtual_time.fleet_model import RoundWork
+from sumus.simulator.virtual_time.fleet_model import RoundDemand
 from sumus.simulator.virtual_time.fleet_report import Attendance, FleetReport
 from sumus.simulator.virtual_time.server import ServerCost
 from sumus.simulator.virtual_time.timeline import Timeline
@@ -74,7 +74,7 @@ def rehearse(
     if not fleet.timed:
         raise ExperimentError("in a fleet where nothing takes time no time goes by: give Fleet(seconds=, ...)")
     drawn = devices_of(fleet, devices, generator(seed, "devices"))
-    work = RoundWork(down=down, up=up)
+    work = RoundDemand(down=down, up=up)
     timeline = Timeline(pacing, fleet, drawn, work, seed, cost=server, outages=outages)
     attendance = Attendance(drawn, work, pacing.checkins)
     with _uncollected():

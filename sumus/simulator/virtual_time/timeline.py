@@ -30,7 +30,7 @@ from sumus.simulator.virtual_time.account import Account, CountedReport, Played,
 from sumus.simulator.virtual_time.arrivals import Arrivals, CohortDraw, SleepingArrivals, WaitingArrivals
 from sumus.simulator.virtual_time.clock import VirtualClock
 from sumus.simulator.virtual_time.devices import VirtualDevices
-from sumus.simulator.virtual_time.fleet_model import FleetModel, RoundWork
+from sumus.simulator.virtual_time.fleet_model import FleetModel, RoundDemand
 from sumus.simulator.virtual_time.roster import Roster
 from sumus.simulator.virtual_time.server import NO_COST, ServerCost, VirtualServer
 from sumus.simulator.virtual_time.sleepers import Sleepers
@@ -62,7 +62,7 @@ class Timeline:
         pacing: Pacing,
         fleet: Fleet,
         devices: DeviceArrays,
-        work: RoundWork,
+        work: RoundDemand,
         seed: int,
         name: Callable[[int], Any] | None = None,
         cost: ServerCost = NO_COST,

@@ -1,6 +1,6 @@
 """What an edge's rounds are for: the work of the server above, written down when the first of it comes down for a round.
 
-notes = RoundWorkNotes(store, rounds=1)
+notes = EdgeWorkNotes(store, rounds=1)
 notes.begin(number, work, now)         the round is for this work, and must be over in time for its sum to go up
 notes.of(number)                       None if no work has come down for the round
 """
@@ -16,7 +16,7 @@ MARGIN = 0.2
 """The share of the time that the server above gives which is kept for the sum's own way."""
 
 
-class RoundWork(msgspec.Struct, frozen=True):
+class EdgeWork(msgspec.Struct, frozen=True):
     """What a round of an edge is for.
 
     Attributes:
@@ -30,26 +30,26 @@ class RoundWork(msgspec.Struct, frozen=True):
     sent: float | None
 
 
-class RoundWorkNotes:
+class EdgeWorkNotes:
     """The notes of one run's rounds that say what each round is for."""
 
     def __init__(self, store: Store, rounds: int) -> None:
         """Read and write the notes in a store. rounds: how many rounds of the edge share the time of one sum above."""
         self._store, self._rounds = store, rounds
-        self._last: tuple[int, RoundWork] | None = None
+        self._last: tuple[int, EdgeWork] | None = None
 
     def restart(self) -> None:
         """Read the notes anew."""
         self._last = None
 
-    def of(self, number: int) -> RoundWork | None:
+    def of(self, number: int) -> EdgeWork | None:
         """Return what a round is for; None if it has no work yet."""
         if self._last is None or self._last[0] != number:
             with self._store.transaction() as rows:
                 note = rows.note(number, "work")
             if note is None:
                 return None
-            self._last = number, msgspec.json.decode(note, type=RoundWork)
+            self._last = number, msgspec.json.decode(note, type=EdgeWork)
         return self._last[1]
 
     def begin(self, number: int, work: Assignment, now: float) -> None:
@@ -59,14 +59,14 @@ class RoundWorkNotes:
         with self._store.transaction() as rows:
             if before is not None and is_same_sum(before.work, work):
                 keep_departed(rows, number - 1, number)
-            noted = RoundWork(work, share_of(sent, self._rounds, now), sent)
+            noted = EdgeWork(work, share_of(sent, self._rounds, now), sent)
             rows.put_note(number, "work", msgspec.json.encode(noted))
             row = rows.round(number)
             assert row is not None, "work begins the round that is open"
             rows.put_round(changed(row, since=now))
         self._last = None
 
-    def rounds_of_sum(self, newest: int, work: RoundWork | None) -> list[int]:
+    def rounds_of_sum(self, newest: int, work: EdgeWork | None) -> list[int]:
         """Return the numbers of the rounds whose sums go into one sum of the server above, the last one last.
 
         Args:

@@ -1,0 +1,172 @@
+"""A device's access to its server: who vouches for the server, enrolment, a move to another address, and signed requests."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sumus.device.link import Link, fetch_authority, pin_of
+from sumus.device.memory import DeviceMemory
+from sumus.device.requests import Requests
+from sumus.device.store import Membership, Record
+from sumus.device.words import refused_enrolment
+from sumus.errors import ExperimentError
+from sumus.transport.http import HttpTransport
+from sumus.transport.transport import Transport, Unreachable
+from sumus.wire.messages import AGAIN, Body, Refused
+
+TRIES = 3
+"""How often an object is asked for, one time after the other, before its round is given up."""
+
+
+class ServerAccess:
+    """The way to one device's server.
+
+    Args:
+        link: Where the server is, and what lets the device in. An empty address means the server that the device is enrolled
+        at.
+        memory: Holds the device's key, its membership and the authority of the server.
+        new_key: Gives a private key, if the device has none yet.
+        transport: Carries the requests; None for HTTP.
+    """
+
+    def __init__(
+        self, link: Link, memory: DeviceMemory, new_key: Callable[[], bytes], transport: Transport | None = None
+    ) -> None:
+        self._link, self._memory, self._new_key = link, memory, new_key
+        self._transport, self._closes_transport = transport, transport is None
+        self._requests: Requests | None = None
+        member = memory.record.membership
+        self._enrols_again = member is not None and lets_in_elsewhere(link, member)
+        self._authority = "" if self._enrols_again else memory.record.authority
+
+    @property
+    def server(self) -> str:
+        """The server's address; empty if none is known."""
+        member = self._memory.record.membership
+        return self._link.server or (member.server if member else "")
+
+    @property
+    def requests(self) -> Requests:
+        """The requests to the server, signed with this device's key.
+
+        Raises:
+            ExperimentError: No server is known.
+        """
+        if self._requests is None:
+            if self._transport is None:
+                if not self.server:
+                    raise ExperimentError("this device knows no server: give it an address or a link")
+                self._transport = HttpTransport(self.server, self._vouching() or None)
+            if (key := self._memory.store.key()) is None:
+                self._memory.store.put_key(key := self._new_key())
+            member = self._memory.record.membership
+            self._requests = Requests(self._transport, key, member.population if member else "")
+        return self._requests
+
+    def enrol(self) -> Membership | None:
+        """Make the device known to its server, with its token, unless it is known.
+
+        Returns:
+            The new membership; None if the device was enrolled already.
+
+        Raises:
+            Unreachable: The server cannot be reached, or cannot enrol the device now.
+            ExperimentError: A person must do something.
+        """
+        requests, member = self.requests, self._memory.record.membership
+        if member is not None and not self._enrols_again:
+            return None
+        if self._link.token is None:
+            raise ExperimentError(
+                "this device is not enrolled: give it a link or a token, from whoever runs the server"
+            )
+        try:
+            enrolment = requests.enrol(self._link.token)
+        except Refused as refused:
+            if refused.problem.code in AGAIN:
+                raise Unreachable(f"the server cannot enrol this device now: {refused}") from refused
+            raise ExperimentError(refused_enrolment(refused)) from refused
+        if member is not None and enrolment.population != member.population:
+            raise ExperimentError(
+                f"{self._link.server} is of the population {enrolment.population}, and this device is of "
+                f"{member.population}: give another --folder"
+            )
+        member = Membership(self._link.server, enrolment.population, enrolment.device)
+        self._memory.write(replace(self._memory.record, membership=member, authority=self._authority))
+        self._enrols_again = False
+        return member
+
+    def enrol_again(self) -> bool:
+        """Let the next `enrol` spend the token, since the server no longer knows the device. False without a token."""
+        if self._link.token is None:
+            return False
+        self._enrols_again = True
+        return True
+
+    def server_answered(self) -> None:
+        """Write down the address and the authority of a server that knows this device, if they are new: it has moved there."""
+        record = self._memory.record
+        member = record.membership
+        if member is not None:
+            member = replace(member, server=self._link.server or member.server)
+        if (member, self._authority) != (record.membership, record.authority):
+            self._memory.write(replace(record, membership=member, authority=self._authority))
+
+    def object(self, body: Body) -> bytes:
+        """Fetch an object that the server announced, in a few tries.
+
+        Raises:
+            Unreachable: The server does not give the object.
+        """
+        for left in reversed(range(TRIES)):
+            try:
+                return self.requests.object(body)
+            except Unreachable:
+                if not left:
+                    raise
+            except Refused as refused:
+                raise Unreachable(f"the server does not give what it announced: {refused}") from refused
+        raise AssertionError("the last try returns or raises")
+
+    def forget_key(self) -> None:
+        """Drop the requests that are signed with a key that was erased."""
+        self._requests = None
+
+    def close(self) -> None:
+        """Close the connections, unless the transport was given."""
+        if self._transport is not None and self._closes_transport:
+            self._transport.close()
+
+    def _vouching(self) -> str:
+        """The certificates (PEM) that vouch for the server: named or pinned by the link, or kept from before."""
+        if self._link.authority:
+            self._authority = self._link.authority
+        if self._link.pin is not None and pin_of(self._authority) != self._link.pin:
+            self._authority = fetch_authority(replace(self._link, server=self.server))
+        return self._authority
+
+
+def lets_in_elsewhere(link: Link, member: Membership) -> bool:
+    """Whether a link lets in at another server than a member's. An address without a token says that the server has moved."""
+    return link.token is not None and link.server not in ("", member.server)
+
+
+def expect_own_server(record: Record, link: Link, moves: bool) -> None:
+    """Refuse a link of another server, unless the device may move there.
+
+    Raises:
+        ExperimentError: The device is another server's, or must first hear what became of its last report.
+    """
+    member = record.membership
+    if member is None or not lets_in_elsewhere(link, member):
+        return
+    if not moves:
+        raise ExperimentError(
+            f"this folder is a device of {member.server}: give another --folder for {link.server}, or forget it first; where "
+            "that server has moved, give its new address alone, without a token; where this is another edge of the same "
+            "population, --move"
+        )
+    if record.row.session:
+        raise ExperimentError(
+            f"what became of its last report is known at {member.server} alone: let it check in there once more before it "
+            f"moves to {link.server}"
+        )

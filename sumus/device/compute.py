@@ -1,0 +1,285 @@
+"""What a device computes, as a contract: PyTorch stands behind it today, and onnxruntime or plain numpy can.
+
+    class OnnxCompute:                              the methods of `DeviceCompute`, with arrays of numpy
+        ...
+
+    device = Device(link, OnnxCompute("model.onnx"), examples)
+
+All values that cross this border are plans, bytes, and trees of numpy arrays by the name of a leaf. An implementation keeps a
+client's examples in a form of its own; the device only counts them and gives them back. Nothing here imports torch:
+`sumus.device.training` is the implementation that does. What every implementation does in the same way stands below as
+functions: reading plans, models and broadcasts, and making reports.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from sumus.aggregate import Update
+from sumus.device.keys import Keys
+from sumus.errors import DataError, DivergedError, ParticipantError, PlanError, SumusError
+from sumus.evaluation import evaluation_report
+from sumus.executors.executor import Trained
+from sumus.plan import Plan
+from sumus.rng import generator_of
+from sumus.tree import first_non_finite, nested, unnested
+from sumus.types import Array, Broadcast, Tree
+from sumus.wire.reports import encode_report
+from sumus.wire.tensors import decode_tree
+from sumus.work import PERSONAL, ClientState
+
+MOST_PLANS = 8
+"""Plans that an implementation remembers: those that came last."""
+
+
+class PreparedExamples(Protocol):
+    """A client's examples, in a form of the implementation's own."""
+
+    @property
+    def count(self) -> int:
+        """How many examples there are."""
+        ...
+
+
+E = TypeVar("E", bound=PreparedExamples)
+
+
+@dataclass(frozen=True)
+class DeviceJob(Generic[E]):
+    """One client's work on one model.
+
+    Attributes:
+        client: The client's id.
+        examples: The client's examples, as `DeviceCompute.read` gave them.
+        version: The version of the model.
+        seed: The seed of the sum that the report goes into, 32 bytes.
+        keys: Where the client's randomness comes from.
+        again: How often the client had work on this version before.
+        state: What the client kept of earlier rounds.
+    """
+
+    client: Any
+    examples: E
+    version: int
+    seed: bytes
+    keys: Keys
+    again: int = 0
+    state: ClientState = field(default_factory=dict[str, Any])
+
+    def key(self, purpose: str) -> bytes:
+        """32 bytes for one purpose in this work, such as "training"."""
+        again = [self.again] if self.again else []
+        return self.keys("round", self.version, "client", self.client, purpose, *again)
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What came of a job.
+
+    Attributes:
+        report: The report to the server, encoded.
+        examples: How many examples were used.
+        measured: For each metric the sum over the examples, and their count.
+        steps: Local steps that were taken.
+        state: What the client keeps if the report is counted.
+    """
+
+    report: bytes
+    examples: int
+    measured: Mapping[str, tuple[float, int]]
+    steps: int = 0
+    state: ClientState = field(default_factory=dict[str, Any])
+
+
+class DeviceCompute(Protocol[E]):
+    """A task bound to a library that computes it. Several devices of one process may share one, each from its own thread."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the task's leaves and data, `Description.fingerprint`. A plan with another one is refused."""
+        ...
+
+    def read(self, client: Any, examples: Any) -> E:
+        """Prepare and check a client's examples.
+
+        Args:
+            client: The client's id, for messages.
+            examples: What the owner gave: examples, or a function that gives them (see `loaded`).
+
+        Raises:
+            DataError: The examples do not fit the task.
+        """
+        ...
+
+    def plan(self, sha256: str, body: Callable[[], bytes]) -> Plan:
+        """The plan with a hash; `PlanCache` does it.
+
+        Args:
+            sha256: The plan's hash.
+            body: Fetches the plan's JSON. It is called only if the plan is not known yet.
+
+        Raises:
+            PlanError: The JSON is no plan.
+        """
+        ...
+
+    def memory(self, plan: Plan, examples: E) -> int:
+        """The bytes that one local step of a plan takes at least; 0 if that is not known."""
+        ...
+
+    def broadcast(self, plan: Plan, sha256: str, body: bytes) -> Broadcast:
+        """Decode and check a round's broadcast; `read_broadcast` does it.
+
+        Raises:
+            ParticipantError: The bytes are not the leaves and shapes that the plan sends.
+        """
+        ...
+
+    def model(self, body: bytes) -> Tree:
+        """Decode and check a released model; `read_model` does it.
+
+        Raises:
+            ParticipantError: The bytes are not the task's shared leaves, or are not finite.
+        """
+        ...
+
+    def train(self, plan: Plan, broadcast: Broadcast, job: DeviceJob[E]) -> JobResult:
+        """Take the plan's local steps from the broadcast, and make the report; `training_result` makes it.
+
+        Raises:
+            DivergedError: The training ran to NaN or infinity.
+        """
+        ...
+
+    def evaluate(self, plan: Plan, broadcast: Broadcast, job: DeviceJob[E]) -> JobResult:
+        """Measure the plan's metrics on the client's examples; `evaluation_result` makes the report."""
+        ...
+
+    def predict(self, model: Tree, state: ClientState, examples: Any, inputs: Any) -> Array:
+        """The model's outputs, one row for each input.
+
+        Args:
+            model: What `model` gave.
+            state: What the client keeps, such as personal leaves.
+            examples: The owner's examples, as `read` takes them; they show how inputs are prepared.
+            inputs: Inputs as the owner stores them.
+        """
+        ...
+
+
+# ── what every implementation does in the same way ───────────────────────────────────────────────────────────────────
+
+
+class PlanCache:
+    """The plans that were asked for last, by their hash."""
+
+    def __init__(self) -> None:
+        self._plans: dict[str, Plan] = {}
+
+    def get(self, sha256: str, body: Callable[[], bytes]) -> Plan:
+        """See `DeviceCompute.plan`."""
+        if sha256 not in self._plans:
+            try:
+                plan = Plan.from_json(body().decode())
+            except UnicodeDecodeError as error:
+                raise PlanError("malformed", f"this is not a plan: {error}") from error
+            self._plans = {**dict(list(self._plans.items())[1 - MOST_PLANS :]), sha256: plan}
+        return self._plans[sha256]
+
+
+def loaded(client: Any, examples: Any) -> Any:
+    """The examples that an owner gave; if that is a function, what the function loads.
+
+    Raises:
+        DataError: The owner's function failed.
+    """
+    if not callable(examples) or hasattr(examples, "__getitem__"):
+        return examples
+    try:
+        return examples()
+    except SumusError:
+        raise
+    except Exception as error:
+        raise DataError(client, f"loading its examples failed: {type(error).__name__}: {error}") from error
+
+
+def read_broadcast(plan: Plan, initial: Tree, body: bytes) -> Broadcast:
+    """Decode a broadcast, which must have the leaves and shapes that the plan sends.
+
+    Args:
+        plan: The plan.
+        initial: The task's shared leaves, with any values.
+        body: The encoded broadcast.
+    """
+    start = plan.algorithm.start(initial, plan.description).broadcast
+    return nested(decode_tree(body, _forms(unnested(start))))
+
+
+def read_model(initial: Tree, body: bytes) -> Tree:
+    """Decode a released model, which must have exactly these shared leaves, all of them finite."""
+    tree = decode_tree(body, _forms(initial))
+    if (leaf := first_non_finite(tree)) is not None:
+        raise ParticipantError(None, f"the model holds NaN or infinity at `{leaf}`")
+    return tree
+
+
+def state_for(plan: Plan, initial: Tree, state: ClientState) -> ClientState:
+    """The part of a client's state that a plan's work knows: the trees of another algorithm mean nothing to it."""
+    known = {*plan.algorithm.client.rules.init(initial), PERSONAL}
+    return {name: tree for name, tree in state.items() if name in known}
+
+
+def training_result(plan: Plan, job: DeviceJob[Any], trained: Trained) -> JobResult:
+    """Make the report of a training: transformed by the plan, checked as the server will check it, and encoded.
+
+    Args:
+        plan: The plan.
+        job: The job.
+        trained: What the training gave, as numpy arrays.
+
+    Raises:
+        DivergedError: A number is NaN or infinite.
+        BeyondBoundError: A number is beyond what the plan's sums hold.
+    """
+    algorithm = plan.algorithm
+    rng = generator_of(job.key("transform")) if algorithm.update.links else None
+    update = algorithm.report(job.client, trained.parts, trained.examples, trained.metrics, job.seed, rng)
+    _expect_finite(update)
+    plan.first_hop.check(update)
+    steps = algorithm.client.step_count(job.examples.count)
+    return JobResult(encode_report(update), trained.examples, trained.metrics, steps, trained.state)
+
+
+def evaluation_result(plan: Plan, job: DeviceJob[Any], measured: Mapping[str, tuple[float, int]]) -> JobResult:
+    """Make the report of an evaluation: the loss and the plan's metrics, and nothing else that was measured.
+
+    Args:
+        plan: The plan.
+        job: The job.
+        measured: (sum, count) by metric, and of "loss".
+
+    Raises:
+        PlanError: The plan asks for a metric that was not measured.
+        DivergedError: A number is NaN or infinite.
+    """
+    wanted = ("loss", *plan.description.metrics)
+    if missing := [name for name in wanted if name not in measured]:
+        raise PlanError("wrong-type", f"the plan measures {missing[0]!r}, and this device's task does not: update it")
+    chosen = {name: measured[name] for name in wanted}
+    update = evaluation_report(job.client, chosen, job.examples.count)
+    _expect_finite(update)
+    return JobResult(encode_report(update), job.examples.count, chosen)
+
+
+def _forms(tree: Tree) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {name: (leaf.dtype.name, leaf.shape) for name, leaf in tree.items()}
+
+
+def _expect_finite(update: Update) -> None:
+    for part, tree in update.parts.items():
+        if (leaf := first_non_finite(tree)) is not None:
+            raise DivergedError(update.client, part, leaf)
+    for name, (total, _) in update.metrics.items():
+        if not math.isfinite(total):
+            raise DivergedError(update.client, "metrics", name)

@@ -1,0 +1,88 @@
+"""A device's record and its objects, as the running device sees them: the record is read once, and written before it is
+used."""
+
+from dataclasses import dataclass, replace
+
+from sumus.device.record_step import with_task
+from sumus.device.store import DeviceStore, KeptModel, Record
+from sumus.errors import ExperimentError
+from sumus.tree import nested
+from sumus.wire.tensors import decode_tree
+from sumus.work import ClientState
+
+
+@dataclass(frozen=True)
+class ModelAtHand:
+    """A model that the device kept.
+
+    Attributes:
+        task: The task that the model is of.
+        version: Its version.
+        body: Its leaves, encoded.
+        state: What this client keeps of the task's rounds, such as personal leaves.
+    """
+
+    task: str
+    version: int
+    body: bytes
+    state: ClientState
+
+
+class DeviceMemory:
+    """The record that was written last, and the store that holds it."""
+
+    def __init__(self, store: DeviceStore) -> None:
+        self.store = store
+        self._record = store.read()
+
+    @property
+    def record(self) -> Record:
+        """The record that was read or written last."""
+        return self._record
+
+    def write(self, record: Record) -> None:
+        """Replace the record; it is durable when this returns."""
+        self.store.write(record)
+        self._record = record
+
+    def read_again(self) -> Record:
+        """Take the record from the store, which may have been erased, or written to before an error."""
+        self._record = self.store.read()
+        return self._record
+
+    def keep_model(self, task: str, model: KeptModel) -> None:
+        """Write down that this is now the model of a task, and that the task is the latest."""
+        models = with_task(self._record.models, task, model)
+        self.write(replace(self._record, models=models, latest=task))
+
+    def state(self, task: str, fingerprint: str) -> ClientState:
+        """What the client keeps of a task's rounds; nothing if that was kept for another model or other data."""
+        return self._state_in(self._record, task, fingerprint)
+
+    def last_model(self, task: str | None, fingerprint: str) -> ModelAtHand:
+        """The model of a task that was kept last, whatever another process may be writing at the same time.
+
+        Args:
+            task: The task; None for the one whose model came last.
+            fingerprint: Of the task's leaves and data, for the client's state.
+
+        Raises:
+            ExperimentError: There is no model, or it is damaged.
+        """
+        try:
+            return self._model_in(self.store.read(), task, fingerprint)
+        except ExperimentError:  # the other process may just have replaced the objects of the record that was read
+            return self._model_in(self.store.read(), task, fingerprint)
+
+    def _model_in(self, record: Record, task: str | None, fingerprint: str) -> ModelAtHand:
+        name = task or record.latest
+        if (kept := record.models.get(name)) is None:
+            raise ExperimentError("this device has no model to predict with yet: let it check in once")
+        state = self._state_in(record, name, fingerprint)
+        return ModelAtHand(name, kept.version, self.store.get(kept.object), state)
+
+    def _state_in(self, record: Record, task: str, fingerprint: str) -> ClientState:
+        kept = record.states.get(task)
+        if kept is None or kept.fingerprint != fingerprint:
+            return {}
+        return nested(decode_tree(self.store.get(kept.object)))

@@ -1,0 +1,58 @@
+"""The models that a server releases, which a device keeps to predict with."""
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import Any
+
+from sumus.device.access import ServerAccess
+from sumus.device.compute import DeviceCompute
+from sumus.device.memory import DeviceMemory
+from sumus.device.news import DeviceNews, NewsFeed
+from sumus.device.record_step import MOST_TASKS
+from sumus.device.store import KeptModel
+from sumus.errors import ParticipantError
+from sumus.transport.transport import Unreachable
+from sumus.wire.messages import Refused, Released
+
+
+class ReleasedModels:
+    """Fetches released models that are new.
+
+    Args:
+        memory: Keeps the models.
+        access: Fetches them.
+        news: Tells the owner.
+        compute: Gives the device's compute, which checks them.
+        longest: The most bytes of a model that the owner consents to.
+    """
+
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        access: ServerAccess,
+        news: NewsFeed,
+        compute: Callable[[], DeviceCompute[Any]],
+        longest: int,
+    ) -> None:
+        self._memory, self._access, self._news = memory, access, news
+        self._compute, self._longest = compute, longest
+
+    def take(self, released: Mapping[str, Released]) -> None:
+        """Fetch the model of each task, unless it is here or too long. At most `MOST_TASKS` are looked at."""
+        for task, one in islice(released.items(), MOST_TASKS):
+            self._take(task, one)
+
+    def _take(self, task: str, released: Released) -> None:
+        kept, model = self._memory.record.models.get(task), released.model
+        if kept == KeptModel(released.version, model.sha256) or model.bytes > self._longest:
+            return
+        try:
+            if kept is None or kept.object != model.sha256:
+                body = self._access.object(model)
+                self._compute().model(body)  # refuses a model that this device's task cannot answer with
+                self._memory.store.put(body)
+        except (Unreachable, Refused, ParticipantError) as error:
+            self._news.tell_trouble(f"model {released.version} could not be taken: {error}")
+            return
+        self._memory.keep_model(task, KeptModel(released.version, model.sha256))
+        self._news.tell(DeviceNews("model", "to predict with", task, "train", released.version))

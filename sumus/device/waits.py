@@ -1,0 +1,57 @@
+"""When a device does something next: windows of time, and the moment in one of them.
+
+timer = WakeTimer(clock, keys, "alice")
+timer.sleep_within(longer(row.window, failures), row)
+timer.left()                                    seconds until something is due
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import sumus.protocol.session as session
+from sumus.device.keys import Keys, share_of
+from sumus.protocol.session import DeviceState
+from sumus.wire.messages import Window
+
+LEAST = 1.0
+"""The shortest end of a window that a server gives, in seconds from now."""
+SOON = (0.0, 0.1)
+"""The window in which a device asks again if its report is settled and the server may hold its check-in, or if its process has
+just been started."""
+UNMET = (60.0, 300.0)
+"""The window in which a device looks again at its own conditions if they are not met."""
+
+
+def ordered(window: Window) -> Window:
+    """A server's window with its ends in order, and an end that is at least `LEAST`."""
+    first, last = window
+    return min(first, last), max(first, last, LEAST)
+
+
+def longer(window: Window, failures: int) -> Window:
+    """A window after so many failures in a row: twice as long after each further one."""
+    first = min(session.LONGEST / 2, session.PATIENCE * 2.0 ** max(0, failures - 1))
+    return max(window[0], first), max(window[1], 2 * first)
+
+
+class WakeTimer:
+    """The moment at which a device does something next."""
+
+    def __init__(self, clock: Callable[[], float], keys: Keys, name: Any) -> None:
+        self._clock, self._keys, self._name = clock, keys, name
+        self._due = clock()
+
+    def left(self) -> float:
+        """Seconds until something is due; negative if the moment is past."""
+        return self._due - self._clock()
+
+    def sleep_within(self, window: Window, row: DeviceState) -> None:
+        """Let nothing be due before a random moment in a window.
+
+        Args:
+            window: Seconds from now.
+            row: The device's row. With keys that are not random, its serial and tries give the moment.
+        """
+        first, last = window
+        share = share_of(self._keys("sleep", self._name, row.serial, row.tries))
+        self._due = self._clock() + first + share * (last - first)
