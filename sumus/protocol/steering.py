@@ -14,7 +14,7 @@ def window(pacing: Pacing, population: int, arriving: float, until_next: float) 
     Args:
         pacing: How the rounds are paced.
         population: The number of enrolled devices; 0 if it is not known.
-        arriving: Check-ins per second of late.
+        arriving: Check-ins per second that have arrived recently.
         until_next: Seconds until there may be work again.
 
     Returns:

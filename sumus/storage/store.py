@@ -30,8 +30,8 @@ class RunRow:
         newest: The number of its newest round.
         version: The version of its newest model.
         fence: The fence of the leader that took over last.
-        lasts: How long rounds have lasted of late, in seconds; 0 before the first round has ended.
-        epoch: A number for the seeds of noise; it grows when older rows are restored.
+        lasts: How long recent rounds have lasted, in seconds; 0 before the first round has ended.
+        epoch: A number for the seeds of noise. It grows with each restore and rollback, so that no noise is used twice.
         released: The version of the model that devices predict with.
         led: When the leader took over, in seconds of the store's clock.
         takes: How long a device takes for its work, in seconds; 0 before the first report.
