@@ -1,7 +1,6 @@
 """Edges: the traffic through them to the server, and the resources that they need.
 
-    python -m benchmarks.edges                 1,000 devices, directly and behind 10 edges; and an edge's memory (three
-        minutes)
+    python -m benchmarks.edges                 1,000 devices, directly and behind 10 edges; and an edge's memory (three minutes)
     python -m benchmarks.edges --write         also put the tables into docs/results.md
 
 All run as processes over loopback: a server, edges, and devices that report without training, in 8-bit codes. An edge

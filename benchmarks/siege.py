@@ -1,7 +1,6 @@
 """A siege: the effect of a flood of requests on honest devices, and on the server's memory.
 
-    python -m benchmarks.siege                            each flood against ours and a bare server, in turns (twenty
-        minutes)
+    python -m benchmarks.siege                            each flood against ours and a bare server, in turns (twenty minutes)
     python -m benchmarks.siege --seconds 2 --turns 1      a quick look
     python -m benchmarks.siege --write                    also put the table into docs/results.md
 

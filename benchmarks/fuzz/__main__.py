@@ -3,8 +3,7 @@
     python -m benchmarks.fuzz                         every target for ten minutes, one after another, with atheris
     python -m benchmarks.fuzz links npz --minutes 1   these targets for a minute each
     python -m benchmarks.fuzz --branches              the share of each parser's branches that its kept corpus reaches
-    python -m benchmarks.fuzz links --keep            keep the shortest inputs of the last campaigns that reach new
-        branches
+    python -m benchmarks.fuzz links --keep            keep the shortest inputs of the last campaigns that reach new branches
 
 A campaign ends with a table, and with exit status 1 if an input failed. The table gives the file of that input. Repair
 the parser, and copy the input to `tests/fuzz/corpora/TARGET/` under a name that says what is wrong with it.

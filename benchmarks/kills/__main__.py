@@ -1,7 +1,6 @@
 """Kill servers, and check every promise that they made.
 
-python -m benchmarks.kills            everything: random kills and every failpoint, on SQLite and PostgreSQL, and three
-servers
+python -m benchmarks.kills            everything: random kills and every failpoint, on SQLite and PostgreSQL, and three servers
                                       that share a round, killed, stopped and resumed; about fifteen minutes
 python -m benchmarks.kills --short    a sample, chosen by seed, and the controls: under two minutes
 

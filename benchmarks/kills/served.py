@@ -1,7 +1,7 @@
 """A server process that is made to be killed.
 
-    python -m benchmarks.kills.served LOG LINE        reads jobs, one JSON object in each line; a process serves each
-        until it dies
+    python -m benchmarks.kills.served LOG LINE        reads jobs, one JSON object in each line; each is served by a process
+                                                      until the process dies
 
 The parent has imported everything and started nothing, so a job is a fork that takes milliseconds. The child is a whole
 server: storage, recovery, and the device plane over HTTP on loopback, on a port that the system chooses. `Life` is the

@@ -1,8 +1,7 @@
 """Blobs: models, plans and broadcasts as bytes under their SHA-256. A blob never changes.
 
 blobs = open_blobs("/srv/blobs")                    a folder; or "s3://bucket/prefix"
-name = blobs.put(body)                              durable when it returns; putting the same bytes again changes
-nothing
+name = blobs.put(body)                              durable when it returns; a second put of the same bytes is harmless
 body = blobs.get(name)                              the same bytes, or an error
 """
 

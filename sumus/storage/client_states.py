@@ -181,7 +181,7 @@ class DirectoryClientStates:
             ) from error
         self._unsynced.clear()
         now = {self._path(client, version) for client, version in self._kept.items()}
-        if now != self._listed[1]:  # else a checkpoint may still hold the older list
+        if now != self._listed[1]:  # if unchanged, the last checkpoint may still hold the older list
             self._listed = [self._listed[1], now]
             still, self._retired = self._retired, set()
             for path in still:

@@ -1,7 +1,6 @@
 """Leases: which of several processes leads, if they share rounds; and which processes are running.
 
-    lease = leases.hold("a/1f", lasts=10.0)             renews the lease, or takes it if it is free; returns the current
-        one
+    lease = leases.hold("a/1f", lasts=10.0)             renews the lease, or takes it if it is free
     lease.holder == "a/1f"                              if true, this process leads, and writes under `lease.fence`
     leases.beat("a", "what it serves")                  says that this replica is running
 

@@ -35,7 +35,7 @@ class RunRow:
         released: The version of the model that devices predict with.
         led: When the leader took over, in seconds of the store's clock.
         takes: How long a device takes for its work, in seconds; 0 before the first report.
-        takes_by_edge: The same for devices behind an edge, whose reports come in an edge's sum.
+        takes_by_edge: Seconds from the moment at which an edge gets work for a device to that edge's sum; 0 at first.
         models: The number of sums that have become a model. A model that was put back by a rollback does not count.
     """
 

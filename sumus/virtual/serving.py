@@ -1,7 +1,6 @@
 """A worker that other machines can reach: its owner's tensors, under its owner's policy, over HTTP.
 
-    sumus.virtual.serve({"inputs": inputs, "targets": targets}, Policy(fetch="parameters"), token=secret)     until
-        Ctrl-C
+    sumus.virtual.serve({"inputs": inputs, "targets": targets}, Policy(fetch="parameters"), token=secret)     until Ctrl-C
 
 There are three requests, each with the token: begin, ask and end. A program that begins becomes a caller, with tensors
 and limits of its own. The token and the body's length are checked before the body is read.
