@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from starlette.applications import Starlette
+
 from sumus.device.keys import system
 from sumus.device.link import Link, fetch_authority, pin_of
 from sumus.device.requests import Requests
@@ -42,51 +44,77 @@ LOG = logger("sumus.edge")
 HERE, USUAL = Storage(), ServerPolicy()
 
 
-class Edge(Service):
-    """What `open_edge` opens.
+class UplinkThread:
+    """An edge's way up, in a thread of its own."""
 
-    Attributes:
-        uplink: The way up.
-        upstream: The address of the server above.
-    """
+    def __init__(self, server: Server, uplink: Uplink, upstream: str) -> None:
+        """Do nothing before the start.
 
-    def __init__(self, service: Service, uplink: Uplink, upstream: str, stack: ExitStack) -> None:
-        super().__init__(
-            service.server,
-            service.blobs,
-            service.room,
-            service.ring,
-            service.shared,
-            service.device_app,
-            service.notes,
-            stack,
-        )
-        self.uplink, self.upstream = uplink, upstream
+        Args:
+            server: The edge's own server.
+            uplink: What the thread does.
+            upstream: The address of the server above.
+        """
+        self._server, self._uplink, self._upstream = server, uplink, upstream
         self._over = threading.Event()
         self._thread = threading.Thread(target=uplink.run, args=(self._over,), name="uplink", daemon=True)
 
     def start(self) -> None:
-        """Take up the runs of the server above, and from now on pass check-ins on and add reports.
+        """Take up the runs of the server above, and from now on pass check-ins on and send sums.
 
         Until the server above has said for the first time which runs there are, devices are told to come again.
         """
-        super().start()
-        if not self.server.ask_to_do(self.uplink.remember).result():
-            self.uplink.turn()
+        if not self._server.ask_to_do(self._uplink.remember).result():
+            self._uplink.turn()
         self._thread.start()
 
-    def above(self) -> AboveStatus:
-        link = self.uplink
-        why = in_short(link.trouble, self.upstream)
-        return AboveStatus(self.upstream, link.trouble, link.sent, link.bytes_up, link.waiting, why)
+    def status(self) -> AboveStatus:
+        """Return how the server above answers."""
+        up = self._uplink
+        why = in_short(up.trouble, self._upstream)
+        return AboveStatus(self._upstream, up.trouble, up.sent, up.bytes_up, up.waiting, why)
 
     def close(self) -> None:
-        """Answer every request that waits, and close everything. A sum that has not gone up goes up after the next start."""
+        """End the thread. A sum that has not gone up goes up after the next start."""
         self._over.set()
-        self.uplink.wake()
+        self._uplink.wake()
         if self._thread.ident is not None:
             self._thread.join()
-        super().close()
+
+
+class Edge(Service):
+    """What `open_edge` opens: a server, and its way up.
+
+    Attributes:
+        uplink: The way up.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        kept: Stores,
+        shared: Shared,
+        room: Room,
+        app: Starlette,
+        uplink: Uplink,
+        upstream: str,
+        stack: ExitStack,
+    ) -> None:
+        """Put an edge together.
+
+        Args:
+            server: The edge's own server.
+            kept: Its keys and blobs.
+            shared: Its secret.
+            room: The memory for bodies of requests.
+            app: The device plane.
+            uplink: The way up.
+            upstream: The address of the server above.
+            stack: Closes everything.
+        """
+        way_up = UplinkThread(server, uplink, upstream)
+        super().__init__(server, kept.blobs, room, kept.ring, shared, app, (), stack, way_up)
+        self.uplink = uplink
 
 
 def open_edge(
@@ -154,8 +182,7 @@ def open_edge(
         uplink = Uplink(requests, server, kept.blobs, rows, relay, runs, take_up, wanted, told)
         room = Room(conduct.memory)
         app = device_app(server, kept.blobs, room, conduct.limits or Limits(), authority)
-        service = Service(server, kept.blobs, room, kept.ring, shared, app, (), ExitStack())
-        return Edge(service, uplink, upstream, stack.pop_all())
+        return Edge(server, kept, shared, room, app, uplink, upstream, stack.pop_all())
 
 
 def _counts_alike(run: EdgeRun, served: Served) -> bool:
