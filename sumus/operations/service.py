@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from starlette.applications import Starlette
 
@@ -192,6 +192,22 @@ class Shared:
         return secret
 
 
+class WayUp(Protocol):
+    """The way from an edge to the server above it."""
+
+    def start(self) -> None:
+        """Begin to use the way; the edge's own server has started."""
+        ...
+
+    def status(self) -> AboveStatus:
+        """Return how the server above answers."""
+        ...
+
+    def close(self) -> None:
+        """Use the way no more; the edge's own server has not stopped yet."""
+        ...
+
+
 class Service:
     """All that belongs to a server, as `open_service` opens it.
 
@@ -216,21 +232,26 @@ class Service:
         app: Starlette,
         notes: tuple[str, ...],
         stack: ExitStack,
+        way_up: WayUp | None = None,
     ) -> None:
         self.server, self.blobs, self.room, self.ring, self.shared = server, blobs, room, ring, shared
-        self.device_app, self.notes, self._stack = app, notes, stack
+        self.device_app, self.notes, self._stack, self._way_up = app, notes, stack, way_up
         self.certificate: Certificate | None = None
 
     def start(self) -> None:
         """Recover, and decide from now on."""
         self.server.start()
+        if self._way_up is not None:
+            self._way_up.start()
 
     def above(self) -> AboveStatus | None:
-        """Tell of the server above, if this is an edge."""
-        return None
+        """Return how the server above an edge answers; None if there is no server above."""
+        return None if self._way_up is None else self._way_up.status()
 
     def close(self) -> None:
-        """Answer what waits, and let go of everything."""
+        """Answer every request that waits, and close everything."""
+        if self._way_up is not None:
+            self._way_up.close()
         self.server.stop()
         self._stack.close()
 
