@@ -1,14 +1,14 @@
-"""The server under load: how many devices one process answers, and how that compares to what the machine allows.
+"""The server under load: how many devices one process can answer, compared with what the machine allows.
 
     python -m benchmarks.server                        on SQLite (six minutes)
     python -m benchmarks.server --database postgresql  on a PostgreSQL of its own
     python -m benchmarks.server --seconds 1            a quick look
     python -m benchmarks.server --write                also put the table into docs/results.md
 
-A server in a process of its own, over loopback, with its limits of requests opened; a generator in another, on the same two
-cores, whose requests are signed before. The bound is a server that only receives: uvicorn with a raw ASGI application that reads
-the body and answers, and for check-ins Starlette with msgspec. Both are measured in turns, and of the turns the median is
-shown. "Answered" means that what was promised is on the disk.
+The server runs in a process of its own, over loopback, with its limits of requests lifted. A generator in another
+process, on the same two cores, sends requests that were signed before. The bound is a server that only receives:
+uvicorn with a raw ASGI application that reads the body and answers, and Starlette with msgspec for check-ins. Both are
+measured by turns, and the median of the turns is shown. "Answered" means that what the answer promises is on the disk.
 """
 
 import argparse

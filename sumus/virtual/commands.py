@@ -1,4 +1,4 @@
-"""The command line of a worker's owner."""
+"""The command `sumus worker`, for the owner of a worker."""
 
 import os
 import secrets
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sumus.virtual.policy import Policy
 
 VARIABLE = "SUMUS_WORKER_TOKEN"
-"""The environment's variable that may hold the token."""
+"""The variable of the environment that may hold the token."""
 
 
 def worker(

@@ -1,12 +1,13 @@
-"""What a call will give and what it will cost, from shapes alone, before any number is computed.
+"""The results and the cost of a call, computed from shapes alone before any number is computed.
 
     call = BoundCall(OPERATIONS["add"], (x, y), {}, graph=True)
     outline = outline_of(call, closed=True)
     outline.results[0].shape, outline.bytes, outline.steps
 
-The call is done with tensors on torch's device `meta`, which have shapes and no numbers. Every operation of torch that the call
-consists of is counted: the memory of its results, the memory that its kernel takes for itself, and its steps. So the shape of a
-result cannot depend on numbers, and a call over the limits is refused before memory or time is spent.
+The call is done with tensors on torch's device `meta`, which have shapes but no numbers. For every operation of torch
+in the call, three things are counted: the memory of its results, the memory that its kernel takes for itself, and its
+steps. So the shape of a result cannot depend on numbers, and a call beyond the limits is refused before it uses memory
+or time.
 """
 
 import dataclasses
@@ -22,14 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sumus.virtual.operations import Operation, tensors_in
 
 STEPS_A_SECOND = 2e8
-"""Steps that the slowest kernel does in a second on one core (measured: `pow` of float64 does 1.9e8). An element of a tensor is a
-step, and so is a product in a sum of products."""
+"""Steps that the slowest kernel does in a second on one core (measured: `pow` of float64 does 1.9e8). One element of a
+tensor is one step, and so is one product in a sum of products."""
 PRODUCTS_A_STEP = 16
-"""Products of two float matrices that are one step: they are measured at 3.5e10 a second and more."""
+"""The number of products of two float matrices that count as one step: 3.5e10 and more are measured in a second."""
 STEPS_OF_HALF = 10_000
-"""Steps of a product in a convolution of float16 with groups, whose kernel may take minutes for a few million products."""
+"""Steps of one product in a convolution of float16 with groups. Its kernel may take minutes for a few million products."""
 LONGEST_FORM = 4096
-"""Letters of the longest call whose outline is kept."""
+"""The most letters in the description of a call whose outline is kept."""
 
 Aten: Any = torch.ops.aten
 _PRODUCTS = (Aten.mm, Aten.bmm, Aten.mv, Aten.dot, Aten.addmm, Aten.baddbmm, Aten.addmv)
@@ -40,7 +41,14 @@ Form: TypeAlias = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class BoundCall:
-    """An operation and its arguments. graph: whether autograd records it."""
+    """An operation and its arguments.
+
+    Attributes:
+        operation: The operation.
+        arguments: Its arguments, in order.
+        named: Its arguments by name.
+        graph: Whether autograd records it.
+    """
 
     operation: Operation
     arguments: tuple[Any, ...]
@@ -70,7 +78,7 @@ class BoundCall:
         if not found:
             raise TypeError("it has no tensor as a result")
         given = {id(tensor) for tensor in self.tensors()}
-        # A view without history would fail wherever it is used once what it is a view of has got one.
+        # A view without history would fail wherever it is used, once its base has got a history.
         return [
             each.detach() if not self.graph and each._is_view() and id(each) not in given else each for each in found
         ]
@@ -98,7 +106,7 @@ class BoundCall:
 
 @dataclass(frozen=True)
 class OutlineResult:
-    """One tensor that a call gives.
+    """One tensor that a call returns.
 
     Attributes:
         shape: The tensor's shape.
@@ -115,7 +123,7 @@ class OutlineResult:
 
 @dataclass
 class Outline:
-    """What a call gives, and what it costs.
+    """The results of a call, and its cost.
 
     Attributes:
         results: The tensors that it gives, in the order of the operation.
@@ -154,14 +162,14 @@ def outline_of(call: BoundCall, closed: bool) -> Outline:
 
 
 class _Twins:
-    """Makes tensors of the same geometry as given ones. Those that share memory have twins that share memory."""
+    """Makes tensors of the same geometry as given ones. The copies of tensors that share memory also share memory."""
 
     def __init__(self, device: str) -> None:
         self._device = device
         self._storages: dict[int, torch.UntypedStorage] = {}
 
     def of(self, tensor: Tensor) -> Tensor:
-        """A twin, without history, of any numbers."""
+        """Return a tensor of the same geometry, without history and with arbitrary numbers."""
         at = storage_of(tensor)
         if at not in self._storages:
             self._storages[at] = torch.UntypedStorage(tensor.untyped_storage().nbytes(), device=self._device)
@@ -171,7 +179,7 @@ class _Twins:
 
 
 class _Hollow:
-    """Makes tensors without numbers that torch treats like given ones: of the same geometry and history."""
+    """Makes tensors without numbers that torch treats like the given ones: they have the same geometry and history."""
 
     def __init__(self) -> None:
         self._twins = _Twins("meta")
@@ -217,12 +225,17 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def bytes_of(shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Bytes of so many elements; `numel()` would overflow for shapes that no memory holds."""
+    """Return the bytes of a tensor of this shape. `numel()` would overflow for shapes that no memory holds."""
     return math.prod(shape) * dtype.itemsize
 
 
 class _Counting(TorchDispatchMode):
-    """Counts what is done with tensors while it is active. bytes, steps: as of `Outline`."""
+    """Counts what is done with tensors while the mode is entered.
+
+    Attributes:
+        bytes: As in `Outline`.
+        steps: As in `Outline`.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""A worker in another process or on another machine, with the interface of one that is here.
+"""A worker in another process or on another machine. It has the same interface as one in this process.
 
     bob = sumus.virtual.connect("http://127.0.0.1:8090", token=Path("TOKEN"))
     x = sumus.virtual.send(torch.ones(3), bob)
 
-A request that is not answered is sent again, the same bytes, and done once.
+If a request gets no answer, the same bytes are sent again. The worker does it once.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from sumus.virtual.worker import Worker, WorkerRefused
 
 ATTEMPTS = 3
 PATIENCE = 60.0
-"""Seconds for an answer."""
+"""Seconds to wait for an answer."""
 
 
 def connect(
@@ -57,7 +57,7 @@ def read_token(file: Path) -> str:
 
 
 class RemoteWorker(Worker):
-    """A worker elsewhere. Made by `connect`."""
+    """A worker in another process. `connect` makes it."""
 
     def __init__(self, url: str, token: str, transport: Transport, patience: float) -> None:
         self._url, self._token, self._transport, self._patience = url, token, transport, patience
@@ -77,11 +77,11 @@ class RemoteWorker(Worker):
         return self._post("/v1/ask", body, most)
 
     def close(self) -> None:
-        """Let it forget whatever it holds for this caller."""
+        """End the connection. The worker deletes everything that it holds for this caller."""
         try:
             self._post("/v1/end", b"", OVERHEAD)
         except Unreachable:
-            pass  # it forgets who asks nothing
+            pass  # the worker forgets callers that send no requests
         finally:
             self._transport.close()
 

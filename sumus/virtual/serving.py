@@ -1,9 +1,9 @@
-"""A worker that others reach: its owner's tensors, under its owner's policy, over HTTP.
+"""A worker that other machines can reach: its owner's tensors, under its owner's policy, over HTTP.
 
     sumus.virtual.serve({"inputs": inputs, "targets": targets}, Policy(fetch="parameters"), token=secret)     until Ctrl-C
 
-Three requests, each with the token: begin, ask, end. Whoever begins is a caller with tensors and limits of its own. The token is
-checked before the body is read, and the body's length before its first byte.
+There are three requests, each with the token: begin, ask and end. A program that begins becomes a caller, with tensors
+and limits of its own. The token and the body's length are checked before the body is read.
 """
 
 import asyncio
@@ -52,10 +52,10 @@ from sumus.virtual.worker import offered
 from sumus.wire.messages import Refused as NotRead
 
 LEAST_TOKEN = 16
-"""Letters, at least."""
+"""The least letters of a token."""
 BEGIN, ASK, END = "/v1/begin", "/v1/ask", "/v1/end"
 CALLER = "sumus-caller"
-"""A header: the secret that `begin` gave."""
+"""The header with the secret that `begin` returned."""
 
 
 def serve(
@@ -71,7 +71,7 @@ def serve(
     insecure: bool = False,
     ready: Callable[[str], None] = lambda url: echo(url),
 ) -> None:
-    """Be a worker for others until the process is told to stop.
+    """Serve a worker until the process is told to stop.
 
     Args:
         tensors: The tensors that are offered, by name.
@@ -167,12 +167,12 @@ class Callers:
             return caller.bench
 
     def end(self, secret: str) -> None:
-        """Forget a caller, tensors and all."""
+        """Forget a caller, with its tensors."""
         with self._lock:
             self._callers.pop(_hash(secret), None)
 
     def sweep(self) -> None:
-        """Forget those who have asked nothing for too long."""
+        """Forget the callers that have sent no request for too long."""
         before = self._clock() - self.policy.idle_s
         with self._lock:
             for at in [at for at, caller in self._callers.items() if caller.last < before]:
@@ -237,7 +237,7 @@ class _Plane:
     def __init__(self, name: str, names: tuple[str, ...], callers: Callers, token: str) -> None:
         self._name, self._names, self._callers = name, names, callers
         self._token = token.encode()
-        most = 2 * callers.policy.callers  # each asks once at a time, and may ask the same again
+        most = 2 * callers.policy.callers  # a caller sends one request at a time, and may repeat it meanwhile
         self._room = most
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="benches")
 
@@ -278,7 +278,8 @@ class _Plane:
 
 
 def _answering(answer: Callable[[Request], Awaitable[bytes]]) -> ExplainedEndpoint:
-    """Make an endpoint of a request's answer in bytes. If the request fails, the answer says why in the closed list's words."""
+    """Return an endpoint for a function that answers in bytes. If a request fails, the answer is a refusal with a code
+    of the closed list."""
 
     async def respond(request: Request) -> Response:
         return Response(await answer(request), media_type="application/octet-stream")
