@@ -106,16 +106,16 @@ def serve(job: Job) -> None:
     """Ours, until SIGTERM."""
     Path(job.data).mkdir(mode=0o700, exist_ok=True)
     enrol(job)
-    where, conduct = Storage(Path(job.data), job.database), ServerPolicy(limits=OPEN)
+    where, policy = Storage(Path(job.data), job.database), ServerPolicy(limits=OPEN)
     tell, listen = (
         Startup(ready=lambda opened: print(opened.url, opened.admin_url, flush=True)),
         Listening(port=0, admin_port=0),
     )
     if job.upstream:
         link = read_link(job.upstream)
-        keep(lambda authority: open_edge(link, where, conduct, authority), where.data, listen, tell)
+        keep(lambda authority: open_edge(link, where, policy, authority), where.data, listen, tell)
     else:
-        run(bundles(job), where, conduct, listen, tell)
+        run(bundles(job), where, policy, listen, tell)
 
 
 class Journal:

@@ -166,10 +166,10 @@ def listening(app: Any, tls: Certificate | None = None) -> Generator[tuple[int, 
 
 
 @contextmanager
-def besieged(bundle: Bundle, **conduct: Any) -> Generator[Besieged, None, None]:
+def besieged(bundle: Bundle, **policy: Any) -> Generator[Besieged, None, None]:
     """A server of a task, without limits of requests."""
     service = open_service(
-        {"tiny": bundle}, conduct=ServerPolicy(group=0.0, limits=Limits(MUCH, MUCH, MUCH, MUCH), **conduct)
+        {"tiny": bundle}, policy=ServerPolicy(group=0.0, limits=Limits(MUCH, MUCH, MUCH, MUCH), **policy)
     )
     service.server.start()
     try:

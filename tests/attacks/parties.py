@@ -101,9 +101,9 @@ class EdgeParty:
 
 
 @contextmanager
-def parties(bundle: Bundle, where: Storage = HERE, **conduct: Any) -> Iterator[Parties]:
+def parties(bundle: Bundle, where: Storage = HERE, **policy: Any) -> Iterator[Parties]:
     """A server of one task that commits each report at once, and enough sleeping devices for a round to begin."""
-    service = open_service({"tiny": bundle}, where, ServerPolicy(group=0.0, **conduct))
+    service = open_service({"tiny": bundle}, where, ServerPolicy(group=0.0, **policy))
     service.server.start()
     transport = InProcess(service.device_app)
     them = Parties(bundle, service, transport)
