@@ -155,7 +155,7 @@ class Plan:
         """The most that one dishonest device can do to a sum of this plan."""
         least = max(
             self.min_contributors, 1 if self.edges.rounds > 1 else self.pacing.fewest
-        )  # a site's rounds may be small
+        )  # a site may run rounds with few devices
         fewest = min(self.pacing.cohort, least)
         trusted = bool(self.trusts_devices)
         return influence_of(self.algorithm, self.description, self.sums, fewest, self.edges.rounds, trusted)
