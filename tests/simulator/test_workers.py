@@ -199,7 +199,8 @@ def loss(outputs, targets):
 task = sumus.Task(Net, loss)
 people = sumus.Population([Name(number) for number in range(8)], load)
 for workers in (1, 2):
-    history = sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1, batch_size=5)), people, 3, compute=sumus.Compute(workers=workers))
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.1, batch_size=5))
+    history = sumus.simulate(task, algorithm, people, 3, compute=sumus.Compute(workers=workers))
     print(history.model_sha256, list(history.notes))
 """
 
