@@ -125,7 +125,7 @@ class Plan:
 
     @property
     def first_hop(self) -> FirstHop:
-        """What an edge needs of the plan."""
+        """The first hop: all that an edge or a server needs from the plan in order to check and add updates."""
         return self.algorithm.first_hop(self.description, self.sums, self.edges.rounds, self.metric_cap)
 
     @property
