@@ -231,30 +231,10 @@ class Program:
         self.begin_anew()
         self.module.eval()
         with torch.no_grad(), at_client(client):
-            classes = self._classes(few, few_targets)
+            classes = _class_count(self, few, few_targets)
             data = self.reader.learn_schema(client, inputs, targets, classes)
             self.evaluate(few, few_targets)
         return data
-
-    def _classes(self, inputs: Tensor, targets: Tensor) -> int | None:
-        """Return the number of classes that the model scores; None if the loss takes no classes."""
-        axis = getattr(self.task.loss, "class_axis", None)
-        if axis is None:
-            return None
-        try:
-            outputs = self.module(inputs)
-            if isinstance(outputs, Tensor) and outputs.dim():
-                if not targets.is_floating_point():  # the reader refuses floats, and names the number of classes
-                    self.task.loss(outputs, torch.zeros_like(targets))  # do the shapes fit, whatever the labels?
-                return int(outputs.shape[axis])
-        except SumusError:
-            raise
-        except Exception as error:
-            raise describe_call(error, inputs, targets) from error
-        raise TaskError(
-            f"the model gives {_named(outputs)}, and loss `{self.description.loss}` takes one tensor of scores: choose one of "
-            "the outputs in a loss of your own, such as loss=lambda outputs, targets: losses.cross_entropy(outputs[0], targets)"
-        )
 
     def evaluate(
         self, inputs: Tensor, targets: Tensor, batch_size: int = EVALUATION_BATCH
@@ -340,6 +320,27 @@ class Program:
 
     def _to_numpy(self, name: str, tensor: Tensor) -> Array:
         return self.widen(name, tensor.detach()).cpu().numpy().copy()
+
+
+def _class_count(program: Program, inputs: Tensor, targets: Tensor) -> int | None:
+    """Return the number of classes that the model scores; None if the loss takes no classes."""
+    axis = getattr(program.task.loss, "class_axis", None)
+    if axis is None:
+        return None
+    try:
+        outputs = program.module(inputs)
+        if isinstance(outputs, Tensor) and outputs.dim():
+            if not targets.is_floating_point():  # the reader refuses floats, and names the number of classes
+                program.task.loss(outputs, torch.zeros_like(targets))  # do the shapes fit, whatever the labels?
+            return int(outputs.shape[axis])
+    except SumusError:
+        raise
+    except Exception as error:
+        raise describe_call(error, inputs, targets) from error
+    raise TaskError(
+        f"the model gives {_named(outputs)}, and loss `{program.description.loss}` takes one tensor of scores: choose one of "
+        "the outputs in a loss of your own, such as loss=lambda outputs, targets: losses.cross_entropy(outputs[0], targets)"
+    )
 
 
 def _measured(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
