@@ -41,6 +41,8 @@ from sumus.aggregate import Update
 from sumus.operations.service import Storage, open_service
 from sumus.protocol.round import DeviceRow as ProtocolDevice
 from sumus.protocol.round import Session
+from sumus.rounds.run import DeviceCheckIn
+from sumus.rounds.stages import ClearReport
 from sumus.storage.identities import Identity
 from sumus.storage.sql import SqlStore
 from sumus.wire.messages import CheckInRequest
@@ -238,13 +240,15 @@ def committer(job: Job, updates: int) -> float:
         run = server.tasks[0].training
         ids = [Device(number).id for number in range(updates)]
         prints = fingerprints(job)
-        await asyncio.gather(*(server.check_in(id, CheckInRequest(0, "s0", prints)) for id in ids))
-        values = np.random.default_rng(0).normal(0.0, 0.01, job.sizes[0]).astype(np.float32)
+        await asyncio.gather(*(server.check_in(DeviceCheckIn(id, CheckInRequest(0, "s0", prints))) for id in ids))
+        scale = 0.5 / job.sizes[0] ** 0.5  # half as long as the clip, as the uploads are
+        values = np.random.default_rng(0).normal(0.0, scale, job.sizes[0]).astype(np.float32)
         left, began = iter(ids), time.perf_counter()
 
         async def bring() -> None:
             for id in left:
-                await server.report(id, run, "s0", Update(id, {"params": {"w": values}}, 10, {"loss": (5.0, 10)}))
+                update = Update(id, {"params": {"w": values}}, 10, {"loss": (5.0, 10)})
+                await server.report(run, ClearReport(f"{id}/s0", run.hop.check(update)))
 
         await asyncio.gather(*(bring() for _ in range(32)))
         return updates / (time.perf_counter() - began)

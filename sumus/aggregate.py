@@ -2,12 +2,12 @@
 
     total = hop.count_in(alice).merge(hop.count_in(bob)).merge(edge.total)
 
-Devices, edges and servers speak one type, and it can be added: integers by part, how many people are in it, and metrics.
-From that follow edges of edges, replicas (each adds its share), crash safety (a partial sum is a checkpoint) and
+Devices, edges and servers exchange values of one type, which can be added: integers by part, the number of contributors, and
+metrics. From that follow edges of edges, replicas (each adds its share), crash safety (a partial sum is a checkpoint) and
 asynchronous rounds (a buffer is a sum). Integer sums do not depend on order or topology, so all of these give the same bits.
 
-`Update` is what a device reports, in floats or narrow codes; the first hop (sumus/first_hop.py) makes of it an `Aggregate`
-of one. `Part` says how it is weighted and what the sum is divided by; `Aggregator` does the dividing.
+`Update` is what a device reports, in floats or narrow codes; the first hop (sumus/first_hop.py) turns it into an `Aggregate`
+of one. `Part` says how an update is weighted and what the sum is divided by; `Aggregator` does the dividing.
 """
 
 import math
@@ -28,7 +28,7 @@ BUFFERS = "buffers"
 """The part of shared leaves without a gradient (running statistics): averaged, outside of transforms and optimizers."""
 
 WIDEST = 2.0**16
-"""A bound of a part that is as wide as this bounds nothing: it only says what sums must hold."""
+"""A bound of a part that is as wide as this does not bound updates: it only says how large sums can become."""
 
 
 # ── what is sent, and what it is divided by ──────────────────────────────────────────────────────────────────────────
@@ -37,7 +37,7 @@ WIDEST = 2.0**16
 @record("part/fixed")
 @dataclass(frozen=True)
 class Fixed:
-    """A denominator that the plan fixes, as differential privacy needs: it does not tell who was there."""
+    """A denominator that the plan fixes, as differential privacy needs: it does not tell which clients took part."""
 
     count: int
 
@@ -50,20 +50,22 @@ class Fixed:
 @record("part")
 @dataclass(frozen=True)
 class Part:
-    """One thing that an algorithm sends, by name.
-
-    content:      "leaves" (a tree like the model's shared leaves with a gradient), "scalar": `{"": number}`, or "bins":
-                  vectors that hold a single 1, or zeros alone.
-    weight:       the integer that multiplies a client's contribution: its "examples", 1 for "uniform", or what a rule of
-                  `sumus.staleness` gives, in units of 1/1024, which the denominators count too.
-    denominator:  what the sum is divided by: the "weight" added up, the "count" of contributors, the "population", or a
-                  `Fixed` number.
-    transformed:  whether leaves go through the algorithm's chain; scalars never do.
-    bound:        the largest |value| that is accepted, where it is not that of the plan's sums.
-    least:        the smallest value that is accepted; None for −bound. Scalars alone have one.
-    cap:          the most examples that a client's weight counts; None for the limit of the plan's sums.
+    """One of the things that an algorithm sends.
 
     FedAvg is `Part("params", weight="examples", denominator="weight")`.
+
+    Attributes:
+        name: The part's name.
+        content: "leaves" (a tree like the model's shared leaves with a gradient), "scalar": `{"": number}`, or "bins":
+            vectors that hold a single 1, or only zeros.
+        weight: The integer that multiplies a client's contribution: its "examples", 1 for "uniform", or the weight that a
+            rule of `sumus.staleness` gives, in units of 1/1024, which the denominators count too.
+        denominator: What the sum is divided by: the "weight" added up, the "count" of contributors, the "population", or a
+            `Fixed` number.
+        transformed: Whether leaves go through the algorithm's chain; scalars never do.
+        bound: The largest |value| that is accepted; None for the bound of the plan's sums.
+        cap: The most examples that a client's weight counts; None for the limit of the plan's sums.
+        least: The smallest value that is accepted; None for −bound. Only scalars may have one.
     """
 
     name: str
@@ -110,27 +112,39 @@ class Part:
 
     @property
     def is_bounded(self) -> bool:
-        """Whether it has a bound of its own that is below `WIDEST`."""
+        """Whether the part has a bound of its own that is below `WIDEST`."""
         return self.bound is not None and self.bound < WIDEST
 
     @property
     def in_chain(self) -> bool:
-        """Whether the algorithm's transforms apply to it."""
+        """Whether the algorithm's transforms apply to the part."""
         return self.transformed and self.content == "leaves"
 
     def weigh(self, examples: int, cap: int, staleness: int = 0) -> int:
-        """The integer weight of a client with so many examples, whose model is so many versions old."""
+        """Compute the integer weight of a client.
+
+        Args:
+            examples: The client's examples.
+            cap: The most examples that count.
+            staleness: How many versions old the model was that the client trained on.
+        """
         if isinstance(self.weight, Staleness):
             return self.weight.weight(staleness)
         most = cap if self.cap is None else min(cap, self.cap)
         return min(examples, most) if self.weight == "examples" else 1
 
     def largest_weight(self, cap: int) -> int:
-        """The most that `weigh` gives."""
+        """The largest weight that `weigh` gives."""
         return ONE if isinstance(self.weight, Staleness) else self.weigh(cap, cap)
 
     def divisor(self, weight: int, count: int, population: int) -> int:
-        """What to divide this part's sum by."""
+        """Compute the number to divide this part's sum by.
+
+        Args:
+            weight: The part's weights, added up.
+            count: The number of contributors.
+            population: The number of devices.
+        """
         unit = ONE if isinstance(self.weight, Staleness) else 1
         if isinstance(self.denominator, Fixed):
             return self.denominator.count * unit
@@ -139,9 +153,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Update:
-    """What a device reports: trees by part after the transforms, its examples, and (sum, count) by metric.
+    """What a device reports.
 
-    Leaves are float32 or float64, or signed integer codes of a narrow dtype.
+    Attributes:
+        client: The device, for errors.
+        parts: Trees by part, after the transforms. Leaves are float32 or float64, or signed integer codes of a narrow dtype.
+        examples: How many examples the device has trained on.
+        metrics: By metric, the sum over predictions and the number of predictions.
     """
 
     client: object
@@ -151,7 +169,7 @@ class Update:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the body that travels up."""
+        """The size of the body that travels up, in bytes."""
         return sum(nbytes(tree) for tree in self.parts.values())
 
 
@@ -160,9 +178,13 @@ class Update:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Integer sums by part and leaf, the weight of each part, the number of contributors, and metric sums.
+    """A sum of updates. Every array is int64. `Aggregate()` is the empty sum.
 
-    Every array is int64. `Aggregate()` is the empty sum. `metrics[name]` is (Σ value · 2^20, Σ count).
+    Attributes:
+        sums: By part, the integer sum of each leaf.
+        weights: By part, the weights added up, `()`.
+        count: The number of contributors, `()`.
+        metrics: By metric, (Σ value · 2^20, Σ count), `(2,)`.
     """
 
     sums: Mapping[str, Tree] = field(default_factory=dict[str, Tree])
@@ -172,11 +194,11 @@ class Aggregate:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was added yet."""
+        """Whether nothing was added to this sum yet."""
         return not self.sums
 
     def merge(self, other: "Aggregate") -> "Aggregate":
-        """The sum of both: associative, commutative, with `Aggregate()` as its zero."""
+        """Add two sums. Addition is associative and commutative, and `Aggregate()` is its zero."""
         if self.empty or other.empty:
             return other if self.empty else self
         check_same_shape(self, other)
@@ -188,7 +210,7 @@ class Aggregate:
         )
 
     def slots(self) -> dict[str, Array]:
-        """Everything as one flat tree: `sum/PART/LEAF`, `weight/PART`, `count`, `metric/NAME`."""
+        """Write the sum as one flat tree: `sum/PART/LEAF`, `weight/PART`, `count`, `metric/NAME`."""
         flat = {f"sum/{part}/{leaf}": array for part, tree in self.sums.items() for leaf, array in tree.items()}
         flat |= {f"weight/{part}": array for part, array in self.weights.items()}
         flat |= {f"metric/{name}": array for name, array in self.metrics.items()}
@@ -196,7 +218,7 @@ class Aggregate:
 
     @staticmethod
     def from_slots(slots: Tree) -> "Aggregate":
-        """The inverse of `slots`."""
+        """Read a sum from its slots: the inverse of `slots`."""
         sums: dict[str, dict[str, Array]] = {}
         groups: dict[str, dict[str, Array]] = {"weight": {}, "metric": {}}
         for name, array in slots.items():
@@ -209,7 +231,7 @@ class Aggregate:
         return Aggregate(sums, groups["weight"], slots["count"], groups["metric"])
 
     def metric_means(self) -> dict[str, float]:
-        """Each metric's mean over what it was counted on."""
+        """Compute each metric's mean over the predictions that it counts; a metric without predictions is left out."""
         return {
             name: float(value) / 2**METRIC_BITS / int(count)
             for name, (value, count) in self.metrics.items()
@@ -232,14 +254,14 @@ def _merge_metrics(mine: Tree, theirs: Tree) -> dict[str, Array]:
 
 
 class RunningSum:
-    """An aggregate that grows in place: the memory of a round is one of these, however many clients it has."""
+    """A sum that grows in place: a round needs the memory of one such sum, however many clients it has."""
 
     def __init__(self) -> None:
         self._total = Aggregate()
         self._vectors: dict[str, Array] = {}
 
     def add(self, other: Aggregate) -> None:
-        """Add an aggregate; the first one is copied."""
+        """Add a sum; the first one is copied."""
         if other.empty:
             return
         if self._total.empty:
@@ -254,7 +276,11 @@ class RunningSum:
         self.add_counts(other)
 
     def vectors_for(self, trees: Mapping[str, Tree]) -> Mapping[str, Array]:
-        """The sum's flat vectors by part, to add these trees to; made at the first call. Other leaves or shapes are refused."""
+        """The sum's flat vectors by part, to add trees of these shapes to; the first call makes the vectors.
+
+        Raises:
+            ParticipantError: The trees have other leaves or shapes than the sum.
+        """
         if self._total.empty:
             self._hold(zeros(trees), Aggregate(trees))
         mine, theirs = _layouts(self._total.sums), _layouts(trees)
@@ -265,29 +291,29 @@ class RunningSum:
         return self._vectors
 
     def add_counts(self, other: Aggregate) -> None:
-        """Add weights, count and metrics of an aggregate whose arrays were added already."""
+        """Add weights, count and metrics of a sum whose arrays were added to the vectors already."""
         total = self._total
         weights = tree_map(np.add, total.weights, other.weights) if total.weights else other.weights
         metrics = _merge_metrics(total.metrics, other.metrics)
         self._total = Aggregate(total.sums, weights, np.add(total.count, other.count), metrics)
 
     def _hold(self, vectors: dict[str, Array], like: Aggregate) -> None:
-        """Be an aggregate like this one, with its sums in these vectors."""
+        """Take over the counts of an aggregate, and these vectors as its sums."""
         self._vectors, self._total = vectors, replace(like, sums=views(vectors, like.sums))
 
     @property
     def total(self) -> Aggregate:
-        """What was added so far. It shares its arrays with the growing sum: copy it to keep it."""
+        """The sum so far. It shares its arrays with the growing sum: copy it to keep it."""
         return self._total
 
 
 def zeros(trees: Mapping[str, Tree]) -> dict[str, Array]:
-    """For each of these trees, a flat integer vector of its size."""
+    """Make a flat integer vector of the size of each of these trees."""
     return {part: np.zeros(size(layout(tree)), np.int64) for part, tree in trees.items()}
 
 
 def views(vectors: Mapping[str, Array], like: Mapping[str, Tree]) -> dict[str, Tree]:
-    """Vectors by part, seen as trees of the shapes of these."""
+    """View flat vectors as trees. like: trees of the same shapes, by part."""
     return {part: unflatten(vector, layout(like[part])) for part, vector in vectors.items()}
 
 
@@ -305,17 +331,21 @@ Centre: TypeAlias = Callable[[Sequence[Contribution], Mapping[str, Sequence[int]
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Aggregator(Value):
-    """How updates become one: combine(sums by part, divisors by part) → combined trees by part, all float64.
+    """How many updates become one.
 
-    centre: (each client's trees by part, by part each one's weight) → the trees that stand for everyone's, in place of
-        their weighted mean. An aggregator that has one needs every update apart (median, Krum), and works on no sum.
-    longest: (for each part, one client's share of it and how far its update reaches) → how far the client moves the combined
-        `params`, at most. None if that is not known: a plan for devices is refused then.
-    chosen: for an aggregator that chooses among updates: (contributors) → the largest share of what it gives that one update can
-        have, and how many times as long as the longest update that can be; both of any round of so many contributors or more.
-        What it gives in one number lies between the smallest and the largest that was sent. It has no `longest`.
-    least: with fewer contributors the round is void.
-    one_by_one: the model travels; every update is a round of its own, and the next client goes on from there.
+    Attributes:
+        parts: What clients send.
+        combine: (sums by part, divisors by part) → combined trees by part, all float64.
+        centre: (each client's trees by part, by part each client's weight) → the trees that stand for all clients', in place of
+            their weighted mean. An aggregator with a centre needs every update apart (median, Krum), and cannot work on a sum.
+        longest: (for each part, one client's share of it and how far its update reaches) → how far the client moves the
+            combined `params`, at most. None if that is not known: a plan for devices is refused then.
+        chosen: For an aggregator that chooses among updates, which has no `longest`: (contributors) → the largest share of the
+            result that one update can have, and how many times as long as the longest update the result can be. Both hold for
+            any round of so many contributors or more. A result in one number lies between the smallest and the largest number
+            that was sent.
+        least: With fewer contributors the round is void.
+        one_by_one: Whether the model travels: every update is a round of its own, and the next client goes on from its result.
     """
 
     parts: tuple[Part, ...]
@@ -328,7 +358,7 @@ class Aggregator(Value):
 
     @property
     def needs_each_update(self) -> bool:
-        """Whether it cannot work on a sum."""
+        """Whether the aggregator cannot work on a sum."""
         return self.centre is not None
 
     def __post_init__(self) -> None:
@@ -342,7 +372,7 @@ class Aggregator(Value):
 
 @registered("aggregator/mean")
 def mean(*parts: Part) -> Aggregator:
-    """Each part's sum over its own denominator."""
+    """Divide each part's sum by its own denominator."""
 
     def combine(sums: Mapping[str, Tree], divisors: Mapping[str, int]) -> Mapping[str, Tree]:
         return {name: over(tree, divisors[name]) for name, tree in sums.items()}
@@ -354,10 +384,10 @@ def mean(*parts: Part) -> Aggregator:
 
 
 def times(tree: Tree, factor: float) -> dict[str, Array]:
-    """Every leaf multiplied by a number."""
+    """Multiply every leaf by a number."""
     return tree_map(lambda leaf: leaf * factor, tree)
 
 
 def over(tree: Tree, divisor: int) -> dict[str, Array]:
-    """Every leaf divided by a number."""
+    """Divide every leaf by a number."""
     return tree_map(lambda leaf: leaf / divisor, tree)

@@ -1,10 +1,10 @@
-"""Floats to integers, at the first hop: the sums of a plan never overflow and never round.
+"""Turns floats into integers, at the first hop: the sums of a plan never overflow and never round.
 
     sums = FixedPoint.fit(max_count=64)                  # as fine as 64 bits allow for 64 clients
     one = sums.encode(update, parts)                     # an aggregate of one
     values = sums.decode(part, total.sums[part.name])    # the server's end
 
-The first hop is whoever receives a device's floats or codes: an edge, the server, or the simulator. From there on
+The first hop is the process that receives a device's floats or codes: an edge, the server, or the simulator. From there on
 everything is integers, whose sum has the same bits in any order.
 """
 
@@ -32,10 +32,15 @@ _SHIFT = np.float64(1.5 * 2.0**52)
 @record("sums/fixed-point")
 @dataclass(frozen=True)
 class FixedPoint:
-    """The plan's integers: a value u with weight w is added as rint(u · w · 2^f), which 64 bits must always hold.
+    """How floats become integers: a value u with weight w is added as rint(u · w · 2^f), and 64 bits hold every sum.
 
-    fraction_bits: f.  bound: U, the largest |u| that is accepted.  max_weight: the largest integer weight.
-    max_count: the most contributors of one sum.  Refused unless max_count · max_weight · U · 2^f < 2^62.
+    Refused unless max_count · max_weight · U · 2^f < 2^62.
+
+    Attributes:
+        fraction_bits: f.
+        bound: U, the largest |u| that is accepted.
+        max_weight: The largest integer weight.
+        max_count: The most contributors of one sum.
     """
 
     fraction_bits: int
@@ -63,7 +68,7 @@ class FixedPoint:
 
     @classmethod
     def fit(cls, max_count: int, max_weight: int = 2**16, bound: float = 2.0**8) -> "FixedPoint":
-        """The most fraction bits that the overflow rule leaves for these limits, at most 40."""
+        """Choose the most fraction bits that the overflow rule leaves for these limits, at most 40."""
         return cls(max(0, _most_bits(max_count, max_weight, bound)), bound, max_weight, max_count)
 
     def encode(
@@ -98,8 +103,8 @@ class FixedPoint:
             update: The update.
             parts: The parts that are added.
             reaches: The largest |value| of each part, as `check` returned them.
-            weighted: The cap of an explicit `weight` stage that the device has applied already: then the weight of leaves is only
-                counted here. None if the weight multiplies here.
+            weighted: The cap of an explicit `weight` stage that the device has applied already: then the weight of leaves is
+                only counted here. None if the weight multiplies here.
             into: The running sum to add to, without any array in between; None for an aggregate of one.
             staleness: How many versions old the model was that the client trained on.
 
@@ -150,13 +155,16 @@ class FixedPoint:
         return [self._reach(update.client, part, update.parts[part.name]) for part in parts]
 
     def bits(self, part: Part) -> int:
-        """The fraction bits of a part: f; or, with a bound of its own, at most 40, and what that leaves: below 0 is nothing."""
+        """The fraction bits of a part: f; for a part with a bound of its own, as many as that bound leaves, at most f.
+
+        The number is negative if the bound leaves none.
+        """
         if part.bound is None:
             return self.fraction_bits
         return min(self.fraction_bits, _most_bits(self.max_count, self.max_weight, part.bound))
 
     def misfit(self, part: Part) -> str | None:
-        """Why sums of this part could overflow, and what to do; None where they cannot."""
+        """Why sums of this part could overflow, and what to do; None if they cannot."""
         if self.bits(part) < 0:
             return (
                 f"part {part.name!r} with values up to {part.bound:g} leaves no bits for sums of {self.max_count} clients with "
@@ -170,12 +178,17 @@ class FixedPoint:
         return None
 
     def decode(self, part: Part, sums: Tree) -> dict[str, Array]:
-        """A part's sums of fixed-point values as float64: over 2^f."""
+        """Turn a part's integer sums into float64, by dividing them by 2^f."""
         bits = self.bits(part)
         return tree_map(lambda leaf: np.ldexp(leaf.astype(np.float64), -bits), sums)
 
     def _reach(self, client: object, part: Part, tree: Tree) -> float:
-        """The largest |value| of a part; ParticipantError where it is beyond the bound, DivergedError for NaN."""
+        """Find the largest |value| of a part.
+
+        Raises:
+            ParticipantError: It is beyond the bound.
+            DivergedError: A value is NaN.
+        """
         largest = 0.0
         for _, arrays in blocks(tree, _BLOCK):
             block = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
@@ -186,13 +199,13 @@ class FixedPoint:
         return largest
 
     def _limit(self, part: Part, dtype: np.dtype[Any]) -> float:
-        """The largest |value| that is accepted: of codes, what a sum can hold."""
+        """The largest |value| that is accepted; for codes, the largest that a sum can hold."""
         if dtype.kind == "i":
             return self.bound * 2.0**self.fraction_bits
         return self.bound if part.bound is None else part.bound
 
     def _refusal(self, client: object, part: Part, tree: Tree) -> ParticipantError:
-        """What to say of the leaf that is not accepted."""
+        """Make the error for the first leaf that is not accepted."""
         for name, leaf in tree.items():
             reach = max(-float(leaf.min()), float(leaf.max())) if leaf.size else 0.0
             limit = self._limit(part, leaf.dtype)
@@ -221,7 +234,10 @@ class FixedPoint:
         return 2**61 // self.max_count
 
     def _metric(self, value: float, count: int) -> NDArray[np.int64]:
-        """(value · 2^20, count) as integers, held within what a sum of `max_count` can hold; nothing for what is no number."""
+        """Turn a metric into integers: (value · 2^20, count), limited so that no sum of `max_count` overflows.
+
+        A value that is not finite adds nothing.
+        """
         if not math.isfinite(value):
             return np.zeros(2, np.int64)
         limit = self.most_metric
@@ -230,10 +246,17 @@ class FixedPoint:
 
 
 def _add(tree: Tree, factor: int, scale: float, reach: float, into: Array) -> None:
-    """into += rint(values · scale), or codes · factor; in blocks that stay in the cache. reach: the largest |value|.
+    """Add rint(values · scale), or codes · factor, to a vector, in blocks that stay in the cache.
 
-    A float64 below 2^51 is rounded where 1.5 · 2^52 is added to it, to even at the half like rint, and the whole number that
-    it is then stands in its low bits: no conversion, no array between.
+    A float64 below 2^51 is rounded when 1.5 · 2^52 is added to it, to even at the half like rint, and the rounded number
+    stands in its low bits: so no conversion is needed, and no array in between.
+
+    Args:
+        tree: The values, or codes.
+        factor: What multiplies codes.
+        scale: What multiplies values.
+        reach: The largest |value|.
+        into: The vector.
     """
     room = np.empty(min(into.size, _BLOCK))
     small = reach * scale < 2.0**51
@@ -254,7 +277,7 @@ def _add(tree: Tree, factor: int, scale: float, reach: float, into: Array) -> No
 
 @functools.cache
 def _most_bits(max_count: int, max_weight: int, bound: float) -> int:
-    """The most fraction bits that the overflow rule leaves, at most 40; negative where it leaves none."""
+    """Compute the most fraction bits that the overflow rule leaves, at most 40; negative if it leaves none."""
     reach = Fraction(bound) * max_weight * max_count
     bits = 40
     while bits >= 0 and not reach * 2**bits < 2**62:

@@ -5,8 +5,6 @@ actions = rounds.decide(Tick(), now)        what is to be done; `EdgeRun` does i
 rounds.pacing(now, Pacing(MOST))            how the open round is paced after that
 """
 
-from dataclasses import replace
-
 from sumus.edge.edge_work import EdgeWork, EdgeWorkNotes
 from sumus.edge.relay import Relay
 from sumus.edge.site_model import SiteModel
@@ -28,7 +26,8 @@ from sumus.protocol.edge import (
     round_at,
     waited_for,
 )
-from sumus.protocol.round import Round, State
+from sumus.protocol.round import DeviceRow, Round, State
+from sumus.protocol.rows import changed
 from sumus.rounds.circumstances import Crowd
 from sumus.rounds.coordinator import Coordinator
 from sumus.rounds.recording import newest_of
@@ -36,8 +35,10 @@ from sumus.rounds.run import DeviceCheckIn
 from sumus.text import many
 from sumus.wire.messages import Body, Kind
 
-_FEW_FACTS = (DeviceAsks, WorkFetched, NoWorkAbove, SessionsDropped, OtherWorkAsked)
-"""Events that come by the thousand, and whose rules need neither the work that waits nor the sessions that have lapsed."""
+KEEP_PACE = (DeviceAsks, WorkFetched, SessionsDropped, OtherWorkAsked)
+"""Events that come by the thousand, and after which the round is paced anew at the next tick, which is soon enough."""
+_FEW_FACTS = (*KEEP_PACE, NoWorkAbove)
+"""Events whose rules need neither the work that waits nor the sessions that have lapsed."""
 
 
 class RunShare:
@@ -62,14 +63,20 @@ class RunShare:
             if (granted.work.task, granted.work.kind) == self._which
         )
 
-    def asks(self, asked: DeviceCheckIn) -> DeviceAsks:
-        """Return a check-in as the edge's table knows it, but for what the run's rows say of its device."""
+    def asks(self, asked: DeviceCheckIn, known: DeviceRow | None, over: bool) -> DeviceAsks:
+        """Return a check-in as the edge's table knows it.
+
+        Args:
+            asked: The check-in.
+            known: The device's row in this run; None if it has none.
+            over: Whether the round of its last session is over, or forgotten.
+        """
         device, request = asked.device, asked.request
         session = f"{device}/{request.session}"
         if (granted := self._relay.granted.get(device)) is None:
-            return DeviceAsks(device, request.serial, session)
+            return DeviceAsks(device, request.serial, session, known, over)
         mine = (granted.work.task, granted.work.kind) == self._which
-        return DeviceAsks(device, request.serial, session, waiting=granted.waiting(device), mine=mine)
+        return DeviceAsks(device, request.serial, session, known, over, granted.waiting(device), mine)
 
 
 class EdgeRounds:
@@ -201,13 +208,12 @@ class EdgeRounds:
             known, newest = rows.device(asked.device), newest_of(rows)
             last = None if known is None else known.session
             row = None if last is None else rows.round(last.round)
-        over = row is None or row.over
-        return self.decide(replace(self._share.asks(asked), known=known, over=over), now, newest)
+        return self.decide(self._share.asks(asked, known, row is None or row.over), now, newest)
 
     def pacing(self, now: float, waiting: Pacing) -> Pacing:
         """Return how the newest round is paced now. waiting: the pacing of a round that waits for work."""
         row = self._coordinator.current
-        return pacing_of(replace(self._facts(row, now), lapsed=self._lapsed(row, now)), waiting)
+        return pacing_of(changed(self._facts(row, now), lapsed=self._lapsed(row, now)), waiting)
 
     def _facts(self, row: Round, now: float) -> EdgeFacts:
         """Read what every rule needs."""
@@ -225,7 +231,7 @@ class EdgeRounds:
 
     def _whole_facts(self, row: Round, now: float) -> EdgeFacts:
         """Read what any rule may need."""
-        return replace(self._facts(row, now), unfetched=self._share.unfetched(), lapsed=self._lapsed(row, now))
+        return changed(self._facts(row, now), unfetched=self._share.unfetched(), lapsed=self._lapsed(row, now))
 
     def _round(self, row: Round, has_work: bool, now: float) -> EdgeRound:
         """Return the round as it is remembered, or as its row says."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sumus.aggregate import Aggregate
-from sumus.edge.edge_rounds import EdgeRounds, RunShare
+from sumus.edge.edge_rounds import KEEP_PACE, EdgeRounds, RunShare
 from sumus.edge.edge_work import EdgeWorkNotes, is_same_sum
 from sumus.edge.relay import Relay
 from sumus.edge.site_model import SiteModel
@@ -236,8 +236,7 @@ class EdgeRun(Run):
         """Return the work of the round for a device that was given a session; in an own round of a site, on the site's model."""
         work = self._rounds.work_of(session.round)
         assert work is not None, "a session is given in a round that has work"
-        for action in self._rounds.decide(edge.WorkFetched(session.device), now):
-            self._do(action, now, _NOTHING)
+        self._decide(edge.WorkFetched(session.device), now)
         left = None if work.ends is None else max(0.0, work.ends - now)
         word = session.id.rpartition("/")[2]
         given = msgspec.structs.replace(work.work, session=word, expires_in_s=left)
@@ -319,13 +318,14 @@ class EdgeRun(Run):
     def _decide(
         self, event: site.SiteEvent, now: float, row: Round | None = None, source: EventSource = _NOTHING
     ) -> None:
-        """Do what the table says of an event; then pace the open round as it is after that."""
+        """Do what the table says of an event; then pace the open round as the event has left it."""
         own = None if self._model is None else self._model.own
         sending = own is not None and own.last in self.sums_to_send
         row = self.coordinator.current if row is None else row
         for action in self._rounds.decide(event, now, row, sending):
             self._do(action, now, source._replace(number=row.number))
-        self._pacing = self._rounds.pacing(now, Pacing(MOST))
+        if not isinstance(event, KEEP_PACE):
+            self._pacing = self._rounds.pacing(now, Pacing(MOST))
 
     def _do(self, action: Any, now: float, source: EventSource) -> None:
         """Carry out an action."""

@@ -226,7 +226,7 @@ class Service:
         self.server.start()
 
     def above(self) -> AboveStatus | None:
-        """Of an edge, the server above it."""
+        """Tell of the server above, if this is an edge."""
         return None
 
     def close(self) -> None:

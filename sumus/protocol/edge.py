@@ -9,11 +9,11 @@ Theory of operation
 ===================
 
 Two tables run one round of an edge. Towards its devices, an edge is a server: `protocol/round.py` gives places, counts
-reports and closes the round, on rows in the edge's own store. Towards the server above, an edge is a spokesman: this table
-decides which check-ins go up, what becomes of work that comes down, how long the round waits for more devices, and what the
-server above is told about each session. The two meet in three places only: this table chooses the pacing by which the round
-table closes (`pacing_of`); the round table says when the round was closed or abandoned (`RoundClosed`, `RoundAbandoned`); and
-this table may cancel or publish the round.
+reports and closes the round, on rows in the edge's own store. Towards the server above, an edge speaks for its devices: this
+table decides which check-ins go up, what becomes of work that comes down, how long the round waits for more devices, and what
+the server above is told about each session. The two meet in three places only: this table chooses the pacing by which the
+round table closes (`pacing_of`); the round table says when the round was closed or abandoned (`RoundClosed`,
+`RoundAbandoned`); and this table may cancel or publish the round.
 
 **States.** A round is *waiting* until the first work comes down for it. Then it is *gathering*: its devices train and report,
 and more devices are awaited. When no work has come for `linger` seconds, or the server above has said that it has no more
@@ -623,8 +623,8 @@ def end_all(facts: EdgeFacts, event: AllWorkEnds) -> EdgeDecision:
     return EdgeDecision(facts.round, given_back(facts.unfetched))
 
 
-def ignore(facts: EdgeFacts, event: Any) -> EdgeDecision:
-    """Nothing: the event is expected here and concerns another round."""
+def _ignore(facts: EdgeFacts, event: Any) -> EdgeDecision:
+    """Do nothing: the event concerns another round."""
     return EdgeDecision(facts.round)
 
 
@@ -686,7 +686,7 @@ def _entries() -> dict[tuple[EdgeState, type], EdgeEntry]:
     on((s.GOING_UP,), WorkArrived, work_too_late)
     on(at_work, WorkFetched, _fetched)
     on(at_work, NoWorkAbove, _no_more, s.FINISHING)
-    on((s.WAITING, s.GOING_UP), NoWorkAbove, ignore)
+    on((s.WAITING, s.GOING_UP), NoWorkAbove, _ignore)
     on(running, DeviceKeptOut, _keep_out)
     on(running, SessionsDropped, _dropped)
     on(running, OtherWorkAsked, forget_work)
@@ -698,8 +698,6 @@ def _entries() -> dict[tuple[EdgeState, type], EdgeEntry]:
     on((s.SETTLED,), RoundAbandoned, _abandon_again)
     on((s.GOING_UP,), SumCounted, _counted, s.SETTLED)
     on((s.GOING_UP,), SumRefused, _refused, s.SETTLED)
-    on((s.SETTLED,), SumCounted, ignore)  # the round was cancelled here while its sum was on its way
-    on((s.SETTLED,), SumRefused, ignore)
     on(running, AllWorkEnds, end_all)
     return table
 

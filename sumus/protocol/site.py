@@ -271,7 +271,7 @@ def _forget_work(facts: SiteFacts, event: OtherWorkAsked) -> SiteDecision:
 
 
 def _ignore(facts: SiteFacts, event: Any) -> SiteDecision:
-    """Nothing: the sessions and the sum are the site's own, and the server above neither gave them nor asks for them."""
+    """Do nothing: the sessions and the sum are the site's own, and the server above neither gave them nor asks for them."""
     return _stays(facts)
 
 

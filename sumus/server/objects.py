@@ -17,9 +17,9 @@ from sumus.storage.blobs import Blobs
 from sumus.wire.messages import Refused, Window
 
 LARGE = 8 * 2**20
-"""Objects of up to so many bytes are sent from memory; larger ones from their files, if they have any."""
+"""Objects of up to so many bytes are sent from memory; larger objects from their files, if they have any."""
 MEMORY = 4 * LARGE
-"""Bytes of objects in memory, at most, if they have files besides."""
+"""The most bytes of objects in memory that have files too."""
 SOON: Window = (1.0, 10.0)
 
 
@@ -60,7 +60,7 @@ class FetchableObjects:
 
 
 class HeldObject:
-    """An object in memory, for as long as somebody reads it or it is one of the last."""
+    """An object in memory. It stays there while an answer reads it, or while it is one of the objects that were read last."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -70,9 +70,9 @@ class ObjectReader:
     """Reads objects for answers. All calls are from one event loop.
 
     Args:
-        blobs: where they lie.
-        most: bytes of objects without a file that may be in memory; one that is longer may be there alone.
-        in_thread: calls a function with arguments in a thread, since a disk or a bucket keeps one waiting.
+        blobs: Where the objects lie.
+        most: The most bytes of objects in memory that have no file; a longer object may be there alone.
+        in_thread: Calls a function with arguments in a thread, since a disk or a bucket may take long to answer.
     """
 
     def __init__(self, blobs: Blobs, most: int, in_thread: Callable[..., Awaitable[Any]]) -> None:
@@ -82,7 +82,11 @@ class ObjectReader:
         self._coming: dict[str, tuple[asyncio.Future[HeldObject], int]] = {}
 
     async def open(self, sha256: str) -> HeldObject | Path:
-        """An object, or its file. Refused: busy, if there is no room for it in memory now."""
+        """Open an object: its content in memory, or its file.
+
+        Raises:
+            Refused: busy, if there is no room for the object in memory now.
+        """
         if (found := self._here(sha256)) is not None:
             return await found
         path, size = await self._in_thread(self._look, sha256)
@@ -100,7 +104,7 @@ class ObjectReader:
         return path
 
     def _here(self, sha256: str) -> "asyncio.Future[HeldObject] | None":
-        """An object that is in memory, or comes."""
+        """An object that is in memory, or is being read; None for any other."""
         if (found := self._alive.get(sha256)) is not None:
             self._remember(sha256, found)
             known: asyncio.Future[HeldObject] = asyncio.get_running_loop().create_future()

@@ -58,7 +58,7 @@ class Memories:
         self._sweep()
 
     def note(self, tensor: Tensor) -> _Memory:
-        """Return the record of a tensor's storage. It is made if the storage is new."""
+        """Give the record of a tensor's storage; it is made if it is new."""
         found = self._known.get(storage_of(tensor))
         if found is None:
             if len(self._known) >= self._next_sweep:
@@ -70,7 +70,7 @@ class Memories:
         return found
 
     def is_private(self, tensor: Tensor) -> bool:
-        """Return whether the numbers of a tensor depend on the owner's data."""
+        """Tell whether the numbers of a tensor depend on the owner's data."""
         found = self._known.get(storage_of(tensor))
         return found is not None and found.private
 
@@ -80,12 +80,11 @@ class Memories:
             self.note(tensor).private = True
 
     def is_owned(self, tensor: Tensor) -> bool:
-        """Return whether a tensor lies in the owner's memory."""
+        """Tell whether a tensor lies in memory of the owner's."""
         return storage_of(tensor) in self._owned
 
     def fits(self, more: int, limit: int) -> bool:
-        """Return whether this many more bytes are within a limit. Freed storages are removed first only if the answer
-        would be no."""
+        """Tell whether so many bytes more are within a limit. Storages are swept only if the answer would be no."""
         return self._bytes + more <= limit or self.in_use() + more <= limit
 
     def in_use(self) -> int:

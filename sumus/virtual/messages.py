@@ -199,13 +199,12 @@ Ask: TypeAlias = (
 
 
 class WorkerRequest(msgspec.Struct, frozen=True):
-    """A request.
+    """A request of a caller.
 
     Attributes:
-        serial: A number that grows with each request. A repeated serial gets the same answer, and its request is done
-            once.
-        ask: What is requested.
-        forget: Tensors to delete before, since the caller has no pointer to them any more.
+        serial: Grows with each request. The same one again gets the same answer, and is done once.
+        ask: What is asked.
+        forget: Tensors that the caller has no pointer to any more; they are deleted first.
     """
 
     serial: Id
@@ -221,10 +220,10 @@ class BeginRequest(msgspec.Struct, frozen=True):
 
 
 class TensorMade(msgspec.Struct, frozen=True, tag="made"):
-    """A tensor that the worker keeps.
+    """A tensor that is at the worker now.
 
     Attributes:
-        id: Its number.
+        id: Its number there.
         shape: Its shape.
         dtype: Its dtype.
         learns: Whether it requires a gradient.
@@ -245,7 +244,7 @@ class TensorsMade(msgspec.Struct, frozen=True, tag="several"):
 
 
 class FetchAnswer(msgspec.Struct, frozen=True, tag="fetched"):
-    """The fetched tensor follows this message.
+    """The tensor follows this message.
 
     Attributes:
         learns: Whether the tensor requires a gradient at the worker.
@@ -255,18 +254,22 @@ class FetchAnswer(msgspec.Struct, frozen=True, tag="fetched"):
 
 
 class HeldAnswer(msgspec.Struct, frozen=True, tag="held"):
-    """How much a caller holds: the number of tensors, and an upper bound of the bytes of them and of what autograd
-    keeps for them."""
+    """How much a caller holds.
+
+    Attributes:
+        tensors: The number of tensors.
+        bytes: The most bytes that these and what autograd keeps for them may have.
+    """
 
     tensors: Id
     bytes: Id
 
 
 class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
-    """A caller may begin.
+    """A new caller is let in.
 
     Attributes:
-        caller: A secret that the caller shows with every request.
+        caller: A secret that every request has to show.
         worker: The worker's name.
         names: The names of the tensors that the owner offers.
     """
@@ -277,15 +280,15 @@ class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class EmptyAnswer(msgspec.Struct, frozen=True, tag="nothing"):
-    """The request is done, and there is nothing to return."""
+    """The request is done, and there is nothing to tell."""
 
 
 class RefusalAnswer(msgspec.Struct, frozen=True, tag="refusal"):
-    """The request is refused.
+    """The request is not done.
 
     Attributes:
         code: A key of `STATUS`.
-        detail: Text for a person.
+        detail: A sentence for a person.
     """
 
     code: Code
@@ -293,7 +296,11 @@ class RefusalAnswer(msgspec.Struct, frozen=True, tag="refusal"):
 
 
 class WorkerAnswer(msgspec.Struct, frozen=True):
-    """The answer to a request."""
+    """An answer of a worker.
+
+    Attributes:
+        answer: What is answered.
+    """
 
     answer: TensorMade | TensorsMade | FetchAnswer | HeldAnswer | BeginAnswer | EmptyAnswer | RefusalAnswer
 
@@ -309,18 +316,14 @@ same time."""
 
 
 def write(message: Any, tensor: Array | None = None) -> bytes:
-    """Encode a message, followed by a tensor if one is given."""
+    """Write a message as bytes, and a tensor behind it."""
     control = msgspec.json.encode(message)
     behind = b"" if tensor is None else encode_tree({LEAF: tensor})
     return b"".join((MAGIC, struct.pack("<I", len(control)), control, behind))
 
 
 def read(form: type[M], body: bytes) -> tuple[M, bytes]:
-    """Decode a message, and return it with the bytes that follow it.
-
-    Raises:
-        ParticipantError: The bytes have another form.
-    """
+    """Read a message from bytes, and give what follows it. ParticipantError is raised if the bytes have another form."""
     if body[: len(MAGIC)] != MAGIC or len(body) < len(MAGIC) + 4:
         raise ParticipantError(
             None, "this is not what sumus workers say to each other: is it another program, or version?"
@@ -336,7 +339,7 @@ def read(form: type[M], body: bytes) -> tuple[M, bytes]:
 
 
 def read_tensor(behind: bytes) -> Array:
-    """Decode the tensor that follows a message. The array is a copy, and may be written to."""
+    """Read the tensor behind a message: an array of its own, which may be written to."""
     tree = decode_tree(behind)
     if tree.keys() != {LEAF}:
         raise ParticipantError(None, f"behind a message is one tensor, not {len(tree)}")
@@ -352,7 +355,7 @@ DTYPE_NAMES: tuple[str, ...] = DtypeName.__args__  # pyright: ignore[reportAttri
 
 
 def number(value: float) -> float | NotFinite:
-    """Return a float as a value of a message."""
+    """Give a float as a value that travels."""
     if math.isfinite(value):
         return value
     return NotFinite("nan" if math.isnan(value) else "inf" if value > 0 else "-inf")

@@ -63,7 +63,7 @@ def move(what: Any, worker: Worker) -> Any:
 
 
 def _replaced(model: M, change: Callable[[Tensor], Tensor], otherwise: str, there: bool) -> M:
-    """Return a copy of a model with other tensors. Tied tensors stay tied."""
+    """Copy a model with other tensors; parameters that are one tensor in the model stay one."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     if any(isinstance(tensor, Pointer) is not there for tensor in tensors.values()):
         raise PointerError(f"this model, or a part of it, {otherwise}")

@@ -54,7 +54,7 @@ class Operation:
 
 
 def tensors_in(arguments: Any) -> Iterator[Tensor]:
-    """Yield the tensors among arguments, also those in lists."""
+    """Yield the tensors among arguments, and in their lists."""
     for each in arguments:
         if isinstance(each, Tensor):
             yield each
@@ -205,10 +205,10 @@ def _closed_setitem(input: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def _as_number_of(input: Tensor, value: Any) -> Any:
-    """Convert a tensor to the dtype of `input`; return a plain number as it is.
+    """Give a number as a tensor of the dtype of `input`.
 
-    torch would turn a tensor with one element into a Python number, and then fail if the number is too large for that
-    dtype. A conversion of the tensor does not fail.
+    torch makes a Python number of a tensor with one element, and then fails if the number is too large for that dtype; a
+    conversion of the tensor does not fail.
     """
     return value.to(input.dtype) if isinstance(value, Tensor) else value
 

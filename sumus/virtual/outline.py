@@ -56,22 +56,22 @@ class BoundCall:
     graph: bool
 
     def tensors(self) -> list[Tensor]:
-        """Return all tensors among the arguments."""
+        """List all tensors among the arguments."""
         return list(tensors_in((*self.arguments, *self.named.values())))
 
     def changed(self) -> list[Tensor]:
-        """Return the tensors that the operation writes to."""
+        """List the tensors that the operation writes to."""
         takes = self.operation.takes
         bound = (*self.arguments, *(self.named.get(name) for name in takes[len(self.arguments) :]))
         return list(tensors_in(bound[at] for at in self.operation.changes))
 
     def replaced(self, replace: Callable[[Tensor], Tensor]) -> "BoundCall":
-        """Return the same call with other tensors."""
+        """Give the same call with other tensors."""
         named = {name: _replaced(value, replace) for name, value in self.named.items()}
         return BoundCall(self.operation, _replaced(self.arguments, replace), named, self.graph)
 
     def results(self, closed: bool) -> list[Tensor]:
-        """Do the call. closed: whether to use the form for private tensors."""
+        """Do the call. If `closed`, the form for private tensors is used."""
         function = self.operation.closed if closed else self.operation.function
         with torch.set_grad_enabled(self.graph):
             found = list(tensors_in([function(*self.arguments, **self.named)]))
@@ -84,8 +84,11 @@ class BoundCall:
         ]
 
     def form(self, private: Collection[int]) -> Form | None:
-        """Return everything that the outline depends on; None if this is too long to be kept. private: the ids of
-        private tensors."""
+        """Give all that the call's outline depends on; None if this is too long to be kept.
+
+        Args:
+            private: The `id()` of each private tensor.
+        """
         storages: dict[int, int] = {}
 
         def described(value: Any) -> Any:
@@ -106,11 +109,10 @@ class OutlineResult:
     """One tensor that a call returns.
 
     Attributes:
-        shape: Its shape.
-        dtype: Its dtype.
-        learns: Whether it requires a gradient.
-        same: If the result is an argument of the call, its position among all tensors of the call; None for a new
-            tensor.
+        shape: The tensor's shape.
+        dtype: The tensor's dtype.
+        learns: Whether the tensor requires a gradient.
+        same: The position, among all tensors of the call, of the argument that the result is; None for a new tensor.
     """
 
     shape: tuple[int, ...]
@@ -124,10 +126,10 @@ class Outline:
     """The results of a call, and its cost.
 
     Attributes:
-        results: The results, in the order of the operation.
-        bytes: An upper bound of the bytes of the results and of everything that is needed meanwhile.
-        steps: See `STEPS_A_SECOND`.
-        tried: Whether the call was once done with zeros in place of private tensors.
+        results: The tensors that it gives, in the order of the operation.
+        bytes: The most bytes of results and of all that is needed on the way.
+        steps: The steps that it takes, see `STEPS_A_SECOND`.
+        tried: Whether the call was done once with blanks in the place of private tensors.
     """
 
     results: list[OutlineResult]
@@ -137,7 +139,7 @@ class Outline:
 
 
 def outline_of(call: BoundCall, closed: bool) -> Outline:
-    """Return the outline of a call.
+    """Draw the outline of a call.
 
     Args:
         call: The call.
@@ -206,7 +208,7 @@ class _Hollow:
 
 
 def with_blanks(call: BoundCall, hidden: Callable[[Tensor], bool]) -> BoundCall:
-    """Return the same call without autograd, with zeros in place of hidden tensors and of tensors that it would change."""
+    """Give the same call without autograd, with zeros in the place of hidden tensors and of those that it would change."""
     twins = _Twins("cpu")
     changed = {storage_of(tensor) for tensor in call.changed()}
 
@@ -218,8 +220,7 @@ def with_blanks(call: BoundCall, hidden: Callable[[Tensor], bool]) -> BoundCall:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """Return the address of a tensor's storage. No other storage has this address while a reference to this one exists,
-    even a weak one."""
+    """Give the address of a tensor's storage. No other storage has it while anything refers to this one, be it weakly."""
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
@@ -255,10 +256,10 @@ def _new_bytes(taken: list[Tensor], given: list[Tensor]) -> int:
 
 
 def _kernel_bytes(func: Any, args: Sequence[Any], taken: list[Tensor], given: list[Tensor]) -> int:
-    """Return the bytes that a kernel takes for itself: for a convolution those of its columns, otherwise as many as all
-    operands take in the widest dtype (measured).
+    """Reckon what a kernel takes for itself.
 
-    Kernels convert operands, copy them to another layout, or have intermediate results of their size.
+    That is the columns of a convolution; else as much as all operands in the widest dtype (measured). Kernels convert operands,
+    lay them out anew, or have intermediate results of their size.
     """
     widest = max((tensor.dtype.itemsize for tensor in (*taken, *given)), default=0)
     if func.overloadpacket is Aten.convolution:
@@ -288,7 +289,7 @@ def _geometry(tensor: Tensor) -> tuple[torch.dtype, int, tuple[int, ...], tuple[
 
 
 def _history(tensor: Tensor) -> tuple[Any, ...]:
-    """Return what autograd knows about a tensor that may make an operation fail, or its result require a gradient."""
+    """Give what autograd knows of a tensor that may make an operation fail, or its result require a gradient."""
     base = tensor._base if tensor._is_view() else None
     if base is None or not base.requires_grad:
         return tensor.requires_grad, tensor.is_leaf

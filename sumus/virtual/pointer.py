@@ -128,11 +128,7 @@ class Pointer(Tensor):
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def get(self) -> Tensor:
-        """Fetch the numbers as a tensor. The worker keeps its tensor.
-
-        Raises:
-            WorkerRefused: The worker's policy does not allow fetching it.
-        """
+        """Fetch the numbers as a tensor here; the one at the worker stays. WorkerRefused is raised if the policy keeps them."""
         return self.worker.fetch(self)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -175,7 +171,7 @@ class Pointer(Tensor):
 
     @property
     def grad(self) -> Any:
-        """A pointer to the gradient. It is the same pointer until the gradient may have changed."""
+        """A pointer to the gradient: the same pointer until there may be another gradient."""
         if not self._learns or not self._leaf:
             return None
         if self._gradient[0] != self.worker.gradients_changed:
@@ -217,7 +213,7 @@ class Pointer(Tensor):
 
     @property
     def grad_fn(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Always None: the graph is at the worker."""
+        """None: the graph is at the worker."""
         return None
 
     @property
@@ -333,7 +329,7 @@ def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _value(worker: "Worker", given: Any) -> Value:
-    """Return an argument in the form in which it is sent."""
+    """Give an argument as it travels."""
     match given:
         case Tensor():
             return Ref(_same_place(worker, given).id)
@@ -373,7 +369,7 @@ def _same_place(worker: "Worker", tensor: Any) -> Pointer:
 
 
 def _name_of(function: Any) -> str:
-    """Return torch's name of a function; for the getter or setter of a property, the property's name."""
+    """Give torch's name of a function; of a property its own name."""
     name = getattr(function, "__name__", repr(function))
     return getattr(function.__self__, "__name__", name) if name in ("__get__", "__set__") else name
 

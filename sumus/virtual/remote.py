@@ -29,20 +29,15 @@ def connect(
     patience: float = PATIENCE,
     transport: Transport | None = None,
 ) -> "RemoteWorker":
-    """Connect to the worker at an address, which `sumus worker` prints. What is sent to it stays there until this
-    object is closed.
+    """Connect to the worker at an address, as `sumus worker` prints it. What is sent there stays until the worker is closed here.
 
     Args:
-        url: The worker's address.
-        token: The token that the worker's owner gave you, or a file with it.
-        authority: Certificates in PEM. The worker's certificate must come from one of them. None means the system's.
+        url: The address.
+        token: The token that the worker's owner gave, or the file that holds it.
+        authority: Certificates in PEM that the worker's own must come from; None for those of the system.
         insecure: Whether http:// to another machine is allowed.
-        patience: Seconds to wait for an answer.
-        transport: A transport to use instead of HTTP.
-
-    Raises:
-        ExperimentError: The address or the token's file cannot be used.
-        WorkerRefused: The worker refuses this caller.
+        patience: The seconds that an operation may take.
+        transport: Carries the requests in place of HTTP.
     """
     server = read_link(url, insecure).server
     if not server:
@@ -52,7 +47,7 @@ def connect(
 
 
 def read_token(file: Path) -> str:
-    """Read a token from a file that only its owner may read."""
+    """Read a token from a file that is its owner's alone."""
     try:
         if file.stat().st_mode & 0o077:
             raise ExperimentError(f"{file} holds a secret, and others may read it: chmod 600 {file}")

@@ -75,17 +75,15 @@ def serve(
 
     Args:
         tensors: The tensors that are offered, by name.
-        policy: What callers may do.
-        token: Any program with this token is let in. It has 16 letters or more, and should never stand on a command
-            line.
+        policy: What callers may do; the usual policy if None.
+        token: The token that callers have to show: 16 letters or more, and never from a command line.
         name: The worker's name.
-        host: The host to listen on. Other machines reach the worker only if `host` allows it, and `tls` or `insecure`
-            is then needed.
-        port: The port to listen on; 0 for any.
-        tls: The files of a certificate's chain and of its key (PEM).
-        names: Further names by which callers address this machine.
-        insecure: Whether to allow other machines without TLS.
-        ready: Called with the URL once the worker answers.
+        host: The address where it listens. Other machines reach it only with `tls` or `insecure`.
+        port: The port, 0 for any.
+        tls: The files of a certificate's chain and of its key, PEM.
+        names: What callers call this machine, besides host.
+        insecure: Whether others may reach it without TLS.
+        ready: Is told the URL once the worker answers.
     """
     app = worker_app(name, tensors, policy or Policy(), token, names=(host, *names))
     if not is_loopback(host) and tls is None and not insecure:
@@ -127,12 +125,12 @@ class _Caller:
 
 
 class Callers:
-    """The callers that have begun, by the hash of their secret.
+    """Those who have begun, by the hash of a secret.
 
     Args:
-        tensors: The tensors that are offered.
+        tensors: The tensors that are offered, by name.
         policy: What callers may do.
-        clock: Returns seconds, which never go back.
+        clock: Gives seconds, which never go back.
     """
 
     def __init__(
@@ -144,11 +142,7 @@ class Callers:
         self._lock = threading.Lock()
 
     def begin(self) -> str:
-        """Add a caller, and return its secret.
-
-        Raises:
-            RequestRefused: There are too many callers (busy).
-        """
+        """Let a new caller in, and give the caller's secret. RequestRefused is raised if there are too many (`busy`)."""
         self.sweep()
         secret = secrets.token_urlsafe(32)
         with self._lock:
@@ -160,11 +154,7 @@ class Callers:
         return secret
 
     def bench(self, secret: str) -> Workbench:
-        """Return the workbench of a caller.
-
-        Raises:
-            RequestRefused: There is no such caller (unknown_caller).
-        """
+        """Find a caller's workbench. RequestRefused is raised for a secret that nobody has (`unknown_caller`)."""
         self.sweep()
         with self._lock:
             caller = self._callers.get(_hash(secret))
@@ -207,15 +197,15 @@ def worker_app(
     clock: Callable[[], float] = time.monotonic,
     names: Sequence[str] = (),
 ) -> Starlette:
-    """Return a worker as an ASGI application. Its `state.callers` holds the callers.
+    """Make a worker as an ASGI application; its `state.callers` are those who have begun.
 
     Args:
         name: The worker's name.
-        tensors: The tensors that are offered.
+        tensors: The tensors that are offered, by name.
         policy: What callers may do.
-        token: The token that lets callers in.
-        clock: Returns seconds, which never go back.
-        names: Hosts by which callers address it.
+        token: The token that callers have to show.
+        clock: Gives seconds, which never go back.
+        names: Hosts that callers call it by.
     """
     if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(f"the token has {LEAST_TOKEN} letters or more, ASCII, without blanks: make a longer one")
@@ -252,7 +242,7 @@ class _Plane:
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="benches")
 
     async def begin(self, request: Request) -> bytes:
-        """Let a new caller begin."""
+        """Let a new caller in."""
         read(BeginRequest, await self._body(request, 2**10))
         return write(WorkerAnswer(BeginAnswer(self._callers.begin(), self._name, self._names)))
 
@@ -264,7 +254,7 @@ class _Plane:
         return await asyncio.get_running_loop().run_in_executor(self._pool, bench.answer, body)
 
     async def end(self, request: Request) -> bytes:
-        """Let a caller end."""
+        """Let a caller go."""
         await self._body(request, 2**10)
         self._callers.end(request.headers.get(CALLER, ""))
         return write(WorkerAnswer(EmptyAnswer()))
@@ -298,7 +288,7 @@ def _answering(answer: Callable[[Request], Awaitable[bytes]]) -> ExplainedEndpoi
 
 
 def _turned_away(status: int, code: str, detail: str) -> Response:
-    """Return an answer as text, since a browser reads it, and not a caller of a worker."""
+    """Answer a browser; no caller of a worker reads this."""
     return PlainTextResponse(detail, status)
 
 

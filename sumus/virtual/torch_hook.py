@@ -65,22 +65,22 @@ class TorchHook:
 
 
 def _send_tensor(self: Tensor, *workers: Worker) -> Pointer:
-    """Send a copy of this tensor to a worker, and return a pointer."""
+    """Send a copy of this tensor to a worker, and give a pointer to it."""
     return models.send(self, _one(workers))
 
 
 def _get_tensor(self: Tensor) -> Tensor:
-    """Fetch the numbers. Only a tensor at a worker can be fetched."""
+    """Fetch the numbers; only a pointer has any to fetch."""
     return models.get(self)
 
 
 def _move_tensor(self: Tensor, *workers: Worker) -> Pointer:
-    """Copy the tensor to another worker, through this process."""
+    """Send a tensor to another worker, by way of this process."""
     return models.move(self, _one(workers))
 
 
 def _location_of_tensor(self: Tensor) -> Worker:
-    """The worker at which this tensor is."""
+    """The worker that this tensor is at."""
     if not isinstance(self, Pointer):
         raise PointerError("this tensor is here, and at no worker: it has no location")
     return self.worker
@@ -118,13 +118,13 @@ def _get_module(self: nn.Module) -> nn.Module:
 
 
 def _move_module(self: nn.Module, *workers: Worker) -> nn.Module:
-    """Copy the module to another worker, through this process."""
+    """Send a module to another worker, by way of this process."""
     worker = _one(workers)
     return _send_module(_get_module(self), worker)
 
 
 def _location_of_module(self: nn.Module) -> Worker:
-    """The worker at which this module is."""
+    """The worker that this module is at."""
     worker = next((_away(tensor).worker for tensor in _tensors(self)), None)
     if worker is None:
         raise PointerError("this model has no parameters, and is at no worker")
@@ -152,7 +152,7 @@ class _Spelling:
 
 
 def _spelt(send: Any, get: Any, move: Any, location: Any) -> dict[str, _Spelling]:
-    """Return the four names with their meaning for one class."""
+    """Give the four names with what they mean for one class."""
     made = {"send": _Spelling(send), "get": _Spelling(get), "move": _Spelling(move)}
     made["location"] = _Spelling(location, called=True)
     for name, spelling in made.items():
@@ -198,7 +198,7 @@ def _come_back(pointer: Pointer, numbers: Tensor, gradient: Tensor | None) -> No
 
 
 def _fetched_gradient(pointer: Pointer) -> Tensor | None:
-    """Return the gradient of a parameter; None if there is none, or if the worker does not allow fetching it."""
+    """Fetch the gradient of a parameter; None if there is none, or if its worker keeps it."""
     gradient = pointer.grad
     if gradient is None:
         return None

@@ -52,7 +52,7 @@ class WorkerRefused(UsageError):
 
     Attributes:
         worker: The worker's name.
-        code: One of a closed list (`sumus.virtual.messages.STATUS`).
+        code: A code of a closed list (`sumus.virtual.messages.STATUS`).
     """
 
     def __init__(self, worker: str, code: str, detail: str) -> None:
@@ -220,7 +220,7 @@ class VirtualWorker(Worker):
 
 
 def _name_of(name: object, other: str | None) -> str:
-    """Return a worker's name, which is given as the first argument, or as `id` after a hook."""
+    """Give a worker's name from the arguments, with or without a hook before it."""
     if callable(getattr(name, "unhook", None)):
         name, other = other, None
     if not isinstance(name, str) or other is not None:
@@ -232,8 +232,7 @@ def _name_of(name: object, other: str | None) -> str:
 
 
 def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[str, Tensor]:
-    """Check an owner's tensors; arrays are accepted too. A public tensor that shares memory with a private one is
-    copied."""
+    """Check an owner's tensors. Arrays are accepted too. A public tensor that shares memory with a private one is copied."""
     found: dict[str, Tensor] = {}
     for name, given in tensors.items():
         tensor = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
@@ -250,7 +249,7 @@ def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[st
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Return whether two storages have a byte in common."""
+    """Tell whether two storages have a byte in common."""
     (begin, end), (first, last) = (
         (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
         for storage in (one.untyped_storage(), other.untyped_storage())
@@ -259,7 +258,7 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def as_array(tensor: Tensor) -> Any:
-    """Return a tensor as the array that is sent."""
+    """Give a tensor as it travels."""
     if isinstance(tensor, Pointer):
         raise PointerError(f"this is at {tensor.worker.name!r} already: use sumus.virtual.move(pointer, worker)")
     if tensor.dtype not in DTYPE_NAMES:

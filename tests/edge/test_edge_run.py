@@ -86,11 +86,14 @@ class World:
         self.run.forget_work(device, now)
 
     def crash(self) -> None:
-        """What is in memory is gone: work that was not fetched, and what was to be said."""
+        """What is in memory is gone: work that was not fetched, newer check-ins, and what was to be said."""
         for device, granted in self.relay.granted.items():
             self._forget(f"{device}/{granted.work.session}")
         for _, _, session in self.relay.ended:
             self._forget(session)
+        for session in self.above:
+            if session.partition("/")[0] in self.relay.asking:
+                self._forget(session)
         self._requests.clear()
         self.start()
 
@@ -261,6 +264,90 @@ def test_control_on_these_days_all_of_it_happens(rounds: int, tmp_path: Path) ->
     for seed in range(4):
         happened.update(day(seed, rounds, tmp_path / f"{seed}").above.values())
     assert set(happened) == {"superseded", "ended", "counted", "forgotten"}
+
+
+# ── days that went wrong once ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def given(world: World, *numbers: int) -> list[str]:
+    """Let these devices ask until work has come down for them; return their sessions."""
+    for number in numbers:
+        device, serial = DEVICES[number], 1
+        request = CheckInRequest(serial, "s1", (world.plan.description.fingerprint,))
+        assert world.run.admits(DeviceCheckIn(device, request), world.now) is not None
+        world._requests[device] = request  # pyright: ignore[reportPrivateUsage]
+    world.pass_on(gives=1.0)
+    return [f"{DEVICES[number]}/s1" for number in numbers]
+
+
+def fetched(world: World, session: str) -> None:
+    """Let a device fetch its work."""
+    device = session.partition("/")[0]
+    request = world._requests[device]  # pyright: ignore[reportPrivateUsage]
+    assert world.run.admits(DeviceCheckIn(device, request), world.now) is None
+    actions = world.run.coordinator.check_in(device, CheckIn(session, request.serial), world.now)
+    assert [type(action) for action in actions] == [AssignWork]
+    world._out[device] = session  # pyright: ignore[reportPrivateUsage]
+    world.run.offer(actions[0].session, world.now)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+def test_work_that_no_device_has_fetched_does_not_outlive_its_round(tmp_path: Path) -> None:
+    world = World(0, 1, tmp_path / "keys")
+    first, second = given(world, 0, 1)
+    fetched(world, first)
+    world.report()
+    world.now += LASTS  # the round is over in time, and the second device has not come
+    world.run.tick(world.now)
+    assert second not in {f"{device}/{work.work.session}" for device, work in world.relay.granted.items()}
+    world.pass_on()
+    assert (world.above[second], len(world.run.sums_to_send)) == ("ended", 1)
+
+
+def test_a_session_whose_time_is_over_is_said_to_have_ended(tmp_path: Path) -> None:
+    world = World(0, 1, tmp_path / "keys")
+    (session,) = given(world, 0)
+    fetched(world, session)
+    world.wait(LASTS)
+    world.pass_on()
+    assert world.above[session] == "ended"
+
+
+def test_a_sum_of_a_round_that_is_cancelled_here_does_not_go_up(tmp_path: Path) -> None:
+    world = World(0, 1, tmp_path / "keys")
+    (session,) = given(world, 0)
+    fetched(world, session)
+    world.report()
+    world.wait(LINGER)
+    (ready,) = world.run.sums_to_send.values()
+    cancel_newest(world.run, world.now)
+    assert world.run.sums_to_send == {}
+    world.run.delivered(ready.number, world.now)  # it was on its way
+    world.pass_on()
+    assert world.above[session] == "ended"
+    (row,) = [world.run.coordinator.round(ready.number)]
+    assert row is not None
+    assert row.state is State.ABANDONED
+
+
+def test_a_site_that_was_killed_while_its_rounds_were_being_ended_begins_again(tmp_path: Path) -> None:
+    world = World(0, 3, tmp_path / "keys")
+    held = given(world, 0, 1)
+    for session in held:
+        fetched(world, session)
+    world.report()
+    world.report()
+    world.wait(LINGER)
+    world.wait(0.5)
+    own = world.run.coordinator.current
+    device = held[0].partition("/")[0]
+    actions = world.run.coordinator.check_in(device, CheckIn(f"{device}/s2", 2), world.now)
+    assert [type(action) for action in actions] == [AssignWork], "an own round has begun"
+    world.run.all_ends(world.now)  # the note is gone, and the process dies before the round is cancelled
+    world.start()
+    row = world.run.coordinator.round(own.number)
+    assert row is not None
+    assert row.state is State.ABANDONED
+    assert world.run.waits_for(world.run.coordinator.current) in ("no work has come down yet", "")
 
 
 @pytest.mark.parametrize("rounds", [1, 3])

@@ -1,6 +1,7 @@
 """One way into a sum: what the first hop has checked is added as it is, and nothing else can be added."""
 
 import ast
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ class Insides:
         return self.intake.read_sum(body, EDGE, MANY, None)
 
 
-def staged(answers: list[tuple[object, ...]]) -> list[bool]:
+def staged(answers: Sequence[tuple[object, ...]]) -> list[bool]:
     return [any(isinstance(action, StageReport) for action in actions) for actions in answers]
 
 
