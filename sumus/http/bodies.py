@@ -47,7 +47,7 @@ def announced(request: Request, most: int, packed: str = "identity") -> int:
         raise Refused("encoding", "bodies are sent as they are: leave Content-Encoding out")
     length = whole_number(request.headers.get("content-length", ""))
     if length is None:
-        raise Refused("length_required", "say Content-Length")
+        raise Refused("length_required", "the header Content-Length is required")
     if length > most:
         raise Refused("too_large", f"{over(length, most)} are read here")
     return length

@@ -352,7 +352,7 @@ class Connection(HttpToolsProtocol):
     # ── what it does ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _is_wanted(self, more: int) -> bool:
-        """Tell whether so many bytes that come are to be parsed."""
+        """Return whether the next bytes, given their number, are to be parsed."""
         unread = self._answered() and not self._whole and not self._in_head
         if self._deaf or unread:
             self._unwanted += more

@@ -24,7 +24,7 @@ LONGEST_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many at once, and so many a second in the long run."""
+    """A limit of requests: `burst` at once, and `rate` a second in the long run."""
 
     per_s: float
     burst: int

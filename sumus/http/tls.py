@@ -230,6 +230,7 @@ def _normal(name: str) -> str:
     labels = plain.split(".")
     if len(plain) > 253 or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
         raise UsageError(
-            f"{name!r} is no host name: letters, digits and hyphens between dots, without port or wildcard; others in xn-- form"
+            f"{name!r} is not a host name: give letters, digits and hyphens between dots, without port and wildcard; "
+            "other letters are written in the xn-- form"
         )
     return plain

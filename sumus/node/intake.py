@@ -144,10 +144,10 @@ class Intake:
 
         Args:
             raws: The readings as they came.
-            key: A key of all that came together, for readings without a `key` of their own, so that what comes again is kept
-                once. A reading that comes under the same key and is another one is refused.
-            keys: A key for each reading without one of its own, made of what the reading is.
-            beside: Writes what is to be remembered with them, in the same step.
+            key: A key of the whole batch, for readings without a `key` of their own, so that a batch that is sent again is kept
+                once. Another reading under the same key is refused.
+            keys: One key for each reading that has none of its own, derived from its content.
+            beside: Writes other rows in the same transaction.
         """
         fitting, refused, numbers = list[Reading](), dict[int, str](), list[int]()
         of_all = [key] if len(raws) == 1 else [f"{key}/{number}" for number in range(len(raws))] if key else None

@@ -53,9 +53,7 @@ class Remote:
         """Use up a link, and remember the session."""
         url, code = code_of(link)
         if url != self.url:
-            raise UsageError(
-                f"this link is of {url}, and you asked for {self.url}: give the URL that the link begins with"
-            )
+            raise UsageError(f"this link is for {url}, not {self.url}: give the URL that the link begins with")
         self._logins.keep(self.url, self.ask("POST", "/v1/admin/login", {"code": code}, known=False)["session"])
 
     def log_out(self) -> None:
@@ -217,7 +215,7 @@ def _written(response: http.client.HTTPResponse, sha256: str, part: Path, url: s
         os.fsync(file.fileno())
     if hashed.hexdigest() != sha256:
         raise ExperimentError(
-            f"what {url} sent is not the model that it lists (its SHA-256 is another): is a proxy between that changes answers, "
-            "or the server's disk damaged?"
+            f"the model from {url} has not the SHA-256 that the server lists: look for a proxy that changes answers, or a "
+            "damaged disk on the server"
         )
     return got
