@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from starlette.applications import Starlette
+
 from sumus.device.keys import system
 from sumus.device.link import Link, fetch_authority, pin_of
 from sumus.device.requests import Requests
@@ -42,57 +44,137 @@ LOG = logger("sumus.edge")
 HERE, USUAL = Storage(), ServerPolicy()
 
 
-class Edge(Service):
-    """What `open_edge` opens.
+class EdgeTasks:
+    """The tasks of the server above, as the edge's own server serves them."""
 
-    Attributes:
-        uplink: The way up.
-        upstream: The address of the server above.
-    """
+    def __init__(self, server: Server, relay: Relay, kept: Stores, crowd: Crowd, linger: float) -> None:
+        """Serve nothing yet.
 
-    def __init__(self, service: Service, uplink: Uplink, upstream: str, stack: ExitStack) -> None:
-        super().__init__(
-            service.server,
-            service.blobs,
-            service.room,
-            service.ring,
-            service.shared,
-            service.device_app,
-            service.notes,
-            stack,
-        )
-        self.uplink, self.upstream = uplink, upstream
+        Args:
+            server: The edge's own server.
+            relay: What all runs share.
+            kept: The stores of the edge.
+            crowd: The devices of the edge.
+            linger: Seconds for which more devices are awaited after work has come down.
+        """
+        self._server, self._relay, self._kept = server, relay, kept
+        self._crowd, self._linger = crowd, linger
+
+    def take_up(self, served_above: Sequence[Served], now: float) -> None:
+        """Have a run for each run that the server above serves. On the deciding thread.
+
+        Args:
+            served_above: What the server above says of its runs.
+            now: Seconds of the edge's clock.
+        """
+        for name in dict.fromkeys(served.task for served in served_above):
+            self._take_up(name, [served for served in served_above if served.task == name], now)
+
+    def _take_up(self, name: str, mine: Sequence[Served], now: float) -> None:
+        """Have the runs of a task. Runs that count reports otherwise than the server above says now are ended first."""
+        here = [run for run in (self._server.run(name, served.kind) for served in mine) if isinstance(run, EdgeRun)]
+        if len(here) == len(mine) and all(map(_counts_alike, here, mine)):
+            for run, served in zip(here, mine, strict=True):
+                run.serve(served)
+            return
+        for run in here:
+            run.end_all(now)
+        try:
+            new = tuple(self._new_run(f"{name}.{served.kind}", served) for served in mine)
+        except PlanError as error:  # a site's plan holds something that is not registered here
+            LOG.warning("task %s is left out: %s", name, error)
+            return
+        self._server.take_up(ServedTask(name, new, mine[0].fingerprint, mine[0].keeps_state), now)
+
+    def _new_run(self, name: str, served: Served) -> EdgeRun:
+        kept, again = self._kept, self._server.decide_held_again
+        store, sums = kept.store(name), kept.sums(name)
+        model = SiteModel(served, store, kept.blobs) if served.rounds > 1 else None
+        return EdgeRun(served, self._relay, store, kept.ring, sums, self._crowd, again, self._linger, model)
+
+
+def _counts_alike(run: EdgeRun, served: Served) -> bool:
+    """Return whether a run counts reports as the server above says now."""
+    return (run.served.hop, run.served.plan) == (served.hop, served.plan)
+
+
+class UplinkThread:
+    """An edge's way up, in a thread of its own."""
+
+    def __init__(self, server: Server, uplink: Uplink, upstream: str) -> None:
+        """Do nothing before the start.
+
+        Args:
+            server: The edge's own server.
+            uplink: What the thread does.
+            upstream: The address of the server above.
+        """
+        self._server, self._uplink, self._upstream = server, uplink, upstream
         self._over = threading.Event()
         self._thread = threading.Thread(target=uplink.run, args=(self._over,), name="uplink", daemon=True)
 
     def start(self) -> None:
-        """Take up the runs of the server above, and from now on pass check-ins on and add reports.
+        """Take up the runs of the server above, and from now on pass check-ins on and send sums.
 
         Until the server above has said for the first time which runs there are, devices are told to come again.
         """
-        super().start()
-        if not self.server.ask_to_do(self.uplink.remember).result():
-            self.uplink.turn()
+        if not self._server.ask_to_do(self._uplink.remember).result():
+            self._uplink.turn()
         self._thread.start()
 
-    def above(self) -> AboveStatus:
-        link = self.uplink
-        why = in_short(link.trouble, self.upstream)
-        return AboveStatus(self.upstream, link.trouble, link.sent, link.bytes_up, link.waiting, why)
+    def status(self) -> AboveStatus:
+        """Return how the server above answers."""
+        up = self._uplink
+        why = in_short(up.trouble, self._upstream)
+        return AboveStatus(self._upstream, up.trouble, up.sent, up.bytes_up, up.waiting, why)
 
     def close(self) -> None:
-        """Answer every request that waits, and close everything. A sum that has not gone up goes up after the next start."""
+        """End the thread. A sum that has not gone up goes up after the next start."""
         self._over.set()
-        self.uplink.wake()
+        self._uplink.wake()
         if self._thread.ident is not None:
             self._thread.join()
-        super().close()
+
+
+class Edge(Service):
+    """What `open_edge` opens: a server, and its way up.
+
+    Attributes:
+        uplink: The way up.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        kept: Stores,
+        shared: Shared,
+        room: Room,
+        app: Starlette,
+        uplink: Uplink,
+        upstream: str,
+        stack: ExitStack,
+    ) -> None:
+        """Put an edge together.
+
+        Args:
+            server: The edge's own server.
+            kept: Its keys and blobs.
+            shared: Its secret.
+            room: The memory for bodies of requests.
+            app: The device plane.
+            uplink: The way up.
+            upstream: The address of the server above.
+            stack: Closes everything.
+        """
+        way_up = UplinkThread(server, uplink, upstream)
+        super().__init__(server, kept.blobs, room, kept.ring, shared, app, (), stack, way_up)
+        self.uplink = uplink
 
 
 def open_edge(
     link: Link,
-    where: Storage = HERE,
-    conduct: ServerPolicy = USUAL,
+    storage: Storage = HERE,
+    policy: ServerPolicy = USUAL,
     authority: bytes | None = None,
     linger: float = LINGER,
     transport: Transport | None = None,
@@ -102,8 +184,8 @@ def open_edge(
 
     Args:
         link: The link to the server above.
-        where: Where the edge keeps its data.
-        conduct: Its quota, memory, group and limits are used; the population is that of the server above.
+        storage: Where the edge keeps its data.
+        policy: Its quota, memory, group and limits are used; the population is that of the server above.
         authority: The certificate that devices of this edge are to trust.
         linger: Seconds for which more devices are awaited after work has come down.
         transport: The way up, in tests; None for HTTP.
@@ -113,54 +195,27 @@ def open_edge(
         ExperimentError: The edge is not enrolled and cannot be, or its folder cannot be used.
     """
     with ExitStack() as stack:
-        kept = Stores(where, stack, shares=False)
+        kept = Stores(storage, stack, shares=False)
         replica = Replica(kept.leases, kept.name)
         stack.callback(replica.stop)
-        memory: DeviceStore = MemoryDeviceStore() if where.data is None else FolderDeviceStore(where.data / "upstream")
+        memory: DeviceStore = (
+            MemoryDeviceStore() if storage.data is None else FolderDeviceStore(storage.data / "upstream")
+        )
         stack.callback(memory.close)
         requests, upstream = _enrolled(link, memory, transport)
         clock = storage_clock(map(kept.store, kept.runs()))
         shared = Shared(kept.store("tasks"), kept.ring, kept.blobs)
-        roll = DeviceRegister(kept.identities, {requests.population: conduct.quota}, shared.join(replica))
+        roll = DeviceRegister(kept.identities, {requests.population: policy.quota}, shared.join(replica))
         crowd = Crowd(lambda: count_enrolled(kept.identities, requests.population))
-        server = Server(requests.population, [], roll, replica, crowd, clock, conduct.group)
+        server = Server(requests.population, [], roll, replica, crowd, clock, policy.group)
         wanted, runs = threading.Event(), EdgeRuns(server)
         relay = Relay(wanted.set, runs)
-
-        def take_up(served_above: Sequence[Served], now: float) -> None:
-            """Have a run for each that the server above serves, on the deciding thread."""
-            for name in dict.fromkeys(served.task for served in served_above):
-                mine = [served for served in served_above if served.task == name]
-                here = [run for run in (server.run(name, served.kind) for served in mine) if isinstance(run, EdgeRun)]
-                if len(here) == len(mine) and all(map(_counts_alike, here, mine)):
-                    for run, served in zip(here, mine, strict=True):
-                        run.serve(served)
-                    continue
-                for run in here:  # its reports were by another plan
-                    run.end_all(now)
-                try:
-                    new = [new_run(f"{name}.{served.kind}", served) for served in mine]
-                except PlanError as error:  # a site's plan holds something that is not registered here
-                    LOG.warning("task %s is left out: %s", name, error)
-                    continue
-                server.take_up(ServedTask(name, tuple(new), mine[0].fingerprint, mine[0].keeps_state), now)
-
-        def new_run(name: str, served: Served) -> EdgeRun:
-            store, sums, again = kept.store(name), kept.sums(name), server.decide_held_again
-            model = SiteModel(served, store, kept.blobs) if served.rounds > 1 else None
-            return EdgeRun(served, relay, store, kept.ring, sums, crowd, again, linger, model)
-
+        tasks = EdgeTasks(server, relay, kept, crowd, linger)
         rows, told = kept.store("uplink"), say or quiet
-        uplink = Uplink(requests, server, kept.blobs, rows, relay, runs, take_up, wanted, told)
-        room = Room(conduct.memory)
-        app = device_app(server, kept.blobs, room, conduct.limits or Limits(), authority)
-        service = Service(server, kept.blobs, room, kept.ring, shared, app, (), ExitStack())
-        return Edge(service, uplink, upstream, stack.pop_all())
-
-
-def _counts_alike(run: EdgeRun, served: Served) -> bool:
-    """Return whether a run counts reports as the server above says now."""
-    return (run.served.hop, run.served.plan) == (served.hop, served.plan)
+        uplink = Uplink(requests, server, kept.blobs, rows, relay, runs, tasks.take_up, wanted, told)
+        room = Room(policy.memory)
+        app = device_app(server, kept.blobs, room, policy.limits or Limits(), authority)
+        return Edge(server, kept, shared, room, app, uplink, upstream, stack.pop_all())
 
 
 def _enrolled(link: Link, memory: DeviceStore, transport: Transport | None) -> tuple[Requests, str]:

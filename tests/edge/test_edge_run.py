@@ -39,6 +39,7 @@ class World:
         above: What became of each session that came down: "out", "superseded", "ended", "counted", "refused", "forgotten".
         told: How often the server above was told that a session has ended.
         now: The clock.
+        lasts: Seconds that the server above gives for work.
     """
 
     def __init__(self, seed: int, rounds: int, keys: Path) -> None:
@@ -47,7 +48,7 @@ class World:
         self.plan = self.bundle.plan
         self.above: dict[str, str] = {}
         self.told: Counter[str] = Counter()
-        self.now, self.fence = 1000.0, 0
+        self.now, self.fence, self.lasts = 1000.0, 0, LASTS
         self._store, self._blobs, self._sums, self._ring = MemoryStore(), MemoryBlobs(), MemoryBlobs(), KeyRing(keys)
         self._version, self._counted = 0, set[str]()
         self._requests: dict[str, CheckInRequest] = {}
@@ -186,7 +187,9 @@ class World:
         if again is None:
             self.above[session], self._sum_of[session] = "out", self._version
         seed = f"{self._version:064x}"
-        return Assignment("tiny", "train", request.session, self._version, self._plan_body, self._body, seed, 2, LASTS)
+        return Assignment(
+            "tiny", "train", request.session, self._version, self._plan_body, self._body, seed, 2, self.lasts
+        )
 
     def begin_another_sum(self) -> None:
         """The round of the server above is over."""
@@ -293,11 +296,11 @@ def fetched(world: World, session: str) -> None:
 
 def test_work_that_no_device_has_fetched_does_not_outlive_its_round(tmp_path: Path) -> None:
     world = World(0, 1, tmp_path / "keys")
+    world.lasts = 50.0
     first, second = given(world, 0, 1)
     fetched(world, first)
     world.report()
-    world.now += LASTS  # the round is over in time, and the second device has not come
-    world.run.tick(world.now)
+    world.wait(45.0)  # the round's time is over, and the second device has not come
     assert second not in {f"{device}/{work.work.session}" for device, work in world.relay.granted.items()}
     world.pass_on()
     assert (world.above[second], len(world.run.sums_to_send)) == ("ended", 1)
@@ -307,9 +310,24 @@ def test_a_session_whose_time_is_over_is_said_to_have_ended(tmp_path: Path) -> N
     world = World(0, 1, tmp_path / "keys")
     (session,) = given(world, 0)
     fetched(world, session)
+    world.wait(LASTS / 2)
+    row = world.run.coordinator.session(session)
+    assert row is not None
+    assert row.state == "lapsed", "it has lost its place, and may still report"
     world.wait(LASTS)
     world.pass_on()
     assert world.above[session] == "ended"
+
+
+def test_a_session_that_has_ended_does_not_end_again_when_its_device_gives_up(tmp_path: Path) -> None:
+    world = World(0, 1, tmp_path / "keys")
+    (session,) = given(world, 0)
+    fetched(world, session)
+    cancel_newest(world.run, world.now)
+    world.pass_on()
+    world.drop()
+    world.pass_on()
+    assert (world.above[session], world.told[session]) == ("ended", 1)
 
 
 def test_a_sum_of_a_round_that_is_cancelled_here_does_not_go_up(tmp_path: Path) -> None:
