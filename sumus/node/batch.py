@@ -67,15 +67,15 @@ def of_lines(
     beginning: Beginning,
     open: int | None = None,
 ) -> Batch:
-    """The readings of a file of text.
+    """Make a batch of the readings of a file of text.
 
     Args:
-        found: each reading, or what is wrong with it.
-        pieces: the bytes of each.
-        begins: the byte at which each begins.
-        lines: the number of the line at which each begins, from 1.
-        beginning: what stands before the first one.
-        open: the byte at which a quote opens that is not closed.
+        found: Each reading, or what is wrong with it.
+        pieces: The bytes of each.
+        begins: The byte at which each begins.
+        lines: The number of the line at which each begins, from 1.
+        beginning: What stands before the first one.
+        open: The byte at which a quote opens that is not closed; None if there is none.
     """
 
     def subset(numbers: Sequence[int]) -> bytes:

@@ -75,7 +75,7 @@ class _Row:
 
 
 def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
-    """A line of names, and a reading a row. Numbers are numbers, nothing is None, and the rest is text.
+    """Read a line of names, and one reading a row. Numbers are numbers, an empty value is None, and the rest is text.
 
     Args:
         body: UTF-8, with or without a byte order mark.

@@ -220,15 +220,15 @@ class Intake:
 
 
 def time_of(raw: Raw, name: str) -> float:
-    """A reading's own time, in seconds since 1970.
+    """Read a reading's own time, in seconds since 1970.
 
     Args:
-        raw: the reading.
-        name: of the value that is its time: a text by ISO 8601, in UTC unless it says otherwise; or the seconds, milliseconds,
-            microseconds or nanoseconds since 1970, which are told apart by their size.
+        raw: The reading.
+        name: The name of the value that is its time: a text by ISO 8601, in UTC unless it says otherwise; or the seconds,
+            milliseconds, microseconds or nanoseconds since 1970, which are told apart by their size.
 
     Raises:
-        BadReading: there is no such value, or it is no time.
+        BadReading: There is no such value, or it is no time.
     """
     value: Any = raw.get(name)
     if isinstance(value, np.generic):
