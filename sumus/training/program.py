@@ -120,13 +120,8 @@ class Program:
                 tensor.copy_(value)
 
     def look_at(self, name: str, part: object) -> None:
-        """Watch also what the code of a part of the algorithm keeps. It is not restored, since a server calls such code
-        as well.
-
-        Args:
-            name: What `moved` calls the part.
-            part: The part.
-        """
+        """Watch also what the code of a part of the algorithm keeps, under a name in `moved`. It is not restored, since a
+        server calls such code as well."""
         if (name, id(part)) not in self._parts:
             self._parts[name, id(part)] = part, HiddenState({name: part})
 
@@ -171,11 +166,7 @@ class Program:
         self.hidden.end(logs=self.observed is not None and not self.observed.acts)
 
     def expect_frozen(self, before: Mapping[str, Tensor] | None = None) -> None:
-        """Refuse a change of a frozen parameter. `before`: the values to compare with; None compares versions.
-
-        Raises:
-            TaskError: The code changed a frozen parameter.
-        """
+        """Raise TaskError if the code changed a frozen parameter, compared with values `before`, or else by versions."""
         for name, (tensor, version, kept) in self._frozen.items():
             is_same = tensor._version == version or _sum_of(tensor) == kept
             if not (is_same if before is None else _same_numbers(tensor, before[name])):
@@ -192,11 +183,7 @@ class Program:
         return {name: self.widen(name, self.tensors[name].detach()) for name in names}
 
     def expect_own_tensors(self) -> None:
-        """Refuse leaves that the module has replaced by other tensors, since nobody would send these.
-
-        Raises:
-            TaskError: The module has replaced a leaf.
-        """
+        """Raise TaskError if the module has replaced its leaves by other tensors, since nobody would send these."""
         state = self.module.state_dict(keep_vars=True)
         for name, tensor in self.tensors.items():
             if state.get(name) is not tensor:
@@ -231,7 +218,7 @@ class Program:
         self.begin_anew()
         self.module.eval()
         with torch.no_grad(), at_client(client):
-            classes = _class_count(self, few, few_targets)
+            classes = _classes(self, few, few_targets)
             data = self.reader.learn_schema(client, inputs, targets, classes)
             self.evaluate(few, few_targets)
         return data
@@ -289,11 +276,7 @@ class Program:
             return self.module(torch.as_tensor(inputs).to(self.device))
 
     def predict(self, inputs: Any) -> Tensor:
-        """Return the model's outputs as a device would answer: `(B, ...)` on the CPU.
-
-        Raises:
-            TaskError: The outputs are not one tensor.
-        """
+        """Return the outputs as a device would answer: `(B, ...)` on the CPU. Raise TaskError if they are not one tensor."""
         outputs = self.outputs(inputs)
         if not isinstance(outputs, Tensor):
             raise TaskError(
@@ -322,7 +305,7 @@ class Program:
         return self.widen(name, tensor.detach()).cpu().numpy().copy()
 
 
-def _class_count(program: Program, inputs: Tensor, targets: Tensor) -> int | None:
+def _classes(program: Program, inputs: Tensor, targets: Tensor) -> int | None:
     """Return the number of classes that the model scores; None if the loss takes no classes."""
     axis = getattr(program.task.loss, "class_axis", None)
     if axis is None:
