@@ -1,4 +1,4 @@
-"""How many requests are taken, by who asks.
+"""How many requests are answered, of each device, each neighbourhood and each population.
 
     limits = Limits()
     limits.enrolment(address, now)                   Refused("rate") with a window to come back in

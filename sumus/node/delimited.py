@@ -4,8 +4,8 @@ the names that a file happens to have.
     batch = read_delimited(body)
     batch.found[0]                       {"celsius": 21.5, "felt": "cold"}, or a BadReading in its place
 
-What a file means is never guessed where it can be read in two ways: such a file is refused, with both ways named. A row whose
-values cannot be told is refused by its line, and the other rows are read.
+Nothing is guessed: if a file can be read in two ways, it is refused, and the message names both. If the values of a row cannot be
+told apart, the row is refused by its line, and the other rows are read.
 """
 
 import re

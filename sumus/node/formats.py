@@ -1,5 +1,5 @@
-"""Readings as they come: text in columns, JSON, line protocol, arrays and pictures, also packed. All of it is untrusted: lengths
-are looked at before memory is taken, and nothing is ever unpickled.
+"""Readings as they come: text in columns, JSON, line protocol, arrays and pictures, also packed. None of it is trusted:
+lengths are checked before memory is allotted, and nothing is ever unpickled.
 
     batch = read_file("kitchen.csv", body)
     batch.found[3]                     a reading: a mapping of names to values, or a BadReading in its place

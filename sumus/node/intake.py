@@ -1,10 +1,10 @@
-"""From what came to what is kept: the user's `prepare`, and the check that it fits what is here.
+"""Makes examples of readings as they came: by the user's `prepare`, and with a check that they fit those that are kept.
 
     intake = Intake(readings, prepare)
     taken = intake.take([{"inputs": [1, 2], "target": 0}], key="kitchen/17")      kept, once
     intake.inputs([{"inputs": [1, 2]}])                                            to predict for
 
-One bad reading is refused by its number, and the others are kept.
+A bad reading is refused by its number, and the others are kept.
 """
 
 from collections.abc import Callable, Sequence

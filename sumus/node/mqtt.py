@@ -5,8 +5,9 @@
     subscription.run(over)                        until the event is set
 
 A message is a JSON reading, a list of them, or a bare value, sent with QoS 1; each reading has its `topic`. The session outlasts
-the connection, so that what came while the node was away comes then. QoS 1 delivers at least once: what is to be kept once has a
-`key`. A message that the broker retains, and sends anew with each connection, is counted once. It needs the extra `mqtt`.
+the connection: messages that came while the node was away are delivered when it is back. QoS 1 delivers at least once, so
+readings that are to be kept once need a `key`. A message that the broker retains, and sends again with each connection, is
+counted once. This needs the extra `mqtt`.
 """
 
 import json

@@ -5,7 +5,7 @@
     remote.ask("GET", "/v1/admin/status")                      the answer's JSON
     remote.fetch("/v1/admin/models/health/7", sha256, path)    a file, whole or not at all
 
-Everything that goes wrong is said in a sentence: nobody is there, it is the devices' address, the session is over.
+Every failure is told in a sentence: no server answers, the address is the devices' one, or the session has ended.
 """
 
 import hashlib
