@@ -79,7 +79,7 @@ def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
 
     Args:
         body: UTF-8, with or without a byte order mark.
-        before: what an earlier part of the same file said, if `body` is a later part behind the same head.
+        before: What an earlier part of the same file showed, if `body` is a later part behind the same head.
 
     Raises:
         BadReading: the file as a whole cannot be read: the message says why.
@@ -337,7 +337,7 @@ class _Numbers:
 
     Attributes:
         columns: those that hold mostly numbers.
-        seen: an example of each way of writing them there.
+        seen: An example of each way of writing them there.
     """
 
     columns: frozenset[int]

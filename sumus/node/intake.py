@@ -37,10 +37,10 @@ class IntakeResult:
     """What became of readings.
 
     Attributes:
-        kept: new ones.
-        labelled: that were here without a target.
-        again: that were here.
-        refused: number, from 0 → why.
+        kept: New readings.
+        labelled: Readings that were here without a target, which they have now.
+        again: Readings that were here already.
+        refused: Why a reading was refused, by its number from 0.
     """
 
     kept: int
@@ -113,13 +113,13 @@ def as_json(value: Any) -> Any:
 
 
 class Intake:
-    """What takes readings. Any thread may call.
+    """Takes readings. Any thread may call.
 
     Args:
-        readings: where they are kept.
-        prepare: the user's; None if readings come as the task takes them.
-        time: the name of the value that is a reading's own time; None if its time is when it comes.
-        label: the user's words for targets; None if they come as the task takes them.
+        readings: The readings that are kept.
+        prepare: The user's function; None if readings come as the task takes them.
+        time: The name of the value that is a reading's own time; None for the time at which it comes.
+        label: The user's function for targets in their words; None if they come as the task takes them.
     """
 
     def __init__(

@@ -33,7 +33,13 @@ _PIECE = 2**20
 
 
 class Remote:
-    """One server's admin plane. authority: a certificate's file that its own must come from; None for those of the system."""
+    """One server's admin plane, as an operator's program asks it.
+
+    Args:
+        url: The plane's address.
+        logins: The operator's sessions.
+        authority: The file of a certificate that the server's must come from; None for those of the system.
+    """
 
     def __init__(self, url: str, logins: Logins, authority: Path | None = None) -> None:
         if "#" in url:
