@@ -139,7 +139,7 @@ def _check_text(body: bytes, each_line: bool) -> None:
 
     Args:
         body: The bytes.
-        each_line: Whether each line has a limit of its own.
+        each_line: Whether each line is decoded by itself later, so that this does not decode the text.
     """
     if len(body) > MOST_TEXT or max(body.count(b"\n"), body.count(b"\r")) > MOST_READINGS + 100:
         raise BadReading(f"it has {over(len(body), MOST_TEXT)}, and {MOST_READINGS:,} readings, are read: split it")
