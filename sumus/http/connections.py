@@ -113,10 +113,10 @@ class Listener:
     """Accepts connections on a socket, from its making on; each is counted before a byte of it is read.
 
     Args:
-        listening: a socket that listens.
-        how: of the application that answers.
-        state: of the server whose connections they are.
-        connections: where they are counted.
+        listening: A socket that listens.
+        how: The configuration of the application that answers.
+        state: The state of the server whose connections they are.
+        connections: Counts them.
     """
 
     def __init__(

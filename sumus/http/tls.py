@@ -4,8 +4,8 @@
     certificates.pin                                             SHA-256 of the authority
     enrolment_link("https://fl.example:8443", token, certificates.pin)
 
-The authority signs one leaf. Its key is never written, and is gone when `issue` returns; were it not, name constraints would
-still keep it to these names. So a device may trust it and nobody else, and knows it by the hash in the link that enrols it.
+The authority signs one leaf. Its key is never written, and is deleted when `issue` returns; name constraints would keep it to
+these names even if it were not. So a device may trust this authority alone, and knows it by the hash in its enrolment link.
 """
 
 import ipaddress

@@ -171,7 +171,7 @@ def logout(url: Url, authority: Authority = None) -> None:
 
 
 def link(data: Data) -> None:
-    """Make a new login link; for whoever owns the server's folder."""
+    """Make a new login link, for the owner of the server's folder."""
     from sumus.server.access import CODE_S, Access, login_link
 
     try:

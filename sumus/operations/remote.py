@@ -5,7 +5,7 @@
     remote.ask("GET", "/v1/admin/status")                      the answer's JSON
     remote.fetch("/v1/admin/models/health/7", sha256, path)    a file, whole or not at all
 
-Everything that goes wrong is said in a sentence: nobody is there, it is the devices' address, the session is over.
+Every failure is told in a sentence: no server answers, the address is the devices' one, or the session has ended.
 """
 
 import hashlib
@@ -33,7 +33,13 @@ _PIECE = 2**20
 
 
 class Remote:
-    """One server's admin plane. authority: a certificate's file that its own must come from; None for those of the system."""
+    """One server's admin plane, as an operator's program asks it.
+
+    Args:
+        url: The plane's address.
+        logins: The operator's sessions.
+        authority: The file of a certificate that the server's must come from; None for those of the system.
+    """
 
     def __init__(self, url: str, logins: Logins, authority: Path | None = None) -> None:
         if "#" in url:
