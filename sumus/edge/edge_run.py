@@ -161,10 +161,7 @@ class EdgeRun(Run):
     # ── what a kind of run says ──────────────────────────────────────────────────────────────────────────────────────
 
     def _ended_what_was_open(self, now: float) -> bool:
-        """Restore the state from the rows; return whether the open round was ended.
-
-        It is ended if it belongs to another plan, or if a crash came while a site's rounds were being ended.
-        """
+        """Restore the state from the rows. Return whether the open round was ended, as of another plan or of an ended site."""
         self._relay.clear()
         self.sums_to_send.clear()
         ends = self._rounds.begin_anew(self.served.plan)

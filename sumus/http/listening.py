@@ -205,8 +205,8 @@ def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> G
         local = _is_local(listening)
         if not local and not listen.certificate_files and not listen.insecure:
             raise UsageError(
-                f"others reach {listen.host}, and without TLS they can read the traffic: give --tls auto --tls-name HOSTNAME, or a "
-                "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
+                f"others reach {listen.host}, and without TLS they can read the traffic: give --tls auto --tls-name HOSTNAME, or "
+                "a certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
             )
         certificate, authority, _, _ = _certificate(listen, folder)
         name = listen.names[0] if listen.names else _called(listen.host)

@@ -3,7 +3,8 @@
     decision = decide(facts, event)
 
 The function is pure. `sumus/edge/edge_rounds.py` reads the facts, calls it and keeps `decision.round` in memory;
-`sumus/edge/edge_run.py` does what `decision.actions` say. A site's table (`protocol/site.py`) uses the rules of this one for its first round.
+`sumus/edge/edge_run.py` does what `decision.actions` say. A site's table (`protocol/site.py`) uses the rules of this one for its
+first round.
 
 Theory of operation
 ===================
