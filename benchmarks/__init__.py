@@ -1,1 +1,1 @@
-"""Measurements: each module is a command, `python -m benchmarks.NAME`."""
+"""Measurements. Each module is a command: `python -m benchmarks.NAME`."""

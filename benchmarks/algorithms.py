@@ -1,11 +1,12 @@
-"""What each algorithm is worth where clients differ in kind: handwritten digits, two label shards a client.
+"""Accuracy of each algorithm if clients differ in kind: handwritten digits, two label shards for each client.
 
     python -m benchmarks.algorithms            about 10 minutes on two cores
     python -m benchmarks.algorithms --write    also put the table into docs/results.md
 
-40 clients of about 36 images, most of them of two digits; eight take part in a round, five epochs each, 60 rounds. Every
-algorithm is tuned on one grid of client rates, and on what is its own (μ, α, a server rate), on three seeds, and measured on
-ten others. A seed draws the split, the initial model and the cohorts, so differences are taken seed by seed.
+40 clients have about 36 images each, most of them of two digits. Eight clients take part in a round, with five epochs
+each, for 60 rounds. Every algorithm is tuned on one grid of client rates and of its own parameters (μ, α, a server
+rate), on three seeds. It is then measured on ten other seeds. A seed draws the split, the initial model and the
+cohorts, so differences are taken seed by seed.
 """
 
 import sumus

@@ -1,13 +1,15 @@
-"""Synchronous rounds, over-selection and buffers on fleets of fast and slow devices: simulated time and traffic to a target.
+"""Synchronous rounds, over-selection and buffers on fleets of fast and slow devices: simulated time and traffic to a
+target.
 
     python -m benchmarks.asynchronous                     tune, then five seeds of each (about an hour on two cores)
     python -m benchmarks.asynchronous --seeds 1           one seed
     python -m benchmarks.asynchronous --write             also put table and picture into docs/
 
-Activities from a phone at the waist: 21 people, each cut into ten stretches of time, are 210 clients of one to three activities;
-9 people are never seen. Speeds spread log-uniformly, 1:10 and 1:100, and a round's work takes the middle device a minute. At
-most 100 devices work at once, in whatever way. Step sizes are tuned for each way and rule on one grid, by a seed of its own, at
-1:10. The target is the accuracy on unseen people, mean of three evaluations in a row, one every hundred uploads.
+The data are activities, recorded with a phone at the waist. 21 people, each cut into ten stretches of time, give 210
+clients of one to three activities each. 9 other people never train. Speeds are spread log-uniformly, 1:10 and 1:100;
+the device of median speed takes a minute for a round's work. In each way of training, at most 100 devices work at once.
+Step sizes are tuned for each way and rule on one grid, with a seed of its own, at 1:10. The target is an accuracy on
+the people who never train: the mean of three evaluations in a row, one every hundred uploads.
 """
 
 import argparse

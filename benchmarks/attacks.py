@@ -1,12 +1,13 @@
-"""What each aggregator withstands: handwritten digits, 40 clients in every round, eight of them dishonest.
+"""How well each aggregator withstands attacks: handwritten digits, 40 clients in every round, eight of them dishonest.
 
     python -m benchmarks.attacks               about 15 minutes on two cores
     python -m benchmarks.attacks --write       also put the tables into docs/results.md
 
-Every aggregator against every attack, where honest clients are alike (IID) and where they are not (Dirichlet 0.5). The rules
-are told the true number of attackers; the norm bound is the one that costs nothing without an attack (IID). Accuracy is on images
-that nobody holds, after 40 rounds, mean of three seeds. A defence has failed where it stays more than ten points under what
-the plain mean reaches without an attack; such figures are in italics.
+Every aggregator meets every attack, with honest clients that are alike (IID) and that differ (Dirichlet 0.5). The
+aggregators are given the true number of attackers. The norm bound is the one that costs nothing without an attack
+(IID). Accuracy is measured on images that no client holds, after 40 rounds, as the mean of three seeds. A defence has
+failed if its accuracy is more than ten points below that of the plain mean without an attack; such figures are in
+italics.
 """
 
 import multiprocessing

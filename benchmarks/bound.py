@@ -1,9 +1,9 @@
-"""The FLOP bound of a core: the fastest single-precision product that torch has here.
+"""The FLOP bound of a core: the fastest matrix product in single precision that torch has on this machine.
 
     python -m benchmarks.bound      each kind, in GFLOP/s
 
-Three kinds, since none is fastest everywhere: `mm` (MKL or OpenBLAS), a linear layer of oneDNN, and the second convolution of
-W1 (oneDNN). One thread, wall time, the best of many repetitions.
+There are three kinds, since none is the fastest on all machines: `mm` (MKL or OpenBLAS), a linear layer of oneDNN, and
+the second convolution of W1 (oneDNN). One thread is used. The figure is wall time, the best of many repetitions.
 """
 
 import json

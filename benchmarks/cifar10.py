@@ -1,12 +1,12 @@
-"""Photographs of ten kinds over 100 clients: dealt at random, or with skewed labels (Dirichlet 0.3).
+"""Photographs of ten classes over 100 clients: split at random, or with skewed labels (Dirichlet 0.3).
 
     python -m benchmarks.cifar10                        every recipe, three seeds (over an hour on two cores)
     python -m benchmarks.cifar10 --recipe iid --seeds 0
     python -m benchmarks.cifar10 --write                also put the table into docs/results.md
 
-The images are a JPEG copy of CIFAR-10, so figures lie a little under those of the original; accuracy is on its 10,000 test
-images. Centralised training of this net reaches 0.726 after 8 epochs. The recipe was found on these figures (research before
-this code), so read the last digit generously. A seed draws the split too.
+The images are a JPEG copy of CIFAR-10, so figures are a little lower than with the original. Accuracy is measured on
+its 10,000 test images. Centralised training of this network reaches 0.726 after 8 epochs. The recipe was found on these
+figures (in research before this code), so their last digit may be too good. A seed also draws the split.
 """
 
 import torch

@@ -1,7 +1,8 @@
-"""What the comparisons share: every method is tuned on one grid, on seeds of its own, and then measured on others.
+"""Common code of the comparisons: every method is tuned on one grid with tuning seeds, and then measured with other
+seeds.
 
-A module of this kind has `METHODS`, name → settings by label, each a (seed) → experiment; the figure of a run is its mean
-accuracy over the last five evaluations. Intervals are Student's, 95 %, over the measured seeds.
+A module that uses this code has `METHODS`: method → label → a function (seed) → experiment. The figure of a run is its
+mean accuracy over the last five evaluations. Intervals are Student's t intervals at 95 % over the measured seeds.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a simulation costs: memory of a round against its cohort, and the start of a large population.
+"""The cost of a simulation: the memory of a round by the size of its cohort, and the start of a large population.
 
     python -m benchmarks.cost                          10,000 clients of a million parameters in one round (3 minutes)
     python -m benchmarks.cost --cohorts 20 200         shorter

@@ -1,6 +1,6 @@
 """Data sets for benchmarks that are not part of the product.
 
-They lie in `../shared/data`, or where SUMUS_DATA says; what needs one says so where it is absent.
+They lie in `../shared/data`, or in the folder that SUMUS_DATA names. A benchmark whose data are missing says so.
 """
 
 import gzip

@@ -1,4 +1,4 @@
-"""Handwritten digits (scikit-learn's 1,797 images) dealt to clients: the small real problem of several comparisons."""
+"""Handwritten digits (scikit-learn's 1,797 images) split over clients: the small real problem of several comparisons."""
 
 from collections.abc import Callable
 from functools import cache

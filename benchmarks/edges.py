@@ -1,9 +1,10 @@
-"""Edges: what goes up through them, and what they need.
+"""Edges: the traffic through them to the server, and the resources that they need.
 
     python -m benchmarks.edges                 1,000 devices, directly and behind 10 edges; and an edge's memory (three minutes)
     python -m benchmarks.edges --write         also put the tables into docs/results.md
 
-Processes over loopback: a server, edges, and devices that report without training, 8-bit codes. An edge has no PyTorch.
+All run as processes over loopback: a server, edges, and devices that report without training, in 8-bit codes. An edge
+imports no PyTorch.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""The executors of sumus beside each other and beside the naive loop: is the one that `auto` picks the fastest?
+"""The executors of sumus compared with each other and with a naive loop: does `auto` choose the fastest one?
 
     python -m benchmarks.executors                              w1, w2 and w3
     python -m benchmarks.executors --variants 3                 and three random variants of each: naive and auto alone
     python -m benchmarks.executors --workloads w2 w1/7          these; w1/7 is the variant of seed 7
-    python -m benchmarks.executors --check                      also: do all come to the same model?
+    python -m benchmarks.executors --check                      also: do all get the same model?
     python -m benchmarks.executors --variants 3 --write         also put table and picture into docs/
 
-One round of each in turn, as in `benchmarks.peers`. What `auto` finds is found anew, and forgotten: each runner has a cache
-folder of its own. Ends with status 1 where `auto` is slower than 0.9 times the best.
+The runners take turns, one round each, as in `benchmarks.peers`. `auto` makes its choice anew each time, since each
+runner has a cache folder of its own. The exit status is 1 if the speed of `auto` is below 0.9 times the best.
 """
 
 import argparse

@@ -1,13 +1,15 @@
-"""Fault schedules: rounds under lost, doubled and reordered messages, restarted devices and crashed servers, and what must hold.
+"""Fault schedules: rounds with lost, doubled and reordered messages, restarted devices and crashed servers; and what
+must hold.
 
     python -m benchmarks.faults                            500 schedules of each pacing
     python -m benchmarks.faults --schedules 10000          the long form
     python -m benchmarks.faults --seed 4711 --tell         one schedule again, event by event
     python -m benchmarks.faults --bug forgets-to-resend    with a planted bug: it must be found
 
-A schedule is one seed: a virtual clock, devices that follow `sumus.protocol.session`, a server that follows
-`sumus.protocol.round` with its rows in memory, and between them a network. What a server has written stays, what it holds in
-memory is lost when it crashes; a device's row stays too. After the faults stop, everything must come to rest.
+One seed makes one schedule: a virtual clock, devices that follow `sumus.protocol.session`, a server that follows
+`sumus.protocol.round` with its rows in memory, and a network between them. What a server has written survives a crash;
+what it holds in memory does not. A device's row survives too. After the faults stop, all devices and rounds must come
+to rest.
 """
 
 import argparse

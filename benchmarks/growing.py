@@ -1,14 +1,15 @@
-"""A node beside a program that writes: every complete row is kept exactly once.
+"""A node beside a program that writes files: every complete row must be kept exactly once.
 
     python -m benchmarks.growing --seconds 600 --seed 1            both ways of watching, in turn
     python -m benchmarks.growing --seconds 600 --way follow
 
-A writer appends rows to files in a watched folder, in pieces that end anywhere. It begins files anew under the same name
-(replaces), renames them (rotates), truncates them, keeps some open while they are moved, and appends by name to files that were
-moved away. Each row has a number of its own. At the end each row that a look could see is kept once, and no half row is.
+A writer appends rows to files in a watched folder, in pieces that may end anywhere. It starts files again under the
+same name (replaces), renames them (rotates), truncates them, keeps some open while they are moved, and appends by name
+to files that were moved away. Each row has a unique number. At the end, each row that the node could see must be kept
+once, and no incomplete row.
 
-What the writer destroys unseen is no loss: rows of a file that was truncated or replaced before a look could see them need not be
-kept; if they are kept, then once.
+Rows that the writer destroys before the node can see them (in a file that is truncated or replaced) need not be kept.
+If such a row is kept, it must be kept once.
 """
 
 import argparse

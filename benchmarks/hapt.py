@@ -1,13 +1,14 @@
-"""Phone activity recognition: six activities, one client a person, the official split by person.
+"""Activity recognition with phones: six activities, one client for each person, and the official split by person.
 
     python -m benchmarks.hapt                  every recipe, three seeds (about 20 minutes on two cores)
     python -m benchmarks.hapt --recipe running --seeds 0 --rounds 5
     python -m benchmarks.hapt --write          also put the table into docs/results.md
 
-21 people train, 9 are never seen; figures are on the windows of the unseen people. Centralised training of such a net
-reaches 0.93, with 0.76 for the worst person. The recipes are the same for all seeds. They were compared on the unseen people,
-few at a time (rates as measured before; prior of 100 or 300 windows; public or common scale; decay and rounds), so read
-the last digit generously. No run was stopped by what it measured: the figures are of the last round.
+21 people train, and 9 never do; figures are measured on the windows of these 9. Centralised training of such a network
+reaches 0.93, with 0.76 for the worst person. The recipes are the same for all seeds. A few variants of them were
+compared on the 9 people (rates as measured before; a prior of 100 or 300 windows; a public or common scale; decay and
+rounds), so the last digit of the figures may be too good. No run was stopped because of its measurements: the figures
+are those of the last round.
 """
 
 from collections.abc import Callable

@@ -1,12 +1,12 @@
-"""Does state outside the leaves ever change a result without a word? Models and losses with state are drawn, and trained in every
-way that a run can be trained in.
+"""Does state outside the leaves ever change a result silently? Random models and losses with state are trained in every
+way.
 
     python -m benchmarks.hidden_state [--draws 2000] [--seed 0] [--ways 2]
 
-A draw is a set of `FEATURES`: counters in attributes, closures, globals and classes, buffers that steer, hooks, layers made in
-forward, losses with parameters. Each is trained by autograd in one process, and again in other ways: captured, stacked, in two
-processes, through the wire, and in two parts. All must give the same model and the same measurements, or refuse. What has state
-must say so in a note; what has none must give none.
+A draw is a set of `FEATURES`: counters in attributes, closures, globals and classes, buffers that change the
+computation, hooks, layers made in forward, losses with parameters. Each draw is trained by autograd in one process, and
+again in other ways: captured, stacked, in two processes, through the wire, and in two parts. All ways must give the
+same model and the same measurements, or refuse. Code with state must cause a note; code without state must cause none.
 """
 
 import argparse

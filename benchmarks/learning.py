@@ -1,7 +1,7 @@
-"""What the learning benchmarks share: recipes, seeds, runs side by side, one table.
+"""Common code of the learning benchmarks: recipes, seeds, parallel runs, and one table.
 
-A module of this kind has `RECIPES` by name, and calls `main(__name__, …)`. Every run is of one seed, on one core, to its last
-round; figures are of that round.
+A module that uses this code has `RECIPES` by name, and calls `main(__name__, …)`. Each run uses one seed and one core,
+and goes to its last round. Figures are those of the last round.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Variants measured in lockstep: one round of each in turn, in a new order every sweep, so that they share what the machine
-does meanwhile, and the medians of their rounds can be compared.
+"""Measures variants in lockstep: they run one round each by turns, in a new order in every sweep. So they share all
+disturbances of the machine, and the medians of their rounds can be compared.
 
-Each variant is a runner: a command in a process of its own, perhaps in a Python of its own. This module is both halves, in
-numpy and the standard library alone.
+Each variant is a runner: a command in a process of its own, perhaps in a Python environment of its own. This module has
+the code of both sides, and needs numpy and the standard library alone.
 
     the parent      results = measure([Runner("naive", command), …], sweeps=9)
 
@@ -11,10 +11,10 @@ numpy and the standard library alone.
                         one_round()
                     turns.finish(weights)
 
-A runner whose loop is a library's gives it `turns.rounds`, and calls `turns.next()` before the first round and in what the
-library calls after each one. Wall seconds are the runner's own, from `next` to `next`. CPU seconds and memory are the
-parent's, of the runner and all its descendants. A runner that fails, or keeps the parent waiting, is ended and reported; the
-others go on. At the end no process is left, whatever happened.
+If the loop is inside a library, the runner gives it `turns.rounds`, and calls `turns.next()` before the first round and
+in the library's callback after each round. Wall time is measured by the runner, from `next` to `next`. CPU time and
+memory are measured by the parent, over the runner and all its descendants. A runner that fails, or does not answer in
+time, is ended and reported; the others go on. At the end no process is left, whatever happened.
 """
 
 import contextlib

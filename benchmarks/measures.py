@@ -1,12 +1,12 @@
 """Metrics and losses against torchmetrics, scikit-learn and float64: equal, or refused.
 
     python -m benchmarks.measures            10,000 draws
-    python -m benchmarks.measures --seed 7   one draw, and what it was
+    python -m benchmarks.measures --seed 7   one draw, with its details
 
-A draw is a metric or a loss on outputs and targets of random shapes and dtypes, cut into batches at random as the clients of an
-evaluation cut theirs, with whole weights of examples. Some are of another shape than the function takes, or hold a target that is
-no class, a chance beyond 1 or a NaN: these are to be refused, or to be NaN. Where torchmetrics is not installed, scikit-learn and
-float64 are what is compared with.
+A draw is a metric or a loss on outputs and targets of random shapes and dtypes. They are cut into random batches, as
+the clients of an evaluation would cut them, and examples have integer weights. Some draws have a shape that the
+function does not take, a target that is no class, a probability beyond 1, or a NaN. These must be refused, or give NaN.
+If torchmetrics is not installed, scikit-learn and float64 are the references.
 """
 
 import argparse

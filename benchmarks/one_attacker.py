@@ -1,14 +1,15 @@
-"""What one dishonest person costs the demo: `make demo` in the simulator, with one of its seven devices as the attacker.
+"""The effect of one dishonest person on the demo: `make demo` in the simulator, with one of its seven devices as the
+attacker.
 
     python -m benchmarks.one_attacker            about 30 minutes on one core
 
-The task, the plan and the people are the demo's own (`sumus.demos.health`). Seed s makes person s + 1 of the seven the
-attacker, so that seeds 0 to 6 let each person attack once. The attacker takes part in every round. Its update is exactly as
-long as the plan's clip, it names a million examples, and it knows the others' updates of the same round: no device can do more
-at the first hop. Accuracy is that of the last model on the three people who never train. Each run with an attacker is compared
-with two honest runs of the same seed: in one all seven people train, and in the other the attacker's person is missing. The
-control shows what the check of the first hop is worth: the attacker's update is a hundred times as long as the clip, and nobody
-refuses it.
+The task, the plan and the people are those of the demo (`sumus.demos.health`). With seed s, person s + 1 of the seven
+is the attacker, so seeds 0 to 6 let each person attack once. The attacker takes part in every round. Its update is
+exactly as long as the plan's clip norm, it claims a million examples, and it knows the others' updates of the same
+round: no device can do more at the first hop. Accuracy is that of the last model on the three people who never train.
+Each run with an attacker is compared with two honest runs of the same seed: in one all seven people train, and in the
+other the attacker's person is missing. The control shows the effect of the check at the first hop: the attacker's
+update is a hundred times as long as the clip norm, and nobody refuses it.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""The product's own demos, on data that comes inside Python packages, over three seeds.
+"""The product's own demos, on data that comes with Python packages, over three seeds.
 
     python -m benchmarks.package_data            about 10 minutes on two cores
     python -m benchmarks.package_data --write    also put the table into docs/results.md
 
-health: watch recordings, three of ten people never seen. keyboard: the next word of five authors never seen (the first guess).
-digits: 360 images that nobody holds, 20 clients with three label shards each. The recipes were compared on these figures.
+health: recordings of watches; three of ten people never train. keyboard: the next word, for five authors who never
+train (the first guess counts). digits: 360 images that no client holds, 20 clients with three label shards each. The
+recipes were compared on these figures.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Runs that do not depend on each other, a process a core."""
+"""Runs independent runs in parallel, one process for each core."""
 
 import multiprocessing
 import os

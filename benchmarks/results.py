@@ -1,4 +1,4 @@
-"""Tables of results: printed, and kept in docs/results.md between markers."""
+"""Tables of results, which are printed, and kept in docs/results.md between markers."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,11 +1,11 @@
-"""Models in S3: blobs on a real S3 server, which is killed while they are put, and what must hold.
+"""Models in S3: blobs on a real S3 server, which is killed while blobs are put; and what must hold.
 
     python -m benchmarks.s3                       20 kills
     python -m benchmarks.s3 --kills 200           the long form
 
-The server is OpenStack Swift with its S3 interface, in an environment of its own, on free ports of this machine. A kill is
-SIGKILL of its proxy or of its object server in the midst of puts; it is started again, and whoever was not told that a blob is
-there puts it again. In the end every blob that was told to be there is, with the bytes that were put.
+The server is OpenStack Swift with its S3 interface, in an environment of its own, on free ports of this machine. A kill
+is a SIGKILL of its proxy or of its object server during puts. The process is then started again, and a client whose put
+was not confirmed repeats it. At the end every blob whose put was confirmed must be there, with the bytes that were put.
 """
 
 import argparse

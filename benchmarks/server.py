@@ -1,14 +1,14 @@
-"""The server under load: how many devices one process answers, and how that compares to what the machine allows.
+"""The server under load: how many devices one process can answer, compared with what the machine allows.
 
     python -m benchmarks.server                        on SQLite (six minutes)
     python -m benchmarks.server --database postgresql  on a PostgreSQL of its own
     python -m benchmarks.server --seconds 1            a quick look
     python -m benchmarks.server --write                also put the table into docs/results.md
 
-A server in a process of its own, over loopback, with its limits of requests opened; a generator in another, on the same two
-cores, whose requests are signed before. The bound is a server that only receives: uvicorn with a raw ASGI application that reads
-the body and answers, and for check-ins Starlette with msgspec. Both are measured in turns, and of the turns the median is
-shown. "Answered" means that what was promised is on the disk.
+The server runs in a process of its own, over loopback, with its limits of requests lifted. A generator in another
+process, on the same two cores, sends requests that were signed before. The bound is a server that only receives:
+uvicorn with a raw ASGI application that reads the body and answers, and Starlette with msgspec for check-ins. Both are
+measured by turns, and the median of the turns is shown. "Answered" means that what the answer promises is on the disk.
 """
 
 import argparse
@@ -41,6 +41,8 @@ from sumus.aggregate import Update
 from sumus.operations.service import Storage, open_service
 from sumus.protocol.round import DeviceRow as ProtocolDevice
 from sumus.protocol.round import Session
+from sumus.rounds.run import DeviceCheckIn
+from sumus.rounds.stages import ClearReport
 from sumus.storage.identities import Identity
 from sumus.storage.sql import SqlStore
 from sumus.wire.messages import CheckInRequest
@@ -218,13 +220,15 @@ def committer(job: Job, updates: int) -> float:
         run = server.tasks[0].training
         ids = [Device(number).id for number in range(updates)]
         prints = fingerprints(job)
-        await asyncio.gather(*(server.check_in(id, CheckInRequest(0, "s0", prints)) for id in ids))
-        values = np.random.default_rng(0).normal(0.0, 0.01, job.sizes[0]).astype(np.float32)
+        await asyncio.gather(*(server.check_in(DeviceCheckIn(id, CheckInRequest(0, "s0", prints))) for id in ids))
+        scale = 0.5 / job.sizes[0] ** 0.5  # half as long as the clip, as the uploads are
+        values = np.random.default_rng(0).normal(0.0, scale, job.sizes[0]).astype(np.float32)
         left, began = iter(ids), time.perf_counter()
 
         async def bring() -> None:
             for id in left:
-                await server.report(id, run, "s0", Update(id, {"params": {"w": values}}, 10, {"loss": (5.0, 10)}))
+                update = Update(id, {"params": {"w": values}}, 10, {"loss": (5.0, 10)})
+                await server.report(run, ClearReport(f"{id}/s0", run.hop.check(update)))
 
         await asyncio.gather(*(bring() for _ in range(32)))
         return updates / (time.perf_counter() - began)

@@ -1,10 +1,10 @@
-"""Next character by role: 141 roles of Shakespeare with at least 1,000 characters, one client a role.
+"""Prediction of the next character: 141 roles of Shakespeare with at least 1,000 characters, one client for each role.
 
     python -m benchmarks.shakespeare           three seeds (about 20 minutes on two cores)
     python -m benchmarks.shakespeare --write   also put the table into docs/results.md
 
-The last fifth of every role is held out; figures are on it. Centralised training of such a net reaches 0.535. The recipe was
-found on these figures (research before this code), so read the last digit generously.
+The last fifth of every role is held out, and figures are measured on it. Centralised training of such a network reaches
+0.535. The recipe was found on these figures (in research before this code), so their last digit may be too good.
 """
 
 from functools import cache

@@ -1,15 +1,15 @@
-"""A siege: what honest devices notice of a flood, and what memory keeps of it.
+"""A siege: the effect of a flood of requests on honest devices, and on the server's memory.
 
     python -m benchmarks.siege                            each flood against ours and a bare server, in turns (twenty minutes)
     python -m benchmarks.siege --seconds 2 --turns 1      a quick look
     python -m benchmarks.siege --write                    also put the table into docs/results.md
 
-Over loopback, each in a process of its own: a server with its limits of requests opened, a flood, and honest devices that
-check in and upload evenly, each request timed from when it was due. The bare server is uvicorn with a raw ASGI application that
-receives a body, and Starlette with msgspec for check-ins. Like ours, it answers once a line of the request is on the disk, and
-syncs what came in a twentieth of a second at once. It checks no signature, adds nothing, and bounds nothing. Ours and the bare
-one meet the same flood one after the other; of the turns the median is shown. Memory is resident: before the flood, the most, and
-ten seconds after.
+Three kinds of processes run over loopback: a server with its limits of requests lifted, a flood, and honest devices.
+The devices check in and upload at an even rate, and each request is timed from the moment at which it was due. The bare
+server is uvicorn with a raw ASGI application that receives a body, and Starlette with msgspec for check-ins. Like ours,
+it answers once a line of the request is on the disk, and syncs the requests of a twentieth of a second at once. It
+checks no signature, adds nothing, and has no limits. Ours and the bare one meet the same flood one after the other, and
+the median of the turns is shown. Memory is resident memory: before the flood, the maximum, and ten seconds after.
 """
 
 import argparse

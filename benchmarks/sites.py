@@ -1,13 +1,15 @@
-"""Edges with rounds of their own: what they save upstream, and what it costs where sites differ.
+"""Edges with rounds of their own (sites): the traffic that they save upstream, and the accuracy that they cost if sites
+differ.
 
     python -m benchmarks.sites                  three seeds of each (about a quarter of an hour on two cores)
     python -m benchmarks.sites --seeds 1        one seed
     python -m benchmarks.sites --write          also put table and picture into docs/
 
-Activities from a phone at the waist: 21 people, each cut into ten stretches of time, are 210 clients of one to three activities;
-9 people are never seen. Seven sites of 30 clients: three people each, who do all that people do; or clients of like activities,
-so that a site has never seen most of them. A round takes 70 clients, and devices train as often whatever edges do: with κ₂ rounds
-of their own between two sums there are 1/κ₂ as many sums. After Liu et al. 2020, arXiv:1905.06641.
+The data are activities, recorded with a phone at the waist. 21 people, each cut into ten stretches of time, give 210
+clients of one to three activities each. 9 other people never train. There are seven sites of 30 clients each. In one
+split a site has three people, who do everything that people do. In the other it has clients of similar activities, so a
+site has never seen most activities. A round takes 70 clients, and devices train equally often in all runs: with κ₂
+rounds of a site between two sums, there are 1/κ₂ as many sums. After Liu et al. 2020, arXiv:1905.06641.
 """
 
 import argparse

@@ -1,19 +1,20 @@
-"""What partial work is worth: devices of unequal speed on data of unequal kind.
+"""The value of partial work: devices of unequal speed, on data of unequal kind.
 
     python -m benchmarks.stragglers            about 20 minutes on two cores
     python -m benchmarks.stragglers --write    also put the tables into docs/results.md
 
-The data are the synthetic(1, 1) set of Li et al. 2020 (arXiv:1812.06127, appendix C.1): 30 devices, each with a softmax
-regression of its own on inputs of its own, of unequal sizes; a fifth of every device is held out. Ten devices a round, five
-epochs; in each round a share of them has time for a random part of its steps. Four methods:
+The data are the synthetic(1, 1) set of Li et al. 2020 (arXiv:1812.06127, appendix C.1): 30 devices of unequal sizes,
+each with its own softmax regression on its own inputs. A fifth of every device's data is held out. Ten devices take
+part in a round, with five epochs each. In each round, a share of them has time for a random part of its steps. There
+are four methods:
 
-    FedAvg, drop       whoever is late is not counted, as in McMahan et al. 2017
-    FedAvg, partial    what there is is counted
-    FedProx            the same, and held to the model that was sent
-    FedNova            the same, and counted per step
+    FedAvg, drop       stragglers are not counted, as in McMahan et al. 2017
+    FedAvg, partial    partial work is counted
+    FedProx            the same, with a proximal term that holds clients to the model that was sent
+    FedNova            the same as FedAvg, partial, but counted per step
 
-Each is tuned on one grid of rates (FedProx: and three μ) on three seeds of its own, and measured on ten others. A seed draws
-the data, the initial model, the cohorts and the stragglers, so differences are taken seed by seed.
+Each method is tuned on one grid of rates (FedProx: also three μ) with three seeds, and measured with ten others. A seed
+draws the data, the initial model, the cohorts and the stragglers, so differences are taken seed by seed.
 """
 
 from collections.abc import Callable

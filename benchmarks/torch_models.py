@@ -1,4 +1,4 @@
-"""The models of the workloads, as a user of torch writes them; and the local training of a client, by hand."""
+"""The models of the workloads, as a user of torch writes them, and a client's local training, written by hand."""
 
 import itertools
 from collections.abc import Iterable

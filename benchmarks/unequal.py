@@ -1,9 +1,11 @@
-"""Devices of unequal speed over HTTP: synchronous rounds, which wait for the slowest, beside buffers, which do not.
+"""Devices of unequal speed over HTTP: synchronous rounds, which wait for the slowest, compared with buffers, which do
+not.
 
 python -m benchmarks.unequal [--write]
 
-A server process, and twenty devices in threads of another, each with a connection of its own; the slowest takes ten times as
-long as the fastest. Seconds are of the wall, until a device that only watches finds the target accuracy with the models it gets.
+There is one server process, and one process with twenty devices in threads, each with a connection of its own. The
+slowest device takes ten times as long as the fastest. Seconds are wall time, until a device that only watches reaches
+the target accuracy with the models that it gets.
 """
 
 import argparse

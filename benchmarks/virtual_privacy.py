@@ -1,12 +1,13 @@
-"""Random programs at a virtual worker, run twice with different private numbers: the answers must be the same, byte for byte.
+"""Random programs at a virtual worker, run twice with different private numbers: the answers must be the same, byte for
+byte.
 
     python -m benchmarks.virtual_privacy                      20,000 programs of 30 operations
     python -m benchmarks.virtual_privacy --programs 500
     python -m benchmarks.virtual_privacy --planted labels     with a leak, which must be found: exit status 1
 
-A program mixes all operations of the list with setting gradients, backward passes and fetching, on private and public tensors of
-several dtypes and shapes. Under `fetch="none"` all bytes of all answers are compared: results, shapes, errors, memory in use.
-Under `fetch="parameters"` the numbers of private tensors that were sent may differ, and nothing else.
+A program mixes all operations of the list with setting gradients, backward passes and fetching, on private and public
+tensors of several dtypes and shapes. With `fetch="none"`, all bytes of all answers are compared: results, shapes,
+errors, memory in use. With `fetch="parameters"`, only the numbers of private tensors that the caller sent may differ.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""A week of a million phones: the rounds' own tables on the virtual clock, with nobody training.
+"""A week of a million phones: the rounds' own tables on the virtual clock, without any training.
 
     python -m benchmarks.week                                      1,000,000 devices, 7 days (ten minutes)
     python -m benchmarks.week --devices 100000 --days 1          a tenth of them, for a day
     python -m benchmarks.week --write                              also put table and picture into docs/
 
-Phones are online some eight hours a day, mostly at night; a round wants 1,000 of the 1,300 that it chooses within ten minutes;
-20 check-ins a second are planned; on the third day (the first of a shorter run) the server is away for an hour.
+A phone is online for about eight hours a day, mostly at night. A round chooses 1,300 phones and wants reports of 1,000
+within ten minutes. The plan is for 20 check-ins a second. On the third day (the first day of a shorter run) the server
+is away for an hour.
 """
 
 import argparse

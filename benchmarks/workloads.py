@@ -1,13 +1,14 @@
-"""The workloads that executors and peers are timed on, in numpy alone, so that torch and JAX train on the same numbers.
+"""The workloads for timing executors and peers, in numpy alone, so that torch and JAX train on the same numbers.
 
     w1   62 classes of 28 x 28 pictures: two convolutions with pooling, dense layers     100 clients
     w2   6 classes of 561 features: a perceptron with one small hidden layer             200 clients
     w3   next word of 20: embedding, LSTM, softmax over the vocabulary                    50 clients
 
-Sizes of clients are lognormal. Data is synthetic and can be learnt: class prototypes; a linear teacher; a Markov chain. All
-clients take part in every round, one epoch of plain SGD with the mean loss; the last batch may be short; the server takes the
-mean weighted by examples. `named("w1")` is the workload of the tables, `named("w1/7")` a variant: the same clients, with
-widths and depths drawn at random from seed 7. Torch is imported only where a module is made.
+Sizes of clients are lognormal. The data are synthetic and can be learnt: class prototypes; a linear teacher; a Markov
+chain. All clients take part in every round, with one epoch of plain SGD on the mean loss. The last batch may be short.
+The server takes the mean weighted by examples. `named("w1")` is the workload of the tables. `named("w1/7")` is a
+variant: the same clients, with widths and depths drawn at random from seed 7. Torch is imported only when a module is
+made.
 """
 
 import dataclasses

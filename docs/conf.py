@@ -31,7 +31,7 @@ LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def navigation(index: str) -> str:
-    """Tables of contents, one for each section of docs/index.md whose tables link to pages.
+    """Tables of contents, one for each section of docs/index.md whose tables link to pages. Decisions keep their titles.
 
     Args:
         index: The text of docs/index.md.
@@ -39,9 +39,10 @@ def navigation(index: str) -> str:
     contents: list[str] = []
     for heading, section in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", index, re.M | re.S):
         rows = [row for row in section.splitlines() if row.startswith("|")]
-        links = [target for row in rows for _, target in LINK.findall(row) if target.endswith(".md")]
+        links = [(words, target) for row in rows for words, target in LINK.findall(row) if target.endswith(".md")]
+        entries = [target if heading == "Decisions" else f"{words} <{target}>" for words, target in links]
         if links and heading != "Where things are":
-            contents += ["", "```{toctree}", ":hidden:", f":caption: {heading}", "", *links, "```", ""]
+            contents += ["", "```{toctree}", ":hidden:", f":caption: {heading}", "", *entries, "```", ""]
     return "\n".join(contents)
 
 

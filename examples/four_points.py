@@ -1,6 +1,6 @@
-"""The smallest federation: a 2-3-1 network, ReLU then sigmoid, on four points, two on each of two devices.
+"""The smallest federation: a 2-3-1 network (ReLU, then sigmoid) learns four points, two on each of two devices.
 
-The question is whether the first coordinate is on. Neither device could learn it alone: each knows only one answer.
+The target is the first coordinate. Neither device could learn it alone, since all its points have the same target.
 """
 
 import torch
@@ -16,7 +16,7 @@ ALL = tuple(torch.cat(column) for column in zip(*POINTS.values(), strict=True))
 
 
 def two_three_one() -> nn.Module:
-    """2 → 3 → 1."""
+    """A network with 2 inputs, 3 hidden units and 1 output."""
     return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1), nn.Sigmoid())
 
 

@@ -1,7 +1,7 @@
-"""A health model: `nn.Linear(20, 10)`, trained on watches, summed, then predicting on the watch.
+"""A health model, `nn.Linear(20, 10)`: watches train it, their updates are added, and each watch predicts.
 
-Twenty features of a minute of movement, ten states. People differ: each has an own resting level, which the watch takes
-away before it trains or predicts.
+An input holds twenty features of one minute of movement; the target is one of ten states. Each person has a resting
+level of their own, which the watch subtracts before it trains or predicts.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ PATTERNS = np.random.default_rng(1).normal(size=(STATES, FEATURES)).astype(np.fl
 
 
 def watch_data(person: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eighty labelled minutes of one person."""
+    """Return eighty labelled minutes of one person."""
     rng = np.random.default_rng(2000 + person)
     states = rng.integers(0, STATES, size=80)
     resting = rng.normal(scale=2.0, size=FEATURES)
@@ -23,7 +23,7 @@ def watch_data(person: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def less_resting_level(inputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Preparation on the watch: without the person's own mean."""
+    """Prepare the data on the watch: subtract the person's own mean."""
     return inputs - inputs.mean(axis=0), targets
 
 

@@ -1,10 +1,11 @@
-"""People who hold different things: thirty clients with images of about two digits each; the model must know all ten.
+"""People with different data: thirty clients have images of about two digits each, and the model must know all ten.
 
-python examples/heterogeneous.py            # the picture goes to a new temporary folder
-python examples/heterogeneous.py FOLDER
+    python examples/heterogeneous.py            # the picture goes to a new temporary folder
+    python examples/heterogeneous.py FOLDER
 
-One report in ten is lost on its way. FedAvg's clients each run towards their own digits; FedProx holds them back; SCAFFOLD
-corrects every step by what it knows of everyone's, and costs a second model in both directions.
+One report in ten is lost. With FedAvg, each client trains towards its own digits. FedProx keeps the clients near the
+server's model. SCAFFOLD corrects every step by the difference between the client's gradient and the mean of all
+clients; for this, it sends a second model in both directions.
 """
 
 import sys

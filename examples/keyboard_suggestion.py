@@ -1,7 +1,7 @@
-"""A keyboard's suggestion model: `nn.Linear(100, 50)`, trained on phones, summed, then predicting on the phone.
+"""A keyboard's suggestion model, `nn.Linear(100, 50)`: phones train it, their updates are added, and each phone predicts.
 
-Inputs are the counts of the last words' features (100), the answer is one of 50 suggestions. Each phone's owner uses some
-suggestions more than others; what they type never leaves the phone.
+An input holds 100 counts of features of the last words; the target is one of 50 suggestions. Each phone's owner uses
+some suggestions more than others. What the owners type never leaves their phones.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ CONTEXTS = np.random.default_rng(0).normal(size=(SUGGESTIONS, FEATURES)).astype(
 
 
 def phone_data(phone: int) -> tuple[np.ndarray, np.ndarray]:
-    """What one person typed: 60 to 120 contexts, and the suggestion that they took."""
+    """Return what one person typed: 60 to 120 contexts, and the suggestion that the person chose for each."""
     rng = np.random.default_rng(1000 + phone)
     habits = rng.dirichlet(np.full(SUGGESTIONS, 0.3))
     taken = rng.choice(SUGGESTIONS, size=int(rng.integers(60, 120)), p=habits)
@@ -23,7 +23,7 @@ def phone_data(phone: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def suggest(model: nn.Module, context: np.ndarray, count: int = 3) -> list[int]:
-    """The best suggestions for a context, computed on the phone."""
+    """Return the best suggestions for a context, computed on the phone."""
     with torch.no_grad():
         return model(torch.from_numpy(context)[None]).topk(count).indices[0].tolist()
 

@@ -1,4 +1,4 @@
-"""Linear regression over five devices: `nn.Linear(10, 1)`, mean squared error, SGD 0.01, five local epochs.
+"""Linear regression over five devices: `nn.Linear(10, 1)`, mean squared error, SGD with rate 0.01, five local epochs.
 
 sumus simulate examples/linear_regression.py
 python examples/linear_regression.py
@@ -13,7 +13,7 @@ TRUE_WEIGHTS = np.linspace(-1.0, 1.0, 10, dtype=np.float32)
 
 
 def device_data(device: int) -> tuple[np.ndarray, np.ndarray]:
-    """Forty measurements of one device; it has its own range of inputs."""
+    """Return forty measurements of one device. The devices differ in the range of their inputs."""
     rng = np.random.default_rng(device)
     inputs = rng.normal(loc=0.2 * device, size=(40, 10)).astype(np.float32)
     noise = 0.01 * rng.normal(size=40).astype(np.float32)

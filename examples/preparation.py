@@ -1,7 +1,7 @@
-"""Preparation on the device: raw recordings with gaps, cleaned and turned into features, as part of the task.
+"""Preparation on the device: the task turns raw recordings with gaps into clean features.
 
-What a device stores is its own affair; the model sees only what `prepare` gives. The same function runs in the simulator
-and on a device, and nothing of it leaves the device.
+A device may store its data in any form, since the model receives only what `prepare` returns. The same function runs in
+the simulator and on a device, and its results never leave the device.
 """
 
 import numpy as np
@@ -14,7 +14,10 @@ RATE = 50  # samples a second
 
 
 def recordings(home: int) -> tuple[list[np.ndarray], np.ndarray]:
-    """A home's vibration sensor: twelve recordings of 8 to 12 s, with gaps (NaN); the machine runs (1) or not (0)."""
+    """Return the recordings of one home's vibration sensor, and whether the machine runs (1) or not (0) in each.
+
+    There are twelve recordings of 8 to 12 s, with gaps (NaN).
+    """
     rng = np.random.default_rng(3000 + home)
     running = rng.integers(0, 2, size=12)
     signals: list[np.ndarray] = []
@@ -27,7 +30,7 @@ def recordings(home: int) -> tuple[list[np.ndarray], np.ndarray]:
 
 
 def band_energies(windows: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eight features a window: the log energy in eight bands of frequency."""
+    """Compute eight features for each window: the log energy in eight frequency bands."""
     power = np.abs(np.fft.rfft(windows[:, :, 0], axis=1)) ** 2
     bands = np.stack([band.mean(axis=1) for band in np.array_split(power[:, 1:], 8, axis=1)], axis=1)
     return np.log(bands + 1e-6).astype(np.float32), targets
@@ -39,8 +42,8 @@ task = sumus.Task(
     loss=sumus.losses.cross_entropy,
     metrics={"accuracy": sumus.metrics.accuracy},
     prepare=preparation.steps(
-        preparation.windows(length=2 * RATE, stride=RATE),  # two seconds, half overlapping
-        preparation.drop_missing,  # windows with a gap
+        preparation.windows(length=2 * RATE, stride=RATE),  # windows of two seconds, which overlap by half
+        preparation.drop_missing,  # drops windows with a gap
         band_energies,
         preparation.standardize_running(prior=5),
     ),

@@ -1,14 +1,14 @@
-"""Four points, two workers: a loop that trains where the data is.
+"""Four points, two workers: a training loop on one machine that trains a model where the data is.
 
-Alice has two of the points, Bob the other two. The question is whether the first coordinate is on; each knows only one answer.
-The model goes to Alice, learns there, comes back, goes to Bob, and so on; the points stay.
+Alice has two of the points, Bob has the other two. The target is the first coordinate, so all points of one worker have
+the same target. The model goes to Alice, learns there, comes back, goes to Bob, and so on. The points stay.
 
     python examples/virtual_workers.py                      both workers in this process
-    python examples/virtual_workers.py URL URL              two that run elsewhere, their token in SUMUS_WORKER_TOKEN
+    python examples/virtual_workers.py URL URL              two workers on other machines; their token in SUMUS_WORKER_TOKEN
 
-with workers that their owners run by
+The owners of the data start their workers by
 
-    sumus worker examples/virtual_workers.py:alice          and :bob, the same token in SUMUS_WORKER_TOKEN
+    sumus worker examples/virtual_workers.py:alice          and :bob, with the same token in SUMUS_WORKER_TOKEN
 """
 
 import os
@@ -23,11 +23,11 @@ from sumus.virtual import Policy, VirtualWorker, Worker, connect, get, send
 
 alice = {"inputs": torch.tensor([[0.0, 0.0], [0.0, 1.0]]), "targets": torch.tensor([[0.0], [0.0]])}
 bob = {"inputs": torch.tensor([[1.0, 0.0], [1.0, 1.0]]), "targets": torch.tensor([[1.0], [1.0]])}
-policy = Policy(fetch="parameters")  # a model that was sent may be fetched when it is trained, and nothing else
+policy = Policy(fetch="parameters")  # callers may fetch the model that they sent, after training it, and nothing else
 
 
 def train(workers: Sequence[Worker], rounds: int = 20) -> nn.Module:
-    """The model after so many visits to each worker."""
+    """Return the model after it has visited each worker `rounds` times."""
     torch.manual_seed(0)
     model: nn.Module = nn.Linear(2, 1)
     data = [(worker, worker["inputs"], worker["targets"]) for worker in workers]
@@ -44,7 +44,7 @@ def train(workers: Sequence[Worker], rounds: int = 20) -> nn.Module:
 
 
 def main(urls: Sequence[str]) -> None:
-    """Train, and say what came of it."""
+    """Train, and print the model's answers."""
     if urls:
         workers: list[Worker] = [connect(url, token=os.environ["SUMUS_WORKER_TOKEN"]) for url in urls]
     else:

@@ -1,24 +1,26 @@
-"""The platform in one page: four answers, and the two halves of a round that follow from them.
+"""The algorithm: four answers, and the device's and the server's half of a round that follow from them.
 
     what does a client do?                     client       `ClientWork`        sumus/work.py
     what happens to its update on the way?     update       `Transform`         sumus/update/
     how are updates combined?                  aggregator   `Aggregator`        sumus/aggregate.py
     what does the server do with the result?   server       `ServerOptimizer`   sumus/optimizers.py
 
-A round, wherever it runs (`…` stands for what the docstrings name):
+A round has the same steps in the simulator and in a deployment (`…` stands for further arguments, see the docstrings):
 
     device      parts    = executor.run(broadcast, …)            trees of floats by name        sumus/training/
-                update   = algorithm.report(who, parts, …)       floats, or narrow codes
+                update   = algorithm.report(client, parts, …)    floats, or narrow codes
     first hop   one      = hop.count_in(update)                  integers: an aggregate of one  sumus/first_hop.py
     anywhere    total    = one.merge(another)                    any order, any tree            sumus/aggregate.py
     server      combined = algorithm.combine(total, …)           floats again, divided
                 state    = algorithm.step(combined, state, …)    the next broadcast
                 model    = algorithm.release(state)              the next model
 
-An edge with rounds of its own combines too, and sends a sum of what its model has moved by: sumus/site.py.
+An edge that runs rounds of its own (a site) also combines. It sends a sum of how far its model has moved: see
+sumus/site.py.
 
-*Who takes part, and when* is `Pacing`; it belongs to the round and not to the algorithm. Shared leaves without a gradient
-(running statistics) go beside all this as a part of their own, `buffers`: averaged, never transformed or optimized.
+*Who takes part, and when* is decided by `Pacing`, which belongs to the plan and not to the algorithm. Shared leaves
+without a gradient (running statistics) are a part of their own, `buffers`. This part is averaged; it is never
+transformed, and the server optimizer does not see it.
 """
 
 import math
@@ -51,14 +53,16 @@ from sumus.update.transform import Context, Transform, laid_out
 from sumus.work import ClientWork
 
 LEAST_POSITIVE = 2.0**-24
-"""The smallest number that a step of the model leaves in a positive buffer. Half precision holds it. It is far below the 1e-5
-that BatchNorm adds to a variance, so that an honest model that comes down to it computes the same but for 0.3%."""
+"""The smallest number that a step of the model leaves in a positive buffer. Half precision can hold this number. It is
+far below the 1e-5 that BatchNorm adds to a variance, so an honest model whose variance falls to it computes the same up
+to 0.3%.
+"""
 
 
 @record("algorithm")
 @dataclass(frozen=True)
 class Algorithm:
-    """Four answers, and nothing else."""
+    """A federated algorithm: the four values that answer the four questions of this module."""
 
     client: ClientWork
     update: Transform
@@ -84,8 +88,9 @@ class Algorithm:
                 raise PlanError("parts-match", what.format(sorted(wanted), sorted(given)) + ": they must go together")
 
     def parts(self, task: Description) -> tuple[Part, ...]:
-        """What a client sends for a task: the aggregator's parts, and where the task has buffers, their mean by the weight
-        of params, whatever params are divided by."""
+        """Return the parts that a client sends: the aggregator's and, if the task has buffers, `buffers`. Buffers are
+        averaged by the weights of `params`, whatever `params` is divided by.
+        """
         params = next(part for part in self.aggregator.parts if part.name == "params")
         bound = self.update.buffer_bound
         buffers = replace(params, name=BUFFERS, denominator="weight", transformed=False, bound=bound, least=None)
@@ -94,11 +99,11 @@ class Algorithm:
     def first_hop(
         self, task: Description, sums: FixedPoint, rounds: int = 1, metric_cap: int | None = None
     ) -> FirstHop:
-        """What it takes to count updates in.
+        """Return the first hop: what an edge or a server needs in order to check and count updates.
 
         Args:
-            rounds: how many rounds of its own an edge sums up.
-            metric_cap: the most predictions that a client's metrics count; None for any number.
+            rounds: The number of rounds of its own that an edge sums up.
+            metric_cap: The most predictions that a client's metrics count; None for any number.
         """
         parts, metrics = self.parts(task), ("loss", *task.metrics)
         layouts = tuple(tuple(sorted(self._sent(part, task).items())) for part in parts)
@@ -128,11 +133,15 @@ class Algorithm:
         seed: bytes,
         rng: np.random.Generator | None,
     ) -> Update:
-        """After training: transform each part. What the aggregator does not combine stays on the device.
+        """Make a client's update after training: transform each part, and leave out parts that the aggregator does not combine.
 
-        client: who, an id.  parts: what the client's work gave, floats.  metrics: (sum, count) by name.
-        seed: the round's, public.  rng: the client's, private; transforms alone draw from it.
-        Raises DivergedError for what is not finite before it is transformed: narrow codes would not show it.
+        Raise DivergedError if a part is not finite before the transforms, since narrow codes would hide this.
+
+        Args:
+            parts: The parts that the client's work gave, as floats.
+            metrics: (sum, count) by metric name.
+            seed: The round's public seed.
+            rng: The client's private randomness; only transforms draw from it.
         """
         combined = {BUFFERS, *(part.name for part in self.aggregator.parts)}
         in_chain = {part.name for part in self.aggregator.parts if part.in_chain and self.update.links}
@@ -149,7 +158,7 @@ class Algorithm:
     # ── the server's half ────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, params: Tree, task: Description) -> ServerState:
-        """The server's state before the first round. params: the initial shared leaves, buffers too."""
+        """Return the server's state before the first round. `params` are the initial shared leaves, including buffers."""
         trained, buffers = (
             {name: params[name] for name in shapes} for shapes in (task.trained_layout, task.buffer_layout)
         )
@@ -161,10 +170,16 @@ class Algorithm:
     def combine(
         self, total: Aggregate, task: Description, sums: FixedPoint, seed: bytes, population: int
     ) -> Mapping[str, Tree]:
-        """Undo the transforms on the sum, and divide each part by its denominator: float64 trees by part.
+        """Undo the transforms on the sum, and divide each part by its denominator.
 
-        population: how many clients there are, for parts that divide by it.
-        Empty where nobody is in the sum, or every weight is zero. Raises ParticipantError for a sum of more than planned.
+        Raise ParticipantError if the sum has more contributors than planned.
+
+        Args:
+            seed: The round's public seed.
+            population: The number of clients, for parts that are divided by it.
+
+        Returns:
+            Float64 trees by part; empty if there are too few contributors, or if a divisor is zero.
         """
         if self.aggregator.needs_each_update:
             raise UsageError(f"{self.aggregator!r} works on no sum: give every update apart, to combine_each")
@@ -180,9 +195,8 @@ class Algorithm:
     def combine_each(
         self, ones: Sequence[Aggregate], task: Description, sums: FixedPoint, seed: bytes, population: int
     ) -> Mapping[str, Tree]:
-        """The same for an aggregator that needs every update apart: from aggregates of one.
-
-        Its `centre` stands for the weighted mean: times the summed weight, it is divided like a sum.
+        """Do the same as `combine` from aggregates of one, for an aggregator that needs every update on its own. Its
+        `centre` takes the place of the weighted mean: multiplied by the summed weight, it is divided like a sum.
         """
         centre = self.aggregator.centre
         if centre is None or len(ones) < max(1, self.aggregator.least):
@@ -213,12 +227,17 @@ class Algorithm:
         rounds: int,
         rounding: Mapping[str, Tree],
     ) -> Aggregate:
-        """The sum that `combine` makes these of, up to its rounding: what a site sends.
+        """Make the sum from which `combine` gives `moved` again, up to rounding: the sum that a site sends.
 
-        moved: float64 trees by part.  weights: each part's.  count: contributors.  metrics: as integers.
-        rounds: of the site, that moved the model so far.  rounding: by how much rounding the model moved each number, at most.
-        What is too long or too large by no more than its rounding is held within its bound. Single codes end at their limit, as
-        on a device. Raises BeyondBoundError if the sum is beyond what so many reports can add up to.
+        A value that exceeds its bound only by its rounding is reduced to the bound; single codes are limited, as on a
+        device. Raise BeyondBoundError if the sum is larger than `count` reports can add up to.
+
+        Args:
+            moved: How far the site's model has moved, as float64 trees by part.
+            metrics: The sums of the metrics, as integers.
+            seed: The public seed of the round of the server above.
+            rounds: The number of the site's rounds that have moved the model.
+            rounding: The most by which rounding the model has moved each number.
         """
         hop = self.first_hop(task, sums, rounds)
         summed: dict[str, Tree] = {}
@@ -240,15 +259,15 @@ class Algorithm:
         return total
 
     def step(self, combined: Mapping[str, Tree], state: ServerState, task: Description) -> ServerState:
-        """The server optimizer's step, and the buffers' average; where nothing was combined, the state stays.
+        """Take the server optimizer's step, and average the buffers. If nothing was combined, the state does not change.
 
-        No number of a buffer that the task calls `positive` goes below `LEAST_POSITIVE`, nor further down if it was there.
-        Raises UsageError if what is broadcast would hold a number that is not finite.
+        The step takes no number of a `positive` buffer below `LEAST_POSITIVE`; a number that was already below does not
+        fall. Raise UsageError if the next broadcast would not be finite, or would have other leaves, shapes or dtypes.
         """
         if not combined:
             return state
         seen = replace(state, broadcast=_without_buffers(state.broadcast))
-        ignored = np.errstate(over="ignore", invalid="ignore")  # said below, with the leaf
+        ignored = np.errstate(over="ignore", invalid="ignore")  # an error below names the leaf instead
         with (
             ignored,
             own_code("update", self.server, "it must give a ServerState, from combined parts and a ServerState"),
@@ -271,7 +290,7 @@ class Algorithm:
         return after
 
     def release(self, state: ServerState) -> Tree:
-        """The model to publish: every shared leaf."""
+        """Return the model to publish: every shared leaf, including buffers."""
         with own_code("release", self.server, "it must give the model to publish: a tree of the shared leaves"):
             released = dict(self.server.release(state))
         return {**released, **state.broadcast.get(BUFFERS, {})}
@@ -291,7 +310,7 @@ class Algorithm:
         return tree_map(lambda leaf: leaf if leaf.dtype.kind == "i" else narrowed(leaf, body), sent)
 
     def _sent(self, part: Part, task: Description) -> Layout:
-        """The layout of a part as it is sent."""
+        """Return the layout of a part as it is sent."""
         if part.content == "scalar":
             return {"": ()}
         shapes = task.buffer_layout if part.name == BUFFERS else task.trained_layout
@@ -300,7 +319,7 @@ class Algorithm:
     def _divided(
         self, values: Mapping[str, Tree], weights: Tree, count: int, task: Description, population: int
     ) -> Mapping[str, Tree]:
-        """Each part's sum by its denominator, or nothing where one of these is zero."""
+        """Divide each part's sum by its denominator. The result is empty if a denominator is zero."""
         divisors = {p.name: p.divisor(int(weights[p.name]), count, population) for p in self.parts(task)}
         if not all(divisors.values()):
             return {}
@@ -310,7 +329,7 @@ class Algorithm:
         return {**combined, **buffers}
 
     def _values(self, total: Aggregate, task: Description, sums: FixedPoint, seed: bytes) -> dict[str, Tree]:
-        """The sum of every part as floats, in the model's own leaves."""
+        """Convert the sum of every part to floats, in the shapes of the model's leaves."""
         parts = self.parts(task)
         if set(total.sums) != {part.name for part in parts}:
             raise ParticipantError(
@@ -321,9 +340,10 @@ class Algorithm:
     def _lifted(
         self, part: Part, values: Tree, rounding: float, rounds: int, hop: FirstHop, task: Description, seed: bytes
     ) -> tuple[Tree, float]:
-        """A site's sum of a part in the chain, and the L2 norm that rounding has added to it at most, in units of the sum.
+        """Lift a part to a site's sum. Return it with the largest L2 norm that rounding has added to it, in units of the sum.
 
-        rounding: of the model, in parameters.  rounds: in which devices' numbers were rounded to whole ones, times the divisor.
+        `rounding`: the L2 norm that rounding the model has added to `values`, in parameters. `rounds`: the number of
+        rounds in which devices' numbers were rounded to integers, times the divisor.
         """
         bits = 0 if hop.code_bits is not None else hop.sums.bits(part)
         with own_code("lift", self.update, "it must give a tree of arrays by name"):
@@ -342,52 +362,56 @@ class Algorithm:
 
 
 def _averaged(buffers: Tree, moved: Tree, positive: Sequence[str]) -> dict[str, Array]:
-    """Buffers minus what they have moved by; the positive ones held where they can still be divided by."""
+    """Subtract from each buffer how far it has moved. Positive buffers stay large enough to be divided by."""
     averaged: dict[str, Array] = {}
     for name, leaf in buffers.items():
         before = leaf.astype(np.float64)
         after = before - moved[name]
         if name in positive:
             held = np.maximum(after, np.minimum(before, LEAST_POSITIVE))
-            after = np.where(np.isfinite(after), held, after)  # what is not finite is no step
-        with np.errstate(over="ignore"):  # said by the step, with the leaf
+            after = np.where(np.isfinite(after), held, after)  # keep NaN and infinity, so that the step refuses them
+        with np.errstate(over="ignore"):  # the step's error names the leaf instead
             averaged[name] = after.astype(leaf.dtype)
     return averaged
 
 
 def _check_finite(client: object, part: str, tree: Tree) -> None:
-    """Raise DivergedError for what is not finite before it is changed on its way: what comes after would not show it."""
+    """Raise DivergedError if a part is not finite. Call this before transforms, whose output would hide it."""
     if (leaf := first_non_finite(tree)) is not None:
         raise DivergedError(client, part, leaf)
 
 
 def _check_layout(tree: Tree, expected: Layout, what: Callable[[], str]) -> None:
-    """A transform must give the leaves and shapes that its layout says."""
+    """Raise UsageError if a transform gave other leaves or shapes than its layout says."""
     found = {name: getattr(leaf, "shape", None) for name, leaf in tree.items()}
     if found != {name: tuple(shape) for name, shape in expected.items()}:
         raise UsageError(f"{what()} {found}, and its layout says {dict(expected)}: mend the transform, or its layout")
 
 
 def _room(rounding: Tree, by: int, unit: float, rounds: int) -> Tree:
-    """By how much rounding has moved each number of a site's sum beside the chain, at most, in units of the sum.
+    """Bound, in units of the sum, how far rounding has moved each number of a site's sum, for a part that is not in the chain.
 
-    In each of the rounds it also moved the mean of devices' numbers, by half a unit. One more unit is for the rounding of what
-    rounding has moved, and for the sum's own whole numbers.
+    In each round, rounding also moved the mean of the devices' numbers, by half a unit. One more unit covers the
+    rounding of these amounts and of the sum's own whole numbers.
     """
     return tree_map(lambda leaf: by * (leaf * unit + 0.5 * rounds + 1.0), rounding)
 
 
 def _whole(part: Part, values: Tree, largest: int, room: Mapping[str, Any]) -> Tree:
-    """Values as integers of at most this size: what is larger by no more than `room` ends there, and what is larger still is
-    refused."""
+    """Round values to integers of at most `largest`. A value that is larger by no more than `room` is reduced to `largest`.
+
+    Raises:
+        BeyondBoundError: A value is larger than that.
+    """
     whole: dict[str, Array] = {}
     for name, leaf in values.items():
         scaled = np.rint(leaf)
         if not (np.abs(scaled) <= largest + room[name]).all():
             raise BeyondBoundError(
-                None, f"`{part.name}[{name}]` has moved further than so many reports of this plan can move it"
+                None, f"`{part.name}[{name}]` has moved further than the reports of this sum can move it"
             )
-        whole[name] = np.clip(np.clip(scaled, -largest, largest).astype(np.int64), -largest, largest)  # floats round
+        # clip the integers again: as a float, `largest` may have been rounded up
+        whole[name] = np.clip(np.clip(scaled, -largest, largest).astype(np.int64), -largest, largest)
     return whole
 
 

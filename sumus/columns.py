@@ -1,10 +1,12 @@
-"""Columns as people have them, as arrays that hold the same values. What a conversion would change is refused, by row.
+"""Convert users' columns, tables and lists to arrays without changing a value. A value that would change is refused,
+with its row.
 
     array_of([1, 2.5])              array([1. , 2.5])
     array_of(["a", 1])              ValueError: row 1 is a number (1), and row 0 is text ('a')
     array_of([2**60 + 1, 0.5])      ValueError: row 0 is 1152921504606846977, which float64 rounds to 1152921504606846976
 
-NumPy's own conversion makes text of the number, rounds the large one, and reads what lies behind a mask.
+NumPy's own conversion would turn the number in the second line into text, round the number in the third line, and read
+the values behind a mask.
 """
 
 from collections.abc import Sequence
@@ -24,7 +26,7 @@ _KINDS = {"b": "a truth value", "i": "a number", "u": "a number", "f": "a number
 
 
 def array_of(values: Any) -> Array:
-    """Make an array of a column, a table, a list or an array; an array is given back as it is.
+    """Convert a column, a table or a list to an array. An array is returned unchanged.
 
     Args:
         values: The values, one row an example.
@@ -33,7 +35,7 @@ def array_of(values: Any) -> Array:
         An array of the same values.
 
     Raises:
-        ValueError: A value is masked, or would become another one; the message says which row and why.
+        ValueError: A value is masked, or the conversion would change it; the message names the row and the reason.
     """
     if isinstance(values, np.ma.MaskedArray):
         return _unmasked(values)
@@ -52,12 +54,12 @@ def array_of(values: Any) -> Array:
 
 
 def stacked(rows: Sequence[Array], axis: int = 0, names: Sequence[str] = ()) -> Array:
-    """Stack arrays of one shape and kind, without changing a value.
+    """Stack arrays of one shape and kind without changing a value.
 
     Args:
         rows: The arrays.
-        axis: Where the new axis is.
-        names: What to call each of them in errors; "row 0", "row 1" and so on by default.
+        axis: The position of the new axis.
+        names: The names of the arrays in errors; "row 0", "row 1" and so on by default.
 
     Returns:
         One array.
@@ -82,7 +84,7 @@ def stacked(rows: Sequence[Array], axis: int = 0, names: Sequence[str] = ()) -> 
 
 
 def numbers_of(values: Any) -> Array:
-    """Make an array as `array_of` does, and refuse what are no numbers: a text of digits stays a text.
+    """Convert values to an array as `array_of` does, and refuse values that are not numbers. A text of digits is not a number.
 
     Args:
         values: The values, one row an example.
@@ -91,7 +93,7 @@ def numbers_of(values: Any) -> Array:
         An array of numbers or truth values.
 
     Raises:
-        ValueError: A value is no number; the message says which row and column.
+        ValueError: A value is not a number; the message names the row and column.
     """
     array = array_of(values)
     if array.dtype.kind in "biuf":
@@ -104,13 +106,13 @@ def numbers_of(values: Any) -> Array:
 
 
 def ids_of(by: Any) -> list[Any] | Array:
-    """Read a column of clients' ids, of which each is one person.
+    """Read a column of client ids. Each id stands for one person.
 
     Args:
-        by: An id an example.
+        by: One id for each example.
 
     Returns:
-        The ids, as Python has them; or an array, where each is exact.
+        The ids as Python values; or as an array, if its dtype holds each id exactly.
 
     Raises:
         ValueError: An id is missing, is of another kind than the first, or may have been rounded.
@@ -144,7 +146,11 @@ def ids_of(by: Any) -> list[Any] | Array:
 
 
 def first_changed(before: Array, after: Array) -> tuple[int, ...] | None:
-    """The place of the first large whole number, from 2^24 on, that is another one after a conversion; None without one."""
+    """Find the first whole number from 2^24 on that a conversion has changed.
+
+    Returns:
+        The number's position; None if there is none.
+    """
     with np.errstate(invalid="ignore"):
         large = (np.abs(before) >= 2.0**24) & (before != after)
         if before.dtype.kind == "f":
@@ -153,14 +159,14 @@ def first_changed(before: Array, after: Array) -> tuple[int, ...] | None:
 
 
 def where(place: tuple[int, ...]) -> str:
-    """A place in an array, in words: its row, and its column if there is one."""
+    """Name a position in an array in words: its row, and its column if there is one."""
     if len(place) < 2:
         return f"row {place[0]}" if place else "the value"
     return f"row {place[0]}, column {place[1] if len(place) == 2 else place[1:]}"
 
 
 def _listed(values: Sequence[Any]) -> Array:
-    """An array of a list: of numbers or text at once, of anything else row by row."""
+    """Convert a list to an array: numbers or text all at once, everything else row by row."""
     if any(isinstance(one, list | tuple | np.ndarray) or hasattr(one, "__array__") for one in values):
         return stacked([_row(number, one) for number, one in enumerate(values)])
     with np.errstate(all="ignore"):
@@ -186,7 +192,7 @@ def _listed(values: Sequence[Any]) -> Array:
 
 
 def _is_beyond_whole(value: Any) -> bool:
-    """Whether a float is so large that it may stand for several whole numbers."""
+    """Whether a float is so large that several whole numbers may have been rounded to it."""
     digits = np.finfo(np.asarray(value).dtype).nmant + 1
     return bool(abs(value) >= 2.0**digits)
 
@@ -206,7 +212,7 @@ def _unmasked(values: Any) -> Array:
 
 
 def _expect_unrounded(before: Array, after: Array, name: str) -> None:
-    """Refuse whole numbers that became others as floats."""
+    """Raise ValueError if whole numbers were rounded when they became floats."""
     if before.dtype.kind not in "iu" or after.dtype.kind != "f":
         return
     limit = 2 ** (np.finfo(after.dtype).nmant + 1)
@@ -222,7 +228,7 @@ def _kind(array: Array) -> str:
 
 
 def _kind_of(value: Any) -> str:
-    """What a value is, in words."""
+    """Name the kind of a value in words."""
     if _is_missing(value):
         return "nothing"
     for kinds, said in (
@@ -242,7 +248,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_missing(value: Any) -> bool:
-    """Whether a value stands for none: None, NaN, NaT, or what pandas calls NA."""
+    """Whether a value means that there is none: None, NaN, NaT, or pandas' NA."""
     return value is None or type(value).__name__ in ("NAType", "NaTType") or (_is_scalar(value) and value != value)
 
 

@@ -134,7 +134,7 @@ def needs(error: ModuleNotFoundError, of: str = "") -> str:
 def unread(error: BaseException) -> str:
     """Say why a file cannot be read or written, without Python's own wording around the reason."""
     if isinstance(error, UnicodeDecodeError):
-        return "it is no text in UTF-8"
+        return "it is not text in UTF-8"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -227,7 +227,7 @@ class DivergedError(ParticipantError):
     code = "not_finite"
 
     def __init__(self, client: object, part: str, leaf: str) -> None:
-        own = f", or mend the {leaf}: it may divide by nothing" if part == "metrics" else ""
+        own = f", or mend the {leaf}: it may divide by zero" if part == "metrics" else ""
         super().__init__(
             client,
             f"the update is not finite at `{part}[{leaf}]`: its training diverged; lower the learning rate, or pass "

@@ -1,11 +1,11 @@
-"""Evaluation on devices is a sum like any other: of metrics, and of histograms that show the spread over people.
+"""Evaluation on devices: a sum of metrics, and of histograms that show how the metrics differ between people.
 
     hop = evaluation_hop(description, most=100)                   the first hop of such a sum
     update = evaluation_report(client, program.evaluate(...), examples)
     means, histograms = evaluation_of(total, hop)                 what a server may know
 
-A device reports each metric as (sum, count), and in which of twenty bins its own mean lies; so nobody learns what any one of
-them measured, as long as the sum is of enough people.
+A device reports each metric as (sum, count), and in which of twenty bins the device's own mean lies. These reports are
+added like updates, so nobody learns what a single device measured, if the sum has enough contributors.
 """
 
 import math
@@ -24,19 +24,22 @@ from sumus.types import Floats
 
 BINS = 20
 LOSS_EDGES: Floats = np.concatenate([[0.0], 2.0 ** np.linspace(-8, 6, BINS - 1), [math.inf]])
-"""Of the loss, float64 `(BINS + 1,)`: from 2^−8 to 2^6, each bin 1.7 times the one before; the outer two take the rest."""
+"""The bin edges of the loss, float64 `(BINS + 1,)`: from 2^−8 to 2^6, each 1.7 times the one before. The first and the
+last bin hold all values outside.
+"""
 EDGES: Floats = np.linspace(0.0, 1.0, BINS + 1)
-"""Of every other metric, as a share from 0 to 1; the outer two bins take the rest."""
+"""The bin edges of every other metric, as a share from 0 to 1. The first and the last bin also hold the values outside."""
 
 HISTOGRAM = Part("histogram", content="bins", weight="uniform", denominator="count", transformed=False, bound=1.0)
 
 
 def evaluation_hop(description: Description, most: int, metric_cap: int | None = None) -> FirstHop:
-    """What it takes to count evaluations in.
+    """Return the first hop of an evaluation's sum.
 
     Args:
-        most: contributors of one sum.
-        metric_cap: the most predictions that a client's metrics count; None for any number.
+        description: The description of the task.
+        most: The most contributors of one sum.
+        metric_cap: The most predictions that a client's metrics count; None for any number.
     """
     names = ("loss", *description.metrics)
     layout = tuple(sorted((name, (BINS,)) for name in figure_names(names)))
@@ -53,24 +56,32 @@ def evaluation_hop(description: Description, most: int, metric_cap: int | None =
 
 
 def evaluation_report(client: object, measured: Mapping[str, tuple[float, int]], examples: int) -> Update:
-    """What one device measured. measured: (sum, count) by metric, the loss too.  examples: that it was measured on."""
+    """Make the report of what one device measured.
+
+    Args:
+        client: The device's id.
+        measured: (sum, count) by metric, including the loss.
+        examples: The number of examples that were measured.
+    """
     own = pooled(measured)
     bins = {name: _in_bin(name, own.get(name, math.nan)) for name in figure_names(measured)}
     return Update(client, {HISTOGRAM.name: bins}, examples, dict(measured))
 
 
 def evaluation_of(total: Aggregate, hop: FirstHop) -> tuple[dict[str, float], dict[str, list[int]]]:
-    """By figure, its value over everything it was counted on, and how many devices lie in each bin."""
+    """Return the value of each figure over all its predictions, and the number of devices in each bin of each figure."""
     counted = hop.sums.decode(HISTOGRAM, total.sums[HISTOGRAM.name])
     return figures(total.metric_means()), {name: [round(n) for n in leaf.tolist()] for name, leaf in counted.items()}
 
 
 def medians_of(histograms: Mapping[str, Sequence[int]], hop: FirstHop) -> dict[str, tuple[float | None, float | None]]:
-    """By metric, the edges of the bin in which the median device lies; None for an end that is open.
+    """Return for each figure the edges of the bin in which the median device lies.
 
-    The outer bins take what lies beyond them too, unless the metric's range ends there.
+    An edge is None if the bin is open on that side: the first and the last bin also hold all values outside, unless the
+    metric's range ends at the edge.
 
-    One device moves a mean by its share of the sum, however far its figure is off. It moves the median by one device at most.
+    One device moves a mean by its share of the sum, times the error of its figure. It moves the median by one device at
+    most.
     """
     found: dict[str, tuple[float | None, float | None]] = {}
     for name, bins in histograms.items():
@@ -86,17 +97,19 @@ def medians_of(histograms: Mapping[str, Sequence[int]], hop: FirstHop) -> dict[s
 
 
 def edges_of(name: str) -> Floats:
-    """Where the bins of a metric begin and end, float64 `(BINS + 1,)`."""
+    """Return the bin edges of a metric, float64 `(BINS + 1,)`."""
     return LOSS_EDGES if name == "loss" else EDGES
 
 
 def check_measured(update: Update, trains: bool) -> None:
-    """Refuse a report that claims a measurement without predictions: a mean of few would be published as a mean of many.
+    """Refuse a report that claims a measurement without predictions. Otherwise a mean over few devices would be
+    published as a mean over many.
 
     Args:
         update: The report.
-        trains: Whether it is of training, which always tells its loss. An evaluation may leave a metric out, and is then in no
-            bin of that metric's histogram, which counts the contributors of the metric.
+        trains: Whether the report is of training. Such a report must tell its loss. The report of an evaluation may
+            leave a metric out, but then must not be in a bin of that metric's histogram, which counts the metric's
+            contributors.
 
     Raises:
         ParticipantError: The report does not tell its loss, or is in a bin of a metric that it did not measure.
@@ -115,12 +128,12 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
 
     Args:
         total: The sum.
-        hop: The first hop. Its `check_sum` has let the sum through: no bin is below 0.
+        hop: The first hop. Its `check_sum` has already accepted the sum, so no bin is below 0.
         sender: The edge, for errors.
         least: The fewest reports that tell their loss; 0 for an evaluation.
 
     Raises:
-        ParticipantError: The sum's loss is over fewer predictions than there are reports, or a metric's histogram counts more
+        ParticipantError: The loss counts fewer predictions than there are reports, or a metric's histogram counts more
             devices than the metric counts predictions.
     """
     nothing = np.zeros(2, np.int64)
@@ -136,7 +149,7 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
 
 
 def _in_bin(name: str, mean: float) -> Floats:
-    """One where the device's own mean lies; all zeros, float32, where it is no number."""
+    """Return a float32 vector with a 1 in the bin in which `mean` lies; all zeros if `mean` is NaN."""
     one = np.zeros(BINS, np.float32)
     if not math.isnan(mean):
         one[min(max(int(np.searchsorted(edges_of(name), mean, side="right")) - 1, 0), BINS - 1)] = 1.0

@@ -1,15 +1,16 @@
-"""What one dishonest device can do to a sum: how much of it, and how far it moves the mean.
+"""Influence: how large a share of a sum one dishonest device can have, and how far it can move the mean.
 
     plan.influence.share        0.1: a tenth of the sum's weight
     plan.influence.step         0.1: the mean moves by at most this L2 norm, in parameters
 
-A device has two levers. The weight says how large its share of the sum is: the device names its examples itself, so that only a
-cap limits the weight. The length says how far its update reaches: only a clip that the first hop checks limits the length. The
-mean moves by the product of share and length. The server optimizer takes its step by this mean.
+A device can move the mean in two ways. The first is its weight, which decides its share of the sum. The device itself
+states its number of examples, so only a cap limits the weight. The second is the length of its update. Only a clip that
+the first hop checks limits the length. The mean moves by at most the product of share and length, and the server
+optimizer takes its step by this mean.
 
-Some algorithms send devices more than the model: SCAFFOLD's control, which devices sum up and which corrects every step of all of
-them. A device that lies there turns the updates of all others, and its share bounds nothing. What still holds is the clip of
-each update: a mean of clipped updates is never longer.
+Some algorithms send devices more than the model. SCAFFOLD sends a control, which devices sum up and which corrects
+every step of every device. A device that lies about its control changes the updates of all other devices, so its share
+bounds nothing. The clip of each update still holds: a mean of clipped updates is never longer than the clip.
 """
 
 from collections.abc import Mapping
@@ -25,11 +26,12 @@ from sumus.task import Description
 
 @dataclass(frozen=True)
 class ModelMove:
-    """How far the server optimizer moves the model by what one device does to a sum.
+    """How far the server optimizer moves the model because of what one device does to a sum.
 
     Attributes:
-        norm: The L2 norm, over this round and all that follow; None if the server optimizer does not bound it.
-        largest: The most by which any one number of the model moves in a round, whatever the mean is; None if nothing bounds it.
+        norm: The L2 norm of the move, over this round and all later ones; None if the server optimizer does not bound
+            it.
+        largest: The most by which a round moves any one number of the model, for any mean; None if nothing bounds it.
     """
 
     norm: float | None = None
@@ -38,21 +40,23 @@ class ModelMove:
 
 @dataclass(frozen=True)
 class Influence:
-    """What one dishonest device can do to a sum of a plan, at most.
+    """The most that one dishonest device can do to a sum of a plan.
 
     Attributes:
-        contributors: The fewest devices whose sum is used.
-        share: The largest share of the sum's weight, from 0 to 1, if each of the others weighs 1; or, of an aggregator that
-            chooses among updates, the largest share of what it gives.
+        contributors: The smallest number of devices whose sum is used.
+        share: The device's largest share of the sum's weight, from 0 to 1, if every other device has weight 1. If the
+            aggregator chooses among updates: the largest share of its result.
         length: The L2 norm of the longest update that is counted, in parameters; None if no clip bounds it.
-        step: The L2 norm by which the device moves the mean of `params`, in parameters; or, of an aggregator that chooses among
-            updates, or of an algorithm that `steers`, the L2 norm of what it gives, or of the mean. None if nothing bounds it.
+        step: The L2 norm by which the device can move the mean of `params`, in parameters. If the aggregator chooses
+            among updates: the L2 norm of its result. If the algorithm steers (see `steers`): the L2 norm of the mean.
+            None if nothing bounds it.
         model: How far the server optimizer moves the model by that step.
-        steers: What devices sum up and receive besides the model: through these parts the device turns the updates of all
-            others.
-        others: For each further part, how far the device moves any one number of its mean; or, of an aggregator that chooses
-            among updates, how large any one number of what it gives is at most.
-        open: Those of `others` that only the width of the sums limits: no bound of their own that is below `WIDEST`.
+        steers: The parts besides the model that devices sum up and receive. Through these parts, the device changes the
+            updates of all other devices.
+        others: For each part besides `params`, how far the device can move any one number of the part's mean. If the
+            aggregator chooses among updates: the largest possible number in its result.
+        open: The names in `others` that are limited only by the width of the sums: the part has no bound of its own
+            below `WIDEST`.
         chooses: The aggregator that chooses among updates; empty for a mean.
         trusted: Whether the plan trusts its devices.
     """
@@ -106,14 +110,14 @@ class Influence:
 
     @property
     def _of_each(self) -> str:
-        """How far the server optimizer moves a number of the model, in words; empty if it does not bound that."""
+        """How far the server optimizer moves one number of the model, in words; empty if it does not bound that."""
         if (largest := self.model.largest) is None:
             return ""
         return f"; the server optimizer moves no number of the model by more than {largest:.4g} a round"
 
     @property
     def _others(self) -> str:
-        """How far the device moves a number of each further part, in words."""
+        """How far the device moves a number of each part besides `params`, in words."""
         does = "it moves a number of `{0}` by at most {1:.4g} a round"
         if self.chooses:
             does = "a number of `{0}` in it is at most {1:.4g}"
@@ -123,13 +127,15 @@ class Influence:
 def influence_of(
     algorithm: Algorithm, task: Description, sums: FixedPoint, contributors: int, rounds: int = 1, trusted: bool = False
 ) -> Influence:
-    """What one device can do to a sum.
+    """Compute the most that one device can do to a sum.
 
     Args:
-        sums: the plan's integers, whose largest weight caps all others.
-        contributors: the fewest devices whose sum is used.
-        rounds: of an edge's own, in each of which the device may take part.
-        trusted: whether the plan trusts its devices.
+        algorithm: The algorithm.
+        task: The description of the task.
+        sums: The plan's integers, whose largest weight caps all other caps.
+        contributors: The smallest number of devices whose sum is used.
+        rounds: The number of rounds that an edge runs for one sum. The device may take part in each of them.
+        trusted: Whether the plan trusts its devices.
     """
     aggregator = algorithm.aggregator
     length, unit = algorithm.update.reach(task.trained_layout)
@@ -140,11 +146,11 @@ def influence_of(
     reaches = {name: _reach(part, sums, length) for name, part in parts.items()}
     factors = dict(shares)
     if algorithm.update.weight_cap is not None and parts["params"].in_chain:
-        # The device multiplied before it clipped, so that its part of the sum is at most C whatever it weighs. It moves the
-        # mean furthest if the divisor is smallest: with weight 1.
+        # The device multiplies by its weight before it clips, so its contribution to the sum is at most C for any weight. It
+        # moves the mean furthest if the divisor is smallest, which is the case with weight 1.
         factors["params"] = 1 / parts["params"].divisor(contributors, contributors, contributors)
     steers = tuple(name for name in algorithm.server.broadcasts if name != "params")
-    if steers:  # what the others send is the device's too
+    if steers:  # the device also decides what the other devices send
         factors = {name: _of_all(part, hop, contributors) for name, part in parts.items()}
     share, step, longest = min(1.0, shares["params"]), None, reaches["params"]
     if aggregator.chosen is not None:
@@ -155,7 +161,7 @@ def influence_of(
         known = {name: (factors[name], reach or 0.0) for name, reach in reaches.items()}
         with own_code("longest", aggregator, "it must give a number"):
             step = aggregator.longest(known) * rounds
-    if aggregator.chosen is not None:  # each number lies between those that were sent, whoever sent them
+    if aggregator.chosen is not None:  # each number of the result lies between numbers that devices sent
         shares = {name: _scale(part, hop, contributors) for name, part in parts.items()}
     others = {name: shares[name] * (reach or 0.0) * rounds for name, reach in reaches.items() if name != "params"}
     beside = [part for name, part in parts.items() if name != "params" and not part.in_chain]
@@ -178,27 +184,34 @@ def influence_of(
 
 
 def _share(part: Part, hop: FirstHop, contributors: int) -> float:
-    """The largest weight of one client over a part's divisor: above 1 where the divisor does not count that weight."""
+    """Return one client's largest weight over the part's divisor. This is above 1 if the divisor does not count that weight."""
     weight = hop.most_weight(part)
     return weight / part.divisor(weight + contributors - 1, contributors, contributors)
 
 
 def _of_all(part: Part, hop: FirstHop, contributors: int) -> float:
-    """The summed weights of all clients over a part's divisor, at most: how much longer their mean is than the longest update."""
+    """Return the largest sum of all clients' weights over the part's divisor. Their mean is at most this much longer
+    than the longest update.
+    """
     if hop.weight_cap is None or not part.in_chain:
         return _scale(part, hop, contributors)
     counts = (contributors, hop.sums.max_count)
-    return max(n / part.divisor(n, n, n) for n in counts)  # the device weighs before it clips
+    return max(n / part.divisor(n, n, n) for n in counts)  # devices multiply by their weights before they clip
 
 
 def _scale(part: Part, hop: FirstHop, contributors: int) -> float:
-    """By how much what was chosen is scaled: it stands for everyone's weight, over the part's divisor."""
+    """Return the factor on an update that the aggregator chose: the update gets the weight of all clients, over the
+    part's divisor.
+    """
     counts = (contributors, hop.sums.max_count)
     return max(n * hop.most_weight(part) / part.divisor(n * hop.most_weight(part), n, n) for n in counts)
 
 
 def _reach(part: Part, sums: FixedPoint, length: float | None) -> float | None:
-    """How far one client's part reaches: its L2 norm if the chain bounds it, else each of its numbers; None if nothing does."""
+    """Return how far one client's part reaches, or None if nothing bounds it.
+
+    For a part in the chain this is an L2 norm; for another part, the largest absolute value of each number.
+    """
     if part.in_chain or part.name == "params":
         return length if part.in_chain else None
     return sums.bound if part.bound is None else part.bound

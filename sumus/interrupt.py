@@ -1,4 +1,4 @@
-"""Stopping without losing anything."""
+"""Ctrl-C and SIGTERM: context managers that delay or ignore these signals, so that stopping a program loses nothing."""
 
 import signal
 import threading
@@ -11,14 +11,14 @@ _ENDINGS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def undisturbed() -> Generator[None, None, None]:
-    """No further Ctrl-C gets through while what there is is being kept."""
+    """Ignore further Ctrl-C and SIGTERM inside, while results are being saved."""
     with _handling(lambda number, frame: None):
         yield
 
 
 @contextmanager
 def whole() -> Generator[None, None, None]:
-    """A Ctrl-C waits until this is done: what belongs together changes together."""
+    """Delay Ctrl-C and SIGTERM until the block ends, so that values that belong together change together."""
     waiting: list[int] = []
     try:
         with _handling(lambda number, frame: waiting.append(number)):
@@ -30,7 +30,9 @@ def whole() -> Generator[None, None, None]:
 
 @contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Generator[None, None, None]:
-    """This handler for the signals that would end the run with an exception; those that end it at once still do."""
+    """Replace the handlers of Ctrl-C and SIGTERM inside, if they are Python functions. A signal that ends the process
+    at once still does so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -46,7 +48,9 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Generator[Non
 
 @contextmanager
 def unheard() -> Generator[None, None, None]:
-    """Processes that are started in here hear neither Ctrl-C nor SIGTERM: whoever started them does, and ends them."""
+    """Block Ctrl-C and SIGTERM in processes that are started inside. The process that started them hears the signals,
+    and ends them.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     try:
         yield
@@ -55,7 +59,7 @@ def unheard() -> Generator[None, None, None]:
 
 
 def terminate_like_ctrl_c() -> None:
-    """Let SIGTERM (a container's stop, a batch system's limit) end a run as Ctrl-C does."""
+    """Let SIGTERM end a run as Ctrl-C does. Containers and batch systems send SIGTERM to stop a program."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

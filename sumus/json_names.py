@@ -1,8 +1,9 @@
-"""Names in a text of JSON. RFC 8259 leaves open what a name means that stands twice in one object, and readers take the last one.
+"""Find a name that an object of a JSON text has twice. RFC 8259 does not say what such a name means; most readers use
+the last value.
 
-    repeated(b'{"label": 1,\\n "label": 2}')          ("label", 2): the name, and the line of the second
+    repeated(b'{"label": 1,\\n "label": 2}')          ("label", 2): the name, and the line of its second place
 
-Where a person writes JSON, such a text is refused: one of the two values was a mistake.
+If a person wrote the JSON, one of the two values was a mistake. So sumus refuses such a text.
 """
 
 import json
@@ -13,13 +14,13 @@ _TOKENS = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\],:\n]', re.DOTALL)
 
 
 def repeated(body: bytes) -> tuple[str, int] | None:
-    """Look for a name that stands twice in one object.
+    """Find the first name that one object of a JSON text has twice.
 
     Args:
-        body: A text of JSON in UTF-8. Another text has no names.
+        body: The text, in UTF-8. A body that is not JSON has no names.
 
     Returns:
-        The first such name, and the line of its second place, from 1; None if there is none.
+        The name, and the line of its second place, counted from 1; None if there is none.
     """
     try:
         json.loads(body, object_pairs_hook=_once, parse_int=len, parse_float=len)
@@ -31,7 +32,7 @@ def repeated(body: bytes) -> tuple[str, int] | None:
 
 
 class _RepeatedError(Exception):
-    """A name stands twice."""
+    """An object has a name twice."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> None:
@@ -40,7 +41,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
 
 
 def _place(body: bytes) -> tuple[str, int]:
-    """The first name that stands twice, and its line."""
+    """Return the first name that an object has twice, and the line of its second place."""
     line, last = 1, b""
     names: list[set[str] | None] = []
     for found in _TOKENS.finditer(body):

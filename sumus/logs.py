@@ -1,11 +1,12 @@
-"""Logs on standard error: lines for people, or a JSON object a line. No device, no token and no address of one is in them.
+"""Logs on standard error: text lines for people, or one JSON object a line. Logs contain no device, no token, and no
+device's address.
 
     LOG = logger("sumus.server")                instead of logging.getLogger
     log_to(sys.stderr, "json")
 
-Names of files and answers of other machines get into records. A record of such a logger is escaped before any handler sees it,
-also a handler of a program that uses sumus as a library; a record of another library is escaped on its way to `log_to`'s
-stream.
+Records may quote names of files and answers of other machines, so they are escaped. A record of a logger from `logger`
+is escaped before any handler sees it, even a handler of a program that uses sumus as a library. A record of another
+library is escaped when it is written to the stream of `log_to`.
 """
 
 import json
@@ -20,7 +21,7 @@ Form = Literal["text", "json"]
 
 
 def logger(name: str) -> logging.Logger:
-    """The logger of this name; its records are escaped."""
+    """Return the logger with this name. Its records are escaped."""
     found = logging.getLogger(name)
     if _ESCAPING not in found.filters:
         found.addFilter(_ESCAPING)
@@ -28,7 +29,16 @@ def logger(name: str) -> logging.Logger:
 
 
 def log_to(stream: TextIO, form: Form = "text", level: int = logging.INFO) -> logging.Handler:
-    """Let everything that is logged go to a stream, of libraries only warnings; the handler, for whoever takes it away again."""
+    """Write all log records of sumus, and warnings of libraries, to a stream.
+
+    Args:
+        stream: The stream.
+        form: Text lines, or one JSON object a line.
+        level: The lowest level of sumus's records that are written.
+
+    Returns:
+        The handler, for callers that remove it again.
+    """
     handler = logging.StreamHandler(stream)
     handler.addFilter(_ESCAPING)
     handler.setFormatter(_Json() if form == "json" else _Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -38,12 +48,15 @@ def log_to(stream: TextIO, form: Form = "text", level: int = logging.INFO) -> lo
 
 
 def said(record: logging.LogRecord) -> dict[str, Any]:
-    """What a record says besides its message: `extra={"said": {...}}`."""
+    """Return the fields that a record has besides its message, from `extra={"said": {...}}`."""
     return getattr(record, "said", {})
 
 
 class _Escaping(logging.Filter):
-    """Lets every record pass, escaped. Lines of a traceback are indented: so none of them looks like a record."""
+    """A filter that escapes records and lets all of them pass.
+
+    Lines of a traceback are indented, so that none of them looks like a record.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         try:

@@ -138,7 +138,7 @@ def sums_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     for name, metric in metrics.items():
         for own in metric.names(name) if isinstance(metric, SeveralSums) else (name,):
             if own in found or own == "loss":
-                raise TaskError(f"two metrics are called {own!r}: call one of them otherwise")
+                raise TaskError(f"two metrics are called {own!r}: rename one of them")
             found[own] = metric
     return found
 
@@ -263,7 +263,7 @@ def by_class(metric: Callable[[Any, Any], Any], classes: int | Sequence[str]) ->
         ]
         if not all(isinstance(pair, tuple) for pair in pairs):
             raise TaskError(
-                "of examples with many predictions, by_class takes a metric of (sums, counts), such as accuracy"
+                "if examples hold many predictions, by_class takes a metric that gives (sums, counts), such as accuracy"
             )
         return _stacked([pair[0] for pair in pairs]).double(), _stacked([pair[1] for pair in pairs]).long()
 
@@ -372,7 +372,7 @@ def root_mean_squared_error() -> SeveralSums:
 def _classes(targets: Any, classes: int) -> Any:
     """Convert targets to whole numbers. Raise TaskError for a target that is neither a class nor padding."""
     if targets.is_complex() or (targets.is_floating_point() and bool((targets != targets.round()).any())):
-        raise TaskError("targets are no classes: give whole numbers from 0")
+        raise TaskError("targets are not classes: give whole numbers from 0")
     found = targets.long()
     if bool((odd := (found != IGNORED) & ((found < 0) | (found >= classes))).any()):
         raise TaskError(f"the target {int(found[odd][0])} is no class: there are {classes}, 0 to {classes - 1}")

@@ -1,11 +1,12 @@
-"""What a server runs: a task, an algorithm and a pacing that go together, as data.
+"""The plan: a task, an algorithm and a pacing that go together, as data. A server runs a plan.
 
     plan = Plan(task, fedavg(sgd(lr=0.1)), Pacing(cohort=64))
     plan.id                                     # SHA-256 of plan.to_json()
     Plan.from_json(plan.to_json()) == plan
 
-Building a plan checks it. Each rule below has a name, and says what to do instead; a rule is checked `anywhere`, or only
-for plans that are `deployed` (packed or served), where code does not travel and people must not stand alone in a sum.
+The constructor checks a plan against the rules in `RULES`. Each rule has a name, and its message says what to do
+instead. Some rules hold `anywhere`. Others hold only for plans that are `deployed` (packed or served): there, code
+cannot be sent to other machines, and nobody may be alone in a sum.
 """
 
 import fnmatch
@@ -37,26 +38,31 @@ FORMAT = 1
 _MAX_JSON = 16 * 2**20
 ADDING = Edges()
 MOST_VALUE = 2.0**8
-"""The largest |value| that the sums of a plan hold, if nothing says otherwise."""
+"""The largest absolute value that the sums of a plan hold, if nothing says otherwise."""
 MOST_WEIGHT = 2**16
-"""The most that one client weighs in a plan that names no cap."""
+"""The largest weight of one client in a plan that names no cap."""
 OVER_SELECT = 1.3
-"""Devices that a round of real devices is given to, for each report that it wants: some of them always go silent."""
+"""How many devices a deployed round is given to for each report that it needs, since some devices never answer."""
 FITTED = FixedPoint(0, 1.0, 1, 1)
-"""Stands for sums as fine as the overflow rule allows for all whom the plan's pacing chooses."""
+"""A placeholder for sums that are as fine as the overflow rule allows for all clients that the plan's pacing chooses."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A task, an algorithm, a pacing, and what a sum may hold.
+    """A task, an algorithm, a pacing, and the limits of a sum.
 
-    task: a `Task`, or only its description on a server that has none of the code.
-    min_contributors: a deployed server publishes no model and no metric of fewer people. The simulator does not ask.
-    sums: the integers of the first hop; by default as fine as the overflow rule allows for all who are chosen: an edge's sum may
-        go beyond the cohort.
-    edges: what devices' edges do, where they report through some.
-    trusts_devices: False for a plan that bounds what one device can do to a sum, by a clip and by its weight; True for one that
-        does not, since all devices are in one hand; None until the plan is made for devices (`for_devices`), as in simulations.
+    Attributes:
+        task: A `Task`; or only its description, on a server that does not have the code.
+        algorithm: The algorithm.
+        pacing: Who takes part, and when.
+        min_contributors: A deployed server publishes no model and no metric of fewer people. The simulator does not
+            check this.
+        sums: The integers of the first hop. By default, they are as fine as the overflow rule allows for all chosen
+            clients, since an edge's sum may have more contributors than the cohort.
+        edges: What edges do, if devices report through edges.
+        trusts_devices: False if the plan bounds what one device can do to a sum, by a clip and by a cap of its weight.
+            True if the plan sets no such bound, because one owner controls all devices. None until `for_devices` is
+            called, as in simulations.
     """
 
     task: Task | Description
@@ -80,31 +86,40 @@ class Plan:
             raise PlanError(rule, message)
 
     def violations(self, where: Literal["anywhere", "deployed"]) -> Iterator[tuple[str, str]]:
-        """(rule, message) for every rule of this kind that the plan breaks."""
+        """Yield (rule name, message) for every rule of this kind that the plan breaks."""
         for rule in RULES:
             if rule.where == where and (message := rule.broken(self)):
                 yield rule.name, message
 
     def check_deployable(self, spools: bool = False) -> None:
-        """Raise PlanError for the first rule that forbids real devices. spools: for a server that keeps each update, sealed,
-        until its round is over."""
+        """Check that the plan may run on real devices.
+
+        Args:
+            spools: Whether the server keeps each update, sealed, until its round is over.
+
+        Raises:
+            PlanError: The plan breaks a rule of deployed plans; the error names the first.
+        """
         for rule, message in self.violations("deployed"):
             if not (spools and rule == "needs-each-update"):
                 raise PlanError(rule, message)
 
     def with_data(self, data: Data) -> "Plan":
-        """The same plan, with its task's data declared."""
+        """Return the same plan with this form of the examples in its task."""
         return replace(self, task=replace(self.task, data=data))
 
     def for_devices(self) -> "Plan":
-        """The same plan as devices get it: what a simulation leaves open is fixed. Devices are not trusted unless it says so."""
+        """Return the plan that is sent to devices: values that a simulation leaves open are fixed.
+
+        If the plan does not say whether it trusts its devices, it does not.
+        """
         pacing = self.pacing
         if pacing.over_select is None and not pacing.buffered:
             pacing = replace(pacing, over_select=OVER_SELECT)
         sums, own = self.sums, FixedPoint.fit(self.sums.max_count, self.sums.max_weight, self.sums.bound)
         if sums == self._fitted():
             sums = FITTED
-        elif sums == own and sums.max_count < pacing.chosen:  # an edge's sum may be of all who are chosen
+        elif sums == own and sums.max_count < pacing.chosen:  # an edge's sum may hold every chosen device
             sums = FixedPoint.fit(pacing.chosen, sums.max_weight, sums.bound)
         return replace(self, pacing=pacing, sums=sums, trusts_devices=bool(self.trusts_devices))
 
@@ -115,17 +130,20 @@ class Plan:
 
     @property
     def metric_cap(self) -> int | None:
-        """The most predictions that a client's metrics count; None for any number, if the plan trusts its devices."""
+        """The most predictions that a client's metrics count; None for any number.
+
+        Only a plan that does not trust its devices has such a cap.
+        """
         return self.example_cap if self.trusts_devices is False else None
 
     @property
     def example_cap(self) -> int | None:
-        """The most examples that one client's weight counts, 1 if all clients weigh alike; None if the plan names no cap."""
+        """The most examples that one client's weight counts: 1 if all clients weigh alike; None if the plan names no cap."""
         caps = [self._cap(part) for part in self.algorithm.aggregator.parts]
         return None if None in caps else max(cap for cap in caps if cap is not None)
 
     def _cap(self, part: Part) -> int | None:
-        """The most examples that a client's weight counts in a part; None if only the sums' own limit holds it."""
+        """Return the most examples that a client's weight counts in a part; None if only the limit of the sums bounds it."""
         if part.weight != "examples":
             return 1
         on_device = self.algorithm.update.weight_cap if part.in_chain else None
@@ -134,7 +152,7 @@ class Plan:
 
     @property
     def influence(self) -> Influence:
-        """What one dishonest device can do to a sum of this plan, at most."""
+        """The most that one dishonest device can do to a sum of this plan."""
         least = max(
             self.min_contributors, 1 if self.edges.rounds > 1 else self.pacing.fewest
         )  # a site's rounds may be small
@@ -143,27 +161,30 @@ class Plan:
         return influence_of(self.algorithm, self.description, self.sums, fewest, self.edges.rounds, trusted)
 
     def _fitted(self) -> FixedPoint:
-        """Sums as fine as 64 bits allow: for the weights, and for the values that the clip and each part's bound leave."""
+        """Return sums as fine as 64 bits allow for the largest weights, and for the largest values that the clip and
+        the bounds of the parts permit.
+        """
         algorithm, shapes = self.algorithm, self.description.trained_layout
         cap, parts = algorithm.update.weight_cap, algorithm.parts(self.description)
-        weighed = [part for part in parts if cap is None or not part.in_chain]  # the others are weighed on the device
+        weighed = [part for part in parts if cap is None or not part.in_chain]  # devices multiply the others themselves
         largest = max((part.largest_weight(cap or MOST_WEIGHT) for part in weighed), default=1)
         length, _ = algorithm.update.reach(shapes)
         alone = algorithm.update.code_bits is None and all(part.in_chain or part.bound is not None for part in parts)
-        # a site sums up rounds, so that its sum leaves its parts' own bounds behind; those of others are in `FixedPoint.bits`
+        # A site's sum covers several rounds, so it exceeds the bounds of its parts. The bounds of other sums are considered in
+        # `FixedPoint.bits`.
         own = (
             max((part.bound or 0.0 for part in parts), default=0.0) * self.edges.rounds
             if self.edges.rounds > 1
             else 0.0
         )
-        if length is None or not alone:  # codes are whole numbers already
+        if length is None or not alone:  # `alone` is False for integer codes, which need no fraction bits
             return FixedPoint.fit(self.pacing.chosen, largest, max(MOST_VALUE, own))
         reach = math.frexp(length * self.edges.rounds * (1 + SLACK))[1]  # the length is below this power of two
         return FixedPoint.fit(self.pacing.chosen, largest, max(min(2.0**reach, MOST_VALUE), own))
 
     @property
     def broadcast_nbytes(self) -> int:
-        """Bytes of what a server sends to each device of a round."""
+        """The number of bytes that a server sends to each device of a round."""
         leaves = {leaf.name: leaf for leaf in self.description.leaves}
         shapes = {**self.description.trained_layout, **self.description.buffer_layout}
         zeros = {name: np.zeros(shape, leaves[name].sum_dtype) for name, shape in shapes.items()}
@@ -172,16 +193,16 @@ class Plan:
 
     @property
     def keeps_state(self) -> bool:
-        """Whether a client must remember something from round to round: a control variate, or leaves of its own."""
+        """Whether a client must keep a state from round to round: a control variate, or personal leaves."""
         return self.algorithm.client.keeps_state or bool(self.description.named("personal"))
 
     @property
     def description(self) -> Description:
-        """What of the task can travel."""
+        """The part of the task that can be sent to other machines."""
         return description_of(self.task)
 
     def to_json(self) -> str:
-        """Canonical JSON: equal plans, and only they, give equal text."""
+        """Return the canonical JSON of the plan. Two plans have the same text if and only if they are equal."""
         return canonical_json(
             {
                 "sumus": FORMAT,
@@ -197,7 +218,12 @@ class Plan:
 
     @staticmethod
     def from_json(text: str) -> "Plan":
-        """The plan of this text. It may come from a peer: only registered names are built, only from JSON."""
+        """Read a plan from its JSON. The text may come from another machine: only registered functions are called, and
+        only with JSON.
+
+        Raises:
+            PlanError: The text is too long, or is not a plan that this version of sumus can read.
+        """
         if len(text) > _MAX_JSON:
             raise PlanError("malformed", f"a plan of {len(text)} characters is over the limit of {_MAX_JSON}")
         with read_as("a plan"):
@@ -209,7 +235,7 @@ class Plan:
             if fields.pop("sumus") != FORMAT:
                 raise PlanError("plan-format", f"this sumus reads plans of format {FORMAT}; upgrade the older side")
             plan = cast(Plan, call_with(Plan, "plan", fields))
-            _ = plan.id  # refuses what JSON reads as infinite, or as text that is none
+            _ = plan.id  # refuses infinite numbers and text that is not Unicode, which JSON lets through
             _ = plan.first_hop  # refuses codes whose sums need more than 64 bits
             return plan
 
@@ -227,7 +253,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rule:
-    """broken(plan) says what is wrong and what to do instead, or None."""
+    """A rule that every plan, or every deployed plan, must follow.
+
+    Attributes:
+        name: The name, which errors quote.
+        where: Whether the rule holds "anywhere", or only for "deployed" plans.
+        broken: (plan) → what is wrong and what to do instead; None if the plan follows the rule.
+    """
 
     name: str
     where: Literal["anywhere", "deployed"]
@@ -251,7 +283,7 @@ def _chain_unused(plan: Plan) -> str | None:
     algorithm = plan.algorithm
     links = [
         stage for stage in algorithm.update.links if stage.props.buffer_bound is None
-    ]  # buffers are beside the chain
+    ]  # clip_buffers acts on buffers, which do not pass through the chain
     if links and not any(part.in_chain for part in algorithm.aggregator.parts):
         return f"no part of this algorithm may be changed on its way, so {algorithm.update!r} would do nothing: leave it out"
     return None
@@ -318,7 +350,7 @@ def _quantize_range(plan: Plan) -> str | None:
     for stage, before, _ in walk(plan.algorithm.update.links, Context(plan.description.trained_layout, b"")):
         if stage.props.code_bits is not None and not stage.props.has_range and not (mixed and before.norm_bound):
             between = ", with only stages between that say Props(keeps_norm=True)"
-            return f"{stage!r} knows no range: put clip_by_global_norm and rotate before it{between}; or give it range="
+            return f"{stage!r} has no range: put clip_by_global_norm and rotate before it{between}; or give it range="
         mixed = mixed or stage.props.mixes
     return None
 
@@ -379,8 +411,8 @@ def _site_parts(plan: Plan) -> str | None:
         )
     if not isinstance(denominator := algorithm.aggregator.parts[0].denominator, str) or denominator == "population":
         return (
-            f"params are divided by {denominator!r}, whoever takes part, and a site has its own people: divide by weight or "
-            "count, or let edges add, with Edges(rounds=1)"
+            f"params are divided by {denominator!r}, which does not depend on who takes part, and a site has its own people: "
+            "divide by weight or count, or let edges add, with Edges(rounds=1)"
         )
     return None
 
@@ -415,7 +447,7 @@ def _site_codes(plan: Plan) -> str | None:
     multiplies = update.weight_cap is None and all(part.weight == "examples" for part in parts if part.in_chain)
     if plan.edges.rounds > 1 and update.code_bits is not None and not multiplies:
         return (
-            f"a sum of codes that nothing multiplies has no room for what {plan.edges.rounds} rounds move a model by: weigh by "
+            f"codes that no weight multiplies leave no room for a sum over {plan.edges.rounds} rounds: weigh by "
             "examples, without a weight stage; or leave out quantize, or take Edges(rounds=1)"
         )
     return None
@@ -431,7 +463,7 @@ def _site_lifts(plan: Plan) -> str | None:
 def _noise_at_sites(plan: Plan) -> str | None:
     if plan.edges.rounds > 1 and plan.edges.noise_at == "edges":
         return (
-            "noise of sites, each round of theirs, is composed by no privacy ledger of this sumus: take noise_at='top', or "
+            "no privacy ledger of this sumus accounts for noise that sites add in each of their rounds: take noise_at='top', or "
             "Edges(rounds=1)"
         )
     return None
@@ -439,7 +471,7 @@ def _noise_at_sites(plan: Plan) -> str | None:
 
 def _noise_at_edges(plan: Plan) -> str | None:
     if plan.edges.noise_at == "edges":
-        return "no edge of this sumus adds noise, and no ledger composes it: take noise_at='top', which is shown, and adds none"
+        return "no edge of this sumus adds noise, and no privacy ledger accounts for it: take noise_at='top', which is only shown"
     return None
 
 
@@ -456,7 +488,7 @@ def _trusts_devices(plan: Plan) -> str | None:
         steps.append("its update may be as long as it likes")
         if not params.in_chain:
             remedies.append(
-                "this algorithm sends its update past any chain, so that nothing can clip it: take another algorithm"
+                "the update of this algorithm does not pass through the chain, so nothing can clip it: take another algorithm"
             )
         elif (stage := plan.algorithm.update.lengthening) is not None:
             remedies.append(
@@ -493,7 +525,7 @@ _BOUNDS = {
     "steps": f"bound the steps of a round: fednova(most_steps=), with ‖a‖₁ below {WIDEST:g}",
     "control": f"bound the control below {WIDEST:g}: scaffold(control_bound=)",
 }
-"""How to bound a part of sumus beside the chain."""
+"""How to bound the parts of sumus's own algorithms that do not pass through the chain."""
 
 
 RULES: tuple[Rule, ...] = (
@@ -521,5 +553,8 @@ RULES: tuple[Rule, ...] = (
     Rule("undeclared-data", "deployed", _undeclared_data),
     Rule("trusts-devices", "deployed", _trusts_devices),
 )
-"""Checked whenever a plan is built. Raised where the value itself is made: sum-overflow, parts-match, quantize-last,
-epochs-or-steps, part-words, pacing-buffer, positive."""
+"""The rules that are checked when a plan is built or deployed.
+
+Further rules are checked where a value itself is made: sum-overflow, parts-match, quantize-last, epochs-or-steps,
+part-words, pacing-buffer, positive.
+"""

@@ -1,9 +1,9 @@
-"""Preparing examples on the device: steps for `Task(prepare=)`, in numpy.
+"""Preparation steps: functions for `Task(prepare=)` that clean and transform examples on the device, in numpy.
 
     Task(..., prepare=steps(drop_missing, windows(128, 64), standardize_running(prior=200)))
 
-A step takes a client's `(inputs, targets)` and gives them back changed. It sees one client only, and nothing of it leaves
-the device.
+A step takes one client's `(inputs, targets)` and returns them changed. It sees only this client, and its results do not
+leave the device.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Step: TypeAlias = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def steps(*each: Step) -> Step:
-    """One step that does these in order."""
+    """Make one step that applies these steps in order."""
 
     def prepare(inputs: Any, targets: Any) -> tuple[Any, Any]:
         for step in each:
@@ -38,7 +38,10 @@ def drop_missing(inputs: Any, targets: Any) -> tuple[Array, Array]:
 
 
 def standardize(center: Any, scale: Any) -> Step:
-    """(x − center) / scale with public constants, broadcast over an example. Not statistics of other people's data."""
+    """Make a step that computes (x − center) / scale, in float32, with constants that are broadcast over an example.
+
+    The constants are public: do not compute them from other people's data.
+    """
     middle, width = np.asarray(center, np.float32), np.asarray(scale, np.float32)
 
     def prepare(inputs: Any, targets: Any) -> tuple[Array, Any]:
@@ -50,13 +53,18 @@ def standardize(center: Any, scale: Any) -> Step:
 def standardize_running(
     prior: float = 0.0, center: Any = 0.0, scale: Any = 1.0, axes: tuple[int, ...] | None = None
 ) -> Step:
-    """Give each channel mean 0 and deviation 1 by a running estimate over this person's own examples, without labels.
+    """Make a step that gives each channel mean 0 and deviation 1, by a running estimate over this person's own
+    examples. It needs no labels.
 
-    Examples come in the order in which they were recorded: example i is standardised by the mean and the deviation of
-    examples 0 to i, so that a device can do the same as data arrives, and never looks ahead.
+    Examples come in the order in which they were recorded. Example i is standardised by the mean and the deviation of
+    examples 0 to i, so a device can do the same as data arrives, and the step never looks ahead.
 
-    prior: how many examples' worth of `center` and `scale` the estimate starts from (0: none).
-    axes: the axes of one example that are averaged over; by default all but the last, for `(time, channel)` windows.
+    Args:
+        prior: The number of examples that `center` and `scale` stand for at the start; 0 for none.
+        center: The mean at the start.
+        scale: The deviation at the start.
+        axes: The axes of one example that are averaged over; by default all but the last, for `(time, channel)`
+            windows.
     """
 
     def prepare(inputs: Any, targets: Any) -> tuple[Array, Any]:
@@ -75,8 +83,15 @@ def standardize_running(
 
 
 def windows(length: int, stride: int) -> Step:
-    """Cut recordings into windows: inputs `(n,)` of arrays `(time, channels)`, targets `(n,)`, one a recording, become
-    `(windows, length, channels)` and `(windows,)`. Recordings shorter than a window are left out."""
+    """Make a step that cuts recordings into windows. Recordings shorter than a window are left out.
+
+    Inputs `(n,)` of arrays `(time, channels)` and targets `(n,)`, one for each recording, become inputs `(windows,
+    length, channels)` and targets `(windows,)`.
+
+    Args:
+        length: The number of time steps in a window.
+        stride: The number of time steps from the start of a window to the start of the next.
+    """
 
     def prepare(inputs: Any, targets: Any) -> tuple[Array, Array]:
         cut = [

@@ -1,13 +1,16 @@
-"""Aggregators that a few dishonest clients cannot pull away, each within the limits of its theorem.
+"""Robust aggregators: a few dishonest clients cannot pull the result away, within the limits of each aggregator's theorem.
 
     algorithm = fedavg(sgd(lr=0.1), aggregator=robust.median())
 
-They look at every update apart, so they run in the simulator; a server that keeps only sums refuses them by name.
-`attackers` is the number of dishonest updates in one round that the rule is to withstand: where one in five of a population
-is dishonest and cohorts are drawn from it, about every third holds more than one in five.
+These aggregators look at every update on its own. They run in the simulator, and on a server that keeps each update
+until its round ends (`sumus serve --spool`). A server that keeps only sums refuses them by name.
 
-What is robust here is the position of the aggregate. Honest clients whose data differ look like attackers to all of these
-rules: what they cost without any attack belongs beside what they save (docs/results.md).
+`attackers` is the number of dishonest updates in one round that the aggregator must withstand. A round may have a
+larger share of attackers than the population: if one client in five is dishonest, about every third random cohort has
+more than one in five.
+
+These aggregators protect the position of the aggregate. Honest clients with unusual data look like attackers to all of
+them. So compare their cost without an attack with what they save under attack (docs/results.md).
 """
 
 import math
@@ -30,13 +33,13 @@ PARAMS = Part("params", weight="uniform", denominator="count")
 
 
 def _around(centre: Centre, parts: tuple[Part, ...], chosen: Chosen, least: int = 1) -> Aggregator:
-    """The mean of these parts (of `params` alone, where none is named), with a centre in the mean's place."""
+    """Make the mean of these parts (of `params` alone, if no part is named), but with `centre` in place of the mean."""
     plain = mean(*(parts or (PARAMS,)))
     return Aggregator(parts=plain.parts, combine=plain.combine, centre=centre, chosen=chosen, least=least)
 
 
 def _coordinatewise(rule: Callable[[Array], Array]) -> Centre:
-    """The same rule on every entry of every part: (clients, …) → (…)."""
+    """Make a centre that applies `rule` to every entry of every part: (clients, …) → (…)."""
 
     def centre(contributions: Sequence[Contribution], weights: Weights) -> Contribution:
         return {
@@ -49,12 +52,14 @@ def _coordinatewise(rule: Callable[[Array], Array]) -> Centre:
 
 @registered("aggregator/median")
 def median(*parts: Part) -> Aggregator:
-    """The median of every entry. [Yin et al. 2018, arXiv:1803.01498, Algorithm 1, option I]"""
+    """Take the median of every entry. [Yin et al. 2018, arXiv:1803.01498, Algorithm 1, option I]"""
 
     def chosen(count: int) -> tuple[float, float]:
-        """In each entry, half of the updates are at least as far from 0 as the median: so it is at most √2 times as long.
+        """Return the share and the length: the median can be one update, and is at most √2 times as long as the longest update.
 
-        A round may be of more updates, and of an odd number: then the median is one update's entry.
+        In each entry, at least half of the updates are at least as far from 0 as the median. That gives the √2. The
+        share is 1, since a round may have an odd number of updates, and each entry of the median is then the entry of
+        one update.
         """
         return 1.0, math.sqrt(2)
 
@@ -63,15 +68,20 @@ def median(*parts: Part) -> Aggregator:
 
 @registered("aggregator/trimmed_mean")
 def trimmed_mean(*parts: Part, attackers: int) -> Aggregator:
-    """The mean of every entry without its `attackers` largest and as many smallest values; needs 2f + 1 contributors.
-    [Yin et al. 2018, arXiv:1803.01498, Algorithm 1, option II]"""
+    """Take the mean of every entry without its `attackers` largest and `attackers` smallest values. Needs 2f + 1
+    contributors for f attackers. [Yin et al. 2018, arXiv:1803.01498, Algorithm 1, option II]
+    """
     _check(attackers)
 
     def rule(values: Array) -> Array:
         return np.sort(values, axis=0)[attackers : len(values) - attackers].mean(axis=0)
 
     def chosen(count: int) -> tuple[float, float]:
-        """A mean of the values that are kept: its square is at most the mean of their squares, and those are of all updates."""
+        """Return the share and the length of the mean of the values that are kept.
+
+        The square of a mean is at most the mean of the squares, and the sum of the kept squares is at most that of all
+        updates.
+        """
         kept = count - 2 * attackers
         return 1 / kept, math.sqrt(count / kept)
 
@@ -80,16 +90,18 @@ def trimmed_mean(*parts: Part, attackers: int) -> Aggregator:
 
 @registered("aggregator/krum")
 def krum(*parts: Part, attackers: int) -> Aggregator:
-    """The one update whose n − f − 2 nearest others are nearest; needs 2f + 3 contributors. Distances are those of
-    `params`. [Blanchard et al. 2017, section 3]"""
+    """Choose the one update whose n − f − 2 nearest other updates are nearest, for n updates and f attackers. Needs 2f
+    + 3 contributors. Distances are those of `params`. [Blanchard et al. 2017, section 3]
+    """
     _check(attackers)
     return _around(_nearest(attackers, lambda count: 1), parts, lambda count: (1.0, 1.0), least=2 * attackers + 3)
 
 
 @registered("aggregator/multi_krum")
 def multi_krum(*parts: Part, attackers: int, keep: int | None = None) -> Aggregator:
-    """The mean of the `keep` updates of the best Krum scores, by default n − f − 2, and never more.
-    [Blanchard et al. 2017, section 4, m-Krum]"""
+    """Take the mean of the `keep` updates with the best Krum scores. `keep` is n − f − 2 by default, and never more.
+    [Blanchard et al. 2017, section 4, m-Krum]
+    """
     _check(attackers)
     if keep is not None and keep < 1:
         raise PlanError("positive", f"multi_krum(keep={keep}): keep at least one update")
@@ -103,10 +115,11 @@ def multi_krum(*parts: Part, attackers: int, keep: int | None = None) -> Aggrega
 
 @registered("aggregator/norm_bounded")
 def norm_bounded(*parts: Part, max_norm: float) -> Aggregator:
-    """The mean, by the weights of its parts, with every update of `params` scaled to an L2 norm of at most `max_norm`;
-    other parts are only averaged. [Sun et al. 2019, arXiv:1911.07963, section 5]
+    """Take the weighted mean after scaling every update of `params` to an L2 norm of at most `max_norm`. Other parts
+    are only averaged. [Sun et al. 2019, arXiv:1911.07963, section 5]
 
-    `clip_by_global_norm` does the same on an honest device; this one also holds for a dishonest one.
+    `clip_by_global_norm` does the same on an honest device. This aggregator also bounds the update of a dishonest
+    device.
     """
     expect_number(max_norm, 0, math.inf, "norm_bounded(max_norm=)", open_low=True)
 
@@ -122,7 +135,7 @@ def norm_bounded(*parts: Part, max_norm: float) -> Aggregator:
 
 
 def _nearest(attackers: int, keep: Callable[[int], int]) -> Centre:
-    """The mean of the updates with the best Krum scores."""
+    """Make a centre that takes the mean of the updates with the best Krum scores."""
 
     def centre(contributions: Sequence[Contribution], weights: Weights) -> Contribution:
         scores = krum_scores([one["params"] for one in contributions], attackers)
@@ -133,14 +146,14 @@ def _nearest(attackers: int, keep: Callable[[int], int]) -> Centre:
 
 
 def krum_scores(updates: Sequence[Tree], attackers: int) -> Array:
-    """For each of n updates, the sum of its squared distances to its n − f − 2 nearest others, shape `(n,)`."""
+    """Compute for each of n updates the sum of its squared distances to its n − f − 2 nearest other updates, shape `(n,)`."""
     count = len(updates)
     squares = np.zeros((count, count))
     for name in updates[0]:
         flat = np.stack([update[name].reshape(-1) for update in updates])
         for index, row in enumerate(flat):
             squares[index] += ((flat - row) ** 2).sum(axis=1)
-    np.fill_diagonal(squares, np.inf)  # not its own neighbour
+    np.fill_diagonal(squares, np.inf)  # an update is not its own neighbour
     return np.sort(squares, axis=1)[:, : count - attackers - 2].sum(axis=1)
 
 

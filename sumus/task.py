@@ -254,12 +254,10 @@ def _expect_name(name: object) -> None:
         raise TaskError(f"a metric cannot be called {name!r}: a history has a column of that name; choose another")
     if is_slot(name):
         raise TaskError(
-            f"a metric cannot be called {name!r}: so are the sums called that a figure is made of; choose another"
+            f"a metric cannot be called {name!r}: the sums behind a figure have names of this form; choose another"
         )
     if "/" in name:
-        raise TaskError(
-            f"a metric cannot be called {name!r}: a slash stands between a source and its metric; leave it out"
-        )
+        raise TaskError(f"a metric cannot be called {name!r}: a slash separates a source from its metric; leave it out")
 
 
 def _is_on_logits(loss: Any) -> bool:

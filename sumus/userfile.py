@@ -1,8 +1,9 @@
-"""Users' files: what they define for the command line, under a name or as a function that makes it. What is wrong with one is
-said in a sentence that names the line.
+"""Load users' Python files for the command line. A file defines a value under a name, or a function that makes the value.
 
     experiment = load_experiment("health.py:smaller")
     client = load_client("health.py")
+
+An error in a user's file is reported in one sentence that names the line.
 """
 
 import importlib.util
@@ -24,7 +25,7 @@ from sumus.task import Data, Task
 
 
 def load_experiment(file: str) -> Experiment:
-    """The experiment that a file defines as `experiment`, or under the name after the colon."""
+    """Return the experiment that a file defines as `experiment`, or under the name after the colon."""
     module, name = load(file)
     value = named(file, module, name or "experiment")
     if value is None:
@@ -40,8 +41,14 @@ def load_experiment(file: str) -> Experiment:
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan and what it is tried on. population: a client's examples by its id.  made_up: whether these are no examples of
-    anybody, but numbers in the form that the task declares."""
+    """A plan, and the examples to try it on.
+
+    Attributes:
+        plan: The plan.
+        population: A client's examples by the client's id.
+        seed: The seed of the trial.
+        made_up: Whether the examples are random numbers in the form that the task declares, and not real.
+    """
 
     plan: Plan
     population: Mapping[Any, Any]
@@ -50,12 +57,15 @@ class Trial:
 
 
 MADE_UP = 20
-"""Examples that are made up."""
+"""The number of examples that `made_up` makes."""
 
 
 def load_plan(file: str) -> Trial:
-    """A file's plan and someone to try it on: from `experiment`, or from `plan` and a device's `examples`; where there are none,
-    made up in the form that the task declares."""
+    """Return the plan of a file, and examples to try it on.
+
+    The file defines `experiment`; or it defines `plan`, and one device's `examples`. If there are no examples, they are
+    made up in the form that the task declares.
+    """
     module, value = experiment_or_plan(file)
     if isinstance(value, Experiment):
         return Trial(value.plan, value.population, value.seed)
@@ -68,12 +78,12 @@ def load_plan(file: str) -> Trial:
             'Task(data=sumus.Data(inputs=(4,), inputs_dtype="float32", targets=(), targets_dtype="int64", classes=2)); or add '
             "`examples = (inputs, targets)`"
         )
-    task = replace(value.task, prepare=None)  # what is declared is prepared already
+    task = replace(value.task, prepare=None)  # the declared form is that of prepared examples
     return Trial(replace(value, task=task), {"made up": made_up(value.task.data)}, made_up=True)
 
 
 def made_up(data: Data) -> tuple[Any, Any]:
-    """Examples of a form, of nobody: drawn floats, zeros for whole inputs, drawn classes."""
+    """Make up examples of a form: random floats, zeros for integer inputs, random classes."""
     rng = np.random.default_rng(0)
 
     def of(shape: tuple[int, ...], dtype: str, drawn: Any) -> Any:
@@ -88,8 +98,13 @@ def made_up(data: Data) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Client:
-    """What a device takes part with. examples: or a function that gives them, not asked yet.  held_out: such examples to evaluate
-    on, None for the same ones."""
+    """What a device takes part with.
+
+    Attributes:
+        task: The task.
+        examples: The examples, or a function that returns them and was not called yet.
+        held_out: Examples to evaluate on, or such a function; None to evaluate on `examples`.
+    """
 
     task: Task
     examples: Any
@@ -97,8 +112,11 @@ class Client:
 
 
 def load_client(file: str) -> Client:
-    """A device's file: its `examples` (or those under the name after the colon), `held_out` if there are any, and a task: `task`,
-    or that of `plan` or `experiment`."""
+    """Read a device's file.
+
+    The file defines `examples` (or the name after the colon), perhaps `held_out`, and a task: `task`, or that of `plan`
+    or `experiment`.
+    """
     module, name = load(file)
     task = task_of(file, module)
     examples = getattr(module, name or "examples", None)
@@ -110,7 +128,7 @@ def load_client(file: str) -> Client:
 
 
 def task_of(file: str, module: ModuleType) -> Task:
-    """A file's `task`, or that of its `plan` or `experiment`."""
+    """Return the `task` of a file, or the task of its `plan` or `experiment`."""
     found = (named(file, module, which) for which in ("task", "plan", "experiment"))
     value = next((value for value in found if isinstance(value, Task | Plan | Experiment)), None)
     value = value.plan if isinstance(value, Experiment) else value
@@ -121,7 +139,7 @@ def task_of(file: str, module: ModuleType) -> Task:
 
 
 def experiment_or_plan(file: str) -> tuple[ModuleType, Experiment | Plan]:
-    """A file's module, and its experiment or its plan."""
+    """Return the module of a file, and its experiment or its plan."""
     module, name = load(file)
     value = named(file, module, name) if name else named(file, module, "experiment") or named(file, module, "plan")
     if not isinstance(value, Experiment | Plan):
@@ -132,17 +150,17 @@ def experiment_or_plan(file: str) -> tuple[ModuleType, Experiment | Plan]:
 
 
 def load(file: str) -> tuple[ModuleType, str | None]:
-    """The module that a file makes, and the name after the colon."""
+    """Run a file as a module. Return the module, and the name after the colon."""
     text, name = split(file)
     path = Path(text).resolve()
     if not path.is_file():
         raise ExperimentError(
             f"there is no file {text}: give the path of a Python file, such as examples/linear_regression.py"
         )
-    module_name = f"sumus_file_{path.stem}"  # never a name that something else imports
+    module_name = f"sumus_file_{path.stem}"  # no other module has such a name
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
-        raise ExperimentError(f"{text} is no Python file: its name must end in .py")
+        raise ExperimentError(f"{text} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     sys.path.insert(0, str(path.parent))
@@ -153,14 +171,14 @@ def load(file: str) -> tuple[ModuleType, str | None]:
 
 
 def split(file: str) -> tuple[str, str | None]:
-    """FILE.py[:NAME] as file and name; a colon may also be in the path."""
+    """Split FILE.py[:NAME] into file and name. The path itself may hold a colon."""
     text, colon, name = file.rpartition(":")
     return (text, name or None) if colon and not Path(file).is_file() and Path(text).is_file() else (file, None)
 
 
 @contextmanager
 def blaming(text: str) -> Generator[None, None, None]:
-    """Say of an exception in the user's own file which line it was, in one sentence."""
+    """Turn an exception in the user's own file into one sentence that names the line."""
     try:
         yield
     except SumusError:
@@ -181,7 +199,9 @@ def blaming(text: str) -> Generator[None, None, None]:
 
 
 def named(file: str, module: ModuleType, name: str) -> Any:
-    """What a file defines under a name, made if it is a function; None where there is nothing."""
+    """Return the value that a file defines under a name, or the result of the function under that name; None if there
+    is neither.
+    """
     value = getattr(module, name, None)
     if not callable(value) or isinstance(value, Experiment | Plan):
         return value

@@ -1,6 +1,7 @@
-"""The suite is a specification: a file a module, deterministic, without sleeps, without network.
+"""Settings of the test suite. The suite is a specification: one file for each module, deterministic, without sleeps or
+network.
 
-`--hypothesis-profile deep` looks further and elsewhere each time.
+`--hypothesis-profile deep` tries more examples, and other ones each time.
 """
 
 import signal
@@ -14,7 +15,8 @@ from hypothesis import settings
 from tests.services import postgresql
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # A shell without job control starts background jobs so, and children inherit it. The tests of Ctrl-C send the signal.
+    # A shell without job control ignores SIGINT in background jobs, and children inherit this. The tests of Ctrl-C send
+    # SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("sumus", derandomize=True, database=None, deadline=None, max_examples=60)
@@ -24,14 +26,14 @@ settings.load_profile("sumus")
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """A PostgreSQL server's URL."""
+    """Yield the URL of a PostgreSQL server."""
     with postgresql() as url:
         yield url
 
 
 @pytest.fixture(autouse=True, scope="session")
 def nothing_remembered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What executors were probed for another suite, or for the developer, does not count."""
+    """Use an empty cache folder, so that an executor chosen for another suite or for the developer is not used."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -39,7 +41,7 @@ def nothing_remembered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Trackers that write into a folder and ask nobody."""
+    """Let trackers write into a folder, and send nothing."""
     for name, value in {
         "MLFLOW_TRACKING_URI": f"file:{tmp_path}/mlruns",
         "MLFLOW_ALLOW_FILE_STORE": "true",

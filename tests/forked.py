@@ -1,8 +1,9 @@
-"""Programs in processes of their own, which need not import torch again.
+"""Programs in processes of their own that do not import torch again.
 
-A server process imports what most programs need, and is forked for each of them (`multiprocessing`'s forkserver). So a program
-starts in milliseconds, and is otherwise what a person would start: it has its own memory, arguments, folder, streams and exit
-status. Tests that send signals, or that say what an import loads, start an interpreter instead.
+A server process imports what most programs need, and forks for each program (`multiprocessing`'s forkserver). So a
+program starts in milliseconds. In all else it is like a program that a person starts: it has its own memory, arguments,
+folder, streams and exit status. Tests that send signals, or check what an import loads, start a new interpreter
+instead.
 """
 
 import multiprocessing
@@ -26,9 +27,9 @@ def run(
     """Run a program to its end.
 
     Args:
-        program: A module's name, which runs as `python -m` runs it; or the path of a file.
+        program: A module's name, which runs as with `python -m`; or the path of a file.
         words: Its arguments.
-        cwd: The folder that it runs in; the present one if it is None.
+        cwd: The folder that it runs in; None means the present one.
         timeout: Seconds after which it is killed.
 
     Raises:
@@ -50,14 +51,14 @@ def run(
 
 @cache
 def _forks() -> ForkServerContext:
-    """Processes that are forked from one that has imported `PRELOADED`."""
+    """Return a context whose processes are forked from one that has imported `PRELOADED`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
 
 
 def _program(command: list[str], cwd: str, environment: Mapping[str, str], out: str, err: str) -> None:
-    """In the new process: be the program."""
+    """Run the program in the new process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         opened = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)

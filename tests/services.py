@@ -1,4 +1,5 @@
-"""Real servers for tests: started on first use, private to this process of the suite, and stopped with it."""
+"""Real servers for tests. Each is started on first use, private to this process of the suite, and stopped with the
+process."""
 
 import contextlib
 import os
@@ -14,7 +15,10 @@ import pytest
 
 
 def missing(what: str) -> None:
-    """Skip for want of something installable; where the suite must be whole, fail, unless CI has tried to install it in vain.
+    """Skip a test because a program is not installed.
+
+    If the suite must be complete (SUMUS_REQUIRE_SERVICES), the test fails instead, unless CI has tried in vain to
+    install the program (SUMUS_CANNOT_INSTALL).
 
     Args:
         what: The program's name, and how a person installs it.
@@ -26,7 +30,7 @@ def missing(what: str) -> None:
 
 
 def _programs() -> Path | None:
-    """The folder of PostgreSQL's programs; Debian keeps them out of PATH."""
+    """Return the folder of PostgreSQL's programs. Debian does not put them into PATH."""
     found = shutil.which("initdb")
     if found:
         return Path(found).resolve().parent
@@ -35,14 +39,14 @@ def _programs() -> Path | None:
 
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
-    """A new PostgreSQL that listens on a socket in a folder of its own; its URL for SQLAlchemy."""
+    """Start a new PostgreSQL that listens on a socket in a folder of its own; yield its URL for SQLAlchemy."""
     programs = _programs()
     if programs is None:
         missing("PostgreSQL (Debian: apt-get install postgresql)")
         return
     folder = Path(tempfile.mkdtemp(prefix="sumus-pg-"))
     who: dict[str, Any] = {}
-    if os.geteuid() == 0:  # it refuses to run as root
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
         shutil.chown(folder, "postgres", "postgres")
         who = {"user": "postgres", "group": "postgres", "extra_groups": []}
 
@@ -65,7 +69,8 @@ def postgresql() -> Iterator[str]:
 
 @contextlib.contextmanager
 def nginx(server: str, folder: Path) -> Iterator[Path]:
-    """An nginx with one `server` block; its log of errors and warnings. folder: for all that it writes."""
+    """Start an nginx with one `server` block; yield its log of errors and warnings. folder: for all files that it
+    writes."""
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
         missing("nginx (Debian: apt-get install nginx)")
@@ -93,7 +98,8 @@ def nginx(server: str, folder: Path) -> Iterator[Path]:
 
 
 def at_another_time(offset: str) -> list[str]:
-    """What stands before a command so that its clock is wrong. offset: as `-3h`, or a moment. Durations stay as they are."""
+    """Return the words before a command that set its clock wrong. offset: such as `-3h`, or a moment. Durations are not
+    changed."""
     if shutil.which("faketime") is None:
         missing("faketime (Debian: apt-get install faketime)")
     return ["env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "faketime", "-f", offset]
@@ -101,12 +107,12 @@ def at_another_time(offset: str) -> list[str]:
 
 @contextlib.contextmanager
 def pgbouncer(url: str, mode: str = "transaction", size: int = 20) -> Iterator[str]:
-    """A PgBouncer before a server of `postgresql`; the URL of the same database behind it.
+    """Start a PgBouncer before a server of `postgresql`; yield the URL of the same database behind it.
 
     Args:
-        url: Of the database, as `postgresql` gives it.
+        url: The database's URL, as `postgresql` yields it.
         mode: When a connection of PostgreSQL may serve another client: session, transaction or statement.
-        size: Connections to PostgreSQL, at most.
+        size: The most connections to PostgreSQL.
     """
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if program is None:
@@ -119,7 +125,7 @@ def pgbouncer(url: str, mode: str = "transaction", size: int = 20) -> Iterator[s
         f"max_client_conn = 200\nlogfile = {folder}/log\npidfile = {folder}/pid\n"
     )
     who: dict[str, Any] = {}
-    if os.geteuid() == 0:  # it refuses to run as root
+    if os.geteuid() == 0:  # PgBouncer refuses to run as root
         for path in (folder, folder / "pool.ini"):
             shutil.chown(path, "postgres", "postgres")
         who = {"user": "postgres", "group": "postgres", "extra_groups": []}
@@ -140,7 +146,7 @@ def pgbouncer(url: str, mode: str = "transaction", size: int = 20) -> Iterator[s
 
 
 def restart_postgresql(url: str) -> None:
-    """Kill and start again a server of `postgresql`: who was connected is not any more, and what was not committed is gone."""
+    """Kill and restart a server of `postgresql`. All connections end, and what was not committed is lost."""
     programs, folder = _programs(), Path(url.rpartition("host=")[2])
     assert programs is not None
     who: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.geteuid() == 0 else {}

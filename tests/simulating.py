@@ -1,4 +1,4 @@
-"""Runs of the simulator whose options are given by name, one level deep, as tests pass them on."""
+"""Runs of the simulator with all options given by name in one list, as tests pass them on."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,7 +12,7 @@ _EXPERIMENT = ("fleet", "edge_groups", "edges")
 
 
 def doors(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `sumus.run` for such options; those that belong to no value stay as they are."""
+    """Return the arguments of `sumus.run` for these options. Options that belong to no options object stay as they are."""
     compute = {own: options[name] for name, own in _COMPUTE.items() if name in options}
     output = {own: options[name] for name, own in _OUTPUT.items() if name in options}
     rest = {name: value for name, value in options.items() if name not in _COMPUTE and name not in _OUTPUT}
@@ -22,7 +22,7 @@ def doors(options: Mapping[str, Any]) -> dict[str, Any]:
 def simulated(
     task: sumus.Task, algorithm: sumus.Algorithm, population: Any, rounds: int, **options: Any
 ) -> sumus.History:
-    """`sumus.simulate`; with a fleet, or with edges, `sumus.run` of the experiment."""
+    """Run `sumus.simulate`; or, with a fleet or edges, `sumus.run` of an experiment."""
     given = doors(options)
     extra = {name: given.pop(name) for name in _EXPERIMENT if name in given}
     if not extra:

@@ -4,10 +4,13 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from safetensors.numpy import load_file
 
+from sumus import cli
 from sumus.plan import Plan
 from sumus.rng import generator
 from sumus.simulator.populations.population import Population, sample
@@ -283,3 +286,28 @@ def test_a_bound_that_is_not_a_number_is_null_in_json(file: Path) -> None:
 
 def test_the_version_is_printed() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\n", sumus("--version").stdout)
+
+
+OPTIONS = {
+    "simulate": """--checkpoint-every --client-states --device --edge-groups --edge-rounds --executor --fleet --insecure --json
+--out --restart --rounds --seed --through --workers""",
+    "serve": """--admin-host --admin-port --blobs --data --database --edge-file --edges --evaluate --every --host --insecure
+--json --keys --log --memory --name --population --port --priority --promote --proxies --quiet --quota --rounds
+--seed --spool --tls --token-file --tokens --url --uses --warm-start""",
+    "edge": """--admin-host --admin-port --authority --data --edge-file --edges --host --insecure --json --linger --link-file
+--log --memory --name --port --proxies --quiet --quota --tls --token-file --tokens --upstream --url --uses""",
+    "join": """--always --authority --client --evaluate-only --executor --floor --folder --insecure --json --move --name --once
+--rounds --token-file --train-only""",
+    "node": """--access-file --always --authority --client --data --executor --floor --follow --insecure --json --keep-bytes
+--keep-count --keep-days --least --listen --mqtt --mqtt-authority --mqtt-certificate --mqtt-key
+--mqtt-password-file --mqtt-topic --mqtt-user --name --time --tls --tls-name --token-file --train-when --watch""",
+}
+"""The options of the commands whose options stand in groups: none of them may be lost."""
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_command_with_groups_of_options_has_all_of_them(name: str) -> None:
+    command: Any = typer.main.get_command(cli.app)
+    options = [each for each in command.commands[name].params if each.param_type_name == "option"]
+    assert sorted(each.opts[0] for each in options if each.opts != ["--help"]) == sorted(OPTIONS[name].split())
+    assert all(each.help for each in options), "each says what it is for"

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -508,6 +509,73 @@ def test_limits_in_the_pages_are_those_of_the_code() -> None:
         (edge, f"may send the server above {words[above.per_s]} requests a second, and a burst of {above.burst}."),
     ):
         assert sentence in page, sentence
+
+
+def test_more_figures_in_the_pages_are_those_of_the_code() -> None:
+    from sumus.edge.edge_run import LINGER
+    from sumus.evaluation import BINS
+    from sumus.plan import Plan
+    from sumus.rounds.run import PATIENCE
+    from sumus.server.access import SESSION_S
+    from sumus.server.replica import LASTS, RENEWED
+    from sumus.server.training import KEPT_MODELS
+
+    least = inspect.signature(Plan).parameters["min_contributors"].default
+    said = {
+        "server": [
+            f"the session that it opens lasts {({12: 'twelve'})[SESSION_S / 3600]} hours",
+            f"It holds a lease of {({10: 'ten'})[LASTS]} seconds",
+            f"renews the lease every {({3: 'three'})[LASTS * RENEWED]} seconds",
+            f"keeps the newest {({100: 'hundred'})[KEPT_MODELS]} versions",
+            f"if the plan names none, the deadline is {({1: 'one'})[PATIENCE / 3600]} hour",
+            f"fewer than `min_contributors` ({least} unless the plan says otherwise)",
+            f"in which of {({20: 'twenty'})[BINS]} bins",
+        ],
+        "edge": [f"{LINGER:.0f} seconds after the last of them, if more devices are enrolled than came (`--linger`)"],
+    }
+    for name, sentences in said.items():
+        page = " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split())
+        assert not [sentence for sentence in sentences if sentence not in page]
+
+
+def test_the_policy_of_a_virtual_worker_is_on_its_page() -> None:
+    from dataclasses import fields
+
+    from sumus.virtual import Policy
+
+    table = section(ROOT / "docs" / "virtual.md", "The policy")
+    names = {
+        name for cell in re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    }
+    assert names == {field.name for field in fields(Policy)}
+    for name in ("largest", "tensors", "held", "seconds"):
+        said = re.search(rf"^\| `{name}` \| .* \| ([\d,^]+) \|$", table, re.MULTILINE)
+        assert said
+        assert eval(said[1].replace(",", "").replace("^", "**")) == getattr(Policy(), name)
+
+
+def test_every_extra_is_on_the_page_of_installing() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = first_cells((ROOT / "docs" / "install.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(project["optional-dependencies"])
+
+
+def test_the_planted_bugs_are_counted() -> None:
+    from benchmarks.faults import BUGS
+
+    page = " ".join((ROOT / "docs" / "protocol.md").read_text(encoding="utf-8").split())
+    said = re.search(r"(\w+) planted bugs \((.*?)\) must each be found", page)
+    assert said
+    assert (said[1], len(said[2].split(", "))) == ("Nine", len(BUGS))
+
+
+def test_metrics_in_the_pages_exist() -> None:
+    code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "sumus").rglob("*.py"))
+    for page in PAGES:
+        for name in set(re.findall(r"`(sumus_[a-z_]+)`", prose(page))):
+            assert name.removeprefix("sumus_node_").removesuffix("_total") in code, (
+                f"{name_of(page)}: there is no metric {name}"
+            )
 
 
 # ── what belongs to one machine ──────────────────────────────────────────────────────────────────────────────────────

@@ -102,6 +102,13 @@ def test_the_search_knows_every_page_and_its_words(site: Path) -> None:
     assert 'src="searchindex.js"' in (site / "search.html").read_text(encoding="utf-8")  # loaded, and not fetched
 
 
+def test_a_diagram_needs_no_script_of_another_host(site: Path) -> None:
+    """The arrows of a Mermaid diagram are a table."""
+    page = (site / "docs" / "protocol.html").read_text(encoding="utf-8")
+    assert "stateDiagram" not in page
+    assert re.search(r"<td[^>]*><p>planned</p></td>\s*<td[^>]*><p>open</p></td>\s*<td[^>]*><p>Tick</p></td>", page)
+
+
 def test_the_first_page_leads_to_every_other(site: Path) -> None:
     entrance = (site / "index.html").read_text(encoding="utf-8")
     first = site / re.search(r"url=([^\"]+)", entrance)[1]  # type: ignore[index]

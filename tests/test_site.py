@@ -155,7 +155,7 @@ def test_what_moved_further_than_reports_can_move_it_is_refused() -> None:
     for _ in range(3):
         far = {leaf.name: np.full(leaf.shape, 0.9, np.float32) for leaf in TASK.leaves}
         site = site.after(summed(made, [far], [2**16], site.seed_now))
-    with pytest.raises(BeyondBoundError, match="has moved further than so many reports"):
+    with pytest.raises(BeyondBoundError, match="has moved further than the reports of this sum"):
         site.total(1)
 
 
@@ -218,7 +218,7 @@ def test_a_site_whose_buffers_move_by_their_bound_in_every_round_is_counted(
         moved = made.algorithm.combine(sent, task, made.sums, SEED, 0)["buffers"]["mean"]
         np.testing.assert_allclose(moved, sign * 4 * bound, rtol=0, atol=8 * 2.0**-24 * start + bound * 1e-6)
     buffers = {"mean": base["mean"] - np.float32(4 * bound + 32 * 2.0**-24 * start + bound / 100)}
-    with pytest.raises(BeyondBoundError, match="has moved further than so many reports"):
+    with pytest.raises(BeyondBoundError, match="has moved further than the reports of this sum"):
         replace(site, at={**site.at, "buffers": buffers}).total(8)
 
 

@@ -1,1 +1,1 @@
-"""Fuzzing of every parser that reads bytes from outside; `python -m benchmarks.fuzz --help` says how to run it."""
+"""Fuzzing of every parser that reads bytes from outside. `python -m benchmarks.fuzz --help` explains how to run it."""

@@ -1,12 +1,12 @@
-"""Fuzz the parsers that read from outside: files, messages and bodies that somebody else made.
+"""Fuzz the parsers of input from outside: files, messages and bodies that other programs or people made.
 
     python -m benchmarks.fuzz                         every target for ten minutes, one after another, with atheris
     python -m benchmarks.fuzz links npz --minutes 1   these targets for a minute each
     python -m benchmarks.fuzz --branches              the share of each parser's branches that its kept corpus reaches
-    python -m benchmarks.fuzz links --keep            keep the shortest inputs of the last campaigns that reach something new
+    python -m benchmarks.fuzz links --keep            keep the shortest inputs of the last campaigns that reach new branches
 
-A campaign ends with a table, and with exit status 1 if an input failed. The table says where that input lies: mend the parser,
-and copy the input to `tests/fuzz/corpora/TARGET/` under a name that says what is wrong with it.
+A campaign ends with a table, and with exit status 1 if an input failed. The table gives the file of that input. Repair
+the parser, and copy the input to `tests/fuzz/corpora/TARGET/` under a name that says what is wrong with it.
 """
 
 import argparse

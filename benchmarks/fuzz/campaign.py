@@ -1,4 +1,4 @@
-"""The campaign: targets driven by atheris, one after another, and what came of each."""
+"""The campaign: atheris drives the targets, one after another, and the result of each is reported."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A target driven by atheris, in a process of its own: `campaign.run` starts this module.
+"""Drives one target with atheris, in a process of its own. `campaign.run` starts this module.
 
 python -W error -m benchmarks.fuzz.driven TARGET FOLDER SECONDS SEED
 """

@@ -1,6 +1,7 @@
-"""Readable inputs become the binary forms that parsers take, so that a mutation of a byte does not break a length elsewhere.
+"""Turns readable inputs into the binary forms that parsers take, so that a mutation of one byte does not break a length
+elsewhere.
 
-An input that does not begin like the readable form is given to the parser as it is.
+An input that does not begin like the readable form is given to the parser unchanged.
 """
 
 import gzip

@@ -1,6 +1,7 @@
-"""Which branches of a parser a corpus reaches, as coverage.py counts them, and a small corpus that reaches the same.
+"""Finds which branches of a parser a corpus reaches, as coverage.py counts them, and a small corpus that reaches the
+same ones.
 
-A branch is a step from a line of a function with several successors to one of these successors.
+A branch is a step from a line with several successors to one of these successors.
 """
 
 import ast

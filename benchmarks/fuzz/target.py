@@ -1,4 +1,4 @@
-"""What a fuzz target is: a parser, the check that must hold for all bytes, and the inputs to begin from.
+"""A fuzz target: a parser, a check that must hold for all bytes, and the first inputs.
 
     TARGET = Target("links", read, seeds, {"sumus.device.link": ("read_link",)}, (b"#enrol=", b"&pin="))
 

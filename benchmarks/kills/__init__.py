@@ -1,1 +1,2 @@
-"""Campaigns that kill servers: `python -m benchmarks.kills`. What was acknowledged must be counted, once, in one model."""
+"""Campaigns that kill servers: `python -m benchmarks.kills`. Every acknowledged update must be counted once, in one
+model."""

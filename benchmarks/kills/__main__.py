@@ -1,12 +1,12 @@
-"""Kill servers, and audit every promise they made.
+"""Kill servers, and check every promise that they made.
 
-python -m benchmarks.kills            all of it: random kills and every failpoint, on SQLite and PostgreSQL, and three servers
-                                      that share a round, killed, stopped and woken; about fifteen minutes
-python -m benchmarks.kills --short    a sample, by seed, and the controls: under two minutes
+python -m benchmarks.kills            everything: random kills and every failpoint, on SQLite and PostgreSQL, and three servers
+                                      that share a round, killed, stopped and resumed; about fifteen minutes
+python -m benchmarks.kills --short    a sample, chosen by seed, and the controls: under two minutes
 
-The last line has the four figures: acknowledged updates lost, counted twice, models equal to the recomputed ones, and the most
-models published of one round. The controls are servers with a bug; each must be found. How long it takes until another server
-leads is measured, and asserted nowhere.
+The last line has four figures: acknowledged updates that were lost, updates counted twice, models that equal the
+recomputed ones, and the most models published for one round. The controls are servers with a bug; each bug must be
+found. The time until another server leads is measured, but no limit is asserted.
 """
 
 import argparse

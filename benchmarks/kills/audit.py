@@ -1,4 +1,4 @@
-"""Whether every promise was kept: rows and models against what devices say they sent, and against a computation of our own."""
+"""Checks every promise: rows and models are compared with what devices have recorded, and with a separate computation."""
 
 import hashlib
 from collections import Counter, defaultdict

@@ -1,4 +1,4 @@
-"""What a thief of the disk would find: files that hold a piece of what somebody sent, or of a sum."""
+"""Searches the disk as a thief would: for files that hold a piece of an update or of a sum."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations

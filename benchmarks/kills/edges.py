@@ -1,7 +1,7 @@
-"""A server and an edge below it, of which now one dies, now the other; devices ask the edge.
+"""A server and an edge below it, which die by turns; devices ask the edge.
 
-What the edge has acknowledged must be in a sum of the server's, once; or in a round of the edge's that was abandoned, because its
-sum came up too late, and says so.
+Every update that the edge has acknowledged must be in one sum of the server's, once. Otherwise it must be in a round
+that the edge has marked as abandoned, because its sum came too late.
 """
 
 import random

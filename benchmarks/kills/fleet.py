@@ -1,6 +1,7 @@
-"""Scripted devices, without torch: they draw their updates, keep them until they are told what became of them, and note it all.
+"""Scripted devices, without torch. They draw their updates, keep them until they learn how the session ended, and
+record everything.
 
-What they have noted, and not what a server says, is what the audit counts by.
+The audit uses these records, and not what a server says.
 """
 
 import random

@@ -1,8 +1,9 @@
-"""Servers that share a round, killed, stopped and woken while devices ask any of them; and how long it takes until another leads.
+"""Servers that share a round are killed, stopped and resumed while devices ask any of them. The time until another
+leads is measured.
 
-A trigger in the database notes which process writes each model, and who holds the lease at that moment: so it is seen if one that
-was stopped as the leader writes once more when it wakes. Another notes how late each report was counted, which depends on when
-the leader made the models before.
+A trigger in the database records which process writes each model, and which process holds the lease at that moment. So
+it is seen if a leader that was stopped writes once more when it resumes. Another trigger records how late each report
+was counted; this depends on when the leader made the models before.
 """
 
 import os

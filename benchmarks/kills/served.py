@@ -1,11 +1,14 @@
 """A server process that is made to be killed.
 
-    python -m benchmarks.kills.served LOG LINE        reads jobs, a JSON line each; each is served by a process, until that dies
+    python -m benchmarks.kills.served LOG LINE        reads jobs, one JSON object in each line; each is served by a process
+                                                      until the process dies
 
-The parent has imported everything and started nothing: a job is a fork, in milliseconds. The child is a whole server: storage,
-recovery, and the device plane over HTTP on loopback, on a port that the system chooses. `Life` is the other end of it.
+The parent has imported everything and started nothing, so a job is a fork that takes milliseconds. The child is a whole
+server: storage, recovery, and the device plane over HTTP on loopback, on a port that the system chooses. `Life` is the
+class at the other end.
 
-A job may say where the process kills itself (`Points`), and which bug is planted in it (`PLANTED`). The product has none of this.
+A job may say at which point the process kills itself (`Points`), and which bug is planted in it (`PLANTED`). The
+product contains neither.
 """
 
 import json

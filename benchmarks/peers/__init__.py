@@ -1,1 +1,1 @@
-"""sumus beside other simulators of federated learning: `python -m benchmarks.peers`."""
+"""sumus compared with other simulators of federated learning: `python -m benchmarks.peers`."""

@@ -1,14 +1,15 @@
-"""sumus beside other simulators of federated learning, on one machine, one round of each in turn.
+"""sumus compared with other simulators of federated learning, on one machine, one round of each in turn.
 
     python -m benchmarks.peers                                 everything, 9 sweeps (about half an hour on two cores)
     python -m benchmarks.peers --workloads w2 --sweeps 3       a first look (a minute)
-    python -m benchmarks.peers --check                         also: do all come to the same model?
+    python -m benchmarks.peers --check                         also: do all get the same model?
     python -m benchmarks.peers --check --sweeps 0              only that
     python -m benchmarks.peers --check --write                 also put table and picture into docs/
 
-Each peer is installed once, pinned, into an environment of its own (--environments), which takes some minutes and about 4 GB.
-One that cannot be installed, or fails, has a row that says why. No run evaluates; all train on the same examples from the
-same initial weights. Leave the machine alone meanwhile: a sweep shares out what disturbs it, it does not undo it.
+Each peer is installed once, with pinned versions, into an environment of its own (--environments). This takes some
+minutes and about 4 GB. A peer that cannot be installed, or fails, gets a row with the reason. No run evaluates; all
+train on the same examples from the same initial weights. Run nothing else on the machine meanwhile: a sweep distributes
+disturbances over all peers, but does not remove them.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""What every runner is asked: which workload, how much of it, and in which precision. Imported in all environments."""
+"""What every runner must do: which workload, how much of it, and in which precision. All environments import this
+module."""
 
 import argparse
 

@@ -1,8 +1,8 @@
-"""Do all variants come to the same model? In float64, on a few clients, against the naive loop.
+"""Do all variants get the same model? They are compared with the naive loop, in float64, on a few clients.
 
-In float32 they may not: ReLU and max-pooling switch by rounding alone, and trajectories part. Peers visit examples as they
-lie; sumus draws its batches, so it is compared with a naive loop that takes the same ones. What remains is the arithmetic of
-the sums: sumus adds fixed-point integers, pfl float32.
+In float32 they may differ: rounding alone can switch a ReLU or a max-pooling, and then trajectories part. Peers take
+the examples in stored order. sumus draws its batches, so it is compared with a naive loop that takes the same batches.
+The remaining difference is in the arithmetic of the sums: sumus adds fixed-point integers, pfl adds float32.
 """
 
 from collections.abc import Callable, Container, Sequence

@@ -1,4 +1,5 @@
-"""A Python environment for each peer, made once and kept: their pins do not go together, nor with ours."""
+"""A Python environment for each peer, made once and kept: the pinned versions of peers conflict with each other, and
+with ours."""
 
 import re
 import shutil

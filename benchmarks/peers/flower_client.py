@@ -1,4 +1,4 @@
-"""What an actor of Flower keeps from message to message: the data, a module, one thread."""
+"""What one of Flower's actors keeps between messages: the data, a module, and the use of one thread."""
 
 import functools
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The models of the workloads in JAX, pictures channels-last; leaves have the names of the torch modules."""
+"""The models of the workloads in JAX, with channels-last pictures. Leaves have the names of the torch modules."""
 
 from typing import Any
 

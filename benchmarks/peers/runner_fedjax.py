@@ -1,6 +1,7 @@
-"""FedJAX 0.0.17: `for_each_client` with its jit backend, and the loop of its `algorithms.fed_avg`, batches in stored order.
+"""FedJAX 0.0.17: `for_each_client` with its jit backend, and the loop of its `algorithms.fed_avg`, with batches in
+stored order.
 
-XLA uses all cores that it may.
+XLA uses all cores that it is allowed to use.
 """
 
 import jax

@@ -1,6 +1,7 @@
-"""Flower (flwr 1.42, Ray): one actor a core, one torch thread in each, data made once an actor, no evaluation.
+"""Flower (flwr 1.42, Ray): one actor for each core, one torch thread in each, data made once in each actor, no
+evaluation.
 
-FedAvg asks `evaluate_fn` for the model before the first round and after each one: there the turns are taken.
+FedAvg calls `evaluate_fn` with the model before the first round and after each round: the turns are taken there.
 """
 
 import os

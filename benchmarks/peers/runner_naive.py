@@ -1,4 +1,4 @@
-"""The floor: a loop over clients written by hand in torch, on one thread, or dealt out to forked processes."""
+"""The baseline: a loop over clients written by hand in torch, on one thread, or distributed over forked processes."""
 
 import itertools
 from collections.abc import Callable, Iterable

@@ -1,4 +1,5 @@
-"""pfl (Apple, 0.6, PyTorch), in one process, or in several started by torchrun: clients are then dealt over them."""
+"""pfl (Apple, 0.6, PyTorch), in one process, or in several that torchrun starts: clients are then distributed over
+them."""
 
 import os
 from typing import Any

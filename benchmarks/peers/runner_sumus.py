@@ -1,4 +1,4 @@
-"""sumus itself, by its public names: FedAvg of every client, one local epoch of SGD."""
+"""sumus itself, by its public names: FedAvg of every client, with one local epoch of SGD."""
 
 import argparse
 import functools

@@ -1,4 +1,4 @@
-"""Devices that a generator plays, and what they ask, signed beforehand: as bytes that go onto a connection."""
+"""Devices that a generator plays. Their requests are signed beforehand, as bytes that are sent over a connection."""
 
 import hashlib
 from typing import TypeAlias

@@ -1,7 +1,6 @@
-"""Floods that a siege is made of, and the honest devices beside them; each is called in a process of its own.
+"""The floods of a siege, and the honest devices beside them. Each function is called in a process of its own.
 
-A flood goes on for so many seconds and says how often it did what it does. What one connection meets is its own affair: it tries
-again.
+A flood goes on for a number of seconds, and returns how often it acted. If a connection fails, the flood tries again.
 """
 
 import asyncio

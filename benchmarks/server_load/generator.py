@@ -1,7 +1,8 @@
-"""Load: requests that were signed before, over so many connections, each sending its next one when the last is answered.
+"""Load: requests that were signed before, over several connections. Each connection sends its next request when the
+last is answered.
 
-A connection here reads the length of an answer and no more, so that on the same cores it costs little beside a server. Functions
-are called in a process of their own, and say what they cost it.
+A connection here reads only the length of an answer, so it takes little time of the cores that it shares with a server.
+Functions are called in a process of their own, and return what they cost that process.
 """
 
 import asyncio

@@ -1,12 +1,12 @@
-"""Servers to put load on, each a process: ours, and bare ones that do no more than receive.
+"""Servers to put load on, each in a process: ours, and bare ones that only receive.
 
     python -m benchmarks.server_load.served JOB         ours; JOB is a `Job` as JSON
     python -m benchmarks.server_load.served             bare: `PUT` receives a body in raw ASGI, `POST` reads a check-in
-    python -m benchmarks.server_load.served GROUP       bare, but it answers once a line of the request is on the disk; it syncs
-                                                        those of GROUP seconds at once
+    python -m benchmarks.server_load.served GROUP       bare, but it answers once a line of the request is on the disk;
+                                                        it syncs the lines of GROUP seconds at once
 
-Each prints its URL, and the admin's, once it answers, and ends on SIGTERM. Ours is `sumus serve` with its limits of requests
-opened, no torch.
+Each prints its URL, and the admin's, once it answers, and ends on SIGTERM. Ours is `sumus serve` with its limits of
+requests lifted; it imports no torch.
 """
 
 import asyncio

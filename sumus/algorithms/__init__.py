@@ -1,6 +1,6 @@
-"""One algorithm, one file, one paper, one page.
+"""The federated algorithms of sumus. Each file holds one algorithm, and cites the paper that it follows.
 
-A new one is a file here, a line in `sumus/__init__.py`, and a line in the documentation.
+To add an algorithm, write a file here, add a line to `sumus/__init__.py`, and add a line to the documentation.
 """
 
 import importlib
@@ -8,6 +8,6 @@ import pkgutil
 
 
 def load_all() -> None:
-    """Import every file here, so that the names they register can be found in a plan that came from elsewhere."""
+    """Import every module of this package, so that a plan from another machine can find the names that they register."""
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)

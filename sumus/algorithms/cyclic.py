@@ -1,10 +1,11 @@
-"""Cyclic training: the model travels from worker to worker, and each goes on where the last one stopped.
+"""Cyclic training: the model travels from client to client, and each continues where the previous client stopped.
 
-A round visits its cohort once, in the population's order. [Chang et al. 2018, doi:10.1093/jamia/ocy017, cyclical weight
-transfer] Every worker receives the model that its predecessor alone has just trained, which shows that person's data: a plan
-of this kind is refused outside the simulator.
+A round visits its cohort once, in the order of the population. [Chang et al. 2018, doi:10.1093/jamia/ocy017, cyclical
+weight transfer] Each client receives the model that the previous client alone has just trained, which reveals that
+person's data. A plan with this algorithm is therefore refused outside the simulator.
 
-    params    x − y    uniform    over the contributors, of whom there is one at a time
+    part      value    weight     divided by
+    params    x − y    uniform    the number of contributors, which is one at a time
 """
 
 from sumus import optimizers
@@ -18,12 +19,12 @@ PARAMS = Part("params", weight="uniform", denominator="count")
 
 
 def cyclic(client: ClientWork) -> Algorithm:
-    """Cyclic training: the model after a client is that client's."""
+    """Make cyclic training: the model after a client's visit is that client's model."""
     return Algorithm(client, chain(), travelling(PARAMS), optimizers.sgd(1.0))
 
 
 @registered("aggregator/travelling")
 def travelling(*parts: Part) -> Aggregator:
-    """Each update by itself, one client after the other."""
+    """Combine each update on its own, one client after another."""
     plain = mean(*parts)
     return Aggregator(parts=plain.parts, combine=plain.combine, one_by_one=True)

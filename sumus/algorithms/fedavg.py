@@ -1,10 +1,12 @@
-"""Federated averaging, its server optimizers, and FedSGD.
+"""Federated averaging (FedAvg), FedAvg with other server optimizers, and FedSGD.
 
-FedAvg [McMahan et al. 2017, arXiv:1602.05629, Algorithm 1]: each of m clients trains from the model w_t for E epochs with
-batches of B (ClientUpdate), and w_{t+1} = Σ (n_k / n) w^k_{t+1}. We send w_t − w^k, and the server subtracts the mean.
+FedAvg [McMahan et al. 2017, arXiv:1602.05629, Algorithm 1]: each of m clients trains from the model w_t for E epochs
+with batches of B (ClientUpdate), and w_{t+1} = Σ (n_k / n) w^k_{t+1}. Here, a client sends w_t − w^k, and the server
+subtracts the mean.
 
-The same with a server optimizer in place of "subtract": FedAdagrad, FedAdam, FedYogi [Reddi et al. 2021, arXiv:2003.00295,
-Algorithm 2], FedAvgM [Hsu et al. 2019, arXiv:1909.06335]. FedSGD is one full batch a round (McMahan et al., E = 1, B = ∞).
+The variants put a server optimizer in place of this subtraction: FedAdagrad, FedAdam and FedYogi [Reddi et al. 2021,
+arXiv:2003.00295, Algorithm 2], and FedAvgM [Hsu et al. 2019, arXiv:1909.06335]. FedSGD takes one full batch a round
+(McMahan et al., E = 1, B = ∞).
 """
 
 from typing import Literal
@@ -26,11 +28,15 @@ def fedavg(
     aggregator: Aggregator | None = None,
     cap: int | None = None,
 ) -> Algorithm:
-    """FedAvg: clients weigh by their examples (the paper's n_k), or alike with `weight="uniform"`.
+    """Make FedAvg.
 
     Args:
-        aggregator: in place of this mean, and its weights with it; see `sumus.robust`.
-        cap: the most examples that a client's weight counts.
+        client: The client's local training.
+        update: What happens to an update before it is added; nothing by default.
+        server: The server optimizer; by default the new model is the mean of the clients' models.
+        weight: "examples" weighs clients by their number of examples (the paper's n_k); "uniform" weighs them alike.
+        aggregator: An aggregator in place of this weighted mean, with weights of its own; see `sumus.robust`.
+        cap: The most examples that a client's weight counts.
     """
     if aggregator is not None and (weight != "examples" or cap is not None):
         raise PlanError(
@@ -47,14 +53,14 @@ def fedavgm(
     update: Transform | None = None,
     cap: int | None = None,
 ) -> Algorithm:
-    """FedAvg with momentum on the server. [Hsu et al. 2019, section 4.3]"""
+    """Make FedAvg with momentum on the server. [Hsu et al. 2019, section 4.3]"""
     return fedavg(client, update, optimizers.momentum(lr, beta), cap=cap)
 
 
 def fedadagrad(
     client: ClientWork, lr: float, tau: float = 1e-3, update: Transform | None = None, cap: int | None = None
 ) -> Algorithm:
-    """FedAvg with Adagrad on the server. [Reddi et al. 2021, Algorithm 2]"""
+    """Make FedAvg with Adagrad on the server. [Reddi et al. 2021, Algorithm 2]"""
     return fedavg(client, update, optimizers.adagrad(lr, tau=tau), cap=cap)
 
 
@@ -66,7 +72,7 @@ def fedadam(
     update: Transform | None = None,
     cap: int | None = None,
 ) -> Algorithm:
-    """FedAvg with Adam on the server. [Reddi et al. 2021, Algorithm 2]"""
+    """Make FedAvg with Adam on the server. [Reddi et al. 2021, Algorithm 2]"""
     return fedavg(client, update, optimizers.adam(lr, betas, tau), cap=cap)
 
 
@@ -78,10 +84,12 @@ def fedyogi(
     update: Transform | None = None,
     cap: int | None = None,
 ) -> Algorithm:
-    """FedAvg with Yogi on the server. [Reddi et al. 2021, Algorithm 2]"""
+    """Make FedAvg with Yogi on the server. [Reddi et al. 2021, Algorithm 2]"""
     return fedavg(client, update, optimizers.yogi(lr, betas, tau), cap=cap)
 
 
 def fedsgd(lr: float, update: Transform | None = None, cap: int | None = None) -> Algorithm:
-    """One full-batch gradient a client and round; the server takes the step. [McMahan et al. 2017, section 2]"""
+    """Make FedSGD: each client takes one step by its full-batch gradient, and the server averages. [McMahan et al.
+    2017, section 2]
+    """
     return fedavg(sgd(lr, epochs=1, batch_size=None), update, cap=cap)

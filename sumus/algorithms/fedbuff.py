@@ -1,12 +1,14 @@
-"""FedBuff: updates are counted as they come, whatever model they began from, and the server steps at every K of them.
+"""FedBuff: asynchronous training. Updates are counted as they arrive, also from older models; the server steps at every
+K of them.
 
     x ← x + η (1/K) Σ s(τᵢ) Δᵢ,     s(τ) = 1/√(1 + τ)
 
-τ is how many steps the server took since the client was sent its model. [Nguyen et al. 2022, arXiv:2106.06639, Algorithm 1
-and section 5] This file is the rule; when there are K, and how many clients train at once, is for the pacing to say. In
-synchronous rounds nothing is stale, and the rule is FedAvg with equal weights.
+τ is the number of steps that the server took since it sent the client its model. [Nguyen et al. 2022, arXiv:2106.06639,
+Algorithm 1 and section 5] This file holds only the rule. The pacing decides K, and how many clients train at once. In
+synchronous rounds no update is stale, and the rule is FedAvg with equal weights.
 
-    params    x − y    weighted by s(τ)    over the contributors: what a stale update lacks is not given to the others
+    part      value    weight    divided by
+    params    x − y    s(τᵢ)     the number of contributors: the weight that a stale update lacks is not given to the others
 """
 
 from sumus import optimizers
@@ -25,7 +27,14 @@ def fedbuff(
     server: ServerOptimizer | None = None,
     staleness: Staleness | None = None,
 ) -> Algorithm:
-    """FedBuff. staleness: s, by default the paper's (`sumus.staleness`)."""
+    """Make FedBuff.
+
+    Args:
+        client: The client's local training.
+        update: What happens to an update before it is added; nothing by default.
+        server: The server optimizer; SGD with rate 1 by default.
+        staleness: The rule s; by default the paper's. See `sumus.staleness`.
+    """
     if staleness is not None:
         expect(staleness, Staleness, "fedbuff(staleness=)")
     part = Part("params", weight=staleness or polynomial(0.5), denominator="count")

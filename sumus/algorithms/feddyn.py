@@ -1,14 +1,16 @@
-"""FedDyn: each client's loss is bent, round by round, until everyone's minimum is the common one.
+"""FedDyn: each client's loss is changed from round to round until all clients have the same minimum.
 
     yᵢ = argmin fᵢ(y) − ⟨hᵢ, y⟩ + α/2 ‖y − x‖²;     hᵢ ← hᵢ − α (yᵢ − x)                        lines 5, 6
     h ← h − α (1/N) Σ (yᵢ − x);                      x ← (1/|P|) Σ yᵢ − h / α                    lines 10, 11
 
-[Acar et al. 2021, arXiv:2111.04263, Algorithm 1, where hᵢ is written ∇Lᵢ]. The argmin is approached by the client's own
-optimizer. hᵢ stays with the client and is kept once the update was counted, since h is the mean of everyone's; for the same
-reason no chain may clip or round what it follows. The server keeps h/α, from which α has cancelled.
+[Acar et al. 2021, arXiv:2111.04263, Algorithm 1, where hᵢ is written ∇Lᵢ]. The client's own optimizer approximates the
+argmin. Each client stores its hᵢ, and keeps a new hᵢ only after its update was counted, since h must stay the mean of
+all hᵢ. For the same reason, no chain may clip or round the update. The server stores h/α, and α cancels in its
+formulas.
 
-    params    x − y    uniform    over the contributors; exactly as it is
-    share     1        uniform    over the population: |P| / N, which turns a mean over P into a sum over N
+    part      value    weight     divided by
+    params    x − y    uniform    the number of contributors; never changed by a chain
+    share     1        uniform    the population: |P| / N, which turns a mean over P into a sum over N
 """
 
 import math
@@ -31,13 +33,19 @@ SHARE = Part("share", content="scalar", weight="uniform", denominator="populatio
 
 
 def feddyn(client: ClientWork, alpha: float) -> Algorithm:
-    """FedDyn. alpha: α, 0.01 to 0.1 in the paper; the larger, the shorter the way of a round."""
+    """Make FedDyn.
+
+    Args:
+        client: The client's local training.
+        alpha: α, from 0.01 to 0.1 in the paper. A larger α keeps the clients closer to the server's model within a
+            round.
+    """
     return Algorithm(dynamic(client, alpha), chain(), mean(PARAMS, SHARE), shifted())
 
 
 @registered("client/dynamic")
 def dynamic(client: ClientWork, alpha: float) -> ClientWork:
-    """The client's half: g ← g − hᵢ + α(y − x), and a new hᵢ."""
+    """The client's half of FedDyn: g ← g − hᵢ + α(y − x), and a new hᵢ."""
     expect_plain(client, "dynamic")
     expect_number(alpha, 0, math.inf, "dynamic(alpha=)", open_low=True)
 
@@ -56,9 +64,10 @@ def dynamic(client: ClientWork, alpha: float) -> ClientWork:
 
 @registered("server/shifted")
 def shifted() -> ServerOptimizer:
-    """The server's half: the mean of the clients' models, moved by −h/α, which is kept in float64.
+    """The server's half of FedDyn: the mean of the clients' models, minus h/α. The server stores h/α in float64.
 
-    Each round adds h/α again, and what one client has once sent stays in h: nothing bounds how far that moves the model.
+    Each round subtracts h/α again, and what a client has once added to h stays there. So nothing bounds how far one
+    client moves the model.
     """
 
     def init(params: Tree) -> ServerState:

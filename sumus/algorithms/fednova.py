@@ -1,14 +1,19 @@
-"""FedNova: whoever takes more steps does not pull harder; each update counts per step, the mean is scaled back up.
+"""FedNova: a client with more local steps does not pull the model harder. Each update is divided by its steps, and the
+mean is scaled up again.
 
     d̄ = Σ pᵢ (x − yᵢ) / ‖aᵢ‖₁,   pᵢ = nᵢ / Σn;     x ← x − (Σ pᵢ ‖aᵢ‖₁) d̄
 
-‖aᵢ‖₁ is how far client i's optimizer goes on a gradient that stays one: its steps for plain SGD, more with momentum.
-[Wang et al. 2020, arXiv:2007.07481, eqs. 8 to 10 and section 4.1]
+‖aᵢ‖₁ is how far client i's optimizer goes if every gradient is one: the number of steps for plain SGD, more with
+momentum. [Wang et al. 2020, arXiv:2007.07481, eqs. 8 to 10 and section 4.1]
 
-    params    (x − y) / ‖a‖₁    weighted by examples    over the summed weights
-    steps     ‖a‖₁              weighted by examples    over the summed weights; one number, from one step to the most
+    part      value             weight      divided by
+    params    (x − y) / ‖a‖₁    examples    the summed weights
+    steps     ‖a‖₁              examples    the summed weights
 
-A chain works on what is sent, which is the difference *per step*: a clip to C bounds a client's whole difference by C ‖a‖₁.
+`steps` is one number, from ‖a‖₁ of one step to ‖a‖₁ of the most steps.
+
+A chain changes what is sent, which is the difference *per step*. A clip to C therefore bounds a client's whole
+difference by C ‖a‖₁.
 """
 
 from collections.abc import Mapping
@@ -30,7 +35,7 @@ from sumus.work import ClientState, ClientWork, LocalRun, Parts, expect_plain, s
 PARAMS = Part("params", weight="examples", denominator="weight")
 STEPS = Part("steps", content="scalar", weight="examples", denominator="weight")
 MOST_STEPS = 1024
-"""Steps of a client in a round, if its work does not fix them."""
+"""The most steps of a client in a round, if the client's work does not fix the number."""
 
 
 def fednova(
@@ -40,12 +45,15 @@ def fednova(
     cap: int | None = None,
     most_steps: int = MOST_STEPS,
 ) -> Algorithm:
-    """FedNova, for SGD with or without momentum.
+    """Make FedNova, for SGD with or without momentum.
 
     Args:
-        cap: the most examples that a client's weight counts.
-        most_steps: the most steps of a client in a round, where `client.steps` does not say; a report of more is refused, and of
-            less than one.
+        client: The client's local training.
+        update: What happens to an update before it is added; nothing by default.
+        server: The server optimizer; SGD with rate 1 by default.
+        cap: The most examples that a client's weight counts.
+        most_steps: The most steps of a client in a round, if `client.steps` does not fix the number. A report with more
+            steps, or with less than one, is refused.
     """
     work = normalized(client)
     momentum, nesterov = _of_sgd(client)
@@ -58,7 +66,7 @@ def fednova(
 
 @registered("client/normalized")
 def normalized(client: ClientWork) -> ClientWork:
-    """The client's half: the difference per step, and the steps."""
+    """The client's half of FedNova: send the difference per step, and the steps."""
     expect_plain(client, "normalized")
     momentum, nesterov = _of_sgd(client)
 
@@ -71,7 +79,11 @@ def normalized(client: ClientWork) -> ClientWork:
 
 
 def _of_sgd(client: ClientWork) -> tuple[float, bool]:
-    """Momentum, and whether it is Nesterov's, of a client that does SGD. Raises PlanError for any other rule."""
+    """Return the momentum of a client that trains by SGD, and whether it is Nesterov's.
+
+    Raises:
+        PlanError: The client trains by another rule, or not all of its steps and leaves have one rate.
+    """
     rule = client.optimizer.spec
     if rule.name != "rule/sgd":
         raise PlanError("normalized-needs-sgd", f"{client!r}: how far a step goes is only known for SGD; use sgd()")
@@ -86,7 +98,7 @@ def _of_sgd(client: ClientWork) -> tuple[float, bool]:
 
 @cache
 def reach(momentum: float, nesterov: bool, steps: int) -> float:
-    """‖a‖₁: how far SGD at rate 1 goes in so many steps when every gradient is 1, found by running its rule."""
+    """Compute ‖a‖₁, by running the rule: how far SGD at rate 1 goes in `steps` steps if every gradient is 1."""
     rule = sgd_rule(momentum, nesterov)
     place: Any = 0.0
     state = rule.init(place)
@@ -97,7 +109,7 @@ def reach(momentum: float, nesterov: bool, steps: int) -> float:
 
 @registered("aggregator/rescaled_mean")
 def rescaled_mean(*parts: Part) -> Aggregator:
-    """The server's half: the mean of `params` times the mean of `steps`."""
+    """The server's half of FedNova: the mean of `params` times the mean of `steps`."""
     if {part.name for part in parts} != {"params", "steps"}:
         raise PlanError("part-words", f"rescaled_mean combines params and steps, not {[part.name for part in parts]}")
     plain = mean(*parts)
@@ -107,7 +119,9 @@ def rescaled_mean(*parts: Part) -> Aggregator:
         return {"params": times(means["params"], float(means["steps"][""]))}
 
     def longest(reaches: Mapping[str, tuple[float, float]]) -> float:
-        """A client moves both factors of the product: neither mean is larger than what one client may send."""
+        """Bound how far one client moves the product: it moves both factors, and neither mean is larger than one
+        client's largest part.
+        """
         (share, length), (steps_share, steps) = reaches["params"], reaches["steps"]
         return share * length * steps + length * steps_share * steps
 

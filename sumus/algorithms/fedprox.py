@@ -1,12 +1,14 @@
-"""FedProx: FedAvg whose clients are held to the model they were sent, and who send whatever work they managed.
+"""FedProx: FedAvg whose clients are kept near the server's model, and send as much work as they had time for.
 
-A client minimises h(w) = F_k(w) + μ/2 ‖w − wᵗ‖², in as many steps as its device has time for; every report counts, also a
-partial one. [Li et al. 2020, arXiv:1812.06127, Algorithm 2]
+A client minimises h(w) = F_k(w) + μ/2 ‖w − wᵗ‖², in as many steps as its device has time for. Every report counts, also
+a partial one. [Li et al. 2020, arXiv:1812.06127, Algorithm 2]
 
-    params    wᵗ − w    weighted by examples    over the summed weights
+    part      value     weight      divided by
+    params    wᵗ − w    examples    the summed weights
 
-The paper draws devices by their number of examples and takes the plain mean; here they are drawn alike and weighted, as in
-FedAvg. With μ = 0 and everyone's work done this is FedAvg.
+The paper draws devices with probabilities by their number of examples, and takes the plain mean. Here, devices are
+drawn uniformly and weighted by their examples, as in FedAvg. If μ = 0 and every client finishes its work, this is
+FedAvg.
 """
 
 import math
@@ -32,18 +34,21 @@ def fedprox(
     server: ServerOptimizer | None = None,
     cap: int | None = None,
 ) -> Algorithm:
-    """FedProx.
+    """Make FedProx.
 
     Args:
-        mu: μ, how strongly a client is held; 0.001 to 1 in the paper.
-        cap: the most examples that a client's weight counts.
+        client: The client's local training.
+        mu: μ, how strongly a client is pulled towards the server's model; from 0.001 to 1 in the paper.
+        update: What happens to an update before it is added; nothing by default.
+        server: The server optimizer; SGD with rate 1 by default.
+        cap: The most examples that a client's weight counts.
     """
     return Algorithm(prox(client, mu), update or chain(), mean(replace(PARAMS, cap=cap)), server or optimizers.sgd(1.0))
 
 
 @registered("client/prox")
 def prox(client: ClientWork, mu: float) -> ClientWork:
-    """g ← g + μ(w − wᵗ), whatever the client's optimizer."""
+    """The client's half of FedProx, for any client optimizer: g ← g + μ(w − wᵗ)."""
     expect_plain(client, "prox")
     expect_number(mu, 0, math.inf, "prox(mu=)")
 

@@ -1,21 +1,22 @@
-"""SCAFFOLD: every client knows how its gradient differs from everyone's, and corrects each step by it.
+"""SCAFFOLD: each client knows how its gradient differs from the mean of all clients, and corrects every step by the difference.
 
     y ← y − η (gᵢ(y) − cᵢ + c)                                                                  line 10
     cᵢ⁺ = ∇fᵢ(x)  (option 1)   or   cᵢ − c + (x − y) / (Kη)  (option 2)                         line 12
     x ← x + mean(y − x);   c ← c + Σ(cᵢ⁺ − cᵢ) / N                                              lines 16, 17
 
-[Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1]. The control cᵢ stays with the client and is kept once the update
-was counted: c stays the mean of everyone's cᵢ only if both moved, or neither.
+[Karimireddy et al. 2020, arXiv:1910.06378, Algorithm 1]. The client stores its control cᵢ, and keeps a new one only
+after its update was counted: c stays the mean of all cᵢ only if both change, or neither.
 
-    params     x − y        uniform    over the contributors
-    control    cᵢ⁺ − cᵢ     uniform    over the population; never clipped or rounded by the chain, or c would drift from Σcᵢ/N;
-                                       as large as gradients are, which has a bound of its own
+    part       value        weight     divided by
+    params     x − y        uniform    the number of contributors
+    control    cᵢ⁺ − cᵢ     uniform    the population
 
-With `control_bound=`, a client holds each number of cᵢ⁺ − cᵢ within that bound before it keeps and sends it: so both still
-move alike.
+The chain never clips or rounds `control`, since c would then drift away from Σcᵢ/N. This part is as large as gradients
+are, and has a bound of its own. With `control_bound=`, a client clips each number of cᵢ⁺ − cᵢ to that bound before it
+keeps and sends the number, so that cᵢ and c still change by the same amount.
 
-c is a sum of what clients say, and corrects the steps of all of them: a client that lies turns everybody's updates. What bounds
-the model's step is the clip alone (`sumus.influence`).
+c is a sum of what clients report, and corrects the steps of all clients. A client that lies about its control changes
+all other updates. Only the clip bounds the model's step (`sumus.influence`).
 """
 
 from dataclasses import replace
@@ -47,12 +48,16 @@ def scaffold(
     option: Literal[1, 2] = 2,
     control_bound: float | None = None,
 ) -> Algorithm:
-    """SCAFFOLD.
+    """Make SCAFFOLD.
 
     Args:
-        option: 2 costs nothing and wants plain SGD; 1 costs a pass over the client's examples.
-        control_bound: the most by which a client moves a number of its control in a round, in units of gradients, rounded down to
-            single precision. None for 65536, which bounds nothing: a plan for devices names one.
+        client: The client's local training.
+        update: What happens to an update before it is added; nothing by default.
+        server: The server optimizer of the model; SGD with rate 1 by default.
+        option: How cᵢ⁺ is computed: 2 costs nothing and needs plain SGD; 1 costs a pass over the client's examples.
+        control_bound: The most by which a client moves a number of its control in a round, in units of gradients,
+            rounded down to single precision. None for 65536, which is too wide to protect anything: a plan for devices
+            must name a bound.
     """
     part = CONTROL if control_bound is None else replace(CONTROL, bound=in_single(control_bound, _BOUND))
     work = control(client, option, control_bound)
@@ -61,7 +66,13 @@ def scaffold(
 
 @registered("client/control")
 def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None = None) -> ClientWork:
-    """The client's half: corrected steps, and a new cᵢ. Any optimizer with option 1. bound: on each number of cᵢ⁺ − cᵢ."""
+    """The client's half of SCAFFOLD: corrected steps, and a new cᵢ.
+
+    Args:
+        client: The client's local training; with option 1, its optimizer may be any.
+        option: How cᵢ⁺ is computed, see `scaffold`.
+        bound: The bound of each number of cᵢ⁺ − cᵢ; None for no bound.
+    """
     expect_plain(client, "control")
     most = None if bound is None else in_single(bound, _BOUND)
     rule = client.optimizer.spec
@@ -89,7 +100,7 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
         moved = tree_map(lambda base, trained: base - trained, broadcast["params"], params)
         if option == 1 and done.gradient is not None:
             change = tree_map(lambda gradient, old: gradient - old, done.gradient, own)
-        elif done.lr == 0:  # it went nowhere and learned nothing
+        elif done.lr == 0:  # the model did not move, so there is nothing to learn about the gradient
             change = tree_map(lambda old: old * 0, own)
         else:
             change = tree_map(lambda way, all_: way / (done.steps * done.lr) - all_, moved, common)
@@ -103,7 +114,9 @@ def control(client: ClientWork, option: Literal[1, 2] = 2, bound: float | None =
 
 @registered("server/controlled")
 def controlled(server: ServerOptimizer) -> ServerOptimizer:
-    """The server's half: `server` on the model, and c, kept in float64 and sent in the model's precision."""
+    """The server's half of SCAFFOLD: `server` steps the model. The server stores c in float64, and sends it in the
+    model's dtypes.
+    """
 
     def sent(control: Tree, params: Tree) -> Tree:
         return tree_map(lambda leaf, like: leaf.astype(like.dtype), control, params)

@@ -14,7 +14,7 @@ CLIENTS, SHARDS_EACH = 20, 3
 
 
 def experiment() -> sumus.Experiment:
-    """FedAvgM over clients that hold three runs of the images sorted by label. [McMahan et al. 2017, section 3]"""
+    """FedAvgM. Each client holds three runs of the images sorted by label. [McMahan et al. 2017, section 3]"""
     images, labels = sources.digits()
     order = np.random.default_rng(0).permutation(len(images))
     held_out, training = order[:360], order[360:]

@@ -1,4 +1,4 @@
-"""What a demo shows while it plays, and at its end."""
+"""The output of a demo: a progress bar while it runs, and its results at the end."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from sumus.text import amount, many
 
 
 def show(module: str, people: DemoPeople, folder: Path, rounds: int, every: int, out: Console, err: Console) -> Outcome:
-    """Play a demo, with a bar for its rounds on `err` and its result on `out`."""
+    """Run a demo, with a progress bar for its rounds on `err` and its results on `out`."""
     out.print(
         f"server   sumus serve PLAN.sumus: SQLite in a temporary folder, loopback; no code of the model, no PyTorch\n"
-        f"edge     sumus edge: {len(behind_edge(people))} of the devices are behind it: of them the server gets one sum a round\n"
+        f"edge     sumus edge: {len(behind_edge(people))} of the devices are behind it: the edge sends one sum a round\n"
         f"devices  {len(people.training)} × sumus join, each with one person's examples; {len(people.unseen)} more people, never "
         "seen in training, measure the models",
         soft_wrap=True,
@@ -49,9 +49,9 @@ def _result(done: Outcome, people: DemoPeople, out: Console) -> None:
         f"{many(rounds, 'round')} over HTTP in {done.seconds:.1f} s, {many(done.counted, 'report')} acknowledged and counted"
     )
     if done.means:
-        out.print(f"\non {len(people.unseen)} people never seen in training, each of whom reported sums alone:")
+        out.print(f"\non {len(people.unseen)} people never seen in training, each of whom reported only sums:")
         out.print(_measured(done.means, done.histograms))
-    out.print(f"\ntraffic  {amount(done.bytes_down)} down, {amount(done.bytes_up)} up, all devices together")
+    out.print(f"\ntraffic  {amount(done.bytes_down)} down, {amount(done.bytes_up)} up, at the server")
     out.print("mode     clear mode: the server sees each update in memory; on its disk are only sealed sums")
     for label, file in (
         ("weights", done.model),

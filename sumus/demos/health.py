@@ -16,7 +16,7 @@ ROUNDS, EVERY = 30, 5
 
 
 class ActivityNet(nn.Module):
-    """Three convolutions over time, their mean, one linear layer: 45 thousand parameters. (B, time, 6) → (B, 7)."""
+    """Three convolutions over time, the mean over time, and one linear layer: 45 thousand parameters. (B, time, 6) → (B, 7)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class ActivityNet(nn.Module):
 
 
 def experiment() -> sumus.Experiment:
-    """FedAdam over seven people, with the running mean of its models published."""
+    """FedAdam over seven people; the running mean of its models is published."""
     recordings, exercise, person, _ = sources.watch()
     rows = {who: [i for i, p in enumerate(person) if p == who] for who in sorted(set(person.tolist()))}
     people = sumus.Population(list(rows), lambda who: ([recordings[i] for i in rows[who]], exercise[rows[who]]))
@@ -54,7 +54,7 @@ def experiment() -> sumus.Experiment:
     )
     algorithm = sumus.fedavg(
         client=sumus.sgd(lr=0.05, epochs=2, batch_size=16),
-        # shorter than most updates, so that no person moves the model further than another
+        # The bound is below the norm of most updates, so that no person moves the model further than another.
         update=sumus.clip_by_global_norm(0.15),
         cap=150,
         server=sumus.optimizers.averaged(sumus.optimizers.adam(lr=0.02, bias_correction=True), decay=0.8),

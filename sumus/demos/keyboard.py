@@ -23,7 +23,9 @@ PUBLIC_AUTHORS = ("washington", "polk", "cleveland-22", "taft", "truman", "clint
 
 
 class NextWord(nn.Module):
-    """An LSTM over words, tied to its embedding: 0.4 million parameters. (B, time) words → (B, time, words) scores."""
+    """An LSTM over words whose output layer shares the embedding's weights: 0.4 million parameters. (B, time) words →
+    (B, time, words) scores.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,12 +41,12 @@ class NextWord(nn.Module):
 
 
 def words_of(text: str) -> list[str]:
-    """Words in lower case, and the signs that end sentences."""
+    """Split a text into words in lower case, and the characters that end sentences."""
     return re.findall(r"[a-z']+|[.?!]", text.lower())
 
 
 class Tokenizer:
-    """Preparation on the device: a person's text to rows of word numbers, and the words that follow."""
+    """Preparation on the device: turns a person's text into rows of word numbers, and the words that follow."""
 
     def __init__(self, public_texts: list[str]) -> None:
         counts = Counter(word for text in public_texts for word in words_of(text))
@@ -52,7 +54,9 @@ class Tokenizer:
         self._number = {word: number for number, word in enumerate(self.words)}
 
     def __call__(self, texts: Array, ignored: Array) -> tuple[Array, Array]:
-        """Rows (n, time) of words, and the next words; a word outside the vocabulary is no target."""
+        """Return rows (n, time) of word numbers, and the next word for each. A next word outside the vocabulary is not
+        a target.
+        """
         numbers = np.array([self._number.get(word, UNKNOWN) for text in texts for word in words_of(str(text))])
         rows = (len(numbers) - 1) // WORDS_A_ROW
         inputs, following = numbers[: rows * WORDS_A_ROW], numbers[1 : rows * WORDS_A_ROW + 1]
@@ -61,7 +65,7 @@ class Tokenizer:
 
 
 def experiment() -> sumus.Experiment:
-    """FedAdam over authors. The vocabulary comes from the public texts of authors who take no part."""
+    """FedAdam over authors. The vocabulary comes from the public texts of authors who do not take part."""
     texts = sources.speeches()
     authors = sumus.Population(
         [author for author in texts if author not in PUBLIC_AUTHORS],

@@ -1,11 +1,11 @@
-"""A demo as it would be in earnest: a server, an edge and a process for each person, on this machine's loopback, over HTTP.
+"""Run a demo as a real deployment on this machine: a server, an edge, and a process for each person, over HTTP on the loopback.
 
     result = play("health", folder, rounds=50, watch=…)
 
-What runs is what anybody would run: `sumus pack`, `sumus serve`, `sumus edge`, and for each person `sumus join` with a file of
-four lines that holds that person's examples and nobody else's. Every second one of those who train joins the edge, of which the
-server gets one sum a round. Server and edge have none of the code and no PyTorch; the server ends by itself after the last round,
-and with it the others.
+The demo runs the ordinary commands: `sumus pack`, `sumus serve`, `sumus edge`, and for each person `sumus join` with a
+file of four lines that gives only that person's examples. Every second person who trains joins through the edge, which
+sends the server one sum a round. Server and edge have neither the task's code nor PyTorch. The server ends by itself
+after the last round, and the other processes end with it.
 """
 
 import json
@@ -33,9 +33,9 @@ from sumus.storage.sql import SqlStore
 from sumus.storage.store import Model
 
 LOOK = 0.3
-"""Seconds between looks at the server's status."""
+"""Seconds between two requests for the server's status."""
 BEGIN = 120.0
-"""Seconds for the server to answer."""
+"""Seconds that the server has to answer for the first time."""
 FILE = '''"""The file of one device: the task, which everybody has, and this person's own examples."""
 
 from sumus.demos.{module} import experiment as everybody
@@ -47,8 +47,16 @@ examples = {where}[{who!r}]
 
 @dataclass(frozen=True)
 class DemoView:
-    """How far it is. counted: of goal reports of this round.  waiting: why there is not more.  measured: means on people never
-    seen, of the model that was measured last."""
+    """The progress of a demo.
+
+    Attributes:
+        version: The version of the newest model.
+        counted: The number of reports counted in this round.
+        goal: The number of reports that this round needs.
+        waiting: What the round is waiting for, in words.
+        loss: The mean loss of local training; None if it is not known yet.
+        measured: The means on people never seen in training, for the model that was measured last.
+    """
 
     version: int
     counted: int
@@ -60,8 +68,20 @@ class DemoView:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it. models: a row each, the first one too.  histograms: people never seen, by metric and bin.  model: a file
-    of the last model's leaves.  history: a line a model.  plot: loss and metrics over rounds.  counted: reports in all."""
+    """The results of a demo.
+
+    Attributes:
+        seconds: How long the demo ran.
+        models: One row for each model, including the first.
+        means: The means on people never seen in training, by metric.
+        histograms: By metric, the number of people never seen in training in each bin.
+        bytes_up: Bytes that the server received.
+        bytes_down: Bytes that the server sent.
+        model: The file with the leaves of the last model.
+        history: A file with one line for each model.
+        plot: A picture of loss and metrics over the rounds.
+        counted: The number of reports counted in all rounds.
+    """
 
     seconds: float
     models: Sequence[Model]
@@ -78,9 +98,15 @@ class Outcome:
 def play(
     module: str, people: DemoPeople, folder: Path, rounds: int, every: int, watch: Callable[[DemoView], None]
 ) -> Outcome:
-    """Serve a demo's experiment to its people until there are so many models. every: versions between measurements.
+    """Serve a demo's experiment to its people until there are enough models.
 
-    folder: for the model, the history and each process's log.
+    Args:
+        module: The name of the demo's module.
+        people: The people who take part.
+        folder: Where the model, the history and each process's log are written.
+        rounds: The number of models to train.
+        every: The number of versions between measurements.
+        watch: Called with the progress while the demo runs.
     """
     began = time.monotonic()
     shutil.rmtree(folder / "logs", ignore_errors=True)
@@ -106,7 +132,7 @@ def play(
 
 
 def behind_edge(people: DemoPeople) -> Sequence[Any]:
-    """Who joins the edge."""
+    """Return the people who join through the edge."""
     return people.training[1::2]
 
 
@@ -114,7 +140,7 @@ def behind_edge(people: DemoPeople) -> Sequence[Any]:
 
 
 def _command(folder: Path, *arguments: str) -> None:
-    """Run a command of sumus to its end."""
+    """Run a command of sumus, and wait until it ends."""
     done = subprocess.run([sys.executable, "-m", "sumus", *arguments], capture_output=True, text=True, check=False)
     (folder / "logs" / f"{arguments[0]}.log").write_text(done.stdout + done.stderr)
     if done.returncode:
@@ -123,7 +149,7 @@ def _command(folder: Path, *arguments: str) -> None:
 
 @contextmanager
 def _process(log: Path, *arguments: str, output: int | None = None) -> Generator[subprocess.Popen[str], None, None]:
-    """A command of sumus that runs until it ends, or is not needed any more."""
+    """Run a command of sumus. The process is ended when the block ends."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -132,7 +158,7 @@ def _process(log: Path, *arguments: str, output: int | None = None) -> Generator
             stderr=file,
             text=True,
             env=environment,
-            start_new_session=True,  # Ctrl-C is for the demo, which ends them
+            start_new_session=True,  # Ctrl-C reaches only the demo, which then ends its processes
         )
         try:
             yield process
@@ -141,7 +167,7 @@ def _process(log: Path, *arguments: str, output: int | None = None) -> Generator
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Let a process end, soon."""
+    """End a process: first ask it to stop, then kill it."""
     for how, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
         if process.poll() is not None:
             return
@@ -154,7 +180,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 def _server(
     scratch: Path, folder: Path, people: DemoPeople, rounds: int, every: int
 ) -> Generator[tuple[subprocess.Popen[str], Mapping[str, Any]], None, None]:
-    """The server, and what it says of itself once it answers."""
+    """Run the server. Yields the process, and the JSON line that the server prints when it is ready."""
     many = len(people.training) + len(people.unseen)
     arguments = [
         "serve",
@@ -176,7 +202,7 @@ def _server(
 
 @contextmanager
 def _edge(scratch: Path, folder: Path, url: str, many: int) -> Generator[str, None, None]:
-    """An edge below the server; its address, once it answers."""
+    """Run an edge below the server. Yields the edge's address."""
     arguments = ["edge", "--upstream", url, "--link-file", str(scratch / "for-edges"), "--data", str(scratch / "edge")]
     arguments += ["--port", "0", "--admin-port", "0", "--json"]
     arguments += ["--tokens", str(many), "--token-file", str(scratch / "edge-link")]
@@ -186,16 +212,16 @@ def _edge(scratch: Path, folder: Path, url: str, many: int) -> Generator[str, No
 
 
 def _lines(file: Path) -> Iterator[str]:
-    """The lines of a file, each once."""
+    """Return an iterator over the lines of a file, so that each is used once."""
     return iter(file.read_text().splitlines())
 
 
 def _said(process: subprocess.Popen[str], log: Path, what: str) -> Mapping[str, Any]:
-    """What a process says of itself once it answers."""
+    """Return the JSON line that a process prints when it is ready."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
-        raise ExperimentError(f"the {what} did not begin: {_last_line(log)}")
+        raise ExperimentError(f"the {what} did not start: {_last_line(log)}")
     return json.loads(line)
 
 
@@ -203,7 +229,11 @@ def _said(process: subprocess.Popen[str], log: Path, what: str) -> Mapping[str, 
 def _device(
     scratch: Path, folder: Path, module: str, url: str, link: str, people: DemoPeople, who: Any
 ) -> Generator[subprocess.Popen[str], None, None]:
-    """A person's device. link: of the server or of the edge, for this device alone."""
+    """Run a person's device.
+
+    Args:
+        link: The enrolment link of the server or the edge, for this device alone.
+    """
     unseen = who in people.unseen
     where = "experiment.evaluate.unseen" if unseen else "experiment.population"
     file, of_link = scratch / f"person_{who}.py", scratch / f"link-{who}"
@@ -240,7 +270,7 @@ def _watched(
     folder: Path,
     watch: Callable[[DemoView], None],
 ) -> Mapping[str, Any]:
-    """Look until the server ends; what it said last."""
+    """Ask for the server's status until the server ends. Return the last status."""
     remote = Remote(opened["admin_url"], Logins(scratch / "admin"))
     remote.log_in(opened["login"])
     status: Mapping[str, Any] = {}
@@ -273,14 +303,14 @@ def _look(task: Mapping[str, Any]) -> DemoView:
 
 def _last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it wrote nothing"
 
 
-# ── what came of it ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── results ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _outcome(scratch: Path, folder: Path, module: str, status: Mapping[str, Any], seconds: float) -> Outcome:
-    """Read the server's folder, now that nobody uses it, and keep what is worth keeping."""
+    """Read the folder of the server, which has ended, and save the results."""
     task = status["tasks"][0]["name"]
     store = SqlStore.open(scratch / "server" / "sumus.db", f"{task}.train")
     with store.transaction() as rows:
@@ -309,7 +339,7 @@ def _outcome(scratch: Path, folder: Path, module: str, status: Mapping[str, Any]
 
 
 def _plotted(models: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """A picture: the loss of local training, and what people never seen measured."""
+    """Draw the loss of local training, and the accuracy of people never seen in training."""
     picture = figure(7.0, 4.0)
     axis = picture.subplots()
     for kind, name, label in (

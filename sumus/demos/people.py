@@ -1,4 +1,4 @@
-"""Who takes part in a demo."""
+"""The people who take part in a demo."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DemoPeople:
-    """Who takes part. training, unseen: as they are known in the experiment.  least: people in a sum, at least."""
+    """The people who take part in a demo, by their ids in the experiment.
+
+    Attributes:
+        training: The people who train.
+        unseen: The people who only measure the models, and never train.
+        least: The fewest people in a sum.
+    """
 
     training: Sequence[Any]
     unseen: Sequence[Any]

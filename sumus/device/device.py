@@ -50,7 +50,7 @@ _CONSENT, _CONNECTION, _PROFILE = Consent(), ServerConnection(), DeviceProfile()
 
 
 @dataclass(frozen=True)
-class Status:
+class DeviceStatus:
     """Where a device stands.
 
     Attributes:
@@ -180,7 +180,7 @@ class Device:
         """
         return self._rounds.wake()
 
-    def run(self, rounds: int | None = None, until: Callable[[Status], bool] | None = None) -> None:
+    def run(self, rounds: int | None = None, until: Callable[[DeviceStatus], bool] | None = None) -> None:
         """Take part. On Ctrl-C the server is told that the work will not come.
 
         Args:
@@ -253,11 +253,11 @@ class Device:
         return done
 
     @property
-    def status(self) -> Status:
+    def status(self) -> DeviceStatus:
         """Where the device stands."""
         record = self._memory.record
         member = record.membership or Membership(self._link.server, "", "")
-        return Status(
+        return DeviceStatus(
             member.device,
             member.server,
             member.population,

@@ -23,6 +23,7 @@ from sumus.executors.executor import ClientAssignment, Executor, Trained
 from sumus.executors.recall import Recall, where_of
 from sumus.executors.sequential import SequentialExecutor
 from sumus.executors.vectorized import VectorizedExecutor
+from sumus.logs import logger
 from sumus.training.cost import cost_of, step_flops
 from sumus.training.graph import leaving_no_trace
 from sumus.training.program import Program
@@ -30,6 +31,7 @@ from sumus.training.rewrite import NotCapturable
 from sumus.types import Broadcast, Tree
 from sumus.work import ClientWork
 
+LOG = logger("sumus.executors")
 KINDS = ("autograd", "sequential", "sequential+onednn", "vectorized")
 SHORT = 6.0
 """Seconds of estimated training below which nothing is probed, and autograd is chosen."""
@@ -251,6 +253,7 @@ class _Probe:
         try:
             found, _ = self._trained(choice, [one for one in self._samples if one.client in wanted])
         except Exception as error:  # of whatever kind: autograd has trained these clients, so it is not theirs
+            LOG.debug("%s cannot train this model", choice, exc_info=error)  # it may be a defect, and costs speed alone
             return f"{type(error).__name__}: {error}".partition("\n")[0]
         if refused := getattr(executor, "refused", None):
             return cast(str, refused)

@@ -67,7 +67,7 @@ class LocalTraining:
         program.look_at("work", work)
 
     def begin(self, broadcast: Broadcast, round_number: int) -> RoundTensors:
-        """The broadcast on the device."""
+        """The round's broadcast as tensors on the device."""
         program = self.program
         sent = {name: self._apart(tree) for name, tree in broadcast.items() if name not in ("params", BUFFERS)}
         sent["params"] = program.tensors_of(broadcast["params"])
@@ -75,7 +75,7 @@ class LocalTraining:
         return RoundTensors(lr.rate(round_number), lr, sent, program.tensors_of(broadcast.get(BUFFERS, {})))
 
     def start(self, round_: RoundTensors, assignment: ClientAssignment) -> tuple[dict[str, Tensor], ClientState]:
-        """A client's leaves before its first step, and what it kept: its first state, if it kept nothing."""
+        """A client's leaves before its first step, and what it kept; its first state if it kept nothing."""
         own = {name: self._apart(tree) for name, tree in assignment.state.items() if name != PERSONAL}
         personal = self.program.tensors_of(assignment.state.get(PERSONAL, {})) or self.program.initial_personal
         leaves: dict[str, Any] = {**round_.sent["params"], **round_.buffers, **personal}
@@ -93,7 +93,9 @@ class LocalTraining:
         return loss, gradients_of(loss / over, params)
 
     def gradient(self, assignment: ClientAssignment) -> dict[str, Tensor]:
-        """The gradient, in the shared leaves, of the mean loss over all of a client's examples; a batch at a time."""
+        """The gradient, in the shared leaves, of the mean loss over all of a client's examples. It is computed a batch
+        at a time.
+        """
         names, params = list(self.program.shared), list(self.program.shared.values())
         total = [torch.zeros_like(param) for param in params]
         count = len(assignment.inputs)
@@ -106,7 +108,7 @@ class LocalTraining:
         return {name: self.program.widen(name, grad) for name, grad in zip(names, total, strict=True)}
 
     def noise(self, assignment: ClientAssignment, step: int) -> AbstractContextManager[Any]:
-        """To be entered around a step's forward pass. step: from 1; 0 is the gradient before them."""
+        """To be entered around the forward pass of a step. Steps count from 1; step 0 is the gradient before them."""
         return KeyedNoise(assignment.key, step) if self._seen is not None and self._seen.draws else nullcontext()
 
     def watch(self, assignment: ClientAssignment) -> None:
@@ -135,7 +137,7 @@ class LocalTraining:
             }
 
     def stepping(self) -> AbstractContextManager[None]:
-        """To be entered around a local step after its gradient is known: what it raises is said to be the work's."""
+        """To be entered around a local step after its gradient is known. An error in it is said to be one of the work."""
         dtype = next(iter(self.program.trained.values())).dtype
         held = f"its numbers must be ones that {str(dtype).rpartition('.')[2]} holds, and its rules must fit the leaves"
         return own_code("a local step", self.work, held)
@@ -149,7 +151,9 @@ class LocalTraining:
         done: LocalRun,
         loss: tuple[float, int],
     ) -> Trained:
-        """What a client sends and keeps. leaves: every leaf after its last step; they may change as soon as this returns."""
+        """What a client sends and keeps. `leaves` holds every leaf after its last step; they may change as soon as this
+        returns.
+        """
         program = self.program
         now = {name: program.widen(name, leaf) for name, leaf in leaves.items()}
         with own_code("finish", self.work, "it must give (parts, state)"):
@@ -176,7 +180,9 @@ class LocalTraining:
 
 
 def _numpy(tree: Mapping[str, Any], lent: set[int]) -> Tree:
-    """Arrays of their own: what still lies in lent memory is copied, since the next client overwrites it. Numbers too."""
+    """A tree as arrays in memory of their own. What lies in lent memory is copied, since the next client overwrites
+    that. A leaf may be a plain number.
+    """
 
     def array(leaf: Any) -> Array:
         if not isinstance(leaf, Tensor):

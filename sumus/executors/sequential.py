@@ -45,7 +45,7 @@ class SequentialExecutor(LocalTraining):
 
     @property
     def is_captured(self) -> bool:
-        """Whether a step was captured so far; else every step of every client runs the task's own code."""
+        """Whether a step was captured so far. If not, every step of every client runs the task's own code."""
         return self._graph is not None
 
     def groups(self, examples: Sequence[int]) -> list[list[int]]:
@@ -112,7 +112,7 @@ class SequentialExecutor(LocalTraining):
         return steps, (float(total), seen)
 
     def _graph_of(self, inputs: Tensor, targets: Tensor) -> LocalGraph | None:
-        """The graph for such a batch; it is made for whole batches of the work's size."""
+        """The graph for such a batch; there is one for whole batches of the work's size."""
         if not self._captured or len(inputs) != self.work.batch_size:
             return None
         if self._graph is None:
@@ -127,7 +127,9 @@ class SequentialExecutor(LocalTraining):
     def _state(
         self, graph: LocalGraph, rules: Mapping[str, LeafState], round_: RoundTensors, own: ClientState
     ) -> Sequence[Tensor]:
-        """What the graph takes, in its order; the module's own memory, so that both ways of taking a step go on from it."""
+        """What the graph takes, in its order. It is the module's own memory, so that both ways of taking a step go on
+        from it.
+        """
         values = {path_of(self.program, name): tensor for name, tensor in self.program.tensors.items()}
         values |= {f"rule/{name}/{slot}": leaf for name, slots in rules.items() for slot, leaf in enumerate(slots)}
         values |= {f"broadcast/{path}": leaf for path, leaf in unnested(round_.sent).items()}
@@ -135,7 +137,7 @@ class SequentialExecutor(LocalTraining):
         return [values[name].detach() for name in graph.names]
 
     def _fused_sgd(self, rules: Mapping[str, LeafState], round_: RoundTensors) -> Step | None:
-        """SGD in place, where the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""
+        """SGD in place, if the work is SGD and corrects nothing: the same rule as `work.sgd_rule`, without copies."""
         rule = self.work.optimizer.spec
         if rule.name != "rule/sgd" or self.work.rules.correct is not no_correction or self.work.groups:
             return None
@@ -159,7 +161,7 @@ class SequentialExecutor(LocalTraining):
         return step
 
     def _generic_step(self, rules: dict[str, LeafState], round_: RoundTensors, own: ClientState) -> Step:
-        """Any rule, by its own definition."""
+        """A step by any rule, as the rule defines it."""
         params = self.program.trained
         memory = {param.untyped_storage().data_ptr() for param in params.values()}
 
@@ -175,7 +177,7 @@ class SequentialExecutor(LocalTraining):
 
 
 def _outside(tensor: Tensor, taken: set[int]) -> Tensor:
-    """A tensor in memory that nothing else changes; from now on it is taken."""
+    """The tensor, or a copy of it, in memory that nothing else changes. That memory counts as taken from now on."""
     tensor = tensor.clone() if tensor.untyped_storage().data_ptr() in taken else tensor
     taken.add(tensor.untyped_storage().data_ptr())
     return tensor

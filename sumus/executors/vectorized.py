@@ -29,8 +29,10 @@ from sumus.work import ClientState, ClientWork, LocalRun
 class VectorizedExecutor(LocalTraining):
     """An `Executor` on one `Program`, for steps that can be captured.
 
-    stack: the most clients that step together, a power of two.
-    `refused` says why some clients were trained one by one, by autograd: the step could not be captured.
+    Attributes:
+        stack: The most clients that step together, a power of two.
+        refused: Why some clients were trained one by one, by autograd, since the step could not be captured; None if
+            none were.
     """
 
     needs_sizes = True
@@ -202,12 +204,12 @@ class VectorizedExecutor(LocalTraining):
 
 
 def _chosen(examples: Tensor, index: Tensor) -> Tensor:
-    """`examples[index]`, at a quarter of its cost where rows are long."""
+    """`examples[index]`, at a quarter of the cost if rows are long."""
     return examples.index_select(0, index.reshape(-1)).reshape(*index.shape, *examples.shape[1:])
 
 
 def _padded(batches: Sequence[Sequence[Array]], sizes: Sequence[int], most: int | None) -> tuple[Array, Array]:
-    """Rows of the concatenated examples `(steps, K, B)`, and a mask of those that count."""
+    """Rows of the concatenated examples `(steps, K, B)`, and a mask of the rows that count."""
     offsets = np.cumsum([0, *sizes[:-1]])
     width = _width(max(len(rows) for each in batches for rows in each), most)
     index = np.zeros((len(batches[0]), len(batches), width), np.int64)
@@ -222,7 +224,7 @@ def _padded(batches: Sequence[Sequence[Array]], sizes: Sequence[int], most: int 
 
 
 def _width(rows: int, most: int | None) -> int:
-    """The rows of a padded batch: few different ones, since each has a graph: 1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
+    """The number of rows of a padded batch: one of few, since each has a graph: 1, 2, 3, 4, 6, 8, 12, 16, 24, …"""
     width = 1
     while width < rows:
         width = width * 4 // 3 if width % 3 == 0 else max(width + 1, width * 3 // 2)

@@ -56,8 +56,12 @@ LONG = 100
 class Testimony:
     """What the first client was given, and what it gave.
 
-    executor: that trained the client.  broadcast, assignment: copies, but for the examples.  round_number: from 0.
-    digest: `digest_of` what the client gave; None where only its examples are read again.
+    Attributes:
+        executor: The executor that trained the client.
+        broadcast: A copy of what the client began with.
+        round_number: The round, from 0.
+        assignment: A copy of the client's assignment; its examples are not copied.
+        digest: `digest_of` what the client gave; None if only its examples are read again.
     """
 
     executor: Executor

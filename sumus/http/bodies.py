@@ -111,7 +111,7 @@ class Strangers:
         return self._shares.taken
 
     async def read(self, request: Request, length: int) -> bytes:
-        """A body of exactly this length. Refused also with busy."""
+        """Read a body of exactly this length. The request is refused with `busy` if there is no room for it."""
         body, counted, who = bytearray(), 0, near(source(request))
 
         def put(piece: bytes) -> None:
@@ -143,7 +143,11 @@ class Uploads:
 
     @asynccontextmanager
     async def body(self, request: Request, length: int, sender: str) -> AsyncGenerator[memoryview, None]:
-        """A body of exactly this length, for a block; the sender has no other until that ends. Refused also with busy."""
+        """Read a body of exactly this length, for the length of a block. A sender has one body at a time.
+
+        Raises:
+            Refused: Among others `busy`: there is no room, or the sender has another body.
+        """
         if sender in self._sending:
             raise Refused("busy", "another report of this device is on its way: let it end first", (1.0, 5.0))
         self._sending.add(sender)

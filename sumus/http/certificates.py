@@ -73,11 +73,11 @@ class Certificate:
         return (self.ends - now).total_seconds()
 
     def is_near_its_end(self, now: datetime) -> bool:
-        """Whether somebody should renew it."""
+        """Whether the certificate should be renewed."""
         return self.ends - now <= (RENEWED if self.own else min(RENEWED, (self.ends - self._begins) / SHARE))
 
     def said(self, now: datetime) -> str:
-        """What a person should know about its end; "" as long as that is far."""
+        """Tell what a person should know about the certificate's end; empty as long as that is far."""
         if not self.is_near_its_end(now):
             return ""
         days = int(self.left_s(now) // timedelta(days=1).total_seconds())
@@ -94,7 +94,7 @@ class Certificate:
 
 
 def _marks(*files: Path) -> tuple[Any, ...]:
-    """What changes with the files. Links are followed, as certbot renews."""
+    """Tell by what the files are known to have changed. Links are followed, as certbot renews."""
     found = list[Any]()
     for file in files:
         try:
@@ -107,8 +107,14 @@ def _marks(*files: Path) -> tuple[Any, ...]:
 
 
 def _read(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime, datetime]:
-    """A context with a certificate's chain and key, and from when to when it holds. What no server can use is refused by its own
-    name."""
+    """Read a certificate's chain and key.
+
+    Returns:
+        A context with both, and the times from which to which the certificate is valid.
+
+    Raises:
+        ExperimentError: No server can use the files; the message names the one that is wrong.
+    """
     held: dict[Path, bytes] = {}
     for file in (chain, key):
         try:

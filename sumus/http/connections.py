@@ -190,8 +190,9 @@ class Listener:
 
 
 def _prepare(one: socket.socket) -> None:
-    """Let a connection send at once, and keep no more of an answer in the system than a little: the rest waits here, where it is
-    seen whether it goes."""
+    """Let a connection send at once, and keep little of an answer in the system: the rest waits here, so that it is seen whether
+    the other side reads.
+    """
     one.setblocking(False)
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if (unsent := getattr(socket, "TCP_NOTSENT_LOWAT", None)) is not None:
@@ -201,7 +202,9 @@ def _prepare(one: socket.socket) -> None:
 class Connection(HttpToolsProtocol):
     """One connection, of which uvicorn reads requests one at a time.
 
-    begun: whether it stands, and counts itself out when it ends.  who: the neighbourhood that it is from.
+    Attributes:
+        who: The neighbourhood that the connection is from.
+        begun: Whether the connection is counted, so that it is counted out when it ends.
     """
 
     def __init__(self, how: uvicorn.Config, state: ServerState, connections: Connections, who: str) -> None:
@@ -314,7 +317,7 @@ class Connection(HttpToolsProtocol):
     # ── its end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def is_late(self, now: float) -> bool:
-        """Whether it has taken too long over what it does."""
+        """Tell whether the connection has taken too long over what it does."""
         return self._until <= now or self._stalled <= now
 
     def give_up(self) -> None:
@@ -336,7 +339,7 @@ class Connection(HttpToolsProtocol):
             self._connections.leave(self.who)
 
     def _refuse(self) -> None:
-        """What came is no request, or is not wanted here."""
+        """Refuse what came: it is no request, or is not wanted here."""
         if not self._answered():
             self._deaf = True
         elif self._named > MOST_HEAD:
@@ -349,7 +352,7 @@ class Connection(HttpToolsProtocol):
     # ── what it does ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _is_wanted(self, more: int) -> bool:
-        """Whether so many bytes that come are to be parsed."""
+        """Tell whether so many bytes that come are to be parsed."""
         unread = self._answered() and not self._whole and not self._in_head
         if self._deaf or unread:
             self._unwanted += more

@@ -31,8 +31,12 @@ class Rate:
 
 
 class Bucket(NamedTuple):
-    """A token bucket, as the two times that say all of it. full: when it will have all its tokens again.  served: when it
-    could have served all who asked, and those too who were sent away."""
+    """A token bucket, in two times.
+
+    Attributes:
+        full: The time at which the bucket will have all its tokens again.
+        served: The time at which all who asked could have been served, also those who were sent away.
+    """
 
     full: float
     served: float
@@ -43,10 +47,16 @@ EMPTY = Bucket(-math.inf, -math.inf)
 
 
 def take(rate: Rate, bucket: Bucket, now: float) -> tuple[Bucket, Window | None]:
-    """A token of a bucket, and None; or a window, in seconds from now, in which all who were sent away can be served.
+    """Take a token of a bucket, by the cell rate algorithm of ATM (ITU-T I.371): a bucket is one number, without a timer.
 
-    The cell rate algorithm of ATM (ITU-T I.371): a bucket's tokens in one number, without a timer. The window begins when
-    there is a token again, and is as long as a queue of those who asked would be.
+    Args:
+        rate: The rate of the bucket.
+        bucket: The bucket.
+        now: The time.
+
+    Returns:
+        The bucket afterwards, and None; or a window, in seconds from now, in which all who were sent away can be served. The
+        window begins when there is a token again, and is as long as a queue of those who asked would be.
     """
     each, depth = 1 / rate.per_s, rate.burst / rate.per_s
     served = min(max(bucket.served, now) + each, now + depth + LONGEST_S)
@@ -119,12 +129,12 @@ class Limits:
         self._check(self._edges.take(edge, now), "this edge")
 
     def check_in(self, population: str, device: str, now: float) -> None:
-        """A check-in that a device sends itself: also a request of the device."""
+        """Charge a check-in that a device sends itself. It is a request of the device too."""
         self.request(device, now)
         self._check(self._populations.take(population, now), "this population")
 
     def relayed(self, population: str, edge: str, speaks_for: int, device: str, now: float) -> None:
-        """A check-in by way of an edge that may have `speaks_for` devices.
+        """Charge a check-in by way of an edge that may have `speaks_for` devices.
 
         The edge is charged first: devices that it invents use up what its own devices may ask, and no more of what the population
         may. The device's own requests are not charged: an edge may send again what a device signed before it left.
@@ -134,7 +144,7 @@ class Limits:
         self._check(self._populations.take(population, now), "this population")
 
     def enrolment(self, address: str, now: float) -> None:
-        """An enrolment. address: of the peer, not of a proxy."""
+        """Charge an enrolment. The address is the peer's, not a proxy's."""
         self._check(self._sources.take(neighbourhood(address), now), "this network")
 
     def _check(self, window: Window | None, who: str) -> None:

@@ -35,8 +35,12 @@ IDLE_S = 2.0
 
 
 def neighbourhood(address: str, v6: int = 48) -> str:
-    """The network that an address is in: the /24 of an IPv4 address, and of an IPv6 one so many bits. Whoever has one address
-    there may have many. Whatever is no address is in one network, "elsewhere"."""
+    """Give the network that an address is in.
+
+    Args:
+        address: The address. Text that is no address is in one network, "elsewhere".
+        v6: The bits of an IPv6 network; an IPv4 address is in its /24. Whoever has one address there may have many.
+    """
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -47,14 +51,14 @@ def neighbourhood(address: str, v6: int = 48) -> str:
 
 
 def trim() -> None:
-    """Give the system what the C library keeps of freed memory, where it can (glibc); a crowd of TLS connections leaves much."""
+    """Give freed memory that the C library keeps back to the system (glibc alone can); a crowd of TLS connections leaves much."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @lru_cache(4096)
 def near(address: str) -> str:
-    """The neighbourhood that shares are counted by: a /24, or a /64, which is what one household has."""
+    """Give the neighbourhood that shares are counted by: a /24, or a /64, which is what one household has."""
     return neighbourhood(address, 64)
 
 
@@ -75,11 +79,11 @@ class Shares:
         self._by: dict[str, int] = {}
 
     def of(self, who: str) -> int:
-        """How much a neighbourhood has."""
+        """Tell how much a neighbourhood has."""
         return self._by.get(who, 0)
 
     def may(self, who: str, amount: int) -> bool:
-        """Whether a neighbourhood may take so much now."""
+        """Tell whether a neighbourhood may take so much now."""
         after, has = self.taken + amount, self.of(who)
         plenty = after <= SHORT * self.most or not amount
         return after <= self.most and (plenty or not has or has + amount <= self.most / PORTIONS)
@@ -127,7 +131,7 @@ class Room:
 
     @property
     def bytes(self) -> int:
-        """The whole."""
+        """The bytes of the whole room."""
         return self.shares.most
 
     @property

@@ -41,8 +41,17 @@ _EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """What a server shows. chain, key: files, PEM.  authority: a file for whoever trusts it.  pin: SHA-256 of the authority, in
-    hexadecimal.  until: when another takes its place.  new: why it was made just now; "" where it was there before."""
+    """The certificates that a server makes.
+
+    Attributes:
+        authority: The file of the authority, for those who trust the server.
+        chain: The file of the chain, PEM.
+        key: The file of the key, PEM.
+        pin: The SHA-256 of the authority, in hexadecimal.
+        names: The names that the certificate is for.
+        until: The time at which another one takes its place.
+        new: Why it was made just now; empty if it was there before.
+    """
 
     authority: Path
     chain: Path
@@ -54,10 +63,17 @@ class Certificates:
 
 
 def issue(folder: Path, names: Sequence[str], now: datetime) -> Certificates:
-    """The certificates in a folder; made where there are none for exactly these host names and addresses, or their end is near.
+    """Give the certificates in a folder. They are made if there are none for exactly these names, or if their end is near.
 
-    With a new authority comes a new pin, and devices that know the old one stay away until they are told: say `new` loudly.
-    UsageError for names that no certificate can have.
+    A new authority has a new pin, and devices that know the old one stay away until they are given it: say `new` loudly.
+
+    Args:
+        folder: The folder.
+        names: Host names and addresses.
+        now: The time.
+
+    Raises:
+        UsageError: No certificate can have such names.
     """
     wanted = tuple(sorted({_normal(name) for name in names}))
     if not wanted:
@@ -86,13 +102,18 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 
 def enrolment_link(url: str, token: str, pin: str = "") -> str:
-    """A link that a device enrols with. Token and pin are in its fragment, which browsers do not send, so it is in no server's
-    log. pin: of a server with `--tls auto`."""
+    """Make a link that a device enrols with. Token and pin are in its fragment, which browsers do not send, so no log has them.
+
+    Args:
+        url: The server's address.
+        token: The token.
+        pin: The pin of a server with `--tls auto`; else empty.
+    """
     return f"{url.rstrip('/')}/#enrol={token}" + (f"&pin={pin}" if pin else "")
 
 
 def _found(of: Certificates, now: datetime) -> Certificates | str:
-    """What lies there; or why it does not do. The chain says which authority it is, and its own file follows."""
+    """Read the certificates of a folder, or tell why they do not do. The chain names its authority, whose file follows."""
     if not of.chain.exists() and not of.key.exists():
         return "there was none"
     try:
@@ -121,7 +142,7 @@ def _found(of: Certificates, now: datetime) -> Certificates | str:
 
 
 def _made(names: Sequence[str], now: datetime) -> tuple[x509.Certificate, x509.Certificate, bytes]:
-    """An authority, the one leaf that it will ever sign, and the leaf's key, PEM."""
+    """Make an authority, the one leaf that it will ever sign, and the leaf's key, PEM."""
     secret, key = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())
     serial = x509.random_serial_number()
     issuer = _subject(f"sumus authority {serial:x}")
@@ -200,7 +221,7 @@ def _address(name: str) -> Address | None:
 
 
 def _normal(name: str) -> str:
-    """A host name or an address in its usual spelling."""
+    """Give a host name or an address in its usual spelling."""
     plain = name.strip().lower().removesuffix(".")
     if (ip := _address(plain.removeprefix("[").removesuffix("]"))) is not None:
         if ip.is_unspecified or "%" in plain:

@@ -1,4 +1,4 @@
-"""Who may use a node: whoever has its token, which is in a file of its owner's alone, or in the environment."""
+"""Who may use a node: everybody who has its token, which is in a file of its owner's alone or in the environment."""
 
 import secrets
 from collections.abc import Mapping
@@ -15,7 +15,15 @@ LEAST = 16
 
 
 def access_token(file: Path | None, environment: Mapping[str, str]) -> str | None:
-    """The token, from a file or the environment; a file that is not there is made, with a new one. None where neither is."""
+    """Read the token from a file or from the environment.
+
+    Args:
+        file: The file; if it is not there, it is made, with a new token. None for the environment.
+        environment: The environment's variables.
+
+    Returns:
+        The token; None if neither has one.
+    """
     if file is None:
         return checked(environment[VARIABLE]) if environment.get(VARIABLE) else None
     if not file.exists():
@@ -24,14 +32,14 @@ def access_token(file: Path | None, environment: Mapping[str, str]) -> str | Non
 
 
 def checked(token: str) -> str:
-    """A token that cannot be guessed, and fits into a header."""
+    """Check that a token cannot be guessed and fits into a header, and give it back."""
     if len(token) < LEAST or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(f"the access token has {LEAST} letters or more, ASCII, without blanks: make a longer one")
     return token
 
 
 def read_private(file: Path) -> str:
-    """A secret in a file that is its owner's alone."""
+    """Read a secret from a file that is its owner's alone."""
     try:
         if file.stat().st_mode & 0o077:
             raise ExperimentError(

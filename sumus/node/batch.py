@@ -85,5 +85,5 @@ def of_lines(
 
 
 def _closed(piece: bytes) -> bytes:
-    """A line that another can follow in every form of text: a carriage return alone ends none in JSON and in line protocol."""
+    """Give a line an end that another line can follow: a carriage return alone ends no line of JSON or line protocol."""
     return piece if piece.endswith(b"\n") else piece + b"\n"

@@ -251,7 +251,7 @@ _FUNCTIONS = {
 
 
 def load_node(file: str) -> dict[str, Any]:
-    """A node's file: its task; and `prepare`, `label`, `answer` and `held_out` if there are any."""
+    """Load a node's file: its task; and `prepare`, `label`, `answer` and `held_out` if there are any."""
     module, name = load(file)
     found = {each: getattr(module, each, None) for each in _FUNCTIONS}
     if name is not None:

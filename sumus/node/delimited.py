@@ -43,7 +43,7 @@ _CELL = re.compile(
 
 
 def _way(text: str) -> str:
-    """The way in which a text writes a number; "text" if it is none."""
+    """Tell how a text writes a number; "text" if it is none."""
     return _way_of_short(text) if len(text) <= _SHORT else _way_of_short.__wrapped__(text)
 
 
@@ -59,7 +59,13 @@ def _is_number(text: str) -> bool:
 
 @dataclass(frozen=True)
 class _Row:
-    """One row of a file. cells: its values as text; None if they cannot be told, which `why` explains.  count: lines of it."""
+    """One row of a file.
+
+    Attributes:
+        cells: The row's values as text; None if they cannot be told.
+        why: Why they cannot be told; empty if they can.
+        count: The number of lines that the row takes.
+    """
 
     line: int
     count: int
@@ -116,7 +122,7 @@ def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
 
 
 def _settled(head: bytes, separator: str, decimal: str) -> bytes:
-    """The head of a file of some of the rows, which says what the other rows showed: how values and numbers are written."""
+    """Make the head of a file from some of its rows: they show how values and numbers are written."""
     first, *rest = _LINE.findall(head.removeprefix(b"\xef\xbb\xbf"))
     named = _SEP.fullmatch(first.decode().strip("\r\n ")) is not None
     lines = [first] if named else [f"sep={separator}\n".encode()] if separator != "," else []
@@ -127,8 +133,10 @@ def _settled(head: bytes, separator: str, decimal: str) -> bytes:
 
 
 def continues(body: bytes, before: Beginning) -> bool:
-    """Whether a file without a line of names goes on under that of an earlier one: its first line has a number, and as many
-    values as there were names."""
+    """Tell whether a file without a line of names goes on under that of an earlier one.
+
+    It does if its first line has a number, and as many values as there were names.
+    """
     try:
         lines = [piece.decode() for piece in _LINE.findall(body[:LONGEST_FIELD])[:2]]
         names = _names_of(before)
@@ -145,7 +153,7 @@ def continues(body: bytes, before: Beginning) -> bool:
 
 
 def _first_line(lines: Sequence[str]) -> tuple[int, str]:
-    """The index of the line of names, and the separator that a line `sep=;` names, if there is one."""
+    """Find the index of the line of names, and the separator that a line `sep=;` names, if there is one."""
     separator = ""
     for index, line in enumerate(lines):
         said = line.strip("\r\n")
@@ -159,7 +167,7 @@ def _first_line(lines: Sequence[str]) -> tuple[int, str]:
 
 
 def _separator(lines: Sequence[str], first: int) -> str:
-    """What stands between the names. BadReading if it can be one thing or another."""
+    """Find what stands between the names. BadReading is raised if several separators are possible."""
     fits = dict[str, float]()
     for sign in SEPARATORS:
         if sign not in lines[first]:
@@ -179,7 +187,7 @@ def _separator(lines: Sequence[str], first: int) -> str:
 
 
 def _rows(lines: Sequence[str], first: int, separator: str) -> Iterator[_Row]:
-    """The rows from a line on. From a quote on that nothing closes, each line is a row that cannot be told."""
+    """Split lines into rows, from one line on. After a quote that nothing closes, each line is a row that cannot be told."""
     index = first
     while index < len(lines):
         text = lines[index]
@@ -202,7 +210,7 @@ def _rows(lines: Sequence[str], first: int, separator: str) -> Iterator[_Row]:
 
 
 def _quoted(lines: Sequence[str], index: int, separator: str) -> tuple[list[str] | None, int, str]:
-    """The values of a row with quotes, the index of the line after it, and what is wrong: empty for an open quote."""
+    """Read a row with quotes: its values, the index of the line after it, and what is wrong. Both are empty for an open quote."""
     cells, text, at, position = list[str](), lines[index], index, 0
     while True:
         begin = position
@@ -243,7 +251,7 @@ def _quoted(lines: Sequence[str], index: int, separator: str) -> tuple[list[str]
 
 
 def _singly(rows: Sequence[_Row], lines: Sequence[str], names: Sequence[str], separator: str) -> Iterator[_Row]:
-    """The rows, but line by line where a text in quotes holds a line that is a row itself: a quote was not closed there."""
+    """Split rows into lines if a text in quotes holds a line that is a row itself: there, a quote was not closed."""
     for row in rows:
         swallowed = row.count > 1 and row.cells is not None and len(names) > 1 and _swallows(row, lines, separator)
         if not swallowed:
@@ -254,7 +262,7 @@ def _singly(rows: Sequence[_Row], lines: Sequence[str], names: Sequence[str], se
 
 
 def _swallows(row: _Row, lines: Sequence[str], separator: str) -> bool:
-    """Whether a line within the quotes of a row has as many values as the row, and numbers in the same columns."""
+    """Tell whether a line within the quotes of a row has as many values as the row, and numbers in the same columns."""
     cells = row.cells or []
     numbers = [column for column, cell in enumerate(cells) if _is_number(cell)]
     spread = next(column for column, cell in enumerate(cells) if "\n" in cell or "\r" in cell)
@@ -268,7 +276,7 @@ def _swallows(row: _Row, lines: Sequence[str], separator: str) -> bool:
 
 
 def _names_of(before: Beginning) -> list[str]:
-    """The names that the head of a file gives."""
+    """Read the names that the head of a file gives."""
     lines = [piece.decode() for piece in _LINE.findall(before.head)]
     lines[:1] = [line.removeprefix("\ufeff") for line in lines[:1]]
     first, separator = _first_line(lines)
@@ -293,8 +301,11 @@ def _names(row: _Row) -> list[str]:
 
 
 def _without_repeated_names(rows: Sequence[_Row], names: Sequence[str]) -> tuple[list[_Row], int | None]:
-    """The rows without lines that repeat the names, as programs write them at each start; and the line from which other names
-    hold, None without one."""
+    """Leave out lines that repeat the names, as programs write them at each start.
+
+    Returns:
+        The rows, and the line from which other names hold; None if there is no such line.
+    """
     kept, known = list[_Row](), set(names)
     other: int | None = None
     for row in rows:

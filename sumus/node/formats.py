@@ -67,15 +67,15 @@ _MARKS = {
 
 
 def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
-    """The readings of a file, by its name's ending.
+    """Read the readings of a file, by the ending of its name.
 
     Args:
-        name: of the file.
-        body: its bytes.
-        before: for a part of a file of text behind the file's head: what was found at its beginning.
+        name: The file's name.
+        body: The file's bytes.
+        before: If the bytes are a later part of a file of text, what was found at its beginning.
 
     Raises:
-        BadReading: it is no such file.
+        BadReading: It is no such file.
     """
     lower = name.lower()
     if lower.endswith(".gz"):
@@ -101,17 +101,17 @@ def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
 
 
 def is_read(name: str) -> bool:
-    """Whether files with such a name are read."""
+    """Tell whether files with a name are read."""
     return name.lower().endswith(SUFFIXES)
 
 
 def grows(name: str) -> bool:
-    """Whether files with such a name are read line by line, so that lines can follow."""
+    """Tell whether files with a name are read line by line, so that lines can follow."""
     return name.lower().endswith(LINES)
 
 
 def is_whole(name: str, body: bytes) -> bool:
-    """Whether a file ends as one that was written to its end does, or need not be waited for."""
+    """Tell whether a file ends as one that was written to its end, or is of a kind that need not be waited for."""
     lower = name.lower()
     if lower.endswith((".npz", ".zip")):
         try:
@@ -170,7 +170,7 @@ def _size(batch: Batch) -> int:
 
 
 def _of_zip(body: bytes) -> Batch:
-    """The readings of all files of an archive, one after the other."""
+    """Read the readings of all files of an archive, one after the other."""
     _check_length(body, MOST_BYTES)
     parts, size = dict[str, Batch](), 0
     for name, member in unpacked_zip(body, MOST_BYTES).items():
@@ -205,7 +205,7 @@ def _of_zip(body: bytes) -> Batch:
 
 
 def read_json(body: bytes) -> list[Raw | BadReading]:
-    """A reading, or a list of them."""
+    """Read one reading, or a list of them."""
     value = _decoded(body)
     found = cast(list[Any], value) if isinstance(value, list) else [value]
     if not found or len(found) > MOST_READINGS:
@@ -214,7 +214,7 @@ def read_json(body: bytes) -> list[Raw | BadReading]:
 
 
 def read_lines(body: bytes) -> Batch:
-    """A JSON object a line; or a document, which is a list of objects or one object over several lines."""
+    """Read a JSON object a line; or one document, which is a list of objects or one object over several lines."""
     found, pieces, begins, numbers, begin = list[Raw | BadReading](), list[bytes](), list[int](), list[int](), 0
     for number, line in enumerate(body.split(b"\n"), 1):
         if line.strip().removeprefix(codecs.BOM_UTF8):
@@ -233,7 +233,7 @@ def read_lines(body: bytes) -> Batch:
 
 
 def _document(body: bytes) -> Batch | None:
-    """The readings of one JSON document; None if it is none."""
+    """Read the readings of one JSON document; None if the text is none."""
     try:
         value = _decoded(body)
     except BadReading as bad:
@@ -269,7 +269,7 @@ def _decoded(body: bytes) -> Any:
 
 
 def _plain(body: bytes, value: Any) -> bool:
-    """Whether a text of flat objects has as many colons as its objects have names: then none stands twice."""
+    """Tell whether a text of flat objects has as many colons as its objects have names: then no name stands twice."""
     objects = cast(list[Any], value) if isinstance(value, list) else [value]
     names = [len(cast(dict[str, Any], each)) for each in objects if isinstance(each, dict)]
     return len(names) == body.count(b"{") and sum(names) == body.count(b":")
@@ -317,7 +317,7 @@ def read_npz(body: bytes) -> Batch:
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
-    """An array of an archive. Never more is unpacked than the archive's list says, which was looked at."""
+    """Read an array of an archive. Never more is unpacked than the archive's list says, which was checked before."""
     with archive.open(member) as stream:
         return _array_of(member.filename, stream.read(member.file_size))
 
@@ -363,7 +363,7 @@ def read_safetensors(body: bytes) -> list[Raw | BadReading]:
 
 
 def rows_of(arrays: Mapping[str, Array]) -> list[Raw | BadReading]:
-    """A reading for each row of some arrays, which have equally many."""
+    """Make a reading of each row of some arrays, which have equally many rows."""
     lengths = {name: array.shape[0] if array.ndim else -1 for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or -1 in lengths.values():
         raise BadReading(f"its arrays do not have one row a reading each: {dict(list(lengths.items())[:8])}")

@@ -29,7 +29,7 @@ Label: TypeAlias = Callable[[Any], Any]
 
 
 class BadAnswer(UsageError):
-    """A prediction of which the user's `answer` makes nothing."""
+    """The user's `answer` makes nothing of a prediction."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ _OTHER = {
 
 
 def as_it_came(raw: Raw, label: Label | None = None) -> tuple[Any, Any]:
-    """A reading whose `inputs` are what the task takes, and so is its `target`, or what `label` makes of that."""
+    """Take a reading's `inputs` as the task's input, and its `target`, or what `label` makes of it, as the target."""
     if "inputs" not in raw:
         names = ", ".join(map(repr, list(raw)[:5]))
         raise BadReading(f"it has no 'inputs', but {names or 'nothing'}: send inputs, or define `prepare(reading)`")
@@ -69,7 +69,7 @@ def as_it_came(raw: Raw, label: Label | None = None) -> tuple[Any, Any]:
 
 
 def labelled(label: Label | None, value: Any) -> Any:
-    """A target as the task takes it. BadReading for what `label` has no target for."""
+    """Make a target as the task takes it. BadReading is raised if `label` has no target for the value."""
     if label is None:
         return value
     try:
@@ -85,8 +85,11 @@ def labelled(label: Label | None, value: Any) -> Any:
 
 
 def answered(answer: Callable[[Any, Any], Any], inputs: Array, outputs: Array) -> Any:
-    """What a user's `answer` says of one prediction, as JSON holds it. BadAnswer for what it raises, or gives and JSON does not
-    hold."""
+    """Say one prediction in the user's words, as JSON holds it.
+
+    Raises:
+        BadAnswer: The user's `answer` raises, or gives what JSON does not hold.
+    """
     try:
         found = as_json(answer(inputs, outputs))
         msgspec.json.encode(found)
@@ -99,7 +102,7 @@ def answered(answer: Callable[[Any, Any], Any], inputs: Array, outputs: Array) -
 
 
 def as_json(value: Any) -> Any:
-    """A value with numpy's numbers and arrays as Python's."""
+    """Turn numpy's numbers and arrays in a value into Python's."""
     if isinstance(value, np.generic | np.ndarray):
         return cast(Any, value).tolist()
     if isinstance(value, dict):
@@ -137,14 +140,14 @@ class Intake:
         keys: Sequence[str] | None = None,
         beside: Callable[[Connection], None] | None = None,
     ) -> IntakeResult:
-        """Keep what can be kept. It is on the disk when this returns.
+        """Keep the readings that can be kept. They are on the disk when this returns.
 
         Args:
-            raws: readings as they came.
-            key: of all that came together, where a reading has no `key` of its own, so that what comes again is kept once. What
-                comes under the same key and is something else is refused.
-            keys: a key for each reading, made of what it is, where it has none of its own.
-            beside: writes what is to be remembered with them, in the same step.
+            raws: The readings as they came.
+            key: A key of all that came together, for readings without a `key` of their own, so that what comes again is kept
+                once. A reading that comes under the same key and is another one is refused.
+            keys: A key for each reading without one of its own, made of what the reading is.
+            beside: Writes what is to be remembered with them, in the same step.
         """
         fitting, refused, numbers = list[Reading](), dict[int, str](), list[int]()
         of_all = [key] if len(raws) == 1 else [f"{key}/{number}" for number in range(len(raws))] if key else None
@@ -170,9 +173,14 @@ class Intake:
         return IntakeResult(became.count("kept"), became.count("labelled"), again, dict(sorted(refused.items())))
 
     def label(self, raw: Raw | BadReading) -> None:
-        """Give a reading that is here its target: `{"key": …, "target": …}`, the target as the task takes it, or in the
-        words of `label`. BadReading where
-        there is none under this key."""
+        """Give a reading its target.
+
+        Args:
+            raw: `{"key": …, "target": …}`, with the target as the task takes it, or in the words of `label`.
+
+        Raises:
+            BadReading: There is no reading under this key.
+        """
         if isinstance(raw, BadReading):
             raise raw
         key = raw.get("key")
@@ -182,7 +190,11 @@ class Intake:
             raise BadReading("there is no reading under this key, or not any more")
 
     def inputs(self, raws: Sequence[Raw | BadReading]) -> Array:
-        """Inputs to predict for, one row a reading. BadReading names the first that is none."""
+        """Make inputs to predict for, one row a reading.
+
+        Raises:
+            BadReading: A reading is none; the message names the first one.
+        """
         rows = list[Array]()
         for number, raw in enumerate(raws):
             try:

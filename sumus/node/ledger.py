@@ -70,7 +70,13 @@ class File:
 
 @dataclass(frozen=True)
 class MovedFile:
-    """A file that the node put where it is. state: of the file then.  at: when, in seconds since 1970."""
+    """A file that the node put where it is.
+
+    Attributes:
+        place: The file's place: the folder's name and its own.
+        state: The file's state when the node put it there.
+        at: The time of that, in seconds since 1970.
+    """
 
     place: str
     state: FileState
@@ -83,7 +89,7 @@ def _file_of(row: Sequence[Any]) -> File:
 
 
 def mark_of(descriptor: int, offset: int) -> bytes:
-    """A mark of the first bytes of a file: of their number and of both their ends."""
+    """Make a mark of the first bytes of a file: of their number and of both their ends."""
     edge = min(offset, _EDGE)
     ends = os.pread(descriptor, edge, 0) + os.pread(descriptor, edge, offset - edge)
     return sha256(offset.to_bytes(8, "little") + ends).digest()
@@ -110,16 +116,16 @@ class Ledger:
             self._index(file)
 
     def of_inode(self, inode: str) -> list[File]:
-        """The files that were seen under an inode, the last one first."""
+        """List the files that were seen under an inode, the last one first."""
         return [self._files[id] for id in reversed(self._by_inode.get(inode, {}))]
 
     def of_name(self, name: str, but: str) -> File | None:
-        """The file that was read last under a name, but not the one with an id."""
+        """Find the file that was read last under a name, but not the one with this id."""
         ids = (id for id in reversed(self._by_name.get(name, {})) if id != but)
         return next((self._files[id] for id in ids if self._files[id].offset), None)
 
     def files(self) -> list[File]:
-        """All of them."""
+        """List all files."""
         return list(self._files.values())
 
     def save(self, file: File) -> None:
@@ -170,7 +176,7 @@ class Ledger:
 
     @property
     def places(self) -> dict[str, MovedFile]:
-        """What was put where, by place."""
+        """The files that the node moved, by place."""
         return self._moved
 
     def _index(self, file: File) -> None:

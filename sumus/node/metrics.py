@@ -7,10 +7,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def exposition(status: Mapping[str, Any]) -> bytes:
-    """The text format.
+    """Write a status in Prometheus's text format.
 
     Args:
-        status: as /status says it.
+        status: The status as /status says it.
     """
     return "".join(f"{line}\n" for line in _lines(status)).encode()
 

@@ -111,12 +111,12 @@ class Broker:
 
     @property
     def encrypted(self) -> bool:
-        """Whether by TLS."""
+        """Whether the connection is by TLS."""
         return self.url.startswith("mqtts:")
 
 
 def _is_filter(topic: str) -> bool:
-    """Whether a broker takes a topic as a filter (MQTT 3.1.1, section 4.7)."""
+    """Tell whether a broker takes a topic as a filter (MQTT 3.1.1, section 4.7)."""
     levels = topic.split("/")
     wild = all(level in ("+", "#") or not {"+", "#"} & set(level) for level in levels)
     return bool(topic) and "\0" not in topic and len(topic.encode()) < 2**16 and wild and "#" not in levels[:-1]
@@ -162,7 +162,7 @@ class Subscription:
         self._client = self._new_client()
 
     def _new_client(self) -> "Client":
-        """A client of MQTT 5, whose brokers say why they end a connection; of 3.1.1 where the broker knows no newer one."""
+        """Make a client of MQTT 5, whose brokers say why they end a connection; of 3.1.1 if the broker knows no newer one."""
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -288,7 +288,7 @@ class Subscription:
             self._unreached = f"{self._broker.url} ended the connection before it let the node in: {said}"
 
     def _came(self, client: "Client", data: Any, message: Any) -> None:
-        """A message: acknowledged once it is kept, or once it is known that it cannot be, now or ever."""
+        """Take a message. It is acknowledged once it is kept, or once it is known that it can never be kept."""
         if not any(self._matches(_filter_of(topic), message.topic) for topic in self._broker.topics):
             client.ack(message.mid, message.qos)  # of a session that was asked for more
             return
@@ -331,26 +331,26 @@ class Subscription:
         return "; ".join(f"reading {number}: {why}" for number, why in list(taken.refused.items())[:3])
 
     def _last_of(self, topic: str) -> bytes | None:
-        """The mark of the last message of a topic."""
+        """Read the mark of the last message of a topic."""
         with self._intake.readings.transaction() as database:
             row = database.execute("SELECT mark FROM topics WHERE topic = ?", (_key_of(topic),)).fetchone()
         return None if row is None else row[0]
 
 
 def _once() -> Any:
-    """A subscription that is sent what the broker retains when it is made, and not with each connection."""
+    """Make a subscription to which the broker sends retained messages once, when it is made, and not with each connection."""
     from paho.mqtt.subscribeoptions import SubscribeOptions
 
     return SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
 
 
 def _key_of(topic: str) -> bytes:
-    """A topic as it is remembered: also one that is no text."""
+    """Give a topic in the form in which it is remembered: also one that is no text."""
     return topic.encode("utf-8", "surrogatepass")
 
 
 def _readings_of(message: Any) -> list[Raw | BadReading]:
-    """The readings of a message, each with its topic; a bare value is a reading with a `value`."""
+    """Read the readings of a message, each with its topic; a bare value is a reading with a `value`."""
     payload: bytes = message.payload
     if len(payload) > MOST_TEXT:
         raise BadReading(f"it has {over(len(payload), MOST_TEXT)} are read")
@@ -361,7 +361,7 @@ def _readings_of(message: Any) -> list[Raw | BadReading]:
 
 
 def _bare(payload: bytes) -> Any:
-    """A number, a truth value or a text, as sensors send that send one value."""
+    """Read a number, a truth value or a text, as sensors send them that send one value."""
     try:
         text = payload.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -382,7 +382,7 @@ def _no_constant(word: str) -> Any:
 
 
 def _filter_of(topic: str) -> str:
-    """The topics that a subscription is for, without the name of a group that shares it."""
+    """Give the topics of a subscription without the name of a group that shares it."""
     return topic.split("/", 2)[-1] if topic.startswith("$share/") else topic
 
 

@@ -20,14 +20,14 @@ _UNSEEN = ("__MACOSX/",)
 
 
 def unpacked_gzip(packed: bytes, most: int) -> bytes:
-    """The bytes of a .gz file, of one part or several.
+    """Unpack a .gz file of one part or several.
 
     Args:
-        packed: the file.
-        most: bytes that it may have, unpacked.
+        packed: The file.
+        most: The most bytes that it may have, unpacked.
 
     Raises:
-        BadReading: it is no such file, it is cut off, or it has more bytes.
+        BadReading: It is no such file, it is cut off, or it has more bytes.
     """
     out, rest = bytearray(), packed
     while rest:
@@ -45,14 +45,14 @@ def unpacked_gzip(packed: bytes, most: int) -> bytes:
 
 
 def unpacked_zip(packed: bytes, most: int) -> Mapping[str, bytes]:
-    """The files of a .zip archive, by name, in its order.
+    """Unpack the files of a .zip archive, by name, in its order.
 
     Args:
-        packed: the archive.
-        most: bytes that all of them may have, unpacked.
+        packed: The archive.
+        most: The most bytes that all of them may have, unpacked.
 
     Raises:
-        BadReading: it is no archive, is encrypted, or has more files or bytes.
+        BadReading: It is no archive, is encrypted, or has more files or bytes.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:

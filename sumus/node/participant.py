@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sumus.device.device import Device, Status
+from sumus.device.device import Device, DeviceStatus
 from sumus.device.link import read_link
 from sumus.device.news import DeviceNews
 from sumus.errors import DataError, ExperimentError
@@ -65,7 +65,7 @@ class Participant:
         self._device: Device | None = None
 
     @property
-    def device(self) -> Status | None:
+    def device(self) -> DeviceStatus | None:
         """Where the device stands; None if there is none yet."""
         return None if self._device is None else self._device.status
 

@@ -19,10 +19,10 @@ MOST_POINTS = 2**24
 
 
 def read_picture(name: str, body: bytes) -> Batch:
-    """A picture as a reading: `inputs` is its points, turned upright, in three colours or in one grey; `file` is its name.
+    """Read a picture as a reading: `inputs` is its points, turned upright, in three colours or in one grey; `file` is its name.
 
     Raises:
-        BadReading: it is no such picture, it is too large, or Pillow is not installed.
+        BadReading: It is no such picture, it is too large, or Pillow is not installed.
     """
     try:
         from PIL import Image, ImageOps

@@ -78,7 +78,13 @@ class Predicted(Protocol):
 
 
 class ErrorAnswer(Exception):
-    """An answer that is an error. code: a word.  detail: for a person."""
+    """An answer that is an error.
+
+    Args:
+        status: The HTTP status.
+        code: A word for programs.
+        detail: A sentence for a person.
+    """
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -93,9 +99,16 @@ def plane_app(
     clock: Callable[[], float] = time.monotonic,
     names: Sequence[str] = (),
 ) -> Starlette:
-    """The application. predict: BadReading, DataError or TaskError for what is no input, ExperimentError where there is no model.
-    token: that every request shows, but for /healthz and /readyz; None lets in everybody who reaches it.
-    names: hosts that its owner calls it by, beside those of this machine."""
+    """Make the application.
+
+    Args:
+        intake: Takes readings.
+        predict: Predicts. It raises BadReading, DataError or TaskError if it is given no input, ExperimentError without a model.
+        status: Gives the node's status, as JSON has it.
+        token: The token that every request has to show, except /healthz and /readyz; None lets in everybody who reaches it.
+        clock: Gives seconds, which do not go back.
+        names: Hosts that the node's owner calls it by, besides those of this machine.
+    """
     plane = _Plane(intake, predict, status, token, clock)
     routes = [
         Route(path, ExplainedEndpoint(answer, _answer_to), methods=[method])
@@ -146,7 +159,7 @@ class _Plane:
         self._freed = asyncio.Event()
 
     async def readings(self, request: Request) -> Response:
-        """Readings come."""
+        """Take readings."""
         self._admit(request)
         key = request.headers.get("idempotency-key")
         if key is not None and not (key.isprintable() and 0 < len(key) <= LONGEST_KEY - 10):
@@ -156,7 +169,7 @@ class _Plane:
         return _answer(_said(taken), 422 if taken.refused else 200)
 
     async def labels(self, request: Request) -> Response:
-        """Labels come, for readings that came without."""
+        """Take labels for readings that came without."""
         self._admit(request)
 
         def label(body: bytes) -> tuple[int, dict[int, str]]:
@@ -177,7 +190,7 @@ class _Plane:
         return _answer({"labelled": given, "refused": _listed(refused)}, 422 if refused else 200)
 
     async def predict(self, request: Request) -> Response:
-        """What the last model says of readings."""
+        """Predict with the last model."""
         self._admit(request)
         if self._waiting >= WAITING:
             raise ErrorAnswer(503, "busy", "as many predictions are asked for as may wait: ask again")
@@ -193,21 +206,21 @@ class _Plane:
         return _answer(said | ({"answers": found.answers} if found.answers else {}))
 
     async def status(self, request: Request) -> Response:
-        """Where the node stands."""
+        """Tell where the node stands."""
         self._admit(request)
         return _answer(await self._in(self._looking, self._status))
 
     async def metrics(self, request: Request) -> Response:
-        """The same as Prometheus reads it."""
+        """Tell the same to Prometheus."""
         self._admit(request)
         return Response(exposition(await self._in(self._looking, self._status)), media_type=CONTENT_TYPE)
 
     async def healthz(self, request: Request) -> Response:
-        """It answers."""
+        """Show that the node answers."""
         return _answer({"ok": True})
 
     async def readyz(self, request: Request) -> Response:
-        """Whether it has a model."""
+        """Tell whether the node has a model."""
         ready = await self._ready.look()
         return _answer({"ready": ready, **({} if ready else {"why": "there is no model yet"})}, 200 if ready else 503)
 
@@ -228,8 +241,10 @@ class _Plane:
 
     @asynccontextmanager
     async def _body(self, request: Request, kinds: tuple[str, ...]) -> AsyncGenerator[tuple[bytes, str], None]:
-        """A body and its kind, counted for as long as the block needs it. Since the kind has to be said, no page of a browser can
-        send one unasked."""
+        """Read a body and its kind, and count it for as long as the block needs it.
+
+        Since a request has to say the kind, no page of a browser can send one without being asked.
+        """
         kind = media_type(request)
         if kind not in kinds:
             raise ErrorAnswer(415, "encoding", f"say Content-Type: {' or '.join(kinds)}")

@@ -1,7 +1,7 @@
 """Backup and restore of a server's folder.
 
-    back_up(Where(data), folder)       also while it runs: rows as they are at one moment, and every model they point to
-    restore(folder, Where(data))       where no database is: a new epoch begins, and rounds that were open are given up
+    back_up(Storage(data), folder)       also while it runs: rows as they are at one moment, and every model they point to
+    restore(folder, Storage(data))       where no database is: a new epoch begins, and rounds that were open are given up
 
 What would open a sum stays where it is: no key, no seed and no sum of an open round is in a backup. A device whose report was
 counted after the backup is not asked for it again: the model that it is in is gone with the rest of that time.
@@ -26,8 +26,14 @@ DATABASE, MODELS, ABOUT = "sumus.db", "blobs", "backup.json"
 
 @dataclass(frozen=True)
 class BackupContents:
-    """What is in a backup, or was put back. tasks: versions, by task.  epochs: by task, where it was put back.
-    objects, nbytes: plans and models."""
+    """The contents of a backup, or what was put back.
+
+    Attributes:
+        tasks: The newest version of each task.
+        objects: The number of plans and models.
+        nbytes: The bytes of these.
+        epochs: The epoch of each task that was put back; None for a backup.
+    """
 
     tasks: Mapping[str, int]
     objects: int
@@ -35,7 +41,7 @@ class BackupContents:
     epochs: Mapping[str, int] | None = None
 
     def shown(self) -> list[str]:
-        """Lines for a terminal."""
+        """Give lines for a terminal."""
         lines = [f"{self.objects:,} plans and models, {amount(self.nbytes)}"]
         for task, version in self.tasks.items():
             epoch = "" if self.epochs is None else f", epoch {self.epochs[task]}"
@@ -44,7 +50,11 @@ class BackupContents:
 
 
 def back_up(where: Storage, folder: Path) -> BackupContents:
-    """Copy a server's rows, and the plans and models that they point to, to a new folder. ExperimentError where it cannot be."""
+    """Copy a server's rows, and the plans and models that they point to, to a new folder.
+
+    Raises:
+        ExperimentError: There is no database, or the folder cannot be made.
+    """
     if where.data is None or not (where.database or (where.data / DATABASE).exists()):
         raise ExperimentError(f"there is no server's database in {where.data}: give the folder of `sumus serve --data`")
     try:
@@ -70,7 +80,11 @@ def _backed_up(where: Storage, data: Path, folder: Path) -> BackupContents:
 
 
 def restore(folder: Path, where: Storage) -> BackupContents:
-    """Put a backup into a server's folder that has no database. ExperimentError where it cannot be."""
+    """Put a backup into a server's folder that has no database.
+
+    Raises:
+        ExperimentError: It is no whole backup, or the folder has a database.
+    """
     if not (folder / ABOUT).exists():
         raise ExperimentError(f"{folder} is no whole backup: give what `sumus backup -o` made")
     if where.data is None or where.database is not None:

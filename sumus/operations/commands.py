@@ -1,4 +1,4 @@
-"""The command line of whoever runs a server: serve, status, admin, backup, restore, reconcile."""
+"""The command line of a server's operator: serve, status, admin, backup, restore, reconcile."""
 
 import json
 import os
@@ -111,7 +111,7 @@ def register(app: typer.Typer, pack: Pack) -> None:
 
 
 def is_file_of_code(what: str) -> bool:
-    """Whether an argument of `serve` is FILE.py[:NAME], and no bundle."""
+    """Tell whether an argument of `serve` is FILE.py[:NAME], and no bundle."""
     path = Path(what)
     return path.suffix == ".py" or (not path.is_file() and Path(what.rpartition(":")[0]).suffix == ".py")
 
@@ -144,7 +144,11 @@ def status(
 
 
 def _readable(now: Any) -> "Group":
-    """A status as it is shown. ExperimentError for what is none: another release may answer it, or what is no server."""
+    """Lay out a status for a terminal.
+
+    Raises:
+        ExperimentError: The answer is no status: another release may have given it, or no server.
+    """
     try:
         return shown(now)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -318,12 +322,12 @@ def revoke(
 
 
 def _part(word: str) -> str:
-    """A word as one part of an address, whatever it holds."""
+    """Quote a word as one part of an address."""
     return quote(word, safe="")
 
 
 def _remote(url: str, authority: Path | None, ask: bool = True) -> "Remote":
-    """A server, logged in if there is a way."""
+    """Connect to a server; log in if there is a link and no session."""
     from sumus.operations.remote import Remote
     from sumus.server.access import Logins, config_folder
 
@@ -334,7 +338,7 @@ def _remote(url: str, authority: Path | None, ask: bool = True) -> "Remote":
 
 
 def _secret(file: Path | None) -> str:
-    """A login link: from a file, the environment, the keyboard or standard input. Never from a command."""
+    """Read a login link from a file, the environment, the keyboard or standard input; never from a command."""
     if file is not None and str(file) != "-":
         try:
             return file.read_text()

@@ -18,7 +18,7 @@ SOON_S = 14 * 86400.0
 
 
 def shown(now: dict[str, Any]) -> Group:
-    """A ServerStatus, as JSON gives it."""
+    """Lay out a ServerStatus for a terminal, as JSON gives it."""
     up = ago(now["up_s"])
     lines: list[Any] = [
         Text(
@@ -78,7 +78,7 @@ def _refusals(refused: list[dict[str, Any]]) -> Iterator[Text]:
 
 
 def _of_task(task: dict[str, Any]) -> Iterator[str]:
-    """Its newest model, the newest that was measured, what one device can do to it, and what edges do."""
+    """Lay out a task's newest model, the newest one that was measured, what one device can do to it, and what edges do."""
     yield from _of_models(task)
     if (influence := task["influence"]) is not None:
         yield f"    {influence['said']}"
@@ -112,7 +112,7 @@ def _of_models(task: dict[str, Any]) -> Iterator[str]:
 
 
 def between(low: float | None, high: float | None) -> str:
-    """The bin in which a median lies. None: that end is open."""
+    """Name the bin in which a median lies. An end that is None is open."""
     if low is None:
         return "anywhere" if high is None else f"below {high:.4g}"
     return f"above {low:.4g}" if high is None else f"{low:.4g} to {high:.4g}"

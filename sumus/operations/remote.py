@@ -46,7 +46,7 @@ class Remote:
 
     @property
     def logged_in(self) -> bool:
-        """Whether there is a session; it may be over."""
+        """Whether there is a session, which may have ended."""
         return self._logins.session(self.url) is not None
 
     def log_in(self, link: str) -> None:
@@ -65,13 +65,29 @@ class Remote:
             self._logins.forget(self.url)
 
     def ask(self, method: str, path: str, body: Any = None, known: bool = True) -> Any:
-        """An answer's JSON. known: whether the session is shown. ExperimentError for every error."""
+        """Ask for an answer in JSON.
+
+        Args:
+            method: GET or POST.
+            path: The path.
+            body: The body, made to JSON; None for none.
+            known: Whether the session is shown.
+
+        Raises:
+            ExperimentError: The answer is an error, or there is none.
+        """
         with self._asked(method, path, body, known) as response, self._reached():
             return _json(response.read(MOST))
 
     def fetch(self, path: str, sha256: str, output: Path) -> int:
-        """Write the body of an answer to a new file, in pieces; bytes. The file is there whole, with this hash, or not at all.
-        ExperimentError where that cannot be, or where there is a file already."""
+        """Write the body of an answer to a new file, in pieces. The file is there whole, with its hash, or not at all.
+
+        Returns:
+            The number of bytes.
+
+        Raises:
+            ExperimentError: The answer is an error, its hash is another one, or the file cannot be written or is there already.
+        """
         part = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
         try:
             if output.exists() or output.is_symlink():
@@ -93,7 +109,7 @@ class Remote:
 
     @contextmanager
     def _asked(self, method: str, path: str, body: Any, known: bool) -> Generator[http.client.HTTPResponse, None, None]:
-        """An answer that says yes, while it is read. ExperimentError for every other."""
+        """Ask, and give an answer without an error while it is read. ExperimentError is raised for every other one."""
         headers = {"Content-Type": "application/json"}
         if known:
             session = self._logins.session(self.url)

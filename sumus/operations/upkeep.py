@@ -1,4 +1,4 @@
-"""What a server does beside its work: it turns its keys, writes down who was heard of, and watches that it is not stuck."""
+"""What a server does beside its work: it turns its keys, notes when devices were heard of, and watches that it is not stuck."""
 
 import asyncio
 import faulthandler
@@ -27,10 +27,17 @@ HOUR = 3600.0
 def keys_turned(
     ring: KeyRing, runs: Sequence[Run], wrap_again: Callable[[], object] = lambda: None, spare: int = 0
 ) -> list[int]:
-    """Add a key, and destroy those that no round needs any more; their ids. On the deciding thread.
+    """Add a key, and destroy those that no round needs any more. Call this on the deciding thread.
 
-    wrap_again: puts under the newest key what lies under an older one, besides the rounds' keys.  spare: newest keys that are
-    kept besides, since another replica, whose disk shows it the folder a little later, may still use them.
+    Args:
+        ring: The keys.
+        runs: The runs, whose open rounds need keys.
+        wrap_again: Wraps by the newest key what an older one wraps, besides the keys of rounds.
+        spare: The number of newest keys that are kept besides, since another replica, whose disk shows the folder a little later,
+            may still use them.
+
+    Returns:
+        The ids of the destroyed keys.
     """
     needed = [ring.rotate() - spare]
     wrap_again()
@@ -42,7 +49,7 @@ def keys_turned(
 
 
 def turn_keys(service: Service) -> None:
-    """On one server of those that share the ring."""
+    """Turn the keys, on one of the servers that share the ring."""
     server = service.server
     if server.leads:
         runs = [each for task in server.tasks for each in task.runs]
@@ -50,8 +57,11 @@ def turn_keys(service: Service) -> None:
 
 
 async def keep_house(service: Service, pause: float = HOUR) -> None:
-    """At the start and once a day turn the keys, and warn of a certificate's end; once an hour write down on which day devices
-    were heard of. What fails is done again soon."""
+    """Do the upkeep until the task is cancelled.
+
+    Keys are turned, and a certificate's end is warned of, at the start and once a day. The day on which devices were heard of is
+    written once an hour. If a step fails, it is done again soon.
+    """
     hour = 0
     while True:
         try:

@@ -1,8 +1,8 @@
-"""Where a plan cannot start, though it is legal: what devices consent to unless their owners say otherwise, beside what it asks.
+"""Reasons why a legal plan cannot start: what it asks exceeds what devices consent to by default.
 
 hurdles(plan)                                     by the plan alone
-hurdles(plan, steps=400, memory=2**30)            and by what a round takes
-missing(plan, clients=3)                          by how many devices there are
+hurdles(plan, steps=400, memory=2**30)            also by what a round takes
+missing(plan, clients=3)                          by the number of devices
 """
 
 from dataclasses import fields
@@ -17,13 +17,13 @@ _DAY = 86400.0
 
 
 def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -> list[str]:
-    """Why devices would refuse a plan's rounds, or soon have had enough, in sentences that say what to do.
+    """List why devices would refuse a plan's rounds, or soon reach a limit, in sentences that say what to do.
 
     Args:
-        plan: the plan, with its data declared.
-        steps: local steps of a round at the client with the most; 0 if they are not known.
-        memory: bytes that a local step takes at least; 0 if they are not known.
-        floor: what the devices consent to.
+        plan: The plan, with its data declared.
+        steps: Local steps of a round at the client with the most; 0 if they are not known.
+        memory: Bytes that a local step takes at least; 0 if they are not known.
+        floor: What the devices consent to.
     """
     found, rounds = list[str](), plan.edges.rounds
     if plan.min_contributors < floor.contributors:
@@ -65,7 +65,7 @@ def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -
 
 
 def missing(plan: Plan, clients: int) -> list[str]:
-    """Why a plan does not start, or goes slowly, with so many devices."""
+    """List why a plan does not start, or goes slowly, with this number of devices."""
     least = max(plan.min_contributors, plan.pacing.fewest)
     if clients < least:
         return [

@@ -968,12 +968,7 @@ def _entries() -> dict[tuple[State, type], Entry]:
 
 TABLE: Mapping[tuple[State, type], Entry] = _entries()
 """(state, event) → what is done. An event that the table does not allow in a state changes nothing: its sender has not heard yet
-that the round is over. Such events are counted (see `is_allowed`)."""
-
-
-def is_allowed(state: State, event: Event) -> bool:
-    """Whether the table has an entry for an event in a state."""
-    return (state, type(event)) in TABLE
+that the round is over. The coordinator counts such events."""
 
 
 def decide(facts: Facts, event: Event) -> Decision:

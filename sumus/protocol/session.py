@@ -1,14 +1,16 @@
-"""A device's side of a round, as a table: ask, train, report, and forget nothing before it is told what became of it.
+"""A device's side of a round, as a table: check in, train, report, and keep everything until the server has said how
+the session ended.
 
     state, actions = step(state, event)
 
-It is pure, and its state is a row that the device writes before it does what the actions say. Whatever is lost on the way, and
-whenever the device restarts, these hold:
+`step` is a pure function. Its state is a row that the device writes before it carries out the actions. Whichever
+messages are lost, and whenever the device restarts, these rules hold:
 
-- A report is sent again until the server answers it; past its time, the next check-in asks what became of it.
-- What a client keeps from a round (a control variate, personal leaves) is pending until then: `KeepState` where the report is
-  counted, `UndoState` where it is not. While that is not known, no new work is begun.
-- Its own floor is looked at before any work is begun, and a round is charged to the day before its report is sent.
+- A report is sent again until the server answers it. If there is no answer after several times, the next check-in asks
+how the session ended.
+- What a client keeps from a round (a control variate, personal leaves) is pending until the session's end is known:
+`KeepState` if the report is counted, `UndoState` if it is not. Until then no new work is begun.
+- The device's own floor is checked before any work is begun. A round is charged to its day before its report is sent.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,18 +21,18 @@ from typing import TypeAlias
 from sumus.protocol.rows import changed
 
 PATIENCE = 15.0
-"""Seconds after which a message that got no answer is sent again, the first time; twice as long at each further time."""
+"""Seconds until a message without an answer is sent again for the first time. The time doubles at each further attempt."""
 LONGEST = 3600.0
-"""The longest such wait."""
+"""The longest such time, in seconds."""
 SENDS = 4
-"""Times that a report is sent before its end is asked for."""
+"""How many times a report is sent before the device asks how the session ended."""
 
 
 AT_ONCE = (0.0, 0.0)
 
 
 class Phase(StrEnum):
-    """Where a device stands."""
+    """The phase that a device is in."""
 
     IDLE = "idle"
     ASKED = "asked"
@@ -40,10 +42,15 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Floor:
-    """What a device consents to, whatever a server asks for.
+    """The limits of what a device consents to, whatever a server asks for.
 
-    steps, seconds, bytes, memory: of one round at most; memory in bytes.  rounds: a day at most.  contributors: of a sum that it
-    goes into, at least.
+    Attributes:
+        steps: The most local steps in one round.
+        seconds: The most seconds for one round.
+        bytes: The most bytes that one round may send and receive.
+        rounds: The most rounds in one day.
+        contributors: The least contributors of a sum that the device's update goes into.
+        memory: The most memory for one round, in bytes.
     """
 
     steps: int = 10_000
@@ -56,7 +63,17 @@ class Floor:
 
 @dataclass(frozen=True, slots=True)
 class WorkOffer:
-    """What an assignment asks for. unfit: why this device cannot do it at all, of a closed list; empty where it can."""
+    """What an assignment asks of a device.
+
+    Attributes:
+        session: The session's id.
+        steps: Local steps.
+        seconds: Seconds that the work takes.
+        bytes: Bytes to send and receive.
+        contributors: The least contributors of the sum.
+        memory: Bytes of memory.
+        unfit: Why this device cannot do the work at all, as a reason of an abort; empty if it can.
+    """
 
     session: str
     steps: int = 0
@@ -71,10 +88,16 @@ class WorkOffer:
 class DeviceState:
     """A device's row.
 
-    serial: of its last check-in, and asked: the session that it asked for then.  session: that it works for, or does not know
-    the end of.  unsettled: whether a report may have been sent for it, so that its end must be known first.  tries: messages
-    since the last answer.  window: that the server gave last.  day, today: the day of the last round begun, and how many were
-    begun on it.
+    Attributes:
+        phase: The phase that it is in.
+        serial: The serial of its last check-in.
+        asked: The session that it asked for in that check-in.
+        session: The session that it works for, or whose end it does not know; empty if there is none.
+        unsettled: Whether a report may have been sent for the session, so that the session's end must be known first.
+        tries: How many messages it has sent since the last answer.
+        window: The window that the server gave last: the first and last second in which to come back.
+        day: The day on which it last began a round, by the device's own calendar.
+        today: The number of rounds that it began on that day.
     """
 
     phase: Phase = Phase.IDLE
@@ -93,14 +116,23 @@ class DeviceState:
 
 @dataclass(frozen=True, slots=True)
 class WakeUp:
-    """Its time has come, and its conditions are met. session: a new id, used if one is asked for."""
+    """The time to wake has come, and the device's conditions are met.
+
+    Attributes:
+        session: A new id, used if a session is asked for.
+    """
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
 class Assigned:
-    """The server gives work. day: of the device's own calendar."""
+    """The server gives work.
+
+    Attributes:
+        offer: What the work asks for.
+        day: The day, by the device's own calendar.
+    """
 
     offer: WorkOffer
     day: int = 0
@@ -108,15 +140,24 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class ToldLater:
-    """The server's `Later`: it has no work now. window: seconds to come back within."""
+    """The server has no work now (its action `Later`).
+
+    Attributes:
+        window: The first and last second in which to come back.
+    """
 
     window: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What became of a session: "counted" (the server's `Accept`), "discarded" (its `Refuse`), or what its `Settle` says, in the
-    same answer as work or a window: one of these, or "unknown"."""
+    """The server says how a session ended.
+
+    Attributes:
+        session: The session.
+        outcome: "counted" (the server's `Accept`) or "discarded" (its `Refuse`). In the answer to a check-in (its
+            `Settle`) it may also be "unknown".
+    """
 
     session: str
     outcome: str
@@ -124,19 +165,27 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class TrainingDone:
-    """The update is ready, and what the client would keep."""
+    """Training is done: the update is ready, and so is the state that the client would keep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Training ended without an update: conditions lost, an error. reason: of a closed list."""
+    """Training ended without an update, since conditions were lost or an error happened.
+
+    Attributes:
+        reason: The reason, as in an abort.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """The server did not answer in time, could not be reached, or is busy. window: seconds to come back within, if it said so."""
+    """The server did not answer in time, could not be reached, or is busy.
+
+    Attributes:
+        window: The first and last second in which to come back, if the server gave them.
+    """
 
     window: tuple[float, float] = (0.0, 0.0)
 
@@ -148,7 +197,7 @@ class SessionUnknown:
 
 @dataclass(frozen=True, slots=True)
 class Restarted:
-    """The process began anew with the row that was written last."""
+    """The process has started again, with the row that was written last."""
 
 
 Event: TypeAlias = (
@@ -160,7 +209,13 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class SendCheckIn:
-    """Check in."""
+    """Send a check-in.
+
+    Attributes:
+        session: The id for the work that may be given.
+        serial: The check-in's serial.
+        previous: The session whose end is asked for; None if there is none.
+    """
 
     session: str
     serial: int
@@ -176,7 +231,7 @@ class StartWork:
 
 @dataclass(frozen=True, slots=True)
 class SendReport:
-    """Send the update, the same bytes at each time."""
+    """Send the report, with the same bytes each time."""
 
     session: str
 
@@ -191,21 +246,21 @@ class SendAbort:
 
 @dataclass(frozen=True, slots=True)
 class KeepState:
-    """What the client kept from the round is from now on its state; its update may be forgotten."""
+    """Make the pending state the client's state. The update may be deleted."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
 class UndoState:
-    """The client's state is what it was before the round; its update may be forgotten."""
+    """Go back to the client's state from before the round. The update may be deleted."""
 
     session: str
 
 
 @dataclass(frozen=True, slots=True)
 class SleepFor:
-    """Wake again within so many seconds, at a moment drawn uniformly, and not when an earlier one said."""
+    """Wake at a moment drawn uniformly from this window of seconds. An earlier `SleepFor` no longer counts."""
 
     window: tuple[float, float]
 
@@ -217,7 +272,7 @@ Step: TypeAlias = tuple[DeviceState, tuple[Action, ...]]
 
 
 def _ask(state: DeviceState, event: WakeUp, floor: Floor) -> Step:
-    """Ask for work, and for the end of what is not settled. Where an answer was lost, this is a new request."""
+    """Ask for work, and for the end of an unsettled session. After a lost answer this is a new request."""
     previous = state.session if state.unsettled else None
     tries = 1 + (state.tries if state.phase is Phase.ASKED else 0)
     asked = changed(
@@ -232,11 +287,11 @@ def _ask(state: DeviceState, event: WakeUp, floor: Floor) -> Step:
 
 
 def _consider(state: DeviceState, event: Assigned, floor: Floor) -> Step:
-    """Work, where the floor allows it."""
+    """Work, if the floor allows it."""
     offer, today = event.offer, state.today if event.day == state.day else 0
-    if offer.session != state.asked:  # it was long on its way, and was asked for by a check-in before
+    if offer.session != state.asked:  # this late answer belongs to an earlier check-in
         return state, ()
-    if state.unsettled:  # and the answer does not say what it asked for: not yet
+    if state.unsettled:  # the answer does not say how the previous session ended: do not begin yet
         return state, (SleepFor(state.window),)
     if (reason := _too_much(offer, floor, today)) is not None:
         return changed(state, phase=Phase.IDLE, session="", tries=0), (
@@ -265,8 +320,8 @@ def _told(state: DeviceState, event: ToldLater, floor: Floor) -> Step:
 
 
 def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
-    """The end of a session: keep or undo, and rest, or go on with what else the answer to a check-in brings. Of an unknown end,
-    the report is sent again."""
+    """End the session: keep or undo its state, and rest, or go on with the rest of a check-in's answer. If the end is
+    unknown, send the report again."""
     if not state.unsettled or event.session != state.session:
         return state, ()
     if event.outcome == "unknown":
@@ -279,12 +334,12 @@ def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
 
 
 def _send(state: DeviceState, event: TrainingDone, floor: Floor) -> Step:
-    """Send the update; from now on its end must be known."""
+    """Send the report; from now on its end must be known."""
     return changed(state, phase=Phase.REPORTING, unsettled=True, tries=1), (SendReport(state.session),)
 
 
 def _give_up(state: DeviceState, event: Failed, floor: Floor) -> Step:
-    """Tell the server that nothing will come."""
+    """Tell the server that no report will come."""
     return changed(state, phase=Phase.IDLE, session="", tries=0), (
         SendAbort(state.session, event.reason),
         SleepFor(state.window),
@@ -292,7 +347,8 @@ def _give_up(state: DeviceState, event: Failed, floor: Floor) -> Step:
 
 
 def _wait(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
-    """Nobody may come back at once: after an outage, as spread as the server last wanted it."""
+    """Back off over at least the server's last window, so that an outage does not end with all devices coming back at
+    once."""
     return state, (SleepFor(_widest(state.window, event.window, _backoff(state.tries))),)
 
 
@@ -302,14 +358,14 @@ def _wait_to_send(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
 
 
 def _send_again(state: DeviceState, event: WakeUp, floor: Floor) -> Step:
-    """Again, and after many times ask what became of it."""
+    """Send the report again, or after several times ask how the session ended."""
     if state.tries >= SENDS:
         return _ask(state, event, floor)
     return changed(state, tries=state.tries + 1), (SendReport(state.session),)
 
 
 def _ask_later(state: DeviceState, event: SessionUnknown, floor: Floor) -> Step:
-    """Do not send again: the next check-in asks what became of it."""
+    """Do not send again: the next check-in asks how the session ended."""
     return changed(state, tries=max(SENDS, state.tries)), (SleepFor(state.window),)
 
 
@@ -319,13 +375,13 @@ def _backoff(tries: int) -> tuple[float, float]:
 
 
 def _widest(*windows: tuple[float, float]) -> tuple[float, float]:
-    """Not sooner than any of them begins, and as spread as the last of them ends."""
+    """Return a window that begins when the last of these begins, and ends when the last of them ends."""
     return max(first for first, _ in windows), max(last for _, last in windows)
 
 
 def _restart(state: DeviceState, event: Restarted, floor: Floor) -> Step:
-    """What was in memory is gone; an update is not: it was written before it was sent. Whoever started it waits for a word: it
-    asks, or sends, at once."""
+    """Ask or send at once, since the person who started the device waits for a message. Training in memory is lost, but
+    an update is not: it is written before it is sent."""
     if state.phase is Phase.REPORTING:
         return state, (SleepFor(AT_ONCE),)
     session = state.session if state.unsettled else ""
@@ -349,10 +405,10 @@ TABLE: Mapping[tuple[Phase, type], Rule] = {
     (Phase.REPORTING, SessionUnknown): _ask_later,
     **{(phase, Restarted): _restart for phase in Phase},
 }  # pyright: ignore[reportAssignmentType]
-"""(phase, event) → what is done. What is not in it changes nothing: an answer that came late, or twice."""
+"""(phase, event) → rule. A pair that is not in the table changes nothing: the answer came late, or twice."""
 
 
 def step(state: DeviceState, event: Event, floor: Floor = Floor()) -> Step:
-    """The row as it is to be written, and what to do once it is."""
+    """Return the row to write, and the actions to carry out once it is written."""
     rule = TABLE.get((state.phase, type(event)))
     return (state, ()) if rule is None else rule(state, event, floor)

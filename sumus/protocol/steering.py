@@ -4,18 +4,21 @@ from sumus.pacing import Pacing
 
 
 def window(pacing: Pacing, population: int, arriving: float, until_next: float) -> tuple[float, float]:
-    """Choose the window of seconds within which a device comes back; the device draws the moment uniformly.
+    """Choose the window of seconds within which a device comes back. The device draws the moment uniformly.
 
-    A small population is aligned: its devices come a little before there may be work again, and then more often. If they
-    were told to come later than that, rounds would last longer, and devices would be told to come later still. A large
-    population is spread, so that its devices make about `pacing.checkins` check-ins a second; if more check-ins arrive than
-    that, it is spread wider.
+    A small population is aligned: its devices come a little before there may be work again, and then more often. If
+    they came later, rounds would last longer, and devices would then be told to come later still. A large population is
+    spread, so that its devices make about `pacing.checkins` check-ins a second. If more check-ins arrive than that, the
+    population is spread wider.
 
     Args:
         pacing: How the rounds are paced.
-        population: Devices that are enrolled; 0 if that is not known.
-        arriving: Check-ins a second of late.
+        population: The number of enrolled devices; 0 if it is not known.
+        arriving: Check-ins per second that have arrived recently.
         until_next: Seconds until there may be work again.
+
+    Returns:
+        The first and the last second of the window, counted from now.
     """
     spread = population / pacing.checkins * max(1.0, arriving / pacing.checkins)
     first = max(0.75 * until_next, spread / 2)

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from sumus.pacing import Pacing
 from sumus.protocol.round import (
+    TABLE,
     AcceptReport,
     Action,
     Cancelled,
@@ -35,7 +36,6 @@ from sumus.protocol.round import (
     Tick,
     begins_at,
     decide,
-    is_allowed,
     patience,
     room,
 )
@@ -142,14 +142,14 @@ class Coordinator:
         """
         with self.store.transaction() as rows:
             rows.read_ahead([device for device, _ in asked], [event.session for _, event in asked])
-            answers = list[tuple[Action, ...]]()
-            for device, event in asked:
-                if _is_used(rows, event):
-                    answers.append(())
-                    continue
-                known = rows.device(device) or DeviceRow(device)
-                answers.append(self._apply(rows, event, self._facts(rows, now, device=known)).actions)
-            return answers
+            return [
+                ()
+                if _is_used(rows, event)
+                else self._apply(
+                    rows, event, self._facts(rows, now, device=rows.device(device) or DeviceRow(device))
+                ).actions
+                for device, event in asked
+            ]
 
     def report(self, session: str, now: float) -> tuple[Action, ...]:
         """Stage an update that has arrived whole. If nobody knows the session, there are no actions."""
@@ -340,7 +340,7 @@ class Coordinator:
 
     def _apply(self, rows: Rows, event: Event, facts: Facts) -> Decision:
         """Decide an event, and write what was decided. An event that the table does not allow is counted."""
-        if not is_allowed(facts.round.state, event):
+        if (facts.round.state, type(event)) not in TABLE:
             self.illegal[facts.round.state.value, type(event).__name__] += 1
         decision = self._rules(facts, event)
         record(rows, decision, facts)

@@ -94,7 +94,7 @@ class ReportIntake:
         def add(rows: Rows, counted: Sequence[Session]) -> None:
             staged = ((self._staged.get(session.id), session) for session in counted)
             written.extend(
-                self._sums.add(rows, [one.counted_as(session) for one, session in staged if one is not None])
+                self._sums.add(rows, [report.counted_as(session) for report, session in staged if report is not None])
             )
 
         try:

@@ -86,6 +86,8 @@ def _with_durations(run: RunRow, decision: Decision, facts: Facts) -> RunRow:
     Nothing is learnt from a session that began while another process led.
     """
     answered = {action.session for action in decision.actions if isinstance(action, AcceptReport | RefuseReport)}
+    if not answered:
+        return run
     heard = set[str]()
     for session in sorted(decision.sessions, key=lambda session: session.began):
         if session.id in answered and session.began >= run.led and session.parent not in heard:

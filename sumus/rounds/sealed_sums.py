@@ -72,17 +72,17 @@ class SealedSums:
             The sums, for `keep`.
         """
         written: list[WrittenSum] = []
-        for one in counted:
-            if one.apart:
+        for report in counted:
+            if report.apart:
                 alone = RunningSum()
-                one.content.count_in(alone, one.staleness)
-                shard = self._seal(rows, Shard(one.sum, one.apart, 1, 1, ""), alone.total)
+                report.content.count_in(alone, report.staleness)
+                shard = self._seal(rows, Shard(report.sum, report.apart, 1, 1, ""), alone.total)
                 written.append(WrittenSum(shard, None))
-        for number in sorted({one.sum for one in counted if not one.apart}):
+        for number in sorted({report.sum for report in counted if not report.apart}):
             before, running = self._shards.get(number) or (Shard(number, uuid.uuid4().hex, 0, 0, ""), RunningSum())
-            for one in counted:
-                if one.sum == number and not one.apart:
-                    one.content.count_in(running, one.staleness)
+            for report in counted:
+                if report.sum == number and not report.apart:
+                    report.content.count_in(running, report.staleness)
             shard = replace(before, seq=before.seq + 1, count=int(running.total.count))
             written.append(WrittenSum(self._seal(rows, shard, running.total), running))
         return written

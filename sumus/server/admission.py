@@ -82,34 +82,38 @@ class Admission:
     def admit(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
         """Answer all check-ins but the latest of each device that is let in; return these."""
         enrolled = list[OpenCheckIn]()
-        for one in check_ins:
+        for check_in in check_ins:
             try:
-                one.identity = self._register.find(one.parent or one.device, self._clock())
-                if one.identity.speaks_for and not one.parent:
+                check_in.identity = self._register.find(check_in.parent or check_in.device, self._clock())
+                if check_in.identity.speaks_for and not check_in.parent:
                     raise Refused("not_device", "it enrolled with an edge's link: give a device a link of its own")
-                enrolled.append(one)
+                enrolled.append(check_in)
             except Refused as refused:
-                one.say(refused)
+                check_in.say(refused)
         return self._latest(self._spoken_for(enrolled, now))
 
-    def refuse_replayed(self, one: OpenCheckIn) -> None:
+    def refuse_replayed(self, check_in: OpenCheckIn) -> None:
         """Answer that a run has given work for a later check-in of this device, or for this one before."""
-        given = self._last_serials([one.device]).get(one.device, 0)
-        one.say(_replayed(one.request.serial, max(given, one.request.serial)))
+        given = self._last_serials([check_in.device]).get(check_in.device, 0)
+        check_in.say(_replayed(check_in.request.serial, max(given, check_in.request.serial)))
 
     def _spoken_for(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
         """Answer check-ins that came through an edge which may not speak for their devices; return the others."""
         refused = dict[tuple[str, str], str]()
-        edges = {one.parent: one.identity for one in check_ins if one.parent and one.identity is not None}
+        edges = {
+            check_in.parent: check_in.identity
+            for check_in in check_ins
+            if check_in.parent and check_in.identity is not None
+        }
         for id, edge in edges.items():
-            serials = _highest(one for one in check_ins if one.parent == id)
+            serials = _highest(check_in for check_in in check_ins if check_in.parent == id)
             works = partial(self._works_elsewhere, id, now)
             codes = self._register.members.speak_for(edge, serials, self._clock(), works, self._membership_s())
             refused |= {(id, device): code for device, code in codes.items()}
-        for one in check_ins:
-            if (code := refused.get((one.parent, one.device))) is not None:
-                one.say(Refused(code, "its edge may not speak for it, or not for one more"))
-        return [one for one in check_ins if (one.parent, one.device) not in refused]
+        for check_in in check_ins:
+            if (code := refused.get((check_in.parent, check_in.device))) is not None:
+                check_in.say(Refused(code, "its edge may not speak for it, or not for one more"))
+        return [check_in for check_in in check_ins if (check_in.parent, check_in.device) not in refused]
 
     def _works_elsewhere(self, edge: str, now: float, device: str) -> bool:
         """Whether a device has work that did not come through this edge."""
@@ -131,10 +135,10 @@ class Admission:
         last = self._leases.raise_serials(serials)
         if far := {device: serial for device, serial in serials.items() if serial > last[device]}:
             last = {**last, **self._leases.raise_serials(far, self._last_serials(far))}  # rows may know higher serials
-        for one in check_ins:
-            if one.request.serial != last[one.device]:
-                one.say(_replayed(one.request.serial, max(0, last[one.device])))
-        return [one for one in check_ins if one.request.serial == last[one.device]]
+        for check_in in check_ins:
+            if check_in.request.serial != last[check_in.device]:
+                check_in.say(_replayed(check_in.request.serial, max(0, last[check_in.device])))
+        return [check_in for check_in in check_ins if check_in.request.serial == last[check_in.device]]
 
     def _last_serials(self, devices: Iterable[str]) -> dict[str, int]:
         """The serials of the check-ins that these devices' last work answered."""
@@ -148,8 +152,8 @@ class Admission:
 def _highest(check_ins: Iterable[OpenCheckIn]) -> dict[str, int]:
     """The highest serials of check-ins, by device."""
     serials = dict[str, int]()
-    for one in check_ins:
-        serials[one.device] = max(one.request.serial, serials.get(one.device, 0))
+    for check_in in check_ins:
+        serials[check_in.device] = max(check_in.request.serial, serials.get(check_in.device, 0))
     return serials
 
 

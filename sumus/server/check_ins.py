@@ -64,7 +64,7 @@ class CheckIns:
     @property
     def due(self) -> list[float]:
         """The moments, on the monotonic clock, until which check-ins are held."""
-        return [one.until for one in self._held]
+        return [check_in.until for check_in in self._held]
 
     def take_arrived(self) -> int:
         """How many check-ins have arrived since this was asked last."""
@@ -74,13 +74,13 @@ class CheckIns:
     def take_held(self) -> list[PendingRequest[Item]]:
         """Hold no check-in any more; return where the answers of those that were held go."""
         held, self._held = self._held, []
-        return [one.waiting for one in held]
+        return [check_in.waiting for check_in in held]
 
     def forget(self, device: str) -> None:
         """Answer the held check-ins of a device that has left."""
-        for one in [each for each in self._held if each.device == device]:
-            self._held.remove(one)
-            one.say(Refused("unknown_device", "it has left, or was shut out"))
+        for check_in in [each for each in self._held if each.device == device]:
+            self._held.remove(check_in)
+            check_in.say(Refused("unknown_device", "it has left, or was shut out"))
 
     def decide(self, waiting: Sequence[PendingRequest[Item]], now: float) -> None:
         """Answer the check-ins among these requests, or hold them."""
@@ -103,11 +103,11 @@ class CheckIns:
             now: Seconds of the server's clock.
             stopping: Whether no check-in is held any more.
         """
-        self._held = [one for one in self._held if not one.waiting.gone]
+        self._held = [check_in for check_in in self._held if not check_in.waiting.gone]
         if not self._held:
             return
         moment = time.monotonic()
-        over = [one for one in self._held if one.until <= moment or stopping]
+        over = [check_in for check_in in self._held if check_in.until <= moment or stopping]
         seen = [
             (
                 run.coordinator.current.number,
@@ -122,37 +122,37 @@ class CheckIns:
             held, self._held = self._held, []
             self._decide(held, now)
         elif over:
-            self._held = [one for one in self._held if one not in over]
-            for one in over:
-                self._say_later(one)
+            self._held = [check_in for check_in in self._held if check_in not in over]
+            for check_in in over:
+                self._say_later(check_in)
 
     def _decide(self, check_ins: Sequence[OpenCheckIn], now: float) -> None:
         left = self._admission.admit(check_ins, now)
-        self._read_work([one.device for one in left])
-        for one in left:
-            one.later = None
+        self._read_work([check_in.device for check_in in left])
+        for check_in in left:
+            check_in.later = None
         left = self._settle_previous(left, now)
         for run in self._tasks.runs():
             left = self._ask_run(run, left, now)
-        for one in left:
+        for check_in in left:
             if not self._tasks:
-                one.say(Refused("not_ready", "this edge has not heard yet what there is to do", AGAIN))
-            elif not one.known:
-                self._refusals.note("", "", "wrong_task", one.device, now)
-                one.say(
+                check_in.say(Refused("not_ready", "this edge has not heard yet what there is to do", AGAIN))
+            elif not check_in.known:
+                self._refusals.note("", "", "wrong_task", check_in.device, now)
+                check_in.say(
                     Refused(
                         "wrong_task",
                         "no task of this server has the fingerprint of your client's file: is it of this release?",
                     )
                 )
-            elif one.until > time.monotonic() and self._may_hold(one) and one.settled is None:
-                self._held.append(one)
+            elif check_in.until > time.monotonic() and self._may_hold(check_in) and check_in.settled is None:
+                self._held.append(check_in)
             else:
-                self._say_later(one)
+                self._say_later(check_in)
 
-    def _may_hold(self, one: OpenCheckIn) -> bool:
+    def _may_hold(self, check_in: OpenCheckIn) -> bool:
         """Whether the rounds may still bring this device work while it waits, and there is room to hold its check-in."""
-        may_change = one.later is None or one.later.reason in MAY_CHANGE
+        may_change = check_in.later is None or check_in.later.reason in MAY_CHANGE
         return may_change and len(self._held) < MOST_HELD
 
     def _read_work(self, devices: Sequence[str]) -> None:
@@ -172,152 +172,159 @@ class CheckIns:
         """
         asked = dict[Run, list[OpenCheckIn]]()
         ends = dict[int, str]()
-        for one in check_ins:
-            if (previous := one.request.previous) is not None:
+        for check_in in check_ins:
+            if (previous := check_in.request.previous) is not None:
                 run = self._tasks.run(previous.task, previous.kind)
                 if run is None:
-                    ends[id(one)] = "discarded"
+                    ends[id(check_in)] = "discarded"
                 else:
-                    asked.setdefault(run, []).append(one)
+                    asked.setdefault(run, []).append(check_in)
         for run, those in asked.items():
-            answers = run.coordinator.check_in_all([_asks_for_the_end(one) for one in those], now)
-            for one, actions in zip(those, answers, strict=True):
+            answers = run.coordinator.check_in_all([_asks_for_the_end(check_in) for check_in in those], now)
+            for check_in, actions in zip(those, answers, strict=True):
                 settled = [action.outcome for action in actions if isinstance(action, SettleSession)]
                 if settled:
-                    ends[id(one)] = settled[0]
+                    ends[id(check_in)] = settled[0]
         left = list[OpenCheckIn]()
-        for one in check_ins:
-            if (previous := one.request.previous) is None:
-                left.append(one)
-            elif (end := ends.get(id(one))) is None:
-                self._admission.refuse_replayed(one)
+        for check_in in check_ins:
+            if (previous := check_in.request.previous) is None:
+                left.append(check_in)
+            elif (end := ends.get(id(check_in))) is None:
+                self._admission.refuse_replayed(check_in)
             else:
-                one.settled = Settlement(previous.session, end)  # pyright: ignore[reportArgumentType]
+                check_in.settled = Settlement(previous.session, end)  # pyright: ignore[reportArgumentType]
                 self._counts.events["settled", end] += 1
                 if end == "unknown":
-                    one.say(CheckInAnswer(one.settled))
+                    check_in.say(CheckInAnswer(check_in.settled))
                 else:
-                    left.append(one)
+                    left.append(check_in)
         return left
 
     def _ask_run(self, run: Run, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
         """Let a run give work to the devices that can do its task; return the check-ins that got none."""
         task = self._tasks.of(run)
         wanted = run.wanted()
-        able = [one for one in check_ins if task.fingerprint in one.request.fingerprints]
-        for one in able:
-            one.known = True
-        able = [one for one in able if wanted and self._is_eligible(run, task, one, now)]
+        able = [check_in for check_in in check_ins if task.fingerprint in check_in.request.fingerprints]
+        for check_in in able:
+            check_in.known = True
+        able = [check_in for check_in in able if wanted and self._is_eligible(run, task, check_in, now)]
         able = self._without_successors(run, able, now)
         if not able:
             return list(check_ins)
         given = set[int]()
-        answers = run.coordinator.check_in_all([_asks_for_work(one) for one in able], now)
-        for one, actions in zip(able, answers, strict=True):
+        answers = run.coordinator.check_in_all([_asks_for_work(check_in) for check_in in able], now)
+        for check_in, actions in zip(able, answers, strict=True):
             if not actions:
-                given.add(id(one))
-                self._admission.refuse_replayed(one)
+                given.add(id(check_in))
+                self._admission.refuse_replayed(check_in)
             for action in actions:
                 if isinstance(action, AssignWork):
-                    given.add(id(one))
-                    self._give(run, one, action.session, now)
+                    given.add(id(check_in))
+                    self._give(run, check_in, action.session, now)
                 elif isinstance(action, ComeLater):
-                    self._note_later(run, one, action, now)
+                    self._note_later(run, check_in, action, now)
             run.carry_out(actions, now)
-        return [one for one in check_ins if id(one) not in given]
+        return [check_in for check_in in check_ins if id(check_in) not in given]
 
-    def _is_eligible(self, run: Run, task: ServedTask, one: OpenCheckIn, now: float) -> bool:
+    def _is_eligible(self, run: Run, task: ServedTask, check_in: OpenCheckIn, now: float) -> bool:
         """Whether a run may give this device work; not if the same request was given other work before."""
-        if run.kind not in one.request.kinds:
+        if run.kind not in check_in.request.kinds:
             only = "only measures" if run.kind == "train" else "only trains"
-            self._refusals.note(run.task, run.kind, only, one.device, now)
+            self._refusals.note(run.task, run.kind, only, check_in.device, now)
             return False
-        work = self._work.get(one.device)
+        work = self._work.get(check_in.device)
         if work is not None and work[0] is not run:
-            if work[2] >= one.request.serial:
+            if work[2] >= check_in.request.serial:
                 return False
-            if _reports_elsewhere(work[0], work[1], one.parent, now):  # new work would spoil the sum that this is in
-                self._note_later(run, one, ComeLater(ELSEWHERE, "parent"), now)
+            if _reports_elsewhere(
+                work[0], work[1], check_in.parent, now
+            ):  # new work would spoil the sum that this is in
+                self._note_later(run, check_in, ComeLater(ELSEWHERE, "parent"), now)
                 return False
-        if task.keeps_state and not one.request.keeps_state:
-            self._refusals.note(run.task, run.kind, "keeps_state", one.device, now)
+        if task.keeps_state and not check_in.request.keeps_state:
+            self._refusals.note(run.task, run.kind, "keeps_state", check_in.device, now)
             return False
-        later = run.admits(one.asked, now)
+        later = run.admits(check_in.asked, now)
         if later is not None:
-            self._note_later(run, one, later, now)
+            self._note_later(run, check_in, later, now)
         return later is None
 
     def _without_successors(self, run: Run, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
         """Leave out devices that enrolled with the link of a device that was counted and left: see `rounds/departures.py`."""
-        with_link = [one for one in check_ins if one.identity is not None and one.identity.link]
+        with_link = [check_in for check_in in check_ins if check_in.identity is not None and check_in.identity.link]
         if not with_link:
             return list(check_ins)
         left, after = departed(run.store), set[int]()
-        for one in with_link:
-            if one.identity is not None and one.identity.enrolled >= left.get(one.identity.link, math.inf) - _SKEW:
-                after.add(id(one))
-                self._note_later(run, one, ComeLater(AGAIN, "left"), now)
-                run.turned_away(one.asked, now)
-        return [one for one in check_ins if id(one) not in after]
+        for check_in in with_link:
+            if (
+                check_in.identity is not None
+                and check_in.identity.enrolled >= left.get(check_in.identity.link, math.inf) - _SKEW
+            ):
+                after.add(id(check_in))
+                self._note_later(run, check_in, ComeLater(AGAIN, "left"), now)
+                run.turned_away(check_in.asked, now)
+        return [check_in for check_in in check_ins if id(check_in) not in after]
 
-    def _note_later(self, run: Run, one: OpenCheckIn, later: ComeLater, now: float) -> None:
+    def _note_later(self, run: Run, check_in: OpenCheckIn, later: ComeLater, now: float) -> None:
         """Remember when a run tells a device to come again; of several runs, the earliest window counts."""
         if later.reason != "separation" or run.pacing.separation > 1:  # else the device is in the open sum
-            self._refusals.note(run.task, run.kind, later.reason, one.device, now)
-        if one.later is None or later.window < one.later.window:
-            one.later = later
+            self._refusals.note(run.task, run.kind, later.reason, check_in.device, now)
+        if check_in.later is None or later.window < check_in.later.window:
+            check_in.later = later
 
-    def _give(self, run: Run, one: OpenCheckIn, session: Session, now: float) -> None:
+    def _give(self, run: Run, check_in: OpenCheckIn, session: Session, now: float) -> None:
         """Answer with work. If the device has work of another run, it has forgotten that."""
-        work = self._work.get(one.device)
+        work = self._work.get(check_in.device)
         if work is not None and work[0] is not run:
             self._counts.drop(work[0], [work[1]], "forgotten", now)
-        self._work[one.device] = run, session.id, session.serial
+        self._work[check_in.device] = run, session.id, session.serial
         try:
             offered: Assignment = run.offer(session, now)
         except ExperimentError as error:  # its model is forgotten, or a file is gone: no other device is concerned
             LOG.error("%s has no work to give: %s", run.task, error)
             self._counts.drop(run, [session.id], "closed", now)
-            self._say_later(one)
+            self._say_later(check_in)
             return
         self._counts.events["check-ins", "assigned"] += 1
-        one.say(CheckInAnswer(one.settled, offered, released=self._released(one)))
+        check_in.say(CheckInAnswer(check_in.settled, offered, released=self._released(check_in)))
 
-    def _say_later(self, one: OpenCheckIn) -> None:
+    def _say_later(self, check_in: OpenCheckIn) -> None:
         """Answer without work.
 
         A device that may be held comes back at once: holding its check-in is cheaper than guessing when there will be work.
         """
-        window, reason = (AGAIN, "nothing to do") if one.later is None else (one.later.window, one.later.reason)
-        if one.request.wait_s and self._may_hold(one):
+        window, reason = (
+            (AGAIN, "nothing to do") if check_in.later is None else (check_in.later.window, check_in.later.reason)
+        )
+        if check_in.request.wait_s and self._may_hold(check_in):
             window = min(window, AGAIN)
         self._counts.events["check-ins", reason] += 1
-        one.say(CheckInAnswer(one.settled, None, window, reason, self._released(one)))
+        check_in.say(CheckInAnswer(check_in.settled, None, window, reason, self._released(check_in)))
 
-    def _released(self, one: OpenCheckIn) -> dict[str, Any]:
+    def _released(self, check_in: OpenCheckIn) -> dict[str, Any]:
         """The models that this device's tasks answer with, by task; a model whose file is gone is left out."""
         found = dict[str, Any]()
         for task in self._tasks:
-            if task.fingerprint in one.request.fingerprints:
+            if task.fingerprint in check_in.request.fingerprints:
                 with suppress(ExperimentError):
                     if (released := task.released) is not None:
                         found[task.name] = released
         return found
 
 
-def _asks_for_the_end(one: OpenCheckIn) -> tuple[str, CheckIn]:
+def _asks_for_the_end(check_in: OpenCheckIn) -> tuple[str, CheckIn]:
     """The event that asks what became of the earlier session, and for nothing else."""
-    assert one.request.previous is not None, "the device asks about an earlier session"
-    previous = f"{one.device}/{one.request.previous.session}"
-    return one.device, CheckIn(
-        f"{one.device}/{one.request.session}", one.request.serial, previous=previous, works=False
+    assert check_in.request.previous is not None, "the device asks about an earlier session"
+    previous = f"{check_in.device}/{check_in.request.previous.session}"
+    return check_in.device, CheckIn(
+        f"{check_in.device}/{check_in.request.session}", check_in.request.serial, previous=previous, works=False
     )
 
 
-def _asks_for_work(one: OpenCheckIn) -> tuple[str, CheckIn]:
+def _asks_for_work(check_in: OpenCheckIn) -> tuple[str, CheckIn]:
     """The event that asks for work."""
-    session, conditions = f"{one.device}/{one.request.session}", one.request.conditions.value()
-    return one.device, CheckIn(session, one.request.serial, conditions, parent=one.parent)
+    session, conditions = f"{check_in.device}/{check_in.request.session}", check_in.request.conditions.value()
+    return check_in.device, CheckIn(session, check_in.request.serial, conditions, parent=check_in.parent)
 
 
 def _reports_elsewhere(run: Run, session: str, parent: str, now: float) -> bool:

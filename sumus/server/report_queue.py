@@ -48,7 +48,7 @@ class ReportQueue:
 
     def add(self, requests: Iterable[PendingRequest[Item]]) -> None:
         """Let the reports among these requests wait for the next commit."""
-        self.waiting += [one for one in requests if isinstance(one.item, Reported)]
+        self.waiting += [request for request in requests if isinstance(request.item, Reported)]
 
     def take_all(self, now: float) -> bool:
         """Stage the reports that wait, and commit them, run by run.
@@ -58,7 +58,11 @@ class ReportQueue:
         """
         taken, closed = self.take_waiting(), False
         for run in self._tasks.runs():
-            mine = [one for one in taken if isinstance(one.item, Reported) and one.item.run is run and not one.gone]
+            mine = [
+                request
+                for request in taken
+                if isinstance(request.item, Reported) and request.item.run is run and not request.gone
+            ]
             if mine:
                 self.stage(run, mine, now)
             if run.coordinator.staged:
@@ -68,9 +72,9 @@ class ReportQueue:
 
     def stage(self, run: Run, requests: Sequence[PendingRequest[Item]], now: float) -> None:
         """Stage the reports of a run, and answer those that can be answered at once."""
-        reports = [one.item.report for one in requests if isinstance(one.item, Reported)]
-        for one, report in zip(requests, reports, strict=True):
-            self._staged.setdefault((id(run), report.arrived.sessions[0]), []).append(one)
+        reports = [request.item.report for request in requests if isinstance(request.item, Reported)]
+        for request, report in zip(requests, reports, strict=True):
+            self._staged.setdefault((id(run), report.arrived.sessions[0]), []).append(request)
         answers = run.intake.stage_all(reports, now)
         for report, actions in zip(reports, answers, strict=True):
             if not actions:
@@ -104,13 +108,13 @@ class ReportQueue:
 
     def end(self, requests: Iterable[PendingRequest[Item]], now: float) -> None:
         """Decide the requests among these that say that no report will come, or none that can be counted."""
-        for one in requests:
-            if isinstance(one.item, Aborted):
-                self._abort(one.item, now)
-                one.say(Nothing())
-            elif isinstance(one.item, Spoilt):
-                self._let_go(one.item, now)
-                one.say(Nothing())
+        for request in requests:
+            if isinstance(request.item, Aborted):
+                self._abort(request.item, now)
+                request.say(Nothing())
+            elif isinstance(request.item, Spoilt):
+                self._let_go(request.item, now)
+                request.say(Nothing())
 
     def take_waiting(self) -> list[PendingRequest[Item]]:
         """Forget the reports that wait to be staged; return where their answers go."""
@@ -120,7 +124,7 @@ class ReportQueue:
     def take_staged(self) -> list[PendingRequest[Item]]:
         """Forget the reports that are staged and not counted yet; return where their answers go."""
         staged, self._staged = self._staged, {}
-        return [one for those in staged.values() for one in those]
+        return [request for those in staged.values() for request in those]
 
     def say(self, run: Run, actions: Iterable[Action], duplicate: bool = False) -> None:
         """Answer reports.
@@ -141,9 +145,9 @@ class ReportQueue:
                 self._answer(run, action.session, Refused(code, action.reason))
 
     def _answer(self, run: Run, session: str, answer: Any) -> None:
-        for one in self._staged.pop((id(run), session), ()):
-            self._counts.waited += time.monotonic() - one.since
-            one.say(answer)
+        for request in self._staged.pop((id(run), session), ()):
+            self._counts.waited += time.monotonic() - request.since
+            request.say(answer)
 
     def _give_up(self, run: Run, error: Exception, now: float) -> None:
         """End the open rounds of a run to which nothing can be added; the reports that wait are not counted."""

@@ -212,7 +212,7 @@ class Server:
     def _turn(self, taken: Sequence[PendingRequest[Item]]) -> float:
         """Decide on everything that waits; return the seconds until the next turn is due."""
         now = self.clock()
-        waiting = [one for one in taken if not one.gone]
+        waiting = [request for request in taken if not request.gone]
         try:
             if self._taken_over or self.replica.trouble:
                 raise TakenOver(self.replica.trouble or TAKEN_OVER)
@@ -220,9 +220,9 @@ class Server:
                 self._recover(now)
             if self.crowd.changed:
                 self.crowd.count()
-            for one in waiting:
-                if isinstance(one.item, Command):
-                    _command(one, one.item, now)
+            for request in waiting:
+                if isinstance(request.item, Command):
+                    _command(request, request.item, now)
             self._check_ins.decide(waiting, now)
             self._reports.add(waiting)
             if time.monotonic() >= self._reports.next_commit or self._stopping:
@@ -275,8 +275,8 @@ class Server:
 
     def _send_back(self, waiting: Iterable[PendingRequest[Item]]) -> None:
         """Tell these to come again, and also the devices whose reports are staged."""
-        for one in [*waiting, *self._reports.take_staged()]:
-            one.say(Refused("not_ready", "the server begins anew; your report is not counted yet", AGAIN))
+        for request in [*waiting, *self._reports.take_staged()]:
+            request.say(Refused("not_ready", "the server begins anew; your report is not counted yet", AGAIN))
 
     def _tick(self, now: float) -> None:
         """Let time have gone by."""
@@ -307,12 +307,12 @@ def _recover_run(run: Run, now: float, fence: int | None) -> None:
     run.tick(now)
 
 
-def _command(one: PendingRequest[Item], command: Command, now: float) -> None:
+def _command(request: PendingRequest[Item], command: Command, now: float) -> None:
     """Do what is wanted, and answer with the result; an error of ours goes to the server's turn."""
     try:
-        one.say(command.do(now))
+        request.say(command.do(now))
     except SumusError as error:
-        one.say(error)
+        request.say(error)
 
 
 def in_words(error: Exception) -> str:

@@ -1,1 +1,2 @@
-"""Where things are kept: every seam with an in-memory twin."""
+"""Storage: rows of rounds, devices and leases, blobs, keys and client states. Each store also has an implementation in
+memory."""

@@ -1,4 +1,4 @@
-"""A copy of an SQLite database that opens no sum of a round."""
+"""A copy of an SQLite database that holds nothing with which a round's sum can be decrypted."""
 
 import os
 import sqlite3
@@ -14,14 +14,24 @@ from sumus.storage.migrations import bring_up_to_date
 from sumus.storage.tables import NOTE, SHARD, TABLES
 
 _LEFT_OUT = {SHARD.name: "0", NOTE.name: "name NOT IN ('key', 'seed')"}
-"""What rows of a table are copied, where not all are."""
+"""SQL conditions for the tables that are copied only in part."""
 
 
 def copy_to(path: Path, database: Path) -> None:
-    """Copy a database's rows, as they are at one moment, to a new file, whole and on the disk when this returns."""
+    """Copy the rows of a database, as they are at one moment, to a new file.
+
+    The copy is complete and on the disk when this function returns. Shards, keys and seeds are left out (`_LEFT_OUT`).
+
+    Args:
+        path: The new file. No file of this name may exist.
+        database: The database's file.
+
+    Raises:
+        ExperimentError: The file exists already, or cannot be written.
+    """
     if path.exists():
         raise ExperimentError(f"{path} is there already: give the backup a name of its own")
-    path = path.absolute()  # of a relative path that begins with `file:`, SQLite makes a URI
+    path = path.absolute()  # SQLite would read a relative path that begins with `file:` as a URI
     new = path.with_name(path.name + ".new")
     try:
         new.unlink(missing_ok=True)
@@ -50,7 +60,7 @@ def copy_to(path: Path, database: Path) -> None:
 
 
 def _make(path: Path) -> None:
-    """An empty database."""
+    """Make an empty database with all tables."""
     engine = create_engine(URL.create("sqlite", database=str(path)))
     try:
         with engine.begin() as connection:

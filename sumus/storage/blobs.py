@@ -1,7 +1,7 @@
-"""Bytes by their SHA-256: models, plans and broadcasts, which never change.
+"""Blobs: models, plans and broadcasts as bytes under their SHA-256. A blob never changes.
 
 blobs = open_blobs("/srv/blobs")                    a folder; or "s3://bucket/prefix"
-name = blobs.put(body)                              durable when it returns; putting it again changes nothing
+name = blobs.put(body)                              durable when it returns; a second put of the same bytes is harmless
 body = blobs.get(name)                              the same bytes, or an error
 """
 
@@ -29,35 +29,44 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs(Protocol):
-    """Bytes by name; the name is their SHA-256 in hexadecimal. Nothing is ever put in place of what is there."""
+    """Bytes by name. The name is their SHA-256 in hexadecimal, so no body ever replaces a different one."""
 
     def put(self, body: bytes | memoryview) -> str:
-        """Keep them, durably when this returns; their name. ExperimentError where they cannot be kept."""
+        """Keep a body, and return its name. The body is durable when this method returns.
+
+        Raises:
+            ExperimentError: The body cannot be kept.
+        """
         ...
 
     def get(self, sha256: str) -> bytes:
-        """The bytes of a name. ExperimentError where they are missing, or not those that were put."""
+        """Return the body of a name.
+
+        Raises:
+            ExperimentError: The body is missing, or its bytes have another hash.
+        """
         ...
 
     def size(self, sha256: str) -> int | None:
-        """How many there are under a name; None where it is not here."""
+        """Return the number of bytes of a blob; None if the blob is not here."""
         ...
 
     def delete(self, sha256: str) -> None:
-        """Keep them no longer, if they are here."""
+        """Delete a blob, if it is here."""
         ...
 
     def path(self, sha256: str) -> Path | None:
-        """A local file that holds them; None where there is none. What is read from it is not checked."""
+        """Return a local file that holds a blob, or None if there is none. Nobody checks the hash of what is read from
+        this file."""
         ...
 
     def __iter__(self) -> Iterator[str]:
-        """All names, in no order."""
+        """Iterate over all names, in no order."""
         ...
 
 
 class MemoryBlobs:
-    """Blobs that are gone with the process."""
+    """Blobs in memory. They are gone when the process ends."""
 
     def __init__(self) -> None:
         self._bodies: dict[str, bytes] = {}
@@ -86,8 +95,10 @@ class MemoryBlobs:
 
 
 class DirectoryBlobs:
-    """A file a blob, `ab/abcd…`, in a folder, which is made below one that exists. A crash may leave a `.new` file, and never
-    half a blob."""
+    """Blobs in a folder: one file `ab/abcd…` for each blob.
+
+    The folder is made if its parent exists. A crash may leave a `.new` file, but never half a blob.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder)
@@ -113,7 +124,7 @@ class DirectoryBlobs:
                 finally:
                     with suppress(OSError):
                         new.unlink(missing_ok=True)
-            for folder in (path.parent, self._folder):  # who put it first may not have come so far
+            for folder in (path.parent, self._folder):  # the first writer of the file may have crashed before this step
                 sync(folder)
         except OSError as error:
             raise ExperimentError(
@@ -150,7 +161,7 @@ class DirectoryBlobs:
         return self._folder / _key(name)
 
     def _holds(self, path: Path, name: str) -> bool:
-        """Whether the file is there and right; a damaged one is written again."""
+        """Return whether the file exists and has the right hash. A damaged file is written again."""
         try:
             whole = _named(path.read_bytes()) == name
         except FileNotFoundError:
@@ -161,9 +172,9 @@ class DirectoryBlobs:
 
 
 class ObjectBlobs:
-    """An object a blob, `ab/abcd…`, in an object store such as S3; a store may have a prefix, below which they lie.
+    """Blobs in an object store such as S3: one object `ab/abcd…` for each blob, below the store's prefix if it has one.
 
-    Not all servers refuse to put an object in place of another, and here that does no harm: it is the same.
+    Some servers cannot refuse to overwrite an object. Overwriting does no harm here: the bytes are the same.
     """
 
     def __init__(self, store: "ObjectStore") -> None:
@@ -214,10 +225,15 @@ class ObjectBlobs:
 
 
 def open_blobs(where: str | Path) -> Blobs:
-    """Blobs in a folder, or at `s3://BUCKET/PREFIX`. UsageError for any other URL, and for one with a password in it.
+    """Open blobs in a folder, or at `s3://BUCKET/PREFIX`.
 
-    Where S3 is and who may use it says the environment, as AWS has it: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, …; AWS_ALLOW_HTTP=true where it has no certificate.
+    The address and the keys of an S3 server come from the usual variables of the environment: AWS_ENDPOINT_URL,
+    AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …. A server without a certificate also needs
+    AWS_ALLOW_HTTP=true.
+
+    Raises:
+        UsageError: `where` is another URL, or has a password, a query or a fragment in it.
+        ExperimentError: The folder cannot be made, or the object store cannot be opened.
     """
     if isinstance(where, Path) or "://" not in where:
         return DirectoryBlobs(where)
@@ -238,7 +254,7 @@ def open_blobs(where: str | Path) -> Blobs:
 
 @contextmanager
 def _reached(what: str) -> Generator[None, None, None]:
-    """Says what went wrong on the way to an object store in one line."""
+    """Turn an error of an object store into an ExperimentError of one line. `what`: "opened", "read" or "written"."""
     try:
         yield
     except (BaseError, OSError, ValueError) as error:
@@ -250,24 +266,32 @@ def _reached(what: str) -> Generator[None, None, None]:
 
 
 def _named(body: bytes | memoryview) -> str:
-    """The name of a blob."""
+    """Return the name of a body."""
     return hashlib.sha256(body).hexdigest()
 
 
 def _key(name: str) -> str:
-    """Where a blob lies in a folder. UsageError for what is no name: it may come from a request."""
+    """Return the path of a blob below its folder or prefix.
+
+    Raises:
+        UsageError: The name is not a SHA-256 in hexadecimal. A name may come from a request.
+    """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r:.80} names no blob: a name is a SHA-256 in hexadecimal, 64 digits in lower case")
     return f"{name[:2]}/{name}"
 
 
 def _names(keys: Iterable[str]) -> Iterator[str]:
-    """Of what lies where blobs lie, the names of those that are."""
+    """Yield the names among these keys that are blobs."""
     return (key[3:] for key in keys if _NAME.fullmatch(key[3:]) and _key(key[3:]) == key)
 
 
 def _checked(name: str, body: bytes | None) -> bytes:
-    """What was read of a blob. ExperimentError where it is not what was put."""
+    """Return a body that was read, after its hash is checked.
+
+    Raises:
+        ExperimentError: The body is missing, or has another hash.
+    """
     if body is None:
         raise ExperimentError(f"blob {name} is missing: put it back from a backup")
     if _named(body) != name:

@@ -1,4 +1,4 @@
-"""A table's rows as one transaction sees them: read once, written together at its end."""
+"""A table's rows in one transaction: each row is read once, and all changes are written together at the end."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,16 +29,20 @@ from sqlalchemy.dialects.postgresql import psycopg
 from sumus.storage.tables import TEXT
 
 Row: TypeAlias = tuple[Any, ...]
-"""A table's columns, in their order; without `run`. Its key comes first."""
+"""A table's columns in their order, without `run`. The primary key comes first."""
 Put: TypeAlias = postgresql.Insert | sqlite.Insert
 _AT_ONCE = 500
-"""Keys in one statement, fewer than any database's limit of parameters."""
+"""The most keys in one statement; fewer than any database's limit of parameters."""
 
 
 class CachedTable:
-    """The rows of a table; of one run, where it has those.
+    """The rows of a table in one transaction; if `run` is given, the rows of this run alone.
 
-    once: rows are written once, and a second row of the same key raises IntegrityError in `flush`.
+    Args:
+        connection: The connection that the transaction is on.
+        table: The table.
+        run: The run's name, for tables with a column `run`.
+        once: Each row is written only once. A second row of the same key raises IntegrityError in `flush`.
     """
 
     def __init__(self, connection: Connection, table: Table, run: str | None = None, once: bool = False) -> None:
@@ -50,7 +54,7 @@ class CachedTable:
         self._put: dict[Row, Row | None] = {}
 
     def get(self, *key: Any) -> Row | None:
-        """A row by its key."""
+        """Return a row by its key; None if there is none."""
         if key in self._put:
             return self._put[key]
         if key not in self._stored:
@@ -60,15 +64,15 @@ class CachedTable:
         return self._stored[key]
 
     def put(self, row: Row) -> None:
-        """Write a row."""
+        """Write a row at the next `flush`."""
         self._put[row[: len(self._said.key)]] = row
 
     def drop(self, *key: Any) -> None:
-        """Forget a row, if it is there."""
+        """Delete a row at the next `flush`, if the row exists."""
         self._put[key] = None
 
     def read(self, keys: Iterable[Any]) -> None:
-        """Read rows by their keys, which are one column, so that `get` need not."""
+        """Read many rows in few statements, so that `get` then finds them in memory. The key must be a single column."""
         missing = [key for key in dict.fromkeys(keys) if (key,) not in self._stored]
         for first in range(0, len(missing), _AT_ONCE):
             part = missing[first : first + _AT_ONCE]
@@ -76,12 +80,12 @@ class CachedTable:
             self._learn(self._connection.execute(self._said.many, {**self._of, "keys": part}))
 
     def find(self, statement: Select[Any], values: Mapping[str, Any]) -> list[Row]:
-        """The rows that a statement selects, with all their columns; what was put is written before."""
+        """Return the rows that a statement selects, with all their columns. Pending changes are flushed before."""
         self.flush()
         return self._learn(self._connection.execute(statement, self._of | dict(values)))
 
     def flush(self) -> None:
-        """Write what was put, and is not there already."""
+        """Write the pending changes. Rows that would not change are left out."""
         put, self._put = self._put, {}
         changes = {key: row for key, row in put.items() if key not in self._stored or self._stored[key] != row}
         if gone := [self._run + key for key, row in changes.items() if row is None]:
@@ -91,7 +95,7 @@ class CachedTable:
         self._stored |= changes
 
     def forget(self) -> None:
-        """Know nothing any more: rows were changed by another way."""
+        """Forget all rows and pending changes, since another statement has changed the table."""
         self._put, self._stored = {}, {}
 
     def _learn(self, found: Iterable[Any]) -> list[Row]:
@@ -101,17 +105,25 @@ class CachedTable:
 
 
 class BulkStatement:
-    """A statement that is said of many rows at once, which SQLAlchemy does not have to look at one by one.
+    """A statement that is executed for many rows at once.
 
-    On PostgreSQL it takes an array for each column. Of a list of rows psycopg would make a pipeline, and as long as one is not at
-    its end PostgreSQL does not count a process as idle: one that is stopped there would hold its locks for ever
+    It is compiled once, so SQLAlchemy does not process each row. On PostgreSQL the statement takes one array for each
+    column. With a list of rows, psycopg would use a pipeline. Until a pipeline ends, PostgreSQL does not count its
+    process as idle. A process that stops within a pipeline would therefore keep its locks for ever
     (docs/decisions/0027-rows-in-arrays.md).
     """
 
     def __init__(
         self, dialect: str, make: Callable[[Select[Any] | None], Insert | Delete], columns: Sequence[Column[Any]]
     ) -> None:
-        """make(rows) → the statement; rows: a query of the columns' arrays, None where values take their place."""
+        """Compile the statement.
+
+        Args:
+            dialect: The name of the database's dialect: "sqlite" or "postgresql".
+            make: Makes the statement. Its argument is a query that turns the columns' arrays into rows, or None if
+                plain values take the place of the query.
+            columns: The columns of a row, in their order.
+        """
         self._in_arrays = dialect == "postgresql"
         self._numbers = [isinstance(column.type, Double) for column in columns]
         if self._in_arrays:
@@ -122,18 +134,32 @@ class BulkStatement:
             self._text = str(make(None).compile(dialect=sqlite.dialect()))
 
     def say(self, connection: Connection, rows: Sequence[Row]) -> None:
-        """Say it. rows: one at least; values in the columns' order."""
+        """Execute the statement for these rows.
+
+        Args:
+            connection: The connection.
+            rows: At least one row. The values are in the order of the columns.
+        """
         if not self._in_arrays:
             connection.exec_driver_sql(self._text, list(rows))
             return
-        columns = zip(self._numbers, zip(*rows, strict=True), strict=True)  # psycopg takes no whole number among others
+        # psycopg takes no integer in an array of floats
+        columns = zip(self._numbers, zip(*rows, strict=True), strict=True)
         arrays = tuple(list(map(float, values)) if numbers else list(values) for numbers, values in columns)
         connection.exec_driver_sql(self._text, arrays)
 
 
 @dataclass(frozen=True)
 class _Statements:
-    """Of a table. put, drop: of rows with `run` before all other columns."""
+    """The statements of one table.
+
+    Attributes:
+        key: Names of the columns of the primary key, without `run`.
+        one: Selects the row of one key.
+        many: Selects the rows of many keys.
+        put: Writes rows. `run` comes before all other columns.
+        drop: Deletes rows by key. `run` comes before all other columns.
+    """
 
     key: tuple[str, ...]
     one: Select[Any]
@@ -144,13 +170,14 @@ class _Statements:
 
 @cache
 def _statements(table: Table, dialect: str, once: bool) -> _Statements:
-    """Made once: SQLAlchemy keeps what it made of a statement with it."""
+    """Make a table's statements. They are cached, since SQLAlchemy caches a compiled statement together with the
+    statement."""
     columns = [column for column in table.columns if column.name != "run"]
     key = [column for column in columns if column.primary_key]
     whole_key = [column for column in table.columns if column.primary_key]
     mine = and_(true(), *(table.c.run == bindparam("run") for _ in range("run" in table.c)))
     this = and_(mine, *(column == bindparam(column.name) for column in key))
-    if dialect == "postgresql":  # one parameter, so one plan for however many there are
+    if dialect == "postgresql":  # one parameter, so that any number of keys has the same query plan
         these = (column == any_(bindparam("keys", type_=postgresql.ARRAY(TEXT))) for column in key)
     else:
         these = (column.in_(bindparam("keys", expanding=True)) for column in key)
@@ -170,7 +197,15 @@ def _statements(table: Table, dialect: str, once: bool) -> _Statements:
 def put_rows(
     table: Table, dialect: str, once: bool = False, where: Callable[[Put], ColumnElement[bool]] | None = None
 ) -> BulkStatement:
-    """Write rows, in place of those that are there. once: none is.  where: of a row that is to take another's place."""
+    """Make a statement that writes rows, in place of rows that have the same key.
+
+    Args:
+        table: The table.
+        dialect: "sqlite" or "postgresql".
+        once: Insert only; a row with an existing key is an error.
+        where: The condition under which a new row replaces an existing one. Its argument is the INSERT. None means
+            always.
+    """
 
     def put(rows: Select[Any] | None) -> Put:
         new = insert_into(table, dialect)
@@ -187,5 +222,5 @@ def put_rows(
 
 
 def insert_into(table: Table, dialect: str) -> Put:
-    """An INSERT that may say what to do where a row is there already."""
+    """Return an INSERT to which ON CONFLICT can be added."""
     return postgresql.insert(table) if dialect == "postgresql" else sqlite.insert(table)

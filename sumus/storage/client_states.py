@@ -1,11 +1,12 @@
-"""What clients keep between rounds: control variates, personal leaves.
+"""Client states: what clients keep between rounds, such as control variates and personal leaves.
 
     states.propose("alice", trained.state)       # pending: her report is on its way
-    states.counted("alice")                      # it is in the sum: kept
-    states.discarded("alice")                    # it is not: as if she had never trained
+    states.counted("alice")                      # the report is in the sum: the state is kept
+    states.discarded("alice")                    # the report is not in the sum: as if she had never trained
 
-The order matters. SCAFFOLD's server keeps the mean of everyone's controls; a client that keeps its new control although its
-report was lost puts the two apart for ever. While a state is pending its client cannot begin another round.
+The order matters. SCAFFOLD's server keeps the mean of all clients' controls. If a client keeps its new control although
+its report was lost, the mean and the client's control disagree for ever. While a state is pending, its client cannot
+begin another round.
 """
 
 import hashlib
@@ -29,44 +30,48 @@ from sumus.work import ClientState
 
 
 class ClientStates(Protocol):
-    """Client id (text) → state. A client that never had one has the empty state."""
+    """Client states by client id (a text). A client that never had a state has the empty state."""
 
     def get(self, client: str) -> ClientState:
-        """What the client keeps: its state as of the last report that was counted."""
+        """Return the state that a client keeps: the one of its last counted report."""
         ...
 
     def pending(self, client: str) -> ClientState | None:
-        """What it proposed, if that is neither counted nor discarded yet."""
+        """Return the state that a client has proposed, if the report is neither counted nor discarded yet; else None."""
         ...
 
     def propose(self, client: str, state: ClientState) -> None:
-        """A state that is to hold once the client's report is counted. UsageError where another one is pending."""
+        """Keep a state as pending until the client's report is counted or discarded.
+
+        Raises:
+            UsageError: Another state of this client is pending.
+        """
         ...
 
     def counted(self, client: str) -> None:
-        """The report is in the sum: what is pending, if anything, is kept."""
+        """Keep the pending state, if there is one: the report is in the sum."""
         ...
 
     def discarded(self, client: str) -> None:
-        """The report is not in the sum: what is pending, if anything, is forgotten."""
+        """Forget the pending state, if there is one: the report is not in the sum."""
         ...
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing here that `restore` would forget."""
+        """Whether there is nothing here that `restore` would delete."""
         ...
 
     def snapshot(self) -> dict[str, Array]:
-        """All that is kept, for a checkpoint, as tensors by name; nothing that is pending."""
+        """Return all kept states as tensors by name, for a checkpoint. Pending states are left out."""
         ...
 
     def restore(self, tensors: Tree) -> None:
-        """Keep what a snapshot held, and nothing else; an empty one forgets everyone."""
+        """Keep exactly the states of a snapshot. An empty snapshot forgets all clients."""
         ...
 
 
 class MemoryClientStates:
-    """Client states in memory; a snapshot holds all of them."""
+    """Client states in memory. A snapshot holds all of them."""
 
     def __init__(self) -> None:
         self._kept: dict[str, ClientState] = {}
@@ -111,10 +116,11 @@ class MemoryClientStates:
 
 
 class DirectoryClientStates:
-    """A file a client and version in a folder: for more clients than memory holds.
+    """Client states in a folder: one file for each client and version. This allows more clients than memory holds.
 
-    A snapshot is only the list of versions, so it is small; files that one of the last two snapshots lists stay until
-    later ones do not. A folder belongs to one run, which `owner` there names; what else lies in it is left alone.
+    A snapshot is only the list of versions, so it is small. A file that one of the last two snapshots lists is kept
+    until newer snapshots no longer list it. A folder belongs to one run, which the file `owner` names. Other files in
+    the folder are left alone.
     """
 
     _NAME = re.compile(r"[0-9a-f]{32}-\d+\.safetensors(\.new)?")
@@ -175,7 +181,7 @@ class DirectoryClientStates:
             ) from error
         self._unsynced.clear()
         now = {self._path(client, version) for client, version in self._kept.items()}
-        if now != self._listed[1]:  # asked again, the list before may still be the last that was written
+        if now != self._listed[1]:  # if unchanged, the last checkpoint may still hold the older list
             self._listed = [self._listed[1], now]
             still, self._retired = self._retired, set()
             for path in still:
@@ -205,7 +211,7 @@ class DirectoryClientStates:
         write_whole(self._folder / self._OWNER, self._owner.encode())
 
     def _check_owner(self) -> None:
-        if not self._owner:  # used without a run
+        if not self._owner:  # no run has called `restore`
             self._take()
         path = self._folder / self._OWNER
         if not path.exists() or path.read_text() != self._owner:
@@ -230,12 +236,12 @@ class DirectoryClientStates:
             ) from error
 
     def _retire(self, path: Path) -> None:
-        """Delete a file, or let it wait while a snapshot that may be resumed from lists it."""
+        """Delete a file; or, if one of the last two snapshots lists the file, delete it later."""
         if any(path in listed for listed in self._listed):
             self._retired.add(path)
         else:
             self._unsynced.discard(path)
-            with suppress(OSError):  # it only takes room
+            with suppress(OSError):  # a file that cannot be deleted only takes space
                 path.unlink()
 
 
@@ -251,7 +257,7 @@ def _as_tensor(value: object) -> Array:
 
 
 def _listed(tensors: Tree, name: str) -> Any:
-    """The list of a snapshot, None where it is empty."""
+    """Return the value that a snapshot holds under a name; None if the snapshot is empty."""
     if tensors and name not in tensors:
         raise ExperimentError(
             "the run kept its clients' states in another kind of store: give the same client_states (--client-states) "

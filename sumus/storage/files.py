@@ -1,4 +1,4 @@
-"""Files that are whole or not there, folders that are private, and locks that one process holds."""
+"""Files that are complete or do not exist, folders that are private, and locks that one process holds."""
 
 import os
 import re
@@ -9,10 +9,17 @@ from sumus.errors import ExperimentError, UsageError
 
 
 def write_whole(path: Path, body: bytes, lasting: bool = False, private: bool = False) -> None:
-    """Replace a file in one step: a crash leaves the old one or the new one, whole.
+    """Replace a file in one step. A crash leaves the old file or the new one, complete.
 
-    lasting: return only once the new one would also survive a loss of power; else `sync` it, and its folder, later.
-    private: for its owner alone, from the first byte on.
+    Args:
+        path: The file.
+        body: The new content.
+        lasting: Return only when the new file would survive a loss of power. Otherwise the caller must `sync` the file
+            and its folder later.
+        private: Make the file readable for its owner alone, from the first byte on.
+
+    Raises:
+        ExperimentError: The file cannot be written. The old one is unchanged.
     """
     new = path.with_name(path.name + ".new")
     try:
@@ -80,16 +87,16 @@ def lock_file(path: Path) -> Callable[[], None]:
 
 
 def user_folder(variable: str, below: str, instead: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """A folder for what belongs to this user, and not to a project.
+    """Return a folder for data that belongs to this user, and not to a project.
 
     Args:
-        variable: Name in the environment that may hold an absolute path, as XDG_DATA_HOME.
-        below: Where it lies in the user's home otherwise.
-        instead: What a person can do if there is neither; the end of a sentence.
-        environment: See `variable`.
+        variable: The name of a variable of the environment that may hold an absolute path, such as XDG_DATA_HOME.
+        below: The folder's path below the user's home, if the variable holds no such path.
+        instead: What a person can do if there is no folder; the end of an error message.
+        environment: The environment's variables.
 
     Raises:
-        UsageError: The user has no home folder.
+        UsageError: The variable is not set, and the user has no home folder.
     """
     base = environment.get(variable, "")
     if base.startswith("/"):
@@ -98,14 +105,18 @@ def user_folder(variable: str, below: str, instead: str, environment: Mapping[st
 
 
 def expanded(path: str | Path) -> Path:
-    """A path whose `~` is a home folder. UsageError if there is no such home."""
+    """Replace `~` at the beginning of a path by the home folder.
+
+    Raises:
+        UsageError: There is no such home folder.
+    """
     return _home(Path(path), f"{path} begins with the home folder of a user who has none: give the whole path")
 
 
 def _home(path: Path, why_not: str) -> Path:
     try:
         return path.expanduser()
-    except RuntimeError:  # no HOME, and no entry among the machine's users
+    except RuntimeError:  # HOME is not set, and the machine's list of users has no entry
         raise UsageError(why_not) from None
 
 
@@ -135,7 +146,7 @@ _NETWORK = (
 
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
-"""A blank, a tab, a line feed, a backslash or a `#` in a folder's name, as Linux lists them."""
+"""The escapes that Linux writes for a blank, a tab, a line feed, a backslash or a `#` in a folder's name."""
 
 
 def _unescaped(found: re.Match[str]) -> str:
@@ -143,7 +154,12 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 def network_disk(path: Path, mounts: str | None = None) -> str | None:
-    """The kind of file system of a path, if it is another machine's. mounts: as Linux lists them; elsewhere none is known."""
+    """Return the kind of a path's file system if the file system is on another machine; else None.
+
+    Args:
+        path: The path.
+        mounts: The text of /proc/self/mounts. None reads that file; without that file the answer is None.
+    """
     if mounts is None:
         listed = Path("/proc/self/mounts")
         mounts = listed.read_text() if listed.exists() else ""

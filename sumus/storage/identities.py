@@ -1,11 +1,12 @@
-"""Who may take part: devices by their public keys, and the tokens that let new ones in.
+"""Identities: enrolled devices with their public keys, and the tokens with which new devices enrol.
 
     with identities.transaction() as rows:
         token = rows.token(hash)
         …
-        rows.put_identity(…)               all that is written here is durable when the block ends; or, if it raises, none of it
+        rows.put_identity(…)               all changes are durable when the block ends; if the block raises, none is
 
-In memory, SQLite and PostgreSQL it is the same. Of a token only its hash is kept, so that who reads the rows lets nobody in.
+Memory, SQLite and PostgreSQL behave the same. Only the hash of a token is kept, so a person who reads the rows cannot
+enrol a device.
 """
 
 import math
@@ -16,20 +17,21 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 State = Literal["enrolled", "revoked", "withdrawn"]
-"""Of a device: it may take part; an admin shut it out; it left by itself."""
+"""The state of a device: it may take part; an admin has barred it; it has withdrawn by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Lets devices enrol.
+    """A token, with which devices may enrol.
 
-    Args:
+    Attributes:
         hash: SHA-256 of the token, in hexadecimal.
         population: The population that its devices enrol in.
-        uses: Uses that are left.
-        expires: When it ends, in seconds of the server's clock.
-        speaks_for: How many devices an edge that enrols with it may speak for; 0 for a device's token.
-        made: Uses that it was made for.
+        uses: The number of uses that are left.
+        expires: When it expires, in seconds of the server's clock.
+        speaks_for: The number of devices that an edge may speak for if it enrols with this token; 0 for a device's
+            token.
+        made: The number of uses that it was made for.
     """
 
     hash: str
@@ -44,15 +46,15 @@ class Token:
 class Identity:
     """An enrolled device, or an edge.
 
-    Args:
+    Attributes:
         id: SHA-256 of its public key, in hexadecimal.
         population: The population that it is in.
         public_key: Ed25519, 32 bytes; empty once it has withdrawn.
         state: Whether it may take part.
         enrolled: When it enrolled, in seconds of the server's clock.
-        seen: When it was heard of last, in the same seconds.
-        speaks_for: How many devices it may speak for; 0 if it is no edge.
-        members: How many devices it said that it has.
+        seen: When its last request came, in seconds of the server's clock.
+        speaks_for: The number of devices that it may speak for; 0 if it is no edge.
+        members: The number of devices that it says it has, if it is an edge.
         link: Hash of the token that it enrolled with, if that token was made for several uses; else empty.
     """
 
@@ -68,19 +70,19 @@ class Identity:
 
     @property
     def people(self) -> int:
-        """Devices that take part through it: itself, or an edge's."""
+        """The number of devices that take part through this identity: one, or the members of an edge."""
         return (self.members if self.speaks_for else 1) if self.state == "enrolled" else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A device that asks through an edge.
+    """A device that checks in through an edge.
 
-    Args:
+    Attributes:
         device: The device's id.
-        edge: The id of the edge that it asks through.
-        serial: Of the check-in with which it came to that edge.
-        seen: The last day on which it asked, in seconds of the server's clock.
+        edge: The edge's id.
+        serial: The serial of the check-in with which the device came to this edge.
+        seen: The last day on which the device checked in, in seconds of the server's clock.
     """
 
     device: str
@@ -90,14 +92,14 @@ class Member:
 
 
 class IdentityRows(Protocol):
-    """One transaction. What was written in it is read in it."""
+    """The rows in one transaction. A read returns what the same transaction has written."""
 
     def token(self, hash: str) -> Token | None:
-        """A token's row."""
+        """Read a token's row; None if there is none."""
         ...
 
     def tokens(self) -> Sequence[Token]:
-        """All tokens, by their hash."""
+        """Read all tokens, in the order of their hashes."""
         ...
 
     def put_token(self, row: Token) -> None:
@@ -105,15 +107,15 @@ class IdentityRows(Protocol):
         ...
 
     def drop_token(self, hash: str) -> None:
-        """Forget a token."""
+        """Delete a token."""
         ...
 
     def identity(self, id: str) -> Identity | None:
-        """A device's row."""
+        """Read a device's row; None if there is none."""
         ...
 
     def identities(self, after: str = "", limit: int = 100) -> Sequence[Identity]:
-        """Devices by their id, from the first one after another on."""
+        """Read at most `limit` devices in the order of their ids, beginning after the id `after`."""
         ...
 
     def put_identity(self, row: Identity) -> None:
@@ -121,11 +123,11 @@ class IdentityRows(Protocol):
         ...
 
     def count(self, population: str) -> int:
-        """Devices that are enrolled in a population, here or at its edges."""
+        """Count the devices that are enrolled in a population, directly or through its edges."""
         ...
 
     def read_ahead(self, devices: Sequence[str]) -> None:
-        """Hint that these devices are read next. It changes nothing but how long that takes."""
+        """Read these devices ahead. This is a hint, and changes only how long later reads take."""
         ...
 
     def member(self, device: str) -> Member | None:
@@ -145,7 +147,7 @@ class IdentityRows(Protocol):
         ...
 
     def drop_members(self, edge: str, before: float = math.inf) -> None:
-        """Forget the devices that ask through an edge, and were seen last before that moment."""
+        """Delete the members of an edge that were last seen before a moment."""
         ...
 
 
@@ -153,20 +155,21 @@ class Identities(Protocol):
     """The devices and tokens of a server."""
 
     def transaction(self) -> AbstractContextManager[IdentityRows]:
-        """Begin one; it ends with the block. They come one after the other."""
+        """Begin a transaction. It ends with the block. Transactions run one after the other."""
         ...
 
     def find(self, id: str) -> Identity | None:
-        """A device's row, as the last transaction that has ended left it: this waits for none that is on its way."""
+        """Read a device's row as the last finished transaction left it. This call does not wait for a running
+        transaction."""
         ...
 
     def find_members(self, devices: Sequence[str]) -> Sequence[Member]:
-        """Which edges these devices ask through, in the same way."""
+        """Read which edges these devices check in through, in the same way as `find`."""
         ...
 
 
 class MemoryIdentities:
-    """`Identities`, gone with the process."""
+    """`Identities` in memory. They are gone when the process ends."""
 
     def __init__(self) -> None:
         self._tokens: dict[str, Token] = {}
@@ -184,16 +187,16 @@ class MemoryIdentities:
         return [members[device] for device in devices if device in members]
 
     def rows(self) -> tuple[dict[str, Token], dict[str, Identity], dict[str, Member]]:
-        """Copies of all rows."""
+        """Return copies of all rows."""
         return dict(self._tokens), dict(self._identities), dict(self._members)
 
     def become(self, tokens: dict[str, Token], identities: dict[str, Identity], members: dict[str, Member]) -> None:
-        """Keep these rows, and no others."""
+        """Replace all rows by these."""
         self._tokens, self._identities, self._members = tokens, identities, members
 
 
 class _Transaction:
-    """Works on copies."""
+    """A transaction that works on copies of the rows."""
 
     def __init__(self, store: MemoryIdentities) -> None:
         self._store = store

@@ -1,16 +1,16 @@
-"""Bodies that only a key opens, and a ring of keys outside the database that are destroyed in time.
+"""Encryption of sums, and a ring of keys that lies outside the database and whose old keys are destroyed.
 
     ring = KeyRing("/srv/keys")                               # makes the folder and a first key
-    data_key = new_key()                                      # one a round
-    wrapped = ring.wrap(data_key, "round 7")                  # lies in the database
-    sealed = seal(data_key, sums, "sum 7 shard ab 3")         # lies anywhere
+    data_key = new_key()                                      # one for each round
+    wrapped = ring.wrap(data_key, "round 7")                  # is kept in the database
+    sealed = seal(data_key, sums, "sum 7 shard ab 3")         # may be kept anywhere
     sums = unseal(ring.unwrap(wrapped, "round 7"), sealed, "sum 7 shard ab 3")
 
-    ring.destroy_before(ring.rotate())                        # what older keys wrapped is unreadable from now on
+    ring.destroy_before(ring.rotate())                        # from now on, nothing that older keys wrapped can be read
 
-Two partial sums in a row differ by a batch, and a batch of one is someone's update: so sums are sealed. A deleted row, and
-the data key in it, lives on in logs and backups of the database. Destroying the key that wrapped it makes every copy
-worthless, wherever it is.
+Why sums are sealed: two consecutive partial sums differ by one batch of updates, and a batch may hold a single person's
+update. A deleted row, with the data key in it, survives in logs and backups of the database. If the key that wrapped
+the data key is destroyed, every copy of that row is worthless.
 """
 
 import os
@@ -34,33 +34,42 @@ from sumus.text import shell_word
 from sumus.types import Array
 
 _KEY, _NONCE, _TAG, _ID = 32, 12, 16, 4
-"""Lengths in bytes."""
+"""Lengths in bytes: of a key, of a nonce, of a tag, and of a key's id before a wrapped key."""
 _MOST = 2**31 - 1
-"""Bytes of a body, at most."""
+"""The most bytes of one body."""
 
 
 class SealError(SumusError):
-    """A sealed body that does not open: it was changed, is of something else, or its key is another or destroyed."""
+    """A sealed body cannot be opened: it was changed, it is about something else, or its key is another one or
+    destroyed."""
 
 
 def new_key() -> bytes:
-    """32 bytes from the system's generator."""
+    """Return 32 random bytes from the operating system."""
     return secrets.token_bytes(_KEY)
 
 
 def seal(key: bytes, body: bytes | memoryview | Array, about: str) -> bytes:
-    """The body under AES-256-GCM: a random nonce (12 bytes), the ciphertext (as long as the body), a tag (16 bytes).
+    """Encrypt a body with AES-256-GCM.
 
-    body: contiguous, of any dtype and shape. UsageError from 2 GiB on.
-    about: what the body is; not kept, and whoever opens it must say the same.
+    Random nonces are safe for 2³² bodies under one key (NIST SP 800-38D, 8.3).
 
-    Random nonces are good for 2³² bodies a key (NIST SP 800-38D, 8.3).
+    Args:
+        key: 32 bytes.
+        body: Contiguous; of any dtype and shape; less than 2 GiB.
+        about: What the body is. This text is authenticated but not kept: `unseal` needs the same text.
+
+    Returns:
+        A random nonce (12 bytes), the ciphertext (as long as the body), and a tag (16 bytes).
+
+    Raises:
+        UsageError: The key has another length, or the body has 2 GiB or more.
     """
     return bytes(seal_pieces(key, (body,), about))
 
 
 def seal_pieces(key: bytes, pieces: Sequence[bytes | memoryview | Array], about: str) -> memoryview:
-    """The same of a body that lies in pieces, one after another: no more memory than what comes out."""
+    """Encrypt a body that lies in pieces, one after another, as `seal` does. No memory is used but that of the result."""
     nonce, plain = secrets.token_bytes(_NONCE), [np.frombuffer(piece, np.uint8).data for piece in pieces]
     cipher = Cipher(AES(_whole(key)), GCM(nonce)).encryptor()
     if (length := sum(map(len, plain))) > _MOST:
@@ -76,7 +85,11 @@ def seal_pieces(key: bytes, pieces: Sequence[bytes | memoryview | Array], about:
 
 
 def unseal(key: bytes, sealed: bytes | memoryview, about: str) -> bytes:
-    """The body that was sealed. SealError where key, sealed body or `about` is another, be it by one bit."""
+    """Decrypt a sealed body.
+
+    Raises:
+        SealError: The key, the sealed body or `about` differs, even by one bit.
+    """
     cipher, view = AESGCM(_whole(key)), memoryview(sealed)
     try:
         if len(view) < _NONCE + _TAG:
@@ -90,14 +103,20 @@ def unseal(key: bytes, sealed: bytes | memoryview, about: str) -> bytes:
 
 
 class KeyRing:
-    """Keys in a folder, as files `1.key`, `2.key`, …: the newest wraps, and each unwraps what it wrapped.
+    """Keys in a folder, as files `1.key`, `2.key`, …. The newest key wraps; each key unwraps what it wrapped.
 
-    Any number of processes may use one folder: every call reads it again, and no key stays here. It belongs on another
-    volume than the database, and in none of its backups. A crash may leave a `.new` file in it, which is harmless: its
-    key never wrapped anything, or it is a second name of a key's file, and overwritten with it.
+    Any number of processes may use one folder. Every call reads the folder again, and no key stays in this object. The
+    folder belongs on another volume than the database, and in none of the database's backups. A crash may leave a
+    `.new` file in it. Such a file is harmless: its key never wrapped anything, or the file is a second name (hard link)
+    of a key's file and is overwritten together with that file.
 
-    Opening makes the folder, below one that exists, and a first key where there is none. ExperimentError where a key
-    cannot be read, or users other than the owner have any right to it or to the folder.
+    The constructor makes the folder if its parent exists, and a first key if there is none.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        ExperimentError: A key cannot be read, or users other than the owner have any right to a key or to the folder.
     """
 
     _NAME = re.compile(r"([1-9][0-9]{0,8})\.key")
@@ -111,7 +130,7 @@ class KeyRing:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             _check_private(self._folder, self._folder.stat().st_mode, "700")
             if not self._ids():
-                with suppress(PermissionError):  # whoever may not read the parent did not make the folder
+                with suppress(PermissionError):  # a user who may not read the parent did not make the folder
                     sync(self._folder.parent)
                 self._add(1)
         for key_id in self._ids():
@@ -119,7 +138,7 @@ class KeyRing:
 
     @property
     def current(self) -> int:
-        """The newest key's id."""
+        """The id of the newest key."""
         if not (ids := self._ids()):
             raise ExperimentError(
                 f"there are no keys in {self._folder} any more: put them back, or start the server again with new ones and "
@@ -128,33 +147,47 @@ class KeyRing:
         return ids[-1]
 
     def wrap(self, data_key: bytes, about: str) -> bytes:
-        """A data key under the newest key: that key's id (4 bytes, big-endian), then the data key as `seal` makes it."""
+        """Encrypt a data key with the newest key.
+
+        Returns:
+            The newest key's id (4 bytes, big-endian), then the data key as `seal` encrypts it.
+        """
         key_id, key = self._newest()
         return key_id.to_bytes(_ID, "big") + seal(_present(key, key_id, about), data_key, about)
 
     def unwrap(self, wrapped: bytes, about: str) -> bytes:
-        """The data key that was wrapped. SealError where it does not open, or its key is destroyed."""
+        """Decrypt a data key.
+
+        Raises:
+            SealError: The wrapped key does not open, or the key that wrapped it is destroyed.
+        """
         key_id = self.id_of(wrapped)
         return unseal(_present(self._read(key_id), key_id, about), wrapped[_ID:], about)
 
     @staticmethod
     def id_of(wrapped: bytes) -> int:
-        """The id of the key that a data key was wrapped under."""
+        """Return the id of the key that wrapped a data key."""
         return int.from_bytes(wrapped[:_ID], "big")
 
     def rotate(self) -> int:
-        """Add a newest key, one that survives a loss of power, and return its id. Calls at the same time may share one."""
+        """Add a new key and return its id. The key survives a loss of power. Concurrent calls may add one key together."""
         self._add(self.current + 1)
         return self._last()
 
     def destroy_before(self, key_id: int) -> list[int]:
-        """Destroy the keys older than this one, and return their ids: what they wrapped is unreadable.
+        """Destroy all keys older than `key_id`, so that nothing that they wrapped can be read.
 
-        A file is overwritten with zeros, then deleted; both are on the disk at return. On SSDs and on copy-on-write file
-        systems overwriting promises nothing: the medium may keep the old bytes, so encrypt it. Backups and snapshots of
-        the folder are the operator's business. What processes unwrapped before stays in their memory.
+        Each file is overwritten with zeros and then deleted. Both changes are on the disk when this method returns. On
+        SSDs and copy-on-write file systems the medium may still keep the old bytes: encrypt the medium. The operator
+        must care for backups and snapshots of the folder. Data keys that a process has unwrapped before stay in the
+        memory of that process.
 
-        UsageError where the newest key would have to go. An ExperimentError may leave some: call again.
+        Returns:
+            The ids of the destroyed keys.
+
+        Raises:
+            UsageError: The newest key would be destroyed.
+            ExperimentError: A key cannot be destroyed. Some keys may be left; call again.
         """
         newest = self._last()
         if key_id > newest:
@@ -172,14 +205,18 @@ class KeyRing:
         return older
 
     def _newest(self) -> tuple[int, bytes | None]:
-        """The newest id and its key. If it was replaced meanwhile, what was read may be half overwritten: read again."""
+        """Return the newest key and its id.
+
+        If a newer key came meanwhile, this key may be half overwritten already; then it is read again.
+        """
         key_id, key = 0, None
         while key_id != (newest := self._last()):
             key_id, key = newest, self._read(newest)
         return key_id, key
 
     def _last(self) -> int:
-        """The newest id, once its file survives a loss of power: another process may have added it only now."""
+        """Return the newest key's id, once its file survives a loss of power: another process may have added it just
+        now."""
         newest = self.current
         if newest > self._lasting:
             with _explained(f"keys in {self._folder} cannot be kept", "see to the disk, and try again"):
@@ -196,7 +233,7 @@ class KeyRing:
         return self._folder / f"{key_id}.key"
 
     def _read(self, key_id: int) -> bytes | None:
-        """A key; None where it is destroyed: no file, or the zeros that a crash left."""
+        """Return a key; None if it is destroyed, which means that it has no file, or a file of zeros that a crash left."""
         path = self._path(key_id)
         with _explained(f"{path} cannot be read", "run as its owner"):
             try:
@@ -213,7 +250,8 @@ class KeyRing:
         return key if any(key) else None
 
     def _add(self, key_id: int) -> None:
-        """A key of this id, whole from its first moment; where another process has added one since, that one."""
+        """Add a key with this id; its file is complete from the first moment. If another process has added this id, its
+        key stays."""
         new = self._folder / f"{key_id}.{secrets.token_hex(8)}.new"
         with _explained(
             f"no key can be added to {self._folder}", "see to the disk and to the folder's owner, and try again"
@@ -242,7 +280,7 @@ def _present(key: bytes | None, key_id: int, about: str) -> bytes:
 
 
 def _write(path: Path, mode: Literal["xb", "r+b"], body: bytes) -> None:
-    """Write the beginning of a new file that is the owner's alone, or of one that is there, through to the disk."""
+    """Write the beginning of a file through to the disk. A new file ("xb") is readable for its owner alone."""
     with open(path, mode, opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
         file.write(body)
         file.flush()

@@ -1,11 +1,12 @@
-"""Who leads, where several processes share rounds: a lease with a fence, in rows, and who is there.
+"""Leases: which of several processes leads, if they share rounds; and which processes are running.
 
-    lease = leases.hold("a/1f", lasts=10.0)             renewed, or taken where it was free; whoever has it
-    lease.holder == "a/1f"                              then this process leads, and writes under `lease.fence`
-    leases.beat("a", "what it serves")                  and is there
+    lease = leases.hold("a/1f", lasts=10.0)             renews the lease, or takes it if it is free
+    lease.holder == "a/1f"                              if true, this process leads, and writes under `lease.fence`
+    leases.beat("a", "what it serves")                  says that this replica is running
 
-Time is the database's. Whoever takes the lease raises the fence, and in the same transaction writes it into the row of each run,
-which every transaction of a run locks and reads: so once it is taken, nobody writes under an older one.
+The database's clock is used. The process that takes the lease raises the fence. In the same transaction it writes the
+fence into the row of each run, which every transaction of that run locks and reads. So after the lease is taken, no
+process can write under an older fence.
 """
 
 import threading
@@ -20,14 +21,20 @@ from sumus.storage.memory import MemoryStore
 from sumus.storage.store import Rows
 
 MOST_JUMP = 2**20
-"""How far a device's serial may lie above its last one. A device counts one for each request, so that none comes near, and a
-million requests would have to be lost."""
+"""How far a device's serial may lie above its last one. A device adds one for each request, so an honest device would
+have to lose a million requests to reach this limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Who leads. holder: a process's life, `REPLICA/LIFE`; empty before the first.  fence: grows with each that takes it.
-    expires: by the database's clock, in seconds."""
+    """The lease of the leader.
+
+    Attributes:
+        holder: A process, as `REPLICA/LIFE`: the replica's name and an id that is new at each start. Empty before the
+            first one.
+        fence: A number that grows each time another process takes the lease.
+        expires: When the lease expires, in seconds of the database's clock.
+    """
 
     holder: str = ""
     fence: int = 0
@@ -35,79 +42,101 @@ class Lease:
 
     @property
     def leader(self) -> str:
-        """The replica, whichever of its lives it is."""
+        """The leading replica's name."""
         return self.holder.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
 class PresentReplica:
-    """A replica that is there. name: its own.  serves: a hash of its tasks and plans."""
+    """A replica that is running.
+
+    Attributes:
+        name: The replica's name.
+        serves: A hash of its tasks and plans.
+    """
 
     name: str
     serves: str
 
 
 class Leases(Protocol):
-    """Any thread may call.
-
-    shared: whether processes lead in turn. Where they do not, as on SQLite, whoever comes takes the lease from the one before.
-    """
+    """The leases of one database. Any thread may call the methods."""
 
     @property
     def shared(self) -> bool:
-        """See above."""
+        """Whether several processes take turns at leading. If not (as with SQLite), a process that starts takes the
+        lease from the one before."""
         ...
 
     def now(self) -> float:
-        """Seconds, by the clock that all who share this go by."""
+        """Return the time in seconds, by the clock that all processes of these leases share."""
         ...
 
     def hold(self, holder: str, lasts: float, begins: bool = False) -> Lease:
-        """Keep the lease for so many seconds, where it is this holder's; take it, where it is free. The lease as it is then.
+        """Renew the lease if this holder has it, or take it if it is free.
 
-        begins: this life is its replica's newest, and the ones before it have ended: their lease is free.
+        Args:
+            holder: The process, as `REPLICA/LIFE`.
+            lasts: Seconds from now until the lease expires.
+            begins: This process is its replica's newest one, and the earlier ones have ended. A lease of theirs counts
+                as free.
+
+        Returns:
+            The lease after this call, of whichever holder.
         """
         ...
 
     def leave(self, holder: str) -> None:
-        """Be there no longer; the lease is free, if it was this holder's."""
+        """Say that a process has ended. The lease becomes free if this holder had it."""
         ...
 
     def beat(self, name: str, serves: str, rows: Rows | None = None) -> None:
-        """Be there. rows: a transaction of the same database that is under way, of which this becomes a part."""
+        """Say that a replica is running.
+
+        Args:
+            name: The replica's name.
+            serves: A hash of its tasks and plans.
+            rows: A running transaction of the same database, which this write becomes a part of. None means a
+                transaction of its own.
+        """
         ...
 
     def present(self, within: float, rows: Rows | None = None) -> Sequence[PresentReplica]:
-        """Who was there in the last so many seconds, by name. rows: as of `beat`."""
+        """Return the replicas that were running at some time in the last `within` seconds, by name.
+
+        Args:
+            within: Seconds.
+            rows: As in `beat`.
+        """
         ...
 
     def raise_serials(self, asked: Mapping[str, int], known: Mapping[str, int] = {}) -> Mapping[str, int]:
-        """Note the serials that devices ask with, and read the highest ones.
+        """Record the serials of devices' check-ins, and return the highest ones.
 
-        A serial that is more than MOST_JUMP above the highest one before changes nothing: one request with an enormous serial
-        would else lock its device out for good.
+        A serial that is more than MOST_JUMP above the highest one before is not recorded. Otherwise one request with an
+        enormous serial would lock its device out for good.
 
         Args:
-            asked: The serials that devices ask with now.
-            known: Serials that rows of rounds hold, for devices that are not known here any more.
+            asked: By device, the serial of its check-in now.
+            known: By device, the serial in the rows of rounds, for devices that are not recorded here any more.
 
         Returns:
-            By device, the highest serial that it has asked with anywhere; −1 if it is not known.
+            By device, the highest serial that it has used at any replica; −1 if none is known.
         """
         ...
 
     def forget_serial(self, device: str) -> None:
-        """Know nothing of a device any more."""
+        """Forget a device's serial."""
         ...
 
 
 def is_near(serial: int, last: int) -> bool:
-    """Whether a device may have asked so often since its last serial. last: −1 if it is not known."""
+    """Return whether a serial is possible after the last one. last: −1 if it is not known."""
     return serial <= max(last, 0) + MOST_JUMP
 
 
 def after(row: Lease, holder: str, lasts: float, now: float, begins: bool, shared: bool) -> Lease:
-    """The lease, once somebody has asked for it."""
+    """Return the lease after a holder has asked for it (the rule of `Leases.hold`)."""
     if row.holder == holder:
         return changed(row, expires=now + lasts)
     free = not shared or now >= row.expires or (begins and row.leader == holder.rpartition("/")[0])
@@ -115,7 +144,12 @@ def after(row: Lease, holder: str, lasts: float, now: float, begins: bool, share
 
 
 class Serials:
-    """The last serials of devices, in memory. most: devices; of who was not heard of for longest nothing is known any more."""
+    """The last serials of devices, in memory.
+
+    Args:
+        most: The most devices that are kept. Beyond this number, the device whose last request is the oldest is
+            forgotten.
+    """
 
     def __init__(self, most: int = 100_000) -> None:
         self._most = most
@@ -140,7 +174,13 @@ class Serials:
 
 
 class MemoryLeases:
-    """`Leases` of one process. stores: of all runs, by name.  shared: for tests, whose threads may then lead in turn."""
+    """`Leases` of one process.
+
+    Args:
+        stores: The stores of all runs, by name.
+        clock: Returns the time in seconds.
+        shared: For tests, in which threads take turns at leading.
+    """
 
     def __init__(
         self, stores: Mapping[str, MemoryStore], clock: Callable[[], float] = time, shared: bool = False

@@ -1,4 +1,4 @@
-"""Rows in memory: for simulation and tests, and gone with the process."""
+"""Rows in memory, for simulations and tests. They are gone when the process ends."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,19 @@ V = TypeVar("V")
 
 
 class MemoryStore:
-    """A `Store`. rounds, sessions, devices: by number and id.  sums: sessions counted, by round, and counted: the round of each.
-    run: where it stands."""
+    """A `Store` in memory.
+
+    Attributes:
+        run: The run's row.
+        rounds: Rounds by number.
+        sessions: Sessions by id.
+        devices: Devices by id.
+        sums: By round, the ids of the sessions whose reports are in its sum, in the order in which they were counted.
+        counted: By session id, the round that its report was counted in.
+        shards: Shards by round and name.
+        notes: Notes by round and name.
+        models: Models by version.
+    """
 
     def __init__(self) -> None:
         self.run = RunRow()
@@ -33,7 +44,10 @@ class MemoryStore:
 
 
 class _Transaction:
-    """What was written, until the end; None for what was dropped. forget: the store's own rounds before it are not there."""
+    """A transaction: the changes that are written to the store at its end. None stands for a row that is dropped.
+
+    Rounds of the store below the number `_forget` count as forgotten.
+    """
 
     __slots__ = (
         "_began",
@@ -73,7 +87,7 @@ class _Transaction:
             for old in [number for number in store.sums if number < least]:
                 for id in store.sums.pop(old):
                     del store.counted[id]
-        if self._run is not self._began:  # another thread may have written one while this one only read
+        if self._run is not self._began:  # a transaction that only read must not undo another thread's write
             store.run = self._run
         store.rounds |= self._rounds
         _write(store.devices, self._devices)
@@ -204,7 +218,8 @@ class _Transaction:
         return [row for row in {**self._store.sessions, **self._sessions}.values() if row is not None]
 
     def _awaited(self, until: float) -> list[str]:
-        """Those whose report is awaited and that expire until then, in that order."""
+        """Return the ids of the sessions whose report is awaited and that expire until this time, in the order in which
+        they expire."""
         found = [row for row in self._all_sessions() if row.awaited and row.expires <= until]
         return [row.id for row in sorted(found, key=lambda row: (row.expires, row.id))]
 

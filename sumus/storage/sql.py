@@ -1,10 +1,12 @@
-"""Rows in a database: SQLite on one machine, PostgreSQL beyond.
+"""Rows in a database: SQLite on one machine, PostgreSQL for several.
 
-    store = SqlStore.open(Path("run.db"))              made, if it is not there; or SqlStore.open("postgresql://HOST/NAME")
+    store = SqlStore.open(Path("run.db"))              makes the file if needed; or
+        SqlStore.open("postgresql://HOST/NAME")
     with store.transaction() as rows: …
 
-A transaction is durable when it ends: SQLite writes ahead and waits for the disk (`synchronous=FULL`). Transactions of one run
-come one after the other: SQLite has one writer, and on PostgreSQL each begins by locking the run's row.
+A transaction is durable when it ends: SQLite uses a write-ahead log and waits for the disk (`synchronous=FULL`).
+Transactions of one run follow one another: SQLite has one writer, and on PostgreSQL each transaction begins by locking
+the run's row.
 """
 
 import math
@@ -72,7 +74,7 @@ _MODEL_VALUES = attrgetter(*MODEL.columns.keys()[1:])
 
 
 def _of(table: Table, *which: ColumnElement[bool]) -> Select[Any]:
-    """What of a table is a run's."""
+    """Select the columns of a table, without `run`, for the rows of one run."""
     columns = (column for column in table.columns if column.name != "run")
     return select(*columns).where(table.c.run == bindparam("run"), *which)
 
@@ -108,18 +110,19 @@ _LEASE = select(LEASE.c.holder, LEASE.c.fence, LEASE.c.expires).where(LEASE.c.na
 _RUNS_LOCKED = select(RUN.c.run).order_by(RUN.c.run).with_for_update()
 _PRESENT = select(REPLICA.c.name, REPLICA.c.serves).where(REPLICA.c.seen > bindparam("since")).order_by(REPLICA.c.name)
 _LONG_GONE = 100.0
-"""Seconds after which nobody asks for a replica that is gone."""
+"""Seconds after which the row of a replica that has ended is deleted; nobody asks for it after so long."""
 _READS = "sumus_reads"
-"""Of a connection that writes nothing."""
+"""An execution option of a connection that only reads."""
 _BUSY = 30
-"""Seconds that SQLite has one transaction wait for another."""
+"""Seconds for which SQLite lets one transaction wait for another."""
 _PATIENCE = (
     "SELECT set_config('idle_in_transaction_session_timeout', '5000', true), set_config('lock_timeout', '10000', true)"
 )
-"""Milliseconds after which PostgreSQL lets go of a process that was stopped in a transaction, and others stop waiting for it.
-They are set in each transaction, for it alone: behind a pooler the next transaction may have another session."""
+"""Two limits of PostgreSQL, in milliseconds: after the first it ends the session of a process that stopped within a
+transaction; after the second a transaction stops waiting for a lock. They are set in each transaction, for this
+transaction alone: behind a pooler the next transaction may have another session."""
 _CONNECTING = 10
-"""Seconds for a connection to PostgreSQL to stand, where its URL does not say."""
+"""Seconds to wait for a connection to PostgreSQL, if the URL gives no other number."""
 _NOT_YET = (
     "refused",
     "timeout expired",
@@ -144,11 +147,13 @@ _NOT_YET = (
     "server conn crashed",
     "no more connections allowed",
 )
-"""What the system, PostgreSQL and PgBouncer say of a database that is not there now, or lets nobody in now, in lower case."""
+"""Words, in lower case, with which the operating system, PostgreSQL and PgBouncer say that a database is not there now,
+or accepts no connection now."""
 
 
 def _is_away(engine: Engine, error: Exception) -> bool:
-    """Whether a database of others may be there later. What a person must mend (a password, say) is not said in these words."""
+    """Return whether a shared database may be reachable again later. Errors that a person must mend (a wrong password,
+    say) have other words."""
     if engine.dialect.name != "postgresql" or not isinstance(error, OperationalError):
         return False
     said = str(error).lower()
@@ -156,14 +161,14 @@ def _is_away(engine: Engine, error: Exception) -> bool:
 
 
 def _address_of(where: str | Path) -> URL:
-    """The address of a database.
+    """Return the address of a database.
 
-    A path is never read as a URL: whatever stands in it (`?`, `#`, `%`, `file:`) is part of a file's name. Of an address, what
-    follows `sqlite:///` is a path too. PostgreSQL is also found under postgres:// and postgresql://, as hosts and tools write it.
+    A path is never read as a URL: `?`, `#`, `%` or `file:` in a path are part of the file's name. What follows
+    `sqlite:///` is a path too. postgres:// and postgresql://, which hosts and tools write, also mean PostgreSQL.
 
     Raises:
-        ExperimentError: The address is of SQLite, and names no file, or has options.
-        ArgumentError: It is no address.
+        ExperimentError: An SQLite address names no file, or has options.
+        ArgumentError: `where` is no address.
     """
     if isinstance(where, Path):
         return URL.create("sqlite", database=str(where.absolute()))
@@ -187,21 +192,23 @@ def _address_of(where: str | Path) -> URL:
 
 
 class SqlStore:
-    """A `Store` of one run in a database that may hold others."""
+    """A `Store` of one run, in a database that may hold other runs."""
 
     def __init__(self, engine: Engine, run: str) -> None:
         self._engine, self._run = engine, run
 
     @staticmethod
     def open(where: str | Path, run: str = "run") -> "SqlStore":
-        """Open a database. Its tables are made if they are not there, and brought up to date if they are older.
+        """Open a database. Tables are made if they are missing, and upgraded if they are older.
 
         Args:
-            where: A file of SQLite, which becomes its owner's alone; or a database's URL.
+            where: A file of SQLite, which is made readable for its owner alone; or a database's URL.
             run: The run whose rows the store holds.
 
         Raises:
-            ExperimentError: The database cannot be opened, was written by a newer sumus, or is SQLite on another machine's disk.
+            StorageAway: The database does not answer now; the same call may succeed later.
+            ExperimentError: The database cannot be opened, was written by a newer sumus, or is an SQLite file on
+                another machine's disk.
         """
         engine: Engine | None = None
         try:
@@ -210,7 +217,8 @@ class SqlStore:
             options = (
                 {"prepare_threshold": None} if shared else {}
             )  # a pooler's next session has no statement of this one
-            engine = create_engine(url, connect_args=options, hide_parameters=True)  # a log names no device
+            # parameters are hidden so that a log shows no device's id
+            engine = create_engine(url, connect_args=options, hide_parameters=True)
             if shared:
                 event.listen(engine, "begin", _be_patient)
             if engine.dialect.name == "sqlite":
@@ -251,34 +259,44 @@ class SqlStore:
             rows.flush()
 
     def beside(self, run: str) -> "SqlStore":
-        """Another run's store in the same database, over the same connections."""
+        """Return another run's store in the same database, over the same connections. The run's first rows are written
+        if needed."""
         store = SqlStore(self._engine, run)
         with self._engine.begin() as connection:
             store.rows(connection).begin()
         return store
 
     def runs(self) -> list[str]:
-        """The names of all runs in the database."""
+        """Return the names of all runs in the database."""
         with self._engine.begin() as connection:
             return list(connection.execute(select(RUN.c.run).order_by(RUN.c.run)).scalars())
 
     def identities(self) -> "SqlIdentities":
-        """The devices and tokens in the same database."""
+        """Return the devices and tokens in the same database."""
         return SqlIdentities(self._engine)
 
     def leases(self, clock: Callable[[], float] = time.time, shared: bool | None = None) -> "SqlLeases":
-        """Who leads all runs of the same database. clock: of SQLite.  shared: by default on PostgreSQL."""
+        """Return the leases of the same database, which apply to all its runs.
+
+        Args:
+            clock: The clock that SQLite's leases use, in seconds.
+            shared: Whether processes take turns at leading. None means: on PostgreSQL they do.
+        """
         return SqlLeases(self._engine, clock, self._engine.dialect.name == "postgresql" if shared is None else shared)
 
     def rows(self, connection: Connection) -> "_SqlRows":
-        """The rows of this run, as a transaction of this connection sees them."""
+        """Return this run's rows in the transaction of a connection."""
         return _SqlRows(connection, self._run)
 
     def backup(self, path: Path) -> None:
-        """Copy all runs of an SQLite database to a new file, as they are at one moment, while transactions go on.
+        """Copy all runs of an SQLite database to a new file, as they are at one moment. Transactions go on meanwhile.
 
-        What opens sums is left out, and never written there: keys and seeds of rounds, and where the sums lie. So a round that
-        is not over is lost with what is put back. UsageError on PostgreSQL, which has a program for it.
+        Whatever could decrypt sums is left out: keys and seeds of rounds, and the places of their shards. So a round
+        that is not over at the moment of the backup is lost when the backup is restored.
+
+        Raises:
+            UsageError: The database is PostgreSQL, which has its own program for backups.
+            ExperimentError: The file exists already, or cannot be written.
         """
         if self._engine.dialect.name != "sqlite":
             raise UsageError(
@@ -288,12 +306,13 @@ class SqlStore:
         copy_to(path, Path(str(self._engine.url.database)))
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self._engine.dispose()
 
 
 class _SqlRows:
-    """One transaction, on a `connection`. What is put is sent to the database at its end, or before a query that must see it."""
+    """The rows in one transaction on a connection. Changes are sent to the database at the end, or before a query that
+    must see them."""
 
     def __init__(self, connection: Connection, run: str) -> None:
         self.connection, self._name = connection, run
@@ -309,7 +328,7 @@ class _SqlRows:
         self._at = RunRow()
 
     def begin(self) -> None:
-        """Write the first rows, where there are none."""
+        """Write the run's first rows, if there are none."""
         alone(self.connection)
         if self._runs.get() is None:
             self._runs.put(_RUN_VALUES(RunRow()))
@@ -318,11 +337,11 @@ class _SqlRows:
         self.flush()
 
     def lock(self) -> None:
-        """Wait for other transactions of this run, and keep them waiting."""
+        """Lock the run's row: wait for other transactions of this run, and make later ones wait."""
         self._at = RunRow(*self._runs.find(_LOCK, {})[0])
 
     def flush(self) -> None:
-        """Write all that is not written yet."""
+        """Write all pending changes."""
         self._count()
         for table in (self._runs, self._rounds, self._sessions, self._devices, self._shards, self._notes, self._models):
             table.flush()
@@ -445,7 +464,11 @@ class _SqlRows:
             table.forget()
 
     def _count(self) -> None:
-        """Note which of the sessions that were written are counted. Fenced where one was, in another sum."""
+        """Record which of the written sessions are counted.
+
+        Raises:
+            Fenced: A session was counted before, and is now in another sum, or in none.
+        """
         put, self._unchecked = self._unchecked, {}
         self._counted.read(put)
         places = dict[int, int]()
@@ -475,8 +498,9 @@ def _refuse_network_disk(file: str | None) -> None:
 
 
 def _make_private(file: Path) -> None:
-    """Make a database's file its owner's alone from the first byte on; what SQLite puts beside the file has the same mode."""
-    with suppress(OSError):  # which SQLite then says
+    """Make a database's file readable for its owner alone, from the first byte on. SQLite gives the files beside it the
+    same mode."""
+    with suppress(OSError):  # SQLite then reports the error
         file.touch(0o600)
         file.chmod(0o600)
 
@@ -486,11 +510,14 @@ def _be_patient(connection: Connection) -> None:
 
 
 def _make_durable(engine: Engine) -> None:
-    """One writer at a time, from the beginning of a transaction on, unless it only reads; what is committed is on the disk; what
-    is deleted is gone."""
+    """Set SQLite's options for each connection.
+
+    A transaction that may write takes the write lock at its beginning. What is committed is on the disk. What is
+    deleted is overwritten.
+    """
 
     def connected(connection: Any, record: object) -> None:
-        connection.isolation_level = None  # sqlite3 itself begins nothing
+        connection.isolation_level = None  # sqlite3 then begins no transaction by itself
         for pragma in (f"busy_timeout={_BUSY * 1000}", "synchronous=FULL", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
         _write_ahead(connection)
@@ -503,7 +530,8 @@ def _make_durable(engine: Engine) -> None:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Turn it on. Of several that do so at once SQLite lets one, and has the others not wait, but fail."""
+    """Turn write-ahead logging on. If several processes do so at once, SQLite lets one succeed and has the others fail
+    at once: retry."""
     until = time.monotonic() + _BUSY
     while True:
         try:
@@ -549,7 +577,7 @@ class SqlIdentities:
 
 
 class _SqlIdentityRows:
-    """One transaction."""
+    """The rows of identities in one transaction."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -558,7 +586,7 @@ class _SqlIdentityRows:
         self._members = CachedTable(connection, MEMBER)
 
     def flush(self) -> None:
-        """Write all that is not written yet."""
+        """Write all pending changes."""
         for table in (self._tokens, self._identities, self._members):
             table.flush()
 
@@ -637,12 +665,12 @@ class SqlLeases:
         with self._engine.connect().execution_options(**{_READS: True}) as connection:
             row = Lease(*connection.execute(_LEASE).one())
             if after(row, holder, lasts, self._now(connection), begins, self._shared) is row:
-                return row  # another's: without a lock, so that who waits for the lease is in nobody's way
+                return row  # another holder has the lease: no lock is taken, so a waiting replica blocks nobody
         with self._engine.begin() as connection:
             row = Lease(*connection.execute(_LEASE.with_for_update()).one())
             mine = after(row, holder, lasts, self._now(connection), begins, self._shared)
             if mine.fence != row.fence:
-                connection.execute(_RUNS_LOCKED).all()  # as long as that takes, the lease does not run out
+                connection.execute(_RUNS_LOCKED).all()  # this wait may be long; the lease's time starts after it
                 mine = after(row, holder, lasts, self._now(connection), begins, self._shared)
                 connection.execute(update(RUN).values(fence=mine.fence))
             connection.execute(update(LEASE).values(holder=mine.holder, fence=mine.fence, expires=mine.expires))
@@ -668,8 +696,11 @@ class SqlLeases:
 
     @contextmanager
     def _within(self, rows: Rows | None, reads: bool = False) -> Generator[Connection, None, None]:
-        """A connection with a transaction: that of `rows`, or one of its own. Who is in a transaction asks for no second
-        connection: a pooler may have no other, and would give none before the first is back."""
+        """Yield a connection with a transaction: that of `rows`, or a new one.
+
+        Within a transaction no second connection is opened: a pooler may have no other, and would wait until the first
+        is given back.
+        """
         if isinstance(rows, _SqlRows):
             yield rows.connection
         elif reads:
@@ -683,7 +714,7 @@ class SqlLeases:
         if not self._shared:
             return self._serials.raise_all(asked, known)
         with self._engine.begin() as connection:
-            if self._engine.dialect.name == "postgresql":  # a crash may forget some, as one of the process would
+            if self._engine.dialect.name == "postgresql":  # a crash may lose serials, as in a process's memory
                 connection.exec_driver_sql("SET LOCAL synchronous_commit TO off")
             table, last = CachedTable(connection, SERIAL), dict[str, int]()
             table.read(asked)
@@ -714,5 +745,5 @@ class SqlLeases:
 
 @cache
 def _raise_serials(dialect: str) -> BulkStatement:
-    """Of (device, serial): only where it is higher than the one that is there."""
+    """Return the statement that writes (device, serial), if the serial is higher than the stored one."""
     return put_rows(SERIAL, dialect, where=lambda put: SERIAL.c.serial < put.excluded.serial)

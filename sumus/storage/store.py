@@ -1,12 +1,13 @@
-"""What rounds leave behind: rows, read and written in transactions.
+"""The store: what rounds leave behind, as rows that are read and written in transactions.
 
     with store.transaction() as rows:
         row = rows.round(rows.run().newest)
         …
-        rows.put_round(…)                  all that is written here is durable when the block ends; or, if it raises, none of it
+        rows.put_round(…)                  all changes are durable when the block ends; if the block raises, none is
 
-The rows are those of `protocol.round`. A store is one run's; its transactions come one after the other, whoever opens them. In
-memory, SQLite and PostgreSQL it is the same, and one suite of tests runs against all of them.
+The rows are those of `protocol.round`. A store belongs to one run. Its transactions run one after the other, whichever
+thread or process begins them. Memory, SQLite and PostgreSQL behave the same; one suite of tests runs against all of
+them.
 """
 
 from collections.abc import Sequence
@@ -18,16 +19,24 @@ from sumus.errors import ExperimentError
 from sumus.protocol.round import DeviceRow, Round, Session
 
 OF_THE_RUN = 2**31 - 1
-"""In place of a round's number: what the run itself must remember."""
+"""Stands in place of a round's number for notes of the run itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """Where a run stands. newest: the number of its newest round.  version: models published.  fence: of the leader that took
-    over last.  lasts: seconds that rounds have lasted of late, 0 before the first has ended.  epoch: of noise, which grows when
-    older rows are put back.  released: the version that devices answer with.  led: when that leader took over.
-    takes: seconds that a device takes for its work, and takes_by_edge: if an edge reports it; 0 before the first report.
-    models: sums that have become a model; a model that was put back is none.
+    """The state of a run.
+
+    Attributes:
+        newest: The number of its newest round.
+        version: The version of its newest model.
+        fence: The fence of the leader that took over last.
+        lasts: How long recent rounds have lasted, in seconds; 0 before the first round has ended.
+        epoch: A number for the seeds of noise. It grows with each restore and rollback, so that no noise is used twice.
+        released: The version of the model that devices predict with.
+        led: When the leader took over, in seconds of the store's clock.
+        takes: How long a device takes for its work, in seconds; 0 before the first report.
+        takes_by_edge: Seconds from the moment at which an edge gets work for a device to that edge's sum; 0 at first.
+        models: The number of sums that have become a model. A model that was put back by a rollback does not count.
     """
 
     newest: int = 0
@@ -44,8 +53,15 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What one process has added to a round's sum: where it lies, sealed. name: of the process's life, never used again.
-    seq: grows with every commit.  count: contributors in it.  file: its name."""
+    """One process's part of a round's sum, and where it lies, encrypted.
+
+    Attributes:
+        round: The round's number.
+        name: A name that is unique for each start of a process.
+        seq: A number that grows by one with every commit.
+        count: The number of contributors in it.
+        file: The name of its blob.
+    """
 
     round: int
     name: str
@@ -56,11 +72,19 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A version of the model, and what it came from. What is in it lies in blobs, by SHA-256 in hexadecimal.
+    """A version of the model, and what it was made from. The contents are blobs, named by their SHA-256 in hexadecimal.
 
-    round: whose sum it was made with; None for the first, and for one that was put back.  parent: the version before it.
-    broadcast: what devices train from.  memory: the optimizer's state.  model: what is published.  plan: of its task.
-    contributors: reports in the sum.  metrics: canonical JSON.  at: seconds of the store's clock.
+    Attributes:
+        version: The version's number.
+        round: The round whose sum it was made with; None for the first version, and for one that was put back.
+        parent: The version before it.
+        broadcast: The blob that devices train from.
+        memory: The blob of the server optimizer's state.
+        model: The blob of the published model.
+        plan: The blob of its task's plan.
+        contributors: The number of reports in the sum.
+        metrics: Metrics as canonical JSON.
+        at: When it was made, in seconds of the store's clock.
     """
 
     version: int
@@ -76,70 +100,74 @@ class Model:
 
 
 class StorageAway(ExperimentError):
-    """The database does not answer, or not yet: the same may go well later."""
+    """The database does not answer now; the same call may succeed later."""
 
 
 class Fenced(Exception):
-    """A row was written by somebody else since it was read. Raised as the transaction ends, at the latest; it leaves nothing."""
+    """Another process has written a row since this transaction read it.
+
+    It is raised at the end of the transaction at the latest. The transaction then changes nothing.
+    """
 
 
 class TakenOver(Fenced):
-    """Another process leads the run since."""
+    """Another process has become the run's leader since."""
 
 
 class Rows(Protocol):
-    """One transaction. What was written in it is read in it. Rows that were never written: `run()` and round 0 as they begin.
+    """The rows in one transaction. A read returns what the same transaction has written.
 
-    Of what is forgotten nothing is read any more. What is written again afterwards is there again.
+    At first there are `run()` and round 0 with their default values. A row that was dropped or forgotten is not read
+    any more, unless it is written again.
     """
 
     def run(self) -> RunRow:
-        """Where the run stands."""
+        """Read the run's row."""
         ...
 
     def round(self, number: int) -> Round | None:
-        """A round's row."""
+        """Read a round's row; None if there is none."""
         ...
 
     def rounds(self) -> Sequence[Round]:
-        """All rounds that are not forgotten, in their order."""
+        """Read all rounds that are not forgotten, by number."""
         ...
 
     def session(self, id: str) -> Session | None:
-        """A session's row."""
+        """Read a session's row; None if there is none."""
         ...
 
     def device(self, id: str) -> DeviceRow | None:
-        """What is known of a device; its session as it is now."""
+        """Read a device's row, with the present row of its session; None if there is none."""
         ...
 
     def overdue(self, now: float) -> Sequence[str]:
-        """Sessions whose report is awaited beyond the time in which it is counted, in the order in which they expired."""
+        """List the sessions whose report is awaited although their time is over, in the order in which they expired."""
         ...
 
     def out_since(self, began: float) -> Sequence[str]:
-        """Sessions that hold a place since this moment or longer, those first that have held it longest."""
+        """List the sessions that have held a place since this moment or longer, the longest first."""
         ...
 
     def sessions_out(self) -> Sequence[str]:
-        """Sessions whose report is awaited, with a place or without, in the order in which they expire."""
+        """List the sessions whose report is awaited, with a place or without, in the order in which they expire."""
         ...
 
     def read_ahead(self, devices: Sequence[str] = (), sessions: Sequence[str] = ()) -> None:
-        """A hint: these devices with their sessions, and these sessions with their devices, are read next. Changes nothing but
-        how long that takes."""
+        """Read these devices with their sessions, and these sessions with their devices, ahead. This is a hint, and
+        changes only how long later reads take."""
         ...
 
     def counted_in(self, number: int) -> Sequence[str]:
-        """Sessions whose reports are in a round's sum, in the order in which they were counted."""
+        """List the sessions whose reports are in a round's sum, in the order in which they were counted."""
         ...
 
     def sum_of(self, id: str) -> int | None:
-        """The round that a session was counted in; None where it was not, or that is forgotten."""
+        """Return the round that a session was counted in; None if it was not counted, or if that round is forgotten."""
         ...
 
     def put_run(self, run: RunRow) -> None:
-        """Write where the run stands."""
+        """Write the run's row."""
         ...
 
     def put_round(self, row: Round) -> None:
@@ -147,66 +175,78 @@ class Rows(Protocol):
         ...
 
     def put_session(self, row: Session) -> None:
-        """Write a session's row. Fenced where it was counted before, and now would be in another sum, or in none."""
+        """Write a session's row.
+
+        Raises:
+            Fenced: The session was counted before, and would now be in another sum, or in none.
+        """
         ...
 
     def put_device(self, row: DeviceRow) -> None:
-        """Write what is known of a device, and with it the id of its session."""
+        """Write a device's row, with the id of its session."""
         ...
 
     def drop_session(self, id: str) -> None:
-        """Forget a session's row, and not that it was counted."""
+        """Delete a session's row. The record that it was counted stays."""
         ...
 
     def forget_device(self, id: str) -> None:
-        """Forget a device's row and its sessions, and not that they were counted."""
+        """Delete a device's row and its sessions. The records that they were counted stay."""
         ...
 
     def shards(self, number: int) -> Sequence[Shard]:
-        """Where a round's sum lies, by name."""
+        """List the shards of a round's sum, by name."""
         ...
 
     def put_shard(self, row: Shard) -> None:
-        """Write where a process's part of a sum lies, in place of where it lay. Fenced where that was not one `seq` before."""
+        """Write a process's shard of a sum, in place of the one before.
+
+        Raises:
+            Fenced: `seq` is not exactly one above that of the shard before (0 if there is none).
+        """
         ...
 
     def drop_shards(self, number: int) -> None:
-        """Forget where a round's sum lies."""
+        """Delete all shards of a round's sum."""
         ...
 
     def note(self, number: int, name: str) -> bytes | None:
-        """What a round must remember: "key" (its data key, wrapped), "seed", "model", or "departed" (the links of devices that
-        left after they were counted). None where there is none, or no more."""
+        """Read a note of a round; None if there is none any more.
+
+        The names of notes: "key" (the round's data key, wrapped), "seed", "model", and "departed" (the links of devices
+        that left after they were counted).
+        """
         ...
 
     def put_note(self, number: int, name: str, body: bytes | None) -> None:
-        """Write what a round must remember, or forget it."""
+        """Write a note of a round. None as the body deletes the note."""
         ...
 
     def model(self, version: int) -> Model | None:
-        """A version's row."""
+        """Read the row of a version of the model; None if there is none."""
         ...
 
     def models(self) -> Sequence[Model]:
-        """All versions that are kept, in their order."""
+        """Read all versions that are kept, by number."""
         ...
 
     def put_model(self, row: Model) -> None:
-        """Write a version's row."""
+        """Write the row of a version of the model."""
         ...
 
     def drop_model(self, version: int) -> None:
-        """Forget a version's row."""
+        """Delete the row of a version of the model."""
         ...
 
     def forget_rounds_before(self, number: int) -> None:
-        """Forget the rows of older rounds, which sessions were counted in them, their shards and their notes."""
+        """Delete the rows of older rounds, the records of which sessions were counted in them, their shards and their
+        notes."""
         ...
 
 
 class Store(Protocol):
-    """Rows of one run."""
+    """The rows of one run."""
 
     def transaction(self) -> AbstractContextManager[Rows]:
-        """Begin one; it ends with the block."""
+        """Begin a transaction. It ends with the block."""
         ...

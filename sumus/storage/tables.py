@@ -1,10 +1,10 @@
-"""The database's tables. Every change of them is a step in `migrations/`."""
+"""The database's tables. Every change of a table needs a step in `migrations/`."""
 
 from sqlalchemy import BigInteger, Column, Double, Index, LargeBinary, MetaData, String, Table
 from sqlalchemy.dialects import postgresql
 
 TEXT = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
-"""In the order of its bytes, whatever the server's language is."""
+"""Text that is sorted by its bytes, whatever language the database server is set to."""
 
 TABLES = MetaData()
 RUN = Table(
@@ -77,7 +77,7 @@ COUNTED = Table(
     Column("place", BigInteger, nullable=False),
     Index("counted_sum", "run", "sum", "place"),
 )
-"""The key (run, session) is what makes a report count once."""
+"""The primary key (run, session) makes sure that a report counts once."""
 SHARD = Table(
     "shard",
     TABLES,
@@ -165,4 +165,4 @@ SERIAL = Table(
     Column("device", TEXT, primary_key=True),
     Column("serial", BigInteger, nullable=False),
 )
-"""Of devices' last check-ins, where several processes answer them."""
+"""The serials of devices' last check-ins, if several processes answer devices."""

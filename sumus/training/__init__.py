@@ -1,1 +1,1 @@
-"""Where models are run: the only place that imports torch."""
+"""Training: models run here. No other package imports torch."""

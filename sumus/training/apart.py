@@ -1,4 +1,4 @@
-"""What a user's code beside training does to torch is its own: training does not see it, and goes on as if it had not been."""
+"""Separates users' code that runs beside training: what it does to torch's global state does not affect training."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -10,14 +10,16 @@ from sumus.training.program import seeded
 
 
 class TorchApart:
-    """Torch as code beside training sees it: with randomness of its own, which goes on from one time to the next."""
+    """Torch's global state as code beside training sees it, with a random generator that continues from one use to the
+    next."""
 
     def __init__(self) -> None:
         self._randomness: Any = None
 
     @contextmanager
     def entered(self) -> Generator[None, None, None]:
-        """Randomness, gradients, threads and the default dtype are given back as they were."""
+        """Run the code in the block, then restore the random state, the gradient mode, the number of threads and the
+        default dtype."""
         threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
         with seeded(0), torch.set_grad_enabled(True):
             if self._randomness is not None:

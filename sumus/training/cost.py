@@ -1,4 +1,5 @@
-"""What one local step costs: memory, counted from the tensors that it keeps, and arithmetic, from its products."""
+"""The cost of one local step: memory, counted from the tensors that it keeps, and arithmetic, counted from its
+products."""
 
 import math
 from collections.abc import Generator
@@ -18,7 +19,8 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes of one local step, by what holds them. The sum is a lower bound: the framework itself comes on top."""
+    """Bytes of one local step, by what holds them. The sum is a lower bound: the memory of the framework itself is not
+    in it."""
 
     model: int
     gradients: int
@@ -27,12 +29,12 @@ class Cost:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all four."""
         return self.model + self.gradients + self.optimizer + self.activations
 
 
 def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor) -> Cost:
-    """Count one step on a batch of these examples, as large as the work's batches."""
+    """Count the memory of one step on a batch of these examples. The batch is as large as those of the work."""
     size = min(work.batch_size or len(inputs), len(inputs))
     own = {tensor.data_ptr() for tensor in program.tensors.values()}
     kept: dict[int, int] = {}
@@ -50,7 +52,10 @@ def cost_of(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor)
 
 
 def step_flops(program: Program, inputs: Tensor, targets: Tensor) -> float:
-    """Floating-point operations of a local step, an example: three times those of the forward products (2 a multiply-add)."""
+    """Return the floating-point operations of a local step for one example.
+
+    They are three times those of the forward products; a multiply-add counts as two.
+    """
     with _tried(program), torch.no_grad(), _Products() as counted:
         program.losses(inputs[:2].clone(), targets[:2].clone())
     return 3 * counted.flops / min(2, len(inputs))
@@ -58,7 +63,7 @@ def step_flops(program: Program, inputs: Tensor, targets: Tensor) -> float:
 
 @contextmanager
 def _tried(program: Program) -> Generator[None, None, None]:
-    """A forward pass that leaves leaves and generator as they were."""
+    """Allow a forward pass, then restore the leaves and the random generator."""
     before = {name: tensor.detach().clone() for name, tensor in program.tensors.items()}
     program.module.train()
     with seeded(0):
@@ -67,7 +72,7 @@ def _tried(program: Program) -> Generator[None, None, None]:
 
 
 class _Products(Interception):
-    """Counts what matrix products, convolutions and fused recurrent layers compute while it is entered."""
+    """Counts the operations of matrix products, convolutions and fused recurrent layers while the mode is entered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,10 +84,10 @@ class _Products(Interception):
             self.flops += 2 * result.nelement() * args[0].shape[-1]
         elif func in (_aten.addmm.default, _aten.baddbmm.default):
             self.flops += 2 * result.nelement() * args[1].shape[-1]
-        elif func is _aten.convolution.default:  # a weight is out, in, and space; transposed: in, out, and space
+        elif func is _aten.convolution.default:  # weight: (out, in, *space); transposed: (in, out, *space)
             moved = args[0] if args[6] else result
             self.flops += 2 * moved.nelement() * math.prod(args[1].shape[1:])
-        elif func is _aten.mkldnn_rnn_layer.default:  # sequence, batch, features, and both weights
+        elif func is _aten.mkldnn_rnn_layer.default:  # (sequence, batch, features), and both weights
             self.flops += 2 * math.prod(args[0].shape[:2]) * (args[1].nelement() + args[2].nelement())
         return result
 

@@ -1,4 +1,4 @@
-"""A client's examples as tensors, checked: whatever is wrong with them is said before a step is taken."""
+"""A client's examples as tensors. All checks are made before the first training step."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,10 +17,12 @@ CACHE_BYTES = 64 * 2**20
 
 
 class ExampleReader:
-    """Reads, prepares and checks clients' examples for one task; keeps the first 64 MiB of them (`_Kept`).
+    """Reads, prepares and checks clients' examples for one task. The first 64 MiB of examples are kept in memory
+    (`_Kept`).
 
-    dtype: the model's floating dtype, which floating inputs and targets are given.
-    data: the schema; taken from the first client where the task declares none.
+    Attributes:
+        task: The task.
+        data: The schema of the examples. If the task declares none, it is taken from the first client.
     """
 
     def __init__(self, task: Task, dtype: torch.dtype, device: torch.device) -> None:
@@ -31,7 +33,8 @@ class ExampleReader:
         self._kept = _Kept(CACHE_BYTES, device)
 
     def read(self, population: Mapping[Any, Any], client: Any) -> tuple[Tensor, Tensor]:
-        """(inputs, targets) of a client on the device, one row an example. Not to be written to: the next read gives them."""
+        """Return a client's (inputs, targets) on the device, with one row for each example. The caller must not write
+        to them, since the next read may return the same tensors."""
         where = (id(population), client)
         pair = self._kept.get(where)
         if pair is None:
@@ -40,7 +43,11 @@ class ExampleReader:
         return pair
 
     def convert(self, client: object, examples: Any) -> tuple[Tensor, Tensor]:
-        """Prepare and check one client's examples."""
+        """Prepare and check one client's examples.
+
+        Raises:
+            DataError: Something is wrong with the examples.
+        """
         inputs, targets = as_pair(client, examples)
         if self.task.prepare is not None:
             try:
@@ -64,12 +71,13 @@ class ExampleReader:
         return inputs.to(self._device), targets.to(self._device)
 
     def reads_alike(self, population: Mapping[Any, Any], client: Any) -> bool:
-        """Whether a client's examples are the same if they are read once more."""
+        """Return whether a client's examples are the same if they are read a second time."""
         pairs = zip(self.read(population, client), self.convert(client, population[client]), strict=True)
         return all(torch.equal(one, other) for one, other in pairs)
 
     def learn_schema(self, client: object, inputs: Tensor, targets: Tensor, classes: int | None) -> Data:
-        """Take these examples as what all examples look like; `classes` where the loss wants class targets."""
+        """Make the shapes and dtypes of these examples the schema of all examples. classes: the number of classes, if
+        the loss takes classes as targets."""
         data = self.task.data or Data(
             tuple(inputs.shape[1:]), _dtype_name(inputs), tuple(targets.shape[1:]), _dtype_name(targets)
         )
@@ -78,7 +86,11 @@ class ExampleReader:
         return self.data
 
     def check(self, client: object, inputs: Tensor, targets: Tensor, data: Data) -> None:
-        """Raise DataError where examples are not as the schema says."""
+        """Check examples against the schema.
+
+        Raises:
+            DataError: The examples do not fit.
+        """
         for name, tensor, shape, dtype in (
             ("inputs", inputs, data.inputs, data.inputs_dtype),
             ("targets", targets, data.targets, data.targets_dtype),
@@ -114,7 +126,7 @@ class ExampleReader:
             raise DataError(client, f"it has no {name}: give (inputs, targets), with one row an example in each")
         if (reason := _no_array(values)) is not None:
             raise DataError(client, f"its {name} are {reason}")
-        try:  # a copy: the caller may use its array again
+        try:  # a copy, since the caller may use its array again
             tensor = values.detach().clone() if isinstance(values, Tensor) else torch.from_numpy(_own_array(values))
         except ValueError as error:
             raise DataError(client, f"its {name} cannot be read: {error}") from error
@@ -138,7 +150,8 @@ class ExampleReader:
         return self._in_range(client, name, self._narrowed(client, name, tensor))
 
     def _narrowed(self, client: object, name: str, tensor: Tensor) -> Tensor:
-        """Floats in the model's precision; refused where they are beyond it, or large whole numbers become others."""
+        """Convert floats to the model's precision. Refuse numbers out of its range, and large integers that would
+        become others."""
         narrow, said = tensor.to(self._dtype), str(self._dtype).rpartition(".")[2]
         if not bool((fits := torch.isfinite(narrow)).all()):
             row = _first_row(~fits)
@@ -156,7 +169,7 @@ class ExampleReader:
         return narrow
 
     def _in_range(self, client: object, name: str, tensor: Tensor) -> Tensor:
-        """Targets that the loss can be told of: those of two classes lie from 0 to 1."""
+        """Refuse targets outside the loss's range; for losses of two classes it is from 0 to 1."""
         limits = getattr(self.task.loss, "target_range", None)
         if name != "targets" or limits is None:
             return tensor
@@ -171,7 +184,7 @@ class ExampleReader:
 
 
 def as_pair(client: object, examples: Any) -> tuple[Any, Any]:
-    """A client's examples as (inputs, targets): as given, or a data set of pairs, read and stacked."""
+    """Return a client's examples as (inputs, targets). A data set of pairs is read and stacked."""
     if isinstance(examples, tuple | list) and len(examples) == 2 and not _is_list_of_pairs(examples):
         if isinstance(examples, list) and not _are_two_columns(examples):
             raise DataError(
@@ -196,7 +209,7 @@ def as_pair(client: object, examples: Any) -> tuple[Any, Any]:
 
 
 def _pair_of(number: int, item: Any) -> tuple[Any, Any]:
-    """An item of a data set as (input, target)."""
+    """Return an item of a data set as (input, target)."""
     if isinstance(item, Mapping):
         raise ValueError(
             f"item {number} is a dict of {_keys(item)}: name the columns, as in Population.from_hugging_face"
@@ -209,7 +222,7 @@ def _pair_of(number: int, item: Any) -> tuple[Any, Any]:
 
 
 def _stacked(rows: list[Any]) -> Tensor:
-    """Inputs or targets of items as one tensor of the same values."""
+    """Stack the inputs or targets of items to one tensor with the same values."""
     for number, row in enumerate(rows):
         if (reason := _no_array(row)) is not None:
             raise ValueError(f"item {number} is {reason}")
@@ -229,7 +242,7 @@ def _stacked(rows: list[Any]) -> Tensor:
 
 
 def _no_array(values: Any) -> str | None:
-    """Why values are no array of numbers, and what to give; None where nothing is wrong as far as this looks."""
+    """Return why values are no array of numbers, and what to give instead; None if these checks find nothing wrong."""
     if isinstance(values, Mapping):
         return f"a dict of {_keys(values)}, and a model is given one array: stack them into one, in prepare= or before"
     if isinstance(values, Tensor):
@@ -250,7 +263,8 @@ def _no_array(values: Any) -> str | None:
 
 
 def _mixed_columns(table: Any) -> str | None:
-    """Which column of a table, and which row of it, keeps the table from being an array of numbers; None without one."""
+    """Describe the column of a table, and its row, that keeps the table from being an array of numbers; None if there
+    is none."""
     kinds = [getattr(dtype, "kind", "O") for dtype in table.dtypes]
     odd = next((place for place, kind in enumerate(kinds) if kind not in "iuf"), None)
     if odd is None or set(kinds) == {"b"}:
@@ -267,12 +281,12 @@ def _mixed_columns(table: Any) -> str | None:
 
 
 def _keys(values: Mapping[Any, Any]) -> str:
-    """The first keys of a dict, for errors."""
+    """Return the first keys of a dict, for errors."""
     return ", ".join(repr(name) for name in list(values)[:8])
 
 
 def _shown(target: Tensor) -> str:
-    """A target in a few characters."""
+    """Return a target as a short text."""
     return f"{target.tolist()!s:.40}"
 
 
@@ -282,24 +296,24 @@ def _own_array(values: Any) -> Any:
 
 
 def _first_row(wrong: Tensor) -> int:
-    """The first example with something wrong in it."""
+    """Return the index of the first example with a wrong value."""
     return int(wrong.reshape(len(wrong), -1).any(1).nonzero()[0]) if wrong.dim() else 0
 
 
 def _place(wrong: Tensor) -> str:
-    """The first example with something wrong in it, and the column, if there is one."""
+    """Describe the first example with a wrong value, and the column if there are columns."""
     row = _first_row(wrong)
     return f"example {row}" + (f", column {int(wrong[row].nonzero()[0])}" if wrong.dim() == 2 else "")
 
 
 def _are_two_columns(examples: list[Any]) -> bool:
-    """Whether a list of two is (inputs, targets): two arrays, which would not both be examples of one shape."""
+    """Return whether a list of two is (inputs, targets): two arrays of different shapes, which cannot both be examples."""
     one, other = (getattr(column, "shape", None) for column in examples)
     return bool(one) and bool(other) and tuple(one) != tuple(other)
 
 
 def _named(value: Any) -> str:
-    """What a value is, for errors."""
+    """Describe a value, for errors."""
     return type(value).__name__ + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
 
 
@@ -312,7 +326,7 @@ def _dtype_name(tensor: Tensor) -> str:
 
 
 def describe_call(error: Exception, inputs: Tensor, targets: Tensor) -> TaskError:
-    """What to tell the user when the model or the loss itself raised."""
+    """Return the error for the user if the model or the loss raised an exception."""
     given = (
         f"inputs {tuple(inputs.shape)} {_dtype_name(inputs)} and targets {tuple(targets.shape)} {_dtype_name(targets)}"
     )
@@ -320,7 +334,7 @@ def describe_call(error: Exception, inputs: Tensor, targets: Tensor) -> TaskErro
 
 
 def _remedy(error: Exception, targets: Tensor) -> str:
-    """What to do about an error of the model or its loss, as far as the error tells."""
+    """Suggest what to do about an error of the model or its loss, as far as the error's text tells."""
     text = str(error).lower()
     if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
         return "memory ran out: lower batch_size= of the client's work, or take a smaller model"
@@ -330,10 +344,11 @@ def _remedy(error: Exception, targets: Tensor) -> str:
 
 
 class _Kept:
-    """Examples in one block of memory: of those that came first, as many as it takes. What is kept stays where it is.
+    """A cache of examples in one block of memory. The first examples are kept, as many as fit. Kept examples never
+    move.
 
-    Kept one by one on the heap, the small examples of many clients would land in the holes that each client's gradients
-    leave, the next gradients would no longer fit there, and the heap would grow by a model a client.
+    Kept one by one on the heap, the small examples of many clients would fill the holes that each client's gradients
+    leave. The next gradients would no longer fit there, and the heap would grow by a model for each client.
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:
@@ -344,11 +359,11 @@ class _Kept:
         self._pairs: dict[object, tuple[Tensor, Tensor]] = {}
 
     def get(self, where: object) -> tuple[Tensor, Tensor] | None:
-        """What was put there, or None. Not a copy."""
+        """Return the examples that were put under a key, or None. They are not copied."""
         return self._pairs.get(where)
 
     def put(self, where: object, pair: tuple[Tensor, Tensor]) -> None:
-        """Keep a copy, if there is room."""
+        """Keep a copy, if it fits."""
         sizes = [_aligned(tensor.nelement() * tensor.element_size()) for tensor in pair]
         if self._used + sum(sizes) > self._capacity:
             return

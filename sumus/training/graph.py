@@ -1,11 +1,12 @@
-"""The local step captured as a graph of kernels: for one client, or for a stack of clients that step together.
+"""Captures the local step as a graph of kernels: for one client, or for a stack of clients that step together.
 
     graph = capture(program, work, inputs, targets, stack=8)
     losses = graph(state, inputs, targets, mask, lr, step, noise)       `state` is changed in place
 
-Capturing runs the step once and records what reaches torch's kernels, so no Python of the module and no autograd is left;
-then the graph is rewritten (`sumus.training.rewrite`). A stack is the same step under `torch.func.vmap`: dense layers
-become batched products. What depends on the values of tensors, or on Python's or numpy's randomness, is refused.
+Capturing runs the step once and records the calls of torch's kernels, so that no Python code of the module and no
+autograd is left. Then the graph is rewritten (`sumus.training.rewrite`). For a stack, the same step runs under
+`torch.func.vmap`: dense layers become batched products. A step is refused if it depends on the values of tensors, or on
+Python's or numpy's random numbers.
 """
 
 import warnings
@@ -44,8 +45,12 @@ _STATE = ("params/", "rule/", "buffers/", "broadcast/", "state/")
 class LocalGraph:
     """A captured step.
 
-    names: of the state it takes.  others: of what it takes besides.  draws: the noise that is among them, by client.
-    stack: clients, or None for one.
+    Attributes:
+        module: The graph.
+        names: The names of the state that it takes.
+        others: The names of its other arguments.
+        draws: The noise among those arguments, for one client each.
+        stack: The number of clients; None for one client without a stack.
     """
 
     module: GraphModule
@@ -64,10 +69,19 @@ class LocalGraph:
         step: int,
         noise: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Take a step: `state`, tensors in the order of `names`, is changed in place. Returns the mean loss before it.
+        """Take a step. The tensors of `state` are changed in place.
 
-        inputs, targets: rows of a batch, `(B, ...)`, or `(K, B, ...)` for a stack, where mask `(K, B)` is 1 for rows that
-        count. They may be changed. step: from 1.
+        Args:
+            state: Tensors in the order of `names`.
+            inputs: Rows of a batch, `(B, ...)`; for a stack `(K, B, ...)`. They may be changed.
+            targets: As inputs.
+            mask: For a stack, `(K, B)`: 1 for rows that count, 0 for padding.
+            lr: The learning rate.
+            step: The step's number, from 1.
+            noise: What `noise` returns for this step.
+
+        Returns:
+            The mean loss before the step, for each client.
         """
         given: dict[str, Any] = {"inputs": inputs, "targets": targets, "mask": mask, "negative_lr": -lr}
         given |= {f"noise_{number}": drawn for number, drawn in enumerate(noise)}
@@ -75,12 +89,13 @@ class LocalGraph:
             given["lr"] = torch.tensor(lr, dtype=torch.float64)
         if "step" in self.others:
             given["step"] = torch.tensor(float(step), dtype=torch.float64)
-        with torch.enable_grad():  # nothing asks for a gradient: fused recurrent kernels keep what their backward needs
+        with torch.enable_grad():  # so that fused recurrent kernels keep what their backward needs
             (loss,) = self.module.forward(*state, *(given[name] for name in self.others))
         return loss
 
     def noise(self, keys: Sequence[bytes], step: int, device: torch.device) -> list[Tensor]:
-        """What these clients' random operators draw in a step: `(K, ...)` each, or one client's."""
+        """Return the numbers that these clients' random operators draw in a step: `(K, ...)` each, or those of one
+        client."""
         drawn = [np.stack([draw.numbers(key, step, call) for key in keys]) for call, draw in enumerate(self.draws)]
         return [torch.from_numpy(each if self.stack else each[0]).to(device) for each in drawn]
 
@@ -93,9 +108,18 @@ def capture(
     stack: int | None = None,
     onednn: bool = False,
 ) -> LocalGraph:
-    """The graph of one step for batches shaped like these `(B, ...)`; for `stack` clients at once, with a mask.
+    """Capture the graph of one step.
 
-    Raises NotCapturable with the reason.
+    Args:
+        program: The model.
+        work: The client's work.
+        inputs: A batch `(B, ...)`. The graph is for batches of this shape.
+        targets: The targets of the batch.
+        stack: The number of clients that step together, with a mask; None for one client.
+        onednn: Whether matrix products use oneDNN's inner product.
+
+    Raises:
+        NotCapturable: The step cannot be captured; the error gives the reason.
     """
     recording = _record(program, work, inputs, targets, stack)
     graph, arguments = recording.module.graph, recording.arguments
@@ -126,14 +150,14 @@ def capture(
 
 
 def _used_arguments(graph: Graph) -> list[Node]:
-    """The arguments of a graph, after those that nothing uses are gone."""
+    """Return a graph's arguments, after removing those that nothing uses."""
     for node in [node for node in graph.nodes if node.op == "placeholder" and not node.users]:
         graph.erase_node(node)
     return [node for node in graph.nodes if node.op == "placeholder"]
 
 
 def is_stacked(name: str, program: Program) -> bool:
-    """Whether an argument of a stack's step is each client's own."""
+    """Return whether each client of a stack has its own value of an argument."""
     if name.startswith("buffers/"):
         return program.leaves[name.removeprefix("buffers/")].role != "frozen"
     return name.startswith(("params/", "rule/", "state/")) or name in ("inputs", "targets", "mask")
@@ -141,7 +165,13 @@ def is_stacked(name: str, program: Program) -> bool:
 
 @dataclass(frozen=True)
 class _Recording:
-    """A step as it ran. arguments: the graph's, by name; outputs: the names of its results."""
+    """A step as it was recorded.
+
+    Attributes:
+        module: The graph.
+        arguments: The graph's arguments, by name.
+        outputs: The names of its results.
+    """
 
     module: GraphModule
     arguments: dict[str, Node]
@@ -149,7 +179,7 @@ class _Recording:
 
 
 def _record(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor, stack: int | None) -> _Recording:
-    """Run the step once, recording what reaches the kernels."""
+    """Run the step once, and record the calls of the kernels."""
     values = {name: value.to(program.device) for name, value in step_values(program, work, inputs, targets).items()}
     lr, step = (values.pop(name).cpu() for name in ("lr", "step"))
     values["inputs"], values["targets"] = inputs.clone(), targets.clone()
@@ -191,7 +221,13 @@ def _one_row_more(rows: Tensor) -> Tensor:
 
 
 def _expect_rows_first(draws: Sequence[NoiseShape], longer: Sequence[NoiseShape], rows: int) -> None:
-    """Padding must change no other row's numbers. longer: what is drawn for a batch of one row more."""
+    """Refuse random numbers of a shape in which padding would change other rows' numbers.
+
+    Args:
+        draws: What is drawn for a batch.
+        longer: What is drawn for a batch of one more row.
+        rows: The rows of the shorter batch.
+    """
 
     def is_unmoved(draw: NoiseShape, other: NoiseShape) -> bool:
         grown = draw.shape == (rows, *draw.shape[1:]) and other.shape == (rows + 1, *draw.shape[1:])
@@ -203,7 +239,11 @@ def _expect_rows_first(draws: Sequence[NoiseShape], longer: Sequence[NoiseShape]
 
 @contextmanager
 def leaving_no_trace(program: Program) -> Generator[None, None, None]:
-    """Put back what the code keeps beside the leaves, and Python's and numpy's generators; NotCapturable where they moved."""
+    """Restore what the code keeps beside the leaves, and Python's and numpy's generators, after the block.
+
+    Raises:
+        NotCapturable: The block changed any of them.
+    """
     program.begin_anew()
     stood = generators()
     try:
@@ -219,14 +259,14 @@ def leaving_no_trace(program: Program) -> Generator[None, None, None]:
 
 
 def _run_without_values(program: Program, work: ClientWork, values: Mapping[str, Tensor]) -> None:
-    """The step on tensors without values: whatever looks at one fails here."""
+    """Run the step on tensors without values. Code that reads a value fails here."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         local_step(program, work, {name: mode.from_tensor(value) for name, value in values.items()})
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UsageError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__  # of a rule, whose name autograd's error will say, if it comes to that
+        error = error.__cause__  # of a rule's error; if training fails too, its error names the rule
     text = str(error).strip().partition("\n")[0]
     looked = isinstance(error, DataDependentOutputException | DynamicOutputShapeException)
     if looked or any(word in str(error) for word in ("data-dependent", ".item()", "value out of a tracing tensor")):

@@ -2,11 +2,11 @@
 
     hidden = HiddenState({"model": module, "loss": loss}, leaves)
     ...                                  the code runs
-    hidden.restore()                     the paths that had changed, such as `loss.calls`; now they are as they were
+    hidden.restore()                     restores everything; returns the paths that had changed, such as `loss.calls`
 
-A plan carries leaves, and nothing else. What code keeps besides would reach the next client in one process and not in two, and
-would be lost when a run goes on from a folder: so every client begins with it as it was. A walk from the roots finds the
-places where such state can be (`sumus.training.walk`).
+A plan carries leaves, and nothing else. Other state of the code would reach the next client in a run of one process,
+but not in a run of two, and would be lost when a run continues from a folder. So every client begins with this state as
+it was before the run. A walk from the roots finds the places where such state can be (`sumus.training.walk`).
 """
 
 import functools
@@ -26,13 +26,13 @@ from sumus.training.places import LONGEST, MISSING, Cell, Place
 from sumus.training.walk import FUNCTIONS, MEMBERS, HiddenWalk, globals_of, users
 
 _ALWAYS = 8
-"""So many times at first, everything is compared; then at each power of two, and at the end."""
+"""The first comparisons, at which everything is compared. Later it is done at each power of two, and at the end."""
 _DEEPEST = 4
-"""How deep a function that encloses another one is looked into."""
+"""How many levels of enclosing functions are searched."""
 
 
 class HiddenState:
-    """What the code behind some roots keeps outside the leaves, and how it was when this was made.
+    """The state that the code behind some roots keeps outside the leaves, and its value when this object was made.
 
     Args:
         roots: The objects at which the walk begins, by the name that paths begin with.
@@ -41,32 +41,35 @@ class HiddenState:
     Attributes:
         tensors: The tensors that the walk met, each with its path.
         digest: A hash of the numbers and texts; equal in two processes that begin alike.
-        refused: Why not everything could be put back, the first time; None if it always could.
+        refused: The first error at which something could not be restored; None if there was none.
     """
 
     def __init__(self, roots: Mapping[str, object], leaves: Iterable[Tensor] = ()) -> None:
-        self._walk = HiddenWalk(roots, leaves)  # holds on to what it met, so that no other object gets an id of these
+        # the walk keeps the objects that it met alive, so that no other object gets the id of one of them
+        self._walk = HiddenWalk(roots, leaves)
         self._places = self._walk.places
         self.tensors, self.digest = self._walk.tensors, self._walk.digest
         self.refused: TaskError | None = None
         self._begun = 0
 
     def is_due(self) -> bool:
-        """Whether what takes long is to be compared now. Asked before each client: yes at the first, then ever more rarely."""
+        """Return whether the slow comparisons are due now. This is asked before each client: at first the answer is
+        yes, and then more and more rarely."""
         self._begun += 1
         return self._begun <= _ALWAYS or self._begun & (self._begun - 1) == 0
 
     def changed(self, whole: bool = True) -> list[str]:
-        """The paths whose values are others now.
+        """Return the paths whose values have changed.
 
         Args:
-            whole: Whether what takes long is compared, too: large arrays, long containers.
+            whole: Whether large arrays and long containers, which take long, are compared too.
         """
         return list(dict.fromkeys(path for place in self._places for path in self._changed(place, whole)))
 
     @staticmethod
     def _changed(place: Place, whole: bool) -> list[str]:
-        """A place's paths that changed. A place where this was seen once is compared each time from then on."""
+        """Return the paths of a place that have changed. A place that has changed once is compared each time from then
+        on."""
         if not place.rare:
             return list(place.changed())
         if place.is_other_at_a_glance():
@@ -81,10 +84,13 @@ class HiddenState:
         return found
 
     def restore(self, whole: bool = True) -> list[str]:
-        """Put everything back; the paths that had changed. TaskError for what cannot be put back, once the rest is.
+        """Restore everything, and return the paths that had changed.
 
         Args:
-            whole: As `changed` takes it.
+            whole: See `changed`.
+
+        Raises:
+            TaskError: Something cannot be restored. Everything else is.
         """
         paths, refused = dict[str, None](), None
         for place in self._places:
@@ -100,10 +106,10 @@ class HiddenState:
         return list(paths)
 
     def end(self, logs: bool = True) -> None:
-        """Put everything back for the last time.
+        """Restore everything for the last time.
 
         Args:
-            logs: Whether containers to which the code only added get all that was added.
+            logs: Whether containers to which the code only added get everything that was added.
         """
         try:
             self.restore()
@@ -113,8 +119,7 @@ class HiddenState:
 
     @contextmanager
     def keeping_logs(self) -> Generator[None, None, None]:
-        """To be entered around a run of the code that is only looked at: what it adds to containers that may be a user's logs is
-        forgotten."""
+        """Run the code of the block as a trial: what it adds to containers that may be a user's logs is forgotten."""
         logs = [(place, place.log()) for place in self._places]
         try:
             yield
@@ -124,7 +129,7 @@ class HiddenState:
 
 
 def which(path: str) -> str:
-    """What changed, in words: an attribute of the model, or something elsewhere."""
+    """Describe a path in words: an attribute of the model, or something elsewhere."""
     own = re.match(r"model\.([^.\[]*)", path)
     return (
         f"its forward changes its own attribute `{own[1]}`" if own else f"its steps change `{path}`, which is no leaf"
@@ -135,9 +140,10 @@ def which(path: str) -> str:
 
 
 def tied_to_itself(module: nn.Module) -> str | None:
-    """What of a module a copy would lose, or take from the module that it was copied from; None where a copy is a whole one.
+    """Return why a copy of a module would be incomplete: what it would lose, or share with the original. None if it is
+    complete.
 
-    A copy of a parameter has no hooks, and a copy of a function encloses what the function enclosed.
+    A copy of a parameter has no hooks, and a copy of a function encloses the same objects as the original function.
     """
     own = {id(part): name or "itself" for name, part in module.named_modules()}
     own |= {id(part): name for name, part in (*module.named_parameters(), *module.named_buffers())}
@@ -158,7 +164,7 @@ def tied_to_itself(module: nn.Module) -> str | None:
 
 
 def _function_around(value: Any, own: Mapping[int, str], depth: int) -> str | None:
-    """The part of a module that a function in a value encloses, or reads as a global."""
+    """Return the part of a module that a function in a value encloses, or reads as a global; None if there is none."""
     inside: Iterable[Any] = ()
     if isinstance(value, types.FunctionType):
         names = globals_of(value.__code__)[0] if users(value.__module__) else ()
@@ -181,19 +187,19 @@ def _function_around(value: Any, own: Mapping[int, str], depth: int) -> str | No
 
 
 def generators() -> tuple[bytes, bytes]:
-    """Where Python's and numpy's own generators stand."""
+    """Return the state of Python's and numpy's own generators."""
     return pickle.dumps(random.getstate()), pickle.dumps(np.random.get_state())
 
 
 def put_generators(stood: tuple[bytes, bytes]) -> None:
-    """Put them back to where they stood."""
+    """Restore these generators to a state."""
     random.setstate(pickle.loads(stood[0]))
     np.random.set_state(pickle.loads(stood[1]))
 
 
 @contextmanager
 def generators_seeded(seed: int) -> Generator[None, None, None]:
-    """Python's and numpy's own generators set from a seed, and given back as they were."""
+    """Set Python's and numpy's own generators from a seed, and restore them after the block."""
     stood = generators()
     random.seed(seed)
     np.random.seed(seed % 2**32)

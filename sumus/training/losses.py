@@ -1,4 +1,5 @@
-"""Losses: (outputs, targets) → one value an example, shape `(B,)`. Any function of this form will do."""
+"""Losses: functions (outputs, targets) → one value for each example, shape `(B,)`. Any function of this form can be
+used."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,15 +13,19 @@ from sumus.shapes import fitted, scores_last
 
 @ranged(0.0, None)
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """−log softmax(outputs)[target], averaged over an example's targets that are not −100 (padding); 0 if all of them are.
+    """Return −log softmax(outputs)[target], averaged over an example's targets that are not −100 (padding).
 
-    outputs `(B, ..., C)`: scores, classes last. targets `(B, ...)`: integers in [0, C).
+    An example whose targets are all −100 has the loss 0.
+
+    Args:
+        outputs: Scores `(B, ..., C)`, with the classes on the last axis.
+        targets: Integers in [0, C), `(B, ...)`.
     """
     return _cross_entropy(scores_last(outputs, targets, None, "cross_entropy"), targets)
 
 
 def cross_entropy_along(axis: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Make `cross_entropy` for outputs with their classes on this axis: 1 for `(B, C, ...)`, as torch has them."""
+    """Make `cross_entropy` for outputs with the classes on another axis: 1 for `(B, C, ...)`, torch's layout."""
 
     @ranged(0.0, None)
     def along(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -36,28 +41,30 @@ cast(Any, cross_entropy).class_axis = -1  # labels are checked against the class
 
 @ranged(0.0, None)
 def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """(outputs − targets)², averaged over an example's entries. outputs and targets of one shape `(B, ...)`."""
+    """Return (outputs − targets)², averaged over an example's entries. Both have one shape `(B, ...)`."""
     return _each((fitted(outputs, targets) - targets) ** 2)
 
 
 @ranged(0.0, None)
 def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """−t log p − (1−t) log(1−p) for probabilities p (after a sigmoid), averaged over an example's entries.
+    """Return −t log p − (1−t) log(1−p) for probabilities p (after a sigmoid), averaged over an example's entries.
 
-    outputs and targets of one shape `(B, ...)`, both in [0, 1].
+    Args:
+        outputs: Probabilities p in [0, 1], `(B, ...)`.
+        targets: Values t in [0, 1], of the same shape.
     """
     return _each(functional.binary_cross_entropy(fitted(outputs, targets), targets, reduction="none"))
 
 
 @ranged(0.0, None)
 def binary_cross_entropy_with_logits(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The same for scores before the sigmoid."""
+    """Return `binary_cross_entropy` for scores before the sigmoid."""
     flat = functional.binary_cross_entropy_with_logits(fitted(outputs, targets), targets, reduction="none")
     return _each(flat)
 
 
 for _two_classes in (binary_cross_entropy, binary_cross_entropy_with_logits):
-    cast(Any, _two_classes).target_range = (0.0, 1.0)  # checked before they reach the loss
+    cast(Any, _two_classes).target_range = (0.0, 1.0)  # targets are checked before they reach the loss
 
 
 def _cross_entropy(scores: Tensor, targets: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
-"""Randomness inside models (dropout), keyed: the same numbers in every executor, however clients are dealt or stacked.
+"""Keyed randomness inside models (dropout): the same numbers in every executor, however clients are distributed or
+stacked.
 
-The `call`-th random operator of a client's `step` gets uniform numbers of its own stream, keyed by (client's key, step,
-call), in the shape of its tensor. Rows that pad a batch come last, and so change no other row's numbers. Where a model
-draws what is not listed here, it keeps torch's generator, seeded by the client's key, and trains sequentially.
+The random operator number `call` in step `step` of a client gets uniform numbers from a stream of its own, keyed by
+(client's key, step, call), in the shape of its tensor. Rows that pad a batch come last, so they change no other row's
+numbers. A model with a random operator that is not listed here uses torch's generator, seeded by the client's key, and
+trains sequentially.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,22 +23,29 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class NoiseShape:
-    """What a random operator wants: uniform numbers in [0, 1), or standard normal ones, of this shape."""
+    """The noise that a random operator needs.
+
+    Attributes:
+        normal: Whether it needs standard normal numbers; otherwise uniform numbers in [0, 1).
+        shape: Their shape.
+    """
 
     normal: bool
     shape: tuple[int, ...]
 
     def numbers(self, key: bytes, step: int, call: int) -> np.ndarray:
-        """float32, for a client's step (from 1) and the number of the call in it (from 0)."""
+        """Return the float32 numbers for a client's step (from 1) and the number of the call in the step (from 0)."""
         rng = generator(key, "noise", step, call)
         return rng.standard_normal(self.shape, np.float32) if self.normal else rng.random(self.shape, np.float32)
 
 
 @dataclass(frozen=True)
 class Random:
-    """How a random operator is made of noise.
+    """How a random operator's result is made from noise.
 
-    normal: whether it wants normal numbers.  make: (noise, its arguments) → what it gives, in operators that trace.
+    Attributes:
+        normal: Whether it needs standard normal numbers.
+        make: (noise, *arguments of the operator) → the operator's result, in operators that can be traced.
     """
 
     normal: bool
@@ -52,15 +61,15 @@ def _bernoulli_by(noise: Tensor, chances: Tensor, **_: Any) -> Tensor:
 
 
 def _dropout(noise: Tensor, values: Tensor, p: float, train: bool | None = True) -> tuple[Tensor, Tensor]:
-    """The rule of `_bernoulli`, by which torch's own dropout on a CPU keeps units, and that dropout's arithmetic: a unit is
-    kept where noise < 1 − p, and multiplied by 1 / (1 − p) in the values' dtype."""
+    """Return dropout's result by the rule of `_bernoulli`, as torch's own dropout on a CPU computes it: a unit is kept
+    if noise < 1 − p, and multiplied by 1 / (1 − p) in the values' dtype."""
     share = 1.0 - p if train in (None, True) else 1.0
     kept = noise < share
     return values * (kept.to(values.dtype) / (share or 1.0)), kept
 
 
 def dropout_gradient(grad: Tensor, kept: Tensor, scale: float) -> Tensor:
-    """What dropout passes back. scale: 1 / (1 − p), or 0 where nothing is kept."""
+    """Return the gradient that dropout passes back. scale: 1 / (1 − p), or 0 if no unit is kept."""
     return grad * (kept.to(grad.dtype) / (1.0 / scale if scale else 1.0))
 
 
@@ -87,18 +96,19 @@ KEYED: dict[Any, Random] = {
     _aten.native_dropout.default: Random(False, _dropout),
     _aten.uniform_.default: Random(False, _uniform),
     _aten.normal_.default: Random(True, _normal),
-    _aten.uniform.default: Random(False, _uniform),  # this and the next: their forms in a functional graph
+    _aten.uniform.default: Random(False, _uniform),  # this and the next: the same two in a functional graph
     _aten.normal_functional.default: Random(True, _normal),
     _aten.rand_like.default: Random(False, _like),
     _aten.randn_like.default: Random(True, _like),
     _aten.rand.default: Random(False, _sized),
     _aten.randn.default: Random(True, _sized),
 }
-"""The random operators that noise stands in for."""
+"""The random operators that keyed noise replaces."""
 
 
 def is_random(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether an aten operator draws numbers when it is called so: fused attention without dropout does not."""
+    """Return whether an aten operator draws numbers when it is called with these arguments: fused attention without
+    dropout does not."""
     if torch.Tag.nondeterministic_seeded not in getattr(operator, "tags", ()):
         return False
     names = [argument.name for argument in operator._schema.arguments]
@@ -107,7 +117,7 @@ def is_random(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 
 
 class Interception(TorchDispatchMode):
-    """A dispatch mode without torch's compiler, whose import alone would take a second."""
+    """A dispatch mode that does not import torch's compiler: the import would take a second."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -115,7 +125,11 @@ class Interception(TorchDispatchMode):
 
 
 class KeyedNoise(Interception):
-    """While it is entered, one step's random operators get a client's noise. calls: how many there were."""
+    """While this mode is entered, the random operators of one step get a client's noise.
+
+    Attributes:
+        calls: The number of random operators so far.
+    """
 
     def __init__(self, key: bytes, step: int) -> None:
         super().__init__()
@@ -141,7 +155,12 @@ class KeyedNoise(Interception):
 
 
 class RandomOperatorWatch(Interception):
-    """Notes which random operators run while it is entered."""
+    """Records which random operators run while it is entered.
+
+    Attributes:
+        seen: All random operators.
+        unkeyed: Those that have no keyed noise.
+    """
 
     def __init__(self) -> None:
         super().__init__()

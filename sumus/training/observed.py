@@ -1,10 +1,11 @@
-"""What a task's code does beside computing losses, seen on a few examples before any client trains.
+"""What a task's code does besides computing losses, observed on a few examples before any client trains.
 
-    seen = observe(program, inputs, targets)       TaskError for what no run could do rightly
+    seen = observe(program, inputs, targets)       TaskError for code that no run could train correctly
     seen.alone                                     why its step cannot be captured, or None
-    expect_means(program, inputs, targets)         TaskError where a mean of buffers is no buffer
+    expect_means(program, inputs, targets)         TaskError if the mean of several clients' buffers is meaningless
 
-What shows only later, at a hundredth step, is seen when it happens: every client begins with `Program.begin_anew`.
+Effects that appear only later, at a hundredth step for example, are detected when they happen: every client begins with
+`Program.begin_anew`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,20 +21,22 @@ from sumus.training.noise import RandomOperatorWatch
 from sumus.training.program import Program, dense, seeded
 
 _NUDGE = 1.0
-"""By up to how much of its size a buffer is moved, to see whether its update is affine."""
+"""The largest move of a buffer, relative to its size, when checking whether its update is affine."""
 _BENT = 1e-3
-"""How far an affine update may be from it, of how far the buffer was moved: rounding."""
+"""The largest deviation from an affine update, relative to the move: rounding."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """What was seen.
+    """What was observed.
 
-    draws: whether the model draws numbers that keyed noise can stand in for.
-    unkeyed: why torch's own generator draws them, and not keyed noise; None without any.
-    alone: why a step cannot be captured as a graph, since the code does more than a graph holds; None where nothing was seen.
-    generators: whether Python's or numpy's generator moved.
-    acts: whether a second pass over the same examples gave other losses than the first.
+    Attributes:
+        draws: Whether the model draws random numbers that keyed noise can replace.
+        unkeyed: Why torch's own generator must be used and not keyed noise; None if nothing needs it.
+        alone: Why a step cannot be captured as a graph, since the code does more than a graph holds; None if nothing
+            was found.
+        generators: Whether Python's or numpy's generator moved.
+        acts: Whether a second pass over the same examples gave other losses than the first.
     """
 
     draws: bool
@@ -44,9 +47,10 @@ class Observed:
 
 
 def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
-    """Try the model on a client's first examples, twice, as in training, and put everything back.
+    """Run the model twice on a client's first examples, as in training, and restore everything.
 
-    TaskError where it trains what nobody sends, moves what is frozen, or binds its leaves to new tensors.
+    Raises:
+        TaskError: The code trains tensors that nobody sends, changes frozen leaves, or binds its leaves to new tensors.
     """
     with seeded(0):
         program.begin_anew(whole=True)
@@ -66,7 +70,7 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
         program.expect_frozen(before)
         with seeded(0):
             program.load(before)
-            _, again = program.losses(inputs, targets)  # what a first pass made, a second one may train
+            _, again = program.losses(inputs, targets)  # a second pass may train a tensor that the first one made
         acts = not torch.equal(losses.detach(), again.detach())
         _expect_known(program, first, list(_leaves_under(again, own)))
         moved = program.hidden.changed()
@@ -93,7 +97,7 @@ def observe(program: Program, inputs: Tensor, targets: Tensor) -> Observed:
 
 
 def note_of(path: str) -> str:
-    """What a user should know of a path in `Program.moved`."""
+    """Return what a user should know about a path in `Program.moved`."""
     if path.partition(".")[0].partition("[")[0] in ("work", "update", "aggregator", "server"):
         return (
             f"`{path}` changes as the code runs, and a plan does not carry it: each process has its own, and a run that goes on "
@@ -107,7 +111,7 @@ def note_of(path: str) -> str:
 
 
 def expect_gradient(losses: Tensor) -> None:
-    """Refuse losses that nothing can be learned from."""
+    """Refuse losses from which nothing can be learned."""
     if not torch.is_grad_enabled():
         raise TaskError("gradients are off in this thread: train outside torch.no_grad() and torch.inference_mode()")
     if not losses.requires_grad:
@@ -115,7 +119,11 @@ def expect_gradient(losses: Tensor) -> None:
 
 
 def gradients_of(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of a loss in each of these, dense: sparse ones (of embeddings) are written out. TaskError for what fails."""
+    """Return the dense gradient of a loss for each of these tensors. Sparse gradients (of embeddings) are made dense.
+
+    Raises:
+        TaskError: The backward pass failed.
+    """
     try:
         found = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
     except Exception as error:
@@ -126,7 +134,7 @@ def gradients_of(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _two_rows(rows: Tensor) -> Tensor:
-    """A batch of two, where statistics are taken over it."""
+    """Return a batch of two rows or more, since statistics may be taken over it."""
     return rows if len(rows) > 1 else rows.repeat(2, *[1] * (rows.dim() - 1))
 
 
@@ -134,9 +142,12 @@ def _two_rows(rows: Tensor) -> Tensor:
 
 
 def _leaves_under(losses: Tensor, own: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Every tensor into which a gradient of these losses would go.
+    """Yield every tensor into which a gradient of these losses would flow.
 
-    own: the model's. Nothing is looked for behind them: those of a scripted module's copy remember what they were copied from.
+    Args:
+        losses: The losses.
+        own: The model's tensors. The search stops at them: those of a copy of a scripted module remember what they were
+            copied from.
     """
     waiting, seen = [losses.grad_fn], {tensor.grad_fn for tensor in own}
     while waiting:
@@ -150,8 +161,8 @@ def _leaves_under(losses: Tensor, own: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    """Refuse gradients into what is no leaf: tensors that two passes share, and parameters of one. A pass may make others, such
-    as inputs with a gradient."""
+    """Refuse gradients into tensors that are no leaves: tensors that both passes share, and parameters of the second
+    pass. A pass may make other tensors, such as inputs with a gradient."""
     known = {id(tensor) for tensor in program.tensors.values()}
     again = {id(tensor) for tensor in first}
     for tensor in second:
@@ -175,10 +186,10 @@ def _expect_known(program: Program, first: Sequence[Tensor], second: Sequence[Te
 
 
 def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
-    """Refuse averaged buffers that training moves in such a way that a mean of several clients' is none that training gives.
+    """Refuse averaged buffers if a mean of several clients' buffers is a value that training never gives.
 
-    A mean of running statistics is one: their update is affine, so that a step from the mean gives the mean of the steps. It is
-    none for a vector of unit length, a flag, a queue, or a codebook.
+    For running statistics the mean is correct. Their update is affine, so a step from the mean gives the mean of the
+    steps. For a vector of unit length, a flag, a queue or a codebook the mean is meaningless.
     """
     _expect_exact_norms(program)
     asked = {name for name in program.buffers if program.task.pattern_of(program.leaves[name]) not in (None, "*")}
@@ -195,7 +206,7 @@ def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
     }
 
     def after(times: int) -> dict[str, Tensor]:
-        """The buffers after a forward pass, from where they stand moved so many times."""
+        """Return the buffers after a forward pass that starts from buffers moved `times` times."""
         program.begin_anew()
         program.load(before)
         with torch.no_grad(), seeded(0):
@@ -225,7 +236,13 @@ def expect_means(program: Program, inputs: Tensor, targets: Tensor) -> None:
 
 
 def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tensor) -> str | None:
-    """Why a mean of a buffer is none, from what a pass made of three that lie on a line; None where it is one."""
+    """Return why the mean of a buffer is meaningless; None if it is meaningful.
+
+    Args:
+        start: The buffer before a forward pass.
+        after: The buffers after a pass that started from the buffer moved 0, 1 and 2 times.
+        move: The move.
+    """
     still, once, twice = after
     rounding = 1e-5 * float(max(still.abs().max(), start.abs().max(), torch.tensor(1e-6)))
     if float((once - (still + twice) / 2).abs().max()) > _BENT * float(move.abs().max()) + rounding:
@@ -240,7 +257,7 @@ def _unaveraged(start: Tensor, after: tuple[Tensor, Tensor, Tensor], move: Tenso
 
 
 def _keeps_length(start: Tensor, still: Tensor, axis: int | None) -> bool:
-    """Whether a buffer moved along an axis, or as a whole, and its lengths there stayed what they were."""
+    """Return whether a pass changed a buffer, but not its lengths along an axis (None: its length as a whole)."""
     if (start.shape[axis] if axis is not None else start.numel()) < 2 or float((still - start).norm()) <= 1e-4 * float(
         start.norm()
     ):
@@ -250,12 +267,12 @@ def _keeps_length(start: Tensor, still: Tensor, axis: int | None) -> bool:
 
 
 def _size(tensor: Tensor) -> float:
-    """How large a buffer's numbers are; 1 for one of zeros."""
+    """Return the root mean square of a buffer; 1 for a buffer of zeros."""
     return float(tensor.detach().double().square().mean().sqrt()) or 1.0
 
 
 def _statistics(module: nn.Module) -> set[str]:
-    """The running means and variances of torch's own layers."""
+    """Return the names of the running means and variances of torch's own layers."""
     return {
         f"{path}.{name}".lstrip(".")
         for path, layer in module.named_modules()
@@ -265,7 +282,8 @@ def _statistics(module: nn.Module) -> set[str]:
 
 
 def _expect_exact_norms(program: Program) -> None:
-    """Refuse torch's spectral norm on shared weights: its two vectors belong to one client's weights, and to no mean of them."""
+    """Refuse torch's spectral norm on shared weights: its two vectors belong to one client's weights, and not to a mean
+    of weights."""
     for path, layer in program.module.named_modules():
         if hasattr(layer, "_power_method"):  # the parametrization
             own, names = path, ("_u", "_v")
@@ -285,7 +303,7 @@ def _expect_exact_norms(program: Program) -> None:
 
 
 def _is_one_clients(program: Program, name: str) -> bool:
-    """Whether a spectral norm's vector and its layer's weights are of one client, or never change."""
+    """Return whether a spectral norm's vector and its layer's weights all belong to one client, or never change."""
     layer = name.partition(".parametrizations")[0] if ".parametrizations" in name else name.rpartition(".")[0]
     roles = {
         leaf.role

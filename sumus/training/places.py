@@ -1,9 +1,10 @@
-"""Where code can keep state: each place remembers what it held, tells whether it holds something else, and puts it back.
+"""Places where code can keep state. A place remembers its content, finds whether the content has changed, and restores
+it.
 
     place = Sequence("loss.seen", seen)
     ...                                  the code runs
-    list(place.changed())                the path, if the list is another one now
-    place.restore()                      the list holds again what it held
+    list(place.changed())                the path, if the list is a different one now
+    place.restore()                      the list holds its first content again
 
 `sumus.training.hidden` finds the places.
 """
@@ -29,13 +30,13 @@ from torch import Tensor
 from sumus.errors import TaskError
 
 LONGEST = 10_000
-"""What a longer list, mapping or set holds is compared as a whole, and only now and then."""
+"""The content of a longer list, mapping or set is compared as a whole, and only now and then."""
 LONGEST_PICKLED = 1_000_000
-"""A longer one is compared by the objects that it holds alone, and not by what these hold."""
+"""A list, mapping or set longer than this is compared only by the objects in it, and not by their content."""
 SMALL_BYTES = 2**22
-"""Bytes of tensors and arrays that are compared each time; larger ones now and then."""
+"""Tensors and arrays of at most this many bytes are compared each time; larger ones now and then."""
 _PICKLED = 2**16
-"""Bytes of a pickle that are compared."""
+"""The first bytes of a pickle that are compared."""
 _DEEPEST = 8
 
 PLAIN = (
@@ -46,7 +47,7 @@ MISSING = object()
 
 
 def _same(now: Any, then: Any) -> bool:
-    """Whether a value is the one that it was; a number or a text that equals it is."""
+    """Return whether a value is the same object as before, or an equal number or text."""
     if now is then:
         return True
     if type(now) is not type(then) or not isinstance(now, (*PLAIN, tuple)):
@@ -60,27 +61,31 @@ class Place:
     """A place where code can keep state.
 
     Attributes:
-        rare: Whether comparing takes long, and is done only now and then.
-        missed: How often it was not compared since it was compared last.
+        rare: Whether comparing takes long, so that the place is compared only now and then.
+        missed: How many comparisons have been skipped since the last one.
     """
 
     rare = False
     missed = 0
 
     def changed(self) -> Iterator[str]:
-        """The paths in it whose values are others now."""
+        """Yield the paths in this place whose values have changed."""
         raise NotImplementedError
 
     def is_other_at_a_glance(self) -> bool:
-        """Whether a rarely compared place shows at once that it is another: by its length, or by torch's count of writes."""
+        """Return whether a rarely compared place has visibly changed: by its length, or by torch's count of writes."""
         return False
 
     def restore(self) -> None:
-        """Put it back. TaskError for what cannot be put back."""
+        """Restore the content.
+
+        Raises:
+            TaskError: It cannot be restored.
+        """
         raise NotImplementedError
 
     def end(self) -> None:
-        """A container to which the code only added may be a user's log: give it all that was ever added."""
+        """Put back everything that the code only added, if this is a container: it may be a user's log."""
 
     def log(self) -> Any:
         """What the code added to a container so far; None for other places."""
@@ -90,9 +95,10 @@ class Place:
         """Put back what `log` gave, in place of what was added since."""
 
     def _expect_looked_at(self, path: str) -> None:
-        """Refuse what changed at a client that nobody knows, since not all were looked at: some began with it as it was not.
+        """Refuse a change of a rarely compared place: nobody knows at which client it happened, so some clients began
+        with a changed content.
 
-        From now on it is looked at each time.
+        From now on the place is compared each time.
         """
         missed, self.rare, self.missed = self.missed, False, 0
         if missed:
@@ -103,10 +109,15 @@ class Place:
 
 
 class Names(Place):
-    """A namespace, or some of its names: of an object, a module, a class.
+    """A namespace, or some of its names: of an object, a module or a class.
 
-    read: gives the values by name.  put, drop: set a name's value; take a name away.  whole: the namespace, where `read` gives
-        only some of it: one of the same length with the same values has not changed.
+    Args:
+        path: Makes the path of a name.
+        read: Returns the values by name.
+        put: Sets the value of a name.
+        drop: Removes a name.
+        whole: The whole namespace, if `read` returns only a part of it. If its length and these values are the same as
+            before, it has not changed.
     """
 
     def __init__(
@@ -142,7 +153,7 @@ class Names(Place):
 
 
 class Entries(Place):
-    """A mapping, with the order of its keys. A path names the mapping alone: its keys may be a user's data."""
+    """A mapping, with the order of its keys. A path names only the mapping, since its keys may be a user's data."""
 
     def __init__(self, path: str, held: dict[Any, Any]) -> None:
         self._path, self._held = path, held
@@ -183,7 +194,7 @@ class Entries(Place):
         return len(self._held) != len(self.then)
 
     def _put(self, entries: Mapping[Any, Any]) -> None:
-        """Hold these; by the mapping's own type, whatever a user's subclass does at each entry."""
+        """Set the entries with the methods of dict or OrderedDict, so that methods of a user's subclass do not run."""
         kind, held = self._kind, self._held
         for key in [key for key in kind.keys(held) if key not in entries]:
             kind.__delitem__(held, key)
@@ -198,7 +209,7 @@ class Entries(Place):
 
 
 class Sequence(Place):
-    """A list, a deque, a set or bytes, as a whole."""
+    """A list, a deque, a set or a bytearray, as a whole."""
 
     def __init__(self, path: str, held: Any) -> None:
         self._path, self._held = path, held
@@ -250,7 +261,7 @@ class Sequence(Place):
 
 
 class Depths(Place):
-    """What the objects in a long container hold, by a checksum. None where it cannot be pickled."""
+    """The content of the objects in a long container, as a checksum; None if they cannot be pickled."""
 
     rare = True
 
@@ -264,7 +275,7 @@ class Depths(Place):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 _PlainPickler(checksum, protocol=5).dump(self._held)
-        except Exception:  # whatever a class of the user's raises
+        except Exception:  # a user's class may raise anything
             return None
         return checksum.value
 
@@ -280,7 +291,7 @@ class Depths(Place):
 
 
 class _Checksum(io.RawIOBase):
-    """A file that keeps a checksum of what is written."""
+    """A file that keeps only a checksum of what is written to it."""
 
     value = 0
 
@@ -376,7 +387,11 @@ class Memory(Place):
 class Numbers(Place):
     """A tensor or an array.
 
-    room: bytes that may be copied; one that is larger is not put back.  each_time: bytes that may be compared each time.
+    Args:
+        path: Its path.
+        held: The tensor or array.
+        room: Bytes that may be copied; a larger one cannot be restored.
+        each_time: Bytes that may be compared each time.
     """
 
     def __init__(self, path: str, held: Any, room: int, each_time: int = SMALL_BYTES) -> None:
@@ -426,7 +441,7 @@ class Numbers(Place):
 
 
 class Sparse(Place):
-    """A sparse tensor: where its numbers are, and which."""
+    """A sparse tensor: its indices and values."""
 
     def __init__(self, path: str, held: Tensor) -> None:
         self._path, self._held = path, held
@@ -461,7 +476,7 @@ class ObjectArray(Place):
 
 
 class RandomGenerator(Place):
-    """A generator of random numbers."""
+    """A random generator."""
 
     def __init__(self, path: str, held: Any) -> None:
         self._path, self._held = path, held
@@ -492,7 +507,7 @@ class RandomGenerator(Place):
 
 
 class Opaque(Place):
-    """What cannot be put back, and shows that it moved: an object of an extension."""
+    """An object of an extension, which cannot be restored, but shows in its pickle that it has changed."""
 
     def __init__(self, path: str, held: Any) -> None:
         self._path, self._held = path, held
@@ -503,7 +518,7 @@ class Opaque(Place):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return pickle.dumps(self._held)[:_PICKLED]
-        except Exception:  # whatever its class raises
+        except Exception:  # its class may raise anything
             return None
 
     def changed(self) -> Iterator[str]:
@@ -518,7 +533,7 @@ class Opaque(Place):
 
 
 class Iterating(Opaque):
-    """An iterator: refused once it moves, and at once if nothing shows where it stands."""
+    """An iterator. It is refused once it moves, and at once if nothing shows its position."""
 
     def _now(self) -> Any:
         with warnings.catch_warnings():
@@ -543,11 +558,12 @@ class Iterating(Opaque):
 
 
 class _Unseen(Exception):
-    """Nothing shows where an iterator stands."""
+    """Nothing shows an iterator's position."""
 
 
 def _standing(value: Any, depth: int) -> Any:
-    """Where an iterator stands, as plain values that can be compared; of what it goes through, where that is an iterator too."""
+    """Return an iterator's position as plain values that can be compared, with the positions of the iterators that it
+    goes through."""
     if isinstance(value, PLAIN):
         return repr(value)
     if isinstance(value, tuple):
@@ -570,7 +586,7 @@ def _standing(value: Any, depth: int) -> Any:
             return shown
     try:
         reduced = value.__reduce__()
-    except Exception as error:  # whatever its class raises: some show by their text where they stand
+    except Exception as error:  # its class may raise anything; some iterators show their position in their text
         if type(value).__module__ == "itertools" and " object at " not in repr(value):
             return repr(value)
         raise _Unseen from error
@@ -580,14 +596,14 @@ def _standing(value: Any, depth: int) -> Any:
 
 
 def inside_of(iterator: Any) -> list[Any]:
-    """What an iterator goes through, and the functions that it calls."""
+    """Return the objects that an iterator goes through, and the functions that it calls."""
     if isinstance(iterator, types.GeneratorType):
         return list(iterator.gi_frame.f_locals.values()) if iterator.gi_frame else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             reduced: Any = iterator.__reduce__()
-        except Exception:  # whatever its class raises
+        except Exception:  # its class may raise anything
             return []
     return [
         part
@@ -601,7 +617,7 @@ def _copied(held: Any) -> Any:
 
 
 def _parts_of(held: Tensor) -> tuple[Tensor, ...]:
-    """The tensors that make up a sparse one."""
+    """Return the tensors that make up a sparse tensor."""
     held = held.detach()
     if held.layout is torch.sparse_coo:
         return held._indices(), held._values()
@@ -611,7 +627,7 @@ def _parts_of(held: Tensor) -> tuple[Tensor, ...]:
 
 
 def _bits(held: Any) -> Any:
-    """The bytes of a tensor or an array `(bytes,)`, uint8; where they lie, if they lie in order on the CPU."""
+    """Return the bytes of a tensor or an array as uint8 `(bytes,)`. They are a view if they lie in order on the CPU."""
     if isinstance(held, Tensor):
         if not held.nelement():
             return np.empty(0, np.uint8)
@@ -623,7 +639,7 @@ def _bits(held: Any) -> Any:
 
 
 def bytes_of(held: Any) -> bytes:
-    """The numbers of a tensor or an array, as they lie in memory."""
+    """Return the numbers of a tensor or an array as the bytes in memory."""
     return _bits(held).tobytes()
 
 

@@ -1,4 +1,4 @@
-"""A task bound to torch: one module, made once and reused for every client."""
+"""A program: a task bound to torch, with one module that is made once and reused for every client."""
 
 import copy
 import dataclasses
@@ -31,10 +31,10 @@ class Program:
     Args:
         task: The task.
         device: Where torch computes: cpu, cuda or cuda:NUMBER.
-        seed: The seed of the leaves' starting values, if the task makes its module anew.
+        seed: The seed of the leaves' initial values, if the task makes its module anew.
 
     Attributes:
-        initial: Every leaf's starting value (numpy).
+        initial: Every leaf's initial value (numpy).
         shared: The tensors of shared leaves that have a gradient, by leaf.
         buffers: The tensors of shared leaves without a gradient.
         personal: The tensors of the device's own leaves.
@@ -70,15 +70,15 @@ class Program:
         self.buffers = {name: self.tensors[name] for name in self.description.buffer_layout}
         self.personal = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.role == "personal"}
         self.trained = {name: self.tensors[name] for name, leaf in self.leaves.items() if leaf.trained}
-        self._restored = [  # integer counters and the like: the server's, whatever training does to them
+        self._restored = [  # integer counters and the like keep the server's values, whatever training does to them
             (tensor, tensor.detach().clone())
             for name, tensor in self.tensors.items()
             if self.leaves[name].role == "frozen" and name not in dict(self.module.named_parameters())
         ]
-        self._counters = [  # of these, torch's own layers only count
+        self._counters = [
             (name, tensor, value)
             for (tensor, value), name in ((pair, _name_in(self.tensors, pair[0])) for pair in self._restored)
-            if not tensor.is_floating_point() and not tensor.is_complex() and not _only_counts(self.module, name)
+            if _is_computed_with(self.module, name, tensor)
         ]
         self._frozen = {
             name: (tensor, tensor._version, _sum_of(tensor))
@@ -94,16 +94,17 @@ class Program:
 
     @property
     def initial_shared(self) -> dict[str, Array]:
-        """The model that the first round broadcasts, buffers too."""
+        """Return the model that the first round broadcasts, with its buffers."""
         return {name: self.initial[name] for name in (*self.shared, *self.buffers)}
 
     @property
     def initial_personal(self) -> dict[str, Tensor]:
-        """What a client's personal leaves are before it ever trained."""
+        """Return a client's personal leaves before its first training."""
         return self.tensors_of({name: self.initial[name] for name in self.personal})
 
     def tensors_of(self, tree: Tree) -> dict[str, Tensor]:
-        """A tree as tensors on the device, in the precision that the module holds them, widened to their sum's dtype."""
+        """Return a tree as tensors on the device: in the precision that the module holds them, widened to the dtype of
+        their sum."""
         return {name: self.widen(name, self._to_tensor(name, leaf)) for name, leaf in tree.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -119,7 +120,8 @@ class Program:
                 tensor.copy_(value)
 
     def look_at(self, name: str, part: object) -> None:
-        """Watch what the code of a part of the algorithm keeps, too. It is not put back: a server asks such code as well.
+        """Watch also what the code of a part of the algorithm keeps. It is not restored, since a server calls such code
+        as well.
 
         Args:
             name: What `moved` calls the part.
@@ -129,7 +131,8 @@ class Program:
             self._parts[name, id(part)] = part, HiddenState({name: part})
 
     def changed(self) -> list[str]:
-        """The paths outside the leaves that are others than at first, or than when `begin_anew` was called last."""
+        """Return the paths outside the leaves that have changed since this program was made, or since the last
+        `begin_anew`."""
         return [
             path
             for hidden in (self.hidden, *(hidden for _, hidden in self._parts.values()))
@@ -137,13 +140,15 @@ class Program:
         ]
 
     def begin_anew(self, whole: bool = False) -> None:
-        """Put what the code keeps outside the leaves back to where it was when this program was made: so begins every client, and
-        every measurement. `moved` gains the paths that had changed.
+        """Restore what the code keeps outside the leaves to its value when this program was made.
 
-        TaskError where a frozen parameter changed, or what changed cannot be put back.
+        Every client and every measurement begins with this call. `moved` gains the paths that had changed.
 
         Args:
             whole: Whether large arrays and long containers are compared in any case, and not only now and then.
+
+        Raises:
+            TaskError: A frozen parameter has changed, or a change cannot be undone.
         """
         whole = self.hidden.is_due() or whole
         if changed := self.hidden.changed(whole):
@@ -159,25 +164,21 @@ class Program:
                 self.moved |= dict.fromkeys(changed)
                 self._parts[name, own] = part, HiddenState({name: part})
         self.expect_frozen()
-        for name, tensor in self.tensors.items():
-            if tensor.requires_grad is not self.leaves[name].trained:
-                raise TaskError(
-                    f"the code switches requires_grad of `{name}` as it trains, and a leaf's role is the same in all rounds: "
-                    "give roles by leaves=, and hold a leaf still for a while by a factor of 0 in forward"
-                )
+        _expect_same_roles(self.tensors, self.leaves)
 
     def end(self) -> None:
-        """The same for the last time, so that the next run with the same code begins alike."""
+        """Restore it for the last time, so that the next run with the same code begins alike."""
         self.hidden.end(logs=self.observed is not None and not self.observed.acts)
 
     def expect_frozen(self, before: Mapping[str, Tensor] | None = None) -> None:
-        """Raise TaskError where the code changed a frozen parameter. before: values to compare with; else versions tell."""
+        """Refuse a change of a frozen parameter. `before`: the values to compare with; None compares versions.
+
+        Raises:
+            TaskError: The code changed a frozen parameter.
+        """
         for name, (tensor, version, kept) in self._frozen.items():
-            if before is not None:
-                changed = not _same_numbers(tensor, before[name])
-            else:
-                changed = tensor._version != version and _sum_of(tensor) != kept
-            if changed:
+            is_same = tensor._version == version or _sum_of(tensor) == kept
+            if not (is_same if before is None else _same_numbers(tensor, before[name])):
                 raise TaskError(
                     f"`{name}` is a frozen parameter, and the code changes it as it trains: it would be different in each "
                     "process, and reach nobody. Make it a buffer (register_buffer), which is averaged as running statistics are; "
@@ -186,11 +187,16 @@ class Program:
             self._frozen[name] = tensor, tensor._version, kept
 
     def widened(self, names: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The module's present values of these leaves, detached, in the dtype in which they are summed. Not copies."""
+        """Return the module's present values of these leaves, detached, in the dtype in which they are summed. They are
+        no copies."""
         return {name: self.widen(name, self.tensors[name].detach()) for name in names}
 
     def expect_own_tensors(self) -> None:
-        """Raise TaskError where the module has put other tensors in the place of its leaves: they would reach nobody."""
+        """Refuse leaves that the module has replaced by other tensors, since nobody would send these.
+
+        Raises:
+            TaskError: The module has replaced a leaf.
+        """
         state = self.module.state_dict(keep_vars=True)
         for name, tensor in self.tensors.items():
             if state.get(name) is not tensor:
@@ -199,7 +205,11 @@ class Program:
                 )
 
     def losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(outputs, loss of each example `(B,)`); whatever the user's code raises becomes a TaskError."""
+        """Return the outputs, and the loss of each example `(B,)`.
+
+        Raises:
+            TaskError: The user's code raised an exception.
+        """
         try:
             outputs = self.module(inputs)
             losses = self.task.loss(outputs, targets)
@@ -216,7 +226,7 @@ class Program:
         return outputs, losses
 
     def learn_schema(self, client: object, inputs: Tensor, targets: Tensor) -> Data:
-        """Try the model on a client's first examples, and take their form as the form of all data."""
+        """Try the model on a client's first examples, and make their schema the schema of all data."""
         few, few_targets = inputs[:2].clone(), targets[:2].clone()
         self.begin_anew()
         self.module.eval()
@@ -227,15 +237,15 @@ class Program:
         return data
 
     def _classes(self, inputs: Tensor, targets: Tensor) -> int | None:
-        """How many classes the model scores; None where the loss takes no classes."""
+        """Return the number of classes that the model scores; None if the loss takes no classes."""
         axis = getattr(self.task.loss, "class_axis", None)
         if axis is None:
             return None
         try:
             outputs = self.module(inputs)
             if isinstance(outputs, Tensor) and outputs.dim():
-                if not targets.is_floating_point():  # the reader refuses floats, and says how many classes there are
-                    self.task.loss(outputs, torch.zeros_like(targets))  # whatever the labels are: do the shapes fit?
+                if not targets.is_floating_point():  # the reader refuses floats, and names the number of classes
+                    self.task.loss(outputs, torch.zeros_like(targets))  # do the shapes fit, whatever the labels?
                 return int(outputs.shape[axis])
         except SumusError:
             raise
@@ -249,20 +259,20 @@ class Program:
     def evaluate(
         self, inputs: Tensor, targets: Tensor, batch_size: int = EVALUATION_BATCH
     ) -> dict[str, tuple[float, int]]:
-        """(sum, count) of the loss and of every metric over these examples, with the module as it is.
+        """Return the sums of the loss and of every metric over these examples, with the module as it is.
 
         Args:
-            inputs: One row an example.
-            targets: One row an example.
-            batch_size: Examples that the model, the loss and the metrics are given at once.
+            inputs: One row for each example.
+            targets: One row for each example.
+            batch_size: The most examples in one call of the model, the loss and the metrics.
 
         Returns:
-            By name, the loss too. A sum is NaN if a value in it is.
+            By name of the metric, or "loss": (sum, count). A sum is NaN if one of its values is.
         """
         totals: dict[str, tuple[float, int]] = {}
         self.begin_anew()
         self.module.eval()
-        with torch.no_grad(), seeded(0), generators_seeded(0):  # whatever was measured before
+        with torch.no_grad(), seeded(0), generators_seeded(0):  # independent of earlier measurements
             for start in range(0, len(inputs), batch_size):  # copies: a forward in place must not change the data
                 rows = slice(start, start + batch_size)
                 batch, labels = inputs[rows].clone(), targets[rows].clone()
@@ -277,28 +287,33 @@ class Program:
         return totals
 
     def depends_on_batch(self, inputs: Tensor, targets: Tensor) -> bool:
-        """Whether the loss or a metric of some examples is another one if they are measured together than if apart."""
+        """Return whether the loss or a metric of some examples changes if they are measured together instead of
+        separately."""
         if len(inputs) < 2:
             return False
         with seeded(0):
             together, again, apart = (self.evaluate(inputs, targets, size) for size in (len(inputs), len(inputs), 1))
-        if self.hidden.changed():  # then it compares calls, and is said to keep state
+        if self.hidden.changed():  # then the code compares calls, and another note says that it keeps state
             return False
-        return together == again and any(  # else it draws numbers, and is another one each time
+        return together == again and any(  # otherwise it draws numbers, and differs each time
             not math.isclose(total, apart[name][0], rel_tol=1e-3, abs_tol=1e-5 * max(1, count))
             for name, (total, count) in together.items()
             if math.isfinite(total) and math.isfinite(apart[name][0])
         )
 
     def outputs(self, inputs: Any) -> Any:
-        """What the model gives for inputs: a tensor `(B, ...)`, or whatever its forward returns."""
+        """Return the model's output for inputs: a tensor `(B, ...)`, or whatever its forward returns."""
         self.begin_anew()
         self.module.eval()
         with torch.no_grad():
             return self.module(torch.as_tensor(inputs).to(self.device))
 
     def predict(self, inputs: Any) -> Tensor:
-        """The model's outputs, as a device would answer: `(B, ...)` on the CPU. TaskError where they are not one tensor."""
+        """Return the model's outputs as a device would answer: `(B, ...)` on the CPU.
+
+        Raises:
+            TaskError: The outputs are not one tensor.
+        """
         outputs = self.outputs(inputs)
         if not isinstance(outputs, Tensor):
             raise TaskError(
@@ -308,7 +323,8 @@ class Program:
         return outputs.cpu()
 
     def state_dict(self, shared: Tree) -> dict[str, Tensor]:
-        """A state dict that loads into the user's model: these shared leaves, the rest as it began, tied names restored."""
+        """Return a state dict for the user's model: these shared leaves, the initial values of all others, and tied
+        names restored."""
         state: dict[str, Tensor] = {}
         for name, leaf in self.leaves.items():
             value = self._to_tensor(name, shared.get(name, self.initial[name])).cpu()
@@ -319,7 +335,7 @@ class Program:
         return torch.as_tensor(np.array(leaf)).to(self.device, self.tensors[name].dtype)
 
     def widen(self, name: str, tensor: Tensor) -> Tensor:
-        """A tensor of a leaf, in the dtype in which that leaf is summed."""
+        """Return a leaf's tensor in the dtype in which the leaf is summed."""
         return tensor.to(getattr(torch, self.leaves[name].sum_dtype))
 
     def _to_numpy(self, name: str, tensor: Tensor) -> Array:
@@ -327,7 +343,11 @@ class Program:
 
 
 def _measured(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
-    """What a metric gives for a batch: one value an example, or a pair (sums, counts). TaskError for anything else."""
+    """Return a metric's result for a batch: one value for each example, or a pair (sums, counts).
+
+    Raises:
+        TaskError: The metric fails, or returns something else.
+    """
     try:
         value = metric(outputs, targets)
     except SumusError as error:
@@ -354,7 +374,8 @@ def _measured(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:
 
 
 def _add(totals: dict[str, tuple[float, int]], names: Sequence[str], value: Any) -> None:
-    """Add a batch's values, or its (sums, counts), to the totals of these names; of several names, each has a column."""
+    """Add a batch's values, or its (sums, counts), to the totals of these names. If there are several names, each has a
+    column."""
     sums, counts = value if isinstance(value, tuple) else (value, torch.ones_like(value, dtype=torch.int64))
     added = (
         [column.sum().item()] if len(names) == 1 else column.sum(0).tolist()
@@ -366,7 +387,7 @@ def _add(totals: dict[str, tuple[float, int]], names: Sequence[str], value: Any)
 
 
 def dense(grad: Tensor) -> Tensor:
-    """A gradient in full: that of an embedding may name only the rows that it moves."""
+    """Return a gradient in dense form. The gradient of an embedding may list only the rows that it changes."""
     return grad if grad.layout is torch.strided else grad.to_dense()
 
 
@@ -375,8 +396,11 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
-    """A copy of a module, also where a callable gives the user's own one; what cannot be copied, or would lose something by it,
-    is made once more, and is then nobody else's."""
+    """Return a copy of a module, also if a callable returns the user's own module.
+
+    If a module cannot be copied, or a copy would lose something, the module is made once more, and must then be a new
+    one.
+    """
     why, cause = tied_to_itself(module), None
     if why is None:
         try:
@@ -394,7 +418,7 @@ def _own(task: Task, module: nn.Module, seed: int) -> nn.Module:
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A deep copy, with the attributes that a user gave to parameters: torch leaves them out."""
+    """Return a deep copy with the attributes that a user gave to parameters. torch's own copy leaves these out."""
     memo: dict[int, Any] = {}
     own = copy.deepcopy(module, memo)
     copies = dict(own.named_parameters())
@@ -405,7 +429,7 @@ def _copied(module: nn.Module) -> nn.Module:
 
 
 def _code_of(task: Task, module: nn.Module) -> dict[str, object]:
-    """The user's code that runs as clients train, by what it is."""
+    """Return the user's code that runs as clients train, by its kind."""
     metrics = {f"metric {name}": metric for name, metric in task.metrics.items()}
     return {"model": module, "loss": task.loss, **metrics}
 
@@ -414,15 +438,34 @@ def _name_in(tensors: Mapping[str, Tensor], wanted: Tensor) -> str:
     return next(name for name, tensor in tensors.items() if tensor is wanted)
 
 
+def _expect_same_roles(tensors: Mapping[str, Tensor], leaves: Mapping[str, Leaf]) -> None:
+    """Refuse a change of which leaves have a gradient.
+
+    Raises:
+        TaskError: The code has changed whether a leaf has a gradient.
+    """
+    for name, tensor in tensors.items():
+        if tensor.requires_grad is not leaves[name].trained:
+            raise TaskError(
+                f"the code switches requires_grad of `{name}` as it trains, and a leaf's role is the same in all rounds: "
+                "give roles by leaves=, and hold a leaf still for a while by a factor of 0 in forward"
+            )
+
+
+def _is_computed_with(module: nn.Module, name: str, tensor: Tensor) -> bool:
+    """Return whether an integer buffer may change what a layer computes. A counter of torch's own layers does not."""
+    return not tensor.is_floating_point() and not tensor.is_complex() and not _only_counts(module, name)
+
+
 def _only_counts(module: nn.Module, name: str) -> bool:
-    """Whether a buffer is the counter of a layer of torch's that computes nothing from it."""
+    """Return whether a buffer is the counter of one of torch's layers that computes nothing from it."""
     path, _, own = name.rpartition(".")
     layer = module.get_submodule(path)
     return own == "num_batches_tracked" and isinstance(layer, _Norm) and layer.momentum is not None
 
 
 def _sum_of(tensor: Tensor) -> int:
-    """A sum over the bits of a tensor: another one where the tensor is."""
+    """Return a checksum over the bits of a tensor."""
     numbers: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else b""
     return zlib.crc32(numbers)
 
@@ -432,7 +475,7 @@ def _same_numbers(one: Tensor, other: Tensor) -> bool:
 
 
 def _expect_finite(name: str, tensor: Tensor) -> None:
-    """Refuse NaN and infinity in a leaf that is averaged: no average of them says anything."""
+    """Refuse NaN and infinity in a leaf that is averaged, since their average is meaningless."""
     odd = tensor.detach()[~torch.isfinite(tensor.detach())]
     if odd.numel():
         raise TaskError(
@@ -442,7 +485,11 @@ def _expect_finite(name: str, tensor: Tensor) -> None:
 
 
 def expect_gradients(what: str) -> None:
-    """Refuse to train where torch was told to keep no gradients. what: the call that was made."""
+    """Refuse to train if torch was told to keep no gradients.
+
+    Args:
+        what: The call that was made.
+    """
     if not torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         raise ExperimentError(
             f"gradients are off: {what} was called inside torch.no_grad() or torch.inference_mode(), or after "
@@ -451,7 +498,8 @@ def expect_gradients(what: str) -> None:
 
 
 def shapes_of(outputs: Any) -> Any:
-    """The shape of one example's part of a model's output; of several outputs, in the same tuple, list or mapping."""
+    """Return the shape of one example's part of a model's output. For several outputs, the shapes are in the same
+    tuple, list or mapping."""
     if isinstance(outputs, Tensor):
         return tuple(outputs.shape[1:])
     if isinstance(outputs, Mapping):
@@ -464,7 +512,7 @@ def shapes_of(outputs: Any) -> Any:
 
 
 def _named(outputs: Any) -> str:
-    """What a model gave, in words."""
+    """Describe a model's output in words."""
     if isinstance(outputs, Tensor):
         return f"a tensor of shape {tuple(outputs.shape)}"
     keys = f" of {', '.join(map(str, cast(Mapping[str, Any], outputs)))}" if isinstance(outputs, Mapping) else ""
@@ -472,16 +520,17 @@ def _named(outputs: Any) -> str:
 
 
 def model_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """A state dict as safetensors; each name gets a copy of its own, also where names share a tensor."""
+    """Encode a state dict as safetensors. Each name gets a copy of its own, even if names share a tensor."""
     return save({name: tensor.clone().contiguous() for name, tensor in state.items()})
 
 
 @contextmanager
 def seeded(seed: int) -> Generator[None, None, None]:
-    """Torch's global randomness set from a seed, and given back as it was; that of GPUs too, once they are in use.
+    """Set torch's global random generators from a seed, and restore them afterwards; also those of GPUs that are in
+    use.
 
-    `torch.manual_seed` would do it, and would queue a call with its stack for every GPU that is not in use: slow, and
-    growing, when it is done for every client.
+    `torch.manual_seed` is not used: for every GPU that is not in use it queues a call with its stack. This is slow, and
+    the queue grows if it is done for every client.
     """
     gpus = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=gpus):
@@ -493,7 +542,7 @@ def seeded(seed: int) -> Generator[None, None, None]:
 
 @contextmanager
 def one_thread() -> Generator[None, None, None]:
-    """Torch on one thread: small models run faster so, and sums inside kernels keep their order."""
+    """Let torch use one thread: small models run faster with one, and sums inside kernels keep their order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,7 +1,7 @@
-"""Rewrites of a captured step: the same arithmetic in fewer and better operators.
+"""Rewrites of a captured step: the same arithmetic in fewer and faster operators.
 
-Each takes a graph of aten operators and changes it in place. None changes what is computed beyond rounding; whoever
-captures a graph compares it with autograd before it is used (`sumus.training.graph`).
+Each function takes a graph of aten operators and changes it in place. None changes the result beyond rounding. A
+captured graph is compared with autograd before it is used (`sumus.training.graph`).
 """
 
 import operator
@@ -17,7 +17,7 @@ _aten = torch.ops.aten
 _RESHAPES = (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default)
 _TRANSPOSES = (_aten.t.default, _aten.transpose.int)
 _VIEWS = (*_RESHAPES, *_TRANSPOSES, _aten.expand.default, _aten.permute.default, _aten.unsqueeze.default)
-"""Those of which two with the same arguments are one."""
+"""Views: two of them with the same arguments are merged."""
 _STATISTICS = (_aten.native_batch_norm.default, _aten.cudnn_batch_norm.default, _aten.miopen_batch_norm.default)
 
 
@@ -25,11 +25,11 @@ OWN_TENSORS = "it changes tensors in place that it did not make, such as batch s
 
 
 class NotCapturable(Exception):
-    """Why a step cannot be captured, in half a sentence."""
+    """A step cannot be captured. The message gives the reason in half a sentence."""
 
 
 def expect_capturable(graph: Graph, fixed: Sequence[Node]) -> None:
-    """Refuse a graph whose shapes follow values, or that changes what is not a client's own. fixed: such arguments."""
+    """Refuse a graph if its shapes depend on values, or if it changes arguments that all clients share (`fixed`)."""
     for node in graph.nodes:
         tags = getattr(node.target, "tags", ())
         masks = [index for index in node.args[1] if index is not None] if node.target is _aten.index.Tensor else []
@@ -44,7 +44,8 @@ def expect_capturable(graph: Graph, fixed: Sequence[Node]) -> None:
 
 
 def simplify(graph: Graph) -> None:
-    """Drop what changes nothing: views to the same shape, double transposes, factors of one; views made twice."""
+    """Remove operators that change nothing: views to the same shape, double transposes, factors of one, and repeated
+    views."""
     while _simplified(graph):
         graph.eliminate_dead_code()
 
@@ -66,7 +67,7 @@ def _simplified(graph: Graph) -> bool:
 
 
 def _unchanged(node: Node, source: Node) -> Node | None:
-    """The earlier node that this one equals."""
+    """Return the earlier node that this node is equal to; None if there is none."""
     if node.target is _aten.detach.default:
         return source
     if node.target in (*_RESHAPES, _aten.expand.default) and _form(node) == _form(source):
@@ -79,7 +80,7 @@ def _unchanged(node: Node, source: Node) -> Node | None:
 
 
 def stand_in_noise(graph: Graph, stack: int | None) -> list[NoiseShape]:
-    """Give every random operator a placeholder of noise; what they draw, in order, by client."""
+    """Give every random operator a placeholder of noise. Returns the noise of one client for each, in order."""
     draws: list[NoiseShape] = []
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     for node in list(graph.nodes):
@@ -106,7 +107,7 @@ def stand_in_noise(graph: Graph, stack: int | None) -> list[NoiseShape]:
 
 
 def fuse_bias(graph: Graph) -> None:
-    """x·W and then + b → one product that begins with b."""
+    """Replace x·W followed by + b with one product that begins with b."""
     for node in list(graph.nodes):
         if node.target is not _aten.add.Tensor or node.kwargs:
             continue
@@ -122,7 +123,7 @@ def fuse_bias(graph: Graph) -> None:
             if not fits or _form(product)[0][-1] != shape[-1] or _form(bias)[1] != _form(inner)[1]:
                 continue
             if any(_is_changed(_root(factor)) for factor in cast(Sequence[Node], inner.args)):
-                continue  # the product is moved to where the bias is added
+                continue  # the fused product runs where the bias was added, and its factor may have changed by then
             with graph.inserting_before(node):
                 whole = graph.call_function(
                     _aten.baddbmm.default if stacked else _aten.addmm.default, (bias, *inner.args)
@@ -137,7 +138,8 @@ def fuse_bias(graph: Graph) -> None:
 
 
 def fuse_cross_entropy(graph: Graph) -> None:
-    """log-softmax, its loss and their gradients → one exponential: −log softmax(z)[y] has the gradient softmax(z) − onehot(y)."""
+    """Replace log-softmax, its loss and their gradients with one exponential: −log softmax(z)[y] has the gradient
+    softmax(z) − onehot(y)."""
     for logs in list(graph.nodes):
         if logs.target is not _aten._log_softmax.default or len(_form(logs)[0]) != 2 or logs.args[1] not in (1, -1):
             continue
@@ -184,7 +186,7 @@ def fuse_cross_entropy(graph: Graph) -> None:
 
 
 def pool_channels_last(graph: Graph) -> None:
-    """Max-pooling in the channels-last layout, which the CPU's kernel vectorizes; what follows stays in it."""
+    """Max-pool in the channels-last layout, which the CPU's kernel vectorizes. Later operators stay in this layout."""
     pools = [
         node
         for node in graph.nodes
@@ -210,7 +212,7 @@ def pool_channels_last(graph: Graph) -> None:
 
 
 def multiply_by_onednn(graph: Graph) -> None:
-    """x·Wᵀ + b by oneDNN's inner product, which on some CPUs is twice as fast as the default."""
+    """Compute x·Wᵀ + b by oneDNN's inner product, which on some CPUs is twice as fast as the default."""
     linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     if linear is None:
         raise NotCapturable("this torch has no oneDNN linear")
@@ -234,8 +236,13 @@ def multiply_by_onednn(graph: Graph) -> None:
 def update_in_place(graph: Graph, state: Mapping[Node, int], lr: Node, negative_lr: Node) -> None:
     """Write results into the state that they replace, and fold p − lr·(A·B) into the product that makes the gradient.
 
-    state: by placeholder, the place of its next value among the graph's results. lr: the rate as a tensor; negative_lr: its
-    negative as a number. Only the other results are still returned.
+    Only the other results are still returned.
+
+    Args:
+        graph: The graph.
+        state: For each placeholder, the index of its next value among the graph's results.
+        lr: The learning rate as a tensor.
+        negative_lr: The negative learning rate as a number.
     """
     output = next(node for node in graph.nodes if node.op == "output")
     results = list(cast(Sequence[Node], output.args[0]))
@@ -265,12 +272,12 @@ def update_in_place(graph: Graph, state: Mapping[Node, int], lr: Node, negative_
 
 
 def _apart(graph: Graph, node: Node, state: Mapping[Node, int]) -> Node:
-    """A value that stays what it is while the state changes."""
+    """Return a value that does not change while the state is written: a copy, if it lies in the state's memory."""
     return graph.call_function(_aten.clone.default, (node,)) if _root(node) in state else node
 
 
 def _descended(old: Node, new: Node, lr: Node) -> Node | None:
-    """The gradient, where `new` is old − lr · gradient."""
+    """Return the gradient if `new` is old − lr · gradient; else None."""
     if new.target is not _aten.sub.Tensor or new.args[0] is not old or new.kwargs or len(new.users) != 1:
         return None
     move = new.args[1]
@@ -307,14 +314,15 @@ def _fold(graph: Graph, old: Node, gradient: Node, negative_lr: Node, state: set
 
 
 def _root(node: Node) -> Node:
-    """The tensor whose memory a node's value lies in: views, and what operators in place give back, lie in another's."""
+    """Return the node in whose memory a node's value lies. Views and results of in-place operators lie in the memory of
+    another node."""
     while node.op == "call_function" and node.args and isinstance(node.args[0], Node) and _aliases(node):
         node = node.args[0]
     return node
 
 
 def _aliases(node: Node) -> bool:
-    """Whether what a node gives may lie in the memory of its first argument."""
+    """Return whether a node's value may lie in the memory of its first argument."""
     if node.target is operator.getitem:
         return _aliases(cast(Node, node.args[0]))
     if node.target is _aten._unsafe_view.default:
@@ -328,7 +336,7 @@ def _is_copy_of(old: Node, new: Node) -> bool:
 
 
 def _is_changed(node: Node) -> bool:
-    """Whether an operator writes into it, or into a view of it."""
+    """Return whether an operator writes into a node's value, or into a view of it."""
     return any(
         user.target in _STATISTICS
         or (user.args[:1] == (node,) and (_writes(user.target) or (_aliases(user) and _is_changed(user))))
@@ -341,6 +349,6 @@ def _writes(target: Any) -> bool:
 
 
 def _form(node: Any) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of what a node gives."""
+    """Return shape and dtype of a node's value."""
     meta = node.meta.get("tensor_meta") or node.meta.get("val")
     return tuple(meta.shape), meta.dtype

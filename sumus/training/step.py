@@ -1,7 +1,7 @@
 """One local step as a pure function of named values: gradient, correction, clipping and optimizer together.
 
-Executors capture it as it runs here, alone or over a stack of clients (`sumus.training.graph`); phones get it in plain
-operators (`sumus.training.trace`). The rules in it are those of `sumus.work`.
+Executors capture this function for one client or a stack of clients (`sumus.training.graph`). Phones get it as plain
+operators (`sumus.training.trace`). Its rules are those of `sumus.work`.
 """
 
 from collections.abc import Mapping
@@ -17,20 +17,22 @@ from sumus.work import ClientWork, apply_gradients
 
 
 def path_of(program: Program, leaf: str) -> str:
-    """The name of a leaf among a step's values."""
+    """Return the name of a leaf among a step's values."""
     return f"params/{leaf}" if leaf in program.trained else f"buffers/{leaf}"
 
 
 def step_values(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Arguments of a step, by name: the program's present values, a fresh optimizer, a client's first state.
+    """Return the arguments of a step by name: the program's present values, a fresh optimizer, and a client's first
+    state.
 
-    params/LEAF, rule/LEAF/SLOT, buffers/LEAF, broadcast/NAME/LEAF, state/NAME/LEAF, inputs, targets, lr, step. `lr` and
-    `step` (from 1) are float64 scalars: in single precision 1 − β₂^step would lose four of seven digits.
+    The names are params/LEAF, rule/LEAF/SLOT, buffers/LEAF, broadcast/NAME/LEAF, state/NAME/LEAF, inputs, targets, lr
+    and step. `lr` and `step` (from 1) are float64 scalars: in single precision 1 − β₂^step would lose four of seven
+    digits.
     """
     values = {f"params/{name}": tensor.detach().clone() for name, tensor in program.trained.items()}
     for name, tensor in program.trained.items():
         for slot, state in enumerate(work.rule_of(name).init(tensor.detach())):
-            values[f"rule/{name}/{slot}"] = torch.as_tensor(state).clone()  # one tensor in two slots is two
+            values[f"rule/{name}/{slot}"] = torch.as_tensor(state).clone()  # one tensor in two slots becomes two
     buffers = {name: tensor for name, tensor in program.tensors.items() if name not in program.trained}
     values |= {f"buffers/{name}": tensor.detach().clone() for name, tensor in buffers.items()}
     shared = program.widened(program.shared)
@@ -46,11 +48,15 @@ def step_values(program: Program, work: ClientWork, inputs: Tensor, targets: Ten
 def local_step(
     program: Program, work: ClientWork, values: Mapping[str, Tensor], functional: bool = False
 ) -> dict[str, Tensor]:
-    """The values after a step, by name: params, rule and buffers, and the mean `loss` before it.
+    """Return the values after a step, by name: params, rule and buffers, and the mean `loss` before the step.
 
-    values: those of `step_values`; with a `mask` (B,), rows where it is 0 pad a short batch and do not count. A model with
-    batch statistics (BatchNorm) sees them all the same.
-    functional: differentiate by `torch.func`, as under `vmap`; else by autograd, which keeps fused kernels whole.
+    Args:
+        program: The model.
+        work: The client's work.
+        values: Those of `step_values`. A `mask` (B,) may be added: rows where it is 0 pad a short batch and do not
+            count. Batch statistics (BatchNorm) still include the padding.
+        functional: Differentiate by `torch.func`, as is needed under `vmap`; otherwise by autograd, which keeps fused
+            kernels whole.
     """
     params = {name: values[f"params/{name}"].detach() for name in program.trained}
     buffers = {name: values[f"buffers/{name}"].clone() for name in program.tensors if f"buffers/{name}" in values}
@@ -79,6 +85,7 @@ def local_step(
     moved, states = apply_gradients(work, plain, grads, rules, broadcast, own, values["lr"], values["step"])
     results = {f"params/{name}": param for name, param in moved.items()}
     results |= {f"rule/{name}/{slot}": s for name, slots in states.items() for slot, s in enumerate(slots)}
-    results = {name: value.to(values[name].dtype) for name, value in results.items()}  # a scalar leaf takes lr's dtype
+    # a scalar leaf has taken the dtype of lr
+    results = {name: value.to(values[name].dtype) for name, value in results.items()}
     results |= {f"buffers/{name}": buffer for name, buffer in buffers.items()}
     return results | {"loss": loss.detach()}

@@ -1,6 +1,6 @@
-"""The local step as one functional graph of plain aten operators, without autograd and without anything in place.
+"""The local step as one functional graph of plain aten operators, without autograd and without in-place operators.
 
-It is what becomes the training step of a device without torch.
+A device without torch can train with this graph.
 """
 
 import warnings
@@ -27,10 +27,16 @@ from sumus.work import ClientWork
 
 @dataclass(frozen=True)
 class StepGraph:
-    """A traced step. `inputs` and `outputs` name the graph's arguments and results, in order:
+    """A traced step.
 
-    those of `sumus.training.step`, with `mask` (B,), 0 for rows that pad a short batch → params/LEAF, rule/LEAF/SLOT,
-    buffers/LEAF, loss. A model with batch statistics (BatchNorm) sees the padding too: give it whole batches.
+    Its arguments are those of `sumus.training.step`, with a `mask` (B,) that is 0 for rows that pad a short batch. Its
+    results are params/LEAF, rule/LEAF/SLOT, buffers/LEAF and loss. Batch statistics (BatchNorm) include the padding:
+    use whole batches for such models.
+
+    Attributes:
+        graph: The graph.
+        inputs: The names of its arguments, in order.
+        outputs: The names of its results, in order.
     """
 
     graph: GraphModule
@@ -44,12 +50,16 @@ class StepGraph:
 
     @property
     def operators(self) -> set[str]:
-        """Names of the aten operators used."""
+        """The names of the aten operators in the graph."""
         return {str(node.target) for node in self.graph.graph.nodes if node.op == "call_function"}
 
 
 def trace_step(program: Program, work: ClientWork, inputs: Tensor, targets: Tensor) -> StepGraph:
-    """The graph of one step for batches shaped like these. TaskError where the step does more than a graph holds."""
+    """Trace the graph of one step for batches of this shape.
+
+    Raises:
+        TaskError: The step does more than a graph can hold.
+    """
     seen = observe(program, inputs, targets)
     if seen.alone is not None:
         raise TaskError(f"the step cannot be traced: {seen.alone}")
@@ -75,5 +85,6 @@ def trace_step(program: Program, work: ClientWork, inputs: Tensor, targets: Tens
 
 
 def _decompositions() -> Any:
-    """Torch's, and dropout's gradient by the same factors as its values (`sumus.training.noise`)."""
+    """Return torch's decompositions, with a gradient of dropout that uses the same factors as its values
+    (`sumus.training.noise`)."""
     return {**core_aten_decompositions(), torch.ops.aten.native_dropout_backward.default: dropout_gradient}

@@ -1,10 +1,10 @@
 """The walk that finds the places where code can keep state outside a model's leaves.
 
     walk = HiddenWalk({"model": module, "loss": loss}, leaves)
-    walk.places                          each of them notes what is there now, and can put it back
+    walk.places                          each remembers its present content, and can restore it
 
-It goes from some roots through attributes, containers, enclosed variables, globals and classes. It looks into what a user wrote,
-and not into what libraries keep for themselves.
+The walk goes from some roots through attributes, containers, enclosed variables, globals and classes. It looks into
+objects and code of users, but not into what libraries keep for themselves.
 """
 
 import collections
@@ -54,9 +54,9 @@ from sumus.training.places import (
 )
 
 MOST_PLACES = 20_000
-"""Beyond so many places, the walk ends."""
+"""The most places. If there are more, the walk ends."""
 MOST_BYTES = 2**26
-"""Bytes of tensors and arrays that are copied, so that they can be put back."""
+"""The most bytes of tensors and arrays that are copied so that they can be restored."""
 _RANDOM = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinMethodType, types.MethodWrapperType, functools.partial)
 _HOLDERS = {
@@ -67,7 +67,7 @@ _HOLDERS = {
     *("weakref.WeakKeyDictionary", "weakref.WeakValueDictionary", "_weakrefset.WeakSet"),
     "multiprocessing.sharedctypes.SynchronizedBase",
 }
-"""Python's own classes in which people keep what they please."""
+"""Python's own classes whose objects often hold state of users."""
 _SHOW_NOTHING = {"builtins", "_thread", "_weakref", "weakref", "re", "_abc", "_contextvars"}
 _LIBRARIES = {"torch", "numpy", "sumus", "torchvision"}
 _OF_MODULES = {
@@ -82,13 +82,13 @@ _OF_MODULES = {
     ),
     *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 }
-"""What torch's modules keep for themselves."""
+"""Attributes that torch's modules keep for themselves."""
 MEMBERS = {"_parameters", "_buffers", "_modules"}
 
 
 @functools.lru_cache(1024)
 def users(module: object) -> bool:
-    """Whether a module, by its name, is a user's own: it is no part of Python, and not installed as a package."""
+    """Return whether a module, given by its name, is a user's own: neither a part of Python nor an installed package."""
     if not isinstance(module, str):
         return False
     top = module.partition(".")[0]
@@ -102,8 +102,12 @@ def users(module: object) -> bool:
 
 @functools.lru_cache(4096)
 def globals_of(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], tuple[tuple[int, str], ...]]:
-    """Names of the globals that a piece of code reads or writes, in order; of the attributes that it names, and of what it takes
-    from a module; and the modules that it imports, each with how many packages up."""
+    """Return the names in a piece of code.
+
+    Returns:
+        The globals that it reads or writes, in order; the attributes that it uses, with the names that it takes from a
+        module; and the modules that it imports, each with the number of packages that it goes up.
+    """
     names, attributes, imported = dict[str, None](), set[str](), dict[tuple[int, str], None]()
     before: list[Any] = [0, 0]
     for step in dis.get_instructions(code):
@@ -128,7 +132,8 @@ def globals_of(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str], t
 
 
 def _imported(name: str, package: str) -> types.ModuleType | None:
-    """A module that code imports as it runs; it is imported now if it is a user's own, since it may keep state from then on."""
+    """Return a module that code imports as it runs. A user's own module is imported now, since it may keep state from
+    then on."""
     try:
         full = importlib.util.resolve_name(name, package) if name.startswith(".") else name
         if full in sys.modules:
@@ -139,7 +144,7 @@ def _imported(name: str, package: str) -> types.ModuleType | None:
         if found is None or {"site-packages", "dist-packages"} & {*Path(found.origin or "").parts}:
             return None
         return importlib.import_module(full)
-    except Exception:  # whatever the module raises: the code will raise it, if it gets there
+    except Exception:  # the module may raise anything: the code will raise it too, if it gets there
         return None
 
 
@@ -175,7 +180,7 @@ class HiddenWalk:
         self.places.append(place)
 
     def _look_at(self, path: str, value: Any, root: bool = False) -> None:
-        """Note a value's places, and go on to what it holds."""
+        """Record the places of a value, and go on to the objects that it holds."""
         kind = type(value)
         if isinstance(value, PLAIN) and not (isinstance(value, enum.Enum) and users(kind.__module__)):
             if "{" not in path:  # of a set: in another order in another process
@@ -245,7 +250,8 @@ class HiddenWalk:
             self._hash.update(path.encode() + bytes_of(value))
 
     def _look_at_container(self, path: str, value: Any) -> None:
-        """What a container holds, and what an object of a class derived from one keeps besides."""
+        """Look at the objects in a container, and at the attributes of an object whose class is derived from a
+        container."""
         kind, long = type(value), len(value) > LONGEST
         if isinstance(value, dict):
             values = list(cast(dict[Any, Any], value).values())
@@ -269,7 +275,7 @@ class HiddenWalk:
             self._look_at_class(kind)
 
     def _look_at_class(self, value: type) -> None:
-        """A class that a user wrote: its data, and the functions in it."""
+        """Look at a class that a user wrote: at its data, and at its functions."""
         for kind in value.__mro__ if users(value.__module__) else ():
             if not users(kind.__module__) or (kind is not value and id(kind) in self._seen):
                 continue
@@ -329,7 +335,7 @@ class HiddenWalk:
         self._look_at_modules([part for part in inside if isinstance(part, types.ModuleType)], attributes)
 
     def _look_at_modules(self, waiting: list[types.ModuleType], attributes: frozenset[str]) -> None:
-        """Of these modules, and of those in them, what code names."""
+        """Look at the names in these modules that the code uses, and in the modules among them."""
         met = set[int]()
         while waiting:
             module = waiting.pop()
@@ -372,7 +378,7 @@ class HiddenWalk:
         return self._look_at_class(kind)
 
     def _look_at_attributes(self, path: str, value: Any, skipped: frozenset[str] = frozenset()) -> None:
-        """What an object keeps under names of its own."""
+        """Look at an object's attributes."""
         kind = type(value)
         own = getattr(value, "__dict__", None)
         if isinstance(own, dict):
@@ -399,7 +405,7 @@ class HiddenWalk:
         self._look_at_slots(path, value, kind)
 
     def _look_at_script(self, path: str, value: Any) -> None:
-        """The attributes and tensors that a scripted module, and those in it, keep in a machine of their own."""
+        """Look at the attributes and tensors of a scripted module, which torch keeps outside Python."""
         concrete = getattr(value, "_concrete_type", None)
         names = [name for name in (concrete.get_attributes() if concrete else ()) if name not in _OF_MODULES]
         self._keep(
@@ -414,7 +420,7 @@ class HiddenWalk:
         self._later((f"{path}.{name}", part) for name, part in inside)
 
     def _look_at_members(self, path: str, held: dict[str, Any], is_users: bool) -> None:
-        """Parameters, buffers, modules or hooks of a module. torch's own layers get no more of them than they have."""
+        """Look at parameters, buffers, modules or hooks of a module. Empty ones of torch's own layers stay empty."""
         if not held and not is_users:
             return
         self._seen[id(held)] = held
@@ -445,7 +451,7 @@ class HiddenWalk:
 
 
 def _part(path: str, held: dict[str, Any], names: tuple[str, ...]) -> Names:
-    """Some names of a namespace."""
+    """Return a place for some names of a namespace."""
     return Names(
         lambda name: f"{path}.{name}",
         lambda: {name: held[name] for name in names if name in held},
@@ -455,7 +461,7 @@ def _part(path: str, held: dict[str, Any], names: tuple[str, ...]) -> Names:
 
 
 def _slots_of(kind: type) -> dict[str, types.MemberDescriptorType]:
-    """The slots of a user's class, under the names that Python gives to private ones."""
+    """Return the slots of a user's class, by the names that Python gives to private ones."""
     return {
         name: part
         for base in kind.__mro__
@@ -467,7 +473,7 @@ def _slots_of(kind: type) -> dict[str, types.MemberDescriptorType]:
 
 @functools.lru_cache(1024)
 def _cached_names(kind: type) -> frozenset[str]:
-    """The attributes of a class that are computed once for each object, and then kept in the object."""
+    """Return the attributes of a class that are computed once for each object, and then kept in the object."""
     return frozenset(
         name
         for base in kind.__mro__
@@ -478,25 +484,26 @@ def _cached_names(kind: type) -> frozenset[str]:
 
 @functools.lru_cache(1024)
 def _is_looked_into(kind: type) -> bool:
-    """Whether objects of a class can hold what a user keeps."""
+    """Return whether objects of a class can hold state of users."""
     named = {f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__}
     return users(kind.__module__) or kind.__module__.startswith("sumus.") or bool(named & _HOLDERS)
 
 
 def _data_of(kind: type) -> dict[str, Any]:
-    """A class's attributes that are values."""
+    """Return a class's attributes that are values."""
     return {name: part for name, part in vars(kind).items() if _is_data(name, part)}
 
 
 def _is_data(name: str, value: Any) -> bool:
-    """Whether a class's attribute is a value, and not a part of how the class works."""
+    """Return whether a class's attribute is a value, and not a part of how the class works."""
     if (name.startswith("__") and name.endswith("__")) or name.startswith("_abc_"):
         return False
     return not callable(value) and not hasattr(type(value), "__get__")
 
 
 def _derived(module: nn.Module) -> set[str]:
-    """Attributes that torch's own hooks compute anew before each forward pass: of pruning, of a weight's norm."""
+    """Return the attributes that torch's own hooks compute anew before each forward pass: for pruning, and for a
+    weight's norm."""
     hooks = module._forward_pre_hooks.values()
     own = (hook for hook in hooks if type(hook).__module__.startswith("torch.nn.utils."))
     return {

@@ -1,1 +1,1 @@
-"""Carrying requests to a server and answers back: over HTTP, within a process, or badly on purpose."""
+"""Transports carry requests to a server and answers back: over HTTP, within a process, or with faults on purpose."""

@@ -1,4 +1,4 @@
-"""A bad network, by a seed: for tests, and for campaigns against what must survive it.
+"""A network with faults that a seed decides: for tests of programs that must survive a bad network.
 
 transport = FaultyTransport(inner, Faults(lost=0.1, unanswered=0.1, twice=0.05), generator(seed, "network", device))
 """
@@ -16,11 +16,16 @@ from sumus.transport.transport import MOST, PATIENCE, Answer, Transport, Unreach
 
 @dataclass(frozen=True)
 class Faults:
-    """How likely each is, for a request, 0 to 1.
+    """The probability of each fault for one request, from 0 to 1.
 
-    lost: it does not arrive.  unanswered: it does, and its answer is lost.  twice: it arrives twice, and the second answer comes.
-    cut: its body arrives without its end, and is not answered.  answer_cut: the answer's body comes without its end, as if that
-    were whole.  delayed: it takes up to `delay` seconds.
+    Attributes:
+        lost: The request does not arrive.
+        unanswered: The request arrives, and its answer is lost.
+        twice: The request arrives twice, and the second answer comes back.
+        cut: The request's body arrives without its end, and no answer comes.
+        answer_cut: The answer's body comes without its end, and the answer looks complete.
+        delayed: The request is delayed.
+        delay: The longest delay, in seconds.
     """
 
     lost: float = 0.0
@@ -37,13 +42,20 @@ class Faults:
 
 
 def no_time(seconds: float) -> None:
-    """A delay that takes no time here."""
+    """Skip a delay."""
 
 
 class FaultyTransport:
-    """A `Transport` over another one. The same requests in the same order meet the same faults.
+    """A `Transport` that adds faults to another one. The same requests in the same order meet the same faults.
 
-    sleep: is handed every delay.  met: how many of each fault there were, by name.
+    Args:
+        inner: The other transport.
+        faults: The probabilities of the faults.
+        rng: Draws the faults.
+        sleep: Called with every delay, in seconds.
+
+    Attributes:
+        met: The number of faults so far, by name.
     """
 
     def __init__(
@@ -62,7 +74,7 @@ class FaultyTransport:
         patience: float = PATIENCE,
         most: int = MOST,
     ) -> Answer:
-        """Ask, with what may go wrong on the way."""
+        """Send a request with the faults that are drawn for it."""
         with self._one_at_a_time:
             fate = {name: bool(self._rng.random() < getattr(self._faults, name)) for name in self.met}
             share, seconds = float(self._rng.random()), float(self._rng.random()) * self._faults.delay
@@ -88,5 +100,5 @@ class FaultyTransport:
         return fate[fault]
 
     def close(self) -> None:
-        """Close the one below."""
+        """Close the inner transport."""
         self._inner.close()

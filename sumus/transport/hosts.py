@@ -1,4 +1,4 @@
-"""Names of hosts as they stand in addresses and headers, each in one spelling.
+"""Names of hosts in addresses and headers, each brought to one spelling.
 
 host_of("LOCALHOST.:8081")                   "localhost"
 host_of("[::ffff:127.0.0.1]:8081")           "127.0.0.1"
@@ -15,7 +15,7 @@ _AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)(?:%[a-z0-9._~%-]+)?\]|([a-z0-9_.-]+
 
 
 def host_of(authority: str) -> str | None:
-    """The host of `NAME`, `NAME:PORT`, `[ADDRESS]:PORT` or an address alone; None for any other text."""
+    """Return the host of `NAME`, `NAME:PORT`, `[ADDRESS]:PORT` or an address alone; None for any other text."""
     text = authority.strip().lower()
     if (address := ip_of(text)) is not None:
         return address
@@ -27,8 +27,8 @@ def host_of(authority: str) -> str | None:
 
 
 def ip_of(text: str) -> str | None:
-    """An IP address in its usual spelling, without a zone; one of IPv4 that is written as IPv6 is of IPv4. None for any other
-    text."""
+    """Return an IP address in its usual spelling, without a zone; None for any other text. An IPv4 address that is
+    written as IPv6 becomes IPv4."""
     try:
         ip = ipaddress.ip_address(text.partition("%")[0] if ":" in text else text)
     except ValueError:
@@ -38,13 +38,17 @@ def ip_of(text: str) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name is this machine's own."""
+    """Return whether a host is this machine itself."""
     address = ip_of(host)
     return host == "localhost" if address is None else ipaddress.ip_address(address).is_loopback
 
 
 def listen_address(listen: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT`, from a command. UsageError for any other text."""
+    """Return host and port of `HOST:PORT`, which was given to a command.
+
+    Raises:
+        UsageError: The text has another form.
+    """
     host, colon, digits = listen.rpartition(":")
     port = whole_number(digits, 5)
     if host.startswith("[") and host.endswith("]"):

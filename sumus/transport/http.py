@@ -1,4 +1,5 @@
-"""Over HTTP and HTTPS: connections to one server are kept open; its certificate may be checked against one authority alone.
+"""Requests over HTTP and HTTPS. Connections to one server are kept open. Its certificate may be checked against one
+authority alone.
 
 transport = HttpTransport("https://sumus.example.org:8443", authority=pem)
 """
@@ -19,16 +20,20 @@ from sumus.transport.outbound import Outbound, proxy_to
 from sumus.transport.transport import MOST, PATIENCE, Answer, Unreachable, why_unreached, why_untrusted
 
 CONNECTING = 10.0
-"""Seconds for a connection to stand, at most."""
+"""The most seconds that opening a connection may take."""
 _BLOCK = 2**16
 
 
 class HttpTransport:
-    """A `Transport` to a server at scheme://host:port, by way of the environment's proxy (`sumus.transport.outbound`).
-    Redirections are not followed.
+    """A `Transport` to a server at scheme://host:port, through the environment's proxy if there is one
+    (`sumus.transport.outbound`). Redirections are not followed.
 
-    authority: certificates in PEM; the server's must come from one of them, or be one, and the system's count for nothing.
-    connections: that are kept open for the next request; threads beyond open further ones.
+    Args:
+        url: scheme://host:port of the server.
+        authority: Certificates in PEM. The server's certificate must be one of them, or signed by one. The system's
+            certificates are not used then. None means the system's.
+        connections: The number of connections that are kept open for later requests. If more threads ask at once, they
+            open further ones.
     """
 
     def __init__(self, url: str, authority: str | None = None, connections: int = 4) -> None:
@@ -62,7 +67,7 @@ class HttpTransport:
         patience: float = PATIENCE,
         most: int = MOST,
     ) -> Answer:
-        """Ask once, and read no more than `most` bytes."""
+        """Send a request once, and read at most `most` bytes of the answer."""
         until = time.monotonic() + patience
         try:
             response = self._pool.urlopen(
@@ -109,12 +114,13 @@ class HttpTransport:
         return bytes(body)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close all connections."""
         self._pool.close()
 
 
 def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**16) -> bytes:
-    """What an HTTPS server says under a path, whoever it is: for what is compared with a hash that is known already."""
+    """Return what an HTTPS server answers under a path, without checking its certificate. The caller must compare the
+    answer with a hash that it knows already."""
     parsed = parse_url(url)
     anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anyone.check_hostname = False
@@ -144,7 +150,7 @@ def unverified(url: str, path: str, patience: float = PATIENCE, most: int = 2**1
 
 
 def _of_proxy(url: str, proxy: Outbound | None, error: Exception) -> str:
-    """What to say of a way that does not lead through its proxy."""
+    """Return the message for a server that cannot be reached through its proxy."""
     named = "the proxy" if proxy is None else f"the proxy {proxy.url} ({proxy.variable} of the environment)"
     return (
         f"{url} cannot be reached by way of {named}: {why_unreached(error)}; NO_PROXY names what is reached without it"
@@ -152,12 +158,12 @@ def _of_proxy(url: str, proxy: Outbound | None, error: Exception) -> str:
 
 
 def no_tls(url: str) -> str:
-    """What to say of a port that answers, and not in TLS."""
+    """Return the message for a port that answers, but not in TLS."""
     return f"{url} does not speak TLS: is it http://, or another port? (behind a proxy that encrypts, give the proxy's address)"
 
 
 def _speaks_no_tls(error: BaseException) -> bool:
-    """Whether the other side answered a TLS greeting in something else."""
+    """Return whether the other side answered a TLS greeting with something else."""
     said = str(error).upper().replace(" ", "_")
     return any(
         word in said for word in ("WRONG_VERSION_NUMBER", "UNKNOWN_PROTOCOL", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
@@ -165,7 +171,8 @@ def _speaks_no_tls(error: BaseException) -> bool:
 
 
 def _hung_up(error: BaseException) -> bool:
-    """Whether the other side ended a connection, or answered in no HTTP: what a TLS port does when it is spoken to in plain."""
+    """Return whether the other side ended the connection, or did not answer in HTTP. A TLS port does so if a request
+    comes without TLS."""
     inner = str(getattr(error, "reason", None) or error)
     return isinstance(error, ProtocolError) or "BadStatusLine" in inner or "reset" in inner.lower()
 
@@ -175,7 +182,7 @@ def _context(authority: str | None) -> ssl.SSLContext:
         return ssl.create_default_context()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a server's own certificate may be the one that is trusted
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # the trusted certificate may be the server's own
     try:
         context.load_verify_locations(cadata=authority)
     except (ssl.SSLError, ValueError) as error:

@@ -1,10 +1,10 @@
-"""Within a process: an ASGI application as a server would run it, without sockets.
+"""Requests within a process: an ASGI application runs as on a server, without sockets.
 
     with InProcess(app) as transport:
         transport.request("GET", "/healthz")
 
-The application runs on an event loop in a thread of its own, and is given real requests in bytes, piece by piece; any number of
-threads may ask at once.
+The application runs on an event loop in a thread of its own. It gets real requests, piece by piece in bytes. Any number
+of threads may send requests at once.
 """
 
 import asyncio
@@ -23,14 +23,16 @@ App: TypeAlias = Callable[
 ]
 
 GRACE = 1.0
-"""Seconds that requests may still take while it is closed."""
+"""Seconds for which running requests may go on after `close`."""
 _BLOCK = 2**16
 
 
 class InProcess:
-    """A `Transport` to an application. Its lifespan is started here, and ended by `close`.
+    """A `Transport` to an application. The constructor starts the application's lifespan, and `close` ends it.
 
-    failures: what it raised while it answered; the caller is told 500, as over HTTP.
+    Attributes:
+        failures: The exceptions that the application raised while it answered. The caller then gets status 500, as over
+            HTTP.
     """
 
     def __init__(self, app: App) -> None:
@@ -63,7 +65,7 @@ class InProcess:
         patience: float = PATIENCE,
         most: int = MOST,
     ) -> Answer:
-        """Ask once, and keep no more than `most` bytes."""
+        """Send a request once, and keep at most `most` bytes of the answer."""
         if self._closed:
             raise Unreachable("the application is closed")
         asked = asyncio.run_coroutine_threadsafe(self._ask(method, path, body, headers, patience, most), self._loop)
@@ -72,7 +74,7 @@ class InProcess:
         except CancelledError as error:
             raise Unreachable("the application was closed before it answered") from error
         except BaseException:
-            asked.cancel()  # also where whoever asks is interrupted
+            asked.cancel()  # also if the calling thread is interrupted
             raise
 
     async def _ask(
@@ -90,8 +92,8 @@ class InProcess:
             raise Unreachable("the application did not answer in time") from error
         finally:
             self._asking.discard(asking)
-            call.gone.set()  # as a server sees who has left; what it does then is its own affair
-        if call.answered:  # what it does beyond, it does without anyone waiting
+            call.gone.set()  # the application learns that the client has left, as from a server
+        if call.answered:  # the application may do more, and nobody waits for it
             return Answer(call.status, call.headers, bytes(call.body))
         if len(call.body) > most:
             raise Unreachable(f"the application answers with more than {amount(most)}, which is too much here")
@@ -100,7 +102,7 @@ class InProcess:
         return Answer(500, {}, b"Internal Server Error")
 
     def _ended(self, running: asyncio.Future[None]) -> None:
-        """An application's call is over."""
+        """Note that a call of the application has ended."""
         self._running.discard(running)
         if not running.cancelled() and isinstance(error := running.exception(), Exception):
             self.failures.append(error)
@@ -111,7 +113,7 @@ class InProcess:
         return lifespan
 
     def close(self) -> None:
-        """End the application's lifespan, the loop and its thread."""
+        """End the application's lifespan, then the event loop and its thread."""
         if self._closed:
             return
         self._closed = True
@@ -121,7 +123,7 @@ class InProcess:
             self._stop()
 
     async def _end(self) -> None:
-        for asking in self._asking:  # and not the application's own tasks, which may be closing a file
+        for asking in self._asking:  # the application's own tasks are not cancelled: they may be closing a file
             if asking is not None:
                 asking.cancel()
         if self._running:
@@ -137,7 +139,8 @@ class InProcess:
         self._thread.join()
 
     def _run(self) -> None:
-        """Run the loop until it is stopped, and end it in the same thread: the caller's may run another loop (a notebook)."""
+        """Run the loop until it is stopped, then end it in the same thread, since the caller's thread may run another
+        loop (a notebook)."""
         self._loop.run_forever()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.run_until_complete(self._loop.shutdown_default_executor())
@@ -166,7 +169,16 @@ def _scope(method: str, path: str, body: bytes, headers: Mapping[str, str]) -> d
 
 
 class _Call:
-    """One request as the application sees it, and what came of it. whole: set once nothing more is to come."""
+    """One request as the application sees it, and its answer.
+
+    Attributes:
+        status: The status of the answer; 0 before it begins.
+        headers: The headers of the answer, by name in lower case.
+        body: The body of the answer so far.
+        answered: Whether the answer is complete.
+        whole: Set when nothing more will come.
+        gone: Set when the client no longer waits.
+    """
 
     def __init__(self, body: bytes, most: int) -> None:
         self.status, self.answered = 0, False
@@ -198,12 +210,12 @@ class _Call:
                 self.whole.set()
 
     def ended(self, task: asyncio.Future[None]) -> None:
-        """The application has returned, or raised."""
+        """Note that the application has returned or raised."""
         self.whole.set()
 
 
 class _Lifespan:
-    """The application's start and end; one that knows no lifespan needs none."""
+    """The application's start and end. An application without lifespan support is served without them."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -223,7 +235,7 @@ class _Lifespan:
             await asyncio.wait([self.task])
 
     async def _phase(self, name: str) -> Message | None:
-        """What the application answers; None where it has ended without."""
+        """Send an event, and return what the application answers; None if it ends without an answer."""
         assert self.task is not None
         await self._said.put({"type": f"lifespan.{name}"})
         answer = asyncio.ensure_future(self._heard.get())
@@ -231,5 +243,5 @@ class _Lifespan:
         if answer.done():
             return answer.result()
         answer.cancel()
-        self.task.exception()  # it knows no lifespan
+        self.task.exception()  # read, so that asyncio does not log it: the application supports no lifespans
         return None

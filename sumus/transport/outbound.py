@@ -1,9 +1,9 @@
-"""The proxy on the way out of a network, as the environment names it: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
+"""The proxy for requests to other networks, from the environment: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
 
-    proxy = proxy_to("https", "fl.example.org", 443)          None, if the server is asked directly
+    proxy = proxy_to("https", "fl.example.org", 443)          None if the server is reached directly
 
-As with curl, the names are also read in lower case, and HTTP_PROXY in lower case alone: a web server puts a header of a request
-under the name in capitals. This machine itself is never asked by way of a proxy.
+As with curl, the names are also read in lower case. HTTP_PROXY is read in lower case only: a web server may set a
+variable with this name in capitals from a header of a request. Requests to this machine itself never use a proxy.
 """
 
 import ipaddress
@@ -27,8 +27,8 @@ class Outbound:
         url: scheme://HOST:PORT, without user and password.
         host: Its name or address.
         port: Its port.
-        headers: Who asks it, if it wants to know.
-        variable: The name in the environment that said so.
+        headers: The headers with user and password, if the proxy needs them.
+        variable: The name of the variable that it came from.
     """
 
     url: str
@@ -39,7 +39,7 @@ class Outbound:
 
 
 def proxy_to(scheme: str, host: str, port: int, environment: Mapping[str, str] = os.environ) -> Outbound | None:
-    """The proxy for requests to a server; None for none.
+    """Return the proxy for requests to a server; None if there is none.
 
     Raises:
         UsageError: The environment names something that is no HTTP proxy.
@@ -66,8 +66,11 @@ def proxy_to(scheme: str, host: str, port: int, environment: Mapping[str, str] =
 
 
 def _is_excepted(host: str, port: int, excepted: str) -> bool:
-    """Whether NO_PROXY names a host: itself, a domain above it, a network that its address is in, or `*` for all; each with or
-    without a port."""
+    """Return whether NO_PROXY lists a host.
+
+    An entry matches the host itself, a domain above it, or a network that its address is in; `*` matches all hosts. An
+    entry may end with a port.
+    """
     address = ip_of(host)
     for word in (part.strip().lower() for part in excepted.split(",")):
         name, ports = word, None

@@ -1,10 +1,11 @@
-"""What carries a request to a server and brings back its answer; its implementations pass one contract suite.
+"""The interface of transports, which carry a request to a server and bring back its answer. All implementations pass
+one suite of tests.
 
     answer = transport.request("GET", "/healthz")
     answer.status, answer.headers, answer.body
 
-An answer comes whole or not at all. Where none comes, nobody knows whether the request arrived: whoever asks must be able to
-ask the same again.
+An answer comes whole or not at all. If none comes, the caller does not know whether the request arrived, so it must be
+safe to send the same request again.
 """
 
 from collections.abc import Mapping
@@ -16,18 +17,24 @@ from typing import Protocol
 from sumus.errors import SumusError
 
 PATIENCE = 30.0
-"""Seconds to wait for an answer, where nobody says how many."""
+"""Seconds to wait for an answer, if the caller gives no number."""
 MOST = 2**20
-"""The longest body of an answer, in bytes, where nobody says."""
+"""The longest body of an answer in bytes, if the caller gives no number."""
 
 
 class Unreachable(SumusError):
-    """No whole answer came: the server is not there, or is slow, or what it said is cut off or too long."""
+    """No whole answer came: the server is not there, is slow, or its answer is cut off or too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answers. headers: by name in lower case.  body: as it was sent, not decoded."""
+    """An answer of a server.
+
+    Attributes:
+        status: The HTTP status.
+        headers: The headers, by name in lower case.
+        body: The body as it was sent, not decoded.
+    """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -48,9 +55,10 @@ _WORDS = (
 
 
 def why_unreached(error: BaseException) -> str:
-    """Why a server cannot be reached, in words; for what has none, its own first line without Python's wrapping."""
+    """Return in words why a server cannot be reached. If there are no words for an error, its own first line without
+    Python's wrapping."""
     reason = getattr(error, "reason", None)
-    inner = reason if isinstance(reason, BaseException) else error  # an error of TLS has a word there
+    inner = reason if isinstance(reason, BaseException) else error  # the reason of a TLS error is a word
     if isinstance(inner, SSLCertVerificationError):
         return f"its certificate is not trusted: {inner.verify_message or 'it cannot be checked'}"
     text = " ".join(str(inner).split())
@@ -63,12 +71,12 @@ def why_unreached(error: BaseException) -> str:
 
 
 def why_untrusted(error: BaseException, url: str, pinned: bool) -> str:
-    """Why a server's certificate is not taken, and what to do.
+    """Return why a server's certificate is not accepted, and what the user can do.
 
     Args:
-        error: of TLS, or around such an error.
-        url: the server's address.
-        pinned: whether one authority alone is trusted, which was pinned once.
+        error: An error of TLS, or an error around one.
+        url: The server's address.
+        pinned: Whether one pinned authority alone is trusted.
     """
     said, now = " ".join(str(error).split()).lower(), f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     if "expired" in said:
@@ -95,7 +103,7 @@ def why_untrusted(error: BaseException, url: str, pinned: bool) -> str:
 
 
 class Transport(Protocol):
-    """A way to one server; several threads may use it at once."""
+    """A connection to one server. Several threads may use it at once."""
 
     def request(
         self,
@@ -106,12 +114,21 @@ class Transport(Protocol):
         patience: float = PATIENCE,
         most: int = MOST,
     ) -> Answer:
-        """Ask once; redirections are answers like others. path: with its query, as it goes over the wire.
+        """Send a request once. A redirection is an answer like any other.
 
-        patience: seconds to the whole answer.  most: bytes of its body, more are not read. Raises Unreachable.
+        Args:
+            method: The HTTP method.
+            path: The path with its query, as it is sent.
+            body: The body.
+            headers: Further headers.
+            patience: Seconds until the whole answer must have come.
+            most: The most bytes of the answer's body.
+
+        Raises:
+            Unreachable: No whole answer came, or its body is too long.
         """
         ...
 
     def close(self) -> None:
-        """End what was begun for it; it is not used again."""
+        """Release all resources. The transport is not used again."""
         ...

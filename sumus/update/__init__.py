@@ -1,4 +1,4 @@
-"""An update's way from the device to the sum: transforms with a client end and a server end."""
+"""Transforms: what happens to an update between the device and the sum. Each has a device's half and a server's half."""
 
 from sumus.update.clip import clip_buffers as clip_buffers
 from sumus.update.clip import clip_by_global_norm as clip_by_global_norm

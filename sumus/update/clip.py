@@ -1,4 +1,4 @@
-"""Bounding what one client can do."""
+"""Clipping: transforms that bound how far one client can move the model or an averaged buffer."""
 
 import math
 
@@ -11,7 +11,7 @@ from sumus.types import Tree
 from sumus.update.transform import Context, Props, Transform
 
 _SLACK = 1 - 2.0**-50
-"""More than a quotient and a product can be rounded up by."""
+"""Just below 1, so that the roundings of a quotient and a product cannot exceed the bound."""
 
 
 @registered("update/clip_by_global_norm")
@@ -20,12 +20,13 @@ def clip_by_global_norm(max_norm: float) -> Transform:
 
         u ← u · min(1, C / ‖u‖₂),   ‖u‖₂² = Σ over all leaves of the part
 
-    The norm is over the whole tree, as differential privacy needs (sensitivity C per client); clipping each leaf on
-    its own bounds something else. An update within the bound passes unchanged; a scaled one is rounded towards zero,
-    so that the bound holds in the bits that are sent. `invert` is the identity: a sum of clipped updates is what the
-    server wants.
+    The norm is over the whole tree, as differential privacy needs (sensitivity C per client). Clipping each leaf to a
+    bound of its own would not bound this norm by C. An update within the bound is not changed. A scaled update is
+    rounded towards zero, so that the bound also holds for the bits that are sent. `invert` is the identity, since the
+    server wants the sum of the clipped updates. [McMahan et al. 2018, arXiv:1710.06963, Algorithm 1]
 
-    max_norm: C > 0, in units of the parameters.  [McMahan et al. 2018, arXiv:1710.06963, Algorithm 1]
+    Args:
+        max_norm: C > 0, in units of the parameters.
     """
     if not (max_norm > 0 and math.isfinite(max_norm)):
         raise PlanError("positive", f"clip_by_global_norm({max_norm}): the norm must be positive and finite")
@@ -42,21 +43,28 @@ def clip_by_global_norm(max_norm: float) -> Transform:
 
 @registered("update/clip_buffers")
 def clip_buffers(max_value: float) -> Transform:
-    """Hold each number by which a device moves an averaged buffer within ±`max_value`.
+    """Clip each number by which a device moves an averaged buffer to ±`max_value`.
 
-    Averaged buffers (the running means and variances of BatchNorm) go beside the chain, so that no other stage changes them.
-    A device clips each number on its own, and the first hop refuses a larger one. Other parts pass unchanged.
+    Averaged buffers (the running means and variances of BatchNorm) do not pass through the chain, so no other stage
+    changes them. A device clips each number on its own, and the first hop refuses a larger number. Other parts are not
+    changed.
 
-    max_value: > 0, in units of the buffer; it is rounded down to single precision.
+    Args:
+        max_value: The bound, > 0, in units of the buffer. It is rounded down to single precision.
     """
     bound = in_single(max_value, "clip_buffers(max_value=)")
     return Transform(props=Props(keeps_norm=True, buffer_bound=bound))
 
 
 def in_single(bound: float, what: str) -> float:
-    """The largest number of single precision that is not above a bound: a float32 held within it is not rounded beyond it.
+    """Round a bound down to single precision, so that a float32 that is clipped to the bound is never rounded beyond it.
 
-    Raises PlanError for a bound that is not positive and finite in single precision. what: the bound's name, for the error.
+    Args:
+        bound: The bound.
+        what: The bound's name, for errors.
+
+    Raises:
+        PlanError: The bound is not positive and finite in single precision.
     """
     expect_number(bound, 0, float(np.finfo(np.float32).max), what, open_low=True)
     rounded = float(narrowed(np.asarray(bound, np.float64), np.dtype(np.float32)))
@@ -66,15 +74,16 @@ def in_single(bound: float, what: str) -> float:
 
 
 def held_within(tree: Tree, bound: float) -> Tree:
-    """Each number of a tree, held within ±`bound`, which single precision holds exactly."""
+    """Clip each number of a tree to ±`bound`, which must be exact in single precision."""
     return tree_map(lambda leaf: np.clip(leaf, -bound, bound), tree)
 
 
 def global_norm(tree: Tree) -> float:
-    """‖tree‖₂, never below the true value and above it by less than 2⁻²⁹ of the largest entry times √size.
+    """Compute ‖tree‖₂, rounded up: never below the true value, and above it by less than 2⁻²⁹ times the largest entry
+    times √size.
 
-    Entries are rounded up to 30-bit integers on a grid set by the largest, and their squares added exactly: no order
-    of summation and no language gives another bit.
+    Entries are rounded up to 30-bit integers on a grid that the largest entry sets, and the squares are added exactly.
+    The result therefore has the same bits in any order of summation and in any language.
     """
     largest = max((float(np.max(np.abs(leaf), initial=0.0)) for leaf in tree.values()), default=0.0)
     if largest == 0.0 or not math.isfinite(largest):
@@ -90,7 +99,7 @@ def global_norm(tree: Tree) -> float:
 
 
 def root_rounded_up(total: int) -> float:
-    """√total, exact where it is a whole number, else the next float above."""
+    """Compute √total: exactly if it is a whole number, else the next larger float."""
     root = math.isqrt(total << 128)  # √total · 2^64, rounded down
     root += root * root < total << 128
     above = float(root)

@@ -1,4 +1,4 @@
-"""Few bits a number."""
+"""Quantization: a transform that sends a few bits for each number of an update."""
 
 import math
 
@@ -13,18 +13,22 @@ from sumus.update.transform import Context, Props, Transform
 
 _DEVIATIONS = 4.5
 _LIKELY = 8.0
-"""Standard deviations that Σ code² may lie above its mean: an honest device exceeds them once in e^32 updates."""
+"""How many standard deviations above its mean Σ code² may lie. An honest device exceeds this once in e^32 updates."""
 
 
 @registered("update/quantize")
 def quantize(bits: int = 8, range: float | None = None) -> Transform:
-    """u ← ⌊u/s + r⌋ with r uniform in [0, 1): unbiased integer codes in ±(2^(bits−1) − 1), step s public.
+    """Round an update to integer codes without bias: u ← ⌊u/s + r⌋ with r uniform in [0, 1).
 
-    range: the largest |u| that has a code; beyond it codes saturate. Without it, the range is 4.5 · C/√d, which fits
-    an update of norm at most C after `rotate`: the chain must then clip and rotate before. One 8-bit range over an
-    unrotated model of a million parameters would have a relative error above 2; rotated it has 0.014.
-    Codes are int8 up to 8 bits, int16 up to 16. `invert` multiplies the sum of codes by s.
-    [Suresh et al. 2017, arXiv:1611.00429, section 2.2]
+    Codes lie in ±(2^(bits−1) − 1); the step s is public. Codes are int8 for up to 8 bits, int16 for up to 16. `invert`
+    multiplies the sum of the codes by s. [Suresh et al. 2017, arXiv:1611.00429, section 2.2]
+
+    Args:
+        bits: The width of the codes, from 2 to 16.
+        range: The largest |u| that has a code; larger values get the outermost code. If it is None, the range is 4.5 ·
+            C/√d, which suits an update of d numbers and norm at most C after `rotate`; so the chain must clip and
+            rotate before this stage. For a model of a million parameters, one 8-bit range without rotation would have a
+            relative error above 2; with rotation, the error is 0.014.
     """
     if not 2 <= bits <= 16:
         raise PlanError("quantize-bits", f"quantize(bits={bits}): from 2 to 16 bits")
@@ -41,10 +45,11 @@ def quantize(bits: int = 8, range: float | None = None) -> Transform:
         return _DEVIATIONS * context.norm_bound / math.sqrt(size(context.shapes)) / largest
 
     def longest(context: Context) -> float | None:
-        """The root of the largest Σ code² of an update of norm C: the mean, (C/s)² + d/4, and eight deviations of it.
+        """Return the root of the largest Σ code² of an update of norm C: its mean (C/s)² + d/4, plus eight standard deviations.
 
-        A code is ⌊x⌋ or ⌊x⌋ + 1 for x = u/s. Its square has mean at most x² + 1/4 and range at most 2|x| + 1, so that Σ
-        code² is sub-Gaussian with deviation at most C/s + √d/2 [Hoeffding 1963]. Saturated codes are shorter.
+        A code is ⌊x⌋ or ⌊x⌋ + 1 for x = u/s. Its square has a mean of at most x² + 1/4 and a range of at most 2|x| + 1.
+        So Σ code² is sub-Gaussian with a deviation of at most C/s + √d/2 [Hoeffding 1963]. Codes at the end of the
+        range are shorter.
         """
         if context.norm_bound is None:
             return None

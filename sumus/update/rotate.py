@@ -1,4 +1,4 @@
-"""Spreading an update evenly, so that one narrow range fits every coordinate."""
+"""Rotation: a transform that spreads an update evenly over its coordinates, so that one narrow range suits all of them."""
 
 import math
 
@@ -16,14 +16,17 @@ _LARGEST_BLOCK = 4096
 
 @registered("update/rotate")
 def rotate() -> Transform:
-    """u ← (1/√n) H D u: random signs D from the round's public seed, then Walsh–Hadamard in blocks.
+    """Rotate an update by random signs and a Hadamard matrix: u ← (1/√n) H D u.
 
-    A block is a power of four (so 1/√n is exact), at most 4096, and takes every k-th coordinate of the update, so that
-    each block holds a share of each layer. All leaves become one vector `rotated`, padded to whole blocks. The server
-    undoes it on the sum. Norms are kept. [Suresh et al. 2017, arXiv:1611.00429, section 3]
+    The signs D come from the round's public seed; then a Walsh–Hadamard transform H is applied in blocks of n numbers.
+    The block size is a power of four, so that 1/√n is exact, and at most 4096. Each block takes every k-th coordinate
+    of the update, so that it holds a share of each layer. All leaves become one vector `rotated`, padded to whole
+    blocks. The server undoes the rotation on the sum. L2 norms do not change. [Suresh et al. 2017, arXiv:1611.00429,
+    section 3]
 
-    The update is first rounded to 40-bit integers on a grid set by its largest entry; their transform is exact in
-    float64 whatever the order, hence the same bits from BLAS, from butterflies and from another language.
+    The update is first rounded to 40-bit integers on a grid that its largest entry sets. The transform of such integers
+    is exact in float64 in any order of operations, so matrix products, butterflies and other languages give the same
+    bits.
     """
 
     def apply(update: Tree, context: Context) -> Tree:
@@ -51,7 +54,7 @@ def rotate() -> Transform:
 
 
 def _blocks(shapes: Layout) -> tuple[int, int]:
-    """The block length and the number of blocks for these leaves."""
+    """Return the block size and the number of blocks for these leaves."""
     count, block = max(size(shapes), 1), 1
     while block < min(count, _LARGEST_BLOCK):
         block *= 4
@@ -70,7 +73,7 @@ def _sylvester(order: int) -> Floats:
 
 
 def _hadamard_by_matrix(rows: Array) -> Array:
-    """H applied to each row: two matrix products of side √n, since H(n) = H(√n) ⊗ H(√n). Exact on 40-bit integers."""
+    """Apply H to each row by two matrix products of side √n, since H(n) = H(√n) ⊗ H(√n). This is exact on 40-bit integers."""
     side = math.isqrt(rows.shape[1])
     small = _sylvester(side)
     squares = rows.reshape(-1, side, side)
@@ -78,7 +81,7 @@ def _hadamard_by_matrix(rows: Array) -> Array:
 
 
 def _hadamard_by_butterflies(rows: Array) -> Array:
-    """The same by log₂ n passes of sums and differences in a fixed order, for sums too wide to be exact."""
+    """Apply H to each row by log₂ n passes of sums and differences in a fixed order, for sums that are too wide to be exact."""
     half = 1
     while half < rows.shape[1]:
         pairs = rows.reshape(len(rows), -1, 2, half)

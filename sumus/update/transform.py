@@ -1,10 +1,15 @@
-"""What happens to an update on its way: a transform has a client end and a server end, and two of them chain.
+"""Transforms: functions that change an update before it is sent, and undo this on the sum. Transforms can be chained.
 
     chain(clip_by_global_norm(1.0), rotate(), quantize(bits=8))
 
-`apply` runs on the device, on one update. `invert` runs on the server, once, on the *sum* of what devices sent, in reverse
-order: so it must be linear. What is not linear on a sum (top-k, a scale per client) is a codec, undone before adding.
-`lift` runs on a site, whose own sum was inverted: it gives a sum that `invert` takes for these values.
+A transform consists of three functions:
+
+- `apply` runs on the device, on one update.
+- `invert` runs on the server, once, on the *sum* of what the devices sent. In a chain, the stages are inverted in
+  reverse order. `invert` must be linear. A change that is not linear on a sum (top-k, or a scale for each client)
+  cannot be a transform; it is a codec, and is undone before updates are added.
+- `lift` runs on a site, which has already inverted the sums of its devices. From the result, it makes a sum that the
+  server can invert.
 """
 
 import dataclasses
@@ -23,12 +28,14 @@ _GIVES = "it must give a tree of arrays by name, in the shapes of its layout"
 
 @dataclass(frozen=True)
 class Context:
-    """What a transform may know: nothing about other clients, and on the server nothing about any one.
+    """What a transform may know. It knows nothing about other clients; on the server, it knows nothing about any single client.
 
-    shapes: the leaves before this transform.
-    seed: public, the same for everyone in the round (rotation).
-    norm_bound: an L2 bound that an earlier clip guarantees, or None.
-    examples, rng: on the device only; the client's number of examples and its private randomness.
+    Attributes:
+        shapes: The shapes of the leaves before this transform.
+        seed: The round's public seed, the same for all clients of the round (`rotate` uses it).
+        norm_bound: The L2 norm that an earlier clip guarantees; None if there is no such clip.
+        examples: The client's number of examples. On the device only.
+        rng: The client's private randomness. On the device only.
     """
 
     shapes: Layout
@@ -40,16 +47,17 @@ class Context:
 
 @dataclass(frozen=True)
 class Props:
-    """What a transform declares about itself; the legality rules of `sumus.plan` read only this.
+    """What a transform declares about itself. The rules of `sumus.plan` read only these properties.
 
-    clips_to: the L2 norm that it guarantees.
-    keeps_norm: neither its client end nor its server end makes an L2 norm larger. A stage that says nothing may: then no clip
-        bounds what one device can do, and a plan for devices is refused.
-    mixes: it spreads a norm evenly over coordinates.
-    code_bits: its output is integer codes of this width.
-    has_range: the codes have an explicit range.
-    weight_cap: it multiplies by min(examples, cap) itself.
-    buffer_bound: the largest |number| that it leaves in an averaged buffer.
+    Attributes:
+        clips_to: The L2 norm that the transform guarantees.
+        keeps_norm: Neither `apply` nor `invert` makes an L2 norm larger. If this is False and the transform gives no
+            other bound, no clip bounds what one device can do, and a plan for devices is refused.
+        mixes: The transform spreads a norm evenly over the coordinates.
+        code_bits: The width of the integer codes that it makes; None if it makes floats.
+        has_range: The codes have an explicit range.
+        weight_cap: The transform itself multiplies by min(examples, cap); this is the cap.
+        buffer_bound: The largest absolute value that it leaves in an averaged buffer.
     """
 
     clips_to: float | None = None
@@ -62,31 +70,37 @@ class Props:
 
 
 def unchanged(tree: Tree, context: Context) -> Tree:
-    """The identity, as a client or a server end."""
+    """Return the tree: the identity, as an `apply`, `invert` or `lift`."""
     return tree
 
 
 def same_shapes(shapes: Layout) -> Layout:
-    """The layout of a transform that keeps leaves as they are."""
+    """Return the shapes: the layout of a transform that does not change them."""
     return shapes
 
 
 def one_unit(context: Context) -> float:
-    """The unit of a transform whose output is in parameters."""
+    """Return 1: the unit of a transform whose output is in parameters."""
     return 1.0
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Transform(Value):
-    """apply(update, context) → update on the device; invert(sum, context) → sum on the server, float64 and linear;
-    lift(values, context) → a sum on a site, float64, with invert(lift(values)) = values: nothing is clipped, rounded or drawn.
+    """A change to an update, as pure functions.
 
-    layout: the shapes after `apply`, from the shapes before.
-    longest: the L2 norm that no output of `apply` exceeds, in units of the output, from `context.norm_bound`; None if
-        there is no such norm. If left out, it follows from `props.clips_to` and `props.keeps_norm`.
-    unit: what a 1 of the output stands for, in parameters: the factor by which `invert` makes a norm larger, if
-        `props.keeps_norm` is False.
-    stages: the links of a chain, None where it is none.
+    Attributes:
+        apply: (update, context) → update. Runs on the device.
+        invert: (sum, context) → sum, in float64. Runs on the server, and is linear.
+        lift: (values, context) → sum, in float64, with invert(lift(values)) = values. Runs on a site, and neither clips
+            nor rounds, and uses no randomness.
+        layout: (shapes before `apply`) → shapes after it.
+        longest: (context) → the L2 norm that no output of `apply` exceeds, in units of the output, given
+            `context.norm_bound`; None if there is no such norm. If this field is left out, the norm follows from
+            `props.clips_to` and `props.keeps_norm`.
+        unit: (context) → the value, in parameters, of a 1 in the output. This is the factor by which `invert` makes a
+            norm larger, if `props.keeps_norm` is False.
+        props: What the transform declares about itself.
+        stages: The stages of a chain; None if this is not a chain.
     """
 
     apply: Callable[[Tree, Context], Tree] = unchanged
@@ -100,32 +114,34 @@ class Transform(Value):
 
     @property
     def links(self) -> tuple["Transform", ...]:
-        """The stages of a chain, or this one alone."""
+        """The stages of a chain; for any other transform, the transform alone."""
         return (self,) if self.stages is None else self.stages
 
     @property
     def weight_cap(self) -> int | None:
-        """The cap of an explicit `weight` stage, if there is one."""
+        """The cap of the `weight` stage; None if there is none."""
         return next((s.props.weight_cap for s in self.links if s.props.weight_cap is not None), None)
 
     @property
     def buffer_bound(self) -> float | None:
-        """The largest |number| that a device sends in an averaged buffer; None if no stage names one."""
+        """The largest absolute value that a device sends in an averaged buffer; None if no stage bounds it."""
         return min((s.props.buffer_bound for s in self.links if s.props.buffer_bound is not None), default=None)
 
     @property
     def lifts(self) -> bool:
-        """Whether each of its stages that inverts anything can also lift."""
+        """Whether each stage that inverts anything can also lift."""
         return all(stage.invert is unchanged or stage.lift is not unchanged for stage in self.links)
 
     @property
     def code_bits(self) -> int | None:
-        """The width of the integer codes that come out, or None for floats."""
+        """The width of the integer codes that come out; None for floats."""
         return self.links[-1].props.code_bits if self.links else None
 
     @property
     def lengthening(self) -> "Transform | None":
-        """A stage that may make an update longer without a bound that is known, behind the clip or on the server."""
+        """The first stage that may make an update longer by an unknown amount, after the clip or on the server; None if
+        there is none.
+        """
         clipped = False
         for stage in self.links:
             unknown_at_server = stage.invert is not unchanged and stage.unit is one_unit
@@ -136,15 +152,15 @@ class Transform(Value):
         return None
 
     def reach(self, shapes: Layout) -> tuple[float | None, float]:
-        """How long an update can be after these stages, and what one unit of that length is in parameters.
+        """Return how long an update can be after these stages, and the value of one unit of that length in parameters.
 
         Args:
-            shapes: the leaves before the first stage.
+            shapes: The shapes of the leaves before the first stage.
 
         Returns:
-            The L2 norm that no honest update exceeds (None if no stage bounds it, or if a stage may lengthen an update without
-            saying how far), and the unit: the product of the units of all stages, since the server undoes all of them, those
-            before the clip too. 1.0 for floats, the quantization step for integer codes.
+            The L2 norm that no honest update exceeds; None if no stage bounds it, or if a stage may lengthen an update
+            by an unknown amount. And the unit: the product of the units of all stages, including those before the clip,
+            since the server undoes all of them. It is 1.0 for floats, and the quantization step for integer codes.
         """
         if self.lengthening is not None:
             return None, 1.0
@@ -156,13 +172,13 @@ class Transform(Value):
 
 
 def laid_out(transform: Transform, shapes: Layout) -> Layout:
-    """The shapes after a transform."""
+    """Return the shapes after a transform."""
     with own_code("layout", transform, "it must give the shapes after apply, from the shapes before"):
         return transform.layout(shapes)
 
 
 def walk(stages: Sequence[Transform], context: Context) -> Iterator[tuple[Transform, Context, Context]]:
-    """Each stage with the context before it and the context after it."""
+    """Yield each stage with the context before it and the context after it."""
     for stage in stages:
         after = dataclasses.replace(
             context, shapes=laid_out(stage, context.shapes), norm_bound=_longest(stage, context)
@@ -172,13 +188,13 @@ def walk(stages: Sequence[Transform], context: Context) -> Iterator[tuple[Transf
 
 
 def _unit(stage: Transform, context: Context) -> float:
-    """What a 1 of a stage's output stands for, in parameters."""
+    """Return the value, in parameters, of a 1 in a stage's output."""
     with own_code("unit", stage, "it must give a number"):
         return stage.unit(context)
 
 
 def _longest(stage: Transform, context: Context) -> float | None:
-    """The L2 norm that no output of a stage exceeds, in units of the output; None if there is no such norm."""
+    """Return the L2 norm that no output of a stage exceeds, in units of the output; None if there is no such norm."""
     if stage.longest is not None:
         with own_code("longest", stage, "it must give a number, or None"):
             return stage.longest(context)
@@ -188,7 +204,7 @@ def _longest(stage: Transform, context: Context) -> float | None:
 
 @registered("update/chain")
 def chain(*transforms: Transform) -> Transform:
-    """One transform that applies these in order, and inverts them in reverse. `chain()` is the identity."""
+    """Make one transform that applies these transforms in order, and inverts them in reverse order. `chain()` is the identity."""
     stages = tuple(stage for transform in transforms for stage in transform.links)
     for stage in stages[:-1]:
         if stage.props.code_bits is not None:

@@ -11,10 +11,14 @@ from sumus.update.transform import Context, Props, Transform
 
 @registered("update/weight")
 def weight(cap: int, by: Literal["examples"] = "examples") -> Transform:
-    """u ← u · min(examples, cap), on the device: Σ clip(w·Δ) / Σ w.
+    """Multiply an update by the client's weight on the device: u ← u · min(examples, cap). The mean is Σ clip(w·Δ) / Σ w.
 
-    Without this stage the weight multiplies at the first hop, after the chain: Σ w·clip(Δ) / Σ w, where the sensitivity
-    to one client is cap · C. With it, and the clip after it, it is C.
+    Without this stage, the first hop multiplies by the weight, after the chain: the mean is Σ w·clip(Δ) / Σ w, and the
+    sum's sensitivity to one client is cap · C. With this stage followed by the clip, the sensitivity is C.
+
+    Args:
+        cap: The most examples that count, at least 1.
+        by: What the weight is: the number of examples.
     """
     if cap < 1:
         raise PlanError("positive", f"weight(cap={cap}): the cap must be at least 1")

@@ -1,13 +1,13 @@
-"""Tensors and models that are somewhere else: sent to a worker, computed with there, and fetched.
+"""Tensors and models at another place: they are sent to a worker, used for computations there, and fetched.
 
     alice = sumus.virtual.VirtualWorker("alice")                          in this process
-    bob = sumus.virtual.connect("http://127.0.0.1:8090", token="…")       a device of somebody else, under its own policy
+    bob = sumus.virtual.connect("http://127.0.0.1:8090", token="…")       another person's device, under its own policy
 
     x = sumus.virtual.send(torch.tensor([1.0, 2.0]), alice)
     (x * 2).sum().get()                                                   computed at alice
 
-What is sent leaves a `Pointer` behind, which is a tensor to torch, and holds no numbers. Importing this is light; a name brings
-torch when it is first used.
+Sending a tensor returns a `Pointer`. To torch, a pointer is a tensor, but it holds no numbers. Importing this package
+is fast: torch is imported when a name is first used.
 """
 
 import importlib

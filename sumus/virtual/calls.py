@@ -1,11 +1,11 @@
-"""Operations that a caller asks a worker for.
+"""The operations that a caller asks a worker for.
 
     calls = OperationCalls(held)
-    calls.do(Call("add", (Ref(1), Ref(2))))            the results are kept; their shapes and dtypes are answered
+    calls.do(Call("add", (Ref(1), Ref(2))))            keeps the results, and returns their shapes and dtypes
 
-**What is answered** about private tensors is known before their numbers are looked at: shapes and most errors from an outline
-without numbers, other errors from a try with zeros in the place of private numbers. If the operation itself fails then, the
-failure is because of private numbers, and is not told: the result is NaN.
+**What answers tell** about private tensors is known before their numbers are used. Shapes and most errors come from an
+outline without numbers. Other errors come from a trial call with zeros in place of private numbers. If the operation
+itself then fails, private numbers are the cause, so the caller is not told: the result is NaN.
 """
 
 from collections.abc import Collection
@@ -27,7 +27,7 @@ LOG = logger("sumus.worker")
 MOST_OUTLINES = 2000
 """The most outlines of calls that are kept."""
 DEEPEST = 32
-"""How deep lists may lie in each other in an argument."""
+"""The deepest nesting of lists in an argument."""
 
 
 class OperationCalls:
@@ -42,7 +42,7 @@ class OperationCalls:
         self._outlines: dict[Form, Outline] = {}
 
     def do(self, ask: Call) -> TensorMade | TensorsMade:
-        """Do an operation.
+        """Do an operation, and keep its results.
 
         Raises:
             RequestRefused: The operation is not allowed, not possible, or beyond a limit.
@@ -63,7 +63,7 @@ class OperationCalls:
         return self._held.keep_results(results, {id(kept.tensor): number for number, kept in used.items()})
 
     def _bound(self, ask: Call, used: dict[int, HeldTensor]) -> BoundCall:
-        """Make the call that is asked for; its tensors are put into `used`, by number."""
+        """Return the call that a request asks for. Its tensors are added to `used`, by number."""
         operation = OPERATIONS.get(ask.operation)
         if operation is None or operation.name not in self._held.policy.operations:
             raise RequestRefused(
@@ -100,7 +100,7 @@ class OperationCalls:
         return found
 
     def _value(self, value: Any, used: dict[int, HeldTensor], depth: int = 0) -> Any:
-        """Give what an argument stands for; its tensors are put into `used`, by number."""
+        """Return the value that an argument stands for. Its tensors are added to `used`, by number."""
         match value:
             case Ref(number):
                 used[number] = self._held.of(number)
@@ -122,7 +122,7 @@ class OperationCalls:
                 return value
 
     def _outline(self, call: BoundCall, private: Collection[int]) -> Outline:
-        """Draw the outline of a call, and refuse the call if that may be known without private numbers.
+        """Return the outline of a call. Refuse the call if this can be decided without private numbers.
 
         Args:
             call: The call.
@@ -136,11 +136,11 @@ class OperationCalls:
             self._held.check_form(result.shape, result.dtype)
         blanks = sum(bytes_of(tensor.shape, tensor.dtype) for tensor in call.tensors()) if private else 0
         self._held.check_memory(outline.bytes + blanks)
-        self._held.check_time(outline.steps * (2 if private else 1))  # with the try
+        self._held.check_time(outline.steps * (2 if private else 1))  # twice, with the trial
         self._without_cycle(call, outline)
         if private and not outline.tried:
             outline.results = self._tried(call, outline.results)
-            # Whole numbers may be indices, whose public numbers decide too: such a call is tried each time.
+            # Integers may be indices, and then their public numbers matter too: such a call is tried each time.
             outline.tried = all(id(each) in private or each.is_floating_point() for each in call.tensors())
         if form is not None:
             if len(self._outlines) >= MOST_OUTLINES:
@@ -161,10 +161,10 @@ class OperationCalls:
             raise impossible(name, error) from error
 
     def _without_cycle(self, call: BoundCall, outline: Outline) -> None:
-        """Refuse a call that would give a leaf a history.
+        """Refuse a call that would give a history to a leaf.
 
-        A leaf is part of the graphs that it learnt by. If it got a history as well, it could be part of its own history, and
-        that memory would never come back.
+        A leaf is part of the graphs that computed its gradients. If it got a history as well, it could be part of its
+        own history, and that memory would never be freed.
         """
         tensors = call.tensors()
         for result in outline.results:
@@ -181,10 +181,10 @@ class OperationCalls:
                 )
 
     def _tried(self, call: BoundCall, results: list[OutlineResult]) -> list[OutlineResult]:
-        """Do a call with blanks in the place of private tensors and of changed ones, so that an error tells no private number.
+        """Do a call with zeros in place of private and changed tensors, so that an error tells no private number.
 
         Returns:
-            The results, with the dtypes of the processor's kernels, which may be others than those of the device `meta`.
+            The results, with the dtypes that the CPU's kernels give. They may differ from those of the device `meta`.
         """
         try:
             made = with_blanks(call, self._held.is_private).results(closed=True)
@@ -204,7 +204,7 @@ class OperationCalls:
             raise impossible(call.operation.name, error) from error
 
     def _computed(self, call: BoundCall, outline: Outline) -> list[Tensor]:
-        """Do a call on private tensors. Nothing is refused any more: a failure is because of private numbers."""
+        """Do a call on private tensors. It is never refused, since only private numbers can make it fail now."""
         try:
             with saving(self._held.memories.note):
                 results = call.results(closed=True)
@@ -228,7 +228,8 @@ def _told(result: Tensor) -> tuple[Any, ...]:
 
 
 def _unknown(result: OutlineResult, tensors: list[Tensor]) -> Tensor:
-    """Make NaN, or 0 in whole numbers, in the place of a result. NaN flows back from it to the tensors behind the result."""
+    """Return NaN, or 0 for integers, in place of a result. NaN also flows back as the gradient of the tensors that the
+    call used."""
     unknown = torch.full(result.shape, float("nan") if result.dtype.is_floating_point else 0, dtype=result.dtype)
     if result.learns:
         for tensor in tensors:

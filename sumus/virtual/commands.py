@@ -1,4 +1,4 @@
-"""The command line of a worker's owner."""
+"""The command `sumus worker`, for the owner of a worker."""
 
 import os
 import secrets
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sumus.virtual.policy import Policy
 
 VARIABLE = "SUMUS_WORKER_TOKEN"
-"""The environment's variable that may hold the token."""
+"""The variable of the environment that may hold the token."""
 
 
 def worker(
@@ -67,7 +67,7 @@ def worker(
 
 
 def load_tensors(file: str) -> tuple[Mapping[str, Any], "Policy"]:
-    """An owner's file: `tensors`, or what is under the name after the colon, and `policy` if there is one."""
+    """Load an owner's file: `tensors`, or what is under the name after the colon, and `policy` if there is one."""
     from sumus.virtual.policy import Policy
 
     module, name = load(file)
@@ -83,7 +83,7 @@ def load_tensors(file: str) -> tuple[Mapping[str, Any], "Policy"]:
 
 
 def token_of(file: str | None, environment: Mapping[str, str]) -> str:
-    """The token, from a file, standard input or the environment; a file that is not there is made, with a new one."""
+    """Read the token from a file, standard input or the environment. A file that is not there is made, with a new token."""
     from sumus.storage.files import write_whole
     from sumus.virtual.remote import read_token
 

@@ -1,4 +1,5 @@
-"""Gradients of a caller's tensors at a worker. Autograd runs there: a pointer knows only whether it requires a gradient."""
+"""Gradients of a caller's tensors at a worker. Autograd runs there; a pointer knows only whether it requires a
+gradient."""
 
 from typing import cast
 
@@ -18,9 +19,9 @@ def backward(held: HeldTensors, ask: Backward) -> EmptyAnswer:
     private = held.is_private(root) or (gradient is not None and held.is_private(gradient))
     before = [leaf.grad is not None and held.is_private(leaf.grad) for leaf in found.leaves]
     try:
-        # A copy: torch may make what it is given a leaf's gradient, to be added to in place later on.
+        # A copy, since torch may make this tensor the gradient of a leaf, to which later gradients are added in place.
         root.backward(None if gradient is None else gradient.clone(), retain_graph=ask.keep)
-    except Exception as error:  # torch raises many kinds
+    except Exception as error:  # torch raises many kinds of errors
         raise RequestRefused("impossible", f"backward: {first_line(error)}") from error
     finally:
         for leaf, was_private in zip(found.leaves, before, strict=True):
@@ -31,14 +32,14 @@ def backward(held: HeldTensors, ask: Backward) -> EmptyAnswer:
 
 
 def gradient_of(held: HeldTensors, ask: Gradient) -> TensorMade | EmptyAnswer:
-    """Give a leaf's gradient, if it has one: the same tensor until the gradient is another."""
+    """Return a leaf's gradient, if it has one. The same tensor is returned until the gradient is a different one."""
     kept = held.of(ask.id)
     if not kept.tensor.is_leaf or kept.tensor.grad is None:
         return EmptyAnswer()
     known = None if kept.gradient is None else held.tensors.get(kept.gradient)
     if known is not None and known.tensor.is_set_to(kept.tensor.grad):
         return made_of(cast(int, kept.gradient), known.tensor)
-    # An alias: what the caller does with it gives the gradient itself no history, and no gradient of its own.
+    # An alias: what the caller does with it gives the gradient itself no history and no gradient.
     made = held.keep(kept.tensor.grad.detach())
     kept.gradient = made.id
     return made
@@ -59,7 +60,7 @@ def set_gradient(held: HeldTensors, ask: SetGradient) -> EmptyAnswer:
 
 
 def set_requires_grad(held: HeldTensors, ask: SetRequiresGrad) -> TensorMade:
-    """Let a tensor require a gradient, or none."""
+    """Set whether a tensor requires a gradient."""
     kept = held.of(ask.id)
     try:
         kept.tensor.requires_grad_(ask.learns)

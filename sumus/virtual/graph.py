@@ -1,8 +1,8 @@
-"""Autograd's graph as a worker sees it: what it keeps, and what a backward pass through it will touch and cost.
+"""Autograd's graph at a worker: what it keeps, and what a backward pass through it will use and cost.
 
-Every tensor that autograd saves goes through `saving`. An alias is saved, which shares memory and count of changes with the
-tensor, and has no history of its own. So no tensor holds itself by way of its history, and a graph goes as soon as nobody refers
-to it.
+Every tensor that autograd saves goes through `saving`, which saves an alias. The alias shares the tensor's memory and
+version counter, but has no history. So no tensor keeps itself alive through its own history, and a graph is freed as
+soon as nobody refers to it.
 """
 
 import heapq
@@ -17,20 +17,21 @@ from torch import Tensor
 from sumus.virtual.outline import Outline, bytes_of
 
 STEP_BYTES = 2048
-"""Bytes that one operation in a graph counts as, beside the tensors that it saves."""
+"""Bytes that one operation in a graph counts for, besides the tensors that it saves."""
 BACKWARD = 3
-"""How much more the backward pass of an operation may take than the operation: two products of matrices, and one to add."""
+"""How much longer the backward pass of an operation may take than the operation itself: two matrix products, and one
+addition."""
 
 
 class GraphBytes:
-    """Bytes of the operations in a caller's graphs."""
+    """The bytes of all operations in a caller's graphs."""
 
     def __init__(self) -> None:
         self.bytes = 0
 
 
 class GraphStep:
-    """One operation in a graph. autograd keeps it with the operation's node, and lets go of it with the node."""
+    """One operation in a graph. Autograd keeps it with the operation's node, and frees it with the node."""
 
     def __init__(self, tally: GraphBytes, outline: Outline) -> None:
         self.bytes, self.steps = outline.bytes, outline.steps
@@ -42,7 +43,7 @@ class GraphStep:
 
 
 def record(results: list[Tensor], step: Callable[[], GraphStep]) -> None:
-    """Keep a step with the nodes that results came from, if there are any."""
+    """Attach a step to the nodes of the graph that made these results, if there are any."""
     nodes = {result.grad_fn for result in results} - {None}
     if nodes:
         made = step()
@@ -52,7 +53,7 @@ def record(results: list[Tensor], step: Callable[[], GraphStep]) -> None:
 
 @contextmanager
 def saving(note: Callable[[Tensor], Any]) -> Iterator[None]:
-    """While this is active, whatever autograd saves is noted first, and saved as an alias without history."""
+    """In the block, tensors that autograd saves are first noted, and saved as an alias without history."""
 
     def pack(tensor: Tensor) -> tuple[Tensor, int]:
         note(tensor)
@@ -64,7 +65,7 @@ def saving(note: Callable[[Tensor], Any]) -> Iterator[None]:
 
 def _unpack(saved: tuple[Tensor, int]) -> Tensor:
     alias, version = saved
-    if alias._version != version:  # torch counts this itself only if nobody else saves
+    if alias._version != version:  # torch compares the versions itself only if no hook saves tensors
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: clone() it first"
         )
@@ -75,9 +76,10 @@ def _unpack(saved: tuple[Tensor, int]) -> Tensor:
 class Survey:
     """A backward pass, before it is done.
 
-    leaves: that get a gradient.
-    bytes: of gradients at once, counted from above.
-    steps: as of `Outline`.
+    Attributes:
+        leaves: The leaves that get a gradient.
+        bytes: An upper bound of the bytes that gradients take at one time.
+        steps: As in `Outline`.
     """
 
     leaves: list[Tensor] = field(default_factory=list[Tensor])
@@ -86,7 +88,8 @@ class Survey:
 
 
 def survey(root: Tensor) -> Survey:
-    """Go through the graph of a tensor in the order in which torch's engine will: newest nodes first."""
+    """Go through the graph of a tensor in the order of torch's engine, newest nodes first, and count what a backward
+    pass takes."""
     found = Survey()
     if root.grad_fn is None:
         if root.requires_grad:
@@ -102,7 +105,7 @@ def survey(root: Tensor) -> Survey:
         kernel = max([kernel, *(BACKWARD * step.bytes for step in steps)])
         if hasattr(node, "variable"):
             found.leaves.append(node.variable)
-            continue  # what arrived stays, as the gradient of the leaf or to be added to it
+            continue  # what arrived here stays: it becomes the leaf's gradient, or is added to it
         made = 0
         for following, at in node.next_functions:
             if following is None:

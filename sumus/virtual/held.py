@@ -5,7 +5,7 @@
     held.of(made.id).tensor
     held.forget(made.id)
 
-A limit that a request would pass is a refusal, before anything is computed.
+A request that would exceed a limit is refused before anything is computed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,17 +24,17 @@ from sumus.virtual.policy import Policy
 from sumus.virtual.refusal import RequestRefused
 
 MOST_DIMENSIONS = 64
-"""The most dimensions that torch's kernels take."""
+"""The most dimensions that torch's kernels support."""
 
 
 @dataclass
 class HeldTensor:
-    """A tensor of the caller's.
+    """One tensor of the caller.
 
     Attributes:
         tensor: The tensor.
         sent: Whether the caller sent it.
-        gradient: The number of the tensor by which its gradient was last known.
+        gradient: The number under which its gradient was last kept.
     """
 
     tensor: Tensor
@@ -57,7 +57,11 @@ class HeldTensors:
         self._next = 0
 
     def of(self, number: int) -> HeldTensor:
-        """Find a tensor by its number."""
+        """Return a tensor by its number.
+
+        Raises:
+            RequestRefused: The caller has no such tensor.
+        """
         kept = self.tensors.get(number)
         if kept is None:
             raise RequestRefused(
@@ -77,11 +81,11 @@ class HeldTensors:
         return made_of(number, tensor)
 
     def keep_results(self, results: list[Tensor], same: Mapping[int, int]) -> TensorMade | TensorsMade:
-        """Keep the results of an operation, all of them or none.
+        """Keep the results of an operation: all of them or none.
 
         Args:
             results: The results.
-            same: The numbers of tensors that are kept already, by the tensor's `id()`.
+            same: For tensors that are kept already, their number by `id()`.
         """
         made: list[TensorMade] = []
         try:
@@ -96,11 +100,11 @@ class HeldTensors:
         return made[0] if len(made) == 1 else TensorsMade(tuple(made))
 
     def forget(self, number: int) -> None:
-        """Let go of a tensor."""
+        """Forget a tensor."""
         self.tensors.pop(number, None)
 
     def is_private(self, tensor: Tensor) -> bool:
-        """Tell whether the numbers of a tensor depend on the owner's data."""
+        """Return whether the numbers of a tensor depend on the owner's data."""
         return self.memories.is_private(tensor)
 
     def bytes_in_use(self) -> int:
@@ -110,14 +114,14 @@ class HeldTensors:
     # ── limits ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def check_room(self, more: int) -> None:
-        """Refuse so many more tensors if they are too many."""
+        """Refuse this many more tensors if the caller would then have too many."""
         if len(self.tensors) + more > self.policy.tensors:
             raise RequestRefused(
                 "too_many", f"you hold {self.policy.tensors} tensors here, the most: let go of pointers"
             )
 
     def check_memory(self, more: int) -> None:
-        """Refuse so many more bytes if they are too many."""
+        """Refuse this many more bytes if the caller would then have too many."""
         if not self.memories.fits(more + self.graphs.bytes, self.policy.held):
             raise RequestRefused(
                 "too_many",
@@ -134,7 +138,7 @@ class HeldTensors:
             )
 
     def check_size(self, nbytes: int) -> None:
-        """Refuse a tensor of so many bytes if it is too large."""
+        """Refuse a tensor of this many bytes if it is too large."""
         if nbytes > self.policy.largest:
             raise RequestRefused(
                 "too_large",
@@ -142,7 +146,7 @@ class HeldTensors:
             )
 
     def check_form(self, shape: Sequence[int], dtype: torch.dtype) -> None:
-        """Refuse a tensor that is too large, or that does not travel."""
+        """Refuse a tensor that is too large, or of a dtype that cannot be sent."""
         self.check_size(bytes_of(shape, dtype))
         if dtype not in DTYPE_NAMES:
             raise RequestRefused("impossible", f"the result would be of {dtype}, which does not travel")
@@ -153,7 +157,7 @@ class HeldTensors:
 
 
 def made_of(number: int, tensor: Tensor) -> TensorMade:
-    """Tell the caller of a tensor: its number, shape and dtype, and what autograd knows of it."""
+    """Describe a tensor for the caller: its number, shape and dtype, and what autograd knows about it."""
     return TensorMade(
         number, tuple(tensor.shape), cast(Any, DTYPE_NAMES[tensor.dtype]), tensor.requires_grad, tensor.is_leaf
     )

@@ -1,11 +1,11 @@
-"""The memory behind one caller's tensors: which of it is private, and how much of it is in use.
+"""The memory of one caller's tensors: which part of it is private, and how much is in use.
 
-    memories = Memories(offered, private={"inputs"})
+    memories = Memories(offered, public=())
     memories.make_private([result])
-    memories.is_private(result.view(-1))            True: a view has the memory of what it is a view of
+    memories.is_private(result.view(-1))            True: a view uses the memory of its base
 
-Privacy belongs to memory (to torch's storages) and to nothing else. Two handles, a view, a gradient, or a tensor that only
-autograd's graph holds: if they share a storage, they are private together, for as long as the storage lives.
+Privacy is a property of memory (of torch's storages) and of nothing else. Two handles, a view, a gradient, a tensor
+that only autograd's graph holds: if they share a storage, they are private together, as long as the storage exists.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -17,17 +17,19 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from sumus.virtual.outline import storage_of
 
 SWEEP = 1000
-"""So many new storages are noted before those that are gone are looked for."""
+"""The number of new storages after which freed storages are removed from the records."""
 
 
 @dataclass
 class _Memory:
-    """A storage that was seen.
+    """The record of a storage.
 
-    alive: tells whether the storage still lives; while this is kept, no other storage gets its address.
-    bytes: that it takes; 0 for the owner's.
-    private: whether its numbers depend on the owner's data.
-    learned: whether a leaf that lies in it has ever required a gradient.
+    Attributes:
+        alive: A weak reference that shows whether the storage still exists. While this record is kept, no other storage
+            gets the same address.
+        bytes: Its size in bytes; 0 for the owner's.
+        private: Whether its numbers depend on the owner's data.
+        learned: Whether a leaf in it has ever required a gradient.
     """
 
     alive: StorageWeakRef
@@ -37,11 +39,11 @@ class _Memory:
 
 
 class Memories:
-    """All storages that a caller's tensors lie in, or gradients of these, or what autograd has saved for a backward pass.
+    """All storages of a caller's tensors, of their gradients, and of what autograd has saved for a backward pass.
 
     Args:
-        offered: the owner's tensors, by name. They are the owner's memory: never changed, and not counted.
-        public: names of the owner's tensors that are not private.
+        offered: The owner's tensors, by name. Their memory is the owner's: it is never changed, and does not count.
+        public: The names of the owner's tensors that are not private.
     """
 
     def __init__(self, offered: Mapping[str, Tensor], public: Collection[str]) -> None:
@@ -56,7 +58,7 @@ class Memories:
         self._sweep()
 
     def note(self, tensor: Tensor) -> _Memory:
-        """The record of a tensor's storage, made if it is new."""
+        """Give the record of a tensor's storage; it is made if it is new."""
         found = self._known.get(storage_of(tensor))
         if found is None:
             if len(self._known) >= self._next_sweep:
@@ -68,25 +70,25 @@ class Memories:
         return found
 
     def is_private(self, tensor: Tensor) -> bool:
-        """Whether the numbers of a tensor depend on the owner's data."""
+        """Tell whether the numbers of a tensor depend on the owner's data."""
         found = self._known.get(storage_of(tensor))
         return found is not None and found.private
 
     def make_private(self, tensors: Iterable[Tensor]) -> None:
-        """Mark the memory of tensors, and so whatever shares it."""
+        """Mark the memory of tensors as private. This applies to all tensors that share the memory."""
         for tensor in tensors:
             self.note(tensor).private = True
 
     def is_owned(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in memory of the owner's."""
+        """Tell whether a tensor lies in memory of the owner's."""
         return storage_of(tensor) in self._owned
 
     def fits(self, more: int, limit: int) -> bool:
-        """Whether so many bytes more are within a limit. Storages that are gone are looked for only if the answer would be no."""
+        """Tell whether so many bytes more are within a limit. Storages are swept only if the answer would be no."""
         return self._bytes + more <= limit or self.in_use() + more <= limit
 
     def in_use(self) -> int:
-        """Bytes of all storages that live, without the owner's."""
+        """Return the bytes of all storages that exist, without the owner's."""
         self._sweep()
         return self._bytes
 

@@ -1,10 +1,11 @@
-"""What a caller asks of a worker and what it answers, as bytes: a small JSON object, and behind it at most one tensor.
+"""The messages between a caller and a worker, as bytes: a small JSON object, followed by at most one tensor.
 
-    body = write(Asked(1, Call("add", (Ref(3), 1.0))))
-    asked, tensor = read(Asked, body)                    whatever is not this form raises ParticipantError
+    body = write(WorkerRequest(1, Call("add", (Ref(3), 1.0))))
+    request, behind = read(WorkerRequest, body)          raises ParticipantError if the body has another form
 
-A body is the letters `svw1`, the length of the JSON (4 bytes, little-endian), the JSON, and then nothing or safetensors with one
-leaf. Of an operation there travels its registered name; of a tensor its number at the worker. No code, no pickle.
+A body is the letters `svw1`, the length of the JSON (4 bytes, little-endian), the JSON, and then nothing or safetensors
+with one leaf. An operation is sent as its registered name, and a tensor at the worker as its number. No code and no
+pickle is sent.
 """
 
 import math
@@ -22,7 +23,7 @@ MAGIC = b"svw1"
 MAX_CONTROL = 2**20
 """The longest JSON that is read, in bytes."""
 OVERHEAD = len(MAGIC) + 4 + MAX_CONTROL + MAX_HEADER
-"""What a body may have beyond its tensor's own bytes."""
+"""The most bytes of a body in addition to those of its tensor."""
 MOST_FORGOTTEN = 10_000
 LEAF = "tensor"
 
@@ -53,19 +54,19 @@ Code: TypeAlias = Literal[
 ]
 
 STATUS: dict[str, int] = {
-    "malformed": 400,  # not of the form that is given here
-    "not_allowed": 403,  # an operation that the policy does not allow, or does not know
-    "unknown_tensor": 404,  # no tensor with this number is there for this caller
+    "malformed": 400,  # the message has another form than the classes below
+    "not_allowed": 403,  # the policy does not allow this operation, or there is none of this name
+    "unknown_tensor": 404,  # this caller has no tensor with this number
     "unknown_name": 404,  # the owner offers no tensor of this name
-    "too_large": 413,  # a tensor, or a body, beyond the policy's limit
-    "too_many": 403,  # more tensors, or more bytes, than one caller may hold
-    "private": 403,  # it depends on the owner's data, and may not be fetched
-    "not_yours": 403,  # the owner's data would be changed
+    "too_large": 413,  # a tensor or a body exceeds the policy's limit
+    "too_many": 403,  # the caller would hold more tensors or bytes than allowed
+    "private": 403,  # the tensor depends on the owner's data, and may not be fetched
+    "not_yours": 403,  # the operation would change the owner's data
     "impossible": 422,  # torch cannot do this with these tensors
-    "replayed": 409,  # an older request than the last one
+    "replayed": 409,  # the request is older than the last one
     "bad_token": 401,
-    "unknown_caller": 401,  # never begun, ended, or idle for too long
-    "busy": 503,  # as many callers, or bodies, as there may be
+    "unknown_caller": 401,  # the caller has not begun, has ended, or was idle for too long
+    "busy": 503,  # there are as many callers or bodies as allowed
     "slow": 408,  # the body took too long
     "not_found": 404,  # no such path
     "failed": 500,  # a defect of the worker
@@ -82,13 +83,13 @@ class Ref(msgspec.Struct, frozen=True, tag="ref"):
 
 
 class Dtype(msgspec.Struct, frozen=True, tag="dtype"):
-    """A dtype."""
+    """A dtype, by its name."""
 
     name: DtypeName
 
 
 class Slice(msgspec.Struct, frozen=True, tag="slice"):
-    """start:stop:step."""
+    """A slice start:stop:step of an index."""
 
     start: Whole | None = None
     stop: Whole | None = None
@@ -100,13 +101,18 @@ class EllipsisIndex(msgspec.Struct, frozen=True, tag="dots"):
 
 
 class NotFinite(msgspec.Struct, frozen=True, tag="float"):
-    """A float that JSON has no number for."""
+    """A float that JSON cannot write as a number."""
 
     text: Literal["inf", "-inf", "nan"]
 
 
 class Items(msgspec.Struct, frozen=True, tag="items"):
-    """Several values. as_list: which for an index is not the same as a tuple."""
+    """Several values.
+
+    Attributes:
+        items: The values.
+        as_list: Whether they are a list; as an index a list is different from a tuple.
+    """
 
     items: tuple["Value", ...]
     as_list: bool = False
@@ -118,19 +124,30 @@ Value: TypeAlias = bool | Whole | float | Text | Ref | Dtype | Slice | EllipsisI
 
 
 class SendTensor(msgspec.Struct, frozen=True, tag="send"):
-    """Keep the tensor behind this message. learns: whether it requires a gradient."""
+    """Keep the tensor that follows this message.
+
+    Attributes:
+        learns: Whether the tensor requires a gradient.
+    """
 
     learns: bool = False
 
 
 class UseOffered(msgspec.Struct, frozen=True, tag="offered"):
-    """Use a tensor of the owner's."""
+    """Use a tensor of the owner."""
 
     name: Name
 
 
 class Call(msgspec.Struct, frozen=True, tag="call"):
-    """Do an operation. graph: whether autograd records it."""
+    """Do an operation.
+
+    Attributes:
+        operation: The operation's registered name.
+        arguments: Its arguments, in order.
+        named: Its arguments by name.
+        graph: Whether autograd records it.
+    """
 
     operation: Text
     arguments: tuple[Value, ...]
@@ -139,7 +156,7 @@ class Call(msgspec.Struct, frozen=True, tag="call"):
 
 
 class Backward(msgspec.Struct, frozen=True, tag="backward"):
-    """Gradients of a tensor, added to those of the leaves that it was computed from."""
+    """Compute the gradients of a tensor, and add them to the gradients of the leaves that it was computed from."""
 
     id: Id
     gradient: Id | None = None
@@ -147,33 +164,33 @@ class Backward(msgspec.Struct, frozen=True, tag="backward"):
 
 
 class Gradient(msgspec.Struct, frozen=True, tag="gradient"):
-    """The gradient of a leaf, or Nothing."""
+    """Return the gradient of a leaf, or an EmptyAnswer if it has none."""
 
     id: Id
 
 
 class SetGradient(msgspec.Struct, frozen=True, tag="set_gradient"):
-    """Another gradient for a leaf, or none."""
+    """Set the gradient of a leaf, or remove it."""
 
     id: Id
     to: Id | None = None
 
 
 class SetRequiresGrad(msgspec.Struct, frozen=True, tag="learn"):
-    """Whether a leaf requires a gradient."""
+    """Set whether a leaf requires a gradient."""
 
     id: Id
     learns: bool
 
 
 class FetchTensor(msgspec.Struct, frozen=True, tag="fetch"):
-    """The numbers themselves."""
+    """Return the numbers of a tensor."""
 
     id: Id
 
 
 class CountHeld(msgspec.Struct, frozen=True, tag="count"):
-    """How much the caller holds."""
+    """Count what the caller holds."""
 
 
 Ask: TypeAlias = (
@@ -182,8 +199,13 @@ Ask: TypeAlias = (
 
 
 class WorkerRequest(msgspec.Struct, frozen=True):
-    """A request. serial: grows with each; the same one again gets the same answer, and is done once.  forget: tensors that the
-    caller has no pointer to any more, deleted before."""
+    """A request of a caller.
+
+    Attributes:
+        serial: Grows with each request. The same one again gets the same answer, and is done once.
+        ask: What is asked.
+        forget: Tensors that the caller has no pointer to any more; they are deleted first.
+    """
 
     serial: Id
     ask: Ask
@@ -191,14 +213,22 @@ class WorkerRequest(msgspec.Struct, frozen=True):
 
 
 class BeginRequest(msgspec.Struct, frozen=True):
-    """A new caller at a worker of another process."""
+    """Begin as a new caller at a worker in another process."""
 
 
 # ── what is answered ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class TensorMade(msgspec.Struct, frozen=True, tag="made"):
-    """A tensor that is there now. learns: whether it requires a gradient.  leaf: as autograd has it."""
+    """A tensor that is at the worker now.
+
+    Attributes:
+        id: Its number there.
+        shape: Its shape.
+        dtype: Its dtype.
+        learns: Whether it requires a gradient.
+        leaf: Whether it is a leaf of autograd's graph.
+    """
 
     id: Id
     shape: tuple[Id, ...]
@@ -214,20 +244,35 @@ class TensorsMade(msgspec.Struct, frozen=True, tag="several"):
 
 
 class FetchAnswer(msgspec.Struct, frozen=True, tag="fetched"):
-    """The tensor is behind this message. learns: whether it requires a gradient there."""
+    """The tensor follows this message.
+
+    Attributes:
+        learns: Whether the tensor requires a gradient at the worker.
+    """
 
     learns: bool = False
 
 
 class HeldAnswer(msgspec.Struct, frozen=True, tag="held"):
-    """How much a caller holds: tensors, and bytes of them and of what autograd keeps for them, counted from above."""
+    """How much a caller holds.
+
+    Attributes:
+        tensors: The number of tensors.
+        bytes: The most bytes that these and what autograd keeps for them may have.
+    """
 
     tensors: Id
     bytes: Id
 
 
 class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
-    """caller: a secret, to be shown with every request.  names: of the tensors that the owner offers."""
+    """A new caller is let in.
+
+    Attributes:
+        caller: A secret that every request has to show.
+        worker: The worker's name.
+        names: The names of the tensors that the owner offers.
+    """
 
     caller: Name
     worker: Name
@@ -235,18 +280,27 @@ class BeginAnswer(msgspec.Struct, frozen=True, tag="begun"):
 
 
 class EmptyAnswer(msgspec.Struct, frozen=True, tag="nothing"):
-    """It is done, and there is nothing to say."""
+    """The request is done, and there is nothing to tell."""
 
 
 class RefusalAnswer(msgspec.Struct, frozen=True, tag="refusal"):
-    """It is not done. code: a key of `STATUS`.  detail: for a person."""
+    """The request is not done.
+
+    Attributes:
+        code: A key of `STATUS`.
+        detail: A sentence for a person.
+    """
 
     code: Code
     detail: str = ""
 
 
 class WorkerAnswer(msgspec.Struct, frozen=True):
-    """An answer."""
+    """An answer of a worker.
+
+    Attributes:
+        answer: What is answered.
+    """
 
     answer: TensorMade | TensorsMade | FetchAnswer | HeldAnswer | BeginAnswer | EmptyAnswer | RefusalAnswer
 
@@ -257,18 +311,19 @@ M = TypeVar("M")
 _READERS: dict[Any, msgspec.json.Decoder[Any]] = {
     form: msgspec.json.Decoder(form) for form in (WorkerRequest, BeginRequest, WorkerAnswer)
 }
-"""Made here: msgspec (0.22) crashes where threads are the first to read a form and do so at the same time."""
+"""The decoders are made at import: msgspec (0.22) crashes if several threads are the first to decode one form at the
+same time."""
 
 
 def write(message: Any, tensor: Array | None = None) -> bytes:
-    """A message as bytes."""
+    """Write a message as bytes, and a tensor behind it."""
     control = msgspec.json.encode(message)
     behind = b"" if tensor is None else encode_tree({LEAF: tensor})
     return b"".join((MAGIC, struct.pack("<I", len(control)), control, behind))
 
 
 def read(form: type[M], body: bytes) -> tuple[M, bytes]:
-    """The message of these bytes, and what is behind it. ParticipantError where they are not of this form."""
+    """Read a message from bytes, and give what follows it. ParticipantError is raised if the bytes have another form."""
     if body[: len(MAGIC)] != MAGIC or len(body) < len(MAGIC) + 4:
         raise ParticipantError(
             None, "this is not what sumus workers say to each other: is it another program, or version?"
@@ -284,7 +339,7 @@ def read(form: type[M], body: bytes) -> tuple[M, bytes]:
 
 
 def read_tensor(behind: bytes) -> Array:
-    """The tensor behind a message: an array of its own, which may be written to."""
+    """Read the tensor behind a message: an array of its own, which may be written to."""
     tree = decode_tree(behind)
     if tree.keys() != {LEAF}:
         raise ParticipantError(None, f"behind a message is one tensor, not {len(tree)}")
@@ -300,7 +355,7 @@ DTYPE_NAMES: tuple[str, ...] = DtypeName.__args__  # pyright: ignore[reportAttri
 
 
 def number(value: float) -> float | NotFinite:
-    """A float as a value."""
+    """Give a float as a value that travels."""
     if math.isfinite(value):
         return value
     return NotFinite("nan" if math.isnan(value) else "inf" if value > 0 else "-inf")

@@ -1,12 +1,12 @@
-"""Sending, fetching and moving: tensors, and models whose parameters are somewhere else.
+"""Sending, fetching and moving of tensors, and of models whose parameters are then at a worker.
 
-    there = send(model, alice)                     a model of the same class; the one that was sent stays as it is
+    there = send(model, alice)                     a model of the same class; the original is unchanged
     optimizer = torch.optim.SGD(there.parameters(), lr=0.1)
     loss = loss_of(there(x), y)                    x and y are at alice
     loss.backward(); optimizer.step()
     model = get(there)
 
-The code of a model runs here, and each of its operations there: no code travels.
+The code of a model runs in this process, and each of its operations at the worker: no code is sent.
 """
 
 import copy
@@ -26,8 +26,10 @@ def send(what: M, worker: Worker) -> M: ...
 @overload
 def send(what: Tensor, worker: Worker) -> Pointer: ...
 def send(what: Any, worker: Worker) -> Any:
-    """Send a tensor, and have a pointer; or a model, and have a copy of it whose parameters and buffers are pointers. What was
-    sent stays here, unchanged."""
+    """Send a tensor and return a pointer; or send a model and return a copy whose parameters and buffers are pointers.
+
+    The original stays here, unchanged.
+    """
     if not isinstance(worker, Worker):
         raise PointerError(
             f"{worker!r:.80} is no worker: make one with sumus.virtual.VirtualWorker(name), or sumus.virtual.connect(url)"
@@ -44,7 +46,7 @@ def get(what: M) -> M: ...
 @overload
 def get(what: Tensor) -> Tensor: ...
 def get(what: Any) -> Any:
-    """Fetch a tensor, or a copy of a model with all that it learnt. It stays where it is, too."""
+    """Fetch a tensor, or a copy of a model with its trained parameters. The worker keeps its tensors too."""
     if isinstance(what, nn.Module):
         return _replaced(what, _fetched, "is here already", True)
     return _pointer(what).get()
@@ -55,12 +57,13 @@ def move(what: M, worker: Worker) -> M: ...
 @overload
 def move(what: Tensor, worker: Worker) -> Pointer: ...
 def move(what: Any, worker: Worker) -> Any:
-    """The same at another worker, by way of the caller: the policy of the one it is at must let it leave. It stays there, too."""
+    """Copy a tensor or model to another worker through this process. The policy of the present worker must allow
+    fetching it."""
     return send(get(what), worker)
 
 
 def _replaced(model: M, change: Callable[[Tensor], Tensor], otherwise: str, there: bool) -> M:
-    """A copy of a model with other tensors; those that are one in it stay one."""
+    """Copy a model with other tensors; parameters that are one tensor in the model stay one."""
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     if any(isinstance(tensor, Pointer) is not there for tensor in tensors.values()):
         raise PointerError(f"this model, or a part of it, {otherwise}")
@@ -69,7 +72,7 @@ def _replaced(model: M, change: Callable[[Tensor], Tensor], otherwise: str, ther
 
 def _as_parameter(pointer: Pointer, tensor: Tensor) -> Pointer:
     if isinstance(tensor, nn.Parameter):
-        pointer._is_param = True  # pyright: ignore[reportAttributeAccessIssue]  # what torch asks of a parameter
+        pointer._is_param = True  # torch looks for this attribute in parameters
     return pointer
 
 

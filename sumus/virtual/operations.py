@@ -1,10 +1,10 @@
-"""Everything that a worker can do with tensors: one table, from a registered name to a function of torch, with the arguments that
-it takes and those that it changes. What is not in it does not exist, at a worker as at a pointer.
+"""All operations that a worker can do with tensors: a table from a registered name to a function of torch, its
+arguments, and the arguments that it changes. No other operation works, neither at a worker nor on a pointer.
 
     OPERATIONS["linear"].function(inputs, weight, bias)
-    SPELLINGS[torch.Tensor.__rsub__].name == "rsub"           how callers reach it
+    SPELLINGS[torch.Tensor.__rsub__].name == "rsub"           the functions that callers use
 
-The functions draw no random numbers, and the shape of what they give never depends on numbers in a tensor, only on shapes.
+The functions draw no random numbers. The shape of their results never depends on numbers in a tensor, only on shapes.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,21 +26,22 @@ DTYPES: dict[str, torch.dtype] = {
     "uint8": torch.uint8,
     "bool": torch.bool,
 }
-"""What a tensor may be of."""
+"""The dtypes that a tensor may have."""
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation, and what is known of it before it is computed.
+    """One operation, and what is known about it before it is computed.
 
-    name: the registered name, which travels.
-    function: computes it, for tensors that are all public.
-    closed: computes it if one of the tensors is private: the same bits, but no error because of numbers in tensors.
-    takes: names of its arguments, in order.
-    named: names of further arguments, which are given by name only.
-    tensors: names of the arguments that may be tensors.
-    changes: positions in `takes` of the arguments that it writes to.
+    Attributes:
+        name: The registered name, which is sent.
+        function: Computes it, if all tensors are public.
+        closed: Computes it if a tensor is private: the same bits, but numbers in tensors cause no errors.
+        takes: The names of its arguments, in order.
+        named: The names of further arguments, which are given by name only.
+        tensors: The names of the arguments that may be tensors.
+        changes: The positions in `takes` of the arguments that it writes to.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Operation:
 
 
 def tensors_in(arguments: Any) -> Iterator[Tensor]:
-    """The tensors among arguments, and in their lists."""
+    """Yield the tensors among arguments, and in their lists."""
     for each in arguments:
         if isinstance(each, Tensor):
             yield each
@@ -107,7 +108,7 @@ def _setitem(input: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def _where(condition: Tensor, input: Any, other: Any) -> Tensor:
-    """With three arguments: with one, the shape of the result depends on numbers."""
+    """Choose by a condition, with three arguments. With one argument, the shape of the result would depend on numbers."""
     return torch.where(condition, input, other)
 
 
@@ -125,8 +126,11 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """torch's own changes the running values without a trace in their versions; this leaves one, so that a gradient through what
-    they were is refused and not computed with what they have become."""
+    """Normalize a batch.
+
+    torch's own function changes the running values without raising their version counters. This one raises them. So a
+    gradient that needs the old values is refused, and not computed with the new ones.
+    """
     if not training or running_mean is None or running_var is None:
         return functional.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     mean, var = running_mean.clone(), running_var.clone()
@@ -144,9 +148,10 @@ def _in_range(indices: Tensor, size: int, ignored: int | None = None) -> tuple[T
     """Replace wrong indices by one that never fails.
 
     Args:
-        indices: of whole numbers.
-        size: how many indices there are, from 0.
-        ignored: an index outside these that is allowed; it stands in for wrong ones if there is no index at all.
+        indices: Integers.
+        size: The number of valid indices, from 0.
+        ignored: An index outside the range that is allowed. If there is no valid index at all, it replaces the wrong
+            ones.
 
     Returns:
         The indices, and a bool of shape (): whether one of them was wrong.
@@ -158,7 +163,7 @@ def _in_range(indices: Tensor, size: int, ignored: int | None = None) -> tuple[T
 
 
 def _unknown_where(wrong: Tensor, result: Tensor) -> Tensor:
-    """Times 1, which changes no bit, or times NaN."""
+    """Multiply a result by 1, which changes no bit, or by NaN if indices were wrong."""
     return result * torch.where(wrong, float("nan"), 1.0).to(result.dtype)
 
 
@@ -200,8 +205,11 @@ def _closed_setitem(input: Tensor, index: Any, value: Any) -> Tensor:
 
 
 def _as_number_of(input: Tensor, value: Any) -> Any:
-    """A tensor of the dtype of `input`. torch makes a Python number of a tensor with one element, and then fails if the number is
-    too large for that dtype; a conversion of the tensor does not fail."""
+    """Give a number as a tensor of the dtype of `input`.
+
+    torch makes a Python number of a tensor with one element, and then fails if the number is too large for that dtype; a
+    conversion of the tensor does not fail.
+    """
     return value.to(input.dtype) if isinstance(value, Tensor) else value
 
 
@@ -209,15 +217,15 @@ def _as_number_of(input: Tensor, value: Any) -> Any:
 
 OPERATIONS: dict[str, Operation] = {}
 SPELLINGS: dict[Any, Operation] = {}
-"""By what torch calls it when it meets a pointer."""
+"""Operations by the functions that torch calls when it meets a pointer."""
 
 
 TENSORS = frozenset({
     "input", "other", "tensors", "condition", "exponent", "end", "weight", "tensor1", "tensor2", "mat2", "vec", "vec2",
     "min", "max", "index", "mask", "src", "bias", "running_mean", "running_var", "target", "pos_weight",
 })  # fmt: skip
-"""Arguments that may be tensors. torch takes a tensor for a number too, and reads it: if the number is a size or a dimension, the
-shape of the result would tell it, and an overflow would tell how large it is."""
+"""The arguments that may be tensors. torch accepts a tensor for a number too, and reads it. If the number is a size or
+a dimension, the shape of the result would reveal it, and an overflow would reveal how large it is."""
 
 
 def _add(
@@ -229,11 +237,16 @@ def _add(
     closed: Callable[..., Any] | None = None,
     tensors: str = "",
 ) -> None:
-    """Put an operation into the table.
+    """Add an operation to the table.
 
-    takes: its arguments in order, those after a star by name only.
-    spelt: further names that torch has for it.
-    tensors: arguments that may be tensors here, beside `TENSORS`.
+    Args:
+        name: The registered name.
+        function: Computes it.
+        takes: Its arguments in order; those after a star are given by name only.
+        spelt: Further names that torch has for it.
+        changes: Positions of the arguments that it writes to.
+        closed: Computes it if a tensor is private; None means `function`.
+        tensors: Arguments that may be tensors here, in addition to `TENSORS`.
     """
     ordered, _, named = takes.partition("*")
     names = frozenset(ordered.split()) | frozenset(named.split())
@@ -273,7 +286,7 @@ _add("matmul", torch.matmul, "input other", "__matmul__")
 _add("sum", torch.sum, "input dim keepdim * dtype")
 _add("mean", torch.mean, "input dim keepdim * dtype")
 ARITHMETIC = frozenset(OPERATIONS)
-"""A small set: sums, products, means."""
+"""A small set of operations: sums, products and means."""
 
 for _word in ("square", "sqrt", "rsqrt", "reciprocal", "exp", "log", "log1p", "sin", "cos", "sign", "floor"):
     _add(_word, getattr(torch, _word), "input")
@@ -413,7 +426,7 @@ _add("masked_fill_", torch.Tensor.masked_fill_, "input mask value", "", (0,), _c
 _add("setitem", _setitem, "input index value", "__setitem__", (0,), _closed_setitem, "value")
 
 for _other in (torch.Tensor.where, torch.embedding, torch.batch_norm, torch.binary_cross_entropy_with_logits):
-    del SPELLINGS[_other]  # the same names, with other arguments
+    del SPELLINGS[_other]  # these have the same names, but other arguments
 
 TELLS = {
     "getitem": "index",
@@ -422,8 +435,8 @@ TELLS = {
     "floor_divide": "other",
     "remainder": "other",
 }
-"""Operations that fail because of whole numbers in a tensor (an index out of range, a division by zero), and which argument that
-tensor is. The failure would tell those numbers, so the argument may not be private."""
+"""Operations that fail because of integers in a tensor (an index out of range, a division by zero), and which argument
+this tensor is. The failure would reveal those numbers, so the argument may not be private."""
 
 EVERYTHING = frozenset(OPERATIONS)
-"""All that any worker can do, by registered name."""
+"""All operations that a worker can do, by registered name."""

@@ -1,12 +1,13 @@
-"""What a call will give and what it will cost, from shapes alone, before any number is computed.
+"""The results and the cost of a call, computed from shapes alone before any number is computed.
 
     call = BoundCall(OPERATIONS["add"], (x, y), {}, graph=True)
     outline = outline_of(call, closed=True)
     outline.results[0].shape, outline.bytes, outline.steps
 
-The call is done with tensors on torch's device `meta`, which have shapes and no numbers. Every operation of torch that the call
-consists of is counted: the memory of its results, the memory that its kernel takes for itself, and its steps. So the shape of a
-result cannot depend on numbers, and a call over the limits is refused before memory or time is spent.
+The call is done with tensors on torch's device `meta`, which have shapes but no numbers. For every operation of torch
+in the call, three things are counted: the memory of its results, the memory that its kernel takes for itself, and its
+steps. So the shape of a result cannot depend on numbers, and a call beyond the limits is refused before it uses memory
+or time.
 """
 
 import dataclasses
@@ -22,14 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sumus.virtual.operations import Operation, tensors_in
 
 STEPS_A_SECOND = 2e8
-"""Steps that the slowest kernel does in a second on one core (measured: `pow` of float64 does 1.9e8). An element of a tensor is a
-step, and so is a product in a sum of products."""
+"""Steps that the slowest kernel does in a second on one core (measured: `pow` of float64 does 1.9e8). One element of a
+tensor is one step, and so is one product in a sum of products."""
 PRODUCTS_A_STEP = 16
-"""Products of two float matrices that are one step: they are measured at 3.5e10 a second and more."""
+"""The number of products of two float matrices that count as one step: 3.5e10 and more are measured in a second."""
 STEPS_OF_HALF = 10_000
-"""Steps of a product in a convolution of float16 with groups, whose kernel may take minutes for a few million products."""
+"""Steps of one product in a convolution of float16 with groups. Its kernel may take minutes for a few million products."""
 LONGEST_FORM = 4096
-"""Letters of the longest call whose outline is kept."""
+"""The most letters in the description of a call whose outline is kept."""
 
 Aten: Any = torch.ops.aten
 _PRODUCTS = (Aten.mm, Aten.bmm, Aten.mv, Aten.dot, Aten.addmm, Aten.baddbmm, Aten.addmv)
@@ -40,7 +41,14 @@ Form: TypeAlias = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class BoundCall:
-    """An operation and its arguments. graph: whether autograd records it."""
+    """An operation and its arguments.
+
+    Attributes:
+        operation: The operation.
+        arguments: Its arguments, in order.
+        named: Its arguments by name.
+        graph: Whether autograd records it.
+    """
 
     operation: Operation
     arguments: tuple[Any, ...]
@@ -48,35 +56,39 @@ class BoundCall:
     graph: bool
 
     def tensors(self) -> list[Tensor]:
-        """All tensors among the arguments."""
+        """List all tensors among the arguments."""
         return list(tensors_in((*self.arguments, *self.named.values())))
 
     def changed(self) -> list[Tensor]:
-        """The tensors that the operation writes to."""
+        """List the tensors that the operation writes to."""
         takes = self.operation.takes
         bound = (*self.arguments, *(self.named.get(name) for name in takes[len(self.arguments) :]))
         return list(tensors_in(bound[at] for at in self.operation.changes))
 
     def replaced(self, replace: Callable[[Tensor], Tensor]) -> "BoundCall":
-        """The same call with other tensors."""
+        """Give the same call with other tensors."""
         named = {name: _replaced(value, replace) for name, value in self.named.items()}
         return BoundCall(self.operation, _replaced(self.arguments, replace), named, self.graph)
 
     def results(self, closed: bool) -> list[Tensor]:
-        """Do it. closed: in the form for private tensors."""
+        """Do the call. If `closed`, the form for private tensors is used."""
         function = self.operation.closed if closed else self.operation.function
         with torch.set_grad_enabled(self.graph):
             found = list(tensors_in([function(*self.arguments, **self.named)]))
         if not found:
             raise TypeError("it has no tensor as a result")
         given = {id(tensor) for tensor in self.tensors()}
-        # A view without history would fail wherever it is used once what it is a view of has got one.
+        # A view without history would fail wherever it is used, once its base has got a history.
         return [
             each.detach() if not self.graph and each._is_view() and id(each) not in given else each for each in found
         ]
 
     def form(self, private: Collection[int]) -> Form | None:
-        """All that its outline depends on; None if this is too long to be kept. private: ids of private tensors."""
+        """Give all that the call's outline depends on; None if this is too long to be kept.
+
+        Args:
+            private: The `id()` of each private tensor.
+        """
         storages: dict[int, int] = {}
 
         def described(value: Any) -> Any:
@@ -94,11 +106,13 @@ class BoundCall:
 
 @dataclass(frozen=True)
 class OutlineResult:
-    """One tensor that a call gives.
+    """One tensor that a call returns.
 
-    shape, dtype: as of a tensor.
-    learns: whether it requires a gradient.
-    same: the position, among all tensors of the call, of the argument that it is; None for a new tensor.
+    Attributes:
+        shape: The tensor's shape.
+        dtype: The tensor's dtype.
+        learns: Whether the tensor requires a gradient.
+        same: The position, among all tensors of the call, of the argument that the result is; None for a new tensor.
     """
 
     shape: tuple[int, ...]
@@ -109,12 +123,13 @@ class OutlineResult:
 
 @dataclass
 class Outline:
-    """What a call gives, and what it costs.
+    """The results of a call, and its cost.
 
-    results: in the order of the operation.
-    bytes: of results and of all that is needed on the way, counted from above.
-    steps: see `STEPS_A_SECOND`.
-    tried: whether the call was done once with blanks in the place of private tensors.
+    Attributes:
+        results: The tensors that it gives, in the order of the operation.
+        bytes: The most bytes of results and of all that is needed on the way.
+        steps: The steps that it takes, see `STEPS_A_SECOND`.
+        tried: Whether the call was done once with blanks in the place of private tensors.
     """
 
     results: list[OutlineResult]
@@ -124,7 +139,15 @@ class Outline:
 
 
 def outline_of(call: BoundCall, closed: bool) -> Outline:
-    """The outline of a call. closed: in the form for private tensors. Raises what torch raises for these shapes and dtypes."""
+    """Draw the outline of a call.
+
+    Args:
+        call: The call.
+        closed: Whether the form for private tensors is used.
+
+    Raises:
+        Exception: Whatever torch raises for these shapes and dtypes.
+    """
     there = call.replaced(_Hollow())
     given = [id(tensor) for tensor in there.tensors()]
     with _Counting() as counting:
@@ -139,14 +162,14 @@ def outline_of(call: BoundCall, closed: bool) -> Outline:
 
 
 class _Twins:
-    """Makes tensors of the same geometry as given ones. Those that share memory have twins that share memory."""
+    """Makes tensors of the same geometry as given ones. The copies of tensors that share memory also share memory."""
 
     def __init__(self, device: str) -> None:
         self._device = device
         self._storages: dict[int, torch.UntypedStorage] = {}
 
     def of(self, tensor: Tensor) -> Tensor:
-        """A twin, without history, of any numbers."""
+        """Return a tensor of the same geometry, without history and with arbitrary numbers."""
         at = storage_of(tensor)
         if at not in self._storages:
             self._storages[at] = torch.UntypedStorage(tensor.untyped_storage().nbytes(), device=self._device)
@@ -156,7 +179,7 @@ class _Twins:
 
 
 class _Hollow:
-    """Makes tensors without numbers that torch treats like given ones: of the same geometry and history."""
+    """Makes tensors without numbers that torch treats like the given ones: they have the same geometry and history."""
 
     def __init__(self) -> None:
         self._twins = _Twins("meta")
@@ -185,7 +208,7 @@ class _Hollow:
 
 
 def with_blanks(call: BoundCall, hidden: Callable[[Tensor], bool]) -> BoundCall:
-    """The same call without autograd, with zeros in the place of hidden tensors and of those that it would change."""
+    """Give the same call without autograd, with zeros in the place of hidden tensors and of those that it would change."""
     twins = _Twins("cpu")
     changed = {storage_of(tensor) for tensor in call.changed()}
 
@@ -197,17 +220,22 @@ def with_blanks(call: BoundCall, hidden: Callable[[Tensor], bool]) -> BoundCall:
 
 
 def storage_of(tensor: Tensor) -> int:
-    """The address of a tensor's storage, which no other storage has while somebody refers to this one, be it weakly."""
+    """Give the address of a tensor's storage. No other storage has it while anything refers to this one, be it weakly."""
     return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
 
 
 def bytes_of(shape: Sequence[int], dtype: torch.dtype) -> int:
-    """Bytes of so many elements; `numel()` would overflow for shapes that no memory holds."""
+    """Return the bytes of a tensor of this shape. `numel()` would overflow for shapes that no memory holds."""
     return math.prod(shape) * dtype.itemsize
 
 
 class _Counting(TorchDispatchMode):
-    """Counts what is done with tensors while it is active. bytes, steps: as of `Outline`."""
+    """Counts what is done with tensors while the mode is entered.
+
+    Attributes:
+        bytes: As in `Outline`.
+        steps: As in `Outline`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,9 +256,10 @@ def _new_bytes(taken: list[Tensor], given: list[Tensor]) -> int:
 
 
 def _kernel_bytes(func: Any, args: Sequence[Any], taken: list[Tensor], given: list[Tensor]) -> int:
-    """What a kernel takes for itself: the columns of a convolution; else as much as all operands in the widest dtype (measured).
+    """Reckon what a kernel takes for itself.
 
-    Kernels convert operands, lay them out anew, or have intermediate results of their size.
+    That is the columns of a convolution; else as much as all operands in the widest dtype (measured). Kernels convert operands,
+    lay them out anew, or have intermediate results of their size.
     """
     widest = max((tensor.dtype.itemsize for tensor in (*taken, *given)), default=0)
     if func.overloadpacket is Aten.convolution:
@@ -260,7 +289,7 @@ def _geometry(tensor: Tensor) -> tuple[torch.dtype, int, tuple[int, ...], tuple[
 
 
 def _history(tensor: Tensor) -> tuple[Any, ...]:
-    """What autograd knows of a tensor that may make an operation fail, or its result require a gradient."""
+    """Give what autograd knows of a tensor that may make an operation fail, or its result require a gradient."""
     base = tensor._base if tensor._is_view() else None
     if base is None or not base.requires_grad:
         return tensor.requires_grad, tensor.is_leaf

@@ -1,12 +1,12 @@
-"""A tensor that is at a worker, as torch sees it here: a shape, a dtype, and no numbers.
+"""A tensor at a worker, as torch sees it in this process: a shape and a dtype, but no numbers.
 
     x = alice.send(torch.tensor([[1.0, 2.0]]))
     y = torch.nn.functional.linear(x, w)            computed at alice, since w is there too; a pointer to the result
     y.get()                                         the numbers
 
-torch asks every tensor of a subclass what a function means for it (`__torch_function__`), so nothing of torch is replaced. Each
-operation is one request; what shape and dtype are is known here. A pointer that is let go of is deleted there, with the next
-request.
+torch asks every subclass of Tensor what a function means for it (`__torch_function__`), so nothing of torch is
+replaced. Each operation is one request; shape and dtype are known here. If a pointer is freed, its tensor at the worker
+is deleted with the next request.
 """
 
 import operator
@@ -46,24 +46,25 @@ _KNOWN_HERE = frozenset({
     "is_floating_point", "is_complex", "is_signed", "get_device", "is_same_size",
 })  # fmt: skip
 _SEVERAL_SIZES = frozenset({"view", "reshape", "expand", "repeat", "permute"})
-"""Called with a shape, or with its numbers one by one."""
+"""Functions that take a shape, or its numbers one by one."""
 _NO_MATTER = frozenset({"_stacklevel", "memory_format", "norm_type", "non_blocking"})
-"""Arguments that change no number, or none without another that is not taken."""
+"""Arguments that change no number, or change none without another argument that is not accepted here."""
 
 
 class PointerError(UsageError):
-    """Tensors that are at different places, or numbers asked of one that has none here."""
+    """Tensors are at different places, or numbers are needed that a pointer does not have."""
 
 
 class ValuesAndIndices(NamedTuple):
-    """What `max(dim)` and `min(dim)` give."""
+    """The result of `max(dim)` and `min(dim)`."""
 
     values: "Pointer"
     indices: "Pointer"
 
 
 class _TensorHandle:
-    """What a pointer holds: when the pointer goes, this goes, and the tensor at the worker may go."""
+    """The claim of a pointer to a tensor at a worker. If the pointer is freed, so is this object, and the tensor may be
+    deleted."""
 
     def __init__(self, worker: "Worker", number: int) -> None:
         self.worker, self.number = worker, number
@@ -71,12 +72,12 @@ class _TensorHandle:
     def __del__(self) -> None:
         try:
             self.worker.let_go(self.number)
-        except Exception:  # the interpreter is going down, and everything with it
+        except Exception:  # the interpreter is shutting down
             return
 
 
 class Pointer(Tensor):
-    """A tensor that is at a worker. Two tables below the class give it further methods: `_NEED_NUMBERS` and `_CONVERSIONS`.
+    """A tensor at a worker. Two tables below the class give it further methods: `_NEED_NUMBERS` and `_CONVERSIONS`.
 
     Attributes:
         worker: The worker.
@@ -103,7 +104,7 @@ class Pointer(Tensor):
         super().__init__()
 
     def now(self, made: TensorMade) -> None:
-        """Note what autograd at the worker knows of the tensor now."""
+        """Record what autograd at the worker knows about the tensor now."""
         self._learns, self._leaf = made.learns, made.leaf
 
     @classmethod
@@ -127,7 +128,7 @@ class Pointer(Tensor):
     # ── fetching ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def get(self) -> Tensor:
-        """The numbers, as a tensor here; the one at the worker stays. WorkerRefused where its policy keeps them."""
+        """Fetch the numbers as a tensor here; the one at the worker stays. WorkerRefused is raised if the policy keeps them."""
         return self.worker.fetch(self)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -160,7 +161,7 @@ class Pointer(Tensor):
     def backward(
         self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
     ) -> None:
-        """Gradients of everything there that this was computed from."""
+        """Compute the gradients of all leaves at the worker that this tensor was computed from."""
         if create_graph or inputs is not None:
             raise PointerError("backward() at a worker takes gradient and retain_graph alone")
         if gradient is not None:
@@ -170,7 +171,7 @@ class Pointer(Tensor):
 
     @property
     def grad(self) -> Any:
-        """A pointer to the gradient; the same one until it may be another."""
+        """A pointer to the gradient: the same pointer until there may be another gradient."""
         if not self._learns or not self._leaf:
             return None
         if self._gradient[0] != self.worker.gradients_changed:
@@ -197,7 +198,7 @@ class Pointer(Tensor):
         self.requires_grad_(learns)
 
     def requires_grad_(self, mode: bool = True) -> "Pointer":
-        """As of a tensor."""
+        """Set whether the tensor requires a gradient."""
         if mode != self._learns:
             self.now(self.worker.ask(SetRequiresGrad(self.id, mode), TensorMade))
         return self
@@ -212,12 +213,12 @@ class Pointer(Tensor):
 
     @property
     def grad_fn(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The graph is at the worker."""
+        """None: the graph is at the worker."""
         return None
 
     @property
     def data(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As `detach()`."""
+        """The same as `detach()`."""
         return self.detach()
 
     @data.setter
@@ -237,7 +238,7 @@ class Pointer(Tensor):
         return self.transpose(-2, -1)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """Another dtype; the device is the worker's."""
+        """Convert to another dtype. The device is always the worker's."""
         given = [*args, *kwargs.values()]
         if any(isinstance(each, str | torch.device) and torch.device(each).type != "cpu" for each in given):
             raise PointerError("a worker computes on its CPU: leave the device out")
@@ -257,7 +258,7 @@ _NEED_NUMBERS = {
     "__bool__": "bool",
     "__contains__": "in",
 }
-"""Methods of a tensor that give numbers, which a pointer has none of, and what messages call them."""
+"""Methods of a tensor that return numbers, which a pointer does not have, and how messages name them."""
 _CONVERSIONS = {
     "cpu": None,
     "float": torch.float32,
@@ -267,11 +268,11 @@ _CONVERSIONS = {
     "long": torch.int64,
     "bool": torch.bool,
 }
-"""Methods that are short for `to`, and the dtype that each gives; None for the dtype that the tensor has."""
+"""Methods that are short for `to`, and their dtypes; None keeps the tensor's dtype."""
 
 
 def _refusing(what: str) -> Callable[..., NoReturn]:
-    """Make a method that refuses to give numbers."""
+    """Return a method that refuses to give numbers."""
 
     def method(self: Pointer, *args: Any, **kwargs: Any) -> NoReturn:
         _no_numbers(self, what)
@@ -280,7 +281,7 @@ def _refusing(what: str) -> Callable[..., NoReturn]:
 
 
 def _converting(dtype: torch.dtype | None) -> Callable[..., Any]:
-    """Make a method that gives a pointer to the tensor in another dtype."""
+    """Return a method that converts the tensor to another dtype."""
 
     def method(self: Pointer, *args: Any, **kwargs: Any) -> Any:
         return self if dtype is None else self.to(dtype)
@@ -298,7 +299,7 @@ def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """Do an operation at the worker where its pointers are.
 
     Raises:
-        PointerError: The pointers are at different workers, or an argument does not travel.
+        PointerError: The pointers are at different workers, or an argument cannot be sent.
     """
     named = dict(kwargs)
     if named.pop("inplace", False):
@@ -328,7 +329,7 @@ def call(operation: Operation, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _value(worker: "Worker", given: Any) -> Value:
-    """An argument as it travels."""
+    """Give an argument as it travels."""
     match given:
         case Tensor():
             return Ref(_same_place(worker, given).id)
@@ -354,7 +355,7 @@ def _value(worker: "Worker", given: Any) -> Value:
 
 
 def _same_place(worker: "Worker", tensor: Any) -> Pointer:
-    """Give a tensor back if it is a pointer at this worker, and refuse any other one."""
+    """Return a tensor if it is a pointer at this worker, and refuse any other one."""
     if not isinstance(tensor, Pointer):
         raise PointerError(
             f"a tensor that is here meets one that is at {worker.name!r}: send it first, with sumus.virtual.send(tensor, worker)"
@@ -368,7 +369,7 @@ def _same_place(worker: "Worker", tensor: Any) -> Pointer:
 
 
 def _name_of(function: Any) -> str:
-    """What torch calls a function; of a property its own name."""
+    """Give torch's name of a function; of a property its own name."""
     name = getattr(function, "__name__", repr(function))
     return getattr(function.__self__, "__name__", name) if name in ("__get__", "__set__") else name
 

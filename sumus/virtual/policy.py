@@ -1,4 +1,4 @@
-"""What the owner of a worker lets callers do."""
+"""The policy of a worker: what its owner lets callers do."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,23 +10,26 @@ from sumus.virtual.operations import EVERYTHING
 
 @dataclass(frozen=True)
 class Policy:
-    """An access policy: what may be computed, how much, and what may be fetched of what depends on the owner's tensors.
+    """What callers may compute, how much, and which results they may fetch.
 
-    operations: names of `sumus.virtual.EVERYTHING`; `ARITHMETIC` is a smaller set.
-    largest: bytes of one tensor.
-    tensors: how many tensors one caller may have there at once.
-    held: bytes that one caller may have there at once, with gradients, with what autograd keeps, and with what an operation needs
-        while it is computed.
-    seconds: that one request may take. This is reckoned from shapes before anything is computed, for one slow core.
-    callers, idle_s: how many at once, and the seconds after which one who asks nothing is forgotten, tensors and all.
-    fetch: of what depends on the owner's tensors, and is therefore private:
-        "none"         nothing
-        "parameters"   tensors that the caller sent, which private ones have changed in place: a trained model
-        "all"          everything, the tensors themselves too
-    public: names of the owner's tensors that are not private.
+    With fetch="none", no answer contains a number that depends on private data. "parameters" protects against mistakes
+    of honest programs. It does not stop a caller who wants the data, since a caller may choose what its parameters
+    learn.
 
-    Under "none" no number that depends on private data leaves by an answer. "parameters" keeps honest programs from fetching by
-    mistake; it stops nobody who wants the data, since a caller may choose what its parameters learn.
+    Attributes:
+        operations: Names from `sumus.virtual.EVERYTHING`; `ARITHMETIC` is a smaller set.
+        largest: The most bytes of one tensor.
+        tensors: The most tensors that one caller may have at once.
+        held: The most bytes that one caller may have at once, with gradients, with what autograd keeps, and with what
+            an operation needs while it is computed.
+        seconds: The most seconds for one request. They are estimated from shapes before anything is computed, for one
+            slow core.
+        callers: The most callers at once.
+        idle_s: Seconds without a request after which a caller is forgotten, with its tensors.
+        fetch: What may be fetched of tensors that depend on the owner's tensors, and are therefore private. "none":
+            nothing. "parameters": tensors that the caller sent and that private ones have changed in place, which is a
+            trained model. "all": everything, even the owner's tensors.
+        public: The names of the owner's tensors that are not private.
     """
 
     operations: Collection[str] = EVERYTHING

@@ -1,4 +1,4 @@
-"""Refusals of a worker: a request is answered with a code and a sentence."""
+"""Refusals of a worker: the answer to a request is a code and a sentence."""
 
 from sumus.text import printable
 from sumus.virtual.messages import Code
@@ -19,15 +19,15 @@ class RequestRefused(Exception):
 
 
 def impossible(name: str, error: Exception) -> RequestRefused:
-    """Make the refusal of an operation that torch cannot do.
+    """Return the refusal of an operation that torch cannot do.
 
     Args:
         name: The operation.
-        error: What torch raised.
+        error: The exception that torch raised.
     """
     return RequestRefused("impossible", f"{name}: {first_line(error)}")
 
 
 def first_line(error: Exception) -> str:
-    """Give the first line of what an exception says, or its name if it says nothing."""
+    """Return the first line of an exception's text, or its class's name if it has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,9 +1,9 @@
-"""A worker in another process or on another machine, with the interface of one that is here.
+"""A worker in another process or on another machine. It has the same interface as one in this process.
 
     bob = sumus.virtual.connect("http://127.0.0.1:8090", token=Path("TOKEN"))
     x = sumus.virtual.send(torch.ones(3), bob)
 
-A request that is not answered is sent again, the same bytes, and done once.
+If a request gets no answer, the same bytes are sent again. The worker does it once.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from sumus.virtual.worker import Worker, WorkerRefused
 
 ATTEMPTS = 3
 PATIENCE = 60.0
-"""Seconds for an answer."""
+"""Seconds to wait for an answer."""
 
 
 def connect(
@@ -29,10 +29,15 @@ def connect(
     patience: float = PATIENCE,
     transport: Transport | None = None,
 ) -> "RemoteWorker":
-    """The worker at an address, as `sumus worker` prints it; what is sent to it is there until this is closed.
+    """Connect to the worker at an address, as `sumus worker` prints it. What is sent there stays until the worker is closed here.
 
-    token: that its owner gave you, or the file it is in.  authority: certificates in PEM that its own must come from; None for
-    the system's.  insecure: take http:// to another machine.  patience: seconds for an operation.  transport: in place of HTTP.
+    Args:
+        url: The address.
+        token: The token that the worker's owner gave, or the file that holds it.
+        authority: Certificates in PEM that the worker's own must come from; None for those of the system.
+        insecure: Whether http:// to another machine is allowed.
+        patience: The seconds that an operation may take.
+        transport: Carries the requests in place of HTTP.
     """
     server = read_link(url, insecure).server
     if not server:
@@ -42,7 +47,7 @@ def connect(
 
 
 def read_token(file: Path) -> str:
-    """A token in a file that is its owner's alone."""
+    """Read a token from a file that is its owner's alone."""
     try:
         if file.stat().st_mode & 0o077:
             raise ExperimentError(f"{file} holds a secret, and others may read it: chmod 600 {file}")
@@ -52,7 +57,7 @@ def read_token(file: Path) -> str:
 
 
 class RemoteWorker(Worker):
-    """A worker elsewhere. Made by `connect`."""
+    """A worker in another process. `connect` makes it."""
 
     def __init__(self, url: str, token: str, transport: Transport, patience: float) -> None:
         self._url, self._token, self._transport, self._patience = url, token, transport, patience
@@ -72,11 +77,11 @@ class RemoteWorker(Worker):
         return self._post("/v1/ask", body, most)
 
     def close(self) -> None:
-        """Let it forget whatever it holds for this caller."""
+        """End the connection. The worker deletes everything that it holds for this caller."""
         try:
             self._post("/v1/end", b"", OVERHEAD)
         except Unreachable:
-            pass  # it forgets who asks nothing
+            pass  # the worker forgets callers that send no requests
         finally:
             self._transport.close()
 

@@ -1,9 +1,9 @@
-"""A worker that others reach: its owner's tensors, under its owner's policy, over HTTP.
+"""A worker that other machines can reach: its owner's tensors, under its owner's policy, over HTTP.
 
     sumus.virtual.serve({"inputs": inputs, "targets": targets}, Policy(fetch="parameters"), token=secret)     until Ctrl-C
 
-Three requests, each with the token: begin, ask, end. Whoever begins is a caller with tensors and limits of its own. The token is
-checked before the body is read, and the body's length before its first byte.
+There are three requests, each with the token: begin, ask and end. A program that begins becomes a caller, with tensors
+and limits of its own. The token and the body's length are checked before the body is read.
 """
 
 import asyncio
@@ -52,10 +52,10 @@ from sumus.virtual.worker import offered
 from sumus.wire.messages import Refused as NotRead
 
 LEAST_TOKEN = 16
-"""Letters, at least."""
+"""The least letters of a token."""
 BEGIN, ASK, END = "/v1/begin", "/v1/ask", "/v1/end"
 CALLER = "sumus-caller"
-"""A header: the secret that `begin` gave."""
+"""The header with the secret that `begin` returned."""
 
 
 def serve(
@@ -71,12 +71,19 @@ def serve(
     insecure: bool = False,
     ready: Callable[[str], None] = lambda url: echo(url),
 ) -> None:
-    """Be a worker for others until the process is told to stop.
+    """Serve a worker until the process is told to stop.
 
-    tensors: that are offered, by name.  token: whoever has it is let in; 16 letters or more, and never from a command line.
-    host, port: where it listens, port 0 for any; other machines reach it only where host says so, and then with tls, a
-    certificate's chain and its key (PEM), or insecure.  names: what callers call this machine, beside host.
-    ready: is told the URL once it answers.
+    Args:
+        tensors: The tensors that are offered, by name.
+        policy: What callers may do; the usual policy if None.
+        token: The token that callers have to show: 16 letters or more, and never from a command line.
+        name: The worker's name.
+        host: The address where it listens. Other machines reach it only with `tls` or `insecure`.
+        port: The port, 0 for any.
+        tls: The files of a certificate's chain and of its key, PEM.
+        names: What callers call this machine, besides host.
+        insecure: Whether others may reach it without TLS.
+        ready: Is told the URL once the worker answers.
     """
     app = worker_app(name, tensors, policy or Policy(), token, names=(host, *names))
     if not is_loopback(host) and tls is None and not insecure:
@@ -118,7 +125,13 @@ class _Caller:
 
 
 class Callers:
-    """Who has begun, by the hash of a secret. clock: seconds, which never go back."""
+    """Those who have begun, by the hash of a secret.
+
+    Args:
+        tensors: The tensors that are offered, by name.
+        policy: What callers may do.
+        clock: Gives seconds, which never go back.
+    """
 
     def __init__(
         self, tensors: Mapping[str, Tensor], policy: Policy, clock: Callable[[], float] = time.monotonic
@@ -129,7 +142,7 @@ class Callers:
         self._lock = threading.Lock()
 
     def begin(self) -> str:
-        """A new caller's secret. Refused: busy."""
+        """Let a new caller in, and give the caller's secret. RequestRefused is raised if there are too many (`busy`)."""
         self.sweep()
         secret = secrets.token_urlsafe(32)
         with self._lock:
@@ -141,7 +154,7 @@ class Callers:
         return secret
 
     def bench(self, secret: str) -> Workbench:
-        """A caller's tensors. Refused: unknown_caller."""
+        """Find a caller's workbench. RequestRefused is raised for a secret that nobody has (`unknown_caller`)."""
         self.sweep()
         with self._lock:
             caller = self._callers.get(_hash(secret))
@@ -154,12 +167,12 @@ class Callers:
             return caller.bench
 
     def end(self, secret: str) -> None:
-        """Forget a caller, tensors and all."""
+        """Forget a caller, with its tensors."""
         with self._lock:
             self._callers.pop(_hash(secret), None)
 
     def sweep(self) -> None:
-        """Forget those who have asked nothing for too long."""
+        """Forget the callers that have sent no request for too long."""
         before = self._clock() - self.policy.idle_s
         with self._lock:
             for at in [at for at, caller in self._callers.items() if caller.last < before]:
@@ -184,7 +197,16 @@ def worker_app(
     clock: Callable[[], float] = time.monotonic,
     names: Sequence[str] = (),
 ) -> Starlette:
-    """A worker as an ASGI application; `state.callers` is who has begun. names: hosts that callers call it by."""
+    """Make a worker as an ASGI application; its `state.callers` are those who have begun.
+
+    Args:
+        name: The worker's name.
+        tensors: The tensors that are offered, by name.
+        policy: What callers may do.
+        token: The token that callers have to show.
+        clock: Gives seconds, which never go back.
+        names: Hosts that callers call it by.
+    """
     if len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise UsageError(f"the token has {LEAST_TOKEN} letters or more, ASCII, without blanks: make a longer one")
     callers = Callers(tensors, policy, clock)
@@ -215,24 +237,24 @@ class _Plane:
     def __init__(self, name: str, names: tuple[str, ...], callers: Callers, token: str) -> None:
         self._name, self._names, self._callers = name, names, callers
         self._token = token.encode()
-        most = 2 * callers.policy.callers  # each asks once at a time, and may ask the same again
+        most = 2 * callers.policy.callers  # a caller sends one request at a time, and may repeat it meanwhile
         self._room = most
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="benches")
 
     async def begin(self, request: Request) -> bytes:
-        """A new caller."""
+        """Let a new caller in."""
         read(BeginRequest, await self._body(request, 2**10))
         return write(WorkerAnswer(BeginAnswer(self._callers.begin(), self._name, self._names)))
 
     async def ask(self, request: Request) -> bytes:
-        """Whatever a caller asks."""
+        """Answer a caller's request."""
         self._authorize(request)
         bench = self._callers.bench(request.headers.get(CALLER, ""))
         body = await self._body(request, self._callers.policy.largest + OVERHEAD)
         return await asyncio.get_running_loop().run_in_executor(self._pool, bench.answer, body)
 
     async def end(self, request: Request) -> bytes:
-        """A caller goes."""
+        """Let a caller go."""
         await self._body(request, 2**10)
         self._callers.end(request.headers.get(CALLER, ""))
         return write(WorkerAnswer(EmptyAnswer()))
@@ -256,7 +278,8 @@ class _Plane:
 
 
 def _answering(answer: Callable[[Request], Awaitable[bytes]]) -> ExplainedEndpoint:
-    """Make an endpoint of a request's answer in bytes. If the request fails, the answer says why in the closed list's words."""
+    """Return an endpoint for a function that answers in bytes. If a request fails, the answer is a refusal with a code
+    of the closed list."""
 
     async def respond(request: Request) -> Response:
         return Response(await answer(request), media_type="application/octet-stream")
@@ -265,7 +288,7 @@ def _answering(answer: Callable[[Request], Awaitable[bytes]]) -> ExplainedEndpoi
 
 
 def _turned_away(status: int, code: str, detail: str) -> Response:
-    """A browser reads this answer, and no caller of a worker."""
+    """Answer a browser; no caller of a worker reads this."""
     return PlainTextResponse(detail, status)
 
 

@@ -4,15 +4,15 @@
     bob = sumus.virtual.VirtualWorker(hook, id="bob")
 
     data = data.send(bob)                   a pointer; data.location is bob
-    model.send(bob)                         the same module, with the same parameters, which are at Bob now
-    optimizer.step()                        also of an optimizer that was made before
+    model.send(bob)                         the same module with the same parameters, which are at Bob now
+    optimizer.step()                        works also for an optimizer that was made before
     model.get()
 
-    hook.unhook()                           torch is as it was
+    hook.unhook()                           restores torch
 
-A parameter that is sent stays the object that it is, so that whoever holds it (an optimizer) holds what is at the worker: it
-becomes a `Pointer`, and becomes a parameter again when it is fetched. What a worker keeps private is not fetched by these names
-either.
+A parameter that is sent stays the same object, so an optimizer that holds it then holds the tensor at the worker. The
+parameter becomes a `Pointer`, and becomes a parameter again when it is fetched. Tensors that a worker keeps private
+cannot be fetched by these methods either.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,11 +30,12 @@ from sumus.virtual.worker import Worker, WorkerRefused
 _ABSENT = object()
 _OF_A_POINTER = ("worker", "id", "_handle", "_learns", "_leaf", "_gradient")
 _before: dict[tuple[type, str], Any] = {}
-"""What classes of torch held under the hooked names, while they are hooked."""
+"""The attributes that torch's classes had under the hooked names, while they are hooked."""
 
 
 class TorchHook:
-    """Gives tensors and modules `send`, `get`, `move` and `location`, until `unhook`. Another hook meanwhile is the same one.
+    """Adds `send`, `get`, `move` and `location` to tensors and modules, until `unhook`. A second hook meanwhile changes
+    nothing.
 
     Args:
         module: torch.
@@ -51,7 +52,7 @@ class TorchHook:
                 setattr(kind, name, method)
 
     def unhook(self) -> None:
-        """Leave torch as it was. What is at workers stays there, and is fetched by `sumus.virtual.get`."""
+        """Restore torch's classes. Tensors at workers stay there; `sumus.virtual.get` fetches them."""
         for (kind, name), was in _before.items():
             if was is _ABSENT:
                 delattr(kind, name)
@@ -64,22 +65,22 @@ class TorchHook:
 
 
 def _send_tensor(self: Tensor, *workers: Worker) -> Pointer:
-    """A pointer to a copy of this at a worker."""
+    """Send a copy of this tensor to a worker, and give a pointer to it."""
     return models.send(self, _one(workers))
 
 
 def _get_tensor(self: Tensor) -> Tensor:
-    """The numbers; only what is at a worker can be fetched."""
+    """Fetch the numbers; only a pointer has any to fetch."""
     return models.get(self)
 
 
 def _move_tensor(self: Tensor, *workers: Worker) -> Pointer:
-    """The same at another worker, by way of this process."""
+    """Send a tensor to another worker, by way of this process."""
     return models.move(self, _one(workers))
 
 
 def _location_of_tensor(self: Tensor) -> Worker:
-    """The worker that this is at."""
+    """The worker that this tensor is at."""
     if not isinstance(self, Pointer):
         raise PointerError("this tensor is here, and at no worker: it has no location")
     return self.worker
@@ -89,7 +90,7 @@ def _location_of_tensor(self: Tensor) -> Worker:
 
 
 def _send_module(self: nn.Module, *workers: Worker) -> nn.Module:
-    """Send all parameters and buffers; they stay the objects that they are. A gradient goes with its parameter."""
+    """Send all parameters and buffers, which stay the same objects. A gradient is sent with its parameter."""
     worker = _one(workers)
     tensors = list(_tensors(self))
     if any(isinstance(tensor, Pointer) for tensor in tensors):
@@ -97,18 +98,18 @@ def _send_module(self: nn.Module, *workers: Worker) -> nn.Module:
             "this model, or a part of it, is at a worker already: fetch it with .get(), or .move(worker) it"
         )
     if not isinstance(cast(object, worker), Worker):
-        models.send(self, worker)  # says what a worker is
+        models.send(self, worker)  # this call raises the error that says what a worker is
     sent = [(tensor, worker.send(tensor), tensor.grad) for tensor in tensors]
     for _, pointer, gradient in sent:
         if gradient is not None:
             pointer.grad = worker.send(gradient)
-    for tensor, pointer, _ in sent:  # nothing can go wrong any more
+    for tensor, pointer, _ in sent:  # from here on nothing can fail
         _go(tensor, pointer)
     return self
 
 
 def _get_module(self: nn.Module) -> nn.Module:
-    """Fetch all parameters and buffers, and their gradients as far as the worker lets them go."""
+    """Fetch all parameters and buffers, and their gradients if the worker allows it."""
     pointers = [_away(tensor) for tensor in _tensors(self)]
     fetched = [(pointer, pointer.get(), _fetched_gradient(pointer)) for pointer in pointers]
     for pointer, numbers, gradient in fetched:
@@ -117,13 +118,13 @@ def _get_module(self: nn.Module) -> nn.Module:
 
 
 def _move_module(self: nn.Module, *workers: Worker) -> nn.Module:
-    """The same at another worker, by way of this process."""
+    """Send a module to another worker, by way of this process."""
     worker = _one(workers)
     return _send_module(_get_module(self), worker)
 
 
 def _location_of_module(self: nn.Module) -> Worker:
-    """The worker that this is at."""
+    """The worker that this module is at."""
     worker = next((_away(tensor).worker for tensor in _tensors(self)), None)
     if worker is None:
         raise PointerError("this model has no parameters, and is at no worker")
@@ -131,8 +132,8 @@ def _location_of_module(self: nn.Module) -> Worker:
 
 
 class _Spelling:
-    """A method, or with `called` a value, of a class of torch. What an object holds under the same name goes before it: a part
-    of a model may be called `location`."""
+    """A method, or with `called` a property, of a class of torch. An attribute of the object with the same name has
+    precedence: a part of a model may be called `location`."""
 
     def __init__(self, function: Callable[..., Any], called: bool = False) -> None:
         self._function, self._called = function, called
@@ -151,7 +152,7 @@ class _Spelling:
 
 
 def _spelt(send: Any, get: Any, move: Any, location: Any) -> dict[str, _Spelling]:
-    """The four names, with what they mean for one class."""
+    """Give the four names with what they mean for one class."""
     made = {"send": _Spelling(send), "get": _Spelling(get), "move": _Spelling(move)}
     made["location"] = _Spelling(location, called=True)
     for name, spelling in made.items():
@@ -167,7 +168,7 @@ _OF_MODULES = _spelt(_send_module, _get_module, _move_module, _location_of_modul
 
 
 def _go(tensor: Tensor, pointer: Pointer) -> None:
-    """Let a tensor be what this pointer is, and hold no numbers here."""
+    """Turn a tensor into this pointer, without numbers in this process."""
     kind, is_param = type(tensor), isinstance(tensor, nn.Parameter)
     tensor.grad = None
     tensor.requires_grad_(False)
@@ -183,7 +184,7 @@ def _go(tensor: Tensor, pointer: Pointer) -> None:
 
 
 def _come_back(pointer: Pointer, numbers: Tensor, gradient: Tensor | None) -> None:
-    """Let a pointer be a tensor here again, with these numbers."""
+    """Turn a pointer into a tensor in this process again, with these numbers."""
     kind = vars(pointer).pop("_was", nn.Parameter if isinstance(pointer, nn.Parameter) else Tensor)
     learns, held = pointer.requires_grad, vars(pointer)
     pointer.worker.call_by(None, pointer.id)
@@ -197,7 +198,7 @@ def _come_back(pointer: Pointer, numbers: Tensor, gradient: Tensor | None) -> No
 
 
 def _fetched_gradient(pointer: Pointer) -> Tensor | None:
-    """The gradient of a parameter; None if there is none, or if its worker keeps it."""
+    """Fetch the gradient of a parameter; None if there is none, or if its worker keeps it."""
     gradient = pointer.grad
     if gradient is None:
         return None
@@ -210,7 +211,7 @@ def _fetched_gradient(pointer: Pointer) -> Tensor | None:
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers, each once."""
+    """Yield the parameters and buffers, each once."""
     yield from {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
 
 

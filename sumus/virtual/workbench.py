@@ -1,16 +1,17 @@
-"""One caller at a worker: each request of theirs is done here, once. Bytes in, bytes out.
+"""The requests of one caller at a worker, from bytes to bytes. Each request is done once.
 
     bench = Workbench({"inputs": inputs}, policy)
-    answer = bench.answer(body)                    both of sumus/virtual/messages.py
+    answer = bench.answer(body)                    the forms of both are in sumus/virtual/messages.py
 
-The in-process worker and the one that listens on a socket are this, and nothing beside it.
+The worker in this process and the worker behind a socket both consist of this class and nothing else.
 
     held.py        the caller's tensors, and the limits of the policy
     calls.py       operations on them
     gradients.py   backward passes
 
-**What is private.** The owner's tensors are, and what is computed from them: results, gradients, and whatever either is written
-into. Privacy belongs to memory (`Memories`). `calls.py` tells what is answered about private tensors.
+**What is private.** The owner's tensors are private, and so is everything computed from them: results, gradients, and
+tensors that either is written into. Privacy is a property of memory (`Memories`). The header of `calls.py` says what
+answers tell about private tensors.
 """
 
 import threading
@@ -70,7 +71,7 @@ class Workbench:
         self._lock = threading.Lock()
 
     def answer(self, body: bytes) -> bytes:
-        """Answer a request. Any thread may call; the same request again has the same answer, and is done once."""
+        """Answer a request. Any thread may call. A repeated request gets the same answer, and is done once."""
         with self._lock:
             try:
                 asked, behind = read(WorkerRequest, body)
@@ -83,7 +84,7 @@ class Workbench:
                 for number in asked.forget:
                     self.held.forget(number)
                 if isinstance(asked.ask, FetchTensor):
-                    return write(*_fetch(self.held, asked.ask))  # not kept: it may be large, and may be done twice
+                    return write(*_fetch(self.held, asked.ask))  # not kept: it may be large; fetching twice is harmless
                 self._said = write(WorkerAnswer(_DOES[type(asked.ask)](self, asked.ask, behind)))
                 return self._said
             except ParticipantError as error:
@@ -91,7 +92,7 @@ class Workbench:
             except RequestRefused as no:
                 self._said = write(WorkerAnswer(RefusalAnswer(no.code, no.detail)))
                 return self._said
-            except Exception as error:  # the end of a request: a defect is answered, and is in the log
+            except Exception as error:  # the end of a request: a defect is answered, and its traceback is in the log
                 LOG.error("a request failed: %s", type(error).__name__, exc_info=error)
                 self._said = write(WorkerAnswer(RefusalAnswer("failed", "a defect of the worker, which is in its log")))
                 return self._said
@@ -101,7 +102,7 @@ def _send(held: HeldTensors, ask: SendTensor, body: bytes) -> TensorMade:
     """Keep a tensor that the caller sends."""
     if len(body) > held.policy.largest + OVERHEAD:
         held.check_size(len(body))
-    held.check_memory(2 * len(body))  # read, and copied to where torch wants it
+    held.check_memory(2 * len(body))  # it is read, and then copied to memory that torch allocates
     tensor = as_tensor(read_tensor(body))
     if ask.learns and not tensor.is_floating_point():
         raise RequestRefused("impossible", f"a tensor of {DTYPE_NAMES[tensor.dtype]} has no gradient: send floats")
@@ -117,7 +118,7 @@ def _use(held: HeldTensors, ask: UseOffered) -> TensorMade:
 
 
 def _fetch(held: HeldTensors, ask: FetchTensor) -> tuple[WorkerAnswer, Array]:
-    """Give the caller the numbers of a tensor, if the policy allows that."""
+    """Give the caller the numbers of a tensor, if the policy allows it."""
     kept = held.of(ask.id)
     fetch = held.policy.fetch
     if held.is_private(kept.tensor) and not (fetch == "all" or (fetch == "parameters" and kept.sent)):
@@ -145,9 +146,11 @@ _DOES: dict[type, Callable[[Workbench, Any, bytes], Any]] = {
     SetRequiresGrad: lambda bench, ask, body: set_requires_grad(bench.held, ask),
     CountHeld: lambda bench, ask, body: _count(bench.held),
 }
-"""What is done for each request. It is no attribute of a workbench: one that held its own methods would never go by itself."""
+"""The function for each request. The table is no attribute of a workbench: an object that holds its own methods is part
+of a reference cycle, and would not be freed at once."""
 
 
 def as_tensor(array: Array) -> Tensor:
-    """Copy an array into memory that torch has allotted: the order in which its kernels add depends on where a tensor lies."""
+    """Copy an array into memory that torch allocates: the order in which its kernels add depends on a tensor's
+    alignment."""
     return torch.from_numpy(array).clone()

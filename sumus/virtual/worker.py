@@ -1,10 +1,10 @@
-"""Whoever tensors are sent to, as a caller sees it: in this process, or elsewhere with the same interface.
+"""Workers, to which tensors are sent, as a caller sees them: in this process or elsewhere, with the same interface.
 
 alice = VirtualWorker("alice")
 carol = VirtualWorker("carol", {"inputs": inputs}, Policy(fetch="parameters"))     with tensors of its own
 
 pointer = alice.send(torch.tensor([1.0, 2.0]))
-carol["inputs"]                                                a pointer to what carol offers
+carol["inputs"]                                                a pointer to a tensor that carol offers
 """
 
 import threading
@@ -48,7 +48,12 @@ A = TypeVar("A")
 
 
 class WorkerRefused(UsageError):
-    """A worker says no. worker: its name.  code: one of a closed list (`sumus.virtual.messages.STATUS`)."""
+    """A worker refuses a request.
+
+    Attributes:
+        worker: The worker's name.
+        code: A code of a closed list (`sumus.virtual.messages.STATUS`).
+    """
 
     def __init__(self, worker: str, code: str, detail: str) -> None:
         super().__init__(f"worker {worker!r} refuses: {detail or code}")
@@ -56,26 +61,32 @@ class WorkerRefused(UsageError):
 
 
 class Worker:
-    """What both kinds share. names: of the tensors that its owner offers. Any thread may use it."""
+    """The common part of both kinds of workers. Any thread may use it.
+
+    Attributes:
+        name: The worker's name.
+        names: The names of the tensors that its owner offers.
+    """
 
     name: str
     names: tuple[str, ...]
 
     def __init__(self, name: str, names: tuple[str, ...]) -> None:
         self.name, self.names = name, names
-        self._let_go: deque[int] = deque()  # filled wherever Python collects garbage, so without a lock
+        self._let_go: deque[int] = deque()  # filled whenever Python collects garbage, so without a lock
         self._pointers: WeakValueDictionary[int, Pointer] = WeakValueDictionary()
         self._serial = 0
         self._one_at_a_time = threading.RLock()
         self.gradients_changed = 0
-        """Grows with whatever may change a gradient here, so that pointers know when theirs is old."""
+        """Grows with each request that may change a gradient at the worker, so that pointers know when theirs is out of
+        date."""
 
     def __repr__(self) -> str:
         return f"<worker {self.name!r}>"
 
     @property
     def id(self) -> str:
-        """The name, by the name that PySyft 0.2 had for it."""
+        """The worker's name, as PySyft 0.2 calls it."""
         return self.name
 
     def __enter__(self) -> "Worker":
@@ -85,23 +96,24 @@ class Worker:
         self.close()
 
     def close(self) -> None:
-        """End this: whatever the caller has there is deleted."""
+        """Close the worker. Everything that the caller has there is deleted."""
         raise NotImplementedError
 
     def _exchange(self, body: bytes, most: int) -> bytes:
-        """An answer's bytes. most: how long it may be."""
+        """Send a request, and return the bytes of the answer. most: the most bytes of the answer."""
         raise NotImplementedError
 
     def send(self, tensor: Tensor) -> Pointer:
-        """Send a tensor; what is left here is a pointer. It requires a gradient if the tensor does, and is a leaf."""
+        """Send a tensor, and return a pointer. The tensor at the worker is a leaf. It requires a gradient if the given
+        one does."""
         return self.pointer(self.ask(SendTensor(tensor.requires_grad), TensorMade, as_array(tensor)))
 
     def __getitem__(self, name: str) -> Pointer:
-        """A tensor that the owner offers."""
+        """Return a pointer to a tensor that the owner offers."""
         return self.pointer(self.ask(UseOffered(name), TensorMade))
 
     def fetch(self, pointer: Pointer) -> Tensor:
-        """The numbers of a tensor; it stays there."""
+        """Fetch the numbers of a tensor. The worker keeps its tensor."""
         with self._one_at_a_time:
             said, behind = self._answer(FetchTensor(pointer.id), None, OVERHEAD + pointer.nbytes)
         fetched = self._checked(said, FetchAnswer)
@@ -111,17 +123,21 @@ class Worker:
             raise self._strange(error) from error
 
     def held(self) -> HeldAnswer:
-        """How many tensors, and bytes, are held there for this caller."""
+        """Return how many tensors and bytes the worker holds for this caller."""
         return self.ask(CountHeld(), HeldAnswer)
 
     def ask(self, ask: Ask, wanted: type[A] | tuple[type[A], ...], tensor: Any = None) -> A:
-        """The answer to a request, of a wanted kind. WorkerRefused where it is a refusal."""
+        """Send a request, and return its answer, which must be of a wanted class.
+
+        Raises:
+            WorkerRefused: The answer is a refusal.
+        """
         with self._one_at_a_time:
             said, _ = self._answer(ask, tensor, OVERHEAD)
         return self._checked(said, wanted)
 
     def pointer(self, made: TensorMade) -> Pointer:
-        """A pointer to what is there now; the same one again where there is one."""
+        """Return the pointer to a tensor at the worker. If there is one already, the same one is returned."""
         found = self._pointers.get(made.id)
         if found is None:
             found = Pointer(self, made)
@@ -131,14 +147,15 @@ class Worker:
         return found
 
     def call_by(self, pointer: Pointer | None, number: int | None = None) -> None:
-        """From now on, let a tensor there be known by this pointer; by a new one, if None is given and the tensor's number."""
+        """Make a pointer the one that stands for its tensor at the worker. With None and the tensor's number, the next
+        call makes a new pointer."""
         if pointer is not None:
             self._pointers[pointer.id] = pointer
         elif number is not None:
             self._pointers.pop(number, None)
 
     def let_go(self, number: int) -> None:
-        """Delete a tensor there, with the next request. Called by garbage collection, at any moment."""
+        """Delete a tensor at the worker with the next request. Garbage collection calls this, at any moment."""
         self._let_go.append(number)
 
     def _answer(self, ask: Ask, tensor: Any, most: int) -> tuple[WorkerAnswer, bytes]:
@@ -149,7 +166,7 @@ class Worker:
         try:
             body = self._exchange(write(WorkerRequest(self._serial, ask, tuple(gone)), tensor), most)
         except BaseException:
-            self._let_go.extend(gone)  # deleting twice does no harm
+            self._let_go.extend(gone)  # deleting a tensor twice does no harm
             raise
         try:
             return read(WorkerAnswer, body)
@@ -168,11 +185,12 @@ class Worker:
 
 
 class VirtualWorker(Worker):
-    """A worker in this process. It has the same policy, and sees the same bytes, as one that is far away.
+    """A worker in this process. It has the same kind of policy, and gets the same bytes, as one on another machine.
 
     Args:
-        name: Its name. Or a `TorchHook`, as in PySyft 0.2; then the name is `id`.
-        tensors: Of its own, which are private as those of a device are; what a caller sends is the caller's.
+        name: Its name; or a `TorchHook`, as in PySyft 0.2, and then `id` is the name.
+        tensors: Tensors of its own, which are private like those of a device. What a caller sends belongs to the
+            caller.
         policy: What callers may do.
         id: Its name, after a hook.
     """
@@ -193,16 +211,16 @@ class VirtualWorker(Worker):
     def _exchange(self, body: bytes, most: int) -> bytes:
         if self._bench is None:
             raise PointerError(f"worker {self.name!r} is closed, and what it held is gone: make another, and send anew")
-        with torch.inference_mode(False):  # a mode of this thread's, which no other worker would see
+        with torch.inference_mode(False):  # inference mode belongs to this thread; a worker elsewhere would not see it
             return self._bench.answer(body)
 
     def close(self) -> None:
-        """Delete whatever it holds."""
+        """Delete everything that the worker holds."""
         self._bench = None
 
 
 def _name_of(name: object, other: str | None) -> str:
-    """A worker's name, as it is given now or as it was given after a hook."""
+    """Give a worker's name from the arguments, with or without a hook before it."""
     if callable(getattr(name, "unhook", None)):
         name, other = other, None
     if not isinstance(name, str) or other is not None:
@@ -214,7 +232,7 @@ def _name_of(name: object, other: str | None) -> str:
 
 
 def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[str, Tensor]:
-    """An owner's tensors, checked. Arrays are taken too. A public one that shares memory with a private one is copied."""
+    """Check an owner's tensors. Arrays are accepted too. A public tensor that shares memory with a private one is copied."""
     found: dict[str, Tensor] = {}
     for name, given in tensors.items():
         tensor = torch.from_numpy(given) if isinstance(given, np.ndarray) else given
@@ -231,7 +249,7 @@ def offered(tensors: Mapping[str, Any], public: Collection[str] = ()) -> dict[st
 
 
 def _overlap(one: Tensor, other: Tensor) -> bool:
-    """Whether two storages have a byte in common."""
+    """Tell whether two storages have a byte in common."""
     (begin, end), (first, last) = (
         (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
         for storage in (one.untyped_storage(), other.untyped_storage())
@@ -240,7 +258,7 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def as_array(tensor: Tensor) -> Any:
-    """A tensor as it travels."""
+    """Give a tensor as it travels."""
     if isinstance(tensor, Pointer):
         raise PointerError(f"this is at {tensor.worker.name!r} already: use sumus.virtual.move(pointer, worker)")
     if tensor.dtype not in DTYPE_NAMES:

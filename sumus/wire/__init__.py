@@ -1,1 +1,2 @@
-"""What crosses a boundary as bytes: trees, sums and bundles. No IO, no pickle."""
+"""The wire format: trees, sums, reports, messages and bundles as bytes. No input or output happens here, and no pickle
+is used."""

@@ -1,6 +1,6 @@
-"""A bundle: what a server needs to run a plan without any of its code.
+"""A bundle: a plan with its first model, all that a server needs to run the plan without the code of the task.
 
-A zip file (stored, not compressed; fixed dates, so equal content gives equal bytes) of
+It is a zip file. Nothing in it is compressed and all dates are fixed, so equal content gives equal bytes. It holds
     plan.json             canonical JSON; its SHA-256 is the plan's id
     model.safetensors     the initial values of every leaf: shared, personal and frozen
 """
@@ -26,21 +26,21 @@ NOT_A_ZIP = (
     ValueError,
     IndexError,
 )
-"""What `zipfile` raises for bytes that are no archive: a ValueError for offsets and names that are none, for example, and an
-IndexError for a member that is encrypted and has no name."""
+"""The errors that `zipfile` raises for bytes that are no archive: for example, ValueError for impossible offsets and
+names, and IndexError for an encrypted member without a name."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A plan and the model it starts from."""
+    """A plan and the model that it starts from."""
 
     plan: Plan
     model: Tree
 
     def to_bytes(self) -> bytes:
-        """The file's content."""
+        """Encode the bundle as the bytes of a file."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
             for name, body in (
@@ -48,13 +48,17 @@ class Bundle:
                 ("model.safetensors", encode_tree(self.model)),
             ):
                 info = zipfile.ZipInfo(name, _EPOCH)
-                info.create_system = _UNIX  # else the same content has other bytes on Windows
+                info.create_system = _UNIX  # otherwise the same content has other bytes on Windows
                 archive.writestr(info, body)
         return buffer.getvalue()
 
     @staticmethod
     def from_bytes(content: bytes) -> "Bundle":
-        """Read a bundle; the model must hold exactly the plan's leaves."""
+        """Read a bundle from the bytes of a file.
+
+        Raises:
+            UsageError: The bytes are no bundle, or the model's leaves are not exactly those of the plan.
+        """
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 infos = archive.infolist()

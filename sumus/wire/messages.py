@@ -1,13 +1,16 @@
-"""What devices and servers say to each other besides tensors: small JSON objects, each a record here, and every request as a row.
+"""The messages of devices, edges and servers except tensors: small JSON objects, each a class here, and the table of
+all requests.
 
-    asked = read(CheckInRequest, body)            whatever is not this form raises ParticipantError
+    asked = read(CheckInRequest, body)            raises ParticipantError if the body has another form
     body = write(CheckInAnswer(...))
 
-`ENDPOINTS` is the whole of the device plane: the server's routes, the OpenAPI document and docs/wire.md are made or checked from
-it. Unknown fields are ignored, so that a newer side may say more. Durations are in seconds; no message holds a moment of time.
+`ENDPOINTS` lists every request of the device plane. The server's routes and the OpenAPI document are made from it, and
+docs/wire.md is checked against it. Unknown fields are ignored, so that a newer version may add fields. Durations are in
+seconds. No message holds a point in time.
 
-Every request of an enrolled device is signed (`signed_text`), so it needs no token that could be stolen, and repeating one gives
-the same answer again: check-ins carry a serial that grows, and reports and aborts a session.
+Every request of an enrolled device is signed (`signed_text`), so there is no token that could be stolen. A repeated
+request gets the same answer again: check-ins carry a serial that grows, and reports and aborts carry the id of their
+session.
 """
 
 import hashlib
@@ -22,19 +25,20 @@ from sumus.site import MOST_ROUNDS, NoiseAt
 from sumus.text import printable
 
 PROTOCOL = 1
-"""Version of this page of the protocol; a server that is spoken to in another says which it speaks."""
+"""The version of the protocol. A server that gets a request of another version answers with the version that it speaks."""
 MAX_CONTROL = 64 * 2**10
 """The longest JSON body that is read, in bytes."""
 MAX_UNDIGESTED = 64 * 2**10
 """The longest body of a signed request without the header Sumus-Digest, in bytes."""
 MAX_RELAY, MOST_RELAYED = 2**20, 256
-"""Of an edge, that speaks for many devices: the longest, and how many it may speak for at once."""
+"""For an edge, which speaks for many devices: the longest JSON body in bytes, and the most devices in one request."""
 
 CHECK_IN = "/v1/checkins"
-"""The path of a check-in, which a device signs also if an edge passes the check-in on."""
+"""The path of a check-in. A device signs this path even if an edge passes the check-in on."""
 
 Kind: TypeAlias = Literal["train", "evaluate"]
-# In Python `$` is also before a last line feed, in JavaScript it is not; `$(?!\n)` is the end of the text in both.
+# `$(?!\n)` is the end of the text in Python and in JavaScript; a bare `$` in Python also matches before a last line
+# feed.
 Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$(?!\n)")]
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$(?!\n)")]
 Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
@@ -48,15 +52,21 @@ Window: TypeAlias = tuple[Seconds, Seconds]
 
 
 class Challenge(msgspec.Struct, frozen=True):
-    """A nonce to sign, for a little while."""
+    """A nonce that a device signs when it enrols. It is valid for a short time."""
 
     nonce: Base64
     expires_in_s: Seconds
 
 
 class EnrolmentRequest(msgspec.Struct, frozen=True):
-    """A device makes itself known. public_key: Ed25519, 32 bytes.  signature: over `enrolment_text`.  Both base64url, not
-    padded."""
+    """A device asks to be enrolled.
+
+    Attributes:
+        token: The enrolment token.
+        public_key: Its Ed25519 key, 32 bytes, as base64url without padding.
+        nonce: The nonce of the challenge.
+        signature: Its signature over `enrolment_text`, as base64url without padding.
+    """
 
     token: Base64
     public_key: Base64
@@ -65,7 +75,12 @@ class EnrolmentRequest(msgspec.Struct, frozen=True):
 
 
 class Enrolment(msgspec.Struct, frozen=True):
-    """device: its id from now on, SHA-256 of its public key in hexadecimal. The same key again gives the same id."""
+    """A device is enrolled. The same key always gets the same id.
+
+    Attributes:
+        device: The device's id: SHA-256 of its public key in hexadecimal.
+        population: The population that it is in now.
+    """
 
     device: Hash
     population: Name
@@ -75,7 +90,7 @@ class Enrolment(msgspec.Struct, frozen=True):
 
 
 class DeviceConditions(msgspec.Struct, frozen=True):
-    """See `sumus.Conditions`."""
+    """The conditions of a device at a check-in. See `sumus.Conditions`."""
 
     charging: bool = False
     unmetered: bool = False
@@ -84,12 +99,12 @@ class DeviceConditions(msgspec.Struct, frozen=True):
     version: Count = 0
 
     def value(self) -> Conditions:
-        """As the plan's pacing asks for them."""
+        """Return the conditions in the form that a plan's pacing compares with."""
         return Conditions(self.charging, self.unmetered, self.idle, self.battery, self.version)
 
 
 class PreviousSession(msgspec.Struct, frozen=True):
-    """A session whose end a device does not know."""
+    """A session of which the device does not know how it ended."""
 
     task: Name
     kind: Kind
@@ -97,9 +112,18 @@ class PreviousSession(msgspec.Struct, frozen=True):
 
 
 class CheckInRequest(msgspec.Struct, frozen=True):
-    """A device asks for work. serial: grows with every new request of this device.  session: an id for the work it may be given.
-    fingerprints: of the tasks whose code it has.  kinds: of work that it does.  keeps_state: whether it remembers what a client
-    keeps between rounds.  wait_s: how long the server may hold the request open until there is work."""
+    """A device asks for work.
+
+    Attributes:
+        serial: A number that grows with every new request of this device.
+        session: An id, chosen by the device, for the work that it may be given.
+        fingerprints: The fingerprints of the tasks whose code the device has.
+        kinds: The kinds of work that it does.
+        conditions: Its conditions.
+        keeps_state: Whether it keeps client state between rounds.
+        previous: A session of which it does not know how it ended.
+        wait_s: Seconds for which the server may hold the request open until there is work.
+    """
 
     serial: Count
     session: Word
@@ -112,23 +136,34 @@ class CheckInRequest(msgspec.Struct, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """What became of the session that was asked for; "unknown": send its report again."""
+    """How a previous session ended. If the outcome is "unknown", the device sends its report again."""
 
     session: Word
     outcome: Literal["counted", "discarded", "unknown"]
 
 
 class Body(msgspec.Struct, frozen=True):
-    """Bytes under /v1/objects, by what they are."""
+    """The hash and the length of bytes that can be fetched under /v1/objects."""
 
     sha256: Hash
     bytes: Count
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """Work. version: of the model that it begins from, from 0; schedules count it.  broadcast: that model, with whatever else the
-    algorithm sends.  seed: of the sum, public, 32 bytes in hexadecimal.  contributors: least, in a sum that is used.
-    expires_in_s: None for no end."""
+    """Work for a device.
+
+    Attributes:
+        task: The task's name.
+        kind: Training or evaluation.
+        session: The session's id.
+        version: The version of the model that the work begins from. Versions are counted from 0; learning-rate
+            schedules use this number.
+        plan: The plan.
+        broadcast: The model, and whatever else the algorithm sends.
+        seed: The public seed of the sum, 32 bytes in hexadecimal.
+        contributors: The least number of contributors of a sum that is used.
+        expires_in_s: Seconds until the session expires; None if it does not.
+    """
 
     task: Name
     kind: Kind
@@ -142,15 +177,22 @@ class Assignment(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """The model that a task's devices answer with."""
+    """The released model of a task: the one that devices predict with."""
 
     version: Count
     model: Body
 
 
 class CheckInAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """settled: of `previous`.  assignment: work, or None.  retry_after_s: the window to come back in, where there is none.
-    reason: why there is none, for the curious.  released: by task, of those whose code the device has."""
+    """The answer to a check-in.
+
+    Attributes:
+        settled: How the session `previous` ended.
+        assignment: Work; None if there is none.
+        retry_after_s: If there is no work, the earliest and the latest time for the next check-in, in seconds from now.
+        reason: Why there is no work, as text for a person.
+        released: The released models by task, for the tasks whose code the device has.
+    """
 
     settled: Settlement | None = None
     assignment: Assignment | None = None
@@ -177,17 +219,29 @@ AbortReason: TypeAlias = Literal[
     "other",
 ]
 EndReason: TypeAlias = Literal[AbortReason, "edge"]
-"""Why no report of an edge's device comes: as in an Abort, or the edge ended the work, which is not its device's doing."""
+"""Why an edge's device will send no report: a reason of its Abort, or "edge" if the edge ended the work."""
 
 
 # ── edges ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Served(msgspec.Struct, frozen=True):
-    """A run that an edge may take part in. fingerprint: of devices that can do it.  keeps_state: whether it asks of them that
-    they remember.  hop: how reports become integers, as canonical JSON.  contributors: least, in a sum that is used.  most:
-    reports that one sum of an edge may hold.  released: the model that devices answer with.  rounds: of an edge's own, between
-    two of its sums; with more than 1 it is a site, and needs the plan.  noise_at: where noise is added, once there is some."""
+    """A run that an edge may take part in.
+
+    Attributes:
+        task: The task's name.
+        kind: Training or evaluation.
+        fingerprint: The fingerprint of the task; devices need code with this fingerprint.
+        keeps_state: Whether devices must keep client state between rounds.
+        plan: The plan.
+        hop: How reports become integers, as canonical JSON.
+        contributors: The least number of contributors of a sum that is used.
+        most: The most reports in one sum of an edge.
+        released: The model that devices predict with.
+        rounds: The number of rounds that an edge runs between two of its sums. If it is more than 1 the edge is a site,
+            and needs the plan.
+        noise_at: Where noise will be added, once there is some.
+    """
 
     task: Name
     kind: Kind
@@ -203,14 +257,20 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Tasks(msgspec.Struct, frozen=True):
-    """All that is to be done for a population."""
+    """All runs of a population that need work."""
 
     runs: tuple[Served, ...]
 
 
 class Relayed(msgspec.Struct, frozen=True):
-    """A device's check-in, as its edge passes it on; nothing is held open for it. public_key: of the device.  check_in: the body
-    of the device's own request, a CheckInRequest.  signature: of that request, by the device."""
+    """A device's check-in as its edge passes it on. The server does not hold the request open for it.
+
+    Attributes:
+        device: The device's id.
+        public_key: The device's key.
+        check_in: The body of the device's own request, a CheckInRequest.
+        signature: The device's signature of that request.
+    """
 
     device: Hash
     public_key: Base64
@@ -219,7 +279,7 @@ class Relayed(msgspec.Struct, frozen=True):
 
 
 class EndedSession(msgspec.Struct, frozen=True):
-    """A session of an edge's device of which no report will come."""
+    """A session of an edge's device for which no report will come."""
 
     task: Name
     kind: Kind
@@ -229,7 +289,13 @@ class EndedSession(msgspec.Struct, frozen=True):
 
 
 class RelayRequest(msgspec.Struct, frozen=True):
-    """An edge speaks for its devices, each of which it knows. members: how many those are, altogether."""
+    """An edge passes on check-ins of its devices, which it has enrolled, and the ends of their sessions.
+
+    Attributes:
+        members: The number of all its devices.
+        asked: The check-ins.
+        ended: The sessions for which no report will come.
+    """
 
     members: Count
     asked: Annotated[tuple[Relayed, ...], msgspec.Meta(max_length=MOST_RELAYED)] = ()
@@ -237,7 +303,14 @@ class RelayRequest(msgspec.Struct, frozen=True):
 
 
 class RelayedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """To one of them: an answer, or the code of an error. serial: see `Problem`."""
+    """The answer to one relayed check-in: an answer, or the code of an error.
+
+    Attributes:
+        device: The device's id.
+        answer: The answer.
+        code: The code of an error, a key of `STATUS`; empty if there is none.
+        serial: See `Problem`.
+    """
 
     device: Hash
     answer: CheckInAnswer | None = None
@@ -246,7 +319,7 @@ class RelayedAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RelayAnswer(msgspec.Struct, frozen=True):
-    """To each who asked, in the same order."""
+    """The answers to the relayed check-ins, in the order of the request."""
 
     answers: tuple[RelayedAnswer, ...]
 
@@ -255,71 +328,82 @@ class RelayAnswer(msgspec.Struct, frozen=True):
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """The report is in the sum, and that is durable. duplicate: it was before, and this one was not added; never left
-    out, so that `{}` from somebody in between is not taken for this."""
+    """The report is in the sum, durably.
+
+    Attributes:
+        duplicate: The report was counted before, and this copy was not added. The field is always present, so a proxy's
+            `{}` is not mistaken for this message.
+        status: Always "counted".
+    """
 
     duplicate: bool
     status: Literal["counted"] = "counted"
 
 
 class Abort(msgspec.Struct, frozen=True):
-    """No report will come. No free text: what a device says of itself is one of these."""
+    """A device will send no report. It can give only one of these reasons, and no free text about itself."""
 
     reason: AbortReason
 
 
 class Nothing(msgspec.Struct, frozen=True):
-    """{}."""
+    """An empty object, {}."""
 
 
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 STATUS = {
-    "malformed": 400,  # not of the form that this page gives
-    "bad_report": 400,  # not of the plan's form: parts, leaves, shapes, dtypes, metrics
+    "malformed": 400,  # the body has another form than this page gives
+    "bad_report": 400,  # the report does not fit the plan: parts, leaves, shapes, dtypes, metrics
     "not_finite": 400,  # NaN or infinity
     "out_of_bounds": 400,  # beyond the plan's bound
-    "empty": 400,  # of no examples: such a device contributes nothing, and its place is free again
-    "bad_token": 401,  # no enrolment token of this server
-    "digest_required": 400,  # so long a signed body needs the header Sumus-Digest
-    "bad_digest": 400,  # the body that came is not the one that was signed
-    "bad_signature": 401,  # not signed by this device, or not over this request
-    "unknown_device": 401,  # not enrolled here
-    "revoked": 403,  # enrolled, and barred since
+    "empty": 400,  # a report of no examples: the device contributes nothing, and its place is free again
+    "bad_token": 401,  # the token is no enrolment token of this server
+    "digest_required": 400,  # a signed body of this length needs the header Sumus-Digest
+    "bad_digest": 400,  # the body that arrived is not the one that was signed
+    "bad_signature": 401,  # the signature is not this device's, or not over this request
+    "unknown_device": 401,  # the device is not enrolled here
+    "revoked": 403,  # the device is enrolled, but was barred
     "quota": 403,  # the population is full
-    "not_edge": 403,  # it may not speak for others, or not for so many
-    "not_device": 403,  # it enrolled as an edge, with an edge's link: it does no work itself
+    "not_edge": 403,  # the sender may not speak for other devices, or not for so many
+    "not_device": 403,  # the sender enrolled as an edge, with an edge's link, so it does no work itself
     "not_found": 404,  # no such path or object
-    "unknown_session": 404,  # never given to this device, or long over
+    "unknown_session": 404,  # the session was never given to this device, or ended long ago
     "method": 405,
     "slow": 408,  # the body took too long
-    "old_nonce": 409,  # not a challenge of this server, or its time is over: ask for another
-    "closed": 409,  # the report is not counted and will not be: its round is over, or its time is
-    "stale": 409,  # its model is too old
-    "phase": 409,  # not counted: its round was in a phase that takes none
-    "replayed": 409,  # a check-in older than one that was answered, or one whose serial is too far above the last
-    "token_used": 410,  # the token's uses are up, or its time
+    "old_nonce": 409,  # the nonce is not of this server, or has expired: ask for another
+    "closed": 409,  # the report will never be counted: its round is over, or its session has expired
+    "stale": 409,  # the report's model is too old
+    "phase": 409,  # not counted: the round was in a phase in which no reports are taken
+    "replayed": 409,  # the check-in is older than one that was answered, or its serial is too far above the last
+    "token_used": 410,  # the token has no uses left, or has expired
     "length_required": 411,
     "too_large": 413,
     "encoding": 415,  # Content-Encoding is not accepted
     "wrong_task": 422,  # no task of this server has any of these fingerprints
-    "old_protocol": 426,  # speak the version that the answer names
+    "old_protocol": 426,  # use the version that the answer names
     "rate": 429,
     "failed": 500,  # a defect of the server
-    "not_ready": 503,  # starting, recovering, or its storage fails
+    "not_ready": 503,  # the server is starting or recovering, or its storage fails
     "busy": 503,  # no room for the body in memory
 }
 """Every code that an error answer may carry, and its HTTP status."""
 AGAIN = frozenset({"bad_digest", "slow", "rate", "not_ready", "busy", "failed"})
-"""Codes after which the same request may be sent again."""
+"""The codes after which a client may send the same request again."""
 
 Code: TypeAlias = str
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An answer that is an error, as application/problem+json. code: a key of `STATUS`.  detail: for a person.
-    protocol: what the server speaks, of `old_protocol`.  serial: the device's last one that the server knows, of `replayed`: the
-    next check-in counts on from there."""
+    """An error answer, as application/problem+json.
+
+    Attributes:
+        code: A key of `STATUS`.
+        detail: Text for a person.
+        retry_after_s: The earliest and the latest time for the next try, in seconds from now.
+        protocol: With `old_protocol`: the version that the server speaks.
+        serial: With `replayed`: the device's last serial that the server knows. The next check-in counts on from it.
+    """
 
     code: Code
     detail: str = ""
@@ -329,7 +413,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Refused(Exception):
-    """A request is answered with an error."""
+    """A request is refused, and gets an error answer."""
 
     def __init__(
         self, code: str, detail: str = "", retry_after_s: Window | None = None, serial: int | None = None
@@ -347,8 +431,19 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A request. body: its form; bytes for tensors, None for none.  answer: of success, with `status`.  signed: by the device.
-    codes: of the errors that it may bring, besides those of every request.  most: bytes of a JSON body."""
+    """One request of the device plane.
+
+    Attributes:
+        name: The request's name in code.
+        method: The HTTP method.
+        path: The path; words in braces are parameters.
+        body: The message in the body; `bytes` for tensors, None for no body.
+        answer: The message of a successful answer; `bytes` for an object.
+        signed: Whether the device signs the request.
+        codes: The codes of errors that the request may have, besides those of every request (`EVERYWHERE`).
+        status: The HTTP status of a successful answer.
+        most: The most bytes of a JSON body.
+    """
 
     name: str
     method: str
@@ -430,12 +525,21 @@ ENDPOINTS = (
 M = TypeVar("M")
 _FORMS = {form for endpoint in ENDPOINTS for form in (endpoint.body, endpoint.answer) if form not in (None, bytes)}
 _READERS: dict[Any, msgspec.json.Decoder[Any]] = {form: msgspec.json.Decoder(form) for form in (*_FORMS, Problem)}
-"""Made here: msgspec (0.22) crashes where threads are the first to read a form and do so at the same time."""
+"""The decoders are made at import: msgspec (0.22) crashes if several threads are the first to decode one form at the
+same time."""
 _MOST: dict[Any, int] = {form: endpoint.most for endpoint in ENDPOINTS for form in (endpoint.body, endpoint.answer)}
 
 
 def read(form: type[M], body: bytes | memoryview) -> M:
-    """The message of these bytes. ParticipantError where they are not of this form, or more than it may have."""
+    """Decode a message.
+
+    Args:
+        form: The message's class.
+        body: The bytes.
+
+    Raises:
+        ParticipantError: The bytes have another form, or are more than a message of this form may have.
+    """
     if len(body) > (most := _MOST.get(form, MAX_CONTROL)):
         raise ParticipantError(None, f"{len(body)} bytes, and a {form.__name__} has at most {most}")
     try:
@@ -446,32 +550,46 @@ def read(form: type[M], body: bytes | memoryview) -> M:
 
 
 def write(message: Any) -> bytes:
-    """A message as bytes."""
+    """Encode a message as JSON."""
     return msgspec.json.encode(message)
 
 
 def signed_text(method: str, path: str, population: str, device: str, body: bytes | bytearray | memoryview) -> bytes:
-    """What a device signs of a request: who asks what of whom, and the SHA-256 of the body. path: as it is sent, percent
-    signs, query and all.
+    """Return the text that a device signs for a request.
 
-    Two requests have two texts: ParticipantError for words with blanks, control characters or letters beyond ASCII.
+    The text names the protocol, the method and path, the population, the device, and the SHA-256 of the body. Two
+    different requests never have the same text.
+
+    Args:
+        method: The HTTP method.
+        path: The path as it is sent, with percent signs and query.
+        population: The population's name.
+        device: The device's id.
+        body: The body.
+
+    Raises:
+        ParticipantError: A word holds blanks, control characters or letters beyond ASCII.
     """
     return text_over(method, path, population, device, digest_of(body))
 
 
 def text_over(method: str, path: str, population: str, device: str, digest: str) -> bytes:
-    """As `signed_text`, of a body's digest alone: so a server checks a signature before it reads the body."""
+    """Return `signed_text` for a body's digest. With it a server checks a signature before it reads the body."""
     words = f"{_word(method)} {_word(path)}", _word(population), _word(device), _word(digest)
     return _lines(f"sumus {PROTOCOL}", *words)
 
 
 def digest_of(body: bytes | bytearray | memoryview) -> str:
-    """SHA-256 of a body, in hexadecimal: what the header Sumus-Digest holds."""
+    """Return the SHA-256 of a body, in hexadecimal. The header Sumus-Digest holds this value."""
     return hashlib.sha256(body).hexdigest()
 
 
 def enrolment_text(nonce: str, public_key: str, token: str) -> bytes:
-    """What a device signs to enrol: the server's nonce, its own key and the token. ParticipantError as with `signed_text`."""
+    """Return the text that a device signs to enrol: the server's nonce, its own key and the token.
+
+    Raises:
+        ParticipantError: As with `signed_text`.
+    """
     return _lines(f"sumus {PROTOCOL} enrolment", _word(nonce), _word(public_key), _word(token))
 
 

@@ -1,14 +1,15 @@
-"""A report as bytes: what a device sends after training, or an edge after adding, in one body that its signature covers.
+"""Reports as bytes: what a device sends after training, or an edge after adding. One signature covers the whole body.
 
     body   = encode_report(update)                     on the device
-    update = decode_report(body, device, hop)          at the first hop; whatever else it holds is refused
+    update = decode_report(body, device, hop)          at the first hop; any other form is refused
 
     body = encode_sum(sessions, total, hop)            on an edge
     sessions, total = decode_sum(body, edge, hop, 10)  at the next hop
 
-A report is safetensors with the names `part/PART/LEAF`, `examples` (int64) and `metric/NAME` (float64: sum and count). A sum has
-the slots of an aggregate, `sum/PART/LEAF` in the narrowest of int8, int16, int32 and int64 that holds every sum of so many
-reports, and `sessions`: what it is of, as ASCII in int8, one `DEVICE/SESSION` a line.
+A report is a safetensors file with the names `part/PART/LEAF`, `examples` (int64) and `metric/NAME` (float64: sum and
+count). A sum has the slots of an aggregate. Its `sum/PART/LEAF` has the narrowest of int8, int16, int32 and int64 that
+can hold every possible sum of so many reports. Its `sessions` lists the sessions in the sum as ASCII in int8, one
+`DEVICE/SESSION` in each line.
 """
 
 import re
@@ -24,15 +25,15 @@ from sumus.types import Array, Tree
 from sumus.wire.tensors import MAX_HEADER, encode_tree, view_tree
 
 MOST_EXAMPLES = 2**53
-"""What a JavaScript number counts to."""
+"""The largest integer up to which JavaScript's numbers are exact."""
 _SESSIONS = "sessions"
 _NAME = 65
-"""Letters of a device's id, or of a session's, at most, and what stands between."""
+"""The most letters of a device's id, or of a session's id, with the one character that follows it."""
 _SESSION = re.compile(r"[0-9a-f]{64}/[A-Za-z0-9_-]{1,64}")
 
 
 def encode_report(update: Update) -> bytes:
-    """Canonical bytes of an update: equal updates, and only they, give equal bytes."""
+    """Encode an update as canonical bytes: equal updates, and only they, give equal bytes."""
     slots: dict[str, Array] = {
         f"part/{part}/{leaf}": array for part, tree in update.parts.items() for leaf, array in tree.items()
     }
@@ -41,9 +42,18 @@ def encode_report(update: Update) -> bytes:
 
 
 def decode_report(body: bytes | memoryview, device: object, hop: FirstHop) -> Update:
-    """The update of these bytes, of a plan's parts, leaves, shapes and metrics. device: who sent it, for errors.
+    """Decode an update that has the plan's parts, leaves, shapes and metrics.
 
-    Its arrays lie in the body. Raises ParticipantError; whether the numbers can be counted is for `hop.check` to say.
+    The update's arrays are views of the body. This function does not check whether the numbers can be counted:
+    `hop.check` does.
+
+    Args:
+        body: The bytes.
+        device: The sender, for error messages.
+        hop: The plan's first hop.
+
+    Raises:
+        ParticipantError: The bytes are no report of this plan.
     """
     try:
         if len(body) > most_bytes(hop):
@@ -67,12 +77,12 @@ def decode_report(body: bytes | memoryview, device: object, hop: FirstHop) -> Up
 
 
 def most_bytes(hop: FirstHop) -> int:
-    """The longest body that is read: floats may have eight bytes."""
+    """Return the length in bytes of the longest body that is read. A float may have eight bytes."""
     return 2 * hop.nbytes + 16 * len(hop.metrics) + 8 + MAX_HEADER
 
 
 def encode_sum(sessions: Sequence[str], total: Aggregate, hop: FirstHop) -> bytes:
-    """Canonical bytes of the sum of these sessions' reports."""
+    """Encode the sum of these sessions' reports as canonical bytes."""
     slots = dict(total.slots())
     for part, shapes in zip(hop.parts, hop.layouts, strict=True):
         narrow = hop.sum_dtype(part, len(sessions))
@@ -110,7 +120,7 @@ def decode_sum(
 
 
 def most_sum_bytes(hop: FirstHop, most: int) -> int:
-    """The longest body of a sum of at most so many reports."""
+    """Return the length in bytes of the longest body of a sum of at most `most` reports."""
     fixed = 8 + 8 * len(hop.parts) + 16 * len(hop.metrics) + 2 * _NAME * most + MAX_HEADER
     return fixed + hop.sum_nbytes(most)
 
@@ -125,7 +135,7 @@ def _sessions(slot: Array | None, most: int) -> tuple[str, ...]:
 
 
 def _widened(slots: Tree, sessions: Sequence[str], hop: FirstHop) -> Tree:
-    """The slots of an aggregate, each in int64, where each is as wide as it is planned."""
+    """Return the slots of an aggregate in int64, after checking that each has the planned dtype and shape."""
     planned: dict[str, tuple[Any, tuple[int, ...]]] = {"count": (np.int64, ())}
     for part, shapes in zip(hop.parts, hop.layouts, strict=True):
         narrow = hop.sum_dtype(part, len(sessions))

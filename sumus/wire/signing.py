@@ -1,11 +1,12 @@
-"""Who a device is, and whether it said this: an Ed25519 key, its hash, and signatures over `messages.signed_text`.
+"""Identity of a device and its signatures: an Ed25519 key, the key's hash, and signatures over `messages.signed_text`.
 
-    device = device_id(public_key_of(seed))                       64 hexadecimal digits, its name everywhere
-    signature = sign(seed, text)                                  64 bytes; the same again for the same text
-    verify(public_key, signature, text)                           False for whatever else there is
+    device = device_id(public_key_of(seed))                       64 hexadecimal digits, the device's id everywhere
+    signature = sign(seed, text)                                  64 bytes; the same text always gives the same ones
+    verify(public_key, signature, text)                           False for any other signature
 
-Nothing here rolls dice: the 32 bytes that a key begins with come from its owner. Ed25519 is that of RFC 8032, checked without
-the cofactor, as OpenSSL does it. Bytes travel in base64url without padding (RFC 4648, 5), in the one spelling that they have.
+No random numbers are drawn here: the owner supplies the 32 bytes of a private key. Ed25519 is that of RFC 8032,
+verified without the cofactor, as OpenSSL does. Bytes are sent as base64url without padding (RFC 4648, 5). Each has
+exactly one spelling.
 """
 
 import hashlib
@@ -22,20 +23,25 @@ KEY, SIGNATURE = 32, 64
 _P = 2**255 - 19
 _ORDER_8 = int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little")
 _SMALL_ORDER = frozenset({0, 1, _P - 1, _ORDER_8, _P - _ORDER_8})
-"""y of the eight points whose order divides 8: under such a key anybody can sign something."""
+"""The y coordinates of the eight points whose order divides 8. With such a key anybody can make a valid signature of
+some text."""
 
 
 def to_base64url(body: bytes) -> str:
-    """Bytes as text, without padding."""
+    """Encode bytes as base64url, without padding."""
     return urlsafe_b64encode(body).rstrip(b"=").decode()
 
 
 def from_base64url(text: str) -> bytes:
-    """The bytes of a text. ParticipantError for one that `to_base64url` does not make: padded, in another alphabet, or with
-    bits left over."""
+    """Decode base64url.
+
+    Raises:
+        ParticipantError: `to_base64url` never makes this text: it is padded, in another alphabet, or has bits left
+            over.
+    """
     try:
         body = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-    except ValueError:  # UnicodeEncodeError and binascii.Error are
+    except ValueError:  # UnicodeEncodeError and binascii.Error are ValueErrors
         body = b""
     if to_base64url(body) != text:
         raise ParticipantError(None, "not base64url: letters, digits, - and _, without padding")
@@ -43,7 +49,11 @@ def from_base64url(text: str) -> bytes:
 
 
 def read_public_key(text: str) -> bytes:
-    """A public key, 32 bytes, of its base64url. ParticipantError where it is no key that `verify` would take."""
+    """Decode a public key (32 bytes) from base64url.
+
+    Raises:
+        ParticipantError: The text is no key that `verify` would accept.
+    """
     key = from_base64url(text)
     if not _usable(key):
         raise ParticipantError(None, "no Ed25519 public key: 32 bytes, of a point that is not of small order")
@@ -51,23 +61,25 @@ def read_public_key(text: str) -> bytes:
 
 
 def device_id(public_key: bytes) -> str:
-    """SHA-256 of a public key, in hexadecimal."""
+    """Return the SHA-256 of a public key, in hexadecimal."""
     return hashlib.sha256(public_key).hexdigest()
 
 
 def public_key_of(seed: bytes) -> bytes:
-    """The public key, 32 bytes, of a private one. seed: 32 secret bytes, RFC 8032's private key."""
+    """Return the public key (32 bytes) of a private one. seed: 32 secret bytes, the private key of RFC 8032."""
     return Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
 def sign(seed: bytes, text: bytes) -> bytes:
-    """64 bytes; the same key signs the same text in the same way."""
+    """Sign a text. The signature has 64 bytes; the same key and text always give the same one."""
     return Ed25519PrivateKey.from_private_bytes(seed).sign(text)
 
 
 def verify(public_key: bytes, signature: bytes, text: bytes) -> bool:
-    """Whether this key's owner signed this text. No bytes make it raise; keys of small order, or spelt in a second way, sign
-    nothing."""
+    """Return whether this key's owner signed this text.
+
+    No input makes this function raise. Keys of small order, and keys in a second spelling, verify nothing.
+    """
     if not _usable(public_key) or len(signature) != SIGNATURE:
         return False
     try:
@@ -78,6 +90,7 @@ def verify(public_key: bytes, signature: bytes, text: bytes) -> bool:
 
 
 def _usable(key: bytes) -> bool:
-    """Whether these are 32 bytes of a y below p that is not of small order. That there is a point with it, `verify` finds."""
+    """Return whether these are 32 bytes of a y below p that is not of small order. `verify` then finds whether a point
+    with this y exists."""
     y = int.from_bytes(key, "little") & (2**255 - 1)
     return len(key) == KEY and y < _P and y not in _SMALL_ORDER

@@ -1,6 +1,7 @@
 """Trees and aggregates as bytes: safetensors with sorted names, so that equal values give equal bytes.
 
-What comes in is untrusted: the header is capped, and the caller says which names, dtypes and shapes it expects.
+Incoming bytes are untrusted: the header's length is limited, and the caller gives the names, dtypes and shapes that it
+expects.
 """
 
 import json
@@ -32,17 +33,17 @@ _DTYPES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
-"""What may be sent, in the order of leaves."""
+"""The dtypes that may be sent, in the order in which their leaves are written."""
 _NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"}
 
 
 def encode_tree(tree: Tree) -> bytes:
-    """Canonical bytes of a tree: safetensors, leaves in the order of docs/wire.md."""
+    """Encode a tree as canonical bytes: safetensors with the leaves in the order of docs/wire.md."""
     return b"".join(tree_pieces(tree))
 
 
 def tree_pieces(tree: Tree) -> list[bytes | memoryview]:
-    """The same in pieces, one after another: the header, and each leaf's bytes where they lie."""
+    """Encode a tree as `encode_tree` does, in pieces: the header, then each leaf's bytes without a copy."""
     order, leaves = list(_DTYPES), {name: _little(np.asarray(leaf)) for name, leaf in tree.items()}
     names = sorted(leaves, key=lambda name: (order.index(leaves[name].dtype.name), name))
     header, until = dict[str, Any](), 0
@@ -56,12 +57,20 @@ def tree_pieces(tree: Tree) -> list[bytes | memoryview]:
 
 
 def _little(leaf: Array) -> Array:
-    """Little-endian and in row-major order."""
+    """Return an array in little-endian and row-major order."""
     return leaf.astype(leaf.dtype.newbyteorder("<"), order="C", copy=False)
 
 
 def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]] | None = None) -> dict[str, Array]:
-    """The tree of these bytes. expected: leaf → (dtype name, shape); anything else is refused."""
+    """Decode a tree.
+
+    Args:
+        body: The bytes.
+        expected: For each leaf, the dtype's name and the shape. None accepts any leaves.
+
+    Raises:
+        ParticipantError: The bytes are no safetensors, or the leaves are not the expected ones.
+    """
     _check_header(body)
     try:
         tree = load(body)
@@ -80,9 +89,13 @@ def decode_tree(body: bytes, expected: Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def view_tree(body: bytes | memoryview) -> dict[str, Array]:
-    """The same without a copy: the arrays lie in the body, which lives as long as they do, and cannot be written to.
+    """Decode a tree without a copy: the arrays are read-only views of the body, and keep it alive.
 
-    Stricter than `decode_tree`: signed integers and floats only, no metadata, no name twice.
+    This function is stricter than `decode_tree`: it takes signed integers and floats only, no metadata, and no name
+    twice.
+
+    Raises:
+        ParticipantError: The bytes have another form.
     """
     _check_header(body)
     begin = 8 + struct.unpack("<Q", body[:8])[0]
@@ -92,7 +105,7 @@ def view_tree(body: bytes | memoryview) -> dict[str, Array]:
         header: Any = json.loads(text, object_pairs_hook=_once, parse_int=_natural) if text[0] == "{" else None
         at = 0
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            name.encode()  # half a surrogate pair is no letter
+            name.encode()  # raises UnicodeEncodeError for half a surrogate pair
             dtype, shape = np.dtype(_NUMBERS[entry["dtype"]]), _numbers(entry["shape"])
             until = at + math.prod(shape) * dtype.itemsize
             if len(entry) != 3 or _numbers(entry["data_offsets"]) != [at, until] or begin + until > len(body):
@@ -134,17 +147,17 @@ def _check_header(body: bytes | memoryview) -> None:
 
 
 def encode_aggregate(aggregate: Aggregate) -> bytes:
-    """Canonical bytes of a sum: its slots."""
+    """Encode a sum as canonical bytes: a tree of its slots."""
     return b"".join(aggregate_pieces(aggregate))
 
 
 def aggregate_pieces(aggregate: Aggregate) -> list[bytes | memoryview]:
-    """The same in pieces, as `tree_pieces` has them."""
+    """Encode a sum in pieces, as `tree_pieces` does."""
     return tree_pieces(aggregate.slots())
 
 
 def decode_aggregate(body: bytes) -> Aggregate:
-    """Read a sum: int64 slots, and for every part its weight."""
+    """Decode a sum: slots in int64, with a weight for every part."""
     slots = decode_tree(body)
     if "count" not in slots or slots["count"].shape != ():
         raise ParticipantError(None, "the sum has no count: not an aggregate of ours")

@@ -1,4 +1,4 @@
-"""A whole run, and what its server and its clients hold at the end."""
+"""A whole run, with what its server and its clients hold at the end."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A server that listens on loopback in a thread of the test, and connections whose every byte a test decides."""
+"""A server that listens on loopback in a thread of the test, and connections of which the test decides every byte."""
 
 import asyncio
 import hashlib

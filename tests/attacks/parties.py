@@ -1,4 +1,5 @@
-"""A server in this process, and the parties that speak to it: honest devices, edges that a test speaks for, and attackers."""
+"""A server in this process, and the parties that send it requests: honest devices, edges that a test plays, and
+attackers."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

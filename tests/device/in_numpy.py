@@ -1,6 +1,6 @@
 """A device's compute without torch: a linear model with a squared error, in numpy alone.
 
-It is an example of what must stand behind `sumus.device.compute.DeviceCompute`, such as a model in onnxruntime.
+It is an example of an implementation of `sumus.device.compute.DeviceCompute`, such as one for onnxruntime.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A server of a test's own: it checks signatures and forms, and answers as it is told to. It takes no sums."""
+"""A server for one test. It checks signatures and forms, and answers as the test tells it to. It adds no reports."""
 
 import hashlib
 import re

@@ -146,7 +146,7 @@ def test_over_a_bad_network_what_devices_were_told_is_what_the_server_counted(tr
         assert counted == told
 
 
-def enrolled(service: Service) -> int:
+def devices_known(service: Service) -> int:
     """How many devices a server knows."""
     return count_enrolled(service.server.roll._identities, "default")  # pyright: ignore[reportPrivateUsage]
 
@@ -155,9 +155,9 @@ def test_a_device_that_left_is_not_known_any_more(training: Training) -> None:
     with serving(training) as service, InProcess(service.device_app) as transport:
         device = a_device(transport, task=training, token=a_token(service), wait_s=0.0)
         device.enrol()
-        assert enrolled(service) == 1
+        assert devices_known(service) == 1
         device.forget()
-        assert enrolled(service) == 0
+        assert devices_known(service) == 0
 
 
 def test_devices_of_another_task_are_told(training: Training) -> None:
@@ -322,7 +322,7 @@ def test_a_device_is_forgotten_by_its_file(training: Training, tmp_path: Path) -
         assert enrolled["folder"] == str(folder)
         assert said("forget", "--client", str(file), **data)[0].startswith("erased ")
         assert not (folder / "key").exists()
-        assert enrolled(service) == 0
+        assert devices_known(service) == 0
     with pytest.raises(UsageError, match="which device"):
         said("forget")
 

@@ -1,4 +1,4 @@
-"""What is begun in a test of edges, and ends with it."""
+"""A stack of contexts for tests of edges. What a test enters is closed when the test ends."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -1,7 +1,7 @@
-"""An MQTT broker of a test's own: MQTT 3.1.1 over TCP, sessions that outlast connections, QoS 1, and nothing else.
+"""An MQTT broker for one test: MQTT 3.1.1 over TCP, sessions that survive connections, QoS 1, and nothing else.
 
-It says what it was asked, and delivers a message again, marked so, until it was acknowledged: by packet identifier, as the
-standard has it (MQTT-4.4.0-1). Clients that really exist speak to it.
+It records what it was asked. It delivers a message again, marked as a duplicate, until the message is acknowledged by
+its packet identifier, as the standard requires (MQTT-4.4.0-1). Real clients connect to it.
 """
 
 import contextlib

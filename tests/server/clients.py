@@ -1,4 +1,4 @@
-"""Real devices for the clients of an experiment, whose randomness is keyed as the simulator's.
+"""Real devices for the clients of an experiment. Their randomness has the same keys as in the simulator.
 
 bundle, training = served(wanted)
 devices = clients(url, token, training, range(6))

@@ -1,4 +1,4 @@
-"""A run's sums without a server around them, and devices that always send the same."""
+"""A run's sums without a server around them, and devices that always send the same update."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,12 +1,12 @@
-"""Devices that say what a test tells them to say, signed as real ones do; and a plan small enough to count by hand.
+"""Devices that send what a test tells them to send, signed like real ones; and a plan small enough to compute by hand.
 
     bundle = tiny(cohort=3)
     device = ScriptedDevice(transport, 1)
     device.enrol(token)
-    work = device.work(bundle.plan)                  an assignment; None where there is none
+    work = device.work(bundle.plan)                  an assignment; None if there is none
     device.report(work, update_of(bundle.plan, 1, value=2.0))
 
-What the server answers is returned as its message; where that is an error, `Refused` is raised with its code.
+A server's answer is returned as its message. If the answer is an error, `Refused` is raised with its code.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
-"""A device as a process of its own: `python -m tests.server.one_device LINK BUNDLE NUMBER`. It enrols, and takes part in a round.
+"""A device as a process of its own: `python -m tests.server.one_device LINK BUNDLE NUMBER`. It enrols, and takes part
+in one round.
 
-It prints what it was answered as JSON: `counted`, or the words of the error.
+It prints the server's answer as JSON: `counted`, or the text of the error.
 """
 
 import json

@@ -1,9 +1,11 @@
-"""A server as a process of its own, one of several: `python -m tests.server.one_replica JOB`, until its standard input ends.
+"""A server as a process of its own, one of several: `python -m tests.server.one_replica JOB`, until its standard input
+ends.
 
     with replica(name="tiny", bundle=path, …) as said: said["url"]
 
-It prints its URL once it is ready. JOB: JSON with `name` and `bundle` of the task, `data`, `database`, `shares`, and `seed` of
-the public seeds, as the simulator draws them; `enrols`, to print a token for so many devices too.
+It prints its URL once it is ready. JOB is JSON with `name` and `bundle` of the task, `data`, `database`, `shares`, and
+`seed` of the public seeds, which are drawn as in the simulator; and `enrols`, to print a token for this number of
+devices too.
 """
 
 import json

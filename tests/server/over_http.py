@@ -1,4 +1,4 @@
-"""A server over HTTP, in a thread of the test: loopback, any port."""
+"""A server over HTTP in a thread of the test, on loopback and any port."""
 
 import asyncio
 import threading

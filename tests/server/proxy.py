@@ -1,8 +1,9 @@
-"""A network that does harm, by a seed: a TCP proxy on loopback that understands as much of HTTP as it takes to do it well.
+"""A network with faults that a seed decides: a TCP proxy on loopback that understands enough of HTTP to cause realistic
+faults.
 
 with Proxy(port, 0.1, seed) as proxy:
     HttpTransport(proxy.url)
-    proxy.harm = 0.0                    from now on it is good
+    proxy.harm = 0.0                    from now on there are no faults
 """
 
 import random

@@ -1,4 +1,5 @@
-"""A server in this process and devices that speak to it, so that a test may break what is below; and the audit."""
+"""A server in this process and devices that send it requests, so that a test may break the storage below; and the
+audit."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -199,7 +199,8 @@ def loss(outputs, targets):
 task = sumus.Task(Net, loss)
 people = sumus.Population([Name(number) for number in range(8)], load)
 for workers in (1, 2):
-    history = sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1, batch_size=5)), people, 3, workers=workers)
+    algorithm = sumus.fedavg(sumus.sgd(lr=0.1, batch_size=5))
+    history = sumus.simulate(task, algorithm, people, 3, compute=sumus.Compute(workers=workers))
     print(history.model_sha256, list(history.notes))
 """
 
@@ -393,7 +394,7 @@ class Slow(nn.Module):
 
 task = sumus.Task(Slow, sumus.losses.cross_entropy)
 try:
-    sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1)), sumus.Population(range(8), load), 100, workers=3)
+    sumus.simulate(task, sumus.fedavg(sumus.sgd(lr=0.1)), sumus.Population(range(8), load), 100, compute=sumus.Compute(workers=3))
 except sumus.Interrupted as stop:
     print(stop)
 """

@@ -1,4 +1,4 @@
-"""An ASGI application that says what it was asked, and misbehaves where it is asked to; and a real server for it on loopback."""
+"""An ASGI application that returns what it was asked, and misbehaves on request; and a real server for it on loopback."""
 
 import asyncio
 import json

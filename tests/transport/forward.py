@@ -1,4 +1,4 @@
-"""A proxy on the way out, on loopback: it knows every host's name as this machine, and writes down what it was asked."""
+"""A forward proxy on loopback. It resolves every host's name to this machine, and records the requests."""
 
 import base64
 import socket

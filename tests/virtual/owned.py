@@ -1,4 +1,4 @@
-"""Workers of other processes, as their owners run them."""
+"""Workers in other processes, started as their owners start them."""
 
 import contextlib
 import os

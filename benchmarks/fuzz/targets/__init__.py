@@ -1,4 +1,4 @@
-"""The targets, a module for each parser."""
+"""The targets, one module for each parser."""
 
 import importlib
 

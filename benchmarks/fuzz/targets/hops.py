@@ -1,4 +1,4 @@
-"""How an edge is told to turn reports into integers, by the server above."""
+"""The server above's description, for an edge, of how reports become integers."""
 
 from collections.abc import Mapping
 

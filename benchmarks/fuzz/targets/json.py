@@ -1,4 +1,4 @@
-"""Readings as JSON: a file with an object a line, and a body with one reading or a list of readings."""
+"""Readings as JSON: a file with one object in each line, and a body with one reading or a list of readings."""
 
 from collections.abc import Mapping
 

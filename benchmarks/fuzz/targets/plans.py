@@ -1,4 +1,4 @@
-"""Plans: what a server says of a task, and a device or an edge believes as far as it can build it."""
+"""Plans: a server's description of a task, from which a device or an edge builds the task."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What the targets of a node's files share: reading a file and writing a part of it."""
+"""Common code of the targets for a node's files: reading a file and writing a part of it."""
 
 from typing import Any
 

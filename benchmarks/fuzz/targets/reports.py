@@ -1,4 +1,4 @@
-"""What devices send after training and edges after adding: reports and sums of two plans, one of floats and one of codes."""
+"""Reports of devices and sums of edges, for two plans: one of floats and one of codes."""
 
 from collections.abc import Mapping
 from dataclasses import replace

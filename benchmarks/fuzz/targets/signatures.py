@@ -1,4 +1,4 @@
-"""What vouches for a request: keys and signatures as base64url, and the text that is signed."""
+"""Authentication of a request: keys and signatures as base64url, and the text that is signed."""
 
 from collections.abc import Mapping
 

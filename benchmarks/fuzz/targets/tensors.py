@@ -1,4 +1,4 @@
-"""Safetensors, read into arrays of their own, as views of the body, as the slots of a sum, and as a node's readings."""
+"""Safetensors, read in four ways: as new arrays, as views of the body, as the slots of a sum, and as a node's readings."""
 
 import struct
 from collections.abc import Mapping

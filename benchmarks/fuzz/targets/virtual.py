@@ -1,6 +1,6 @@
-"""What callers and virtual workers say to each other: JSON, and a tensor behind it.
+"""Messages between callers and virtual workers: JSON, followed by a tensor.
 
-The first byte of an input chooses the form.
+The first byte of an input chooses the message's form.
 """
 
 import struct

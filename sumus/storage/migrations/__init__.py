@@ -1,8 +1,9 @@
-"""The database's form, and the steps that lead to it. They go forward only: a database is never made older.
+"""The database's form (its schema), and the steps that upgrade it. Steps only go forward: a database is never
+downgraded.
 
-There is no command for it: whoever opens a database brings it up to date, or refuses a newer one. A step is a file in
-`versions/` that says by itself what it does; `tables.py` shows where they all lead, and a test compares. Its revision is a
-number, and `FORM` the last one.
+No command is needed: a program that opens a database upgrades it, or refuses a newer one. Each step is a file in
+`versions/` that imports nothing from the rest of the package. A test checks that all steps together lead to
+`tables.py`. A step's revision is a number; `FORM` is the last one.
 """
 
 from pathlib import Path
@@ -17,19 +18,24 @@ FORM = "0006"
 """The revision that this version of sumus works with."""
 VERSION_TABLE = "sumus_version"
 _LOCK = 0x73756D7573
-"""Of PostgreSQL, for `alone`: "sumus"."""
+"""The number of PostgreSQL's advisory lock for `alone`: "sumus" in ASCII."""
 _ONE = Lock()
-"""One thread at a time: alembic's steps say `op`, which there is one of."""
+"""Lets one thread at a time run steps, since alembic's `op` is global."""
 
 
 def alone(connection: Connection) -> None:
-    """Wait for other transactions that are to be alone, and keep them waiting. In SQLite every one is."""
+    """Wait for other transactions that have called this, and make later ones wait. In SQLite a writing transaction is
+    always alone."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
 
 
 def bring_up_to_date(connection: Connection) -> None:
-    """Make what is not there yet, within the connection's transaction. ExperimentError where it is newer, or not ours."""
+    """Make or upgrade the tables, within the connection's transaction.
+
+    Raises:
+        ExperimentError: The database is of a newer version of sumus, or holds other tables of these names.
+    """
     alone(connection)
     there = set(inspect(connection).get_table_names())
     form = (
@@ -47,7 +53,7 @@ def bring_up_to_date(connection: Connection) -> None:
 
 
 def _step(connection: Connection, form: str | None) -> None:
-    from alembic import command  # takes a while to import, and is seldom needed
+    from alembic import command  # slow to import, and rarely needed
     from alembic.config import Config
     from alembic.script import ScriptDirectory
 

@@ -1,4 +1,4 @@
-"""Read by alembic: its steps go over the connection that it is given, in that one's transaction."""
+"""Alembic reads this file. The steps run on the connection that alembic is given, in that connection's transaction."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""All tables, as they were first."""
+"""The first form of all tables."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Double, LargeBinary, String
@@ -11,7 +11,7 @@ _TEXT = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
-    """Make them."""
+    """Make the tables."""
     op.create_table(
         "run",
         Column("run", _TEXT, primary_key=True),

@@ -1,4 +1,4 @@
-"""Who leads, who is there, and with which serial devices asked last."""
+"""The lease of the leader, the running replicas, and the serials of devices' last check-ins."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Double, String
@@ -11,7 +11,7 @@ _TEXT = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
-    """Make their tables."""
+    """Make the tables."""
     op.create_table(
         "lease",
         Column("name", _TEXT, primary_key=True),

@@ -1,4 +1,4 @@
-"""Which edge a device asks through, and which link a device enrolled with."""
+"""The edge that a device checks in through, and the link that a device enrolled with."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, Double, String
@@ -11,7 +11,7 @@ _TEXT = String().with_variant(postgresql.TEXT(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
-    """Make the table of edges' members, and add columns. Tokens that are there already may have been made for several uses."""
+    """Make the table of edges' members, and add columns. Existing tokens may have been made for several uses."""
     op.add_column("token", Column("made", BigInteger, nullable=False, server_default="2"))
     op.add_column("identity", Column("link", _TEXT, nullable=False, server_default=""))
     op.create_table(

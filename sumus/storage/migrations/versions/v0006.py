@@ -1,4 +1,4 @@
-"""How many sums have become a model, of a run and when a device was last counted."""
+"""The number of sums that have become a model: of a run, and at the moment when a device was last counted."""
 
 from alembic import op
 from sqlalchemy import BigInteger, Column, text
@@ -8,7 +8,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Add columns. Of what was counted before, it is not known which sums were abandoned: its separation begins anew."""
+    """Add columns. It is not known which earlier sums were abandoned, so the separation of a device's sums begins anew."""
     op.add_column("run", Column("models", BigInteger, nullable=False, server_default="0"))
     op.add_column("device", Column("models", BigInteger, nullable=False, server_default="0"))
     op.execute(text("UPDATE run SET models = version"))
