@@ -21,12 +21,12 @@ RATES = (0.03, 0.1, 0.3, 1.0)
 
 
 def client(rate: float) -> sumus.ClientWork:
-    """Five epochs of SGD."""
+    """Return the work of a client: five epochs of SGD."""
     return sumus.sgd(rate, epochs=5, batch_size=10)
 
 
 def adam(rate: float) -> sumus.ServerOptimizer:
-    """FedAdam's server, with the steps of its first rounds corrected."""
+    """Return FedAdam's server optimizer, with bias correction in its first rounds."""
     return optimizers.adam(rate, bias_correction=True)
 
 
@@ -51,19 +51,19 @@ METHODS = {
 
 
 def bytes_up(algorithm: sumus.Algorithm) -> int:
-    """Numbers that a client of this algorithm sends, in bytes."""
+    """Return how many bytes a client of this algorithm sends."""
     parameters = sum(parameter.numel() for parameter in DigitNet().parameters())
     return sum(4 * (parameters if part.content == "leaves" else 1) for part in algorithm.aggregator.parts)
 
 
 def weighing(part: Part) -> str:
-    """A part's weight and denominator, in words."""
+    """Describe a part's weight and denominator in words."""
     weight = part.weight if isinstance(part.weight, str) else f"{part.weight!r}"
     return f"{part.name}: {weight} / {part.denominator}"
 
 
 def main() -> None:
-    """Tune, measure, print, and perhaps write."""
+    """Tune, measure and print; with --write also write the table."""
     args = compare.arguments(__doc__, seeds=10)
     figures = compare.tuned("benchmarks.algorithms", METHODS, args.seeds, args.processes)
     rows: list[list[str]] = []

@@ -36,7 +36,7 @@ TUNED_FOR = 0.80
 TUNING_SEED = 99
 SPREADS = (10, 100)
 GRIDS = {"average": (0.1, 0.2, 0.4, 0.8), "adam": (0.005, 0.01, 0.02, 0.04)}
-"""Of the clients' rate under plain averaging; of the server's under Adam, where the clients' is 0.1."""
+"""The rates of each grid: the clients' under plain averaging; the server's under Adam, with a clients' rate of 0.1."""
 WAYS: Mapping[str, sumus.Pacing] = {
     "synchronous, 100": sumus.Pacing(100),
     "synchronous, 30": sumus.Pacing(30),
@@ -48,7 +48,7 @@ PLAIN, BUFFERED = "synchronous, 100", "buffered, K 10"
 
 
 class SmallNet(nn.Module):
-    """Three convolutions over time, their mean, one linear layer: 11 thousand parameters. (B, 128, 6) → (B, 6)."""
+    """Three convolutions over time, their mean, and a linear layer: 11 thousand parameters. (B, 128, 6) → (B, 6)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,13 +59,21 @@ class SmallNet(nn.Module):
         self.head = nn.Linear(32, 6)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Scores of the six activities."""
+        """Return the scores of the six activities."""
         return self.head(self.features(windows.transpose(1, 2)).mean(2))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. rate: of the clients under "average", of the server under "adam"."""
+    """One run.
+
+    Attributes:
+        way: The way of training, a key of `WAYS`.
+        rule: "average" or "adam".
+        rate: The clients' rate under "average"; the server's under "adam".
+        spread: How many times the fastest device is as fast as the slowest.
+        seed: The seed.
+    """
 
     way: str
     rule: str
@@ -76,8 +84,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Curve:
-    """What came of it: simulated seconds, uploads and accuracy at each evaluation; contributions of the fastest and the slowest
-    tenth of the devices; the share of the device time that is in no model."""
+    """The result of a run.
+
+    Attributes:
+        seconds: Simulated seconds at each evaluation.
+        uploads: Uploads at each evaluation.
+        accuracy: Accuracy at each evaluation.
+        fastest: Contributions of the fastest tenth of the devices.
+        slowest: Contributions of the slowest tenth.
+        wasted: The share of the device time that is in no model.
+    """
 
     seconds: Sequence[float]
     uploads: Sequence[int]
@@ -87,7 +103,7 @@ class Curve:
     wasted: float
 
     def reached(self, target: float) -> tuple[float, int] | None:
-        """Seconds and uploads at which the mean of three evaluations is at the target; None where it never is."""
+        """Return seconds and uploads when the mean of three evaluations reaches the target; None if it never does."""
         for last in range(2, len(self.accuracy)):
             if np.mean(self.accuracy[last - 2 : last + 1]) >= target:
                 return self.seconds[last], self.uploads[last]
@@ -95,7 +111,8 @@ class Curve:
 
 
 def algorithm(way: str, rule: str, rate: float) -> sumus.Algorithm:
-    """The same clients everywhere; the mean counts everyone alike, stale ones less."""
+    """Return an algorithm. The clients are the same in all. The mean weights all clients equally, and stale updates
+    less."""
     client = sumus.sgd(lr=rate if rule == "average" else 0.1, epochs=1, batch_size=32, clip_norm=5.0)
     server = optimizers.sgd(1.0)
     if rule == "adam":
@@ -104,7 +121,7 @@ def algorithm(way: str, rule: str, rate: float) -> sumus.Algorithm:
 
 
 def stretches() -> tuple[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]], tuple[np.ndarray, np.ndarray]]:
-    """Clients by person and stretch of time, and the windows of the people who are never seen; standardized."""
+    """Return the clients by person and stretch of time, and the windows of the people who never train; standardized."""
     windows, labels, person, unseen = data.hapt()
     training = windows[~np.isin(person, unseen)]
     center, scale = training.mean((0, 1)), training.std((0, 1))
@@ -119,7 +136,7 @@ def stretches() -> tuple[dict[tuple[int, int], tuple[np.ndarray, np.ndarray]], t
 
 
 def experiment(run: Run) -> sumus.Experiment:
-    """What is run."""
+    """Return the experiment of a run."""
     people, unseen = stretches()
     task = sumus.Task(SmallNet, sumus.losses.cross_entropy, metrics={"accuracy": sumus.metrics.accuracy}, name="hapt")
     pacing = WAYS[run.way]
@@ -132,7 +149,7 @@ def experiment(run: Run) -> sumus.Experiment:
 
 
 def play(run: Run) -> Curve:
-    """Run it, in one process."""
+    """Run it in one process."""
     os.environ["OMP_NUM_THREADS"] = "1"
     history = sumus.run(
         experiment(run), compute=sumus.Compute(executor="autograd", workers=1), out=sumus.Output(progress=False)
@@ -152,7 +169,7 @@ def _said(curve: Curve) -> object:
 
 
 def tuned() -> dict[tuple[str, str], float]:
-    """The best rate of each way and rule."""
+    """Return the best rate of each way and rule."""
     runs = [
         Run(way, rule, rate, SPREADS[0], TUNING_SEED) for way in WAYS for rule, grid in GRIDS.items() for rate in grid
     ]
@@ -165,12 +182,12 @@ def tuned() -> dict[tuple[str, str], float]:
 
 
 def median(values: Sequence[float]) -> float:
-    """Of all seeds; infinite where most never arrive."""
+    """Return the median over seeds; infinite if most seeds never reach the target."""
     return float(np.median(values)) if values else np.inf
 
 
 def shown(values: Sequence[float]) -> str:
-    """Median (least to most)."""
+    """Return "median (least to most)" as text."""
     middle = median(values)
     if not np.isfinite(middle):
         return "never"
@@ -183,7 +200,7 @@ def shown(values: Sequence[float]) -> str:
 
 
 def rows(found: Mapping[Run, Curve]) -> list[list[str]]:
-    """A row for each spread, rule and way."""
+    """Return the table's rows: one for each spread, rule and way."""
     table: list[list[str]] = []
     for spread in SPREADS:
         for rule in GRIDS:
@@ -215,7 +232,7 @@ def rows(found: Mapping[Run, Curve]) -> list[list[str]]:
 
 
 def plot(found: Mapping[Run, Curve], seed: int) -> None:
-    """Accuracy against simulated time."""
+    """Plot accuracy against simulated time."""
     picture = figure(11.0, 7.0)
     axes = picture.subplots(len(GRIDS), len(SPREADS), squeeze=False)
     colors = dict(zip(WAYS, colormap("tab10", len(WAYS)), strict=True))
@@ -237,12 +254,12 @@ def plot(found: Mapping[Run, Curve], seed: int) -> None:
 
 
 def main() -> None:
-    """Tune, run, print, and perhaps write."""
+    """Tune, run and print; with --write also write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each (default 5)")
     parser.add_argument("--write", action="store_true", help="put table and picture into docs/")
     args = parser.parse_args()
-    data.hapt()  # says so where there is none
+    data.hapt()  # exits with a message if the data are missing
     rates = tuned()
     runs = [
         Run(way, rule, rates[way, rule], spread, seed)

@@ -45,7 +45,7 @@ SPLITS: dict[Split, str] = {"iid": "IID", "dirichlet": "Dirichlet 0.5"}
 
 
 def one_run(job: tuple[Split, str, str, int]) -> float:
-    """(split, aggregator, attack, seed) → accuracy of the last round."""
+    """Run (split, aggregator, attack, seed), and return the accuracy of the last round."""
     split, aggregator, attack, seed = job
     algorithm = sumus.fedavg(sumus.sgd(0.2, epochs=2, batch_size=10), aggregator=AGGREGATORS[aggregator])
     experiment = trial(algorithm, split, ROUNDS, CLIENTS, ATTACKS[attack])(seed)
@@ -53,7 +53,7 @@ def one_run(job: tuple[Split, str, str, int]) -> float:
 
 
 def main() -> None:
-    """Run, print, and perhaps write."""
+    """Run and print; with --write also write the tables."""
     args = compare.arguments(__doc__, seeds=3)
     cells = [(split, rule, attack) for split in SPLITS for rule in AGGREGATORS for attack in ATTACKS]
     with multiprocessing.get_context("spawn").Pool(args.processes) as pool:

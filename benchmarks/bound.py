@@ -17,7 +17,7 @@ SECONDS = 0.7  # for each kind
 
 
 def measured() -> dict[str, float]:
-    """GFLOP/s of one core by kind; a kind that this torch does not have is left out."""
+    """Return GFLOP/s of one core by kind. A kind that this torch does not have is left out."""
     import torch
     from torch.nn import functional
 
@@ -50,7 +50,7 @@ def measured() -> dict[str, float]:
 
 
 def in_a_process() -> dict[str, float]:
-    """The same, in a process of its own."""
+    """Return `measured()` of a new process."""
     command = [sys.executable, "-m", "benchmarks.bound", "--json"]
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)

@@ -23,7 +23,7 @@ CLIENTS = 100
 class ImageNet(nn.Module):
     """Three convolutions and two linear layers: 320 thousand parameters. (B, 32, 32, 3) uint8 → (B, 10).
 
-    While it trains, on the device, each image is flipped and shifted at random, by up to four pixels.
+    In training, each image is flipped and shifted at random on the device, by up to four pixels.
     """
 
     def __init__(self) -> None:
@@ -37,13 +37,13 @@ class ImageNet(nn.Module):
         self.head = nn.Sequential(nn.Linear(2048, 110), nn.ReLU(), nn.Linear(110, 10))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Scores of the ten kinds."""
+        """Return the scores of the ten classes."""
         inputs = images.permute(0, 3, 1, 2).float() / 64 - 2
         return self.head(self.features(moved(inputs) if self.training else inputs))
 
 
 def moved(images: torch.Tensor) -> torch.Tensor:
-    """Each image flipped or not, and shifted by up to four pixels both ways. (B, C, H, W)"""
+    """Flip each image or not, and shift it by up to four pixels in both directions. (B, C, H, W)"""
     count, _, height, width = images.shape
     columns = torch.arange(width).expand(count, width)
     columns = torch.where(torch.rand(count, 1) < 0.5, columns, width - 1 - columns)
@@ -57,7 +57,7 @@ CLIENT = sumus.sgd(lr=schedules.exponential(0.1, 0.995), epochs=1, batch_size=20
 
 
 def recipe(what: str, rounds: int, algorithm: sumus.Algorithm, alpha: float | None = None) -> learning.Recipe:
-    """An algorithm on 100 clients, IID or with Dirichlet label skew."""
+    """Return the recipe of an algorithm on 100 clients, IID or with Dirichlet label skew."""
 
     def experiment(seed: int, rounds: int) -> sumus.Experiment:
         images, labels = data.cifar10("train")
@@ -75,7 +75,7 @@ def recipe(what: str, rounds: int, algorithm: sumus.Algorithm, alpha: float | No
 
 
 def fedadam(decay: float) -> sumus.Algorithm:
-    """FedAdam, publishing a running mean of its models."""
+    """Return FedAdam that publishes a running mean of its models."""
     return sumus.fedavg(CLIENT, server=optimizers.averaged(optimizers.adam(lr=0.01, bias_correction=True), decay))
 
 

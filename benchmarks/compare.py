@@ -17,13 +17,14 @@ import sumus
 
 Settings = Mapping[str, Callable[[int], sumus.Experiment]]
 Figures = Mapping[str, tuple[str, Sequence[float]]]
-"""Method → (the setting that was chosen, its figure for each measured seed)."""
+"""Method → (the chosen setting, its figure for each measured seed)."""
 
 TUNING = (1000, 1001, 1002)
 
 
 def one_run(job: tuple[str, str, str, int]) -> float:
-    """(module, method, setting, seed) → the run's figure; 0 where training ran to NaN, or beyond what sums hold."""
+    """Run (module, method, setting, seed), and return its figure; 0 if training gave NaN, or numbers beyond what sums
+    can hold."""
     module, method, setting, seed = job
     experiment = importlib.import_module(module).METHODS[method][setting](seed)
     try:
@@ -53,13 +54,13 @@ def tuned(module: str, methods: Mapping[str, Settings], seeds: Sequence[int], pr
 
 
 def interval(values: Sequence[float], signed: bool = False) -> str:
-    """Mean and 95 % interval, as text."""
+    """Return mean and 95 % interval as text."""
     half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.mean(values):{'+' if signed else ''}.3f} ± {half:.3f}"
 
 
 def rows(figures: Figures, reference: str) -> list[list[str]]:
-    """A row a method: name, setting, figure, and its difference from a reference on the same seeds."""
+    """Return one row for each method: name, setting, figure, and its difference from a reference on the same seeds."""
     base = figures[reference][1]
     return [
         [
@@ -73,7 +74,7 @@ def rows(figures: Figures, reference: str) -> list[list[str]]:
 
 
 def arguments(doc: str | None, seeds: int) -> argparse.Namespace:
-    """The command line of a comparison."""
+    """Read the command line of a comparison."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(seeds)))
     parser.add_argument("--processes", type=int, default=2, help="runs side by side, one thread each")

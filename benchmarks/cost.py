@@ -24,13 +24,13 @@ SIDE = 1000  # a linear layer of SIDE x SIDE and a bias: 1,001,000 parameters
 
 
 def load(client: int) -> tuple[np.ndarray, np.ndarray]:
-    """Four examples of one client."""
+    """Return the four examples of a client."""
     rng = np.random.default_rng(client)
     return rng.normal(size=(4, SIDE)).astype(np.float32), rng.integers(0, SIDE, 4)
 
 
 def one_round(population: int, cohort: int) -> dict[str, float]:
-    """Start a population, and run one round over a cohort of it."""
+    """Start a population, and run one round with a cohort of it."""
     task = sumus.Task(lambda: nn.Linear(SIDE, SIDE), sumus.losses.cross_entropy)
     algorithm = sumus.fedavg(sumus.sgd(lr=0.1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -48,14 +48,14 @@ def one_round(population: int, cohort: int) -> dict[str, float]:
 
 
 def in_a_process(population: int, cohort: int) -> dict[str, float]:
-    """The same, in a process of its own."""
+    """Return `one_round` of a new process."""
     command = [sys.executable, "-m", "benchmarks.cost", "--child", str(population), str(cohort)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
-    """Measure, print, and perhaps write."""
+    """Measure and print; with --write also write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cohorts", type=int, nargs="+", default=[10, 100, 1000, 10_000])
     parser.add_argument("--populations", type=int, nargs="+", default=[1000, 1_000_000])

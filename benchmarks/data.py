@@ -22,7 +22,7 @@ class DataAbsent(SystemExit):
 
 
 def folder(name: str) -> Path:
-    """The folder of a data set."""
+    """Return the folder of a data set."""
     root = Path(os.environ.get("SUMUS_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
     if not (root / name).is_dir():
         raise DataAbsent(f"the data set {name!r} is not at {root}; set SUMUS_DATA to the folder that holds it")
@@ -30,10 +30,11 @@ def folder(name: str) -> Path:
 
 
 def hapt() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
-    """Phone activity recognition, six activities: windows (n, 128, 6) float32, labels, person, and the unseen people.
+    """Return phone activity recognition, six activities: windows (n, 128, 6) float32, labels, persons, and the unseen
+    people.
 
-    The official windows (128 samples, stride 64, inside one labelled segment) and the official split by person; each
-    person's windows in the order in which they were recorded.
+    The windows are the official ones (128 samples, stride 64, inside one labelled segment), with the official split by
+    person. Each person's windows are in the order in which they were recorded.
     """
     file = np.load(folder("hapt") / "hapt.npz")
     signal = (file["signal"] / file["scale"]).astype(np.float32)
@@ -48,10 +49,14 @@ def hapt() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[int]]:
 
 
 def shakespeare(row: int, at_least: int) -> tuple[dict[str, Examples], dict[str, Examples]]:
-    """Next character by role: rows of characters and what follows each, int64 `(n, row)`, padded with −100.
+    """Return rows of characters and the character that follows each, int64 `(n, row)`, padded with −100.
 
-    (first four fifths of each role's text, last fifth), for roles of `at_least` so many characters; the vocabulary is
-    theirs.
+    Args:
+        row: The length of a row.
+        at_least: The fewest characters of a role that is used. The vocabulary is that of the used roles.
+
+    Returns:
+        By role: the first four fifths of its text, and the last fifth.
     """
     with gzip.open(folder("shakespeare") / "roles.jsonl.gz", "rt", encoding="utf-8") as file:
         texts = {entry["role"]: "\n".join(entry["speeches"]) for entry in map(json.loads, file)}
@@ -73,7 +78,8 @@ def shakespeare(row: int, at_least: int) -> tuple[dict[str, Examples], dict[str,
 
 
 def cifar10(part: Literal["train", "test"]) -> Examples:
-    """CIFAR-10 as JPEG, decoded once a machine: images `(n, 32, 32, 3)` uint8, labels int64; rows ordered by class."""
+    """Return CIFAR-10 as JPEG, decoded once on each machine: images `(n, 32, 32, 3)` uint8, labels int64, rows ordered
+    by class."""
     file = np.load(folder("cifar10_jpeg") / f"{part}.npz")
     labels = file["label"].astype(np.int64)
     kept = Path(tempfile.gettempdir()) / f"sumus-{os.getuid()}-cifar10-{part}.npy"

@@ -24,20 +24,20 @@ class DigitNet(nn.Module):
         self.layers = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
     def forward(self, images):
-        """Scores of the ten digits."""
+        """Return the scores of the ten digits."""
         return self.layers(images)
 
 
 @cache
 def images() -> tuple[np.ndarray, np.ndarray]:
-    """(1797, 64) float32 in [0, 1], and the digits; in one random order."""
+    """Return the images (1797, 64) float32 in [0, 1], and the digits, in one random order."""
     pixels, labels = sources.digits()
     order = generator("digits").permutation(len(pixels))
     return pixels.reshape(len(pixels), -1)[order], labels[order]
 
 
 def people(split: Split, seed: int) -> sumus.Population:
-    """1,437 images over 40 clients: at random, two label shards each, or Dirichlet 0.5."""
+    """Split 1,437 images over 40 clients: at random, two label shards each, or Dirichlet 0.5."""
     pixels, labels = images()
     pixels, labels = pixels[360:], labels[360:]
     by = {
@@ -56,7 +56,16 @@ def trial(
     population: Callable[[sumus.Population, int], sumus.Population] = lambda honest, seed: honest,
     fleet: sumus.Fleet | None = None,
 ) -> Callable[[int], sumus.Experiment]:
-    """(seed) → an experiment; accuracy is on 360 images that nobody holds. population: (honest, seed) → who takes part."""
+    """Return a function (seed) → experiment. Accuracy is measured on 360 images that no client holds.
+
+    Args:
+        algorithm: The algorithm.
+        split: The split.
+        rounds: The number of rounds.
+        cohort: The clients of a round.
+        population: (honest population, seed) → the population that takes part.
+        fleet: The fleet, if there is one.
+    """
 
     def experiment(seed: int) -> sumus.Experiment:
         pixels, labels = images()

@@ -34,7 +34,7 @@ BITS = 8
 
 
 class Asking:
-    """A device. served: whoever it asks, by port."""
+    """A device. port: of the server or the edge that it asks."""
 
     def __init__(self, number: int, port: int, print_: str) -> None:
         key = sha256(f"load {number}".encode()).digest()
@@ -43,7 +43,7 @@ class Asking:
         self.work: Assignment | None = None
 
     def ask(self) -> None:
-        """Until there is work."""
+        """Ask until there is work."""
         serial = 0
         while self.work is None:
             serial += 1
@@ -52,14 +52,14 @@ class Asking:
             ).assignment
 
     def report(self, body: bytes) -> None:
-        """Send it, once it has asked."""
+        """Send the report, after asking."""
         assert self.work is not None
         self._requests.report(self.work, body)
         self._transport.close()
 
 
 def body_of(job: Job) -> bytes:
-    """A report of codes."""
+    """Return a report of codes."""
     plan = bundle(job.sizes[0], job).plan
     hop = plan.first_hop
     rng = np.random.default_rng(0)
@@ -71,7 +71,7 @@ def body_of(job: Job) -> bytes:
 
 
 def link_for_edges(job: Job, port: int, edges: int) -> str:
-    """A link that so many edges may enrol with."""
+    """Return a link with which this many edges may enrol."""
     store = SqlStore.open(Path(job.data) / "sumus.db", "tasks")
     token = DeviceRegister(store.identities(), {"default": 10**6}).new_token(
         "default", time.time(), edges, speaks_for=10**6
@@ -84,7 +84,7 @@ def link_for_edges(job: Job, port: int, edges: int) -> str:
 def tree(
     folder: Path, size: int, devices: int, edges: int
 ) -> Generator[tuple[Job, Process, list[Process]], None, None]:
-    """A server, and as many edges, with so many devices in all."""
+    """Start a server, this many edges, and this many devices in all."""
     folder.mkdir(exist_ok=True)
     job = Job(str(folder / "top"), None, (size,), devices, devices if not edges else 2, bits=BITS)
     each = devices // edges if edges else 0
@@ -101,7 +101,7 @@ def tree(
 
 
 def a_round(job: Job, ports: Callable[[int], int], devices: int, uploads: int = 16) -> float:
-    """Everybody asks, everybody reports; seconds."""
+    """Let all devices ask and report, and return the seconds."""
     print_, body = bundle(job.sizes[0], job).plan.description.fingerprint, body_of(job)
     everyone = [Asking(number, ports(number), print_) for number in range(devices)]
     began = time.perf_counter()
@@ -113,7 +113,7 @@ def a_round(job: Job, ports: Callable[[int], int], devices: int, uploads: int = 
 
 
 def received(job: Job) -> tuple[int, int]:
-    """Models that the server has, and the reports in the last one."""
+    """Return the number of the server's models, and the number of reports in the last one."""
     store = SqlStore.open(Path(job.data) / "sumus.db", f"load{job.sizes[0]}.train")
     with store.transaction() as rows:
         models = rows.models()
@@ -122,7 +122,7 @@ def received(job: Job) -> tuple[int, int]:
 
 
 def await_model(job: Job, devices: int) -> None:
-    """Until the server has a model, which all of the devices are in; a minute at most."""
+    """Wait until the server has a model with all of the devices in it; a minute at most."""
     deadline = time.monotonic() + 60
     while received(job)[0] < 1 and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -131,7 +131,7 @@ def await_model(job: Job, devices: int) -> None:
 
 
 def traffic(folder: Path, devices: int, edges: int) -> list[str]:
-    """A round, and what the server received in it."""
+    """Run a round, and return what the server received in it."""
     with tree(folder, 2**16, devices, edges) as (job, top, below):
         each = devices // edges if edges else devices
         before = top.received
@@ -148,7 +148,7 @@ def traffic(folder: Path, devices: int, edges: int) -> list[str]:
 
 
 def memory(folder: Path, devices: int, uploads: int) -> list[str]:
-    """An edge's resident memory, until the server above has counted its sum."""
+    """Return an edge's resident memory, until the server above has counted its sum."""
     with tree(folder, PARAMETERS, devices, 1) as (job, _, (edge,)):
         before = edge.rss
         seconds = a_round(job, lambda number: edge.port, devices, uploads)
@@ -163,7 +163,7 @@ def memory(folder: Path, devices: int, uploads: int) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print, and perhaps write."""
+    """Measure and print; with --write also write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--edges", type=int, default=10)

@@ -39,7 +39,13 @@ ENOUGH = 0.9  # of the best executor's speed
 
 
 def runner(name: str, asked: Sequence[str], further: Sequence[str] = ()) -> Runner:
-    """The naive loop, or sumus with an executor. asked: the workload, and what else all runners take."""
+    """Return the runner of the naive loop, or of sumus with an executor.
+
+    Args:
+        name: `NAIVE`, or the executor's name.
+        asked: The workload, and the other arguments of all runners.
+        further: Further arguments.
+    """
     module = "runner_sumus" if name in EXECUTORS else "runner_naive"
     options: list[str] = []
     if name in WAYS:
@@ -55,19 +61,19 @@ def runner(name: str, asked: Sequence[str], further: Sequence[str] = ()) -> Runn
 
 
 def names_for(workload: Workload) -> tuple[str, ...]:
-    """All executors for a workload; for its variants the naive loop and what is chosen by itself."""
+    """Return all executors for a workload; for its variants the naive loop and `auto` alone."""
     return (NAIVE, AUTO) if "/" in workload.name else (NAIVE, *EXECUTORS)
 
 
 def same_model(workload: Workload) -> dict[str, float | str]:
-    """Each executor's distance from the naive loop's model (`benchmarks.peers.check`)."""
+    """Return each executor's distance from the naive loop's model (`benchmarks.peers.check`)."""
     asked = check.asked(workload)
     ours = [runner(name, asked) for name in EXECUTORS]
     return check.same_model(workload, lambda name, further: runner(name, asked, further), ours, EXECUTORS, watch)
 
 
 def auto_over_best(found: Mapping[str, Measured]) -> float | None:
-    """The speed of `auto` over that of the fastest other executor; None where either has none."""
+    """Return the speed of `auto` over that of the fastest other executor; None if one of the two has none."""
     others = [one for name, one in found.items() if name not in (NAIVE, AUTO) and one.median("wall")]
     if not others or found[AUTO].error:
         return None
@@ -76,7 +82,7 @@ def auto_over_best(found: Mapping[str, Measured]) -> float | None:
 
 
 def row(workload: Workload, found: Mapping[str, Measured], same: Mapping[str, float | str] | None) -> list[str]:
-    """A row of the table."""
+    """Return a row of the table."""
     naive, ratio = found[NAIVE], auto_over_best(found)
     wall = naive.median("wall")
     speeds = [
@@ -101,7 +107,7 @@ def row(workload: Workload, found: Mapping[str, Measured], same: Mapping[str, fl
 
 
 def main() -> int:
-    """Measure, print, and perhaps write."""
+    """Measure and print; with --write also write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--workloads", nargs="+", type=named, default=list(WORKLOADS.values()), help="w1, w2, w3, or a variant as w1/7"
@@ -149,7 +155,7 @@ def main() -> int:
 
 
 def watch(line: str) -> None:
-    """Say what happens."""
+    """Print a line of progress."""
     print(line, file=sys.stderr, flush=True)
 
 

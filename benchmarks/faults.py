@@ -42,9 +42,9 @@ PACINGS = {
 }
 DEVICES = 7
 UNTIL = 3000.0
-"""Simulated seconds of faults; then there are none, and nobody begins anything new."""
+"""Simulated seconds of faults. After them there are none, and no device begins anything new."""
 PATIENCE = 40_000.0
-"""Simulated seconds after them by which everyone must know what became of its report."""
+"""Simulated seconds after the faults within which every device must know what became of its report."""
 _FLOOR = Floor(contributors=0)
 _FREE = Conditions(True, True, True, 1.0, 1)
 
@@ -60,14 +60,14 @@ class Broken(AssertionError):
 
 
 def accepts_before_commit(facts: Facts, event: server.Event) -> server.Decision:
-    """Answers a report when it is staged."""
+    """Accept a report when it is staged."""
     decision = server.decide(facts, event)
     told = [server.AcceptReport(act.session) for act in decision.actions if isinstance(act, server.StageReport)]
     return replace(decision, actions=(*decision.actions, *told)) if isinstance(event, server.Report) else decision
 
 
 def accepts_after_close(facts: Facts, event: server.Event) -> server.Decision:
-    """Counts what is staged into the round that it was given in, whatever became of that."""
+    """Count a staged report in the round that it was given in, even if that round has closed."""
     if not isinstance(event, server.Commit):
         if isinstance(event, server.Report) and [one.state for one in facts.sessions] == ["out"]:
             return server.Decision(actions=(server.StageReport(facts.sessions[0].id),))
@@ -81,7 +81,7 @@ def accepts_after_close(facts: Facts, event: server.Event) -> server.Decision:
 
 
 def counts_twice(facts: Facts, event: server.Event) -> server.Decision:
-    """Stages a report again that is counted already."""
+    """Stage a report again that is counted already."""
     if isinstance(event, server.Report) and [one.state for one in facts.sessions] == ["counted"]:
         return server.Decision(actions=(server.StageReport(facts.sessions[0].id),))
     if isinstance(event, server.Commit):
@@ -90,14 +90,14 @@ def counts_twice(facts: Facts, event: server.Event) -> server.Decision:
 
 
 def frees_a_place_twice(facts: Facts, event: server.Event) -> server.Decision:
-    """Takes a device that lapsed, and then gives up, for one that still has its place: that is given away twice."""
+    """Free a device's place when it lapses, and once more when it gives up, so that the place is given away twice."""
     if isinstance(event, server.Dropped):
         facts = replace(facts, sessions=tuple(_with_place(one) for one in facts.sessions))
     return server.decide(facts, event)
 
 
 def counts_a_late_report_beside(facts: Facts, event: server.Event) -> server.Decision:
-    """Counts the report of a session that lapsed, and does not note that it has a place again."""
+    """Count the report of a lapsed session without recording that it has a place again."""
     if isinstance(event, server.Commit):
         facts = replace(facts, sessions=tuple(_with_place(one) for one in facts.sessions))
     return server.decide(facts, event)
@@ -108,25 +108,25 @@ def _with_place(session: server.Session) -> server.Session:
 
 
 def gives_work_to_who_rests(facts: Facts, event: server.Event) -> server.Decision:
-    """Forgets that a device let places go."""
+    """Forget that a device let places go."""
     known = facts.device
     return server.decide(replace(facts, device=known and replace(known, rests_until=0.0)), event)
 
 
 def counts_rounds_for_models(facts: Facts, event: server.Event) -> server.Decision:
-    """Takes an abandoned round for a model between a device's two sums."""
+    """Count an abandoned round as a model between a device's two sums."""
     return server.decide(replace(facts, models=facts.round.number), event)
 
 
 def forgets_to_resend(state: DeviceState, event: device.Event, floor: Floor) -> device.Step:
-    """Takes a report that got no answer for lost, and goes on."""
+    """Treat a report without an answer as lost, and go on."""
     if isinstance(event, device.NoAnswer) and state.phase is Phase.REPORTING:
         return replace(state, phase=Phase.IDLE, session="", unsettled=False), (device.SleepFor(state.window),)
     return device.step(state, event, floor)
 
 
 def keeps_early(state: DeviceState, event: device.Event, floor: Floor) -> device.Step:
-    """Commits the client's state when the report goes out."""
+    """Keep the client's new state when the report is sent."""
     after, actions = device.step(state, event, floor)
     early = (device.KeepState(state.session),) if isinstance(event, device.TrainingDone) and actions else ()
     return after, (*early, *actions)
@@ -149,7 +149,13 @@ BUGS: Mapping[str, tuple[Rules, Steps]] = {
 
 @dataclass
 class Phone:
-    """A device: its row, and what is in its memory. asking: the request whose answer it waits for."""
+    """A device.
+
+    Attributes:
+        state: Its row.
+        asking: The number of the request whose answer it waits for.
+        begun: The session that it trains for, in memory.
+    """
 
     state: DeviceState = field(default_factory=DeviceState)
     asking: int = 0
@@ -157,7 +163,7 @@ class Phone:
 
 
 class Schedule:
-    """One seed's interleaving."""
+    """The interleaving of one seed."""
 
     def __init__(
         self, seed: int, pacing: Pacing, rules: Rules = server.decide, steps: Steps = device.step, tell: bool = False
@@ -187,7 +193,11 @@ class Schedule:
         self._holds = set[str]()
 
     def run(self) -> None:
-        """Live through it; Broken where something does not hold."""
+        """Play the schedule.
+
+        Raises:
+            Broken: Something that must hold does not.
+        """
         self._at(0.0, self._tick)
         for who in range(DEVICES):
             self._at(float(self._rng.uniform(0, 30)), self._wake, who)
@@ -220,7 +230,7 @@ class Schedule:
         self._check_places()
 
     def _check_places(self) -> None:
-        """Every place is one session's, and a round gives no more of them than it has."""
+        """Check that one session holds each place, and that no round gives more places than it has."""
         pacing, row = self.pacing, self.store.rounds[self.store.run.newest]
         holds = {
             session.id
@@ -239,7 +249,8 @@ class Schedule:
                 raise Broken(f"device {device_row.id} is given work, and rests until {device_row.rests_until:.0f}")
 
     def _check_end(self) -> None:
-        """At rest: everyone has been told the truth, and what was told is in a model, or in a round that says it is not."""
+        """Check the state at rest: every device was told the truth, and each counted report is in a model, or in a
+        round that is marked as abandoned."""
         pacing, rounds = self.pacing, self.store.rounds
         everywhere = Counter(session for sessions in self.store.sums.values() for session in sessions)
         if twice := [session for session, times in everywhere.items() if times > 1]:
@@ -334,7 +345,7 @@ class Schedule:
     # the network
 
     def _request(self, who: int, ask: Callable[[float], tuple[server.Action, ...]], answered: bool = True) -> None:
-        """On its way, and perhaps lost, late or twice; the device waits so long for the answer."""
+        """Send a request, which may be lost, late or doubled. The device waits a while for the answer."""
         phone = self.phones[who]
         if answered:
             phone.asking += 1
@@ -348,7 +359,7 @@ class Schedule:
             self._do(who, device.NoAnswer())
 
     def _answer(self, who: int, asking: int, actions: tuple[server.Action, ...]) -> None:
-        """An answer arrives, where it is still waited for."""
+        """Deliver an answer, if the device still waits for it."""
         if not self._chance(self._loses):
             self._at(self.now + float(self._rng.exponential(1.0)), self._hear, who, asking, actions)
 
@@ -374,7 +385,7 @@ class Schedule:
     # the server
 
     def _serve(self, who: int, asking: int, ask: Callable[[float], tuple[server.Action, ...]]) -> None:
-        """One request: read, decide, write, act. It may crash before it has written, and after."""
+        """Serve one request: read, decide, write, act. The server may crash before or after it has written."""
         if self.now < self._up_from or self._crashed():
             return
         actions = ask(self.now)
@@ -415,7 +426,7 @@ class Schedule:
                     pass
 
     def _remember(self) -> None:
-        """Rows of sessions that are counted, since the server forgets a device's older ones."""
+        """Remember the rows of counted sessions, since the server forgets a device's older ones."""
         self.counted |= {one.id: one for one in self.store.sessions.values() if one.state == "counted"}
 
     def _act(self, actions: tuple[server.Action, ...]) -> None:
@@ -424,7 +435,7 @@ class Schedule:
                 self._at(self.now + float(self._rng.exponential(2.0)), self._publish, action.number)
 
     def _publish(self, number: int) -> None:
-        """Make a model of what is in the sum now, and publish it: in one transaction. A leader of before comes too late."""
+        """Make a model of the round's sum and publish it, in one transaction. An earlier leader fails here."""
         if self.now < self._up_from or self._crashed():
             return
         before = self.store.rounds[number].state
@@ -435,12 +446,12 @@ class Schedule:
             if self.published and number <= max(self.published):
                 raise Broken(f"model {number} is published after {max(self.published)}")
             self.published[number] = value
-        elif after is State.CLOSING:  # one before it is not there yet
+        elif after is State.CLOSING:  # the model before it is not there yet
             self._at(self.now + 1.0, self._publish, number)
         self._crashed()
 
     def _tick(self) -> None:
-        """The leader's own clock."""
+        """Let the leader's own clock tick."""
         if self.now < UNTIL + PATIENCE / 2:
             self._at(self.now + 5.0, self._tick)
         if self.now < self._up_from:
@@ -452,7 +463,7 @@ class Schedule:
             self._commit()
 
     def _crashed(self) -> bool:
-        """Perhaps it dies here: its memory is gone, and another leader takes over in a while."""
+        """Crash with some probability: the memory is lost, and another leader takes over after a while."""
         if not self._chance(self._crashes):
             return False
         self._say("    the server dies")
@@ -465,7 +476,7 @@ class Schedule:
 
     def _take_over(self) -> None:
         if self.now < self._up_from:
-            return  # it died again meanwhile
+            return  # it has crashed again meanwhile
         self._act(self.server.recover(self.now))
         zombie = self._zombie
         if zombie is not None and zombie.round.state in (State.OPEN, State.CLOSING):
@@ -480,7 +491,7 @@ class Schedule:
 def schedules(
     first: int, count: int, pacing: Pacing, bug: str | None = None
 ) -> Iterator[tuple[int, Broken | None, Schedule]]:
-    """Run seeds one after the other: (seed, what does not hold, the schedule)."""
+    """Play seeds one after the other; yield (seed, what does not hold or None, the schedule)."""
     rules, steps = BUGS[bug] if bug else (server.decide, device.step)
     for seed in range(first, first + count):
         schedule = Schedule(seed, pacing, rules, steps)
@@ -493,7 +504,7 @@ def schedules(
 
 
 def main() -> int:
-    """Run, count, and say which seed failed."""
+    """Play and count, and say which seeds failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--schedules", type=int, default=500, help="of each pacing (default 500)")
     parser.add_argument("--seed", type=int, help="one schedule alone")

@@ -10,29 +10,33 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits: 0.0345, 5.60, 182; from a thousand on, whole numbers."""
+    """Return three significant digits: 0.0345, 5.60, 182; from a thousand on, an integer."""
     return f"{value:,.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
 def times(value: float | None) -> str:
-    """A ratio; empty where there is none."""
+    """Return a ratio as text; empty if there is none."""
     return "" if value is None else f"{value:.2f}" if value < 9.995 else f"{value:.0f}"
 
 
 def megabytes(value: float | None) -> str:
-    """Bytes in MB of 2²⁰; empty where the system does not say."""
+    """Return bytes in MB of 2²⁰; empty if the system gives none."""
     return "" if value is None else f"{value / 2**20:,.0f}"
 
 
 def reason(error: str) -> str:
-    """Why there is no figure, fit for a table that is published: short, no path of this machine, no address."""
+    """Return why there is no figure, for a published table: short, without paths or addresses of this machine."""
     return re.sub(r"\w+://\S+|(?<!\w)/[\w.+-]+(/[\w.+-]+)+", "…", error).replace("|", "/")[:120]
 
 
 def bars(path: Path, panels: Mapping[str, Mapping[str, float]], label: str, marked: Sequence[str]) -> Path:
-    """A panel a workload, a bar a variant, on a logarithmic axis from 1: to the left faster, to the right slower.
+    """Draw one panel for each workload, with one bar for each variant, on a logarithmic axis from 1: left is faster.
 
-    panels: title → variant → its seconds over those of what `label` names.  marked: variants in another colour.
+    Args:
+        path: The picture's file.
+        panels: Title → variant → its seconds over those of the variant that `label` names.
+        label: The axis's label.
+        marked: Variants in another colour.
     """
     columns = min(3, len(panels))
     lines, rows = -(-len(panels) // columns), max(map(len, panels.values()))

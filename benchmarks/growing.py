@@ -31,7 +31,7 @@ HEAD = b"number,twice\n"
 
 
 class Clock:
-    """Seconds that the run sets, so that minutes of waiting take no time."""
+    """A clock that the run sets, so that minutes of waiting take no time."""
 
     now = 1000.0
 
@@ -43,10 +43,10 @@ class Written:
     """A file that the writer has open.
 
     Attributes:
-        rows: complete ones in it, by number.
-        tail: bytes of a row that has no end yet, and its number.
-        headed: it has a line of names.
-        known: a look has seen it.
+        rows: The numbers of its complete rows.
+        tail: The bytes of a row without an end, and the row's number.
+        headed: Whether it has a line of names.
+        known: Whether the node has looked at it.
     """
 
     def __init__(self, path: Path, headed: bool) -> None:
@@ -60,12 +60,12 @@ class Written:
 
 
 class Writer:
-    """Does one thing at random at each step.
+    """A writer that does one random thing at each step.
 
     Args:
-        folder: where it writes.
-        rng: what decides.
-        follow: files stay where they are, so that it may truncate and replace them.
+        folder: The folder to write to.
+        rng: Decides what it does.
+        follow: Whether files stay where they are, so that it may truncate and replace them.
     """
 
     def __init__(self, folder: Path, rng: random.Random, follow: bool) -> None:
@@ -77,7 +77,7 @@ class Writer:
         self.done = Counter[str]()
 
     def seen(self) -> None:
-        """A look has ended: whatever is complete has been there for it."""
+        """Note that a look of the node has ended: it could see all complete rows."""
         self.must |= self._unseen
         self._unseen.clear()
 
@@ -93,13 +93,13 @@ class Writer:
         action()
 
     def begin(self) -> None:
-        """Begin a file, under a new name."""
+        """Begin a file under a new name."""
         if len(self.files) < 4:
             self._names += 1
             self.files.append(Written(self._folder / f"f{self._names}.csv", headed=True))
 
     def append(self) -> None:
-        """Write some rows into an open file, perhaps without the end of the last one."""
+        """Append some rows to an open file, perhaps without the end of the last one."""
         if not self.files:
             return self.begin()
         one = self._rng.choice(self.files)
@@ -128,7 +128,7 @@ class Writer:
         if self.files:
             one = self._rng.choice(self.files)
             self._names += 1
-            if not one.headed:  # under another name nothing says what its values are
+            if not one.headed:  # under another name, no line says what its values are
                 return
             new = self._folder / (
                 f"r{self._names}.csv"
@@ -140,7 +140,7 @@ class Writer:
                 one.path = new
 
     def close(self) -> None:
-        """Write no more into a file."""
+        """Stop writing to a file."""
         if self.files:
             one = self.files.pop(self._rng.randrange(len(self.files)))
             if one.tail is not None:
@@ -150,7 +150,8 @@ class Writer:
             one.file.close()
 
     def reopen(self) -> None:
-        """Open a file by its name for each append, as simple loggers do: if it is gone, without a line of names."""
+        """Open a file by its name for each append, as simple loggers do. If the file is gone, the new one has no line
+        of names."""
         if self.files:
             one = self._rng.choice(self.files)
             if one.tail is None and not one.path.name.startswith("r"):
@@ -161,7 +162,7 @@ class Writer:
                     one.rows, one.headed = [], False
 
     def truncate(self) -> None:
-        """Begin a file anew in place, after a look has seen it or before; or cut its last rows off."""
+        """Truncate a file in place, before or after the node has looked at it; or cut off its last rows."""
         if self.files:
             one = self._rng.choice(self.files)
             lost, one.tail = one.rows, None
@@ -171,7 +172,7 @@ class Writer:
             one.rows = []
 
     def replace(self) -> None:
-        """Put another file in a file's place."""
+        """Replace a file by another one."""
         if self.files:
             one = self._rng.choice(self.files)
             if not one.path.exists() or not one.path.name.endswith(".csv"):
@@ -185,7 +186,7 @@ class Writer:
             self.files[self.files.index(one)] = other
 
     def delete(self) -> None:
-        """Remove a file while it is open, and write on."""
+        """Delete a file while it is open, and go on writing to it."""
         if self.files:
             one = self._rng.choice(self.files)
             self._destroyed(one.rows)
@@ -196,7 +197,7 @@ class Writer:
             self.files.remove(one)
 
     def copy_and_truncate(self) -> None:
-        """Rotate as `logrotate` does with copytruncate."""
+        """Rotate a file as `logrotate` does with copytruncate."""
         if self.files:
             one = self._rng.choice(self.files)
             if one.tail is not None or not one.path.exists() or not one.path.name.endswith(".csv"):
@@ -214,10 +215,11 @@ class Writer:
 
 
 def run(folder: Path, seed: int, steps: int, follow: bool) -> dict[str, Any]:
-    """One run of a writer beside a node's folder.
+    """Run a writer beside a node's folder.
 
     Returns:
-        lost: rows that were there and are not kept; twice: rows kept more than once; wrong: rows that nobody wrote so.
+        The numbers of rows that are lost (the node could see them and has not kept them), kept twice, and wrong (never
+            written like this).
     """
     rng, clock = random.Random(seed), Clock()
     with Readings(folder / "node") as readings:
@@ -229,7 +231,7 @@ def run(folder: Path, seed: int, steps: int, follow: bool) -> dict[str, Any]:
                 writer.step()
             clock.now += rng.choice([0.0, 0.5, 1.0, SETTLED_S])
             _look(watched, intake, writer, rng)
-            if rng.random() < 0.02:  # the process ends, and begins again
+            if rng.random() < 0.02:  # the process ends, and starts again
                 watched.close()
                 watched = _watched(folder, intake, clock, follow)
         while writer.files:
@@ -252,16 +254,16 @@ def run(folder: Path, seed: int, steps: int, follow: bool) -> dict[str, Any]:
 
 
 class InterruptedIntake(Intake):
-    """An intake after which something happens at once.
+    """An intake with a callback.
 
     Attributes:
-        then: What happens after readings were kept.
+        then: Called after readings were kept.
     """
 
     then: Callable[[], None] | None = None
 
     def take(self, *given: Any, **more: Any) -> IntakeResult:
-        """Keep readings; then it happens."""
+        """Keep readings, then call `then`."""
         taken = super().take(*given, **more)
         if self.then is not None:
             self.then()
@@ -269,7 +271,7 @@ class InterruptedIntake(Intake):
 
 
 def _look(watched: WatchedFolder, intake: InterruptedIntake, writer: Writer, rng: random.Random) -> None:
-    """One look; the writer goes on at some moment within it: after a file was read, or was moved."""
+    """Let the node look once. The writer goes on at some moment during the look: after a file was read, or was moved."""
     within = writer.step if rng.random() < 0.5 else lambda: None
     before, there = set(writer._unseen), list(writer.files)  # pyright: ignore[reportPrivateUsage]
     rename = Path.rename
@@ -306,7 +308,7 @@ def _rows(readings: Readings) -> list[list[int]]:
 
 
 def main() -> None:
-    """Run until the time is over; 1 as exit status if anything was lost, kept twice or wrong."""
+    """Run until the time is over. The exit status is 1 if a row was lost, kept twice or wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=600.0, help="how long it runs")
     parser.add_argument("--seed", type=int, default=0, help="of the first run")

@@ -23,7 +23,7 @@ from sumus import optimizers, preparation
 
 
 class ActivityNet(nn.Module):
-    """Three convolutions over time, their mean, one linear layer: 43 thousand parameters. (B, 128, 6) → (B, 6)."""
+    """Three convolutions over time, their mean, and a linear layer: 43 thousand parameters. (B, 128, 6) → (B, 6)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,28 +34,31 @@ class ActivityNet(nn.Module):
         self.head = nn.Linear(64, 6)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Scores of the six activities."""
+        """Return the scores of the six activities."""
         return self.head(self.features(windows.transpose(1, 2)).mean(2))
 
 
-# What a phone at the waist measures on most people: gravity along x, in g and rad/s. Public constants, not statistics.
+# What a phone at the waist measures on most people: gravity along x, in g and rad/s. These are public constants, not
+# statistics.
 CENTER, SCALE = np.array([0.8, 0.0, 0.0, 0.0, 0.0, 0.0]), np.array([0.4, 0.4, 0.4, 0.5, 0.5, 0.5])
 
 CLIENT = sumus.sgd(lr=0.1, epochs=2, batch_size=32, clip_norm=5.0)
 
 
 def fedadam(decay: float) -> sumus.Algorithm:
-    """FedAdam, publishing a running mean of its models."""
+    """Return FedAdam that publishes a running mean of its models."""
     return sumus.fedavg(CLIENT, server=optimizers.averaged(optimizers.adam(lr=0.01, bias_correction=True), decay))
 
 
 def one_scale(center: np.ndarray, scale: np.ndarray) -> preparation.Step:
-    """The channels of everyone on one scale: that of the training people, which a sum of their sums would tell."""
+    """Scale all people's channels in one way: by the statistics of the training people, which a sum over people would
+    reveal."""
     return preparation.standardize(center, scale)
 
 
 def running_scale(center: np.ndarray, scale: np.ndarray) -> preparation.Step:
-    """Each person's own scale, by a running estimate on the device that begins as a hundred windows of a public one."""
+    """Scale each person's channels by a running estimate on the device. It begins as if a hundred windows had the
+    public scale."""
     return preparation.standardize_running(prior=100, center=CENTER, scale=SCALE)
 
 
@@ -65,7 +68,8 @@ def recipe(
     algorithm: sumus.Algorithm,
     prepare: Callable[[np.ndarray, np.ndarray], preparation.Step] = one_scale,
 ) -> learning.Recipe:
-    """An algorithm on the people who train. prepare: (center, scale) of their channels → a step of preparation."""
+    """Return the recipe of an algorithm on the people who train. prepare: (center, scale) of their channels → a step of
+    preparation."""
 
     def experiment(seed: int, rounds: int) -> sumus.Experiment:
         windows, labels, person, unseen = data.hapt()

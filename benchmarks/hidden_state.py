@@ -42,13 +42,13 @@ from sumus.training.program import one_thread, seeded
 
 WIDTH, CLIENTS, ROUNDS = 4, 4, 2
 LATE = 3
-"""Calls after which late state begins to act."""
+"""The number of calls after which late state begins to act."""
 CALLS = 0
 KEPT: list[float] = []
 
 
 class Count:
-    """What counts calls, as a class and as an object."""
+    """Counts calls, as a class and as an object."""
 
     of_all = 0
 
@@ -56,13 +56,13 @@ class Count:
         self.calls = 0
 
     def late(self) -> float:
-        """1, and after a few calls another number each time."""
+        """Return 1, and after a few calls a different number each time."""
         self.calls += 1
         return 1.0 + 0.1 * max(0, self.calls - LATE)
 
 
 class Drawn(nn.Module):
-    """A small model with the features that were drawn."""
+    """A small model with the drawn features."""
 
     def __init__(self, features: "Sequence[Feature]") -> None:
         super().__init__()
@@ -83,8 +83,11 @@ class Drawn(nn.Module):
 class Feature:
     """One way to keep state, or to keep none.
 
-    make: adds to a module what the feature needs.  forward: (module, hidden) → hidden.  loss: makes a factor of the losses.
-    kept: whether state lies outside the leaves, so that a run has to say something.
+    Attributes:
+        make: Adds to a module what the feature needs.
+        forward: (module, hidden) → hidden.
+        loss: Makes a factor of the losses.
+        kept: Whether state lies outside the leaves, so that a run must give a note.
     """
 
     make: Callable[[Any], object] = lambda m: None
@@ -351,7 +354,7 @@ def _enclosed_array() -> Callable[[Tensor], Any]:
 
 
 def _set(**values: Any) -> Callable[[Any], object]:
-    """Makes attributes, each from a function."""
+    """Return a function that sets attributes, each made by a function."""
     return lambda m: [setattr(m, name, make()) for name, make in values.items()]
 
 
@@ -365,7 +368,7 @@ def _flags(m: Any) -> None:
 
 
 FEATURES: dict[str, Feature] = {
-    # no state outside the leaves: equal everywhere, and no note
+    # no state outside the leaves: all results are equal, and there is no note
     "dropout": Feature(_set(drop=lambda: nn.Dropout(0.5)), lambda m, x: m.drop(x), kept=False),
     "layer norm": Feature(_set(norm=lambda: nn.LayerNorm(5)), lambda m, x: m.norm(x), kept=False),
     "batch norm": Feature(_set(batch=lambda: nn.BatchNorm1d(5)), lambda m, x: m.batch(x), kept=False),
@@ -426,11 +429,11 @@ PLANTED = (
     *("a frozen teacher", "a gradient's hook that counts", "a counter that steers", "a flag", "a queue"),
     *("a layer on demand", "a loss's parameter", "a unit vector"),
 )
-"""The kinds of which the field's reports spoke; a mask in place, which has no state, is the last."""
+"""The kinds of state in reports from the field. The last one, a mask in place, has no state."""
 
 
 class Losses:
-    """Cross-entropy, times the factors of what was drawn."""
+    """Cross-entropy times the factors of the drawn features."""
 
     def __init__(self, features: Sequence[Feature]) -> None:
         self.factors = [make() for feature in features if (make := feature.loss) is not None]
@@ -447,7 +450,14 @@ class Losses:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gave. refused: its words, if it was refused."""
+    """The result of a run.
+
+    Attributes:
+        model: The model.
+        measured: The measurements.
+        notes: The notes that the run gave.
+        refused: The error's text, if the run was refused.
+    """
 
     model: Mapping[str, Any]
     measured: Mapping[str, float]
@@ -466,7 +476,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def people() -> dict[int, Any]:
-    """Clients of a few whole batches."""
+    """Return clients of a few whole batches."""
     rng = np.random.default_rng(0)
     given: dict[int, Any] = {}
     for client in range(CLIENTS):
@@ -476,7 +486,7 @@ def people() -> dict[int, Any]:
 
 
 def trained(features: Sequence[str], way: str) -> Outcome:
-    """Train what was drawn in one of the ways."""
+    """Train the drawn features in one of the ways."""
     compute = sumus.Compute(**{"executor": "autograd", **WAYS[way]})
     evaluate = sumus.Evaluation(seen=2)
 
@@ -501,7 +511,7 @@ def trained(features: Sequence[str], way: str) -> Outcome:
 
 
 def difference(features: Sequence[str], way: str, plain: Outcome, other: Outcome) -> str | None:
-    """What is wrong with a pair of ways; None if nothing is."""
+    """Describe what is wrong with a pair of ways; None if nothing is."""
     kept = any(FEATURES[feature].kept for feature in features)
     if plain.refused or other.refused:
         return (
@@ -524,7 +534,7 @@ def difference(features: Sequence[str], way: str, plain: Outcome, other: Outcome
 
 
 def drawn(rng: random.Random) -> tuple[str, ...]:
-    """Up to three features that go together."""
+    """Draw up to three features that can be combined."""
     features = rng.sample(list(FEATURES), rng.choice([0, 1, 1, 2, 2, 3]))
     together = {"a list", "a deque"} <= {*features}
     return tuple(features[:1] if together else features)
@@ -534,7 +544,7 @@ def drawn(rng: random.Random) -> tuple[str, ...]:
 
 
 class SecondProcess:
-    """A worker process that takes one run up after another: starting one for each would take a second."""
+    """A worker process that serves one run after another, since starting a process for each run would take a second."""
 
     def __init__(self) -> None:
         self.line, theirs = Pipe()
@@ -557,7 +567,7 @@ class SecondProcess:
         return answer
 
     def end(self) -> None:
-        """A run is over; the process goes on."""
+        """End a run; the process goes on."""
         self.owes = 0
 
     def close(self) -> None:
@@ -565,7 +575,7 @@ class SecondProcess:
         self._process.wait()
 
     def crew(self, trainer: Any, setting: Any, count: int) -> Workers:
-        """The crew of this process and the second one, for a run."""
+        """Return the workers of a run: this process and the second one."""
         proof = trainer.proof()
         self.send(setting)
         if self.receive() != proof:
@@ -576,7 +586,7 @@ class SecondProcess:
 
 
 def serve(line: int) -> None:
-    """The second process: one run's setting after another, and in between what a worker is asked."""
+    """Serve in the second process: one run's setting after another, and in between the requests to a worker."""
     connection = Connection(line)
     given = SimpleQueue[Any]()
 
@@ -615,7 +625,7 @@ class _NextRun(Exception):
 
 
 class _Until:
-    """What a worker is asked, until another run begins."""
+    """The requests to a worker, until another run begins."""
 
     def __init__(self, given: "SimpleQueue[Any]") -> None:
         self._given = given
@@ -637,7 +647,7 @@ class _Sent:
 
 @contextlib.contextmanager
 def second_process() -> Iterator[None]:
-    """Runs of two processes take the same second one."""
+    """Let all runs of two processes use the same second process."""
     second = SecondProcess()
     try:
         with (
@@ -650,7 +660,8 @@ def second_process() -> Iterator[None]:
 
 
 def campaign(draws: int, seed: int, ways: int) -> int:
-    """So many draws, each trained by autograd and in so many other ways; how many pairs are wrong, each said in a line."""
+    """Draw this many times, train each draw by autograd and in other ways, print wrong pairs, and return how many are
+    wrong."""
     rng, wrong = random.Random(seed), 0
     with second_process():
         for number in range(draws):
@@ -667,7 +678,7 @@ def campaign(draws: int, seed: int, ways: int) -> int:
 
 
 def main() -> None:
-    """Run a campaign, and end with 1 if anything is wrong."""
+    """Run a campaign. The exit status is 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
@@ -681,6 +692,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from benchmarks import hidden_state  # the module that the second process imports, and not this one
+    from benchmarks import hidden_state  # the module that the second process imports, not `__main__`
 
     hidden_state.main()

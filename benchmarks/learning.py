@@ -19,7 +19,14 @@ from benchmarks.results import write_table
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named configuration. what: for the table.  experiment: (seed, rounds) → what is run.  metric: its figure."""
+    """A named configuration.
+
+    Attributes:
+        what: Its description in the table.
+        rounds: The number of rounds.
+        experiment: (seed, rounds) → experiment.
+        metric: The metric of its figure.
+    """
 
     what: str
     rounds: int
@@ -29,7 +36,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Run:
-    """What one seed of one recipe gave; median and worst are over clients, None where clients were not told apart."""
+    """The result of one seed of one recipe. Median and worst are over clients; None if clients were not measured
+    separately."""
 
     recipe: str
     seed: int
@@ -44,7 +52,7 @@ class Run:
 
 
 def one_run(job: tuple[str, str, int, int]) -> Run:
-    """(module, recipe, seed, rounds) → its figures, printed too."""
+    """Run (module, recipe, seed, rounds), print its figures and return them."""
     module, name, seed, rounds = job
     began = time.perf_counter()
     recipe: Recipe = importlib.import_module(module).RECIPES[name]
@@ -65,10 +73,16 @@ def main(
     client: str = "",
     data_set: str = "",
 ) -> None:
-    """Run, print, and perhaps write.
+    """Run all recipes and print; with --write also write the table.
 
-    table: its name in docs/results.md.  data_set: its folder, where it is not in a package.
-    client: what a client is called, where the table has columns for the median and the worst of them.
+    Args:
+        module: The module with `RECIPES`.
+        doc: The text of --help.
+        table: The table's name in docs/results.md.
+        recipes: The recipes by name.
+        caption: The table's caption.
+        client: What a client is called, if the table has columns for the median and the worst client.
+        data_set: The data set's folder, if it is not in a package.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=recipes, action="append", help="only these (default: all)")

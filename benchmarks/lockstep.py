@@ -46,7 +46,11 @@ Weights = Mapping[str, np.ndarray[Any, Any]]
 
 
 class Turns:
-    """The runner's side of the socket. rounds: how many it will be asked for."""
+    """The runner's end of the socket.
+
+    Attributes:
+        rounds: The number of rounds that the runner will be asked for.
+    """
 
     def __init__(self) -> None:
         connection = socket.socket(socket.AF_UNIX)
@@ -59,7 +63,8 @@ class Turns:
         self._clock = 0.0
 
     def next(self) -> bool:
-        """Answer for the round before, wait for the next one; False where there is none left, once all others are through."""
+        """Report the end of the round before, and wait for the next one. Return False if there is none left, once all
+        others have finished."""
         stopped = time.perf_counter()
         self._send({"wall": stopped - self._clock} if self._begun else {"ready": True})
         self._receive()
@@ -70,7 +75,7 @@ class Turns:
         return True
 
     def finish(self, weights: Weights) -> None:
-        """Leave the final global model, by the workload's names."""
+        """Send the final global model, by the workload's names."""
         np.savez(self._weights, **weights)
         self._send({"done": True})
 
@@ -80,7 +85,7 @@ class Turns:
 
     def _receive(self) -> Any:
         line = self._lines.readline()
-        if not line:  # the parent is gone: so must be everything here, threads and workers too
+        if not line:  # the parent is gone, so everything here must end, with threads and workers
             os.killpg(os.getpgid(0), signal.SIGKILL)
         return json.loads(line)
 
@@ -90,7 +95,13 @@ class Turns:
 
 @dataclass(frozen=True)
 class Runner:
-    """A variant. environment: variables besides those of the parent."""
+    """A variant.
+
+    Attributes:
+        name: Its name.
+        command: Its command.
+        environment: Variables in addition to those of the parent.
+    """
 
     name: str
     command: Sequence[str]
@@ -99,7 +110,14 @@ class Runner:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round took. wall, cpu: seconds.  rss, pss: bytes after it; pss is None where the system does not say."""
+    """The cost of one round.
+
+    Attributes:
+        wall: Seconds of wall time.
+        cpu: Seconds of CPU time.
+        rss: Bytes of resident memory after it.
+        pss: Bytes of proportional memory after it; None if the system does not give them.
+    """
 
     wall: float
     cpu: float
@@ -109,7 +127,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a variant took, its timed rounds only; or what went wrong. weights: after all rounds, warm-up too."""
+    """The cost of a variant, or what went wrong.
+
+    Attributes:
+        name: The variant.
+        rounds: Its timed rounds, without warm-up.
+        weights: The model after all rounds, warm-up included.
+        error: What went wrong; None if nothing did.
+    """
 
     name: str
     rounds: tuple[Round, ...] = ()
@@ -117,26 +142,26 @@ class Measured:
     error: str | None = None
 
     def median(self, figure: str) -> float | None:
-        """Of `wall`, `cpu`, `rss` or `pss`; None where a round has none."""
+        """Return the median of `wall`, `cpu`, `rss` or `pss`; None if a round has none."""
         values = [getattr(one, figure) for one in self.rounds]
         return None if not values or None in values else float(np.median(values))
 
 
 def times_faster(fast: Measured, slow: Measured) -> float | None:
-    """Median over sweeps of slow / fast in wall seconds: a sweep's rounds ran next to each other."""
+    """Return the median over sweeps of slow / fast in wall seconds: the rounds of a sweep ran next to each other."""
     if fast.error or slow.error or not fast.rounds:
         return None
     return float(np.median([b.wall / a.wall for a, b in zip(fast.rounds, slow.rounds, strict=True)]))
 
 
 def over(found: Mapping[str, Measured], base: str) -> dict[str, float]:
-    """Each variant's seconds over those of one among them, by the same medians; without those that have none."""
+    """Return each variant's seconds over those of `base`, by the same medians. Variants without a figure are left out."""
     ratios = {name: times_faster(one, found[base]) for name, one in found.items()} if base in found else {}
     return {name: 1 / ratio for name, ratio in ratios.items() if ratio}
 
 
 def keep_to(cores: int | None) -> int:
-    """Keep this process, and all that it starts, to so many cores, by default to those that it has; how many these are."""
+    """Keep this process and its children to this many cores (None: to those that it has), and return the number."""
     have = sorted(os.sched_getaffinity(0))
     if cores is not None:
         if not 1 <= cores <= len(have):
@@ -146,7 +171,7 @@ def keep_to(cores: int | None) -> int:
 
 
 def save_rounds(path: Path, measured: Mapping[str, Mapping[str, Measured]]) -> None:
-    """Every round of every variant by workload, as JSON."""
+    """Write every round of every variant as JSON, by workload."""
     plain = {
         workload: {
             name: {"error": one.error, "rounds": [asdict(each) for each in one.rounds]} for name, one in found.items()
@@ -165,15 +190,20 @@ def measure(
     seed: int = 0,
     watch: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Measured]:
-    """Start all runners, let each do a round a sweep, end them all.
+    """Start all runners, let each do one round in each sweep, then end them all.
 
-    warm_up: first sweeps that are not counted.  patience: seconds that a round may take.  seed: of the order in each sweep.
-    watch: is told what happens.
+    Args:
+        runners: The runners.
+        sweeps: The number of timed sweeps.
+        warm_up: The number of first sweeps that are not timed.
+        patience: The most seconds for a round.
+        seed: The seed of the order in each sweep.
+        watch: Called with lines of progress.
     """
     order = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="lockstep-") as folder, contextlib.ExitStack() as stack:
         variants: list[_Variant] = []
-        for number, runner in enumerate(runners):  # one after the other: together, they would wait on each other
+        for number, runner in enumerate(runners):  # one after the other: together they would slow each other down
             variant = stack.enter_context(_started(runner, Path(folder) / str(number), warm_up + sweeps))
             variants.append(variant)
             variant.try_to(variant.become_ready)
@@ -191,11 +221,11 @@ def measure(
 
 
 class _Lost(Exception):
-    """A runner that cannot go on; the message says why."""
+    """A runner cannot go on; the message says why."""
 
 
 class _Variant:
-    """A runner's process, as the parent sees it. It is reaped last of all, so that its id stays its own until then."""
+    """A runner's process, as the parent sees it. It is reaped last of all, so that its id is not used again before."""
 
     def __init__(self, runner: Runner, folder: Path, rounds: int) -> None:
         self.runner = runner
@@ -211,10 +241,10 @@ class _Variant:
         self._known: set[tuple[int, str]] = set()
 
     def try_to(self, act: Callable[[], None]) -> None:
-        """Do it, or note why it went wrong and end the runner."""
+        """Do something; if it fails, note why and end the runner."""
         try:
             act()
-        except (_Lost, OSError) as error:  # OSError: the runner closed the socket under our hands
+        except (_Lost, OSError) as error:  # OSError: the runner has closed the socket
             self.error = self._last_words() or f"{error}"
             self.end()
 
@@ -251,7 +281,7 @@ class _Variant:
         self._receive(patience)
         with np.load(self._folder / "weights.npz") as file:
             self._weights = dict(file)
-        self._ended(20)  # it may take leave of its own workers
+        self._ended(20)  # it may need time to end its own workers
 
     def measured(self, warm_up: int) -> Measured:
         if self.error is not None:
@@ -259,7 +289,7 @@ class _Variant:
         return Measured(self.runner.name, tuple(self.rounds[warm_up:]), self._weights)
 
     def end(self) -> None:
-        """No process of this runner is left after this."""
+        """End all processes of this runner."""
         if self._process is not None:
             self._signal(signal.SIGTERM)
             self._ended(5)
@@ -278,7 +308,7 @@ class _Variant:
         return self._process.pid
 
     def _signal(self, number: int) -> bool:
-        """To the runner's group, and to those that left it; whether anyone was there."""
+        """Send a signal to the runner's group, and to processes that left the group; return whether there were any."""
         self._remember()
         left = [pid for pid, born in self._known if _stat(pid)[-1:] == (born,)]
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -289,15 +319,15 @@ class _Variant:
         return bool(left)
 
     def _remember(self) -> None:
-        """Who belongs to the runner now: its descendants, and whoever has its socket in the environment, since after the end
-        of a parent nobody can tell whose child one was."""
+        """Record the runner's processes: its descendants, and all processes with its socket in their environment, since
+        after a parent's end its children cannot be found."""
         mark = f"{ADDRESS}={self._folder / 'socket'}".encode()
         for pid in {*family(self._pid), *(pid for pid in _pids() if mark in _environment(pid))}:
             if stat := _stat(pid):
                 self._known.add((pid, stat[-1]))
 
     def _ended(self, within: float = 0.0) -> bool:
-        """Whether it ended in so many seconds; it is not reaped."""
+        """Return whether the process ended within this many seconds. It is not reaped."""
         until = time.monotonic() + within
         while os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             if time.monotonic() >= until:
@@ -323,14 +353,14 @@ class _Variant:
 
     def _wait_for(self, readable: socket.socket, patience: float) -> None:
         until = time.monotonic() + patience
-        while not select.select([readable], [], [], 0.2)[0]:  # its workers may hold the socket open after its end
+        while not select.select([readable], [], [], 0.2)[0]:  # its workers may keep the socket open after its end
             if self._ended() and not select.select([readable], [], [], 0)[0]:
                 raise _Lost("it ended without a word")
             if time.monotonic() > until:
                 raise _Lost(f"no answer in {patience:.0f} s")
 
     def _last_words(self) -> str:
-        """What it said when it ended by itself: the last line that names an error, or the last line at all."""
+        """Return the last line of its output that names an error, or else the last line."""
         if self._process is None or not self._ended(2):
             return ""
         said = (self._folder / "log").read_text(errors="replace").splitlines()
@@ -341,7 +371,7 @@ class _Variant:
 
 @contextlib.contextmanager
 def _started(runner: Runner, folder: Path, rounds: int) -> Generator[_Variant, None, None]:
-    """A runner to be, in a process group of its own; ended on the way out, whichever way that is."""
+    """Start a runner in a process group of its own, and end it in any case."""
     variant = _Variant(runner, folder, rounds)
     try:
         yield variant
@@ -353,31 +383,32 @@ def _started(runner: Runner, folder: Path, rounds: int) -> Generator[_Variant, N
 
 
 def family(pid: int) -> list[int]:
-    """A process and all its descendants that live."""
+    """Return a process and all its living descendants."""
     children: dict[int, list[int]] = {}
     for member in _pids():
         if stat := _stat(member):
             children.setdefault(int(stat[1]), []).append(member)
     found = [pid]
-    for member in found:  # grows on the way
+    for member in found:  # the list grows meanwhile
         found += children.get(member, [])
     return found
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system seconds so far of a process, of its descendants that live, and of those that were waited for."""
+    """Return user and system seconds so far of a process, of its living descendants, and of those that were waited for."""
     total = 0.0
     for member in family(pid):
         with contextlib.suppress(OSError, IndexError):
             waited_for = sum(map(int, _stat(member)[13:15])) / TICKS
             total += (
                 time.clock_gettime(~member << 3 | 2) + waited_for
-            )  # its CPU clock, as clock_getcpuclockid(3) names it
+            )  # the number of its CPU clock, as in clock_getcpuclockid(3)
     return total
 
 
 def memory(pid: int) -> tuple[int, int | None]:
-    """(RSS, PSS) of a process and its descendants, bytes. PSS counts a page that n processes share as 1/n in each."""
+    """Return (RSS, PSS) of a process and its descendants in bytes. PSS counts a page that n processes share as 1/n in
+    each."""
     totals = {"Rss": 0, "Pss": 0}
     complete = True
     for member in family(pid):
@@ -399,7 +430,7 @@ def _pids() -> list[int]:
 
 
 def _environment(pid: int) -> list[bytes]:
-    """As it was when the process began; empty where it may not be read."""
+    """Return a process's environment at its start; empty if it may not be read."""
     try:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -407,7 +438,8 @@ def _environment(pid: int) -> list[bytes]:
 
 
 def _stat(pid: int) -> tuple[str, ...]:
-    """State, parent, … up to the start time, of /proc/PID/stat; empty where there is no such process, or a dead one."""
+    """Return the fields of /proc/PID/stat from the state to the start time; empty if the process does not exist or is
+    dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:20]
     except OSError:

@@ -39,8 +39,15 @@ Numbers = NDArray[Any]
 class Draw:
     """One comparison.
 
-    name: of the function.  outputs: scores with the classes last, chances, or numbers, float64.  targets: as the function takes
-    them.  weights: whole, one an example.  k: of the top k.  fault: what is wrong with it.
+    Attributes:
+        name: The function.
+        outputs: Scores with the classes last, probabilities, or numbers, float64.
+        targets: Targets as the function takes them.
+        weights: Integer weights, one for each example.
+        k: The k of top k.
+        fault: What is wrong with it.
+        dtype: The dtype of the outputs.
+        batches: Where the batches begin and end.
     """
 
     name: str
@@ -54,7 +61,7 @@ class Draw:
 
 
 def drawn(seed: int) -> Draw:
-    """The draw of a seed."""
+    """Return the draw of a seed."""
     rng = np.random.default_rng(seed)
     name = str(rng.choice([*CLASSES, *TWO, *NUMBERS]))
     rows, steps = int(rng.integers(2, 30)), tuple(rng.integers(1, 5, int(rng.integers(0, 3))).tolist())
@@ -62,7 +69,7 @@ def drawn(seed: int) -> Draw:
         steps = (int(rng.integers(1, 5)),)
     classes = int(rng.integers(2, 8))
     if name in CLASSES and "along" not in name and len(steps) > 0 and steps[0] == classes:
-        classes += 5  # else it is refused, and rightly: the classes may be on either axis
+        classes += 5  # otherwise it is rightly refused: the classes could be on either axis
     dtype = [torch.float32, torch.float64][int(rng.integers(2))]
     if name in CLASSES:
         outputs = rng.normal(size=(rows, *steps, classes)) * 3
@@ -81,7 +88,7 @@ def drawn(seed: int) -> Draw:
 
 
 def function_of(draw: Draw) -> Callable[[Any, Any], Any]:
-    """What of sumus is tried."""
+    """Return sumus's function for a draw."""
     return {
         "accuracy": metrics.accuracy,
         "accuracy along 1": metrics.accuracy_along(1),
@@ -99,7 +106,7 @@ def function_of(draw: Draw) -> Callable[[Any, Any], Any]:
 
 
 def measured(draw: Draw, outputs: torch.Tensor, targets: torch.Tensor) -> float:
-    """What sumus says: sums and counts of batches, added up, each example as often as it weighs."""
+    """Return sumus's result: sums and counts of the batches, added up, with each example repeated by its weight."""
     function, total, count = function_of(draw), 0.0, 0
     for begin, end in zip(draw.batches, draw.batches[1:], strict=False):
         value = function(outputs[begin:end], targets[begin:end])
@@ -111,7 +118,7 @@ def measured(draw: Draw, outputs: torch.Tensor, targets: torch.Tensor) -> float:
 
 
 def wanted(draw: Draw) -> dict[str, float]:
-    """What others say of the same, by who says it."""
+    """Return the results of the references, by their names."""
     outputs, targets = _rounded(draw), draw.targets
     spread = np.broadcast_to(draw.weights.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
     if draw.name in CLASSES:
@@ -174,7 +181,8 @@ def _of_classes(draw: Draw, outputs: Numbers, spread: Numbers) -> dict[str, floa
 def _torchmetrics(
     name: str, outputs: torch.Tensor, targets: Numbers, weights: Numbers, **more: Any
 ) -> dict[str, float]:
-    """What torchmetrics says of examples that are there as often as they weigh; nothing where it is not installed."""
+    """Return torchmetrics's result on examples that are repeated by their weights; empty if torchmetrics is not
+    installed."""
     if importlib.util.find_spec("torchmetrics") is None:
         return {}
     functional: Any = importlib.import_module("torchmetrics.functional")
@@ -186,23 +194,23 @@ def _torchmetrics(
 
 
 def _rounded(draw: Draw) -> Numbers:
-    """The outputs as their dtype holds them, in float64."""
+    """Return the outputs rounded to their dtype, in float64."""
     return torch.from_numpy(draw.outputs).to(draw.dtype).double().numpy()
 
 
 def tensors(draw: Draw, seed: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The draw as sumus gets it, with its fault; None where that fault is impossible here."""
+    """Return the draw as sumus gets it, with its fault; None if the fault is impossible for it."""
     rng = np.random.default_rng(seed + 2**32)
     outputs, targets = torch.from_numpy(draw.outputs).to(draw.dtype), torch.from_numpy(draw.targets)
     if draw.name in NUMBERS and draw.fault == "none" and rng.random() < 0.5:
-        outputs = outputs[:, None]  # an axis of one is none
+        outputs = outputs[:, None]  # an axis of length one is none
     targets = targets.to(draw.dtype) if draw.name in TWO else targets
     last = draw.name in CLASSES
     if draw.fault == "axes":
         if targets.dim() < 2 or targets.shape[1] == 1:
             return None
         doubled = torch.cat([targets, targets], 1)
-        swapped = doubled.movedim(1, -1)  # as many elements as twice, in another order
+        swapped = doubled.movedim(1, -1)  # twice as many elements, in another order
         targets = swapped if targets.dim() > 2 and swapped.shape != targets.shape else doubled
     if draw.fault == "one column":
         if not last:
@@ -210,7 +218,7 @@ def tensors(draw: Draw, seed: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         outputs = outputs[..., :1]
     if draw.fault == "no class":
         if draw.name in NUMBERS or (not last and "entropy" in draw.name):
-            return None  # numbers are of any size; what the losses of two classes are given is checked before them
+            return None  # numbers may be of any size; the inputs of losses of two classes are checked earlier
         targets = targets.clone()
         targets[(0,) * targets.dim()] = outputs.shape[-1] if last else -1
         if last and "entropy" in draw.name:
@@ -224,7 +232,11 @@ def tensors(draw: Draw, seed: int) -> tuple[torch.Tensor, torch.Tensor] | None:
 
 
 def compared(seed: int) -> str:
-    """Try one draw: "equal", "refused", "nan" or "no draw"; AssertionError where sumus says something else than others."""
+    """Try one draw, and return "equal", "refused", "nan" or "no draw".
+
+    Raises:
+        AssertionError: sumus's result differs from the references.
+    """
     draw = drawn(seed)
     given = tensors(draw, seed)
     if given is None:
@@ -247,7 +259,7 @@ def compared(seed: int) -> str:
 
 
 def main() -> int:
-    """Compare; 1 where a figure is another one."""
+    """Compare all draws. The exit status is 1 if a figure differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--draws", type=int, default=10_000)
     parser.add_argument("--seed", type=int, help="one draw alone")

@@ -31,7 +31,7 @@ from sumus.update.clip import global_norm
 
 CLASSES, EXAMPLES = 7, 10**6
 TIMES = 100
-"""How many clips long the attacker's update is if nobody checks its length."""
+"""How many clip norms long the attacker's update is if nobody checks its length."""
 HONEST, MISSING = "none: all seven are honest", "none: the person is missing"
 CONTROL = f"control: nobody checks the clip, and the update is {TIMES} times as long"
 
@@ -42,8 +42,11 @@ Direction = Callable[[Tree, Sequence[Tree]], Tree]
 class OneAttacker(sumus.Population):
     """A population in which one person sends an update in a direction of its choice, and all others clip theirs.
 
-    attacker: the person's id.  direction: of its update.
-    clip: the longest L2 norm of an honest update, in parameters.  length: the L2 norm of the attacker's update.
+    Attributes:
+        attacker: The person's id.
+        direction: The direction of its update.
+        clip: The longest L2 norm of an honest update, in parameters.
+        length: The L2 norm of the attacker's update.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class OneAttacker(sumus.Population):
         return f"{super().described}, one of which attacks"
 
     def sent(self, results: Iterator[Trained]) -> Iterator[Trained]:
-        """The honest reports first, then the attacker's, which depends on them."""
+        """Yield the honest reports first, then the attacker's, which depends on them."""
         others: list[Tree] = []
         mine: Trained | None = None
         for trained in results:
@@ -79,7 +82,7 @@ def _with_params(trained: Trained, params: Tree) -> Trained:
 
 
 def _of_length(tree: Tree, length: float) -> Tree:
-    """The same direction with another L2 norm."""
+    """Return the same direction with another L2 norm."""
     factor = length / global_norm(tree)
     return {name: (leaf * factor).astype(leaf.dtype) for name, leaf in tree.items()}
 
@@ -93,23 +96,23 @@ def _sign_flip(mine: Tree, others: Sequence[Tree]) -> Tree:
 
 
 def _against_the_others(mine: Tree, others: Sequence[Tree]) -> Tree:
-    """Against the sum of the honest updates. [Xie et al. 2019, arXiv:1903.03936, inner product manipulation]"""
+    """Go against the sum of the honest updates. [Xie et al. 2019, arXiv:1903.03936, inner product manipulation]"""
     return {name: -np.sum([one[name] for one in others], axis=0) for name in mine}
 
 
 def _all_alike(sign: float) -> Direction:
-    """Every number the same. A server subtracts what it is sent, so that a negative update moves the model up."""
+    """Make all numbers equal. A server subtracts the update, so a negative update moves the model up."""
     return lambda mine, others: {name: np.full_like(leaf, sign) for name, leaf in mine.items()}
 
 
 def _random_direction(mine: Tree, others: Sequence[Tree]) -> Tree:
-    """The same random direction in every round: directions that change would cancel."""
+    """Use the same random direction in every round: directions that change would cancel."""
     rng = np.random.default_rng(1)
     return {name: rng.standard_normal(mine[name].shape).astype(mine[name].dtype) for name in sorted(mine)}
 
 
 def _one_class(mine: Tree, others: Sequence[Tree]) -> Tree:
-    """All of the length in one number: the bias of the first class, upwards."""
+    """Put all of the length into one number: the bias of the first class, upwards."""
     direction = {name: np.zeros_like(leaf) for name, leaf in mine.items()}
     direction["head.bias"][0] = -1
     return direction
@@ -128,7 +131,8 @@ DIRECTIONS: Mapping[str, Direction] = {
 
 
 def experiment(attack: str, seed: int, rounds: int = health.ROUNDS) -> sumus.Experiment:
-    """The demo in the simulator with an attack by its name, HONEST or MISSING; person seed + 1 of the seven is the attacker."""
+    """Return the demo in the simulator with an attack by its name, HONEST or MISSING; person seed + 1 of the seven is
+    the attacker."""
     demo = dataclasses.replace(health.experiment(), seed=seed, rounds=rounds)
     demo = dataclasses.replace(demo, evaluate=dataclasses.replace(demo.evaluate, every=rounds))
     people, plan = sumus.Population(demo.population, demo.population.__getitem__), demo.plan
@@ -154,7 +158,7 @@ def experiment(attack: str, seed: int, rounds: int = health.ROUNDS) -> sumus.Exp
 
 
 def one_run(job: tuple[str, int, int]) -> float:
-    """(attack, seed, rounds) → the accuracy of the last model on the people who never train."""
+    """Run (attack, seed, rounds), and return the accuracy of the last model on the people who never train."""
     attack, seed, rounds = job
     accuracy = sumus.run(
         experiment(attack, seed, rounds), compute=sumus.Compute(workers=1), out=sumus.Output(progress=False)
@@ -164,13 +168,13 @@ def one_run(job: tuple[str, int, int]) -> float:
 
 
 def points(with_attacker: Sequence[float], without: Sequence[float]) -> str:
-    """The mean and the worst difference of accuracy over seeds, in points of a hundred."""
+    """Return the mean and the worst difference of accuracy over seeds, in percentage points."""
     differences = [100 * (a - b) for a, b in zip(with_attacker, without, strict=True)]
     return f"{statistics.mean(differences):+.1f} (worst {min(differences):+.1f})"
 
 
 def rows(figures: Mapping[str, Sequence[float]]) -> list[list[str]]:
-    """A row an attack: its accuracy, and the differences from both honest runs."""
+    """Return a row for each attack: its accuracy, and the differences from both honest runs."""
     return [
         [
             attack,

@@ -17,7 +17,7 @@ from sumus.demos import digits, health, keyboard
 
 
 def recipe(what: str, demo: Callable[[], sumus.Experiment], metric: str = "accuracy") -> learning.Recipe:
-    """A demo with other seeds."""
+    """Return the recipe of a demo with other seeds."""
 
     def experiment(seed: int, rounds: int) -> sumus.Experiment:
         return dataclasses.replace(demo(), seed=seed, rounds=rounds)

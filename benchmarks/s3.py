@@ -36,7 +36,7 @@ from sumus.storage.blobs import Blobs, open_blobs
 SWIFT = Environment("swift", ("swift==2.38.3",), False, ("swift",))
 BUCKET = "models"
 SIZES = (0, 1, 4096, 2**20, 6 * 2**20)
-"""Bytes; S3 clients send more than 5 MiB in parts where they may."""
+"""Bytes. S3 clients may send more than 5 MiB in parts."""
 _COMMON = """
 [DEFAULT]
 bind_ip = 127.0.0.1
@@ -91,7 +91,7 @@ default = yes
 
 
 class Swift:
-    """One node of it below a folder: four processes."""
+    """One node of Swift in a folder: four processes."""
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self._folder, self._programs = folder, programs
@@ -112,7 +112,7 @@ class Swift:
         return f"http://127.0.0.1:{self._ports['proxy']}"
 
     def start(self) -> None:
-        """What does not run; returns when it listens."""
+        """Start the processes that do not run; return when they listen."""
         for kind, port in self._ports.items():
             if kind not in self._running:
                 with open(self._folder / f"{kind}.log", "ab") as log:
@@ -121,21 +121,21 @@ class Swift:
                 _listens(port, self._running[kind])
 
     def kill(self, kind: str) -> None:
-        """With SIGKILL, it and what it started."""
+        """Kill a process and its children with SIGKILL."""
         process = self._running.pop(kind)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def stop(self) -> None:
-        """All of it."""
+        """Stop all processes."""
         for kind in list(self._running):
             self.kill(kind)
 
     def _ring(self, kind: str, *arguments: str) -> None:
         program = [str(self._programs / "swift-ring-builder"), str(self._folder / f"{kind}.builder"), *arguments]
         done = subprocess.run(program, capture_output=True, text=True, check=False)
-        if done.returncode > 1:  # 1 warns
+        if done.returncode > 1:  # status 1 is a warning
             raise RuntimeError(f"swift-ring-builder: {done.stdout}{done.stderr}")
 
 
@@ -159,7 +159,7 @@ def _listens(port: int, process: subprocess.Popen[bytes]) -> None:
 
 
 def make_bucket(swift: Swift) -> None:
-    """Over S3, with a signed address; clients of stores do not make any."""
+    """Make the bucket over S3, with a signed address; clients of object stores cannot make one."""
     store = S3Store(BUCKET, endpoint=swift.url, client_options={"allow_http": True})
     request = urllib.request.Request(sign(store, "PUT", "", timedelta(minutes=1)), method="PUT")
     with urllib.request.urlopen(request) as answer:
@@ -167,7 +167,7 @@ def make_bucket(swift: Swift) -> None:
 
 
 def contract(rng: random.Random) -> None:
-    """What the suite asks of blobs, of a server that is no twin."""
+    """Check on a real server what the test suite checks of blobs."""
     blobs, other = open_blobs(f"s3://{BUCKET}/contract"), open_blobs(f"s3://{BUCKET}/other/place/")
     names = {blobs.put(body): body for body in map(rng.randbytes, SIZES)}
     assert {blobs.put(memoryview(body)) for body in names.values()} == set(names), "putting again gives the same names"
@@ -184,7 +184,11 @@ def contract(rng: random.Random) -> None:
 
 
 def _is_there(blobs: Blobs, name: str) -> bool:
-    """Whether it is got, whole. ExperimentError where it is damaged, or the server does not answer."""
+    """Return whether a blob can be read, whole.
+
+    Raises:
+        ExperimentError: The blob is damaged, or the server does not answer.
+    """
     try:
         blobs.get(name)
     except ExperimentError as error:
@@ -196,7 +200,12 @@ def _is_there(blobs: Blobs, name: str) -> bool:
 
 @dataclass
 class Puts:
-    """What a few threads put. told: names of blobs that are there.  failed: bodies of puts that were not told so."""
+    """What a few threads have put.
+
+    Attributes:
+        told: The names of blobs whose put was confirmed.
+        failed: The bodies of puts that were not confirmed.
+    """
 
     told: set[str] = field(default_factory=set)
     failed: list[bytes] = field(default_factory=list)
@@ -204,7 +213,7 @@ class Puts:
 
 @contextlib.contextmanager
 def putting(blobs: Blobs, seed: int, threads: int) -> Iterator[Puts]:
-    """Threads that put one blob after the other, until the block ends."""
+    """Let threads put one blob after the other, until the block ends."""
     puts, over = Puts(), threading.Event()
 
     def put(thread: int) -> None:
@@ -228,7 +237,7 @@ def putting(blobs: Blobs, seed: int, threads: int) -> Iterator[Puts]:
 
 
 def kills(swift: Swift, count: int, seed: int) -> tuple[Puts, int, int]:
-    """What was put while servers were killed; of what was told to be there, how many blobs are lost, and how many damaged."""
+    """Kill servers during puts; return what was put, and how many confirmed blobs are lost and how many are damaged."""
     rng, blobs = random.Random(seed), open_blobs(f"s3://{BUCKET}/kills")
     with putting(blobs, seed, threads=3) as puts:
         for number in range(count):
@@ -250,7 +259,7 @@ def kills(swift: Swift, count: int, seed: int) -> tuple[Puts, int, int]:
 
 
 def speed(rng: random.Random) -> tuple[float, float]:
-    """Megabytes a second of blobs of 4 MiB: put, got."""
+    """Return megabytes a second for blobs of 4 MiB: put, and read."""
     blobs, bodies = open_blobs(f"s3://{BUCKET}/speed"), [rng.randbytes(4 * 2**20) for _ in range(10)]
     began = time.perf_counter()
     names = [blobs.put(body) for body in bodies]
@@ -262,7 +271,7 @@ def speed(rng: random.Random) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Start it, ask, kill, count."""
+    """Start the server, check it, kill it, and count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="of server processes (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="when and what (default 0)")

@@ -63,8 +63,16 @@ HEADER = [
 
 @dataclass(frozen=True)
 class Scale:
-    """How long it is measured. seconds: a measurement.  turns: of each.  soak: uploads of the memory test.
-    slow: connections that stay open.  rounds: of 8 devices.  database: None for SQLite."""
+    """The length of the measurements.
+
+    Attributes:
+        seconds: Seconds of a measurement.
+        turns: Turns of each measurement.
+        soak: Uploads of the memory test.
+        slow: Connections that stay open.
+        rounds: Rounds of 8 devices.
+        database: A PostgreSQL's URL; None for SQLite.
+    """
 
     seconds: float = 5.0
     turns: int = 3
@@ -74,20 +82,26 @@ class Scale:
     database: str | None = None
 
     def enough(self, rate: float) -> int:
-        """Requests that a turn cannot use up at so many a second."""
+        """Return more requests than a turn can use up at this rate."""
         return max(8, round(rate * self.seconds))
 
 
 @dataclass
 class Compared:
-    """Turns of a measurement, and of its bound. cpu: of the server, seconds a request."""
+    """The turns of a measurement, and of its bound.
+
+    Attributes:
+        ours: The turns of our server.
+        bound: The turns of the bound.
+        cpu: The server's CPU seconds for one request.
+    """
 
     ours: list[Load] = field(default_factory=list[Load])
     bound: list[Load] = field(default_factory=list[Load])
     cpu: list[float] = field(default_factory=list[float])
 
     def row(self, what: str, gate: str, unit: Callable[[Load], float], shown: str) -> list[str]:
-        """Of the table. unit: what of a load is the figure."""
+        """Return a row of the table. unit: takes the figure from a load."""
         ours = statistics.median(map(unit, self.ours))
         bound = statistics.median(map(unit, self.bound)) if self.bound else None
         within = [statistics.median(load.percentile(q) for load in self.ours) * 1e3 for q in (50, 99)]
@@ -103,7 +117,13 @@ class Compared:
 
 
 class Bench:
-    """What measurements share. load: the generator's process.  bare: the bound's.  notes: what went wrong, or should be known."""
+    """What measurements share.
+
+    Attributes:
+        load: The generator's process.
+        bare: The bound's process.
+        notes: What went wrong, or should be known.
+    """
 
     def __init__(self, scale: Scale, load: generator.Generator, bare: Process, folder: Path) -> None:
         self.scale, self.load, self.bare, self._folder = scale, load, bare, folder
@@ -111,7 +131,7 @@ class Bench:
         self._served = 0
 
     def job(self, sizes: Sequence[int], devices: int, cohort: int = 0) -> Job:
-        """A server with a folder of its own."""
+        """Return the job of a server with a folder of its own."""
         self._served += 1
         return Job(str(self._folder / str(self._served)), self._database(), tuple(sizes), cohort, devices)
 
@@ -126,7 +146,7 @@ class Bench:
         return url.set(database=name).render_as_string(hide_password=False)
 
     def do(self, what: str, function: Callable[..., Load], *arguments: object) -> Load:
-        """Let the generator work, and see that it was answered as it should be."""
+        """Let the generator work, and check that it got the right answers."""
         load = self.load.begin(function, *arguments).result()
         wrong = {status: count for status, count in load.answers.items() if status not in (200, 304)}
         if wrong:
@@ -136,7 +156,7 @@ class Bench:
     def measured(
         self, server: Process, what: str, into: Compared, function: Callable[..., Load], *asked: object
     ) -> Load:
-        """One turn on the server."""
+        """Measure one turn on the server."""
         used = server.cpu
         load = self.do(what, function, server.port, *asked)
         into.ours.append(load)
@@ -145,12 +165,12 @@ class Bench:
 
 
 def fingerprints(job: Job) -> tuple[str, ...]:
-    """Of its tasks."""
+    """Return the fingerprints of its tasks."""
     return tuple(bundle(size, job).plan.description.fingerprint for size in job.sizes)
 
 
 def _alone(what: str, gate: str, figure: str) -> list[str]:
-    """A row without a bound."""
+    """Return a row without a bound."""
     return [what, gate, figure, *[""] * (len(HEADER) - 3)]
 
 
@@ -158,7 +178,7 @@ def _alone(what: str, gate: str, figure: str) -> list[str]:
 
 
 def check_ins(bench: Bench) -> list[list[str]]:
-    """Check-ins that are answered with work, of devices heard of and not heard of; and those that are sent away."""
+    """Measure check-ins that are answered with work, of known and unknown devices, and check-ins that get no work."""
     scale, known, fresh, later = bench.scale, Compared(), Compared(), Compared()
     some = scale.enough(6000)
     job = bench.job([1024], some * scale.turns)
@@ -190,7 +210,7 @@ def check_ins(bench: Bench) -> list[list[str]]:
 
 
 def uploads(bench: Bench) -> list[list[str]]:
-    """Reports, acknowledged once they are committed."""
+    """Measure reports, which are acknowledged once they are committed."""
     return [
         _uploads(bench, SMALL, 1500, "≥ 500/s, 99 % < 250 ms"),
         _uploads(bench, LARGE, 200, "≥ 40/s, 99 % < 2 s"),
@@ -213,7 +233,7 @@ def _uploads(bench: Bench, size: int, most: float, gate: str) -> list[str]:
 
 
 def committer(job: Job, updates: int) -> float:
-    """Updates a second that the deciding thread counts, with nothing between it and who brings them."""
+    """Return how many updates a second the deciding thread counts, if nothing lies between it and the senders."""
 
     async def count() -> float:
         server = service.server
@@ -244,7 +264,7 @@ def committer(job: Job, updates: int) -> float:
 
 
 def committer_alone(bench: Bench) -> list[list[str]]:
-    """The committer without HTTP."""
+    """Measure the committer without HTTP."""
     found = [
         bench.load.begin(committer, bench.job([LARGE], bench.scale.enough(100) + 1), bench.scale.enough(100)).result()
         for _ in range(bench.scale.turns)
@@ -254,7 +274,7 @@ def committer_alone(bench: Bench) -> list[list[str]]:
 
 
 def round_latency(bench: Bench) -> list[list[str]]:
-    """From eight reports to eight devices with the next model."""
+    """Measure the time from eight reports to eight devices with the next model."""
     job = bench.job([LARGE], 8, cohort=8)
     with process(job) as server:
         took = bench.load.begin(
@@ -265,7 +285,7 @@ def round_latency(bench: Bench) -> list[list[str]]:
 
 
 def downloads(bench: Bench) -> list[list[str]]:
-    """A model, and whether it is still the same."""
+    """Measure downloads of a model, and requests whether it has changed."""
     scale, whole, same = bench.scale, Compared(), Compared()
     job = bench.job([LARGE], 2)
     with process(job) as server:
@@ -282,7 +302,7 @@ def downloads(bench: Bench) -> list[list[str]]:
 
 
 def memory(bench: Bench) -> list[list[str]]:
-    """Resident memory while many reports of three sizes come, and while slow connections stay open."""
+    """Measure resident memory while many reports of three sizes come, and while slow connections stay open."""
     scale, sizes = bench.scale, [SMALL // 4, SMALL // 2, SMALL]
     job = bench.job(sizes, scale.soak + 3 * scale.slow)
     with process(job) as server:
@@ -321,7 +341,7 @@ def memory(bench: Bench) -> list[list[str]]:
 
 
 def recovery(bench: Bench) -> list[list[str]]:
-    """From a kill in mid-round to the next answer."""
+    """Measure the time from a kill in mid-round to the next answer."""
     ready, first = list[float](), list[float]()
     for _ in range(bench.scale.turns):
         job = bench.job([LARGE], 32, cohort=32)
@@ -349,7 +369,7 @@ def _is_ready(port: int) -> bool:
 
 
 def machine(bench: Bench) -> list[list[str]]:
-    """What a request is made of, on this machine, beside what it took on the one that the gates were set on."""
+    """Measure the parts of a request on this machine, beside their times on the machine that the gates were set on."""
     body, twice = os.urandom(4 * MIB), os.urandom(8 * MIB)
     values, total = np.random.default_rng(0).normal(size=LARGE).astype(np.float32), np.zeros(LARGE)
     key, seal = Ed25519PrivateKey.generate(), AESGCM(os.urandom(32))
@@ -373,7 +393,7 @@ def machine(bench: Bench) -> list[list[str]]:
 
 
 def rows_of_devices(bench: Bench) -> list[list[str]]:
-    """What the database holds of each device that has taken part once."""
+    """Measure what the database holds of each device that has taken part once."""
     many = bench.scale.enough(4000)
     job = bench.job([1], 2)
     Path(job.data).mkdir()
@@ -395,7 +415,7 @@ def rows_of_devices(bench: Bench) -> list[list[str]]:
 
 
 def _size(job: Job) -> int:
-    """Bytes of the database."""
+    """Return the bytes of the database."""
     if job.database is None:
         return sum(path.stat().st_size for path in Path(job.data).glob("sumus.db*"))
     engine = create_engine(job.database)
@@ -410,7 +430,7 @@ PARTS = (machine, check_ins, uploads, committer_alone, round_latency, downloads,
 
 @contextmanager
 def benching(scale: Scale) -> Generator[Bench, None, None]:
-    """Everything that measurements need, for the length of a block."""
+    """Provide everything that measurements need, for a block."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-load-")))
         load = stack.enter_context(generator.Generator())
@@ -419,7 +439,7 @@ def benching(scale: Scale) -> Generator[Bench, None, None]:
 
 
 def main() -> None:
-    """Run, print, and perhaps write."""
+    """Run and print; with --write also write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0, help="a measurement")
     parser.add_argument("--turns", type=int, default=3)

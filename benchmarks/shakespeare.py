@@ -21,7 +21,7 @@ VOCABULARY = 65
 
 
 class CharacterNet(nn.Module):
-    """Embedding of 8, LSTM of 160, one linear layer: 120 thousand parameters. (B, 80) → (B, 80, 65)."""
+    """An embedding of 8, an LSTM of 160, and a linear layer: 120 thousand parameters. (B, 80) → (B, 80, 65)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class CharacterNet(nn.Module):
         self.head = nn.Linear(160, VOCABULARY)
 
     def forward(self, characters: torch.Tensor) -> torch.Tensor:
-        """Scores of the next character at each place."""
+        """Return the scores of the next character at each position."""
         return self.head(self.lstm(self.embedding(characters))[0])
 
 
@@ -40,7 +40,7 @@ SERVER = optimizers.averaged(optimizers.adam(0.02, bias_correction=True), 0.9)
 
 @cache
 def roles() -> tuple[sumus.Population, sumus.Population]:
-    """Rows of 80 characters and what follows each: (first four fifths by role, last fifth by role)."""
+    """Return rows of 80 characters and what follows each: the first four fifths by role, and the last fifth by role."""
     first, last = data.shakespeare(ROW, at_least=1000)
     return (
         sumus.Population(list(first), first.__getitem__),
@@ -51,7 +51,7 @@ def roles() -> tuple[sumus.Population, sumus.Population]:
 
 
 def recipe(what: str, rounds: int, algorithm: sumus.Algorithm) -> learning.Recipe:
-    """An algorithm on this task."""
+    """Return the recipe of an algorithm on this task."""
 
     def experiment(seed: int, rounds: int) -> sumus.Experiment:
         task = sumus.Task(

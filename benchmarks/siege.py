@@ -37,9 +37,10 @@ MODEL = 2**20
 CHECK_INS, UPLOADS = 60, 20
 """Honest requests a second."""
 CUT, SILENT, HONEST = 1, 101, 1101
-"""The first device whose uploads are cut, the first of those that say nothing, and the first honest one; 0 fetches a model."""
+"""The first device whose uploads are cut, the first of those that fall silent, and the first honest one; device 0
+fetches a model."""
 BACK_S = 10.0
-"""Seconds that memory has to come back."""
+"""Seconds for the memory to go back."""
 HEADER = [
     "flood",
     "check-ins, 99 %: ours, bare",
@@ -53,7 +54,14 @@ HEADER = [
 
 @dataclass(frozen=True)
 class Scale:
-    """How long each is measured. seconds: a turn.  turns: of each flood.  part: of each flood's numbers.  back_s: see BACK_S."""
+    """The length of the measurements.
+
+    Attributes:
+        seconds: Seconds of a turn.
+        turns: Turns of each flood.
+        part: The share of each flood's numbers.
+        back_s: See BACK_S.
+    """
 
     seconds: float = 8.0
     turns: int = 3
@@ -61,23 +69,29 @@ class Scale:
     back_s: float = BACK_S
 
     def many(self, number: int) -> int:
-        """So many, at this scale."""
+        """Return this number at this scale."""
         return max(1, round(number * self.part))
 
     @property
     def honest_s(self) -> float:
-        """Seconds of a turn for which honest devices ask: the flood is there before and after."""
+        """The seconds of a turn in which honest devices send requests: the flood begins before and ends after."""
         return self.seconds * 3 / 4
 
     def honest(self, rate: float) -> int:
-        """Their requests in a turn."""
+        """Return the number of their requests in a turn."""
         return max(1, round(rate * self.honest_s))
 
 
 @dataclass
 class Besieged:
-    """A server in a siege. fingerprints: of its tasks, none of a bare one.  model: the hash of a large object.
-    devices: the next honest one, since each takes part once."""
+    """A server in a siege.
+
+    Attributes:
+        server: The server's process.
+        fingerprints: The fingerprints of its tasks; none for a bare one.
+        model: The hash of a large object.
+        devices: The number of the next honest device, since each takes part once.
+    """
 
     server: Process
     fingerprints: tuple[str, ...]
@@ -87,27 +101,27 @@ class Besieged:
 
 @dataclass
 class Measured:
-    """Turns of one flood on one server."""
+    """The turns of one flood on one server."""
 
     check_ins: list[Load] = field(default_factory=list[Load])
     uploads: list[Load] = field(default_factory=list[Load])
     memory: list[tuple[int, int, int]] = field(default_factory=list[tuple[int, int, int]])
 
     def refused(self) -> int:
-        """Honest requests that were not answered as they should be."""
+        """Return the number of honest requests that did not get the right answer."""
         loads = [*self.check_ins, *self.uploads]
         return sum(count for load in loads for status, count in load.answers.items() if status != 200)
 
 
 @dataclass(frozen=True)
 class Flood:
-    """A function of `floods`, and what it is called with besides a port."""
+    """A function of `floods`, and its arguments besides a port."""
 
     function: Callable[..., int]
     arguments: Callable[[Besieged, Scale], tuple[object, ...]]
 
     def begin(self, siege: Besieged, scale: Scale, attackers: Generator) -> "Future[int]":
-        """Let it go on in the attackers' process."""
+        """Start it in the attackers' process."""
         return attackers.begin(self.function, siege.server.port, *self.arguments(siege, scale))
 
 
@@ -133,13 +147,13 @@ FLOODS = {
 
 
 class Siege:
-    """Plays floods. load, attackers: processes."""
+    """Plays floods. load, attackers: the processes."""
 
     def __init__(self, scale: Scale, load: Generator, attackers: Generator) -> None:
         self.scale, self._load, self._attackers = scale, load, attackers
 
     def turn(self, flood: Flood, siege: Besieged, into: Measured) -> None:
-        """One flood against one server, with honest devices."""
+        """Play one flood against one server, with honest devices."""
         check_ins, uploads = self._requests(siege)
         before = most = siege.server.rss
         attack = flood.begin(siege, self.scale, self._attackers)
@@ -156,7 +170,7 @@ class Siege:
         into.memory.append((before, most, siege.server.rss))
 
     def _requests(self, siege: Besieged) -> tuple[list[Pieces], list[Pieces]]:
-        """What honest devices ask, signed; those that upload have work."""
+        """Return the signed requests of honest devices; those that upload have work."""
         uploads, check_ins = (self.scale.honest(rate) for rate in (UPLOADS, CHECK_INS))
         reporting = range(siege.devices, siege.devices + uploads)
         asking = range(reporting.stop, reporting.stop + check_ins)
@@ -171,7 +185,7 @@ class Siege:
 
 
 def besiege(scale: Scale, only: Sequence[str]) -> list[list[str]]:
-    """The rows of the table."""
+    """Return the rows of the table."""
     rows: list[list[str]] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-siege-")))
@@ -187,7 +201,7 @@ def besiege(scale: Scale, only: Sequence[str]) -> list[list[str]]:
             Besieged(stack.enter_context(process(group=GROUP)), (), "0" * 64),
         )
         siege = Siege(scale, load, attackers)
-        for side in sides:  # what is imported and made at the first request is no figure of a flood
+        for side in sides:  # what is imported and made at the first request must not count for a flood
             siege.turn(FLOODS["none"], side, Measured())
         for what in only:
             measured = Measured(), Measured()
@@ -214,7 +228,7 @@ def _row(what: str, ours: Measured, bare: Measured) -> list[str]:
 
 
 def main() -> None:
-    """Run, print, and perhaps write."""
+    """Run and print; with --write also write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="a turn")
     parser.add_argument("--turns", type=int, default=3)

@@ -29,7 +29,7 @@ from sumus.plotting import colormap, figure, save
 
 SITES, COHORT = 7, 70
 WORK = 96
-"""Rounds that devices train in, whoever's they are."""
+"""The number of rounds that devices train in, of the server's or of sites'."""
 OWN: tuple[int, ...] = (1, 2, 4, 8)
 TARGET = 0.75
 ARRANGED = ("three people each", "of like activities")
@@ -37,7 +37,13 @@ ARRANGED = ("three people each", "of like activities")
 
 @dataclass(frozen=True)
 class Run:
-    """One run. own: rounds of an edge's own between two of its sums."""
+    """One run.
+
+    Attributes:
+        arranged: How clients are arranged, one of `ARRANGED`.
+        own: The number of rounds that an edge runs between two of its sums.
+        seed: The seed.
+    """
 
     arranged: str
     own: int
@@ -46,8 +52,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Curve:
-    """What came of it, at each evaluation: rounds that devices trained in, bytes of sums that went up, accuracy. up: bytes that
-    devices sent, altogether."""
+    """The result of a run.
+
+    Attributes:
+        work: At each evaluation, the rounds that devices have trained in.
+        above: At each evaluation, the bytes of sums that went up.
+        accuracy: At each evaluation, the accuracy.
+        up: All bytes that devices sent.
+    """
 
     work: Sequence[int]
     above: Sequence[int]
@@ -56,11 +68,12 @@ class Curve:
 
     @property
     def last(self) -> float:
-        """Accuracy over the last quarter."""
+        """The accuracy over the last quarter."""
         return float(np.mean(self.accuracy[-max(1, len(self.accuracy) // 4) :]))
 
     def reached(self, target: float) -> tuple[float, float]:
-        """Rounds of devices and bytes upstream, at which the accuracy is there; infinite where it never is."""
+        """Return the rounds of devices and the bytes upstream at which the accuracy is reached; infinite if it never
+        is."""
         for work, above, accuracy in zip(self.work, self.above, self.accuracy, strict=True):
             if accuracy >= target:
                 return work, above
@@ -68,7 +81,7 @@ class Curve:
 
 
 def experiment(run: Run) -> sumus.Experiment:
-    """What is run."""
+    """Return the experiment of a run."""
     people, unseen = stretches()
     if run.arranged == ARRANGED[0]:
         persons = sorted({person for person, _ in people})
@@ -87,7 +100,7 @@ def experiment(run: Run) -> sumus.Experiment:
 
 
 def play(run: Run) -> Curve:
-    """Run it, in one process."""
+    """Run it in one process."""
     os.environ["OMP_NUM_THREADS"] = "1"
     history = sumus.run(
         experiment(run), compute=sumus.Compute(executor="autograd", workers=1), out=sumus.Output(progress=False)
@@ -100,7 +113,7 @@ def play(run: Run) -> Curve:
 
 
 def rows(found: Mapping[Run, Curve]) -> list[list[str]]:
-    """A row for each arrangement and κ₂: medians over seeds."""
+    """Return a row for each arrangement and κ₂: medians over seeds."""
     table: list[list[str]] = []
     for arranged in ARRANGED:
         plain: float | None = None
@@ -126,7 +139,7 @@ def rows(found: Mapping[Run, Curve]) -> list[list[str]]:
 
 
 def plot(found: Mapping[Run, Curve]) -> None:
-    """Accuracy against what went up, of the first seed."""
+    """Plot accuracy against the bytes that went up, for the first seed."""
     picture = figure(10.0, 4.0)
     axes = picture.subplots(1, len(ARRANGED), squeeze=False)[0]
     colors = dict(zip(OWN, colormap("viridis", len(OWN) + 1), strict=False))
@@ -141,12 +154,12 @@ def plot(found: Mapping[Run, Curve]) -> None:
 
 
 def main() -> None:
-    """Run, print, and perhaps write."""
+    """Run and print; with --write also write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each (default 3)")
     parser.add_argument("--write", action="store_true", help="put table and picture into docs/")
     args = parser.parse_args()
-    data.hapt()  # says so where there is none
+    data.hapt()  # exits with a message if the data are missing
     runs = [Run(arranged, own, seed) for seed in range(args.seeds) for arranged in ARRANGED for own in OWN]
     found = dict(played(play, runs, lambda curve: f"accuracy {curve.last:.3f}"))
     header = ["sites", "κ₂", "MB from edges up", "MB from devices", "accuracy at the end (least to most)"]

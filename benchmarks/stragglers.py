@@ -35,7 +35,7 @@ SHARES = {"half": 0.5, "most": 0.9}
 
 @cache
 def devices(seed: int) -> tuple[sumus.Population, sumus.Population]:
-    """(four fifths of each device's examples, the last fifth), synthetic(1, 1)."""
+    """Return the first four fifths of each device's examples, and the last fifth: synthetic(1, 1)."""
     rng = generator(seed, "synthetic")
     sizes = np.clip(rng.lognormal(4, 1, DEVICES).astype(int), 20, 400)
     deviations = np.arange(1, INPUTS + 1) ** -0.6  # covariance j^-1.2
@@ -56,7 +56,7 @@ def devices(seed: int) -> tuple[sumus.Population, sumus.Population]:
 
 
 def trial(algorithm: sumus.Algorithm, fleet: sumus.Fleet) -> Callable[[int], sumus.Experiment]:
-    """(seed) → an experiment."""
+    """Return a function (seed) → experiment."""
 
     def experiment(seed: int) -> sumus.Experiment:
         training, held_out = devices(seed)
@@ -70,12 +70,12 @@ def trial(algorithm: sumus.Algorithm, fleet: sumus.Fleet) -> Callable[[int], sum
 
 
 def client(rate: float) -> sumus.ClientWork:
-    """Five epochs of SGD."""
+    """Return the work of a client: five epochs of SGD."""
     return sumus.sgd(rate, epochs=5, batch_size=10)
 
 
 def methods(share: float) -> dict[str, compare.Settings]:
-    """The four methods under so many stragglers, with their grids."""
+    """Return the four methods under this share of stragglers, with their grids."""
     late, partial = sumus.Fleet(stragglers=share, partial_work=False), sumus.Fleet(stragglers=share)
     return {
         "FedAvg, drop": {f"rate {r}": trial(sumus.fedavg(client(r)), late) for r in RATES},
@@ -89,7 +89,7 @@ METHODS = {f"{word}: {name}": settings for word, share in SHARES.items() for nam
 
 
 def main() -> None:
-    """Tune, measure, print, and perhaps write."""
+    """Tune, measure and print; with --write also write the tables."""
     args = compare.arguments(__doc__, seeds=10)
     figures = compare.tuned("benchmarks.stragglers", METHODS, args.seeds, args.processes)
     for word, share in SHARES.items():

@@ -49,12 +49,12 @@ class LanguageModel(nn.Module):
 
 
 def mean_loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy, the mean over a batch and over all places in it."""
+    """Return the cross-entropy, as the mean over a batch and all positions in it."""
     return functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
 
 
 def train_client(model: nn.Module, inputs: Tensor, targets: Tensor, rows: Iterable[Any], lr: float) -> None:
-    """One local epoch, as someone who knows torch writes it. rows: of each batch."""
+    """Train one local epoch, as a user of torch would write it. rows: of each batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     for batch in rows:
         optimizer.zero_grad()

@@ -48,7 +48,15 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Ran:
-    """One way to the target. seconds: infinity where it was not reached.  staleness: of the last model, as status shows it."""
+    """One way to the target.
+
+    Attributes:
+        seconds: The seconds; infinite if the target was not reached.
+        accuracy: The accuracy at the end.
+        models: The number of models.
+        reports: The number of reports.
+        staleness: The staleness of the last model, as the status shows it.
+    """
 
     seconds: float
     accuracy: float
@@ -58,7 +66,8 @@ class Ran:
 
 
 def ran(name: str, slowest: float, limit: float, target: float = TARGET, say: Callable[[str], None] = print) -> Ran:
-    """Serve a plan until the target. slowest: seconds of the slowest device's round.  limit: seconds after which it ends."""
+    """Serve a plan until the target. slowest: seconds of the slowest device's round. limit: seconds after which it
+    ends."""
     algorithm, pacing = PLANS[name]
     people, (images, labels) = digits.people("dirichlet", 0), digits.images()
     task = sumus.Task(digits.DigitNet, sumus.losses.cross_entropy, name="digits")
@@ -80,7 +89,7 @@ def ran(name: str, slowest: float, limit: float, target: float = TARGET, say: Ca
         for device in devices:
             device.enrol()
         threads = [threading.Thread(target=_run, args=(device, stop)) for device in devices]
-        clock = itertools.count(0, 10**6).__next__  # whatever it waits for is over
+        clock = itertools.count(0, 10**6).__next__  # every wait of the device is over at once
         viewer = sumus.Device(
             last,
             training,
@@ -142,7 +151,7 @@ def _serve(folder: Path, stack: ExitStack) -> dict[str, Any]:
 
 
 def _device(link: str, training: Training, examples: Any, number: int, seconds: float) -> sumus.Device:
-    """One that is as slow as it is: its examples take their time, which it asks for in each round."""
+    """Return a device with its own speed: reading its examples, which it does in each round, takes time."""
 
     def slowly() -> Any:
         time.sleep(seconds)
@@ -178,7 +187,7 @@ def _rows(figures: dict[str, Sequence[Ran]]) -> list[list[str]]:
 
 
 def main() -> None:
-    """Both ways, alternately, three times each."""
+    """Measure both ways by turns, three times each."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="keep the table in docs/results.md")
     parser.add_argument("--times", type=int, default=3)

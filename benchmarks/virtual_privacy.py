@@ -59,7 +59,7 @@ from sumus.virtual.refusal import RequestRefused
 from sumus.virtual.workbench import Workbench
 
 OPERATIONS_EACH, DRAWS = 30, 16
-"""Operations of a program, and bytes that decide on one."""
+"""Operations of a program, and the number of bytes that decide on one."""
 BYTES = OPERATIONS_EACH * DRAWS
 
 HUGE, NAN = 1e30, float("nan")
@@ -85,7 +85,7 @@ TWO = {
     "n": torch.tensor(-(2**63)),
     "e": torch.zeros(0, 2),
 }
-"""Private numbers of two owners: of the same shapes, and as different as they can be."""
+"""Private numbers of two owners: of the same shapes, and as different as possible."""
 PUBLIC = [
     torch.ones(2, 2),
     torch.arange(4.0).reshape(2, 2),
@@ -99,7 +99,7 @@ PUBLIC = [
 
 OTHERS = ("learn", "backward", "backward from", "gradient", "set gradient", "fetch", "fetch", "count")
 NAMES = (*sorted(OPERATIONS), *OTHERS * 6)
-"""What a step may be. Those that are no operations are as frequent as 48 of these."""
+"""What a step may be. The steps that are no operations are together as frequent as 48 operations."""
 NUMBERS: dict[str, Sequence[Any]] = {
     "dim": (0, 1, -1, None, 5),
     "dims": (Items((1, 0)), Items((0,))),
@@ -112,7 +112,7 @@ NUMBERS: dict[str, Sequence[Any]] = {
     "kernel_size": (1, 2),
     "training": (True, False),
 }
-"""What an argument may be that is no tensor, by its name; of others there are `ANY`."""
+"""The values of an argument that is no tensor, by its name; `ANY` for other arguments."""
 ANY: tuple[Any, ...] = (0, 1, -1, 2, 0.5, True, None, 1e30, NotFinite("nan"), "none", Dtype("int64"))
 
 WANTED: dict[str, Callable[[TensorMade], bool]] = {
@@ -124,7 +124,7 @@ WANTED: dict[str, Callable[[TensorMade], bool]] = {
     "nll_loss target": lambda made: made.dtype == "int64",
     "embedding input": lambda made: made.dtype == "int64",
 }
-"""Which tensors fit an argument, by its name, or its operation's and its name."""
+"""Which tensors fit an argument, by its name, or by its operation's name and its name."""
 
 T = TypeVar("T")
 
@@ -133,9 +133,10 @@ T = TypeVar("T")
 class Program:
     """Steps that bytes decide on.
 
-    drawn: bytes, without end.
-    names: what a step may be.
-    there: the tensors that there are at the worker, the newest last.
+    Attributes:
+        drawn: Bytes, without end.
+        names: What a step may be.
+        there: The tensors at the worker, the newest last.
     """
 
     drawn: Iterator[int]
@@ -143,7 +144,7 @@ class Program:
     there: list[TensorMade] = field(default_factory=list[TensorMade])
 
     def ask(self) -> Ask:
-        """The next step."""
+        """Return the next step."""
         name = self.one_of(self.names)
         first, second = self.tensor(), self.tensor()
         match name:
@@ -165,7 +166,7 @@ class Program:
                 return self.call(OPERATIONS[name])
 
     def call(self, operation: Operation) -> Call:
-        """A call with arguments that mostly fit."""
+        """Return a call with arguments that mostly fit."""
         optional = 0 if operation.name in ("add_", "mul_", "copy_") else next(self.drawn) % 3
         arguments = [
             self.argument(operation, name) for name in operation.takes[: max(2, len(operation.takes) - optional)]
@@ -174,7 +175,7 @@ class Program:
         return Call(operation.name, tuple(arguments), named, graph=next(self.drawn) % 3 != 0)
 
     def argument(self, operation: Operation, name: str) -> Any:
-        """A tensor if there may be one, and a number otherwise; and rarely what there may not be."""
+        """Return a tensor if the argument may be one, else a number; and rarely something that is not allowed."""
         luck = next(self.drawn)
         if name == "tensors":
             return Items((self.tensor(), self.tensor()))
@@ -184,18 +185,18 @@ class Program:
         return self.one_of(NUMBERS.get(name, ANY))
 
     def tensor(self, wanted: Callable[[TensorMade], bool] | None = None) -> Ref:
-        """One of the tensors, or of those that are wanted; more often a new one."""
+        """Return one of the tensors, or of the wanted ones; more often a new one."""
         among = self.there if wanted is None else [made for made in self.there if wanted(made)]
         luck = next(self.drawn)
         return Ref(among[-1 - (luck // 2) % min(len(among), 8 if luck % 2 else len(among))].id)
 
     def one_of(self, several: Sequence[T]) -> T:
-        """One of several."""
+        """Choose one of several values."""
         return several[(next(self.drawn) * 256 + next(self.drawn)) % len(several)]
 
 
 def bytes_for_ever(program: bytes) -> Iterator[int]:
-    """The bytes of a program, and zeros after them."""
+    """Yield the bytes of a program, and zeros after them."""
     yield from program
     while True:
         yield 0
@@ -203,7 +204,13 @@ def bytes_for_ever(program: bytes) -> Iterator[int]:
 
 @dataclass
 class Transcript:
-    """What a worker said. answers: every answer's bytes.  done: calls that were done.  asked: all calls."""
+    """What a worker answered.
+
+    Attributes:
+        answers: The bytes of every answer.
+        done: The number of calls that were done.
+        asked: The number of all calls.
+    """
 
     answers: list[bytes] = field(default_factory=list[bytes])
     done: int = 0
@@ -254,7 +261,7 @@ _FILLS = ("fill_", "masked_fill_", "setitem")
 
 
 def _unmarked(bench: Workbench, ask: SetGradient, body: bytes) -> Any:
-    """Set a gradient that is a copy, which nobody marks."""
+    """Set a gradient that is a copy, without marking it as private."""
     said = gradients.set_gradient(bench.held, ask)
     kept = bench.held.of(ask.id)
     if kept.tensor.grad is not None:
@@ -263,7 +270,7 @@ def _unmarked(bench: Workbench, ask: SetGradient, body: bytes) -> Any:
 
 
 def _told(self: OperationCalls, call: BoundCall, outline: Outline) -> list[Tensor]:
-    """The results of a call on private tensors, whose failure is told."""
+    """Return the results of a call on private tensors, and let its failure be told."""
     try:
         return call.results(closed=True)
     except Exception as error:
@@ -271,7 +278,7 @@ def _told(self: OperationCalls, call: BoundCall, outline: Outline) -> list[Tenso
 
 
 def _without_stand_in(indices: Tensor, size: int, ignored: int | None = None) -> tuple[Tensor, Tensor]:
-    """As it was: 0 stands in for a wrong label, also if there is no class 0."""
+    """Work as before: 0 replaces a wrong label, even if there is no class 0."""
     wrong = (indices < 0) | (indices >= size)
     if ignored is not None:
         wrong = wrong & (indices != ignored)
@@ -280,7 +287,7 @@ def _without_stand_in(indices: Tensor, size: int, ignored: int | None = None) ->
 
 @contextmanager
 def failures_told() -> Iterator[None]:
-    """Calls on private tensors are neither tried with blanks, nor closed if they fail."""
+    """Neither try calls on private tensors with blanks, nor hide their failures."""
     with (
         patch.object(OperationCalls, "_tried", lambda self, call, results: results),
         patch.object(OperationCalls, "_computed", _told),
@@ -292,8 +299,9 @@ def failures_told() -> Iterator[None]:
 class Leak:
     """A leak that a worker once had, to be planted.
 
-    plant: makes what brings it back.
-    names: what the steps of programs are then, so that the leak is found soon.
+    Attributes:
+        plant: Makes the patches that bring it back.
+        names: What the steps of programs then are, so that the leak is found soon.
     """
 
     plant: Callable[[], Sequence[AbstractContextManager[Any]]]
@@ -329,7 +337,7 @@ PLANTED: dict[str, Leak] = {
 
 @contextmanager
 def planted(leak: str | None) -> Iterator[None]:
-    """A worker with a leak. leak: a key of `PLANTED`, or None for none."""
+    """Let workers have a leak. leak: a key of `PLANTED`, or None for none."""
     with ExitStack() as stack:
         for change in PLANTED[leak].plant() if leak is not None else ():
             stack.enter_context(change)
@@ -337,7 +345,7 @@ def planted(leak: str | None) -> Iterator[None]:
 
 
 def _defect(words: str, *arguments: Any, **named: Any) -> None:
-    """What a worker logs as an error is a failure too: an operation that private numbers make fail, or a defect."""
+    """Count an error in a worker's log as a failure too: an operation that private numbers make fail, or a defect."""
     raise AssertionError(words % arguments)
 
 
@@ -345,15 +353,15 @@ def look(programs: int, leak: str | None = None, derandomize: bool = False) -> T
     """Run random programs.
 
     Args:
-        programs: how many.
-        leak: that is planted, a key of `PLANTED`.
-        derandomize: run the same programs each time.
+        programs: The number of programs.
+        leak: The planted leak, a key of `PLANTED`.
+        derandomize: Run the same programs each time.
 
     Returns:
-        Calls that were done and asked, in all.
+        The numbers of calls that were done and asked, over all programs.
 
     Raises:
-        TellsApart: a program told the owners apart.
+        TellsApart: A program told the owners apart.
     """
     total = Transcript()
     names = NAMES if leak is None else PLANTED[leak].names

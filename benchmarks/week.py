@@ -23,7 +23,7 @@ HOUR = 3600.0
 
 
 def main() -> None:
-    """Run, print, and perhaps write."""
+    """Run and print; with --write also write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--devices", type=int, default=1_000_000)
     parser.add_argument("--days", type=float, default=7.0)

@@ -31,9 +31,17 @@ WORDS = 20
 
 @dataclass(frozen=True)
 class Workload:
-    """Who trains on what, and how; a subclass says which model.
+    """The data and the training of a workload; a subclass has the model.
 
-    clients: how many.  typical, sigma, fewest, most: of the lognormal sizes, in examples.  batch, lr: of a client's SGD.
+    Attributes:
+        name: Its name.
+        clients: The number of clients.
+        typical: The median of the lognormal sizes, in examples.
+        sigma: The deviation of the sizes' logarithm.
+        fewest: The smallest size.
+        most: The largest size.
+        batch: The batch size of a client's SGD.
+        lr: The learning rate of a client's SGD.
     """
 
     name: str
@@ -47,27 +55,27 @@ class Workload:
 
     @functools.cached_property
     def sizes(self) -> Array:
-        """Examples of each client; the first k clients are the same however many there are."""
+        """The number of examples of each client. The first k clients are the same for any number of clients."""
         rng = np.random.default_rng(7)
         sizes = np.exp(rng.normal(np.log(self.typical), self.sigma, self.clients))
         return np.clip(sizes, self.fewest, self.most).astype(int)
 
     def only(self, clients: int) -> Self:
-        """The same workload on its first clients."""
+        """Return the same workload on its first clients."""
         return dataclasses.replace(self, clients=min(clients, self.clients))
 
     def examples(self, double: bool = False) -> list[tuple[Array, Array]]:
-        """(inputs, targets) of each client: float32 (with `double` float64) or int64, and int64."""
+        """Return (inputs, targets) of each client: float32 (with `double` float64) or int64, and int64."""
         rng = np.random.default_rng(11)
         pairs = list(self._examples(rng))
         return [(x.astype(np.float64) if double and x.dtype == np.float32 else x, y) for x, y in pairs]
 
     def initial(self) -> Weights:
-        """The global model before the first round."""
+        """Return the global model before the first round."""
         return self._initial(np.random.default_rng(3))
 
     def module(self, double: bool = False) -> Any:
-        """A torch module with the initial weights."""
+        """Return a torch module with the initial weights."""
         import torch
 
         module = self._module()
@@ -76,23 +84,23 @@ class Workload:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the model."""
+        """The number of parameters in the model."""
         return sum(leaf.size for leaf in self.initial().values())
 
     @property
     def steps(self) -> int:
-        """Client steps of a round."""
+        """The number of client steps of a round."""
         return int(sum(-(-size // self.batch) for size in self.sizes))
 
     @property
     def flops(self) -> int:
-        """Matrix FLOPs of a round, two a multiply-add: forward, weight gradients, and those input gradients that are
-        needed."""
+        """The matrix FLOPs of a round, with two for a multiply-add: forward, weight gradients, and the input gradients
+        that are needed."""
         return int(self.sizes.sum()) * self._flops_an_example()
 
     @property
     def shape(self) -> str:
-        """The model, in a few words."""
+        """The model in a few words."""
         raise NotImplementedError
 
     def _examples(self, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
@@ -118,7 +126,7 @@ class Pictures(Workload):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the dense layers, from what they take to what they give."""
+        """The widths of the dense layers, from input to output."""
         return self.channels[1] * (SIDE // 4) ** 2, *self.dense, CLASSES
 
     @property
@@ -160,7 +168,7 @@ class Activities(Workload):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of the layers, from what they take to what they give."""
+        """The widths of the layers, from input to output."""
         return FEATURES, *self.dense, ACTIVITIES
 
     @property
@@ -239,7 +247,7 @@ WORKLOADS: dict[str, Workload] = {
 
 
 def variant(name: str, seed: int) -> Workload:
-    """A workload with widths and depths drawn at random, each range inclusive."""
+    """Return a workload with widths and depths drawn at random; each range is inclusive."""
     rng = np.random.default_rng([seed, *name.encode()])
 
     def draw(low: int, high: int) -> int:
@@ -260,7 +268,7 @@ def variant(name: str, seed: int) -> Workload:
 
 
 def named(text: str) -> Workload:
-    """`"w1"`, or `"w1/7"` for its variant of seed 7."""
+    """Return the workload `"w1"`, or with `"w1/7"` its variant of seed 7."""
     name, _, seed = text.partition("/")
     if name not in WORKLOADS:
         raise ValueError(f"no workload {name!r}: one of {', '.join(WORKLOADS)}, or a variant such as w1/7")
@@ -268,18 +276,18 @@ def named(text: str) -> Workload:
 
 
 def batches(size: int, batch: int) -> Iterator[slice]:
-    """A client's batches in stored order."""
+    """Yield a client's batches in stored order."""
     return (slice(start, start + batch) for start in range(0, size, batch))
 
 
 def distance(first: Weights, second: Weights) -> float:
-    """L2, over all leaves, in float64."""
+    """Return the L2 distance over all leaves, in float64."""
     squares = [np.square(first[name].astype(np.float64) - second[name]).sum() for name in first]
     return float(np.sqrt(sum(squares)))
 
 
 def _uniform(rng: np.random.Generator, fan: int, *shape: int) -> Array:
-    """U(−1, 1) / √fan, as torch's own layers begin."""
+    """Draw U(−1, 1) / √fan, as torch's own layers begin."""
     return (rng.uniform(-1, 1, shape) / np.sqrt(fan)).astype(np.float32)
 
 

@@ -55,5 +55,6 @@ if __name__ == "__main__":
     for name, each in experiments.items():
         history = sumus.run(each, out=sumus.Output(progress=False))
         accuracies = [record.metrics["accuracy"] for record in history.evaluated]
-        lost, sent = (sum(getattr(record, field) for record in history.rounds) for field in ("dropped", "bytes_up"))
+        lost = sum(record.reports.dropped for record in history.rounds)
+        sent = sum(record.traffic.up for record in history.rounds)
         print(f"{name:16}", *(f"{accuracy:10.3f}" for accuracy in accuracies), f"{lost:6} {sent / 1e6:6.1f}")

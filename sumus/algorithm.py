@@ -255,7 +255,7 @@ class Algorithm:
             summed[part.name] = _whole(part, values, hop.largest(part, count), room)
         whole = {name: np.array(weight, np.int64) for name, weight in weights.items()}
         total = Aggregate(summed, whole, np.array(count, np.int64), metrics)
-        hop.check_sum(total, None, count, least=0)  # a later round may be of fewer devices than the first
+        hop.check_sum(total, None, count, least=0)  # a site's later rounds may have fewer devices than its first
         return total
 
     def step(self, combined: Mapping[str, Tree], state: ServerState, task: Description) -> ServerState:

@@ -65,7 +65,7 @@ class _Escaping(logging.Filter):
             TypeError,
             ValueError,
             KeyError,
-        ):  # another library's record with wrong arguments, which its handler says
+        ):  # another library's record has wrong arguments; the handler reports that
             return True
         if said(record):
             record.said = printable_values(said(record))

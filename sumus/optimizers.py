@@ -206,7 +206,9 @@ def _adam_ratio(beta1: float, beta2: float, bias_correction: bool) -> float | No
     if bias_correction:  # in round t, |m|² / v is at most `square` · (1 − (β₁²/β₂)^t) · (1 − β₂^t) / (1 − β₁^t)²
         rounds = np.arange(1, _EXACT_ROUNDS + 1)
         shares = (1 - (beta1 * beta1 / beta2) ** rounds) * (1 - beta2**rounds) / (1 - beta1**rounds) ** 2
-        square *= max(float(shares.max()), 1 / (1 - beta1**_EXACT_ROUNDS) ** 2)  # the latter for all rounds after these
+        square *= max(
+            float(shares.max()), 1 / (1 - beta1**_EXACT_ROUNDS) ** 2
+        )  # the last term holds for all later rounds
     return math.sqrt(square)
 
 

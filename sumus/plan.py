@@ -125,7 +125,7 @@ class Plan:
 
     @property
     def first_hop(self) -> FirstHop:
-        """What an edge needs of the plan."""
+        """The first hop: all that an edge or a server needs from the plan in order to check and add updates."""
         return self.algorithm.first_hop(self.description, self.sums, self.edges.rounds, self.metric_cap)
 
     @property
@@ -155,7 +155,7 @@ class Plan:
         """The most that one dishonest device can do to a sum of this plan."""
         least = max(
             self.min_contributors, 1 if self.edges.rounds > 1 else self.pacing.fewest
-        )  # a site's rounds may be small
+        )  # a site may run rounds with few devices
         fewest = min(self.pacing.cohort, least)
         trusted = bool(self.trusts_devices)
         return influence_of(self.algorithm, self.description, self.sums, fewest, self.edges.rounds, trusted)

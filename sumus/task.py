@@ -200,7 +200,7 @@ class Task:
                     f"metric {name!r} takes chances from 0 to 1, and the loss takes scores before a sigmoid: take "
                     "sumus.metrics.binary_accuracy_with_logits"
                 )
-        sums_of(self.metrics)  # refuses two of one name
+        sums_of(self.metrics)  # refuses two sums with one name
 
     def make_model(self) -> Any:
         """Return the model: a new module if `model` is a callable, else `model` itself.
@@ -240,13 +240,13 @@ class Task:
 
 
 def _expect_name(name: object) -> None:
-    """Refuse a name of a metric that would take the place of another column in a history.
+    """Refuse a metric's name that cannot be the name of a column in a history.
 
     Args:
         name: The name.
 
     Raises:
-        TaskError: The name is no text, is empty, does not print, holds a slash, or is `RESERVED`.
+        TaskError: The name is not a text, is empty, is not printable, holds a slash, or is in `RESERVED`.
     """
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise TaskError(f"a metric is called {name!r}: give it a name that prints, as text")
@@ -311,7 +311,7 @@ def _leaves_of(module: Any, roles: Mapping[str, Role]) -> tuple[Leaf, ...]:
         if "complex" in dtype:
             _expect_constant(name, dtype, role)
         if dtype not in _FLOATS:
-            role = "frozen"  # a counter, or a mask
+            role = "frozen"  # an integer or boolean leaf, such as a counter or a mask
         elif name in params and not trainable:
             if asked == "shared":
                 raise TaskError(

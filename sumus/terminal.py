@@ -1,7 +1,9 @@
-"""Output to a terminal. These functions escape text from outside, so that their callers need not.
+"""Output to a terminal.
 
-echo("kitchen.csv: 40 kept")                a line on standard output
-console().print(table)                      tables and colours, by rich
+    echo("kitchen.csv: 40 kept")                a line on standard output
+    console().print(table)                      tables and colours, by rich
+
+These functions escape text from outside, so that their callers need not.
 """
 
 import sys

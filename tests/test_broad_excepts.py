@@ -43,7 +43,7 @@ KNOWN: dict[str, dict[str, str]] = {
     "training/places.py": {"Depths._now": USERS, "Opaque._now": USERS, "_standing": USERS, "inside_of": USERS},
     "training/program.py": {
         "Program.losses": USERS,
-        "Program._classes": USERS,
+        "_classes": USERS,
         "_measured": USERS,
         "_own": USERS,
     },

@@ -419,6 +419,10 @@ def test_where_things_are_is_answered_by_three_files_that_exist() -> None:
         files = set(re.findall(r"`(sumus/[\w/]+\.py)`", answer))
         assert 1 <= len(files) <= 3, question
         assert all((ROOT / file).is_file() for file in files), f"{question}: {sorted(files)}"
+        code = "".join((ROOT / file).read_text(encoding="utf-8") for file in files)
+        for kind, method in re.findall(r"`([A-Z]\w+)\.([a-z]\w+)`", answer):
+            assert f"class {kind}" in code, f"{question}: {kind}"
+            assert f"def {method}(" in code, f"{question}: {kind}.{method}"
 
 
 def test_paths_in_text_exist() -> None:
@@ -531,7 +535,7 @@ def test_more_figures_in_the_pages_are_those_of_the_code() -> None:
             f"fewer than `min_contributors` ({least} unless the plan says otherwise)",
             f"in which of {({20: 'twenty'})[BINS]} bins",
         ],
-        "edge": [f"{LINGER:.0f} seconds after the last of them, if more devices are enrolled than came (`--linger`)"],
+        "edge": [f"work has come down for {LINGER:.0f} seconds (`--linger`)"],
     }
     for name, sentences in said.items():
         page = " ".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8").split())

@@ -20,7 +20,6 @@ from sumus.algorithm import Algorithm
 from sumus.algorithms import cyclic, feddyn, fednova, fedprox, scaffold
 from sumus.errors import PlanError
 from sumus.fixed_point import FixedPoint
-from sumus.fleet import Fleet
 from sumus.metrics import Range
 from sumus.optimizers import ServerOptimizer
 from sumus.pacing import Conditions, Pacing
@@ -62,7 +61,6 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
         ).first_hop
     ),
     "conditions": lambda: Conditions(charging=True, battery=0.5, version=3),
-    "fleet": lambda: Fleet(lost=0.1, stragglers=0.5, partial_work=False, seconds=60, spread=10, hours=8, waits=False),
     "leaf": lambda: LEAF,
     "pacing": lambda: Pacing(
         64, 1.3, 0.8, 600, separation=3, most_rounds=9, requires=Conditions(idle=True), checkins=20
@@ -228,7 +226,7 @@ def test_a_chain_with_a_custom_stage_is_itself_custom_and_says_so() -> None:
 @pytest.mark.parametrize(
     ("value", "change"),
     [
-        (sumus.sgd(0.1), {"correct": lambda grads, params, broadcast, state: grads}),
+        (sumus.sgd(0.1), {"rules": work.ClientRules(correct=lambda grads, params, broadcast, state: grads)}),
         (sumus.sgd(0.1), {"batch_size": 5}),
         (sumus.sgd(0.1), {}),
         (work.sgd_rule(), {"init": lambda param: ()}),

@@ -10,20 +10,20 @@ from benchmarks.peers.environments import KEPT
 
 ROOT = Path(__file__).parents[2]
 FOLDER = KEPT / "fuzz"
-"""What campaigns find lies here, in a folder for each target: the next campaign begins with it."""
+"""The folder of what campaigns find, with a folder for each target: the next campaign begins with it."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of driving one target.
+    """The result of driving one target.
 
-    Args:
-        name: the target's name.
-        executions: inputs that were tried.
-        seconds: the time that atheris took.
-        found: inputs in the campaign's folder, each of which reaches something that no other one does.
-        finding: the input that failed; None if none did.
-        said: the end of the traceback of a finding.
+    Attributes:
+        name: The target's name.
+        executions: The number of inputs that were tried.
+        seconds: The time that atheris took.
+        found: The number of inputs in the campaign's folder, each of which reaches a branch that no other one does.
+        finding: The input that failed; None if none did.
+        said: The end of the traceback of a finding.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Outcome:
 
 
 def run(name: str, seconds: int, seed: int = 0) -> Outcome:
-    """Drive a target for so many seconds, or until its first finding."""
+    """Drive a target for this many seconds, or until its first finding."""
     folder = FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.iterdir())
@@ -68,6 +68,6 @@ def run(name: str, seconds: int, seed: int = 0) -> Outcome:
 
 
 def _last_count(said: str) -> int:
-    """Read how far atheris was from the last of its lines of progress."""
+    """Return how many inputs atheris had tried, from the last of its lines of progress."""
     counts = re.findall(r"^#(\d+)\t", said, re.M)
     return int(counts[-1]) if counts else 0

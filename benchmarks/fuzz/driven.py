@@ -12,13 +12,14 @@ import atheris
 from benchmarks.fuzz.targets import load
 
 INSTRUMENTED = ["sumus", "benchmarks", "zipfile", "urllib.parse", "urllib3.util.url", "json", "base64", "ipaddress"]
-"""Modules whose branches guide atheris: the parsers, and what they read with."""
+"""Modules whose branches guide atheris: the parsers, and the modules that they use for reading."""
 LONGEST_INPUT = 8192
 """Bytes of the longest input that is tried."""
 LONGEST_S = 10
-"""Seconds that one input may take."""
+"""The most seconds for one input."""
 MEMORY = 2**30
-"""Bytes of address space beyond those that the process begins with; a larger allocation is a MemoryError, and a finding."""
+"""Bytes of address space in addition to those at the process's start. A larger allocation is a MemoryError, and a
+finding."""
 
 
 def main(name: str, folder: Path, seconds: int, seed: int) -> None:
@@ -41,7 +42,7 @@ def main(name: str, folder: Path, seconds: int, seed: int) -> None:
         f"-max_len={LONGEST_INPUT}",
         f"-timeout={LONGEST_S}",
         f"-seed={seed}",
-        "-keep_seed=1",  # a parser written in C shows no branches: without this only the first seed would be mutated
+        "-keep_seed=1",  # a parser written in C shows no branches, and only the first seed would be mutated otherwise
         f"-dict={words}",
         f"-artifact_prefix={folder}/",
         "-print_final_stats=1",

@@ -14,7 +14,7 @@ import zlib
 from typing import Any
 
 BREAK = b"\n====\n"
-"""Stands between two members of an archive."""
+"""Separates two members of an archive."""
 
 
 def tensors(data: bytes) -> bytes:
@@ -26,7 +26,7 @@ def tensors(data: bytes) -> bytes:
 
 
 def readable(body: bytes) -> bytes:
-    """Return the readable form of safetensors: the inverse of `tensors`, but for spaces behind the header."""
+    """Return the readable form of safetensors: the inverse of `tensors`, except for spaces after the header."""
     begin = 8 + struct.unpack("<Q", body[:8])[0]
     return body[8:begin].rstrip() + b"\n" + body[begin:]
 
@@ -39,7 +39,7 @@ def archive(data: bytes) -> bytes:
     with (
         warnings.catch_warnings(action="ignore", category=UserWarning),
         zipfile.ZipFile(out, "w") as zipped,
-    ):  # one name twice
+    ):  # a name that occurs twice
         for member in data.split(BREAK)[:100]:
             name, _, body = member.partition(b"\n")
             zipped.writestr(zipfile.ZipInfo(name.decode("latin-1")[:200]), body)
@@ -76,5 +76,5 @@ def picture(data: bytes) -> bytes:
 
 
 def packed(data: bytes) -> bytes:
-    """Return a gzip file of what stands behind `GZ:`."""
+    """Return a gzip file of the bytes after `GZ:`."""
     return gzip.compress(data[3:], mtime=0) if data[:3] == b"GZ:" else data

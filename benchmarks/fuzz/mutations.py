@@ -9,7 +9,7 @@ _LONGEST = 8192
 
 
 def mutated(target: Target, count: int, seed: int = 0) -> Iterator[bytes]:
-    """Yield so many inputs, each made of one or two of a target's corpus by one to four changes."""
+    """Yield `count` inputs, each made of one or two inputs of a target's corpus by one to four changes."""
     dice = random.Random(f"{target.name} {seed}")
     corpus = [data for data in target.corpus().values() if len(data) <= _LONGEST]
     for _ in range(count):

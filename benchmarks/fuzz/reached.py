@@ -62,7 +62,8 @@ def reached_by(target: Target, inputs: Iterable[bytes]) -> Reached:
 
 
 def smallest(target: Target, inputs: Mapping[str, bytes], given: Iterable[bytes]) -> list[str]:
-    """Choose inputs, the shortest first, that reach a branch which neither the given ones nor those chosen before reach."""
+    """Choose inputs, the shortest first, each of which reaches a branch that neither the given ones nor those chosen
+    before reach."""
     found, chosen = set(reached_by(target, given).reached), list[str]()
     for name in sorted(inputs, key=lambda name: (len(inputs[name]), name)):
         more = reached_by(target, [inputs[name]]).reached - found
@@ -73,7 +74,7 @@ def smallest(target: Target, inputs: Mapping[str, bytes], given: Iterable[bytes]
 
 
 def _lines(source: str, names: tuple[str, ...]) -> set[int]:
-    """Find the lines of the named functions and classes; of all functions if none is named."""
+    """Return the lines of the named functions and classes; of all functions if none is named."""
     found = set[int]()
 
     def walk(node: ast.AST, path: str, wanted: bool) -> None:

@@ -11,21 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CORPORA = Path(__file__).parents[2] / "tests" / "fuzz" / "corpora"
-"""The folder that keeps, in a folder a target, the inputs that fuzzing found."""
+"""The folder with the inputs that fuzzing found, in a folder for each target."""
 
 
 @dataclass(frozen=True)
 class Target:
     """A parser that reads bytes from outside.
 
-    Args:
-        name: the target's name on the command line, and of its folder of kept inputs.
-        check: reads some bytes with the parser. It catches the errors that the parser documents, and asserts what must hold for a
-            value that was read. Any exception that it raises is a finding.
-        seeds: makes the inputs to begin from, by name. Code makes them, so that they follow when a form of the wire changes.
-        branches: the functions and classes whose branches count as the parser's, by module; an empty tuple for a whole module.
-        words: byte strings that mutations insert.
-        memory: bytes that the check may allocate for each byte of its input, besides `FREE_MEMORY`.
+    Attributes:
+        name: The target's name on the command line, and of its folder of kept inputs.
+        check: Reads some bytes with the parser. It catches the errors that the parser documents, and asserts what must
+            hold for a value that was read. Any exception that it raises is a finding.
+        seeds: Makes the first inputs, by name. They are made by code, so that they follow changes of the wire format.
+        branches: The functions and classes whose branches count as the parser's, by module; an empty tuple for a whole
+            module.
+        words: Byte strings that mutations insert.
+        memory: Bytes that the check may allocate for each byte of its input, in addition to `FREE_MEMORY`.
     """
 
     name: str
@@ -43,4 +44,4 @@ class Target:
 
 
 FREE_MEMORY = 2**20
-"""Bytes that a check may allocate whatever the length of its input is."""
+"""Bytes that a check may allocate for an input of any length."""

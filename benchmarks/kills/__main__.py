@@ -39,7 +39,16 @@ DEVICES = 12
 
 
 class Campaign:
-    """A server's data, its lives, and the devices. folder: for its data.  database: a PostgreSQL's URL, or None for SQLite."""
+    """A server's data, its lives, and the devices.
+
+    Args:
+        life: The server process.
+        folder: The folder of its data.
+        database: A PostgreSQL's URL; None for SQLite.
+        kind: The kind of rounds, as in `served.bundle`.
+        planted: A bug, a key of `PLANTED`; empty for none.
+        devices: The number of devices.
+    """
 
     def __init__(self, life: Life, folder: Path, database: str | None, kind: str, planted: str, devices: int) -> None:
         self.job = Job(str(folder), database, kind, planted=planted)
@@ -56,23 +65,23 @@ class Campaign:
 
     @property
     def deaths(self) -> int:
-        """How often the server has died, besides twice in the end."""
+        """How often the server has died, without the two deaths at the end."""
         return self.life.kills + self.life.deaths - self._died - 2
 
     @property
     def url(self) -> str:
-        """Of its rows."""
+        """The URL of its rows."""
         return self.job.database or f"sqlite:///{self.job.data}/sumus.db"
 
     def begin(self, closing: int | None = None, dies: int | None = None, points: bool = False, enrols: int = 0) -> str:
-        """A life of the server."""
+        """Begin a life of the server."""
         job = replace(self.job, closing=closing, dies=dies, points=points, enrols=enrols)
         said = self.life.begin(job)
         self.address.move(said["port"])
         return said["token"]
 
     def read(self) -> list[str]:
-        """Read the rows, while nobody else does; what should not be among them."""
+        """Read the rows while no other process does; return those that should not exist."""
         store = SqlStore.open(self.url, f"{TASK}.train")
         self.ledger.read(store)
         left = left_behind(store)
@@ -80,7 +89,7 @@ class Campaign:
         return left
 
     def end(self) -> Found:
-        """The audit, once a last life has recovered what the one before it left."""
+        """Audit, after a last life has recovered what the life before it left."""
         self.life.kill()
         self.begin(points=True)
         self.life.passed()
@@ -96,7 +105,7 @@ class Campaign:
 
 
 def at_random(campaign: Campaign, kills: int, rng: random.Random) -> Found:
-    """Kills at any moment while devices work, then peace."""
+    """Kill at random moments while devices work, then stop killing."""
 
     def disturb() -> None:
         for _ in range(kills):
@@ -111,18 +120,18 @@ def at_random(campaign: Campaign, kills: int, rng: random.Random) -> Found:
 
 
 class Steps:
-    """Rounds one report after the other, so that the last one of each closes it while moments are watched."""
+    """Rounds with one report after the other, so that the last report closes the round while moments are watched."""
 
     def __init__(self, campaign: Campaign) -> None:
         self.campaign, self.round = campaign, 0
 
     def begin(self, at: int | None, recovering: bool = False) -> None:
-        """A life that dies at this moment of closing the next round, or of recovering."""
+        """Begin a life that dies at this moment of closing the next round, or of recovering."""
         self.campaign.life.kill()
         self.campaign.begin(None if recovering else self.round, at, True)
 
     def go(self) -> Sequence[str] | None:
-        """A round; None where closing it died, or the moments that it survived."""
+        """Play a round. Return None if the server died while closing it, else the moments that it passed."""
         for device in self.campaign.devices:
             self._settle(device)
         for device in self.campaign.devices:
@@ -155,10 +164,18 @@ class Steps:
 
 
 def everywhere(campaign: Campaign, most: int | None, rng: random.Random) -> tuple[Found, int]:
-    """Die before and after everything that closing a round does, and that recovering from there does; of each, at most so many
-    moments, drawn. Also how many there are in all.
+    """Die before and after every step of closing a round, and of recovering from there.
 
-    A server that has died while it closed one round is begun again to die while it closes the next one, a moment later.
+    A server that has died while it closed one round is started again, to die one moment later while it closes the next
+    round.
+
+    Args:
+        campaign: The campaign.
+        most: The most moments of each kind, drawn at random; None for all.
+        rng: Draws them.
+
+    Returns:
+        The audit, and the number of moments there are.
     """
     steps = Steps(campaign)
     steps.begin(None)
@@ -188,9 +205,10 @@ def _some(number: int, most: int | None, rng: random.Random) -> list[int]:
 
 
 def on_disk(campaign: Campaign, roots: Sequence[Path]) -> list[str]:
-    """Two rounds, with a search of the data after each report that was counted, and below these folders after each second one.
+    """Play two rounds. Search the data after each counted report, and these folders after every second one.
 
-    The files that hold what somebody sent.
+    Returns:
+        The files that hold a piece of an update or of a sum.
     """
     steps, found, sent = Steps(campaign), list[str](), set[str]()
     hop, began = campaign.bundle.plan.first_hop, time.time() - 60.0
@@ -215,7 +233,7 @@ def on_disk(campaign: Campaign, roots: Sequence[Path]) -> list[str]:
 
 @contextmanager
 def database(url: str | None) -> Iterator[str | None]:
-    """A new database beside this one; None for SQLite."""
+    """Make a new database beside this one; yield None for SQLite."""
     if url is None:
         yield None
         return
@@ -232,7 +250,7 @@ def database(url: str | None) -> Iterator[str | None]:
 
 
 def hurry(url: str) -> None:
-    """Let a PostgreSQL wait for no disk: here processes die, and the machine does not."""
+    """Let a PostgreSQL not wait for the disk: here processes die, but the machine does not."""
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text("ALTER SYSTEM SET fsync = off"))
@@ -242,7 +260,7 @@ def hurry(url: str) -> None:
 
 @contextmanager
 def campaign(life: Life, url: str | None, kind: str, planted: str = "", devices: int = DEVICES) -> Iterator[Campaign]:
-    """A campaign in a folder and a database of its own."""
+    """Make a campaign in a folder and a database of its own."""
     with tempfile.TemporaryDirectory(prefix="sumus-kills-") as folder, database(url) as mine:
         try:
             yield Campaign(life, Path(folder) / "data", mine, kind, planted, devices)
@@ -251,7 +269,7 @@ def campaign(life: Life, url: str | None, kind: str, planted: str = "", devices:
 
 
 def stepwise(going: Campaign) -> Campaign:
-    """Devices that say everything once, so that a round's last report is its last."""
+    """Let devices send everything once, so that a round's last report is its last request."""
     for device in going.devices:
         device.twice = 0.0
     return going
@@ -260,7 +278,7 @@ def stepwise(going: Campaign) -> Campaign:
 def shared(
     url: str, lives: Sequence[Life], short: bool, rng: random.Random
 ) -> Iterator[tuple[str, Crowd, Found, float]]:
-    """Servers that share a round: what was done to them, what came of it, and when it began."""
+    """Run servers that share a round; yield what was done to them, the result, and when it began."""
     some = [("synchronous", LEASE, 1)]
     for kind, lease, hits in (
         some if short else [("synchronous", LEASE, 30), ("buffered", LEASE, 30), ("synchronous", LASTS, 4)]
@@ -274,7 +292,7 @@ def shared(
 
 
 def follows(url: str, lives: Sequence[Life], rng: random.Random) -> tuple[bool, str]:
-    """The control of these: whether a leader that never gives up is found, and what was seen."""
+    """Run the control of shared rounds: return whether a leader that never gives up is found, and what was seen."""
     with tempfile.TemporaryDirectory(prefix="sumus-kills-") as folder, database(url) as mine:
         assert mine is not None
         with crowd(lives, Path(folder), mine, "synchronous", DEVICES, planted="leads-for-ever") as going:
@@ -284,7 +302,7 @@ def follows(url: str, lives: Sequence[Life], rng: random.Random) -> tuple[bool, 
 
 
 def controls(life: Life, rng: random.Random) -> Iterator[tuple[str, bool, str]]:
-    """Each planted bug: its name, whether it was found, and what was seen."""
+    """Run with each planted bug; yield its name, whether it was found, and what was seen."""
     for planted, kind, kills in (
         ("acknowledges-early", "synchronous", 6),
         ("counts-again", "buffered", 2),
@@ -300,7 +318,7 @@ def controls(life: Life, rng: random.Random) -> Iterator[tuple[str, bool, str]]:
 
 
 def main() -> int:
-    """All of it; 1 where a promise was broken, or a control not found."""
+    """Run everything. The exit status is 1 if a promise was broken, or a control was not found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__.split("\n\n")[0])
     parser.add_argument("--short", action="store_true", help="a sample, for every day")
     parser.add_argument("--seed", type=int, default=0, help="of when servers die, and of the sample (default 0)")

@@ -17,8 +17,18 @@ from sumus.wire.tensors import encode_tree
 
 @dataclass
 class Found:
-    """The four figures: acknowledged reports that are not counted, reports that are counted twice, models that are as
-    recomputed, of how many, and the most models of one round. wrong: all that is not as it should be."""
+    """The result of an audit.
+
+    Attributes:
+        lost: Acknowledged reports that are not counted.
+        twice: Reports that are counted twice.
+        equal: Models that equal the recomputed ones.
+        models: All models.
+        most: The most models of one round.
+        acknowledged: Acknowledged reports.
+        rounds: Rounds.
+        wrong: Descriptions of everything that is wrong.
+    """
 
     lost: int = 0
     twice: int = 0
@@ -31,12 +41,12 @@ class Found:
 
     @property
     def good(self) -> bool:
-        """Whether everything is as it should be."""
+        """Whether nothing is wrong."""
         right = self.lost == self.twice == 0 and self.equal == self.models and self.most <= 1
         return right and not self.wrong
 
     def plus(self, other: "Found") -> "Found":
-        """Both."""
+        """Return the sum of two results."""
         return Found(
             self.lost + other.lost,
             self.twice + other.twice,
@@ -56,9 +66,12 @@ class Found:
 
 
 class Ledger:
-    """What a server's rows have said, over all its lives: they forget old rounds, and this does not.
+    """Everything that a server's rows have held, over all its lives. The rows forget old rounds, and the ledger does
+    not.
 
-    late: by session, how many versions late it was counted, where a model may be made while others count for the next one.
+    Attributes:
+        late: By session, how many versions late it was counted, if a model may be made while others count for the next
+            one.
     """
 
     def __init__(self) -> None:
@@ -69,7 +82,7 @@ class Ledger:
         self.wrong: list[str] = []
 
     def read(self, store: Store) -> None:
-        """Read rows as they are now; nothing that was final may have changed."""
+        """Read the present rows, and check that nothing final has changed."""
         with store.transaction() as rows:
             for row in rows.rounds():
                 counted, before = list(rows.counted_in(row.number)), self.states.get(row.number)
@@ -89,7 +102,14 @@ class Ledger:
             self.wrong.append(what)
 
     def audit(self, bundle: Bundle, book: Book, people: int, blobs: Blobs | None = None) -> Found:
-        """Every promise. people: enrolled.  blobs: where the models lie."""
+        """Check every promise.
+
+        Args:
+            bundle: The plan and the first model.
+            book: What devices have recorded.
+            people: The number of enrolled devices.
+            blobs: The blobs of the models.
+        """
         found = Found(acknowledged=len(book.acknowledged), rounds=len(self.counted), wrong=list(self.wrong))
         places = Counter(id.partition("#")[0] for those in self.counted.values() for id in those)
         found.lost = len(book.acknowledged - set(places))
@@ -117,7 +137,7 @@ class Ledger:
         return found
 
     def _recompute(self, bundle: Bundle, book: Book, people: int, found: Found) -> None:
-        """All models, from the first one on, from what devices say that they sent."""
+        """Recompute all models from the first one on, from the updates that devices have recorded."""
         plan, hop = bundle.plan, bundle.plan.first_hop
         state = plan.algorithm.start(bundle.model, plan.description)
         for version in range(max(self.models, default=-1) + 1):
@@ -151,7 +171,7 @@ class Ledger:
 
 
 def left_behind(store: Store) -> list[str]:
-    """Keys of sums that are no longer needed, which so open nothing only if nobody reads them: there must be none."""
+    """Return the keys of sums that are no longer needed. There must be none."""
     left = defaultdict[str, list[int]](list)
     with store.transaction() as rows:
         for row in rows.rounds():

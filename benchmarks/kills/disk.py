@@ -11,14 +11,14 @@ from sumus.first_hop import FirstHop
 from sumus.types import Array
 
 WINDOW = 64
-"""Bytes of a piece. Whoever has 127 bytes in a row of a vector has one of its pieces whole."""
+"""Bytes of a piece. Any 127 consecutive bytes of a vector hold at least one whole piece."""
 
 _MIX, _BITS = np.uint64(0x9E3779B97F4A7C15), 20
-"""A word times this, in its highest bits, is what is looked at first."""
+"""A word times this number; its highest bits are compared first."""
 
 
 class Markers:
-    """Pieces of vectors, all of them. A piece that repeats a few bytes, as padding does, marks nothing."""
+    """All pieces of some vectors. A piece that repeats a few bytes, as padding does, is left out."""
 
     def __init__(self, vectors: Iterable[Array]) -> None:
         pieces = set[bytes]()
@@ -37,7 +37,7 @@ class Markers:
         return len(self._pieces)
 
     def found_in(self, body: bytes) -> bool:
-        """Whether these bytes hold one of them, wherever it begins."""
+        """Return whether these bytes hold one of the pieces, at any position."""
         for offset in range(8) if len(body) >= WINDOW else ():
             words = np.frombuffer(body, np.uint64, (len(body) - offset) // 8, offset)
             perhaps = np.flatnonzero(self._seen[_mixed(words)])
@@ -54,8 +54,8 @@ def _mixed(words: Array) -> Array:
 
 
 def vectors_of(updates: Sequence[Update], hop: FirstHop) -> Iterator[Array]:
-    """Each update as it was sent and as it is added, and the sum of any of them in a row: of all partial sums, and of what two of
-    them differ by."""
+    """Yield each update as it was sent and as it is added, and the sum of any consecutive ones: all partial sums, and
+    all differences of two of them."""
     partial: list[dict[str, Array]] = [{}]
     total = RunningSum()
     for update in updates:
@@ -69,8 +69,8 @@ def vectors_of(updates: Sequence[Update], hop: FirstHop) -> Iterator[Array]:
 
 
 def found_on_disk(roots: Iterable[Path], markers: Markers, since: float = 0.0) -> list[str]:
-    """The names of all files below these that hold a marker, of those that were written since. A file that goes away meanwhile
-    is looked at no more."""
+    """Return the names of all files below these folders that hold a marker and were written since a moment. A file that
+    is deleted meanwhile is skipped."""
     found = list[str]()
     for root in roots:
         for path in sorted(root.rglob("*")):

@@ -20,8 +20,13 @@ from sumus.storage.sql import SqlStore
 
 
 class Branch:
-    """A server, an edge, and the edge's devices. lives: of the two.  given_up: reports in rounds of the edge's that were
-    abandoned.  kills: of either."""
+    """A server, an edge, and the edge's devices.
+
+    Attributes:
+        lives: The processes of the two.
+        given_up: Reports in rounds that the edge abandoned.
+        kills: The kills of either.
+    """
 
     def __init__(self, lives: Sequence[Life], folder: Path, kind: str, devices: int) -> None:
         self.top, self.edge = lives
@@ -49,7 +54,7 @@ class Branch:
         return said["token"]
 
     def hit(self, rng: random.Random) -> None:
-        """Kill the edge; or the server, whose next life has another address, of which a new life of the edge is told."""
+        """Kill the edge; or kill the server, whose next life has another address, and tell a new life of the edge."""
         both = rng.random() < 0.3
         if both:
             self.top.kill()
@@ -73,16 +78,16 @@ class Branch:
             store.close()
 
     def arrived(self) -> bool:
-        """Whether everything that was acknowledged has come up, or was given up."""
+        """Return whether every acknowledged report has come to the server, or was given up."""
         self.read()
         counted = {id for those in self.ledger.counted.values() for id in those}
         return self.book.acknowledged <= counted | self._given_up
 
     def end(self) -> Found:
-        """The audit."""
+        """Audit."""
         until = time.monotonic() + PEACE
         while not self.arrived() and time.monotonic() < until:
-            for device in self.devices:  # work whose answer was lost would be awaited for most of its time
+            for device in self.devices:  # else the server waits long for work whose answer was lost
                 device.decline()
             time.sleep(0.2)
         self.edge.kill()
@@ -105,14 +110,14 @@ class Branch:
         return found
 
     def close(self) -> None:
-        """Close connections."""
+        """Close the connections."""
         for device in self.devices:
             device.close()
 
 
 @contextmanager
 def branch(lives: Sequence[Life], folder: Path, kind: str, devices: int) -> Iterator[Branch]:
-    """One, in a folder."""
+    """Make a branch in a folder."""
     going = Branch(lives, folder, kind, devices)
     try:
         yield going
@@ -123,7 +128,7 @@ def branch(lives: Sequence[Life], folder: Path, kind: str, devices: int) -> Iter
 
 
 def battered(going: Branch, hits: int, rng: random.Random) -> Found:
-    """Hits while devices work, then peace."""
+    """Kill while devices work, then stop killing."""
 
     def disturb() -> None:
         for _ in range(hits):

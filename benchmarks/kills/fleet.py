@@ -24,13 +24,22 @@ from sumus.wire.reports import encode_report
 
 PATIENCE = 10.0
 PEACE = 60.0
-"""Seconds for devices to come to an end once nothing is killed any more."""
+"""Seconds for devices to finish after the last kill."""
 
 
 @dataclass
 class Book:
-    """What devices say. sent: by session of the rows, `DEVICE/SESSION`.  acknowledged, discarded: sessions that devices were told
-    so of.  broadcasts: hashes that they were given, by version.  answers: how often which.  over: set to let nobody try again."""
+    """What devices record.
+
+    Attributes:
+        sent: What was sent, by `DEVICE/SESSION`.
+        acknowledged: Sessions whose reports the server acknowledged.
+        discarded: Sessions that the server discarded.
+        broadcasts: The hashes of the broadcasts that devices got, by version.
+        answers: How often each answer came.
+        lock: Guards the rest.
+        over: Set to stop all retries.
+    """
 
     sent: dict[str, "Sent"] = field(default_factory=dict[str, "Sent"])
     acknowledged: set[str] = field(default_factory=set[str])
@@ -43,7 +52,7 @@ class Book:
 
 @dataclass(frozen=True)
 class Sent:
-    """An update, and what it was made for."""
+    """An update, and the work that it was made for."""
 
     work: Assignment
     update: Update
@@ -51,26 +60,26 @@ class Sent:
 
 
 class Address:
-    """Where the server is now; it changes with each of its lives."""
+    """The server's present address, which changes with each of its lives."""
 
     def __init__(self) -> None:
         self.port = 0
         self._changed = threading.Condition()
 
     def move(self, port: int) -> None:
-        """It lives again, here."""
+        """Note that the server lives again at this port."""
         with self._changed:
             self.port = port
             self._changed.notify_all()
 
     def wait(self, seconds: float, port: int) -> None:
-        """Wait so long, or until it is elsewhere."""
+        """Wait this long, or until the server is at another port."""
         with self._changed:
             self._changed.wait_for(lambda: self.port != port, seconds)
 
 
 class Following:
-    """A `Transport` to wherever the server is."""
+    """A `Transport` to the server at its present address."""
 
     def __init__(self, address: Address) -> None:
         self._address, self._port = address, 0
@@ -85,7 +94,7 @@ class Following:
         patience: float = PATIENCE,
         most: int = MOST,
     ) -> Answer:
-        """Ask once."""
+        """Send a request once."""
         port = self._address.port
         if self._inner is None or port != self._port:
             self.close()
@@ -100,13 +109,13 @@ class Following:
             raise
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         if self._inner is not None:
             self._inner.close()
 
 
 class Anywhere:
-    """A `Transport` to several servers: each request goes to any of them."""
+    """A `Transport` to several servers. Each request goes to a random one."""
 
     def __init__(self, addresses: Sequence[Address], seed: int) -> None:
         self._ways = [Following(address) for address in addresses]
@@ -121,17 +130,25 @@ class Anywhere:
         patience: float = PATIENCE,
         most: int = MOST,
     ) -> Answer:
-        """Ask once."""
+        """Send a request once."""
         return self._rng.choice(self._ways).request(method, path, body, headers, patience, most)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         for way in self._ways:
             way.close()
 
 
 class Scripted:
-    """A device. number: its own.  twice: how likely it is to send a report again that was counted."""
+    """A scripted device.
+
+    Args:
+        number: Its number.
+        plan: The plan.
+        book: Records what it does.
+        transport: The way to the server.
+        twice: The probability that it sends a counted report again.
+    """
 
     def __init__(self, number: int, plan: Plan, book: Book, transport: Transport, twice: float = 0.1) -> None:
         self.number, self.plan, self.book, self.twice = number, plan, book, twice
@@ -142,15 +159,15 @@ class Scripted:
         self.unsettled: Sent | None = None
 
     def go_to(self, transport: Transport) -> None:
-        """Another way to the server."""
+        """Use another transport."""
         self._transport, self.requests = transport, Requests(transport, self._key, "default")
 
     def enrol(self, token: str) -> None:
-        """Be known, however often one has to ask."""
+        """Enrol, with as many attempts as needed."""
         self._until_answered(lambda: self.requests.enrol(token))
 
     def check_in(self, wait: float = 0.0) -> CheckInAnswer | None:
-        """Ask for work, and for the end of what is not settled. None where no answer came."""
+        """Ask for work, and for the end of an unsettled session. Return None if no answer came."""
         self.serial += 1
         previous = None
         if self.unsettled is not None:
@@ -171,7 +188,7 @@ class Scripted:
         return answer
 
     def train(self, work: Assignment) -> None:
-        """Draw an update for this work; it is kept."""
+        """Draw an update for this work, and keep it."""
         tree = {
             name: self._rng.normal(scale=0.05, size=shape).astype(np.float32)
             for name, shape in self.plan.description.trained_layout.items()
@@ -186,7 +203,7 @@ class Scripted:
             self.book.broadcasts[work.version].add(work.broadcast.sha256)
 
     def send(self) -> bool:
-        """Send what is kept; whether it is settled now."""
+        """Send the kept report; return whether it is settled now."""
         sent = self.unsettled
         assert sent is not None
         try:
@@ -206,7 +223,7 @@ class Scripted:
         return True
 
     def again(self, sent: Sent) -> None:
-        """Send once more what was counted: whatever is said of it."""
+        """Send a counted report once more, and accept any answer."""
         try:
             self.requests.report(sent.work, sent.body)
             self._note("duplicate")
@@ -214,7 +231,7 @@ class Scripted:
             self._note(error)
 
     def run(self, done: Callable[[], bool], wait: float = 0.5) -> None:
-        """Work until it is enough, and until nothing is unsettled."""
+        """Work until `done`, and until nothing is unsettled."""
         tries = 0
         while (self.unsettled is not None or not done()) and not self.book.over.is_set():
             if self.unsettled is not None and tries < 6 and not self.send():
@@ -225,7 +242,7 @@ class Scripted:
                 self.train(answer.assignment)
 
     def decline(self) -> None:
-        """Ask for work, which ends what was forgotten, and give it back."""
+        """Ask for work, which ends forgotten sessions, and give the work back."""
         answer = self.check_in()
         if answer is not None and answer.assignment is not None:
             try:
@@ -234,7 +251,7 @@ class Scripted:
                 self._note(error)
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         self._transport.close()
 
     def _id(self, sent: Sent) -> str:
@@ -265,8 +282,8 @@ class Scripted:
 
 
 def while_they_work(devices: Sequence[Scripted], book: Book, disturb: Callable[[], object]) -> list[str]:
-    """Let devices work while they are disturbed, and then in peace, until each is told what became of its last report. What went
-    wrong in that."""
+    """Let devices work while `disturb` runs, and then without it until each knows what became of its last report.
+    Return what went wrong."""
     enough = threading.Event()
     with ThreadPoolExecutor(len(devices)) as pool:
         working = [pool.submit(device.run, enough.is_set) for device in devices]
@@ -284,7 +301,7 @@ def while_they_work(devices: Sequence[Scripted], book: Book, disturb: Callable[[
 
 
 def let_go_on(book: Book, rng: random.Random, more: float = 0.1) -> None:
-    """Wait as long as it takes for a few more reports, or hardly at all; and a moment, of so many seconds at most."""
+    """Wait for a few more reports, or hardly at all; then wait a random time of at most `more` seconds."""
     until = time.monotonic() + PEACE / 4
     wanted = len(book.acknowledged) + rng.choice((0, 1, 3, 6))
     while len(book.acknowledged) < wanted and time.monotonic() < until:

@@ -25,7 +25,7 @@ from sumus.storage.sql import SqlStore
 
 REPLICAS = 3
 LEASE = 1.0
-"""Seconds, so that a campaign need not wait long."""
+"""Seconds of a lease, few so that a campaign need not wait long."""
 _WITNESS = """
 CREATE TABLE written (place bigserial, version bigint, by text, holder text, fence bigint);
 CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -49,9 +49,21 @@ WHERE by <> holder OR fence < highest
 
 
 class Crowd:
-    """Replicas and devices. folder: for all of their data.  database: a PostgreSQL's URL.  planted: a bug, which it goes on to
-    look for until one has written that did not lead.  took: seconds from a leader's end to the next one's lease.  woken: leaders
-    that were stopped, and went on when another led."""
+    """Replicas and devices.
+
+    Args:
+        lives: The processes of the replicas.
+        folder: The folder of all their data.
+        database: A PostgreSQL's URL.
+        kind: The kind of rounds.
+        devices: The number of devices.
+        lease: Seconds of a lease.
+        planted: A bug. The campaign then goes on until a replica that does not lead has written.
+
+    Attributes:
+        took: Seconds from a leader's end to the next one's lease.
+        woken: The number of leaders that were stopped, and resumed while another led.
+    """
 
     def __init__(
         self,
@@ -86,32 +98,32 @@ class Crowd:
             device.enrol(token)
 
     def begin(self, number: int, enrols: int = 0) -> str:
-        """A replica's next life; a token, where somebody is to enrol."""
+        """Begin a replica's next life; return a token, if devices are to enrol."""
         job = self._jobs[number]
         said = self.lives[number].begin(Job(**{**job.__dict__, "enrols": enrols}))
         self.addresses[number].move(said["port"])
         return said["token"]
 
     def kill(self, number: int) -> None:
-        """SIGKILL."""
+        """Kill a replica with SIGKILL."""
         self.lives[number].kill()
         self.kills += 1
 
     def signal(self, number: int, which: signal.Signals) -> None:
-        """Stop it, or let it go on."""
+        """Stop a replica, or let it go on."""
         pid = self.lives[number].pid
         assert pid is not None
         os.kill(pid, which)
         (self._stopped.add if which is signal.SIGSTOP else self._stopped.discard)(number)
 
     def leads(self) -> tuple[int, int]:
-        """Who holds the lease, and its fence."""
+        """Return the replica that holds the lease, and its fence."""
         with self._engine.connect() as connection:
             holder, fence = connection.execute(text("SELECT holder, fence FROM lease")).one()
         return (int(holder[1:].partition("/")[0]) if holder else -1), fence
 
     def wait_for_another(self, fence: int) -> None:
-        """Until somebody has taken the lease; how long that took is noted."""
+        """Wait until another replica has taken the lease, and record how long that took."""
         began = time.monotonic()
         while self.leads()[1] == fence:
             if time.monotonic() - began > PEACE:
@@ -120,7 +132,7 @@ class Crowd:
         self.took.append(time.monotonic() - began)
 
     def hit(self, rng: random.Random) -> None:
-        """Something happens to one of them, more often to the leader."""
+        """Disturb one of the replicas, more often the leader."""
         leader, fence = self.leads()
         number = leader if leader >= 0 and rng.random() < 0.7 else rng.randrange(len(self.lives))
         how = rng.choice(("killed", "killed, and back at once", "stopped"))
@@ -138,7 +150,7 @@ class Crowd:
             self.begin(number)
 
     def wake_a_leader(self) -> None:
-        """Stop the leader until another leads, and let both go on for a few models."""
+        """Stop the leader until another one leads, and let both go on for a few models."""
         leader, fence = self.leads()
         self.signal(leader, signal.SIGSTOP)
         self.wait_for_another(fence)
@@ -148,16 +160,16 @@ class Crowd:
         while len(self.book.acknowledged) < wanted and time.monotonic() < until:
             time.sleep(0.01)
         until = time.monotonic() + PEACE
-        while self._control and not self.stale() and time.monotonic() < until:  # it writes by chance
+        while self._control and not self.stale() and time.monotonic() < until:  # it writes only by chance
             time.sleep(0.1)
 
     def stale(self) -> int:
-        """How many models a server wrote that did not lead."""
+        """Return how many models were written by a replica that did not lead."""
         with self._engine.connect() as connection:
             return connection.execute(text(_STALE)).scalar_one()
 
     def read(self) -> list[str]:
-        """Read the rows; what should not be among them once all is over."""
+        """Read the rows; return those that should not exist at the end."""
         store = SqlStore.open(self._jobs[0].database or "", f"{TASK}.train")
         try:
             self.ledger.read(store)
@@ -166,7 +178,7 @@ class Crowd:
             store.close()
 
     def end(self) -> Found:
-        """The audit, once whoever leads has done what there was to do."""
+        """Audit, after the leader has finished its work."""
         until = time.monotonic() + PEACE
         while (left := self.read()) or State.CLOSING in self.ledger.states.values():
             if time.monotonic() > until:
@@ -183,7 +195,7 @@ class Crowd:
         return found
 
     def close(self) -> None:
-        """End all of it."""
+        """End all processes and connections."""
         for number in list(self._stopped):
             self.signal(number, signal.SIGCONT)
         for device in getattr(self, "devices", ()):
@@ -197,7 +209,7 @@ class Crowd:
 def crowd(
     lives: Sequence[Life], folder: Path, database: str, kind: str, devices: int, lease: float = LEASE, planted: str = ""
 ) -> Iterator[Crowd]:
-    """Servers that share what lies in a folder and a database."""
+    """Start servers that share a folder and a database."""
     with ExitStack() as stack:
         for life in lives:
             stack.callback(life.kill)
@@ -207,7 +219,7 @@ def crowd(
 
 
 def harassed(going: Crowd, hits: int, rng: random.Random) -> Found:
-    """Hits while devices work, the last of them a leader that wakes, then peace."""
+    """Disturb replicas while devices work; at last stop and resume a leader; then stop disturbing."""
 
     def disturb() -> None:
         for _ in range(hits):

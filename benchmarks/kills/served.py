@@ -53,18 +53,21 @@ from sumus.update import chain, clip_by_global_norm, quantize, rotate
 TASK, COHORT = "campaign", 4
 SHAPES = {"a": (40, 25), "b": (1500,), "c": (7,)}
 SAID = 9
-"""The descriptor of what was standard output; what the server itself prints goes into the log."""
+"""The descriptor of the original standard output. What the server itself prints goes into the log."""
 _ROOT = Path(__file__).parents[2]
 _MUCH = Rate(1e6, 10**6)
 QUIET = ServerPolicy(limits=Limits(_MUCH, _MUCH, _MUCH, _MUCH))
-"""No limits of requests: these devices are in a hurry."""
+"""No limits of requests, since these devices send many."""
 
 
 def bundle(kind: str) -> Bundle:
-    """What is served. kind: "synchronous", "buffered", or "plain": as the first, and what is sent is floats.
+    """Return the bundle that is served.
 
-    The codes of a rotated update mean nothing under another seed, and Adam remembers: so a seed that is drawn anew, or an
-    optimizer's state that is lost, gives other bits.
+    The codes of a rotated update mean nothing under another seed, and Adam has a state. So a seed that is drawn again,
+    or a lost optimizer state, gives other bits.
+
+    Args:
+        kind: "synchronous", "buffered", or "plain", which is synchronous with updates of floats.
     """
     leaves = tuple(Leaf(name, shape, "float32", "shared", True) for name, shape in SHAPES.items())
     task = Description(TASK, leaves, "loss", (), Data((3,), "float32", (), "int64", 2))
@@ -84,16 +87,19 @@ def bundle(kind: str) -> Bundle:
 
 
 class Points:
-    """Moments of the deciding thread: before and after each statement, commit, write, rename, fsync, deletion, and use of a key.
+    """Moments of the deciding thread: before and after each statement, commit, write, rename, fsync, deletion, and use
+    of a key.
 
-    at: the process kills itself at this one.  passed: those that have been, by name. They are counted while `armed`.
+    Attributes:
+        at: The moment at which the process kills itself.
+        passed: The names of the moments so far. They are counted while `armed`.
     """
 
     def __init__(self, at: int | None) -> None:
         self.at, self.armed, self.passed = at, False, list[str]()
 
     def here(self, what: str) -> None:
-        """A moment, and perhaps the last one."""
+        """Pass a moment, and die if it is the chosen one."""
         if not self.armed or threading.current_thread().name != "committer":
             return
         if len(self.passed) == self.at:
@@ -101,7 +107,7 @@ class Points:
         self.passed.append(what)
 
     def watch(self, owner: Any, name: str) -> None:
-        """Let every call of a function be two moments."""
+        """Make every call of a function two moments."""
         real = getattr(owner, name)
 
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -113,7 +119,7 @@ class Points:
         setattr(owner, name, watched)
 
     def watch_all(self) -> None:
-        """Everything that leaves a trace."""
+        """Watch everything that leaves a trace on the disk."""
         for owner, names in (
             (os, ("open", "fsync", "link")),
             (Path, ("write_bytes", "replace", "unlink", "mkdir")),
@@ -143,7 +149,8 @@ class Points:
 
 
 def _arm(points: Points, closing: int | None, recovering: bool) -> None:
-    """Count moments from the arrival of a round's last report until the next round is open; or while the process recovers."""
+    """Count moments from the arrival of a round's last report until the next round is open; or while the process
+    recovers."""
     take, recover = Server._take_reports, Server._recover
 
     def while_closing(server: Server, now: float) -> None:
@@ -170,19 +177,19 @@ def _disarm(points: Points) -> None:
 
 
 def _acknowledges_early() -> None:
-    """A report is answered when it is staged, and not when it is committed."""
+    """Acknowledge a report when it is staged, and not when it is committed."""
     stage = ReportQueue.stage
 
     def early(queue: ReportQueue, run: Run, requests: Any, now: float) -> None:
         stage(queue, run, requests, now)
         queue.say(run, [AcceptReport(session) for session in run.coordinator.staged])
-        threading.Event().wait(0.02)  # so long the commit takes on a slow disk
+        threading.Event().wait(0.02)  # a commit on a slow disk takes this long
 
     ReportQueue.stage = early
 
 
 def _counts_again() -> None:
-    """A report that comes again is counted again: no row is in its way."""
+    """Count a repeated report again: no row prevents it."""
 
     def rules(facts: Any, asked: Any) -> Any:
         if isinstance(asked, Report | Commit):
@@ -211,7 +218,7 @@ def _counts_again() -> None:
 
 
 def _forgets_seeds() -> None:
-    """What a sum's seed was is not written down: after a restart it is drawn anew."""
+    """Do not write a sum's seed down: after a restart it is drawn anew."""
     remembered = dict[int, bytes]()
 
     def forgetful(rows: Any, number: int, name: str, make: Callable[[], bytes]) -> bytes:
@@ -221,7 +228,7 @@ def _forgets_seeds() -> None:
 
 
 def _seals_nothing() -> None:
-    """Partial sums lie on the disk as they are."""
+    """Write partial sums to the disk unencrypted."""
 
     def sealed(key: bytes, pieces: Sequence[Any], about: str) -> memoryview:
         return memoryview(b"".join(pieces))
@@ -233,7 +240,7 @@ def _seals_nothing() -> None:
 
 
 def _leads_for_ever() -> None:
-    """Who leads once believes for ever that it does, and writes so."""
+    """Let a replica that leads once believe for ever that it leads, and write."""
     look, recover = Replica.look, Coordinator.recover
 
     def look_once(replica: Replica) -> int | None:
@@ -261,10 +268,22 @@ PLANTED: Mapping[str, Callable[[], None]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """A server's life. dies: at this moment of closing round `closing`, or where that is None of its recovery.  points: whether
-    moments are watched.  planted: a bug.  enrols: tokens to give out.  shares: the folder of what it shares with other servers,
-    where there are some.  lease: seconds for which one leads.  upstream: a link of the server above, where it is an edge.
-    for_edges: whether the tokens are for edges."""
+    """A server's life.
+
+    Attributes:
+        data: The folder of its data.
+        database: A database's URL; None for SQLite.
+        kind: The kind of rounds.
+        closing: The round at whose closing it dies.
+        dies: The moment at which it dies: of closing round `closing`, or, if that is None, of its recovery.
+        points: Whether moments are watched.
+        planted: A bug.
+        enrols: The number of tokens to give out.
+        shares: The folder that it shares with other servers, if there are any.
+        lease: Seconds of a lease.
+        upstream: A link of the server above, if it is an edge.
+        for_edges: Whether the tokens are for edges.
+    """
 
     data: str
     database: str | None
@@ -281,7 +300,7 @@ class Job:
 
 
 def opened(job: Job) -> Service:
-    """The server of a job, not started."""
+    """Open the server of a job without starting it."""
     where = Storage(Path(job.data), job.database, lease=job.lease)
     if job.shares is not None:
         where = replace(where, keys=Path(job.shares) / "keys", blobs=f"{job.shares}/blobs")
@@ -292,7 +311,7 @@ def opened(job: Job) -> Service:
 
 
 def _end_with(line: int) -> None:
-    """Die when whoever holds the other end of this pipe has died."""
+    """Die when the process at the other end of this pipe has died."""
     os.read(line, 1)
     os._exit(1)
 
@@ -321,12 +340,12 @@ def _say(what: Mapping[str, Any]) -> None:
 
 
 def main(log: str, line: int) -> None:
-    """One job after the other. log: a file.  line: a pipe's descriptor."""
+    """Serve one job after the other. log: a file. line: a pipe's descriptor."""
     with open(log, "ab", buffering=0) as file:
         os.dup2(1, SAID)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    with tempfile.TemporaryDirectory() as folder:  # opened once: children find everything imported and compiled
+    with tempfile.TemporaryDirectory() as folder:  # opened once, so that children find everything imported and compiled
         service = opened(Job(folder, None, "synchronous"))
         uvicorn.Config(service.device_app, lifespan="off").load()
         service.close()
@@ -346,8 +365,13 @@ def main(log: str, line: int) -> None:
 
 
 class Life:
-    """Lives of a server, one at a time, from outside. log: a file for what they say.  kills, deaths: how often it was killed, and
-    killed itself."""
+    """The lives of a server, one at a time, seen from outside.
+
+    Attributes:
+        log: The file for what they print.
+        kills: How often the server was killed.
+        deaths: How often it killed itself.
+    """
 
     def __init__(self, log: Path) -> None:
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(_ROOT)}
@@ -369,7 +393,7 @@ class Life:
         self.close()
 
     def begin(self, job: Job) -> dict[str, Any]:
-        """Start it; returns where it listens, perhaps before it has recovered."""
+        """Start the server; return its addresses, perhaps before it has recovered."""
         self.survived = None
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asdict(job)) + "\n")
@@ -381,7 +405,7 @@ class Life:
         return said
 
     def kill(self) -> None:
-        """SIGKILL, and wait for its end."""
+        """Send SIGKILL, and wait for the server's end."""
         if self.pid is None:
             return
         os.kill(self.pid, signal.SIGKILL)
@@ -391,7 +415,7 @@ class Life:
         self.kills += 1
 
     def passed(self) -> Sequence[str] | None:
-        """Wait for what comes first: the moments that it has survived; or None, for its end."""
+        """Wait for the moments that the server has passed, or for its end; return None for its end."""
         while self.survived is None:
             if "ended" in self._hear():
                 self.pid = None
@@ -400,7 +424,7 @@ class Life:
         return self.survived
 
     def close(self) -> None:
-        """End everything."""
+        """End all processes."""
         self.kill()
         assert self._process.stdin is not None
         assert self._process.stdout is not None

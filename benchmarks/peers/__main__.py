@@ -56,7 +56,13 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Peer:
-    """A variant of the table. command: words after its environment's Python; {cores} and {rounds} are filled in."""
+    """A variant of the table.
+
+    Attributes:
+        name: Its name.
+        command: The words after its environment's Python; {cores} and {rounds} are filled in.
+        environment: Its environment; None for this one.
+    """
 
     name: str
     command: str
@@ -86,7 +92,12 @@ PEERS = {
 class Bench:
     """What all measurements of one command share.
 
-    pythons: environment → its Python.  absent: environment → why it is not there.  versions: of what is installed.
+    Attributes:
+        cores: The number of cores.
+        pythons: Environment → its Python.
+        absent: Environment → why it is missing.
+        versions: The versions that are installed.
+        watch: Called with lines of progress.
     """
 
     cores: int
@@ -96,17 +107,17 @@ class Bench:
     watch: Callable[[str], None]
 
     def runner(self, peer: Peer, rounds: int, asked: Sequence[str]) -> Runner:
-        """A peer's process. asked: the runner's own arguments."""
+        """Return a peer's runner. asked: the runner's own arguments."""
         words = [word.format(cores=self.cores, rounds=rounds) for word in peer.command.split()]
         python = self.pythons[peer.environment.name] if peer.environment else sys.executable
         return Runner(peer.name, [python, *words, *asked], {**QUIET, "PYTHONPATH": str(ROOT)})
 
     def present(self, peers: Sequence[Peer]) -> list[Peer]:
-        """Those that can be run here."""
+        """Return the peers that can be run here."""
         return [peer for peer in peers if peer.environment is None or peer.environment.name in self.pythons]
 
     def timed(self, workload: Workload, peers: Sequence[Peer], sweeps: int, warm_up: int) -> dict[str, Measured]:
-        """Rounds of all peers in turn, and those that are not here."""
+        """Time the rounds of all peers in turn; peers that are missing get an error."""
         self.watch(f"{workload.name}: {workload.shape}")
         found = {
             peer.name: Measured(peer.name, error=f"not installed: {self.absent[peer.environment.name]}")
@@ -117,7 +128,7 @@ class Bench:
         return found | (measure(runners, sweeps=sweeps, warm_up=warm_up, watch=self.watch) if sweeps else {})
 
     def checked(self, workload: Workload, peers: Sequence[Peer]) -> dict[str, float | str]:
-        """Whether peers come to the same model (`benchmarks.peers.check`)."""
+        """Return whether peers get the same model (`benchmarks.peers.check`)."""
         asked = check.asked(workload)
 
         def naive(name: str, further: Sequence[str]) -> Runner:
@@ -147,7 +158,7 @@ def install(peers: Sequence[Peer], folder: Path, cores: int, watch: Callable[[st
 def row(
     workload: Workload, one: Measured, found: Mapping[str, Measured], same: float | str | None, peak: float
 ) -> list[str]:
-    """A row of the table. same: what the check gave.  peak: GFLOP/s of one core."""
+    """Return a row of the table. same: the result of the check. peak: GFLOP/s of one core."""
     wall, cpu, rss = one.median("wall"), one.median("cpu"), one.median("rss")
     checked = "reference" if one.name == NAIVE else check.shown(same)
     if wall is None or cpu is None:
@@ -169,7 +180,7 @@ def row(
 
 
 def main() -> None:
-    """Install, measure, print, and perhaps write."""
+    """Install, measure and print; with --write also write the table and the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument(

@@ -7,7 +7,7 @@ from benchmarks.workloads import Workload, named
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The command line of a runner; its own options may be added."""
+    """Return the parser of a runner's command line; a runner may add options."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("workload", help="w1, w2, w3, or a variant such as w1/7")
     made.add_argument("--clients", type=int, help="only the first so many")
@@ -16,6 +16,6 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def workload_of(args: argparse.Namespace) -> Workload:
-    """The workload that was asked for."""
+    """Return the workload that the arguments name."""
     workload = named(args.workload)
     return workload.only(args.clients) if args.clients else workload

@@ -21,10 +21,15 @@ def same_model(
     ours: Container[str],
     watch: Callable[[str], None],
 ) -> dict[str, float | str]:
-    """Each runner's distance from the reference's final model over how far that moved; or why there is none.
+    """Return each runner's distance from the reference's final model over how far that model moved; or the reason why
+    there is none.
 
-    runner_naive: (name, further arguments) → the naive loop.  ours: names of runners of sumus.
-    All runners must have been given `asked(workload)` and ROUNDS.
+    Args:
+        workload: The workload.
+        runner_naive: (name, further arguments) → the naive loop.
+        runners: The runners, which must have been given `asked(workload)` and ROUNDS.
+        ours: The names of sumus's runners.
+        watch: Called with lines of progress.
     """
     references = [runner_naive(STORED, ["--order", "stored"]), runner_naive(DRAWN, ["--order", "sumus"])]
     found = measure([*references, *runners], sweeps=ROUNDS, warm_up=0, watch=watch)
@@ -40,10 +45,10 @@ def same_model(
 
 
 def asked(workload: Workload) -> list[str]:
-    """Arguments of every runner in the check."""
+    """Return the arguments of every runner in the check."""
     return [workload.name, "--double", "--clients", str(CLIENTS)]
 
 
 def shown(away: float | str | None) -> str:
-    """For a table."""
+    """Return a distance as text for a table."""
     return "not checked" if away is None else "no figure" if isinstance(away, str) else f"{away:.0e}"

@@ -33,8 +33,12 @@ class EnvironmentAbsent(Exception):
 class Environment:
     """What a peer is installed from.
 
-    requirements: of pip, pinned.  torch: with ours, as constraints.txt has it.  shown: distributions of a caption.
-    loosened: what the first requirement wants newer than an index may have, and runs without.
+    Attributes:
+        name: Its name.
+        requirements: Pinned requirements for pip.
+        torch: Whether it gets our torch, as in constraints.txt.
+        shown: The distributions that a caption names.
+        loosened: Packages that the first requirement wants newer than an index may have, and runs without.
     """
 
     name: str
@@ -50,7 +54,7 @@ FEDJAX = Environment("fedjax", ("fedjax==0.0.17", "jax==0.10.2"), False, ("fedja
 
 
 def prepare(environment: Environment, folder: Path, watch: Callable[[str], None]) -> Path:
-    """The environment's Python; installs it where it is not there as it is described."""
+    """Return the environment's Python. The environment is installed if it is missing or differs from its description."""
     place, recipe = folder / environment.name, f"{environment}\n{TORCH}\n{sys.version}"
     python, ready = place / "bin" / "python", place / "ready"
     if ready.exists() and ready.read_text() == recipe:
@@ -78,7 +82,7 @@ def prepare(environment: Environment, folder: Path, watch: Callable[[str], None]
 
 
 def versions(environment: Environment, python: Path) -> list[str]:
-    """Of what a caption names."""
+    """Return the versions of the distributions that a caption names."""
     code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
     found = _run([str(python), "-c", code, *environment.shown]).split()
     return [f"{name} {version}" for name, version in zip(environment.shown, found, strict=True)]

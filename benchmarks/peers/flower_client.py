@@ -20,7 +20,7 @@ class Held:
         self._module = self._workload.module(double)
 
     def train(self, client: int, model: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], int]:
-        """(the client's model after its round, its examples)."""
+        """Return the client's model after its round, and the number of its examples."""
         inputs, targets = self._pairs[client]
         self._module.load_state_dict(model)
         train_client(self._module, inputs, targets, batches(len(inputs), self._workload.batch), self._workload.lr)

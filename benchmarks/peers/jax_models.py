@@ -12,7 +12,7 @@ Leaves = dict[str, Any]
 
 
 class Model:
-    """A workload's model, loss and examples as JAX likes to have them laid out."""
+    """A workload's model, loss and examples in the layout of JAX."""
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
@@ -21,23 +21,23 @@ class Model:
         self._torch_shapes = {name: leaf.shape for name, leaf in workload.initial().items()}
 
     def examples(self, double: bool) -> list[tuple[Any, Any]]:
-        """(inputs, targets) of each client."""
+        """Return (inputs, targets) of each client."""
         pairs = self._workload.examples(double)
         return [(x.transpose(0, 2, 3, 1) if self._pictures else x, y.astype(np.int32)) for x, y in pairs]
 
     def initial(self, double: bool) -> Leaves:
-        """The global model before the first round."""
+        """Return the global model before the first round."""
         leaves = self._workload.initial()
         return {
             name: self._to_jax(name, leaf.astype(np.float64 if double else np.float32)) for name, leaf in leaves.items()
         }
 
     def as_torch(self, leaves: Leaves) -> Leaves:
-        """Leaves in torch's layout again."""
+        """Return leaves in torch's layout."""
         return {name: self._to_torch(name, np.asarray(leaf)) for name, leaf in leaves.items()}
 
     def loss(self, leaves: Leaves, inputs: Any, targets: Any, real: Any) -> Any:
-        """Cross-entropy, the mean over examples. real: 1 for them, 0 for padding."""
+        """Return the cross-entropy, as the mean over examples. real: 1 for examples, 0 for padding."""
         scores = jax.nn.log_softmax(self._scores(leaves, inputs))
         losses = -jnp.take_along_axis(scores, targets[..., None], -1)[..., 0]
         losses = losses.reshape(len(losses), -1).mean(1)
@@ -60,7 +60,7 @@ class Model:
 
 
 def _scores(leaves: Leaves, values: Any) -> Any:
-    """Convolutions with pooling where there are any, then dense layers."""
+    """Compute convolutions with pooling, if there are any, then dense layers."""
     for number in range(_count(leaves, "convolutions")):
         kernel, bias = leaves[f"convolutions.{number}.weight"], leaves[f"convolutions.{number}.bias"]
         layout = ("NHWC", "HWIO", "NHWC")
@@ -77,7 +77,7 @@ def _scores(leaves: Leaves, values: Any) -> Any:
 
 
 def _sentence_scores(leaves: Leaves, words: Any) -> Any:
-    """Embedding, LSTM, dense."""
+    """Compute embedding, LSTM and dense layer."""
     biases = leaves["lstm.bias_ih_l0"] + leaves["lstm.bias_hh_l0"]
     gates = leaves["embedding.weight"][words] @ leaves["lstm.weight_ih_l0"].T + biases
 

@@ -17,7 +17,7 @@ from benchmarks.peers.jax_models import Model  # noqa: E402
 
 
 def main() -> None:
-    """Train, a round a turn."""
+    """Train, one round in each turn."""
     args = parser(__doc__).parse_args()
     jax.config.update("jax_enable_x64", args.double)
     workload = workload_of(args)

@@ -17,7 +17,7 @@ from benchmarks.peers.asked import parser, workload_of
 
 
 def client_app(name: str, clients: int, double: bool) -> ClientApp:
-    """The app that Ray's actors run. It travels to them with every message: what they keep is kept by a module."""
+    """Return the app that Ray's actors run. It is sent to them with every message, so a module holds what they keep."""
     app = ClientApp()
 
     @app.train()
@@ -35,7 +35,7 @@ def client_app(name: str, clients: int, double: bool) -> ClientApp:
 
 
 def main() -> None:
-    """Train, a round a turn."""
+    """Train, one round in each turn."""
     args = parser(__doc__).parse_args()
     workload, cores = workload_of(args), len(os.sched_getaffinity(0))
     turns = Turns()

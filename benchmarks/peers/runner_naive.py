@@ -12,16 +12,16 @@ from benchmarks.torch_models import train_client
 from benchmarks.workloads import Workload, batches
 
 Rows = Callable[[int, int, int], Iterable[object]]
-"""(round from 0, client, its examples) → the rows of each of its batches."""
+"""(round from 0, client, its number of examples) → the rows of each of its batches."""
 
 
 def stored_order(workload: Workload) -> Rows:
-    """Batches as the examples lie."""
+    """Return batches in stored order."""
     return lambda number, client, size: batches(size, workload.batch)
 
 
 def order_of_sumus(workload: Workload) -> Rows:
-    """The batches that sumus draws from seed 0: with these, both must come to the same model."""
+    """Return the batches that sumus draws from seed 0: with these, both must get the same model."""
     from sumus.rng import generator, key
     from sumus.work import sgd
 
@@ -44,7 +44,7 @@ class Clients:
         self._rows = rows
 
     def train(self, start: list[Tensor], clients: Iterable[int], number: int) -> list[Tensor]:
-        """The sum of their models, each times its examples."""
+        """Return the sum of the clients' models, each times its number of examples."""
         total = [torch.zeros_like(leaf) for leaf in start]
         leaves = list(self._module.parameters())
         for client in clients:
@@ -60,7 +60,7 @@ class Clients:
 
 
 def dealt(workload: Workload, processes: int) -> list[list[int]]:
-    """Clients for each process: the largest first, there and back again, so that all have about as much to do."""
+    """Distribute clients over processes: the largest first, back and forth, so that all have about as much to do."""
     by_size = sorted(range(workload.clients), key=lambda client: -workload.sizes[client])
     there_and_back = itertools.cycle([*range(processes), *reversed(range(processes))])
     hands: list[list[int]] = [[] for _ in range(processes)]
@@ -70,7 +70,7 @@ def dealt(workload: Workload, processes: int) -> list[list[int]]:
 
 
 def main() -> None:
-    """Train, a round a turn."""
+    """Train, one round in each turn."""
     cli = parser(__doc__)
     cli.add_argument("--processes", type=int, default=1)
     cli.add_argument("--order", choices=("stored", "sumus"), default="stored", help="of the examples")
@@ -97,7 +97,7 @@ def main() -> None:
 def in_processes(
     workload: Workload, double: bool, rows: Rows, model: list[Tensor], processes: int
 ) -> Callable[[int], list[list[Tensor]]]:
-    """Workers, forked, that lie in wait at a barrier; model and sums are in memory that all of them share."""
+    """Start forked workers that wait at a barrier; model and sums are in memory that all of them share."""
     context = multiprocessing.get_context("fork")
     start, done = context.Barrier(processes + 1), context.Barrier(processes + 1)
     for leaf in model:

@@ -38,10 +38,10 @@ class InTurn(TrainingProcessCallback):
 
 
 class Order:
-    """Clients one after the other, whoever of the processes they go to.
+    """Clients one after the other, whichever process they go to.
 
-    pfl asks for a client for each of its processes, keeps this one's, and does so as often in a round as this process has
-    clients.
+    pfl asks for a client for each of its processes, and keeps this process's one. In a round it does so as often as
+    this process has clients.
     """
 
     def __init__(self, clients: int) -> None:
@@ -56,7 +56,7 @@ class Order:
 
 
 def main() -> None:
-    """Train, a round a turn."""
+    """Train, one round in each turn."""
     cli = parser(__doc__)
     cli.add_argument("--rounds", type=int, required=True, help="in all")
     args = cli.parse_args()

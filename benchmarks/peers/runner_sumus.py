@@ -19,7 +19,7 @@ PLANNED = 1000  # rounds of the run that is begun: long enough for a probe; it i
 
 
 class InTurn:
-    """A progress that begins a round only when it is this runner's turn, and stops the run after the last."""
+    """A progress that begins a round only in this runner's turn, and stops the run after the last turn."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
@@ -35,7 +35,7 @@ class InTurn:
 
 
 def experiment(workload: Workload, rounds: int, double: bool) -> sumus.Experiment:
-    """What is run."""
+    """Return the experiment."""
     task = sumus.Task(functools.partial(workload.module, double), sumus.losses.cross_entropy)
     algorithm = sumus.fedavg(sumus.sgd(lr=workload.lr, epochs=1, batch_size=workload.batch))
     plan = sumus.Plan(task, algorithm, sumus.Pacing(cohort=workload.clients))
@@ -44,7 +44,7 @@ def experiment(workload: Workload, rounds: int, double: bool) -> sumus.Experimen
 
 
 def main() -> None:
-    """Train, a round a turn."""
+    """Train, one round in each turn."""
     cli = parser(__doc__)
     cli.add_argument("--executor", default="auto", help="as `sumus.run` takes it")
     cli.add_argument("--workers", type=int, help="as `sumus.run` takes it")

@@ -13,11 +13,11 @@ from sumus.wire.reports import encode_report
 from sumus.wire.signing import device_id, to_base64url
 
 Pieces: TypeAlias = tuple[bytes, bytes]
-"""A request's head and its body; bodies may be shared."""
+"""A request's head and its body. Requests may share a body."""
 
 
 class Device:
-    """One device. number: its key comes from it, so that it is the same in every process."""
+    """One device. number: its key is made from it, so the device is the same in every process."""
 
     def __init__(self, number: int) -> None:
         self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"load {number}".encode()).digest())
@@ -25,13 +25,13 @@ class Device:
         self.id = device_id(self.public)
 
     def check_in(self, fingerprints: tuple[str, ...], serial: int, wait_s: float = 0.0) -> Pieces:
-        """Its check-in number `serial`, for a session `sSERIAL`."""
+        """Return its check-in number `serial`, for a session `sSERIAL`."""
         asked = CheckInRequest(serial, f"s{serial}", fingerprints, ("train",), wait_s=wait_s)
         body = write(asked)
         return self._signed("POST", "/v1/checkins", body, hashlib.sha256(body).hexdigest())
 
     def report(self, task: str, serial: int, body: bytes, digest: str) -> Pieces:
-        """What it sends of session `sSERIAL`. digest: SHA-256 of the body, which is the same for many."""
+        """Return its report for session `sSERIAL`. digest: SHA-256 of the body, which many reports share."""
         return self._signed("PUT", f"/v1/tasks/{task}/train/s{serial}", body, digest)
 
     def _signed(self, method: str, path: str, body: bytes, digest: str) -> Pieces:
@@ -45,13 +45,13 @@ class Device:
 
 
 def report_body(size: int) -> tuple[bytes, str]:
-    """A report of a model of so many float32, and its SHA-256."""
+    """Return a report of a model of this many float32, and its SHA-256."""
     values = np.random.default_rng(0).normal(0.0, 0.5 / size**0.5, size).astype(np.float32)
     body = encode_report(Update("", {"params": {"w": values}}, 10, {"loss": (5.0, 10)}))
     return body, hashlib.sha256(body).hexdigest()
 
 
 def fetch(sha256: str, known: bool = False) -> Pieces:
-    """For an object; or only for whether it is still the same."""
+    """Return a request for an object, or, with `known`, a request whether it has changed."""
     condition = f'If-None-Match: "{sha256}"\r\n' if known else ""
     return f"GET /v1/objects/{sha256} HTTP/1.1\r\nHost: load\r\n{condition}\r\n".encode(), b""

@@ -16,7 +16,7 @@ from benchmarks.server_load.generator import Connection, Load
 
 HALF = b"POST /v1/checkins HTTP/1.1\r\nHost: load\r\nSumus-Pro"
 HELD_S = 3.0
-"""Seconds that a flood holds a connection before it makes another of it."""
+"""Seconds for which a flood holds a connection before it opens another one."""
 
 
 def _run(play: Awaitable[int]) -> int:
@@ -28,7 +28,7 @@ def _run(play: Awaitable[int]) -> int:
 
 
 async def _opened(port: int, small: bool = False) -> socket.socket:
-    """A connection without a reader. small: that takes few bytes."""
+    """Open a connection without a reader. small: with a small receive buffer."""
     connection = socket.socket()
     connection.setblocking(False)
     if small:
@@ -38,7 +38,7 @@ async def _opened(port: int, small: bool = False) -> socket.socket:
 
 
 async def _each(many: int, until: float, once: Callable[[int], Awaitable[None]]) -> int:
-    """So many at a time, each again and again."""
+    """Run this many at a time, each again and again."""
     done = 0
 
     async def again(number: int) -> None:
@@ -53,7 +53,7 @@ async def _each(many: int, until: float, once: Callable[[int], Awaitable[None]])
 
 
 async def _paced(rate: float, until: float, once: Callable[[int], Awaitable[None]]) -> int:
-    """So many a second, however long each takes."""
+    """Start this many a second, however long each takes."""
     running, begun, start = set[asyncio.Task[None]](), 0, time.perf_counter()
 
     async def safely(number: int) -> None:
@@ -74,7 +74,7 @@ async def _paced(rate: float, until: float, once: Callable[[int], Awaitable[None
 
 
 async def _hold(port: int, begun: bytes, until: float, small: bool = False) -> None:
-    """Say this, and nothing more, until the server ends it or it has been held long enough."""
+    """Send these bytes and nothing more, until the server ends the connection or it has been held long enough."""
     loop = asyncio.get_running_loop()
     connection = await _opened(port, small)
     try:
@@ -92,20 +92,20 @@ async def _hold(port: int, begun: bytes, until: float, small: bool = False) -> N
 
 
 def half_heads(port: int, many: int, seconds: float) -> int:
-    """Connections that each say half a head."""
+    """Open connections that each send half a head."""
     until = time.perf_counter() + seconds
     return _run(_each(many, until, lambda number: _hold(port, HALF, until)))
 
 
 def lazy_readers(port: int, many: int, sha256: str, seconds: float) -> int:
-    """Connections that each ask for a model, and do not read it."""
+    """Open connections that each ask for a model, and do not read it."""
     until = time.perf_counter() + seconds
     asked = f"GET /v1/objects/{sha256} HTTP/1.1\r\nHost: load\r\n\r\n".encode()
     return _run(_each(many, until, lambda number: _hold(port, asked, until, small=True)))
 
 
 def announcements(port: int, many: int, size: int, seconds: float) -> int:
-    """Connections that each announce a report that nobody has signed, and send a little of it."""
+    """Open connections that each announce an unsigned report, and send a little of it."""
     until = time.perf_counter() + seconds
     head, body = Device(0).report(f"load{size}", 0, *report_body(size))
     unsigned = head.replace(b"Sumus-Signature: ", b"Sumus-Signature: A") + body[:1000]
@@ -113,7 +113,7 @@ def announcements(port: int, many: int, size: int, seconds: float) -> int:
 
 
 def cut_uploads(port: int, rate: float, devices: Sequence[int], size: int, seconds: float) -> int:
-    """Reports that are signed, and end in the middle."""
+    """Send signed reports that end in the middle."""
     until = time.perf_counter() + seconds
     body, digest = report_body(size)
     heads = [Device(number).report(f"load{size}", 0, body, digest)[0] for number in devices]
@@ -130,8 +130,11 @@ def cut_uploads(port: int, rate: float, devices: Sequence[int], size: int, secon
 
 
 def bad_signatures(port: int, rate: float, seconds: float, connections: int = 1000) -> int:
-    """Check-ins whose signature is of another request. Requests that wait for their answers take connections of their own, up to
-    so many: a server that answers late is asked as often as one that answers at once."""
+    """Send check-ins with the signature of another request.
+
+    Requests that wait for their answers have connections of their own, up to `connections`. So a slow server is asked
+    as often as a fast one.
+    """
     until = time.perf_counter() + seconds
     (head, body), (other, _) = (Device(0).check_in(("0" * 64,), serial) for serial in (1, 2))
     wrong = head.replace(_signature(head), _signature(other)), body
@@ -164,7 +167,7 @@ def _signature(head: bytes) -> bytes:
 
 
 def silent(port: int, fingerprints: tuple[str, ...], first: int, seconds: float) -> int:
-    """Devices that take work, one every tenth of a second, and are never heard of again."""
+    """Let devices take work, one every tenth of a second, and never send anything again."""
     until = time.perf_counter() + seconds
     requests = [Device(first + number).check_in(fingerprints, 0) for number in range(int(10 * seconds) + 1)]
 
@@ -178,13 +181,13 @@ def silent(port: int, fingerprints: tuple[str, ...], first: int, seconds: float)
 
 
 def quiet(port: int, seconds: float) -> int:
-    """Nothing at all."""
+    """Do nothing."""
     time.sleep(seconds)
     return 0
 
 
 def honest(port: int, check_ins: Sequence[Pieces], uploads: Sequence[Pieces], seconds: float) -> tuple[Load, Load]:
-    """Check-ins and uploads, evenly over so many seconds; each is timed from when it was due."""
+    """Send check-ins and uploads, evenly over this many seconds; each is timed from the moment at which it was due."""
 
     async def both() -> tuple[Load, Load]:
         found = await asyncio.gather(_evenly(port, check_ins, seconds), _evenly(port, uploads, seconds))

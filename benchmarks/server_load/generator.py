@@ -26,8 +26,15 @@ R = TypeVar("R")
 
 @dataclass
 class Load:
-    """What came of it. seconds: from the first request to the last answer.  latencies: seconds, each.  answers: by status.
-    received: bytes of bodies.  cpu: seconds of the generator."""
+    """The result of a load.
+
+    Attributes:
+        seconds: Seconds from the first request to the last answer.
+        latencies: The seconds of each request.
+        answers: The number of answers by status.
+        received: Bytes of bodies.
+        cpu: CPU seconds of the generator.
+    """
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list[float])
@@ -42,16 +49,16 @@ class Load:
 
     @property
     def cost(self) -> float:
-        """Seconds of the generator's processor time, each."""
+        """The generator's CPU seconds for one request."""
         return self.cpu / len(self.latencies)
 
     def percentile(self, which: float) -> float:
-        """Of latencies, in seconds."""
+        """Return a percentile of the latencies, in seconds."""
         return float(np.percentile(self.latencies, which))
 
 
 class Connection(asyncio.Protocol):
-    """One connection. `ask` → (status, body); the body only where it is kept."""
+    """One connection. The body of an answer is kept only if `keep` is set."""
 
     def __init__(self) -> None:
         self._transport: Any = None
@@ -63,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     async def ask(self, pieces: Pieces) -> int:
-        """The status of the answer."""
+        """Send a request, and return the status of the answer."""
         self._answer = asyncio.get_running_loop().create_future()
         self._head, self._left, self.body = b"", -1, b""
         self._transport.writelines(pieces)
@@ -95,7 +102,7 @@ class Connection(asyncio.Protocol):
 
 
 async def connect(port: int, many: int) -> list[Connection]:
-    """So many, open."""
+    """Open this many connections."""
     loop = asyncio.get_running_loop()
     return [(await loop.create_connection(Connection, "127.0.0.1", port))[1] for _ in range(many)]
 
@@ -121,7 +128,7 @@ async def _drive(port: int, requests: Iterator[Pieces], connections: int, until:
 
 
 def drive(port: int, requests: Iterable[Pieces], connections: int, until: float = 1e9) -> Load:
-    """Send them all, or for so many seconds."""
+    """Send all requests, or for this many seconds."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_drive(port, iter(requests), connections, until))
 
@@ -129,7 +136,7 @@ def drive(port: int, requests: Iterable[Pieces], connections: int, until: float 
 def check_ins(
     port: int, devices: Sequence[int], serial: int, fingerprints: tuple[str, ...], connections: int, until: float = 1e9
 ) -> Load:
-    """Check-ins, each of another device."""
+    """Send check-ins, each of another device."""
     requests = [Device(number).check_in(fingerprints, serial) for number in devices]
     return drive(port, requests, connections, until)
 
@@ -137,7 +144,7 @@ def check_ins(
 def uploads(
     port: int, devices: Sequence[int], serial: int, sizes: Sequence[int], connections: int, until: float = 1e9
 ) -> Load:
-    """Reports, each of another device. sizes: of models; of several, one after the other."""
+    """Send reports, each of another device. sizes: of the models; several are used in turn."""
     bodies = [(f"load{size}", *report_body(size)) for size in sizes]
     requests: list[Pieces] = []
     for number in devices:
@@ -153,7 +160,7 @@ def downloads(port: int, sha256: str, known: bool, connections: int, until: floa
 
 
 def work_for(port: int, number: int, serial: int, fingerprint: str) -> Assignment:
-    """What a device is told to do."""
+    """Return the work that a device is given."""
 
     async def ask() -> bytes:
         (line,) = await connect(port, 1)
@@ -169,7 +176,7 @@ def work_for(port: int, number: int, serial: int, fingerprint: str) -> Assignmen
 
 
 def rounds(port: int, devices: int, size: int, fingerprint: str, many: int) -> list[float]:
-    """Seconds of rounds: from when all report at once until each has fetched the next model."""
+    """Return the seconds of rounds: from the moment when all report at once until each has fetched the next model."""
 
     async def play() -> list[float]:
         lines, took = await connect(port, devices), list[float]()
@@ -207,7 +214,7 @@ def rounds(port: int, devices: int, size: int, fingerprint: str, many: int) -> l
 
 
 def halves(port: int, devices: Sequence[int], serial: int, size: int) -> list[socket.socket]:
-    """Connections that have sent half a report, and stay."""
+    """Open connections that have sent half a report, and stay open."""
     body, digest = report_body(size)
     opened: list[socket.socket] = []
     for number in devices:
@@ -230,5 +237,5 @@ class Generator:
         self._pool.shutdown()
 
     def begin(self, function: Callable[..., R], *arguments: Any) -> "Future[R]":
-        """Call one of these functions there."""
+        """Call one of these functions in the process."""
         return self._pool.submit(function, *arguments)

@@ -51,17 +51,25 @@ from sumus.wire.messages import Assignment, Body, CheckInAnswer, CheckInRequest,
 
 MUCH = Rate(1e9, 10**9)
 OPEN = Limits(MUCH, MUCH, MUCH, MUCH)
-"""No limits of requests: a generator is one address, and its devices are in a hurry."""
+"""No limits of requests: a generator has one address, and its devices send many requests."""
 _TICKS = os.sysconf("SC_CLK_TCK")
 _ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What ours serves. data: its folder.  database: a URL, None for SQLite in it.  sizes: float32 a model, a task each.
-    cohort: of synchronous rounds; 0 for a buffer that is full when every device has reported.  devices: that are enrolled, from
-    number first; at least two.  upstream: a link of the server above, where ours is an edge.  bits: of the codes that are sent,
-    None for floats."""
+    """What our server serves.
+
+    Attributes:
+        data: Its folder.
+        database: A database's URL; None for SQLite in the folder.
+        sizes: The float32 of each model, with one task for each.
+        cohort: The cohort of synchronous rounds; 0 for a buffer that is full when every device has reported.
+        devices: The number of enrolled devices; at least two.
+        first: The number of the first device.
+        upstream: A link of the server above, if ours is an edge.
+        bits: The bits of the codes that are sent; None for floats.
+    """
 
     data: str
     database: str | None
@@ -74,7 +82,7 @@ class Job:
 
 
 def bundle(size: int, job: Job) -> Bundle:
-    """FedAvg of one leaf of so many float32; or FedBuff, with room for everybody."""
+    """Return FedAvg with one leaf of this many float32; or FedBuff with places for all devices."""
     leaf = Leaf("w", (size,), "float32", "shared", True)
     task = Description(f"load{size}", (leaf,), "loss", (), Data((3,), "float32", (), "int64", 2))
     clip = clip_by_global_norm(1.0)
@@ -88,7 +96,7 @@ def bundle(size: int, job: Job) -> Bundle:
 
 
 def bundles(job: Job) -> dict[str, Bundle]:
-    """Tasks by name."""
+    """Return the tasks' bundles by name."""
     return {f"load{size}": bundle(size, job) for size in job.sizes}
 
 
@@ -103,32 +111,32 @@ def enrol(job: Job) -> None:
 
 
 def serve(job: Job) -> None:
-    """Ours, until SIGTERM."""
+    """Run our server until SIGTERM."""
     Path(job.data).mkdir(mode=0o700, exist_ok=True)
     enrol(job)
-    where, conduct = Storage(Path(job.data), job.database), ServerPolicy(limits=OPEN)
+    where, policy = Storage(Path(job.data), job.database), ServerPolicy(limits=OPEN)
     tell, listen = (
         Startup(ready=lambda opened: print(opened.url, opened.admin_url, flush=True)),
         Listening(port=0, admin_port=0),
     )
     if job.upstream:
         link = read_link(job.upstream)
-        keep(lambda authority: open_edge(link, where, conduct, authority), where.data, listen, tell)
+        keep(lambda authority: open_edge(link, where, policy, authority), where.data, listen, tell)
     else:
-        run(bundles(job), where, conduct, listen, tell)
+        run(bundles(job), where, policy, listen, tell)
 
 
 class Journal:
-    """Lines that are written and synced together, once in so many seconds at most; None for no journal at all."""
+    """Lines that are written and synced together, at most once in `group` seconds; None for no journal."""
 
     def __init__(self, group: float | None) -> None:
         self._group, self._last = group, 0.0
         self._waiting: list[asyncio.Future[None]] = []
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
         self._writing: asyncio.Task[None] | None = None
 
     async def keep(self) -> None:
-        """Return once a line more is on the disk."""
+        """Return once one more line is on the disk."""
         if self._group is None:
             return
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -155,8 +163,8 @@ class Journal:
 
 
 def bare(group: float | None) -> Any:
-    """An application that receives, and no more: every byte of an upload in Python, and of a check-in its form; an answer is as
-    long as one with work."""
+    """Return an application that only receives: in Python it takes every byte of an upload, and decodes a check-in. An
+    answer is as long as one with work."""
     journal, model = Journal(group), bytes(4 * 2**20)
 
     async def receive(scope: Any, receiving: Any, send: Any) -> None:
@@ -186,7 +194,7 @@ def bare(group: float | None) -> Any:
 
 
 def serve_bare(group: float | None) -> None:
-    """The bare ones, until SIGTERM."""
+    """Run the bare server until SIGTERM."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
     how = uvicorn.Config(
         bare(group), loop="none", http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
@@ -200,43 +208,48 @@ def serve_bare(group: float | None) -> None:
 
 
 class Process:
-    """A server that runs. port: where it listens.  admin: its admin's address."""
+    """A running server.
+
+    Attributes:
+        port: The port that it listens on.
+        admin: The address of its admin plane.
+    """
 
     def __init__(self, child: "subprocess.Popen[str]", port: int, admin: str) -> None:
         self.child, self.port, self.admin = child, port, admin
 
     @property
     def cpu(self) -> float:
-        """Seconds of processor time that it has used."""
+        """Return the seconds of CPU time that it has used."""
         used = Path(f"/proc/{self.child.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(used[11]) + int(used[12])) / _TICKS
 
     @property
     def rss(self) -> int:
-        """Bytes of memory that it holds."""
+        """Return the bytes of memory that it holds."""
         return int(Path(f"/proc/{self.child.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     @property
     def peak(self) -> int:
-        """Bytes of memory that it has held at most."""
+        """Return the most bytes of memory that it has held."""
         status = Path(f"/proc/{self.child.pid}/status").read_text()
         return int(_figure("VmHWM:", status)) * 1024
 
     @property
     def received(self) -> int:
-        """Bytes of reports that have come in, as its metrics say, which are made once a second."""
+        """Return the bytes of reports that have come in, by its metrics, which are updated once a second."""
         time.sleep(1.1)
         said = urllib.request.urlopen(f"{self.admin}/metrics", timeout=10.0).read().decode()
         return int(_figure("sumus_received_bytes_total", said))
 
     def kill(self) -> None:
-        """As a power cut would."""
+        """Kill it, as a power cut would."""
         self.child.send_signal(signal.SIGKILL)
         self.child.wait()
 
 
 def _figure(name: str, said: str) -> float:
-    """The number behind a name, in a text of a line each."""
+    """Return the number behind a name, in a text with one name in each line."""
     found = re.search(rf"^{name}\s+(\S+)", said, re.M)
     assert found is not None, f"nothing is said of {name}"
     return float(found[1])
@@ -244,7 +257,7 @@ def _figure(name: str, said: str) -> float:
 
 @contextmanager
 def process(job: Job | None = None, group: float | None = None) -> Generator[Process, None, None]:
-    """A server for the length of a block: ours, or a bare one. group: of a bare one that keeps a journal."""
+    """Run a server for a block: ours, or a bare one. group: of a bare one that keeps a journal."""
     arguments: Sequence[str] = () if job is None else (json.dumps(asdict(job)),)
     if group is not None:
         arguments = (str(group),)

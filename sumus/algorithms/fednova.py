@@ -90,7 +90,7 @@ def _of_sgd(client: ClientWork) -> tuple[float, bool]:
     if not client.has_one_rate:
         raise PlanError(
             "normalized-needs-sgd",
-            f"{client!r}: how far a client goes is only known where all steps and leaves have one rate; leave out schedules "
+            f"{client!r}: how far a client goes is only known if all steps and leaves have one rate; leave out schedules "
             "within a round, and lr_factor",
         )
     return float(cast(float, rule.params["momentum"])), bool(rule.params["nesterov"])

@@ -1,1 +1,1 @@
-"""Demos on data that comes inside packages; each module defines `experiment`."""
+"""Demos on data sets that are part of Python packages. Each module defines `experiment`."""

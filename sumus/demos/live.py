@@ -34,8 +34,6 @@ from sumus.storage.store import Model
 
 LOOK = 0.3
 """Seconds between two requests for the server's status."""
-BEGIN = 120.0
-"""Seconds that the server has to answer for the first time."""
 FILE = '''"""The file of one device: the task, which everybody has, and this person's own examples."""
 
 from sumus.demos.{module} import experiment as everybody

@@ -82,9 +82,9 @@ def register(app: typer.Typer) -> None:
         links.check()
         link = given(above.upstream, above.link_file, os.environ, listen.insecure, above.authority)
         output.begin_log()
-        conduct = ServerPolicy(quota=quota, memory=memory * 2**20)
+        policy = ServerPolicy(quota=quota, memory=memory * 2**20)
         keep(
-            lambda own: open_edge(link, Storage(data), conduct, own, linger, say=output.say),
+            lambda own: open_edge(link, Storage(data), policy, own, linger, say=output.say),
             data,
             listen.listening(),
             output.startup(links),

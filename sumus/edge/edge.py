@@ -173,8 +173,8 @@ class Edge(Service):
 
 def open_edge(
     link: Link,
-    where: Storage = HERE,
-    conduct: ServerPolicy = USUAL,
+    storage: Storage = HERE,
+    policy: ServerPolicy = USUAL,
     authority: bytes | None = None,
     linger: float = LINGER,
     transport: Transport | None = None,
@@ -184,8 +184,8 @@ def open_edge(
 
     Args:
         link: The link to the server above.
-        where: Where the edge keeps its data.
-        conduct: Its quota, memory, group and limits are used; the population is that of the server above.
+        storage: Where the edge keeps its data.
+        policy: Its quota, memory, group and limits are used; the population is that of the server above.
         authority: The certificate that devices of this edge are to trust.
         linger: Seconds for which more devices are awaited after work has come down.
         transport: The way up, in tests; None for HTTP.
@@ -195,24 +195,26 @@ def open_edge(
         ExperimentError: The edge is not enrolled and cannot be, or its folder cannot be used.
     """
     with ExitStack() as stack:
-        kept = Stores(where, stack, shares=False)
+        kept = Stores(storage, stack, shares=False)
         replica = Replica(kept.leases, kept.name)
         stack.callback(replica.stop)
-        memory: DeviceStore = MemoryDeviceStore() if where.data is None else FolderDeviceStore(where.data / "upstream")
+        memory: DeviceStore = (
+            MemoryDeviceStore() if storage.data is None else FolderDeviceStore(storage.data / "upstream")
+        )
         stack.callback(memory.close)
         requests, upstream = _enrolled(link, memory, transport)
         clock = storage_clock(map(kept.store, kept.runs()))
         shared = Shared(kept.store("tasks"), kept.ring, kept.blobs)
-        roll = DeviceRegister(kept.identities, {requests.population: conduct.quota}, shared.join(replica))
+        roll = DeviceRegister(kept.identities, {requests.population: policy.quota}, shared.join(replica))
         crowd = Crowd(lambda: count_enrolled(kept.identities, requests.population))
-        server = Server(requests.population, [], roll, replica, crowd, clock, conduct.group)
+        server = Server(requests.population, [], roll, replica, crowd, clock, policy.group)
         wanted, runs = threading.Event(), EdgeRuns(server)
         relay = Relay(wanted.set, runs)
         tasks = EdgeTasks(server, relay, kept, crowd, linger)
         rows, told = kept.store("uplink"), say or quiet
         uplink = Uplink(requests, server, kept.blobs, rows, relay, runs, tasks.take_up, wanted, told)
-        room = Room(conduct.memory)
-        app = device_app(server, kept.blobs, room, conduct.limits or Limits(), authority)
+        room = Room(policy.memory)
+        app = device_app(server, kept.blobs, room, policy.limits or Limits(), authority)
         return Edge(server, kept, shared, room, app, uplink, upstream, stack.pop_all())
 
 

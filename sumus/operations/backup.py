@@ -49,37 +49,39 @@ class BackupContents:
         return lines
 
 
-def back_up(where: Storage, folder: Path) -> BackupContents:
+def back_up(storage: Storage, folder: Path) -> BackupContents:
     """Copy a server's rows, and the plans and models that they point to, to a new folder.
 
     Raises:
         ExperimentError: There is no database, or the folder cannot be made.
     """
-    if where.data is None or not (where.database or (where.data / DATABASE).exists()):
-        raise ExperimentError(f"there is no server's database in {where.data}: give the folder of `sumus serve --data`")
+    if storage.data is None or not (storage.database or (storage.data / DATABASE).exists()):
+        raise ExperimentError(
+            f"there is no server's database in {storage.data}: give the folder of `sumus serve --data`"
+        )
     try:
         folder.mkdir(mode=0o700, parents=True)
     except OSError as error:
         raise ExperimentError(f"{folder} cannot be made: {error.strerror}; give the backup a new folder") from error
     try:
-        return _backed_up(where, where.data, folder)
+        return _backed_up(storage, storage.data, folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def _backed_up(where: Storage, data: Path, folder: Path) -> BackupContents:
-    with closing(SqlStore.open(where.database or data / DATABASE, "tasks")) as store:
+def _backed_up(storage: Storage, data: Path, folder: Path) -> BackupContents:
+    with closing(SqlStore.open(storage.database or data / DATABASE, "tasks")) as store:
         store.backup(folder / DATABASE)
     tasks, wanted, needed = _pointed_to(folder / DATABASE)
-    objects, nbytes = _copy(open_blobs(where.blobs or data / MODELS), DirectoryBlobs(folder / MODELS), wanted, needed)
+    objects, nbytes = _copy(open_blobs(storage.blobs or data / MODELS), DirectoryBlobs(folder / MODELS), wanted, needed)
     copied = BackupContents(tasks, objects, nbytes)
     about = {"tasks": dict(tasks), "objects": objects, "bytes": nbytes}
     write_whole(folder / ABOUT, json.dumps(about).encode(), lasting=True)
     return copied
 
 
-def restore(folder: Path, where: Storage) -> BackupContents:
+def restore(folder: Path, storage: Storage) -> BackupContents:
     """Put a backup into a server's folder that has no database.
 
     Raises:
@@ -87,34 +89,34 @@ def restore(folder: Path, where: Storage) -> BackupContents:
     """
     if not (folder / ABOUT).exists():
         raise ExperimentError(f"{folder} is no whole backup: give what `sumus backup -o` made")
-    if where.data is None or where.database is not None:
+    if storage.data is None or storage.database is not None:
         raise ExperimentError("a backup is put into a folder: give the server's, without a database's URL")
-    make_private(where.data)
+    make_private(storage.data)
     with ExitStack() as held:
         try:
-            held.callback(lock_file(where.data / "lock"))
+            held.callback(lock_file(storage.data / "lock"))
         except LockHeldError:
-            raise ExperimentError(f"a server runs on {where.data}: stop it first") from None
-        if (where.data / DATABASE).exists():
+            raise ExperimentError(f"a server runs on {storage.data}: stop it first") from None
+        if (storage.data / DATABASE).exists():
             raise ExperimentError(
-                f"there is a database in {where.data}: move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away, and keep keys/, "
-                "head.json and departed.txt where they are"
+                f"there is a database in {storage.data}: move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away, and keep "
+                "keys/, head.json and departed.txt where they are"
             )
         tasks, wanted, needed = _pointed_to(folder / DATABASE)
-        into = open_blobs(where.blobs or where.data / MODELS)
+        into = open_blobs(storage.blobs or storage.data / MODELS)
         objects, nbytes = _copy(DirectoryBlobs(folder / MODELS), into, wanted, needed)
-        new = where.data / f"{DATABASE}.new"
+        new = storage.data / f"{DATABASE}.new"
         try:
             shutil.copyfile(folder / DATABASE, new)
             new.chmod(0o600)
             sync(new)
-            new.replace(where.data / DATABASE)
-            sync(where.data)
+            new.replace(storage.data / DATABASE)
+            sync(storage.data)
         except OSError as error:
             raise ExperimentError(
-                f"{where.data} cannot be written: {error.strerror or error}; see to its disk"
+                f"{storage.data} cannot be written: {error.strerror or error}; see to its disk"
             ) from error
-    return BackupContents(tasks, objects, nbytes, reconcile(where))
+    return BackupContents(tasks, objects, nbytes, reconcile(storage))
 
 
 def _pointed_to(database: Path) -> tuple[dict[str, int], list[str], set[str]]:

@@ -175,19 +175,21 @@ def _read(path: str | Path) -> Bundle:
         raise UsageError(f"{path}: {error}") from error
 
 
-def run(bundles: Mapping[str, Bundle], where: Storage, conduct: ServerPolicy, listen: Listening, tell: Startup) -> None:
+def run(
+    bundles: Mapping[str, Bundle], storage: Storage, policy: ServerPolicy, listen: Listening, startup: Startup
+) -> None:
     """Serve, until the process is told to stop."""
-    keep(lambda authority: open_service(bundles, where, conduct, authority), where.data, listen, tell)
+    keep(lambda authority: open_service(bundles, storage, policy, authority), storage.data, listen, startup)
 
 
-def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Listening, tell: Startup) -> None:
+def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Listening, startup: Startup) -> None:
     """Open a service, and keep it running until the process is told to stop.
 
     Args:
         opens: Opens the service. It is given the certificate that devices pin, PEM, if that is made here, else None.
         data: The service's folder; None for one that is deleted when the process ends.
         listen: Where the service answers.
-        tell: What it does when it begins, and when it ends.
+        startup: What it does when it begins, and when it ends.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # each device that waits holds a file open
@@ -215,22 +217,22 @@ def keep(opens: Callable[[bytes | None], Service], data: Path | None, listen: Li
             return "\n".join(map(invite, tokens))
 
         def opened() -> ServerOpened:
-            enrolment = links(tell.tokens, tell.uses) if tell.tokens else None
-            if enrolment is not None and tell.token_file is not None:
-                write_whole(tell.token_file, f"{enrolment}\n".encode(), private=True)
+            enrolment = links(startup.tokens, startup.uses) if startup.tokens else None
+            if enrolment is not None and startup.token_file is not None:
+                write_whole(startup.token_file, f"{enrolment}\n".encode(), private=True)
                 enrolment = None
-            if tell.edges and tell.edge_file is not None:
-                made = links(tell.edges, speaks_for=MOST_BEHIND_AN_EDGE)
-                write_whole(tell.edge_file, f"{made}\n".encode(), private=True)
+            if startup.edges and startup.edge_file is not None:
+                made = links(startup.edges, speaks_for=MOST_BEHIND_AN_EDGE)
+                write_whole(startup.edge_file, f"{made}\n".encode(), private=True)
             tasks = {task.name: task.runs[0].plan_body.sha256 for task in service.server.tasks}
             login = login_link(at.admin_url, access.new_code(time.time()))
             mode, notes = mode_of(service.server), (*at.notes, *service.notes)
             return ServerOpened(at.url, mode, at.admin_url, login, enrolment, at.pin, tasks, notes)
 
         planes = at.planes(service.device_app, admin_app(service, access, invite, at.names))
-        say = stack.enter_context(spoken(tell.say))
+        say = stack.enter_context(spoken(startup.say))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_answer(service, planes, tell, say, opened))
+            runner.run(_answer(service, planes, startup, say, opened))
 
 
 @contextmanager
@@ -251,7 +253,7 @@ def _spared_collections() -> Generator[None, None, None]:
 async def _answer(
     service: Service,
     planes: Planes,
-    tell: Startup,
+    startup: Startup,
     say: Callable[[str], None],
     opened: Callable[[], ServerOpened],
 ) -> None:
@@ -274,13 +276,13 @@ async def _answer(
                 await asyncio.to_thread(service.start)
             except Refused as refused:
                 LOG.error("not ready yet: %s; trying again", refused.problem.detail)
-            progress = ServerProgress(server, say, tell.rounds, enough)
+            progress = ServerProgress(server, say, startup.rounds, enough)
             server.listeners.append(progress.look)
             house = asyncio.create_task(keep_house(service))
             try:
                 found = await asyncio.to_thread(opened)
-                if tell.ready is not None:
-                    tell.ready(found)
+                if startup.ready is not None:
+                    startup.ready(found)
                 with _spared_collections():
                     await over.wait()
                 say("stopping: who waits is answered, and what was sent is committed")

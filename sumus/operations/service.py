@@ -260,17 +260,17 @@ class Stores:
     """The stores of a server: rows, blobs and keys.
 
     Args:
-        where: Where they lie.
+        storage: Where they lie.
         stack: Closes them.
         shares: Whether other servers may use the same database.
     """
 
-    def __init__(self, where: Storage, stack: ExitStack, shares: bool = True) -> None:
-        self.data = where.data
+    def __init__(self, storage: Storage, stack: ExitStack, shares: bool = True) -> None:
+        self.data = storage.data
         self._stores: dict[str, MemoryStore] = {}
         self._sums: dict[str, MemoryBlobs] = {}
         self._sql: SqlStore | None = None
-        if where.data is None:
+        if storage.data is None:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sumus-")))
             self.blobs: Blobs = MemoryBlobs()
             self.identities: Identities = MemoryIdentities()
@@ -278,17 +278,17 @@ class Stores:
             self.leases: Leases = MemoryLeases(self._stores)
             self.name = "memory"
             return
-        make_private(where.data)
-        stack.callback(_lock(where.data / "lock"))
-        self._sql = SqlStore.open(where.database or where.data / "sumus.db", "tasks")
+        make_private(storage.data)
+        stack.callback(_lock(storage.data / "lock"))
+        self._sql = SqlStore.open(storage.database or storage.data / "sumus.db", "tasks")
         stack.callback(self._sql.close)
         self.leases = self._sql.leases(shared=None if shares else False)
-        self.name = _name(where.data / "replica")
-        self._below = where.blobs or where.data
-        self.blobs = open_blobs(where.blobs or where.data / "blobs")
+        self.name = _name(storage.data / "replica")
+        self._below = storage.blobs or storage.data
+        self.blobs = open_blobs(storage.blobs or storage.data / "blobs")
         self.identities = self._sql.identities()
-        Departures(where.data / DEPARTED).hold(self.identities)
-        self.ring = KeyRing(where.keys or where.data / "keys")
+        Departures(storage.data / DEPARTED).hold(self.identities)
+        self.ring = KeyRing(storage.keys or storage.data / "keys")
 
     def runs(self) -> list[str]:
         """List all runs that have rows."""
@@ -312,8 +312,8 @@ class Stores:
 
 def open_service(
     bundles: Mapping[str, Bundle],
-    where: Storage = Storage(),
-    conduct: ServerPolicy = ServerPolicy(),
+    storage: Storage = Storage(),
+    policy: ServerPolicy = ServerPolicy(),
     authority: bytes | None = None,
     seeds: Callable[[str], Seeds] = lambda task: any_seed,
 ) -> Service:
@@ -321,45 +321,45 @@ def open_service(
 
     Args:
         bundles: The tasks, by name.
-        where: Where the server keeps its data.
-        conduct: How it goes about its tasks.
+        storage: Where the server keeps its data.
+        policy: How it goes about its tasks.
         authority: The certificate that devices pin, PEM, if the server made its own.
         seeds: Gives, by task and round, the seed that a round's sums share; random ones by default.
 
     Raises:
         ExperimentError: Such a server cannot be opened.
     """
-    if not _NAME.fullmatch(conduct.population):
+    if not _NAME.fullmatch(policy.population):
         raise ExperimentError(
-            f"a population is called {conduct.population!r}: give it letters, digits, `.`, `_` and `-`, at most 64"
+            f"a population is called {policy.population!r}: give it letters, digits, `.`, `_` and `-`, at most 64"
         )
     with ExitStack() as stack:
-        kept, notes, tasks = Stores(where, stack), list[str](), list[ServedTask]()
-        crowd = Crowd(lambda: count_enrolled(kept.identities, conduct.population))
+        kept, notes, tasks = Stores(storage, stack), list[str](), list[ServedTask]()
+        crowd = Crowd(lambda: count_enrolled(kept.identities, policy.population))
         beginnings: list[Callable[[float], None]] = []
         for name, bundle in bundles.items():
-            task, begin = _task(name, bundle, kept, conduct, crowd, seeds(name), notes)
+            task, begin = _task(name, bundle, kept, policy, crowd, seeds(name), notes)
             tasks.append(task)
             beginnings.append(begin)
-        replica = Replica(kept.leases, kept.name, _serves(tasks, conduct), where.lease)
+        replica = Replica(kept.leases, kept.name, _serves(tasks, policy), storage.lease)
         stack.callback(replica.stop)
         shared = Shared(kept.store("tasks"), kept.ring, kept.blobs)
         secret = shared.join(replica)
         clock = storage_clock((run.store for task in tasks for run in task.runs), kept.leases.now)
-        if where.data is not None:
-            _check_head(where.data / "head.json", tasks)
+        if storage.data is not None:
+            _check_head(storage.data / "head.json", tasks)
         for begin in beginnings:
             begin(clock())
-        quotas = {conduct.population: conduct.quota}
-        if where.data is None:
+        quotas = {policy.population: policy.quota}
+        if storage.data is None:
             roll = DeviceRegister(kept.identities, quotas, secret)
         else:
-            roll = DeviceRegister(kept.identities, quotas, secret, left=Departures(where.data / DEPARTED).note)
-        server = Server(conduct.population, tasks, roll, replica, crowd, clock, conduct.group)
-        if where.data is not None:
-            server.listeners.append(_head_writer(where.data / "head.json", tasks))
-        room = Room(conduct.memory)
-        app = device_app(server, kept.blobs, room, conduct.limits or Limits(), authority)
+            roll = DeviceRegister(kept.identities, quotas, secret, left=Departures(storage.data / DEPARTED).note)
+        server = Server(policy.population, tasks, roll, replica, crowd, clock, policy.group)
+        if storage.data is not None:
+            server.listeners.append(_head_writer(storage.data / "head.json", tasks))
+        room = Room(policy.memory)
+        app = device_app(server, kept.blobs, room, policy.limits or Limits(), authority)
         return Service(server, kept.blobs, room, kept.ring, shared, app, tuple(notes), stack.pop_all())
 
 
@@ -367,7 +367,7 @@ def _task(
     name: str,
     bundle: Bundle,
     kept: Stores,
-    conduct: ServerPolicy,
+    policy: ServerPolicy,
     crowd: Crowd,
     seeds: Seeds,
     notes: list[str],
@@ -379,7 +379,7 @@ def _task(
             f"the plan of {name} was not made for devices: it does not say whether it trusts them. Pack its file again with "
             "`sumus pack`, or bundle plan.for_devices()"
         )
-    plan.check_deployable(conduct.spool)
+    plan.check_deployable(policy.spool)
     if not _NAME.fullmatch(name):
         raise ExperimentError(f"a task is called {name!r}: give it letters, digits, `.`, `_` and `-`, at most 64")
     if re.search(r"\.\d+$", name):
@@ -403,20 +403,20 @@ def _task(
         kept.sums(f"{wire}.train"),
         crowd,
         seeds,
-        conduct.releases,
+        policy.releases,
     )
-    if (most := most_bytes(training.hop)) > conduct.memory:
+    if (most := most_bytes(training.hop)) > policy.memory:
         raise ExperimentError(
-            f"a report of {name} may have {_mib(most)} MiB, and all on their way may hold {_mib(conduct.memory)}: none would be "
+            f"a report of {name} may have {_mib(most)} MiB, and all on their way may hold {_mib(policy.memory)}: none would be "
             f"taken. Give it --memory {_mib(2 * most)}, or train fewer leaves"
         )
     shared: Tree = {
         leaf: bundle.model[leaf] for leaf in (*plan.description.trained_layout, *plan.description.buffer_layout)
     }
     runs: tuple[Run, ...] = (training,)
-    if conduct.evaluate is not None:
+    if policy.evaluate is not None:
         run = f"{wire}.evaluate"
-        runs += (EvaluationRun(training, conduct.evaluate, kept.store(run), kept.ring, kept.sums(run), any_seed),)
+        runs += (EvaluationRun(training, policy.evaluate, kept.store(run), kept.ring, kept.sums(run), any_seed),)
 
     def begin(now: float) -> None:
         _version(name, plan, kept.store("tasks"), write=True)
@@ -425,12 +425,12 @@ def _task(
             notes.append(
                 f"{name}: its leaves or its data have changed: this is version {number} of the task, a new model"
             )
-        if number > 1 and conduct.warm_start:
+        if number > 1 and policy.warm_start:
             first, taken = _warm(shared, before, kept)
             notes.append(f"{name}: {taken} of {len(shared)} leaves begin with the old model's values")
         training.begin(first, now)
 
-    fingerprint, priority = plan.description.fingerprint, conduct.priority.get(name, 0)
+    fingerprint, priority = plan.description.fingerprint, policy.priority.get(name, 0)
     return ServedTask(wire, runs, fingerprint, plan.keeps_state, priority), begin
 
 
@@ -466,11 +466,11 @@ def _warm(shared: Tree, before: str, kept: Stores) -> tuple[Tree, int]:
     return {leaf: old[leaf].astype(value.dtype) if leaf in fits else value for leaf, value in shared.items()}, len(fits)
 
 
-def _serves(tasks: Sequence[ServedTask], conduct: ServerPolicy) -> str:
+def _serves(tasks: Sequence[ServedTask], policy: ServerPolicy) -> str:
     """Hash what servers that share rounds must have in common."""
-    evaluate = None if conduct.evaluate is None else dataclasses.asdict(conduct.evaluate)
+    evaluate = None if policy.evaluate is None else dataclasses.asdict(policy.evaluate)
     plans = {task.name: [task.training.plan.id, task.priority] for task in tasks}
-    text = canonical_json([conduct.population, evaluate, conduct.releases, plans])
+    text = canonical_json([policy.population, evaluate, policy.releases, plans])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -556,7 +556,7 @@ def _head_writer(path: Path, tasks: list[ServedTask]) -> Callable[[], None]:
     return write
 
 
-def reconcile(where: Storage) -> dict[str, int]:
+def reconcile(storage: Storage) -> dict[str, int]:
     """Go on from a database that was put back from a backup.
 
     Each task's noise epoch grows beyond what was published, and open rounds are given up, since their sums are of another time.
@@ -564,15 +564,15 @@ def reconcile(where: Storage) -> dict[str, int]:
     Returns:
         The epochs, by task.
     """
-    if where.data is None:
+    if storage.data is None:
         raise ExperimentError("there is nothing to reconcile in memory: give the server's folder")
-    path = where.data / "head.json"
+    path = storage.data / "head.json"
     known: dict[str, dict[str, int]] = {}
     with suppress(OSError, ValueError):
         known = json.loads(path.read_text())
     epochs: dict[str, int] = {}
     with ExitStack() as stack:
-        kept = Stores(where, stack)
+        kept = Stores(storage, stack)
         if kept.leases.shared and (there := [each.name for each in kept.leases.present(LASTS)]):
             raise ExperimentError(f"replica {there[0]} works on this database: stop all of them first")
         for name in kept.runs():

@@ -135,9 +135,9 @@ class DeviceClients:
 
         name = self._plan.description.name
         limits = Limits(_PLENTY, _PLENTY, _PLENTY, _PLENTY)
-        conduct = ServerPolicy(name, MOST, group=0.0, limits=limits)
+        policy = ServerPolicy(name, MOST, group=0.0, limits=limits)
         bundle = Bundle(self._served, self._prepared.program.initial)
-        service = open_service({name: bundle}, conduct=conduct, seeds=seeds)
+        service = open_service({name: bundle}, policy=policy, seeds=seeds)
         self._stack.callback(service.close)
         service.server.start()
         return service

@@ -120,13 +120,8 @@ class Program:
                 tensor.copy_(value)
 
     def look_at(self, name: str, part: object) -> None:
-        """Watch also what the code of a part of the algorithm keeps. It is not restored, since a server calls such code
-        as well.
-
-        Args:
-            name: What `moved` calls the part.
-            part: The part.
-        """
+        """Watch also what the code of a part of the algorithm keeps, under a name in `moved`. It is not restored, since a
+        server calls such code as well."""
         if (name, id(part)) not in self._parts:
             self._parts[name, id(part)] = part, HiddenState({name: part})
 
@@ -171,11 +166,7 @@ class Program:
         self.hidden.end(logs=self.observed is not None and not self.observed.acts)
 
     def expect_frozen(self, before: Mapping[str, Tensor] | None = None) -> None:
-        """Refuse a change of a frozen parameter. `before`: the values to compare with; None compares versions.
-
-        Raises:
-            TaskError: The code changed a frozen parameter.
-        """
+        """Raise TaskError if the code changed a frozen parameter, compared with values `before`, or else by versions."""
         for name, (tensor, version, kept) in self._frozen.items():
             is_same = tensor._version == version or _sum_of(tensor) == kept
             if not (is_same if before is None else _same_numbers(tensor, before[name])):
@@ -192,11 +183,7 @@ class Program:
         return {name: self.widen(name, self.tensors[name].detach()) for name in names}
 
     def expect_own_tensors(self) -> None:
-        """Refuse leaves that the module has replaced by other tensors, since nobody would send these.
-
-        Raises:
-            TaskError: The module has replaced a leaf.
-        """
+        """Raise TaskError if the module has replaced its leaves by other tensors, since nobody would send these."""
         state = self.module.state_dict(keep_vars=True)
         for name, tensor in self.tensors.items():
             if state.get(name) is not tensor:
@@ -231,30 +218,10 @@ class Program:
         self.begin_anew()
         self.module.eval()
         with torch.no_grad(), at_client(client):
-            classes = self._classes(few, few_targets)
+            classes = _classes(self, few, few_targets)
             data = self.reader.learn_schema(client, inputs, targets, classes)
             self.evaluate(few, few_targets)
         return data
-
-    def _classes(self, inputs: Tensor, targets: Tensor) -> int | None:
-        """Return the number of classes that the model scores; None if the loss takes no classes."""
-        axis = getattr(self.task.loss, "class_axis", None)
-        if axis is None:
-            return None
-        try:
-            outputs = self.module(inputs)
-            if isinstance(outputs, Tensor) and outputs.dim():
-                if not targets.is_floating_point():  # the reader refuses floats, and names the number of classes
-                    self.task.loss(outputs, torch.zeros_like(targets))  # do the shapes fit, whatever the labels?
-                return int(outputs.shape[axis])
-        except SumusError:
-            raise
-        except Exception as error:
-            raise describe_call(error, inputs, targets) from error
-        raise TaskError(
-            f"the model gives {_named(outputs)}, and loss `{self.description.loss}` takes one tensor of scores: choose one of "
-            "the outputs in a loss of your own, such as loss=lambda outputs, targets: losses.cross_entropy(outputs[0], targets)"
-        )
 
     def evaluate(
         self, inputs: Tensor, targets: Tensor, batch_size: int = EVALUATION_BATCH
@@ -309,11 +276,7 @@ class Program:
             return self.module(torch.as_tensor(inputs).to(self.device))
 
     def predict(self, inputs: Any) -> Tensor:
-        """Return the model's outputs as a device would answer: `(B, ...)` on the CPU.
-
-        Raises:
-            TaskError: The outputs are not one tensor.
-        """
+        """Return the outputs as a device would answer: `(B, ...)` on the CPU. Raise TaskError if they are not one tensor."""
         outputs = self.outputs(inputs)
         if not isinstance(outputs, Tensor):
             raise TaskError(
@@ -340,6 +303,27 @@ class Program:
 
     def _to_numpy(self, name: str, tensor: Tensor) -> Array:
         return self.widen(name, tensor.detach()).cpu().numpy().copy()
+
+
+def _classes(program: Program, inputs: Tensor, targets: Tensor) -> int | None:
+    """Return the number of classes that the model scores; None if the loss takes no classes."""
+    axis = getattr(program.task.loss, "class_axis", None)
+    if axis is None:
+        return None
+    try:
+        outputs = program.module(inputs)
+        if isinstance(outputs, Tensor) and outputs.dim():
+            if not targets.is_floating_point():  # the reader refuses floats, and names the number of classes
+                program.task.loss(outputs, torch.zeros_like(targets))  # do the shapes fit, whatever the labels?
+            return int(outputs.shape[axis])
+    except SumusError:
+        raise
+    except Exception as error:
+        raise describe_call(error, inputs, targets) from error
+    raise TaskError(
+        f"the model gives {_named(outputs)}, and loss `{program.description.loss}` takes one tensor of scores: choose one of "
+        "the outputs in a loss of your own, such as loss=lambda outputs, targets: losses.cross_entropy(outputs[0], targets)"
+    )
 
 
 def _measured(name: str, metric: Any, outputs: Tensor, targets: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Weighting on the device, before the clip."""
+"""Weighting: a transform that multiplies an update by the client's number of examples, on the device, before the clip."""
 
 from typing import Literal
 

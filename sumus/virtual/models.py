@@ -72,7 +72,7 @@ def _replaced(model: M, change: Callable[[Tensor], Tensor], otherwise: str, ther
 
 def _as_parameter(pointer: Pointer, tensor: Tensor) -> Pointer:
     if isinstance(tensor, nn.Parameter):
-        pointer._is_param = True  # torch looks for this attribute in parameters
+        pointer._is_param = True  # pyright: ignore[reportAttributeAccessIssue]  # torch looks for it in parameters
     return pointer
 
 

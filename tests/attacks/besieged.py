@@ -24,41 +24,46 @@ from tests.server.devices import ScriptedDevice, path_of, update_of
 
 MUCH = Rate(1e9, 10**9)
 ELSEWHERE = "127.1.0.1"
-"""Another neighbourhood of addresses than 127.0.0.1 is of."""
+"""An address in another neighbourhood than 127.0.0.1."""
 
 
 class Besieged:
-    """What attacks and controls share. app: that listens.  planes: its connections."""
+    """The common part of attacks and controls: a server, its connections, and honest devices.
+
+    Attributes:
+        app: The application that listens.
+        planes: Its connections.
+    """
 
     def __init__(self, service: Service, bundle: Bundle, port: int, planes: Planes) -> None:
         self.service, self.bundle, self.port, self.planes = service, bundle, port, planes
         self._number = 0
 
     def device(self) -> ScriptedDevice:
-        """A device that is enrolled."""
+        """Return an enrolled device."""
         self._number += 1
         device = ScriptedDevice(HttpTransport(f"http://127.0.0.1:{self.port}"), self._number)
         device.enrol(self.service.server.roll.new_token("default", self.service.server.clock()))
         return device
 
     def working(self) -> tuple[ScriptedDevice, Assignment]:
-        """A device with work."""
+        """Return a device with work."""
         device = self.device()
         work = device.work(self.bundle.plan, wait_s=10.0)
         assert work is not None
         return device, work
 
     def report(self, device: ScriptedDevice, work: Assignment) -> tuple[bytes, bytes]:
-        """The head and the body of a report, signed."""
+        """Return the head and the body of a signed report."""
         body = encode_report(update_of(self.bundle.plan, device.id))
         return head_of(device, "PUT", path_of(work), body), body
 
     def connect(self, source: str = "127.0.0.1") -> socket.socket:
-        """A connection from an address."""
+        """Open a connection from an address."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=20.0, source_address=(source, 0))
 
     def whole_round(self, *begun: tuple[ScriptedDevice, Assignment]) -> None:
-        """The control: honest devices still make a model."""
+        """Check, as the control, that honest devices still make a model."""
         given = list(begun)
         while len(given) < self.bundle.plan.pacing.cohort:
             given.append(self.working())
@@ -67,7 +72,7 @@ class Besieged:
 
 
 def head_of(device: ScriptedDevice, method: str, path: str, body: bytes, **headers: str) -> bytes:
-    """A signed request's head. headers: in place of what would be sent; with _ for -."""
+    """Return a signed request's head. headers: replace those that would be sent; with _ for -."""
     text = signed_text(method, path, device.population, device.id, body)
     sent = {
         "Host": "besieged",
@@ -83,13 +88,13 @@ def head_of(device: ScriptedDevice, method: str, path: str, body: bytes, **heade
 
 
 def code_of(answer: bytes) -> str:
-    """The code of an answer that is an error; else its status."""
+    """Return the code of an answer that is an error; else its status."""
     _, found, rest = answer.partition(b'"code":"')
     return rest.partition(b'"')[0].decode() if found else answer[9:12].decode()
 
 
 def heard(connection: socket.socket) -> bytes:
-    """The next answer; nothing if the connection ends first."""
+    """Return the next answer; empty if the connection ends first."""
     answer = b""
     try:
         while piece := connection.recv(2**16):
@@ -104,7 +109,7 @@ def heard(connection: socket.socket) -> bytes:
 
 
 def is_ended(connection: socket.socket) -> bool:
-    """Whether the server ends a connection, without another answer; False if it keeps it."""
+    """Return whether the server ends a connection without another answer; False if the server keeps it."""
     connection.settimeout(10.0)
     try:
         return connection.recv(1) == b""
@@ -115,7 +120,8 @@ def is_ended(connection: socket.socket) -> bool:
 
 
 def floods(connection: socket.socket, piece: bytes, most: int) -> bool:
-    """Whether the server takes so many bytes of the same; False if it ends the connection before, or stops reading."""
+    """Return whether the server takes this many repeated bytes; False if it ends the connection before, or stops
+    reading."""
     connection.settimeout(10.0)
     sent = 0
     try:
@@ -127,7 +133,7 @@ def floods(connection: socket.socket, piece: bytes, most: int) -> bool:
 
 
 def comes_true(what: Callable[[], bool], within: float = 20.0) -> bool:
-    """Whether something becomes so, within a time that is long."""
+    """Return whether a condition becomes true within a long time."""
     until = time.monotonic() + within
     while not what():
         if time.monotonic() > until:
@@ -138,7 +144,7 @@ def comes_true(what: Callable[[], bool], within: float = 20.0) -> bool:
 
 @contextmanager
 def listening(app: Any, tls: Certificate | None = None) -> Generator[tuple[int, Planes], None, None]:
-    """An application on loopback, any port."""
+    """Run an application on loopback, on any port."""
     ready, over = threading.Event(), threading.Event()
     made: list[Planes] = []
 
@@ -166,16 +172,16 @@ def listening(app: Any, tls: Certificate | None = None) -> Generator[tuple[int, 
 
 
 @contextmanager
-def besieged(bundle: Bundle, **conduct: Any) -> Generator[Besieged, None, None]:
+def besieged(bundle: Bundle, **policy: Any) -> Generator[Besieged, None, None]:
     """A server of a task, without limits of requests."""
     service = open_service(
-        {"tiny": bundle}, conduct=ServerPolicy(group=0.0, limits=Limits(MUCH, MUCH, MUCH, MUCH), **conduct)
+        {"tiny": bundle}, policy=ServerPolicy(group=0.0, limits=Limits(MUCH, MUCH, MUCH, MUCH), **policy)
     )
     service.server.start()
     try:
         with listening(service.device_app) as (port, planes):
             server = Besieged(service, bundle, port, planes)
-            for _ in range(bundle.plan.pacing.cohort):  # without so many, nobody is given work
+            for _ in range(bundle.plan.pacing.cohort):  # with fewer devices, none is given work
                 server.device()
             yield server
     finally:

@@ -306,9 +306,9 @@ def test_a_bundle_with_members_of_such_names() -> None:
 
 
 def test_a_task_or_a_population_cannot_be_called_so() -> None:
-    for bundles, conduct in (({EVIL: tiny()}, ServerPolicy()), ({"tiny": tiny()}, ServerPolicy(population=EVIL))):
+    for bundles, policy in (({EVIL: tiny()}, ServerPolicy()), ({"tiny": tiny()}, ServerPolicy(population=EVIL))):
         with pytest.raises(ExperimentError) as error:
-            open_service(bundles, conduct=conduct)
+            open_service(bundles, policy=policy)
         assert shown_safely(str(error.value))
 
 

@@ -115,7 +115,7 @@ def test_bodies_that_stop_are_slow(request: pytest.FixtureRequest, plane: str, m
 
 
 def test_logins_that_are_cut_are_refused_and_the_next_one_is_heard(tmp_path: Path) -> None:
-    service = open_service({"tiny": tiny(2)}, conduct=ServerPolicy(group=0.0))
+    service = open_service({"tiny": tiny(2)}, policy=ServerPolicy(group=0.0))
     app = admin_app(service, Access(tmp_path), str)
     for _ in range(100):
         assert b"malformed" in ask(app, "/v1/admin/login", {"content-type": "application/json"}, [b"x" * 60_000], 2**16)

@@ -48,8 +48,8 @@ UNKNOWN = DEADLINE / 4 + 1
 class Served:
     """A server of ten of ten, whose clock goes on when it is told to."""
 
-    def __init__(self, bundle: Bundle, where: Storage, stack: ExitStack, **conduct: Any) -> None:
-        self.bundle, self.plan, self._where, self._stack, self._conduct = bundle, bundle.plan, where, stack, conduct
+    def __init__(self, bundle: Bundle, where: Storage, stack: ExitStack, **policy: Any) -> None:
+        self.bundle, self.plan, self._where, self._stack, self._conduct = bundle, bundle.plan, where, stack, policy
         self.open()
 
     def open(self) -> None:
@@ -115,9 +115,9 @@ def stack() -> Iterator[ExitStack]:
 def serve(tmp_path: Path, stack: ExitStack) -> Serve:
     """Starts a server of ten of ten, at which two contributors are enough."""
 
-    def started(cohort: int = 10, least: int = 2, conduct: Any = None, **pacing: Any) -> Served:
+    def started(cohort: int = 10, least: int = 2, policy: Any = None, **pacing: Any) -> Served:
         bundle = tiny(cohort, least=least, **{"deadline": DEADLINE, **pacing})
-        return Served(bundle, Storage(tmp_path / "data"), stack, **(conduct or {}))
+        return Served(bundle, Storage(tmp_path / "data"), stack, **(policy or {}))
 
     return started
 
@@ -234,7 +234,7 @@ def test_a_silent_device_frees_its_slot_in_a_buffer(serve: Serve) -> None:
 
 
 def test_a_silent_device_does_not_stop_a_measurement(serve: Serve) -> None:
-    served = serve(cohort=3, conduct={"evaluate": Evaluating(3, deadline=DEADLINE)})
+    served = serve(cohort=3, policy={"evaluate": Evaluating(3, deadline=DEADLINE)})
     *three, spare = served.people(4)
 
     def measure(device: ScriptedDevice) -> Assignment | None:

@@ -102,7 +102,7 @@ def outputs_of(params: Tree, inputs: Array) -> Array:
 
 
 def squared_error(params: Tree, inputs: Array, targets: Array) -> tuple[Array, dict[str, Array]]:
-    """The loss of each example, and the gradient of their mean."""
+    """Return the loss of each example, and the gradient of their mean."""
     off = outputs_of(params, inputs) - targets
     slope = 2 * off / len(inputs)
     return (off**2).mean(1), {"weight": slope.T @ inputs, "bias": slope.sum(0)}

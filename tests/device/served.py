@@ -72,11 +72,15 @@ SCAFFOLD = sumus.scaffold(sumus.sgd(lr=0.1, epochs=1, batch_size=5))
 
 @dataclass
 class Served:
-    """A `Transport` to a server with one task. algorithm: of its plan.
+    """A `Transport` to a server with one task.
 
-    fates: by request (check_in, report, abort, object, withdraw, enrol), what is answered instead, from the front; None for as
-    usual, and a function is given what would be.
-    works: how many more assignments it gives.  asked: every request that it had, by name.  counted: the reports by session.
+    Attributes:
+        algorithm: The algorithm of its plan.
+        works: How many more assignments it gives.
+        fates: By request (check_in, report, abort, object, withdraw, enrol), what is answered instead, from the front.
+            None means the usual answer; a function is called with the usual answer.
+        asked: Every request that came, with its name.
+        counted: The reports by session.
     """
 
     algorithm: sumus.Algorithm = FEDAVG
@@ -239,7 +243,7 @@ def refused(code: str, window: tuple[float, float] | None = None, serial: int | 
 
 
 class Clock:
-    """Time that goes by when somebody sleeps."""
+    """A clock that advances when `sleep` is called."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -252,9 +256,9 @@ class Clock:
 
 
 def a_device(server: Any, **changes: Any) -> Device:
-    """A device of a test: its keys are not random, its clock is its own, and it consents to nearly everything.
+    """Return a device for a test: its keys are not random, it has its own clock, and it consents to nearly everything.
 
-    `changes` are fields of the device's options, whichever value they belong to, and `task`, `examples` and `clock`.
+    `changes` are fields of any of the device's options, or `task`, `examples` and `clock`.
     """
     clock = changes.pop("clock", None) or Clock()
     options: dict[str, Any] = {

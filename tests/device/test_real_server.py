@@ -65,12 +65,12 @@ def serving(
     algorithm: sumus.Algorithm = FEDAVG,
     cohort: int = PEOPLE,
     authority: bytes | None = None,
-    **conduct: Any,
+    **policy: Any,
 ) -> Iterator[Service]:
     plan = Plan(training.description, algorithm, sumus.Pacing(cohort=cohort), min_contributors=2, trusts_devices=True)
     service = open_service(
         {"a": Bundle(plan, training.program.initial)},
-        conduct=ServerPolicy(**{"group": 0.0, **conduct}),
+        policy=ServerPolicy(**{"group": 0.0, **policy}),
         authority=authority,
     )
     service.server.start()

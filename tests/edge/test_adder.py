@@ -42,9 +42,9 @@ class Tree:
         self, bundle: Bundle, stack: ExitStack, limits: Limits | None = None, evaluates: bool = False, *others: Bundle
     ) -> None:
         self.bundle, self._stack = bundle, stack
-        conduct = ServerPolicy(group=0.0, limits=limits, evaluate=Evaluating(2) if evaluates else None)
+        policy = ServerPolicy(group=0.0, limits=limits, evaluate=Evaluating(2) if evaluates else None)
         served = {"tiny": bundle, **{other.plan.description.name: other for other in others}}
-        self.service = open_service(served, Storage(), conduct)
+        self.service = open_service(served, Storage(), policy)
         stack.callback(self.service.close)
         self.service.server.start()
         self.top = stack.enter_context(InProcess(self.service.device_app))
@@ -57,7 +57,7 @@ class Tree:
         token = server.roll.new_token(server.population, server.clock(), speaks_for=100)
         edge = open_edge(
             Link("http://127.0.0.1:1", token),
-            conduct=ServerPolicy(group=0.0),
+            policy=ServerPolicy(group=0.0),
             transport=transport or self.top,  # pyright: ignore[reportArgumentType]
             linger=linger,
             **more,  # pyright: ignore[reportArgumentType]
@@ -213,7 +213,7 @@ def test_a_sum_whose_answer_is_lost_is_counted_once(stack: ExitStack, tree: Tree
 
 def test_an_edge_that_was_killed_sends_the_sum_that_it_had(stack: ExitStack, tree: Tree, tmp_path: Path) -> None:
     way, where = Cut(tree.top), Storage(tmp_path / "edge")
-    edge = tree.edge(transport=way, where=where)
+    edge = tree.edge(transport=way, storage=where)
     people = devices(edge, tree.below(edge), range(3))
     plan = tree.bundle.plan
     works = together(*(partial(device.work, plan, wait_s=PLENTY) for device in people))

@@ -49,8 +49,8 @@ def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]
     """A server of it over HTTP, its address, and what devices do."""
     bundle, training = served(wanted)
     seeds = partial(public_seed, bundle.plan, SEED)
-    conduct = ServerPolicy("people", group=0.0)
-    service = open_service({"sites": bundle}, Storage(), conduct, seeds=lambda task: seeds)
+    policy = ServerPolicy("people", group=0.0)
+    service = open_service({"sites": bundle}, Storage(), policy, seeds=lambda task: seeds)
     stack.callback(service.close)
     service.server.start()
     return service, stack.enter_context(over_http(service)), training
@@ -59,7 +59,7 @@ def serve(wanted: Experiment, stack: ExitStack) -> tuple[Service, str, Training]
 def site(service: Service, url: str, stack: ExitStack) -> tuple[Edge, str]:
     """One below it, and its address."""
     token = service.server.roll.new_token("people", service.server.clock(), speaks_for=100)
-    edge = open_edge(Link(url, token), conduct=ServerPolicy(group=0.0), linger=300.0)
+    edge = open_edge(Link(url, token), policy=ServerPolicy(group=0.0), linger=300.0)
     stack.callback(edge.close)
     edge.start()
     return edge, stack.enter_context(over_http(edge))
@@ -172,7 +172,7 @@ def test_a_site_that_was_killed_goes_on_where_it_was_and_sends_the_same_bytes(
     stack: ExitStack, tree: Tree, tmp_path: Path
 ) -> None:
     way, where, plan = Cut(tree.top), Storage(tmp_path / "edge"), tree.bundle.plan
-    edge = tree.edge(transport=way, where=where)
+    edge = tree.edge(transport=way, storage=where)
     people = scripted(edge, tree.below(edge), range(3))
     own_round(plan, people, 1.0)
     work = people[0].work(plan, wait_s=PLENTY)

@@ -17,13 +17,13 @@ CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONN
 
 
 class Broker:
-    """One client at a time.
+    """A broker for one client at a time.
 
     Attributes:
-        password: that it must show.
-        denied: topics that it does not give.
-        acknowledged: packet identifiers, as they came.
-        delivered: (packet identifier, again) of what was sent.
+        password: The user and password that the client must show.
+        denied: The topics that it refuses.
+        acknowledged: Packet identifiers, in the order in which they came.
+        delivered: For each message that was sent: (packet identifier, whether it was sent again).
     """
 
     def __init__(self, password: tuple[str, str] | None = None, context: ssl.SSLContext | None = None) -> None:
@@ -45,12 +45,12 @@ class Broker:
         self._thread.start()
 
     def publish(self, topic: str, payload: bytes) -> int:
-        """Keep a message for the session, and deliver it where it is connected."""
+        """Keep a message for the session, and deliver it if the client is connected."""
         with self._changed:
             number, self._next = self._next, self._next + 1
             self._waiting[number] = (topic, payload)
             if self._socket is not None and self.topics:
-                with contextlib.suppress(OSError):  # it has just gone: the message waits
+                with contextlib.suppress(OSError):  # the client has just gone: the message waits
                     self._deliver(number, self._socket)
         return number
 
@@ -58,11 +58,11 @@ class Broker:
         """Cut the connection."""
         with self._changed:
             if self._socket is not None:
-                with contextlib.suppress(OSError):  # it has just gone by itself
+                with contextlib.suppress(OSError):  # the connection has just ended by itself
                     self._socket.shutdown(socket.SHUT_RDWR)
 
     def until(self, met: Callable[["Broker"], Any], seconds: float = 30.0) -> None:
-        """Wait for something that happens here."""
+        """Wait until a condition of the broker is met."""
         with self._changed:
             assert self._changed.wait_for(lambda: met(self), seconds)
 

@@ -82,7 +82,7 @@ def test_rounds_go_through_it(upstream: str, tmp_path: Path) -> None:
     bundle = tiny(cohort=4, size=SIZE, deadline=600.0)
     made = issue(tmp_path / "nginx", ["127.0.0.1", "::1"], datetime.now(UTC))
     ports = {host: free(host) for host in ("127.0.0.1", "::1")}
-    service = open_service({"tiny": bundle}, conduct=ServerPolicy(group=0.0))
+    service = open_service({"tiny": bundle}, policy=ServerPolicy(group=0.0))
     seen = set[str]()
     with ExitStack() as stack:
         stack.callback(service.close)

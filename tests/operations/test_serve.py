@@ -296,7 +296,7 @@ def test_a_process_that_is_stuck_ends(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_keeping_house_warns_of_a_certificate_s_end() -> None:
-    service = open_service({"tiny": tiny()}, conduct=ServerPolicy(group=0.0))
+    service = open_service({"tiny": tiny()}, policy=ServerPolicy(group=0.0))
     service.server.start()
 
     async def kept() -> None:
@@ -312,8 +312,8 @@ def test_keeping_house_warns_of_a_certificate_s_end() -> None:
 
 def test_a_plan_whose_reports_could_never_be_taken_is_not_served() -> None:
     with pytest.raises(ExperimentError, match=r"a report of tiny may have 2 MiB, .* hold 1: .*--memory \d"):
-        open_service({"tiny": tiny()}, conduct=ServerPolicy(memory=2**20))
-    open_service({"tiny": tiny()}, conduct=ServerPolicy(memory=3 * 2**20)).close()
+        open_service({"tiny": tiny()}, policy=ServerPolicy(memory=2**20))
+    open_service({"tiny": tiny()}, policy=ServerPolicy(memory=3 * 2**20)).close()
 
 
 # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────────

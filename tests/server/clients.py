@@ -23,7 +23,7 @@ from tests.simulator.test_wire import PEOPLE, person
 
 
 def served(wanted: Experiment) -> tuple[Bundle, Training]:
-    """What is served, and what devices do."""
+    """Return the bundle that is served, and the devices' training."""
     task, seed = wanted.plan.task, wanted.seed
     training = Training(task, person(0), "sequential", seed=seed)  # pyright: ignore[reportArgumentType]
     program = Program(task, "cpu", seed)  # pyright: ignore[reportArgumentType]
@@ -40,7 +40,8 @@ def clients(
     seed: int,
     transport: Callable[[], Transport | None] = lambda: None,
 ) -> list[Device]:
-    """A device for each of these clients, enrolled. transport: of a device; None for one to the URL."""
+    """Return an enrolled device for each of these clients. transport: makes a device's transport; None means one to the
+    URL."""
     found = [
         Device(
             url,
@@ -60,7 +61,8 @@ def clients(
 
 
 def train(devices: Sequence[Device], rounds: int, before: Callable[[int], object] = lambda number: None) -> None:
-    """Let one after the other be counted, that many times. before: is told the number of each time, from 1, as it begins."""
+    """Let one device after the other be counted, this many times. before: called with the number of each time, from 1,
+    as it begins."""
     for number in range(1, rounds + 1):
         before(number)
         for device in devices:

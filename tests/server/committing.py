@@ -27,14 +27,14 @@ HOP = FirstHop(
 
 
 def update(device: str) -> Update:
-    """What this device sends: always the same."""
+    """Return the update that this device always sends."""
     rng = np.random.default_rng(int(device))
     tree = {"w": rng.normal(size=SIZE).astype(np.float32)}
     return Update(device, {"params": tree}, int(rng.integers(1, 100)), {"loss": (float(rng.random()), 3)})
 
 
 def recomputed(devices: Sequence[str]) -> Aggregate:
-    """The sum of what these devices sent."""
+    """Return the sum of the updates of these devices."""
     total = RunningSum()
     for device in devices:
         HOP.count_in(update(device), total)
@@ -42,14 +42,14 @@ def recomputed(devices: Sequence[str]) -> Aggregate:
 
 
 class Insides(NamedTuple):
-    """A server's insides."""
+    """The parts of a server."""
 
     coordinator: Coordinator
     sums: SealedSums
     intake: ReportIntake
 
     def take_in(self, device: str) -> str:
-        """A device checks in, is given work and reports; its session."""
+        """Let a device check in, get work and report; return its session."""
         session = f"{device}/1"
         actions = self.coordinator.check_in(device, CheckIn(session, 1, Conditions()), 0.0)
         assert any(isinstance(action, AssignWork) for action in actions)
@@ -57,16 +57,16 @@ class Insides(NamedTuple):
         return session
 
     def report(self, device: str) -> tuple[Action, ...]:
-        """A device reports what it always reports."""
+        """Let a device send its report."""
         return self.intake.stage_all([ClearReport(f"{device}/1", HOP.check(update(device)))], 0.0)[0]
 
     def commit(self) -> tuple[Action, ...]:
-        """Count what was reported."""
+        """Count the reports that have come."""
         return self.intake.commit(0.0)
 
 
 def opened(url: str, run: str, folder: Path) -> Insides:
-    """A server's insides on a store and in a folder."""
+    """Make a server's parts on a store and in a folder."""
     pacing = Pacing(MANY, concurrency=MANY)
     coordinator = Coordinator(lambda: Circumstances(pacing, population=MANY), SqlStore.open(url, run))
     sums = SealedSums(coordinator, KeyRing(folder / "keys"), DirectoryBlobs(folder / "sums"))

@@ -54,8 +54,8 @@ MOST = 2**30
 def tiny(
     cohort: int = 3, size: int = 4, least: int = 2, name: str = "tiny", lr: float = 0.1, rounds: int = 1, **pacing: Any
 ) -> Bundle:
-    """FedAvg of one leaf `w` of zeros, float32 `(size,)`: the next model is less the mean of what is reported, by examples.
-    rounds: of edges' own."""
+    """Return FedAvg with one leaf `w` of zeros, float32 `(size,)`: each model is the one before minus the mean of the
+    reports, weighted by examples. rounds: of edges of their own."""
     description = Description(
         name,
         (Leaf("w", (size,), "float32", "shared", True),),
@@ -69,7 +69,7 @@ def tiny(
 
 
 def update_of(plan: Plan, client: object, value: float = 1.0, examples: int = 10, loss: float = 0.5) -> Update:
-    """An update of a plan's form, every number of it `value`."""
+    """Return an update of a plan's form, with every number equal to `value`."""
     hop = plan.first_hop
     parts = {
         part.name: {leaf: np.full(shape, value, np.float32) for leaf, shape in layout}
@@ -79,7 +79,7 @@ def update_of(plan: Plan, client: object, value: float = 1.0, examples: int = 10
 
 
 def together(*calls: Callable[[], Any]) -> list[Any]:
-    """What these give, each in a thread; an exception is what it gives."""
+    """Run calls in a thread each; return their results, or the exceptions that they raised."""
     given: list[Any] = [None] * len(calls)
 
     def run(place: int) -> None:
@@ -97,8 +97,17 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
 
 
 class ScriptedDevice:
-    """One device. number: its key comes from it, so that it is the same device in another process.  serial: of its last
-    check-in.  session: that it asked for last."""
+    """One device.
+
+    Args:
+        transport: The way to the server.
+        number: Its number. Its key is made from it, so that it is the same device in another process.
+        population: Its population.
+        serial: The serial of its last check-in.
+
+    Attributes:
+        session: The session that it asked for last.
+    """
 
     def __init__(self, transport: Transport, number: int, population: str = "default", serial: int = 0) -> None:
         self.transport, self.population, self.serial = transport, population, serial
@@ -108,7 +117,7 @@ class ScriptedDevice:
         self.session = ""
 
     def enrol(self, token: str) -> Enrolment:
-        """Become known to the server."""
+        """Enrol at the server."""
         challenge = said(Challenge, self._plain("/v1/enrolments/challenge", Nothing()))
         public_key = to_base64url(self.key)
         signature = self._sign(enrolment_text(challenge.nonce, public_key, token))
@@ -123,7 +132,8 @@ class ScriptedDevice:
         kinds: tuple[Kind, ...] = ("train", "evaluate"),
         again: bool = False,
     ) -> CheckInAnswer:
-        """Ask for work of these plans. previous: whose end is not known.  again: with the serial and session of last time."""
+        """Ask for work of these plans. previous: work whose end is not known. again: use the serial and session of the
+        last time."""
         if not again:
             self.serial += 1
             self.session = f"s{self.serial}"
@@ -139,26 +149,26 @@ class ScriptedDevice:
         return said(CheckInAnswer, self.request("POST", "/v1/checkins", write(request), patience))
 
     def relayed(self, *plans: Plan, serial: int = 1, session: str = "") -> Relayed:
-        """A check-in for these plans, as an edge passes it on."""
+        """Return a check-in for these plans, as an edge passes it on."""
         fingerprints = tuple(plan.description.fingerprint for plan in plans)
         body = write(CheckInRequest(serial, session or f"s{serial}", fingerprints))
         signature = self._sign(signed_text("POST", CHECK_IN, self.population, self.id, body))
         return Relayed(self.id, to_base64url(self.key), body.decode(), signature)
 
     def work(self, *plans: Plan, wait_s: float = 0.0) -> Assignment | None:
-        """What there is to do."""
+        """Ask for work, and return it."""
         return self.check_in(*plans, wait_s=wait_s).assignment
 
     def report(self, work: Assignment, update: Update) -> Counted:
-        """Send what came of it."""
+        """Send the report of this work."""
         return said(Counted, self.request("PUT", path_of(work), encode_report(update)))
 
     def abort(self, work: Assignment, reason: Any = "other") -> Nothing:
-        """Give up."""
+        """Give the work up."""
         return said(Nothing, self.request("POST", f"{path_of(work)}/abort", write(Abort(reason))))
 
     def withdraw(self) -> Nothing:
-        """Leave."""
+        """Withdraw."""
         return said(Nothing, self.request("POST", "/v1/withdrawals", write(Nothing())))
 
     def object(self, sha256: str) -> bytes:
@@ -166,11 +176,11 @@ class ScriptedDevice:
         return self.transport.request("GET", f"/v1/objects/{sha256}", most=MOST).body
 
     def request(self, method: str, path: str, body: bytes, patience: float = 30.0) -> Answer:
-        """Any request, signed."""
+        """Send any request, signed."""
         return self.transport.request(method, path, body, self.headers(method, path, body), patience=patience)
 
     def headers(self, method: str, path: str, body: bytes) -> dict[str, str]:
-        """What a signed request carries; a digest if it must."""
+        """Return the headers of a signed request, with a digest if it is required."""
         signature = self._sign(signed_text(method, path, self.population, self.id, body))
         digest = {"Sumus-Digest": digest_of(body)} if len(body) > MAX_UNDIGESTED else {}
         return {"Sumus-Protocol": "1", "Sumus-Device": self.id, "Sumus-Signature": signature, **digest}
@@ -183,12 +193,12 @@ class ScriptedDevice:
 
 
 def path_of(work: Assignment) -> str:
-    """Where a report goes."""
+    """Return the path of a report."""
     return f"/v1/tasks/{work.task}/{work.kind}/{work.session}"
 
 
 def said(form: type[Any], answer: Answer) -> Any:
-    """The message of an answer."""
+    """Return the message of an answer."""
     if answer.status == 200:
         return read(form, answer.body)
     problem = read(Problem, answer.body)

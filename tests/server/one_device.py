@@ -17,7 +17,7 @@ from tests.server.devices import ScriptedDevice, update_of
 
 
 def main(text: str, bundle: str, number: int) -> str:
-    """Take part."""
+    """Take part in one round, and return what the device was told."""
     link, plan = read_link(text), Bundle.from_bytes(Path(bundle).read_bytes()).plan
     transport = HttpTransport(link.server, fetch_authority(link) if link.pin else None)
     device = ScriptedDevice(transport, number)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def replica(before: Sequence[str] = (), **job: Any) -> Iterator[dict[str, Any]]:
-    """One, and what it said when it was ready. before: what stands before its command."""
+    """Start a replica; yield what it printed when it was ready. before: words before its command."""
     command = [*before, sys.executable, "-m", "tests.server.one_replica", json.dumps(job, default=str)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdin is not None
@@ -46,7 +46,11 @@ def replica(before: Sequence[str] = (), **job: Any) -> Iterator[dict[str, Any]]:
 
 
 class Rotating:
-    """A `Transport`: each request goes to the next of several servers. met: requests that each has answered."""
+    """A `Transport` whose requests go to several servers in turn.
+
+    Attributes:
+        met: The number of requests that each has answered.
+    """
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._ways = [HttpTransport(url, connections=1) for url in urls]
@@ -62,7 +66,7 @@ class Rotating:
         patience: float = PATIENCE,
         most: int = MOST,
     ) -> Answer:
-        """Ask once."""
+        """Send a request once."""
         which = self._next % len(self._ways)
         self._next += 1
         answer = self._ways[which].request(method, path, body, headers, patience, most)
@@ -70,13 +74,13 @@ class Rotating:
         return answer
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close the connections."""
         for way in self._ways:
             way.close()
 
 
 def main(job: dict[str, Any]) -> None:
-    """Serve."""
+    """Serve until standard input ends."""
     bundle, shares = Bundle.from_bytes(Path(job["bundle"]).read_bytes()), Path(job["shares"])
     where = Storage(Path(job["data"]), job["database"], shares / "keys", str(shares / "blobs"))
     service = open_service(

@@ -12,7 +12,7 @@ from sumus.operations.service import Service
 
 @contextmanager
 def over_http(service: Service) -> Generator[str, None, None]:
-    """Serve the device plane; its URL."""
+    """Serve the device plane; yield its URL."""
     config = uvicorn.Config(service.device_app, "127.0.0.1", 0, log_level="error", access_log=False, lifespan="off")
     answering = threading.Event()
 

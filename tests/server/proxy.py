@@ -16,10 +16,15 @@ HARMS = ("cut request", "cut answer", "lost answer", "twice", "late", "delayed")
 
 
 class Proxy:
-    """harm: how likely each of HARMS is for a request.  met: how many of each there were.
+    """A proxy with faults. A request or an answer that is cut ends somewhere in its bytes.
 
-    cut request, cut answer: the bytes end somewhere.  twice: the request arrives twice, and the second answer comes.  late: the
-    connection breaks, and the request arrives after later ones.  delayed: another one overtakes it, and it is answered.
+    "twice" means that a request arrives twice, and the second answer comes back. "late" means that the connection
+    breaks, and the request arrives after later ones. "delayed" means that another request overtakes this one, which is
+    then answered.
+
+    Attributes:
+        harm: The probability of each fault in HARMS for a request.
+        met: The number of each fault so far.
     """
 
     def __init__(self, port: int, harm: float, seed: int) -> None:
@@ -59,7 +64,7 @@ class Proxy:
             self._threads[-1].start()
 
     def _serve(self, connection: socket.socket) -> None:
-        """Requests of a connection, until one breaks it."""
+        """Serve the requests of a connection, until a fault breaks it."""
         with connection, suppress(OSError):
             with connection.makefile("rb") as reading:
                 while (request := message(reading)) is not None and self._pass_on(connection, request):
@@ -68,7 +73,7 @@ class Proxy:
             self._open.discard(connection)
 
     def _pass_on(self, connection: socket.socket, request: bytes) -> bool:
-        """Ask the server, and answer; whether the connection is whole."""
+        """Ask the server, and answer; return whether the connection is still whole."""
         with self._lock:
             harms = [harm for harm in HARMS if self._rng.random() < self.harm]
             harm, share = (self._rng.choice(harms) if harms else ""), self._rng.random()
@@ -110,7 +115,7 @@ class Proxy:
 
 
 def message(reading: "socket.SocketIO | object") -> bytes | None:
-    """The bytes of a request or an answer of HTTP/1.1 that says how long its body is; None where they end before."""
+    """Return the bytes of a request or answer of HTTP/1.1 with a Content-Length; None if they end too early."""
     head, length = b"", 0
     while not head.endswith(b"\r\n\r\n"):
         line: bytes = reading.readline()  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""A server in this process and devices that send it requests, so that a test may break the storage below; and the
+"""A server in this process with devices that send it requests, so that a test may break the storage below; and an
 audit."""
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,12 @@ from sumus.wire.messages import Assignment
 
 
 class Standing:
-    """service: started.  devices: enrolled, each with a transport of its own to it, which `reach` makes of service and number."""
+    """A server with its devices.
+
+    Attributes:
+        service: The service, started.
+        devices: Enrolled devices. Each has its own transport, which `reach` makes from service and number.
+    """
 
     def __init__(
         self, where: Storage, kind: str, devices: int, twice: float, reach: Callable[[Service, int], Transport]
@@ -38,14 +43,14 @@ class Standing:
         return service
 
     def open_again(self) -> None:
-        """The next life of the server."""
+        """Begin the next life of the server."""
         self.close()
         self.service = self._opened()
         for device in self.devices:
             device.go_to(self._reach(self.service, device.number))
 
     def assignment(self, device: Scripted) -> Assignment:
-        """Work for a device, as soon as there is some."""
+        """Return work for a device, as soon as there is some."""
         for _ in range(50):
             answer = device.check_in(5.0)
             if answer is not None and answer.assignment is not None:
@@ -53,34 +58,34 @@ class Standing:
         raise AssertionError("there is no work")
 
     def train(self) -> None:
-        """Every device that has nothing unsettled has an update."""
+        """Give an update to every device that has nothing unsettled."""
         for device in self.devices:
             if device.unsettled is None:
                 device.train(self.assignment(device))
 
     def round(self) -> None:
-        """Every device reports, and is told."""
+        """Let every device report, and learn the result."""
         self.train()
         for device in self.devices:
             assert device.send()
 
     def work(self, until: Callable[[], bool]) -> None:
-        """All devices at once, until this holds and nothing is unsettled."""
+        """Let all devices work at once, until a condition holds and nothing is unsettled."""
         with ThreadPoolExecutor(len(self.devices)) as pool:
             for running in [pool.submit(device.run, until) for device in self.devices]:
                 running.result()
 
     def look_again(self) -> None:
-        """Let the server decide on something now, as it would by itself a little later."""
+        """Let the server decide again now, as it would by itself a little later."""
         self.service.server.ask_to_do(lambda now: None).exception()
 
     def ready(self) -> Answer:
-        """What a load balancer is told."""
+        """Return the answer that a load balancer gets."""
         with InProcess(self.service.device_app) as transport:
             return transport.request("GET", "/readyz")
 
     def audit(self) -> Found:
-        """Every promise, as a campaign of kills asks for them, once nothing is on its way."""
+        """Check every promise, as a campaign of kills does, once no request is on its way."""
         self.look_again()
         store = self.service.server.tasks[0].training.store
         self.ledger.read(store)
@@ -89,14 +94,14 @@ class Standing:
         return found
 
     def close(self) -> None:
-        """End all of it."""
+        """Close everything."""
         for device in self.devices:
             device.close()
         self.service.close()
 
 
 def in_process(service: Service, number: int) -> Transport:
-    """Straight to it, without sockets."""
+    """Return a transport to the service, without sockets."""
     return InProcess(service.device_app)
 
 
@@ -108,7 +113,7 @@ def standing(
     twice: float = 0.0,
     reach: Callable[[Service, int], Transport] = in_process,
 ) -> Iterator[Standing]:
-    """A server in this process, and devices."""
+    """Run a server in this process, with devices."""
     found = Standing(where if isinstance(where, Storage) else Storage(where), kind, devices, twice, reach)
     try:
         yield found

@@ -41,7 +41,7 @@ WORD = "s1"
 
 @pytest.fixture
 def running() -> Iterator[Running]:
-    service = open_service({"tiny": BUNDLE}, conduct=ServerPolicy(group=0.0))
+    service = open_service({"tiny": BUNDLE}, policy=ServerPolicy(group=0.0))
     service.server.start()
     with InProcess(service.device_app) as transport:
         running = Running(service, transport)
@@ -186,7 +186,7 @@ def test_a_body_that_comes_too_slowly_is_given_up(
 
 
 def test_there_is_no_room_for_more_than_there_is_memory_for(device: ScriptedDevice) -> None:
-    service = open_service({"tiny": BUNDLE}, conduct=ServerPolicy(group=0.0))
+    service = open_service({"tiny": BUNDLE}, policy=ServerPolicy(group=0.0))
     service.room.shares.most = 64
     service.server.start()
     with InProcess(service.device_app) as transport:
@@ -270,7 +270,7 @@ def test_enrolment_needs_a_token_that_is_not_used_up(running: Running) -> None:
 
 def test_a_device_that_asks_too_often_is_told_when_to_come_again() -> None:
     limits = Limits(device=Rate(0.001, 2))
-    service = open_service({"tiny": BUNDLE}, conduct=ServerPolicy(group=0.0, limits=limits))
+    service = open_service({"tiny": BUNDLE}, policy=ServerPolicy(group=0.0, limits=limits))
     service.server.start()
     with InProcess(service.device_app) as transport:
         eager, other = ScriptedDevice(transport, 1), ScriptedDevice(transport, 2)
@@ -370,7 +370,7 @@ def test_a_word_that_was_used_before_is_refused_and_harms_nobody_else(running: R
 
 
 def test_who_knows_a_devices_id_keeps_it_from_nothing() -> None:
-    service = open_service({"tiny": BUNDLE}, conduct=ServerPolicy(group=0.0, limits=Limits(device=Rate(0.001, 4))))
+    service = open_service({"tiny": BUNDLE}, policy=ServerPolicy(group=0.0, limits=Limits(device=Rate(0.001, 4))))
     service.server.start()
     with InProcess(service.device_app) as transport:
         running = Running(service, transport)

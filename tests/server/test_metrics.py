@@ -14,7 +14,7 @@ from tests.server.devices import ScriptedDevice, tiny, update_of
 
 def test_it_says_what_happened_in_sums() -> None:
     bundle = tiny()
-    service = open_service({"tiny": bundle}, conduct=ServerPolicy(evaluate=Evaluating(2), group=0.0))
+    service = open_service({"tiny": bundle}, policy=ServerPolicy(evaluate=Evaluating(2), group=0.0))
     server = service.server
     server.start()
     with InProcess(service.device_app) as transport:

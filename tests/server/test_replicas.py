@@ -39,17 +39,17 @@ class Replicas:
         self.services = list[Service]()
         self.transports = list[InProcess]()
 
-    def opened(self, bundle: Bundle, name: str = "", shared: str = "shared", **conduct: Any) -> Service:
+    def opened(self, bundle: Bundle, name: str = "", shared: str = "shared", **policy: Any) -> Service:
         """One that is not started."""
         name, shares = name or f"r{len(self.services)}", self.folder / shared
         shares.mkdir(exist_ok=True)
-        lease = conduct.pop("lease", 60.0)
+        lease = policy.pop("lease", 60.0)
         where = Storage(self.folder / name, self.url, shares / "keys", str(shares / "blobs"), lease)
-        return open_service({"tiny": bundle}, where, ServerPolicy(**{"group": 0.0, **conduct}))
+        return open_service({"tiny": bundle}, where, ServerPolicy(**{"group": 0.0, **policy}))
 
-    def start(self, bundle: Bundle, **conduct: Any) -> Service:
+    def start(self, bundle: Bundle, **policy: Any) -> Service:
         """Another one."""
-        service = self.opened(bundle, **conduct)
+        service = self.opened(bundle, **policy)
         self._stack.callback(service.close)
         service.server.start()
         self.services.append(service)
@@ -330,13 +330,13 @@ def test_what_is_not_shared_is_refused_at_the_start(replicas: Replicas) -> None:
     where = replace(where, keys=replicas.folder / "other" / "keys", blobs=str(replicas.folder / "shared" / "blobs"))
     with pytest.raises(ExperimentError, match=f"replica {name} has another key ring: give all the same --keys"):
         open_service({"tiny": bundle}, where)
-    for served, conduct in (
+    for served, policy in (
         (replace(bundle, plan=replace(bundle.plan, algorithm=sumus.fedavg(sumus.sgd(lr=0.3)))), {}),
         (bundle, {"releases": False}),
         (bundle, {"evaluate": Evaluating(2)}),
     ):
         with pytest.raises(ExperimentError, match=f"replica {name} serves other tasks, plans or options"):
-            replicas.opened(served, "new", **conduct)
+            replicas.opened(served, "new", **policy)
     with pytest.raises(ExperimentError, match=f"replica {name} works on this database: stop all of them first"):
         reconcile(replace(where, data=replicas.folder / "new"))
     assert first.server.tasks[0].training.version == 0

@@ -64,11 +64,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts a server on a folder, on SQLite; it may be started again."""
     with ExitStack() as stack:
 
-        def started(bundles: Mapping[str, Bundle], stop: "Running | None" = None, **conduct: Any) -> Running:
+        def started(bundles: Mapping[str, Bundle], stop: "Running | None" = None, **policy: Any) -> Running:
             if stop is not None:
                 stop.transport.close()
                 stop.service.close()
-            service = open_service(bundles, Storage(tmp_path / "data"), ServerPolicy(group=0.0, **conduct))
+            service = open_service(bundles, Storage(tmp_path / "data"), ServerPolicy(group=0.0, **policy))
             service.server.start()
             running = Running(service, InProcess(service.device_app))
             stack.callback(service.close)

@@ -46,7 +46,7 @@ class Served:
 @contextmanager
 def served(cohort: int = 3, evaluate: Evaluating | None = None, **pacing: object) -> Iterator[Served]:
     bundle = tiny(cohort, **pacing)
-    service = open_service({"tiny": bundle}, conduct=ServerPolicy(evaluate=evaluate, group=0.0))
+    service = open_service({"tiny": bundle}, policy=ServerPolicy(evaluate=evaluate, group=0.0))
     service.server.start()
     with InProcess(service.device_app) as transport:
         yield Served(service, transport)

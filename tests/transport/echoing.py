@@ -12,7 +12,14 @@ import uvicorn
 
 
 class Echo:
-    """began, ended: of its lifespan.  hung: set while somebody waits at /never; left: once they have gone."""
+    """An application that echoes.
+
+    Attributes:
+        began: How often its lifespan has begun.
+        ended: How often its lifespan has ended.
+        hung: Set while a client waits at /never.
+        left: Set once that client has gone.
+    """
 
     def __init__(self) -> None:
         self.began, self.ended = 0, 0
@@ -86,7 +93,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def listening(app: Any, **options: Any) -> Iterator[int]:
-    """An application on a real port of this machine's, in a thread."""
+    """Serve an application on a real port of this machine, in a thread."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_level="critical", lifespan="on", timeout_graceful_shutdown=1, **options)
     server = _Server(config)

@@ -7,10 +7,13 @@ from contextlib import suppress
 
 
 class Forward:
-    """heads: what each connection asked first.  password: what it asks for, as USER:PASSWORD; "" for nothing.
+    """A forward proxy.
 
     Args:
-        password: See above.
+        password: The USER:PASSWORD that it asks for; "" for none.
+
+    Attributes:
+        heads: The first request of each connection.
     """
 
     def __init__(self, password: str = "") -> None:
@@ -53,7 +56,7 @@ class Forward:
             self._start(self._serve, one)
 
     def _serve(self, one: socket.socket) -> None:
-        with suppress(OSError):  # the client may go at any moment
+        with suppress(OSError):  # the client may leave at any moment
             self._answer(one)
 
     def _answer(self, one: socket.socket) -> None:

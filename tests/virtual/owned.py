@@ -19,7 +19,7 @@ policy = Policy(fetch="parameters", largest=100_000)
 
 @contextlib.contextmanager
 def owners(*files: str) -> Iterator[list[tuple[str, "subprocess.Popen[str]"]]]:
-    """For each FILE.py[:NAME] the URL of `sumus worker`, and its process; they start side by side."""
+    """Start `sumus worker` for each FILE.py[:NAME], side by side; yield the URLs and the processes."""
     environment = {**os.environ, "SUMUS_WORKER_TOKEN": TOKEN}
     command = [sys.executable, "-m", "sumus", "worker"]
     with contextlib.ExitStack() as stack:

@@ -17,7 +17,7 @@ MEMBERS = ("plan.json", "model.safetensors")
 
 
 def check(data: bytes) -> None:
-    """A bundle that is read can be written, and is read again as it was."""
+    """Check that a bundle that is read can be written, and that it is then read again unchanged."""
     try:
         bundle = Bundle.from_bytes(_zipped(data))
     except UsageError:
@@ -44,7 +44,7 @@ def _archive(bodies: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> b
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return a bundle, and archives that are none."""
+    """Return a bundle, and archives that are no bundles."""
     whole = Bundle(tiny(), {"w": np.zeros(2, np.float32)})
     raw = whole.to_bytes()
     plan, model = _archive_read(raw)
@@ -71,7 +71,7 @@ def seeds() -> Mapping[str, bytes]:
 
 
 def _of_64_bits(bodies: Mapping[str, bytes]) -> bytes:
-    """Return an archive that says that each of its members has 2^40 bytes."""
+    """Return an archive that gives each of its members 2^40 bytes."""
     out, size = io.BytesIO(), 2**32 - 1
     with zipfile.ZipFile(out, "w") as archive:
         for name, body in bodies.items():

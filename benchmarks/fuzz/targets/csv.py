@@ -9,7 +9,8 @@ from sumus.node.reading import BadReading
 
 
 def check(data: bytes) -> None:
-    """A part of a file that was read is such a file; a number in it is the same number, or is refused."""
+    """Check that a part of a file that was read is such a file, and that a number in it is the same number, or is
+    refused."""
     is_whole("a.csv", data)
     try:
         batch = read_file("a.csv", data)
@@ -18,7 +19,7 @@ def check(data: bytes) -> None:
     good = [number for number, one in enumerate(batch.found) if not isinstance(one, BadReading)][:3]
     try:
         again = read_file("a.csv", batch.subset(good)).found
-    except BadReading:  # what the other rows showed is not seen in these
+    except BadReading:  # these rows alone do not show what the other rows showed
         return
     assert len(again) == len(good)
     for one, number in zip(again, good, strict=True):
@@ -27,7 +28,7 @@ def check(data: bytes) -> None:
 
 
 def check_same(one: Any, before: Any) -> None:
-    """Assert that two readings have the same numbers, where both have numbers."""
+    """Assert that two readings have the same numbers, if both have numbers."""
     assert list(one) == list(before)
     for value, was in zip(one.values(), before.values(), strict=True):
         if isinstance(value, int | float) and isinstance(was, int | float):
@@ -35,7 +36,7 @@ def check_same(one: Any, before: Any) -> None:
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return CSV as programs and people write it, and files that are none."""
+    """Return CSV as programs and people write it, and files that are no CSV."""
     return {
         "plain": b"t,u,place\n1,-2.5e-3,kitchen\n+07,nan,\n",
         "quoted": b'\xef\xbb\xbft, u \r\n"a, ""b""","c\r\nd"\r\n\r\n1_0,0x1\r\n',

@@ -15,7 +15,8 @@ CSV = b"x,y\n1,2\n3,kitchen\n"
 
 
 def check(data: bytes) -> None:
-    """A part of a file that was read is such a file, with the same readings in it. Bytes that begin with N are of arrays."""
+    """Check that a part of a file that was read is such a file, with the same readings. Bytes that begin with N hold
+    arrays."""
     if data[:1] == b"N":
         check_file("a.npz.gz", packed(data[1:]))
     else:
@@ -23,7 +24,7 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return packed files, and files that are none."""
+    """Return packed files, and files that are not."""
     whole = gzip.compress(b'{"x": 1}\n{"x": 2}\n', mtime=0)
     named = whole[:3] + b"\x08" + whole[4:10] + b"a.jsonl\0" + whole[10:]
     return {
@@ -51,5 +52,5 @@ TARGET = Target(
     seeds,
     {"sumus.node.packed": ("unpacked_gzip",)},
     (b"\x1f\x8b\x08\x00", b"\x1f\x8b\x08\x1f", b"GZ:", b"NGZ:", b'{"x": 1}\n', b"\0\0"),
-    memory=4096,  # packed a thousand to one, which is read up to `batch.MOST_TEXT`, and copied once
+    memory=4096,  # packed a thousand to one, read up to `batch.MOST_TEXT`, and copied once
 )

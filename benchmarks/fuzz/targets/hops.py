@@ -18,7 +18,8 @@ MOST_TRIED = 4096
 
 
 def check(data: bytes) -> None:
-    """A hop that is read has one text, which is read as the same hop; an edge can ask how long reports and sums may be."""
+    """Check that a hop that is read has one text, which is read as the same hop, and that it gives the lengths of
+    reports and sums."""
     try:
         hop = FirstHop.from_json(data.decode("utf-8", "replace"))
     except PlanError:
@@ -46,7 +47,7 @@ def _check_counts(hop: FirstHop, value: float) -> None:
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return hops of plans, and texts that are none."""
+    """Return hops of plans, and texts that are no hops."""
     hops = [*HOPS, tiny().first_hop]
     whole = {f"hop-{number}": canonical_json(to_json(hop)).encode() for number, hop in enumerate(hops)}
     first = whole["hop-0"]

@@ -11,7 +11,8 @@ from sumus.node.reading import BadReading
 
 
 def check(data: bytes) -> None:
-    """A part of a file is such a file; a body that is read can be written, and is read again as it was."""
+    """Check that a part of a file is such a file, and that a body that is read can be written and is read again
+    unchanged."""
     check_file("a.jsonl", data)
     try:
         found = read_json(data)
@@ -23,7 +24,7 @@ def check(data: bytes) -> None:
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return lines and bodies, and bytes that are none."""
+    """Return lines and bodies, and bytes that are neither."""
     return {
         "lines": b'{"inputs": [1, 2.5], "target": 0}\n\n{"t": "warm", "u": null}\n7\n{"x": \n',
         "body": b'[{"inputs": [[1], [2]], "key": "a"}, 7]',

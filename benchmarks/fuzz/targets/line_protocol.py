@@ -7,12 +7,12 @@ from benchmarks.fuzz.targets.readings import check_file
 
 
 def check(data: bytes) -> None:
-    """A part of a file that was read is such a file, with the same readings in it."""
+    """Check that a part of a file that was read is such a file, with the same readings."""
     check_file("a.lp", data)
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return lines as loggers and agents write them, and lines that are none."""
+    """Return lines as loggers and agents write them, and lines of other forms."""
     return {
         "plain": b"climate,room=kitchen celsius=21.5,humidity=40i 1764431159000000000\nclimate celsius=20\n",
         "kinds": b'm a=1i,b=2u,c=-1.5e3,d=t,e=FALSE,f="x, \\"y\\" =z",g=.5\n',

@@ -13,7 +13,7 @@ PEM = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
 
 
 def check(data: bytes) -> None:
-    """A link that is read can be written, and is read again as it was; its server is one that HTTP can be spoken to."""
+    """Check that a link that is read can be written and is read again unchanged, and that HTTP can reach its server."""
     text = data.decode("utf-8", "replace")
     for insecure in (False, True):
         link, why = _read(lambda insecure=insecure: read_link(text, insecure))
@@ -39,7 +39,7 @@ def check(data: bytes) -> None:
 
 
 def _read(how: Callable[[], Link]) -> tuple[Link | None, str]:
-    """Return a link, or why there is none."""
+    """Return a link, or the reason why there is none."""
     try:
         return how(), ""
     except ExperimentError as error:
@@ -47,7 +47,7 @@ def _read(how: Callable[[], Link]) -> tuple[Link | None, str]:
 
 
 def written(link: Link) -> str:
-    """Return a link as text: a line for each token."""
+    """Return a link as text, with one line for each token."""
     lines = list[str]()
     for token in (None,) if link.token is None else link.token.split(" "):
         said = {"enrol": token, "pin": link.pin}
@@ -57,7 +57,7 @@ def written(link: Link) -> str:
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return links of every kind, and texts that are none."""
+    """Return links of every kind, and texts that are no links."""
     texts = {
         "link": f"https://sumus.example.org:8443/#enrol={SECRET}&pin={PIN}",
         "token": SECRET,

@@ -19,7 +19,7 @@ _HASH, _OTHER = "0" * 64, "f" * 64
 
 
 def check(data: bytes) -> None:
-    """A message that is read can be written, and is read again as it was."""
+    """Check that a message that is read can be written, and is read again unchanged."""
     form = FORMS[data[0] % len(FORMS)] if data else Problem
     try:
         message = read(form, data[1:])
@@ -84,7 +84,7 @@ def examples() -> dict[str, list[Any]]:
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return messages of every form, and bytes that are none."""
+    """Return messages of every form, and bytes that are no messages."""
     found: dict[str, bytes] = {"empty": b""}
     for number, form in enumerate(FORMS):
         first = bytes([65 + (number - 65) % len(FORMS)])

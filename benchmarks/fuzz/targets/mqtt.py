@@ -1,4 +1,5 @@
-"""MQTT messages, from the payload to the readings on a node's disk; and the same JSON as labels, and as inputs to predict for."""
+"""MQTT messages, from the payload to the readings on a node's disk; the same JSON as labels, and as inputs for
+predictions."""
 
 import atexit
 import functools
@@ -21,7 +22,7 @@ from sumus.task import Data
 
 
 class Acknowledged:
-    """An MQTT client that notes which messages were acknowledged."""
+    """An MQTT client that records which messages were acknowledged."""
 
     def __init__(self) -> None:
         self.messages: list[int] = []
@@ -31,7 +32,8 @@ class Acknowledged:
 
 
 def check(data: bytes) -> None:
-    """A message is acknowledged once, whatever its payload is; a value has the form that is made for it."""
+    """Check that each message is acknowledged once, whatever its payload is, and that a value has the form that is made
+    for it."""
     subscription, intake = _node()
     client, message = Acknowledged(), MQTTMessage(7, b"home/hall/climate")
     message.payload = data
@@ -63,7 +65,8 @@ def _check_forms(raw: Mapping[str, Any]) -> None:
 
 @functools.cache
 def _node() -> tuple[Subscription, Intake]:
-    """Return the subscription and the intake of a node that keeps ten readings, in a folder that goes with the process."""
+    """Return the subscription and the intake of a node that keeps ten readings, in a folder that is deleted with the
+    process."""
     folder = tempfile.mkdtemp(prefix="sumus-fuzz-")
     kept = Readings(folder, Data((2,), "float32", (), "int64", 3), Retention(count=10))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -73,7 +76,7 @@ def _node() -> tuple[Subscription, Intake]:
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return messages whose readings fit, and messages whose readings do not."""
+    """Return messages with readings that fit, and with readings that do not."""
     readings: dict[str, Any] = {
         "one": {"inputs": [1, 2.5], "target": 0, "key": "hall/1"},
         "several": [{"inputs": [1, 2]}, {"inputs": [3, 4], "target": 2, "key": "hall/1"}, {"inputs": [1]}],
@@ -104,7 +107,7 @@ def seeds() -> Mapping[str, bytes]:
 
 
 def json_of_depth(depth: int) -> Any:
-    """Return lists in lists, so deep."""
+    """Return nested lists of this depth."""
     value: Any = 1
     for _ in range(depth):
         value = [value]

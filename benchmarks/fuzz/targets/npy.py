@@ -15,7 +15,8 @@ from sumus.node.reading import BadReading
 
 
 def check(data: bytes) -> None:
-    """An array that is read is the one that numpy reads, and a part of it can be written and is read again."""
+    """Check that an array that is read is the one that numpy reads, and that a part of it can be written and read
+    again."""
     body = archive(members(x=data))
     check_file("a.npz", body)
     try:
@@ -37,7 +38,7 @@ def saved(array: Any) -> bytes:
 
 
 def written(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
-    """Return a `.npy` file with this text for a header."""
+    """Return a `.npy` file with this header."""
     length = len(header).to_bytes(4 if version == b"\x02\x00" else 2, "little")
     return b"\x93NUMPY" + version + length + header.encode() + data
 

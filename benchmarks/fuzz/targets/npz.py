@@ -14,12 +14,12 @@ from benchmarks.fuzz.targets.readings import check_file
 
 
 def check(data: bytes) -> None:
-    """A part of an archive that was read is such an archive, with the same readings in it."""
+    """Check that a part of an archive that was read is such an archive, with the same readings."""
     check_file("a.npz", archive(data))
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return archives of arrays, and archives that are none."""
+    """Return archives of arrays, and files that are not."""
     two = members(x=saved(np.arange(2)), y=saved(np.array(["a", "b"])))
     raw = archive(two)
     directory = raw.index(b"PK\x01\x02")
@@ -64,7 +64,7 @@ def seeds() -> Mapping[str, bytes]:
 
 
 def packed_member(body: bytes, name: str = "x.npy", method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """Return an archive of one member that is packed."""
+    """Return an archive of one packed member."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as zipped:
         zipped.writestr(zipfile.ZipInfo(name), body, method)
@@ -72,7 +72,7 @@ def packed_member(body: bytes, name: str = "x.npy", method: int = zipfile.ZIP_DE
 
 
 def _of_64_bits(raw: bytes, end: int) -> bytes:
-    """Return an archive whose end says its numbers in 64 bits, as large as they can be."""
+    """Return an archive whose end gives its numbers in 64 bits, as large as they can be."""
     record = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 2, 2, 2**63, 2**63)
     locator = b"PK\x06\x07" + struct.pack("<IQI", 0, end, 1)
     return raw[:end] + record + locator + b"PK\x05\x06" + b"\xff" * 16 + b"\0\0"
@@ -93,5 +93,5 @@ TARGET = Target(
         BREAK,
         b"x.npy\n",
     ),
-    memory=2048,  # packed a thousand to one, which is read up to `formats.MOST_BYTES`
+    memory=2048,  # packed a thousand to one, and read up to `formats.MOST_BYTES`
 )

@@ -15,11 +15,12 @@ from sumus.node.formats import is_whole, read_file
 from sumus.node.reading import BadReading
 
 FEW_POINTS = 2**18
-"""The most points of a picture here, so that no input takes long: fifty bytes may unpack to the sixteen million that are read."""
+"""The most points of a picture here, so that no input takes long: fifty bytes may unpack to the sixteen million points
+that are allowed."""
 
 
 def check(data: bytes) -> None:
-    """A picture that was read has points of eight bits in one or three colours, and is read again as it was."""
+    """Check that a picture that was read has points of eight bits in one or three colours, and is read again unchanged."""
     with patch("sumus.node.pictures.MOST_POINTS", FEW_POINTS):
         _check(picture(data))
 
@@ -75,7 +76,7 @@ def _saved(form: str, mode: str, **how: object) -> bytes:
 
 
 def _turned() -> bytes:
-    """Return a picture that is to be shown turned."""
+    """Return a picture that must be rotated to be shown."""
     out, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (9, 7)).save(out, "JPEG", exif=exif)

@@ -20,7 +20,8 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def check(data: bytes) -> None:
-    """A plan that is read has one text, which is read as the same plan, and what is asked of a plan gives answers or refusals."""
+    """Check that a plan that is read has one text, which is read as the same plan, and that its questions are answered
+    or refused."""
     try:
         plan = Plan.from_json(data.decode("utf-8", "replace"))
     except PlanError:
@@ -52,7 +53,7 @@ def tiny(leaves: tuple[Leaf, ...] = (LEAF,), algorithm: Any = None, pacing: Any 
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return plans of every algorithm and rule, and texts that are none."""
+    """Return plans of every algorithm and rule, and texts that are no plans."""
     clipped = chain(clip_by_global_norm(1.0), rotate(), quantize(8))
     buffer = sumus.Pacing(3, concurrency=10)
     plans = {
@@ -113,7 +114,7 @@ def _nonsense(whole: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _changed(tiny: dict[str, Any], clipped: dict[str, Any]) -> dict[str, bytes]:
-    """Return plans that break a rule each, or name what is not there."""
+    """Return plans that each break a rule, or name something that does not exist."""
     found: dict[str, bytes] = {}
 
     def change(name: str, how: Change, of: dict[str, Any] = tiny) -> None:

@@ -9,7 +9,7 @@ from sumus.node.reading import BadReading
 
 
 def check_file(name: str, body: bytes) -> None:
-    """Assert that a part of a file that was read is such a file, with the same readings in it."""
+    """Assert that a part of a file that was read is such a file, with the same readings."""
     is_whole(name, body)
     try:
         batch = read_file(name, body)
@@ -24,7 +24,7 @@ def check_file(name: str, body: bytes) -> None:
 
 
 def shown(found: Any) -> Any:
-    """Return readings as values that compare, NaN with NaN."""
+    """Return readings as values that can be compared, with NaN equal to NaN."""
     if isinstance(found, list | tuple):
         return [shown(each) for each in found]
     if isinstance(found, dict):

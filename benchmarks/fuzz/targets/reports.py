@@ -39,7 +39,8 @@ HOPS = (FLOATS, CODES, WIDE_CODES, BINS, SITE)
 
 
 def check(data: bytes) -> None:
-    """A report that is read can be written, and is counted or refused; a sum that is read can be written, and added."""
+    """Check that a report that is read can be written, and is counted or refused; a sum that is read can be written,
+    and added."""
     body = tensors(data)
     for hop in HOPS:
         try:

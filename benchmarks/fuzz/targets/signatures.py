@@ -20,7 +20,7 @@ KEY = public_key_of(SEED)
 
 
 def check(data: bytes) -> None:
-    """Base64url has one spelling; nothing but a key's owner signs; two requests have two texts.
+    """Check that base64url has one spelling, that only a key's owner can sign, and that two requests have two texts.
 
     The lines of an input are a method, a path, a population, a device, a key and a signature; the rest is the body.
     """
@@ -57,7 +57,7 @@ def _input(key: bytes, signature: bytes = b"", path: bytes = b"/v1/checkins", bo
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return a signed request, and keys and texts that are none."""
+    """Return a signed request, and keys and texts that are invalid."""
     key = to_base64url(KEY).encode()
     text = signed_text("POST", "/v1/checkins", "default", "0" * 64, b"{}")
     return {

@@ -22,7 +22,7 @@ DTYPES = ["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", 
 
 
 def check(data: bytes) -> None:
-    """A tree that is read can be written, and is read again as it was; a view is of the same tree."""
+    """Check that a tree that is read can be written and is read again unchanged, and that a view has the same tree."""
     body = tensors(data)
     tree = _read(decode_tree, body)
     if tree is not None:
@@ -44,7 +44,7 @@ def check(data: bytes) -> None:
 
 
 def same(one: Tree, two: Tree) -> bool:
-    """Whether two trees are the same bit for bit."""
+    """Return whether two trees are the same bit for bit."""
     return _bits(one) == _bits(two)
 
 
@@ -64,7 +64,7 @@ def _entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]
 
 
 def an_aggregate() -> Aggregate:
-    """Return a sum of one."""
+    """Return a sum of one update."""
     parts: dict[str, dict[str, Array]] = {
         "params": {"a": np.array([[1.0, -2.0]]), "b": np.zeros(0)},
         "steps": {"": np.array(3.0)},

@@ -47,7 +47,7 @@ _FIRST = {WorkerRequest: b"A", BeginRequest: b"B", WorkerAnswer: b"C"}
 
 
 def check(data: bytes) -> None:
-    """A message that is read can be written, and is read again as it was; and so is the tensor behind it."""
+    """Check that a message that is read can be written and is read again unchanged, with the tensor that follows it."""
     form = FORMS[(data[0] - ord("A")) % len(FORMS)] if data else WorkerRequest
     try:
         message, behind = read(form, _framed(data[1:]))
@@ -66,7 +66,7 @@ def check(data: bytes) -> None:
 
 
 def _framed(data: bytes) -> bytes:
-    """Return a body for JSON, a line feed and readable safetensors; other bytes as they are."""
+    """Return a body for JSON, a line feed and readable safetensors; return other bytes unchanged."""
     if data[:1] != b"{":
         return data
     control, _, behind = data.partition(b"\n")
@@ -79,7 +79,7 @@ def _input(form: Any, message: Any, behind: bytes = b"") -> bytes:
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return requests and answers with and without tensors, and bytes that are none."""
+    """Return requests and answers with and without tensors, and bytes that are neither."""
     values = (
         True,
         -1,

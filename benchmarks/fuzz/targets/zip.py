@@ -13,12 +13,12 @@ from benchmarks.fuzz.targets.readings import check_file
 
 
 def check(data: bytes) -> None:
-    """A part of an archive that was read is such an archive, with the same readings in it."""
+    """Check that a part of an archive that was read is such an archive, with the same readings."""
     check_file("a.zip", archive(data))
 
 
 def seeds() -> Mapping[str, bytes]:
-    """Return archives of files of readings, and archives that are none."""
+    """Return archives of files of readings, and files that are not."""
     lines = b'a.jsonl\n{"x": 1}\n{"x": 2}\n'
     raw = archive(lines)
     directory = raw.index(b"PK\x01\x02")
