@@ -6,7 +6,7 @@
     run.delivered(number, now)             the server above has counted one; or run.refused(number, why, now)
 
 A run does what its table decides: `sumus/protocol/edge.py` for an edge that adds, `sumus/protocol/site.py` for a site, which also
-has a `SiteModel`. This file reads nothing into the rules; it carries them out.
+has a `SiteModel`. This file carries out what the table decides, and decides nothing itself.
 """
 
 from collections.abc import Callable, Iterable, Sequence
