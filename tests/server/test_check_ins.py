@@ -39,7 +39,7 @@ class Together:
 
 @pytest.fixture
 def them() -> Iterator[Together]:
-    service = open_service({"tiny": BUNDLE}, conduct=ServerPolicy(evaluate=Evaluating(2), group=0.0))
+    service = open_service({"tiny": BUNDLE}, policy=ServerPolicy(evaluate=Evaluating(2), group=0.0))
     service.server.start()
     with InProcess(service.device_app) as transport:
         yield Together(service, transport)
