@@ -54,8 +54,8 @@ def plane(body: bytes, announced: int | None, folder: Path) -> Any:
     [
         (BODY[:-1], len(BODY), "was cut off, or is not what it announced"),
         (BODY, None, "was cut off, or is not what it announced"),
-        (BODY[:-1] + b"!", len(BODY), "is not the model that it lists .its SHA-256 is another"),
-        (b"", 0, "is not the model that it lists"),
+        (BODY[:-1] + b"!", len(BODY), "has not the SHA-256 that the server lists"),
+        (b"", 0, "has not the SHA-256 that the server lists"),
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_not_written(
