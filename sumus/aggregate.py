@@ -336,10 +336,10 @@ class Aggregator(Value):
     Attributes:
         parts: What clients send.
         combine: (sums by part, divisors by part) → combined trees by part, all float64.
-        centre: (each client's trees by part, by part each client's weight) → the trees that stand for all clients', in place of
-            their weighted mean. An aggregator with a centre needs every update apart (median, Krum), and cannot work on a sum.
-        longest: (for each part, one client's share of it and how far its update reaches) → how far the client moves the
-            combined `params`, at most. None if that is not known: a plan for devices is refused then.
+        centre: (a list of every client's trees by part; by part, every client's weight) → trees that are used in place of the
+            weighted mean. An aggregator with a centre needs every update apart (median, Krum), and cannot work on a sum.
+        longest: (for each part, the client's share of the weight and the longest L2 norm of its update) → how far the client
+            can move the combined `params`. None if that is not known: a plan for devices is refused then.
         chosen: For an aggregator that chooses among updates, which has no `longest`: (contributors) → the largest share of the
             result that one update can have, and how many times as long as the longest update the result can be. Both hold for
             any round of so many contributors or more. A result in one number lies between the smallest and the largest number

@@ -395,7 +395,7 @@ def packed(file: str, seed: int | None) -> "Bundle":
 
 
 def _packed(file: str, seed: int | None) -> "tuple[Bundle, Sequence[str]]":
-    """The same, and why devices would not take part."""
+    """Return a file's plan with its first model, and the reasons why devices would not take part."""
     from sumus.simulator.check import check as check_plan
     from sumus.training.program import Program
     from sumus.wire.bundle import Bundle

@@ -138,7 +138,9 @@ def check_sum_measured(total: Aggregate, hop: FirstHop, sender: object, least: i
     """
     nothing = np.zeros(2, np.int64)
     if int(total.metrics.get("loss", nothing)[1]) < least:
-        raise ParticipantError(sender, f"{least} reports tell their loss over at least one prediction each")
+        raise ParticipantError(
+            sender, f"its loss counts fewer predictions than {least}, and each report has one at least"
+        )
     one = 2 ** hop.sums.bits(HISTOGRAM)
     pairs = {name: (math.ldexp(float(pair[0]), -METRIC_BITS), int(pair[1])) for name, pair in total.metrics.items()}
     check_slots(sender, pairs)

@@ -266,10 +266,9 @@ class FirstHop:
         return times * norm * (1.0 if self._is_coded(part) else 2.0 ** self.sums.bits(part))
 
     def without_rounding(self, part: Part, tree: Tree, rounding: float, weight: int, count: int) -> Tree:
-        """Take out of a site's sum what rounding has added to its length.
+        """Scale a site's sum to the longest that is allowed, if only rounding has made it longer.
 
-        A sum that is longer than the clip allows, by no more than its rounding, is scaled to the longest that is allowed. A
-        longer sum stays as it is, and `check_sum` refuses it.
+        A sum that exceeds the limit by more than its rounding stays as it is, and `check_sum` refuses it.
 
         Args:
             part: One of `parts`.

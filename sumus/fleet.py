@@ -270,7 +270,7 @@ class Fleet:
         )
 
     def fate(self, steps: int, rng: np.random.Generator) -> Fate:
-        """What becomes of a client whose whole work is so many steps."""
+        """Draw what becomes of a client, given the number of steps of its whole work."""
         arrives, slow, share = rng.random(3).tolist()
         most = 1 + int(share * steps) if slow < self.stragglers else None
         late = most is not None and most < steps and not self.partial_work

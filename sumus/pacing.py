@@ -21,14 +21,14 @@ from sumus.types import hold_plain_numbers
 @record("conditions")
 @dataclass(frozen=True)
 class Conditions:
-    """What a device says of itself at check-in; in a plan, what it must say at least.
+    """The conditions that a device reports at check-in; in a plan, those that it must meet.
 
     Attributes:
-        charging: Whether a phone is on its charger.
-        unmetered: Whether it is in a network without fees.
-        idle: Whether nobody uses it.
+        charging: Whether the device is on its charger.
+        unmetered: Whether its network costs nothing by the byte.
+        idle: Whether it is not in use.
         battery: Its charge, 0 to 1.
-        version: The version of the client software, an integer that grows.
+        version: The version of the client software: an integer that increases with each release.
     """
 
     charging: bool = False

@@ -8,12 +8,12 @@ from sumus.errors import ExperimentError, extra
 
 
 def colormap(name: str, count: int) -> Any:
-    """So many colours, told apart as well as the map allows."""
+    """Return `count` colours of a colormap, as different as the map allows."""
     return importlib.import_module("matplotlib").colormaps[name].colors[:count]
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure, in inches."""
+    """Return an empty matplotlib figure. width, height: in inches."""
     try:
         canvas: Any = importlib.import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
         made: Any = importlib.import_module("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
@@ -30,7 +30,7 @@ def check_path(path: str | Path) -> None:
 
 
 def save(picture: Any, path: str | Path) -> Path:
-    """The picture as a file; its folder is made."""
+    """Write a picture to a file, and return its path. The folder is made if it does not exist."""
     check_path(path)
     target = Path(path) if Path(path).suffix else Path(f"{path}.png")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ class Site:
         """Return the sum for the server above.
 
         Args:
-            count: How many reports the sum stands for. Each weighs what it weighed in a round, on average.
+            count: How many reports the sum stands for. Each report keeps its mean weight over the rounds.
 
         Raises:
             BeyondBoundError: The model has moved further than a sum of so many reports may.

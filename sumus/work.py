@@ -202,7 +202,7 @@ class ClientWork(Value):
         return self.rules.init is not no_state
 
     def step_count(self, examples: int) -> int:
-        """Steps of one round for a client with so many examples."""
+        """Return the number of steps of one round for a client with this number of examples."""
         return self.steps or (self.epochs or 1) * self._batches_a_pass(examples)
 
     def batches(self, examples: int, rng: np.random.Generator, most: int | None = None) -> Iterator[Any]:
@@ -428,14 +428,14 @@ def sgd(
         lr: The rate of each round.
         epochs: Passes over the client's examples.
         steps: A number of batches, in place of `epochs`.
-        batch_size: Examples a batch; None for one batch of all examples.
+        batch_size: Examples of a batch; None for one batch of all examples.
         momentum: The share of the last step that the next one keeps.
         nesterov: Whether momentum looks ahead.
-        weight_decay: What each leaf is pulled towards zero by.
-        clip_norm: The largest L2 norm of a step's gradient; None for any.
+        weight_decay: The rate at which each leaf is pulled towards zero.
+        clip_norm: The largest L2 norm of a step's gradient; None for no clipping.
         drop_last: Whether the examples that do not fill a pass's last batch are left out.
-        leaves: By pattern of their names, shell-style, what is otherwise for some leaves: `weight_decay`, and `lr_factor`, which
-            multiplies the rate. A leaf matches one pattern, or none.
+        leaves: Other values for some leaves, by a shell-style pattern of their names: `weight_decay`, and `lr_factor`, which
+            multiplies the rate. A leaf may match one pattern at most.
     """
     amount = lr, epochs, steps, batch_size, clip_norm, drop_last
     return _client_work(lambda decay: sgd_rule(momentum, nesterov, decay), weight_decay, leaves, *amount)

@@ -51,7 +51,7 @@ class DeviceMemory:
         return self._record
 
     def keep_model(self, task: str, model: KeptModel) -> None:
-        """Write down that this is now the model of a task, and that the task is the latest."""
+        """Record the current model of a task, and that this task was updated last."""
         models = with_task(self._record.models, task, model)
         self.write(replace(self._record, models=models, latest=task))
 

@@ -65,7 +65,7 @@ class NewsFeed:
 
     @property
     def all_trouble(self) -> str:
-        """The same, and that the folder was copied, if that is so."""
+        """The last trouble, and a note if the folder was copied."""
         return "; ".join(dict.fromkeys(filter(None, (self._trouble, self._copied))))
 
     def tell(self, news: DeviceNews) -> None:

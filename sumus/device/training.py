@@ -188,7 +188,7 @@ class Training:
         return evaluation_result(plan, job, measured)
 
     def predict(self, model: Tree, state: ClientState, examples: Any, inputs: Any) -> Array:
-        """The model's outputs for inputs as this device stores them, one row for each that the preparation gives."""
+        """Return the model's outputs for inputs as this device stores them: one row for each prepared input."""
         _, targets = as_pair("this device", loaded("this device", examples))
         filled = np.repeat(np.asarray(targets)[:1], len(inputs), axis=0)  # preparations take targets too
         with self._one_at_a_time:

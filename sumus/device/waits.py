@@ -29,7 +29,7 @@ def ordered(window: Window) -> Window:
 
 
 def longer(window: Window, failures: int) -> Window:
-    """A window after so many failures in a row: twice as long after each further one."""
+    """Return the retry window after a number of failures in a row: it doubles with each failure."""
     first = min(session.LONGEST / 2, session.PATIENCE * 2.0 ** max(0, failures - 1))
     return max(window[0], first), max(window[1], 2 * first)
 

@@ -1,6 +1,6 @@
 """The rounds of an edge's run as its tables see them: reads the facts, asks the table, and remembers the round.
 
-rounds = EdgeRounds(coordinator, relay, notes, crowd, most, linger, model)
+rounds = EdgeRounds(coordinator, share, notes, crowd, most, linger, model)
 actions = rounds.decide(Tick(), now)        what is to be done; `EdgeRun` does it
 rounds.pacing(now, Pacing(MOST))            how the open round is paced after that
 """

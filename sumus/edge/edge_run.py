@@ -6,7 +6,7 @@
     run.delivered(number, now)             the server above has counted one; or run.refused(number, why, now)
 
 A run does what its table decides: `sumus/protocol/edge.py` for an edge that adds, `sumus/protocol/site.py` for a site, which also
-has a `SiteModel`. This file reads nothing into the rules; it carries them out.
+has a `SiteModel`. This file carries out what the table decides, and decides nothing itself.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -161,7 +161,7 @@ class EdgeRun(Run):
     # ── what a kind of run says ──────────────────────────────────────────────────────────────────────────────────────
 
     def _ended_what_was_open(self, now: float) -> bool:
-        """Take up what the rows say. End what is open if it is of another plan, or of a site's rounds that were being ended."""
+        """Restore the state from the rows. Return whether the open round was ended, as of another plan or of an ended site."""
         self._relay.clear()
         self.sums_to_send.clear()
         ends = self._rounds.begin_anew(self.served.plan)
@@ -233,7 +233,7 @@ class EdgeRun(Run):
         return self._rounds.waits_for(row)
 
     def offer(self, session: Session, now: float) -> Assignment:
-        """Return the work of the round for a device that was given a session; in an own round of a site, on the site's model."""
+        """Return the work of the round for a device that was given a session; in a round of a site's own, on the site's model."""
         work = self._rounds.work_of(session.round)
         assert work is not None, "a session is given in a round that has work"
         self._decide(edge.WorkFetched(session.device), now)

@@ -57,7 +57,7 @@ class SiteStanding(msgspec.Struct, frozen=True):
 
     @property
     def own(self) -> OwnRounds:
-        """The same as the site's table knows it."""
+        """The same standing in the form of the site's table."""
         return OwnRounds(self.sessions, self.done, self.last, self.over)
 
 
@@ -84,7 +84,7 @@ class SiteModel:
 
     @property
     def own(self) -> OwnRounds | None:
-        """What the site has done since its last sum, as its table knows it; None in the first round."""
+        """The site's own rounds since its last sum; None in the first round."""
         return None if self.standing is None else self.standing.own
 
     def read(self, plan: Body) -> bool:

@@ -271,7 +271,7 @@ class _Probe:
         return "its captured step is not autograd's: something in it depends on values, or on earlier steps"
 
     def _repeats(self) -> bool:
-        """Whether autograd gives the same results for the samples once more."""
+        """Return whether autograd gives the same results when the samples are trained again."""
         samples = [sample for sample in self._samples if sample.client in self._autograd()]
         again = [one for sample in samples for one in self._trained(AUTOGRAD, [sample])[0]]
         return all(self._agree(one, self._autograd()[one.client]) for one in again)

@@ -43,7 +43,7 @@ class RoundTensors:
         return self.lr if self.factors.within is None else self.lr * self.factors.factor(step)
 
     def mean_rate(self, steps: int) -> float:
-        """The mean learning rate of the first steps, so many of them."""
+        """Return the mean learning rate of the first `steps` steps."""
         if self.factors.within is None or not steps:
             return self.lr
         return math.fsum(self.rate(step) for step in range(1, steps + 1)) / steps

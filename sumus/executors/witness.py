@@ -72,12 +72,12 @@ class Testimony:
 
 
 class Witness:
-    """The first client of one process, trained again now and then.
+    """Trains the first client of a process again from time to time: the same input must give the same bits.
 
     Args:
-        program: On which all clients of this process are trained. Its `moved` learns what the witness finds.
-        clients: How many this process is likely to train; below `LONG` the witness is trained again by `look` alone.
-        read: Reads a client's examples anew, as (inputs, targets); None where nothing can be read again.
+        program: The program on which all clients of this process are trained. The witness writes what it finds into its `moved`.
+        clients: How many clients this process is likely to train; below `LONG`, only `look` trains the witness again.
+        read: Reads a client's examples anew, as (inputs, targets); None if nothing can be read again.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ def _runs_the_code(executor: Executor) -> bool:
 
 
 def digest_of(trained: Trained) -> str:
-    """A hash of all that a client gave: equal bits, and only they, share it."""
+    """Hash everything that a client returned. Equal hashes mean equal bits."""
     trees = [sorted((name, sha256(tree)) for name, tree in part.items()) for part in (trained.parts, trained.state)]
     numbers = sorted((name, float(total), int(count)) for name, (total, count) in trained.metrics.items())
     return hashlib.sha256(repr((trees, trained.examples, numbers)).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""What every side that listens shares: connections that nobody can hold for nothing, and bodies read into bounded memory."""
+"""What all that listens has in common: bounded connections, bodies in bounded memory, limits, proxies, TLS."""

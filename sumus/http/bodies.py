@@ -47,7 +47,7 @@ def announced(request: Request, most: int, packed: str = "identity") -> int:
         raise Refused("encoding", "bodies are sent as they are: leave Content-Encoding out")
     length = whole_number(request.headers.get("content-length", ""))
     if length is None:
-        raise Refused("length_required", "say Content-Length")
+        raise Refused("length_required", "the header Content-Length is required")
     if length > most:
         raise Refused("too_large", f"{over(length, most)} are read here")
     return length
@@ -99,7 +99,7 @@ class Strangers:
     than its share. What has come is counted, not what was announced, so that announcing costs nobody anything.
 
     Args:
-        most: bytes of all such bodies, beyond what is free of each.
+        most: The most bytes of all such bodies, beyond those that are free of each.
     """
 
     def __init__(self, most: int) -> None:
@@ -133,7 +133,7 @@ class Uploads:
     """Reads long bodies of senders who are known, into lent memory.
 
     Args:
-        room: that lends it.
+        room: Lends the memory.
     """
 
     def __init__(self, room: Room) -> None:
@@ -171,7 +171,7 @@ class Uploads:
 
 
 async def _read(request: Request, length: int, put: Callable[[bytes], None], exactly: bool = True) -> None:
-    """Hold a body to its length, or to a length at most, and to the least rate. put: is given each piece."""
+    """Read a body of a length, or of a length at most, and at the least rate at least. `put` is given each piece."""
     loop, got, mark, more = asyncio.get_running_loop(), 0, LEAST, True
     try:
         async with asyncio.timeout(WINDOW_S) as window:

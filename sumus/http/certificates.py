@@ -1,11 +1,11 @@
-"""The certificate that a server shows, as it lies in its files: read again when the files change, and its end is counted.
+"""The certificate that a server shows: it is read again when its files change, and its end is told in time.
 
     certificate = Certificate(chain, key)
     certificate.context                     for connections from now on
     certificate.look()                      takes what is new in the files, if it is whole
     certificate.left_s(now)                 seconds until it ends
 
-Whoever renews a certificate writes two files, one after the other: until they belong together, the old one is shown.
+A renewal writes two files, one after the other: until they belong together, the old certificate is shown.
 """
 
 import os

@@ -113,10 +113,10 @@ class Listener:
     """Accepts connections on a socket, from its making on; each is counted before a byte of it is read.
 
     Args:
-        listening: a socket that listens.
-        how: of the application that answers.
-        state: of the server whose connections they are.
-        connections: where they are counted.
+        listening: A socket that listens.
+        how: The configuration of the application that answers.
+        state: The state of the server whose connections they are.
+        connections: Counts them.
     """
 
     def __init__(
@@ -352,7 +352,7 @@ class Connection(HttpToolsProtocol):
     # ── what it does ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _is_wanted(self, more: int) -> bool:
-        """Tell whether so many bytes that come are to be parsed."""
+        """Return whether the next bytes, given their number, are to be parsed."""
         unread = self._answered() and not self._whole and not self._in_head
         if self._deaf or unread:
             self._unwanted += more

@@ -32,9 +32,9 @@ def guard(names: Iterable[str], refusal: Refusal, option: str) -> Middleware:
     """Make the middleware that does both checks before any other work of an application.
 
     Args:
-        names: hosts or addresses that the operator calls this plane by.
-        refusal: makes the answer to a request that does not pass.
-        option: of the command line, with which an operator gives a further name.
+        names: Hosts or addresses that the operator calls this plane by.
+        refusal: Makes the answer to a request that does not pass.
+        option: The option of the command line with which an operator gives a further name.
     """
     known = frozenset(filter(None, map(host_of, names)))
     return Middleware(_guarded, known, refusal, option)

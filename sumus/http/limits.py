@@ -1,4 +1,4 @@
-"""How many requests are taken, by who asks.
+"""How many requests are answered, of each device, each neighbourhood and each population.
 
     limits = Limits()
     limits.enrolment(address, now)                   Refused("rate") with a window to come back in
@@ -24,7 +24,7 @@ LONGEST_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many at once, and so many a second in the long run."""
+    """A limit of requests: `burst` at once, and `rate` a second in the long run."""
 
     per_s: float
     burst: int
@@ -68,8 +68,13 @@ def take(rate: Rate, bucket: Bucket, now: float) -> tuple[Bucket, Window | None]
 
 
 class Buckets:
-    """A bucket a name, of one rate. most: names that are kept; who was not heard of for longest is forgotten first, and so may
-    ask anew, once that many others have asked."""
+    """A bucket for each name, of one rate.
+
+    Args:
+        rate: The rate.
+        most: The most names that are kept. The name that was not heard of for longest is forgotten first, and so may ask anew
+            once so many others have asked.
+    """
 
     def __init__(self, rate: Rate, most: int = 50_000) -> None:
         self.rate = rate
@@ -81,7 +86,7 @@ class Buckets:
         return len(self._buckets)
 
     def take(self, name: str, now: float, times: int = 1) -> Window | None:
-        """As the function. times: how many times the rate this name has."""
+        """Take a token of a name's bucket, as the function `take` does. A name may have the rate so many `times`."""
         rate = Rate(self.rate.per_s * times, self.rate.burst * times)
         with self._lock:
             bucket, window = take(rate, self._buckets.get(name, EMPTY), now)

@@ -147,7 +147,7 @@ def opened_at(listen: Listening, folder: Path) -> Generator[Addresses, None, Non
             if not all(local) and not listen.certificate_files and not listen.insecure:
                 which = listen.admin_host if local[0] else listen.host
                 raise UsageError(
-                    f"others reach {which}, and without TLS they read along: give --tls auto --name HOSTNAME, or a "
+                    f"others reach {which}, and without TLS they can read the traffic: give --tls auto --name HOSTNAME, or a "
                     "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
                 )
             certificate, authority, pin, notes = _certificate(listen, folder)
@@ -205,8 +205,8 @@ def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> G
         local = _is_local(listening)
         if not local and not listen.certificate_files and not listen.insecure:
             raise UsageError(
-                f"others reach {listen.host}, and without TLS they read along: give --tls auto --tls-name HOSTNAME, or a "
-                "certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
+                f"others reach {listen.host}, and without TLS they can read the traffic: give --tls auto --tls-name HOSTNAME, or "
+                "a certificate of yours, --tls CERT KEY; or --insecure, behind something that encrypts"
             )
         certificate, authority, _, _ = _certificate(listen, folder)
         name = listen.names[0] if listen.names else _called(listen.host)

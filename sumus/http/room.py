@@ -70,7 +70,7 @@ class Shares:
     one neighbourhood makes leaves the others their portions.
 
     Args:
-        most: the whole.
+        most: The whole.
     """
 
     def __init__(self, most: int) -> None:
@@ -114,9 +114,9 @@ class Room:
     """Memory for bodies, in buffers that are used again and again while bodies come. Any thread may call.
 
     Args:
-        bytes: that may be out or idle together.
-        retry_after_s: the window that a refusal names.
-        clock: seconds that do not go back.
+        bytes: The most bytes that may be lent or idle together.
+        retry_after_s: The window that a refusal names.
+        clock: Gives seconds, which do not go back.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Room:
         a slice or an array.
 
         Args:
-            who: the neighbourhood that has them meanwhile.
+            who: The neighbourhood that has them meanwhile.
 
         Raises:
             Refused: busy; or too_large, if so many would never fit.

@@ -4,8 +4,8 @@
     certificates.pin                                             SHA-256 of the authority
     enrolment_link("https://fl.example:8443", token, certificates.pin)
 
-The authority signs one leaf. Its key is never written, and is gone when `issue` returns; were it not, name constraints would
-still keep it to these names. So a device may trust it and nobody else, and knows it by the hash in the link that enrols it.
+The authority signs one leaf. Its key is never written, and is deleted when `issue` returns; name constraints would keep it to
+these names even if it were not. So a device may trust this authority alone, and knows it by the hash in its enrolment link.
 """
 
 import ipaddress
@@ -230,6 +230,7 @@ def _normal(name: str) -> str:
     labels = plain.split(".")
     if len(plain) > 253 or not all(map(_LABEL.fullmatch, labels)) or labels[-1].isdigit():
         raise UsageError(
-            f"{name!r} is no host name: letters, digits and hyphens between dots, without port or wildcard; others in xn-- form"
+            f"{name!r} is not a host name: give letters, digits and hyphens between dots, without port and wildcard; "
+            "other letters are written in the xn-- form"
         )
     return plain

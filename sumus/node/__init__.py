@@ -1,6 +1,6 @@
-"""A node: a machine where sensor data lands. It keeps them, trains on them as a device, and answers with the last model.
+"""A node: a machine that gets sensor data. It keeps the readings, trains on them as a device, and answers with the last model.
 
-What comes in, through a folder (`folder`), over HTTP (`plane`) or by MQTT (`mqtt`), is read (`formats`), prepared by the user's
-file (`intake`) and kept (`readings`); a device trains on what has a label. `Node` puts them together, and `sumus node` is that
-as a process. Nothing of a reading leaves the machine but what a device reports.
+Readings come through a folder (`folder`), over HTTP (`plane`) or by MQTT (`mqtt`). They are read (`formats`), prepared by the
+user's functions (`intake`) and kept (`readings`); a device trains on those with a target (`participant`). `Node` puts these parts
+together, and `sumus node` runs one as a process. Only what a device reports leaves the machine.
 """

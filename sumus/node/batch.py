@@ -26,9 +26,9 @@ class Beginning:
     """What a file of text says once, for all of its lines, so that the lines after it can be read later.
 
     Attributes:
-        head: the bytes up to the first reading: the line of names, and the lines before it.
+        head: The bytes up to the first reading: the line of names, and the lines before it.
         decimal: "," or "." if the numbers so far are written with it; empty if none showed it.
-        separator: what stands between values, once a row has shown it; else empty.
+        separator: The text between values, once a row has shown it; else empty.
     """
 
     head: bytes = b""
@@ -42,12 +42,12 @@ class Batch:
 
     Attributes:
         found: each reading, or what is wrong with it.
-        subset: makes a file of the same form with some of the readings, by their numbers.
+        subset: Makes a file of the same form with some of the readings, by their numbers.
         where: names the place of a reading, by its number, as a person finds it.
-        begins: the byte at which each reading begins; empty for files that are not read line by line.
-        pieces: the bytes of each reading; empty for those files.
-        beginning: what later lines of the same file need.
-        open: the byte at which a quote opens that the end of the file does not close; None without one.
+        begins: The byte at which each reading begins; empty for files that are not read line by line.
+        pieces: The bytes of each reading; empty for those files.
+        beginning: What later lines of the same file need.
+        open: The byte at which a quote opens that the end of the file does not close; None if there is none.
     """
 
     found: Sequence[Raw | BadReading]
@@ -67,15 +67,15 @@ def of_lines(
     beginning: Beginning,
     open: int | None = None,
 ) -> Batch:
-    """The readings of a file of text.
+    """Make a batch of the readings of a file of text.
 
     Args:
-        found: each reading, or what is wrong with it.
-        pieces: the bytes of each.
-        begins: the byte at which each begins.
-        lines: the number of the line at which each begins, from 1.
-        beginning: what stands before the first one.
-        open: the byte at which a quote opens that is not closed.
+        found: Each reading, or what is wrong with it.
+        pieces: The bytes of each.
+        begins: The byte at which each begins.
+        lines: The number of the line at which each begins, from 1.
+        beginning: What stands before the first one.
+        open: The byte at which a quote opens that is not closed; None if there is none.
     """
 
     def subset(numbers: Sequence[int]) -> bytes:

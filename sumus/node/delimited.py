@@ -4,8 +4,8 @@ the names that a file happens to have.
     batch = read_delimited(body)
     batch.found[0]                       {"celsius": 21.5, "felt": "cold"}, or a BadReading in its place
 
-What a file means is never guessed where it can be read in two ways: such a file is refused, with both ways named. A row whose
-values cannot be told is refused by its line, and the other rows are read.
+Nothing is guessed: if a file can be read in two ways, it is refused, and the message names both. If the values of a row cannot be
+told apart, the row is refused by its line, and the other rows are read.
 """
 
 import re
@@ -75,11 +75,11 @@ class _Row:
 
 
 def read_delimited(body: bytes, before: Beginning | None = None) -> Batch:
-    """A line of names, and a reading a row. Numbers are numbers, nothing is None, and the rest is text.
+    """Read a line of names, and one reading a row. Numbers are numbers, an empty value is None, and the rest is text.
 
     Args:
         body: UTF-8, with or without a byte order mark.
-        before: what an earlier part of the same file said, if `body` is a later part behind the same head.
+        before: What an earlier part of the same file showed, if `body` is a later part behind the same head.
 
     Raises:
         BadReading: the file as a whole cannot be read: the message says why.
@@ -337,7 +337,7 @@ class _Numbers:
 
     Attributes:
         columns: those that hold mostly numbers.
-        seen: an example of each way of writing them there.
+        seen: An example of each way of writing them there.
     """
 
     columns: frozenset[int]

@@ -265,7 +265,7 @@ def opened(path: Path) -> Generator[int, None, None]:
 
 
 def _ended_lines(file: File, batch: Batch, chunk: bytes, state: FileState, final: bool) -> FilePart | None:
-    """Make a part of the readings whose lines have their end. Each key is made of the file, the place and what stands there."""
+    """Make a part of the readings whose lines are complete. A key combines the file's id, the offset and a hash of the line."""
     shift, end = file.offset - len(file.beginning.head), file.offset + len(chunk)
     count, half, offset = len(batch.found), "", end
     if batch.open is not None and not final:

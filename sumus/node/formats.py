@@ -1,5 +1,5 @@
-"""Readings as they come: text in columns, JSON, line protocol, arrays and pictures, also packed. All of it is untrusted: lengths
-are looked at before memory is taken, and nothing is ever unpickled.
+"""Readings as they come: text in columns, JSON, line protocol, arrays and pictures, also packed. None of it is trusted:
+lengths are checked before memory is allotted, and nothing is ever unpickled.
 
     batch = read_file("kitchen.csv", body)
     batch.found[3]                     a reading: a mapping of names to values, or a BadReading in its place
@@ -135,7 +135,12 @@ def _check_length(body: bytes, most: int) -> None:
 
 
 def _check_text(body: bytes, each_line: bool) -> None:
-    """Refuse what is no text in UTF-8, by what it is, and what is too long. each_line: lines are looked at one by one."""
+    """Refuse what is no text in UTF-8, or is too long.
+
+    Args:
+        body: The bytes.
+        each_line: Whether each line is decoded by itself later, so that this does not decode the text.
+    """
     if len(body) > MOST_TEXT or max(body.count(b"\n"), body.count(b"\r")) > MOST_READINGS + 100:
         raise BadReading(f"it has {over(len(body), MOST_TEXT)}, and {MOST_READINGS:,} readings, are read: split it")
     for mark, kind in _MARKS.items():

@@ -1,10 +1,10 @@
-"""From what came to what is kept: the user's `prepare`, and the check that it fits what is here.
+"""Makes examples of readings as they came: by the user's `prepare`, and with a check that they fit those that are kept.
 
     intake = Intake(readings, prepare)
     taken = intake.take([{"inputs": [1, 2], "target": 0}], key="kitchen/17")      kept, once
     intake.inputs([{"inputs": [1, 2]}])                                            to predict for
 
-One bad reading is refused by its number, and the others are kept.
+A bad reading is refused by its number, and the others are kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,10 +37,10 @@ class IntakeResult:
     """What became of readings.
 
     Attributes:
-        kept: new ones.
-        labelled: that were here without a target.
-        again: that were here.
-        refused: number, from 0 → why.
+        kept: New readings.
+        labelled: Readings that were here without a target, which they have now.
+        again: Readings that were here already.
+        refused: Why a reading was refused, by its number from 0.
     """
 
     kept: int
@@ -113,13 +113,13 @@ def as_json(value: Any) -> Any:
 
 
 class Intake:
-    """What takes readings. Any thread may call.
+    """Takes readings. Any thread may call.
 
     Args:
-        readings: where they are kept.
-        prepare: the user's; None if readings come as the task takes them.
-        time: the name of the value that is a reading's own time; None if its time is when it comes.
-        label: the user's words for targets; None if they come as the task takes them.
+        readings: The readings that are kept.
+        prepare: The user's function; None if readings come as the task takes them.
+        time: The name of the value that is a reading's own time; None for the time at which it comes.
+        label: The user's function for targets in their words; None if they come as the task takes them.
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class Intake:
 
         Args:
             raws: The readings as they came.
-            key: A key of all that came together, for readings without a `key` of their own, so that what comes again is kept
-                once. A reading that comes under the same key and is another one is refused.
-            keys: A key for each reading without one of its own, made of what the reading is.
-            beside: Writes what is to be remembered with them, in the same step.
+            key: A key of the whole batch, for readings without a `key` of their own, so that a batch that is sent again is kept
+                once. Another reading under the same key is refused.
+            keys: One key for each reading that has none of its own, derived from its content.
+            beside: Writes other rows in the same transaction.
         """
         fitting, refused, numbers = list[Reading](), dict[int, str](), list[int]()
         of_all = [key] if len(raws) == 1 else [f"{key}/{number}" for number in range(len(raws))] if key else None
@@ -220,15 +220,15 @@ class Intake:
 
 
 def time_of(raw: Raw, name: str) -> float:
-    """A reading's own time, in seconds since 1970.
+    """Read a reading's own time, in seconds since 1970.
 
     Args:
-        raw: the reading.
-        name: of the value that is its time: a text by ISO 8601, in UTC unless it says otherwise; or the seconds, milliseconds,
-            microseconds or nanoseconds since 1970, which are told apart by their size.
+        raw: The reading.
+        name: The name of the value that is its time: a text by ISO 8601, in UTC unless it says otherwise; or the seconds,
+            milliseconds, microseconds or nanoseconds since 1970, which are told apart by their size.
 
     Raises:
-        BadReading: there is no such value, or it is no time.
+        BadReading: There is no such value, or it is no time.
     """
     value: Any = raw.get(name)
     if isinstance(value, np.generic):

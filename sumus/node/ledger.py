@@ -28,9 +28,9 @@ class FileState:
     """A file on the disk as it is now.
 
     Attributes:
-        inode: the file itself, whatever it is called: its disk and its number there.
-        size: in bytes.
-        changed: when it was written last, in nanoseconds since 1970.
+        inode: The file itself, whatever it is called: its disk and its number there.
+        size: The size, in bytes.
+        changed: The time at which it was written last, in nanoseconds since 1970.
     """
 
     inode: str
@@ -48,14 +48,14 @@ class File:
     """How far a file was read.
 
     Attributes:
-        name: by which it was seen last.
-        state: of the file when it was read last.
-        offset: bytes whose readings are kept or refused.
-        mark: of these bytes, so that the file is known again.
-        beginning: its head, for the lines that follow.
-        half: the key of a reading that was read from a last line without an end, which may still go on; else empty.
-        at: when it was read last, in seconds since 1970.
-        id: in the keys of its readings.
+        name: The name under which it was seen last.
+        state: Its state when it was read last.
+        offset: The number of bytes whose readings are kept or refused.
+        mark: A mark of these bytes, by which the file is known again.
+        beginning: Its head, for the lines that follow.
+        half: The key of a reading that was read from a last line without an end, which may still go on; else empty.
+        at: The time at which it was read last, in seconds since 1970.
+        id: The part of its readings' keys that stands for the file.
     """
 
     name: str
@@ -96,13 +96,13 @@ def mark_of(descriptor: int, offset: int) -> bytes:
 
 
 class Ledger:
-    """The files and what was moved, in memory and on the disk.
+    """What is known of files, in memory and on the disk.
 
     Args:
-        readings: whose database holds them too.
+        readings: The readings, whose database holds the ledger too.
 
     Raises:
-        ExperimentError: the database can be neither read nor written.
+        ExperimentError: The database can be neither read nor written.
     """
 
     def __init__(self, readings: Readings) -> None:

@@ -5,8 +5,9 @@
     subscription.run(over)                        until the event is set
 
 A message is a JSON reading, a list of them, or a bare value, sent with QoS 1; each reading has its `topic`. The session outlasts
-the connection, so that what came while the node was away comes then. QoS 1 delivers at least once: what is to be kept once has a
-`key`. A message that the broker retains, and sends anew with each connection, is counted once. It needs the extra `mqtt`.
+the connection: messages that came while the node was away are delivered when it is back. QoS 1 delivers at least once, so
+readings that are to be kept once need a `key`. A message that the broker retains, and sends again with each connection, is
+counted once. This needs the extra `mqtt`.
 """
 
 import json
@@ -49,17 +50,17 @@ OFTEN, OFTEN_S = 3, 600.0
 
 @dataclass(frozen=True)
 class Broker:
-    """Where readings come from.
+    """A broker that sends readings.
 
     Attributes:
-        url: mqtts://HOST[:PORT], or mqtt:// to this machine.
-        topics: with + and # as MQTT has them.
-        user: by which the node is known there.
-        password_file: of its owner's alone.
-        authority: a file of certificates, PEM, that the broker's must come from; None for the system's.
-        insecure: take mqtt:// to another machine.
-        certificate: a file with the certificate, PEM, that the node shows.
-        key: a file with the key of that certificate, of its owner's alone.
+        url: The address: mqtts://HOST[:PORT], or mqtt:// to this machine.
+        topics: The topics, with + and # as MQTT has them.
+        user: The user as which the node logs in; None for none.
+        password_file: A file with the password, of its owner's alone; None for none.
+        authority: A file of certificates, PEM, that the broker's must come from; None for those of the system.
+        insecure: Whether mqtt:// to another machine is allowed.
+        certificate: A file with the certificate, PEM, that the node shows; None for none.
+        key: A file with the key of that certificate, of its owner's alone.
     """
 
     url: str
@@ -126,16 +127,16 @@ class Subscription:
     """A node's subscription.
 
     Attributes:
-        messages: that came.
-        refused: messages of which something was refused.
-        ended: connections that have ended without being asked to.
+        messages: The number of messages that came.
+        refused: The number of messages of which something was refused.
+        ended: The number of connections that ended and were not to end.
 
     Args:
-        broker: whose messages come.
-        intake: takes the readings.
-        client: the node's name at the broker, by which that knows its session.
-        told: hears of each message that is refused, and of what the broker refuses.
-        asked: a file that remembers the topics that the session was asked for; None to remember none.
+        broker: The broker.
+        intake: Takes the readings.
+        client: The node's name at the broker, by which the broker knows the session.
+        told: Is told of each message that is refused, and of what the broker refuses.
+        asked: A file that remembers the topics that the session was asked for; None to remember none.
     """
 
     def __init__(

@@ -7,9 +7,10 @@
     POST /predict         readings, without targets
     GET  /status, /metrics, /healthz, /readyz
 
-An answer to readings comes when they are on the disk. Name and page (guard.py), token, rate and length are looked at before a
-body is read. A body may come in chunks, and packed by gzip. Bodies count until their request is answered, so all of them together
-are bounded; a body for which there is no room waits a while before it is read. Status and readiness wait for nothing.
+Readings are on the disk when their request is answered. The host's name and the page (http/guard.py), the token, the rate and the
+length are checked before a body is read. A body may come in chunks, and packed by gzip. Bodies are counted until their request is
+answered, so that all of them together are bounded. If there is no room for a body, it waits a while before it is read. Status and
+readiness wait for nothing.
 """
 
 import asyncio

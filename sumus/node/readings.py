@@ -153,7 +153,7 @@ class Readings:
             self._kept = _count_all(database)
 
     def shaped(self, input: Any) -> Array:
-        """Give an input in the form of what is kept here, as far as that is known.
+        """Return an input in the dtype and shape of the readings that are kept, if these are known.
 
         Raises:
             BadReading: The input does not fit.
@@ -230,7 +230,7 @@ class Readings:
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection, None, None]:
-        """Write what else a node keeps in this file: all that the block writes, or nothing."""
+        """Open a transaction on the node's file, for other parts of the node. All writes of the block are kept, or none."""
         with self._lock, self._transaction() as database:
             yield database
 

@@ -1,10 +1,10 @@
 """Backup and restore of a server's folder.
 
     back_up(Storage(data), folder)       also while it runs: rows as they are at one moment, and every model they point to
-    restore(folder, Storage(data))       where no database is: a new epoch begins, and rounds that were open are given up
+    restore(folder, Storage(data))       if there is no database: a new epoch begins, and open rounds are given up
 
-What would open a sum stays where it is: no key, no seed and no sum of an open round is in a backup. A device whose report was
-counted after the backup is not asked for it again: the model that it is in is gone with the rest of that time.
+A backup holds nothing that would open a sum: no key, no seed and no sum of an open round. A device whose report was counted after
+the backup is not asked for the report again: the model with the report is lost, as is all that came after the backup.
 """
 
 import json

@@ -171,7 +171,7 @@ def logout(url: Url, authority: Authority = None) -> None:
 
 
 def link(data: Data) -> None:
-    """Make a new login link; for whoever owns the server's folder."""
+    """Make a new login link, for the owner of the server's folder."""
     from sumus.server.access import CODE_S, Access, login_link
 
     try:
@@ -235,7 +235,7 @@ def promote(url: Url, task: TaskName, version: Version, authority: Authority = N
 
 
 def rollback(url: Url, task: TaskName, version: Version, authority: Authority = None) -> None:
-    """Train on from an earlier version, under a new number; what trains on others ends."""
+    """Continue training from an earlier version, which gets a new number. Work on other versions is cancelled."""
     made = _remote(url, authority).ask("POST", f"/v1/admin/models/{_part(task)}/rollback", {"version": version})[
         "version"
     ]

@@ -1,10 +1,10 @@
-"""Who has left a server or was shut out, outside its database: one that is put back from a backup must not let them in again.
+"""The devices that left a server or were shut out, outside its database: a restored backup must not let them in again.
 
     departures = Departures(data / "departed.txt")
     departures.note(identity)              written when it happens, and on the disk when this returns
     departures.hold(identities)            what a database does not know of it is written there
 
-A line a device: `revoked` or `withdrawn`, its id, its population. An id is the hash of a key; nothing else of it is kept.
+The file has one line a device: `revoked` or `withdrawn`, its id, its population. An id is the hash of a key.
 """
 
 import os
@@ -23,13 +23,17 @@ _BATCH = 1000
 
 
 class Departures:
-    """Lines in a file, which only grows. It is its owner's alone. A crash may leave half a line, which says nothing."""
+    """The file of departed devices. It is its owner's alone and only grows. Half a line, which a crash may leave, is ignored.
+
+    Args:
+        path: The file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def note(self, row: Identity) -> None:
-        """Add a device that is revoked or withdrawn. ExperimentError where that cannot be."""
+        """Add a device that is revoked or withdrawn. ExperimentError is raised if the file cannot be written."""
         there = self._path.exists()
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -88,7 +88,7 @@ class ListenOptions:
     insecure: Annotated[bool, typer.Option(help="Without TLS, also if others reach it.")] = False
 
     def listening(self) -> "Listening":
-        """Make the library's value."""
+        """Return these options as a `Listening`."""
         from sumus.http.listening import Listening
 
         return Listening(

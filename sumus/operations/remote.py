@@ -5,7 +5,7 @@
     remote.ask("GET", "/v1/admin/status")                      the answer's JSON
     remote.fetch("/v1/admin/models/health/7", sha256, path)    a file, whole or not at all
 
-Everything that goes wrong is said in a sentence: nobody is there, it is the devices' address, the session is over.
+Every failure is told in a sentence: no server answers, the address is the devices' one, or the session has ended.
 """
 
 import hashlib
@@ -33,7 +33,13 @@ _PIECE = 2**20
 
 
 class Remote:
-    """One server's admin plane. authority: a certificate's file that its own must come from; None for those of the system."""
+    """One server's admin plane, as an operator's program asks it.
+
+    Args:
+        url: The plane's address.
+        logins: The operator's sessions.
+        authority: The file of a certificate that the server's must come from; None for those of the system.
+    """
 
     def __init__(self, url: str, logins: Logins, authority: Path | None = None) -> None:
         if "#" in url:
@@ -53,9 +59,7 @@ class Remote:
         """Use up a link, and remember the session."""
         url, code = code_of(link)
         if url != self.url:
-            raise UsageError(
-                f"this link is of {url}, and you asked for {self.url}: give the URL that the link begins with"
-            )
+            raise UsageError(f"this link is for {url}, not {self.url}: give the URL that the link begins with")
         self._logins.keep(self.url, self.ask("POST", "/v1/admin/login", {"code": code}, known=False)["session"])
 
     def log_out(self) -> None:
@@ -217,7 +221,7 @@ def _written(response: http.client.HTTPResponse, sha256: str, part: Path, url: s
         os.fsync(file.fileno())
     if hashed.hexdigest() != sha256:
         raise ExperimentError(
-            f"what {url} sent is not the model that it lists (its SHA-256 is another): is a proxy between that changes answers, "
-            "or the server's disk damaged?"
+            f"the model from {url} has not the SHA-256 that the server lists: look for a proxy that changes answers, or a "
+            "damaged disk on the server"
         )
     return got

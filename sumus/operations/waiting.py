@@ -1,9 +1,9 @@
-"""What a server needs may not be there yet when the machine starts: its database, or the server above an edge.
+"""Waits until a server can open: when a machine starts, the database or the server above an edge may not be there yet.
 
     service = once_there(lambda: open_service(bundles, where))
 
-Whoever opens the service is called again and again, each time a little later, and the log says what is missing. A mistake that
-a person must mend is raised at once.
+The function that opens the service is called again and again, each time a little later, and the log says what is missing. An
+error that a person must mend is raised at once.
 """
 
 import time

@@ -2,8 +2,9 @@
 
     decision = decide(facts, event)
 
-The function is pure. `sumus/edge/edge_run.py` reads the facts, calls it, keeps `decision.round` in memory and does what
-`decision.actions` say. A site's table (`protocol/site.py`) uses the rules of this one for its first round.
+The function is pure. `sumus/edge/edge_rounds.py` reads the facts, calls it and keeps `decision.round` in memory;
+`sumus/edge/edge_run.py` does what `decision.actions` say. A site's table (`protocol/site.py`) uses the rules of this one for its
+first round.
 
 Theory of operation
 ===================
@@ -17,26 +18,27 @@ round table closes (`pacing_of`); the round table says when the round was closed
 
 **States.** A round is *waiting* until the first work comes down for it. Then it is *gathering*: its devices train and report,
 and more devices are awaited. When no work has come for `linger` seconds, or the server above has said that it has no more
-work, the round is *finishing*: it takes whoever is still given work, but waits for nobody else. It closes when all who were
-given work have ended, or when four fifths of the time are over that the server above gives. Then its sum is *going up*: the
-same bytes are sent until the server above answers. After the answer, or if the round came to nothing, it is *settled*, and
-the next round is waiting.
+work, the round is *finishing*: a device that is still given work may join, but no other device is awaited. The round closes
+when all devices that were given work have ended, or when four fifths of the time are over that the server above gives. Then
+its sum is *going up*: the same bytes are sent until the server above answers. After the answer, or if the round came to
+nothing, the round is *settled*, and the next round is waiting.
 
 **Who acts.** Devices ask (`DeviceAsks`), fetch work (`WorkFetched`), give up, leave, or let their time go by
 (`SessionsDropped`). The server above gives work (`WorkArrived`), has none (`NoWorkAbove`), and answers for the sum (`SumCounted`,
 `SumRefused`). Time goes by (`Tick`). The administrator of the edge may cancel a round, which arrives here as `RoundAbandoned`. A
 new plan or a lost key ends everything (`AllWorkEnds`).
 
-**Nothing is lost.** Every session that comes down ends in exactly one of three ways: its report is in a sum that goes up; or
-the server above is told that no report will come (`SayEnded`); or the same device asks again with a newer check-in, which the
-server above understands as the end of the earlier session. Therefore a session that a device has reported for is never
-superseded: while its report is in a sum that has not gone up, no check-in of that device is passed on.
+**Nothing is lost.** Every session that comes down ends in exactly one of three ways: its report is in a sum that is counted
+above; or the server above is told that no report will come (`SayEnded`); or the same device asks again with a newer check-in,
+which the server above understands as the end of the earlier session. The third way must never happen to a session whose
+report is in a sum: the server above would refuse the whole sum. So while a device's report is in a sum that has not gone up,
+no check-in of that device is passed on.
 
-**What survives a crash.** The rows and notes do: the round's state, its sessions, what its work is, and when its sum must go
-up. A round whose row is closing is going up again, with the same bytes. What is in memory is lost, and nothing depends on it:
-work that no device had fetched (its device asks again, or the server above lets the session lapse), the moment when work came
-last (the round lingers once more), and what was still to be said about ended sessions (they lapse, too). `round_at` says in
-which state a round is found.
+**What survives a crash.** The rows and notes survive: the round's state, its sessions, what its work is, and when its sum must
+go up. If the row of a round is closing, the round is going up again, with the same bytes. Three things are lost with the
+memory, and no promise depends on them: work that no device had fetched (its device asks again, or the server above lets the
+session lapse); the moment when work came last (the round lingers once more); and ends of sessions that were still to be said
+(these sessions lapse, too). `round_at` says in which state a round is found.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -411,7 +413,7 @@ class EdgeDecision:
 
 
 def expected(facts: EdgeFacts) -> int:
-    """Return how many devices have reported or are waited for."""
+    """Return how many devices have reported, or are waited for."""
     return facts.row.given - facts.row.dropped + facts.waiting + facts.lapsed
 
 
@@ -571,8 +573,8 @@ def forget_work(facts: EdgeFacts, event: OtherWorkAsked) -> EdgeDecision:
 def _look(facts: EdgeFacts, event: Tick) -> EdgeDecision:
     """Give back work that no device has fetched in time, and decide whether more devices are awaited.
 
-    They are for `linger` seconds after work has come; and as long as nobody has work or has reported, since a sum of nobody is
-    of no use.
+    They are awaited for `linger` seconds after work has come. If no device has work or has reported, they are awaited longer,
+    since a sum without a report is of no use.
     """
     old = tuple(work for work in facts.unfetched if facts.now - work.since > PICK_UP)
     state = facts.round.state
@@ -589,14 +591,14 @@ def _cancel(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
 
 
 def _close(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
-    """Send the sum up. Say of everyone who is not in it that no report will come. After a crash, the same is done again."""
+    """Send the sum up. Say of every session that is not in it that no report will come. After a crash, do the same again."""
     late = (*said(event.out), DropSessions(event.out)) if event.out else ()
     going_up = changed(facts.round, state=EdgeState.GOING_UP)
     return EdgeDecision(going_up, (*given_back(facts.unfetched), *late, SendSum()))
 
 
 def _abandon(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
-    """Say of everyone who had work, or has reported, that no report will come: the server above may give their places away."""
+    """Say of all sessions of the round that no report will come, so that the server above may give their places away."""
     actions = [*given_back(facts.unfetched), *ended_out(event.out), *said(event.counted)]
     if facts.round.state is EdgeState.GOING_UP:
         actions.insert(0, WithdrawSum())
@@ -604,7 +606,7 @@ def _abandon(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
 
 
 def _abandon_again(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
-    """Say of those who may still report that no report will come: a crash may have come before that was said."""
+    """Say of the sessions that may still report that no report will come, since a crash may have come before that was said."""
     return EdgeDecision(facts.round, ended_out(event.out))
 
 
@@ -614,7 +616,7 @@ def _counted(facts: EdgeFacts, event: SumCounted) -> EdgeDecision:
 
 
 def _refused(facts: EdgeFacts, event: SumRefused) -> EdgeDecision:
-    """End the round without a result, and say of everyone in its sum that no report will come."""
+    """End the round without a result, and say of the sessions in its sum that no report will come."""
     return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), (*said(event.counted), CancelRound()))
 
 

@@ -525,7 +525,8 @@ def _with_place(before: Session | None, holds: bool, row: Round, facts: Facts) -
 
 
 def _end_of(session: str, facts: Facts) -> str:
-    """What became of the session that a device asks about: its last, or the last that was counted; all others are over."""
+    """Return the outcome of the session that a device asks about. Only its last session and its last counted one are known; any
+    other session is "discarded"."""
     device = facts.device
     if device is not None and device.session is not None and device.session.id == session:
         return outcome(device.session, facts)

@@ -334,7 +334,7 @@ def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
 
 
 def _send(state: DeviceState, event: TrainingDone, floor: Floor) -> Step:
-    """Send the report; from now on its end must be known."""
+    """Send the report. The session is unsettled until the server says what became of it."""
     return changed(state, phase=Phase.REPORTING, unsettled=True, tries=1), (SendReport(state.session),)
 
 

@@ -193,7 +193,7 @@ def _stays(facts: SiteFacts, *actions: SiteAction) -> SiteDecision:
 
 
 def _close_first(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
-    """Move the model, and go on with those who reported. A sum of too few goes up as an edge's does."""
+    """Move the model, and go on with the devices that reported. A sum of too few devices goes up as an edge's does."""
     if facts.edge.round.state is EdgeState.WAITING or event.count < facts.least:
         return _as_edge(facts, event)
     late = (*said(event.out), DropSessions(event.out)) if event.out else ()
@@ -201,7 +201,7 @@ def _close_first(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
 
 
 def _close_own(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
-    """Move the model once more. Cancel a round of too few, which makes no model."""
+    """Move the model once more. Cancel a round of too few devices, which makes no model."""
     assert facts.own is not None, "an own round comes after a first one"
     if event.count < facts.least:
         return _stays(facts, CancelRound())
@@ -236,7 +236,7 @@ def _abandon_unused(facts: SiteFacts, event: RoundAbandoned) -> SiteDecision:
 
 
 def _cancel_unused(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
-    """Cancel a round that was open while the sum went up: nobody could have work in it."""
+    """Cancel a round that was open while the sum went up: no device could have work in it."""
     return _stays(facts, CancelRound())
 
 

@@ -76,7 +76,7 @@ def _awaited(rows: Rows) -> list[Session]:
 
 
 def _is_counted_in(rows: Rows, number: int, device: str) -> bool:
-    """Whether a device, or a device that asks through this edge, is in a round's sum."""
+    """Return whether a round's sum holds a report of a device; or, if the device is an edge, of a device behind it."""
     known = rows.device(device)
     if known is not None and known.last_sum == number:
         return True

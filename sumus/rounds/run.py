@@ -61,24 +61,24 @@ class DeviceCheckIn:
 
 
 class Run:
-    """What training and evaluation, edges and sites share.
+    """The rounds of one task: the base of training, evaluation and edges.
 
     Attributes:
         task: The task's name on the wire.
         kind: Whether devices train or measure.
-        hop: What is counted, and how.
+        hop: Checks updates and adds them.
         store: The rows of the run.
         least: The fewest contributors of a sum that is used.
         crowd: The devices of the server.
         coordinator: The rounds.
         sums: The sums of the rounds.
-        intake: The way of reports into these sums.
+        intake: Stages checked reports and commits them to the sums.
         closed: The rounds that have closed, and whose models are not there yet.
         seeds: The seeds of the sums.
         plan_body: The plan.
         objects: Hashes of what devices may fetch.
         most_together: Reports that an edge's sum may hold; 0 if no edge may take part.
-        edges: What edges do.
+        edges: What the plan asks of edges.
         paused: Whether no round begins and no work is given.
         trouble: Why no model can be made; empty if all is well.
     """
@@ -107,7 +107,7 @@ class Run:
         Args:
             task: The task's name on the wire.
             pacing: How the rounds are paced.
-            hop: What is counted, and how.
+            hop: Checks updates and adds them.
             store: The rows of the run.
             ring: Wraps the keys of the sums.
             sums: Where the sealed sums are kept.

@@ -134,7 +134,7 @@ def code_of(link: str) -> tuple[str, str]:
 
 
 class Logins:
-    """A person's sessions on servers, by the server's URL, in a file that is theirs alone.
+    """A person's sessions, by the server's URL, in a file that only this person can read.
 
     Args:
         folder: The folder of the file.

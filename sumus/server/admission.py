@@ -141,7 +141,7 @@ class Admission:
         return [check_in for check_in in check_ins if check_in.request.serial == last[check_in.device]]
 
     def _last_serials(self, devices: Iterable[str]) -> dict[str, int]:
-        """The serials of the check-ins that these devices' last work answered."""
+        """Return, for each device, the highest serial of a check-in that was answered with work."""
         found = dict[str, int]()
         for run in self._tasks.runs():
             for session in run.coordinator.last_sessions(list(devices)):

@@ -127,6 +127,7 @@ class CheckIns:
                 self._say_later(check_in)
 
     def _decide(self, check_ins: Sequence[OpenCheckIn], now: float) -> None:
+        """Let in, settle, and ask the runs for work, the most urgent first; hold or answer the check-ins that got none."""
         left = self._admission.admit(check_ins, now)
         self._read_work([check_in.device for check_in in left])
         for check_in in left:
@@ -166,26 +167,11 @@ class CheckIns:
                     self._work[session.device] = run, session.id, session.serial
 
     def _settle_previous(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
-        """Tell devices what became of the earlier sessions that they ask about: one transaction for each run.
+        """Tell devices what became of the earlier sessions that they ask about.
 
         A device that is still to report the earlier session is answered with that; the other check-ins are returned.
         """
-        asked = dict[Run, list[OpenCheckIn]]()
-        ends = dict[int, str]()
-        for check_in in check_ins:
-            if (previous := check_in.request.previous) is not None:
-                run = self._tasks.run(previous.task, previous.kind)
-                if run is None:
-                    ends[id(check_in)] = "discarded"
-                else:
-                    asked.setdefault(run, []).append(check_in)
-        for run, those in asked.items():
-            answers = run.coordinator.check_in_all([_asks_for_the_end(check_in) for check_in in those], now)
-            for check_in, actions in zip(those, answers, strict=True):
-                settled = [action.outcome for action in actions if isinstance(action, SettleSession)]
-                if settled:
-                    ends[id(check_in)] = settled[0]
-        left = list[OpenCheckIn]()
+        ends, left = self._ends_of_previous(check_ins, now), list[OpenCheckIn]()
         for check_in in check_ins:
             if (previous := check_in.request.previous) is None:
                 left.append(check_in)
@@ -199,6 +185,28 @@ class CheckIns:
                 else:
                     left.append(check_in)
         return left
+
+    def _ends_of_previous(self, check_ins: Sequence[OpenCheckIn], now: float) -> dict[int, str]:
+        """Ask what became of the earlier sessions of these check-ins, in one transaction for each run.
+
+        Returns:
+            The ends, by the identity of the check-in; a check-in that was answered before has none.
+        """
+        asked, ends = dict[Run, list[OpenCheckIn]](), dict[int, str]()
+        for check_in in check_ins:
+            if (previous := check_in.request.previous) is not None:
+                run = self._tasks.run(previous.task, previous.kind)
+                if run is None:
+                    ends[id(check_in)] = "discarded"
+                else:
+                    asked.setdefault(run, []).append(check_in)
+        for run, those in asked.items():
+            answers = run.coordinator.check_in_all([_asks_for_the_end(check_in) for check_in in those], now)
+            for check_in, actions in zip(those, answers, strict=True):
+                settled = [action.outcome for action in actions if isinstance(action, SettleSession)]
+                if settled:
+                    ends[id(check_in)] = settled[0]
+        return ends
 
     def _ask_run(self, run: Run, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
         """Let a run give work to the devices that can do its task; return the check-ins that got none."""

@@ -23,14 +23,14 @@ _COUNTED = {
 
 
 def exposition(status: ServerStatus) -> bytes:
-    """The text format."""
+    """Write a status in Prometheus's text format."""
     registry = CollectorRegistry()
     registry.register(_Snapshot(status))
     return generate_latest(registry)
 
 
 class _Snapshot(Collector):
-    """What one status says."""
+    """One status as Prometheus collects it."""
 
     def __init__(self, status: ServerStatus) -> None:
         self._status = status

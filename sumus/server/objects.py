@@ -71,7 +71,7 @@ class ObjectReader:
 
     Args:
         blobs: Where the objects lie.
-        most: The most bytes of objects in memory that have no file; a longer object may be there alone.
+        most: The most bytes of objects in memory that have no file; a single longer object is allowed if no other is in memory.
         in_thread: Calls a function with arguments in a thread, since a disk or a bucket may take long to answer.
     """
 

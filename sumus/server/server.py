@@ -170,7 +170,7 @@ class Server:
         return await self._committer.ask(Command(do))
 
     def ask_to_do(self, do: Callable[[float], Any]) -> "Future[Any]":
-        """Do the same as `command`, from a thread."""
+        """Let the deciding thread do something, as `command` does; to be called from any thread."""
         return self._committer.put(Command(do))
 
     # ── for commands, on the deciding thread ─────────────────────────────────────────────────────────────────────────

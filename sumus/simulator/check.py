@@ -55,7 +55,7 @@ class Updates:
         return _rounded_up(max(self.lengths, default=0.0))
 
     def proposal(self) -> str:
-        """A clip, a weight, and bounds beside the chain, for a plan that has none, in a sentence."""
+        """Return a sentence that proposes a clip, a weight, and bounds for the parts outside the chain."""
         count, middle = len(self.lengths), self.examples[len(self.examples) // 2]
         who = "the first client's update is" if count == 1 else f"the updates of the first {count} clients are"
         said = [
@@ -236,7 +236,7 @@ def check(plan: Plan, population: Mapping[Any, Examples], seed: int = 0) -> Chec
 
 
 def _measured(plan: Plan, buffers: Tree, trained: Sequence[Trained]) -> Updates:
-    """How far these clients' updates reach before the chain, and how many examples the clients hold. buffers: as broadcast."""
+    """Measure how long these clients' updates are before the chain, and count their examples. buffers: as broadcast."""
     cap = plan.algorithm.update.weight_cap
     parts = {part.name: part for part in plan.algorithm.parts(plan.description)}
     beside = [

@@ -51,7 +51,7 @@ class Participants(Protocol):
     def play(
         self, counted: Sequence[CountedReport], number: int, state: ServerState, received: RoundReports
     ) -> ServerState:
-        """Let clients train from a state, add their reports to sums, and take the server's step of one sum.
+        """Let clients train from a state, add their reports to sums, and apply the server's step to one sum.
 
         Args:
             counted: Who trains, in the order in which the reports are accepted.

@@ -141,7 +141,7 @@ def progress_of(wanted: "Progress | bool | None") -> Progress:
         return TerminalProgress() if wanted else NoProgress()
     if not callable(getattr(wanted, "watching", None)):
         raise ExperimentError(
-            f"progress={wanted!r:.80}: give True, False, or an object whose watching(experiment, done) gives a context manager "
-            "of a function that is called with each round's record"
+            f"progress={wanted!r:.80}: give True, False, or an object with a method watching(experiment, done), whose "
+            "context manager yields a function; that is called with the record of each round"
         )
     return wanted

@@ -42,13 +42,13 @@ class RoundTraffic:
 
 @dataclass(frozen=True)
 class ReportCounts:
-    """What became of a round's reports, besides being counted.
+    """The reports of a round that were late or not counted, and why.
 
     Attributes:
         dropped: How many clients were picked and not counted.
         staleness: How many of the counted reports were late, by how many versions.
-        reasons: How much work ended in the round's time without being counted, by the reason; also work of earlier rounds.
-        failed: The clients that were left out since their part of the round failed (`failures="skip"`), each with the reason.
+        reasons: The number of sessions that ended during the round without being counted, by reason; earlier rounds' too.
+        failed: The clients that were left out because their part of the round failed (`failures="skip"`), each with the reason.
     """
 
     dropped: int = 0

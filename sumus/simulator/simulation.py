@@ -269,7 +269,7 @@ class Simulation:
         return RoundEvaluation(metrics, evaluations, spreads)
 
     def _with_best(self, at: Checkpoint, record: RoundRecord) -> Checkpoint:
-        """The same, with the model of its last record kept if that is the best so far."""
+        """Return the history, with the model of its last record kept if that is the best so far."""
         if self._stopping.is_due(record) and self._stopping.improves(record, at.best):
             return replace(at, best=self._stopping.kept(record, self._published(at.state)))
         return at

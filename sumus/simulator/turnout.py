@@ -79,8 +79,13 @@ class Turnout:
             version += played.published
 
     def rehearse(self) -> None:
-        """Play all rounds without training, if devices may be asked only so often: an ExperimentError for a round that never
-        ends then comes before the first round. A run with a target may end earlier, and is not played."""
+        """Play all rounds without training, if the pacing limits how often a device may take part.
+
+        A run with a target may end earlier, and is not played.
+
+        Raises:
+            ExperimentError: A round would never end. So this is said before the first round, and not after hours.
+        """
         pacing, experiment = self._pacing, self._experiment
         limited = pacing.most_rounds is not None or pacing.separation > 1
         if not limited or experiment.evaluate.target or len(self._population) > _REHEARSED:

@@ -54,8 +54,8 @@ class LockHeldError(Exception):
 def lock_file(path: Path) -> Callable[[], None]:
     """Hold a file until the process ends, so that no other process can hold it. The file is made if there is none.
 
-    The lock belongs to the open file and not to its name: a process that is killed leaves no lock behind. Systems without such
-    locks, which are no Unix, give none.
+    The lock belongs to the open file and not to its name: a process that is killed leaves no lock behind. A system
+    that is not a Unix has no such locks: there, nothing is held.
 
     Returns:
         A function that lets the lock go. Only its first call has an effect.

@@ -116,7 +116,7 @@ class Pointer(Tensor):
         operation = SPELLINGS.get(func)
         if operation is None:
             raise PointerError(
-                f"`{name}` does not work on what is at a worker; fetch it with .get(), or write it with one of "
+                f"`{name}` does not work on tensors at a worker: fetch the tensor with .get(), or use one of the operations in "
                 "sumus.virtual.EVERYTHING"
             )
         return call(operation, args, kwargs or {})

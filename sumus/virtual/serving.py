@@ -88,8 +88,8 @@ def serve(
     app = worker_app(name, tensors, policy or Policy(), token, names=(host, *names))
     if not is_loopback(host) and tls is None and not insecure:
         raise UsageError(
-            f"others reach {host}, and without TLS they read along: give --tls CERT KEY; or --insecure, behind something "
-            "that encrypts"
+            f"others reach {host}, and without TLS they can read the traffic: give --tls CERT KEY; or --insecure, behind "
+            "something that encrypts"
         )
     certificate = None if tls is None else Certificate(Path(tls[0]), Path(tls[1]))
     with closing(bound(host, port, "--listen")) as listening:

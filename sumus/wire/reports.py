@@ -144,7 +144,7 @@ def _widened(slots: Tree, sessions: Sequence[str], hop: FirstHop) -> Tree:
     metrics = {f"metric/{name}": (np.int64, (2,)) for name in hop.metrics if f"metric/{name}" in slots}
     found = {name: (slot.dtype, slot.shape) for name, slot in slots.items()}
     if wrong := sorted(set(found) ^ set(planned | metrics)):
-        raise ParticipantError(None, f"slot `{wrong[0]}` is missing, or is none of a sum of this plan")
+        raise ParticipantError(None, f"slot `{wrong[0]}` is missing, or does not belong into a sum of this plan")
     for name, (dtype, shape) in (planned | metrics).items():
         if slots[name].dtype != dtype or slots[name].shape != shape:
             raise ParticipantError(

@@ -185,4 +185,4 @@ def _check_whole(slots: Tree, aggregate: Aggregate) -> None:
         )
     for name, number in counts.items():
         if number < 0:
-            raise ParticipantError(None, f"`{name}` is {number}: a sum counts people, and cannot owe any")
+            raise ParticipantError(None, f"`{name}` is {number}: it must not be negative")

@@ -344,7 +344,11 @@ def test_threads_of_torch_are_given_back_by_the_last() -> None:
     [
         ({"token": None}, ExperimentError, "this node is not enrolled: give it a link or a token"),
         ({"listen": "127.0.0.1"}, UsageError, "write HOST:PORT"),
-        ({"listen": "0.0.0.0:0"}, UsageError, "without TLS they read along: give --tls auto --tls-name HOSTNAME"),
+        (
+            {"listen": "0.0.0.0:0"},
+            UsageError,
+            "without TLS they can read the traffic: give --tls auto --tls-name HOSTNAME",
+        ),
         ({"listen": "0.0.0.0:0", "insecure": True}, UsageError, "give --access-file FILE"),
         ({"access": "short"}, UsageError, "16 letters or more"),
         ({"keep_days": -1}, UsageError, "it must be more than nothing"),

@@ -19,9 +19,11 @@ from typing import Any
 
 import pytest
 
+import sumus
 from sumus.device.link import read_link
 from sumus.errors import ExperimentError, UsageError
 from sumus.http.listening import Listening, Planes, opened_at
+from sumus.operations import serve as serving_module
 from sumus.operations.commands import is_file_of_code
 from sumus.operations.options import priorities_of, without_secret
 from sumus.operations.progress import ServerOpened
@@ -418,3 +420,23 @@ def test_a_file_that_is_no_bundle_is_named(held: bytes, words: str, tmp_path: Pa
     (tmp_path / "mine.sumus").write_bytes(held)
     with pytest.raises(UsageError, match=f"mine.sumus: this is {words}"):
         read_bundle(tmp_path / "mine.sumus")
+
+
+def test_a_folder_and_an_address_alone_are_short_for_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found: list[Any] = []
+    monkeypatch.setattr(serving_module, "run", lambda *given: found.append(given))
+    sumus.serve(tiny(), storage=str(tmp_path), listen="0.0.0.0:8443", quiet=True)
+    sumus.serve(tiny(), listen=Listening(port=0), startup=Startup(tokens=2, token_file="LINKS"))  # type: ignore[arg-type]  # pyright: ignore
+    (_, storage, _, listen, startup), (_, memory, policy, _, loud) = found
+    assert storage == Storage(tmp_path)
+    assert (listen.host, listen.port, listen.admin_port) == ("0.0.0.0", 8443, 8081)
+    assert startup.say is None
+    assert startup.ready is not None, "it says where it answers"
+    assert (memory, policy) == (Storage(), ServerPolicy())
+    assert (loud.tokens, loud.token_file) == (2, Path("LINKS"))
+    assert loud.say is not None
+
+
+@pytest.mark.parametrize(("tls", "files"), [((), []), ("auto", ["auto"]), (["c", "k"], ["c", "k"])])
+def test_a_certificate_is_named_by_a_word_or_two_files(tls: Any, files: list[str]) -> None:
+    assert Listening(tls=tls).certificate_files == files

@@ -47,7 +47,13 @@ class Participation:
         return np.array([self._number("joining", self.joins, client, FIRST_ROUND) for client in clients], np.int64)
 
     def weight_of(self, client: Any, examples: int, most: int) -> int:
-        """What a client with so many examples weighs. most: the largest weight that the plan counts."""
+        """Return a client's weight in the sum: that of `weights` if they are given, else its number of examples.
+
+        Args:
+            client: The client's id.
+            examples: The number of its examples.
+            most: The largest weight that the plan counts.
+        """
         if self.weights is None:
             return examples
         weight = self._number("weighed", self.weights, client, None)
@@ -103,7 +109,7 @@ class Participation:
 
 
 class Passes:
-    """The order of draws without replacement: each pass is a new order of all who are there as it begins."""
+    """The order of draws without replacement: each pass shuffles all clients that are there when it begins."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

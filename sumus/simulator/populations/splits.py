@@ -127,7 +127,9 @@ def _positive(alpha: float, clients: int) -> Array:
 
 def _check_alpha(alpha: object) -> None:
     if not isinstance(alpha, int | float | np.number) or not 0 < alpha < np.inf:
-        raise ExperimentError(f"alpha={alpha!r}: it must be positive and finite; large is alike, small is skewed")
+        raise ExperimentError(
+            f"alpha={alpha!r}: it must be positive and finite; large values make alike, small ones skew"
+        )
 
 
 def _whole(shares: Array, total: int) -> Array:

@@ -2,8 +2,8 @@
 
 It is asked in `Message`s, in order, and gives one answer to each but `RoundStart`: to `ClientBatch` the results of those
 clients, to `RoundEnd` the sum over the round's clients, to `Sizes` how many examples clients hold, to `WitnessRequest` what the
-program was found to change. Its first answer is a proof that it computes the same. If an answer cannot be given, a `Failure` is
-sent instead, as the last one.
+program was found to change. Its first answer is a proof that it computes the same bits as its parent. If an answer cannot be
+given, a `Failure` is sent instead, as the last one.
 
 Reading and writing have threads of their own, so that neither side waits for the other while it trains.
 """
@@ -127,7 +127,7 @@ def _serve(trainer: Trainer, inbox: SimpleQueue[Any], outbox: SimpleQueue[bytes]
 
 
 def _read(connection: Connection, inbox: SimpleQueue[Any], parent: int) -> None:
-    """Take in what comes; end this process when nothing more can come."""
+    """Read messages into the inbox. End this process when the parent or the connection is gone."""
     try:
         while True:
             while not connection.poll(LOOK_EVERY):

@@ -108,7 +108,7 @@ class Workers:
             self._deal(waiting, 1)
 
     def _deal(self, waiting: Iterator[Group], most: int) -> None:
-        """Let every worker have so many groups, as far as there are any."""
+        """Give every worker up to a number of groups, while groups are left."""
         for child in self._children:
             while child.owes < most and (group := next(waiting, None)) is not None:
                 child.send(ClientBatch(group))

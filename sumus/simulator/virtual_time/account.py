@@ -165,7 +165,7 @@ class Account:
         return times[who] - 1
 
     def begin_work(self, version: int, down: int) -> None:
-        """Note that somebody begins work on a model, and is sent so many bytes for it."""
+        """Note that a device begins work on a model, and how many bytes it is sent for that."""
         self._at_work[version] += 1
         self.totals.traffic.down += down
 

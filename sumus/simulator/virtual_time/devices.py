@@ -194,7 +194,8 @@ class VirtualDevices:
         return (row.reason if row is not None else "") or "closed"
 
     def _rest(self, who: int, window: tuple[float, float]) -> None:
-        """Let a device sleep; one that waits for work does so awake, unless its report is not settled."""
+        """Plan a device's next check-in. An alarm wakes a device whose report is not settled; the others wait in the pool of
+        sleepers, if there is one."""
         if self._sleepers is None and not self._states[who].unsettled:
             return
         moment = self._clock.now + self._model.wait(who, window)

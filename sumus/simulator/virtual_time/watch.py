@@ -75,7 +75,7 @@ class RoundWatch:
         self._roster.note_rest(who, self._store.devices.get(str(who)))
 
     def note_models(self, who: int) -> None:
-        """Let the roster know how many models there are when a device's last sum has become one."""
+        """Tell the roster the number of models at which a device's last counted sum is published."""
         self._roster.note_models(who, self._store.devices.get(str(who)))
 
     def _tick(self) -> None:
