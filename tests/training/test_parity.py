@@ -291,7 +291,7 @@ def state_of(program: Program, work: ClientWork, client: str) -> Mapping[str, Tr
     if hash_of(client) % 2:
         return {}
     shared = {name: program.initial[name] for name in program.shared}
-    first = work.init({name: torch.from_numpy(leaf) for name, leaf in shared.items()})
+    first = work.rules.init({name: torch.from_numpy(leaf) for name, leaf in shared.items()})
     personal = {name: program.initial[name] + 0.01 for name in program.personal}
     return {name: tree_like(shared, client + name) for name in first} | ({"personal": personal} if personal else {})
 
