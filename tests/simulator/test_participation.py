@@ -205,3 +205,13 @@ def test_subsets_and_attackers_take_part_alike() -> None:
 def test_what_cannot_be_is_refused(make: Any, said: str) -> None:
     with pytest.raises(sumus.UsageError, match=said):
         make()
+
+
+def test_a_run_that_goes_on_reports_all_of_its_rounds(tmp_path: Path) -> None:
+    """Also if its pacing limits how often a device is asked, so that all rounds are played in advance."""
+    options: dict[str, Any] = {"pacing": sumus.Pacing(3, separation=2), "fleet": sumus.Fleet(seconds=60)}
+    whole = run(PEOPLE, 6, **options)
+    run(PEOPLE, 4, out=tmp_path, **options)
+    resumed = run(PEOPLE, 6, out=tmp_path, **options)
+    assert sum(turns(whole)) == 18
+    assert turns(resumed) == turns(whole)
