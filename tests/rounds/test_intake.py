@@ -200,7 +200,7 @@ def test_a_sum_that_cannot_be_counted_becomes_no_value(tmp_path: Path) -> None:
         (replace(good, count=np.array(3)), "its sum is of 3 reports, and it names 2"),
         (replace(good, weights={"params": np.array(1)}), "weighs 1"),
         (replace(good, weights={"params": np.array(10**6)}), "weighs more"),
-        (silent, "tell their loss"),
+        (silent, "its loss counts fewer predictions than"),
     ):
         with pytest.raises(ParticipantError, match=said):
             inside.intake.read_sum(encode_sum(sessions, bad, HOP), EDGE, MANY, None)
