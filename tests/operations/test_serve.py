@@ -362,7 +362,7 @@ def test_a_database_s_password_stands_in_no_command(monkeypatch: pytest.MonkeyPa
 )
 def test_a_mistake_is_one_line(bundle: Path, tmp_path: Path, words: list[str], said: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "sumus", "serve", str(bundle), "--data", str(tmp_path / "data"), *words],
+        [sys.executable, "-m", "sumus", "serve", str(bundle), "--data", str(tmp_path / "data"), "--port", "0", *words],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "200"},

@@ -113,7 +113,9 @@ def test_what_no_worker_can_do_is_refused_here(alice: VirtualWorker, monkeypatch
     x = send(torch.eye(2), alice)
     sent = trips(alice, monkeypatch)
     for unknown in (torch.linalg.svd, torch.nonzero, lambda x: x.apply_(abs), lambda x: torch.autograd.grad(x, x)):
-        with pytest.raises(PointerError, match=r"does not work on tensors at a worker: fetch the tensor with \.get\(\)"):
+        with pytest.raises(
+            PointerError, match=r"does not work on tensors at a worker: fetch the tensor with \.get\(\)"
+        ):
             unknown(x)
     with pytest.raises(PointerError, match="does not take"):
         torch.add(x, x, out=x)
