@@ -112,7 +112,7 @@ class FileLines:
             total.append(self.keep(part, whole=False))
             file = part.after
         self._ledger.save(replace(file, state=found, at=self._now()))
-        taken = _added(total)
+        taken = added(total)
         if taken.refused or (total and (begun or self._tells_each)):
             yield SeenFile(name, taken)
 
@@ -282,10 +282,13 @@ def _ended_lines(file: File, batch: Batch, chunk: bytes, state: FileState, final
     return FilePart(file, found, keys, replace(file, state=state, offset=offset, beginning=batch.beginning, half=half))
 
 
-def _added(results: Sequence[IntakeResult]) -> IntakeResult:
-    """Add what became of readings, part by part."""
+def added(results: Sequence[IntakeResult]) -> IntakeResult:
+    """Add what became of the readings of parts that follow one another. Numbers of readings go on from part to part."""
     kept, labelled, again = (sum(getattr(each, what) for each in results) for what in ("kept", "labelled", "again"))
-    refused = {len(results) + number: why for each in results for number, why in each.refused.items()}
+    refused, before = dict[int, str](), 0
+    for each in results:
+        refused |= {before + number: why for number, why in each.refused.items()}
+        before += each.kept + each.labelled + each.again + len(each.refused)
     return IntakeResult(kept, labelled, again, refused)
 
 

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sumus.node.archive import Archive
+from sumus.node.file_lines import added
 from sumus.node.folder_state import DONE, UnchangedSince
+from sumus.node.intake import IntakeResult
 from sumus.node.ledger import FileState, Ledger
 from sumus.node.reading import BadReading, Form, Reading, ReadingForms
 from sumus.node.readings import DAY, Readings, Retention
@@ -113,3 +115,11 @@ def test_a_declared_form_is_not_widened() -> None:
         forms.fitted(Reading([1.5]))
     arrays, _ = forms.fitted(Reading([np.int32(7)]))
     assert forms.encoded("input", arrays["input"]) == np.int64(7).tobytes()
+
+
+def test_what_several_parts_of_a_file_refuse_is_added_up() -> None:
+    """Two parts that each refuse their second reading refuse two readings, by the numbers of the whole file."""
+    first, second = IntakeResult(2, 0, 1, {1: "no number"}), IntakeResult(1, 1, 0, {1: "no text"})
+    together = added([first, second])
+    assert (together.kept, together.labelled, together.again) == (3, 1, 1)
+    assert together.refused == {1: "no number", 5: "no text"}
