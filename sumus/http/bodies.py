@@ -33,7 +33,7 @@ SOON: Window = (1.0, 10.0)
 
 
 def announced(request: Request, most: int, packed: str = "identity") -> int:
-    """Give the length that a request announces for its body.
+    """Return the length that a request announces for its body.
 
     Args:
         request: The request.
@@ -211,5 +211,5 @@ def let_go(error: BaseException) -> None:
 
 
 def source(request: Request) -> str:
-    """Give the address that a request comes from."""
+    """Return the address that a request comes from."""
     return request.client.host if request.client is not None else ""

@@ -73,7 +73,7 @@ class Certificate:
         return (self.ends - now).total_seconds()
 
     def is_near_its_end(self, now: datetime) -> bool:
-        """Whether the certificate should be renewed."""
+        """Return whether the certificate should be renewed."""
         return self.ends - now <= (RENEWED if self.own else min(RENEWED, (self.ends - self._begins) / SHARE))
 
     def said(self, now: datetime) -> str:

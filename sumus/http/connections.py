@@ -317,7 +317,7 @@ class Connection(HttpToolsProtocol):
     # ── its end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def is_late(self, now: float) -> bool:
-        """Tell whether the connection has taken too long over what it does."""
+        """Return whether the connection has taken too long over what it does."""
         return self._until <= now or self._stalled <= now
 
     def give_up(self) -> None:
@@ -374,7 +374,7 @@ class Connection(HttpToolsProtocol):
         self._connections.has_no_request(self)
 
     def _answered(self) -> bool:
-        """Whether no request waits for its answer."""
+        """Return whether no request waits for its answer."""
         last: Any = self.cycle  # None, of a new connection
         return last is None or last.response_complete
 

@@ -60,18 +60,18 @@ def _guarded(app: ASGIApp, known: frozenset[str], refusal: Refusal, option: str)
 
 
 def shows(request: Request, token: bytes) -> bool:
-    """Tell whether a request shows a token (`Authorization: Bearer TOKEN`), in a time that does not depend on the token."""
+    """Return whether a request shows a token (`Authorization: Bearer TOKEN`), in a time that does not depend on the token."""
     scheme, _, shown = request.headers.get("authorization", "").partition(" ")
     return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), token) and scheme.lower() == "bearer"
 
 
 def is_json(request: Request) -> bool:
-    """Tell whether a body is said to be JSON."""
+    """Return whether a body is said to be JSON."""
     return media_type(request) == "application/json"
 
 
 def media_type(request: Request) -> str:
-    """Give the media type of a body, without parameters."""
+    """Return the media type of a body, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

@@ -239,12 +239,12 @@ def _explained(host: str, port: int, option: str, error: OSError) -> ExperimentE
 
 
 def _is_local(listening: socket.socket) -> bool:
-    """Tell whether only this machine reaches a socket."""
+    """Return whether only this machine reaches a socket."""
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, bytes | None, str, tuple[str, ...]]:
-    """Give the certificate; the authority and its hash, if the server made its own; and what is new about the certificate."""
+    """Return the certificate; the authority and its hash, if the server made its own; and what is new about the certificate."""
     match listen.certificate_files:
         case []:
             return None, None, "", ()
@@ -273,13 +273,13 @@ def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, b
 
 
 def url_at(encrypted: bool, host: str, listening: socket.socket) -> str:
-    """Give the address of a socket under a host's name."""
+    """Return the address of a socket under a host's name."""
     port = listening.getsockname()[1]
     return f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _hosts_of(*urls: str) -> list[str]:
-    """Give the hosts of these addresses, with their ports."""
+    """Return the hosts of these addresses, with their ports."""
     return [url.partition("://")[2].partition("/")[0] for url in urls]
 
 

@@ -52,7 +52,7 @@ class Proxies:
         return here
 
     def holds(self, address: str) -> bool:
-        """Tell whether a peer at this address is believed."""
+        """Return whether a peer at this address is believed."""
         if self._everyone:
             return True
         known = ip_of(address)

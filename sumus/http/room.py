@@ -35,7 +35,7 @@ IDLE_S = 2.0
 
 
 def neighbourhood(address: str, v6: int = 48) -> str:
-    """Give the network that an address is in.
+    """Return the network that an address is in.
 
     Args:
         address: The address. Text that is no address is in one network, "elsewhere".
@@ -58,7 +58,7 @@ def trim() -> None:
 
 @lru_cache(4096)
 def near(address: str) -> str:
-    """Give the neighbourhood that shares are counted by: a /24, or a /64, which is what one household has."""
+    """Return the neighbourhood that shares are counted by: a /24, or a /64, which is what one household has."""
     return neighbourhood(address, 64)
 
 
@@ -83,7 +83,7 @@ class Shares:
         return self._by.get(who, 0)
 
     def may(self, who: str, amount: int) -> bool:
-        """Tell whether a neighbourhood may take so much now."""
+        """Return whether a neighbourhood may take so much now."""
         after, has = self.taken + amount, self.of(who)
         plenty = after <= SHORT * self.most or not amount
         return after <= self.most and (plenty or not has or has + amount <= self.most / PORTIONS)

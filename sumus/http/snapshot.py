@@ -29,7 +29,7 @@ class Snapshot(Generic[T]):
         self._made: tuple[T, float] | None = None
 
     async def look(self) -> T:
-        """Give the answer."""
+        """Return the answer."""
         async with self._making:
             if self._made is None or self._clock() >= self._made[1]:
                 self._made = await self._make(), self._clock() + self._lasts

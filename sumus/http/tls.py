@@ -63,7 +63,7 @@ class Certificates:
 
 
 def issue(folder: Path, names: Sequence[str], now: datetime) -> Certificates:
-    """Give the certificates in a folder. They are made if there are none for exactly these names, or if their end is near.
+    """Return the certificates in a folder. They are made if there are none for exactly these names, or if their end is near.
 
     A new authority has a new pin, and devices that know the old one stay away until they are given it: say `new` loudly.
 

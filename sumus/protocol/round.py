@@ -452,7 +452,7 @@ def outcome(session: Session, facts: Facts) -> str:
 
 
 def _is_over(number: int, current: Round) -> bool:
-    """Whether a synchronous round takes no more reports."""
+    """Return whether a synchronous round takes no more reports."""
     return number != current.number or ORDER.index(current.state) > ORDER.index(State.OPEN)
 
 
@@ -568,7 +568,7 @@ def _models_left(device: DeviceRow, row: Round, facts: Facts) -> int:
 
 
 def room(pacing: Pacing, population: int, row: Round) -> int:
-    """How many places may be given. Without a deadline, the devices of a synchronous round are not replaced.
+    """Return how many places may be given. Without a deadline, the devices of a synchronous round are not replaced.
 
     Args:
         pacing: How the round is paced.
@@ -589,12 +589,12 @@ def begins_at(pacing: Pacing, row: Round) -> float:
 
 
 def _is_timed(facts: Facts) -> bool:
-    """Whether sessions may lapse, and devices rest."""
+    """Return whether sessions may lapse, and devices rest."""
     return facts.pacing.deadline is not None
 
 
 def _gives_again(facts: Facts) -> bool:
-    """Whether a place of a synchronous round that is let go is given to another device."""
+    """Return whether a place of a synchronous round that is let go is given to another device."""
     return _is_timed(facts) and not facts.pacing.buffered
 
 
@@ -730,7 +730,7 @@ def _uncountable(session: Session, facts: Facts) -> str | None:
 
 
 def _holds_place(session: Session, row: Round, facts: Facts) -> bool:
-    """Whether a session holds one of the places of this round."""
+    """Return whether a session holds one of the places of this round."""
     return session.state == "out" and (facts.pacing.buffered or session.round == row.number)
 
 

@@ -368,7 +368,7 @@ def _overdue(rows: Rows, pacing: Pacing, now: float) -> list[str]:
 
 
 def _is_used(rows: Rows, event: CheckIn) -> bool:
-    """Whether a check-in names a session that was given for another check-in, or counted before."""
+    """Return whether a check-in names a session that was given for another check-in, or counted before."""
     used = rows.session(event.session)
     if used is not None:
         return used.serial != event.serial
@@ -376,7 +376,7 @@ def _is_used(rows: Rows, event: CheckIn) -> bool:
 
 
 def _is_counted(rows: Rows, report: Arrived) -> bool:
-    """Whether an edge's sum is counted, some of whose sessions are forgotten."""
+    """Return whether an edge's sum is counted, some of whose sessions are forgotten."""
     known = [session for session in map(rows.session, report.sessions) if session is not None]
     return (
         bool(report.parent)

@@ -231,7 +231,7 @@ class Run:
     # ── what a kind of run may say ───────────────────────────────────────────────────────────────────────────────────
 
     def wanted(self) -> bool:
-        """Whether there is anything that devices could do."""
+        """Return whether there is anything that devices could do."""
         return True
 
     def admits(self, asked: DeviceCheckIn, now: float) -> ComeLater | None:

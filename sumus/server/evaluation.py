@@ -84,7 +84,7 @@ class EvaluationRun(Run):
             self.measured = _measured(rows)
 
     def wanted(self) -> bool:
-        """Whether there is a model to measure that was not measured yet, under whatever number.
+        """Return whether there is a model to measure that was not measured yet, under whatever number.
 
         Two sums over the same model would tell what the devices measured that are in only one of them.
         """

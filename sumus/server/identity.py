@@ -208,7 +208,7 @@ class DeviceRegister:
         return "" if row is None else row.link
 
     def remembers(self, device: str, now: float) -> bool:
-        """Whether `find` would read no database."""
+        """Return whether `find` would read no database."""
         with self._lock:
             known = self._known.get(device)
         return known is not None and 0 <= now - known[1] <= self._fresh
@@ -335,7 +335,7 @@ class DeviceRegister:
 
 
 def signed_by_device(relayed: Relayed, population: str) -> bool:
-    """Whether a check-in that an edge passes on was signed by its device, to be asked of this population's server."""
+    """Return whether a check-in that an edge passes on was signed by its device, to be asked of this population's server."""
     try:
         key, signature = read_public_key(relayed.public_key), from_base64url(relayed.signature)
         text = signed_text("POST", CHECK_IN, population, relayed.device, relayed.check_in.encode())

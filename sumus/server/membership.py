@@ -79,7 +79,7 @@ class EdgeMembers:
         return refused
 
     def _is_member(self, device: str, edge: str, now: float) -> bool:
-        """Whether a device asks through this edge, by what was read a short time ago."""
+        """Return whether a device asks through this edge, by what was read a short time ago."""
         with self._lock:
             known, read = self._members.get(device, ("", 0.0))
         return known == edge and 0 <= now - read <= self._fresh

@@ -40,7 +40,7 @@ class FetchableObjects:
         self._looked = 0.0
 
     async def has(self, sha256: str) -> bool:
-        """Whether devices may fetch an object. If other servers make models, new ones are looked for in the rows."""
+        """Return whether devices may fetch an object. If other servers make models, new ones are looked for in the rows."""
         asked = time.monotonic()
         if self._tasks.have(sha256) or not self._shared:
             return self._tasks.have(sha256)

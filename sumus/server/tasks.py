@@ -92,7 +92,7 @@ class ServedTasks(Sequence[ServedTask]):
         return next(task for task in self._tasks if run in task.runs)
 
     def have(self, sha256: str) -> bool:
-        """Whether an object belongs to one of the tasks."""
+        """Return whether an object belongs to one of the tasks."""
         return any(sha256 in run.objects for task in self._tasks for run in task.runs)
 
     def for_edges(self, may: int) -> list[Served]:
