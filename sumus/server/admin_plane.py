@@ -280,8 +280,7 @@ class ModelRequests:
         return await self._server.command(found)
 
     async def model(self, request: Request) -> Response:
-        """Send a version's file piece by piece. If the blobs are not files, the model is read into memory, one model at a time.
-        """
+        """Send a version's file piece by piece. If blobs are not files, one model at a time is read into memory."""
         run, version = self._training(request), whole_number(request.path_params["version"])
         if version is None:
             raise Refused("not_found", f"{request.path_params['version']!r:.80} is no version: give a number")

@@ -161,6 +161,7 @@ def _replayed(serial: int, last: int) -> Refused:
 
     Args:
         serial: The serial of the check-in.
-        last: The highest known serial of the device, from which the device is to count on."""
+        last: The highest known serial of the device, from which the device is to count on.
+    """
     said = "was answered since" if serial <= last else f"was the last, and a serial may lie {MOST_JUMP} above that"
     return Refused("replayed", f"a check-in with serial {last} {said}", serial=min(last, 2**52))

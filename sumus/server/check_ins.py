@@ -93,7 +93,7 @@ class CheckIns:
         self._decide(arrived, now)
 
     def decide_held_again(self) -> None:
-        """Decide again about held check-ins at the end of this turn, since a run may answer them differently now."""
+        """Decide held check-ins again at the end of this turn, since a run may answer them differently now."""
         self._seen = None
 
     def look_again(self, now: float, stopping: bool) -> None:
@@ -157,8 +157,7 @@ class CheckIns:
         return may_change and len(self._held) < MOST_HELD
 
     def _read_work(self, devices: Sequence[str]) -> None:
-        """Load each device's open session and its run; another server may have assigned it. Skipped if there is only one run.
-        """
+        """Load each device's open session and its run; another server may have assigned it. Skipped if there is only one run."""
         self._work = {}
         runs = self._tasks.runs()
         for run in runs if devices and len(runs) > 1 else ():

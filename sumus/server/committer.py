@@ -71,8 +71,7 @@ class PendingRequest(Generic[T]):
         return self.answer.cancelled()
 
     def say(self, answer: Any) -> None:
-        """Answer the item. If the answer is an exception, it is raised where the answer is awaited. Later answers are ignored.
-        """
+        """Answer the item. If the answer is an exception, it is raised where the answer is awaited. Later answers are ignored."""
         if self.answered:
             return
         self.answered = True

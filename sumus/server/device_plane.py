@@ -194,7 +194,7 @@ class DevicePlane:
         return mine
 
     def _answering(self, name: str) -> ExplainedEndpoint:
-        """Return an endpoint that answers with a message or a response."""
+        """Return the endpoint for a method that returns a message or a response."""
         plane = self._edges if name in FOR_EDGES else self
         endpoint = cast(Callable[[Request], Awaitable[Any]], getattr(plane, name))
 
