@@ -62,7 +62,7 @@ class Server:
         tasks: The tasks, the most urgent first.
         roll: The register of enrolled devices.
         replica: This process, among those that share the rounds.
-        crowd: The devices, as the runs of the tasks share them.
+        crowd: The number of devices and of their check-ins, which all runs share.
         clock: Seconds that never go back, not even after a restart (`storage_clock`).
         counts: The counts since the start.
         refusals: Why devices took no part recently.
@@ -89,7 +89,7 @@ class Server:
             tasks: The tasks.
             roll: The register of enrolled devices.
             replica: This process, among those that share the rounds.
-            crowd: The devices, as the runs of the tasks share them.
+            crowd: The number of devices and of their check-ins, which all runs share.
             clock: Returns seconds that never go back.
             group: Seconds from the end of a commit to the next one.
         """
