@@ -69,7 +69,7 @@ class Run:
         kind: Whether devices train or measure.
         hop: Checks updates and adds them.
         store: The rows of the run.
-        least: The fewest contributors of a sum that is used.
+        least: The least number of contributors of a sum that is used.
         crowd: The devices of the server.
         coordinator: The rounds.
         sums: The sums of the rounds.
@@ -113,7 +113,7 @@ class Run:
             ring: Wraps the keys of the sums.
             sums: The store of the sealed sums.
             seeds: Draws the seed of a sum.
-            least: The fewest contributors of a sum that is used.
+            least: The least number of contributors of a sum that is used.
             crowd: The devices of the server.
             spools: Whether each report is kept separately until its round is over.
         """

@@ -2,7 +2,7 @@
 
     roll = DeviceRegister(identities, {"phones": 10_000})
     token = roll.new_token("phones", now)                        shown once; only its hash is kept
-    enrolment, new = roll.enrol(request, now)                    the same key again gets the same answer, at no use
+    enrolment, new = roll.enrol(request, now)                    the same key again: the same answer; no use is spent
     identity = roll.authenticate(device, signature, text, now)
 
 Whatever a device sends, these methods raise only `messages.Refused`, with a code from its closed list. `now` is in
