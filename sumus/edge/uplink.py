@@ -276,7 +276,7 @@ class Uplink:
         return CheckInAnswer(retry_after_s=REFUSED, reason=told.code)
 
     def _send(self, run: EdgeRun, waiting: ReadySum) -> None:
-        """Send a sum. If the server above refuses it for good, give it up, and print the reason."""
+        """Send a sum. If the server above refuses it for good, give it up, and log the reason."""
         try:
             self._requests.report_sum(waiting.task, waiting.kind, waiting.body)
         except Refused as refused:

@@ -59,7 +59,7 @@ class ReportIntake:
             body: The sum's bytes.
             edge: The edge.
             most: The most reports that the sum may hold.
-            least: The least number of contributors of a site's sum, if it names more sessions; None for an edge that only adds.
+            least: The least weight of a site's sum, if it names more sessions; None for an edge that only adds.
 
         Raises:
             ParticipantError: The bytes are not a sum for this plan.
