@@ -504,7 +504,7 @@ def answer_at_once(facts: EdgeFacts, event: DeviceAsks) -> AdmitCheckIn | ComeLa
 
 
 def _begin(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
-    """Begin the round for this work. If the round cannot open, report that the session has ended."""
+    """Begin the round for this work. If the round cannot open, tell the server above that the session has ended."""
     if event.fetched:
         return EdgeDecision(facts.round)
     if facts.row.state is not State.OPEN:
@@ -531,7 +531,7 @@ def _more_work(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
 
 
 def work_too_late(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
-    """Report that the session has ended: its work is not for the sum that is going up."""
+    """Tell the server above that the session has ended: its work is not for the sum that is going up."""
     return EdgeDecision(facts.round, () if event.fetched else (SayEnded((event.session,)),))
 
 
@@ -592,7 +592,7 @@ def _cancel(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
 
 
 def _close(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
-    """Send the sum up, and report that all sessions outside it have ended. After a crash, do this again."""
+    """Send the sum up, and tell the server above that all sessions outside it have ended. After a crash, do this again."""
     late = (*said(event.out), DropSessions(event.out)) if event.out else ()
     going_up = changed(facts.round, state=EdgeState.GOING_UP)
     return EdgeDecision(going_up, (*given_back(facts.unfetched), *late, SendSum()))
@@ -617,7 +617,7 @@ def _counted(facts: EdgeFacts, event: SumCounted) -> EdgeDecision:
 
 
 def _refused(facts: EdgeFacts, event: SumRefused) -> EdgeDecision:
-    """End the round without a result, and report that the sessions in its sum have ended without a report."""
+    """End the round without a result, and tell the server above that the sessions in its sum will not report."""
     return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), (*said(event.counted), CancelRound()))
 
 
@@ -645,7 +645,7 @@ def given_back(waiting: Sequence[WaitingWork], reason: str = BY_EDGE) -> tuple[E
 
 
 def said(sessions: tuple[str, ...], reason: str = BY_EDGE) -> tuple[EdgeAction, ...]:
-    """Return the actions that report the end of these sessions."""
+    """Return the actions that tell the server above that these sessions have ended."""
     return (SayEnded(sessions, reason),) if sessions else ()
 
 

@@ -19,8 +19,8 @@ the first round, the sum goes up like an edge's sum, and the site stays in the f
 happens in a later round, the round is cancelled, and the sum of the earlier rounds goes up.
 
 **Whose sessions end.** The sessions of the first round were given by the server above. Those whose reports moved the model
-stand for the sum until it is answered; the others are reported as ended. The sessions of own rounds belong to the site alone:
-the server above is told nothing about them.
+stand for the sum until it is answered; the server above is told that the others have ended. The sessions of own rounds belong
+to the site alone: the server above is told nothing about them.
 
 **What survives a crash.** One note of the run (`SiteStanding` in `sumus/edge/site_model.py`) holds the site's standing. It is
 written in the transaction that publishes a round, so a round has either moved the model, or can be repeated from its sealed
@@ -256,7 +256,7 @@ def _is_counted_in(last: Session | None, number: int) -> bool:
 
 
 def _give_back(facts: SiteFacts, event: WorkArrived) -> SiteDecision:
-    """Report that the session has ended: work for the next sum can begin only after this sum is answered."""
+    """Tell the server above that the session has ended: work for the next sum can begin only after this sum is answered."""
     return _stays(facts, *work_too_late(facts.edge, event).actions)
 
 
@@ -288,13 +288,13 @@ def _counted(facts: SiteFacts, event: SumCounted) -> SiteDecision:
 
 
 def _not_counted(facts: SiteFacts, event: SumRefused | MoveUnusable) -> SiteDecision:
-    """Report that the sum's sessions have ended without a report, and begin again with a first round."""
+    """Tell the server above that the sum's sessions will not report, and begin again with a first round."""
     assert facts.own is not None, "a sum of own rounds has gone up"
     return SiteDecision(SiteState.FIRST_ROUND, facts.edge.round, (SayEnded(facts.own.sessions), ForgetOwnRounds()))
 
 
 def _end_all(facts: SiteFacts, event: AllWorkEnds) -> SiteDecision:
-    """Report that the sessions of the unsent sum have ended without a report, and forget the site's rounds."""
+    """Tell the server above that the sessions of the unsent sum will not report, and forget the site's rounds."""
     assert facts.own is not None, "an own round comes after a first one"
     ended = (*given_back(facts.edge.unfetched), SayEnded(facts.own.sessions), ForgetOwnRounds())
     return SiteDecision(SiteState.FIRST_ROUND, facts.edge.round, ended)
