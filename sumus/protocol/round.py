@@ -518,7 +518,7 @@ def _given(event: CheckIn, holds: bool, facts: Facts) -> Session:
 
 
 def _with_place(before: Session | None, holds: bool, row: Round, facts: Facts) -> Round:
-    """Return the round's row after the device in the facts was given a place. before: the device's last session, which is over."""
+    """Return the round's row after the device in the facts was given a place. before: the device's last session."""
     of_this = before is not None and before.state != "counted" and before.round == row.number
     if (holds or of_this) and _gives_again(facts):  # the device is among those that were given a place
         return changed(row, dropped=row.dropped - 1)
@@ -836,7 +836,7 @@ def _awaits_model(facts: Facts, event: Tick) -> Decision:
 def _published(facts: Facts, event: Published) -> Decision:
     """Publish the round, and plan the next one; do nothing if an earlier round is not published yet.
 
-    In that case the leader publishes this round later, again. For buffers, the next one is already open.
+    In that case the leader publishes this round later. If rounds are buffers, the next one is already open.
     """
     return NOTHING if facts.waits else _moved(facts, State.PUBLISHED)
 
