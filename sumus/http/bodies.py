@@ -1,7 +1,7 @@
 """Reads the bodies of requests, for every plane.
 
     length = announced(request, most)                           raises Refused for a bad length, before a byte is read
-    body = await strangers.read(request, length)                of a sender who is not known yet
+    body = await strangers.read(request, length)                from an unknown sender
     async with uploads.body(request, length, sender) as body:   from a known sender, into lent memory
     body = await whole(request, length)                         into memory that the caller has counted
 
