@@ -8,10 +8,10 @@
 uvicorn reads and writes HTTP. This module bounds what uvicorn leaves unbounded:
 
 - a connection is counted from the moment when it is accepted, even if it never begins its TLS handshake, and then ends after
-`HANDSHAKE_S`;
+  `HANDSHAKE_S`;
 - every request head on a connection is limited to `HEAD_S` and `MOST_HEAD` bytes;
 - **a connection does one request at a time**: data that follows an unanswered request is not read, and the connection ends
-after the answer;
+  after the answer;
 - an answer that its reader does not take, and the closing of a connection, are given up after `STALLED_S` without progress;
 - the body of a refused request is read and discarded, for at most `LINGER_S`, so that the answer arrives.
 """

@@ -117,7 +117,7 @@ def enrolment_link(url: str, token: str, pin: str = "") -> str:
 
 
 def _found(of: Certificates, now: datetime) -> Certificates | str:
-    """Read the certificates of a folder, or return the reason why they cannot be used. The chain names its authority's file."""
+    """Read the certificates of a folder, or return why they cannot be used. The authority's file is made to match the chain."""
     if not of.chain.exists() and not of.key.exists():
         return "there was none"
     try:
