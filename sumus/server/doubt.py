@@ -1,12 +1,11 @@
 """Senders in doubt: devices in whose name a bad signature came recently. Their requests wait in one queue.
 
     doubt = Doubt()
-    await doubt.turn(device, neighbourhood)          returns at once for nearly every sender; Refused("busy") if the queue is
-    too long doubt.note(device, neighbourhood)                the signature was not made by this device
+    await doubt.turn(device, neighbourhood)          returns at once for nearly all; Refused("busy") if the queue is too long
+    doubt.note(device, neighbourhood)                the signature was not made by this device
 
 Checking a signature costs more than sending a wrong one. If wrong ones were checked as they come, they would take the time of
-all other devices. So requests in a misused name are checked one after the other, and no faster than one every
-`EACH_S`.
+all other devices. So requests in a misused name are checked one after the other, and no faster than one every `EACH_S`.
 
 The owner of that name may be honest, since anybody who knows a name can misuse the name. So a sender in doubt waits, and is not
 refused. A name is doubted only in the neighbourhood of addresses where it was misused.

@@ -179,7 +179,7 @@ class Server:
     # ── for commands, on the deciding thread ─────────────────────────────────────────────────────────────────────────
 
     def forget(self, device: str, link: str, now: float, reason: str = "withdrawn") -> None:
-        """Forget a device, but not that it was counted. Work that was assigned through an edge goes on; the edge ends it.
+        """Forget a device, but not that it was counted. Work through an edge ends only when the edge is forgotten.
 
         Args:
             device: The device's id, or the edge's.
