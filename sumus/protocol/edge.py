@@ -564,7 +564,7 @@ def _dropped(facts: EdgeFacts, event: SessionsDropped) -> EdgeDecision:
 
 
 def forget_work(facts: EdgeFacts, event: OtherWorkAsked) -> EdgeDecision:
-    """Count no further report of these sessions, from the time before the device's check-in goes up.
+    """Count no further report of these sessions, beginning before the device's check-in goes up.
 
     The server above ends them when it receives the check-in, and would refuse a whole sum that holds one of their reports.
     """

@@ -12,12 +12,12 @@ Theory of operation
 
 A round is a row, and moves through five states, never backwards.
 
-    planned      The round is to begin. The leader's `Tick` opens it, unless the run is paused or the pace asks for a later
-    time. open         Devices are given sessions (`CheckIn`), and report. Reports are staged, and counted by `Commit`. closing
-    Reports are no longer counted. The leader makes a model of the sum, however long that takes. published    The model exists.
-    In synchronous rounds, the next round is planned in the same transaction. abandoned    The round makes no model: too few
-    devices reported by its end, an admin cancelled it, or its sum was unusable. The
-                 sum is destroyed, and the next round is planned in the same transaction, if none is open already.
+    planned      The round is to begin. The leader's `Tick` opens it, unless the run is paused or the pace asks for a later time.
+    open         Devices are given sessions (`CheckIn`), and report. Reports are staged, and counted by `Commit`.
+    closing      Reports are no longer counted. The leader makes a model of the sum, however long that takes.
+    published    The model exists. In synchronous rounds, the next round is planned in the same transaction.
+    abandoned    The round makes no model: too few devices reported by its end, an admin cancelled it, or its sum was unusable.
+                 The sum is destroyed, and the next round is planned in the same transaction, if none is open already.
 
 A device's way through a round:
 
