@@ -7,9 +7,9 @@ the session ended.
 messages are lost, and whenever the device restarts, these rules hold:
 
 - A report is sent again until the server answers it. If there is no answer after several times, the next check-in asks
-how the session ended.
+  how the session ended.
 - What a client keeps from a round (a control variate, personal leaves) is pending until the session's end is known:
-`KeepState` if the report is counted, `UndoState` if it is not. Until then no new work is begun.
+  `KeepState` if the report is counted, `UndoState` if it is not. Until then no new work is begun.
 - The device's own floor is checked before any work is begun. A round is charged to its day before its report is sent.
 """
 

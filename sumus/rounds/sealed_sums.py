@@ -103,7 +103,7 @@ class SealedSums:
     def total(self, number: int) -> Aggregate:
         """Merge a round's shards of all processes.
 
-        The round must be closed: this process drops its shard from memory.
+        The round must be closed: this process drops its shard from memory, and a later commit would begin a new one.
 
         Raises:
             ExperimentError: A part of the sum is missing or damaged.
