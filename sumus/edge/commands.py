@@ -31,14 +31,14 @@ class UpstreamOptions:
 
 @dataclass(frozen=True)
 class EdgeListenOptions(ListenOptions):
-    """Where an edge answers its devices and its operator."""
+    """The addresses at which an edge answers its devices and its operator."""
 
     insecure: Annotated[bool, typer.Option(help="Without TLS, also if others reach it, or it reaches others.")] = False
 
 
 @dataclass(frozen=True)
 class EdgeLinkOptions(LinkOptions):
-    """The links that an edge makes when it begins."""
+    """The links that an edge makes when it starts."""
 
     edges: Annotated[
         int, typer.Option(min=0, help="Make so many links, each for one edge below this one, in --edge-file.")
@@ -47,13 +47,13 @@ class EdgeLinkOptions(LinkOptions):
 
 @dataclass(frozen=True)
 class EdgeOutputOptions(OutputOptions):
-    """What an edge prints."""
+    """The output of an edge."""
 
     quiet: Annotated[bool, typer.Option(help="Print no line for each sum that went up.")] = False
 
 
 BESIDE_A_SERVER = EdgeListenOptions(port=8090, admin_port=8091)
-"""Ports that leave those of a server on the same machine free."""
+"""Ports other than those of a server, so that both can run on the same machine."""
 
 
 def register(app: typer.Typer) -> None:

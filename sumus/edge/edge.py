@@ -1,7 +1,7 @@
-"""An edge as a whole: its folder, its server for devices, and its way up.
+"""A complete edge: its folder, its server for devices, and its uplink.
 
     edge = open_edge(link, Storage(data=Path("DIR")))
-    edge.start()                           with the runs of the server above, or those that it had when it was heard last
+    edge.start()                           with the current or last known runs of the server above
     … edge.device_app, an ASGI application
     edge.close()
 
@@ -52,26 +52,26 @@ class EdgeTasks:
 
         Args:
             server: The edge's own server.
-            relay: What all runs share.
+            relay: The relay, which all runs share.
             kept: The stores of the edge.
             crowd: The devices of the edge.
-            linger: Seconds for which more devices are awaited after work has come down.
+            linger: The seconds for which more devices are awaited after the last work has arrived.
         """
         self._server, self._relay, self._kept = server, relay, kept
         self._crowd, self._linger = crowd, linger
 
     def take_up(self, served_above: Sequence[Served], now: float) -> None:
-        """Have a run for each run that the server above serves. On the deciding thread.
+        """Make a run for each run of the server above. Call this on the deciding thread.
 
         Args:
-            served_above: What the server above says of its runs.
+            served_above: The runs of the server above, as it describes them.
             now: Seconds of the edge's clock.
         """
         for name in dict.fromkeys(served.task for served in served_above):
             self._take_up(name, [served for served in served_above if served.task == name], now)
 
     def _take_up(self, name: str, mine: Sequence[Served], now: float) -> None:
-        """Have the runs of a task. Runs that count reports otherwise than the server above says now are ended first."""
+        """Make the runs of a task. Runs that count reports differently from the server above are ended first."""
         here = [run for run in (self._server.run(name, served.kind) for served in mine) if isinstance(run, EdgeRun)]
         if len(here) == len(mine) and all(map(_counts_alike, here, mine)):
             for run, served in zip(here, mine, strict=True):
@@ -94,19 +94,19 @@ class EdgeTasks:
 
 
 def _counts_alike(run: EdgeRun, served: Served) -> bool:
-    """Return whether a run counts reports as the server above says now."""
+    """Return whether a run counts reports as the server above now requires."""
     return (run.served.hop, run.served.plan) == (served.hop, served.plan)
 
 
 class UplinkThread:
-    """An edge's way up, in a thread of its own."""
+    """The thread of an edge's uplink."""
 
     def __init__(self, server: Server, uplink: Uplink, upstream: str) -> None:
-        """Do nothing before the start.
+        """Prepare the thread; `start` starts it.
 
         Args:
             server: The edge's own server.
-            uplink: What the thread does.
+            uplink: The uplink that the thread runs.
             upstream: The address of the server above.
         """
         self._server, self._uplink, self._upstream = server, uplink, upstream
@@ -116,14 +116,14 @@ class UplinkThread:
     def start(self) -> None:
         """Take up the runs of the server above, and from now on pass check-ins on and send sums.
 
-        Until the server above has said for the first time which runs there are, devices are told to come again.
+        Devices are told to come again until the server above has listed its runs for the first time.
         """
         if not self._server.ask_to_do(self._uplink.remember).result():
             self._uplink.turn()
         self._thread.start()
 
     def status(self) -> AboveStatus:
-        """Return how the server above answers."""
+        """Return the status of the server above."""
         up = self._uplink
         why = in_short(up.trouble, self._upstream)
         return AboveStatus(self._upstream, up.trouble, up.sent, up.bytes_up, up.waiting, why)
@@ -137,10 +137,10 @@ class UplinkThread:
 
 
 class Edge(Service):
-    """What `open_edge` opens: a server, and its way up.
+    """An edge, as `open_edge` opens it: a server and an uplink.
 
     Attributes:
-        uplink: The way up.
+        uplink: The uplink.
     """
 
     def __init__(
@@ -154,15 +154,15 @@ class Edge(Service):
         upstream: str,
         stack: ExitStack,
     ) -> None:
-        """Put an edge together.
+        """Make an edge of its parts.
 
         Args:
             server: The edge's own server.
-            kept: Its keys and blobs.
-            shared: Its secret.
+            kept: The edge's keys and blobs.
+            shared: The edge's secret.
             room: The memory for bodies of requests.
             app: The device plane.
-            uplink: The way up.
+            uplink: The uplink.
             upstream: The address of the server above.
             stack: Closes everything.
         """
@@ -184,12 +184,12 @@ def open_edge(
 
     Args:
         link: The link to the server above.
-        storage: Where the edge keeps its data.
-        policy: Its quota, memory, group and limits are used; the population is that of the server above.
-        authority: The certificate that devices of this edge are to trust.
-        linger: Seconds for which more devices are awaited after work has come down.
-        transport: The way up, in tests; None for HTTP.
-        say: Is told of each sum that went up.
+        storage: The folder or database of the edge's data.
+        policy: The policy, of which quota, memory, group and limits are used; the population is that of the server above.
+        authority: The certificate that this edge's devices must trust.
+        linger: The seconds for which more devices are awaited after the last work has arrived.
+        transport: The transport to the server above, for tests; None for HTTP.
+        say: Called with a line of text about each sum that was sent.
 
     Raises:
         ExperimentError: The edge is not enrolled and cannot be, or its folder cannot be used.

@@ -1,8 +1,8 @@
-"""The rounds of an edge's run as its tables see them: reads the facts, asks the table, and remembers the round.
+"""The link between an edge's rounds and its tables: it reads the facts, asks the table, and remembers the round.
 
 rounds = EdgeRounds(coordinator, share, notes, crowd, most, linger, model)
-actions = rounds.decide(Tick(), now)        what is to be done; `EdgeRun` does it
-rounds.pacing(now, Pacing(MOST))            how the open round is paced after that
+actions = rounds.decide(Tick(), now)        the actions, which `EdgeRun` carries out
+rounds.pacing(now, Pacing(MOST))            the pacing of the open round afterwards
 """
 
 from sumus.edge.edge_work import EdgeWork, EdgeWorkNotes
@@ -36,25 +36,25 @@ from sumus.text import many
 from sumus.wire.messages import Body, Kind
 
 KEEP_PACE = (DeviceAsks, WorkFetched, SessionsDropped, OtherWorkAsked)
-"""Events that come by the thousand, and after which the round is paced anew at the next tick, which is soon enough."""
+"""Very frequent events. They do not change the pacing at once: the next tick computes it again, which is soon enough."""
 _FEW_FACTS = (*KEEP_PACE, NoWorkAbove)
-"""Events whose rules need neither the work that waits nor the sessions that have lapsed."""
+"""Events whose rules need neither the waiting work nor the lapsed sessions."""
 
 
 class RunShare:
-    """One run's share of the relay: the work of this run that waits to be fetched."""
+    """The relay as one run sees it: the work of this run that waits to be fetched."""
 
     def __init__(self, relay: Relay, task: str, kind: Kind) -> None:
-        """Look at a relay for the run of a task."""
+        """Show the part of a relay that belongs to a task's run."""
         self._relay = relay
         self._which: tuple[str, Kind] = task, kind
 
     def count(self) -> int:
-        """Return how much work of this run waits."""
+        """Return the number of waiting pieces of work of this run."""
         return self._relay.waiting[self._which]
 
     def unfetched(self) -> tuple[WaitingWork, ...]:
-        """Return the work of this run that waits."""
+        """Return the waiting work of this run."""
         if not self.count():
             return ()
         return tuple(
@@ -64,12 +64,12 @@ class RunShare:
         )
 
     def asks(self, asked: DeviceCheckIn, known: DeviceRow | None, over: bool) -> DeviceAsks:
-        """Return a check-in as the edge's table knows it.
+        """Return a check-in as an event of the edge's table.
 
         Args:
             asked: The check-in.
             known: The device's row in this run; None if it has none.
-            over: Whether the round of its last session is over, or forgotten.
+            over: Whether the round of the device's last session is over, or its row is deleted.
         """
         device, request = asked.device, asked.request
         session = f"{device}/{request.session}"
@@ -80,10 +80,10 @@ class RunShare:
 
 
 class EdgeRounds:
-    """The rounds of an edge's run, as its table sees them.
+    """The rounds of an edge's run, in the form that its table needs.
 
     Attributes:
-        notes: What the rounds are for.
+        notes: The notes that say for which work each round is.
         model: The model of a site; None for an edge that only adds.
     """
 
@@ -97,15 +97,15 @@ class EdgeRounds:
         linger: float,
         model: SiteModel | None = None,
     ) -> None:
-        """Remember no round yet.
+        """Begin without a remembered round.
 
         Args:
-            coordinator: The rounds of the run, as the round table sees them.
+            coordinator: The coordinator of the run's rounds.
             share: The run's work that waits to be fetched.
-            notes: What the rounds are for.
+            notes: The notes that say for which work each round is.
             crowd: The devices of the edge.
-            most: Reports that one sum may hold.
-            linger: Seconds for which more devices are awaited after work has come.
+            most: The most reports that one sum may hold.
+            linger: The seconds for which more devices are awaited after the last work has arrived.
             model: The model of a site; None for an edge that only adds.
         """
         self.notes, self.model = notes, model
@@ -114,11 +114,11 @@ class EdgeRounds:
         self._kept: dict[int, EdgeRound] = {}
 
     def begin_anew(self, plan: Body) -> bool:
-        """Remember no round, as a new process, and read where a site stands.
+        """Forget the remembered round, as in a new process, and read a site's standing.
 
         Returns:
-            Whether nothing can come of what is open: it is of another plan; or a round has given sessions and has no work, since
-            a crash came while a site's rounds were being ended.
+            Whether the open round can have no result: it belongs to another plan, or it has given sessions but has no work,
+            since a crash came while a site's rounds were being ended.
         """
         self._kept.clear()
         self.notes.restart()
@@ -128,7 +128,7 @@ class EdgeRounds:
         return row.state is State.OPEN and row.given > 0 and self.work_of(row.number) is None
 
     def objects(self) -> list[str]:
-        """Return the names of what devices fetch for the newest round: the plan, and the models that they begin from."""
+        """Return the names of the objects that devices fetch for the newest round: the plan and the models."""
         work = self.work_of(self._coordinator.current.number)
         standing = None if self.model is None else self.model.standing
         work = work if standing is None else standing.purpose
@@ -136,7 +136,7 @@ class EdgeRounds:
         return names if standing is None else [*names, standing.model.sha256]
 
     def work_of(self, number: int) -> EdgeWork | None:
-        """Return what a round is for; None if it has no work."""
+        """Return the work of a round; None if it has no work."""
         if self.model is not None and self.model.began_before(number):
             return self.model.work_of(number)
         return self.notes.of(number)
@@ -147,13 +147,13 @@ class EdgeRounds:
         return self.notes.rounds_of_sum(newest, self.work_of(newest))
 
     def expired(self, now: float) -> tuple[str, ...]:
-        """Return the sessions whose time is over, and of which no report waits to be counted."""
+        """Return the expired sessions without a report that waits to be counted."""
         staged = {session for sessions in self._coordinator.staged.values() for session in sessions}
         with self._coordinator.store.transaction() as rows:
             return tuple(session for session in rows.overdue(now) if session not in staged)
 
     def holds(self, device: str) -> bool:
-        """Return whether what a device has done is in a sum that has not gone up yet."""
+        """Return whether a device's report is in a sum that has not gone up yet."""
         with self._coordinator.store.transaction() as rows:
             known = rows.device(device)
             last = None if known is None else known.session
@@ -162,7 +162,7 @@ class EdgeRounds:
         return (row is not None and not row.over) or (own is not None and device in own.devices)
 
     def waits_for(self, row: Round) -> str:
-        """Say in a sentence what the newest round waits for; empty if it waits for what every round waits for."""
+        """Say in a sentence what the newest round waits for; empty if it is the same as for every kind of run."""
         if self.model is not None and (own := self.model.own) is not None:
             if own.over:
                 return "its sum is on its way to the server above"
@@ -177,16 +177,16 @@ class EdgeRounds:
     def decide(
         self, event: site.SiteEvent, now: float, row: Round | None = None, sending: bool = False
     ) -> tuple[site.SiteAction, ...]:
-        """Ask the table what an event leads to, and remember the round as the table says.
+        """Let the table decide an event, and remember the round that it returns.
 
         Args:
             event: What has happened.
             now: The store's clock, in seconds.
-            row: The row of the round that the event is about; None for the newest.
-            sending: Whether a site's sum waits for the uplink.
+            row: The row of the round that the event concerns; None for the newest round.
+            sending: Whether the sum of a site waits for the uplink.
 
         Returns:
-            What is to be done.
+            The actions to carry out.
         """
         row = self._coordinator.current if row is None else row
         few = isinstance(event, _FEW_FACTS) or (isinstance(event, WorkArrived) and event.same)
@@ -203,7 +203,7 @@ class EdgeRounds:
         return decision.actions
 
     def asks(self, asked: DeviceCheckIn, now: float) -> tuple[site.SiteAction, ...]:
-        """Ask the table what a check-in leads to."""
+        """Let the table decide a check-in."""
         with self._coordinator.store.transaction() as rows:
             known, newest = rows.device(asked.device), newest_of(rows)
             last = None if known is None else known.session
@@ -211,12 +211,12 @@ class EdgeRounds:
         return self.decide(self._share.asks(asked, known, row is None or row.over), now, newest)
 
     def pacing(self, now: float, waiting: Pacing) -> Pacing:
-        """Return how the newest round is paced now. waiting: the pacing of a round that waits for work."""
+        """Return the current pacing of the newest round. waiting: the pacing of a round that waits for work."""
         row = self._coordinator.current
         return pacing_of(changed(self._facts(row, now), lapsed=self._lapsed(row, now)), waiting)
 
     def _facts(self, row: Round, now: float) -> EdgeFacts:
-        """Read what every rule needs."""
+        """Read the facts that every rule needs."""
         work = self.work_of(row.number)
         return EdgeFacts(
             now,
@@ -230,11 +230,11 @@ class EdgeRounds:
         )
 
     def _whole_facts(self, row: Round, now: float) -> EdgeFacts:
-        """Read what any rule may need."""
+        """Read all facts that a rule may need."""
         return changed(self._facts(row, now), unfetched=self._share.unfetched(), lapsed=self._lapsed(row, now))
 
     def _round(self, row: Round, has_work: bool, now: float) -> EdgeRound:
-        """Return the round as it is remembered, or as its row says."""
+        """Return the remembered round, or else the round as derived from its row."""
         kept = self._kept.get(row.number)
         gathers = kept is not None and kept.state is not EdgeState.GOING_UP
         if kept is None or row.state is State.PUBLISHED or (gathers and not has_work):
@@ -243,19 +243,19 @@ class EdgeRounds:
         return kept
 
     def _keep(self, number: int, round: EdgeRound) -> None:
-        """Remember a round for as long as its row does not say the same."""
+        """Remember a round until its row alone implies the same state."""
         if round.state in (EdgeState.WAITING, EdgeState.SETTLED):
             self._kept.pop(number, None)
         else:
             self._kept = {other: kept for other, kept in self._kept.items() if other >= number - 1} | {number: round}
 
     def _devices(self) -> int:
-        """Return how many devices may come into the newest round."""
+        """Return the number of devices that may join the newest round."""
         own = None if self.model is None else self.model.own
         return min(self._most, self._crowd.population or MOST) if own is None else len(own.sessions)
 
     def _lapsed(self, row: Round, now: float) -> int:
-        """Count the sessions of a round that have lost their places and are waited for all the same."""
+        """Count the sessions of a round that have lost their places but are still awaited."""
         if not row.dropped:
             return 0
         with self._coordinator.store.transaction() as rows:
@@ -264,7 +264,7 @@ class EdgeRounds:
         return waited_for(lapsed, self._coordinator.facts(now))
 
     def _count_if_illegal(self, facts: EdgeFacts, event: site.SiteEvent) -> None:
-        """Count an event that the tables do not allow, beside those that the round table does not allow."""
+        """Count an event that the edge's tables do not allow, together with those that the round table does not allow."""
         if self.model is not None and (state := site.state_of(self.model.own)) is not site.SiteState.FIRST_ROUND:
             if (state, type(event)) not in site.TABLE:
                 self._coordinator.illegal[f"site:{state}", type(event).__name__] += 1

@@ -1,12 +1,12 @@
-"""An edge's run: devices work for a round of the server above, and what they report becomes one sum for it.
+"""An edge's run: devices work for a round of the server above, and their reports become one sum for that server.
 
     run = EdgeRun(served, relay, store, ring, sums, crowd, look_again)
-    run.give(device, request, work, now)   work came down for a device
-    run.sums_to_send                       sums that wait for the uplink, by their round's number
-    run.delivered(number, now)             the server above has counted one; or run.refused(number, why, now)
+    run.give(device, request, work, now)   takes work that has arrived for a device
+    run.sums_to_send                       the sums that wait for the uplink, by their round's number
+    run.delivered(number, now)             the server above has counted a sum; or run.refused(number, why, now)
 
-A run does what its table decides: `sumus/protocol/edge.py` for an edge that adds, `sumus/protocol/site.py` for a site, which also
-has a `SiteModel`. This file carries out what the table decides, and decides nothing itself.
+A run carries out the decisions of its table: `sumus/protocol/edge.py` for an edge that adds, `sumus/protocol/site.py` for a
+site, which also has a `SiteModel`. This file itself decides nothing.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -40,22 +40,22 @@ from sumus.wire.reports import encode_sum
 
 LOG = logger("sumus.edge")
 LINGER = 20.0
-"""Seconds for which more devices are awaited after work has come down."""
+"""The seconds for which more devices are awaited after the last work has arrived."""
 MOST_OBJECTS = 12
-"""Plans and models that are kept for devices to fetch."""
+"""The number of plans and models that are kept for devices to fetch."""
 TURNED_AWAY = (5.0, 15.0)
-"""The retry window, in seconds, of a device that must not be in the sum that is open above."""
+"""The retry window, in seconds, of a device that must not be in the open sum of the server above."""
 
 
 class ReadySum(NamedTuple):
-    """A sum that goes up.
+    """A sum for the server above.
 
     Attributes:
         number: The number of the edge's round.
         task: The task's name.
         kind: Whether devices trained or measured.
         body: The sum, as bytes.
-        sessions: How many sessions it stands for.
+        sessions: The number of sessions that it stands for.
     """
 
     number: int
@@ -66,12 +66,12 @@ class ReadySum(NamedTuple):
 
 
 class ArrivedWork(NamedTuple):
-    """Work that came down for a device.
+    """Work that has arrived for a device.
 
     Attributes:
         device: The device's id.
-        request: What the device asked.
-        work: What the server above gives.
+        request: The device's check-in.
+        work: The assignment of the server above.
     """
 
     device: str
@@ -80,12 +80,12 @@ class ArrivedWork(NamedTuple):
 
 
 class EventSource(NamedTuple):
-    """What came with an event, and what the actions that follow from the event refer to.
+    """The data of an event, which the actions that follow from the event need.
 
     Attributes:
-        number: The number of the round that the event is about.
+        number: The number of the round that the event concerns.
         asked: The check-in of a device.
-        arrived: Work that came down.
+        arrived: Work that has arrived.
         total: The sum of a round that has closed.
     """
 
@@ -99,13 +99,13 @@ _NOTHING = EventSource()
 
 
 class RecentObjects:
-    """The plans and models that devices fetched last."""
+    """The plans and models that devices fetched most recently."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
 
     def with_newer(self, *names: str) -> frozenset[str]:
-        """Make these the newest objects, and return the names of those that are kept."""
+        """Make these objects the newest ones, and return the names of all kept objects."""
         self._names = [*(name for name in self._names if name not in names), *names][-MOST_OBJECTS:]
         return frozenset(self._names)
 
@@ -114,9 +114,9 @@ class EdgeRun(Run):
     """A run of the server above, as this edge takes part in it.
 
     Attributes:
-        served: What the server above says of the run.
-        hop_above: How the server above counts this edge's sums.
-        sums_to_send: Sums that wait for the uplink, by their round's number.
+        served: The run, as the server above describes it.
+        hop_above: Checks sums as the server above does.
+        sums_to_send: The sums that wait for the uplink, by their round's number.
     """
 
     def __init__(
@@ -131,17 +131,17 @@ class EdgeRun(Run):
         linger: float = LINGER,
         model: SiteModel | None = None,
     ) -> None:
-        """Take up the rounds in a store.
+        """Open the rounds in a store.
 
         Args:
-            served: What the server above says of the run.
-            relay: What all runs of the edge share.
+            served: The run, as the server above describes it.
+            relay: The relay, which all runs of the edge share.
             store: The rows of the run.
             ring: Wraps the keys of the sums.
-            sums: Where the sealed sums are kept.
+            sums: The store of the sealed sums.
             crowd: The devices of the edge.
-            look_again: Is called if check-ins that are held may be answered differently now.
-            linger: Seconds for which more devices are awaited after work has come down.
+            look_again: Called if held check-ins may be answered differently now.
+            linger: The seconds for which more devices are awaited after the last work has arrived.
             model: The model of a site; None for an edge that only adds.
         """
         self.kind = served.kind
@@ -161,7 +161,7 @@ class EdgeRun(Run):
     # ── what a kind of run says ──────────────────────────────────────────────────────────────────────────────────────
 
     def _ended_what_was_open(self, now: float) -> bool:
-        """Restore the state from the rows. Return whether the open round was ended, as of another plan or of an ended site."""
+        """Restore the state from the rows. Return whether the open round was ended (another plan, or an ended site)."""
         self._relay.clear()
         self.sums_to_send.clear()
         ends = self._rounds.begin_anew(self.served.plan)
@@ -174,7 +174,7 @@ class EdgeRun(Run):
         return ends
 
     def time_passes(self, now: float) -> None:
-        """Look who may ask again, whose time is over, and how long the open round waits for more devices."""
+        """Update retry windows, end expired sessions, and decide how long the open round waits for more devices."""
         if self._relay.is_due(now):
             self._look_again()
         self._relay.note_members(self.crowd.population)
@@ -183,7 +183,7 @@ class EdgeRun(Run):
         self._decide(Tick(), now)
 
     def abandoned(self, number: int, now: float) -> None:
-        """Say of the sessions of an abandoned round that no report will come."""
+        """Tell the server above that no reports will come from an abandoned round's sessions."""
         with self.store.transaction() as rows:
             row, counted = rows.round(number), tuple(rows.counted_in(number))
             awaited = [session for session in map(rows.session, rows.sessions_out()) if session is not None]
@@ -191,11 +191,11 @@ class EdgeRun(Run):
         self._decide(edge.RoundAbandoned(out, counted), now, row)
 
     def all_ends(self, now: float) -> None:
-        """Say of the sessions whose reports a site's sum would have been made of that no report will come."""
+        """Tell the server above that no reports will come from the sessions of a site's unsent sum."""
         self._decide(edge.AllWorkEnds(), now)
 
     def admits(self, asked: DeviceCheckIn, now: float) -> ComeLater | None:
-        """Let the round answer a device whose work has come down; pass other check-ins on, if the table says so."""
+        """Let the round answer a device whose work has arrived; relay other check-ins, if the table decides so."""
         answer = None
         for action in self._rounds.asks(asked, now):
             match action:
@@ -210,11 +210,11 @@ class EdgeRun(Run):
         return answer
 
     def turned_away(self, asked: DeviceCheckIn, now: float) -> None:
-        """Give back the work of a device that must not be in the sum which is open above."""
+        """Give back the work of a device that must not be in the open sum of the server above."""
         self._decide(edge.DeviceKeptOut(asked.device), now, source=EventSource(asked=asked))
 
     def dropped(self, sessions: Iterable[str], reason: str, now: float) -> None:
-        """Say of these sessions that no report will come, unless they have ended before."""
+        """Tell the server above that no reports will come from these sessions, unless they have already ended."""
         with self.store.transaction() as rows:
             known = [session for session in map(rows.session, sessions) if session is not None]
         if ending := tuple(session.id for session in known if session.awaited):
@@ -225,11 +225,11 @@ class EdgeRun(Run):
         return self._rounds.rounds_of_sum()
 
     def released(self) -> Released | None:
-        """The model that devices answer with."""
+        """Return the released model, with which devices answer."""
         return self.served.released
 
     def waits_for(self, row: Round) -> str:
-        """Say in a sentence what the newest round waits for, if that is special to edges."""
+        """Say in a sentence what the newest round waits for, if it is specific to edges."""
         return self._rounds.waits_for(row)
 
     def offer(self, session: Session, now: float) -> Assignment:
@@ -243,7 +243,7 @@ class EdgeRun(Run):
         return given if self._model is None else self._model.assignment(given)
 
     def conclude(self, number: int, now: float) -> None:
-        """Send the sum of a closed round up, or let it move a site's model."""
+        """Send the sum of a closed round up, or update a site's model with it."""
         if self._model is not None and self._model.has_done(number):
             return  # its sum has moved the model, and goes up from there
         total = self.sums.total(number)
@@ -254,30 +254,30 @@ class EdgeRun(Run):
     # ── what the uplink brings ───────────────────────────────────────────────────────────────────────────────────────
 
     def serve(self, served: Served) -> None:
-        """Learn what the server above says of the run now."""
+        """Take over the server above's current description of the run."""
         self.served = served
         if served.released is not None:
             self.objects = self._recent.with_newer(served.plan.sha256, served.released.model.sha256)
 
     def holds(self, device: str) -> bool:
-        """Return whether what a device has done is in a sum that has not gone up yet."""
+        """Return whether a device's report is in a sum that has not gone up yet."""
         return self._rounds.holds(device)
 
     def forget_work(self, device: str, now: float) -> None:
-        """Count no report of this device any more, since it asks for other work than it has of this run."""
+        """Count no further report of this device for its current work, since it asks for other work."""
         out = tuple(session.id for session in self.coordinator.last_sessions([device]) if session.awaited)
         if out:
             self._decide(edge.OtherWorkAsked(out), now)
 
     def give(self, device: str, request: CheckInRequest, work: Assignment, now: float, again: bool = False) -> None:
-        """Take work that came down for a device, which waits here to be fetched.
+        """Take work that has arrived for a device, and keep it until the device fetches it.
 
         Args:
             device: The device's id.
-            request: What the device asked.
-            work: What the server above gives.
+            request: The device's check-in.
+            work: The assignment of the server above.
             now: The server's clock, in seconds.
-            again: Whether the round before this work was to end first, and has been told to.
+            again: Whether the work was held back once, until the previous round was asked to end.
         """
         self._look_again()
         if self.coordinator.current.state is State.PLANNED:
@@ -292,19 +292,19 @@ class EdgeRun(Run):
         self._decide(arrived, now, row, EventSource(arrived=ArrivedWork(device, request, work)))
 
     def no_work(self, reason: str, now: float) -> None:
-        """Learn that the server above has given a device no work."""
+        """Note that the server above has given a device no work."""
         self._look_again()
         self._decide(edge.NoWorkAbove(reason), now)
 
     def delivered(self, number: int, now: float) -> None:
-        """Learn that the server above has counted a sum."""
+        """Note that the server above has counted a sum."""
         if self.sums_to_send.pop(number, None) is not None:
             self.trouble = ""
             self._decide(edge.SumCounted(), now, self.coordinator.round(number))
             self.tick(now)
 
     def refused(self, number: int, why: str, now: float) -> None:
-        """Learn that the server above has not counted a sum and never will."""
+        """Note that the server above has refused a sum for good."""
         if self.sums_to_send.pop(number, None) is not None:
             own = self._model is not None and self._model.has_done(number)
             self.trouble = f"the sum of {'rounds up to' if own else 'round'} {number} was not counted above: {why}"
@@ -318,7 +318,7 @@ class EdgeRun(Run):
     def _decide(
         self, event: site.SiteEvent, now: float, row: Round | None = None, source: EventSource = _NOTHING
     ) -> None:
-        """Do what the table says of an event; then pace the open round as the event has left it."""
+        """Carry out the table's decision about an event; then update the pacing of the open round."""
         own = None if self._model is None else self._model.own
         sending = own is not None and own.last in self.sums_to_send
         row = self.coordinator.current if row is None else row
@@ -368,7 +368,7 @@ class EdgeRun(Run):
                 self._do_at_site(action, now, source)
 
     def _do_at_site(self, action: Any, now: float, source: EventSource) -> None:
-        """Carry out an action that only a site's table decides."""
+        """Carry out an action that only a site's table can decide."""
         assert self._model is not None, "an edge that only adds has no model"
         match action:
             case site.MoveModel(actions):
@@ -389,7 +389,7 @@ class EdgeRun(Run):
                 raise AssertionError(f"no table decides {action}")
 
     def _send_move(self, model: SiteModel, now: float) -> None:
-        """Send up what the model has moved by. If a file is missing, that is tried again; it may be put back."""
+        """Send the change of the model up. If a file is missing, try again later; it may be restored."""
         standing = model.standing
         assert standing is not None, "a site has a sum after its first round"
         try:

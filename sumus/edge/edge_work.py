@@ -1,8 +1,8 @@
-"""What an edge's rounds are for: the work of the server above, written down when the first of it comes down for a round.
+"""The work of an edge's rounds: the work of the server above, stored when the first of it arrives for a round.
 
 notes = EdgeWorkNotes(store, rounds=1)
-notes.begin(number, work, now)         the round is for this work, and must be over in time for its sum to go up
-notes.of(number)                       None if no work has come down for the round
+notes.begin(number, work, now)         the round is for this work, and must end early enough for its sum to go up
+notes.of(number)                       None if no work has arrived for the round
 """
 
 import msgspec
@@ -13,16 +13,16 @@ from sumus.storage.store import Store
 from sumus.wire.messages import Assignment
 
 MARGIN = 0.2
-"""The share of the time that the server above gives which is kept for the sum's own way."""
+"""The fraction of the server above's time limit that is reserved for sending the sum."""
 
 
 class EdgeWork(msgspec.Struct, frozen=True):
-    """What a round of an edge is for.
+    """The work of an edge's round, with its time limits.
 
     Attributes:
-        work: Work of the server above, as its first device got it.
-        ends: When the round must be over, by the edge's clock; None for never.
-        sent: When the sum must go up, by the edge's clock; None for never.
+        work: The assignment of the server above for the round's first device.
+        ends: The time by which the round must be over, by the edge's clock; None if it has no limit.
+        sent: The time by which the sum must go up, by the edge's clock; None if it has no limit.
     """
 
     work: Assignment
@@ -31,19 +31,19 @@ class EdgeWork(msgspec.Struct, frozen=True):
 
 
 class EdgeWorkNotes:
-    """The notes of one run's rounds that say what each round is for."""
+    """The notes of a run's rounds, which say for which work each round is."""
 
     def __init__(self, store: Store, rounds: int) -> None:
-        """Read and write the notes in a store. rounds: how many rounds of the edge share the time of one sum above."""
+        """Read and write the notes in a store. rounds: the number of edge rounds that share the time of one sum above."""
         self._store, self._rounds = store, rounds
         self._last: tuple[int, EdgeWork] | None = None
 
     def restart(self) -> None:
-        """Read the notes anew."""
+        """Forget the notes in memory: they are read again."""
         self._last = None
 
     def of(self, number: int) -> EdgeWork | None:
-        """Return what a round is for; None if it has no work yet."""
+        """Return the work of a round; None if it has no work yet."""
         if self._last is None or self._last[0] != number:
             with self._store.transaction() as rows:
                 note = rows.note(number, "work")
@@ -53,7 +53,7 @@ class EdgeWorkNotes:
         return self._last[1]
 
     def begin(self, number: int, work: Assignment, now: float) -> None:
-        """Write down what a round is for. Its time begins now: whatever is a share of that time begins with the work."""
+        """Store the work of a round. The round's time begins now."""
         sent = None if work.expires_in_s is None else now + work.expires_in_s * (1 - MARGIN)
         before = self.of(number - 1)
         with self._store.transaction() as rows:
@@ -67,11 +67,11 @@ class EdgeWorkNotes:
         self._last = None
 
     def rounds_of_sum(self, newest: int, work: EdgeWork | None) -> list[int]:
-        """Return the numbers of the rounds whose sums go into one sum of the server above, the last one last.
+        """Return the numbers of the rounds whose sums go into one sum of the server above, in order.
 
         Args:
             newest: The number of the newest round.
-            work: What the newest round is for; None if it has no work yet, and then the sum is that of the round before it.
+            work: The work of the newest round; None if it has no work yet: then the sum is that of the previous round.
         """
         rounds = [newest if work is not None else newest - 1]
         work = work or self.of(rounds[0])
@@ -83,7 +83,7 @@ class EdgeWorkNotes:
 
 
 def share_of(until: float | None, rounds: int, now: float) -> float | None:
-    """Return when the first of several rounds must be over, if they share the time from now until then evenly."""
+    """Return when the first of several rounds must be over, if the rounds share the time from now until `until` evenly."""
     return None if until is None else now + max(0.0, until - now) / rounds
 
 

@@ -1,11 +1,11 @@
-"""What all runs of an edge share: check-ins that go up, work that has come down, and sessions that are said to have ended.
+"""The relay, which all runs of an edge share: check-ins on their way up, work that has arrived, and sessions that have ended.
 
     relay = Relay(wake_uplink, runs)
-    relay.ask(asked, now)                  pass a check-in on; what the device is told meanwhile
+    relay.ask(asked, now)                  relays a check-in; returns the answer for the meantime
     relay.note_ended("health", "train", ["device/session"], "other")
-    relay.batch()                          what the uplink takes up next
+    relay.batch()                          the content of the uplink's next request
 
-Everything here happens on the server's deciding thread. Nothing of it survives the process: see "What survives a crash" in
+All methods are called on the server's deciding thread. Nothing survives the process: see "What survives a crash" in
 `sumus/protocol/edge.py`.
 """
 
@@ -22,20 +22,22 @@ from sumus.wire.messages import MAX_RELAY, MOST_RELAYED, Assignment, CheckInAnsw
 
 REASONS = frozenset(get_args(EndReason))
 ASK_AGAIN = 5.0
-"""Seconds after which a held check-in is passed on again, even if its retry window is longer: it goes up together with others."""
+"""The most seconds after which a held check-in is relayed again. This may be shorter than its retry window, since check-ins go
+up together.
+"""
 MOST_SENT_AWAY = 100_000
-"""Devices whose next time to ask is remembered."""
+"""The number of devices whose next time to check in is remembered."""
 OTHERS = 512
-"""Bytes that a check-in takes in a relay request, besides what the device said."""
+"""The bytes that a check-in takes in a relay request in addition to the device's own message."""
 
 
 class GrantedWork(NamedTuple):
-    """Work that came down for a device.
+    """Work that has arrived for a device.
 
     Attributes:
-        work: What the server above gives.
+        work: The assignment of the server above.
         serial: The serial of the check-in that asked for the work.
-        since: When the work came down, by the server's clock.
+        since: When the work arrived, by the server's clock.
     """
 
     work: Assignment
@@ -43,24 +45,24 @@ class GrantedWork(NamedTuple):
     since: float
 
     def waiting(self, device: str) -> WaitingWork:
-        """Return the same as the edge's table knows it."""
+        """Return this work in the form that the edge's table needs."""
         return WaitingWork(f"{device}/{self.work.session}", device, self.serial, self.since)
 
 
 class WorkHolders(Protocol):
-    """The runs of an edge, as far as the relay needs them."""
+    """The methods of an edge's runs that the relay needs."""
 
     def holds(self, device: str) -> bool:
-        """Return whether what a device has done is in a sum that has not gone up yet."""
+        """Return whether a device's report is in a sum that has not gone up yet."""
         ...
 
     def forget_work(self, device: str, now: float) -> None:
-        """Count no report any more of the work that a device has, since it asks for other work."""
+        """Count no further report of a device for its current work, since it asks for other work."""
         ...
 
 
 class RelayBatch(NamedTuple):
-    """What goes up in one request.
+    """The content of one request to the server above.
 
     Attributes:
         asked: Check-ins, by device.
@@ -72,22 +74,22 @@ class RelayBatch(NamedTuple):
 
 
 class Relay:
-    """Check-ins that go up, and what came down for them.
+    """Check-ins on their way up, and the work that has arrived for them.
 
     Attributes:
-        asking: By device, the last check-in that is to be passed on.
-        going_up: By device, check-ins that are on their way up.
-        granted: By device, work that came down and waits to be fetched.
-        waiting: How much of it there is, by (task, kind).
-        ended: Reasons for the end of sessions of which no report will come, by (task, kind, device and session).
-        members: Devices that the edge has.
+        asking: The last check-in to be relayed, by device.
+        going_up: The check-ins on their way up, by device.
+        granted: Work that has arrived and waits to be fetched, by device.
+        waiting: The number of pieces of such work, by (task, kind).
+        ended: Why sessions ended without a report, by (task, kind, device and session).
+        members: The number of the edge's devices.
     """
 
     def __init__(self, wake_uplink: Callable[[], None], runs: WorkHolders) -> None:
-        """Begin with nothing.
+        """Make an empty relay.
 
         Args:
-            wake_uplink: Is called if there is something to pass on.
+            wake_uplink: Called if the uplink has something to send.
             runs: The runs of the edge.
         """
         self.asking: dict[str, DeviceCheckIn] = {}
@@ -101,22 +103,22 @@ class Relay:
         self._next = math.inf
 
     def clear(self) -> None:
-        """Drop all pending check-ins and all work that no device has fetched."""
+        """Drop all pending check-ins and all unfetched work."""
         for pending in (self.asking, self.going_up, self.granted, self.waiting):
             pending.clear()
 
     def wake(self) -> None:
-        """Let the uplink look for what goes up."""
+        """Make the uplink look for something to send."""
         self._wake_uplink()
 
     def ask(self, asked: DeviceCheckIn, now: float) -> ComeLater:
-        """Pass a check-in on, unless that was done, or the answer that came down says when it may be done again.
+        """Relay a check-in, unless it is already on its way, or the last answer asks the device to wait longer.
 
-        A device whose report is in a sum that has not gone up must wait. To the server above, a device that asks anew has
-        forgotten its work, and for that the whole sum would be refused.
+        A device whose report is in an unsent sum must wait. The server above would take a new check-in to mean that the device
+        has forgotten its work, and would refuse the whole sum.
 
         Returns:
-            What the device is told meanwhile.
+            The answer to the device for the meantime.
         """
         device = asked.device
         serial, until, later = self._later.get(device, (-1, now, NOT_NOW))
@@ -131,11 +133,11 @@ class Relay:
         return NOT_NOW
 
     def keep(self, device: str, work: Assignment, serial: int, now: float) -> None:
-        """Keep work that came down for a device until the device fetches it.
+        """Keep work that has arrived for a device until the device fetches it.
 
         Args:
             device: The device's id.
-            work: What the server above gives.
+            work: The assignment of the server above.
             serial: The serial of the check-in that asked for the work.
             now: The server's clock, in seconds.
         """
@@ -144,13 +146,13 @@ class Relay:
         self.waiting[work.task, work.kind] += 1
 
     def remove(self, devices: Iterable[str]) -> None:
-        """Keep the work for these devices no longer."""
+        """Remove the work for these devices."""
         for device in devices:
             if (gone := self.granted.pop(device, None)) is not None:
                 self.waiting[gone.work.task, gone.work.kind] -= 1
 
     def send_away(self, device: str, request: CheckInRequest, answer: CheckInAnswer, now: float) -> None:
-        """Pass this check-in of a device on again only after the retry window of the answer."""
+        """Relay the device's check-in again only after the retry window of the answer."""
         window = answer.retry_after_s or ASKING
         until = math.inf if answer.reason == "replayed" else now + min(window[0], ASK_AGAIN)
         self._later[device] = request.serial, until, ComeLater(window, answer.reason)
@@ -160,13 +162,13 @@ class Relay:
             self._later.popitem(last=False)
 
     def note_members(self, members: int) -> None:
-        """Note how many devices the edge has: the server above is told if that has changed."""
+        """Set the number of the edge's devices; if it has changed, the server above is told."""
         if members != self.members:
             self.members = members
             self._wake_uplink()
 
     def is_due(self, now: float) -> bool:
-        """Return whether a device that was sent away may ask again since the last call."""
+        """Return whether the waiting time of any device has ended since the last call."""
         if now < self._next:
             return False
         left = [until for _, until, _ in self._later.values() if until > now]
@@ -174,14 +176,14 @@ class Relay:
         return True
 
     def note_ended(self, task: str, kind: Kind, sessions: Iterable[str], reason: str) -> None:
-        """Note that no report will come of these sessions. reason: "edge" if that is not their devices' doing."""
+        """Note that these sessions will not report. reason: "edge" if their devices did not cause this."""
         told = "edge" if reason == "closed" else reason if reason in REASONS else "other"
         self.ended |= {(task, kind, session): told for session in sessions}
         if self.ended:
             self._wake_uplink()
 
     def batch(self) -> RelayBatch:
-        """Take what goes up in the next request; if more is left, the uplink is woken for it."""
+        """Take the content of the next request; if more is left, wake the uplink again."""
         asked = {device: self.asking.pop(device) for device in _that_fit(self.asking)}
         self.going_up |= asked
         ended = {session: self.ended.pop(session) for session in list(islice(self.ended, MOST_RELAYED))}
@@ -190,16 +192,16 @@ class Relay:
         return RelayBatch(asked, ended)
 
     def put_back(self, batch: RelayBatch) -> None:
-        """Pass a batch on later, since the server above did not hear it. What was noted meanwhile is newer."""
+        """Put back a batch that did not reach the server above. Newer entries take precedence."""
         self.going_up.clear()
         self.asking = batch.asked | self.asking
         self.ended = batch.ended | self.ended
 
 
 def _that_fit(asking: Mapping[str, DeviceCheckIn]) -> list[str]:
-    """Return the first devices whose check-ins go up in one request, by their number and their bytes.
+    """Return the first devices whose check-ins fit into one request, by number and bytes.
 
-    A letter of a check-in takes two bytes at most in the text of another message.
+    A character of a check-in takes at most two bytes in the text of another message.
     """
     left, devices = MAX_RELAY // 2, list[str]()
     for device, asked in islice(asking.items(), MOST_RELAYED):

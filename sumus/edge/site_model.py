@@ -1,12 +1,12 @@
-"""A site's own model, and where the site stands between two of its sums.
+"""A site's own model, and the site's standing between two of its sums.
 
     model = SiteModel(served, store, blobs)
     model.read()                           what was written before a crash
-    model.move(work, total, number, now, publish)     one round on: the sum of its devices' reports moves the model
-    model.total()                          the sum that goes up: what the model has moved by
+    model.move(work, total, number, now, publish)     after a round: its sum updates the model
+    model.total()                          the sum that goes up: the change of the model
 
-Everything between two sums is one note of the run. It is written in the transaction that publishes a round, so that after a crash
-the same rounds go on and the same bytes go up.
+The whole state between two sums is one note of the run. It is written in the transaction that publishes a round, so that after
+a crash the same rounds go on and the same bytes go up.
 """
 
 from collections.abc import Callable
@@ -33,17 +33,17 @@ _NOTE = "standing"
 
 
 class SiteStanding(msgspec.Struct, frozen=True):
-    """Where a site stands between two sums, from the end of the first round on.
+    """The standing of a site between two sums, from the end of its first round on.
 
     Attributes:
-        purpose: The work of the server above, and the end of the round that comes.
+        purpose: The work of the server above, with the time limits of the next round.
         sessions: The sessions of the server above that the sum will stand for.
-        model: What the site's devices begin from now.
-        done: Rounds that have moved the model.
-        last: The number of the last of them.
-        weights: The weight of each part, added up over these rounds.
-        metrics: The metrics of the last of them.
-        over: Whether no further round comes, and the sum goes up.
+        model: The model from which the site's devices begin now.
+        done: The number of rounds that have changed the model.
+        last: The number of the last such round.
+        weights: The weight of each part, summed over these rounds.
+        metrics: The metrics of the last such round.
+        over: Whether the rounds have ended, and the sum goes up.
     """
 
     purpose: EdgeWork
@@ -62,19 +62,19 @@ class SiteStanding(msgspec.Struct, frozen=True):
 
 
 class SiteModel:
-    """The model of a site, and the note that says where the site stands.
+    """The model of a site, and the note with the site's standing.
 
     Attributes:
         plan: The plan of the server above.
-        rounds: Rounds that the plan asks for between two sums.
-        standing: Where the site stands; None in its first round.
+        rounds: The number of rounds between two sums, as set by the plan.
+        standing: The site's standing; None in its first round.
     """
 
     def __init__(self, served: Served, store: Store, blobs: Blobs) -> None:
-        """Read the plan; where the site stands is read later (`read`).
+        """Read the plan; `read` later reads the standing.
 
         Args:
-            served: What the server above says of the run.
+            served: The run, as the server above describes it.
             store: The rows of the run.
             blobs: The plans and models that devices fetch; the plan must be among them.
         """
@@ -88,10 +88,10 @@ class SiteModel:
         return None if self.standing is None else self.standing.own
 
     def read(self, plan: Body) -> bool:
-        """Read where the site stands. If that is written of another plan, it means nothing any more.
+        """Read the site's standing. A standing of another plan is no longer valid.
 
         Returns:
-            Whether it is written of another plan.
+            Whether the standing belongs to another plan.
         """
         with self._store.transaction() as rows:
             note = rows.note(OF_THE_RUN, _NOTE)
@@ -101,26 +101,26 @@ class SiteModel:
         return other
 
     def forget(self) -> None:
-        """Stand before a first round again."""
+        """Delete the standing: the next round is a first round again."""
         with self._store.transaction() as rows:
             rows.put_note(OF_THE_RUN, _NOTE, None)
         self.standing = None
 
     def work_of(self, number: int) -> EdgeWork | None:
-        """Return what an own round is for; None if the round is not one of the site's own, or no further round comes."""
+        """Return the work of an own round; None if the round is not one of the site's own, or if its rounds have ended."""
         standing = self.standing
         return None if standing is None or standing.over or number <= standing.last else standing.purpose
 
     def has_done(self, number: int) -> bool:
-        """Return whether a round has moved the model since the last sum."""
+        """Return whether this round has changed the model since the last sum."""
         return self.standing is not None and number <= self.standing.last
 
     def began_before(self, number: int) -> bool:
-        """Return whether a round came after the first, so that the site's note says what it is for, and not its own."""
+        """Return whether a round came after the first round. Then its work is in the site's note, not in a note of the round."""
         return self.standing is not None and number > self.standing.last
 
     def assignment(self, given: Assignment) -> Assignment:
-        """Return the work of an own round: it begins from the site's model, and has a seed of its own."""
+        """Return the assignment of an own round: it begins from the site's model, and has a seed of its own."""
         if (standing := self.standing) is None:
             return given
         seed = seed_of(bytes.fromhex(given.seed), standing.done)
@@ -129,14 +129,15 @@ class SiteModel:
     def move(
         self, work: EdgeWork, total: Aggregate, number: int, now: float, publish: Callable[[int, float, Also], None]
     ) -> None:
-        """Let the sum of a round move the model, and publish the round.
+        """Update the model with the sum of a round, and publish the round.
 
         Args:
-            work: What the round was for.
+            work: The work of the round.
             total: The sum of the round.
             number: The round's number.
             now: The store's clock, in seconds.
-            publish: Publishes a round, given its number, the time, and what else to write in the same transaction.
+            publish: Publishes a round, given its number, the time, and a function that writes further rows in the same
+                transaction.
 
         Raises:
             Unusable: No model can be made of the sum.
@@ -148,7 +149,7 @@ class SiteModel:
         self.standing = moved
 
     def end_rounds(self, coordinator: Coordinator) -> None:
-        """Write down that no further round comes."""
+        """Record that the site's rounds have ended."""
         assert self.standing is not None, "own rounds end after the first round"
         ended = msgspec.structs.replace(self.standing, over=True)
         with coordinator.leading() as rows:
@@ -158,9 +159,9 @@ class SiteModel:
     def _after(
         self, work: EdgeWork, sessions: tuple[str, ...], total: Aggregate, number: int, now: float
     ) -> SiteStanding:
-        """Return where the site stands after a round, with its new model kept among the blobs.
+        """Return the site's standing after a round; the new model is stored among the blobs.
 
-        The time that is left until the sum must go up is shared evenly among the rounds that are left.
+        The remaining rounds share the time until the sum must go up evenly.
         """
         before = self._site(work.work)
         with usable():
@@ -179,11 +180,11 @@ class SiteModel:
         )
 
     def total(self) -> Aggregate:
-        """Return the sum for the server above: what the model has moved by.
+        """Return the sum for the server above: the change of the model.
 
         Raises:
-            ExperimentError: A file is missing; it may be put back.
-            Unusable: The model has moved further than a sum of so many reports may.
+            ExperimentError: A file is missing; it may be restored.
+            Unusable: The model has changed by more than a sum of its number of reports may.
         """
         assert self.standing is not None, "a site has a sum after its first round"
         site = self._site(self.standing.purpose.work)
@@ -191,7 +192,7 @@ class SiteModel:
             return site.total(len(self.standing.sessions))
 
     def _site(self, work: Assignment) -> Site:
-        """Return the value that the standing is written of."""
+        """Return the `Site` value for the standing."""
         plan, base = self.plan, self._model(work.broadcast)
         site = Site.of(plan.algorithm, plan.description, plan.sums, bytes.fromhex(work.seed), base)
         if (standing := self.standing) is None:
@@ -205,5 +206,5 @@ class SiteModel:
 
 
 def _write(rows: Rows, standing: SiteStanding) -> None:
-    """Write down where a site stands."""
+    """Write a site's standing as a note."""
     rows.put_note(OF_THE_RUN, _NOTE, msgspec.json.encode(standing))

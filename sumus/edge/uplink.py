@@ -1,11 +1,12 @@
-"""An edge's way up: passes check-ins on, brings the work that is given for them, and sends the edge's sums.
+"""An edge's uplink: relays check-ins, fetches the work that is assigned to them, and sends the edge's sums.
 
     uplink = Uplink(requests, server, blobs, rows, relay, runs, take_up, wanted)
-    uplink.learn()                         ask the server above which runs there are
-    uplink.turn()                          one round trip; seconds until the next, at most
-    uplink.run(over)                       do so until an event is set
+    uplink.learn()                         asks the server above for its runs
+    uplink.turn()                          one round trip; returns the most seconds until the next one
+    uplink.run(over)                       takes turns until an event is set
 
-If the server above is away, the edge goes on taking and keeping its devices' reports. It sends the sums when that server is back.
+If the server above is unreachable, the edge still accepts and keeps its devices' reports. It sends the sums when that server is
+back.
 """
 
 import random
@@ -42,26 +43,26 @@ from sumus.wire.messages import (
 
 LOG = logger("sumus.edge")
 REFRESH = 60.0
-"""Seconds from asking what there is to do to asking again."""
+"""Seconds between two requests for the server above's runs."""
 GATHER = 0.05
-"""Seconds for which check-ins are gathered, so that many go up together."""
+"""The seconds for which check-ins are gathered, so that many go up in one request."""
 SOON, LATE = 1.0, 60.0
-"""Seconds after which a request that did not reach the server above is tried again: the first time, and at most."""
+"""The seconds after which a request that did not reach the server above is tried again: the first time, and the maximum."""
 REFUSED = (30.0, 90.0)
 """The retry window, in seconds, of a device whose check-in the server above has refused."""
 TO_MEND = frozenset({"not_edge", "revoked", "unknown_device", "bad_signature", "old_protocol"})
-"""Codes of refusals that a person must mend; until then, every sum is kept and tried again."""
+"""Codes of refusals whose cause a person must remove; until then, every sum is kept and tried again."""
 
 
 def quiet(line: str) -> None:
-    """Say nothing."""
+    """Ignore the line."""
 
 
 class _Taken(NamedTuple):
-    """What is to go up.
+    """The content of an uplink's turn.
 
     Attributes:
-        members: Devices that the edge has.
+        members: The number of the edge's devices.
         batch: Check-ins and ended sessions.
         sums: Sums, each with its run.
     """
@@ -72,10 +73,10 @@ class _Taken(NamedTuple):
 
 
 class EdgeRuns:
-    """The runs of an edge, as its server has them now."""
+    """The present runs of an edge's server."""
 
     def __init__(self, server: Server) -> None:
-        """Look at a server's tasks."""
+        """Show the runs of a server's tasks."""
         self._server = server
 
     def all(self) -> list[EdgeRun]:
@@ -83,23 +84,23 @@ class EdgeRuns:
         return [run for task in self._server.tasks for run in task.runs if isinstance(run, EdgeRun)]
 
     def holds(self, device: str) -> bool:
-        """Return whether what a device has done is in a sum of any run that has not gone up yet."""
+        """Return whether a device's report is in an unsent sum of any run."""
         return any(run.holds(device) for run in self.all())
 
     def forget_work(self, device: str, now: float) -> None:
-        """Count no report any more of the work that a device has, since it asks for other work."""
+        """Count no further report of a device for its current work, since it asks for other work."""
         for run in self.all():
             run.forget_work(device, now)
 
 
 class Uplink:
-    """The way from an edge to the server above.
+    """The connection from an edge to the server above.
 
     Attributes:
-        trouble: Why the server above does not hear; empty if it does.
-        sent: Sums that the server above has counted.
-        bytes_up: Bytes of these sums.
-        waiting: Sums that are on their way.
+        trouble: Why the server above cannot be reached; empty if it can.
+        sent: The number of sums that the server above has counted.
+        bytes_up: The bytes of these sums.
+        waiting: The number of sums on their way.
     """
 
     def __init__(
@@ -114,18 +115,18 @@ class Uplink:
         wanted: threading.Event,
         say: Callable[[str], None] = quiet,
     ) -> None:
-        """Send nothing yet.
+        """Prepare the uplink; `run` starts sending.
 
         Args:
-            requests: Requests of the edge to the server above.
+            requests: Sends the edge's requests to the server above.
             server: The edge's own server.
-            blobs: Where plans and models are kept for devices.
-            rows: Where it is remembered what there is to do.
-            relay: What goes up, and what comes down for it.
+            blobs: The store of plans and models for devices.
+            rows: The store in which the runs of the server above are remembered.
+            relay: Holds the check-ins that go up, and the work that comes down for them.
             runs: The runs of the edge's server.
-            take_up: Makes runs of what there is to do.
-            wanted: Is set if there is something to send.
-            say: Is told of each sum that went up.
+            take_up: Makes runs, given the server above's runs and the time.
+            wanted: An event that is set if the uplink has something to send.
+            say: Called with a line of text about each sum that was sent.
         """
         self._requests, self._server, self._blobs, self._rows = requests, server, blobs, rows
         self._relay, self._runs, self._take_up, self._wanted, self._say = relay, runs, take_up, wanted, say
@@ -137,11 +138,11 @@ class Uplink:
         self.sent = self.bytes_up = self.waiting = 0
 
     def wake(self) -> None:
-        """Look soon for something to send. Any thread may call this."""
+        """Look for something to send soon. Any thread may call this."""
         self._wanted.set()
 
     def run(self, over: threading.Event) -> None:
-        """Send whatever there is to send, until `over` is set."""
+        """Take turns until `over` is set."""
         pause = 0.0
         while not over.is_set():
             self._wanted.wait(pause)
@@ -153,7 +154,7 @@ class Uplink:
                 return
 
     def turn(self) -> float:
-        """Send everything once.
+        """Send everything that waits, once.
 
         Returns:
             Seconds until the next turn is due, even if nothing new is to be sent.
@@ -172,7 +173,7 @@ class Uplink:
         return REFRESH
 
     def learn(self) -> None:
-        """Ask the server above which runs there are, and fetch their plans and the models that devices answer with."""
+        """Ask the server above for its runs, and fetch their plans and released models."""
         tasks = self._requests.tasks()
         for served in tasks.runs:
             self._fetch(served.plan)
@@ -185,7 +186,7 @@ class Uplink:
         self._on_server(self._sweep).result()  # on the deciding thread, where a site makes models of its own
 
     def remember(self, now: float) -> bool:
-        """Take up the runs that the server above had when it was heard last; return whether they are known."""
+        """Make the last known runs of the server above; return whether any are known."""
         with self._rows.transaction() as rows:
             note = rows.note(OF_THE_RUN, "served")
         if note is None:
@@ -194,7 +195,7 @@ class Uplink:
         return True
 
     def _unheard(self, why: str, window: Window | None = None) -> float:
-        """Note why the server above does not hear, and return the seconds until the next attempt.
+        """Note why the server above cannot be reached, and return the seconds until the next attempt.
 
         Args:
             why: The reason, in a sentence.
@@ -228,7 +229,7 @@ class Uplink:
         return _Taken(self._server.crowd.count(), self._relay.batch(), sums)
 
     def _pass_on(self, taken: _Taken) -> None:
-        """Pass check-ins on, and bring the answers with the plans and models that their devices need."""
+        """Relay check-ins, and fetch the answers, with the plans and models that the devices need."""
         batch = taken.batch
         if not (batch.asked or batch.ended or taken.members != self._said):
             return
@@ -275,7 +276,7 @@ class Uplink:
         return CheckInAnswer(retry_after_s=REFUSED, reason=told.code)
 
     def _send(self, run: EdgeRun, waiting: ReadySum) -> None:
-        """Send a sum. If the server above will never count it, give it up, and say so."""
+        """Send a sum. If the server above refuses it for good, give it up, and log the reason."""
         try:
             self._requests.report_sum(waiting.task, waiting.kind, waiting.body)
         except Refused as refused:
@@ -294,12 +295,12 @@ class Uplink:
         self._learnt = False  # there may be a new model to answer with
 
     def _fetch(self, body: Body) -> None:
-        """Fetch an object, unless it is here already."""
+        """Fetch an object, unless it is already stored here."""
         if self._blobs.size(body.sha256) is None:
             self._blobs.put(self._requests.object(body))
 
     def _sweep(self, now: float) -> None:
-        """Delete the objects that no device may fetch any more."""
+        """Delete the objects that devices may no longer fetch."""
         kept = frozenset[str]().union(*(run.objects for run in self._runs.all()))
         for sha256 in set(self._blobs) - kept:
             self._blobs.delete(sha256)

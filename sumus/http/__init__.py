@@ -1,1 +1,1 @@
-"""What all that listens has in common: bounded connections, bodies in bounded memory, limits, proxies, TLS."""
+"""The common base of all HTTP servers here: bounded connections, bodies in bounded memory, limits, proxies, TLS."""

@@ -1,7 +1,7 @@
-"""Answers that every plane needs: for a request that failed, and for a body too long to be copied whole.
+"""Answers that every plane needs: for failed requests, and for bodies too long to be copied as a whole.
 
 Route(path, ExplainedEndpoint(endpoint, answer_to), methods=["GET"])     `answer_to` answers if the endpoint raises
-return PiecewiseResponse(body)                                           sent piece by piece, as the other side reads
+return PiecewiseResponse(body)                                           sent piece by piece, as fast as the client reads
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,18 +14,19 @@ from starlette.types import Receive, Scope, Send
 from sumus.http.bodies import let_go
 
 Answering: TypeAlias = Callable[[Request], Awaitable[Response]]
-"""An endpoint: it takes a request and gives the answer."""
+"""An endpoint: it takes a request and returns the answer."""
 
 PIECE = 64 * 2**10
-"""Bytes that are handed to a connection at once."""
+"""The most bytes that are passed to a connection at once."""
 
 
 class PiecewiseResponse(Response):
-    """A body in memory of which one piece at a time is given to the connection: a reader who is slow makes no copy of the rest.
+    """A response with a body in memory. One piece at a time is passed to the connection, so slow readers cause no copies of the
+    rest.
 
     Args:
-        body: may be shared by many answers.
-        keeps: whatever must stay in memory until the answer is sent.
+        body: The body, which many answers may share.
+        keeps: An object that must stay in memory until the answer is sent.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class PiecewiseResponse(Response):
         self._body, self._keeps = memoryview(body), keeps
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Send the response, as ASGI defines it."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for begin in range(0, max(len(self._body), 1), PIECE):
             end = begin + PIECE
@@ -48,10 +49,10 @@ class PiecewiseResponse(Response):
 
 
 class ExplainedEndpoint:
-    """An endpoint of which every exception becomes an answer, in raw ASGI: Starlette wraps functions and leaves objects alone.
+    """An endpoint whose exceptions all become answers. It is raw ASGI: Starlette wraps functions, but not objects.
 
     Args:
-        endpoint: Answers a request, or raises.
+        endpoint: Answers a request, or raises an exception.
         answer_to: Makes the answer to a request whose endpoint raised an exception.
     """
 
@@ -59,7 +60,7 @@ class ExplainedEndpoint:
         self._endpoint, self._answer_to = endpoint, answer_to
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, as ASGI has it."""
+        """Answer one request, as ASGI defines it."""
         request = Request(scope, receive, send)
         try:
             response = await self._endpoint(request)

@@ -1,12 +1,12 @@
-"""Bodies of requests, read: the one place that does it, for every plane.
+"""Reads the bodies of requests, for every plane.
 
-    length = announced(request, most)                           refused by its length before a byte is read
-    body = await strangers.read(request, length)                of a sender who is not known yet
-    async with uploads.body(request, length, sender) as body:   of one who is, in memory that is lent
-    body = await whole(request, length)                         in memory that the caller has counted
+    length = announced(request, most)                           raises Refused for a bad length, before a byte is read
+    body = await strangers.read(request, length)                from an unknown sender
+    async with uploads.body(request, length, sender) as body:   from a known sender, into lent memory
+    body = await whole(request, length)                         into memory that the caller has counted
 
-A body that stops coming, ends early or is not as long as it said is refused with a code of `wire.messages.STATUS`. Memory of a
-request that failed comes back at once: `let_go` empties the frames that an error's traceback holds on to.
+A body that stalls, ends early or is not as long as announced is refused with a code from `wire.messages.STATUS`. The memory of
+a failed request is freed at once: `let_go` empties the frames that an error's traceback keeps alive.
 """
 
 import asyncio
@@ -22,26 +22,27 @@ from sumus.text import amount, over, whole_number
 from sumus.wire.messages import Refused, Window
 
 WINDOW_S, LEAST = 10.0, 160 * 2**10
-"""In every so many seconds at least so many bytes of a body must come, or the rest of it."""
+"""The least rate of a body: in every period of this many seconds, at least this many bytes must come, or the rest of the body.
+"""
 SMALL = 64 * 2**10
-"""The longest body, in bytes, that is read of a sender who is not known yet."""
+"""The longest body, in bytes, that is read from a sender who is not known yet."""
 FREE = 4 * 2**10
-"""Bytes of each such body that are not counted: a connection costs as much, and connections are bounded."""
+"""The first bytes of each such body, which are not counted: a connection costs as much, and connections are bounded."""
 STRANGERS = 32 * 2**20
-"""The most bytes of all such bodies together, beyond what is free."""
+"""The most bytes of all such bodies together, without the uncounted ones."""
 SOON: Window = (1.0, 10.0)
 
 
 def announced(request: Request, most: int, packed: str = "identity") -> int:
-    """Give the length that a request announces for its body.
+    """Return the announced length of a request's body.
 
     Args:
         request: The request.
         most: The most bytes that are read.
-        packed: The content encoding that is read, besides none.
+        packed: The content encoding that is accepted besides `identity`.
 
     Raises:
-        Refused: The length is too long, or is not announced. Nothing of the body was read.
+        Refused: The body is too long, or its length is not announced. Nothing of the body was read.
     """
     if request.headers.get("content-encoding", "identity") not in ("identity", packed):
         raise Refused("encoding", "bodies are sent as they are: leave Content-Encoding out")
@@ -54,7 +55,7 @@ def announced(request: Request, most: int, packed: str = "identity") -> int:
 
 
 async def fill(request: Request, into: memoryview) -> None:
-    """Read a body of exactly this length. The memory is given back if it is refused."""
+    """Read a body into memory, which it must fill exactly. The memory is released if the body is refused."""
     got = 0
 
     def put(piece: bytes) -> None:
@@ -82,7 +83,7 @@ async def up_to(request: Request, most: int, more: Callable[[int], None]) -> byt
     Args:
         request: The request.
         most: The most bytes that are read.
-        more: Is told the bytes of each piece before it is kept; it may refuse.
+        more: Called with the size of each piece before the piece is kept; it may refuse the body.
     """
     body = bytearray()
 
@@ -95,11 +96,11 @@ async def up_to(request: Request, most: int, more: Callable[[int], None]) -> byt
 
 
 class Strangers:
-    """Reads small bodies of senders who are not known yet: altogether no more than so many bytes, and of a neighbourhood no more
-    than its share. What has come is counted, not what was announced, so that announcing costs nobody anything.
+    """Reads small bodies from unknown senders. All bodies together, and those of each neighbourhood, have a bounded number of
+    bytes. Only received bytes are counted, not announced ones, so an announcement cannot take space from other senders.
 
     Args:
-        most: The most bytes of all such bodies, beyond those that are free of each.
+        most: The most bytes of all such bodies, without the uncounted first bytes of each.
     """
 
     def __init__(self, most: int) -> None:
@@ -107,7 +108,7 @@ class Strangers:
 
     @property
     def taken(self) -> int:
-        """Bytes that are counted now."""
+        """The bytes that are counted now."""
         return self._shares.taken
 
     async def read(self, request: Request, length: int) -> bytes:
@@ -130,7 +131,7 @@ class Strangers:
 
 
 class Uploads:
-    """Reads long bodies of senders who are known, into lent memory.
+    """Reads long bodies from known senders, into lent memory.
 
     Args:
         room: Lends the memory.
@@ -143,10 +144,10 @@ class Uploads:
 
     @asynccontextmanager
     async def body(self, request: Request, length: int, sender: str) -> AsyncGenerator[memoryview, None]:
-        """Read a body of exactly this length, for the length of a block. A sender has one body at a time.
+        """Read a body of exactly this length, as a context manager. A sender can have only one body at a time.
 
         Raises:
-            Refused: Among others `busy`: there is no room, or the sender has another body.
+            Refused: Among other codes `busy`: the memory has no room, or the sender has another body.
         """
         if sender in self._sending:
             raise Refused("busy", "another report of this device is on its way: let it end first", (1.0, 5.0))
@@ -171,7 +172,14 @@ class Uploads:
 
 
 async def _read(request: Request, length: int, put: Callable[[bytes], None], exactly: bool = True) -> None:
-    """Read a body of a length, or of a length at most, and at the least rate at least. `put` is given each piece."""
+    """Read a body, and refuse it if it is slower than the least rate.
+
+    Args:
+        request: The request.
+        length: The length of the body.
+        put: Called with each piece.
+        exactly: Whether the body must have this length; otherwise the length is the maximum.
+    """
     loop, got, mark, more = asyncio.get_running_loop(), 0, LEAST, True
     try:
         async with asyncio.timeout(WINDOW_S) as window:
@@ -196,8 +204,9 @@ async def _read(request: Request, length: int, put: Callable[[bytes], None], exa
 
 
 def let_go(error: BaseException) -> None:
-    """Empty the frames that an error and the errors behind it hold on to, once all is said about them. Without that, a body that
-    a frame has named lives until the error does; and an error that a frame has named too, until a collection finds the circle."""
+    """Clear the frames that an error and its causes keep alive, after they have been handled. Otherwise a body that a frame
+    names lives as long as the error; and if a frame names the error too, until the garbage collector finds the cycle.
+    """
     seen = set[int]()
     behind: list[BaseException | None] = [error]
     while behind:
@@ -211,5 +220,5 @@ def let_go(error: BaseException) -> None:
 
 
 def source(request: Request) -> str:
-    """Give the address that a request comes from."""
+    """Return the address that a request comes from."""
     return request.client.host if request.client is not None else ""

@@ -1,11 +1,11 @@
-"""The certificate that a server shows: it is read again when its files change, and its end is told in time.
+"""The certificate of a server: it is read again when its files change, and a warning comes before it expires.
 
     certificate = Certificate(chain, key)
     certificate.context                     for connections from now on
-    certificate.look()                      takes what is new in the files, if it is whole
-    certificate.left_s(now)                 seconds until it ends
+    certificate.look()                      reads changed files, if they are complete
+    certificate.left_s(now)                 seconds until it expires
 
-A renewal writes two files, one after the other: until they belong together, the old certificate is shown.
+A renewal writes two files, one after the other: until the two match, the old certificate is used.
 """
 
 import os
@@ -25,23 +25,23 @@ from sumus.text import shell_word
 
 LOG = logger("sumus.certificate")
 SHARE = 4
-"""A certificate is near its end in the last such part of its time, or in its last 30 days if these are fewer."""
+"""A certificate is near its end in this last fraction of its validity, or in its last 30 days if that is shorter."""
 
 
 class Certificate:
-    """A certificate, with the files that it lies in.
+    """A certificate, with its files.
 
     Attributes:
-        context: What connections are made with. Another one once the files have changed.
-        ends: When it ends.
+        context: The TLS context for new connections. It is replaced when the files have changed.
+        ends: The time at which it expires.
 
     Args:
-        chain: The certificate and what vouches for it, PEM.
-        key: Its key, PEM.
-        own: Whether the server made it, and makes another when it starts near its end.
+        chain: The file of the certificate and its chain, PEM.
+        key: The file of the key, PEM.
+        own: Whether the server made it, and makes a new one when it starts near the certificate's end.
 
     Raises:
-        UsageError: The files cannot be read, or do not belong together.
+        UsageError: The files cannot be read, or do not match.
     """
 
     def __init__(self, chain: Path, key: Path, own: bool = False) -> None:
@@ -51,7 +51,7 @@ class Certificate:
         self.context, self._begins, self.ends = _read(chain, key)
 
     def look(self) -> bool:
-        """Take what is new in the files; whether it did. Any thread."""
+        """Read the files if they have changed; return whether the certificate was replaced. Any thread may call this."""
         with self._lock:
             marks = _marks(self.chain, self.key)
             if marks == self._seen:
@@ -69,15 +69,15 @@ class Certificate:
             return True
 
     def left_s(self, now: datetime) -> float:
-        """Seconds until it ends; less than 0 afterwards."""
+        """Return the seconds until it expires; negative afterwards."""
         return (self.ends - now).total_seconds()
 
     def is_near_its_end(self, now: datetime) -> bool:
-        """Whether the certificate should be renewed."""
+        """Return whether the certificate should be renewed."""
         return self.ends - now <= (RENEWED if self.own else min(RENEWED, (self.ends - self._begins) / SHARE))
 
     def said(self, now: datetime) -> str:
-        """Tell what a person should know about the certificate's end; empty as long as that is far."""
+        """Return a warning about the certificate's end; empty as long as the end is far."""
         if not self.is_near_its_end(now):
             return ""
         days = int(self.left_s(now) // timedelta(days=1).total_seconds())
@@ -88,13 +88,13 @@ class Certificate:
         return f"the certificate {self.chain} {ends}: put the new one in its place, and its key; that is seen within a minute"
 
     def warn(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        """Say in the log what a person should know about its end."""
+        """Log the warning about its end, if it is near."""
         if said := self.said(now()):
             LOG.warning("%s", said)
 
 
 def _marks(*files: Path) -> tuple[Any, ...]:
-    """Tell by what the files are known to have changed. Links are followed, as certbot renews."""
+    """Return values that change when the files change. Links are followed, since certbot renews by replacing links."""
     found = list[Any]()
     for file in files:
         try:
@@ -110,10 +110,10 @@ def _read(chain: Path, key: Path) -> tuple[ssl.SSLContext, datetime, datetime]:
     """Read a certificate's chain and key.
 
     Returns:
-        A context with both, and the times from which to which the certificate is valid.
+        A context with both, and the first and last moment of the certificate's validity.
 
     Raises:
-        ExperimentError: No server can use the files; the message names the one that is wrong.
+        ExperimentError: A server cannot use the files; the message names the wrong one.
     """
     held: dict[Path, bytes] = {}
     for file in (chain, key):

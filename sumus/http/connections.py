@@ -1,18 +1,19 @@
-"""Connections, bounded: how many there are, how long each may take over what it does, and how much of it waits in memory.
+"""Bounded connections: their number, the time of each step, and the memory for waiting data are limited.
 
     connections = Connections(10_000)
-    listener = Listener(socket, config, state, connections)          accepts from now on
-    connections.sweep(now)                                           now and then: ends those that are late
+    listener = Listener(socket, config, state, connections)          accepts connections from now on
+    connections.sweep(now)                                           to be called now and then: ends late connections
     listener.close()
 
-uvicorn reads and writes HTTP. What it leaves open is bounded here:
+uvicorn reads and writes HTTP. This module bounds what uvicorn leaves unbounded:
 
-- a connection counts from when it is accepted, so one that never begins its TLS counts too, and ends after `HANDSHAKE_S`;
-- a head has `HEAD_S` and `MOST_HEAD` bytes, wherever it stands on a connection;
-- **a connection does one request at a time**: what is sent behind one that is not answered is not read, and the connection ends
+- a connection is counted from the moment when it is accepted, even if it never begins its TLS handshake, and then ends after
+  `HANDSHAKE_S`;
+- every request head on a connection is limited to `HEAD_S` and `MOST_HEAD` bytes;
+- **a connection does one request at a time**: data that follows an unanswered request is not read, and the connection ends
   after the answer;
-- an answer that its reader does not take is given up after `STALLED_S` without progress, and so is the end of a connection;
-- a body that nobody reads, since its request was refused, is read off for `LINGER_S` so that the answer arrives, and no longer.
+- an answer that its reader does not take, and the closing of a connection, are given up after `STALLED_S` without progress;
+- the body of a refused request is read and discarded, for at most `LINGER_S`, so that the answer arrives.
 """
 
 import asyncio
@@ -34,36 +35,36 @@ from sumus.http.answers import PIECE
 from sumus.http.room import Shares, near
 
 HEAD_S, MOST_HEAD = 10.0, 32 * 2**10
-"""Seconds for a request's line and headers to come, and their bytes, at most."""
+"""The limits of a request's line and headers, in seconds and in bytes."""
 HANDSHAKE_S = 10.0
-"""Seconds for the handshake of TLS."""
+"""The seconds for the TLS handshake."""
 STALLED_S = 10.0
-"""Seconds for a reader to take what waits for it: at most a piece of an answer and as much again."""
+"""The seconds for a reader to take the waiting data: at most a piece of an answer and as much again."""
 LINGER_S, LINGER_BYTES = 10.0, 32 * 2**20
-"""How long, and how much, is read of a body that is not wanted."""
+"""The limits for reading an unwanted body, in seconds and in bytes."""
 UNUSED_S = 1.0
-"""Seconds that a connection has had no request before it may have to give way to another."""
+"""The seconds without a request after which a connection may be closed in favour of a new one."""
 MOST_CONNECTIONS = 16_384
-"""To one plane, at most."""
+"""The most connections to one plane."""
 ACCEPTED_AT_ONCE = 64
-"""Connections that are accepted before others have their turn."""
+"""The number of connections that are accepted before other work has its turn."""
 FULL_S = 0.5
-"""Seconds for which none is accepted if the process may open no more files."""
+"""The seconds for which connections are not accepted if the process may open no more files."""
 
 
 def files_for(most: int) -> int:
-    """So many connections, or as many as half of the files that the process may open."""
+    """Return this number of connections, or half of the number of files that the process may open, if that is smaller."""
     return max(min(most, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2), 1)
 
 
 class Connections:
-    """The connections to one plane. A neighbourhood of addresses has its share of them in a shortage; one more than there may be
-    takes the place of the one that has waited longest for a request.
+    """The connections to one plane. In a shortage, each neighbourhood of addresses has only its share. At the limit, a new
+    connection replaces the one that has waited longest for a request.
 
-    ended: connections that have ended since this was set to 0.
+    ended: The number of connections that have ended since this was set to 0.
 
     Args:
-        most: at any time.
+        most: The most connections at any time.
     """
 
     def __init__(self, most: int) -> None:
@@ -73,7 +74,7 @@ class Connections:
         self._without_request: dict[str, OrderedDict[Connection, float]] = {}
 
     def admit(self, who: str) -> bool:
-        """Count one more of a neighbourhood; False if there is no place for it."""
+        """Count a new connection of a neighbourhood; return False if the limits do not allow it."""
         if self.shares.take(who, 1):
             return True
         full = self.shares.taken >= self.shares.most
@@ -88,34 +89,34 @@ class Connections:
         return True
 
     def leave(self, who: str) -> None:
-        """Count one less."""
+        """Count one connection fewer of a neighbourhood."""
         self.shares.give(who, 1)
         self.ended += 1
 
     def has_no_request(self, one: "Connection") -> None:
-        """From now on it may have to give way."""
+        """Note that a connection has no request: from now on it may be closed in favour of a new one."""
         self._without_request.setdefault(one.who, OrderedDict())[one] = one.loop.time()
 
     def has_request(self, one: "Connection") -> None:
-        """From now on it is left alone."""
+        """Note that a connection has a request: it is not closed in favour of a new one."""
         if (waiting := self._without_request.get(one.who)) is not None:
             waiting.pop(one, None)
             if not waiting:
                 del self._without_request[one.who]
 
     def sweep(self, now: float) -> None:
-        """End those that are late."""
+        """End the late connections."""
         for one in [one for one in self.open if one.is_late(now)]:
             one.give_up()
 
 
 class Listener:
-    """Accepts connections on a socket, from its making on; each is counted before a byte of it is read.
+    """Accepts connections on a socket as soon as it is made; each connection is counted before a byte of it is read.
 
     Args:
         listening: A socket that listens.
-        how: The configuration of the application that answers.
-        state: The state of the server whose connections they are.
+        how: The uvicorn configuration of the application that answers.
+        state: The state of the uvicorn server to which the connections belong.
         connections: Counts them.
     """
 
@@ -130,7 +131,7 @@ class Listener:
         self._open = True
 
     def close(self) -> None:
-        """Accept no more, and drop those that are still in their handshake."""
+        """Accept no more connections, and drop those that are still in their handshake."""
         if self._open:
             self._open = False
             self._loop.remove_reader(self._socket.fileno())
@@ -138,7 +139,7 @@ class Listener:
                 task.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait for those that were in their handshake."""
+        """Wait for the connections that were in their handshake."""
         await asyncio.gather(*self._beginning, return_exceptions=True)
 
     def _accept(self) -> None:
@@ -168,7 +169,7 @@ class Listener:
             self._loop.add_reader(self._socket.fileno(), self._accept)
 
     async def _begin(self, one: socket.socket, who: str) -> None:
-        """Hand a connection to HTTP, once its TLS stands."""
+        """Pass a connection to HTTP after its TLS handshake."""
         made: Connection | None = None
 
         def make() -> Connection:
@@ -190,8 +191,8 @@ class Listener:
 
 
 def _prepare(one: socket.socket) -> None:
-    """Let a connection send at once, and keep little of an answer in the system: the rest waits here, so that it is seen whether
-    the other side reads.
+    """Make a connection send without delay, and keep only little of an answer in the system's buffers: the rest waits here,
+    which shows whether the client reads.
     """
     one.setblocking(False)
     one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -203,7 +204,7 @@ class Connection(HttpToolsProtocol):
     """One connection, of which uvicorn reads requests one at a time.
 
     Attributes:
-        who: The neighbourhood that the connection is from.
+        who: The neighbourhood from which the connection comes.
         begun: Whether the connection is counted, so that it is counted out when it ends.
     """
 
@@ -231,7 +232,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """As uvicorn has it, with bounds; and nothing is logged, since anybody can send nonsense."""
+        """Do what uvicorn does, with bounds. Bad input is not logged, since anybody can send it."""
         self._unset_keepalive_if_required()
         if not self._is_wanted(len(data)):
             return
@@ -287,7 +288,7 @@ class Connection(HttpToolsProtocol):
         self.flow.pause_reading()  # until somebody asks for the body
 
     def on_body(self, body: bytes) -> None:
-        """As uvicorn has it, which would copy a piece twice before anybody sees it."""
+        """Do what uvicorn does, but without its two copies of each piece."""
         if self.cycle.body or self.cycle.response_complete:
             super().on_body(body)
             return
@@ -317,11 +318,11 @@ class Connection(HttpToolsProtocol):
     # ── its end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def is_late(self, now: float) -> bool:
-        """Tell whether the connection has taken too long over what it does."""
+        """Return whether the connection has taken too long over its present step."""
         return self._until <= now or self._stalled <= now
 
     def give_up(self) -> None:
-        """End it at once, whatever waits to be read or written."""
+        """End the connection at once, even if data waits to be read or written."""
         self._deaf = True
         self._count_out()
         if (at := self.transport.get_extra_info("socket")) is not None:  # the system, too, keeps nothing for its reader
@@ -329,7 +330,7 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def forget(self) -> None:
-        """Let go of the parser, which holds on to this connection as this does to it."""
+        """Drop the parser, since the connection and the parser refer to each other."""
         self.parser = None  # pyright: ignore[reportAttributeAccessIssue]
 
     def _count_out(self) -> None:
@@ -339,7 +340,7 @@ class Connection(HttpToolsProtocol):
             self._connections.leave(self.who)
 
     def _refuse(self) -> None:
-        """Refuse what came: it is no request, or is not wanted here."""
+        """Refuse the received data: it is not a request, or is not accepted here."""
         if not self._answered():
             self._deaf = True
         elif self._named > MOST_HEAD:
@@ -352,7 +353,7 @@ class Connection(HttpToolsProtocol):
     # ── what it does ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _is_wanted(self, more: int) -> bool:
-        """Return whether the next bytes, given their number, are to be parsed."""
+        """Return whether the next `more` bytes are to be parsed."""
         unread = self._answered() and not self._whole and not self._in_head
         if self._deaf or unread:
             self._unwanted += more
@@ -368,13 +369,13 @@ class Connection(HttpToolsProtocol):
         self._until = self.loop.time() + HEAD_S
 
     def _rest(self) -> None:
-        """Nothing is under way. uvicorn closes a connection that stays so, and this ends one that does not close."""
+        """Note that the connection is idle. uvicorn closes idle connections; `sweep` ends those that do not close."""
         self._unwanted = 0
         self._until = self.loop.time() + self.timeout_keep_alive + LINGER_S
         self._connections.has_no_request(self)
 
     def _answered(self) -> bool:
-        """Whether no request waits for its answer."""
+        """Return whether no request waits for its answer."""
         last: Any = self.cycle  # None, of a new connection
         return last is None or last.response_complete
 
@@ -385,4 +386,4 @@ class Connection(HttpToolsProtocol):
 
 
 class _Unwanted(Exception):
-    """What comes is not read: the parser is stopped with it."""
+    """Raised to stop the parser, since further data is not read."""

@@ -1,12 +1,12 @@
-"""Guards a plane that a browser can reach: it answers only under its own names, and no page of another site.
+"""Guards a plane that a browser can reach: it answers only under its own names, and never answers a page of another site.
 
     app = Starlette(routes=routes, middleware=[guard(names, refusal, "--name")])
 
 A web page can point a name of its own at 127.0.0.1 (DNS rebinding). Its requests then come from a browser on this machine, and
 the page may read the answers. Their `Host` is the page's name; so a plane answers to names of loopback, to the address that
-the connection came in on, and to what its operator calls it. A page can also send requests to an address whose
-answers it may not read (CSRF): a browser says so in `Origin` and in `Sec-Fetch-Site`. Changes ask for `is_json` too, since a form
-of a page cannot say that type.
+the connection came in on, and to the names that its operator has given it. A page can also send requests to an address whose
+answers it may not read (CSRF): a browser reveals this in `Origin` and in `Sec-Fetch-Site`. Endpoints that change something also
+require `is_json`, since a form on a page cannot send that type.
 """
 
 import hmac
@@ -25,16 +25,16 @@ from sumus.transport.hosts import host_of, ip_of, is_loopback
 WRONG_HOST, OTHER_SITE = "wrong_host", "other_site"
 STATUS = {WRONG_HOST: 421, OTHER_SITE: 403}
 Refusal: TypeAlias = Callable[[int, str, str], Response]
-"""Makes an answer in a plane's own form of a status, a code and a detail."""
+"""A function that makes an answer, in the plane's own form, from a status, a code and a detail."""
 
 
 def guard(names: Iterable[str], refusal: Refusal, option: str) -> Middleware:
-    """Make the middleware that does both checks before any other work of an application.
+    """Make the middleware that does both checks before the application does anything else.
 
     Args:
-        names: Hosts or addresses that the operator calls this plane by.
-        refusal: Makes the answer to a request that does not pass.
-        option: The option of the command line with which an operator gives a further name.
+        names: The host names or addresses that the operator uses for this plane.
+        refusal: Makes the answer to a request that fails a check.
+        option: The command-line option with which an operator adds a name.
     """
     known = frozenset(filter(None, map(host_of, names)))
     return Middleware(_guarded, known, refusal, option)
@@ -60,18 +60,18 @@ def _guarded(app: ASGIApp, known: frozenset[str], refusal: Refusal, option: str)
 
 
 def shows(request: Request, token: bytes) -> bool:
-    """Tell whether a request shows a token (`Authorization: Bearer TOKEN`), in a time that does not depend on the token."""
+    """Return whether a request shows a token (`Authorization: Bearer TOKEN`), in a time that does not depend on the token."""
     scheme, _, shown = request.headers.get("authorization", "").partition(" ")
     return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), token) and scheme.lower() == "bearer"
 
 
 def is_json(request: Request) -> bool:
-    """Tell whether a body is said to be JSON."""
+    """Return whether a request declares its body to be JSON."""
     return media_type(request) == "application/json"
 
 
 def media_type(request: Request) -> str:
-    """Give the media type of a body, without parameters."""
+    """Return the media type of a body, without parameters."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -85,7 +85,9 @@ def _is_called(scope: Scope, known: frozenset[str]) -> bool:
 
 
 def _is_of_other_site(scope: Scope) -> bool:
-    """Tell, by what a browser says, whether a page of another site sent a request. A link that a person follows is none."""
+    """Return whether, by the browser's headers, a page of another site sent a request. A link that a person follows does not
+    count.
+    """
     headers = Headers(scope=scope)
     if scope["method"] in ("GET", "HEAD") and headers.get("sec-fetch-mode") == "navigate":
         return False

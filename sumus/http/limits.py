@@ -1,10 +1,10 @@
-"""How many requests are answered, of each device, each neighbourhood and each population.
+"""Rate limits: of the requests of each device, each edge, each neighbourhood and each population.
 
     limits = Limits()
-    limits.enrolment(address, now)                   Refused("rate") with a window to come back in
+    limits.enrolment(address, now)                   raises Refused("rate") with a retry window
     limits.check_in("phones", device, now)
 
-They keep to their bounds whatever arrives. `now` is in seconds, of a clock that need not be right but must not go back.
+Memory stays bounded, whatever arrives. `now` is in seconds, of a clock that may be wrong but must not go back.
 """
 
 import math
@@ -19,23 +19,23 @@ from sumus.http.room import neighbourhood
 from sumus.wire.messages import Refused, Window
 
 LONGEST_S = 3600.0
-"""The longest that anybody is sent away for, in seconds, before the window is spread."""
+"""The longest time for which a sender is sent away, in seconds, before the window is spread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A limit of requests: `burst` at once, and `rate` a second in the long run."""
+    """A limit of requests: `burst` at once, and `rate` per second in the long run."""
 
     per_s: float
     burst: int
 
 
 class Bucket(NamedTuple):
-    """A token bucket, in two times.
+    """A token bucket, stored as two times.
 
     Attributes:
         full: The time at which the bucket will have all its tokens again.
-        served: The time at which all who asked could have been served, also those who were sent away.
+        served: The time at which all requests so far could have been served, including those that were sent away.
     """
 
     full: float
@@ -43,11 +43,12 @@ class Bucket(NamedTuple):
 
 
 EMPTY = Bucket(-math.inf, -math.inf)
-"""Of whom nobody has heard."""
+"""The bucket of a name without earlier requests."""
 
 
 def take(rate: Rate, bucket: Bucket, now: float) -> tuple[Bucket, Window | None]:
-    """Take a token of a bucket, by the cell rate algorithm of ATM (ITU-T I.371): a bucket is one number, without a timer.
+    """Take a token from a bucket, by the generic cell rate algorithm of ATM (ITU-T I.371): a bucket is one number, without a
+    timer.
 
     Args:
         rate: The rate of the bucket.
@@ -55,8 +56,8 @@ def take(rate: Rate, bucket: Bucket, now: float) -> tuple[Bucket, Window | None]
         now: The time.
 
     Returns:
-        The bucket afterwards, and None; or a window, in seconds from now, in which all who were sent away can be served. The
-        window begins when there is a token again, and is as long as a queue of those who asked would be.
+        The bucket afterwards, and None; or a window, in seconds from now, in which all requests that were sent away can be
+        served. The window begins when a token is available again, and is as long as a queue of these requests would be.
     """
     each, depth = 1 / rate.per_s, rate.burst / rate.per_s
     served = min(max(bucket.served, now) + each, now + depth + LONGEST_S)
@@ -68,12 +69,12 @@ def take(rate: Rate, bucket: Bucket, now: float) -> tuple[Bucket, Window | None]
 
 
 class Buckets:
-    """A bucket for each name, of one rate.
+    """Buckets of the same rate, one for each name.
 
     Args:
         rate: The rate.
-        most: The most names that are kept. The name that was not heard of for longest is forgotten first, and so may ask anew
-            once so many others have asked.
+        most: The most names that are kept. The name whose last request is oldest is forgotten first; its bucket is then full
+            again.
     """
 
     def __init__(self, rate: Rate, most: int = 50_000) -> None:
@@ -86,7 +87,7 @@ class Buckets:
         return len(self._buckets)
 
     def take(self, name: str, now: float, times: int = 1) -> Window | None:
-        """Take a token of a name's bucket, as the function `take` does. A name may have the rate so many `times`."""
+        """Take a token from a name's bucket, as the function `take` does. times: the multiple of the rate that this name has."""
         rate = Rate(self.rate.per_s * times, self.rate.burst * times)
         with self._lock:
             bucket, window = take(rate, self._buckets.get(name, EMPTY), now)
@@ -98,16 +99,17 @@ class Buckets:
 
 
 class Limits:
-    """What one device, one edge, one neighbourhood of addresses and one population may ask for.
+    """The rate limits of one server.
 
     Args:
-        device: Requests of each, and as many by way of an edge. The devices of an edge together have as many times that as the
-            edge may have devices.
-        source: Enrolments from each /24 (IPv6: /48).
-        population: Check-ins of each.
-        edge: Requests of each, without the check-ins in them.
-        random: From 0 to 1. It moves windows, so that devices that come back as early as they may do not come together.
-        most: Names that are kept, of devices as of sources.
+        device: The rate of requests of each device, and the same rate again through an edge. The devices of an edge together
+            have this rate times the number of devices that the edge may have.
+        source: The rate of enrolments from each /24 network (IPv6: /48).
+        population: The rate of check-ins of each population.
+        edge: The rate of requests of each edge, without the check-ins in them.
+        random: Returns a number from 0 to 1. It shifts windows, so that devices which come back as early as possible do not
+            come together.
+        most: The most names that are kept, of devices and of sources each.
     """
 
     def __init__(
@@ -126,30 +128,31 @@ class Limits:
         self._random = random
 
     def request(self, device: str, now: float) -> None:
-        """Any request of a device, once it is known to be of it: else others could use up what it may ask."""
+        """Charge a request to a device. Call this after the device is authenticated: otherwise others could use up its limit."""
         self._check(self._devices.take(device, now), "this device")
 
     def edge_request(self, edge: str, now: float) -> None:
-        """Any request of an edge, once it is known to be of it."""
+        """Charge a request to an edge. Call this after the edge is authenticated."""
         self._check(self._edges.take(edge, now), "this edge")
 
     def check_in(self, population: str, device: str, now: float) -> None:
-        """Charge a check-in that a device sends itself. It is a request of the device too."""
+        """Charge a check-in that a device sends itself. It counts as a request of the device too."""
         self.request(device, now)
         self._check(self._populations.take(population, now), "this population")
 
     def relayed(self, population: str, edge: str, speaks_for: int, device: str, now: float) -> None:
-        """Charge a check-in by way of an edge that may have `speaks_for` devices.
+        """Charge a check-in that came through an edge, which may have `speaks_for` devices.
 
-        The edge is charged first: devices that it invents use up what its own devices may ask, and no more of what the population
-        may. The device's own requests are not charged: an edge may send again what a device signed before it left.
+        The edge is charged first, so invented devices use up the limit of the edge's own devices, and not more of the
+        population's limit. The device's limit for direct requests is not charged, since an edge may repeat a check-in that a
+        device signed before it left.
         """
         self._check(self._relays.take(edge, now, max(1, speaks_for)), "this edge's devices")
         self._check(self._devices.take(f"{edge}/{device}", now), "this device by way of its edge")
         self._check(self._populations.take(population, now), "this population")
 
     def enrolment(self, address: str, now: float) -> None:
-        """Charge an enrolment. The address is the peer's, not a proxy's."""
+        """Charge an enrolment. The address is that of the client, not of a proxy."""
         self._check(self._sources.take(neighbourhood(address), now), "this network")
 
     def _check(self, window: Window | None, who: str) -> None:

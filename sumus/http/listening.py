@@ -1,9 +1,9 @@
-"""Where a server listens: two planes of HTTP on one event loop, each on a socket of its own.
+"""The listening side of a server: two HTTP planes on one event loop, each on its own socket.
 
     with opened_at(Listening(host="0.0.0.0", tls=["auto"], names=["fl.example"]), data / "tls") as at:
         async with at.planes(device_app, admin_app):
-            …                                          both answer
-        …                                              both have answered what they were asked, and are closed
+            …                                          both planes answer
+        …                                              both have answered their requests, and are closed
 
 uvicorn reads and writes; connections are bounded in `sumus.http.connections`.
 """
@@ -31,38 +31,41 @@ from sumus.http.room import trim
 from sumus.http.tls import issue
 
 KEEP_ALIVE_S = 15
-"""Seconds that an idle connection is kept."""
+"""The seconds for which an idle connection is kept."""
 GRACE_S = 20
-"""Seconds for what is on its way when a server stops."""
+"""The seconds that requests in progress have to finish when a server stops."""
 BACKLOG = 2048
-"""Connections that wait to be taken."""
+"""The number of connections that may wait to be accepted."""
 MOST = MOST_CONNECTIONS, 512
-"""Connections to the first plane, and to one beside it."""
+"""The most connections to the first plane, and to the second one."""
 SWEPT = 3
-"""Tenths of a second from looking for connections that are late to looking again."""
+"""Tenths of a second between two searches for late connections."""
 TRIMMED, CROWD = 30, 64
-"""Tenths of a second after which memory is given back to the system, if so many connections have ended meanwhile."""
+"""Tenths of a second after which memory is returned to the system, and the number of connections that must have ended
+meanwhile.
+"""
 LOOKED = 300
-"""Tenths of a second from looking whether a certificate was renewed to looking again."""
+"""Tenths of a second between two checks whether a certificate was renewed."""
 ANY = ("0.0.0.0", "::", "")
-"""Every address of a machine."""
+"""The addresses that stand for all addresses of a machine."""
 
 
 @dataclass(frozen=True)
 class Listening:
-    """Where a server listens, and what devices call it.
+    """The addresses at which a server listens, and its names for devices.
 
     Attributes:
-        host: The address for devices; 0.0.0.0 for all that the machine has.
+        host: The address for devices; 0.0.0.0 for all addresses of the machine.
         port: The port for devices, 0 for any.
         admin_host: The address for the operator and for /metrics.
         admin_port: The port for the operator, 0 for any.
-        tls: "auto" for a certificate that is made here; or the files of a certificate's chain and of its key, PEM; else HTTP.
+        tls: "auto" for a certificate that is made here; or the files of a certificate chain and its key, PEM; if empty, plain
+            HTTP is used.
         names: Host names and addresses that devices and the operator use. The first one is in the server's links.
-        url: What devices call the server, if a proxy stands before it.
-        proxies: Addresses and networks of proxies, with commas between them. They are believed about who asks, on the devices'
-            port.
-        insecure: Whether others may reach the server without TLS.
+        url: The server's URL for devices, if a proxy stands before it.
+        proxies: Addresses and networks of proxies, separated by commas. On the devices' port, they are trusted about the
+            address of the client.
+        insecure: Whether other machines may reach the server without TLS.
     """
 
     host: str = "127.0.0.1"
@@ -82,29 +85,29 @@ class Listening:
 
     @property
     def certificate_files(self) -> list[str | Path]:
-        """What `tls` names: nothing, "auto", or two files."""
+        """The value of `tls` as a list: empty, "auto", or two files."""
         return [self.tls] if isinstance(self.tls, str | Path) else list(self.tls)
 
 
 def _bare(host: str) -> str:
-    """Take the brackets off a host: an IPv6 address may have those of a URL."""
+    """Remove the brackets of an IPv6 address in a URL from a host."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where it listens.
+    """The open sockets of a server, with their addresses and certificates.
 
     Attributes:
-        sockets: Of the devices' plane, and of the admin's.
-        certificates: What is shown on each.
-        url: What devices call it.
-        admin_url: What the admin calls it.
+        sockets: The sockets of the device plane and of the admin plane.
+        certificates: The certificate of each socket.
+        url: The URL for devices.
+        admin_url: The URL for the admin.
         authority: A certificate that devices pin, PEM, if the server made its own.
-        pin: The SHA-256 of that.
-        notes: What is new about the certificate, and if its end is near.
-        proxies: Who is believed about who asks.
-        names: Hosts that the admin's plane may be called by.
+        pin: The SHA-256 of `authority`.
+        notes: Messages about the certificate: changes, and a near end.
+        proxies: The proxies that are trusted about the address of a client.
+        names: The host names of the admin plane.
     """
 
     sockets: tuple[socket.socket, socket.socket]
@@ -118,27 +121,27 @@ class Addresses:
     names: tuple[str, ...]
 
     def planes(self, device_app: Any, admin_app: Any) -> "Planes":
-        """Put the two applications on their sockets. No proxy is believed on the admin's."""
+        """Serve the two applications on their sockets. On the admin's socket, proxies are not trusted."""
         apps = told_by_proxies(device_app, self.proxies), admin_app
         return Planes(list(zip(self.sockets, apps, self.certificates, strict=True)))
 
     @property
     def certificate(self) -> Certificate | None:
-        """The certificate that is shown on either of the two; None if none is shown."""
+        """The certificate of either socket; None if both are without."""
         return self.certificates[0] or self.certificates[1]
 
 
 @contextmanager
 def opened_at(listen: Listening, folder: Path) -> Generator[Addresses, None, None]:
-    """Listen with both planes of a server, for the length of a block.
+    """Open the sockets of both planes of a server, as a context manager.
 
     Args:
-        listen: Where.
+        listen: The options.
         folder: The folder for a certificate that is made here.
 
     Raises:
-        UsageError: Others could read along, and nobody has allowed that.
-        ExperimentError: Nothing can listen there.
+        UsageError: Other machines could read the traffic, and this was not explicitly allowed.
+        ExperimentError: The address cannot be listened at.
     """
     proxies = Proxies(listen.proxies)
     with bound(listen.host, listen.port, "--port") as device:
@@ -165,15 +168,15 @@ def opened_at(listen: Listening, folder: Path) -> Generator[Addresses, None, Non
 
 @dataclass(frozen=True)
 class PlaneAddress:
-    """Where one plane listens.
+    """The open socket of one plane, with its address and certificate.
 
     Attributes:
         socket: The socket.
         url: The plane's address.
-        certificate: The certificate that the plane shows; None if it shows none.
-        authority: The file of the certificate that vouches for it, if that was made here.
-        local: Whether only this machine reaches the plane.
-        names: Hosts that the plane may be called by.
+        certificate: The plane's certificate; None if it uses no TLS.
+        authority: The file of the authority's certificate, if it was made here.
+        local: Whether the plane is reachable from this machine only.
+        names: The host names of the plane.
     """
 
     socket: socket.socket
@@ -184,22 +187,22 @@ class PlaneAddress:
     names: tuple[str, ...]
 
     def plane(self, app: Any) -> "Planes":
-        """Put an application on the socket."""
+        """Serve an application on the socket."""
         return Planes([(self.socket, app, self.certificate)])
 
 
 @contextmanager
 def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> Generator[PlaneAddress, None, None]:
-    """Listen with one plane, for the length of a block.
+    """Open the socket of one plane, as a context manager.
 
     Args:
-        listen: Where; `host` and `port` are used.
+        listen: The options, of which `host` and `port` are used.
         folder: The folder for a certificate that is made here.
-        option: The option of the command line that gives another address, for messages.
+        option: The command-line option that sets another address, for messages.
 
     Raises:
-        UsageError: Others could read along, and nobody has allowed that.
-        ExperimentError: Nothing can listen there.
+        UsageError: Other machines could read the traffic, and this was not explicitly allowed.
+        ExperimentError: The address cannot be listened at.
     """
     with bound(listen.host, listen.port, option) as listening:
         local = _is_local(listening)
@@ -216,7 +219,7 @@ def opened_plane(listen: Listening, folder: Path, option: str = "--listen") -> G
 
 
 def bound(host: str, port: int, option: str) -> socket.socket:
-    """Make a socket that listens; port 0 means any. `option` is the option that gives another address, for messages."""
+    """Make a listening socket; port 0 means any port. `option` is the option that sets another address, for messages."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
@@ -239,12 +242,12 @@ def _explained(host: str, port: int, option: str, error: OSError) -> ExperimentE
 
 
 def _is_local(listening: socket.socket) -> bool:
-    """Tell whether only this machine reaches a socket."""
+    """Return whether a socket is reachable from this machine only."""
     return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, bytes | None, str, tuple[str, ...]]:
-    """Give the certificate; the authority and its hash, if the server made its own; and what is new about the certificate."""
+    """Return the certificate; the authority and its hash, if the server made its own; and messages about changes."""
     match listen.certificate_files:
         case []:
             return None, None, "", ()
@@ -273,13 +276,13 @@ def _certificate(listen: Listening, folder: Path) -> tuple[Certificate | None, b
 
 
 def url_at(encrypted: bool, host: str, listening: socket.socket) -> str:
-    """Give the address of a socket under a host's name."""
+    """Return the address of a socket under a host's name."""
     port = listening.getsockname()[1]
     return f"http{'s' if encrypted else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _hosts_of(*urls: str) -> list[str]:
-    """Give the hosts of these addresses, with their ports."""
+    """Return the hosts of these addresses, with their ports."""
     return [url.partition("://")[2].partition("/")[0] for url in urls]
 
 
@@ -288,7 +291,7 @@ def _called(host: str) -> str:
 
 
 def expect_no_loop(what: str, command: str) -> None:
-    """Refuse to serve if an event loop runs already, as in a notebook: two cannot run in one thread."""
+    """Refuse to serve if an event loop already runs, as in a notebook, since a thread can run only one loop."""
     with suppress(RuntimeError):
         asyncio.get_running_loop()
         raise UsageError(
@@ -298,7 +301,7 @@ def expect_no_loop(what: str, command: str) -> None:
 
 
 def config(app: Any) -> uvicorn.Config:
-    """Configure how an application is served."""
+    """Make the uvicorn configuration for an application."""
     how = uvicorn.Config(
         app,
         loop="none",
@@ -318,7 +321,7 @@ def config(app: Any) -> uvicorn.Config:
 
 @contextmanager
 def told_to_stop(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Generator[None, None, None]:
-    """Call `end` on Ctrl-C and SIGTERM, for the length of a block. Outside the main thread, signals are left to others."""
+    """Call `end` on Ctrl-C and SIGTERM while the block runs. Outside the main thread, signals are not handled."""
     mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     for each in mine:
         loop.add_signal_handler(each, end)
@@ -330,10 +333,10 @@ def told_to_stop(loop: asyncio.AbstractEventLoop, end: Callable[[], None]) -> Ge
 
 
 class Planes:
-    """Applications that are served on sockets, for the length of a block.
+    """Applications that are served on sockets while a block runs.
 
     Args:
-        planes: Of each plane the socket, the application and the certificate.
+        planes: The socket, the application and the certificate of each plane.
     """
 
     def __init__(self, planes: Sequence[tuple[socket.socket, Any, Certificate | None]]) -> None:
@@ -357,13 +360,13 @@ class Planes:
         await asyncio.gather(*self._running)
 
     def hurry(self) -> None:
-        """Do not wait for requests on their way when the block ends."""
+        """When the block ends, do not wait for requests in progress."""
         for _, plane in self._planes:
             plane.force_exit = True
 
 
 class _Plane(uvicorn.Server):
-    """uvicorn's server without its handling of signals. `up` is set once it answers."""
+    """uvicorn's server without its handling of signals. `up` is set as soon as it answers."""
 
     def __init__(self, how: uvicorn.Config, most: int, certificate: Certificate | None) -> None:
         super().__init__(how)

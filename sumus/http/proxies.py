@@ -1,11 +1,12 @@
-"""Finds the client of a request that came through proxies, by what the proxies that the operator named say in `X-Forwarded-For`.
+"""Finds the client of a request that came through proxies, from the `X-Forwarded-For` header of proxies that the operator
+named.
 
     proxies = Proxies("127.0.0.1, 10.0.0.0/8")
     proxies.client("10.0.0.7", "203.0.113.9, 198.51.100.4")          "198.51.100.4"
     app = told_by_proxies(app, proxies)                              an ASGI application around another one
 
-Each proxy writes the address of its own peer at the end of the header. What stands before that was written by the peer, which
-may be anybody. So the header is read from its end, as long as each address on the way is a named proxy's.
+Each proxy writes the address of its own peer at the end of the header. The text before it was written by the peer, which may be
+anybody. So the header is read from its end, as long as each address is that of a named proxy.
 """
 
 import ipaddress
@@ -22,11 +23,11 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Proxies:
-    """The peers that are believed about the client of a request.
+    """The peers that are trusted about the client of a request.
 
     Args:
-        named: Addresses and networks with commas between them, or empty. `*` means every peer: the one that is connected is
-            then believed about its own peer, and no further one is.
+        named: Addresses and networks, separated by commas, or empty. `*` means every peer: then only the connected peer is
+            trusted, about its own peer.
     """
 
     def __init__(self, named: str = "") -> None:
@@ -35,11 +36,11 @@ class Proxies:
         self._networks = [] if self._everyone else [_network(word) for word in words]
 
     def client(self, peer: str, forwarded: str) -> str:
-        """Find the address that a request comes from.
+        """Return the address from which a request comes.
 
         Args:
             peer: The address of the peer that is connected.
-            forwarded: The header; of several, all in their order with commas between them.
+            forwarded: The header; several headers are joined in order with commas.
         """
         here = ip_of(peer) or peer
         for said in reversed(forwarded.split(",")):
@@ -52,7 +53,7 @@ class Proxies:
         return here
 
     def holds(self, address: str) -> bool:
-        """Tell whether a peer at this address is believed."""
+        """Return whether a peer at this address is trusted."""
         if self._everyone:
             return True
         known = ip_of(address)
@@ -60,7 +61,9 @@ class Proxies:
 
 
 def told_by_proxies(app: ASGIApp, proxies: Proxies) -> ASGIApp:
-    """Tell an application the client that these proxies name. Other peers are not believed, and the first one is in the log."""
+    """Wrap an application so that it sees the client named by these proxies. Other peers are not trusted; the first one is
+    logged.
+    """
     heard = False
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,14 +1,14 @@
-"""Bounded memory for bodies, and bounded shares of anything: what is lent comes back, and no neighbourhood takes all of it.
+"""Bounded memory for bodies, and bounded shares of anything: lent memory is returned, and no neighbourhood can take all of it.
 
     room = Room(256 * 2**20)
     body = room.take(length, near(address))          before a byte is read; Refused("busy") if there is no room
-    stream.readinto(body)                            when the last view of the body is gone, its memory is lent again
+    stream.readinto(body)                            when the last view of the body is gone, its memory can be lent again
 
     shares = Shares(10_000)
-    shares.take(near(address), 1)                    False if that is not to be had now
+    shares.take(near(address), 1)                    False if it is not available now
     shares.give(near(address), 1)
 
-Both keep to their bounds whatever arrives.
+Both stay within their bounds, whatever arrives.
 """
 
 import ctypes
@@ -29,17 +29,20 @@ from sumus.types import Array
 from sumus.wire.messages import Refused, Window
 
 SHORT, PORTIONS = 3 / 4, 16
-"""Beyond this part of the whole there is a shortage; then one neighbourhood has at most one of so many portions."""
+"""The fraction of the whole beyond which a shortage begins, and the number of portions, of which a neighbourhood then gets at
+most one.
+"""
 IDLE_S = 2.0
-"""Seconds that a buffer is kept for the next body."""
+"""The seconds for which a buffer is kept for the next body."""
 
 
 def neighbourhood(address: str, v6: int = 48) -> str:
-    """Give the network that an address is in.
+    """Return the network of an address.
 
     Args:
-        address: The address. Text that is no address is in one network, "elsewhere".
-        v6: The bits of an IPv6 network; an IPv4 address is in its /24. Whoever has one address there may have many.
+        address: The address. Text that is not an address belongs to the network "elsewhere".
+        v6: The bits of an IPv6 network; an IPv4 address belongs to its /24. A client with one address in such a network may
+            have many.
     """
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
@@ -51,23 +54,23 @@ def neighbourhood(address: str, v6: int = 48) -> str:
 
 
 def trim() -> None:
-    """Give freed memory that the C library keeps back to the system (glibc alone can); a crowd of TLS connections leaves much."""
+    """Return freed memory, which the C library keeps, to the system (only with glibc). Many TLS connections leave much of it."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @lru_cache(4096)
 def near(address: str) -> str:
-    """Give the neighbourhood that shares are counted by: a /24, or a /64, which is what one household has."""
+    """Return the neighbourhood for which shares are counted: a /24, or a /64, which is the network of one household."""
     return neighbourhood(address, 64)
 
 
 class Shares:
-    """How much of a bounded whole each neighbourhood has.
+    """The shares of neighbourhoods in a bounded whole.
 
-    While at most `SHORT` of the whole is taken, anybody may take more. Beyond, a neighbourhood may take only as much as keeps
-    it within one portion, or its first piece. So devices behind one address are bounded only in a shortage, and a shortage that
-    one neighbourhood makes leaves the others their portions.
+    While at most `SHORT` of the whole is taken, any neighbourhood may take more. Beyond that, a neighbourhood may only take its
+    first piece, or stay within one portion. So devices behind one address are limited only in a shortage, and a shortage that
+    one neighbourhood causes leaves the other neighbourhoods their portions.
 
     Args:
         most: The whole.
@@ -79,30 +82,30 @@ class Shares:
         self._by: dict[str, int] = {}
 
     def of(self, who: str) -> int:
-        """Tell how much a neighbourhood has."""
+        """Return how much a neighbourhood has."""
         return self._by.get(who, 0)
 
     def may(self, who: str, amount: int) -> bool:
-        """Tell whether a neighbourhood may take so much now."""
+        """Return whether a neighbourhood may take this amount now."""
         after, has = self.taken + amount, self.of(who)
         plenty = after <= SHORT * self.most or not amount
         return after <= self.most and (plenty or not has or has + amount <= self.most / PORTIONS)
 
     def take(self, who: str, amount: int) -> bool:
-        """Take so much, if it may be; else False."""
+        """Take this amount for a neighbourhood; return False if it may not have it."""
         if not self.may(who, amount):
             return False
         self.add(who, amount)
         return True
 
     def add(self, who: str, amount: int) -> None:
-        """Count so much, of which the caller has made sure."""
+        """Count this amount without a check, which the caller has made."""
         self.taken += amount
         if amount:
             self._by[who] = self.of(who) + amount
 
     def give(self, who: str, amount: int) -> None:
-        """Give so much back."""
+        """Return this amount to the whole."""
         self.taken -= amount
         if left := self.of(who) - amount:
             self._by[who] = left
@@ -111,12 +114,12 @@ class Shares:
 
 
 class Room:
-    """Memory for bodies, in buffers that are used again and again while bodies come. Any thread may call.
+    """Memory for bodies, in buffers that are reused while bodies come. The methods are safe to call from any thread.
 
     Args:
         bytes: The most bytes that may be lent or idle together.
-        retry_after_s: The window that a refusal names.
-        clock: Gives seconds, which do not go back.
+        retry_after_s: The retry window of a refusal, in seconds.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -136,25 +139,25 @@ class Room:
 
     @property
     def lent(self) -> int:
-        """Bytes that are out."""
+        """The bytes that are lent."""
         with self._lock:
             self._take_back()
             return self.shares.taken
 
     @property
     def held(self) -> int:
-        """Bytes that are out or idle."""
+        """The bytes that are lent or idle."""
         return self._held
 
     def take(self, size: int, who: str) -> memoryview:
-        """`size` writable bytes, which hold whatever was there before. They are out until the last view of them is gone, be it
-        a slice or an array.
+        """Lend `size` writable bytes, whose content is undefined. They are lent until the last view of them, a slice or an
+        array, is gone.
 
         Args:
-            who: The neighbourhood that has them meanwhile.
+            who: The neighbourhood to which they are lent.
 
         Raises:
-            Refused: busy; or too_large, if so many would never fit.
+            Refused: `busy`; or `too_large`, if this size can never fit.
         """
         whole = _rounded(size)
         if whole > self.bytes:
@@ -169,7 +172,7 @@ class Room:
         return np.asarray(_Loan(body, size, who, self._returned)).data
 
     def tidy(self) -> bool:
-        """Give the system back what has lain idle for `IDLE_S`; whether to call again then."""
+        """Return buffers that have been idle for `IDLE_S` to the system; return whether to call again after that time."""
         with self._lock:
             self._take_back()
             before = self._clock() - IDLE_S
@@ -201,7 +204,9 @@ class Room:
 
 
 class _Loan:
-    """What every view of a lent buffer holds on to. It goes when they are gone, in whatever thread, so it takes no lock."""
+    """The owner that all views of a lent buffer keep alive. It is deleted with the last view, in any thread, so it takes no
+    lock.
+    """
 
     def __init__(self, body: Array, size: int, who: str, returned: deque[tuple[Array, str]]) -> None:
         self.__array_interface__: dict[str, Any] = body[:size].__array_interface__
@@ -213,6 +218,6 @@ class _Loan:
 
 
 def _rounded(size: int) -> int:
-    """Up to the next of a few lengths, at most an eighth more, so that bodies of about one length share buffers."""
+    """Round a length up to one of a few lengths, at most an eighth more, so that bodies of similar length share buffers."""
     step = max(2**12, 1 << max(size.bit_length() - 4, 0))
     return max(-(-size // step), 1) * step

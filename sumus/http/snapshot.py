@@ -1,7 +1,7 @@
-"""An answer that anybody may ask for and that takes work to make. It is made at most once in a while, however many ask.
+"""A cached answer, for requests that anybody may send but whose answer takes work. It is made at most once per period.
 
 metrics = Snapshot(make, lasts=1.0)
-await metrics.look()                         made now, or up to a second ago
+await metrics.look()                         made now, or at most a second ago
 """
 
 import asyncio
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class Snapshot(Generic[T]):
-    """Gives everybody who asks within so many seconds the same answer. Those who ask while it is being made wait for it.
+    """Returns the same answer to all calls within a period. Calls that come while the answer is being made wait for it.
 
     Args:
         make: Makes the answer.
-        lasts: The seconds for which an answer is given again.
-        clock: Gives seconds, which do not go back.
+        lasts: The seconds for which an answer is reused.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Snapshot(Generic[T]):
         self._made: tuple[T, float] | None = None
 
     async def look(self) -> T:
-        """Give the answer."""
+        """Return the answer; make it if the last one is too old."""
         async with self._making:
             if self._made is None or self._clock() >= self._made[1]:
                 self._made = await self._make(), self._clock() + self._lasts

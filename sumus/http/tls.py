@@ -1,11 +1,12 @@
-"""`--tls auto`: a certificate for a server that has none, from an authority that can make no other.
+"""`--tls auto`: a certificate for a server without one, from an authority that cannot sign any other.
 
     certificates = issue(folder, ["fl.example", "192.0.2.7"], now)
     certificates.pin                                             SHA-256 of the authority
     enrolment_link("https://fl.example:8443", token, certificates.pin)
 
-The authority signs one leaf. Its key is never written, and is deleted when `issue` returns; name constraints would keep it to
-these names even if it were not. So a device may trust this authority alone, and knows it by the hash in its enrolment link.
+The authority signs one leaf certificate. Its key is never written, and is deleted when `issue` returns; even with the key, name
+constraints would limit it to these names. So a device can trust this authority only, and recognizes it by the hash in its
+enrolment link.
 """
 
 import ipaddress
@@ -30,11 +31,11 @@ from sumus.text import shell_word
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 LASTS = timedelta(days=398)
-"""From a certificate's first moment to its last: what browsers take at most."""
+"""The validity of a certificate: the longest that browsers accept."""
 EARLY = timedelta(days=1)
-"""How far back it begins, for devices whose clocks are late, and for a server whose own clock is ahead."""
+"""How far in the past its validity begins, for devices whose clocks are slow, and for a server whose own clock is fast."""
 RENEWED = timedelta(days=30)
-"""How long before its end another takes its place."""
+"""How long before its end it is replaced."""
 _LABEL = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _EVERYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 
@@ -44,13 +45,13 @@ class Certificates:
     """The certificates that a server makes.
 
     Attributes:
-        authority: The file of the authority, for those who trust the server.
+        authority: The file of the authority's certificate, for clients that trust the server.
         chain: The file of the chain, PEM.
         key: The file of the key, PEM.
         pin: The SHA-256 of the authority, in hexadecimal.
         names: The names that the certificate is for.
-        until: The time at which another one takes its place.
-        new: Why it was made just now; empty if it was there before.
+        until: The time at which it is replaced.
+        new: Why it was newly made; empty if it existed before.
     """
 
     authority: Path
@@ -63,9 +64,11 @@ class Certificates:
 
 
 def issue(folder: Path, names: Sequence[str], now: datetime) -> Certificates:
-    """Give the certificates in a folder. They are made if there are none for exactly these names, or if their end is near.
+    """Return the certificates in a folder. They are made if the folder has none for exactly these names, or if their end is
+    near.
 
-    A new authority has a new pin, and devices that know the old one stay away until they are given it: say `new` loudly.
+    A new authority has a new pin, and devices that know the old pin stay away until they get the new one: show `new`
+    prominently.
 
     Args:
         folder: The folder.
@@ -73,7 +76,7 @@ def issue(folder: Path, names: Sequence[str], now: datetime) -> Certificates:
         now: The time.
 
     Raises:
-        UsageError: No certificate can have such names.
+        UsageError: A certificate cannot have such names.
     """
     wanted = tuple(sorted({_normal(name) for name in names}))
     if not wanted:
@@ -97,12 +100,13 @@ def issue(folder: Path, names: Sequence[str], now: datetime) -> Certificates:
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """SHA-256 of a certificate's DER, in hexadecimal."""
+    """Return the SHA-256 of a certificate's DER, in hexadecimal."""
     return certificate.fingerprint(SHA256()).hex()
 
 
 def enrolment_link(url: str, token: str, pin: str = "") -> str:
-    """Make a link that a device enrols with. Token and pin are in its fragment, which browsers do not send, so no log has them.
+    """Make a link with which a device enrols. Token and pin are in its fragment, which browsers do not send, so no log has
+    them.
 
     Args:
         url: The server's address.
@@ -113,7 +117,7 @@ def enrolment_link(url: str, token: str, pin: str = "") -> str:
 
 
 def _found(of: Certificates, now: datetime) -> Certificates | str:
-    """Read the certificates of a folder, or tell why they do not do. The chain names its authority, whose file follows."""
+    """Read the certificates of a folder, or return why they cannot be used. The authority's file is made to match the chain."""
     if not of.chain.exists() and not of.key.exists():
         return "there was none"
     try:
@@ -142,7 +146,7 @@ def _found(of: Certificates, now: datetime) -> Certificates | str:
 
 
 def _made(names: Sequence[str], now: datetime) -> tuple[x509.Certificate, x509.Certificate, bytes]:
-    """Make an authority, the one leaf that it will ever sign, and the leaf's key, PEM."""
+    """Make an authority, the only leaf certificate that it ever signs, and the leaf's key, PEM."""
     secret, key = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())
     serial = x509.random_serial_number()
     issuer = _subject(f"sumus authority {serial:x}")
@@ -184,7 +188,7 @@ def _begun(
 
 
 def _subject(name: str) -> x509.Name:
-    """Not like a host's name, since programs take a common name for one."""
+    """Return a subject that does not look like a host name, since programs take a common name for a host name."""
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
@@ -193,8 +197,9 @@ def _usage(digital_signature: bool = False, key_cert_sign: bool = False) -> x509
 
 
 def _constraints(names: Sequence[str]) -> x509.NameConstraints:
-    """These names, what lies under the host names among them, and no others. Where there are only hosts, or only addresses, all
-    of the other kind are excluded, which would else be free."""
+    """Return constraints that allow only these names and subdomains of the host names. If there are only hosts, or only
+    addresses, all names of the other kind are excluded, since they would otherwise be allowed.
+    """
     hosts = [x509.DNSName(name) for name in names if _address(name) is None]
     addresses = [x509.IPAddress(ipaddress.ip_network(ip)) for name in names if (ip := _address(name)) is not None]
     excluded = [] if hosts else [x509.DNSName("")]
@@ -221,7 +226,7 @@ def _address(name: str) -> Address | None:
 
 
 def _normal(name: str) -> str:
-    """Give a host name or an address in its usual spelling."""
+    """Return a host name or an address in its usual spelling."""
     plain = name.strip().lower().removesuffix(".")
     if (ip := _address(plain.removeprefix("[").removesuffix("]"))) is not None:
         if ip.is_unspecified or "%" in plain:

@@ -1,1 +1,3 @@
-"""The two ends of a round as pure tables: `round`, the server's, and `session`, the device's. No clock, no IO."""
+"""The two ends of a round as pure tables: `round` for the server, and `session` for the device. They use neither a clock nor
+IO.
+"""

@@ -1,8 +1,8 @@
-"""Reasons why a legal plan cannot start: what it asks exceeds what devices consent to by default.
+"""Reasons why a valid plan cannot start: its demands exceed the default limits of devices' consent.
 
-hurdles(plan)                                     by the plan alone
-hurdles(plan, steps=400, memory=2**30)            also by what a round takes
-missing(plan, clients=3)                          by the number of devices
+hurdles(plan)                                     judged by the plan alone
+hurdles(plan, steps=400, memory=2**30)            also by the cost of a round
+missing(plan, clients=3)                          judged by the number of devices
 """
 
 from dataclasses import fields
@@ -17,13 +17,13 @@ _DAY = 86400.0
 
 
 def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -> list[str]:
-    """List why devices would refuse a plan's rounds, or soon reach a limit, in sentences that say what to do.
+    """List why devices would refuse a plan's rounds, or soon reach a limit, in sentences that name the remedy.
 
     Args:
         plan: The plan, with its data declared.
-        steps: Local steps of a round at the client with the most; 0 if they are not known.
-        memory: Bytes that a local step takes at least; 0 if they are not known.
-        floor: What the devices consent to.
+        steps: The most local steps that a client does in a round; 0 if they are not known.
+        memory: The least memory for a local step, in bytes; 0 if it is not known.
+        floor: The limits of the devices' consent.
     """
     found, rounds = list[str](), plan.edges.rounds
     if plan.min_contributors < floor.contributors:
@@ -65,7 +65,7 @@ def hurdles(plan: Plan, steps: int = 0, memory: int = 0, floor: Floor = USUAL) -
 
 
 def missing(plan: Plan, clients: int) -> list[str]:
-    """List why a plan does not start, or goes slowly, with this number of devices."""
+    """List why a plan cannot start, or is slow, with this number of devices."""
     least = max(plan.min_contributors, plan.pacing.fewest)
     if clients < least:
         return [

@@ -1,44 +1,44 @@
-"""An edge's round, as a table: from the first work that comes down to the answer about the sum that went up.
+"""An edge's round, as a table: from the first work that arrives to the server above's answer about the sum.
 
     decision = decide(facts, event)
 
 The function is pure. `sumus/edge/edge_rounds.py` reads the facts, calls it and keeps `decision.round` in memory;
-`sumus/edge/edge_run.py` does what `decision.actions` say. A site's table (`protocol/site.py`) uses the rules of this one for its
+`sumus/edge/edge_run.py` carries out `decision.actions`. A site's table (`protocol/site.py`) uses the rules of this one for its
 first round.
 
 Theory of operation
 ===================
 
-Two tables run one round of an edge. Towards its devices, an edge is a server: `protocol/round.py` gives places, counts
-reports and closes the round, on rows in the edge's own store. Towards the server above, an edge speaks for its devices: this
-table decides which check-ins go up, what becomes of work that comes down, how long the round waits for more devices, and what
-the server above is told about each session. The two meet in three places only: this table chooses the pacing by which the
-round table closes (`pacing_of`); the round table says when the round was closed or abandoned (`RoundClosed`,
-`RoundAbandoned`); and this table may cancel or publish the round.
+Two tables run a round of an edge. To its devices, an edge is a server: `protocol/round.py` gives places, counts
+reports and closes the round, on rows in the edge's own store. To the server above, an edge speaks for its devices: this table
+decides which check-ins go up, how arriving work is used, how long the round waits for more devices, and what the server above
+is told about each session. The two meet in three places only: this table chooses the pacing by which the round table closes
+(`pacing_of`); the round table says when the round was closed or abandoned (`RoundClosed`, `RoundAbandoned`); and this table may
+cancel or publish the round.
 
-**States.** A round is *waiting* until the first work comes down for it. Then it is *gathering*: its devices train and report,
-and more devices are awaited. When no work has come for `linger` seconds, or the server above has said that it has no more
-work, the round is *finishing*: a device that is still given work may join, but no other device is awaited. The round closes
-when all devices that were given work have ended, or when four fifths of the time are over that the server above gives. Then
-its sum is *going up*: the same bytes are sent until the server above answers. After the answer, or if the round came to
-nothing, the round is *settled*, and the next round is waiting.
+**States.** A round is *waiting* until the first work arrives for it. Then it is *gathering*: its devices train and report,
+and more devices are awaited. When no work has come for `linger` seconds, or the server above has said that it has no more work,
+the round is *finishing*: devices that still get work may join, but further devices are not awaited. The round closes when the
+sessions of all devices with work have ended, or after four fifths of the server above's time limit. Then its sum is *going up*:
+the same bytes are sent until the server above answers. After the answer, or if the round was abandoned, the round is
+*settled*, and the next round is waiting.
 
-**Who acts.** Devices ask (`DeviceAsks`), fetch work (`WorkFetched`), give up, leave, or let their time go by
-(`SessionsDropped`). The server above gives work (`WorkArrived`), has none (`NoWorkAbove`), and answers for the sum (`SumCounted`,
-`SumRefused`). Time goes by (`Tick`). The administrator of the edge may cancel a round, which arrives here as `RoundAbandoned`. A
-new plan or a lost key ends everything (`AllWorkEnds`).
+**Who acts.** Devices ask (`DeviceAsks`), fetch work (`WorkFetched`), give up, leave, or exceed their time (`SessionsDropped`).
+The server above gives work (`WorkArrived`), has none (`NoWorkAbove`), and answers for the sum (`SumCounted`, `SumRefused`).
+Time passes (`Tick`). The administrator of the edge may cancel a round, which arrives here as `RoundAbandoned`. A new plan or a
+lost key ends all work (`AllWorkEnds`).
 
 **Nothing is lost.** Every session that comes down ends in exactly one of three ways: its report is in a sum that is counted
 above; or the server above is told that no report will come (`SayEnded`); or the same device asks again with a newer check-in,
-which the server above understands as the end of the earlier session. The third way must never happen to a session whose
-report is in a sum: the server above would refuse the whole sum. So while a device's report is in a sum that has not gone up,
-no check-in of that device is passed on.
+which the server above takes as the end of the earlier session. A session whose report is in a sum must never end in the third
+way: the server above would refuse the whole sum. So while a device's report is in an unsent sum, its check-ins are not passed
+on.
 
-**What survives a crash.** The rows and notes survive: the round's state, its sessions, what its work is, and when its sum must
-go up. If the row of a round is closing, the round is going up again, with the same bytes. Three things are lost with the
-memory, and no promise depends on them: work that no device had fetched (its device asks again, or the server above lets the
-session lapse); the moment when work came last (the round lingers once more); and ends of sessions that were still to be said
-(these sessions lapse, too). `round_at` says in which state a round is found.
+**What survives a crash.** The rows and notes survive: the round's state, its sessions, its work, and the time by which its sum
+must go up. If the row of a round is closing, the round is going up again, with the same bytes. Three things are lost with the
+memory, and no promise depends on them: unfetched work (its device asks again, or the server above lets the session lapse); the
+time at which the last work came (the round lingers once more); and ends of sessions that had not been reported yet (these
+sessions lapse, too). `round_at` returns the state of a round after a crash.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,19 +51,19 @@ from sumus.protocol.round import ComeLater, DeviceRow, Facts, Round, Session, St
 from sumus.protocol.rows import changed
 
 MOST = 1_000_000
-"""Devices that an edge's round waits for if the server above has not said otherwise."""
+"""The number of devices that an edge's round waits for, unless the server above sets another number."""
 ASKING = (0.3, 1.0)
 """The retry window, in seconds, of a device whose check-in is on its way up."""
 NOT_NOW = ComeLater(ASKING, "asking")
 """The answer to a device whose check-in is on its way up."""
 PICK_UP = 60.0
-"""Seconds for which work waits for its device to fetch it; after that it is given back."""
+"""The seconds for which work waits for its device; after that it is given back."""
 MOMENT = 1e-3
-"""The shortest deadline of a round, in seconds: the round ends at the next look at the clock."""
+"""The shortest deadline of a round, in seconds: with it, the round ends at the next tick."""
 NO_MORE = frozenset({"full", "closed"})
-"""Reasons of the server above which say that this round's sum above takes no more devices."""
+"""The server above's reasons for giving no work which mean that its present sum takes no more devices."""
 BY_EDGE = "edge"
-"""The reason for the end of a session that is not its device's doing."""
+"""The reason for the end of a session that its device did not cause."""
 
 
 class EdgeState(StrEnum):
@@ -81,11 +81,11 @@ class EdgeState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EdgeRound:
-    """An edge's round, as it is kept in memory.
+    """The part of an edge's round that is kept in memory.
 
     Attributes:
-        state: Where the round stands.
-        latest: When work came down for it last, by the store's clock.
+        state: The state of the round.
+        latest: When the last work arrived for it, by the store's clock.
         full: Whether the server above has said that it has no more work for this round.
     """
 
@@ -96,13 +96,13 @@ class EdgeRound:
 
 @dataclass(frozen=True, slots=True)
 class WaitingWork:
-    """Work that came down for a device and waits to be fetched.
+    """Work that has arrived for a device and waits to be fetched.
 
     Attributes:
         session: The session's id.
         device: The device's id.
         serial: The serial of the check-in that asked for the work.
-        since: When it came down, by the store's clock.
+        since: When it arrived, by the store's clock.
     """
 
     session: str
@@ -113,19 +113,19 @@ class WaitingWork:
 
 @dataclass(frozen=True, slots=True)
 class EdgeFacts:
-    """What a decision is made from.
+    """The inputs of a decision.
 
     Attributes:
         now: The store's clock, in seconds.
-        round: The round that the event is about.
-        row: The same round's row, as the round table keeps it.
-        waiting: How much work of this run no device has fetched yet.
-        unfetched: That work, each piece of it; it is read only for events that may give some of it back.
-        lapsed: How many sessions have lost their places and are waited for all the same (`waited_for`).
-        most: Reports that the sum may hold; the server above would refuse more.
-        devices: Devices that may come into the round.
-        ends: When the round must be over; None for never.
-        linger: Seconds for which more devices are awaited after work has come.
+        round: The round that the event concerns.
+        row: The row of that round, as the round table keeps it.
+        waiting: The number of unfetched pieces of work of this run.
+        unfetched: The unfetched work itself; read only for events that may give some of it back.
+        lapsed: The number of sessions that have lost their places but are still awaited (`waited_for`).
+        most: The most reports that the sum may hold; the server above would refuse more.
+        devices: The number of devices that may join the round.
+        ends: The time by which the round must be over; None if it has no limit.
+        linger: The seconds for which more devices are awaited after the last work has arrived.
     """
 
     now: float
@@ -141,12 +141,12 @@ class EdgeFacts:
 
 
 def round_at(row: Round, has_work: bool, now: float) -> EdgeRound:
-    """Return the round as a process finds it that has nothing of it in memory.
+    """Return the round as a new process derives it from its row.
 
     Args:
         row: The round's row.
-        has_work: Whether it is written down which work the round is for.
-        now: The store's clock: the round lingers from now on.
+        has_work: Whether a note says for which work the round is.
+        now: The time of the store's clock: the round lingers from this time on.
     """
     if row.over:
         return EdgeRound(EdgeState.SETTLED)
@@ -167,7 +167,7 @@ class DeviceAsks:
         serial: The serial of its check-in.
         session: The id of the session that it would be given.
         known: The device's row in this run; None if it has none.
-        over: Whether the round of its last session is over, or forgotten.
+        over: Whether the round of the device's last session is over, or its row is deleted.
         waiting: Work of any run that waits for the device.
         mine: Whether that work is of this run.
     """
@@ -183,14 +183,14 @@ class DeviceAsks:
 
 @dataclass(frozen=True, slots=True)
 class WorkArrived:
-    """Work came down for a device.
+    """Work has arrived for a device.
 
     Attributes:
         session: The session's id.
-        same: Whether the work goes into the same sum above as the work that this round is for.
-        fetched: Whether the device has fetched work of this session already, since it asked twice.
+        same: Whether the work is for the same sum of the server above as this round's work.
+        fetched: Whether the device has already fetched work of this session, since it asked twice.
         out: The sessions of the round that may still report; needed only if the work is not the same.
-        again: Whether the work is looked at for the second time, since the round before it was to end first.
+        again: Whether this is the second decision about the work, after the previous round was asked to end.
     """
 
     session: str
@@ -216,14 +216,14 @@ class NoWorkAbove:
 
 @dataclass(frozen=True, slots=True)
 class DeviceKeptOut:
-    """A device must not be in the sum that is open above: it was counted there, left, and came again under a new key."""
+    """A device must not be in the open sum of the server above: it was counted there, left, and came again under a new key."""
 
     device: str
 
 
 @dataclass(frozen=True, slots=True)
 class SessionsDropped:
-    """Devices will not report: they gave up, or left, or their time is over."""
+    """Sessions end without a report: their devices gave up, left, or exceeded their time."""
 
     sessions: tuple[str, ...]
     reason: str
@@ -231,7 +231,7 @@ class SessionsDropped:
 
 @dataclass(frozen=True, slots=True)
 class OtherWorkAsked:
-    """A device asks for other work than it has of this run. sessions: its sessions here that may still report."""
+    """A device asks for work other than its work in this run. sessions: its sessions in this run that may still report."""
 
     sessions: tuple[str, ...]
 
@@ -241,8 +241,8 @@ class RoundClosed:
     """The round table has closed the round.
 
     Attributes:
-        out: Sessions that have not reported in time.
-        count: Contributors in the round's sum.
+        out: The sessions that have not reported in time.
+        count: The number of contributors in the round's sum.
     """
 
     out: tuple[str, ...] = ()
@@ -251,7 +251,7 @@ class RoundClosed:
 
 @dataclass(frozen=True, slots=True)
 class RoundAbandoned:
-    """The round table has abandoned the round: nothing comes of its sum.
+    """The round table has abandoned the round: its sum has no result.
 
     Attributes:
         out: Sessions of the round that might have reported.
@@ -269,7 +269,7 @@ class SumCounted:
 
 @dataclass(frozen=True, slots=True)
 class SumRefused:
-    """The server above has not counted the sum and never will. counted: the sessions whose reports are in it."""
+    """The server above has refused the sum for good. counted: the sessions whose reports are in it."""
 
     counted: tuple[str, ...] = ()
 
@@ -310,24 +310,24 @@ class PassCheckInOn:
 
 @dataclass(frozen=True, slots=True)
 class StartRound:
-    """Write down that the round is for the work that arrived, and let its time begin."""
+    """Note that the round is for the arrived work, and start its time."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeepWork:
-    """Keep the work that arrived until its device fetches it."""
+    """Keep the arrived work until its device fetches it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveWork:
-    """Keep the work for these devices no longer."""
+    """Remove the work for these devices."""
 
     devices: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SayEnded:
-    """Tell the server above that no report will come of these sessions. reason: "edge" if that is not their devices' doing."""
+    """Tell the server above that these sessions will not report. reason: "edge" if their devices did not cause this."""
 
     sessions: tuple[str, ...]
     reason: str = BY_EDGE
@@ -342,19 +342,19 @@ class DropSessions:
 
 @dataclass(frozen=True, slots=True)
 class SendDeviceAway:
-    """Pass no check-in of this device on for a while."""
+    """Relay no check-in of this device for a while."""
 
     device: str
 
 
 @dataclass(frozen=True, slots=True)
 class LetTimePass:
-    """Let the round table look at the clock, so that a round that is over ends now."""
+    """Give the round table a tick, so that a round past its deadline ends now."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConsiderAgain:
-    """Decide once more about the work that arrived, since its round may begin now."""
+    """Decide once more about the arrived work, since its round may begin now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +364,7 @@ class SendSum:
 
 @dataclass(frozen=True, slots=True)
 class WithdrawSum:
-    """Do not send the round's sum any more."""
+    """Stop sending the round's sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,11 +398,11 @@ EdgeAction: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class EdgeDecision:
-    """What follows from an event.
+    """The decision about an event.
 
     Attributes:
-        round: The round as it is to be kept from now on.
-        actions: What is to be done, in this order.
+        round: The new value of the round in memory.
+        actions: The actions, in the order in which they are carried out.
     """
 
     round: EdgeRound
@@ -413,24 +413,24 @@ class EdgeDecision:
 
 
 def expected(facts: EdgeFacts) -> int:
-    """Return how many devices have reported, or are waited for."""
+    """Return the number of devices that have reported or are awaited."""
     return facts.row.given - facts.row.dropped + facts.waiting + facts.lapsed
 
 
 def has_room(facts: EdgeFacts) -> bool:
-    """Return whether the sum can hold one report more than those that were given work."""
+    """Return whether the sum can hold one more report than there is work given out."""
     return facts.row.given - facts.row.dropped + facts.waiting < facts.most
 
 
 def waited_for(lapsed: Sequence[Session], facts: Facts) -> int:
-    """Count the sessions without a place that the round waits for all the same.
+    """Count the sessions without a place that the round still awaits.
 
-    Until one device has reported, the round waits for all of them: the work itself may take so long. After that, it waits for
-    those which would not have lapsed by what the reports have shown.
+    Until one device has reported, the round waits for all of them, since the work itself may take this long. After that, it
+    waits for those that would not have lapsed according to the durations of the reports.
 
     Args:
         lapsed: The sessions of the round that have lost their places and may still report.
-        facts: The facts of the round table.
+        facts: The facts that the round table uses.
     """
     if not facts.round.counted:
         return len(lapsed)
@@ -438,10 +438,10 @@ def waited_for(lapsed: Sequence[Session], facts: Facts) -> int:
 
 
 def pacing_of(facts: EdgeFacts, pacing: Pacing) -> Pacing:
-    """Return the pacing by which the round table is to close the round.
+    """Return the pacing with which the round table closes the round.
 
     Args:
-        facts: What is known after the last decision.
+        facts: The facts after the last decision.
         pacing: The pacing of a round that waits for work, which never ends by itself.
     """
     if facts.round.state not in (EdgeState.GATHERING, EdgeState.FINISHING):
@@ -459,10 +459,10 @@ def pacing_of(facts: EdgeFacts, pacing: Pacing) -> Pacing:
 
 
 def _asks(facts: EdgeFacts, event: DeviceAsks) -> EdgeDecision:
-    """Let the device fetch the work that waits for it; else pass its check-in on.
+    """Let the device fetch the work that waits for it; otherwise pass its check-in on.
 
-    The check-in is not passed on if the sum has no room, or if the device's report is in a sum that has not gone up: the
-    server above would take the device for one that has forgotten its work.
+    The check-in is not passed on if the sum has no room, or if the device's report is in an unsent sum: the server above would
+    assume that the device has forgotten its work.
     """
     removed = removed_work(event)
     if (answer := answer_at_once(facts, event)) is not None:
@@ -479,13 +479,13 @@ def _asks(facts: EdgeFacts, event: DeviceAsks) -> EdgeDecision:
 
 
 def _asks_too_late(facts: EdgeFacts, event: DeviceAsks) -> EdgeDecision:
-    """Let the device wait until the server above has answered for the sum."""
+    """Let the device wait until the server above has answered about the sum."""
     answer = answer_at_once(facts, event) or ComeLater(ASKING, "closed")
     return EdgeDecision(facts.round, (*removed_work(event), answer))
 
 
 def removed_work(event: DeviceAsks) -> tuple[RemoveWork, ...]:
-    """Return what removes work that came too late for the check-in which asked for it: the device has asked anew since."""
+    """Return the actions that remove work for an outdated check-in: the device has checked in again since."""
     late = event.waiting is not None and event.waiting.serial < event.serial
     return (RemoveWork((event.device,)),) if late else ()
 
@@ -504,7 +504,7 @@ def answer_at_once(facts: EdgeFacts, event: DeviceAsks) -> AdmitCheckIn | ComeLa
 
 
 def _begin(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
-    """Begin the round for this work. If the round cannot open, say that the session has ended."""
+    """Begin the round for this work. If the round cannot open, tell the server above that the session has ended."""
     if event.fetched:
         return EdgeDecision(facts.round)
     if facts.row.state is not State.OPEN:
@@ -513,10 +513,11 @@ def _begin(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
 
 
 def _more_work(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
-    """Keep work for the same sum above if there is room. Work for another sum means that the one before is over: end this round.
+    """Keep work for the same sum of the server above if the sum has room. Work for another sum means that the previous one is
+    over: end this round.
 
-    Then the work is looked at once more. If the round could not end at once, the session of the new work ends instead, and its
-    device asks again.
+    After that, the new work is decided once more. If the round could not end at once, the new work's session ends instead, and
+    its device asks again.
     """
     if event.fetched:
         return EdgeDecision(facts.round)
@@ -530,26 +531,26 @@ def _more_work(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
 
 
 def work_too_late(facts: EdgeFacts, event: WorkArrived) -> EdgeDecision:
-    """Say that the session has ended: its work is not for the sum that is going up."""
+    """Tell the server above that the session has ended: its work is not for the sum that is going up."""
     return EdgeDecision(facts.round, () if event.fetched else (SayEnded((event.session,)),))
 
 
 def _fetched(facts: EdgeFacts, event: WorkFetched) -> EdgeDecision:
-    """Keep the work no longer: its device has it."""
+    """Remove the work: its device has it."""
     return EdgeDecision(facts.round, (RemoveWork((event.device,)),))
 
 
 def _no_more(facts: EdgeFacts, event: NoWorkAbove) -> EdgeDecision:
-    """Wait for no more devices if the server above has no more work for this round."""
+    """Stop awaiting more devices if the server above has no more work for this round."""
     if event.reason not in NO_MORE:
         return EdgeDecision(facts.round)
     return EdgeDecision(changed(facts.round, state=EdgeState.FINISHING, full=True))
 
 
 def _keep_out(facts: EdgeFacts, event: DeviceKeptOut) -> EdgeDecision:
-    """Give back the work of this device. If no other device has any, end the round.
+    """Give back the work of this device. If no other device has work, end the round.
 
-    Then the server above is asked again a little later: it may have begun another sum, in which the device may be.
+    The server above is asked again a little later: it may have begun another sum, in which the device may take part.
     """
     mine = tuple(work for work in facts.unfetched if work.device == event.device)
     empty = facts.row.state is State.OPEN and facts.row.given == facts.row.dropped and not facts.lapsed
@@ -563,9 +564,9 @@ def _dropped(facts: EdgeFacts, event: SessionsDropped) -> EdgeDecision:
 
 
 def forget_work(facts: EdgeFacts, event: OtherWorkAsked) -> EdgeDecision:
-    """Count no report of these sessions any more, from before the device's question goes up.
+    """Count no further report of these sessions, beginning before the device's check-in goes up.
 
-    The server above ends them when it hears the question, and would refuse a whole sum that holds one of their reports.
+    The server above ends them when it receives the check-in, and would refuse a whole sum that holds one of their reports.
     """
     return EdgeDecision(facts.round, (DropSessions(event.sessions),) if event.sessions else ())
 
@@ -573,8 +574,8 @@ def forget_work(facts: EdgeFacts, event: OtherWorkAsked) -> EdgeDecision:
 def _look(facts: EdgeFacts, event: Tick) -> EdgeDecision:
     """Give back work that no device has fetched in time, and decide whether more devices are awaited.
 
-    They are awaited for `linger` seconds after work has come. If no device has work or has reported, they are awaited longer,
-    since a sum without a report is of no use.
+    They are awaited for `linger` seconds after the last work has arrived. If no device has work or has reported, they are
+    awaited longer, since a sum without reports is useless.
     """
     old = tuple(work for work in facts.unfetched if facts.now - work.since > PICK_UP)
     state = facts.round.state
@@ -586,19 +587,19 @@ def _look(facts: EdgeFacts, event: Tick) -> EdgeDecision:
 
 
 def _cancel(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
-    """End a round that has no work: its work was of another plan."""
+    """Cancel a round that has no work: its work belonged to another plan."""
     return EdgeDecision(facts.round, (CancelRound(),))
 
 
 def _close(facts: EdgeFacts, event: RoundClosed) -> EdgeDecision:
-    """Send the sum up. Say of every session that is not in it that no report will come. After a crash, do the same again."""
+    """Send the sum up, and tell the server above that all sessions outside it have ended. After a crash, do this again."""
     late = (*said(event.out), DropSessions(event.out)) if event.out else ()
     going_up = changed(facts.round, state=EdgeState.GOING_UP)
     return EdgeDecision(going_up, (*given_back(facts.unfetched), *late, SendSum()))
 
 
 def _abandon(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
-    """Say of all sessions of the round that no report will come, so that the server above may give their places away."""
+    """Tell the server above that no session of the round will report, so that it can free their places."""
     actions = [*given_back(facts.unfetched), *ended_out(event.out), *said(event.counted)]
     if facts.round.state is EdgeState.GOING_UP:
         actions.insert(0, WithdrawSum())
@@ -606,22 +607,22 @@ def _abandon(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
 
 
 def _abandon_again(facts: EdgeFacts, event: RoundAbandoned) -> EdgeDecision:
-    """Say of the sessions that may still report that no report will come, since a crash may have come before that was said."""
+    """Tell the server above once more that the open sessions will not report, since a crash may have prevented this before."""
     return EdgeDecision(facts.round, ended_out(event.out))
 
 
 def _counted(facts: EdgeFacts, event: SumCounted) -> EdgeDecision:
-    """End the round, and begin to wait for the work of the next one."""
+    """End the round, and wait for the work of the next one."""
     return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), (PublishRound(),))
 
 
 def _refused(facts: EdgeFacts, event: SumRefused) -> EdgeDecision:
-    """End the round without a result, and say of the sessions in its sum that no report will come."""
+    """End the round without a result, and tell the server above that the sessions in its sum will not report."""
     return EdgeDecision(changed(facts.round, state=EdgeState.SETTLED), (*said(event.counted), CancelRound()))
 
 
 def end_all(facts: EdgeFacts, event: AllWorkEnds) -> EdgeDecision:
-    """Give back all work that no device has fetched. The rounds are cancelled after this, and each is abandoned."""
+    """Give back all unfetched work. After this, every round is cancelled and so abandoned."""
     return EdgeDecision(facts.round, given_back(facts.unfetched))
 
 
@@ -631,12 +632,12 @@ def _ignore(facts: EdgeFacts, event: Any) -> EdgeDecision:
 
 
 def _reached(facts: EdgeFacts) -> EdgeRound:
-    """Return the round after work has come for it."""
+    """Return the round after work has arrived for it."""
     return EdgeRound(EdgeState.GATHERING, facts.now)
 
 
 def given_back(waiting: Sequence[WaitingWork], reason: str = BY_EDGE) -> tuple[EdgeAction, ...]:
-    """Return what gives work back that no device has fetched."""
+    """Return the actions that give unfetched work back."""
     if not waiting:
         return ()
     devices = tuple(work.device for work in waiting)
@@ -644,12 +645,12 @@ def given_back(waiting: Sequence[WaitingWork], reason: str = BY_EDGE) -> tuple[E
 
 
 def said(sessions: tuple[str, ...], reason: str = BY_EDGE) -> tuple[EdgeAction, ...]:
-    """Return what says that these sessions have ended."""
+    """Return the actions that tell the server above that these sessions have ended."""
     return (SayEnded(sessions, reason),) if sessions else ()
 
 
 def ended_out(out: tuple[str, ...]) -> tuple[EdgeAction, ...]:
-    """Return what ends the sessions of an abandoned round that might have reported."""
+    """Return the actions that end the sessions of an abandoned round which could still have reported."""
     return (*said(out, "other"), DropSessions(out)) if out else ()
 
 
@@ -658,11 +659,11 @@ def ended_out(out: tuple[str, ...]) -> tuple[EdgeAction, ...]:
 
 @dataclass(frozen=True)
 class EdgeEntry:
-    """What an event does in a state.
+    """The effect of an event in a state.
 
     Attributes:
         rule: The function that decides.
-        to: The states that it may lead to, besides staying.
+        to: The other states to which it may lead.
     """
 
     rule: Callable[[EdgeFacts, Any], EdgeDecision]
@@ -705,10 +706,10 @@ def _entries() -> dict[tuple[EdgeState, type], EdgeEntry]:
 
 
 TABLE: Mapping[tuple[EdgeState, type], EdgeEntry] = _entries()
-"""(state, event) → what is done. An event that the table does not allow changes nothing, and is counted by the shell."""
+"""(state, event) → entry. An event that the table does not allow changes nothing, and the caller counts it."""
 
 
 def decide(facts: EdgeFacts, event: EdgeEvent) -> EdgeDecision:
-    """Decide what becomes of the round, and what is to be done."""
+    """Return the decision about an event: the new round, and the actions."""
     entry = TABLE.get((facts.round.state, type(event)))
     return EdgeDecision(facts.round) if entry is None else entry.rule(facts, event)

@@ -1,23 +1,23 @@
-"""A round, as a table: what may happen in each state, and what is to be done about it.
+"""A round, as a table: the events that may happen in each state, and the resulting actions.
 
     decision = decide(facts, event)
 
 The function is pure: it reads no clock, no rows and no random numbers. A *driver* calls it: a server, an edge, the
 simulator's virtual clock, or the fault tests. In one transaction, the driver reads `Facts` from its store, decides, and
-writes `decision.rounds` and `decision.sessions`. When the transaction is durable, and not before, the driver does what
-`decision.actions` say.
+writes `decision.rounds` and `decision.sessions`. Only when the transaction is durable does the driver carry out
+`decision.actions`.
 
 Theory of operation
 ===================
 
 A round is a row, and moves through five states, never backwards.
 
-    planned      The round is to begin. The leader's `Tick` opens it, unless the run is paused or the pace leaves time.
+    planned      The round is to begin. The leader's `Tick` opens it, unless the run is paused or the pace asks for a later time.
     open         Devices are given sessions (`CheckIn`), and report. Reports are staged, and counted by `Commit`.
-    closing      No report is counted any more. The leader makes a model of the sum, however long that takes.
-    published    The model is there. In synchronous rounds, the next round is planned in the same transaction.
-    abandoned    No model comes of the round: too few reported by its end, an admin cancelled it, or its sum was unusable. The
-                 sum is destroyed, and the next round is planned in the same transaction, if none is open already.
+    closing      Reports are no longer counted. The leader makes a model of the sum, however long that takes.
+    published    The model exists. In synchronous rounds, the next round is planned in the same transaction.
+    abandoned    The round makes no model: too few devices reported by its end, an admin cancelled it, or its sum was unusable.
+                 The sum is destroyed, and the next round is planned in the same transaction, if none is open already.
 
 A device's way through a round:
 
@@ -26,12 +26,12 @@ A device's way through a round:
     Commit    ─► AcceptReport    the update is in the round's sum, in the transaction that decided so
     Published                    the sum has become a model
 
-A report that is not accepted is refused with the reason. A device that heard no answer asks at its next check-in what became
-of its session (`CheckIn.previous`).
+A report that is not accepted is refused with the reason. A device that got no answer asks at its next check-in how its session
+ended (`CheckIn.previous`).
 
 Who acts. Devices and edges cause `CheckIn`, `Report` and `Dropped`, through any of the processes that share a store. Each
 process causes `Commit` for the reports that wait in its own memory, and `Overdue` for a session that sent a bad report. One
-process leads: it alone causes `Tick`, `Overdue` as time goes by, and `Published` when it has made a model. An admin causes
+process leads: it alone causes `Tick`, `Overdue` when time passes, and `Published` when it has made a model. An admin causes
 `Cancelled`. A process that takes the lead causes `Recovered` for every round.
 
 What survives a crash. Rows survive: rounds, sessions, devices. Staged reports do not: they were in memory, and since they
@@ -40,33 +40,33 @@ yields `CloseRound`), and gives the same model, since its sum is durable; a roun
 since its sum may not be destroyed yet. A *fence* tells leaders apart: each leader writes a higher fence into the rows, and a
 leader with a lower fence can write nothing.
 
-Every event may come at any time, several times, and too late. What devices and edges cause is decided in every state. What
-the leader and admins cause is allowed only in the states of the table; elsewhere it changes nothing, and is counted as
-illegal. A steady count of illegal events hints at a driver with a defect, or at two leaders.
+Every event may come at any time, several times, and too late. Events from devices and edges are decided in every state. Events
+from the leader and from admins are allowed only in the states of the table; in other states they change nothing, and are
+counted as illegal. A steady stream of illegal events suggests a defect in a driver, or two leaders.
 
-Synchronous rounds and buffers. Both are this one machine, under another `Pacing`. In a synchronous round, the devices are
-chosen, and a device that was not chosen is not counted. A buffer counts the next reports, whichever model they began from:
-the next buffer opens in the transaction that closes the one before, and sessions go on from one to the next.
+Synchronous rounds and buffers. Both are this same machine with different `Pacing`. In a synchronous round, devices are chosen,
+and only chosen devices are counted. A buffer counts the next reports, whichever model they began from: the next buffer opens in
+the transaction that closes the previous one, and sessions continue from one to the next.
 
 Places. A session holds a *place*: one of the devices that a round is given to, or that a buffer lets train at once. A
-session that ends without a report gives its place back, and the next device that asks gets the place. So does a session that
-says nothing for longer than such work takes (`lets_go_at`): it has *lapsed*. Its report is not refused for that: it is
-counted as long as the round has room. A device that let a place go rests, longer each time, until a report of it is counted
-(`rested`). All of this needs a deadline: without one, no session lapses, and the devices of a synchronous round are not
-replaced.
+session that ends without a report gives its place back, and the next device that asks gets the place. A session that is silent
+for longer than such work takes (`lets_go_at`) also gives its place back: it has *lapsed*. Its report is still counted as long
+as the round has room. A device whose place was given back in this way rests, longer each time, until one of its reports is
+counted (`rested`). All this needs a deadline: without one, sessions do not lapse, and the devices of a synchronous round are
+not replaced.
 
-Three numbers, which are easily confused. `Round.number` counts sums, published or abandoned. `Session.version` counts the
+Three numbers are easily confused. `Round.number` counts sums, published or abandoned. `Session.version` counts the
 models that were published before the session was given. `Session.sum` is the number of the round whose sum has the report;
 in a buffer that may be a later round than `Session.round`, in which the session was given.
 
-Warning. The rows may only be written if they are still as they were read (state and fence), and actions may only be done
-when the rows are durable. A driver that answers a device before that promises what a crash can take back; the fault tests
-find such drivers.
+Warning. A driver may write the rows only if their state and fence have not changed since they were read, and may carry out
+actions only when the rows are durable. A driver that answers a device earlier makes a promise that a crash can break; the fault
+tests find such drivers.
 
-Beside the round. An edge's sum enters as one report of many sessions, which is counted whole or not at all. Cohorts of secure
-aggregation will enter in the same way, with a table of their own.
+Related tables. An edge's sum enters as one report of many sessions, which is counted as a whole or not at all. Cohorts of
+secure aggregation will enter in the same way, with a table of their own.
 
-`TABLE` is the whole of the machine. The diagram in docs/protocol.md is drawn from it.
+`TABLE` is the whole machine. The diagram in docs/protocol.md is drawn from it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,7 +91,7 @@ class State(StrEnum):
 
 
 ORDER = tuple(State)
-"""States never go backwards in it."""
+"""The order of the states: a round never goes backwards in it."""
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -101,15 +101,15 @@ class Round:
     """The row of a round.
 
     Attributes:
-        number: Counts rounds, from 0.
+        number: The round's number, counted from 0.
         state: The round's state.
-        since: When the round came into this state, in seconds of the store's clock.
+        since: When the round entered this state, in seconds of the store's clock.
         fence: The fence of the leader that wrote the row.
-        given: Devices that were given a place; a device that asks again in the same round counts once. A buffer's row begins
-            with the sessions that held a place when the buffer before it closed. A session that lapsed and is counted all
-            the same counts once more.
-        dropped: Of these devices, those that have no place now, and no report in the sum.
-        counted: Reports in the sum.
+        given: The number of devices that were given a place; a device that asks again in the same round counts once. A buffer's
+            row begins with the sessions that held a place when the buffer before it closed. A session that lapsed but is still
+            counted counts once more.
+        dropped: The number of these devices that have neither a place now nor a report in the sum.
+        counted: The number of reports in the sum.
         reason: Why the round was abandoned.
     """
 
@@ -129,28 +129,28 @@ class Round:
 
     @property
     def out(self) -> int:
-        """How many sessions hold a place, and are to report."""
+        """The number of sessions that hold a place and are expected to report."""
         return self.given - self.dropped - self.counted
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The row of a session: one device's work for one round. Its id makes everything that is sent for it idempotent.
+    """The row of a session: one device's work for one round. Its id makes all messages about it idempotent.
 
     Attributes:
-        id: The device's id and a word of the device, with a slash between.
+        id: The device's id and a word that the device chose, separated by a slash.
         device: The device's id.
         serial: The serial of the check-in that the session answered.
         round: The number of the round in which the session was given.
-        version: Models published at that time, so the model that the device began from.
-        expires: When no report of the session is counted any more, by the store's clock.
+        version: The number of models published at that time, which identifies the model from which the device began.
+        expires: The time after which reports of the session are not counted, by the store's clock.
         state: "out" while the session holds its place; "lapsed" if it has no place any more and may still report; "counted";
-            "dropped"; "late" if a report came after the session was dropped. Being late once, the session teaches once how long
-            its work took.
+            "dropped"; "late" if a report came after the session was dropped. A late report is used once to learn how long the
+            work took.
         reason: Why the session was dropped.
         sum: The number of the round whose sum has the report; None if no sum has it.
-        staleness: How many versions late the report was, when it was counted.
-        parent: The edge that asked for the session, and alone may report it; empty if the device itself asked.
+        staleness: The number of versions by which the report was late when it was counted.
+        parent: The edge that asked for the session, and which alone may report for it; empty if the device itself asked.
         began: When the session was given its place, by the store's clock.
     """
 
@@ -169,7 +169,7 @@ class Session:
 
     @property
     def awaited(self) -> bool:
-        """Whether a report may still come, as far as the row says."""
+        """Whether a report may still come, according to the row."""
         return self.state in ("out", "lapsed")
 
 
@@ -181,11 +181,11 @@ class DeviceRow:
         id: The device's id.
         session: The session that the device was given last.
         last_sum: The round in whose sum the device was counted last.
-        last_counted: The id of the session that was counted then; the device may not have been told.
-        times_counted: How often the device was counted.
-        lapses: How often the device let a place go since it was counted last.
-        rests_until: When the device may have another place, by the store's clock.
-        models: How many sums of the run have become a model when `last_sum` has; one fewer if that sum was abandoned.
+        last_counted: The id of the session that was counted then; the device may not know this yet.
+        times_counted: The number of times that the device was counted.
+        lapses: The number of times that the device lost a place by lapsing since it was last counted.
+        rests_until: The time from which the device may get another place, by the store's clock.
+        models: The number of the run's sums that have become a model once `last_sum` has; one fewer if that sum was abandoned.
     """
 
     id: str
@@ -200,25 +200,24 @@ class DeviceRow:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was read in the transaction that decides, and the circumstances of the run.
+    """The facts for a decision, read in the deciding transaction, and the circumstances of the run.
 
     Attributes:
-        pacing: How the round is paced.
+        pacing: The pacing of the round.
         now: Seconds of the store's clock.
-        round: The round that the event is about; for check-ins, reports, commits and drops, the newest round.
-        version: Models published.
+        round: The round that the event concerns; for check-ins, reports, commits and drops, the newest round.
+        version: The number of published models.
         sessions: The rows of the sessions that the event names.
         device: The row of the device that checks in.
-        paused: Whether the run is held.
-        population: Devices that are enrolled; 0 if that is not known.
-        arriving: Check-ins a second of late; 0 if that is not known.
-        lasts: Seconds that rounds have lasted of late.
-        waits: Whether a round before this one is still to be published.
-        led: When the present leader took over.
-        takes: Seconds that such work takes a device; 0 before the first report.
-        takes_by_edge: Seconds from the moment at which an edge gets work for a device to that edge's sum; 0 before the first
-        sum.
-        models: Sums that have become a model.
+        paused: Whether the run is paused.
+        population: The number of enrolled devices; 0 if it is not known.
+        arriving: The recent number of check-ins per second; 0 if it is not known.
+        lasts: The recent average duration of rounds, in seconds.
+        waits: Whether an earlier round is not yet published.
+        led: When the present leader took the lead.
+        takes: The seconds that a device needs for such work; 0 before the first report.
+        takes_by_edge: The seconds from an edge's getting work for a device to that edge's sum; 0 before the first sum.
+        models: The number of sums that have become a model.
     """
 
     pacing: Pacing
@@ -241,21 +240,23 @@ class Facts:
 NOTHING_SAID = Conditions()
 _DAY = 86400.0
 MULTIPLE = 4.0
-"""A session holds its place for this multiple of the time that such work takes."""
+"""The multiple of the learnt time for such work after which a session loses its place."""
 SHARE = 0.25
-"""The share of the deadline for which a session holds its place before the time that such work takes is known."""
+"""The fraction of the deadline for which a session holds its place as long as the time for such work is not known."""
 SHORTEST = 60.0
-"""Seconds for which a session holds its place at least, unless `SHARE` gives less: in that time a lost message is repeated."""
+"""The least seconds for which a session holds its place, unless `SHARE` gives less: enough time to repeat a lost message."""
 LONGEST_REST = _DAY
-"""Seconds that a device rests at most."""
+"""The most seconds for which a device rests."""
 UP, DOWN = 1.35, 0.9
-"""Factors of the learnt time, after a report that took longer, and after one that did not; they balance at three of four."""
+"""Factors of the learnt time after a report that took longer, and after one that did not. They balance if three of four reports
+do not take longer.
+"""
 MOMENT = 1e-3
-"""Seconds that any work takes at least."""
+"""The least estimate for the time of any work, in seconds."""
 OVER = frozenset({"closed", "expired"})
-"""Reasons why a session is dropped though its device may still be at work."""
+"""Reasons for dropping a session although its device may still be at work."""
 NO_FAULT = frozenset({"closed", "withdrawn", "revoked", "edge"})
-"""Reasons why a session ends that are not its device's doing."""
+"""Reasons for the end of a session that its device did not cause."""
 
 # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -266,10 +267,10 @@ class CheckIn:
 
     Attributes:
         session: The id of the session that the device may be given.
-        serial: Grows with every check-in of a device.
-        conditions: What the device says of itself: whether it charges, and the like.
-        previous: An earlier session whose end the device does not know.
-        works: Whether the device asks for work too, or only for that end.
+        serial: The check-in's serial, which grows with every check-in of a device.
+        conditions: The device's conditions as it states them, for example whether it is charging.
+        previous: An earlier session of which the device does not know how it ended.
+        works: Whether the device asks for work, and not only for the outcome of `previous`.
         parent: The edge that asks for the device; empty if the device itself asks.
     """
 
@@ -283,7 +284,7 @@ class CheckIn:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A report of the sessions of the facts has arrived, whole and checked.
+    """A report of the sessions in the facts has arrived completely, and has been checked.
 
     Attributes:
         parent: The edge whose sum the report is; empty for the update of a device.
@@ -294,10 +295,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Staged reports are added to the sum, in this transaction.
+    """Staged reports are to be added to the sum in this transaction.
 
     Attributes:
-        together: How many sessions each report is of, in the order of the facts; empty if each is of one.
+        together: The number of sessions in each report, in the order of the facts; empty if each report has one session.
     """
 
     together: tuple[int, ...] = ()
@@ -305,17 +306,17 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """The sessions of the facts will not report: their devices said so, or left, or their round is over."""
+    """The sessions in the facts will not report: their devices gave up or left, or their round is over."""
 
     reason: str = "other"
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """The sessions of the facts may have taken too long.
+    """The sessions in the facts may have taken too long.
 
     Attributes:
-        spoilt: Whether they sent a report instead that can never be counted, so that nobody waits for them any more.
+        spoilt: Whether they instead sent a report that can never be counted, so that they are not awaited any more.
     """
 
     spoilt: bool = False
@@ -323,17 +324,17 @@ class Overdue:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time went by."""
+    """Time has passed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The round's sum has become a model, in this transaction."""
+    """The round's sum becomes a model in this transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A leader took over, with this fence: what was in the memory of the leader before is gone."""
+    """A leader took over with this fence: the memory of the previous leader is lost."""
 
     fence: int
 
@@ -361,7 +362,7 @@ class ComeLater:
 
     Attributes:
         window: Seconds; the device draws the moment uniformly.
-        reason: Why there is no work, for the counts.
+        reason: The reason for giving no work, for the counts.
     """
 
     window: tuple[float, float]
@@ -370,7 +371,7 @@ class ComeLater:
 
 @dataclass(frozen=True, slots=True)
 class SettleSession:
-    """Answer a check-in that asked what became of a session: "counted", "discarded", or "unknown": send the report again."""
+    """Answer a check-in that asked how a session ended: "counted", "discarded", or "unknown" (send the report again)."""
 
     session: str
     outcome: str
@@ -400,14 +401,14 @@ class RefuseReport:
 
 @dataclass(frozen=True, slots=True)
 class CloseRound:
-    """Make a model of the round's sum; doing it again gives the same one."""
+    """Make a model of the round's sum. A repetition gives the same model."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class AbandonRound:
-    """Destroy the round's sum: no model comes of it."""
+    """Destroy the round's sum: no model is made of it."""
 
     number: int
     reason: str
@@ -420,13 +421,13 @@ Action: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What is to be written, and then done.
+    """The rows to write, and the actions to carry out afterwards.
 
     Attributes:
-        rounds: Rows of rounds to be written, new ones among them.
-        sessions: Rows of sessions to be written, new ones among them.
-        actions: What is to be done when the rows are durable.
-        lapses: Ids of those of the sessions whose devices let a place go; each of these devices is to be `rested`.
+        rounds: The rows of rounds to write, including new ones.
+        sessions: The rows of sessions to write, including new ones.
+        actions: The actions to carry out when the rows are durable.
+        lapses: The ids of the written sessions that have lapsed; the device of each is then `rested`.
     """
 
     rounds: tuple[Round, ...] = ()
@@ -441,9 +442,9 @@ NOTHING = Decision()
 
 
 def outcome(session: Session, facts: Facts) -> str:
-    """What became of a session: "counted", "discarded", or "unknown" if it may still be counted.
+    """Return how a session ended: "counted", "discarded", or "unknown" if it may still be counted.
 
-    The row alone does not tell: it says "out" or "lapsed" also if its round is over.
+    The row alone is not enough: its state may be "out" or "lapsed" although its round is over.
     """
     if not session.awaited:
         return "counted" if session.state == "counted" else "discarded"
@@ -452,12 +453,12 @@ def outcome(session: Session, facts: Facts) -> str:
 
 
 def _is_over(number: int, current: Round) -> bool:
-    """Whether a synchronous round takes no more reports."""
+    """Return whether a synchronous round accepts no more reports."""
     return number != current.number or ORDER.index(current.state) > ORDER.index(State.OPEN)
 
 
 def _check_in(facts: Facts, event: CheckIn) -> Decision:
-    """Say what became of the device's earlier session; then give work, if there is some and the device may have it."""
+    """Tell the device how its earlier session ended; then give it work, if work is available and the device may have it."""
     before = facts.device.session if facts.device else None
     if before is not None and event.serial < before.serial:
         return NOTHING  # the message was long on its way, and nobody waits for the answer
@@ -492,13 +493,13 @@ def _check_in(facts: Facts, event: CheckIn) -> Decision:
 
 
 def _given(event: CheckIn, holds: bool, facts: Facts) -> Session:
-    """Make a session for the device of the facts.
+    """Make a session for the device in the facts.
 
     Args:
         event: The check-in that asks for the session.
-        holds: Whether the session takes over the place of the device's last session. Then it takes over the time too for which
-            that has held the place: else a device that forgets its work again and again would hold a place for ever.
-        facts: What was read.
+        holds: Whether the session takes over the place of the device's last session. Then the time for which that session has
+            held the place counts too: otherwise a device that keeps forgetting its work would hold a place for ever.
+        facts: The facts of the decision.
     """
     assert facts.device is not None
     last, row = facts.device.session, facts.round
@@ -517,7 +518,7 @@ def _given(event: CheckIn, holds: bool, facts: Facts) -> Session:
 
 
 def _with_place(before: Session | None, holds: bool, row: Round, facts: Facts) -> Round:
-    """The round's row after the device of the facts was given a place. before: the device's last session, which is over."""
+    """Return the round's row after the device in the facts was given a place. before: the device's last session."""
     of_this = before is not None and before.state != "counted" and before.round == row.number
     if (holds or of_this) and _gives_again(facts):  # the device is among those that were given a place
         return changed(row, dropped=row.dropped - 1)
@@ -525,8 +526,9 @@ def _with_place(before: Session | None, holds: bool, row: Round, facts: Facts) -
 
 
 def _end_of(session: str, facts: Facts) -> str:
-    """Return the outcome of the session that a device asks about. Only its last session and its last counted one are known; any
-    other session is "discarded"."""
+    """Return the outcome of the session that a device asks about. Only its last session and its last counted session are known;
+    any other session is "discarded".
+    """
     device = facts.device
     if device is not None and device.session is not None and device.session.id == session:
         return outcome(device.session, facts)
@@ -534,7 +536,7 @@ def _end_of(session: str, facts: Facts) -> str:
 
 
 def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
-    """Why a device gets no work; None if it gets work."""
+    """Return the reason why a device gets no work; None if it gets work."""
     pacing, device = facts.pacing, facts.device
     if (unmet := pacing.requires.unmet(event.conditions)) is not None:
         return unmet
@@ -557,9 +559,9 @@ def _not_now(facts: Facts, event: CheckIn, row: Round) -> str | None:
 
 
 def _models_left(device: DeviceRow, row: Round, facts: Facts) -> int:
-    """Models that must be made before a device may be in another sum; 0 or less if it may be in one now.
+    """Return how many models must be made before a device may be in another sum; 0 or less if it may be in one now.
 
-    A sum that is abandoned makes no model, so it ends nobody's separation.
+    An abandoned sum makes no model, so it does not shorten a device's wait.
     """
     if device.last_sum is None:
         return 0
@@ -568,11 +570,11 @@ def _models_left(device: DeviceRow, row: Round, facts: Facts) -> int:
 
 
 def room(pacing: Pacing, population: int, row: Round) -> int:
-    """How many places may be given. Without a deadline, the devices of a synchronous round are not replaced.
+    """Return how many places may be given out. Without a deadline, the devices of a synchronous round are not replaced.
 
     Args:
-        pacing: How the round is paced.
-        population: Devices that are enrolled; 0 if that is not known.
+        pacing: The pacing of the round.
+        population: The number of enrolled devices; 0 if it is not known.
         row: The round.
     """
     if pacing.concurrency is not None:
@@ -583,27 +585,27 @@ def room(pacing: Pacing, population: int, row: Round) -> int:
 
 
 def begins_at(pacing: Pacing, row: Round) -> float:
-    """When the pace lets a planned round open, or lets devices have work of an open buffer, by the store's clock."""
+    """Return when the pace lets a planned round open, or an open buffer give work, by the store's clock."""
     waits = row.state is State.OPEN if pacing.buffered else row.state is State.PLANNED
     return row.since + pacing.every if pacing.every is not None and waits and row.number else 0.0
 
 
 def _is_timed(facts: Facts) -> bool:
-    """Whether sessions may lapse, and devices rest."""
+    """Return whether sessions may lapse, and devices rest."""
     return facts.pacing.deadline is not None
 
 
 def _gives_again(facts: Facts) -> bool:
-    """Whether a place of a synchronous round that is let go is given to another device."""
+    """Return whether a place that is given back in a synchronous round goes to another device."""
     return _is_timed(facts) and not facts.pacing.buffered
 
 
 def patience(pacing: Pacing, takes: float) -> float:
-    """Seconds for which a session may hold its place: a multiple of what such work takes, and never longer than the deadline.
+    """Return the seconds for which a session may hold its place: a multiple of the time for such work, at most the deadline.
 
     Args:
-        pacing: How the round is paced.
-        takes: Seconds that such work takes; 0 if that is not known.
+        pacing: The pacing of the round.
+        takes: The seconds that such work takes; 0 if they are not known.
     """
     if pacing.deadline is None:
         return float("inf")
@@ -612,7 +614,7 @@ def patience(pacing: Pacing, takes: float) -> float:
 
 
 def lets_go_at(session: Session, facts: Facts) -> float:
-    """When a session that says nothing lapses. The time in which there was no leader does not count."""
+    """Return when a silent session lapses. The time without a leader does not count."""
     if not _is_timed(facts):
         return float("inf")
     return max(session.began, facts.led) + patience(facts.pacing, _takes(session, facts))
@@ -623,14 +625,14 @@ def _takes(session: Session, facts: Facts) -> float:
 
 
 def learnt(takes: float, seconds: float) -> float:
-    """Learn how long such work takes from one more report.
+    """Return the new estimate of the time for such work, after one more report.
 
-    The estimate comes to what three of four reports do not exceed. One report moves it by a fixed factor, so a few devices
-    that are slow or fast on purpose do not move it far.
+    The estimate approaches the time that three of four reports do not exceed. Each report changes it by a fixed factor, so a
+    few devices that are slow or fast on purpose cannot change it much.
 
     Args:
         takes: The estimate so far, in seconds; 0 before the first report.
-        seconds: How long the report took.
+        seconds: The seconds that the report took.
     """
     if takes <= 0:
         return max(seconds, MOMENT)
@@ -638,9 +640,9 @@ def learnt(takes: float, seconds: float) -> float:
 
 
 def rested(device: DeviceRow, session: Session, facts: Facts) -> DeviceRow:
-    """Let a device rest that let a session's place go.
+    """Let a device rest whose session has lapsed.
 
-    It rests as long as it held the place, and twice as long each further time, until a report of it is counted.
+    It rests as long as it held the place, and twice as long each further time, until one of its reports is counted.
     """
     held = min(facts.now - session.began, patience(facts.pacing, _takes(session, facts)))
     rest = min(LONGEST_REST, held * 2.0 ** min(device.lapses, 30))
@@ -648,7 +650,7 @@ def rested(device: DeviceRow, session: Session, facts: Facts) -> DeviceRow:
 
 
 def forgiven(device: DeviceRow, late: Session) -> DeviceRow:
-    """Take back the lapse of a session whose report came too late: its device was slow, and not silent."""
+    """Take back the lapse of a session whose report came too late: its device was only slow, not silent."""
     if not device.lapses or device.rests_until <= late.began:
         return device
     return changed(device, lapses=device.lapses - 1, rests_until=0.0)
@@ -659,19 +661,19 @@ LEFT = float("inf")
 
 
 def _lifetime(facts: Facts, row: Round) -> float:
-    """Seconds that a session given now may take."""
+    """Return the seconds that a session given now may take."""
     if facts.pacing.deadline is None:
         return float("inf")
     return facts.pacing.deadline if facts.pacing.buffered else row.since + facts.pacing.deadline - facts.now
 
 
 def _time_left(session: Session, facts: Facts) -> float:
-    """An estimate of the seconds until a session is over, whatever becomes of it."""
+    """Estimate the seconds until a session is over, however it ends."""
     return session.expires - facts.now if session.expires < float("inf") else facts.lasts
 
 
 def _until_next(facts: Facts, row: Round, reason: str) -> float:
-    """An estimate of the seconds until there may be work for this device again."""
+    """Estimate the seconds until work may be available for this device again."""
     if reason == "cap":
         return _DAY
     if reason == "pace":
@@ -686,7 +688,7 @@ def _until_next(facts: Facts, row: Round, reason: str) -> float:
 
 
 def _report(facts: Facts, event: Report) -> Decision:
-    """Stage a report that may be counted; refuse one that cannot; accept again one that is counted already."""
+    """Stage a report that may be counted; refuse a report that cannot; accept a report again that is already counted."""
     if not facts.sessions or any(session.parent != event.parent for session in facts.sessions):
         return NOTHING  # nobody knows the session, or another parent was to report it
     if all(outcome(session, facts) == "counted" for session in facts.sessions):
@@ -700,7 +702,7 @@ def _report(facts: Facts, event: Report) -> Decision:
 def _refused(
     sessions: Sequence[Session], reason: str, row: Round, facts: Facts
 ) -> tuple[Round, list[Session], list[Action]]:
-    """Refuse the report of these sessions: the round's row, the rows to write, and the answers."""
+    """Refuse the report of these sessions; return the round's row, the session rows to write, and the answers."""
     written = list[Session]()
     for session in sessions:
         gone, row = _gone(session, reason, row, facts)
@@ -710,9 +712,9 @@ def _refused(
 
 
 def _why_not(sessions: Sequence[Session], facts: Facts) -> str | None:
-    """Why the report of these sessions will never be counted; None if it may be.
+    """Return why the report of these sessions will never be counted; None if it may be counted.
 
-    A sum cannot be taken apart, so the report is counted whole or not at all.
+    A sum cannot be taken apart, so the report is counted as a whole or not at all.
     """
     if len(sessions) > 1 and any(outcome(session, facts) == "counted" for session in sessions):
         return "closed"  # one of the sessions is in another sum already
@@ -720,7 +722,7 @@ def _why_not(sessions: Sequence[Session], facts: Facts) -> str | None:
 
 
 def _uncountable(session: Session, facts: Facts) -> str | None:
-    """Why a session's report will never be counted; None if it may be."""
+    """Return why a session's report will never be counted; None if it may be counted."""
     if outcome(session, facts) == "discarded":
         return session.reason or ("expired" if facts.now >= session.expires else "closed")
     if not (facts.round.state is State.OPEN or facts.pacing.buffered):
@@ -730,12 +732,14 @@ def _uncountable(session: Session, facts: Facts) -> str | None:
 
 
 def _holds_place(session: Session, row: Round, facts: Facts) -> bool:
-    """Whether a session holds one of the places of this round."""
+    """Return whether a session holds one of the places of this round."""
     return session.state == "out" and (facts.pacing.buffered or session.round == row.number)
 
 
 def _gone(session: Session, reason: str, row: Round, facts: Facts) -> tuple[list[Session], Round]:
-    """End a session without a counted report: the rows to write, none if it has ended already; and the round's row."""
+    """End a session without a counted report; return the session rows to write, none if it has already ended, and the round's
+    row.
+    """
     if not session.awaited:
         return [], row
     left = changed(row, dropped=row.dropped + 1) if _holds_place(session, row, facts) else row
@@ -743,7 +747,7 @@ def _gone(session: Session, reason: str, row: Round, facts: Facts) -> tuple[list
 
 
 def _commit(facts: Facts, event: Commit) -> Decision:
-    """Count staged reports up to the cohort, if the round is open; the last one that is wanted closes the round.
+    """Count staged reports up to the cohort, if the round is open; the last one that is needed closes the round.
 
     An edge's sum may go beyond the cohort, up to the number of devices that were chosen. Reports that a buffer has no room
     for wait for the next buffer.
@@ -772,14 +776,14 @@ def _commit(facts: Facts, event: Commit) -> Decision:
 
 
 def _counted(session: Session, row: Round, facts: Facts) -> Round:
-    """The round's row with a report of this session in its sum. If the session has lapsed, it takes a place again."""
+    """Return the round's row after counting a report of this session. If the session has lapsed, it takes a place again."""
     if session.state == "lapsed":
         row = changed(row, given=row.given + 1) if facts.pacing.buffered else changed(row, dropped=row.dropped - 1)
     return changed(row, counted=row.counted + 1)
 
 
 def _reports(facts: Facts, event: Commit) -> Iterator[tuple[Session, ...]]:
-    """The sessions of each report."""
+    """Yield the sessions of each report."""
     left = iter(facts.sessions)
     for count in event.together or (1,) * len(facts.sessions):
         yield tuple(islice(left, count))
@@ -798,7 +802,7 @@ def _dropped(facts: Facts, event: Dropped) -> Decision:
 
 
 def _let_go(facts: Facts, event: Overdue) -> Decision:
-    """Free the places of sessions that take too long or sent a bad report; end the sessions whose time is over."""
+    """Free the places of sessions that take too long or sent a bad report; end the expired sessions."""
     row, written, lapses = facts.round, list[Session](), list[str]()
     for session in facts.sessions:
         spoilt = event.spoilt and _is_timed(facts) and row.state is State.OPEN and _holds_place(session, row, facts)
@@ -813,14 +817,14 @@ def _let_go(facts: Facts, event: Overdue) -> Decision:
 
 
 def _open(facts: Facts, event: Tick) -> Decision:
-    """Open the round, unless the run is paused, or the pace leaves time since the round before."""
+    """Open the round, unless the run is paused or the pace asks for a longer time since the previous round."""
     if facts.paused or facts.now < begins_at(facts.pacing, facts.round):
         return NOTHING
     return _moved(facts, State.OPEN)
 
 
 def _tick(facts: Facts, event: Tick) -> Decision:
-    """Close or abandon the round if its deadline is past."""
+    """Close or abandon the round if its deadline has passed."""
     return _closed_if_over(facts, facts.round, [], [])
 
 
@@ -830,15 +834,15 @@ def _awaits_model(facts: Facts, event: Tick) -> Decision:
 
 
 def _published(facts: Facts, event: Published) -> Decision:
-    """Publish the round, and plan the next one; do nothing if a round before it is still to be published.
+    """Publish the round, and plan the next one; do nothing if an earlier round is not published yet.
 
-    The leader publishes again after that. The next buffer is open already.
+    In that case the leader publishes this round later. If rounds are buffers, the next one is already open.
     """
     return NOTHING if facts.waits else _moved(facts, State.PUBLISHED)
 
 
 def _recovered(facts: Facts, event: Recovered) -> Decision:
-    """Fence out the leader before, and do again what that may have left undone."""
+    """Fence out the previous leader, and repeat the work that it may not have finished."""
     row = facts.round
     if event.fence < row.fence:
         return NOTHING  # this leader was fenced out itself
@@ -850,12 +854,12 @@ def _recovered(facts: Facts, event: Recovered) -> Decision:
 
 
 def _recovered_published(facts: Facts, event: Recovered) -> Decision:
-    """Do nothing: the model is there, and the leader before has left nothing undone."""
+    """Do nothing: the model exists, and the previous leader left no work unfinished."""
     return NOTHING
 
 
 def _cancelled(facts: Facts, event: Cancelled) -> Decision:
-    """Abandon the round: an admin wants so, or no model can be made of its sum."""
+    """Abandon the round: an admin cancelled it, or no model can be made of its sum."""
     if facts.round.state is State.CLOSING and facts.pacing.buffered:  # the next buffer is open already
         row = changed(facts.round, state=State.ABANDONED, since=facts.now, reason="cancelled")
         return Decision((row,), (), (AbandonRound(row.number, row.reason),))
@@ -865,7 +869,7 @@ def _cancelled(facts: Facts, event: Cancelled) -> Decision:
 def _closed_if_over(
     facts: Facts, row: Round, sessions: list[Session], actions: list[Action], lapses: Sequence[str] = ()
 ) -> Decision:
-    """Close an open round if it is full, or over with enough reports; abandon it if it is over with fewer."""
+    """Close an open round if it is full, or has ended with enough reports; abandon it if it has ended with fewer."""
     ended = NOTHING
     if row.state is State.OPEN:
         pacing = facts.pacing
@@ -879,11 +883,11 @@ def _closed_if_over(
 
 
 def over_at(facts: Facts, row: Round) -> float:
-    """When an open synchronous round is over, if no device comes or reports until then; infinity for never.
+    """Return when an open synchronous round ends if no device comes or reports before; infinity for never.
 
-    The round is over at its deadline; or before, when nobody is waited for, since all devices that were chosen have ended.
-    If places are given again, that is when every device of the population has had a place, there are enough reports, and the
-    devices that lapsed have had as long as work takes: until then a device may come that adds a report.
+    The round ends at its deadline, or earlier, when no device is awaited, since the sessions of all chosen devices have ended.
+    If freed places are given to other devices, this is when every device of the population has had a place, enough reports have
+    come, and lapsed sessions have had as much time as the work takes: until then a device may still add a report.
     """
     end = float("inf") if facts.pacing.deadline is None else row.since + facts.pacing.deadline
     if not row.given or row.out:
@@ -903,7 +907,7 @@ def _past_deadline(facts: Facts) -> bool:
 
 
 def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
-    """Move the round to another state, with what that means for other rows, and with what is to be done then."""
+    """Move the round to another state, with the consequences for other rows and the resulting actions."""
     row = changed(facts.round, state=to, since=facts.now, reason=reason)
     buffered = facts.pacing.buffered
     follows = Round(row.number + 1, since=facts.now, fence=row.fence, given=row.out if buffered else 0)
@@ -927,11 +931,11 @@ def _moved(facts: Facts, to: State, reason: str = "") -> Decision:
 
 @dataclass(frozen=True)
 class Entry:
-    """What an event does in a state.
+    """The effect of an event in a state.
 
     Attributes:
-        rule: Decides.
-        to: The states that the event may lead to, besides staying.
+        rule: The function that decides.
+        to: The other states to which the event may lead.
     """
 
     rule: Callable[[Facts, Any], Decision]
@@ -968,11 +972,12 @@ def _entries() -> dict[tuple[State, type], Entry]:
 
 
 TABLE: Mapping[tuple[State, type], Entry] = _entries()
-"""(state, event) → what is done. An event that the table does not allow in a state changes nothing: its sender has not heard yet
-that the round is over. The coordinator counts such events."""
+"""(state, event) → entry. An event that the table does not allow in a state changes nothing: its sender does not know yet that
+the round is over. The coordinator counts such events.
+"""
 
 
 def decide(facts: Facts, event: Event) -> Decision:
-    """Decide what is to be written, and then done. Nothing that a device says makes this raise."""
+    """Return the rows to write and the actions to carry out afterwards. This never raises, whatever a device sends."""
     entry = TABLE.get((facts.round.state, type(event)))
     return NOTHING if entry is None else entry.rule(facts, event)

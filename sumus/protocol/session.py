@@ -7,9 +7,9 @@ the session ended.
 messages are lost, and whenever the device restarts, these rules hold:
 
 - A report is sent again until the server answers it. If there is no answer after several times, the next check-in asks
-how the session ended.
+  how the session ended.
 - What a client keeps from a round (a control variate, personal leaves) is pending until the session's end is known:
-`KeepState` if the report is counted, `UndoState` if it is not. Until then no new work is begun.
+  `KeepState` if the report is counted, `UndoState` if it is not. Until then no new work is begun.
 - The device's own floor is checked before any work is begun. A round is charged to its day before its report is sent.
 """
 
@@ -23,9 +23,9 @@ from sumus.protocol.rows import changed
 PATIENCE = 15.0
 """Seconds until a message without an answer is sent again for the first time. The time doubles at each further attempt."""
 LONGEST = 3600.0
-"""The longest such time, in seconds."""
+"""The longest time until a message is sent again, in seconds."""
 SENDS = 4
-"""How many times a report is sent before the device asks how the session ended."""
+"""The number of times that a report is sent before the device asks how the session ended."""
 
 
 AT_ONCE = (0.0, 0.0)
@@ -63,7 +63,7 @@ class Floor:
 
 @dataclass(frozen=True, slots=True)
 class WorkOffer:
-    """What an assignment asks of a device.
+    """The demands of an assignment on a device.
 
     Attributes:
         session: The session's id.
@@ -92,7 +92,7 @@ class DeviceState:
         phase: The phase that it is in.
         serial: The serial of its last check-in.
         asked: The session that it asked for in that check-in.
-        session: The session that it works for, or whose end it does not know; empty if there is none.
+        session: The session for which it works, or of which it does not know the end; empty if it has none.
         unsettled: Whether a report may have been sent for the session, so that the session's end must be known first.
         tries: How many messages it has sent since the last answer.
         window: The window that the server gave last: the first and last second in which to come back.
@@ -130,7 +130,7 @@ class Assigned:
     """The server gives work.
 
     Attributes:
-        offer: What the work asks for.
+        offer: The demands of the work.
         day: The day, by the device's own calendar.
     """
 
@@ -214,7 +214,7 @@ class SendCheckIn:
     Attributes:
         session: The id for the work that may be given.
         serial: The check-in's serial.
-        previous: The session whose end is asked for; None if there is none.
+        previous: The session whose end is asked for; None if the device asks for no outcome.
     """
 
     session: str
@@ -287,7 +287,7 @@ def _ask(state: DeviceState, event: WakeUp, floor: Floor) -> Step:
 
 
 def _consider(state: DeviceState, event: Assigned, floor: Floor) -> Step:
-    """Work, if the floor allows it."""
+    """Start the work, if the floor allows it; otherwise abort the session."""
     offer, today = event.offer, state.today if event.day == state.day else 0
     if offer.session != state.asked:  # this late answer belongs to an earlier check-in
         return state, ()
@@ -320,8 +320,9 @@ def _told(state: DeviceState, event: ToldLater, floor: Floor) -> Step:
 
 
 def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
-    """End the session: keep or undo its state, and rest, or go on with the rest of a check-in's answer. If the end is
-    unknown, send the report again."""
+    """End the session: keep or undo its state, and then sleep, or go on with the rest of a check-in's answer. If the end is
+    unknown, send the report again.
+    """
     if not state.unsettled or event.session != state.session:
         return state, ()
     if event.outcome == "unknown":
@@ -334,7 +335,7 @@ def _settled(state: DeviceState, event: Settled, floor: Floor) -> Step:
 
 
 def _send(state: DeviceState, event: TrainingDone, floor: Floor) -> Step:
-    """Send the report. The session is unsettled until the server says what became of it."""
+    """Send the report. The session is unsettled until the server says how it ended."""
     return changed(state, phase=Phase.REPORTING, unsettled=True, tries=1), (SendReport(state.session),)
 
 
@@ -353,12 +354,12 @@ def _wait(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
 
 
 def _wait_to_send(state: DeviceState, event: NoAnswer, floor: Floor) -> Step:
-    """Wait a little, each time twice as long."""
+    """Wait before sending again, each time twice as long."""
     return state, (SleepFor(_widest(event.window, _backoff(state.tries))),)
 
 
 def _send_again(state: DeviceState, event: WakeUp, floor: Floor) -> Step:
-    """Send the report again, or after several times ask how the session ended."""
+    """Send the report again or, after several times, ask how the session ended."""
     if state.tries >= SENDS:
         return _ask(state, event, floor)
     return changed(state, tries=state.tries + 1), (SendReport(state.session),)
@@ -375,13 +376,14 @@ def _backoff(tries: int) -> tuple[float, float]:
 
 
 def _widest(*windows: tuple[float, float]) -> tuple[float, float]:
-    """Return a window that begins when the last of these begins, and ends when the last of them ends."""
+    """Return a window from the latest begin to the latest end of these windows."""
     return max(first for first, _ in windows), max(last for _, last in windows)
 
 
 def _restart(state: DeviceState, event: Restarted, floor: Floor) -> Step:
-    """Ask or send at once, since the person who started the device waits for a message. Training in memory is lost, but
-    an update is not: it is written before it is sent."""
+    """Ask or send at once, since the person who started the device waits for a message. Training in memory is lost, but updates
+    are not: they are written before they are sent.
+    """
     if state.phase is Phase.REPORTING:
         return state, (SleepFor(AT_ONCE),)
     session = state.session if state.unsettled else ""

@@ -1,4 +1,4 @@
-"""A site's rounds, as a table: what happens between two of its sums for the server above.
+"""A site's rounds, as a table: the rounds between two of its sums for the server above.
 
     decision = decide(facts, event)
 
@@ -9,23 +9,23 @@ Theory of operation
 ===================
 
 **States.** The *first round* is an edge's: the rules of `protocol/edge.py` apply, and the server above gives the work. The sum
-of that round is not sent. It moves the site's model, and the site begins an *own round* on the new model, with the devices of
-the first round and no others; nobody above is asked. Within an own round the edge's table decides how long the round waits
-for its devices. After the last own round, the sum of all rounds is *going up*. When the server above has answered, the site
-begins again with a first round.
+of that round is not sent. It changes ("moves") the site's model, and the site begins an *own round* on the new model, with the
+devices of the first round only, without asking the server above. Within an own round the edge's table decides how long the
+round waits for its devices. After the last own round, the sum of all rounds is *going up*. When the server above has answered,
+the site begins again with a first round.
 
-**Too few contributors.** A round with fewer contributors than the plan's `min_contributors` makes no model. If that is the
-first round, its sum goes up as an edge's does, and the site stays in the first round until it is answered. If it is a later
-one, the round is cancelled, and what goes up is the sum of the rounds before it.
+**Too few contributors.** A round with fewer contributors than the plan's `min_contributors` makes no model. If this happens in
+the first round, the sum goes up like an edge's sum, and the site stays in the first round until the sum is answered. If it
+happens in a later round, the round is cancelled, and the sum of the earlier rounds goes up.
 
 **Whose sessions end.** The sessions of the first round were given by the server above. Those whose reports moved the model
-stand for the sum until it is answered; the others are said to have ended. The sessions of own rounds are the site's alone:
-nothing is said about them above.
+stand for the sum until it is answered; the server above is told that the others have ended. The sessions of own rounds belong
+to the site alone: the server above is told nothing about them.
 
-**What survives a crash.** One note of the run (`SiteStanding` in `sumus/edge/site_model.py`) says where the site stands. It is
-written in the transaction that publishes a round, so a round has either moved the model or can be done again from its sealed
-sum. A site that is found going up computes the same bytes again. The state is never kept apart from the note: `state_of` reads
-it off.
+**What survives a crash.** One note of the run (`SiteStanding` in `sumus/edge/site_model.py`) holds the site's standing. It is
+written in the transaction that publishes a round, so a round has either moved the model, or can be repeated from its sealed
+sum. After a crash, a site that is going up computes the same bytes again. The state is never stored separately: `state_of`
+derives it from the note.
 """
 
 from collections.abc import Callable, Mapping
@@ -68,7 +68,7 @@ from sumus.protocol.rows import changed
 
 
 class SiteState(StrEnum):
-    """Where a site stands between two of its sums."""
+    """The state of a site between two of its sums."""
 
     FIRST_ROUND = "first_round"
     OWN_ROUND = "own_round"
@@ -77,13 +77,13 @@ class SiteState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OwnRounds:
-    """What a site has done since its last sum; there is none of it before the first round has moved the model.
+    """The rounds of a site since its last sum. They exist only after the first round has moved the model.
 
     Attributes:
         sessions: The sessions of the server above that the sum will stand for.
-        done: Rounds that have moved the model.
-        last: The number of the last of them.
-        over: Whether no further round comes, and the sum goes up.
+        done: The number of rounds that have moved the model.
+        last: The number of the last such round.
+        over: Whether the rounds have ended, and the sum goes up.
     """
 
     sessions: tuple[str, ...]
@@ -99,13 +99,13 @@ class OwnRounds:
 
 @dataclass(frozen=True, slots=True)
 class SiteFacts:
-    """What a decision is made from.
+    """The inputs of a decision.
 
     Attributes:
-        edge: The facts of the edge's table, about the newest round or the one that the event is about.
-        own: What the site has done since its last sum; None in the first round.
-        rounds: Rounds that the plan asks for between two sums.
-        least: Contributors that a round must have to make a model.
+        edge: The facts of the edge's table, about the round that the event concerns, or the newest round.
+        own: The site's rounds since its last sum; None in the first round.
+        rounds: The number of rounds between two sums, as set by the plan.
+        least: The least number of contributors for a round to make a model.
         sending: Whether the site's sum waits for the uplink.
     """
 
@@ -128,7 +128,7 @@ def state_of(own: OwnRounds | None) -> SiteState:
 
 @dataclass(frozen=True, slots=True)
 class MoveUnusable:
-    """No sum for the server above can be made of what the model has moved by."""
+    """The change of the model cannot be made into a sum for the server above."""
 
 
 SiteEvent: TypeAlias = EdgeEvent | MoveUnusable
@@ -136,10 +136,10 @@ SiteEvent: TypeAlias = EdgeEvent | MoveUnusable
 
 @dataclass(frozen=True, slots=True)
 class MoveModel:
-    """Let the round's sum move the site's model, and write that down.
+    """Move the site's model by the round's sum, and store the new standing.
 
     Attributes:
-        actions: What is to be done once it is written.
+        actions: The actions to carry out once it is stored.
     """
 
     actions: tuple[Any, ...] = ()
@@ -147,17 +147,17 @@ class MoveModel:
 
 @dataclass(frozen=True, slots=True)
 class EndOwnRounds:
-    """Write down that no further round comes."""
+    """Record that the site's rounds have ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendMove:
-    """Send up what the model has moved by."""
+    """Send the change of the model up."""
 
 
 @dataclass(frozen=True, slots=True)
 class ForgetOwnRounds:
-    """Forget what lies between two sums: the next round is a first one."""
+    """Delete the site's standing: the next round is a first round."""
 
 
 SiteAction: TypeAlias = EdgeAction | MoveModel | EndOwnRounds | SendMove | ForgetOwnRounds
@@ -165,12 +165,12 @@ SiteAction: TypeAlias = EdgeAction | MoveModel | EndOwnRounds | SendMove | Forge
 
 @dataclass(frozen=True, slots=True)
 class SiteDecision:
-    """What follows from an event.
+    """The decision about an event.
 
     Attributes:
-        state: Where the site stands once the actions are done.
-        round: The round as it is to be kept from now on.
-        actions: What is to be done, in this order.
+        state: The site's state after the actions.
+        round: The new value of the round in memory.
+        actions: The actions, in the order in which they are carried out.
     """
 
     state: SiteState
@@ -182,18 +182,18 @@ class SiteDecision:
 
 
 def _as_edge(facts: SiteFacts, event: Any) -> SiteDecision:
-    """Do as an edge does that only adds."""
+    """Follow the table of an edge that only adds."""
     found = decide_for_edge(facts.edge, event)
     return SiteDecision(state_of(facts.own), found.round, found.actions)
 
 
 def _stays(facts: SiteFacts, *actions: SiteAction) -> SiteDecision:
-    """Return the decision to do something, and to stay as things are."""
+    """Return the decision to carry out these actions and keep the state."""
     return SiteDecision(state_of(facts.own), facts.edge.round, actions)
 
 
 def _close_first(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
-    """Move the model, and go on with the devices that reported. A sum of too few devices goes up as an edge's does."""
+    """Move the model, and go on with the devices that reported. A sum of too few devices goes up like an edge's sum."""
     if facts.edge.round.state is EdgeState.WAITING or event.count < facts.least:
         return _as_edge(facts, event)
     late = (*said(event.out), DropSessions(event.out)) if event.out else ()
@@ -201,7 +201,7 @@ def _close_first(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
 
 
 def _close_own(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
-    """Move the model once more. Cancel a round of too few devices, which makes no model."""
+    """Move the model once more; cancel a round of too few devices instead."""
     assert facts.own is not None, "an own round comes after a first one"
     if event.count < facts.least:
         return _stays(facts, CancelRound())
@@ -209,7 +209,7 @@ def _close_own(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
 
 
 def _moved(facts: SiteFacts, done: int, late: tuple[EdgeAction, ...]) -> SiteDecision:
-    """Return the decision to move the model. late: what ends the sessions that have not reported."""
+    """Return the decision to move the model. late: the actions that end the sessions which have not reported."""
     over = done >= facts.rounds
     move = MoveModel((*late, SendMove()) if over else late)
     going_up = changed(facts.edge.round, state=EdgeState.GOING_UP)
@@ -218,9 +218,9 @@ def _moved(facts: SiteFacts, done: int, late: tuple[EdgeAction, ...]) -> SiteDec
 
 
 def _abandon_own(facts: SiteFacts, event: RoundAbandoned) -> SiteDecision:
-    """Do no further round, since this one came to nothing: the sum is of the rounds before it.
+    """Begin no further round, since this one was abandoned: the sum is that of the earlier rounds.
 
-    After a crash, rounds that were abandoned long ago are named once more; they change nothing.
+    After a crash, this event comes again for rounds that were abandoned long ago; these change nothing.
     """
     assert facts.own is not None, "an own round comes after a first one"
     if facts.edge.row.number <= facts.own.last:
@@ -236,7 +236,7 @@ def _abandon_unused(facts: SiteFacts, event: RoundAbandoned) -> SiteDecision:
 
 
 def _cancel_unused(facts: SiteFacts, event: RoundClosed) -> SiteDecision:
-    """Cancel a round that was open while the sum went up: no device could have work in it."""
+    """Cancel a round that was open while the sum went up: devices could not have work in it."""
     return _stays(facts, CancelRound())
 
 
@@ -256,22 +256,22 @@ def _is_counted_in(last: Session | None, number: int) -> bool:
 
 
 def _give_back(facts: SiteFacts, event: WorkArrived) -> SiteDecision:
-    """Say that the session has ended: work for the next sum can begin only once this one is answered."""
+    """Tell the server above that the session has ended: work for the next sum can begin only after this sum is answered."""
     return _stays(facts, *work_too_late(facts.edge, event).actions)
 
 
 def _fetched(facts: SiteFacts, event: WorkFetched) -> SiteDecision:
-    """Await other devices of the first round for a while longer, since one has come."""
+    """Await other devices of the first round a little longer, since one has come."""
     return SiteDecision(SiteState.OWN_ROUND, changed(facts.edge.round, latest=facts.edge.now))
 
 
 def _forget_work(facts: SiteFacts, event: OtherWorkAsked) -> SiteDecision:
-    """Count no report of these sessions any more."""
+    """Count no further report of these sessions."""
     return _stays(facts, *forget_work(facts.edge, event).actions)
 
 
 def _ignore(facts: SiteFacts, event: Any) -> SiteDecision:
-    """Do nothing: the sessions and the sum are the site's own, and the server above neither gave them nor asks for them."""
+    """Do nothing: the sessions and the sum belong to the site alone and do not concern the server above."""
     return _stays(facts)
 
 
@@ -288,13 +288,13 @@ def _counted(facts: SiteFacts, event: SumCounted) -> SiteDecision:
 
 
 def _not_counted(facts: SiteFacts, event: SumRefused | MoveUnusable) -> SiteDecision:
-    """Say that no report will come of the sessions that the sum stood for, and begin again with a first round."""
+    """Tell the server above that the sum's sessions will not report, and begin again with a first round."""
     assert facts.own is not None, "a sum of own rounds has gone up"
     return SiteDecision(SiteState.FIRST_ROUND, facts.edge.round, (SayEnded(facts.own.sessions), ForgetOwnRounds()))
 
 
 def _end_all(facts: SiteFacts, event: AllWorkEnds) -> SiteDecision:
-    """Say that no report will come of the sessions that the sum would have stood for, and forget the site's rounds."""
+    """Tell the server above that the sessions of the unsent sum will not report, and forget the site's rounds."""
     assert facts.own is not None, "an own round comes after a first one"
     ended = (*given_back(facts.edge.unfetched), SayEnded(facts.own.sessions), ForgetOwnRounds())
     return SiteDecision(SiteState.FIRST_ROUND, facts.edge.round, ended)
@@ -309,11 +309,11 @@ def _dropped(out: tuple[str, ...]) -> tuple[EdgeAction, ...]:
 
 @dataclass(frozen=True)
 class SiteEntry:
-    """What an event does in a state.
+    """The effect of an event in a state.
 
     Attributes:
         rule: The function that decides.
-        to: The states that it may lead to, besides staying.
+        to: The other states to which it may lead.
     """
 
     rule: Callable[[SiteFacts, Any], SiteDecision]
@@ -354,10 +354,10 @@ def _entries() -> dict[tuple[SiteState, type], SiteEntry]:
 
 
 TABLE: Mapping[tuple[SiteState, type], SiteEntry] = _entries()
-"""(state, event) → what is done. In the first round, the edge's table decides whether the round allows the event, too."""
+"""(state, event) → entry. In the first round, the edge's table, too, must allow the event."""
 
 
 def decide(facts: SiteFacts, event: SiteEvent) -> SiteDecision:
-    """Decide where the site stands next, and what is to be done."""
+    """Return the decision about an event: the site's new state, and the actions."""
     entry = TABLE.get((state_of(facts.own), type(event)))
     return _stays(facts) if entry is None else entry.rule(facts, event)

@@ -1,13 +1,13 @@
-"""Rounds on a store: what a server, an edge and a site do alike.
+"""Rounds on a store: the common part of a server, an edge and a site.
 
-run            a task's rounds: what every kind of run shares
-circumstances  what decisions depend on besides rows: pacing, pause, the devices of the server
+run            a task's rounds: the common base of all kinds of run
+circumstances  the inputs of decisions other than rows: pacing, pause, the devices of the server
 coordinator    asks the table `protocol.round` about each event, in one transaction
 recording      writes a decision into rows, with what follows from it for the run and for devices
 stages         the stages of a report on its way into a sum, as types
-intake         the way itself: reports are checked, staged and committed
-sealed_sums    the sums, sealed, so that a killed process loses nothing that it has acknowledged
-closing        what becomes of rounds that have closed: a model, or nothing
-seeds          the seed that everybody shares who reports into a sum
+intake         the steps between the stages: reports are checked, staged and committed
+sealed_sums    the sealed sums: a killed process loses no report that it has acknowledged
+closing        the end of closed rounds: a model is made of the sum, or the sum is destroyed
+seeds          the seed that all reports of a sum share
 departures     devices that leave while their reports are in an open sum
 """

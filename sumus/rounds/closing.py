@@ -1,4 +1,4 @@
-"""What becomes of rounds that have closed: a model is made of each sum, in the order of the rounds, or the sum is destroyed."""
+"""The end of closed rounds: a model is made of each sum, in the order of the rounds, or the sum is destroyed."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -14,14 +14,14 @@ LOG = logger("sumus.server")
 
 
 class Unusable(Exception):
-    """No model can be made of a sum, however often it is tried."""
+    """No model can be made of a sum, and trying again cannot help."""
 
 
 @contextmanager
 def usable() -> Generator[None, None, None]:
     """Convert any exception from a plan's code into Unusable, so that the exception cannot crash the server.
 
-    An exception that is no error of sumus is a defect of the plan, or of sumus: its traceback goes into the log.
+    An exception that is not a SumusError is a defect of the plan or of sumus: its traceback goes into the log.
     """
     try:
         yield
@@ -33,11 +33,11 @@ def usable() -> Generator[None, None, None]:
 
 
 class ClosedRounds:
-    """The rounds of a run that have closed, and whose models are not there yet.
+    """The closed rounds of a run whose models do not exist yet.
 
     Attributes:
         unfinished: The numbers of the rounds whose sum could not be read, or whose model could not be written. They are tried
-            again (`finish`), or an admin cancels them; later rounds wait behind them.
+            again (`finish`), or an admin cancels them; later rounds wait for them.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class ClosedRounds:
         Args:
             task: The task's name, for the log.
             coordinator: The rounds of the run.
-            sums: Their sums.
+            sums: The sums of the rounds.
             conclude: Makes the model of a round, given its number and the time.
-            give_up: Is called with a round's number, why no model can be made of its sum, and the time.
-            wait: Is called with a sentence why a round cannot be closed yet.
-            go_on: Is called when no round waits to be closed any more.
+            give_up: Called with a round's number, the reason why no model can be made of its sum, and the time.
+            wait: Called with a sentence that says why a round cannot be closed yet.
+            go_on: Called when no round waits to be closed any more.
         """
         self.unfinished: list[int] = []
         self._task, self._coordinator, self._sums = task, coordinator, sums
@@ -67,12 +67,12 @@ class ClosedRounds:
         self._destroyed: set[int] = set()
 
     def restart(self) -> None:
-        """Know of no round, as a new process."""
+        """Forget all rounds, as in a new process."""
         self.unfinished.clear()
         self._destroyed.clear()
 
     def take_up(self, now: float) -> None:
-        """Do what other processes' transactions have decided about sums."""
+        """Carry out decisions about sums that other processes have made."""
         with self._coordinator.leading() as rows:
             rounds = rows.rounds()
         self._destroyed &= {row.number for row in rounds}
@@ -82,7 +82,7 @@ class ClosedRounds:
         self.close_up_to(rounds[-1].number, now)
 
     def close_up_to(self, last: int, now: float) -> None:
-        """Make models of the closed rounds up to this one, in their order: other processes may have closed some of them."""
+        """Make the models of the closed rounds up to this one, in order, including those that other processes have closed."""
         with self._coordinator.leading() as rows:
             closing = [row.number for row in rows.rounds() if row.state is State.CLOSING and row.number <= last]
         for number in closing:
@@ -90,7 +90,7 @@ class ClosedRounds:
                 self._close(number, now)
 
     def finish(self, now: float) -> None:
-        """Try again to close the rounds that could not be closed."""
+        """Try again to close the unfinished rounds."""
         waiting, self.unfinished = self.unfinished, []
         for number in waiting:
             self._close(number, now)
@@ -98,7 +98,7 @@ class ClosedRounds:
             self._go_on()
 
     def forget_unfinished(self) -> None:
-        """Try no round again: all of them are about to end."""
+        """Forget the unfinished rounds, since all of them are about to end."""
         if self.unfinished:
             self.unfinished.clear()
             self._go_on()
@@ -111,7 +111,7 @@ class ClosedRounds:
     def _close(self, number: int, now: float) -> None:
         """Make a round's model, unless an earlier round waits for its own.
 
-        A sum that cannot be used is given up, since trying again would give the same. If a file is missing or a disk is full,
+        An unusable sum is given up, since a second attempt would fail in the same way. If a file is missing or a disk is full,
         nothing is lost yet: the round is tried again later.
         """
         if self.unfinished:

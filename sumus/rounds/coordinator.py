@@ -2,8 +2,8 @@
 
 Each method is one transaction: it reads facts, decides, writes, and returns the actions. The caller carries the actions out
 after the method has returned, and not before, since only then are the rows durable. The server drives a coordinator; the
-simulator's virtual clock and the fault schedules drive one on rows in memory. Only the list of staged reports is kept outside
-the rows.
+simulator's virtual clock and the fault schedules drive one on rows in memory. Only the list of staged reports is kept in
+memory.
 """
 
 from collections import Counter
@@ -49,14 +49,14 @@ Rules: TypeAlias = Callable[[Facts, Event], Decision]
 Adding: TypeAlias = Callable[[Rows, Sequence[Session]], None]
 Also: TypeAlias = Callable[[Rows], None]
 FOLLOWS = -1
-"""Stands for a fence if another process leads: then this process decides what devices ask and report, and nothing else."""
+"""The value of `fence` if another process leads: then this process decides only about devices' check-ins and reports."""
 
 
 class Arrived(NamedTuple):
     """A report that has arrived.
 
     Attributes:
-        sessions: The session that the report is of; of an edge's sum, all the sessions that are in the sum.
+        sessions: The session of the report; for an edge's sum, all sessions in the sum.
         parent: The edge that made the sum; empty for a device's report.
     """
 
@@ -68,11 +68,11 @@ class Coordinator:
     """The rounds of a run.
 
     Attributes:
-        store: Where the rows are.
-        fence: The fence that this process leads with; FOLLOWS if another process leads; None if nobody has said which, and then
-            no fence is compared. Methods raise TakenOver if another process leads by now.
-        staged: The reports that wait in memory for the next commit: the sessions of each, by the first of them.
-        illegal: How often an event came that the table does not allow, by (state, event's name).
+        store: The store of the rows.
+        fence: The fence with which this process leads; FOLLOWS if another process leads; None if it is not known who leads, and
+            then fences are not compared. Methods raise TakenOver if another process has taken the lead.
+        staged: The reports that wait in memory for the next commit: the sessions of each report, keyed by the first session.
+        illegal: The number of events that the table does not allow, by (state, event's name).
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class Coordinator:
         """Decide about the rounds in a store.
 
         Args:
-            circumstances: What decisions depend on besides rows; is called before each decision.
-            store: Where the rows are; None for a new store in memory.
-            rules: `decide`, or what is to be tried in its place.
+            circumstances: Returns the inputs of decisions that are not rows; called before each decision.
+            store: The store of the rows; None for a new store in memory.
+            rules: `decide`, or a replacement under test.
         """
         self.store = MemoryStore() if store is None else store
         self.fence: int | None = None
@@ -102,30 +102,30 @@ class Coordinator:
             return newest_of(rows)
 
     def round(self, number: int) -> Round | None:
-        """A round's row; None if the round is forgotten, or not there yet."""
+        """Return a round's row; None if the round is forgotten, or does not exist yet."""
         with self.store.transaction() as rows:
             return rows.round(number)
 
     def session(self, id: str) -> Session | None:
-        """A session's row; None if the session is forgotten, or was never given."""
+        """Return a session's row; None if the session is forgotten, or was never given."""
         with self.store.transaction() as rows:
             return rows.session(id)
 
     def last_sessions(self, devices: Sequence[str]) -> list[Session]:
-        """The last session of each of these devices that was ever given one."""
+        """Return the last session of each of these devices; devices that never had a session are left out."""
         with self.store.transaction() as rows:
             rows.read_ahead(devices)
             known = [rows.device(device) for device in devices]
         return [device.session for device in known if device is not None and device.session is not None]
 
     def room(self, now: float | None = None) -> int:
-        """Sessions that may be given now. now: by the store's clock; None to leave the pace out of account."""
+        """Return how many sessions may be given now. now: the time of the store's clock; None to ignore the pace."""
         row, given = self.current, self._circumstances()
         giving = row.state is State.OPEN and not given.paused and (now is None or now >= begins_at(given.pacing, row))
         return room(given.pacing, given.population, row) if giving else 0
 
     def facts(self, now: float) -> Facts:
-        """What a transaction about the newest round would read now."""
+        """Return the facts that a transaction about the newest round would read now."""
         with self.store.transaction() as rows:
             return self._facts(rows, now)
 
@@ -136,9 +136,9 @@ class Coordinator:
         return self.check_in_all([(device, event)], now)[0]
 
     def check_in_all(self, asked: Sequence[tuple[str, CheckIn]], now: float) -> list[tuple[Action, ...]]:
-        """Answer many devices in one transaction, each after the one before it.
+        """Answer many devices in one transaction, in order.
 
-        A device that uses the word of an earlier session for a new one gets no answer: no device of ours does that.
+        A device that reuses the id of an earlier session for a new one gets no answer: correct devices never do that.
         """
         with self.store.transaction() as rows:
             rows.read_ahead([device for device, _ in asked], [event.session for _, event in asked])
@@ -152,13 +152,13 @@ class Coordinator:
             ]
 
     def report(self, session: str, now: float) -> tuple[Action, ...]:
-        """Stage an update that has arrived whole. If nobody knows the session, there are no actions."""
+        """Stage an update that has arrived completely. For an unknown session, return no actions."""
         return self.report_all([Arrived((session,))], now)[0]
 
     def report_all(self, reports: Sequence[Arrived], now: float) -> list[tuple[Action, ...]]:
         """Stage many reports in one transaction.
 
-        There are no actions for a report with an unknown session, or that overlaps another report which already waits.
+        A report gets no actions if its session is unknown, or if it overlaps a report that is already staged.
         """
         answers = list[tuple[Action, ...]]()
         with self.store.transaction() as rows:
@@ -187,7 +187,7 @@ class Coordinator:
 
         Args:
             now: Seconds of the store's clock.
-            add: Adds reports to the sum; is called within the transaction, with the sessions that are counted now.
+            add: Adds reports to the sum; called within the transaction, with the sessions that are counted now.
         """
         waiting = dict(self.staged)
         with self.store.transaction() as rows:
@@ -218,7 +218,7 @@ class Coordinator:
     # ── time, and what the leader alone decides ──────────────────────────────────────────────────────────────────────
 
     def expire(self, now: float, sessions: Iterable[str] | None = None) -> tuple[Action, ...]:
-        """Free the places of sessions that take too long, and end the sessions whose time is over.
+        """Free the places of sessions that take too long, and end the expired sessions.
 
         A session whose report waits for the next commit has reported in time.
 
@@ -231,17 +231,17 @@ class Coordinator:
             return self.decide_in(rows, Overdue(), [each for each in late if each not in self._waits_with], now)
 
     def tick(self, now: float) -> tuple[Action, ...]:
-        """Let time have gone by."""
+        """Decide the events that the passing of time causes: rounds open, close, or are abandoned."""
         with self.leading() as rows:
             return self._apply(rows, Tick(), self._facts(rows, now)).actions
 
     def publish(self, number: int, now: float, also: Also = lambda rows: None) -> tuple[Action, ...]:
-        """Note that a round's model is there.
+        """Note that a round's model exists.
 
         Args:
             number: The round.
             now: Seconds of the store's clock.
-            also: Writes what else belongs to the model; is called within the transaction, if this call publishes the model.
+            also: Writes the other rows of the model; called within the transaction, if this call publishes the model.
         """
         with self.leading() as rows:
             row = rows.round(number)
@@ -265,7 +265,7 @@ class Coordinator:
 
         Args:
             now: Seconds of the store's clock.
-            fence: The fence of the lease; None if there is no lease: then it is one more than the run's last fence.
+            fence: The fence of the lease; None if no lease is used: then the fence is one more than the run's last fence.
         """
         self.staged.clear()
         self._waits_with.clear()
@@ -303,7 +303,7 @@ class Coordinator:
 
     @contextmanager
     def leading(self) -> Generator[Rows, None, None]:
-        """Open a transaction that the leader alone may open.
+        """Open a transaction that only the leader may open.
 
         Raises:
             TakenOver: Another process leads.
@@ -314,7 +314,7 @@ class Coordinator:
             yield rows
 
     def decide_in(self, rows: Rows, event: Event, sessions: Iterable[str], now: float) -> tuple[Action, ...]:
-        """Decide an event about sessions within a transaction; nothing is decided if none of the sessions is known."""
+        """Decide an event about sessions within a transaction. If all sessions are unknown, nothing is decided."""
         facts = self._facts(rows, now, sessions)
         return self._apply(rows, event, facts).actions if facts.sessions else ()
 
@@ -339,7 +339,7 @@ class Coordinator:
         )
 
     def _apply(self, rows: Rows, event: Event, facts: Facts) -> Decision:
-        """Decide an event, and write what was decided. An event that the table does not allow is counted."""
+        """Decide an event, and write the decision. An event that the table does not allow is counted."""
         if (facts.round.state, type(event)) not in TABLE:
             self.illegal[facts.round.state.value, type(event).__name__] += 1
         decision = self._rules(facts, event)
@@ -360,7 +360,7 @@ def run_led_with(rows: Rows, fence: int | None) -> RunRow:
 
 
 def _overdue(rows: Rows, pacing: Pacing, now: float) -> list[str]:
-    """List the sessions that may have lapsed, and the sessions whose time is over."""
+    """List the sessions that may have lapsed, and the expired sessions."""
     run = rows.run()
     shortest = min(patience(pacing, run.takes), patience(pacing, run.takes_by_edge))
     slow = rows.out_since(now - shortest) if now - run.led >= shortest else ()
@@ -368,7 +368,7 @@ def _overdue(rows: Rows, pacing: Pacing, now: float) -> list[str]:
 
 
 def _is_used(rows: Rows, event: CheckIn) -> bool:
-    """Whether a check-in names a session that was given for another check-in, or counted before."""
+    """Return whether a check-in names a session that was given for another check-in, or counted before."""
     used = rows.session(event.session)
     if used is not None:
         return used.serial != event.serial
@@ -376,7 +376,7 @@ def _is_used(rows: Rows, event: CheckIn) -> bool:
 
 
 def _is_counted(rows: Rows, report: Arrived) -> bool:
-    """Whether an edge's sum is counted, some of whose sessions are forgotten."""
+    """Return whether an edge's sum was counted, if some of its sessions are already forgotten."""
     known = [session for session in map(rows.session, report.sessions) if session is not None]
     return (
         bool(report.parent)

@@ -1,7 +1,8 @@
-"""Devices that leave while their reports are in a sum that is open.
+"""Devices that leave while their reports are in an open sum.
 
-A person whose link lets in several keys could be counted, leave, and enrol again under a new key in the same sum. So the round
-notes when a device left with which link, and a device that enrolled with that link later waits until the sum is closed.
+A person whose link allows several keys could be counted, leave, enrol again under a new key, and be counted in the same sum
+twice. So the round notes when a device left and which link it had used; a device that enrolled with that link later waits until
+the sum is closed.
 """
 
 import json
@@ -13,42 +14,44 @@ from sumus.rounds.recording import newest_of
 from sumus.storage.store import Rows, Store
 
 _DEPARTED = "departed"
-"""The name of a round's note of the devices that left after they were counted."""
+"""The name of a round's note about devices that left after they were counted."""
 
 
 def sessions_out_of(store: Store, who: str) -> list[str]:
-    """List the sessions that may still report, and that `who` itself asked for: a device; or an edge, for its devices."""
+    """List the sessions that may still report and that `who` asked for. `who` is a device, or an edge that asked for its
+    devices.
+    """
     with store.transaction() as rows:
         return _out_of(rows, who)
 
 
 def departed(store: Store) -> Mapping[str, float]:
-    """Tell when a device left last whose report is in the open sum, by the hash of the token that it had enrolled with."""
+    """Return when a device whose report is in the open sum left last, by the hash of the token with which it had enrolled."""
     with store.transaction() as rows:
         return _departed(rows, newest_of(rows).number)
 
 
 def keep_departed(rows: Rows, before: int, number: int) -> None:
-    """Copy a round's note of departed devices to another round, whose sum goes into the same sum of the server above."""
+    """Copy the note about departed devices to another round, whose sum goes into the same sum of the server above."""
     rows.put_note(number, _DEPARTED, rows.note(before, _DEPARTED))
 
 
 def forget_device(
     coordinator: Coordinator, device: str, link: str, rounds: Sequence[int], reason: str, now: float
 ) -> tuple[Action, ...]:
-    """End what a device or an edge's devices work at, and forget the device, but not that it was counted.
+    """End the open work of a device, or of an edge's devices, and forget the device, but not that it was counted.
 
-    Work that the device has by way of an edge goes on: its report may be in the edge's sum by now, which cannot be taken
-    apart and would be refused whole. The edge knows whether the device is still one of its own.
+    Work that the device has through an edge goes on: its report may already be in the edge's sum, which cannot be taken apart
+    and would be refused as a whole. The edge knows whether the device still belongs to it.
 
-    If the device is in the open sum, or may come into that sum, or if it is an edge whose devices are, and its link lets in
-    more than one key, then a device that enrols with that link from now on waits until that sum is closed (see `departed`).
+    A device that enrols with the same link from now on waits until the open sum is closed (see `departed`), if the link allows
+    more than one key and the open sum holds, or may still get, a report of the device or, for an edge, of one of its devices.
 
     Args:
         coordinator: The rounds of a run.
         device: The device's id, or the edge's.
-        link: Hash of the token that it enrolled with, if that token was made for several uses; else empty.
-        rounds: The rounds of the open sum, the last one last.
+        link: The hash of the token with which it enrolled, if the token was made for several uses; else empty.
+        rounds: The rounds of the open sum, in order.
         reason: Why its sessions end.
         now: Seconds of the server's clock.
     """
@@ -66,7 +69,7 @@ def forget_device(
 
 
 def _out_of(rows: Rows, who: str) -> list[str]:
-    """See `sessions_out_of`."""
+    """Do the work of `sessions_out_of` within a transaction."""
     return [session.id for session in _awaited(rows) if who == (session.parent or session.device)]
 
 
@@ -85,6 +88,6 @@ def _is_counted_in(rows: Rows, number: int, device: str) -> bool:
 
 
 def _departed(rows: Rows, number: int) -> Mapping[str, float]:
-    """See `departed`; of this round."""
+    """Do the work of `departed` for this round, within a transaction."""
     note = rows.note(number, _DEPARTED)
     return {} if note is None else json.loads(note)

@@ -1,7 +1,7 @@
-"""One way into a sum: every report goes through the same stages, and each stage is a type (see `rounds/stages.py`).
+"""The way of reports into a sum: every report goes through the same stages, and each stage is a type (see `rounds/stages.py`).
 
 report = intake.read_report(body, device, session)      bytes → Checked, on any thread
-actions = intake.stage_all([report], now)               Checked → StagedReport: it waits in memory, nothing is promised
+actions = intake.stage_all([report], now)               Checked → StagedReport: it waits in memory, and is not acknowledged yet
 actions = intake.commit(now)                            StagedReport → CommittedReport: it is in the sum
 """
 
@@ -21,14 +21,14 @@ class ReportIntake:
     """The reports of a run on their way into its sums."""
 
     def __init__(self, coordinator: Coordinator, sums: SealedSums, hop: FirstHop, trains: bool, spools: bool) -> None:
-        """Take in reports of a run.
+        """Take in the reports of a run.
 
         Args:
             coordinator: The rounds of the run.
-            sums: Their sums.
+            sums: The sums of the rounds.
             hop: Checks reports.
-            trains: Whether the reports are of training; else they are of an evaluation.
-            spools: Whether each report is sealed apart until its round is over.
+            trains: Whether the reports come from training; otherwise they come from an evaluation.
+            spools: Whether each report is sealed separately until its round is over.
         """
         self._coordinator, self._sums, self._hop, self._trains = coordinator, sums, hop, trains
         self._form = SpooledReport if spools else ClearReport
@@ -41,11 +41,11 @@ class ReportIntake:
 
         Args:
             body: The report's bytes; they must stay as they are until the report is counted.
-            device: The device, for errors.
-            session: The session that the report is of.
+            device: The device, for error messages.
+            session: The session of the report.
 
         Raises:
-            ParticipantError: The bytes are no report of this plan.
+            ParticipantError: The bytes are not a report for this plan.
         """
         update = decode_report(body, device, self._hop)
         checked = self._hop.check(update)
@@ -59,10 +59,10 @@ class ReportIntake:
             body: The sum's bytes.
             edge: The edge.
             most: The most reports that the sum may hold.
-            least: The smallest weight that a site's sum may have, if it names more sessions; None for an edge that only adds.
+            least: The least weight of a site's sum, if it names more sessions; None for an edge that only adds.
 
         Raises:
-            ParticipantError: The bytes are no sum of this plan.
+            ParticipantError: The bytes are not a sum for this plan.
         """
         sessions, checked = decode_sum(body, edge, self._hop, most, least)
         fewest = len(sessions) if least is None else min(len(sessions), least)
@@ -75,7 +75,7 @@ class ReportIntake:
         """Stage reports for the next commit.
 
         Returns:
-            For each report, what its sender is told; there are no actions for a report whose sessions nobody knows.
+            For each report, the answers to its sender; none for a report with unknown sessions.
         """
         answers = self._coordinator.report_all([report.arrived for report in reports], now)
         for report, actions in zip(reports, answers, strict=True):
@@ -84,7 +84,7 @@ class ReportIntake:
         return answers
 
     def commit(self, now: float) -> tuple[Action, ...]:
-        """Add the staged reports to their sums, and write both down, in one transaction.
+        """Add the staged reports to their sums, and write the reports and the sums, in one transaction.
 
         If this raises, nothing was acknowledged, and all reports are still staged.
         """
@@ -109,5 +109,5 @@ class ReportIntake:
         return actions
 
     def restart(self) -> None:
-        """Forget the staged reports, as a new process."""
+        """Forget the staged reports, as in a new process."""
         self._staged.clear()

@@ -1,4 +1,4 @@
-"""Writes a decision into the rows of a store, with what follows from the decision for the run and for devices."""
+"""Writes a decision, and its consequences for the run and for devices, into the rows of a store."""
 
 from sumus.protocol.round import (
     LEFT,
@@ -18,18 +18,18 @@ from sumus.protocol.rows import changed
 from sumus.storage.store import Fenced, Rows, RunRow, Store
 
 _SMOOTH = 0.3
-"""How much the latest round weighs in how long rounds last."""
+"""The weight of the latest round in the average duration of rounds."""
 
 
 def newest_of(rows: Rows) -> Round:
-    """The round that is open, or about to open, or about to be over."""
+    """Return the newest round: it is open, about to open, or about to end."""
     row = rows.round(rows.run().newest)
     assert row is not None, "the newest round is never forgotten"
     return row
 
 
 def record(rows: Rows, decision: Decision, facts: Facts) -> None:
-    """Write the rows of rounds and sessions, and what follows from them for the run and for devices."""
+    """Write the rows of rounds and sessions, and the consequences for the run and for devices."""
     before, run = facts.round, rows.run()
     for row in decision.rounds:
         rows.put_round(row)
@@ -55,7 +55,7 @@ def record_fenced(store: Store, decision: Decision, facts: Facts) -> None:
     """Write a decision about facts that were read in an earlier transaction.
 
     Raises:
-        Fenced: The round's state or fence is no longer as it was read.
+        Fenced: The round's state or fence has changed since it was read.
     """
     with store.transaction() as rows:
         row = rows.round(facts.round.number)
@@ -65,14 +65,14 @@ def record_fenced(store: Store, decision: Decision, facts: Facts) -> None:
 
 
 def _models_before(rows: Rows, run: RunRow, decision: Decision, facts: Facts) -> int:
-    """Count the sums that will have become a model before the sum that is open does, those still being made among them."""
+    """Count the sums that become a model before the open sum does, including those whose models are being made now."""
     if not facts.pacing.buffered or not any(session.state == "counted" for session in decision.sessions):
         return run.models
     return run.models + sum(row.state is State.CLOSING and row.number < facts.round.number for row in rows.rounds())
 
 
 def _without_model(rows: Rows, row: Round) -> None:
-    """Note for the devices in an abandoned sum that this sum makes no model."""
+    """Note, for each device in an abandoned sum, that this sum makes no model."""
     for id in rows.counted_in(row.number):
         session = rows.session(id)
         device = None if session is None else rows.device(session.device)
@@ -81,7 +81,7 @@ def _without_model(rows: Rows, row: Round) -> None:
 
 
 def _with_durations(run: RunRow, decision: Decision, facts: Facts) -> RunRow:
-    """Learn how long work takes from the reports that are answered now, whether they are counted or not.
+    """Learn how long work takes from the reports that are answered now, accepted and refused ones.
 
     Nothing is learnt from a session that began while another process led.
     """
@@ -101,15 +101,15 @@ def _with_durations(run: RunRow, decision: Decision, facts: Facts) -> RunRow:
 
 
 def _write_session(rows: Rows, session: Session, models: int) -> None:
-    """Write a session's row and its device's.
+    """Write the row of a session and the row of its device.
 
-    Of a device's sessions, the last one is kept, and the last one that was counted. If a device has left, the session that an
-    edge has asked for is kept until that session ends.
+    Of a device's sessions, only the last one and the last counted one are kept. If a device has left, a session that an edge
+    asked for is kept until it ends.
 
     Args:
         rows: The transaction.
         session: The session's new row.
-        models: How many sums will have become a model when the sum that is open has.
+        models: The number of sums that have become a model once the open sum has become one.
     """
     known = rows.device(session.device) or DeviceRow(session.device)
     rows.put_session(session)

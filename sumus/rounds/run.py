@@ -1,11 +1,11 @@
-"""What every kind of run shares: the rounds of a task on a server, at an edge, and at a site.
+"""The common base of all kinds of run: the rounds of a task on a server, at an edge, and at a site.
 
-    run.recover(now, fence)              what a crash left undone; or, with None, as a process that does not lead
+    run.recover(now, fence)              finishes the work that a crash interrupted; with None, as a process that does not lead
     run.offer(session, now)              an assignment for a session that the coordinator gave
-    run.carry_out(actions, now)          what was decided: a sum is concluded, or destroyed
-    run.tick(now)                        time has gone by
+    run.carry_out(actions, now)          carries out decisions: a sum is concluded, or destroyed
+    run.tick(now)                        handles the passing of time
 
-A kind of run says what its devices are told (`offer`) and what becomes of a round's sum (`conclude`).
+Each kind of run defines the work that its devices get (`offer`) and the use of a round's sum (`conclude`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,13 +30,14 @@ from sumus.wire.messages import Assignment, Body, CheckInRequest, Kind, Relayed,
 
 LOG = logger("sumus.server")
 PATIENCE = 3600.0
-"""Seconds to a round's end if the plan names none: on a server, a device that is gone must not hold a round for ever."""
+"""The deadline of a round, in seconds, if the plan names none: on a server, an absent device must not block a round for ever.
+"""
 KEPT_ROUNDS = 100
-"""Rounds whose rows are kept, before the newest."""
+"""The number of rounds before the newest whose rows are kept."""
 
 
 def pacing_on_server(pacing: Pacing, least: int) -> Pacing:
-    """A plan's pacing as a server keeps it: no sum of fewer contributors is used, and every round has an end."""
+    """Return a plan's pacing for a server: sums of fewer contributors are not used, and every round has a deadline."""
     deadline = PATIENCE if pacing.deadline is None else pacing.deadline
     if pacing.buffered:
         return replace(pacing, deadline=deadline)
@@ -49,8 +50,8 @@ class DeviceCheckIn:
 
     Attributes:
         device: The device's id.
-        request: What the device asks.
-        parent: The edge that passed the check-in on; empty if the device asked here itself.
+        request: The device's request.
+        parent: The edge that relayed the check-in; empty if the device sent it here directly.
         signed: The same request as the device signed it, for an edge to pass on.
     """
 
@@ -68,19 +69,19 @@ class Run:
         kind: Whether devices train or measure.
         hop: Checks updates and adds them.
         store: The rows of the run.
-        least: The fewest contributors of a sum that is used.
+        least: The least number of contributors of a sum that is used.
         crowd: The devices of the server.
         coordinator: The rounds.
         sums: The sums of the rounds.
         intake: Stages checked reports and commits them to the sums.
-        closed: The rounds that have closed, and whose models are not there yet.
+        closed: The closed rounds whose models do not exist yet.
         seeds: The seeds of the sums.
-        plan_body: The plan.
-        objects: Hashes of what devices may fetch.
-        most_together: Reports that an edge's sum may hold; 0 if no edge may take part.
-        edges: What the plan asks of edges.
-        paused: Whether no round begins and no work is given.
-        trouble: Why no model can be made; empty if all is well.
+        plan_body: The hash and size of the plan.
+        objects: The hashes of the objects that devices may fetch.
+        most_together: The most reports in an edge's sum; 0 if edges may not take part.
+        edges: The plan's settings for edges.
+        paused: Whether the run is paused: no round begins, and no work is given.
+        trouble: Why no model can be made; empty if models can be made.
     """
 
     kind: Kind
@@ -102,19 +103,19 @@ class Run:
         crowd: Crowd,
         spools: bool = False,
     ) -> None:
-        """Take up the rounds in a store.
+        """Open the rounds in a store.
 
         Args:
             task: The task's name on the wire.
-            pacing: How the rounds are paced.
+            pacing: The pacing of the rounds.
             hop: Checks updates and adds them.
             store: The rows of the run.
             ring: Wraps the keys of the sums.
-            sums: Where the sealed sums are kept.
+            sums: The store of the sealed sums.
             seeds: Draws the seed of a sum.
-            least: The fewest contributors of a sum that is used.
+            least: The least number of contributors of a sum that is used.
             crowd: The devices of the server.
-            spools: Whether each report is kept apart until its round is over.
+            spools: Whether each report is kept separately until its round is over.
         """
         self.task, self.hop, self.store, self.least, self.crowd = task, hop, store, least, crowd
         self.coordinator = Coordinator(
@@ -138,18 +139,18 @@ class Run:
 
     @property
     def pacing(self) -> Pacing:
-        """How the open round is paced. A kind of run may change that while the round is open."""
+        """The pacing of the open round. A kind of run may change it while the round is open."""
         return self._pacing
 
     @property
     def leads(self) -> bool:
-        """Whether this process makes models of sums; if another process does, this one learns of the models in `look`."""
+        """Whether this process makes models of sums. If another process does, this process reads the models in `look`."""
         return self.coordinator.fence != FOLLOWS
 
     # ── what a server does with every run ────────────────────────────────────────────────────────────────────────────
 
     def recover(self, now: float, fence: int | None) -> None:
-        """Take up what another process left, or what this process left after its storage failed.
+        """Finish the work that another process left, or that this process left after a storage failure.
 
         Args:
             now: Seconds of the server's clock.
@@ -170,7 +171,7 @@ class Run:
         self.sums.sweep()
 
     def carry_out(self, actions: Iterable[Action], now: float) -> None:
-        """Do what was decided about sums, if this process leads; another leader finds the decision in the rows.
+        """Carry out decisions about sums, if this process leads; another leader finds them in the rows.
 
         All other actions are answers to devices, which the server gives.
         """
@@ -182,17 +183,17 @@ class Run:
                 self.abandoned(action.number, now)
 
     def look(self) -> None:
-        """Read what the leader has done."""
+        """Read the leader's results."""
         self._read_pause()
         with self.store.transaction() as rows:
             self.sums.keep_open(rows)
 
     def pause(self, trouble: str = "", lasting: bool = True) -> None:
-        """Begin no round and give no work, until `resume`; what was given may still be reported.
+        """Begin no round and give no work until `resume`. Work that was given before may still be reported.
 
         Args:
-            trouble: Why; empty if an admin wants so.
-            lasting: Whether the pause is written down: then it outlasts the process, and holds for all processes of the run.
+            trouble: The reason; empty if an admin pauses the run.
+            lasting: Whether the pause is stored: then it outlasts the process, and applies to all processes of the run.
         """
         if lasting:
             with self.coordinator.leading() as rows:
@@ -206,7 +207,7 @@ class Run:
         self.paused, self.trouble = False, ""
 
     def end_all(self, now: float) -> None:
-        """End all work that is out, and every round that is not over."""
+        """End all open work, and every round that is not over."""
         self.all_ends(now)
         with self.store.transaction() as rows:
             out = rows.sessions_out()
@@ -217,9 +218,9 @@ class Run:
         self.carry_out(self.coordinator.drop(out, "closed", now), now)
 
     def tick(self, now: float) -> None:
-        """Let time have gone by: sessions expire, deadlines pass, the next round opens.
+        """Handle the passing of time: sessions expire, deadlines pass, the next round opens.
 
-        A process that does not lead reads what the leader has done.
+        A process that does not lead only reads the leader's results.
         """
         if not self.leads:
             self.look()
@@ -231,66 +232,66 @@ class Run:
     # ── what a kind of run may say ───────────────────────────────────────────────────────────────────────────────────
 
     def wanted(self) -> bool:
-        """Whether there is anything that devices could do."""
+        """Return whether the run has any work for devices."""
         return True
 
     def admits(self, asked: DeviceCheckIn, now: float) -> ComeLater | None:
-        """Decide whether the round is asked about a check-in at all: None if so; else what the device is told."""
+        """Decide whether a check-in is passed to the round. Return None if it is; else the answer for the device."""
         return None
 
     def turned_away(self, asked: DeviceCheckIn, now: float) -> None:
-        """Learn of a check-in whose device may not be in the open sum."""
+        """Note a check-in whose device may not be in the open sum."""
 
     def dropped(self, sessions: Iterable[str], reason: str, now: float) -> None:
-        """Learn of sessions that will not report."""
+        """Note that these sessions will not report."""
 
     def time_passes(self, now: float) -> None:
-        """Learn the time, before sessions expire and deadlines pass."""
+        """Prepare for the passing of time, before sessions expire and deadlines pass."""
 
     def abandoned(self, number: int, now: float) -> None:
-        """Learn that nothing comes of a round's sum; also after a crash, of every abandoned round that is not forgotten."""
+        """Note that a round was abandoned. After a crash, this is called for every abandoned round whose row still exists."""
 
     def all_ends(self, now: float) -> None:
-        """Learn that all rounds and all work are about to end."""
+        """Prepare for the end of all rounds and all work."""
 
     def rounds_of_sum(self) -> Sequence[int]:
-        """The numbers of the rounds that go into the open sum, the last one last. Nobody is in one sum twice."""
+        """Return the numbers of the rounds that go into the open sum, in order. No device is in one sum twice."""
         return [self.coordinator.current.number]
 
     def released(self) -> Released | None:
-        """The model that devices answer with."""
+        """Return the released model, with which devices answer."""
         return None
 
     def waits_for(self, row: Round) -> str:
-        """Status text for what is specific to this kind of run; empty for the default."""
+        """Return the reason for waiting that is specific to this kind of run, as a sentence; empty for the default."""
         return ""
 
     def offer(self, session: Session, now: float) -> Assignment:
-        """Make the assignment for a device that was given a session."""
+        """Return the assignment for a device that was given a session."""
         raise NotImplementedError
 
     def conclude(self, number: int, now: float) -> None:
-        """Turn the sum of a closed round into a model or into metrics, and publish that.
+        """Turn the sum of a closed round into a model or metrics, and publish the result.
 
         Raises:
-            Unusable: No model can be made of the sum. After any other error this may be done again.
+            Unusable: No model can be made of the sum. After any other error, the call may be repeated.
         """
         raise NotImplementedError
 
     def _ended_what_was_open(self, now: float) -> bool:
-        """End the open rounds if nothing can come of them any more; whether that was so."""
+        """End the open rounds if they can have no result any more; return whether they were ended."""
         return False
 
     # ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _read_pause(self) -> None:
-        """Be paused as the rows say."""
+        """Read from the rows whether the run is paused."""
         with self.store.transaction() as rows:
             paused = rows.note(OF_THE_RUN, "paused")
         self.paused, self.trouble = paused is not None, (paused or b"").decode()
 
     def _publish(self, number: int, now: float, also: Also = lambda rows: None) -> None:
-        """Publish a round's result; once that is durable, forget what led to the result. also: see `Coordinator.publish`."""
+        """Publish a round's result. Once it is durable, delete the round's sum. also: see `Coordinator.publish`."""
         done = False
 
         def written(rows: Rows) -> None:
@@ -324,13 +325,13 @@ def cancel_newest(run: Run, now: float) -> int | None:
 
 
 def _give_up_round(run: Run, number: int, why: str, now: float) -> None:
-    """End a round of whose sum no model can be made, and pause until an admin has looked."""
+    """End a round whose sum is unusable, and pause the run until an admin resumes it."""
     run.pause(f"round {number} gave no model: {why}")
     run.carry_out(run.coordinator.cancel(number, now), now)
 
 
 def give_up_open_rounds(run: Run, error: Exception, now: float) -> None:
-    """End the open rounds, whose key or sum is lost, and pause until an admin has looked."""
+    """End the open rounds, whose key or sum is lost, and pause the run until an admin resumes it."""
     run.pause(f"its open rounds were given up: {error}")
     run.end_all(now)
     run.intake.restart()

@@ -1,16 +1,16 @@
-"""Sums that survive a crash: what is counted and what is added are one transaction.
+"""Sums that survive a crash: reports are counted and added to their sum in the same transaction.
 
     written = sums.add(rows, committed)          within the transaction of a commit
     sums.keep(written)                           once the transaction is durable
-    total = sums.total(7)                        everyone's, also of processes that are gone
-    sums.destroy(7)                              its key, then its blobs
+    total = sums.total(7)                        the sum over all processes, including those that have ended
+    sums.destroy(7)                              destroys its key, then its blobs
 
-Each process adds to a sum of its own, a *shard* of the round's sum. With every commit the process writes its shard anew,
-sealed, as another blob, and a row points to the blob. So no update is ever on a disk, a kill at any moment leaves the last
-commit, and the sums of all processes merge to the same bits.
+Each process adds to a sum of its own, a *shard* of the round's sum. With every commit the process writes its whole shard again,
+sealed, as a new blob, and a row points to the blob. So single updates are never on a disk, a process that is killed at any
+moment leaves its last commit, and the shards of all processes merge to the same bits.
 
-A shard's memory is added to in place, and is only good for the next commit: if a commit fails, the memory is dropped, the
-blob that its row points to stays, and the process begins another shard.
+Reports are added to a shard's memory in place, so the memory is only valid for the next commit: if a commit fails, the memory
+is dropped, the blob that its row points to stays, and the process begins a new shard.
 """
 
 import uuid
@@ -34,8 +34,8 @@ class WrittenSum(NamedTuple):
     """A sum that a commit has written.
 
     Attributes:
-        shard: Its row.
-        running: The sum in memory; None if the next commit does not add to this sum.
+        shard: The row of the sum.
+        running: The sum in memory; None if later commits do not add to this sum.
     """
 
     shard: Shard
@@ -46,8 +46,8 @@ class SealedSums:
     """The sums of a run's rounds, as one process adds to them.
 
     Attributes:
-        spools: Whether each report is sealed apart, as a sum of one, and added when its round is over: for aggregators that
-            need each update.
+        spools: Whether each report is sealed separately, as a sum of one, and added when its round is over, for aggregators
+            that need each update.
     """
 
     def __init__(self, coordinator: Coordinator, ring: KeyRing, blobs: Blobs, spools: bool = False) -> None:
@@ -56,7 +56,7 @@ class SealedSums:
         Args:
             coordinator: The rounds of the run.
             ring: Wraps the key of each round.
-            blobs: Where the sealed sums of this run alone lie, the same for all processes.
+            blobs: The store of this run's sealed sums, shared by all its processes and used by no other run.
             spools: See the class.
         """
         self._coordinator, self._ring, self._blobs, self.spools = coordinator, ring, blobs, spools
@@ -65,11 +65,10 @@ class SealedSums:
     def add(self, rows: Rows, counted: Sequence[CommittedReport]) -> list[WrittenSum]:
         """Add reports to their sums, within a transaction: write the new sums as blobs, and rows that point to them.
 
-        If this raises, or the transaction fails, call `begin_anew`: the shards in memory are no longer what their rows point
-        to.
+        If this raises, or the transaction fails, call `begin_anew`: the shards in memory no longer agree with their rows.
 
         Returns:
-            The sums, for `keep`.
+            The sums, to be passed to `keep`.
         """
         written: list[WrittenSum] = []
         for report in counted:
@@ -88,7 +87,7 @@ class SealedSums:
         return written
 
     def keep(self, written: Iterable[WrittenSum]) -> None:
-        """Go on with the sums of a commit that is durable, and remove the blobs that they replace."""
+        """Use the sums of a durable commit from now on, and remove the blobs that they replace."""
         for shard, running in written:
             if running is None:
                 continue
@@ -98,25 +97,25 @@ class SealedSums:
                 self._remove(before[0].file)
 
     def begin_anew(self) -> None:
-        """Hold no sum in memory: the next commit begins new shards."""
+        """Drop the sums in memory: the next commit begins new shards."""
         self._shards.clear()
 
     def total(self, number: int) -> Aggregate:
         """Merge a round's shards of all processes.
 
-        The round is to be closed: this process drops its shard from memory, and would begin another.
+        The round must be closed: this process drops its shard from memory, and a later commit would begin a new one.
 
         Raises:
-            ExperimentError: Some of the sum is missing or damaged.
+            ExperimentError: A part of the sum is missing or damaged.
         """
         self._shards.pop(number, None)
         return merged(self.shards(number))
 
     def shards(self, number: int) -> list[Aggregate]:
-        """Read a round's shards, in the order of their names; if reports are spooled, each of them.
+        """Read a round's shards, in the order of their names; if reports are spooled, each report is a shard.
 
         Raises:
-            ExperimentError: Some of the sum is missing or damaged.
+            ExperimentError: A part of the sum is missing or damaged.
         """
         with self._coordinator.store.transaction() as rows:
             row, shards, wrapped = rows.round(number), rows.shards(number), rows.note(number, "key")
@@ -133,7 +132,7 @@ class SealedSums:
         return parts
 
     def destroy(self, number: int) -> None:
-        """Forget a round's key, and remove its sums: copies that may be left anywhere cannot be read."""
+        """Destroy a round's key, and remove its sums. Without the key, leftover copies cannot be read."""
         with self._coordinator.leading() as rows:
             rows.put_note(number, "key", None)
             shards = rows.shards(number)
@@ -145,14 +144,14 @@ class SealedSums:
         """Write a blob, and remove it.
 
         Raises:
-            ExperimentError: Nothing can be written, so no commit could be.
+            ExperimentError: Nothing can be written, so commits would fail.
         """
         self._remove(self._blobs.put(b"written and removed"))
 
     def sweep(self) -> list[str]:
-        """Forget the keys of rounds that are over, and remove blobs that no row points to, as crashes leave them.
+        """Destroy the keys of rounds that are over, and remove blobs that no row points to, which crashes leave behind.
 
-        No commit can have written one of these blobs just now: transactions of all processes come one after the other.
+        A running commit cannot have written one of these blobs, since the transactions of all processes are serialized.
 
         Returns:
             The names of the blobs that were removed.
@@ -183,7 +182,7 @@ class SealedSums:
         return shard
 
     def _key(self, rows: Rows, number: int) -> bytes:
-        """Read a round's key; the first process to need the key makes it."""
+        """Read a round's key; the first process that needs the key makes it."""
         if (wrapped := rows.note(number, "key")) is not None:
             return self._ring.unwrap(wrapped, _key_of(number))
         key = new_key()
@@ -196,7 +195,7 @@ class SealedSums:
 
 
 def merged(parts: Iterable[Aggregate]) -> Aggregate:
-    """Add sums up."""
+    """Merge sums into one."""
     total = RunningSum()
     for part in parts:
         total.add(part)

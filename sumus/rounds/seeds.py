@@ -1,4 +1,4 @@
-"""The seed that everybody shares who reports into a sum: transforms such as `rotate` draw from it, and are undone by it."""
+"""The seed that all reports of a sum share: transforms such as `rotate` draw from it, and are undone with it."""
 
 import secrets
 from collections.abc import Callable
@@ -8,11 +8,11 @@ from sumus.rounds.coordinator import Coordinator
 from sumus.storage.store import OF_THE_RUN, Rows
 
 Seeds: TypeAlias = Callable[[int], bytes]
-"""32 bytes for a sum, by its round's number: from the system's generator, or keyed in simulation and tests."""
+"""A function from a round's number to 32 bytes for its sum: from the system's generator, or keyed in simulation and tests."""
 
 
 def any_seed(number: int) -> bytes:
-    """A seed that nobody can guess."""
+    """Return a seed that nobody can guess."""
     return secrets.token_bytes(32)
 
 
@@ -35,7 +35,7 @@ class SumSeeds:
         self._last: tuple[int, bytes] | None = None
 
     def of(self, number: int) -> bytes:
-        """The seed of a round's sum; of all sums of the run, if its rounds are buffers."""
+        """Return the seed of a round's sum. If the rounds are buffers, all sums of the run have the same seed."""
         where = OF_THE_RUN if self._buffered else number
         if self._last is None or self._last[0] != where:
             with self._coordinator.transaction() as rows:
@@ -44,12 +44,12 @@ class SumSeeds:
         return self._last[1]
 
     def forget(self) -> None:
-        """Read the next seed from the rows."""
+        """Forget the remembered seed: the next one is read from the rows."""
         self._last = None
 
 
 def noted(rows: Rows, number: int, name: str, make: Callable[[], bytes]) -> bytes:
-    """Read what a round has noted under a name; the first process to need the note makes it and writes it down."""
+    """Read a round's note of this name; the first process that needs the note makes and stores it."""
     if (body := rows.note(number, name)) is None:
         rows.put_note(number, name, body := make())
     return body

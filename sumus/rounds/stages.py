@@ -1,8 +1,8 @@
 """The stages of a report on its way into a sum: bytes → Checked → StagedReport → CommittedReport.
 
-A checked report is a value of one of three kinds: a device's update (`ClearReport`), an update that is kept apart until its
-round is over (`SpooledReport`), and the sum of an edge (`EdgeSum`). The first hop has checked the content, and alone makes
-such contents, so nothing is validated again on the one thread that decides.
+A checked report is a value of one of three kinds: a device's update (`ClearReport`), an update that is kept separately until
+its round is over (`SpooledReport`), and the sum of an edge (`EdgeSum`). Only the first hop makes such contents, and it has
+checked them, so the deciding thread validates nothing again.
 
 A masked cohort of secure aggregation will be a fourth kind: a value with the sessions of the cohort and their sum, which is
 counted whole or not at all, as the sum of an edge is. Its reader will stand beside `ReportIntake.read_sum`.
@@ -21,7 +21,7 @@ class ClearReport:
     """A device's update, which is added to a sum.
 
     Attributes:
-        session: The session that the update is of.
+        session: The session of the update.
         content: The update.
     """
 
@@ -30,18 +30,18 @@ class ClearReport:
 
     @property
     def arrived(self) -> Arrived:
-        """What the coordinator is told of the report."""
+        """The report in the form that the coordinator needs."""
         return Arrived((self.session,))
 
 
 @dataclass(frozen=True, slots=True)
 class SpooledReport(ClearReport):
-    """A device's update, which is sealed apart until its round is over, for aggregators that need each update."""
+    """A device's update that is sealed separately until its round is over, for aggregators that need each update."""
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeSum:
-    """The sum of reports that an edge has added, which is counted whole or not at all.
+    """The sum of an edge's reports, which is counted as a whole or not at all.
 
     Attributes:
         sessions: The sessions of the reports.
@@ -55,7 +55,7 @@ class EdgeSum:
 
     @property
     def arrived(self) -> Arrived:
-        """What the coordinator is told of the sum."""
+        """The sum in the form that the coordinator needs."""
         return Arrived(self.sessions, self.edge)
 
 
@@ -69,7 +69,7 @@ class StagedReport:
     report: Checked
 
     def counted_as(self, session: Session) -> "CommittedReport":
-        """The report as a commit counts it. session: the row of the report's first session, as the commit writes it."""
+        """Return the report as a commit counts it. session: the row of the report's first session, as the commit writes it."""
         assert session.sum is not None, "a session that is counted names its sum"
         apart = session.id if isinstance(self.report, SpooledReport) else ""
         return CommittedReport(self.report.content, session.sum, session.staleness, apart)
@@ -80,10 +80,10 @@ class CommittedReport:
     """A report that is counted, within the transaction that counts it.
 
     Attributes:
-        content: What is added.
+        content: The content that is added to the sum.
         sum: The number of the round whose sum takes the report.
-        staleness: How many versions old the report's model was.
-        apart: The name under which the report is kept apart; empty if it is added to the sum of its round.
+        staleness: The number of versions by which the report's model was out of date.
+        apart: The name under which the report is kept separately; empty if it is added to the sum of its round.
     """
 
     content: CheckedUpdate | CheckedSum

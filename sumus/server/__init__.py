@@ -1,12 +1,12 @@
-"""A server: the tasks of a population, and one thread that decides what becomes of every request.
+"""A server: the tasks of a population, and one thread that decides about every request.
 
 A report passes these modules, from the socket to the disk:
 
-    senders        who sent the request, and its body
+    senders        the sender of the request, and the body
     device_plane   the endpoints for devices; `edge_plane` has those for edges
-    rounds.intake  the body is read and checked: from here on it is a value that a sum accepts
+    rounds.intake  the body is read and checked: from here on the report is a value that a sum accepts
     server         the report waits for the next turn of the one thread that decides
-    report_queue   all reports that wait are staged and committed, run by run
+    report_queue   the waiting reports are staged and committed, run by run
     rounds.*       `protocol.round` decides, in the transaction that writes the decision and the sealed sum
     storage.store  rows, in memory, SQLite or PostgreSQL
 

@@ -1,12 +1,12 @@
-"""Logging in at a server. There is no password: the operator has a link that works once, and gets a session for it.
+"""Logging in to a server. There is no password: the operator opens a link that works once, and gets a session in return.
 
     access = Access(data / "admin")
-    print(login_link("http://127.0.0.1:8001", access.new_code(now)))     to the terminal, and to no log
+    print(login_link("http://127.0.0.1:8001", access.new_code(now)))     to the terminal, never to a log
     session = access.exchange(code, address, now)                        once, within 15 minutes
-    access.check(f"Bearer {session}", address, now)                      for 12 hours; or Refused
+    access.check(f"Bearer {session}", address, now)                      valid for 12 hours; else raises Refused
 
-The folder holds hashes, each a file: when the file is gone so is the right, at once and in every process. A person who reads the
-folder cannot log in. A person who may write in it can make a link, as the owner of the server should.
+The folder holds one hash per file: deleting a file ends the session or code at once, in every process. A person who can read
+the folder cannot log in. A person who can write to it can make a link, as the owner of the server should.
 
     logins = Logins(config_folder(os.environ))                           on the operator's machine: `sumus status URL`
     logins.keep(url, session)
@@ -32,24 +32,25 @@ from sumus.wire.signing import to_base64url
 
 CODE_S = 15 * 60.0
 SESSION_S = 12 * 3600.0
-"""Seconds that a code and a session last."""
+"""How long a code and a session are valid, in seconds."""
 PLANE = "sumus-plane"
-"""A header of every answer of the admin plane, so that whoever asks the other one by mistake sees it."""
+"""A header of every answer of the admin plane. It shows a user who asked the device plane by mistake which plane answered."""
 ATTEMPTS = Rate(1 / 60, 10)
 _SECRET = re.compile("[A-Za-z0-9_-]{43}")
 
 
 class Access:
-    """Codes and sessions, as hashes in a folder of the server's own.
+    """Codes and sessions, kept as hashes in a folder of the server.
 
-    Each `now` is a time by the machine's clock, which `sumus admin link` reads too; what ends too far ahead of it is not valid.
-    A code is 256 random bits, so no number of guesses finds one; the limit keeps guesses cheap. A right code or session is
-    accepted whatever came before, so that nobody's guesses keep an operator out.
+    Each `now` is a time of the machine's clock, which `sumus admin link` reads too. A code or session that would end too far in
+    the future is not valid. A code is 256 random bits, so no number of guesses finds one; the limit keeps guesses cheap. A
+    right code or session is always accepted, however many wrong ones came before it, so that guesses cannot lock an operator
+    out.
 
     Args:
         folder: The folder.
-        random: Gives bytes that nobody can guess.
-        attempts: How often each neighbourhood of addresses may show a wrong code or session before it is told to wait.
+        random: Makes bytes that nobody can guess.
+        attempts: How many wrong codes or sessions each neighbourhood of addresses may try before it must wait.
     """
 
     def __init__(
@@ -62,14 +63,14 @@ class Access:
             _private_folder(path)
 
     def new_code(self, now: float, lasts: float = CODE_S) -> str:
-        """Make a code of 43 letters for one login. Codes and sessions that have ended are deleted."""
+        """Make a code of 43 characters for one login, and delete expired codes and sessions."""
         for path in (*self._codes.iterdir(), *self._sessions.iterdir()):
             if path.suffix != ".new" and _until(path) <= now:
                 path.unlink(missing_ok=True)
         return self._new(self._codes, now + lasts)
 
     def exchange(self, code: str, address: str, now: float) -> str:
-        """Make a session for a code, once.
+        """Exchange a code for a session. Each code works once.
 
         Args:
             code: The code of a login link.
@@ -85,9 +86,9 @@ class Access:
         return self._new(self._sessions, now + SESSION_S)
 
     def check(self, authorization: str, address: str, now: float) -> str:
-        """Give the session of an `Authorization` header.
+        """Return the session of an `Authorization` header.
 
-        A session is looked up by its hash, which no guess comes near step by step: the time that this takes tells nothing.
+        A session is looked up by its hash, so the time of a look-up reveals nothing about how close a guess was.
 
         Raises:
             Refused: `bad_token` or `rate`.
@@ -99,11 +100,11 @@ class Access:
         return session
 
     def revoke(self, session: str) -> None:
-        """End a session. A session that has ended already is no error."""
+        """End a session. It is no error if the session has already ended."""
         _taken_away(self._sessions, session)
 
     def revoke_all(self) -> int:
-        """End all sessions and codes, and give their number."""
+        """End all sessions and codes, and return how many were ended."""
         paths = [*self._codes.iterdir(), *self._sessions.iterdir()]
         for path in paths:
             path.unlink(missing_ok=True)
@@ -115,7 +116,7 @@ class Access:
         return secret
 
     def _fail(self, address: str, now: float) -> None:
-        """Count a wrong code or session. A right one is never counted, nor kept waiting by wrong ones."""
+        """Count a wrong code or session. Right ones are never counted, and wrong ones never delay them."""
         if (window := self._attempts.take(neighbourhood(address), now)) is not None:
             raise Refused("rate", "too many wrong codes or sessions from this network", window)
 
@@ -126,7 +127,7 @@ def login_link(url: str, code: str) -> str:
 
 
 def code_of(link: str) -> tuple[str, str]:
-    """Split a login link into URL and code. UsageError is raised for any other text."""
+    """Split a login link into URL and code. Raises UsageError for any other text."""
     url, mark, code = link.strip().partition("#login=")
     if not mark or not _SECRET.fullmatch(code):
         raise UsageError("this is no login link: give all of it, from http to its end, as the server printed it")
@@ -144,11 +145,11 @@ class Logins:
         self._file = folder / "logins.json"
 
     def keep(self, url: str, session: str) -> None:
-        """Remember a session in the place of the one before."""
+        """Remember a session on a server, in place of the previous one."""
         self._write(self._read() | {origin(url): session})
 
     def session(self, url: str) -> str | None:
-        """Give the session on a server; None if there is none."""
+        """Return the session on a server; None if there is none."""
         return self._read().get(origin(url))
 
     def forget(self, url: str) -> None:
@@ -176,13 +177,13 @@ class Logins:
 
 
 def config_folder(environ: Mapping[str, str]) -> Path:
-    """Give the folder of a user's settings: $XDG_CONFIG_HOME/sumus, or ~/.config/sumus."""
+    """Return the folder of a user's settings: $XDG_CONFIG_HOME/sumus, or ~/.config/sumus."""
     instead = "set XDG_CONFIG_HOME to a folder of your own, in which sessions are kept"
     return user_folder("XDG_CONFIG_HOME", ".config", instead, environ) / "sumus"
 
 
 def origin(url: str) -> str:
-    """Give scheme, host and port of a URL: a session is shown to no other server."""
+    """Return scheme, host and port of a URL: a session is shown to no other server."""
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -195,17 +196,19 @@ def origin(url: str) -> str:
 
 
 def _place(folder: Path, secret: str) -> Path:
-    """Give the file of a secret. Secrets are 256 random bits, so a plain hash of one cannot be turned back."""
+    """Return the file of a secret. Secrets are 256 random bits, so a plain hash of one cannot be turned back."""
     return folder / sha256(secret.encode()).hexdigest()
 
 
 def _valid(folder: Path, secret: str, now: float) -> bool:
-    """Tell whether a secret is valid. One that would last twice as long as a session is older than a change of the clock."""
+    """Return whether a secret is valid. A secret that would last twice as long as a session was made before the clock was
+    changed.
+    """
     return _SECRET.fullmatch(secret) is not None and now < _until(_place(folder, secret)) <= now + 2 * SESSION_S
 
 
 def _until(path: Path) -> float:
-    """Read when a code or session ends. If there is no such file, or it is damaged, that is before all time."""
+    """Read when a code or session ends; minus infinity if the file is missing or damaged."""
     try:
         return float(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -213,7 +216,7 @@ def _until(path: Path) -> float:
 
 
 def _taken_away(folder: Path, secret: str) -> bool:
-    """Delete the file of a secret, and tell whether it was there. Of many calls at once, one is told so."""
+    """Delete the file of a secret, and return whether it existed. Of many simultaneous calls, only one returns True."""
     try:
         _place(folder, secret).unlink()
     except FileNotFoundError:

@@ -55,7 +55,7 @@ class NewToken(msgspec.Struct, frozen=True):
     Attributes:
         uses: The number of keys that may enrol with the link.
         speaks_for: The number of devices for which an edge that enrols with the link may speak; 0 for a device's link.
-        lasts_s: The seconds for which the link is valid.
+        lasts_s: How long the link is valid, in seconds.
     """
 
     uses: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 1
@@ -102,13 +102,13 @@ class ChangeMade(msgspec.Struct, frozen=True):
 
 
 class EnrolledDevice(msgspec.Struct, frozen=True):
-    """One device, or one edge, that is enrolled or was enrolled.
+    """A device or an edge that is, or was, enrolled.
 
     Attributes:
         id: The device's id.
         state: The state of its membership.
         enrolled: The day on which the device enrolled, in days since 1970.
-        seen: The day on which the server heard of the device last, in days since 1970.
+        seen: The day of the device's last request, in days since 1970.
     """
 
     id: str
@@ -118,11 +118,11 @@ class EnrolledDevice(msgspec.Struct, frozen=True):
 
 
 class DevicePage(msgspec.Struct, frozen=True):
-    """Some of the devices, in the order of their ids.
+    """One page of the list of devices, which is ordered by id.
 
     Attributes:
         devices: The devices.
-        after: The id behind which the next page begins; None on the last page.
+        after: The id after which the next page begins; None on the last page.
     """
 
     devices: tuple[EnrolledDevice, ...]

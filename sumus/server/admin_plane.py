@@ -1,24 +1,24 @@
-"""The admin plane: what the operator of a server may see and change, on a port of its own.
+"""The admin plane: an operator's view of a server and the changes an operator may make, on a port of its own.
 
     app = admin_app(service, access, invite, names)       an ASGI application
 
     POST /v1/admin/login               {"code"} → {"session"}, once             access.py
     GET  /v1/admin/status              status.ServerStatus
-    GET  /v1/admin/models/TASK         its lineage
-    GET  /v1/admin/models/TASK/VERSION that version's file, safetensors
+    GET  /v1/admin/models/TASK         the model's lineage
+    GET  /v1/admin/models/TASK/VERSION the version's file (safetensors)
     POST /v1/admin/models/TASK/VERB    promote, rollback {"version"}; pause, resume, cancel {"kind"}
     POST /v1/admin/tokens              {"uses", "lasts_s", "speaks_for"} → {"link"}
-    GET  /v1/admin/devices?after=ID    who is enrolled, a hundred at a time
+    GET  /v1/admin/devices?after=ID    the enrolled devices, a hundred at a time
     POST /v1/admin/devices/ID/revoke
     GET  /metrics, /healthz, /readyz   for machines, without a session: sums and states only
     GET  /                             a page that shows the status to an operator who opens a login link
 
-All requests but login and the last two rows need `Authorization: Bearer SESSION`. There are no cookies, so that no page of
-another site can use a session. The plane answers only under its own names and to no page of another site (http/guard.py), and a
-request that changes something must say that its body is JSON. /metrics is made at most once a second. Every change writes a line
-to the log of `sumus.admin`.
+All requests but login and the last two rows need `Authorization: Bearer SESSION`. There are no cookies, so a page of another
+site cannot use a session. The plane answers only under its own names, and never answers a page of another site (http/guard.py).
+A request that changes something must declare a JSON body. /metrics is computed at most once a second. Every change writes a
+line to the log of `sumus.admin`.
 
-Each group of requests is a class: `StatusRequests`, `ModelRequests` and `DeviceRequests`. What they share is `AdminGate`.
+Each group of requests is a class: `StatusRequests`, `ModelRequests` and `DeviceRequests`. They share `AdminGate`.
 """
 
 import asyncio
@@ -91,7 +91,7 @@ M = TypeVar("M")
 
 
 class AdministeredServer(Protocol):
-    """What the plane shows and changes: a server, with its models, its memory for bodies and its certificate."""
+    """The server that the plane shows and changes, with its models, its memory for bodies and its certificate."""
 
     @property
     def server(self) -> Server: ...
@@ -111,7 +111,7 @@ class AdminRoute:
     Attributes:
         method: GET or POST.
         path: The request's path, with the names of its parameters in braces.
-        answer: Gives a message, which is sent as JSON, or a whole response.
+        answer: Returns a message, which is sent as JSON, or a whole response.
         open_to_all: Whether the request needs no session.
     """
 
@@ -122,10 +122,10 @@ class AdminRoute:
 
 
 class AdminGate:
-    """What requests have in common: the session, the audit log, and changes on the thread that decides.
+    """The common part of all requests: the session, the audit log, and changes on the deciding thread.
 
     Args:
-        server: The server that is looked at and changed.
+        server: The server that is shown and changed.
         access: The sessions.
     """
 
@@ -133,7 +133,7 @@ class AdminGate:
         self._server, self._access = server, access
 
     def session(self, request: Request) -> str:
-        """Find the session that a request shows.
+        """Return the session that a request shows.
 
         Raises:
             Refused: The request shows no session, or one that has ended.
@@ -151,13 +151,13 @@ class AdminGate:
         AUDIT.info("%s", what, extra={"said": {"from": source(request), **said}})
 
     async def change(self, do: Callable[[float], Any]) -> Any:
-        """Let the deciding thread change something.
+        """Make a change on the deciding thread.
 
         Args:
-            do: The change; its argument is the time by the storage's clock.
+            do: Makes the change; its argument is the time of the storage's clock.
 
         Raises:
-            Refused: The change is not possible, or another replica leads and has to make the change.
+            Refused: The change is not possible, or only another replica, which leads, can make it.
         """
 
         def done(now: float) -> Any:
@@ -171,7 +171,7 @@ class AdminGate:
             raise Refused("not_found", str(error)) from error
 
     def route(self, admin_route: AdminRoute) -> BaseRoute:
-        """Make the plane's route of a request. A request that changes something must say that its body is JSON."""
+        """Make the route for a request. A request that changes something must declare a JSON body."""
 
         async def answer(request: Request) -> Response:
             if admin_route.method != "GET" and not is_json(request):  # no form of a page can say this type
@@ -185,12 +185,12 @@ class AdminGate:
 
 
 class StatusRequests:
-    """Logging in and out, the server's status, and what machines ask.
+    """Login and logout, the server's status, and the endpoints for machines.
 
     Args:
         service: The server.
         access: The sessions.
-        gate: What requests have in common.
+        gate: The common part of all requests.
     """
 
     def __init__(self, service: AdministeredServer, access: Access, gate: AdminGate) -> None:
@@ -221,11 +221,11 @@ class StatusRequests:
         return Nothing()
 
     async def status(self, request: Request) -> ServerStatus:
-        """Tell what the server does."""
+        """Return the server's status."""
         return await self._look()
 
     async def metrics(self, request: Request) -> Response:
-        """Tell the same to Prometheus."""
+        """Return the server's status in Prometheus's text format."""
         return Response(await self._metrics.look(), media_type=CONTENT_TYPE)
 
     async def alive(self, request: Request) -> Nothing:
@@ -252,8 +252,8 @@ class ModelRequests:
 
     Args:
         server: The server.
-        blobs: The place where the models are kept.
-        gate: What requests have in common.
+        blobs: The store of the models' files.
+        gate: The common part of all requests.
     """
 
     def __init__(self, server: Server, blobs: Blobs, gate: AdminGate) -> None:
@@ -280,7 +280,7 @@ class ModelRequests:
         return await self._server.command(found)
 
     async def model(self, request: Request) -> Response:
-        """Send a version's file piece by piece. If blobs are no files, one model at a time is read into memory."""
+        """Send a version's file piece by piece. If blobs are not files, one model at a time is read into memory."""
         run, version = self._training(request), whole_number(request.path_params["version"])
         if version is None:
             raise Refused("not_found", f"{request.path_params['version']!r:.80} is no version: give a number")
@@ -300,28 +300,28 @@ class ModelRequests:
             raise Refused("not_found", str(error)) from error
 
     async def promote(self, request: Request) -> ChangeMade:
-        """Let devices answer with a version."""
+        """Release a version: devices answer with it from now on."""
         run, version = self._training(request), (await _message(request, VersionRef)).version
         await self._gate.change(lambda now: run.promote(version))
         self._gate.audit("promote", request, task=run.task, version=version)
         return ChangeMade(version=version)
 
     async def rollback(self, request: Request) -> ChangeMade:
-        """Train on from an earlier version."""
+        """Continue training from an earlier version."""
         run, version = self._training(request), (await _message(request, VersionRef)).version
         made = await self._gate.change(lambda now: run.roll_back(version, now).version)
         self._gate.audit("rollback", request, task=run.task, to=version, version=made)
         return ChangeMade(version=made)
 
     async def pause(self, request: Request) -> ChangeMade:
-        """Begin no round, and give no work."""
+        """Pause a run: no round begins, and no work is assigned."""
         run = await self._run(request)
         await self._gate.change(lambda now: run.pause())
         self._gate.audit("pause", request, task=run.task, kind=run.kind)
         return ChangeMade()
 
     async def resume(self, request: Request) -> ChangeMade:
-        """Begin rounds and give work again."""
+        """Resume a run: rounds begin and work is assigned again."""
         run = await self._run(request)
         await self._gate.change(lambda now: run.resume())
         self._gate.audit("resume", request, task=run.task, kind=run.kind)
@@ -360,11 +360,11 @@ class ModelRequests:
 
 
 class DeviceRequests:
-    """Enrolled devices, and links with which others enrol.
+    """Enrolled devices, and links for new devices.
 
     Args:
         server: The server.
-        gate: What requests have in common.
+        gate: The common part of all requests.
         invite: Makes the link of an enrolment token.
     """
 
@@ -394,13 +394,13 @@ class DeviceRequests:
         return EnrolmentLink(self._invite(token))
 
     async def devices(self, request: Request) -> DevicePage:
-        """List the devices that are enrolled or were enrolled."""
+        """List the devices that are, or were, enrolled."""
         found = await asyncio.to_thread(self._server.roll.devices, request.query_params.get("after", ""), MOST_DEVICES)
         rows = tuple(EnrolledDevice(row.id, row.state, int(row.enrolled // DAY), int(row.seen // DAY)) for row in found)
         return DevicePage(rows, rows[-1].id if len(rows) == MOST_DEVICES else None)
 
     async def revoke(self, request: Request) -> Nothing:
-        """Shut a device out."""
+        """Revoke a device's enrolment."""
         device = request.path_params["device"]
         await asyncio.to_thread(self._server.roll.revoke, device)
         link = await asyncio.to_thread(self._server.roll.link_of, device)
@@ -436,7 +436,7 @@ def admin_app(
         service: The server.
         access: The sessions.
         invite: Makes the link of an enrolment token.
-        names: Hosts that the operator calls the plane by.
+        names: Host names that the operator uses for the plane.
     """
 
     async def not_there(request: Request, error: Exception) -> Response:
@@ -470,7 +470,7 @@ def _turned_away(status: int, code: str, detail: str) -> Response:
 
 
 def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    """Make the endpoint that sends a file of the package. The file holds no secret."""
+    """Make the endpoint that sends a file of the package. The file contains no secret."""
     body = resources.files("sumus.server").joinpath("page", name).read_bytes()
 
     async def answer(request: Request) -> Response:

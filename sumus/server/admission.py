@@ -1,7 +1,6 @@
-"""Admits check-ins: of devices that are let in, with their highest serials, and through an edge that may speak for them.
-speak for them.
+"""Admits check-ins of enrolled devices: only the one with the highest serial, and only through an edge that may speak for them.
 
-admitted = admission.admit(check_ins, now)          the others are answered
+admitted = admission.admit(check_ins, now)          all other check-ins are answered
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,16 +22,16 @@ from sumus.wire.messages import CheckInRequest, Refused, Settlement
 
 @dataclass(eq=False)
 class OpenCheckIn:
-    """A check-in while it is decided.
+    """A check-in that is being decided.
 
     Attributes:
-        waiting: Where the answer goes.
+        waiting: The request that is waiting for the answer.
         asked: The check-in.
         until: The moment, on the monotonic clock, until which the check-in may be held.
-        identity: The identity of the device, or of the edge that passed the check-in on, once that was looked up.
-        settled: What became of the earlier session that the device asked about.
-        later: The earliest of the answers "come later" that runs gave.
-        known: Whether a task of the server has the device's fingerprint.
+        identity: The identity of the device, or of the edge that relayed the check-in, once it has been looked up.
+        settled: How the earlier session that the device asked about has ended.
+        later: The earliest of the runs' answers "come later".
+        known: Whether the device's fingerprint is that of one of the server's tasks.
     """
 
     waiting: PendingRequest[Item]
@@ -50,12 +49,12 @@ class OpenCheckIn:
 
     @property
     def request(self) -> CheckInRequest:
-        """What the device asks."""
+        """The device's request."""
         return self.asked.request
 
     @property
     def parent(self) -> str:
-        """The edge that passed the check-in on; empty if the device asked here itself."""
+        """The edge that relayed the check-in; empty if the device sent it here directly."""
         return self.asked.parent
 
     def say(self, answer: Any) -> None:
@@ -64,7 +63,7 @@ class OpenCheckIn:
 
 
 class Admission:
-    """Lets check-ins in, or answers them."""
+    """Admits check-ins, or answers them."""
 
     def __init__(
         self, tasks: ServedTasks, register: DeviceRegister, leases: Leases, clock: Callable[[], float]
@@ -75,12 +74,12 @@ class Admission:
             tasks: The tasks of the server.
             register: The devices that are enrolled.
             leases: Knows the highest serial of each device.
-            clock: Seconds of the server's clock.
+            clock: Returns the server's time, in seconds.
         """
         self._tasks, self._register, self._leases, self._clock = tasks, register, leases, clock
 
     def admit(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
-        """Answer all check-ins but the latest of each device that is let in; return these."""
+        """Return the latest check-in of each admitted device; answer all other check-ins."""
         enrolled = list[OpenCheckIn]()
         for check_in in check_ins:
             try:
@@ -93,12 +92,12 @@ class Admission:
         return self._latest(self._spoken_for(enrolled, now))
 
     def refuse_replayed(self, check_in: OpenCheckIn) -> None:
-        """Answer that a run has given work for a later check-in of this device, or for this one before."""
+        """Refuse a check-in if a run has already assigned work for it, or for a later check-in of the device."""
         given = self._last_serials([check_in.device]).get(check_in.device, 0)
         check_in.say(_replayed(check_in.request.serial, max(given, check_in.request.serial)))
 
     def _spoken_for(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
-        """Answer check-ins that came through an edge which may not speak for their devices; return the others."""
+        """Answer check-ins that came through an edge which may not speak for the device; return the other check-ins."""
         refused = dict[tuple[str, str], str]()
         edges = {
             check_in.parent: check_in.identity
@@ -116,7 +115,7 @@ class Admission:
         return [check_in for check_in in check_ins if (check_in.parent, check_in.device) not in refused]
 
     def _works_elsewhere(self, edge: str, now: float, device: str) -> bool:
-        """Whether a device has work that did not come through this edge."""
+        """Return whether a device has work that was not assigned through this edge."""
         return any(
             session.parent != edge and outcome(session, run.coordinator.facts(now)) == "unknown"
             for run in self._tasks.runs()
@@ -124,11 +123,11 @@ class Admission:
         )
 
     def _membership_s(self) -> float:
-        """Seconds after which a device's place at its edge is free: longer than any sum is open."""
+        """Return the seconds after which a device's place at its edge is free; no sum stays open as long."""
         return max([MEMBER_S, *(2 * (run.pacing.deadline or 0.0) for run in self._tasks.runs())])
 
     def _latest(self, check_ins: Sequence[OpenCheckIn]) -> list[OpenCheckIn]:
-        """Answer check-ins that are not the latest of their devices; return the others."""
+        """Answer every check-in that is not its device's latest; return the latest ones."""
         if not check_ins:
             return []
         serials = _highest(check_ins)
@@ -150,7 +149,7 @@ class Admission:
 
 
 def _highest(check_ins: Iterable[OpenCheckIn]) -> dict[str, int]:
-    """The highest serials of check-ins, by device."""
+    """Return the highest serial of these check-ins for each device."""
     serials = dict[str, int]()
     for check_in in check_ins:
         serials[check_in.device] = max(check_in.request.serial, serials.get(check_in.device, 0))
@@ -158,6 +157,11 @@ def _highest(check_ins: Iterable[OpenCheckIn]) -> dict[str, int]:
 
 
 def _replayed(serial: int, last: int) -> Refused:
-    """Refuse a check-in for its serial, and say where to count on. last: the highest serial that is known of its device."""
+    """Make the refusal of a check-in with an old serial.
+
+    Args:
+        serial: The serial of the check-in.
+        last: The highest known serial of the device, from which the device is to count on.
+    """
     said = "was answered since" if serial <= last else f"was the last, and a serial may lie {MOST_JUMP} above that"
     return Refused("replayed", f"a check-in with serial {last} {said}", serial=min(last, 2**52))

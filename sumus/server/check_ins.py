@@ -1,7 +1,7 @@
-"""Check-ins: each is answered with work, or with when to come again, or held until there may be work.
+"""Check-ins: each is answered with work or with a time to come again, or is held until there may be work.
 
-check_ins.decide(waiting, now)             new check-ins: all of them together
-check_ins.look_again(now, stopping)        those that are held
+check_ins.decide(waiting, now)             decides all new check-ins together
+check_ins.look_again(now, stopping)        decides held check-ins again
 """
 
 import math
@@ -27,11 +27,11 @@ from sumus.wire.messages import Assignment, CheckInAnswer, Refused, Settlement
 
 LOG = logger("sumus.server")
 MOST_HELD = 4096
-"""Check-ins held open at once; beyond that they are answered with their windows."""
+"""The most check-ins held open at once; further ones are answered with their windows."""
 MAY_CHANGE = frozenset({"asking", "closed", "few", "full", "left", "parent", "paused", "separation"})
-"""Reasons why a device gets no work that may pass while its check-in is held: they lie in the rounds, not in the device."""
+"""Reasons for giving no work that may pass while a check-in is held, since they lie in the rounds and not in the device."""
 _SKEW = 1.0
-"""Seconds by which clocks of servers that share a database may differ."""
+"""The largest difference, in seconds, between the clocks of servers that share a database."""
 
 
 class CheckIns:
@@ -44,7 +44,7 @@ class CheckIns:
 
         Args:
             tasks: The tasks of the server.
-            admission: Lets check-ins in.
+            admission: Admits check-ins.
             crowd: The devices of the server.
             counts: Counts the answers.
             refusals: Notes why devices get no work.
@@ -58,7 +58,7 @@ class CheckIns:
 
     @property
     def held(self) -> int:
-        """How many check-ins are held open now."""
+        """The number of check-ins that are held open now."""
         return len(self._held)
 
     @property
@@ -67,12 +67,12 @@ class CheckIns:
         return [check_in.until for check_in in self._held]
 
     def take_arrived(self) -> int:
-        """How many check-ins have arrived since this was asked last."""
+        """Return how many check-ins have arrived since the last call."""
         arrived, self._arrived = self._arrived, 0
         return arrived
 
     def take_held(self) -> list[PendingRequest[Item]]:
-        """Hold no check-in any more; return where the answers of those that were held go."""
+        """Stop holding check-ins; return the held requests, which still wait for answers."""
         held, self._held = self._held, []
         return [check_in.waiting for check_in in held]
 
@@ -93,15 +93,15 @@ class CheckIns:
         self._decide(arrived, now)
 
     def decide_held_again(self) -> None:
-        """Decide again about held check-ins at the end of this turn, since a run may answer them differently now."""
+        """Decide held check-ins again at the end of this turn, since a run may answer them differently now."""
         self._seen = None
 
     def look_again(self, now: float, stopping: bool) -> None:
-        """Decide again about held check-ins if anything has changed that may bring them work; answer those whose time is over.
+        """Decide held check-ins again if a change may have brought them work; answer those whose holding time has ended.
 
         Args:
             now: Seconds of the server's clock.
-            stopping: Whether no check-in is held any more.
+            stopping: Whether the server is stopping, so that no check-in is held any more.
         """
         self._held = [check_in for check_in in self._held if not check_in.waiting.gone]
         if not self._held:
@@ -127,7 +127,7 @@ class CheckIns:
                 self._say_later(check_in)
 
     def _decide(self, check_ins: Sequence[OpenCheckIn], now: float) -> None:
-        """Let in, settle, and ask the runs for work, the most urgent first; hold or answer the check-ins that got none."""
+        """Admit and settle check-ins, and ask the runs for work, the most urgent first; hold or answer the rest."""
         left = self._admission.admit(check_ins, now)
         self._read_work([check_in.device for check_in in left])
         for check_in in left:
@@ -152,12 +152,12 @@ class CheckIns:
                 self._say_later(check_in)
 
     def _may_hold(self, check_in: OpenCheckIn) -> bool:
-        """Whether the rounds may still bring this device work while it waits, and there is room to hold its check-in."""
+        """Return whether the rounds may still bring this device work while it waits, and there is room to hold its check-in."""
         may_change = check_in.later is None or check_in.later.reason in MAY_CHANGE
         return may_change and len(self._held) < MOST_HELD
 
     def _read_work(self, devices: Sequence[str]) -> None:
-        """Load each device's open session and its run; another server may have given it. Skipped if there is one run."""
+        """Load each device's open session and its run; another server may have assigned it. Skipped if there is only one run."""
         self._work = {}
         runs = self._tasks.runs()
         for run in runs if devices and len(runs) > 1 else ():
@@ -167,9 +167,9 @@ class CheckIns:
                     self._work[session.device] = run, session.id, session.serial
 
     def _settle_previous(self, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
-        """Tell devices what became of the earlier sessions that they ask about.
+        """Settle the earlier sessions that devices ask about.
 
-        A device that is still to report the earlier session is answered with that; the other check-ins are returned.
+        A device that must still report its earlier session is answered at once; the other check-ins are returned.
         """
         ends, left = self._ends_of_previous(check_ins, now), list[OpenCheckIn]()
         for check_in in check_ins:
@@ -187,10 +187,10 @@ class CheckIns:
         return left
 
     def _ends_of_previous(self, check_ins: Sequence[OpenCheckIn], now: float) -> dict[int, str]:
-        """Ask what became of the earlier sessions of these check-ins, in one transaction for each run.
+        """Look up how the earlier sessions of these check-ins ended, in one transaction for each run.
 
         Returns:
-            The ends, by the identity of the check-in; a check-in that was answered before has none.
+            The ends, keyed by `id()` of the check-in; check-ins that are already answered are left out.
         """
         asked, ends = dict[Run, list[OpenCheckIn]](), dict[int, str]()
         for check_in in check_ins:
@@ -209,7 +209,7 @@ class CheckIns:
         return ends
 
     def _ask_run(self, run: Run, check_ins: Sequence[OpenCheckIn], now: float) -> list[OpenCheckIn]:
-        """Let a run give work to the devices that can do its task; return the check-ins that got none."""
+        """Let a run assign work to the devices that can do its task; return the check-ins without work."""
         task = self._tasks.of(run)
         wanted = run.wanted()
         able = [check_in for check_in in check_ins if task.fingerprint in check_in.request.fingerprints]
@@ -235,7 +235,9 @@ class CheckIns:
         return [check_in for check_in in check_ins if id(check_in) not in given]
 
     def _is_eligible(self, run: Run, task: ServedTask, check_in: OpenCheckIn, now: float) -> bool:
-        """Whether a run may give this device work; not if the same request was given other work before."""
+        """Return whether a run may assign work to this device. It may not if the same request was already answered with other
+        work.
+        """
         if run.kind not in check_in.request.kinds:
             only = "only measures" if run.kind == "train" else "only trains"
             self._refusals.note(run.task, run.kind, only, check_in.device, now)
@@ -274,14 +276,14 @@ class CheckIns:
         return [check_in for check_in in check_ins if id(check_in) not in after]
 
     def _note_later(self, run: Run, check_in: OpenCheckIn, later: ComeLater, now: float) -> None:
-        """Remember when a run tells a device to come again; of several runs, the earliest window counts."""
+        """Remember the window in which a run wants the device back; the earliest window of all runs counts."""
         if later.reason != "separation" or run.pacing.separation > 1:  # else the device is in the open sum
             self._refusals.note(run.task, run.kind, later.reason, check_in.device, now)
         if check_in.later is None or later.window < check_in.later.window:
             check_in.later = later
 
     def _give(self, run: Run, check_in: OpenCheckIn, session: Session, now: float) -> None:
-        """Answer with work. If the device has work of another run, it has forgotten that."""
+        """Answer with work. If the device had work from another run, that session is ended."""
         work = self._work.get(check_in.device)
         if work is not None and work[0] is not run:
             self._counts.drop(work[0], [work[1]], "forgotten", now)
@@ -310,7 +312,7 @@ class CheckIns:
         check_in.say(CheckInAnswer(check_in.settled, None, window, reason, self._released(check_in)))
 
     def _released(self, check_in: OpenCheckIn) -> dict[str, Any]:
-        """The models that this device's tasks answer with, by task; a model whose file is gone is left out."""
+        """Return the released model of each of this device's tasks; a model whose file is missing is left out."""
         found = dict[str, Any]()
         for task in self._tasks:
             if task.fingerprint in check_in.request.fingerprints:
@@ -321,7 +323,7 @@ class CheckIns:
 
 
 def _asks_for_the_end(check_in: OpenCheckIn) -> tuple[str, CheckIn]:
-    """The event that asks what became of the earlier session, and for nothing else."""
+    """Return the event that only asks how the earlier session ended."""
     assert check_in.request.previous is not None, "the device asks about an earlier session"
     previous = f"{check_in.device}/{check_in.request.previous.session}"
     return check_in.device, CheckIn(
@@ -330,12 +332,12 @@ def _asks_for_the_end(check_in: OpenCheckIn) -> tuple[str, CheckIn]:
 
 
 def _asks_for_work(check_in: OpenCheckIn) -> tuple[str, CheckIn]:
-    """The event that asks for work."""
+    """Return the event that asks for work."""
     session, conditions = f"{check_in.device}/{check_in.request.session}", check_in.request.conditions.value()
     return check_in.device, CheckIn(session, check_in.request.serial, conditions, parent=check_in.parent)
 
 
 def _reports_elsewhere(run: Run, session: str, parent: str, now: float) -> bool:
-    """Whether a report of this session may still come, through another parent than this one."""
+    """Return whether a report of this session may still come through a parent other than this one."""
     held = run.coordinator.session(session)
     return held is not None and held.parent != parent and outcome(held, run.coordinator.facts(now)) == "unknown"

@@ -1,4 +1,4 @@
-"""One thread that decides: it takes everything that waits, all at once, and hands it to `turn`.
+"""The deciding thread: it takes all waiting items at once and passes them to `turn`.
 
     committer = Committer(turn)
     committer.start()
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class _Post:
-    """Brings answers to an event loop. The loop is woken once for all answers that wait for it."""
+    """Delivers answers to an event loop. The loop is woken once for all waiting answers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -49,12 +49,12 @@ class _Post:
 
 @dataclass(eq=False)
 class PendingRequest(Generic[T]):
-    """Something to be decided, and where its answer goes: to a thread, or by the post to an event loop.
+    """An item to be decided, and the future for its answer: in a thread, or, through the post, on an event loop.
 
     Attributes:
-        item: What is to be decided.
-        answer: Where the answer goes.
-        post: Brings the answer to an event loop; None if a thread waits for it.
+        item: The item.
+        answer: The future for the answer.
+        post: Delivers the answer to an event loop; None if a thread waits for the answer.
         since: When the item came, on the monotonic clock.
         answered: Whether the item was answered.
     """
@@ -67,11 +67,11 @@ class PendingRequest(Generic[T]):
 
     @property
     def gone(self) -> bool:
-        """Whether nobody waits for the answer any more."""
+        """Whether the answer is no longer awaited."""
         return self.answer.cancelled()
 
     def say(self, answer: Any) -> None:
-        """Answer the item; an exception is raised where the answer is awaited. Later answers are ignored."""
+        """Answer the item. If the answer is an exception, it is raised where the answer is awaited. Later answers are ignored."""
         if self.answered:
             return
         self.answered = True
@@ -93,12 +93,12 @@ class Committer(Generic[T]):
     """Lets one thread decide items, turn by turn."""
 
     def __init__(self, turn: Callable[[Sequence[PendingRequest[T]]], float], gather: float = 0.0) -> None:
-        """Decide items by a function.
+        """Decide items with a function.
 
         Args:
-            turn: Is called with the items that wait, answers each of them, now or later, and never raises. Returns the seconds
-                after which it is called again though nothing waits.
-            gather: Seconds from one turn to the next, so that under load a turn is of many items.
+            turn: Called with the waiting items; answers each of them, now or later, and never raises. Returns the seconds after
+                which it is called again even if no item is waiting.
+            gather: Seconds from one turn to the next, so that under load a turn decides many items.
         """
         self._turn, self._gather = turn, gather
         self._waiting: list[PendingRequest[T]] = []
@@ -113,7 +113,7 @@ class Committer(Generic[T]):
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the present turn; items that came since are decided in a last turn."""
+        """Stop after the present turn; items that came meanwhile are decided in a last turn."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -122,20 +122,20 @@ class Committer(Generic[T]):
 
     @property
     def stuck_s(self) -> float:
-        """Seconds that the present turn has lasted; 0 between turns, infinite if the thread has ended unasked."""
+        """Seconds that the present turn has lasted; 0 between turns, infinite if the thread has died."""
         if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping:
             return math.inf
         began = self._turn_began
         return 0.0 if began is None else time.monotonic() - began
 
     def put(self, item: T) -> "Future[Any]":
-        """Let an item wait for the next turn; return its answer."""
+        """Queue an item for the next turn; return the future of its answer."""
         answer: Future[Any] = Future()
         self._put(PendingRequest(item, answer))
         return answer
 
     async def ask(self, item: T) -> Any:
-        """Let an item wait for the next turn, and await its answer. If this is cancelled, the item may still be decided."""
+        """Queue an item for the next turn, and await its answer. If the call is cancelled, the item may still be decided."""
         loop, post = asyncio.get_running_loop(), self._post
         if post is None or post.loop is not loop:
             self._post = post = _Post(loop)

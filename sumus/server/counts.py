@@ -1,4 +1,4 @@
-"""What happened since a server started, counted for /metrics and for its status."""
+"""Counts of events since the server's start, for /metrics and for its status."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from sumus.rounds.run import Run
 
 @dataclass
 class Counts:
-    """Counts since the start; they name no device.
+    """Counts since the server's start, without names of devices.
 
     Attributes:
-        events: How often something happened, by (kind of event, outcome).
+        events: The number of events, by (kind of event, outcome).
         bytes_in: Bytes of bodies that arrived.
         bytes_out: Bytes of bodies that were sent.
         batches: Commits of reports.
-        waited: Seconds from a report's arrival to its answer, added up.
+        waited: The sum of the seconds from each report's arrival to its answer.
     """
 
     events: Counter[tuple[str, str]] = field(default_factory=lambda: Counter[tuple[str, str]]())
@@ -26,7 +26,7 @@ class Counts:
     waited: float = 0.0
 
     def note_dropped(self, run: Run, sessions: Sequence[str], reason: str, now: float) -> None:
-        """Count sessions that end without a report, and tell their run."""
+        """Count sessions that end without a report, and notify their run."""
         self.events["dropped", reason] += len(sessions)
         run.dropped(sessions, reason, now)
 

@@ -1,9 +1,9 @@
-"""The device plane over HTTP: `wire.messages.ENDPOINTS`, each read, checked and handed to the server.
+"""The device plane over HTTP: every request in `wire.messages.ENDPOINTS` is read, checked and passed to the server.
 
     app = device_app(server, blobs, room)         an ASGI application
 
-Nothing is believed before it is checked: the length and the signature before a long body is read, its digest before it is
-decoded, the form before it is counted. Every answer that is an error has a code of the closed list.
+Everything is checked before it is used: the length and the signature before a long body is read, its digest before it is
+decoded, its form before it is counted. Every error answer has a code from the closed list.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ from sumus.wire.reports import most_bytes
 from sumus.wire.signing import to_base64url
 
 SMALL = 64 * 2**10
-"""Bodies up to so many bytes are checked where they are read, without a thread."""
+"""Bodies up to this size, in bytes, are checked on the event loop; larger ones in a thread."""
 IMMUTABLE = "public, max-age=31536000, immutable"
 
 
@@ -65,9 +65,9 @@ class DevicePlane:
 
         Args:
             server: The server.
-            blobs: Where plans and models lie.
+            blobs: The store of plans and models.
             room: Memory for bodies.
-            limits: How many requests a second are answered.
+            limits: The rate limits of requests.
             authority: The certificate that devices pin, PEM, if the server made its own.
         """
         self._server, self._limits = server, limits
@@ -80,12 +80,12 @@ class DevicePlane:
     # ── enrolment ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def challenge(self, request: Request) -> Any:
-        """Give out a nonce to sign."""
+        """Return a nonce to sign."""
         await self._senders.message(request, Nothing)
         return self._server.roll.challenge(self._server.clock())
 
     async def enrol(self, request: Request) -> Any:
-        """Let a device make itself known."""
+        """Enrol a device."""
         self._limits.enrolment(source(request), time.monotonic())
         asked = await self._senders.message(request, EnrolmentRequest)
         enrolment, new = await self._in_thread(self._server.roll.enrol, asked, self._server.clock())
@@ -94,7 +94,7 @@ class DevicePlane:
         return enrolment
 
     async def withdraw(self, request: Request) -> Any:
-        """Let a device take its consent back."""
+        """Withdraw a device's consent."""
         device, body = await self._senders.signed(request)
         self._limits.request(device, time.monotonic())
         read(Nothing, body)
@@ -120,14 +120,14 @@ class DevicePlane:
         return await self._server.check_in(DeviceCheckIn(device, asked, signed=signed))
 
     async def abort(self, request: Request) -> Any:
-        """Note that a device gave up."""
+        """Note that a device has given up its work."""
         device, body = await self._senders.signed(request)
         self._limits.request(device, time.monotonic())
         run, word = self._session(request.path_params)
         return await self._server.abort(run, f"{device}/{word}", read(Abort, body).reason)
 
     async def report(self, request: Request) -> Any:
-        """Count an update: it arrives in memory that is lent for it, and is checked whole before it is counted."""
+        """Count an update. It is received in lent memory, and is checked completely before it is counted."""
         run, word = self._session(request.path_params)
         async with self._senders.upload(request, most_bytes(run.hop), self._limits.request) as (device, body, digest):
             session = f"{device}/{word}"
@@ -165,22 +165,22 @@ class DevicePlane:
         return Response(self._authority, media_type="application/x-pem-file")
 
     async def openapi(self, request: Request) -> Response:
-        """Describe this plane for machines."""
+        """Return the OpenAPI document of this plane."""
         return Response(document(), media_type="application/json")
 
     async def alive(self, request: Request) -> Response:
-        """Tell that the process answers."""
+        """Answer that the process is alive."""
         return Response(b"{}", media_type="application/json")
 
     async def ready(self, request: Request) -> Response:
-        """Tell whether the server can decide: it has recovered, and its storage works."""
+        """Answer whether the server can decide: it has recovered, and its storage works."""
         self._check_ready()
         return Response(b"{}", media_type="application/json")
 
     # ── what the endpoints share ─────────────────────────────────────────────────────────────────────────────────────
 
     def routes(self) -> list[BaseRoute]:
-        """All routes of the plane."""
+        """Return all routes of the plane."""
         mine: list[BaseRoute] = [
             Route(each.path, self._answering(each.name), methods=[each.method]) for each in ENDPOINTS
         ]
@@ -194,7 +194,7 @@ class DevicePlane:
         return mine
 
     def _answering(self, name: str) -> ExplainedEndpoint:
-        """An endpoint whose answer is a message, or a response."""
+        """Return the endpoint for a method that returns a message or a response."""
         plane = self._edges if name in FOR_EDGES else self
         endpoint = cast(Callable[[Request], Awaitable[Any]], getattr(plane, name))
 
@@ -220,7 +220,7 @@ class DevicePlane:
             raise Refused("not_ready", "starting, or its storage fails", AGAIN)
 
     def _session(self, params: Mapping[str, Any]) -> tuple[Run, str]:
-        """The run that a path names, and the word of the session."""
+        """Return the run and the session word that a path names."""
         run = run_of(self._server, params)
         if not 0 < len(params["session"]) <= 64:
             raise Refused("unknown_session", "no such session was given to this device")
@@ -231,13 +231,13 @@ class DevicePlane:
 
 
 def _checked(run: Run, device: str, session: str, body: memoryview, digest: str) -> ClearReport:
-    """Read and check the report of a device, once the body is the one that the device signed."""
+    """Check that a body is the one that the device signed; then read and check its report."""
     compare(body, digest)
     return run.intake.read_report(body, device, session)
 
 
 def device_app(server: Server, blobs: Blobs, room: Room, limits: Limits, authority: bytes | None = None) -> Starlette:
-    """Make the device plane as an ASGI application; see `DevicePlane` for the arguments."""
+    """Make the ASGI application of the device plane; see `DevicePlane` for the arguments."""
 
     async def not_there(request: Request, error: Exception) -> Response:
         code = "method" if isinstance(error, HTTPException) and error.status_code == 405 else "not_found"

@@ -1,15 +1,14 @@
-"""Senders in doubt: those in whose name a bad signature came a short time ago. Their requests wait in one line.
+"""Senders in doubt: devices in whose name a bad signature came recently. Their requests wait in one queue.
 
     doubt = Doubt()
-    await doubt.turn(device, neighbourhood)          at once for nearly everybody; Refused("busy") if the line is too long
-    doubt.note(device, neighbourhood)                the signature was not of this device
+    await doubt.turn(device, neighbourhood)          returns at once for nearly all; Refused("busy") if the queue is too long
+    doubt.note(device, neighbourhood)                the signature was not made by this device
 
 Checking a signature costs more than sending a wrong one. If wrong ones were checked as they come, they would take the time of
-all other devices. So requests in a name that was misused are checked one after the other, and no faster than one every
-`EACH_S`.
+all other devices. So requests in a misused name are checked one after the other, and no faster than one every `EACH_S`.
 
 The owner of that name may be honest, since anybody who knows a name can misuse the name. So a sender in doubt waits, and is not
-refused. A name is doubted in the neighbourhood of addresses where it was misused, and nowhere else.
+refused. A name is doubted only in the neighbourhood of addresses where it was misused.
 """
 
 import asyncio
@@ -19,22 +18,22 @@ from collections.abc import Awaitable, Callable
 from sumus.wire.messages import Refused, Window
 
 DOUBTED_S = 10.0
-"""Seconds that a sender is in doubt after a bad signature."""
+"""How long a sender is in doubt after a bad signature, in seconds."""
 EACH_S = 0.002
 """Seconds between two requests of senders in doubt."""
 LONGEST_S = 4.0
-"""The longest that a request waits for its turn, in seconds."""
+"""The longest time that a request waits for its turn, in seconds."""
 LATER: Window = (1.0, 10.0)
-"""When a request that found the line too long is to come again, in seconds."""
+"""The retry window of a request that was refused because the queue was too long, in seconds."""
 
 
 class Doubt:
-    """The senders in doubt, and the line that they wait in. To be used on one event loop.
+    """The senders in doubt, and their queue. Use it on one event loop only.
 
     Args:
-        most: Senders that are remembered. If there are more, the ones that were noted first are forgotten.
-        clock: Seconds that do not go back; None for the event loop's clock.
-        sleep: Waits for so many seconds.
+        most: The most senders that are remembered. Beyond that, those that were noted first are forgotten.
+        clock: Returns monotonic seconds; None for the event loop's clock.
+        sleep: Waits for the given number of seconds.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Doubt:
         self._free = 0.0
 
     def note(self, device: str, neighbourhood: str) -> None:
-        """Remember that a bad signature came in the name of a device, from a neighbourhood."""
+        """Remember that a bad signature came from this neighbourhood in the name of this device."""
         sender = device, neighbourhood
         self._until[sender] = self._clock() + DOUBTED_S
         self._until.move_to_end(sender)
@@ -57,7 +56,7 @@ class Doubt:
             self._until.popitem(last=False)
 
     def has(self, device: str, neighbourhood: str) -> bool:
-        """Whether a sender is in doubt now."""
+        """Return whether a sender is in doubt now."""
         sender = device, neighbourhood
         until = self._until.get(sender)
         if until is None:
@@ -71,7 +70,7 @@ class Doubt:
         """Return at once if a sender is not in doubt; else wait until it is the sender's turn.
 
         Raises:
-            Refused: busy, if the turn would come too late.
+            Refused: `busy`, if the turn would come too late.
         """
         if not self.has(device, neighbourhood):
             return

@@ -1,4 +1,4 @@
-"""The endpoints of the device plane that are for edges: what there is to do, check-ins that are passed on, and sums."""
+"""The endpoints of the device plane for edges: the runs of the server, relayed check-ins, and sums."""
 
 import asyncio
 import time
@@ -45,19 +45,19 @@ class EdgePlane:
         Args:
             server: The server.
             senders: Reads requests.
-            limits: How many requests a second are answered.
+            limits: The rate limits of requests.
             in_thread: Calls a function with its arguments in a thread.
         """
         self._server, self._senders, self._limits, self._in_thread = server, senders, limits, in_thread
 
     async def tasks(self, request: Request) -> Any:
-        """Tell an edge what there is to do."""
+        """Tell an edge which runs it may take part in."""
         edge, _ = await self._edge(request)
         may = self._server.roll.find(edge, self._server.clock()).speaks_for
         return await self._server.command(lambda now: Tasks(tuple(self._server.tasks.for_edges(may))))
 
     async def relay(self, request: Request) -> Any:
-        """Answer the devices of an edge."""
+        """Answer check-ins that an edge relays for its devices."""
         edge, body = await self._edge(request)
         asked = read(RelayRequest, body)
         server = self._server
@@ -73,7 +73,7 @@ class EdgePlane:
         return RelayAnswer(tuple(await asyncio.gather(*answers)))
 
     async def report_sum(self, request: Request) -> Any:
-        """Count the sum that an edge has added: like a report, but of many devices."""
+        """Count an edge's sum: it is treated like a report, but holds the reports of many devices."""
         run = run_of(self._server, request.path_params)
         most, least = most_sum_bytes(run.hop, run.most_together), run.least if run.edges.rounds > 1 else None
         async with self._senders.upload(request, most, self._limits.edge_request) as (edge, body, digest):
@@ -96,8 +96,8 @@ class EdgePlane:
 
         Args:
             edge: The edge's id.
-            may: Devices that the edge may speak for.
-            asked: The device's check-in.
+            may: The number of devices that the edge may speak for.
+            asked: The relayed check-in of the device.
             signed: Whether the device itself has signed the check-in.
         """
         try:
@@ -114,7 +114,7 @@ class EdgePlane:
         return RelayedAnswer(asked.device, replace(answer, released={}))
 
     async def _edge(self, request: Request) -> tuple[str, bytes]:
-        """Tell which edge sent a request, and read its body."""
+        """Return the id of the edge that sent a request, and the request's body."""
         endpoint = "relay" if request.method == "POST" else "tasks"
         edge, body = await self._senders.signed(request, MOST[endpoint])
         self._limits.edge_request(edge, time.monotonic())
@@ -124,7 +124,7 @@ class EdgePlane:
 
 
 def run_of(server: Server, params: Mapping[str, Any]) -> Run:
-    """The run that a path names."""
+    """Return the run that a path names."""
     kind = params["kind"]
     run = server.run(params["task"], kind) if kind in ("train", "evaluate") else None
     if run is None:
@@ -133,7 +133,7 @@ def run_of(server: Server, params: Mapping[str, Any]) -> Run:
 
 
 def _passed_on(relayed: Relayed) -> CheckInRequest:
-    """Read a check-in that an edge passes on: the edge answers what became of earlier work, and nothing is held open."""
+    """Read a relayed check-in, without two parts: the edge itself settles earlier work, and no relayed check-in is held open."""
     try:
         request = read(CheckInRequest, relayed.check_in.encode())
     except ParticipantError as error:

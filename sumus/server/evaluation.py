@@ -21,9 +21,9 @@ class Evaluating:
     """How devices are asked to measure models.
 
     Attributes:
-        cohort: Devices that measure a model.
-        every: How many versions lie between models that are measured.
-        deadline: Seconds to the end of a round.
+        cohort: The number of devices that measure a model.
+        every: Every how many versions a model is measured.
+        deadline: The duration of a round, in seconds.
     """
 
     cohort: int
@@ -32,7 +32,7 @@ class Evaluating:
 
 
 class EvaluationRun(Run):
-    """Devices measure a model of the training run, and a round's sum becomes that version's metrics.
+    """A run in which devices measure a model of the training run; a round's sum becomes that version's metrics.
 
     Attributes:
         training: The training run.
@@ -84,9 +84,9 @@ class EvaluationRun(Run):
             self.measured = _measured(rows)
 
     def wanted(self) -> bool:
-        """Whether there is a model to measure that was not measured yet, under whatever number.
+        """Return whether there is a model that was not measured yet, not even under another version number.
 
-        Two sums over the same model would tell what the devices measured that are in only one of them.
+        Two sums over the same model would reveal the measurements of the devices that are in only one of them.
         """
         newest = self._newest()
         return newest > self.measured and "evaluate" not in json.loads(self.training.model(newest).metrics)
@@ -117,7 +117,7 @@ class EvaluationRun(Run):
         self.measured = version
 
     def _version(self, number: int) -> int:
-        """The model that a round measures: the newest one when its first device was asked."""
+        """Return the version that a round measures: the newest one at the moment when the round's first device got work."""
         if self._asked is None or self._asked[0] != number:
             with self.coordinator.transaction() as rows:
                 newest = self._newest()

@@ -1,11 +1,11 @@
-"""Which devices may take part. A device makes its own key, a token lets the key in once, and from then on the device only signs.
+"""Which devices may take part. A device makes its own key, enrols the key once with a token, and from then on only signs.
 
     roll = DeviceRegister(identities, {"phones": 10_000})
     token = roll.new_token("phones", now)                        shown once; only its hash is kept
-    enrolment, new = roll.enrol(request, now)                    the same key again: the same answer, no token's use spent
+    enrolment, new = roll.enrol(request, now)                    the same key again: the same answer; no use is spent
     identity = roll.authenticate(device, signature, text, now)
 
-For whatever a device sends, these raise `messages.Refused` with a code of its closed list, and nothing else. `now` is in
+Whatever a device sends, these methods raise only `messages.Refused`, with a code from its closed list. `now` is in
 seconds of the server's clock.
 """
 
@@ -35,11 +35,13 @@ from sumus.wire.messages import (
 from sumus.wire.signing import device_id, from_base64url, read_public_key, to_base64url, verify
 
 CHALLENGE_S = 300.0
-"""Seconds within which a challenge is to be answered."""
+"""The time within which a challenge must be answered, in seconds."""
 TOKEN_S = 7 * DAY
-"""Seconds that a token lasts by default. For as long afterwards, a device that comes with the token is told that it is over."""
+"""How long a token is valid by default, in seconds. For the same time afterwards, a device that uses the token is told that it
+has expired.
+"""
 _BATCH = 1000
-"""Rows that are written in one transaction."""
+"""The most rows that are written in one transaction."""
 _ID = re.compile("[0-9a-f]{64}")
 
 
@@ -50,10 +52,10 @@ def count_enrolled(identities: Identities, population: str) -> int:
 
 
 class DeviceRegister:
-    """The devices that are enrolled, by population. Any thread may call.
+    """The enrolled devices, by population. The methods are safe to call from any thread.
 
     Attributes:
-        members: The devices that ask through edges.
+        members: The devices that check in through edges.
     """
 
     def __init__(
@@ -69,15 +71,15 @@ class DeviceRegister:
         """Read and write enrolled devices.
 
         Args:
-            identities: Where they are kept.
-            quotas: By population, how many devices may be enrolled.
-            secret: The secret that challenges are made with. Replicas that answer each other's challenges share it; a server
-                with a new secret makes devices ask again.
+            identities: The store of their rows.
+            quotas: The most devices that may be enrolled, by population.
+            secret: The secret from which challenges are made. Replicas that accept each other's challenges share the secret;
+                after a change of the secret, devices must ask for new challenges.
             random: Makes bytes that nobody can guess.
-            remembered: Devices kept in memory, so that their requests read no database.
-            fresh_s: Seconds until one of these is read again, and so until a revocation by another process holds here; one
-                by this process holds at once.
-            left: Is told which device is about to be revoked or withdrawn, to write that down elsewhere.
+            remembered: The number of devices kept in memory, so that their requests need no database access.
+            fresh_s: Seconds after which a device in memory is read again. A revocation by another process takes effect here
+                within this time; a revocation by this process takes effect at once.
+            left: Called with each device that is about to be revoked or withdrawn, so that other stores can record it.
         """
         self._identities = identities
         self._quotas = dict(quotas)
@@ -101,15 +103,16 @@ class DeviceRegister:
     def new_tokens(
         self, count: int, population: str, now: float, uses: int = 1, lasts: float = TOKEN_S, speaks_for: int = 0
     ) -> list[str]:
-        """Make tokens, of 43 letters each. Anybody who has a token may enrol: show it once, and keep it out of logs.
+        """Make tokens of 43 characters each. Anybody who has a token may enrol: show each token once, and keep it out of logs.
 
         Args:
-            count: How many tokens.
+            count: The number of tokens.
             population: The population that their devices enrol in.
             now: Seconds of the server's clock.
-            uses: How many keys may enrol with each. With more than one, one person may enrol as several devices.
-            lasts: Seconds that they last.
-            speaks_for: How many devices an edge that enrols with one may speak for; 0 for devices' tokens.
+            uses: The number of keys that may enrol with each token. If it is more than 1, one person may enrol as several
+                devices.
+            lasts: How long the tokens are valid, in seconds.
+            speaks_for: The number of devices for which an edge that enrols with a token may speak; 0 for tokens for devices.
         """
         if population not in self._quotas:
             raise ExperimentError(f"no population {population!r} here: give one of {', '.join(sorted(self._quotas))}")
@@ -127,15 +130,15 @@ class DeviceRegister:
         return tokens
 
     def challenge(self, now: float) -> Challenge:
-        """Make a nonce to sign. Nothing is kept of the nonce: it is the time, under a MAC."""
+        """Make a nonce to sign. The nonce is not stored: it is the time, authenticated by a MAC."""
         time = round(now * 1000).to_bytes(8, "big", signed=True)
         return Challenge(to_base64url(time + self._mac(time)), CHALLENGE_S)
 
     def enrol(self, request: EnrolmentRequest, now: float) -> tuple[Enrolment, bool]:
-        """Let a device in.
+        """Enrol a device.
 
-        A key that is enrolled stays where it is, whatever the token. A key that withdrew does not come back: its owner makes
-        a new key.
+        A key that is already enrolled stays in its population, whatever the token is. A withdrawn key cannot enrol again: its
+        owner must make a new key.
 
         Returns:
             The enrolment, and whether the device is new.
@@ -190,7 +193,8 @@ class DeviceRegister:
     # ── being in ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def find(self, device: str, now: float) -> Identity:
-        """Find the device that a request names, with its population and its key; so strangers are refused before a body is read.
+        """Find the device that a request names, with its population and its key, so that unknown senders are refused before a
+        body is read.
 
         Raises:
             Refused: unknown_device or revoked.
@@ -203,12 +207,14 @@ class DeviceRegister:
         return row
 
     def link_of(self, device: str) -> str:
-        """The hash of the token that a device enrolled with, if that token was made for several uses; else empty."""
+        """Return the hash of the token with which a device enrolled, if the token was made for several uses; else an empty
+        string.
+        """
         row = self._identities.find(device)
         return "" if row is None else row.link
 
     def remembers(self, device: str, now: float) -> bool:
-        """Whether `find` would read no database."""
+        """Return whether `find` can answer without reading the database."""
         with self._lock:
             known = self._known.get(device)
         return known is not None and 0 <= now - known[1] <= self._fresh
@@ -227,10 +233,10 @@ class DeviceRegister:
         return self._hear(row, day_of(now))
 
     def note_members(self, edge: str, members: int, now: float) -> bool:
-        """Write down how many devices an edge has, at most as many as its token says.
+        """Record how many devices an edge has, at most as many as its token allows.
 
         Returns:
-            Whether that is another number than before.
+            Whether the number has changed.
         """
         row = self.find(edge, now)
         members = min(members, row.speaks_for)  # the others are refused one by one, see `EdgeMembers.speak_for`
@@ -272,7 +278,9 @@ class DeviceRegister:
         return heard
 
     def write_seen(self) -> int:
-        """Write down the day on which each device was heard of, now and then; return how many devices. A crash forgets some."""
+        """Record the day of each device's last request; return the number of devices. It is called now and then, so a crash
+        loses some days.
+        """
         with self._lock:
             heard, self._heard = list(self._heard.items()), {}
         for first in range(0, len(heard), _BATCH):
@@ -286,12 +294,14 @@ class DeviceRegister:
     # ── leaving ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def devices(self, after: str = "", limit: int = 100) -> Sequence[Identity]:
-        """List devices in the order of their ids, those after `after`, also devices that left or were shut out."""
+        """List up to `limit` devices with ids after `after`, in the order of their ids, including withdrawn and revoked
+        devices.
+        """
         with self._identities.transaction() as rows:
             return rows.identities(after, limit)
 
     def revoke(self, device: str) -> None:
-        """Shut a device out for good; doing so again is no error.
+        """Revoke a device's enrolment for good. It is no error to revoke a device twice.
 
         Raises:
             Refused: not_found.
@@ -304,7 +314,7 @@ class DeviceRegister:
                 self._leave(rows, replace(row, state="revoked"))
 
     def withdraw(self, device: str) -> None:
-        """Let a device leave; doing so again is no error, and a revoked device stays revoked.
+        """Withdraw a device. It is no error to withdraw a device twice; a revoked device stays revoked.
 
         Its id, its population, the time of its enrolment and the fact that it left remain; its key is erased.
         """
@@ -335,7 +345,7 @@ class DeviceRegister:
 
 
 def signed_by_device(relayed: Relayed, population: str) -> bool:
-    """Whether a check-in that an edge passes on was signed by its device, to be asked of this population's server."""
+    """Return whether a relayed check-in was signed by its device, for the server of this population."""
     try:
         key, signature = read_public_key(relayed.public_key), from_base64url(relayed.signature)
         text = signed_text("POST", CHECK_IN, population, relayed.device, relayed.check_in.encode())

@@ -1,4 +1,6 @@
-"""Which devices ask through which edge: each through one, and through each edge no more than its token says."""
+"""The devices of each edge: a device checks in through one edge only, and an edge has at most as many devices as its token
+allows.
+"""
 
 import threading
 from collections import OrderedDict
@@ -8,20 +10,19 @@ from sumus.storage.identities import Identities, Identity, Member
 
 DAY = 86400.0
 MEMBER_S = 7 * DAY
-"""Seconds after which a device that has not asked through its edge leaves its place there to another device, at the
-earliest."""
+"""The least number of seconds without a check-in after which a device's place at its edge goes to another device."""
 
 
 class EdgeMembers:
-    """The devices of edges. Any thread may call."""
+    """The devices of edges. The methods are safe to call from any thread."""
 
     def __init__(self, identities: Identities, remembered: int, fresh_s: float) -> None:
         """Read and write the members of edges.
 
         Args:
-            identities: Where they are kept.
-            remembered: Devices kept in memory, so that their check-ins read no database.
-            fresh_s: Seconds until one of these is read again.
+            identities: The store of their rows.
+            remembered: The number of devices kept in memory, so that their check-ins need no database access.
+            fresh_s: Seconds after which a device in memory is read again.
         """
         self._identities, self._most, self._fresh = identities, remembered, fresh_s
         self._lock = threading.Lock()
@@ -35,22 +36,23 @@ class EdgeMembers:
         stays: Callable[[str], bool] = lambda device: False,
         lapses: float = MEMBER_S,
     ) -> dict[str, str]:
-        """Note which devices ask through an edge: each through one, and through each edge no more than its token says.
+        """Record which devices check in through an edge; refuse those for which the edge may not speak.
 
-        A device that asked through another edge before comes to this one. The caller has seen its signature: no edge can bring
-        a device that does not ask through it.
+        A device that checked in through another edge before moves to this edge. The caller has checked the device's signature,
+        so an edge cannot claim a device that does not use it.
 
         Args:
             edge: The edge.
-            devices: The serials of the check-ins that it passes on, by device.
+            devices: The serials of the relayed check-ins, by device.
             now: Seconds of the server's clock.
-            stays: Whether a device has work through another edge; then it stays there, and is no error.
-            lapses: Seconds after which a device that has not asked leaves its place to another. Longer than any round lasts, so
-                that nobody is in one sum under more names than the token says.
+            stays: Returns whether a device has work through another edge; then it stays there, which is no error.
+            lapses: Seconds without a check-in after which a device's place goes to another device. They must be longer than any
+                round, so that no sum holds more devices of an edge than its token allows.
 
         Returns:
-            By device, the code that says why the edge may not speak for it: `revoked` (it left, or was shut out), `not_device`
-            (it is an edge), `replayed` (it asked through another edge since) or `not_edge` (the token is for fewer devices).
+            By device, the code that says why the edge may not speak for it: `revoked` (it was withdrawn or revoked),
+            `not_device` (it is an edge), `replayed` (it has checked in through another edge since) or `not_edge` (the token is
+            for fewer devices).
         """
         refused = dict[str, str]()
         new = {device: serial for device, serial in devices.items() if not self._is_member(device, edge.id, now)}
@@ -79,13 +81,13 @@ class EdgeMembers:
         return refused
 
     def _is_member(self, device: str, edge: str, now: float) -> bool:
-        """Whether a device asks through this edge, by what was read a short time ago."""
+        """Return whether a device belongs to this edge, according to rows that were read recently."""
         with self._lock:
             known, read = self._members.get(device, ("", 0.0))
         return known == edge and 0 <= now - read <= self._fresh
 
     def _remember_members(self, edge: str, devices: Iterable[str], now: float) -> None:
-        """Keep in memory that these devices ask through an edge, so that their next check-ins read no database."""
+        """Keep in memory that these devices belong to an edge, so that their next check-ins need no database access."""
         with self._lock:
             for device in devices:
                 self._members[device] = edge, now
@@ -94,30 +96,30 @@ class EdgeMembers:
                 self._members.popitem(last=False)
 
     def forget(self, device: str) -> None:
-        """Read a device's edge again when the device asks next."""
+        """Drop a device from memory: its edge is read again at its next check-in."""
         with self._lock:
             self._members.pop(device, None)
 
     def forget_all(self) -> None:
-        """Read the edges of all devices again."""
+        """Drop all devices from memory: their edges are read again."""
         with self._lock:
             self._members.clear()
 
 
 def day_of(now: float) -> float:
-    """The beginning of the day: nothing finer is kept of when a device was heard of."""
+    """Return the beginning of the day. The time of a device's last request is kept only to the day."""
     return now // DAY * DAY
 
 
 def _why_not(row: Identity | None, before: Member | None, here: bool, serial: int, room: int) -> str | None:
-    """Say why an edge may not speak for a device; None if it may.
+    """Return the code that says why an edge may not speak for a device; None if it may.
 
     Args:
-        row: The device as it is enrolled here itself; None if it is not.
-        before: The edge that it asked through last; None if it asked through none.
-        here: Whether that is the edge that passes its check-in on.
+        row: The device's own enrolment at this server; None if it has none.
+        before: The membership from the device's last check-in through an edge; None if it used no edge before.
+        here: Whether that edge is also the one that relays this check-in.
         serial: The serial of that check-in.
-        room: Devices that the edge may still speak for, besides those that it speaks for already.
+        room: The number of further devices that the edge may speak for.
     """
     if row is not None and row.state != "enrolled":
         return "revoked"

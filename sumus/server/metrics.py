@@ -1,4 +1,4 @@
-"""/metrics: a status as Prometheus reads it. Sums over devices only; no label names one."""
+"""/metrics: the server's status in Prometheus's format. It holds sums over devices only; no label names a device."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def exposition(status: ServerStatus) -> bytes:
 
 
 class _Snapshot(Collector):
-    """One status as Prometheus collects it."""
+    """One status, as a collector for the Prometheus client."""
 
     def __init__(self, status: ServerStatus) -> None:
         self._status = status

@@ -1,6 +1,6 @@
-"""Plans and models on their way to devices: which of them devices may fetch, and how they are read.
+"""Plans and models for devices: which objects devices may fetch, and how they are read.
 
-An object is in memory once, however many devices read it, or is sent from its file.
+An object is either sent from its file, or is in memory once, however many devices read it.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ from sumus.storage.blobs import Blobs
 from sumus.wire.messages import Refused, Window
 
 LARGE = 8 * 2**20
-"""Objects of up to so many bytes are sent from memory; larger objects from their files, if they have any."""
+"""Objects up to this size, in bytes, are sent from memory; larger objects are sent from their files, if they have files."""
 MEMORY = 4 * LARGE
-"""The most bytes of objects in memory that have files too."""
+"""The most bytes in memory for objects that also have files."""
 SOON: Window = (1.0, 10.0)
 
 
@@ -29,18 +29,18 @@ class FetchableObjects:
     def __init__(
         self, tasks: ServedTasks, shared: bool, command: Callable[[Callable[[float], Any]], Awaitable[Any]]
     ) -> None:
-        """Know the objects of these tasks.
+        """Offer the objects of these tasks.
 
         Args:
             tasks: The tasks of the server.
-            shared: Whether other servers may make models of them.
-            command: Lets the deciding thread do something, given the time, and returns its answer.
+            shared: Whether other servers may make models for these tasks.
+            command: Calls a function, whose argument is the time, on the deciding thread, and returns its result.
         """
         self._tasks, self._shared, self._command = tasks, shared, command
         self._looked = 0.0
 
     async def has(self, sha256: str) -> bool:
-        """Whether devices may fetch an object. If other servers make models, new ones are looked for in the rows."""
+        """Return whether devices may fetch an object. If other servers make models, new models are looked up in the rows."""
         asked = time.monotonic()
         if self._tasks.have(sha256) or not self._shared:
             return self._tasks.have(sha256)
@@ -49,7 +49,7 @@ class FetchableObjects:
         return self._tasks.have(sha256)
 
     def _look(self, since: float) -> bool:
-        """Read the models, unless that was done since; False if they were read too short a time ago to be read again."""
+        """Read the models, unless they were read after `since`. Return False if they were read too recently to be read again."""
         if self._looked < since:
             if time.monotonic() < self._looked + MADE_SOON[0]:
                 return False
@@ -60,19 +60,19 @@ class FetchableObjects:
 
 
 class HeldObject:
-    """An object in memory. It stays there while an answer reads it, or while it is one of the objects that were read last."""
+    """An object in memory. It stays in memory while an answer reads it, or while it is among the most recently read objects."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
 
 
 class ObjectReader:
-    """Reads objects for answers. All calls are from one event loop.
+    """Reads objects for answers. All calls must come from one event loop.
 
     Args:
-        blobs: Where the objects lie.
-        most: The most bytes of objects in memory that have no file; a single longer object is allowed if no other is in memory.
-        in_thread: Calls a function with arguments in a thread, since a disk or a bucket may take long to answer.
+        blobs: The store of the objects.
+        most: The most bytes in memory for objects without files; a single longer object is allowed if no other is in memory.
+        in_thread: Calls a function with arguments in a thread, since a disk or a bucket may be slow to answer.
     """
 
     def __init__(self, blobs: Blobs, most: int, in_thread: Callable[..., Awaitable[Any]]) -> None:
@@ -85,7 +85,7 @@ class ObjectReader:
         """Open an object: its content in memory, or its file.
 
         Raises:
-            Refused: busy, if there is no room for the object in memory now.
+            Refused: `busy`, if the memory has no room for the object now.
         """
         if (found := self._here(sha256)) is not None:
             return await found
@@ -104,7 +104,7 @@ class ObjectReader:
         return path
 
     def _here(self, sha256: str) -> "asyncio.Future[HeldObject] | None":
-        """An object that is in memory, or is being read; None for any other."""
+        """Return an object that is in memory or is being read; None for any other object."""
         if (found := self._alive.get(sha256)) is not None:
             self._remember(sha256, found)
             known: asyncio.Future[HeldObject] = asyncio.get_running_loop().create_future()

@@ -25,12 +25,12 @@ _DIGEST = {
 
 @cache
 def document() -> bytes:
-    """`openapi()` as JSON. Anybody may ask for it, and making it takes milliseconds: it is made once a process."""
+    """Return `openapi()` as JSON. It is made once per process, since making it takes milliseconds and anybody may request it."""
     return json.dumps(openapi()).encode()
 
 
 def openapi() -> dict[str, Any]:
-    """OpenAPI 3.1."""
+    """Return the device plane as an OpenAPI 3.1 document."""
     forms = {form for each in ENDPOINTS for form in (each.body, each.answer) if form not in (None, bytes)} | {Problem}
     ordered = sorted(forms, key=lambda form: form.__name__)
     _, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
@@ -46,7 +46,7 @@ def openapi() -> dict[str, Any]:
 
 
 def _plain(schema: Any) -> Any:
-    """The same, with tuples of equal members as arrays of a fixed length, which more readers understand."""
+    """Return a schema in which tuples of equal members are arrays of a fixed length, since more readers support these."""
     if isinstance(schema, list):
         return [_plain(each) for each in cast(list[Any], schema)]
     if not isinstance(schema, dict):

@@ -1,6 +1,6 @@
-"""Exceptions as answers: what both planes of a server say when a request fails.
+"""Exceptions as answers: how both planes of a server answer a request that failed.
 
-Every such answer is an RFC 9457 problem with a code of the closed list `wire.messages.STATUS`.
+Every such answer is an RFC 9457 problem with a code from the closed list `wire.messages.STATUS`.
 """
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -14,7 +14,7 @@ from sumus.wire.messages import Problem, Refused, Window, write
 
 LOG = logger("sumus.server")
 AFTER_DEFECT: Window = (5.0, 30.0)
-"""Seconds within which a request that met a defect of the server may be tried again."""
+"""The retry window, in seconds, after a request failed through a defect of the server."""
 
 
 def problem(refused: Refused) -> Response:
@@ -25,7 +25,7 @@ def problem(refused: Refused) -> Response:
 
 
 def refusal_of(request: Request, error: Exception) -> Refused:
-    """Find the refusal that stands for an exception. Failures of storage and defects are written to the log.
+    """Return the refusal for an exception. Storage failures and defects are written to the log.
 
     Args:
         request: The request that failed.

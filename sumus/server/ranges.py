@@ -1,4 +1,4 @@
-"""Parts of objects: a device whose download was cut asks for the rest (HTTP ranges)."""
+"""Parts of objects: a device whose download was interrupted requests the rest (HTTP ranges)."""
 
 from collections.abc import Mapping
 
@@ -11,10 +11,11 @@ from sumus.text import whole_number
 
 
 def asked_range(request: Request, size: int) -> tuple[int, int] | None:
-    """Read where the one range begins and ends that a request asks for; the range is empty if there are no such bytes.
+    """Read the begin and end of the single range that a request asks for.
 
     Returns:
-        None for the whole object: also for several ranges, and for a text that is no range, which HTTP lets a server ignore.
+        The range, which is empty if the object has no such bytes. None means the whole object: also for several ranges, or for
+        text that is not a range, since HTTP lets a server ignore these.
     """
     unit, _, asked = request.headers.get("range", "").partition("=")
     first, dash, last = asked.partition("-")
@@ -29,7 +30,7 @@ def asked_range(request: Request, size: int) -> tuple[int, int] | None:
 
 
 def keep_range(request: Request, asked: tuple[int, int] | None) -> None:
-    """Replace the range in a request's headers by this one, for the response that reads them next."""
+    """Replace the range in a request's headers with this one, for the response class that reads the headers next."""
     headers = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
     if asked is not None:
         headers.append((b"range", f"bytes={asked[0]}-{max(asked[1] - 1, 0)}".encode()))
@@ -37,7 +38,7 @@ def keep_range(request: Request, asked: tuple[int, int] | None) -> None:
 
 
 def ranged(found: HeldObject, asked: tuple[int, int] | None, headers: Mapping[str, str]) -> Response:
-    """Answer with an object, or with the one range of it that was asked for."""
+    """Answer with an object, or with the requested range of it."""
     body = found.body
     whole = {**headers, "accept-ranges": "bytes"}
     if asked is None:

@@ -1,11 +1,11 @@
-"""Why devices took no part of late, so that the operator of a server sees why nothing happens.
+"""Why devices took no part recently, so that the operator of a server can see why nothing happens.
 
     refusals.note("health", "train", "floor-rounds", device, now)
     refusals.seen(now)             [Refusal("health", "train", "floor-rounds", 12, "already took part in as many rounds …")]
     refusals.took_part("health", "train", device)
 
-Each device is counted once for each reason, for ten minutes. Reasons are of a closed list, and memory is bounded, whatever
-devices say. All calls are on the deciding thread.
+Each device is counted once for each reason, for ten minutes. Reasons come from a closed list, and memory is bounded, whatever
+devices send. All calls are on the deciding thread.
 """
 
 from collections import OrderedDict
@@ -17,9 +17,9 @@ from sumus.text import amount
 from sumus.wire.messages import Kind
 
 LASTS_S = 600.0
-"""Seconds for which a refusal is remembered."""
+"""How long a refusal is remembered, in seconds."""
 MOST = 10_000
-"""Devices that are remembered for each reason; beyond that, those that were heard of last."""
+"""The most devices that are remembered for each reason. Beyond that, the devices noted earliest are forgotten."""
 _FLOOR = Floor()
 WORDS: Mapping[str, str] = {
     "floor-rounds": f"already took part in as many rounds today as the owner consents to ({_FLOOR.rounds}, unless told "
@@ -62,18 +62,18 @@ WORDS: Mapping[str, str] = {
     "empty": "reported without any examples",
     "too_large": "sent a report that is too long",
 }
-"""Reason → the sentence about such devices, behind their number. Other reasons are not remembered."""
+"""Reason → the sentence about such devices, which follows their number. Other reasons are not remembered."""
 
 
 class Refusal(NamedTuple):
-    """Devices that took no part of late.
+    """Devices that took no part recently, for one reason.
 
     Attributes:
-        task: The task; empty if the refusal is of all tasks.
-        kind: The kind of the run; empty likewise.
-        why: The reason's word.
-        devices: How many devices.
-        said: The reason in a sentence, behind the number of devices.
+        task: The task; empty if the refusal concerns all tasks.
+        kind: The kind of the run; empty if the refusal concerns all tasks.
+        why: The reason, as a word.
+        devices: The number of devices.
+        said: The reason as a sentence that follows the number of devices.
     """
 
     task: str
@@ -84,13 +84,13 @@ class Refusal(NamedTuple):
 
 
 class Refusals:
-    """The devices that took no part of late, by reason."""
+    """The devices that took no part recently, by reason."""
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str, str], OrderedDict[str, float]] = {}
 
     def note(self, task: str, kind: Kind | str, why: str, device: str, now: float) -> None:
-        """Note a device that refused work, or was given none, or whose report was refused."""
+        """Note a device that refused work, got no work, or whose report was refused."""
         if why not in WORDS:
             return
         devices = self._seen.setdefault((task, kind, why), OrderedDict())
@@ -100,15 +100,15 @@ class Refusals:
             devices.popitem(last=False)
 
     def took_part(self, task: str, kind: Kind, device: str) -> None:
-        """Forget why a device took no part: a report of it is counted now."""
+        """Forget why a device took no part, since a report from it has now been counted."""
         for (of, its, _), devices in self._seen.items():
             if of in (task, "") and its in (kind, ""):
                 devices.pop(device, None)
 
     def seen(self, now: float) -> tuple[Refusal, ...]:
-        """List the refusals of the last minutes, those of most devices first.
+        """List the refusals of the last minutes, those of the most devices first.
 
-        Devices that rest come last, since they rest for another reason that is in the list.
+        Resting devices come last, since the reason for their rest is in the list too.
         """
         for devices in self._seen.values():
             while devices and next(iter(devices.values())) < now - LASTS_S:

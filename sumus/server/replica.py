@@ -1,13 +1,13 @@
-"""One of the processes that share a population's rounds: whether it leads, and which others there are.
+"""A replica: one of the processes that share a population's rounds. It knows whether it leads, and which other replicas exist.
 
     replica = Replica(leases, "web-1", serves)
-    replica.others()                          before it is there itself
-    replica.start(wake)                       keeps or seeks the lease from now on, in a thread of its own
+    replica.others()                          the other replicas, before this one announces itself
+    replica.start(wake)                       keeps the lease, or tries to get it, from now on, in a thread
     fence = replica.look()                    its fence, if it leads
-    replica.stop()                            gives the lease back, so that another need not wait for its end
+    replica.stop()                            gives the lease back, so that another replica need not wait until it ends
 
-A leader's thread renews the lease also while a model is made. Rows refuse what was begun under a lease that another process
-has taken meanwhile, so nothing here has to be in time.
+A leader's thread renews the lease even while a model is being made. Rows refuse changes that were begun under a lease which
+another process has taken since, so correctness does not depend on timing.
 """
 
 import secrets
@@ -22,9 +22,9 @@ from sumus.storage.store import Rows
 
 LOG = logger("sumus.replica")
 LASTS = 10.0
-"""Seconds that a lease lasts."""
+"""How long a lease lasts, in seconds."""
 RENEWED, SOUGHT = 0.3, 0.1
-"""The leader renews its lease, and the others ask for it, after these shares of that time."""
+"""The leader renews its lease, and the other replicas ask for it, after these fractions of its duration."""
 
 
 class Replica:
@@ -32,18 +32,18 @@ class Replica:
 
     Attributes:
         leases: The leases of the database.
-        name: The replica's name, which stands in its folder.
+        name: The replica's name, which is stored in its folder.
         serves: A hash of its tasks and plans.
-        lasts: Seconds that a lease lasts.
+        lasts: How long a lease lasts, in seconds.
         fence: The fence of its lease; None if another replica leads.
-        last_fence: The fence of the lease that was seen last, whichever replica holds it.
+        last_fence: The fence of the last lease that this replica saw, whichever replica holds it.
         leader: The replica that leads.
-        there: The replicas that are there, this one among them.
-        trouble: Why this replica must not go on: others serve other tasks or plans by now.
+        there: The present replicas, including this one.
+        trouble: Why this replica must not go on: another replica now serves other tasks or plans.
     """
 
     def __init__(self, leases: Leases, name: str, serves: str = "", lasts: float = LASTS) -> None:
-        """Take part under a name; see the class for the arguments."""
+        """Make a replica with a name; see the class for the arguments."""
         self.leases, self.name, self.serves, self.lasts = leases, name, serves, lasts
         self.fence: int | None = None
         self.last_fence = 0
@@ -62,17 +62,17 @@ class Replica:
         return self.leases.shared
 
     def others(self, rows: Rows | None = None) -> Sequence[PresentReplica]:
-        """List the other replicas. rows: a transaction that is under way."""
+        """List the other replicas. rows: an open transaction."""
         there = self.leases.present(self.lasts, rows) if self.shared else ()
         return [each for each in there if each.name != self.name]
 
     def beat(self, rows: Rows | None = None) -> None:
-        """Tell the others that this replica is there. rows: a transaction that is under way."""
+        """Tell the other replicas that this one is running. rows: an open transaction."""
         if self.shared:
             self.leases.beat(self.name, self.serves, rows)
 
     def start(self, changed: Callable[[], None]) -> None:
-        """Look after the lease from now on. changed: is called from a thread when this replica leads, or does not any more."""
+        """Keep or seek the lease from now on. changed: called from a thread when this replica begins or ceases to lead."""
         if self.shared:
             self._thread = threading.Thread(target=self._attend, args=(changed,), name="lease", daemon=True)
             self._thread.start()
@@ -93,7 +93,7 @@ class Replica:
             return self.fence
 
     def stop(self) -> None:
-        """Give the lease back. This replica decides nothing any more."""
+        """Give the lease back. This replica no longer decides anything."""
         self._over.set()
         if self._thread is not None:
             self._thread.join()

@@ -1,4 +1,4 @@
-"""Reports that wait to be counted: all that wait are one commit, run by run, and each is answered when that is durable."""
+"""The queue of reports. All waiting reports of a run are counted in one commit, and answered when the commit is durable."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ class ReportQueue:
     """Counts reports, on the deciding thread.
 
     Attributes:
-        waiting: Reports that have arrived, and are staged with the next commit.
+        waiting: Reports that have arrived and will be staged for the next commit.
         next_commit: The moment, on the monotonic clock, before which no commit is made.
     """
 
@@ -37,8 +37,8 @@ class ReportQueue:
             tasks: The tasks of the server.
             counts: Counts the answers.
             refusals: Notes why devices took no part.
-            leads: Whether this process makes models.
-            group: Seconds from the end of a commit to the next one, so that under load a commit is of many reports.
+            leads: Returns whether this process makes models.
+            group: Seconds from the end of a commit to the next one, so that under load a commit holds many reports.
         """
         self._tasks, self._counts, self._refusals = tasks, counts, refusals
         self._leads, self._group = leads, group
@@ -47,11 +47,11 @@ class ReportQueue:
         self.next_commit = 0.0
 
     def add(self, requests: Iterable[PendingRequest[Item]]) -> None:
-        """Let the reports among these requests wait for the next commit."""
+        """Queue the reports among these requests for the next commit."""
         self.waiting += [request for request in requests if isinstance(request.item, Reported)]
 
     def take_all(self, now: float) -> bool:
-        """Stage the reports that wait, and commit them, run by run.
+        """Stage and commit the waiting reports, run by run.
 
         Returns:
             Whether a round has closed.
@@ -84,7 +84,7 @@ class ReportQueue:
             run.carry_out(actions, now)
 
     def commit(self, run: Run, now: float) -> bool:
-        """Commit until nothing more can be counted: reports that a full buffer left go into the next buffer.
+        """Commit until nothing more can be counted: reports that did not fit into a full buffer go into the next one.
 
         Returns:
             Whether a round has closed.
@@ -107,7 +107,7 @@ class ReportQueue:
         return closed
 
     def end(self, requests: Iterable[PendingRequest[Item]], now: float) -> None:
-        """Decide the requests among these that say that no report will come, or none that can be counted."""
+        """Handle the requests which say that no report, or no valid report, will come."""
         for request in requests:
             if isinstance(request.item, Aborted):
                 self._abort(request.item, now)
@@ -117,12 +117,12 @@ class ReportQueue:
                 request.say(Nothing())
 
     def take_waiting(self) -> list[PendingRequest[Item]]:
-        """Forget the reports that wait to be staged; return where their answers go."""
+        """Remove and return the requests whose reports wait to be staged."""
         waiting, self.waiting = self.waiting, []
         return waiting
 
     def take_staged(self) -> list[PendingRequest[Item]]:
-        """Forget the reports that are staged and not counted yet; return where their answers go."""
+        """Remove and return the requests whose reports are staged but not yet counted."""
         staged, self._staged = self._staged, {}
         return [request for those in staged.values() for request in those]
 
@@ -131,8 +131,8 @@ class ReportQueue:
 
         Args:
             run: The run that the reports are for.
-            actions: What was decided.
-            duplicate: Whether reports that are accepted were counted before.
+            actions: The decided actions.
+            duplicate: Whether the accepted reports had already been counted before.
         """
         for action in actions:
             if isinstance(action, AcceptReport):
@@ -150,7 +150,7 @@ class ReportQueue:
             request.say(answer)
 
     def _give_up(self, run: Run, error: Exception, now: float) -> None:
-        """End the open rounds of a run to which nothing can be added; the reports that wait are not counted."""
+        """End the open rounds of a run whose sums can take no more reports; the waiting reports are not counted."""
         give_up_open_rounds(run, error, now)
         for session in [session for which, session in self._staged if which == id(run)]:
             self._answer(run, session, Refused("closed", "its round was given up"))

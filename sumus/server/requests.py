@@ -1,4 +1,4 @@
-"""What the thread that decides is asked to decide."""
+"""The requests that the deciding thread handles."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from sumus.rounds.stages import Checked
 
 @dataclass(frozen=True)
 class Reported:
-    """A report that has arrived whole and was checked.
+    """A report that has arrived completely and has been checked.
 
     Attributes:
         run: The run that the report is for.
-        report: The report of a device; or the sum of an edge.
+        report: A device's report, or an edge's sum.
     """
 
     run: Run
@@ -23,13 +23,13 @@ class Reported:
 
 @dataclass(frozen=True)
 class Aborted:
-    """No report of a session will come.
+    """A message that no report of a session will come.
 
     Attributes:
         run: The run that gave the session.
         session: The session.
-        reason: Why, of the closed list.
-        parent: The edge that says so of one of its devices; empty if the device itself does.
+        reason: The reason, from the closed list.
+        parent: The edge that sent the message for one of its devices; empty if the device itself sent it.
     """
 
     run: Run
@@ -40,12 +40,12 @@ class Aborted:
 
 @dataclass(frozen=True)
 class Spoilt:
-    """A device sent a report that can never be counted.
+    """A message that a device sent a report which can never be counted.
 
     Attributes:
         run: The run that gave the session.
         session: The session.
-        code: Why, of the closed list.
+        code: The error code, from the closed list.
     """
 
     run: Run
@@ -55,10 +55,10 @@ class Spoilt:
 
 @dataclass(frozen=True)
 class Command:
-    """Something that an admin or the process itself wants, done between other decisions.
+    """A command of an admin or of the process itself, carried out between other decisions.
 
     Attributes:
-        do: Does it, given the time; returns the answer.
+        do: Carries the command out, given the time, and returns the answer.
     """
 
     do: Callable[[float], Any]

@@ -1,8 +1,8 @@
-"""Who sent a request, and its body: nothing is read of a long body before its sender is known.
+"""Senders and bodies of requests: no byte of a long body is read before its sender is known.
 
-message = await senders.message(request, EnrolmentRequest)                 a small body of a stranger
+message = await senders.message(request, EnrolmentRequest)                 a small body from an unknown sender
 device, body = await senders.signed(request)                               a small request that a device signed
-async with senders.upload(request, most, limit) as (device, body, digest): a long one
+async with senders.upload(request, most, limit) as (device, body, digest): a long signed request
 """
 
 import asyncio
@@ -23,34 +23,34 @@ from sumus.server.windows import AGAIN
 from sumus.wire.messages import MAX_CONTROL, MAX_UNDIGESTED, Refused, digest_of, read, text_over
 
 MOST_LOOKUPS = 1000
-"""Devices that are looked up at a time, at most."""
+"""The most devices that are looked up at the same time."""
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class Senders:
-    """Reads requests, and refuses those that their device has not signed."""
+    """Reads requests, and refuses those that are not signed by their device."""
 
     def __init__(self, server: Server, room: Room) -> None:
         """Read requests to a server.
 
         Args:
-            server: The server, which knows its devices.
-            room: Memory for long bodies.
+            server: The server, which knows the enrolled devices.
+            room: The memory for long bodies.
         """
         self._server = server
         self._strangers, self._uploads, self._doubt = Strangers(STRANGERS), Uploads(room), Doubt()
         self._finding, self._lookups = ThreadPoolExecutor(1, thread_name_prefix="devices"), 0
 
     async def message(self, request: Request, form: type[Any]) -> Any:
-        """Read a small message of a sender who is not known."""
+        """Read a small message from an unknown sender."""
         return read(form, await self._strangers.read(request, announced(request, MAX_CONTROL)))
 
     async def signed(self, request: Request, most: int = MAX_CONTROL) -> tuple[str, bytes]:
-        """Tell who signed a small request, and read its body.
+        """Return the device that signed a small request, and the request's body.
 
         Args:
             request: The request.
-            most: The longest body that is read.
+            most: The longest body that is read, in bytes.
         """
         if request.method == "GET":
             await self._wait_if_in_doubt(request)
@@ -74,11 +74,11 @@ class Senders:
 
         Args:
             request: The request.
-            most: The longest body that is read.
-            limit: Refuses a sender who asks too often, given the sender and the moment; is called before the body is read.
+            most: The longest body that is read, in bytes.
+            limit: Called before the body is read, with the sender and the time; refuses a sender who asks too often.
 
         Yields:
-            Who sent the body, the body, and the digest that was signed; the body is to be compared with the digest.
+            The sender, the body, and the signed digest, with which the caller must compare the body.
         """
         length = announced(request, most)
         digest = _claimed(request, length)
@@ -98,11 +98,11 @@ class Senders:
             yield device, body, digest
 
     async def _wait_if_in_doubt(self, request: Request) -> None:
-        """Wait, before a body is read, if others have sent requests in this device's name that it did not sign."""
+        """Wait, before a body is read, if requests have come in this device's name that it did not sign."""
         await self._doubt.turn(request.headers.get("sumus-device", ""), near(source(request)))
 
     async def _sender(self, request: Request, digest: str) -> str:
-        """The device that signed a request whose body has this digest."""
+        """Return the device that signed a request whose body has this digest."""
         device = request.headers.get("sumus-device", "")
         await self._find(device)
         text = text_over(request.method, _path(request), self._server.population, device, digest)
@@ -118,8 +118,8 @@ class Senders:
     async def _find(self, device: str) -> None:
         """Refuse a device that is not enrolled.
 
-        A device that is not in memory is looked up in a thread, since a database may take long to answer; only so many are looked
-        up at a time, since anybody can name devices.
+        A device that is not in memory is looked up in a thread, since a database may be slow to answer. The number of
+        simultaneous look-ups is bounded, since anybody can name devices.
         """
         if self._server.roll.remembers(device, self._server.clock()):
             return
@@ -134,20 +134,20 @@ class Senders:
 
 
 def compare(body: memoryview, digest: str) -> None:
-    """Refuse a body that is not the one whose digest was signed."""
+    """Refuse a body whose digest is not the signed one."""
     if digest_of(body) != digest:
         raise Refused("bad_digest", "the body is not the one that was signed: it was changed on its way")
 
 
 def _path(request: Request) -> str:
-    """The path as the device wrote it, with its query."""
+    """Return the path as the device wrote it, with its query."""
     raw = cast(bytes | None, request.scope.get("raw_path")) or request.url.path.encode()
     query = cast(bytes, request.scope.get("query_string", b""))
     return (raw + b"?" + query if query else raw).decode("latin-1")
 
 
 def _claimed(request: Request, length: int) -> str | None:
-    """The digest that a body is said to have; None if a short body is sent without one."""
+    """Return the digest in a request's header; None if the body is short and the header is missing."""
     digest = request.headers.get("sumus-digest")
     if digest is None and length > MAX_UNDIGESTED:
         raise Refused("digest_required", f"say Sumus-Digest of a body of more than {MAX_UNDIGESTED} bytes")

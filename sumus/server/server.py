@@ -1,16 +1,17 @@
-"""A server: the tasks of a population, and one thread that decides what becomes of every request.
+"""A server: the tasks of a population, and one thread that decides about every request.
 
     server = Server("watches", tasks, register, replica, crowd)
     server.start()
     answer = await server.check_in(DeviceCheckIn(device, request))
     counted = await server.report(run, run.intake.read_report(body, device, session))
 
-In a turn the thread decides, in this order: what an admin wants; check-ins, task by task, the most urgent first; reports, all
-that wait as one commit; what devices gave up; what time has brought. A request is answered when its decision is durable. If
-storage fails, everybody who waits is told to come again, and the runs are recovered before anything else is decided.
+In a turn the thread handles, in this order: commands of an admin; check-ins, task by task, the most urgent first; waiting
+reports, in one commit; sessions that devices gave up; and events that the passing of time causes. A request is answered when
+its decision is durable. If storage fails, all waiting senders are told to come again, and the runs are recovered before
+anything else is decided.
 
-Several servers may share a database. Each of them does all of this, but for time and models: those are the leader's, and the
-others read what the leader has done.
+Several servers may share a database. Each of them does all of this, except for the passing of time and the models: the leader
+alone handles these, and the other servers read the results.
 """
 
 import time
@@ -41,34 +42,34 @@ from sumus.wire.messages import CheckInAnswer, Counted, Kind, Nothing, Refused
 
 LOG = logger("sumus.server")
 TICK = 0.5
-"""Seconds between looks at what time has brought."""
+"""Seconds between two looks at deadlines and other timed events."""
 GROUP = 0.05
-"""Seconds from the end of a commit to the next one, so that under load a commit is of many reports."""
+"""Seconds from the end of a commit to the next one, so that under load a commit holds many reports."""
 GATHER = 0.002
-"""Seconds from the end of a turn to the next one: what a turn costs is shared by all that came meanwhile."""
+"""Seconds from the end of a turn to the next one, so that all requests that came meanwhile share the cost of a turn."""
 FINISH = 10.0
-"""Seconds between attempts to close rounds that could not be closed."""
+"""Seconds between two attempts to close rounds that could not be closed."""
 TAKEN_OVER = "another server has taken over this database: stop one of the two"
 COUNTING = 0.05
-"""The share of time in which devices are counted, if other servers may let some in."""
+"""The share of the time that is spent counting devices, if other servers may enrol devices."""
 
 
 class Server:
-    """Decides what becomes of requests.
+    """Decides about the requests of a population's devices.
 
     Attributes:
         population: The name of the population.
         tasks: The tasks, the most urgent first.
-        roll: The devices that are enrolled.
+        roll: The register of enrolled devices.
         replica: This process, among those that share the rounds.
-        crowd: The devices, as the runs of the tasks share them.
-        clock: Seconds that never go back, also over restarts (`storage_clock`).
-        counts: What happened since the start.
-        refusals: Why devices took no part of late.
-        objects: What devices may fetch.
-        trouble: Why nothing can be decided now; empty if all is well.
-        began: When the server was made, on the monotonic clock.
-        listeners: Are called, on the deciding thread, after each look at what time has brought.
+        crowd: The number of devices and of their check-ins, which all runs share.
+        clock: Seconds that never go back, not even after a restart (`storage_clock`).
+        counts: The counts since the start.
+        refusals: Why devices took no part recently.
+        objects: The objects that devices may fetch.
+        trouble: Why nothing can be decided now; empty if the server works.
+        began: The time at which the server was made, on the monotonic clock.
+        listeners: Functions that are called, on the deciding thread, after each look at timed events.
     """
 
     def __init__(
@@ -81,15 +82,15 @@ class Server:
         clock: Callable[[], float] = time.time,
         group: float = GROUP,
     ) -> None:
-        """Serve tasks, once it is started.
+        """Serve tasks, as soon as the server is started.
 
         Args:
             population: The name of the population.
             tasks: The tasks.
-            roll: The devices that are enrolled.
+            roll: The register of enrolled devices.
             replica: This process, among those that share the rounds.
-            crowd: The devices, as the runs of the tasks share them.
-            clock: Seconds that never go back.
+            crowd: The number of devices and of their check-ins, which all runs share.
+            clock: Returns seconds that never go back.
             group: Seconds from the end of a commit to the next one.
         """
         self.population, self.roll, self.replica, self.crowd, self.clock = population, roll, replica, crowd, clock
@@ -110,77 +111,79 @@ class Server:
     # ── from outside ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self) -> None:
-        """Recover, and decide from now on; `trouble` is empty when this returns, unless storage fails."""
+        """Recover, and start the deciding thread. `trouble` is empty when this returns, unless storage fails."""
         self._committer.start()
         self.replica.start(self._wake)
         self.ask_to_do(lambda now: None).result()
 
     def drain(self) -> None:
-        """Hold no check-in from now on: the devices that wait are answered. Reports are counted as ever."""
+        """Answer the held check-ins, and hold none from now on. Reports are still counted."""
         self._stopping = True
         self._wake()
 
     def stop(self) -> None:
-        """Answer what waits, and end. Staged reports are committed first."""
+        """Commit the staged reports, answer all waiting requests, and stop."""
         self._stopping = True
         self._committer.stop()
         self.roll.write_seen()
 
     @property
     def held(self) -> int:
-        """Check-ins that are held open now."""
+        """The number of check-ins that are held open now."""
         return self._check_ins.held
 
     @property
     def stuck_s(self) -> float:
-        """Seconds that the present turn has lasted; infinite if the thread has ended unasked."""
+        """Seconds that the present turn has lasted; infinite if the thread has died."""
         return self._committer.stuck_s
 
     @property
     def leads(self) -> bool:
-        """Whether this process makes models, and lets time go by. On the deciding thread."""
+        """Whether this process makes models and handles timed events. Read it on the deciding thread."""
         return self._fence is not None
 
     def run(self, task: str, kind: Kind) -> Run | None:
-        """A task's run of a kind."""
+        """Return a task's run of this kind; None if it has none."""
         return self.tasks.run(task, kind)
 
     async def check_in(self, asked: DeviceCheckIn) -> CheckInAnswer:
-        """Answer a device; up to `wait_s` of its request later, if there is no work now."""
+        """Answer a device's check-in; if no work is available now, up to the request's `wait_s` seconds later."""
         return await self._committer.ask(asked)
 
     async def report(self, run: Run, report: Checked) -> Counted:
         """Count a report.
 
         Raises:
-            Refused: The report is not counted, and will not be; or cannot be counted now.
+            Refused: The report will never be counted, or cannot be counted now.
         """
         return await self._committer.ask(Reported(run, report))
 
     async def abort(self, run: Run, session: str, reason: str, edge: str = "") -> Nothing:
-        """Note that no report of a session will come. edge: the edge that says so of its device; empty if the device does."""
+        """Note that no report of a session will come. edge: the edge that sent this for its device; empty if the device sent
+        it.
+        """
         return await self._committer.ask(Aborted(run, session, reason, edge))
 
     async def let_go(self, run: Run, session: str, code: str) -> Nothing:
-        """Give away the place of a session whose report can never be counted."""
+        """Free the place of a session whose report can never be counted."""
         return await self._committer.ask(Spoilt(run, session, code))
 
     async def command(self, do: Callable[[float], Any]) -> Any:
-        """Let the deciding thread do something, given the time, and answer with what it returns."""
+        """Call a function, whose argument is the time, on the deciding thread, and return its result."""
         return await self._committer.ask(Command(do))
 
     def ask_to_do(self, do: Callable[[float], Any]) -> "Future[Any]":
-        """Let the deciding thread do something, as `command` does; to be called from any thread."""
+        """Call a function on the deciding thread, as `command` does, from any thread; return the future of its result."""
         return self._committer.put(Command(do))
 
     # ── for commands, on the deciding thread ─────────────────────────────────────────────────────────────────────────
 
     def forget(self, device: str, link: str, now: float, reason: str = "withdrawn") -> None:
-        """Forget a device, but not that it was counted. Work that was given through an edge ends with the edge.
+        """Forget a device, but not that it was counted. Work through an edge ends only when the edge is forgotten.
 
         Args:
             device: The device's id, or the edge's.
-            link: The link that it enrolled with, see `DeviceRegister.link_of`.
+            link: The hash of the token with which it enrolled, see `DeviceRegister.link_of`.
             now: Seconds of the server's clock.
             reason: Why its sessions end.
         """
@@ -193,7 +196,7 @@ class Server:
         self.crowd.count()
 
     def decide_held_again(self) -> None:
-        """Decide again about held check-ins at the end of this turn, since a run may answer them differently now."""
+        """Decide held check-ins again at the end of this turn, since a run may answer them differently now."""
         self._check_ins.decide_held_again()
 
     def take_up(self, task: ServedTask, now: float) -> None:
@@ -206,11 +209,11 @@ class Server:
     # ── a turn ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _wake(self) -> None:
-        """Let the deciding thread take a turn."""
+        """Make the deciding thread take a turn."""
         self._committer.put(Command(lambda now: None))
 
     def _turn(self, taken: Sequence[PendingRequest[Item]]) -> float:
-        """Decide on everything that waits; return the seconds until the next turn is due."""
+        """Decide everything that waits; return the seconds until the next turn is due."""
         now = self.clock()
         waiting = [request for request in taken if not request.gone]
         try:
@@ -237,19 +240,19 @@ class Server:
         return self._pause()
 
     def _pause(self) -> float:
-        """Seconds until something is due though nothing comes."""
+        """Return the seconds until something is due even if no request comes."""
         due = [self._next_tick, *self._check_ins.due]
         if self._reports.waiting:
             due.append(self._reports.next_commit)
         return max(0.0, min(due) - time.monotonic())
 
     def _take_reports(self, now: float) -> None:
-        """Count the reports that wait."""
+        """Count the waiting reports."""
         if self._reports.take_all(now):
             self._next_tick = 0.0  # listeners are told of the model in this turn
 
     def _recover(self, now: float) -> None:
-        """Take up what was left undone, or hear that another server leads."""
+        """Recover all runs: as the leader, or as a server that another one leads."""
         self._send_back([])  # staged reports are lost
         self._fence = self.replica.look()
         self.crowd.count()
@@ -262,7 +265,7 @@ class Server:
             LOG.info("recovered; fence %d", self._fence)
 
     def _fail(self, error: Exception, waiting: Iterable[PendingRequest[Item]]) -> None:
-        """Tell everybody who waits to come again, and read everything anew: storage failed, or we did, or another leads."""
+        """Tell all waiting senders to come again, after storage or this server has failed, or another server leads."""
         known = isinstance(error, SumusError | OSError) or hasattr(error, "orig")
         if isinstance(error, TakenOver):
             known, self._taken_over = True, not self.replica.shared or bool(self.replica.trouble)
@@ -274,12 +277,12 @@ class Server:
         self._send_back([*waiting, *self._reports.take_waiting(), *self._check_ins.take_held()])
 
     def _send_back(self, waiting: Iterable[PendingRequest[Item]]) -> None:
-        """Tell these to come again, and also the devices whose reports are staged."""
+        """Tell the senders of these requests and of staged reports to come again."""
         for request in [*waiting, *self._reports.take_staged()]:
             request.say(Refused("not_ready", "the server begins anew; your report is not counted yet", AGAIN))
 
     def _tick(self, now: float) -> None:
-        """Let time have gone by."""
+        """Handle the passing of time in all runs: deadlines, closing rounds, and the number of devices."""
         moment = time.monotonic()
         self.crowd.note_checkins(self._check_ins.take_arrived(), moment - self._ticked)
         for run in self.tasks.runs():
@@ -302,13 +305,13 @@ class Server:
 
 
 def _recover_run(run: Run, now: float, fence: int | None) -> None:
-    """Take up what was left undone in a run. fence: of the lease; None if another server leads."""
+    """Recover a run. fence: the fence of the lease; None if another server leads."""
     run.recover(now, fence)
     run.tick(now)
 
 
 def _command(request: PendingRequest[Item], command: Command, now: float) -> None:
-    """Do what is wanted, and answer with the result; an error of ours goes to the server's turn."""
+    """Carry out a command, and answer with the result. Errors that are not of sumus are left to the server's turn."""
     try:
         request.say(command.do(now))
     except SumusError as error:
@@ -316,7 +319,7 @@ def _command(request: PendingRequest[Item], command: Command, now: float) -> Non
 
 
 def in_words(error: Exception) -> str:
-    """Say why nothing can be decided: what storage says, without the wrapping of its library; of a defect, that it is one."""
+    """Say why nothing can be decided: the storage's own message, without its library's wrapping, or that it is a defect."""
     if isinstance(error, SumusError):
         return str(error)
     inner = getattr(error, "orig", None) or error
@@ -328,12 +331,12 @@ def in_words(error: Exception) -> str:
 
 
 def storage_clock(stores: Iterable[Store], of_all: Callable[[], float] = time.time) -> Callable[[], float]:
-    """Make a clock that is never earlier than a row, and that no change of the machine's clock moves.
+    """Make a clock that is never earlier than a row, and that does not follow changes of the machine's clock.
 
     Args:
         stores: The stores whose rows have times.
-        of_all: The clock of everybody who shares the rows. The new clock goes on from it, or from the latest row, if that is
-            later.
+        of_all: The clock of all processes that share the rows. The new clock starts at its time, or at the time of the latest
+            row, if that is later.
     """
     latest = 0.0
     for store in stores:

@@ -1,10 +1,10 @@
-"""What a server does, and what it waits for, as data: for `sumus status`, the admin's page and /metrics.
+"""The status of a server as data: what it does and what it waits for. `sumus status`, the admin's page and /metrics show it.
 
     now = await look(server)                       a ServerStatus; also while storage fails
     now.tasks[0].runs[0].waiting                   "3 of 7 reports; 4 devices train"
 
-A status holds sums over devices only: it names no device, and no time at which one device did something. The structs are the JSON
-of the admin plane, so their fields stay flat, however many they are.
+A status holds sums over devices only: it names neither a device nor the time of a device's action. The structs are the JSON of
+the admin plane, so their fields stay flat, however many they are.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ from sumus.text import ago, many
 from sumus.wire.messages import Refused
 
 CLEAR_MODE = "clear mode: the server sees each update in memory"
-"""Until masks hide them."""
+"""The mode of every server, until masks hide single updates."""
 SPOOL = "; sealed spool: each update of {} lies on its disk, sealed, until its round is over"
 SHORT = 80
-"""Letters of what is said in short."""
+"""The most characters of a shortened reason."""
 PATIENCE = 15.0
-"""Seconds that a look waits for the thread that decides."""
+"""The most seconds that a look waits for the deciding thread."""
 
 
 class RunStatus(msgspec.Struct, frozen=True):
@@ -47,15 +47,15 @@ class RunStatus(msgspec.Struct, frozen=True):
         since_s: The seconds for which the round has been in this state.
         goal: The number of reports that its sum takes.
         fewest: The least number of reports for a model.
-        given: The number of sessions that devices were given.
-        out: Sessions that have not ended.
-        dropped: Sessions that ended without a report.
-        counted: Sessions whose report is in the sum.
+        given: The number of sessions that were assigned to devices.
+        out: The number of sessions that have not ended.
+        dropped: The number of sessions that ended without a report.
+        counted: The number of sessions whose report is in the sum.
         left_s: The seconds to the round's deadline; None if it has none.
         paused: Whether the run is paused.
-        trouble: Why no model could be made; empty if one could.
+        trouble: Why no model could be made; empty if a model could be made.
         waiting: Why nothing more has happened yet, as a sentence.
-        illegal: Events, since the process started, that the table of a round does not allow: their number by state and event.
+        illegal: Events, since the process started, that the table of a round does not allow: how many, by state and event.
     """
 
     kind: str
@@ -88,8 +88,8 @@ class ModelStatus(msgspec.Struct, frozen=True):
         sha256: The hash of its file, which `export` writes.
         staleness: The number of reports, by how many versions late they were.
         train: Means of local training, by metric.
-        evaluate: What devices measured: `means`, `medians` (the edges of the bin that the median device lies in), `histograms`
-            and the number of `devices`.
+        evaluate: The metrics that devices measured: `means`, `medians` (the edges of the bin that the median device lies in),
+            `histograms` and the number of `devices`.
     """
 
     version: int
@@ -110,9 +110,9 @@ class ReplicaStatus(msgspec.Struct, frozen=True):
     Attributes:
         name: The server's name.
         leads: Whether this server makes the models.
-        leader: The name of the server that does.
+        leader: The name of the leader.
         fence: The number of the leader's lease.
-        there: The names of all of them.
+        there: The names of all servers that share the rounds.
     """
 
     name: str
@@ -127,11 +127,12 @@ class InfluenceStatus(msgspec.Struct, frozen=True):
 
     Attributes:
         contributors: The least number of devices whose sum is used.
-        share: The device's share of the sum's weight, from 0 to 1; if an aggregator chooses among updates, of what that gives.
+        share: The device's share of the sum's weight, from 0 to 1; if an aggregator chooses among updates, its share of the
+            aggregator's result.
         length: The length of the longest update that is counted; None if no clip bounds updates.
-        step: How far the device moves the round's mean. If an aggregator chooses among updates, or devices receive more than the
-            model, the greatest length of what the aggregator gives. None if nothing bounds this.
-        trusted: Whether the plan trusts its devices, and bounds neither.
+        step: How far the device moves the round's mean. If an aggregator chooses among updates, or devices receive more than
+            the model, the greatest length of the aggregator's result. None if it is unbounded.
+        trusted: Whether the plan trusts its devices, and bounds neither length nor step.
         said: The same as a sentence, which the terminal and the page show as it is.
     """
 
@@ -149,7 +150,7 @@ class TaskStatus(msgspec.Struct, frozen=True):
     Attributes:
         name: The task's name.
         plan: The id of its plan.
-        priority: The higher, the earlier devices are asked to work on the task.
+        priority: The priority: devices get work for tasks of higher priority first.
         min_contributors: The least number of devices whose sum is used.
         epoch: The task's noise epoch.
         version: The newest version.
@@ -157,7 +158,7 @@ class TaskStatus(msgspec.Struct, frozen=True):
         model: The newest model; None at an edge, which makes none.
         evaluated: The newest model that devices have measured; None if there is none.
         edge_rounds: The rounds of an edge between two of its sums (`Edges`).
-        noise_at: Where noise has its place (`Edges`).
+        noise_at: The place where noise is added (`Edges`).
         runs: The task's runs.
         influence: What one device can do to a sum; None at an edge, which knows no plan.
     """
@@ -186,7 +187,7 @@ class AboveStatus(msgspec.Struct, frozen=True):
         sums: The number of sums that the server has counted.
         bytes: The bytes of these sums.
         waiting: The number of sums that are on their way.
-        why: The trouble in a few words.
+        why: The trouble, in a few words.
     """
 
     server: str
@@ -198,7 +199,7 @@ class AboveStatus(msgspec.Struct, frozen=True):
 
 
 def in_short(trouble: str, server: str) -> str:
-    """Shorten the reason why a server cannot be reached: without its address, and without what to do.
+    """Shorten the reason why a server cannot be reached: leave out the address and the advice.
 
     Args:
         trouble: The reason.
@@ -234,18 +235,18 @@ class ServerStatus(msgspec.Struct, frozen=True):
         trouble: Why the server decides nothing; then there are no tasks. Empty if it decides.
         devices: The number of enrolled devices.
         up_s: The seconds since the server started.
-        bytes_in: The bytes of bodies that came.
-        bytes_out: The bytes of bodies that were sent.
+        bytes_in: The bytes of received bodies.
+        bytes_out: The bytes of sent bodies.
         commits: The number of commits of reports.
-        acknowledged_s: The seconds that all reports together waited for their acknowledgement.
-        lent: The bytes of memory in which bodies are arriving.
+        acknowledged_s: The sum of the seconds that each report waited for its acknowledgement.
+        lent: The bytes of memory that are lent for arriving bodies.
         held: The number of check-ins that are held open.
-        mode: What the server sees of updates, in words.
-        events: How often something happened, by kind and outcome.
-        replica: This server among those that share its rounds.
+        mode: The part of updates that the server can see, in words.
+        events: The number of events, by kind and outcome.
+        replica: This server's place among the servers that share its rounds.
         tasks: The tasks.
         above: The server above an edge; None for a server that is no edge.
-        certificate_s: The seconds until its certificate ends; None if it shows none.
+        certificate_s: The seconds until its certificate ends; None if it has no certificate.
         refusals: Why devices took no part in the last minutes.
     """
 
@@ -271,11 +272,11 @@ class ServerStatus(msgspec.Struct, frozen=True):
 async def look(
     server: Server, lent: int = 0, above: AboveStatus | None = None, certificate_s: float | None = None
 ) -> ServerStatus:
-    """Take the status of a server now.
+    """Return the status of a server now.
 
     Args:
         server: The server.
-        lent: The bytes of memory in which bodies are arriving.
+        lent: The bytes of memory that are lent for arriving bodies.
         above: The server above an edge.
         certificate_s: The seconds until the server's certificate ends.
     """
@@ -328,7 +329,7 @@ def _refusal(seen: Refusal) -> RefusalStatus:
 
 
 def mode_of(server: Server) -> str:
-    """Tell in words what a server sees of updates."""
+    """Say in words which part of updates a server can see."""
     spooled = [task.name for task in server.tasks if any(run.sums.spools for run in task.runs)]
     return CLEAR_MODE + (SPOOL.format(", ".join(spooled)) if spooled else "")
 
@@ -340,7 +341,7 @@ def lineage(run: Run, now: float) -> tuple[ModelStatus, ...]:
 
 
 def model_status(model: Model, now: float) -> ModelStatus:
-    """Make the status of a version of its row."""
+    """Make the status of a version from its row."""
     measured: Mapping[str, Any] = json.loads(model.metrics)
     return ModelStatus(
         version=model.version,
@@ -411,13 +412,13 @@ def _run(run: Run, people: int, refused: Sequence[Refusal], now: float) -> RunSt
 
 
 def why(run: Run, row: Round, people: int, refused: Sequence[Refusal], now: float) -> str:
-    """Tell in a sentence what a run waits for.
+    """Say in a sentence what a run waits for.
 
     Args:
         run: The run.
         row: Its newest round.
         people: The number of enrolled devices.
-        refused: Why devices took no part of late, most devices first.
+        refused: Why devices took no part recently, most devices first.
         now: The time by the store's clock.
     """
     if run.paused:

@@ -16,14 +16,14 @@ KINDS: tuple[Kind, ...] = ("train", "evaluate")
 
 @dataclass
 class ServedTask:
-    """What a server runs for a task.
+    """A task of a server, with its runs.
 
     Attributes:
         name: The task's name on the wire.
-        runs: One run of each kind, at most.
+        runs: The runs, at most one of each kind.
         fingerprint: The fingerprint of devices that can do the task.
-        keeps_state: Whether the task needs devices that keep something between rounds.
-        priority: The higher, the earlier devices are asked for this task.
+        keeps_state: Whether the task needs devices that keep state between rounds.
+        priority: The priority: devices get work for tasks of higher priority first.
     """
 
     name: str
@@ -33,7 +33,7 @@ class ServedTask:
     priority: int = 0
 
     def run(self, kind: Kind) -> Run | None:
-        """The run of a kind."""
+        """Return the run of this kind; None if the task has none."""
         return next((run for run in self.runs if run.kind == kind), None)
 
     @property
@@ -46,12 +46,12 @@ class ServedTask:
 
     @property
     def evaluation(self) -> EvaluationRun | None:
-        """The run in which models are measured; None if nobody measures them."""
+        """The run in which models are measured; None if the task has no evaluation."""
         return next((run for run in self.runs if isinstance(run, EvaluationRun)), None)
 
     @property
     def released(self) -> Released | None:
-        """The model that devices answer with."""
+        """The released model, with which devices answer."""
         return next((released for run in self.runs if (released := run.released()) is not None), None)
 
 
@@ -79,27 +79,27 @@ class ServedTasks(Sequence[ServedTask]):
         self._tasks = [each for each in self._tasks if each.name != task.name] + [task]
 
     def runs(self) -> list[Run]:
-        """All training runs, the most urgent first, then all evaluations."""
+        """Return all training runs, the most urgent first, and then all evaluation runs."""
         return [run for kind in KINDS for task in self._tasks if (run := task.run(kind)) is not None]
 
     def run(self, name: str, kind: Kind) -> Run | None:
-        """A task's run of a kind."""
+        """Return a task's run of this kind; None if it has none."""
         found = next((each for each in self._tasks if each.name == name), None)
         return None if found is None else found.run(kind)
 
     def of(self, run: Run) -> ServedTask:
-        """The task that a run is of."""
+        """Return the task to which a run belongs."""
         return next(task for task in self._tasks if run in task.runs)
 
     def have(self, sha256: str) -> bool:
-        """Whether an object belongs to one of the tasks."""
+        """Return whether an object belongs to one of the tasks."""
         return any(sha256 in run.objects for task in self._tasks for run in task.runs)
 
     def for_edges(self, may: int) -> list[Served]:
         """Describe each run that edges may take part in.
 
         Args:
-            may: How many devices an edge may speak for, and so how many reports its sum may hold.
+            may: The number of devices that an edge may speak for, which is also the most reports that its sum may hold.
         """
         return [
             Served(

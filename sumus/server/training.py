@@ -2,13 +2,13 @@
 
     run = TrainingRun("health", plan, store, blobs, ring, sums, crowd)
     run.begin(initial, now)              the first model
-    run.recover(now, fence)              what a crash left undone; or, with None, as a process that does not lead
+    run.recover(now, fence)              finishes the work that a crash interrupted; with None, as a process that does not lead
     run.offer(session, now)              an assignment for a session that the coordinator gave
-    run.carry_out(actions, now)          what was decided: a sum becomes a model, or is destroyed
+    run.carry_out(actions, now)          carries out decisions: a sum becomes a model, or is destroyed
 
-A sum becomes a model in steps, and the process may die after each of them. What the model depends on besides the sum (the seed
-that transforms are undone by, the number of devices) is written down before it is used, models are objects under their own
-hash, and one transaction publishes. So doing it again gives the same bits, and nobody sees two models of one round.
+A sum becomes a model in steps, and the process may die after each step. Every other input of the model (the seed with which
+transforms are undone, the number of devices) is written down before it is used; models are objects under their own hash; and
+one transaction publishes. So a repetition gives the same bits, and a round never has two models.
 """
 
 import json
@@ -39,18 +39,18 @@ from sumus.wire.messages import Assignment, Body, Kind, Released
 from sumus.wire.tensors import decode_tree, encode_tree
 
 KEPT_MODELS = 100
-"""Versions that are kept, before the newest; the released one and the first stay."""
+"""The number of versions kept before the newest one; the released one and the first one are always kept."""
 
 
 class TrainingRun(Run):
-    """Devices train, and a round's sum becomes the next model.
+    """A run in which devices train; a round's sum becomes the next model.
 
     Attributes:
-        plan: What is trained, with its data declared.
-        blobs: Where plans and models lie.
-        releases: Whether devices answer with a new model at once; else an admin promotes it.
+        plan: The plan, with its data declared.
+        blobs: The store of plans and models.
+        releases: Whether devices answer with a new model at once; otherwise an admin promotes it.
         version: The newest model.
-        shown: The model that devices answer with.
+        shown: The released model, with which devices answer.
     """
 
     kind: Kind = "train"
@@ -80,13 +80,13 @@ class TrainingRun(Run):
         self._bodies: dict[str, Body] = {}
 
     def begin(self, initial: Tree, now: float) -> None:
-        """Write the first model, if there is none.
+        """Write the first model, unless a model exists already.
 
-        If the plan is another than before, it goes on from the newest model, with the first state of its own optimizer. The open
-        round ends then, since its sum is of the old plan.
+        If the plan has changed, training goes on from the newest model, with the initial state of the new plan's optimizer. The
+        open round ends, since its sum belongs to the old plan.
 
         Args:
-            initial: Every shared leaf.
+            initial: The shared leaves of the first model.
             now: Seconds of the server's clock.
         """
         with self.store.transaction() as rows:
@@ -144,7 +144,7 @@ class TrainingRun(Run):
     def _after(
         self, total: Aggregate, apart: Sequence[Aggregate] | None, state: ServerState, seed: bytes, people: int
     ) -> ServerState:
-        """Compute the server's state after a sum. apart: the reports of the sum, if the plan needs each."""
+        """Compute the server's state after a sum. apart: the single reports of the sum, if the plan needs them."""
         check_enough(total, self.least)
         algorithm = self.plan.algorithm
         with usable():
@@ -155,7 +155,7 @@ class TrainingRun(Run):
             return algorithm.step(combined, state, self.plan.description)
 
     def see(self) -> None:
-        """Read which model is newest, which one devices answer with, and what devices may fetch."""
+        """Read which model is the newest, which one is released, and which objects devices may fetch."""
         with self.store.transaction() as rows:
             run, models = rows.run(), rows.models()
         self._models = {model.version: model for model in models}
@@ -164,7 +164,7 @@ class TrainingRun(Run):
         self._bodies = {sha: body for sha, body in self._bodies.items() if sha in self.objects}
 
     def _forget_models(self) -> None:
-        """Drop versions that are long past, and objects that belong to them alone."""
+        """Delete old versions, and the objects that belong to these versions alone."""
         with self.coordinator.leading() as rows:
             models = rows.models()
             old = [m for m in models if 0 < m.version < self.version - KEPT_MODELS and m.version != self.shown]
@@ -175,7 +175,7 @@ class TrainingRun(Run):
             self.blobs.delete(sha)
 
     def model(self, version: int) -> Model:
-        """A version's row."""
+        """Return a version's row."""
         if version not in self._models:
             with self.store.transaction() as rows:
                 found = rows.model(version)
@@ -197,27 +197,27 @@ class TrainingRun(Run):
         return f"version {version} of {self.task} is not kept any more; there are {', '.join(spans)}"
 
     def state(self, model: Model) -> ServerState:
-        """Read the server's state at a version: what it broadcasts, and its optimizer's memory."""
+        """Read the server's state at a version: the broadcast, and the memory of the optimizer."""
         if self._at is None or self._at[:2] != (model.broadcast, model.memory):
             trees = [nested(decode_tree(self.blobs.get(which))) for which in (model.broadcast, model.memory)]
             self._at = model.broadcast, model.memory, ServerState(trees[0], trees[1])
         return self._at[2]
 
     def released(self) -> Released:
-        """The model that devices answer with."""
+        """Return the released model, with which devices answer."""
         return Released(self.shown, self.body(self.model(self.shown).model))
 
     def promote(self, version: int) -> None:
-        """Let devices answer with this version."""
+        """Release this version: devices answer with it from now on."""
         self.model(version)
         with self.coordinator.leading() as rows:
             rows.put_run(changed(rows.run(), released=version))
         self.see()
 
     def roll_back(self, version: int, now: float) -> Model:
-        """Train on from an earlier version, which becomes the newest under a new number; all work that is out ends.
+        """Continue from an earlier version, which becomes the newest under a new number; all open work ends.
 
-        A noise epoch begins with it: what was spent and published before stays spent and published.
+        This begins a noise epoch: the privacy budget that was spent before stays spent, and published models stay published.
         """
         earlier = self.model(version)
         self.end_all(now)
@@ -227,7 +227,7 @@ class TrainingRun(Run):
         return self._add(state, earlier, now, None, epoch=1)
 
     def note_evaluation(self, version: int, measured: Mapping[str, Any]) -> None:
-        """Write beside a version what devices measured of it, unless the version was forgotten meanwhile."""
+        """Store the metrics that devices measured with a version, unless the version was deleted meanwhile."""
         with self.coordinator.leading() as rows:
             if (model := rows.model(version)) is None:
                 return
@@ -236,14 +236,14 @@ class TrainingRun(Run):
         self._models[version] = noted
 
     def _add(self, state: ServerState, parent: Model, now: float, released: int | None, epoch: int = 0) -> Model:
-        """Add a version that comes of no round.
+        """Add a version that no round has made.
 
         Args:
             state: The server's state at the new version.
-            parent: The version that it goes on from.
+            parent: The version from which it goes on.
             now: Seconds of the server's clock.
-            released: The version that devices answer with from now on; None for the new one.
-            epoch: How many noise epochs begin with the version.
+            released: The version that is released from now on; None for the new one.
+            epoch: The number of noise epochs that begin with the version.
         """
         with self.store.transaction() as rows:
             run = rows.run()
@@ -266,7 +266,7 @@ class TrainingRun(Run):
         contributors: int = 0,
         measured: Mapping[str, Any] | None = None,
     ) -> Model:
-        """Make the row of a version, and keep the objects that it points to."""
+        """Make the row of a version, and store the objects that it points to."""
         kept = [
             self.blobs.put(encode_tree(tree))
             for tree in (unnested(state.broadcast), unnested(state.memory), self.plan.algorithm.release(state))
@@ -285,12 +285,12 @@ class TrainingRun(Run):
         )
 
     def _shared(self, model: Model) -> Tree:
-        """The shared leaves of a version."""
+        """Return the shared leaves of a version."""
         broadcast = self.state(model).broadcast
         return {**broadcast["params"], **broadcast.get("buffers", {})}
 
     def body(self, sha256: str) -> Body:
-        """An object as devices are told of it. Its size is asked once: the blobs may be far away."""
+        """Return an object's hash and size, as they are sent to devices. The size is read once, since the blobs may be remote."""
         if sha256 not in self._bodies:
             size = self.blobs.size(sha256)
             if size is None:
@@ -300,14 +300,14 @@ class TrainingRun(Run):
 
 
 def assignment_of(run: Run, session: Session, version: int, plan: Body, broadcast: Body, now: float) -> Assignment:
-    """Write the assignment of a session.
+    """Return the assignment of a session.
 
     Args:
         run: The run that gave the session.
         session: The session.
-        version: The model that the device begins from, or measures.
-        plan: The plan's body.
-        broadcast: The body of what the device begins from.
+        version: The version of the model from which the device begins, or that it measures.
+        plan: The hash and size of the plan.
+        broadcast: The hash and size of the broadcast from which the device begins.
         now: Seconds of the server's clock.
     """
     left = max(0.0, session.expires - now)
@@ -325,6 +325,6 @@ def assignment_of(run: Run, session: Session, version: int, plan: Body, broadcas
 
 
 def check_enough(total: Aggregate, least: int) -> None:
-    """Refuse a sum of too few contributors. Raises Unusable."""
+    """Raise Unusable if a sum has too few contributors."""
     if int(total.count) < least:
         raise Unusable(f"it has {many(int(total.count), 'contributor')}, and the plan asks for {least} at least")

@@ -1,10 +1,10 @@
-"""Windows of seconds within which a device is to come back, drawn uniformly by the device."""
+"""Retry windows, in seconds: a device draws the moment of its next request uniformly from one."""
 
 from sumus.wire.messages import Window
 
 AGAIN: Window = (1.0, 3.0)
-"""After storage has failed."""
+"""The window after storage has failed."""
 ELSEWHERE: Window = (20.0, 60.0)
-"""If other work of the device goes by way of another edge, or directly."""
+"""The window if the device has other work through another edge, or directly."""
 SOON: Window = (0.1, 0.3)
-"""For something that another server may have made just now."""
+"""The window for an object that another server may have made just now."""
