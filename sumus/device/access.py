@@ -22,7 +22,7 @@ class ServerAccess:
 
     Args:
         link: The server's address, and the token that lets the device in. An empty address means the server at which the
-    device is enrolled.
+            device is enrolled.
         memory: Holds the device's key, its membership and the server's authority.
         new_key: Returns a private key; called if the device has none yet.
         transport: Carries the requests; None for HTTP.
