@@ -80,7 +80,7 @@ class JobResult:
     Attributes:
         report: The report to the server, encoded.
         examples: The number of examples used.
-                measured: For each metric, the sum over the examples and their count.
+        measured: For each metric, the sum over the examples and their count.
         steps: The number of local steps taken.
         state: The state that the client keeps if the report is counted.
     """
@@ -133,7 +133,7 @@ class DeviceCompute(Protocol[E]):
 
         Raises:
             ParticipantError: The leaves or shapes differ from those that the plan sends.
-                    """
+        """
         ...
 
     def model(self, body: bytes) -> Tree:

@@ -76,7 +76,7 @@ def of_lines(
         lines: The number of the line at which each reading begins, from 1.
         beginning: The facts from the beginning of the file.
         open: The offset of a quote that is still open; None if all are closed.
-            """
+    """
 
     def subset(numbers: Sequence[int]) -> bytes:
         return beginning.head + b"".join(_closed(pieces[number]) for number in numbers)

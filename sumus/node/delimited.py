@@ -210,7 +210,7 @@ def _rows(lines: Sequence[str], first: int, separator: str) -> Iterator[_Row]:
 
 
 def _quoted(lines: Sequence[str], index: int, separator: str) -> tuple[list[str] | None, int, str]:
-    """Read a row with quotes: its values, the index of the next line, and the error. For an open quote, the first and last are empty."""
+    """Read a row with quotes: its values, the next line's index, and the error. For an open quote, values and error are empty."""
     cells, text, at, position = list[str](), lines[index], index, 0
     while True:
         begin = position

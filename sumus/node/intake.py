@@ -3,7 +3,7 @@
     intake = Intake(readings, prepare)
     taken = intake.take([{"inputs": [1, 2], "target": 0}], key="kitchen/17")      kept, once
     intake.inputs([{"inputs": [1, 2]}])                                            to predict from
-    
+
 A bad reading is refused by number, and the others are kept.
 """
 

@@ -67,7 +67,7 @@ class NodeListening:
     Attributes:
         address: HOST:PORT, with port 0 for any free port. Requests from other machines are accepted only with `access`.
         access: The token that every request must carry; None accepts every request from this machine.
-                tls: "auto" for a certificate that the node makes; or the files of a certificate chain and its key (PEM); None for HTTP.
+        tls: "auto" for a certificate that the node makes; or the files of a certificate chain and its key (PEM); empty for HTTP.
         names: Host names and addresses of this machine.
         insecure: Whether others may reach the node without TLS.
     """
