@@ -69,12 +69,12 @@ class Outcome:
     """The results of a demo.
 
     Attributes:
-        seconds: How long the demo ran.
+        seconds: The duration of the demo, in seconds.
         models: One row for each model, including the first.
         means: The means on people never seen in training, by metric.
         histograms: By metric, the number of people never seen in training in each bin.
-        bytes_up: Bytes that the server received.
-        bytes_down: Bytes that the server sent.
+        bytes_up: The number of bytes that the server received.
+        bytes_down: The number of bytes that the server sent.
         model: The file with the leaves of the last model.
         history: A file with one line for each model.
         plot: A picture of loss and metrics over the rounds.
@@ -104,7 +104,7 @@ def play(
         folder: Where the model, the history and each process's log are written.
         rounds: The number of models to train.
         every: The number of versions between measurements.
-        watch: Called with the progress while the demo runs.
+        watch: Called with the progress again and again while the demo runs.
     """
     began = time.monotonic()
     shutil.rmtree(folder / "logs", ignore_errors=True)

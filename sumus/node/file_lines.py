@@ -52,7 +52,7 @@ class FileLines:
 
     Args:
         intake: Keeps the readings.
-        ledger: Remembers how far each file was read.
+        ledger: Records how far each file was read.
         archive: Stores refused readings.
         since: The time since which each file is unchanged.
         state: The record of waiting and refused files.

@@ -26,7 +26,7 @@ class FollowedFiles:
     Args:
         folder: The watched folder.
         lines: Takes readings from a file.
-        ledger: Remembers how far each file was read.
+        ledger: Records how far each file was read.
         since: The time since which each file is unchanged.
         state: The record of waiting files.
         clock: Returns seconds that never go backwards.

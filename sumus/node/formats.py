@@ -290,8 +290,8 @@ def _mapping(value: Any) -> Raw | BadReading:
 
 
 def read_npz(body: bytes) -> Batch:
-    """Read arrays that `numpy.savez` wrote, with one row for each reading. They are never unpickled; if they are too large, they are
-    refused before they are unpacked."""
+    """Read arrays that `numpy.savez` wrote, with one row for each reading. They are never unpickled; if they are too large,
+    they are refused before they are unpacked."""
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             members = archive.infolist()

@@ -163,7 +163,7 @@ class Subscription:
         self._client = self._new_client()
 
     def _new_client(self) -> "Client":
-        """Make a client for MQTT 5, in which brokers say why they end a connection; for 3.1.1 if the broker knows no newer version."""
+        """Make a client for MQTT 5, in which brokers say why they end a connection; or for 3.1.1 if the broker needs it."""
         from paho.mqtt.client import Client
         from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -339,7 +339,7 @@ class Subscription:
 
 
 def _once() -> Any:
-    """Return subscription options: the broker sends retained messages once, when the subscription is made, not with each connection."""
+    """Return subscription options: the broker sends retained messages once per subscription, not with each connection."""
     from paho.mqtt.subscribeoptions import SubscribeOptions
 
     return SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)

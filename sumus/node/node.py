@@ -190,8 +190,8 @@ class Node:
         self._over.set()
 
     def close(self) -> None:
-        """End all threads, and release the folder. This waits for training or a check-in in progress, unless `run` was interrupted
-        during it."""
+        """End all threads, and release the folder. This waits for training or a check-in in progress, unless `run` was
+        interrupted during it."""
         self._over.set()
         self._participant.stop()
         if self._mqtt is not None:
@@ -226,7 +226,7 @@ class Node:
         self._intake.label({"key": key, "target": target})
 
     def predict(self, *raws: Raw) -> Prediction:
-        """Predict from readings with the newest model: one row for each, with `answers` in the owner's words. No network is needed.
+        """Predict from readings with the newest model: one row for each, with `answers` in the owner's words. Works offline.
 
         Raises:
             ExperimentError: The node has no model yet.

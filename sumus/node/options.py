@@ -32,8 +32,8 @@ class ReadingSchema:
     Attributes:
         prepare: Maps a reading as it arrived to its input and its target, which is None if there is none. By default these are
             the reading's `inputs` and `target`.
-        label: Maps a target in its owner's words to one for the task. It is used for labels that arrive later, and for `target` if
-            `prepare` is None.
+        label: Maps a target in its owner's words to one for the task. It is used for labels that arrive later, and for
+            `target` if `prepare` is None.
         answer: Maps one reading's input and output to its prediction in the owner's words, as a JSON value.
         time: The name of the value that is a reading's own time, which decides its order and its age; None for the time of
             arrival.

@@ -65,8 +65,8 @@ JSON, TENSORS = "application/json", "application/octet-stream"
 
 
 class Predicted(Protocol):
-    """A prediction: outputs, one row for each example; the task and version of the model; and the answers in the words of the node's
-    file, if it has any."""
+    """A prediction: outputs, one row for each example; the task and version of the model; and the answers in the words of
+    the node's file, if it has any."""
 
     @property
     def outputs(self) -> Any: ...

@@ -90,7 +90,7 @@ class Form:
         return fitted
 
     def widened(self, value: Any) -> "Form":
-        """Return the form that holds all values so far and this one: a whole number as first value does not force whole numbers."""
+        """Return the form that holds all values so far and also this one, which may be the first with a fraction."""
         array = _array(value, "input")
         if array.shape != self.shape or self.dtype == "float32":
             return self

@@ -165,7 +165,7 @@ class Readings:
     ) -> list[Became]:
         """Keep readings: all of them or, if this raises, none. They are on the disk when this returns.
 
-        The first target that arrives for a key counts; `label` changes it. Readings beyond the limits are deleted in the same step.
+        The first target that arrives for a key counts; `label` changes it. Readings beyond the limits are then deleted.
 
         Args:
             readings: Readings that `fit` returned.

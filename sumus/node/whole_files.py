@@ -31,10 +31,10 @@ class WholeFiles:
 
     Args:
         folder: The watched folder.
-        lines: Takes the readings of a file.
+        lines: Takes readings from a file.
         archive: Moves files.
-        ledger: Remembers how far each file was read.
-        since: Since when each file is unchanged.
+        ledger: Records how far each file was read.
+        since: The time since which each file is unchanged.
         state: The record of waiting and refused files.
     """
 
@@ -115,9 +115,9 @@ class LateWrites:
 
     Args:
         folder: The watched folder.
-        lines: Takes the readings of a file.
+        lines: Takes readings from a file.
         ledger: Records how far each file was read, and which files were moved.
-        since: Since when each file is unchanged.
+        since: The time since which each file is unchanged.
     """
 
     def __init__(self, folder: Path, lines: FileLines, ledger: Ledger, since: UnchangedSince) -> None:
