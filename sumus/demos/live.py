@@ -51,7 +51,7 @@ class DemoView:
         version: The version of the newest model.
         counted: The number of reports counted in this round.
         goal: The number of reports that this round needs.
-        waiting: What the round is waiting for, in words.
+        waiting: The condition that the round is waiting for, in words.
         loss: The mean loss of local training; None if it is not known yet.
         measured: The means on people never seen in training, for the model that was measured last.
     """
@@ -96,12 +96,12 @@ class Outcome:
 def play(
     module: str, people: DemoPeople, folder: Path, rounds: int, every: int, watch: Callable[[DemoView], None]
 ) -> Outcome:
-    """Serve a demo's experiment to its people until there are enough models.
+    """Serve a demo's experiment to its people until it has enough models.
 
     Args:
         module: The name of the demo's module.
         people: The people who take part.
-        folder: Where the model, the history and each process's log are written.
+        folder: The folder for the model, the history and each process's log.
         rounds: The number of models to train.
         every: The number of versions between measurements.
         watch: Called with the progress again and again while the demo runs.

@@ -70,7 +70,7 @@ class WorkOptions:
 
 @dataclass(frozen=True)
 class ConsentOptions:
-    """What the owner of a device or of a node consents to."""
+    """The owner's consent, for a device or a node."""
 
     always: Annotated[bool, typer.Option(help="Take charging, unmetered and idle as met.")] = False
     floor: Annotated[

@@ -53,7 +53,7 @@ class DeviceJob(Generic[E]):
         client: The client's id.
         examples: The client's examples, as `DeviceCompute.read` returned them.
         version: The version of the model.
-        seed: The seed of the sum that the report goes into, 32 bytes.
+        seed: The seed of the sum to which the report is added, 32 bytes.
         keys: The source of the client's randomness.
         again: How often the client has already had work on this version.
         state: The state that the client kept from earlier rounds.

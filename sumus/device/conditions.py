@@ -1,4 +1,4 @@
-"""Whether a device is charging, on an unmetered network, and idle. Each check can be replaced, or all of them.
+"""Checks whether a device is charging, on an unmetered network, and idle. Each check can be replaced, or all of them.
 
 sensors = Linux()                                        asks the system
 sensors = AllConditionsMet()                             a machine in a rack, and tests

@@ -12,7 +12,7 @@
     work          what an assignment asks of this device, and carrying it out
     compute       the contract for computations; `training` implements it with torch
     access        access to the server: enrolment, certificates, signed requests
-    models        the released models that the device predicts with
+    models        the released models with which the device predicts
     memory        the record and the objects; `store` keeps them in a folder or in memory
     news, words   messages to the owner, and their wording
     waits         when something is due next
@@ -56,7 +56,7 @@ class DeviceStatus:
     Attributes:
         device: The device's id; empty before it is enrolled.
         server: The address of the device's server.
-        population: The population that it is enrolled in.
+        population: The population in which the device is enrolled.
         phase: The device's current phase: idle, asked, training or reporting.
         checkins: The number of check-ins so far.
         counts: The number of times that each kind of event has happened so far, by kind.
@@ -101,15 +101,15 @@ class Device:
     """One device of one server, with one task.
 
     Args:
-        server: The server's address or an enrolment link; None for the server that the device is enrolled at.
+        server: The server's address or an enrolment link; None for the server at which the device is enrolled.
         task: The task; or a `DeviceCompute` for it, which many devices of this process may share.
         examples: (inputs, targets) or a data set of pairs; or a function that returns them whenever they are needed.
         folder: Where the device keeps its memory: a path, or a `DeviceStore`. None means that everything is forgotten when the
             process ends.
         token: The token for enrolment, if the link holds none.
         held_out: Examples to evaluate on, in the form of `examples`. None means `examples` themselves.
-        consent: What the owner agrees to. A `Floor` stands for `Consent(floor=...)`.
-        connection: How the device reaches the server.
+        consent: The owner's consent. A `Floor` is short for `Consent(floor=...)`.
+        connection: The options for the connection to the server.
         profile: A description of the device.
         watch: Called with each `DeviceNews`.
 

@@ -25,7 +25,7 @@ ANY_CONDITIONS = Conditions()
 
 @dataclass(frozen=True)
 class Consent:
-    """What the owner of a device agrees to.
+    """The owner's consent to a device's work.
 
     Attributes:
         floor: Limits for the work that the device accepts, and the fewest contributors to a sum.
@@ -49,7 +49,7 @@ class Consent:
 
 @dataclass(frozen=True)
 class ServerConnection:
-    """How a device reaches its server.
+    """The connection of a device to its server.
 
     Attributes:
         wait_s: Seconds for which the server may hold a check-in open until it has work, at most `LONGEST_WAIT`.
@@ -97,7 +97,7 @@ class DeviceProfile:
         name: The device's name, for messages to its owner and for randomness that is derived from keys.
         version: The version of the program that contains the device, for plans that require one.
         sensors: Reads the device's conditions. None means the sensors of this system.
-        executor: How the device trains; see `Compute.executor` of a simulation.
+        executor: The executor for training; see `Compute.executor` of a simulation.
         system: The sources of randomness, time and sleep.
     """
 

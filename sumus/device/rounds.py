@@ -60,7 +60,7 @@ class DeviceRounds:
         work: The device's computations.
         models: Fetches released models.
         news: Informs the owner.
-        consent: What the owner agrees to.
+        consent: The owner's consent.
         profile: A description of this device.
         conditions: Reads the device's conditions.
         wait_s: Seconds for which the server may hold a check-in open.

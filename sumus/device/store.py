@@ -73,7 +73,7 @@ class KeptModel:
 
 @dataclass(frozen=True, slots=True)
 class WorkStarts:
-    """How often work on a model was started.
+    """The number of times that work on a model was started.
 
     Attributes:
         version: The version of the model; -1 if there was none yet.

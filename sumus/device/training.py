@@ -96,7 +96,7 @@ class Training:
         task: The task.
         examples: The first device's examples, which show what the examples of all devices look like.
         executor: "auto" captures the step as a graph if that pays and gives the results of autograd; or a name of `--executor`.
-        device: Where torch computes.
+        device: The torch device for all computations.
         seed: The seed for leaves that no server sends.
         witness: Makes a `Witness` for the program, in a simulation. Devices use none, as nobody would read its results.
 

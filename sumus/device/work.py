@@ -87,7 +87,7 @@ class LocalWork:
         held_out: Examples to evaluate on; None for `examples`.
         memory: The device's record and objects.
         access: Fetches plans and broadcasts.
-        consent: What the owner agrees to.
+        consent: The owner's consent.
         profile: A description of this device.
         conditions: Reads the device's conditions.
     """

@@ -25,8 +25,8 @@ class Archive:
 
     Args:
         folder: The watched folder, in which both are made if they do not exist.
-        ledger: Remembers which files the node put there.
-        retention: How many days and bytes of files each of the two folders keeps.
+        ledger: Records which files the node put there.
+        retention: The limits, in days and bytes, on the files in each of the two folders.
         now: Returns the seconds since 1970.
 
     Raises:

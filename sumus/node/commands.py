@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """A folder whose files are readings."""
+    """A folder whose files contain readings."""
 
     watch: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Take the files that are put into a folder.")] = (
         None
@@ -38,7 +38,7 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class BrokerOptions:
-    """A broker whose messages are readings."""
+    """A broker whose messages contain readings."""
 
     mqtt: Annotated[str | None, typer.Option(metavar="URL", help="Take messages of a broker, mqtts://HOST:PORT.")] = (
         None
@@ -120,7 +120,7 @@ class NodeListenOptions:
 
 @dataclass(frozen=True)
 class RetentionOptions:
-    """How many readings a node keeps."""
+    """The limits on the readings that a node stores."""
 
     keep_days: Annotated[float | None, typer.Option(help="Let go of readings after so many days.")] = None
     keep_count: Annotated[int | None, typer.Option(min=1, help="Keep so many readings at most.")] = None
@@ -135,7 +135,7 @@ class RetentionOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a node takes part in rounds."""
+    """The conditions under which a node takes part in rounds."""
 
     least: Annotated[int, typer.Option(min=1, help="Readings with a target before it takes part in rounds.")] = 1
     train_when: Annotated[

@@ -15,7 +15,7 @@ started again.
 Files whose names begin with a dot, or have an unknown ending, are left alone. `WatchedFolder.state` lists the waiting files,
 with reasons.
 
-    WatchedFolder   looks at the folder
+    WatchedFolder   scans the folder
       WholeFiles      takes and moves whole files         FollowedFiles   takes lines of files that stay
       LateWrites      takes readings that are written into moved files
         FileLines       finds the new lines of one file, and keeps their readings
@@ -52,7 +52,7 @@ class WatchedFolder:
     Args:
         folder: The folder; it is made if it does not exist.
         intake: Keeps the readings.
-        retention: How many days and bytes of files `done/` and `refused/` each keep, by when the node put them there.
+        retention: The limits on the files in each of `done/` and `refused/`, in bytes and in days since the node put them there.
         clock: Returns seconds that never go backwards.
         now: Returns the seconds since 1970.
         follow: Whether files stay where they are, and each line is taken once it is complete.

@@ -9,7 +9,7 @@ from sumus.node.ledger import FileState
 from sumus.text import printable
 
 DONE, REFUSED = "done", "refused"
-"""The folders that files are moved to."""
+"""The folders to which files are moved."""
 SETTLED_S = 2.0
 """The seconds without a change after which a file that ends as it should is treated as whole."""
 PATIENCE_S = 60.0

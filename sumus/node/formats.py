@@ -75,7 +75,7 @@ def read_file(name: str, body: bytes, before: Beginning | None = None) -> Batch:
         before: The facts from the beginning of a text file, if the bytes are a later part of it.
 
     Raises:
-        BadReading: It is no such file.
+        BadReading: The file is not of the format that its name says.
     """
     lower = name.lower()
     if lower.endswith(".gz"):

@@ -65,11 +65,11 @@ class Node:
         server: The server's address or its link; None for the server at which the node is enrolled.
         task: The task that the node trains.
         data: The node's folder, which is made if it does not exist.
-        schema: How a reading becomes an example, and an output an answer.
+        schema: The user's functions that turn a reading into an example, and an output into an answer.
         sources: The sources of readings, in addition to HTTP and `keep`; a folder alone is short for `ReadingSources(watch=)`.
         retention: The limits on stored readings; the oldest ones are deleted first.
-        listen: Where the node answers over HTTP; "HOST:PORT" is short for `NodeListening(address=)`, None for no HTTP.
-        training: How the node takes part in rounds.
+        listen: The address for HTTP; "HOST:PORT" is short for `NodeListening(address=)`, None for no HTTP.
+        training: The options for taking part in rounds.
         say: Called with lines about arrivals and problems.
         clock: Returns the seconds since 1970.
 

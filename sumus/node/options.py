@@ -27,7 +27,7 @@ from sumus.transport.hosts import listen_address
 
 @dataclass(frozen=True)
 class ReadingSchema:
-    """How a reading in its owner's words becomes an example, and how an output becomes an answer.
+    """The user's functions that turn a reading in its owner's words into an example, and an output into an answer.
 
     Attributes:
         prepare: Maps a reading as it arrived to its input and its target, which is None if there is none. By default these are
@@ -86,15 +86,15 @@ class NodeListening:
 
 @dataclass(frozen=True)
 class NodeTraining:
-    """How a node takes part in rounds, as a device of its server.
+    """The options for a node's part in rounds, as a device of its server.
 
     Attributes:
         token: The token for enrolment at the server, if the server's link holds none.
         held_out: Examples for evaluating models; None for the training examples.
         least: The fewest readings with a target that the node needs to take part in rounds.
         new: How many of these must be new since the last round that counted the node's report; 0 to train on the same ones again.
-        consent: What the node's owner agrees to.
-        connection: How the node reaches its server.
+        consent: The consent of the node's owner.
+        connection: The options for the connection to the server.
         profile: A description of the node as a device.
         news: Called with the device's news.
     """

@@ -23,7 +23,7 @@ from sumus.node.readings import BadReading
 from sumus.text import over
 
 MOST_BEHIND = 1000
-"""The most files in `done/`, newest first, that are checked for readings that were appended to them there."""
+"""The number of newest files in `done/` that are checked for readings that were appended to them there."""
 
 
 class WholeFiles:

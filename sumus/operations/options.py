@@ -35,7 +35,7 @@ class LogForm(StrEnum):
 
 
 class Promotion(StrEnum):
-    """Whether devices answer with a new model at once."""
+    """Whether new models are released to devices at once, or only when an operator promotes them."""
 
     auto = "auto"
     manual = "manual"

@@ -145,7 +145,7 @@ class Shared:
             The secret.
 
         Raises:
-            ExperimentError: Other servers have another ring, other blobs or other tasks.
+            ExperimentError: Other servers have a different ring, different blobs or different tasks.
         """
         with self._store.transaction() as rows:  # one after the other, so that each sees those before
             others = replica.others(rows)
