@@ -212,7 +212,7 @@ def floor_of(words: list[str]) -> Floor:
 
 
 def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder for a device of this user, for use if no folder is given.
+    """Return the default folder for a device of this user.
 
     Its name combines the file's name and a hash of the file's path and the NAME in it, so that each client has a device
     of its own.
@@ -226,7 +226,7 @@ def folder_of(client: str, environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def _inputs(own: Client) -> Any:
-    """Return the inputs of the examples that a file defines, in the form in which they are stored."""
+    """Return the inputs of the examples that a file defines, in their stored form."""
     from sumus.device.compute import loaded
     from sumus.training.examples import as_pair
 

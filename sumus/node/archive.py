@@ -1,4 +1,4 @@
-"""The folders for files that a watched folder is finished with: `done/` for readings that were kept, `refused/` with reasons.
+"""The folders for files that were read: `done/` for kept readings, `refused/` for the others, with the reasons.
 
     archive = Archive(Path("incoming"), ledger, retention)
     archive.move(path, archive.place(DONE, "monday.csv"), state)
@@ -58,7 +58,7 @@ class Archive:
         self._note(_reason_of(place))
 
     def write_refused(self, place: Path, body: bytes, why: str) -> None:
-        """Write the refused part of a file, with the reason."""
+        """Write the refused part of a file, with the reasons."""
         self.write_reason(place, why)
         write_whole(place, body, private=True)
         self._note(place)

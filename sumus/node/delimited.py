@@ -133,7 +133,7 @@ def _settled(head: bytes, separator: str, decimal: str) -> bytes:
 
 
 def continues(body: bytes, before: Beginning) -> bool:
-    """Return whether a file without a line of names continues an earlier file, so that the names of that one hold.
+    """Return whether a file without a line of names continues an earlier one, so that the earlier names hold.
 
     It does if its first line contains a number, and has as many values as there were names.
     """

@@ -92,7 +92,7 @@ class UnchangedSince:
         self._since[key] = (state, now)
 
     def seconds(self, key: str, now: float, state: FileState | None = None) -> float | None:
-        """Return the seconds for which a file has been unchanged.
+        """Return the number of seconds since a file last changed.
 
         Args:
             key: The file's key.

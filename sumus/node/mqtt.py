@@ -45,7 +45,7 @@ LONGEST_VALUE = 1000
 MOST_TOPICS = 100_000
 """The most topics whose last message is remembered."""
 OFTEN, OFTEN_S = 3, 600.0
-"""The number of connections that, if they end within this number of seconds, are reported as trouble."""
+"""Trouble is reported if this number of connections end within this number of seconds, even while another one is open."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from sumus.text import ago, amount, many
 
 _COLUMNS = ("task", "", "round", "state", "reports", "train", "dropped", "since", "left", "what it waits for")
 OPEN_END = 1_000_000
-"""A goal from which on `shown` prints no goal: an edge without work yet collects as many reports as the server above allows."""
+"""The goal from which on no goal is shown: an edge without work yet collects as many reports as the server above allows."""
 _NUMBERS = ("round", "reports", "train", "dropped")
 SOON_S = 14 * 86400.0
 """The seconds before its end from which a certificate is shown in red."""
