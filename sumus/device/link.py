@@ -1,4 +1,4 @@
-"""Enrolment links: the address of a server, a token that admits a device, and a pin by which the device recognizes the server.
+"""Enrolment links: the address of a server, a token that admits a device, and a pin by which the device recognises the server.
 
     https://sumus.example.org:8443/#enrol=TOKEN&pin=HEX
 

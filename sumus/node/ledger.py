@@ -18,7 +18,7 @@ from sumus.node.readings import Readings
 MOST_FILES = 20_000
 """The most files that are remembered; those untouched for longest are forgotten first."""
 _EDGE = 4096
-"""The number of bytes, at both ends of the part that was read, by which a file is recognized."""
+"""The number of bytes, at both ends of the part that was read, by which a file is recognised."""
 NONE_READ = sha256(bytes(8)).digest()
 """The mark of a file from which no bytes were read."""
 
@@ -51,7 +51,7 @@ class File:
         name: The file's last known name.
         state: The file's state when it was read last.
         offset: The number of bytes whose readings are kept or refused.
-        mark: A mark of these bytes, by which the file is recognized.
+        mark: A mark of these bytes, by which the file is recognised.
         beginning: The facts from the file's beginning that are needed for later lines.
         half: The key of a reading from a last line without a line end, to which text may still be appended; else empty.
         at: The time at which the file was read last, in seconds since 1970.
